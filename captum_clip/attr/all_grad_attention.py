@@ -1,0 +1,111 @@
+"""AllGradAttention: the relevance propagation of Chefer et al., with every layer's gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, final
+
+import torch
+from captum.log import log_usage
+from torch import Tensor
+
+from ..recording import Recording
+from ._attention import all_rows, matrix_gradient
+from ._base import TensorOrTuple, ViTAttribution
+from ._passes import AllGradients, Call, all_gradients, in_graph
+from ._propagation import pooled_row, propagated, start_row, weighted
+from ._selection import Columns
+
+
+@final
+class AllGradAttention(ViTAttribution):
+    r"""Relevance propagation with every layer's own gradient (equation 5; Chefer et al.).
+
+    .. math:: \bar A_l = E_h[(\nabla A_l \odot A_l)^+], \quad
+              R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
+
+    and the map is row CLS of R without the CLS column. That row is computed from the top down,
+    :math:`v \leftarrow v + v \bar A_l` for l = n ... 1 from :math:`v = e_{CLS}`: a vector times a
+    matrix, never a product of matrices. Where the last gradient leaves row CLS empty, as with mean
+    pooling, it starts from the mean of the patches' rows.
+
+    It needs the gradient of every layer, so each target costs a backward; the forward is shared.
+    The map is non-negative; the negative map is the map of ``-target``.
+
+    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based.
+
+    Source: Chefer et al. 2021 (arXiv:2103.15679), equations 5 and 6 there.
+
+    Example:
+        >>> from captum_clip import AllGradAttention, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> AllGradAttention(forward).attribute(images).shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        start_layer: int = 0,
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
+        compute = partial(self._compute, start_layer=start_layer)
+        return self._attribute(inputs, target, additional_forward_args, compute)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        start_layer: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
+        compute = partial(self._compute, start_layer=start_layer)
+        return self._attribute_targets(
+            inputs, targets, additional_forward_args, return_scores, compute
+        )
+
+    def _compute(self, call: Call, *, start_layer: int) -> tuple[Recording, Tensor, Tensor]:
+        layers = self._layers(start_layer)
+        found = all_gradients(self._tower, call, start_layer)
+        attention = {  # (B, H, s, s)
+            index: all_rows(self._tower.layers[index], found.record.layers[index])
+            for index in layers
+            if not (found.row and index == layers[-1])
+        }
+        maps = [
+            self._propagate(found, gradients, attention)
+            for gradients in found.scored.gradients(*found.points)
+        ]
+        return found.record, torch.stack(maps), found.scored.chosen
+
+    def _propagate(
+        self, found: AllGradients, gradients: tuple[Tensor, ...], attention: dict[int, Tensor]
+    ) -> Tensor:
+        """One target's map (B, s) from the gradients at every point."""
+        if found.row:
+            row = weighted(gradients[-1], found.points[-1].detach(), dim=1)  # (B, s)
+            start = pooled_row("cls", row) + row
+        else:
+            start = start_row(gradients[-1])
+        steps = (
+            weighted(self._gradient(found, index, gradient), attention[index], dim=1)
+            for index, gradient in reversed(list(zip(attention, gradients, strict=False)))
+        )
+        return propagated(start, steps)
+
+    def _gradient(self, found: AllGradients, index: int, gradient: Tensor) -> Tensor:
+        kept = found.record.layers[index]
+        return matrix_gradient(
+            self._tower.layers[index], gradient, kept, of_mixed=in_graph(kept.mixed)
+        )

@@ -1,0 +1,108 @@
+"""AttentionGradCam: Grad-CAM on the last attention of a vision transformer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, final
+
+import torch
+from captum.log import log_usage
+from torch import Tensor
+
+from ..recording import Recording
+from ._attention import all_rows, matrix_gradient
+from ._base import TensorOrTuple, ViTAttribution, check_choice
+from ._passes import Call, LastGradient, last_gradient
+from ._propagation import read_row, start_row, weighted, weighted_rows
+from ._selection import Columns
+
+Weights = Literal["elementwise", "pooled"]
+
+
+@final
+class AttentionGradCam(ViTAttribution):
+    r"""Grad-CAM for vision transformers: the last layer's attention, weighted with its gradient.
+
+    .. math:: L = E_h[(\nabla A_n \odot A_n)^+][CLS, patches]
+
+    with ``weights="elementwise"`` (the default, the form of the report's code), and
+
+    .. math:: L = \Big(E_h[g_h \, A_{n,h}]\Big)^+[CLS, patches], \quad
+              g_h = \text{mean of } \nabla A_{n,h}[CLS, patches]
+
+    with ``weights="pooled"`` (the form of Chefer et al., to which the report's text refers: the
+    gradient is one number a head, and the ReLU comes after the mean over heads).
+
+    Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows is
+    read, and pooled over, in its place. The map is non-negative; the negative map is the map of
+    ``-target``. It is the last term of :class:`LastGradAttention`.
+
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391); Chefer et al. 2021 (arXiv:2103.15679).
+
+    Example:
+        >>> from captum_clip import AttentionGradCam, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> AttentionGradCam(forward).attribute(images, weights="pooled").shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        weights: Weights = "elementwise",
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
+        compute = partial(self._compute, weights=weights)
+        return self._attribute(inputs, target, additional_forward_args, compute)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        weights: Weights = "elementwise",
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
+        compute = partial(self._compute, weights=weights)
+        return self._attribute_targets(
+            inputs, targets, additional_forward_args, return_scores, compute
+        )
+
+    def _compute(self, call: Call, *, weights: Weights) -> tuple[Recording, Tensor, Tensor]:
+        check_choice("weights", weights, ("elementwise", "pooled"))
+        last = last_gradient(self._tower, call)
+        if last.row is None or last.attention is None:
+            maps = self._general(last, weights)
+        elif weights == "elementwise":
+            maps = weighted_rows(last.row, last.attention[None])[0]
+        else:
+            pooled = last.row[..., 1:].mean(-1, keepdim=True)  # (K', B, H, 1)
+            maps = (pooled * last.attention).mean(2).clamp(min=0)
+        return last.record, maps, last.scored.chosen
+
+    def _general(self, last: LastGradient, weights: Weights) -> Tensor:
+        """The same from whole matrices, for a gradient that has more than the CLS row."""
+        layer, kept = self._tower.layers[-1], last.record.layers[len(self._tower.layers) - 1]
+        attention = all_rows(layer, kept)  # (B, H, s, s)
+        assert last.output is not None
+        maps = []
+        for output in last.output:
+            gradient = matrix_gradient(layer, output, kept)
+            start = start_row(output)  # (B, s)
+            if weights == "elementwise":
+                maps.append(read_row(start, weighted(gradient, attention, dim=1)))
+            else:
+                row = (start.to(gradient)[:, None, :, None] * gradient).sum(2)  # (B, H, s)
+                pooled = row[..., 1:].mean(-1)[..., None, None]  # (B, H, 1, 1)
+                maps.append(read_row(start, (pooled * attention).mean(1)).clamp(min=0))
+        return torch.stack(maps)

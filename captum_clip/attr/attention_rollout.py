@@ -1,0 +1,91 @@
+"""AttentionRollout: the attention of all layers multiplied up, whatever the target."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, final
+
+from captum.log import log_usage
+from torch import Tensor
+
+from ..recording import LayerRecord, Recording
+from ._attention import all_rows, cls_row
+from ._base import TensorOrTuple, ViTAttribution
+from ._passes import Call, without_gradient
+from ._propagation import pooled_row, read_row
+from ._selection import Columns
+
+
+@final
+class AttentionRollout(ViTAttribution):
+    r"""Attention rollout (Abnar and Zuidema).
+
+    .. math:: v \leftarrow v \cdot \mathrm{rownorm}(E_h[A_l] + I) \quad (l = n \ldots 1), \quad
+              v_0 = e_{CLS}
+
+    and the map is v without the CLS column. The rows of an attention sum to one, so the row norm
+    is a division by two. Towers with mean pooling start from the mean of the patches' rows.
+
+    It does not depend on the target: `target` may be left out, and ``attribute_targets`` repeats
+    the map K times, so that tables of methods stay rectangular.
+
+    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based.
+
+    Source: Abnar and Zuidema 2020 (arXiv:2005.00928).
+
+    Example:
+        >>> from captum_clip import AttentionRollout, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> AttentionRollout(forward).attribute(clip.preprocess(draw_scene(0).image)).shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        start_layer: int = 0,
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
+        compute = partial(self._compute, start_layer=start_layer)
+        return self._attribute(inputs, target, additional_forward_args, compute, needs_target=False)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        start_layer: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
+        compute = partial(self._compute, start_layer=start_layer)
+        return self._attribute_targets(
+            inputs, targets, additional_forward_args, return_scores, compute
+        )
+
+    def _compute(self, call: Call, *, start_layer: int) -> tuple[Recording, Tensor, Tensor]:
+        layers = self._layers(start_layer)
+        pooling = self._tower.pooling
+        means: dict[int, Tensor] = {}
+
+        def visit(index: int, tokens: Tensor) -> None:
+            layer = self._tower.layers[index]
+            if index == layers[-1] and pooling == "cls":
+                means[index] = cls_row(layer, tokens).mean(1, keepdim=True)  # (B, 1, s)
+            else:
+                means[index] = all_rows(layer, LayerRecord(tokens=tokens)).mean(1)  # (B, s, s)
+
+        record, scored = without_gradient(self._tower, call, (layers, visit))
+        row = pooled_row(pooling, means[layers[-1]][:, 0])
+        for index in reversed(layers):
+            mean = means[index]
+            row = (row + (mean[:, 0] if mean.shape[1] == 1 else read_row(row, mean))) / 2
+        return record, row.expand(len(scored.columns), -1, -1), scored.chosen

@@ -1,0 +1,167 @@
+"""ClipGradCam: Grad-CAM on the last stage of a CLIP ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, final
+
+import torch
+from captum.attr import LayerGradCam
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from ..errors import InputError, UnsupportedModelError
+from ..models import tower_of
+from ..models.towers import ResNetTower, Tower
+from ..similarity import ClipSimilarity
+from ._attention import exact, widened
+from ._base import (
+    TensorOrTuple,
+    as_given,
+    explaining,
+    refuse_unsteady,
+    resolve_tower,
+    score_names,
+    usable,
+)
+from ._passes import Select, resnet_gradient
+from ._selection import Columns, many_columns, one_column
+
+
+@final
+class ClipGradCam(LayerGradCam):  # type: ignore[misc]
+    r"""Grad-CAM for CLIP ResNets (equations 1 and 2 of the report), a Captum `LayerGradCam`.
+
+    .. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial y}{\partial A^k_{ij}}, \quad
+              L = \sum_k \alpha_k A^k
+
+    with A the output of the last stage, (B, C, h, w), and y the cosine similarity. As in Captum L
+    keeps its sign by default: its ReLU (``relu_attributions=True``) is the positive map, the ReLU
+    of its negative the negative map.
+
+    With the last stage as its layer the forward runs without a graph up to there. A
+    :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
+    single mean query; the gradient enters as one shift of all positions. Any other layer, and
+    ``attribute_to_layer_input``, ``attr_dim_summation=False`` and ``grad_kwargs``, go to Captum's
+    `LayerGradCam` as they are, which returns maps that may carry a graph.
+
+    Args:
+        forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
+            images -> (B,) or (B, K) that runs the tower exactly once.
+        layer: the model or its ResNet tower mean the last stage, which is the default with a
+            `ClipSimilarity`; or any other module, as in Captum.
+
+    Raises:
+        UnsupportedModelError: the tower is a vision transformer.
+        InputError: a callable without a layer.
+
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL).
+
+    Example:
+        >>> from captum_clip import ClipGradCam, ClipSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/resnet")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> ClipGradCam(forward).attribute(images, target=0).shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
+        self._tower = _tower(forward_func, layer)
+        super().__init__(forward_func, layer if self._tower is None else self._tower.stage)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image; arguments as in Captum's `LayerGradCam`."""
+        if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
+            if self._tower is not None:
+                refuse_unsteady("ClipGradCam", self._tower)
+            with torch.inference_mode(False):
+                return super().attribute.__wrapped__(  # type: ignore[no-any-return]
+                    self,
+                    usable(inputs),
+                    target,
+                    additional_forward_args,
+                    attribute_to_layer_input,
+                    relu_attributions,
+                    attr_dim_summation,
+                    grad_kwargs,
+                )
+        select = partial(one_column, target, names=score_names(self.forward_func))
+        maps, _ = self._run(self._tower, inputs, additional_forward_args, select)
+        return as_given(inputs, maps.clamp(min=0) if relu_attributions else maps)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        relu_attributions: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass.
+
+        Raises:
+            UnsupportedModelError: the layer is not the tower's last stage.
+        """
+        if self._tower is None:
+            raise UnsupportedModelError(
+                "ClipGradCam.attribute_targets needs the last stage of a CLIP ResNet; with another "
+                "layer call attribute once a target."
+            )
+        select = partial(many_columns, targets, names=score_names(self.forward_func))
+        maps, scores = self._run(self._tower, inputs, additional_forward_args, select)
+        maps = maps.clamp(min=0) if relu_attributions else maps
+        return (maps, scores) if return_scores else maps
+
+    def _run(
+        self, tower: ResNetTower, inputs: Tensor | tuple[Tensor, ...], extra: Any, select: Select
+    ) -> tuple[Tensor, Tensor]:
+        refuse_unsteady("ClipGradCam", tower)
+        with explaining(self.forward_func, inputs, extra, select) as call:
+            record, scored, gradient = resnet_gradient(tower, call)
+            assert record.features is not None
+            with exact(record.features):
+                features = widened(record.features)
+                weights = widened(gradient) / (features.shape[-2] * features.shape[-1])
+                maps = torch.einsum("kbc,bchw->bkhw", weights, features)
+            return maps.contiguous(), scored.chosen
+
+
+def _tower(forward_func: Any, layer: nn.Module | None) -> ResNetTower | None:
+    """The ResNet whose last stage is meant; None for a layer that is Captum's affair."""
+    if isinstance(forward_func, ClipSimilarity) and layer is _stage(forward_func.clip.tower):
+        layer = None
+    if layer is not None:
+        if not isinstance(layer, nn.Module):
+            raise InputError(
+                f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
+            )
+        try:
+            tower_of(layer)
+        except UnsupportedModelError:
+            return None
+    tower = resolve_tower("ClipGradCam", forward_func, layer)
+    if not isinstance(tower, ResNetTower):
+        raise UnsupportedModelError(
+            f"ClipGradCam needs the last stage of a ResNet, and this tower is a {tower.kind}; use "
+            "LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`."
+        )
+    return tower
+
+
+def _stage(tower: Tower) -> nn.Module | None:
+    return tower.stage if isinstance(tower, ResNetTower) else None

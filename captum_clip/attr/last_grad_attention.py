@@ -1,0 +1,131 @@
+"""LastGradAttention, the report's method: the last layer's gradient with every attention."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, final
+
+import torch
+from captum.log import log_usage
+from torch import Tensor
+
+from ..recording import Recording
+from ._attention import all_rows, cls_row, matrix_gradient
+from ._base import TensorOrTuple, ViTAttribution, check_choice
+from ._passes import Call, LastGradient, last_gradient, run_again
+from ._propagation import propagated, start_row, weighted, weighted_rows
+from ._selection import Columns
+
+Heads = Literal["paired", "averaged"]
+
+
+@final
+class LastGradAttention(ViTAttribution):
+    r"""Relevance propagation with only the last layer's gradient (equation 6 of the report).
+
+    .. math:: \bar A_l = E_h[(\nabla A_n \odot A_l)^+], \quad
+              R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
+
+    and the map is row CLS of R without the CLS column. In a CLS-pooled tower the gradient has one
+    non-zero row, so only that row of R changes, and with :math:`a_l` for row CLS of
+    :math:`\bar A_l` the patches are a weighted sum of the layers' CLS attention,
+
+    .. math:: r_l = (1 + a_l[CLS]) \, r_{l-1} + a_l[patches], \quad r_0 = 0.
+
+    Where the gradient is not confined to row CLS, as with mean pooling, the general form is
+    computed, and read at the mean of the patches' rows if row CLS has no gradient.
+
+    The map is non-negative; the negative map is the map of ``-target``.
+
+    Options, keyword-only on both verbs:
+
+    - ``heads``: "paired" multiplies head h of the last gradient with head h of every layer, as the
+      equation says, although the heads of different layers do not correspond; "averaged" takes
+      :math:`E_h[\nabla A_n]^+ \odot E_h[A_l]`, which renumbering the heads does not change.
+    - ``start_layer``: first layer that takes part, 0-based.
+
+    Source: CLIP Explainability (Mamooler, EPFL), after Chefer et al. 2021 (arXiv:2103.15679).
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, LastGradAttention, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> LastGradAttention(forward).attribute(images, target=0).shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        heads: Heads = "paired",
+        start_layer: int = 0,
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
+        compute = partial(self._compute, heads=heads, start_layer=start_layer)
+        return self._attribute(inputs, target, additional_forward_args, compute)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        heads: Heads = "paired",
+        start_layer: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
+        compute = partial(self._compute, heads=heads, start_layer=start_layer)
+        return self._attribute_targets(
+            inputs, targets, additional_forward_args, return_scores, compute
+        )
+
+    def _compute(
+        self, call: Call, *, heads: Heads, start_layer: int
+    ) -> tuple[Recording, Tensor, Tensor]:
+        check_choice("heads", heads, ("paired", "averaged"))
+        layers = self._layers(start_layer)
+        rows: dict[int, Tensor] = {}
+
+        def visit(index: int, tokens: Tensor) -> None:
+            rows[index] = _combined(cls_row(self._tower.layers[index], tokens), heads, dim=1)
+
+        last = last_gradient(self._tower, call, (layers[:-1], visit))
+        if last.row is None or last.attention is None:
+            return last.record, self._general(call, last, layers, heads), last.scored.chosen
+        rows[layers[-1]] = _combined(last.attention, heads, dim=1)  # (B, H, s)
+        gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
+        maps = torch.zeros_like(gradient[:, :, 0])
+        for step in weighted_rows(gradient, torch.stack([rows[index] for index in layers])):
+            maps = (1 + step[..., :1]) * maps + step  # (K', B, s)
+        return last.record, maps, last.scored.chosen
+
+    def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Tensor:
+        """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
+        record = run_again(self._tower, call, keep=layers)
+        assert last.output is not None
+        maps = []
+        for output in last.output:  # (B, s, D), one target after the other
+            gradient = matrix_gradient(self._tower.layers[-1], output, record.layers[layers[-1]])
+            gradient = _combined(gradient, heads, dim=1)
+            matrices = (
+                weighted(gradient, _combined(self._matrix(record, index), heads, dim=1), dim=1)
+                for index in reversed(layers)
+            )
+            maps.append(propagated(start_row(output), matrices))
+        return torch.stack(maps)
+
+    def _matrix(self, record: Recording, index: int) -> Tensor:
+        return all_rows(self._tower.layers[index], record.layers[index])
+
+
+def _combined(tensor: Tensor, heads: Heads, *, dim: int) -> Tensor:
+    """All heads, or their mean in their place."""
+    return tensor.mean(dim, keepdim=True) if heads == "averaged" else tensor

@@ -1,0 +1,138 @@
+"""LayerAttention: one layer's attention, or its gradient, as it is."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, final
+
+import torch
+from captum.log import log_usage
+from torch import Tensor
+
+from ..errors import InputError
+from ..recording import LayerRecord, Recording
+from ._attention import all_rows, cls_row, row_gradient
+from ._base import TensorOrTuple, ViTAttribution, check_choice
+from ._passes import Call, all_gradients, last_gradient, without_gradient
+from ._propagation import pooled_row, read_row, start_row
+from ._selection import Columns
+
+Of = Literal["attention", "gradient"]
+Rows = Literal["cls", "sum"]
+
+
+@final
+class LayerAttention(ViTAttribution):
+    r"""The attention of one layer, or the score's gradient with respect to it, heads averaged.
+
+    .. math:: E_h[A_l] \quad \text{or} \quad E_h[\nabla A_l]
+
+    of which ``rows="cls"`` shows row CLS and ``rows="sum"`` the sum of all rows, both without the
+    CLS column. The gradient keeps its sign. The layer-wise view of the report's Figures 2 and 3.
+    In towers with mean pooling ``rows="cls"`` is the mean of the patches' rows; so it is for the
+    last layer's gradient wherever a forward function leaves row CLS without one.
+
+    Options, keyword-only on both verbs:
+
+    - ``index``: the layer, 0-based; negative counts from the end, -1 is the last.
+    - ``of``: "attention", which no target changes (`target` may be left out), or "gradient".
+    - ``rows``: "cls" or "sum".
+
+    Source: CLIP Explainability (Mamooler, EPFL).
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, LayerAttention, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> LayerAttention(forward).attribute(images, index=0, of="gradient").shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        index: int = -1,
+        of: Of = "attention",
+        rows: Rows = "cls",
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
+        compute = partial(self._compute, index=index, of=of, rows=rows)
+        return self._attribute(
+            inputs, target, additional_forward_args, compute, needs_target=of == "gradient"
+        )
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        index: int = -1,
+        of: Of = "attention",
+        rows: Rows = "cls",
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
+        compute = partial(self._compute, index=index, of=of, rows=rows)
+        return self._attribute_targets(
+            inputs, targets, additional_forward_args, return_scores, compute
+        )
+
+    def _compute(
+        self, call: Call, *, index: int, of: Of, rows: Rows
+    ) -> tuple[Recording, Tensor, Tensor]:
+        check_choice("of", of, ("attention", "gradient"))
+        check_choice("rows", rows, ("cls", "sum"))
+        count = len(self._tower.layers)
+        if isinstance(index, bool) or not isinstance(index, int) or not -count <= index < count:
+            raise InputError(
+                f"index: {index!r} is no layer; the tower has layers 0 to {count - 1}, or "
+                f"-{count} to -1 from the end."
+            )
+        compute = self._gradient if of == "gradient" else self._attention
+        return compute(call, index % count, rows)
+
+    def _attention(self, call: Call, index: int, rows: Rows) -> tuple[Recording, Tensor, Tensor]:
+        layer, pooling = self._tower.layers[index], self._tower.pooling
+        seen: list[Tensor] = []  # (B, s)
+
+        def visit(_: int, tokens: Tensor) -> None:
+            if rows == "cls" and pooling == "cls":
+                seen.append(cls_row(layer, tokens).mean(1))
+                return
+            matrix = all_rows(layer, LayerRecord(tokens=tokens)).mean(1)
+            mean = read_row(pooled_row(pooling, matrix[:, 0]), matrix)
+            seen.append(mean if rows == "cls" else matrix.sum(1))
+
+        record, scored = without_gradient(self._tower, call, (range(index, index + 1), visit))
+        return record, seen[0].expand(len(scored.columns), -1, -1), scored.chosen
+
+    def _gradient(self, call: Call, index: int, rows: Rows) -> tuple[Recording, Tensor, Tensor]:
+        if index == len(self._tower.layers) - 1:
+            last = last_gradient(self._tower, call)
+            if last.row is not None:  # the only row, so also the sum
+                return last.record, last.row.mean(2), last.scored.chosen
+            record, scored, output = last.record, last.scored, last.output
+            assert output is not None
+        else:
+            found = all_gradients(self._tower, call, index)
+            record, scored = found.record, found.scored
+            output = scored.stacked_gradients(found.points[0])  # (K', B, s, D)
+        tokens = record.layers[index].tokens
+        assert tokens is not None
+        if rows == "sum":
+            chosen = output.sum(2)
+        elif index == len(self._tower.layers) - 1:
+            chosen = torch.stack([(start_row(g)[..., None] * g).sum(1) for g in output])
+        else:
+            row = pooled_row(self._tower.pooling, output[0, ..., 0])  # (B, s)
+            chosen = (row[..., None] * output).sum(2)
+        gradient = row_gradient(self._tower.layers[index], chosen, tokens)  # (K', B, H, s)
+        return record, gradient.mean(2), scored.chosen

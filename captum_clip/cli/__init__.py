@@ -1,0 +1,51 @@
+"""The command line: ``captum-clip explain | models | demo``.
+
+Only arguments are handled here; a command imports what it needs when it runs, so that ``--help``
+is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import errors
+from .parser import build_parser
+from .quiet import quiet
+
+__all__ = ["main"]
+
+_FAILED, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit code: 0, 2 after an error that was said on one line, 130 after an interruption.
+    """
+    try:
+        arguments = build_parser().parse_args(argv)
+        with quiet():
+            arguments.run(arguments)
+        sys.stdout.flush()
+    except errors.CaptumClipError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed, which this command needs.")
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as stop:  # --help, --version and wrong arguments
+        return int(stop.code or 0)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"captum-clip: error: {' '.join(message.split())}", file=sys.stderr)
+    return _FAILED

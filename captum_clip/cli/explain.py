@@ -1,0 +1,92 @@
+"""``captum-clip explain``: one image, one or several texts, one picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from .progress import steps
+
+NAME = "explain"
+HELP = "draw where a model looks for each text"
+EXAMPLE = 'captum-clip explain photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png'
+
+_METHOD = (
+    "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, or grad-cam (default "
+    "for ResNets); options after a colon, as in last-grad:heads=averaged"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="what to look for")
+    parser.add_argument(
+        "--model",
+        default="ViT-B/32",
+        help="a name of 'captum-clip models', a folder, or a model of the Hugging Face hub "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--method", help=_METHOD)
+    parser.add_argument(
+        "--words", action="store_true", help="take one TEXT apart: a map for each of its words"
+    )
+    sign = parser.add_mutually_exclusive_group()
+    sign.add_argument(
+        "--sign",
+        choices=("positive", "negative", "both"),
+        default="positive",
+        help="what speaks for the text, against it, or both (default: %(default)s)",
+    )
+    sign.add_argument(
+        "--negative",
+        action="store_const",
+        const="negative",
+        dest="sign",
+        help="the same as --sign negative",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda (default: CUDA if there is one)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="a .png, .pdf or .svg picture, or .npz for the maps themselves "
+        "(default: IMAGE-explained.png in the current folder)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Explain the image and say where the picture is.
+
+    Raises:
+        CaptumClipError: an argument that cannot be worked with.
+    """
+    from ..explanation import FORMATS, explain
+    from ..models import load_clip
+    from ..visualization.saving import check_destination
+
+    image = Path(arguments.image).expanduser()
+    if not image.is_file():
+        raise InputError(f"there is no image file {arguments.image}")
+    output = arguments.output or Path(f"{image.stem}-explained.png")
+    output = check_destination(output, FORMATS)
+    with steps(3) as begin:
+        begin(f"loading {arguments.model}")
+        clip = load_clip(arguments.model, device=arguments.device)
+        begin("explaining")
+        found = explain(
+            image,
+            arguments.texts,
+            model=clip,
+            method=arguments.method,
+            sign=arguments.sign,
+            words=arguments.words,
+        )
+        begin("drawing")
+        found.save(output)
+    print(f"cosine similarities ({found.model}, {found.method}):")
+    for name, score, norm in zip(found.names, found.scores[0], found.norms, strict=True):
+        length = f"   norm {norm:.2f}" if found.words and name != found.names[0] else ""
+        print(f"  {score:6.3f}  {name}{length}")
+    print(output)

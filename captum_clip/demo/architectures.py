@@ -1,0 +1,153 @@
+"""The two demo models before training: a transformers ViT CLIP, an OpenCLIP ResNet CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captum_clip.demo.vocabulary import CONTEXT_LENGTH, END, PAD, START, VOCAB_SIZE
+
+IMAGE_SIZE: Final = 224
+MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+STD: Final = (0.26862954, 0.26130258, 0.27577711)
+_WIDTH: Final = 128
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one demo model is built and run.
+
+    Args:
+        name: ``"vit"`` or ``"resnet"``.
+        build: () -> the model with fresh weights.
+        encode_image: (model, (B, 3, H, W)) -> (B, D), not normalised.
+        encode_text: (model, (N, up to 16) tokens) -> (N, D), not normalised.
+        peak: the highest learning rate of its training.
+        memory_format: of its images.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    encode_image: Callable[[Any, torch.Tensor], torch.Tensor]
+    encode_text: Callable[[Any, torch.Tensor], torch.Tensor]
+    peak: float
+    memory_format: torch.memory_format
+
+
+def normalize_pixels(
+    images: npt.NDArray[np.uint8],
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with CLIP's mean and deviation."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    pixels = pixels.contiguous(memory_format=memory_format).float()
+    deviation = torch.tensor(STD, device=device)[:, None, None]
+    mean = torch.tensor(MEAN, device=device)[:, None, None]
+    return pixels.mul_(1 / (255 * deviation)).sub_(mean / deviation)
+
+
+def trim(tokens: torch.Tensor) -> torch.Tensor:
+    """Cut the columns (N, T) that only pad; under the causal mask no encoding changes."""
+    return tokens[:, : int((tokens != PAD).sum(dim=1).max())]
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    """L2-normalise rows (N, D) in single precision."""
+    return F.normalize(rows.float(), dim=-1)
+
+
+def _build_vit() -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = {"hidden_size": _WIDTH, "intermediate_size": 4 * _WIDTH, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={
+            **shared,
+            "num_hidden_layers": 2,
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "projection_dim": _WIDTH,
+            "pad_token_id": PAD,
+            "bos_token_id": START,
+            "eos_token_id": END,
+        },
+        vision_config={
+            **shared,
+            "num_hidden_layers": 6,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 32,
+            "projection_dim": _WIDTH,
+        },
+        projection_dim=_WIDTH,
+    )
+    model: nn.Module = CLIPModel(config)
+    return model
+
+
+def _vit_image(model: Any, images: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.visual_projection(model.vision_model(pixel_values=images)[1])
+    return features
+
+
+def _vit_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.text_projection(model.text_model(input_ids=tokens)[1])
+    return features
+
+
+RESNET_CONFIG: Final[dict[str, Any]] = {
+    "embed_dim": _WIDTH,
+    "quick_gelu": True,
+    "vision_cfg": {
+        "image_size": IMAGE_SIZE,
+        "layers": [1, 1, 1, 1],
+        "width": 16,
+        "head_width": 64,  # 16 * 32 / 64 = 8 heads in the attention pool
+        "patch_size": None,
+    },
+    "text_cfg": {
+        "context_length": CONTEXT_LENGTH,
+        "vocab_size": VOCAB_SIZE,
+        "width": _WIDTH,
+        "heads": 4,
+        "layers": 2,
+        "hf_tokenizer_name": "captum_clip/demo/resnet",  # read from the exported folder
+    },
+}
+"""The ``model_cfg`` of OpenCLIP."""
+
+
+def _build_resnet() -> nn.Module:
+    from open_clip.model import CLIP
+
+    model: nn.Module = CLIP(**RESNET_CONFIG)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _resnet_image(model: Any, images: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.encode_image(images)
+    return features
+
+
+def _resnet_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    length = tokens.shape[1]  # model.encode_text reads full-length texts only
+    rows = model.token_embedding(tokens) + model.positional_embedding[:length]
+    rows = model.transformer(rows, attn_mask=model.attn_mask[:length, :length])
+    ends = model.ln_final(rows)[torch.arange(len(tokens)), tokens.argmax(dim=1)]
+    features: torch.Tensor = ends @ model.text_projection
+    return features
+
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    "vit": Architecture("vit", _build_vit, _vit_image, _vit_text, 1e-3, torch.contiguous_format),
+    "resnet": Architecture(
+        "resnet", _build_resnet, _resnet_image, _resnet_text, 2e-3, torch.channels_last
+    ),
+}

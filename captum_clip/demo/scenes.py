@@ -1,0 +1,207 @@
+"""Seeded demo scenes: an image, its captions and one exact mask an object."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from captum_clip.demo.backgrounds import draw_background
+from captum_clip.demo.captions import (
+    Caption,
+    draw_caption,
+    parse_caption,
+    scene_concepts,
+)
+from captum_clip.demo.catalogue import BACKGROUNDS, THINGS, Thing
+from captum_clip.demo.layout import paste, place
+from captum_clip.demo.sprites import load_sprites, turned
+from captum_clip.errors import InputError
+
+Split = Literal["train", "validation", "test"]
+MAX_OBJECTS: Final = 3
+SMALLEST, LARGEST = 0.28, 0.5  # longer side of an object, as a share of the image side
+STEEPEST: Final = 15.0  # degrees
+_SPLITS: Final = {"train": 0, "validation": 1, "test": 2}
+_BY_NAME: Final = {thing.name: thing for thing in THINGS}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene.
+
+    Args:
+        noun: such as ``"heart"``.
+        color: such as ``"red"``, None for things without a colour word.
+        name: colour and noun.
+        mask: (H, W) bool, the visible part: what covers it is left out.
+    """
+
+    noun: str
+    color: str | None
+    name: str
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene.
+
+    Args:
+        image: (H, W, 3) uint8.
+        objects: from the back to the front; their masks are disjoint.
+        background: its name.
+        captions: one for each non-empty subset of the objects, all of them true.
+        background_mask: (H, W) bool, what no object covers.
+    """
+
+    image: npt.NDArray[np.uint8]
+    objects: tuple[SceneObject, ...]
+    background: str
+    captions: tuple[str, ...]
+    background_mask: npt.NDArray[np.bool_]
+
+    @property
+    def concepts(self) -> frozenset[str]:
+        """All that a true caption may name."""
+        return scene_concepts([thing.name for thing in self.objects], self.background)
+
+
+def holds(caption: Caption | str, scene: Scene) -> bool:
+    """Whether a caption is true of a scene: the scene has all that the caption names."""
+    caption = parse_caption(caption) if isinstance(caption, str) else caption
+    return caption.holds(scene.concepts)
+
+
+def pick_things(count: int, generator: np.random.Generator) -> tuple[Thing, ...]:
+    """Draw things with different nouns, each thing equally often."""
+    picked: dict[str, Thing] = {}
+    while len(picked) < count:
+        thing = THINGS[generator.integers(len(THINGS))]
+        picked.setdefault(thing.noun, thing)
+    return tuple(picked.values())
+
+
+def draw_object(thing: Thing, size: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Draw a thing for a scene of the given side, at random in size, turn and mirroring.
+
+    Returns:
+        (h, w, 4); its mask is ``alpha > 0``.
+    """
+    drawings = load_sprites()[thing.name]
+    drawing = drawings[generator.integers(len(drawings))]
+    side = round(size * generator.uniform(SMALLEST, LARGEST))
+    angle = generator.uniform(-STEEPEST, STEEPEST)
+    return turned(drawing, side=side, angle=angle, flip=bool(generator.random() < 0.5))
+
+
+def draw_scene(
+    seed: int,
+    *,
+    split: Split = "test",
+    objects: Sequence[str] | None = None,
+    count: int | None = None,
+    background: str | None = None,
+    size: int = 224,
+    without: Collection[int] = (),
+) -> Scene:
+    """Draw the scene of a seed.
+
+    Args:
+        seed: a number from 0 on; different splits give different scenes for the same seed.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        objects: names such as ``"horse"``, ``"red heart"`` or ``"heart"`` (any colour), from the
+            back to the front, at most three; drawn from the seed if None.
+        count: how many objects, 1 to 3, if ``objects`` is None; drawn from the seed if None.
+        background: a name of ``BACKGROUNDS``; drawn from the seed if None.
+        size: side of the image in pixels.
+        without: positions of objects to leave out; all the rest stays as it is, to the pixel.
+
+    Returns:
+        The scene.
+
+    Raises:
+        InputError: for an unknown name or a number out of range.
+    """
+    _check(seed, split, objects, count, background, size)
+    sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS[split],))
+    choice, texture, layout, wording = (np.random.default_rng(s) for s in sequence.spawn(4))
+    number = int(choice.integers(1, MAX_OBJECTS + 1)) if count is None else count
+    drawn_background = BACKGROUNDS[choice.integers(len(BACKGROUNDS))]
+    background = drawn_background if background is None else background
+    if objects is None:
+        things = pick_things(number, choice)
+    else:
+        things = tuple(_find(name, choice) for name in objects)
+    left_out = _positions(without, len(things))
+
+    sprites = [draw_object(thing, size, layout) for thing in things]
+    corners = place([sprite[..., 3] > 0 for sprite in sprites], size, layout)
+    empty = draw_background(background, size, texture)
+    image = empty.copy()
+    owner = np.full((size, size), -1, dtype=np.int8)
+    for position, (sprite, corner) in enumerate(zip(sprites, corners, strict=True)):
+        if position not in left_out:
+            paste(image, sprite, corner, background=empty, owner=owner, number=position)
+    kept = [position for position in range(len(things)) if position not in left_out]
+    shown = tuple(
+        SceneObject(things[i].noun, things[i].color, things[i].name, owner == i) for i in kept
+    )
+    captions = _captions([thing.name for thing in shown], background, wording)
+    return Scene(image, shown, background, captions, owner == -1)
+
+
+def _captions(
+    names: Sequence[str], background: str, generator: np.random.Generator
+) -> tuple[str, ...]:
+    subsets = [
+        [name for i, name in enumerate(names) if chosen >> i & 1]
+        for chosen in range(1, 2 ** len(names))
+    ]
+    texts = (draw_caption(subset, background, generator).text for subset in subsets)
+    return tuple(dict.fromkeys(texts))
+
+
+def _find(name: str, generator: np.random.Generator) -> Thing:
+    matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
+    if not matches:
+        raise InputError(
+            f"draw_scene: no demo scene shows {name!r}; the names are in "
+            "captum_clip.demo.catalogue.THINGS"
+        )
+    return matches[generator.integers(len(matches))]
+
+
+def _positions(without: Collection[int], count: int) -> frozenset[int]:
+    outside = [position for position in without if not 0 <= position < count]
+    if outside:
+        raise InputError(f"draw_scene: without={outside}, but the scene has {count} objects")
+    return frozenset(without)
+
+
+def _check(
+    seed: int,
+    split: str,
+    objects: Sequence[str] | None,
+    count: int | None,
+    background: str | None,
+    size: int,
+) -> None:
+    if seed < 0:
+        raise InputError(f"draw_scene: seed={seed}, expected a number from 0 on")
+    if split not in _SPLITS:
+        raise InputError(f"draw_scene: split={split!r}, expected one of {sorted(_SPLITS)}")
+    if isinstance(objects, str):
+        raise InputError(f"draw_scene: objects={objects!r}, expected a list of names")
+    if objects is not None and count is not None and count != len(objects):
+        raise InputError(f"draw_scene: count={count} beside {len(objects)} objects")
+    number = count if objects is None else len(objects)
+    if number is not None and not 1 <= number <= MAX_OBJECTS:
+        raise InputError(f"draw_scene: {number} objects, expected 1 to {MAX_OBJECTS}")
+    if background is not None and background not in BACKGROUNDS:
+        raise InputError(f"draw_scene: background={background!r}, expected one of {BACKGROUNDS}")
+    if size < 64:
+        raise InputError(f"draw_scene: size={size}, expected at least 64 pixels")

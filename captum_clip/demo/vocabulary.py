@@ -1,0 +1,124 @@
+"""The words of the demo models, with the tokenizer that knows no others.
+
+Token 0 pads, tokens 1 to ``len(WORDS)`` are words, then come the start and the end token. The end
+token has the highest number because OpenCLIP pools a text at its largest token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from captum_clip.demo.catalogue import BACKGROUNDS, COLORS, NOUNS
+from captum_clip.errors import TargetError
+
+FUNCTION_WORDS: Final[tuple[str, ...]] = (
+    "a", "an", "the", "one", "and", "with", "on", "in", "of",
+    "photo", "picture", "image", "drawing", "scene", "there", "this", "is",
+)  # fmt: skip
+WORDS: Final[tuple[str, ...]] = NOUNS + COLORS + BACKGROUNDS + FUNCTION_WORDS
+CONTEXT_LENGTH: Final = 16
+PAD: Final = 0
+START: Final = len(WORDS) + 1
+END: Final = len(WORDS) + 2
+VOCAB_SIZE: Final = len(WORDS) + 3
+_IDS: Final = {word: number for number, word in enumerate(WORDS, start=1)}
+_OUTER: Final = r"(?<!\S)[^\w\s]+|[^\w\s]+(?!\S)"
+_OUTER_PATTERN: Final = re.compile(_OUTER)
+_SPECIAL: Final = {"<pad>": PAD, "<start>": START, "<end>": END}
+
+
+def split_words(text: str) -> list[str]:
+    """Split at white space; words lose capitals and the punctuation around them.
+
+    >>> split_words("A horse, and a dog.")
+    ['a', 'horse', 'and', 'a', 'dog']
+    """
+    return _OUTER_PATTERN.sub("", text).lower().split()
+
+
+class DemoTokenizer:
+    """Texts -> tokens of the demo models; it refuses what it would have to change.
+
+    >>> DemoTokenizer()("a horse").shape
+    torch.Size([1, 16])
+    """
+
+    context_length: Final = CONTEXT_LENGTH
+
+    def count(self, text: str) -> int:
+        """Count the tokens of a text of any length, start and end token included.
+
+        Raises:
+            TargetError: if a word is not in the vocabulary.
+        """
+        return len(self._words(text)) + 2
+
+    def __call__(self, texts: str | list[str]) -> torch.Tensor:
+        """Tokenize one or several texts.
+
+        Returns:
+            (N, 16) int64: start, words, end, padding.
+
+        Raises:
+            TargetError: if words are not in the vocabulary, or a text has over 16 tokens.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokens = torch.full((len(texts), CONTEXT_LENGTH), PAD, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            words = self._words(text)
+            if len(words) + 2 > CONTEXT_LENGTH:
+                raise TargetError(
+                    f"the text {text!r} has {len(words) + 2} tokens with its start and end, the "
+                    f"demo models read {CONTEXT_LENGTH}: shorten it"
+                )
+            numbers = [START, *(_IDS[word] for word in words), END]
+            tokens[row, : len(numbers)] = torch.tensor(numbers)
+        return tokens
+
+    def _words(self, text: str) -> list[str]:
+        words = split_words(text)
+        unknown = [word for word in dict.fromkeys(words) if word not in _IDS]
+        if unknown:
+            raise TargetError(
+                f"the demo models do not know {', '.join(map(repr, unknown))} (in {text!r}); "
+                f"they know {len(WORDS)} words: captum-clip models --vocabulary lists them"
+            )
+        return words
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the same tokenizer as ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    It has no unknown token, so the tokenizers library raises on an unknown word too.
+
+    Args:
+        folder: an existing folder, later opened with ``AutoTokenizer.from_pretrained``.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer(models.WordLevel({**_SPECIAL, **_IDS}))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(_OUTER), ""), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": CONTEXT_LENGTH,
+        "bos_token": "<start>",
+        "eos_token": "<end>",
+        "pad_token": "<pad>",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

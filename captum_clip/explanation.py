@@ -1,0 +1,301 @@
+"""`explain`: images and texts in, an `Explanation` with maps, scores and a picture out."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import maps, targets, visualization
+from .attr.choice import DEFAULTS, Choice
+from .errors import InputError, TargetError
+from .models import ClipAdapter, load_clip
+from .models.base import ImageLike
+from .similarity import ClipSimilarity
+from .targets import Target
+from .visualization import saving
+
+Sign = Literal["positive", "negative", "both"]
+
+FORMATS: Final = (*saving.FORMATS, ".npz")
+"""Endings of the files that :meth:`Explanation.save` writes."""
+
+_PARTS: Final = ("scores", "names", "norms", "model", "method", "images", "words")
+_SIGNS: Final = ("positive", "negative")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """What :func:`explain` found; tensors on the CPU.
+
+    Attributes:
+        maps: sign ("positive", "negative") -> raw maps (B, K, h, w), none below zero, on the
+            tower's own grid.
+        scores: cosine similarities (B, K).
+        names: of the K targets.
+        norms: lengths (K,) that the targets had before they became unit rows.
+        model: its name.
+        method: its command-line name with its options.
+        images: what the model saw, (B, 3, H, W), colours in [0, 1].
+        words: whether the first target is a text and the others are its words.
+
+    Raises:
+        InputError: the shapes do not belong together.
+    """
+
+    maps: Mapping[str, Tensor]
+    scores: Tensor
+    names: tuple[str, ...]
+    norms: Tensor
+    model: str
+    method: str
+    images: Tensor
+    words: bool = False
+
+    def __post_init__(self) -> None:
+        shape = (len(self.images), len(self.names))
+        fits = (
+            self.images.ndim == 4
+            and self.scores.shape == shape
+            and self.norms.shape == shape[1:]
+            and len(self.maps) > 0
+            and all(sign in _SIGNS and m.ndim == 4 for sign, m in self.maps.items())
+            and all(m.shape[:2] == shape for m in self.maps.values())
+        )
+        if not fits:
+            found = {sign: tuple(m.shape) for sign, m in self.maps.items()}
+            raise InputError(
+                f"Explanation: images {tuple(self.images.shape)}, {len(self.names)} names, scores "
+                f"{tuple(self.scores.shape)} and maps {found} do not belong together."
+            )
+
+    def plot(self) -> Figure:
+        """The maps over the images, resized, and stretched to [0, 1] one by one.
+
+        One row an image and one column a target; with words, one column a word with its norm; with
+        both signs, positive beside negative on a scale that the two share. For another look pass
+        the maps to :mod:`captum_clip.visualization` yourself.
+        """
+        heat = self.heat()
+        caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
+        shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
+        if not self.words and len(heat) == 2:
+            return visualization.signs(self.images, heat["positive"], heat["negative"], **shown)
+        first, second = (*heat.values(), None)[:2]
+        assert first is not None
+        if "positive" not in heat:
+            shown["cmap"] = visualization.NEGATIVE
+        if self.words:
+            shown.update(norms=self.norms, negative=second)
+            return visualization.words(self.images, first, **shown)
+        return visualization.overlay(self.images, first, **shown)
+
+    def heat(self) -> dict[str, Tensor]:
+        """The maps as :meth:`plot` draws them, sign -> (B, K, H, W) in [0, 1].
+
+        Resized, then stretched one by one; the two signs of a map share one scale.
+        """
+        size = (self.images.shape[-2], self.images.shape[-1])
+        large = [maps.upsample(self.maps[sign], size) for sign in _SIGNS if sign in self.maps]
+        shared = maps.normalize(torch.cat(large, dim=-1))
+        parts = shared.chunk(len(large), dim=-1)
+        return dict(zip((sign for sign in _SIGNS if sign in self.maps), parts, strict=True))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture (.png, .pdf, .svg) or everything (.npz).
+
+        The file appears under its name only when it is complete; an existing one is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: another ending, or a folder that cannot be written to.
+        """
+        path = saving.check_destination(path, FORMATS)
+        if path.suffix.lower() != ".npz":
+            return saving.save_figure(self.plot(), path)
+        arrays: dict[str, Any] = {
+            f"maps_{sign}": values.numpy() for sign, values in self.maps.items()
+        }
+        for part in _PARTS:
+            value = getattr(self, part)
+            arrays[part] = value.numpy() if isinstance(value, Tensor) else np.array(value)
+
+        def write(file: BinaryIO) -> None:
+            np.savez_compressed(file, **arrays)
+
+        saving.replace_file(path, write)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """Read what :meth:`save` wrote as .npz.
+
+        Raises:
+            InputError: there is no such file, or it holds something else.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise InputError(f"Explanation.load: there is no file {path}.")
+        try:
+            with zipfile.ZipFile(path):
+                pass
+            with np.load(path, allow_pickle=False) as file:
+                found = {key: file[key] for key in file.files}
+            signed = {
+                key.removeprefix("maps_"): torch.from_numpy(found.pop(key))
+                for key in list(found)
+                if key.startswith("maps_")
+            }
+            return cls(
+                maps=signed,
+                names=tuple(found["names"].tolist()),
+                model=str(found["model"]),
+                method=str(found["method"]),
+                words=bool(found["words"]),
+                **{part: torch.from_numpy(found[part]) for part in ("scores", "norms", "images")},
+            )
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"Explanation.load: {path} is no file of Explanation.save ({error})."
+            ) from error
+
+    def __repr__(self) -> str:
+        return (
+            f"Explanation(model={self.model!r}, method={self.method!r}, images={len(self.images)}, "
+            f"names={list(self.names)}, signs={list(self.maps)})"
+        )
+
+
+def explain(
+    image: ImageLike | Sequence[ImageLike],
+    texts: str | Sequence[str] | Target,
+    *,
+    model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
+    method: str | type[Any] | None = None,
+    sign: Sign = "positive",
+    words: bool | Sequence[str | tuple[int, int]] = False,
+    batch_size: int | None = None,
+    processor: Any = None,
+    tokenizer: Any = None,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> Explanation:
+    r"""Why does the image fit the text, and which parts speak against it?
+
+    With :math:`m(t)` for the method's map of target t, the positive map is :math:`m(t)^+` and the
+    negative one :math:`m(-t)^+`; for Grad-CAM, whose map is linear in t, that is the ReLU of the
+    negated map. Both come from one forward pass.
+
+    Args:
+        image: one or several of what ``ClipAdapter.preprocess`` takes: path, PIL image, array,
+            uint8 tensor, or preprocessed float tensors (B, 3, H, W).
+        texts: one or several, or a :class:`captum_clip.Target`.
+        model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
+        method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
+            options, as "last-grad:heads=averaged"; by default "last-grad" for vision transformers
+            and "grad-cam" for ResNets.
+        sign: "positive", "negative" or "both".
+        words: explain one text word by word; True for all words, or those to take as in
+            ``targets.words``. The first target is the whole text.
+        batch_size: images at a time, with a progress bar; all at once by default.
+        processor: the model's image processor, where it has none yet.
+        tokenizer: the model's tokenizer, where it has none yet.
+        device: where a model loaded by name goes.
+        **options: the method's own, such as ``heads="averaged"`` or ``start_layer=6``.
+
+    Raises:
+        InputError: an image, an option or a method that is not one, a negative map of a method
+            that the target does not change.
+        TargetError: a text that cannot be a target, or not exactly one where words are asked for.
+        UnsupportedModelError: the method does not fit the model.
+
+    Example:
+        >>> from captum_clip import explain
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> scene = draw_scene(0, objects=["horse", "dog"])
+        >>> found = explain(scene.image, ["a horse", "a dog"], model="demo/vit")
+        >>> found.maps["positive"].shape, found.method
+        (torch.Size([1, 2, 7, 7]), 'last-grad')
+        >>> figure = found.plot()
+    """
+    _check_arguments(texts, sign, words, batch_size)
+    chosen = None if method is None else Choice.of(method, options)
+    clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
+    if chosen is None:
+        chosen = Choice.of(DEFAULTS[clip.kind], options)
+    if sign != "positive":
+        chosen.check_negative()
+    pieces = _pieces(image, batch_size)
+    target = _target(clip, texts, words)
+    signed = {"positive": target, "negative": -target}
+    wanted = _SIGNS if sign == "both" else (sign,)
+    bank = targets.concatenate([signed[one] for one in wanted])
+    attribution = chosen.method(ClipSimilarity(clip, bank))
+    raw, scores, images = [], [], []
+    for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
+        pixels = clip.preprocess(piece)
+        images.append(clip.denormalize(pixels).cpu())
+        found = attribution.attribute_targets(pixels, return_scores=True, **chosen.options)
+        raw.append(maps.positive(found[0].cpu()))
+        scores.append(found[1].cpu())
+    chunks = _joined(raw).chunk(len(wanted), dim=1)
+    cosines = _joined(scores)[:, : len(target)]
+    return Explanation(
+        maps={one: chunk.contiguous() for one, chunk in zip(wanted, chunks, strict=True)},
+        scores=-cosines if sign == "negative" else cosines,
+        names=target.names,
+        norms=target.norms.cpu(),
+        model=clip.name,
+        method=chosen.name,
+        images=_joined(images),
+        words=bool(words),
+    )
+
+
+def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any) -> None:
+    if sign not in (*_SIGNS, "both"):
+        raise InputError(f"explain: expected sign positive, negative or both, got {sign!r}.")
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size > 0):
+        raise InputError(f"explain: expected batch_size of 1 or more, got {batch_size!r}.")
+    if words and (isinstance(texts, Target) or (not isinstance(texts, str) and len(texts) != 1)):
+        raise TargetError(f"explain: words need exactly one text, got {texts!r}.")
+
+
+def _target(
+    clip: ClipAdapter,
+    texts: str | Sequence[str] | Target,
+    words: bool | Sequence[str | tuple[int, int]],
+) -> Target:
+    if isinstance(texts, Target):
+        return texts
+    whole = targets.text(clip, texts)
+    if not words:
+        return whole
+    picked = None if words is True else words
+    return targets.concatenate([whole, targets.words(clip, whole.names[0], picked or None)])
+
+
+def _pieces(image: Any, batch_size: int | None) -> list[Any]:
+    """The images as they were given, a batch at a time."""
+    several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+    if batch_size is None or not several or len(image) <= batch_size:
+        return [image]
+    return [image[start : start + batch_size] for start in range(0, len(image), batch_size)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    if len({part.shape[1:] for part in parts}) > 1:
+        sizes = sorted({tuple(part.shape[-2:]) for part in parts})
+        raise InputError(f"explain: the images differ in size between batches ({sizes}).")
+    return torch.cat(parts)

@@ -1,0 +1,199 @@
+"""Steps between a raw saliency map and a picture or a metric: pure functions of tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import InputError
+
+Mode = Literal["bilinear", "bicubic", "nearest"]
+_MODES = ("bilinear", "bicubic", "nearest")
+
+
+def upsample(maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear") -> Tensor:
+    """Resize maps (..., h, w) to (..., H, W).
+
+    Pixel centres are kept in place (``align_corners=False``), as when an image is resized; the
+    nearest mode takes the cell that a pixel's centre lies in.
+
+    Args:
+        maps: (..., h, w).
+        size: (H, W) in pixels.
+        mode: "bilinear", "bicubic" (may leave the range of the values) or "nearest".
+
+    Returns:
+        (..., H, W), same type and device; differentiable.
+
+    Raises:
+        InputError: no such tensor, NaN or infinity, a size that is not two positive numbers, or an
+            unknown mode.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import maps
+        >>> maps.upsample(torch.tensor([[0.0, 1.0]]), (1, 4))
+        tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+    """
+    _check("upsample", maps)
+    height, width = _checked_size(size)
+    if mode not in _MODES:
+        raise InputError(f"upsample: expected a mode of {', '.join(_MODES)}, got {mode!r}.")
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])  # (N, 1, h, w)
+    smooth = mode != "nearest"
+    resized = F.interpolate(
+        planes,
+        (height, width),
+        mode=mode if smooth else "nearest-exact",
+        align_corners=False if smooth else None,
+    )
+    return resized.reshape(*maps.shape[:-2], height, width)
+
+
+def normalize(maps: Tensor) -> Tensor:
+    r"""Stretch each map (h, w) to [0, 1].
+
+    .. math:: m' = \frac{m - \min m}{\max m - \min m}
+
+    A constant map has nothing to show and gives zeros; so does one that varies by no more than the
+    rounding of its values.
+
+    Args:
+        maps: (..., h, w).
+
+    Returns:
+        The same shape, type and device.
+
+    Raises:
+        InputError: no such tensor, NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import maps
+        >>> maps.normalize(torch.tensor([[[-1.0, 3.0]], [[5.0, 5.0]]]))
+        tensor([[[0., 1.]],
+        <BLANKLINE>
+                [[0., 0.]]])
+    """
+    _check("normalize", maps)
+    largest = maps.abs().amax((-2, -1), keepdim=True)
+    scaled = maps / torch.where(largest > 0, largest, 1)  # so that no difference overflows
+    low = scaled.amin((-2, -1), keepdim=True)
+    span = scaled.amax((-2, -1), keepdim=True) - low
+    varies = span > 8 * torch.finfo(maps.dtype).eps
+    return torch.where(varies, (scaled - low) / torch.where(varies, span, 1), 0)
+
+
+def positive(maps: Tensor) -> Tensor:
+    r"""What speaks for the target: :math:`m^+ = \max(m, 0)` of signed maps (..., h, w).
+
+    Raises:
+        InputError: no such tensor, NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import maps
+        >>> maps.positive(torch.tensor([[-2.0, 3.0]]))
+        tensor([[0., 3.]])
+    """
+    _check("positive", maps)
+    return maps.clamp(min=0)
+
+
+def negative(maps: Tensor) -> Tensor:
+    r"""What speaks against the target: :math:`m^- = \max(-m, 0)` of signed maps (..., h, w).
+
+    Raises:
+        InputError: no such tensor, NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import maps
+        >>> maps.negative(torch.tensor([[-2.0, 3.0]]))
+        tensor([[2., 0.]])
+    """
+    _check("negative", maps)
+    return (-maps).clamp(min=0)
+
+
+def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
+    r"""Spread maps (B, 1, h, w) over the pixels and channels of the images, keeping their sums.
+
+    .. math:: a_{bcij} = \frac{m_{b, p, q}}{3 \, n_{pq}}, \quad
+              p = \lfloor i h / H \rfloor, \; q = \lfloor j w / W \rfloor
+
+    where :math:`n_{pq}` is the number of pixels of cell (p, q). For `captum.metrics.infidelity`,
+    which multiplies attributions with perturbations of the same shape: moving a whole cell by one
+    then counts its value once.
+
+    Args:
+        maps: (B, 1, h, w).
+        images: (B, C, H, W) with H >= h and W >= w, C = 3 as a rule.
+
+    Returns:
+        (B, C, H, W), contiguous, type and device of the maps.
+
+    Raises:
+        InputError: shapes that do not belong together, or NaN or infinity in the maps.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import maps
+        >>> spread = maps.expand_to_input(torch.ones(1, 1, 2, 2), torch.zeros(1, 3, 5, 5))
+        >>> spread.shape, spread.sum()
+        (torch.Size([1, 3, 5, 5]), tensor(4.))
+    """
+    _check("expand_to_input", maps)
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"expand_to_input: expected images as a tensor, got {type(images).__name__}."
+        )
+    shapes = f"maps {tuple(maps.shape)} and images {tuple(images.shape)}"
+    if maps.ndim != 4 or images.ndim != 4 or maps.shape[1] != 1 or len(maps) != len(images):
+        raise InputError(
+            f"expand_to_input: expected maps (B, 1, h, w) and images (B, C, H, W), got {shapes}."
+        )
+    (height, width), (rows, columns) = images.shape[-2:], maps.shape[-2:]
+    if height < rows or width < columns:
+        raise InputError(f"expand_to_input: a map cannot be finer than its image; got {shapes}.")
+    row, row_count = _cells(height, rows, maps)
+    column, column_count = _cells(width, columns, maps)
+    share = maps / (images.shape[1] * row_count[:, None] * column_count)
+    spread = share[..., row[:, None], column]  # (B, 1, H, W)
+    return spread.expand(-1, images.shape[1], -1, -1).contiguous()
+
+
+def _cells(pixels: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The cell of each pixel on one axis, and the number of pixels of each cell."""
+    owner = torch.arange(pixels, device=like.device) * cells // pixels
+    return owner, torch.bincount(owner, minlength=cells).to(like.dtype)
+
+
+def _check(caller: str, maps: Any) -> None:
+    if not isinstance(maps, Tensor):
+        raise InputError(
+            f"{caller}: expected maps as a tensor (..., h, w), got {type(maps).__name__}; "
+            "torch.as_tensor(maps) makes one."
+        )
+    if maps.ndim < 2 or 0 in maps.shape:
+        raise InputError(
+            f"{caller}: expected maps of shape (..., h, w), none of them empty, got "
+            f"{tuple(maps.shape)}."
+        )
+    if not maps.is_floating_point():
+        raise InputError(f"{caller}: expected floating-point maps, got {maps.dtype}.")
+    if not torch.isfinite(maps.detach()).all():
+        raise InputError(f"{caller}: the maps {tuple(maps.shape)} hold NaN or infinity.")
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in size)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"upsample: expected a size (H, W), got {size!r}.") from error
+    if height < 1 or width < 1:
+        raise InputError(f"upsample: expected a size (H, W) of 1 pixel and up, got {size!r}.")
+    return height, width

@@ -1,0 +1,19 @@
+"""CLIP models of transformers and OpenCLIP behind one adapter."""
+
+from .base import ClipAdapter
+from .families import tower_of
+from .loading import load_clip
+from .sources import AvailableModel, available
+from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
+
+__all__ = [
+    "AttentionLayer",
+    "AvailableModel",
+    "ClipAdapter",
+    "ResNetTower",
+    "Tower",
+    "ViTTower",
+    "available",
+    "load_clip",
+    "tower_of",
+]

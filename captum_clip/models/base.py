@@ -1,0 +1,243 @@
+"""The adapter: one face for every CLIP model, whichever library it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError, TargetError
+from .images import as_pil, check_images, is_preprocessed
+from .parts import Part
+from .towers import Kind, Tower
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class ClipAdapter(ABC):
+    """A CLIP model with its preprocessing and its tokenizer.
+
+    Made by :func:`captum_clip.load_clip`. The model is used as it is: never copied, patched or
+    switched to another mode. `processor` and `tokenizer` may be missing until an image that is not
+    a preprocessed tensor, or a text, needs them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tower: Tower,
+        *,
+        name: str,
+        processor: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        self.model = model
+        self.tower = tower
+        self.name = name
+        self._processor = processor
+        self._tokenizer = tokenizer
+
+    # What a family provides
+
+    @abstractmethod
+    def _image_features(self, images: Tensor) -> Tensor:
+        """The library's own image embeddings (B, E) of preprocessed images."""
+
+    @abstractmethod
+    def _text_features(self, tokens: Any) -> Tensor:
+        """The library's own text embeddings (N, E) of what `tokenize` returned."""
+
+    @abstractmethod
+    def _process(self, images: list[Image.Image]) -> Tensor:
+        """RGB pictures -> (B, 3, H, W), float32 on the CPU."""
+
+    @abstractmethod
+    def _tokenize(self, texts: list[str]) -> Any:
+        """Texts -> what `_text_features` takes, on the CPU."""
+
+    @abstractmethod
+    def _count(self, text: str) -> int | None:
+        """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
+
+    @abstractmethod
+    def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Mean and standard deviation of the three channels; None where nothing tells."""
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """The longest text in tokens, start and end included."""
+
+    # What it is
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision tower, the module to pass as `layer` in other code."""
+        return self.tower.module
+
+    @property
+    def kind(self) -> Kind:
+        """Either "vit" or "resnet"."""
+        return self.tower.kind
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vision tower's parameters are."""
+        return next(self.tower.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the vision tower's parameters."""
+        return next(self.tower.module.parameters()).dtype
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a map for images of this size in pixels.
+
+        Raises:
+            InputError: the tower cannot take this size.
+        """
+        return self.tower.grid(height, width)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and bytes of the state dict, and the preprocessing.
+
+        Computed anew each time, since weights may change: about a second a gigabyte.
+        """
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(flat.numpy())
+        digest.update(repr(self._describe_preprocessing()).encode())
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _describe_preprocessing(self) -> object:
+        """Something whose repr changes exactly when the preprocessing does."""
+
+    # Images
+
+    def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+        """Images as the model takes them: (B, 3, H, W), normalised, on its device.
+
+        Args:
+            images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
+                (C, H, W); a float tensor (3, H, W) or (B, 3, H, W) counts as preprocessed and is
+                only batched.
+
+        Raises:
+            InputError: an image cannot be read or has no sensible shape, or there is no processor.
+        """
+        if is_preprocessed(images):
+            tensors = [images] if isinstance(images, Tensor) else list(images)
+            try:
+                batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
+            except RuntimeError as error:
+                raise InputError(f"preprocess: the tensors differ in size ({error}).") from error
+            check_images(batch, "preprocess")
+            return batch.to(self.device)
+        pictures = as_pil(images)
+        return self._process(pictures).to(self.device)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Preprocessed images (B, 3, H, W) -> colours in [0, 1], float32."""
+        mean, std = self._channel_statistics("denormalize", images.device)
+        return (images.detach().float() * std + mean).clamp(0, 1)
+
+    def color(self, rgb: Sequence[float]) -> Tensor:
+        """A constant colour, rgb in [0, 1], as a normalised tensor (1, 3, 1, 1)."""
+        if len(rgb) != 3 or not all(0 <= channel <= 1 for channel in rgb):
+            raise InputError(f"color: expected three numbers in [0, 1], got {rgb!r}.")
+        mean, std = self._channel_statistics("color", self.device)
+        value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)
+        return ((value - mean) / std).to(self.dtype)
+
+    def _channel_statistics(self, caller: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        statistics = self._statistics()
+        if statistics is None:
+            raise InputError(
+                f"{caller}: the mean and deviation of the images are not known; pass "
+                f"load_clip(..., processor=...) the image processor of {self.name}."
+            )
+        mean, std = (torch.tensor(list(s), device=device).view(1, 3, 1, 1) for s in statistics)
+        return mean, std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable."""
+        return F.normalize(self._image_features(images), dim=-1)
+
+    # Texts
+
+    def tokenize(self, texts: str | Sequence[str]) -> Any:
+        """Texts as the text tower takes them, on the model's device.
+
+        Raises:
+            TargetError: a text is longer than the context, which would cut it without a word.
+            InputError: there is no tokenizer.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise TargetError("tokenize: got no text at all.")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TargetError(f"tokenize: expected texts, got {type(text).__name__}: {text!r}.")
+            count = self._count(text)
+            if count is not None and count > self.context_length:
+                raise TargetError(
+                    f"tokenize: the text has {count} tokens with start and end, {self.name} takes "
+                    f"{self.context_length}; shorten it: {text[:60]!r}..."
+                )
+        tokens = self._tokenize(texts)
+        if not hasattr(tokens, "to"):
+            raise InputError(
+                f"tokenize: the tokenizer returned a {type(tokens).__name__}; expected a tensor "
+                "(N, T) or what a tokenizer of transformers returns."
+            )
+        return tokens.to(self.device)
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit text embeddings (N, E)."""
+        return F.normalize(self._text_features(self.tokenize(texts)), dim=-1)
+
+    # Parts
+
+    @property
+    def processor(self) -> Any:
+        """What makes tensors of pictures, as it was given; None where there is none."""
+        return self._processor.value() if isinstance(self._processor, Part) else self._processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """What makes tokens of texts, as it was given; None where there is none."""
+        return self._tokenizer.value() if isinstance(self._tokenizer, Part) else self._tokenizer
+
+    def _require_processor(self) -> Any:
+        return self._require(
+            self.processor, self._processor, "processor", "an image that is no preprocessed tensor"
+        )
+
+    def _require_tokenizer(self) -> Any:
+        # transformers' CLIPProcessor holds a tokenizer as well
+        tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
+        return self._require(tokenizer, self._tokenizer, "tokenizer", "a text")
+
+    def _require(self, part: Any, source: Any, option: str, what: str) -> Any:
+        if part is None:
+            reason = f" ({source.reason})" if isinstance(source, Part) else ""
+            raise InputError(
+                f"{self.name} has no {option}{reason}, which is needed for {what}; "
+                f"pass load_clip(..., {option}=...)."
+            )
+        return part
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, kind={self.kind!r})"

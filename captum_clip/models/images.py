@@ -1,0 +1,248 @@
+"""Pictures of any kind -> RGB pictures, and the checks of preprocessed images."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import InputError
+
+ACCEPTED = "a path, a PIL image, an array or a uint8 tensor"
+
+# what Pillow's readers raise on broken files
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    struct.error,
+)
+
+
+def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
+    """Whether it is a floating tensor, or several; these are only batched.
+
+    Raises:
+        InputError: preprocessed tensors and other images in one list.
+    """
+    if isinstance(images, Tensor):
+        return images.is_floating_point()
+    if not isinstance(images, Sequence) or isinstance(images, str) or not images:
+        return False
+    floating = [isinstance(image, Tensor) and image.is_floating_point() for image in images]
+    if any(floating) and not all(floating):
+        raise InputError(
+            "preprocess: got preprocessed (floating-point) tensors and other images in one list; "
+            "preprocess them in two calls and join the results with torch.cat."
+        )
+    return all(floating)
+
+
+def check_images(images: Any, caller: str) -> None:
+    """Say clearly what is wrong with preprocessed images.
+
+    Args:
+        images: should be (B, 3, H, W), floating, all finite.
+        caller: named in the message.
+
+    Raises:
+        InputError: they are something else.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"{caller}: expected a tensor of preprocessed images (B, 3, H, W), got "
+            f"{type(images).__name__}; clip.preprocess(images) makes it."
+        )
+    shape = tuple(images.shape)
+    if images.ndim != 4:
+        raise InputError(
+            f"{caller}: expected images of shape (B, 3, H, W), got {shape}; "
+            "add the batch dimension with images[None]."
+        )
+    if shape[1] != 3:
+        raise InputError(
+            f"{caller}: expected three channels in (B, 3, H, W), got {shape}; "
+            "clip.preprocess(images) makes RGB images of any picture."
+        )
+    if 0 in shape:
+        raise InputError(f"{caller}: expected at least one image and one pixel, got {shape}.")
+    if not images.is_floating_point():
+        raise InputError(
+            f"{caller}: expected floating-point (preprocessed) images, got {images.dtype}; "
+            "clip.preprocess(images) makes them of uint8 images."
+        )
+    # One pass decides almost always; a sum may overflow where every value is finite.
+    values = images.detach()
+    total = values.sum(dtype=torch.promote_types(images.dtype, torch.float32))
+    if not torch.isfinite(total) and not torch.isfinite(values).all():
+        raise InputError(
+            f"{caller}: the images {shape} hold NaN or infinity; look for a division by zero or an "
+            "overflow in half precision before this call."
+        )
+
+
+def as_pil(images: Any) -> list[Image.Image]:
+    """One or several images -> RGB pictures, the right way up.
+
+    Args:
+        images: one or a sequence of: path, PIL image, array or uint8 tensor; (H, W), (H, W, C) or
+            (C, H, W), with a batch dimension in front of C or H it is several; C is 1 (grey), 2
+            (grey, alpha), 3 or 4 (with alpha). What is transparent becomes white.
+
+    Raises:
+        InputError: an image cannot be read or has no sensible shape or type.
+    """
+    if isinstance(images, (Tensor, np.ndarray)):
+        return _batch_to_pil(images)
+    if isinstance(images, (str, Path, Image.Image)):
+        return [_one(images)]
+    if not isinstance(images, Sequence):
+        raise _unknown(images)
+    if not images:
+        raise InputError("preprocess: got no image at all.")
+    return [_one(image) for image in images]
+
+
+def _unknown(image: Any) -> InputError:
+    return InputError(
+        f"preprocess: expected {ACCEPTED}, or several of them, got {type(image).__name__}."
+    )
+
+
+def _one(image: Any) -> Image.Image:
+    if isinstance(image, (str, Path)):
+        return _read(Path(image))
+    if isinstance(image, Image.Image):
+        return _guarded(lambda: _to_rgb(image), "the PIL image")
+    if isinstance(image, (Tensor, np.ndarray)):
+        pictures = _batch_to_pil(image)
+        if len(pictures) != 1:
+            raise InputError(
+                f"preprocess: expected one image, got a batch of {len(pictures)} inside a list; "
+                "pass batches alone."
+            )
+        return pictures[0]
+    raise _unknown(image)
+
+
+def _read(path: Path) -> Image.Image:
+    def load() -> Image.Image:
+        with Image.open(path) as image:
+            return _to_rgb(image)
+
+    return _guarded(load, str(path))
+
+
+def _guarded(load: Callable[[], Image.Image], what: str) -> Image.Image:
+    """Run `load` with one clear error for what Pillow raises or only warns about."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken metadata and the like
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return load()
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"preprocess: {what} unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a "
+            "decompression bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you "
+            "trust it."
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"preprocess: there is no image file {what}.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"preprocess: {what} is a folder; expected an image file.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"preprocess: {what} is not an image that Pillow can read.") from error
+    except _DAMAGED as error:
+        raise InputError(
+            f"preprocess: {what} cannot be read, it may be truncated or damaged ({error})."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The right way up, RGB, on white where transparent."""
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        return _grey_to_pil(np.asarray(upright))
+    if upright.mode == "La":
+        upright = upright.convert("LA")
+    if upright.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in upright.info:
+        colors = upright.convert("RGBA")
+        white = Image.new("RGBA", colors.size, "white")
+        return Image.alpha_composite(white, colors).convert("RGB")
+    return upright.convert("RGB")  # a new picture, or with mode RGB a copy
+
+
+def _grey_to_pil(values: np.ndarray) -> Image.Image:
+    """One channel (H, W) of 16 bits, in whatever type Pillow keeps it, or of floats."""
+    if values.dtype.kind == "f":
+        raise InputError(
+            "preprocess: the picture holds floating-point values of unknown range; scale it to "
+            "uint8, or pass a preprocessed tensor."
+        )
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise InputError(
+            "preprocess: the picture holds integers outside 0 ... 65535; scale it to uint8."
+        )
+    return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    return np.round(values / 257).astype(np.uint8)  # 65535 / 255
+
+
+def _batch_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
+    """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB pictures."""
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    if values.dtype == np.uint16:
+        values = _to_eight_bits(values)
+    if values.dtype != np.uint8:
+        raise InputError(
+            f"preprocess: got an array or tensor of {array.dtype} and shape {tuple(array.shape)}; "
+            "accepted are arrays and tensors of uint8 or uint16 as images, and floating-point "
+            "tensors as preprocessed images. For values in [0, 1] pass (255 * x).round() as uint8; "
+            "for preprocessed ones torch.from_numpy(x)."
+        )
+    if values.ndim in (2, 3):
+        values = values[None]
+    elif values.ndim != 4:
+        raise _shape(array)
+    if not len(values):
+        raise InputError("preprocess: got no image at all.")
+    return [_array_to_pil(image, array) for image in values]
+
+
+def _array_to_pil(values: np.ndarray, given: Tensor | np.ndarray) -> Image.Image:
+    channels = (1, 2, 3, 4)
+    if values.ndim == 3:
+        if values.shape[2] not in channels:
+            if values.shape[0] not in channels:
+                raise _shape(given)
+            values = values.transpose(1, 2, 0)
+        if values.shape[2] == 1:
+            values = values[..., 0]
+    if 0 in values.shape:
+        raise _shape(given)
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)))
+
+
+def _shape(given: Tensor | np.ndarray) -> InputError:
+    return InputError(
+        f"preprocess: got an array or tensor of shape {tuple(given.shape)}; expected (H, W), "
+        "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
+    )

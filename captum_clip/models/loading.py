@@ -1,0 +1,187 @@
+"""`load_clip`: a name or a model -> an adapter."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, UnsupportedModelError
+from . import hub
+from .base import ClipAdapter
+from .families import adapter_of
+from .parts import Part
+from .sources import OPENAI, Source, check_model_type, resolve
+
+
+def load_clip(
+    name_or_model: str | Path | nn.Module | ClipAdapter,
+    *,
+    processor: Any = None,
+    tokenizer: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> ClipAdapter:
+    """A CLIP model with its preprocessing and tokenizer behind one face.
+
+    A name is looked up in this order: the report's and the embedded models (:func:`available`), an
+    existing folder (of transformers or OpenCLIP), ``hf-hub:ORG/NAME`` (OpenCLIP), an
+    ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a transformers repository on the hub. OpenAI's
+    weights were trained with QuickGELU: for OpenCLIP's tag `openai` the architecture with it is
+    taken, ``RN50/openai`` means ``RN50-quickgelu/openai``.
+
+    Args:
+        name_or_model: a name, a folder, or a model object, which is used as it is: never copied,
+            moved or changed. An adapter is returned as it is.
+        processor: makes tensors of pictures (an image processor of transformers or a function from
+            a PIL image to a tensor); for a name the model's own is the default. Kept as given.
+        tokenizer: makes tokens of texts; for a name the model's own is the default. Kept as given.
+        device: for a name; None is CUDA if there is one, else the CPU.
+        dtype: for a name; None is float32, whatever the precision of the stored weights.
+
+    Returns:
+        The adapter. A model loaded by name is in eval mode.
+
+    Raises:
+        InputError: the name means nothing, its files cannot be found, reached or read, or an option
+            does not go with a model object.
+        UnsupportedModelError: the model is of a kind that is not supported.
+
+    Example:
+        >>> clip = load_clip("demo/vit")
+        >>> clip.kind, clip.grid(224, 224)
+        ('vit', (7, 7))
+    """
+    if isinstance(name_or_model, ClipAdapter):
+        _refuse("an adapter", processor=processor, tokenizer=tokenizer, device=device, dtype=dtype)
+        return name_or_model
+    if isinstance(name_or_model, nn.Module):
+        _refuse("a model object", device=device, dtype=dtype)
+        name = type(name_or_model).__name__
+        return adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
+    if not isinstance(name_or_model, (str, Path)):
+        raise UnsupportedModelError(
+            f"load_clip: expected a name, a folder or a CLIP model, got "
+            f"{type(name_or_model).__name__}."
+        )
+    if isinstance(name_or_model, Path) and not name_or_model.expanduser().is_dir():
+        raise InputError(f"load_clip: there is no folder {name_or_model}.")
+    return _load(resolve(str(name_or_model)), processor, tokenizer, device, dtype)
+
+
+def _refuse(what: str, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(
+            f"load_clip: {given[0]} was given with {what}, which is used as it is; set it "
+            "yourself beforehand, for example model.to(device), or load by name."
+        )
+
+
+def _load(
+    source: Source,
+    processor: Any,
+    tokenizer: Any,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> ClipAdapter:
+    device = _device(device)
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
+    # Parameters made under inference_mode could never take part in a gradient.
+    with source.loading(), torch.inference_mode(False):
+        load = _transformers_model if source.library == "transformers" else _open_clip_model
+        model = load(source)
+        model.to(device=device, dtype=dtype or torch.float32).eval()
+        if tokenizer is None:
+            tokenizer = Part(partial(_tokenizer, source), "its tokenizer")
+        if processor is None:
+            processor = Part(partial(_processor, source, model), "its processor")
+        for part in (processor, tokenizer):
+            if isinstance(part, Part) and not source.local:
+                part.value()  # now, so that all of it is in the hub's cache
+    return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    cuda = torch.cuda.is_available()
+    try:
+        chosen = torch.device(device or ("cuda" if cuda else "cpu"))
+    except RuntimeError as error:
+        raise InputError(
+            f"load_clip: {device!r} is no device of PyTorch; expected 'cpu', 'cuda' or the like."
+        ) from error
+    if chosen.type == "cuda" and not cuda:
+        raise InputError(
+            f"load_clip: device={device!r} was asked for, but PyTorch sees no CUDA device; leave "
+            "device out to take what there is."
+        )
+    return chosen
+
+
+def _transformers_model(source: Source) -> nn.Module:
+    from transformers import AutoConfig, CLIPModel
+
+    config = AutoConfig.from_pretrained(source.where)
+    check_model_type(source.name, config.model_type)
+    model: nn.Module
+    model, info = CLIPModel.from_pretrained(
+        source.where, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"load_clip({source.name!r}): the checkpoint lacks {len(missing)} weights of a "
+            f"CLIPModel, such as {missing[0]}."
+        )
+    return model
+
+
+def _open_clip_model(source: Source) -> nn.Module:
+    import open_clip
+
+    from .open_clip import check_config, uses_quick_gelu
+
+    where = f"local-dir:{source.where}" if source.local else source.where
+    check_config(source.name, open_clip.factory.get_model_config(where))
+    model: nn.Module = open_clip.create_model(
+        where, pretrained=source.tag, precision="fp32", device="cpu", require_pretrained=True
+    )
+    if source.tag == OPENAI and not uses_quick_gelu(model):
+        raise UnsupportedModelError(
+            f"load_clip({source.name!r}): the weights of the tag 'openai' were trained with "
+            f"QuickGELU, but the architecture {source.where} runs without it; use "
+            f"'{source.where}-quickgelu/openai'."
+        )
+    return model
+
+
+def _processor(source: Source, model: Any) -> Any:
+    if source.library == "open_clip":
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        return image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    from transformers import AutoImageProcessor
+
+    with hub.quiet():
+        return AutoImageProcessor.from_pretrained(source.where)
+
+
+def _tokenizer(source: Source) -> Any:
+    if source.tokenizer is not None:
+        return source.tokenizer()
+    with hub.quiet():
+        if source.library == "open_clip":
+            from open_clip import get_tokenizer
+
+            return get_tokenizer(f"local-dir:{source.where}" if source.local else source.where)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(source.where)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # transformers 5 makes one of nothing where the files are missing
+        raise FileNotFoundError(f"{source.where} holds no vocabulary")
+    return tokenizer

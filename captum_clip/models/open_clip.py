@@ -1,0 +1,355 @@
+"""CLIP of OpenCLIP: its vision towers and its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError, UnsupportedModelError
+from .base import ClipAdapter
+from .parts import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .towers import AttentionLayer, Linear, Pooling, Projections, ResNetTower, Tower, ViTTower
+
+MODELS = ("CLIP", "CustomTextCLIP")
+TOWERS = ("CLIP", "CustomTextCLIP", "VisionTransformer", "ModifiedResNet")
+
+_POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
+
+
+class _OpenClipLayer(AttentionLayer):
+    """What the two kinds of blocks have in common: one stacked weight for query, key and value."""
+
+    block: Any
+    attention: Any
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block, block.attn, block.attn.num_heads)
+
+    def projections(self) -> Projections:
+        """See `AttentionLayer`."""
+        attention = self.attention
+        weights = attention.in_proj_weight.chunk(3)
+        bias = attention.in_proj_bias
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        output = Linear(attention.out_proj.weight, attention.out_proj.bias)
+        query, key, value = map(Linear, weights, biases)
+        return Projections(query, key, value, output)
+
+    @property
+    def scale(self) -> float:
+        """See `AttentionLayer`."""
+        return float(self.attention.head_dim**-0.5)
+
+
+class MultiheadLayer(_OpenClipLayer):
+    """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
+
+    def _batch_first(self, tokens: Tensor) -> Tensor:
+        return tokens if self.attention.batch_first else tokens.transpose(0, 1)
+
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """See `AttentionLayer`."""
+        return self._batch_first(args[0] if args else kwargs["query"])
+
+    def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """See `AttentionLayer`."""
+        return self._batch_first(args[0] if args else kwargs["q_x"])
+
+    def output(self, result: Any) -> Tensor:
+        """See `AttentionLayer`."""
+        return self._batch_first(result[0])  # (output, weights or None)
+
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        """See `AttentionLayer`."""
+        return (self._batch_first(output), *result[1:])
+
+    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """See `AttentionLayer`."""
+        block = self.block
+        hidden = residual + block.ls_1(attended)
+        out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+        return out
+
+
+class CustomLayer(_OpenClipLayer):
+    """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
+
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """See `AttentionLayer`."""
+        tokens: Tensor = args[0] if args else kwargs["x"]
+        return tokens
+
+    residual = tokens
+
+    def output(self, result: Any) -> Tensor:
+        """See `AttentionLayer`."""
+        output: Tensor = result
+        return output
+
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        """See `AttentionLayer`."""
+        return output
+
+    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """See `AttentionLayer`."""
+        block = self.block
+        hidden = residual + block.ls_1(block.ln_attn(attended))
+        out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+        return out
+
+    def taps(self) -> Mapping[Literal["query", "key", "value", "mixed"], tuple[nn.Module, bool]]:
+        """See `AttentionLayer`."""
+        return {"mixed": (self.attention.out_proj, False)}
+
+
+def _native_grid(
+    size: tuple[int, int], native: tuple[int, int], grid: tuple[int, int]
+) -> tuple[int, int]:
+    if size != native:
+        raise InputError(
+            f"the tower cannot take images of {size[0]} x {size[1]} pixels: OpenCLIP towers take "
+            f"their native size only, here {native[0]} x {native[1]}; resize or crop them, or let "
+            "the adapter's preprocess do it."
+        )
+    return grid
+
+
+@dataclass(frozen=True, eq=False)
+class OpenClipViT(ViTTower):
+    """A `VisionTransformer` that pools its CLS token or the mean of its patches."""
+
+    module: Any
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """See `Tower`."""
+        return _native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
+
+    def embed(self, token: Tensor) -> Tensor:
+        """See `ViTTower`; for one token the order of norm and pooling makes no difference."""
+        normed: Tensor = self.module.ln_post(token)
+        return normed if self.module.proj is None else normed @ self.module.proj
+
+    @property
+    def checkpointing(self) -> bool:
+        """See `ViTTower`."""
+        return bool(self.module.transformer.grad_checkpointing)
+
+    def unsteady(self) -> str | None:
+        """See `Tower`; dropout of patches or attention is a number here, not a `Dropout`."""
+        patches = self.module.patch_dropout
+        if patches.training and getattr(patches, "prob", 0) > 0:
+            return f"patch dropout {patches.prob}"
+        for layer in self.layers:
+            attention: Any = layer.attention
+            if attention.training and getattr(attention, "dropout", 0) > 0:
+                return f"attention dropout {attention.dropout}"
+        return super().unsteady()
+
+
+@dataclass(frozen=True, eq=False)
+class OpenClipResNet(ResNetTower):
+    """A `ModifiedResNet` with its attention pool."""
+
+    module: Any
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """See `Tower`."""
+        side = int(self.module.image_size)
+        return _native_grid((height, width), (side, side), (side // 32, side // 32))
+
+    def pool(self, features: Tensor, shift: Tensor) -> Tensor:
+        r"""See `ResNetTower`; only the query of the mean token is needed.
+
+        With tokens :math:`x_j = A_j + p_j` (:math:`A_0` the mean) and the shift :math:`\delta`,
+
+        .. math:: q = W_Q (x_0 + \delta) + b_Q, \quad a_{hj} = \mathrm{softmax}_j(s\,(W_{K,h}^T
+            q_h) \cdot x_j), \quad o_h = W_{V,h} (\sum_j a_{hj} x_j + \delta) + b_{V,h}.
+
+        The same shift of every key leaves the softmax as it is, so keys need none.
+        """
+        pool = self.module.attnpool
+        half = features.dtype in (torch.float16, torch.bfloat16)
+        dtype = torch.float32 if half else features.dtype
+        shift = shift.to(dtype)
+        x = features.to(dtype).flatten(2)  # (B, C, s)
+        x = torch.cat([x.mean(-1, keepdim=True), x], -1) + pool.positional_embedding.to(dtype).T
+        channels, heads = x.shape[1], pool.num_heads
+        scale = (channels // heads) ** -0.5
+
+        def weights(linear: Any) -> Tensor:  # (heads, C / heads, C)
+            weight: Tensor = linear.weight.to(dtype)
+            return weight.view(heads, -1, channels)
+
+        query = F.linear(
+            x[..., 0] + shift, pool.q_proj.weight.to(dtype), pool.q_proj.bias.to(dtype)
+        )
+        query = query.view(-1, heads, channels // heads) * scale
+        attention = (torch.einsum("bhd,hdc->bhc", query, weights(pool.k_proj)) @ x).softmax(-1)
+        mixed = attention @ x.mT + shift[:, None]  # (B, heads, C)
+        value = torch.einsum("bhc,hdc->bhd", mixed, weights(pool.v_proj)).flatten(1)
+        value = value + pool.v_proj.bias.to(dtype)
+        out = F.linear(value, pool.c_proj.weight.to(dtype), pool.c_proj.bias.to(dtype))
+        return out.to(features.dtype)
+
+
+def tower_of(module: nn.Module) -> Tower | None:
+    """The vision tower in a module of OpenCLIP; None where the module is none of `TOWERS`.
+
+    Raises:
+        UnsupportedModelError: a tower, a pooling or an attention that is not supported.
+    """
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
+    visual: Any = module.visual if isinstance(module, (CLIP, CustomTextCLIP)) else module
+    if isinstance(visual, VisionTransformer):
+        return _vit(visual)
+    if isinstance(visual, ModifiedResNet):
+        return OpenClipResNet(module=visual, stage=visual.layer4)
+    if visual is not module:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
+            "are OpenCLIP's VisionTransformer and ModifiedResNet."
+        )
+    return None
+
+
+def _vit(visual: Any) -> OpenClipViT:
+    if getattr(visual, "attn_pool", None) is not None or visual.pool_type not in _POOLINGS:
+        pool = "an attentional pool" if visual.pool_type in _POOLINGS else "no single pooled token"
+        raise UnsupportedModelError(
+            f"the VisionTransformer has {pool} (pool_type={visual.pool_type!r}); supported are the "
+            "CLS token (pool_type='tok') and the mean of the patches (pool_type='avg')."
+        )
+    return OpenClipViT(
+        module=visual,
+        layers=tuple(_layer(i, block) for i, block in enumerate(visual.transformer.resblocks)),
+        pooling=_POOLINGS[visual.pool_type],
+    )
+
+
+def _layer(index: int, block: Any) -> AttentionLayer:
+    from open_clip.transformer import Attention
+
+    attention = getattr(block, "attn", None)
+    if isinstance(attention, nn.MultiheadAttention):
+        refused = {
+            "separate query, key and value weights": attention.in_proj_weight is None,
+            "bias_k": attention.bias_k is not None,
+            "add_zero_attn": attention.add_zero_attn,
+        }
+    elif isinstance(attention, Attention):
+        refused = {
+            "qk_norm": not isinstance(attention.ln_q, nn.Identity),
+            "scaled_cosine": bool(attention.scaled_cosine),
+            "scale_heads": bool(attention.scale_heads),
+            "inner_norm": not isinstance(attention.ln_inner, nn.Identity),
+        }
+    else:
+        refused = {f"the class {type(attention).__name__}": True}
+    for what, found in refused.items():
+        if found:
+            raise UnsupportedModelError(
+                f"layer {index} of the VisionTransformer has an attention with {what}; supported "
+                "are torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's "
+                "Attention without qk_norm, scaled_cosine, scale_heads and inner_norm."
+            )
+    plain = isinstance(attention, nn.MultiheadAttention)
+    return MultiheadLayer(block) if plain else CustomLayer(block)
+
+
+def uses_quick_gelu(model: nn.Module) -> bool:
+    """Whether every activation of the model's transformers is the QuickGELU of OpenAI's CLIP."""
+    from open_clip.transformer import QuickGELU
+
+    found = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "gelu"]
+    return bool(found) and all(isinstance(module, QuickGELU) for module in found)
+
+
+def check_config(name: str, config: Mapping[str, Any] | None) -> None:
+    """Refuse an architecture that is not supported, before its weights are downloaded.
+
+    Raises:
+        UnsupportedModelError: it has a text decoder (CoCa) or a tower of timm.
+    """
+    config = config or {}
+    timm = config.get("vision_cfg", {}).get("timm_model_name")
+    what = f"a timm tower, {timm}" if timm else None
+    if "multimodal_cfg" in config:
+        what = "a text decoder (CoCa)"
+    if what is not None:
+        raise UnsupportedModelError(
+            f"load_clip({name!r}): the model has {what}; supported are OpenCLIP models with a "
+            "VisionTransformer or ModifiedResNet of OpenCLIP."
+        )
+
+
+class OpenClipAdapter(ClipAdapter):
+    """A `CLIP` or `CustomTextCLIP` of OpenCLIP."""
+
+    model: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `ClipAdapter`; in OpenCLIP's mixed precision the first convolution tells."""
+        visual: Any = self.tower.module
+        dtype: torch.dtype = visual.conv1.weight.dtype
+        return dtype
+
+    def _image_features(self, images: Tensor) -> Tensor:
+        self.grid(*images.shape[-2:])
+        features = self.model.encode_image(images.to(self.dtype))
+        embedding: Tensor = features[0] if isinstance(features, tuple) else features
+        return embedding
+
+    def _text_features(self, tokens: Any) -> Tensor:
+        features: Tensor = self.model.encode_text(tokens)
+        return features
+
+    def _process(self, images: list[Image.Image]) -> Tensor:
+        return process(self._require_processor(), images)
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        tokenizer = self._require_tokenizer()
+        if is_transformers_tokenizer(tokenizer):
+            length = self.context_length
+            padded = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+            return padded["input_ids"]
+        return tokenizer(texts)
+
+    def _count(self, text: str) -> int | None:
+        return count_tokens(self._require_tokenizer(), text)
+
+    def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        told = statistics(self.processor)
+        if told is None and self.processor is None:  # what OpenCLIP noted on the model
+            visual: Any = self.tower.module
+            mean, std = (getattr(visual, name, None) for name in ("image_mean", "image_std"))
+            return None if mean is None or std is None else (mean, std)
+        return told
+
+    @property
+    def context_length(self) -> int:
+        """See `ClipAdapter`; the tokenizer may cut before the model does."""
+        own = int(self.model.context_length)
+        return min(own, int(getattr(self.tokenizer, "context_length", None) or own))
+
+    def _describe_preprocessing(self) -> object:
+        return describe(self.processor)
+
+
+def adapter_of(model: nn.Module, *, name: str, **parts: Any) -> OpenClipAdapter | None:
+    """The adapter of an OpenCLIP model; None where the model is something else."""
+    from open_clip import CLIP, CustomTextCLIP
+
+    if not isinstance(model, (CLIP, CustomTextCLIP)):
+        return None
+    tower = tower_of(model)
+    return None if tower is None else OpenClipAdapter(model, tower, name=name, **parts)

@@ -1,0 +1,117 @@
+"""Processors and tokenizers, whichever library they come from, each asked in its own way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+
+
+class Part:
+    """A processor or tokenizer that is loaded when it is first needed.
+
+    Args:
+        load: loads it.
+        what: what it is, for the message of `reason`.
+    """
+
+    def __init__(self, load: Callable[[], Any], what: str) -> None:
+        self._load = load
+        self._what = what
+        self._value: Any = None
+        self._loaded = False
+        self.reason = ""
+
+    def value(self) -> Any:
+        """The loaded part; None where it cannot be loaded, and `reason` says why."""
+        if not self._loaded:
+            try:
+                self._value = self._load()
+            except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+                self.reason = f"{self._what} could not be loaded: {_first_line(error)}"
+            self._loaded = True
+        return self._value
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".:")
+
+
+def _image_processor(processor: Any) -> Any:
+    """The part for images of a processor that has one for texts as well."""
+    return getattr(processor, "image_processor", processor)
+
+
+def process(processor: Any, images: list[Image.Image]) -> Tensor:
+    """RGB pictures -> (B, 3, H, W), float32 on the CPU.
+
+    Args:
+        processor: an image processor of transformers, or a function from one PIL image to a
+            tensor (3, H, W) such as OpenCLIP's transforms.
+        images: RGB pictures.
+
+    Raises:
+        InputError: the processor does not give one tensor (3, H, W) an image, all of one size.
+    """
+    inner = _image_processor(processor)
+    if hasattr(inner, "image_mean"):
+        tensors = list(inner(images=images, return_tensors="pt")["pixel_values"])
+    else:
+        tensors = [inner(image) for image in images]
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.shape != tensors[0].shape:
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise InputError(
+                f"preprocess: the processor {type(inner).__name__} returned {got} for an image; "
+                "expected one tensor (3, H, W) an image, all of the same size."
+            )
+    return torch.stack(tensors).float()
+
+
+def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Mean and deviation of the three channels; None where the processor does not tell."""
+    inner = _image_processor(processor)
+    if hasattr(inner, "image_mean"):
+        if not getattr(inner, "do_normalize", True):
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return tuple(inner.image_mean), tuple(inner.image_std)
+    for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
+        if hasattr(step, "mean") and hasattr(step, "std"):
+            return tuple(map(float, step.mean)), tuple(map(float, step.std))
+    return None
+
+
+def describe(processor: Any) -> str:
+    """A text that changes when the preprocessing does, and not from run to run."""
+    inner = _image_processor(processor)
+    if hasattr(inner, "image_mean"):
+        return repr(sorted(inner.to_dict().items()))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(inner))
+
+
+def is_transformers_tokenizer(tokenizer: Any) -> bool:
+    """Whether it is called as the tokenizers of transformers are."""
+    return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
+
+
+def count_tokens(tokenizer: Any, text: str) -> int | None:
+    """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
+    if is_transformers_tokenizer(tokenizer):
+        return len(tokenizer(text, verbose=False)["input_ids"])
+    if hasattr(tokenizer, "count"):  # the embedded model's
+        return int(tokenizer.count(text))
+    clean = getattr(tokenizer, "clean_fn", None)
+    if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
+        inner, cleaned = tokenizer.tokenizer, clean(text)
+        if getattr(tokenizer, "tokenizer_mode", "") == "clips":  # adds start, end and class
+            return 3 + len(inner(cleaned, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(inner(cleaned, verbose=False)["input_ids"])
+    if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
+        return 2 + len(tokenizer.encode(text))
+    return None

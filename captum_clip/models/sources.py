@@ -1,0 +1,188 @@
+"""Where a name leads: an embedded model, a folder, a checkpoint on the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UnsupportedModelError
+from . import hub
+from .names import PUBLISHED, Library, published
+
+OPENAI = "openai"
+_HF_HUB = "hf-hub:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named model comes from.
+
+    Attributes:
+        name: what the user asked for.
+        library: what loads it.
+        where: folder, repository, ``hf-hub:`` name or OpenCLIP architecture.
+        tag: OpenCLIP's tag for an architecture.
+        local: a folder, so that no network is needed.
+        tokenizer: loads a tokenizer other than the library's.
+    """
+
+    name: str
+    library: Library
+    where: str
+    tag: str | None = None
+    local: bool = False
+    tokenizer: Callable[[], Any] | None = None
+
+    def loading(self) -> AbstractContextManager[Any]:
+        """The context in which its files are loaded."""
+        if self.local:
+            return hub.loading(self.name)
+        return hub.loading_from_hub(
+            self.name, f"{self.where}/{self.tag}" if self.tag else self.where
+        )
+
+
+@dataclass(frozen=True)
+class AvailableModel:
+    """A model that can be loaded by a short name.
+
+    Attributes:
+        name: for `load_clip`.
+        aliases: other spellings of it.
+        kind: "vit" or "resnet".
+        library: what loads it.
+        checkpoint: where its weights come from.
+        embedded: part of the package, so that no network is needed.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: str
+    library: Library
+    checkpoint: str
+    embedded: bool = False
+
+
+def available() -> list[AvailableModel]:
+    """The models with short names: the embedded ones, then the report's.
+
+    Example:
+        >>> [model.name for model in available()][:3]
+        ['demo/vit', 'demo/resnet', 'RN50']
+    """
+    from ..demo import MODELS
+
+    embedded = [
+        AvailableModel(
+            name,
+            (),
+            kind="resnet" if name.endswith("resnet") else "vit",
+            library="open_clip" if name.endswith("resnet") else "transformers",
+            checkpoint="embedded",
+            embedded=True,
+        )
+        for name in MODELS
+    ]
+    return embedded + [
+        AvailableModel(row.name, row.aliases, row.kind, row.library, row.checkpoint)
+        for row in PUBLISHED
+    ]
+
+
+def resolve(name: str) -> Source:
+    """Find out where a name leads, without a network.
+
+    Args:
+        name: what `load_clip` was called with.
+
+    Raises:
+        InputError: it leads nowhere.
+        UnsupportedModelError: it leads to a model of a kind that is not supported.
+    """
+    from ..demo import MODELS
+
+    row = published(name)
+    if row is not None:
+        tag = OPENAI if row.library == "open_clip" else None
+        return Source(row.name, row.library, row.checkpoint, tag)
+    if name in MODELS:
+        return _embedded(name, MODELS[name])
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _folder(name, folder)
+    if name.startswith(_HF_HUB):
+        return Source(name, "open_clip", name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
+        raise _unknown(name)
+    return _open_clip_pair(name) or Source(name, "transformers", name)
+
+
+def _unknown(name: str) -> InputError:
+    from open_clip import list_models, list_pretrained_tags_by_model
+
+    if name in list_models():
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        return InputError(
+            f"load_clip: {name!r} is an architecture of OpenCLIP; add one of its tags as in "
+            f"'{name}/TAG': {tags}."
+        )
+    return InputError(f"load_clip: {name!r} is neither a known name nor a folder. {hub.accepted()}")
+
+
+def _embedded(name: str, folder: Path) -> Source:
+    from ..demo.vocabulary import DemoTokenizer
+
+    if not folder.is_dir():
+        raise InputError(f"load_clip({name!r}): {folder} is missing; install captum-clip again.")
+    library: Library = _folder(name, folder).library
+    return Source(name, library, str(folder), local=True, tokenizer=DemoTokenizer)
+
+
+def _folder(name: str, folder: Path) -> Source:
+    """A folder of transformers, or of OpenCLIP, which may hold a `config.json` as well."""
+    config = folder / "config.json"
+    kind = None
+    if config.is_file():
+        try:
+            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"load_clip({name!r}): {config} cannot be read ({error}).") from error
+    if kind != "clip" and (folder / "open_clip_config.json").is_file():
+        return Source(name, "open_clip", str(folder), local=True)
+    if not config.is_file():
+        raise InputError(
+            f"load_clip({name!r}): the folder holds neither config.json (transformers) nor "
+            "open_clip_config.json (OpenCLIP)."
+        )
+    check_model_type(name, kind)
+    return Source(name, "transformers", str(folder), local=True)
+
+
+def check_model_type(name: str, kind: Any) -> None:
+    """Refuse models of transformers that are not `CLIPModel`.
+
+    Raises:
+        UnsupportedModelError: the type in the model's configuration is not "clip".
+    """
+    if kind != "clip":
+        raise UnsupportedModelError(
+            f"load_clip({name!r}): it is a transformers model of type {kind!r}; supported is "
+            "'clip' (CLIPModel). For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
+        )
+
+
+def _open_clip_pair(name: str) -> Source | None:
+    from open_clip.pretrained import is_pretrained_cfg
+
+    architecture, _, tag = name.rpartition("/")
+    if not is_pretrained_cfg(architecture, tag):
+        return None
+    with_gelu = f"{architecture}-quickgelu"
+    if tag == OPENAI and is_pretrained_cfg(with_gelu, tag):
+        architecture = with_gelu
+    return Source(name, "open_clip", architecture, tag)

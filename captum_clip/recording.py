@@ -1,0 +1,249 @@
+"""The only place that hooks a model: record what a method needs, and put everything back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CaptureError
+from .models.images import check_images
+from .models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
+
+Visit = Callable[[int, Tensor], None]
+
+
+class _Stop(Exception):  # noqa: N818 - control flow, never seen by a user
+    """Ends a forward whose rest nobody needs."""
+
+
+@dataclass
+class LayerRecord:
+    """What one attention layer showed; every tensor (B, s, D)."""
+
+    tokens: Tensor | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    mixed: Tensor | None = None  # in the graph, where there is one
+    output: Tensor | None = None  # in the graph, where there is one
+
+
+@dataclass
+class Recording:
+    """What a forward showed. Filled while it runs, empty of tensors once the reader lets go."""
+
+    size: tuple[int, int] | None = None  # height and width of the images that entered the tower
+    batch: int = 0
+    stopped: bool = False  # the forward was left early, as planned
+    layers: dict[int, LayerRecord] = field(default_factory=dict)
+    residual: Tensor | None = None  # (B, s, D), what entered the block that stopped it
+    features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
+    shift: Tensor | None = None  # (B, C), zero, added to the features at all positions
+
+    def finish(self) -> None:
+        """Say clearly that the tower was not run.
+
+        Raises:
+            CaptureError: the forward function returned without having run the tower.
+        """
+        if self.size is None:
+            raise CaptureError(
+                "The forward function did not run the vision tower that was given as `layer`; "
+                "it must run it exactly once, and through the module's call."
+            )
+
+
+class _Hooks:
+    """Forward hooks that act in the thread that set them and are all taken away again."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._handles: list[Any] = []
+
+    def before(
+        self, module: nn.Module, hook: Callable[[tuple[Any, ...], dict[str, Any]], None]
+    ) -> None:
+        """Call `hook(args, kwargs)` before the module runs."""
+
+        def guarded(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        ) -> None:
+            # Another thread's forward may catch the hook while it comes or goes, without kwargs.
+            if threading.get_ident() == self._thread:
+                hook(args, kwargs or {})
+
+        self._handles.append(module.register_forward_pre_hook(guarded, with_kwargs=True))
+
+    def after(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
+        """Call `hook(result)` after the module ran; what it returns, if not None, replaces it."""
+
+        def guarded(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
+            return hook(result) if threading.get_ident() == self._thread else None
+
+        self._handles.append(module.register_forward_hook(guarded))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@contextmanager
+def _recording(
+    tower: Tower, plan: Callable[[_Hooks, Recording], None], gradient: bool
+) -> Iterator[Recording]:
+    """Set the hooks of a plan, and undo everything however the forward ends."""
+    record, hooks, mode = Recording(), _Hooks(), torch.is_grad_enabled()
+
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if record.size is not None:
+            raise CaptureError(
+                "The forward function ran the vision tower twice; it must run it exactly once. "
+                "Encode texts and reference images beforehand."
+            )
+        if gradient and not torch.is_grad_enabled():
+            raise CaptureError(
+                "The forward function ran the vision tower under torch.no_grad() or "
+                "torch.inference_mode(), so no gradient reaches it; remove that."
+            )
+        images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        check_images(images, "the vision tower")
+        record.size, record.batch = (images.shape[-2], images.shape[-1]), len(images)
+        torch.set_grad_enabled(False)  # the graph begins only where a plan turns it on
+
+    hooks.before(tower.module, enter)
+    try:
+        plan(hooks, record)
+        yield record
+        record.finish()
+    except _Stop:
+        record.stopped = True
+    finally:
+        hooks.remove()
+        torch.set_grad_enabled(mode)
+
+
+@contextmanager
+def record_vit(
+    tower: ViTTower,
+    *,
+    visit: tuple[range, Visit] | None = None,
+    keep: range = range(0),
+    leaf: int | None = None,
+    stop: int | None = None,
+) -> Iterator[Recording]:
+    """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
+
+    Args:
+        tower: the tower; its forward runs inside the ``with``.
+        visit: layers, and what to call as ``visit(layer, tokens)`` when their attention starts.
+        keep: layers whose tokens, queries, keys, values and outputs are kept.
+        leaf: layer whose attention output becomes a leaf; from there on the graph is recorded.
+        stop: layer at whose attention the forward ends; its tokens and residual are kept.
+    """
+
+    def plan(hooks: _Hooks, record: Recording) -> None:
+        for index in sorted({*keep, *(visit[0] if visit else ()), *_given(leaf), *_given(stop)}):
+            layer = tower.layers[index]
+            _plan_entrance(hooks, record, index, layer, visit=visit, keep=keep, stop=stop)
+            if index == stop:
+                continue
+            if index in keep:
+                _plan_taps(hooks, record, index, layer)
+            if index in keep or index == leaf:
+                _plan_output(hooks, record, index, layer, leaf=index == leaf)
+
+    with _recording(tower, plan, gradient=leaf is not None) as record:
+        yield record
+
+
+def _given(index: int | None) -> tuple[int, ...]:
+    return () if index is None else (index,)
+
+
+def _plan_entrance(
+    hooks: _Hooks,
+    record: Recording,
+    index: int,
+    layer: AttentionLayer,
+    *,
+    visit: tuple[range, Visit] | None,
+    keep: range,
+    stop: int | None,
+) -> None:
+    seen = record.layers.setdefault(index, LayerRecord())
+
+    def enter_block(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.residual = layer.residual(args, kwargs)
+
+    def enter_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = layer.tokens(args, kwargs)
+        if visit is not None and index in visit[0]:
+            visit[1](index, tokens)
+        if index in keep or index == stop:
+            seen.tokens = tokens
+        if index == stop:
+            raise _Stop
+
+    if index == stop:
+        hooks.before(layer.block, enter_block)
+    hooks.before(layer.attention, enter_attention)
+
+
+def _plan_taps(hooks: _Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+    def tap(name: str, tensor: Tensor) -> None:
+        setattr(record.layers[index], name, tensor if name == "mixed" else tensor.detach())
+
+    def tap_input(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        tap(name, args[0])
+
+    for name, (module, from_output) in layer.taps().items():
+        if from_output:
+            hooks.after(module, partial(tap, name))
+        else:
+            hooks.before(module, partial(tap_input, name))
+
+
+def _plan_output(
+    hooks: _Hooks, record: Recording, index: int, layer: AttentionLayer, *, leaf: bool
+) -> None:
+    def leave(result: Any) -> Any:
+        output = layer.output(result)
+        if leaf:
+            torch.set_grad_enabled(True)
+            output = output.detach().requires_grad_()
+        record.layers[index].output = output
+        return layer.replaced(result, output)  # also unchanged, it may be a view: an ancestor
+
+    hooks.after(layer.attention, leave)
+
+
+@contextmanager
+def record_resnet(tower: ResNetTower, *, stop: bool) -> Iterator[Recording]:
+    """Record the last stage of a ResNet tower, which runs without a graph up to there.
+
+    Args:
+        tower: the tower; its forward runs inside the ``with``.
+        stop: end the forward after the stage; otherwise a zero shift that needs a gradient is
+            added to the features, and the graph is recorded from there on.
+    """
+
+    def plan(hooks: _Hooks, record: Recording) -> None:
+        def leave(features: Tensor) -> Tensor:
+            record.features = features.detach()
+            if stop:
+                raise _Stop
+            torch.set_grad_enabled(True)
+            record.shift = features.new_zeros(features.shape[:2]).requires_grad_()
+            return record.features + record.shift[:, :, None, None]
+
+        hooks.after(tower.stage, leave)
+
+    with _recording(tower, plan, gradient=not stop) as record:
+        yield record

@@ -1,0 +1,9 @@
+"""Targets: what an image's similarity is explained for."""
+
+from .base import Target, concatenate
+from .embedding import embedding
+from .image import image
+from .text import text
+from .words import words
+
+__all__ = ["Target", "concatenate", "embedding", "image", "text", "words"]

@@ -1,0 +1,145 @@
+"""Target: K directions in CLIP's embedding space, each with a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import TargetError
+
+_ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """K target directions.
+
+    Attributes:
+        bank: unit rows (K, D), L2-normalised after all arithmetic.
+        norms: lengths (K,) that the rows had before; a word whose row is short hardly matters.
+        names: one name a row.
+
+    ``-t`` negates (negative saliency), ``a - b`` subtracts unit rows, ``t[i]`` picks rows (an
+    index, a slice, a list or a name), ``len(t)`` is K. There is no ``+``: several targets go side
+    by side with :func:`captum_clip.targets.concatenate`.
+    """
+
+    bank: Tensor
+    norms: Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        # Made under inference_mode, tensors could never take part in a gradient; copies can.
+        with torch.inference_mode(False):
+            for part in ("bank", "norms"):
+                tensor = getattr(self, part)
+                if tensor.is_inference():
+                    object.__setattr__(self, part, tensor.clone())
+
+    @classmethod
+    def of(cls, rows: Tensor, names: Sequence[str]) -> Target:
+        """A target of rows (K, D) of any length; kept detached, in at least float32.
+
+        Raises:
+            TargetError: not (K, D), not finite, a row without direction, or not K names.
+        """
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or 0 in rows.shape:
+            shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise TargetError(f"Target: expected rows of shape (K, D), got {shape}.")
+        if len(names) != len(rows):
+            raise TargetError(f"Target: {len(rows)} rows need as many names, got {len(names)}.")
+        rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+        norms = rows.norm(dim=1)
+        for name, norm in zip(names, norms.tolist(), strict=True):
+            if not norm < float("inf"):
+                raise TargetError(f"Target: the row of {name!r} holds NaN or infinity.")
+            if norm < _ZERO:
+                raise TargetError(
+                    f"Target: {name!r} has no direction (length {norm:.1e}); with it and without "
+                    "it the model sees the same, so there is nothing to explain."
+                )
+        return cls(rows / norms[:, None], norms, tuple(names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Target]:
+        return (self[index] for index in range(len(self)))
+
+    def __neg__(self) -> Target:
+        return Target(-self.bank, self.norms, tuple(f"not {name}" for name in self.names))
+
+    def __sub__(self, other: Target) -> Target:
+        if not isinstance(other, Target):
+            return NotImplemented
+        if len(other) not in (1, len(self)) and len(self) != 1:
+            raise TargetError(
+                f"Target: cannot subtract {len(other)} rows from {len(self)}; the counts must be "
+                "equal, or one of them 1."
+            )
+        _check_sizes("Target", [self, other])
+        rows = self.bank - other.bank.to(self.bank.device)
+        left = self.names if len(self) == len(rows) else self.names * len(rows)
+        right = other.names if len(other) == len(rows) else other.names * len(rows)
+        names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
+        return Target.of(rows, names)
+
+    def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> Target:
+        chosen = self._positions(key)
+        return Target(
+            self.bank[chosen], self.norms[chosen], tuple(self.names[index] for index in chosen)
+        )
+
+    def _positions(self, key: int | str | slice | Sequence[int] | Tensor) -> list[int]:
+        if isinstance(key, slice):
+            chosen = list(range(len(self)))[key]
+        elif isinstance(key, str):
+            chosen = [index for index, name in enumerate(self.names) if name == key]
+        else:
+            listed = key.tolist() if isinstance(key, Tensor) else key
+            chosen = [listed] if isinstance(listed, int) else list(listed)
+            if any(isinstance(index, bool) or not isinstance(index, int) for index in chosen):
+                raise TargetError(f"Target: expected indices, a slice or a name, got {key!r}.")
+            if any(not -len(self) <= index < len(self) for index in chosen):
+                raise IndexError(f"Target: index {key} is out of range for {len(self)} rows.")
+            chosen = [index % len(self) for index in chosen]
+        if not chosen:
+            raise TargetError(f"Target: {key!r} picks no row; the names are {list(self.names)}.")
+        return chosen
+
+    def to(self, device: torch.device | str) -> Target:
+        """The same target on another device."""
+        return Target(self.bank.to(device), self.norms.to(device), self.names)
+
+    def __repr__(self) -> str:
+        return f"Target({list(self.names)})"
+
+
+def _check_sizes(caller: str, targets: Sequence[Target]) -> None:
+    sizes = sorted({target.bank.shape[1] for target in targets})
+    if len(sizes) > 1:
+        raise TargetError(
+            f"{caller}: the targets come from different models, with rows of {sizes} numbers."
+        )
+
+
+def concatenate(targets: Sequence[Target]) -> Target:
+    """Several targets as one, their rows one after the other.
+
+    Raises:
+        TargetError: nothing was given, or the rows differ in length.
+    """
+    targets = list(targets)
+    if not targets or not all(isinstance(target, Target) for target in targets):
+        raise TargetError(f"concatenate: expected one or more Targets, got {targets!r}.")
+    _check_sizes("concatenate", targets)
+    device = targets[0].bank.device
+
+    def joined(part: Callable[[Target], Tensor]) -> Tensor:
+        return torch.cat([part(target).to(device) for target in targets])
+
+    names = tuple(name for target in targets for name in target.names)
+    return Target(joined(lambda t: t.bank), joined(lambda t: t.norms), names)

@@ -1,0 +1,42 @@
+"""Targets from embeddings that somebody already has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import TargetError
+from .base import Target
+
+
+def embedding(rows: Tensor | Any, names: Sequence[str] | None = None) -> Target:
+    """Targets from rows (K, D) or one row (D,), tensor or array, of any length.
+
+    Args:
+        rows: directions in the model's embedding space.
+        names: one name a row; "embedding 0", "embedding 1", ... where none is given.
+
+    Raises:
+        TargetError: not numbers, wrong shape, not finite, or a row of zeros.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import targets
+        >>> targets.embedding(torch.eye(3)[:2], ["first", "second"]).norms
+        tensor([1., 1.])
+    """
+    try:
+        tensor = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(
+            f"targets.embedding: expected numbers (K, D) or (D,), got {type(rows).__name__}."
+        ) from error
+    tensor = tensor[None] if tensor.ndim == 1 else tensor
+    if not tensor.is_floating_point():
+        tensor = tensor.float()
+    if names is None:
+        names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]
+    return Target.of(tensor, [names] if isinstance(names, str) else list(names))

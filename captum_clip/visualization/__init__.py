@@ -1,0 +1,25 @@
+"""Pictures of maps, as matplotlib figures that belong to no window.
+
+Arrays or tensors go in: images (B, 3, H, W) with colours in [0, 1], maps (B, K, h, w) in [0, 1]
+from :mod:`captum_clip.maps`. Nothing is computed here but colours.
+"""
+
+from .captum_view import captum_image_attr
+from .overlay import overlay
+from .saving import save_figure
+from .sheet import contact_sheet
+from .signs import signs
+from .style import HEAT, NEGATIVE, POSITIVE
+from .words import words
+
+__all__ = [
+    "HEAT",
+    "NEGATIVE",
+    "POSITIVE",
+    "captum_image_attr",
+    "contact_sheet",
+    "overlay",
+    "save_figure",
+    "signs",
+    "words",
+]

@@ -1,0 +1,119 @@
+"""What callers give, as NumPy arrays of known shape and range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .. import maps
+from ..errors import InputError
+
+Array = npt.NDArray[np.float32]
+ArrayLike = Tensor | npt.NDArray[Any]
+
+_SLACK = 1e-3  # rounding of half precision
+
+
+def as_images(caller: str, images: ArrayLike) -> Array:
+    """Images (B, 3, H, W) with colours in [0, 1] -> (B, H, W, 3).
+
+    Raises:
+        InputError: another shape, or colours out of range.
+    """
+    array = _as_array(caller, "images", images)
+    if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
+        raise InputError(
+            f"{caller}: expected images of shape (B, 3, H, W), got {array.shape}; "
+            "clip.denormalize(images) gives them."
+        )
+    _check_range(caller, "images", array, "clip.denormalize(images) gives such colours")
+    return np.moveaxis(array, 1, -1).clip(0, 1)
+
+
+def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = None) -> Array:
+    """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3).
+
+    Raises:
+        InputError: another shape, not one a picture, not `count` a picture, or out of range.
+    """
+    array = _as_array(caller, "maps", heat)
+    batch = len(images)
+    if array.ndim != 4 or 0 in array.shape or len(array) != batch:
+        raise InputError(
+            f"{caller}: expected maps of shape (B, K, h, w) for {batch} images, got {array.shape}."
+        )
+    if count is not None and array.shape[1] != count:
+        raise InputError(f"{caller}: expected {count} maps an image, got {array.shape[1]}.")
+    _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
+    size = images.shape[1:3]
+    if array.shape[-2:] != size:
+        array = maps.upsample(torch.from_numpy(array), size).numpy()
+    return array.clip(0, 1)
+
+
+def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Array:
+    """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero.
+
+    Raises:
+        InputError: another shape, NaN or infinity.
+    """
+    array = _as_array(caller, "an attribution", attribution)
+    if array.ndim != 4 or array.shape[:2] != (1, 1):
+        raise InputError(
+            f"{caller}: expected one attribution of shape (1, 1, h, w), got {array.shape}."
+        )
+    resized = maps.upsample(torch.from_numpy(array), size)[0, 0].numpy()
+    largest = float(np.abs(resized).max())
+    return np.asarray(resized / (largest or 1), dtype=np.float32)
+
+
+def as_scores(caller: str, scores: ArrayLike | None, shape: tuple[int, int]) -> Array | None:
+    """Scores (B, K), or None.
+
+    Raises:
+        InputError: another shape.
+    """
+    if scores is None:
+        return None
+    array = _as_array(caller, "scores", scores)
+    if array.shape != shape:
+        raise InputError(f"{caller}: expected scores of shape {shape}, got {array.shape}.")
+    return array
+
+
+def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
+    """K names; empty ones where none are given.
+
+    Raises:
+        InputError: not K.
+    """
+    if names is None:
+        return [""] * count
+    listed = [names] if isinstance(names, str) else [str(name) for name in names]
+    if len(listed) != count:
+        raise InputError(f"{caller}: expected {count} names, got {len(listed)}: {listed!r}.")
+    return listed
+
+
+def _as_array(caller: str, what: str, given: ArrayLike) -> Array:
+    if isinstance(given, Tensor):
+        return given.detach().cpu().float().numpy()
+    try:
+        return np.array(given, dtype=np.float32)  # a copy: the caller's array stays as it is
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{caller}: expected {what} as a tensor or an array, got {type(given).__name__}."
+        ) from error
+
+
+def _check_range(caller: str, what: str, array: Array, cure: str) -> None:
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise InputError(
+            f"{caller}: expected {what} in [0, 1], got values from {low:.3g} to {high:.3g}; {cure}."
+        )

@@ -1,0 +1,47 @@
+"""A map laid over an image."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.colors import Colormap
+
+from ..errors import InputError
+from .arrays import Array
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_COLOR, _LIGHT = 0.4, 0.2  # what stays of the colours, what is added of white
+_RISE = 0.8  # opacity is heat to this power: faint heat is seen, none is clear
+
+
+def soften(image: Array) -> Array:
+    """An image (H, W, 3) paler and lighter, so that the colours of a map stand out."""
+    grey = (image @ _LUMA)[..., None]
+    pale = _COLOR * image + (1 - _COLOR) * grey
+    return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
+
+
+def blend(image: Array, heat: Array, cmap: Colormap, alpha: float) -> Array:
+    """A map over a softened image; where it is zero the image shows through.
+
+    Args:
+        image: (H, W, 3) in [0, 1].
+        heat: (H, W) in [0, 1].
+        cmap: gives the colours.
+        alpha: opacity where the heat is 1.
+
+    Returns:
+        (H, W, 3) in [0, 1].
+    """
+    opacity = alpha * heat[..., None] ** _RISE
+    mixed = (1 - opacity) * soften(image) + opacity * cmap(heat)[..., :3]
+    return np.asarray(mixed, dtype=np.float32).clip(0, 1)
+
+
+def check_alpha(caller: str, alpha: float) -> None:
+    """An opacity.
+
+    Raises:
+        InputError: not in [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"{caller}: expected alpha in [0, 1], got {alpha!r}.")

@@ -1,0 +1,111 @@
+"""Captum's own picture of a map, without its pitfalls."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import numpy as np
+from captum.attr import visualization as captum_visualization
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ..errors import InputError
+from .arrays import Array, ArrayLike, as_images, as_signed
+from .style import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, colormap
+
+Sign = Literal["all", "positive", "negative", "absolute_value"]
+Method = Literal["heat_map", "blended_heat_map", "masked_image", "alpha_scaling"]
+
+_SIGNED: Final = LinearSegmentedColormap.from_list(
+    "captum_clip.signed", ["#00407c", "#2f86c5", "#f7f7f7", "#e8812a", "#b03a00"]
+)
+_COLORS: Final[dict[str, str | Colormap]] = {
+    "all": _SIGNED,
+    "positive": POSITIVE,
+    "negative": NEGATIVE,
+    "absolute_value": HEAT,
+}
+_METHODS: Final = ("heat_map", "blended_heat_map", "masked_image", "alpha_scaling")
+
+
+def captum_image_attr(
+    image: ArrayLike,
+    attribution: ArrayLike,
+    *,
+    method: Method = "blended_heat_map",
+    sign: Sign = "all",
+    cmap: str | Colormap | None = None,
+    title: str = "",
+    outlier_perc: float = 2,
+) -> Figure:
+    """One image and its signed map through `captum.attr.visualization.visualize_image_attr`.
+
+    For what :func:`overlay` does not do: a signed map in one picture, masked images, and figures
+    beside those of other Captum methods. The map is raw: Captum scales it, and cuts outliers off.
+    Captum fails on a map that is zero everywhere or has nothing of the sign; here the picture then
+    is the plain image, and its title says so.
+
+    Args:
+        image: (1, 3, H, W), colours in [0, 1].
+        attribution: (1, 1, h, w), a raw map, signed or not; upsampled to (H, W).
+        method: how map and image are shown.
+        sign: which values; "all" does not go with "masked_image" and "alpha_scaling".
+        cmap: colour map; by default orange for and blue against.
+        title: over the picture.
+        outlier_perc: share of the total, in percent, whose largest values are cut.
+
+    Returns:
+        A figure, not one of `pyplot`.
+
+    Raises:
+        InputError: shapes that do not fit, an unknown method or sign, or two that do not combine.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> image, signed = torch.rand(1, 3, 32, 32), torch.randn(1, 1, 4, 4)
+        >>> figure = visualization.captum_image_attr(image, signed, method="heat_map")
+    """
+    _check(method, sign)
+    picture = as_images("captum_image_attr", image)[0]
+    values = as_signed("captum_image_attr", attribution, picture.shape[:2])  # (H, W)
+    colors = colormap(_COLORS[sign] if cmap is None else cmap)
+    shown: str = method
+    if not _present(values, sign):
+        values, shown = np.ones_like(values), "original_image"
+        what = "saliency" if sign in ("all", "absolute_value") else f"{sign} saliency"
+        title = f"{title} (no {what})".strip()
+    figure = Figure(figsize=(3, 3.2), dpi=200)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
+    options: dict[str, Any] = {"cmap": colors, "outlier_perc": outlier_perc, "use_pyplot": False}
+    captum_visualization.visualize_image_attr(
+        values[..., None],
+        np.round(255 * picture).astype(np.uint8),
+        shown,
+        sign if shown == method else "positive",
+        plt_fig_axis=(figure, axes),
+        **options,
+    )
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=TEXT_SIZE, parse_math=False)
+    return figure
+
+
+def _present(values: Array, sign: Sign) -> bool:
+    if sign == "positive":
+        return bool((values > 0).any())
+    return bool((values < 0).any() if sign == "negative" else values.any())
+
+
+def _check(method: str, sign: str) -> None:
+    for option, value, choices in (("method", method, _METHODS), ("sign", sign, tuple(_COLORS))):
+        if value not in choices:
+            raise InputError(
+                f"captum_image_attr: expected {option} to be one of {', '.join(choices)}, "
+                f"got {value!r}."
+            )
+    if sign == "all" and method in ("masked_image", "alpha_scaling"):
+        raise InputError(
+            f"captum_image_attr: {method} shows no sign; take sign='positive', 'negative' or "
+            "'absolute_value'."
+        )

@@ -1,0 +1,78 @@
+"""Maps over the images that the model saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_scores
+from .blend import blend, check_alpha
+from .grid import Legend, Panel, grid
+from .style import ALPHA, HEAT, colormap
+
+
+def overlay(
+    images: ArrayLike,
+    heat: ArrayLike,
+    *,
+    names: Sequence[str] | None = None,
+    scores: ArrayLike | None = None,
+    alpha: float = ALPHA,
+    cmap: str | Colormap = HEAT,
+    original: bool = True,
+    caption: str = "",
+) -> Figure:
+    """Heat maps over images: one row an image, one column a target.
+
+    Args:
+        images: (B, 3, H, W), colours in [0, 1].
+        heat: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser.
+        names: of the K targets, over their pictures.
+        scores: (B, K), under the names.
+        alpha: opacity where the heat is 1; where it is 0 the image shows through.
+        cmap: colour map, by name or as it is.
+        original: whether the image without a map comes first.
+        caption: below the pictures.
+
+    Returns:
+        A figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
+
+    Raises:
+        InputError: shapes or ranges that do not fit, an unknown colour map.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> images, heat = torch.rand(1, 3, 32, 32), torch.rand(1, 2, 4, 4)
+        >>> figure = visualization.overlay(images, heat, names=["a horse", "a dog"])
+        >>> len(figure.axes)  # the image, two maps and the legend
+        4
+    """
+    pictures = as_images("overlay", images)
+    maps = as_heat("overlay", heat, pictures)
+    colors = colormap(cmap)
+    check_alpha("overlay", alpha)
+    titles = as_names("overlay", names, maps.shape[1])
+    numbers = as_scores("overlay", scores, maps.shape[:2])
+    rows = []
+    for index, picture in enumerate(pictures):
+        row = [Panel(picture, "image")] if original else []
+        for column, title in enumerate(titles):
+            value = maps[index, column]
+            note = note_of(value, None if numbers is None else numbers[index, column])
+            row.append(Panel(blend(picture, value, colors, alpha), title, note))
+        rows.append(row)
+    return grid(rows, legends=[Legend(colors, "low", "high")], caption=caption)
+
+
+def score_note(score: float) -> str:
+    """How a cosine similarity is written over a picture."""
+    return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def note_of(heat: Array, score: float | None = None) -> str:
+    """The score, and a word where there is no heat at all: an answer, not a failure."""
+    parts = [] if score is None else [score_note(score)]
+    return ", ".join(parts if heat.any() else [*parts, "no heat"])

@@ -1,0 +1,111 @@
+"""A text, and what each of its words adds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from ..errors import InputError
+from .arrays import Array, ArrayLike, as_heat, as_images, as_names
+from .blend import blend, check_alpha
+from .grid import Legend, Panel, grid
+from .overlay import score_note
+from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
+
+_COLUMNS = 8  # a longer text is spread over several rows
+
+
+def words(
+    images: ArrayLike,
+    heat: ArrayLike,
+    names: Sequence[str],
+    norms: ArrayLike | Sequence[float],
+    *,
+    negative: ArrayLike | None = None,
+    scores: ArrayLike | None = None,
+    relative: bool = True,
+    alpha: float = ALPHA,
+    cmap: str | Colormap | None = None,
+    caption: str = "",
+) -> Figure:
+    r"""The image, the map of the whole text, then one map a word with the word's norm.
+
+    The norm :math:`n_w` is the length of what the text's encoding loses without the word. By
+    default the map of each word is weighed with :math:`n_w / \max_v n_v`, so that "a" does not
+    look as important as "horse".
+
+    Args:
+        images: (B, 3, H, W), colours in [0, 1].
+        heat: (B, 1 + W, h, w) in [0, 1]: of the whole text, then of each word.
+        names: the text, then the words.
+        norms: (1 + W,), as in ``Target.norms``; the first is the text's and is not used.
+        negative: maps like `heat` of what speaks against; a second row for each image.
+        scores: (B, 1 + W); the cosine of the whole text is shown.
+        relative: whether the maps of the words are weighed with their norms.
+        alpha: opacity where a map is 1.
+        cmap: colour map of `heat`; by default inferno, or orange beside `negative`.
+        caption: below the pictures.
+
+    Returns:
+        A figure.
+
+    Raises:
+        InputError: shapes or ranges that do not fit, norms that are not positive.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> heat, names = torch.rand(1, 3, 4, 4), ["a horse", "a", "horse"]
+        >>> figure = visualization.words(torch.rand(1, 3, 32, 32), heat, names, [1, 0.1, 0.9])
+    """
+    pictures = as_images("words", images)
+    maps = as_heat("words", heat, pictures)
+    titles = as_names("words", names, maps.shape[1])
+    lengths = _norms(norms, len(titles))
+    check_alpha("words", alpha)
+    weights = lengths / lengths[1:].max() if relative else np.ones_like(lengths)
+    weights[0] = 1
+    default = HEAT if negative is None else POSITIVE
+    layers = [(maps, colormap(default if cmap is None else cmap), "")]
+    if negative is not None:
+        layers.append((as_heat("words", negative, pictures, len(titles)), NEGATIVE, "against: "))
+    notes = [f"norm {length:.2f}" for length in lengths]
+    rows: list[list[Panel]] = []
+    for index, picture in enumerate(pictures):
+        for values, colors, prefix in layers:
+            shown = [
+                Panel(blend(picture, weight * value, colors, alpha), prefix + title, note)
+                for weight, value, title, note in zip(
+                    weights, values[index], titles, _noted(notes, scores, index), strict=True
+                )
+            ]
+            rows += _folded([Panel(picture, "image"), *shown])
+    legends = [Legend(layers[0][1], "low", "high")]
+    if negative is not None:
+        legends = [Legend(layers[0][1], "", "for"), Legend(NEGATIVE, "", "against")]
+    return grid(rows, legends=legends, caption=caption)
+
+
+def _norms(norms: ArrayLike | Sequence[float], count: int) -> Array:
+    lengths = np.asarray(norms, dtype=np.float32)
+    if lengths.shape != (count,) or count < 2 or not (lengths > 0).all():
+        raise InputError(
+            f"words: expected {count} positive norms, of the whole text and of one word or more, "
+            f"got {lengths.tolist()}."
+        )
+    return lengths
+
+
+def _noted(notes: list[str], scores: ArrayLike | None, index: int) -> list[str]:
+    whole = "" if scores is None else score_note(float(scores[index][0]))
+    return [whole, *notes[1:]]
+
+
+def _folded(panels: list[Panel]) -> list[list[Panel]]:
+    rows = math.ceil(len(panels) / _COLUMNS)
+    columns = math.ceil(len(panels) / rows)
+    return [panels[start : start + columns] for start in range(0, len(panels), columns)]

@@ -1,0 +1,167 @@
+"""Bad images and bad targets get one clear error, from a `ClipSimilarity` and from a callable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from captum_clip import attr
+from captum_clip.errors import InputError, TargetError
+from tests.attr import cases
+
+METHODS = [
+    *((name, "hf_vit") for name in cases.METHODS if name != "ClipGradCam"),
+    ("ClipGradCam", "open_clip_resnet"),
+]
+
+
+@pytest.fixture(params=["similarity", "callable, layer=model"])
+def forward(request):
+    """Makes the forward function and the layer for a tower."""
+    return lambda name: cases.FORWARDS[request.param](name, torch.float32)
+
+
+def bad(images, what):
+    """Images with something wrong about them."""
+    flat = images.clone()
+    flat[1, 2, 3, 4] = {"nan": float("nan"), "inf": float("inf")}.get(what, 0)
+    return {
+        "nan": flat,
+        "inf": flat,
+        "3-D": images[0],
+        "5-D": images[None],
+        "grey": images[:, :1],
+        "alpha": torch.cat([images, images[:, :1]], 1),
+        "integers": images.to(torch.uint8),
+        "none": images[:0],
+        "size": images[:, :, :-1],
+    }[what]
+
+
+MESSAGES = {
+    "nan": "hold NaN or infinity",
+    "inf": "hold NaN or infinity",
+    "3-D": r"expected images of shape \(B, 3, H, W\), got \(3, \d+, \d+\).*images\[None\]",
+    "5-D": r"expected images of shape \(B, 3, H, W\), got \(1, 3, 3, \d+, \d+\)",
+    "grey": r"three channels in \(B, 3, H, W\), got \(3, 1,.*preprocess",
+    "alpha": r"three channels in \(B, 3, H, W\), got \(3, 4,.*preprocess",
+    "integers": r"floating-point \(preprocessed\) images, got torch.uint8.*preprocess",
+    "none": r"at least one image and one pixel, got \(0, 3,",
+}
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+@pytest.mark.parametrize(("method", "name"), METHODS, ids=str)
+def test_bad_images_are_named(method, name, what, forward):
+    """Shape, channels, type and values are checked before the tower sees the images."""
+    found = getattr(attr, method)(*forward(name))
+    images = bad(cases.images(name), what)
+    with pytest.raises(InputError, match=MESSAGES[what]):
+        found.attribute(images, target=0)
+    with pytest.raises(InputError, match=MESSAGES[what]):
+        found.attribute_targets(images)
+
+
+@pytest.mark.parametrize(("method", "name"), METHODS, ids=str)
+def test_size_that_the_tower_cannot_take_is_named(method, name):
+    """The size, and what would fit."""
+    found = getattr(attr, method)(cases.similarity(name))
+    images = bad(cases.images(name), "size")
+    height, width = images.shape[-2:]
+    message = f"cannot take images of {height} x {width} pixels.* {width} x {width}"
+    with pytest.raises(InputError, match=message):
+        found.attribute(images, target=0)
+
+
+@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_vit_mean"])
+def test_open_clip_takes_no_other_size(name):
+    """OpenCLIP's towers take their native size only."""
+    images = torch.cat([cases.images(name)] * 2, -1)
+    with pytest.raises(InputError, match=r"32 x 64 pixels.*native size only, here 32 x 32"):
+        attr.LastGradAttention(cases.similarity(name)).attribute(images, target=0)
+
+
+@pytest.mark.parametrize("images", [None, "horse.png", 3, [torch.zeros(1, 3, 32, 32)]], ids=str)
+def test_what_is_no_tensor_is_named(images, forward):
+    """The type that was given, and what makes a tensor of it."""
+    found = attr.LastGradAttention(*forward("hf_vit"))
+    kind = type(images).__name__
+    with pytest.raises(InputError, match=f"a tensor of images, got {kind}; clip.preprocess"):
+        found.attribute(images, target=0)
+
+
+NEEDING = [m for m in METHODS if m[0] not in ("AttentionRollout", "LayerAttention")]
+BAD_TARGETS = [
+    (4, "target: 4 is out of range; there are 4 scores"),
+    (-5, "target: -5 is out of range"),
+    ([0, 1, 4], "target: 4 is out of range"),
+    (torch.tensor([0, 1, 9]), "target: 9 is out of range"),
+    ([0, 1], "2 targets for 3 images; give 1 or 3"),
+    (torch.tensor([0, 1, 0, 1]), "4 targets for 3 images"),
+    ([], "0 targets for 3 images"),
+    (None, "returns 4 scores an image.*target=0.*attribute_targets"),
+    (True, r"expected an index or one index an image, got True \(bool\)"),
+    (1.0, r"got 1.0 \(float\)"),
+    ([0, 1, 2.0], r"got 2.0 \(float\)"),
+    (torch.tensor([0.0, 1.0, 2.0]), r"got 0.0 \(float\)"),
+    ("a horse", r"got 'a horse' \(str\)"),
+]
+
+
+@pytest.mark.parametrize(("target", "message"), BAD_TARGETS, ids=str)
+@pytest.mark.parametrize(("method", "name"), NEEDING, ids=str)
+def test_bad_target_is_named(method, name, target, message, forward):
+    """The value, and how many there are."""
+    found = getattr(attr, method)(*forward(name))
+    with pytest.raises(TargetError, match=message):
+        found.attribute(cases.images(name), target=target)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([0, 4], "target: 4 is out of range; there are 4 scores"),
+        ([], "targets is empty; leave it out to take all"),
+        ([0.5], r"got 0.5 \(float\)"),
+        ([True], r"got True \(bool\)"),
+        (torch.tensor([0.5]), r"got 0.5 \(float\)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("method", "name"), METHODS, ids=str)
+def test_bad_targets_are_named(method, name, wanted, message, forward):
+    """The same for the verb that takes several."""
+    found = getattr(attr, method)(*forward(name))
+    with pytest.raises(TargetError, match=message):
+        found.attribute_targets(cases.images(name), wanted)
+
+
+def test_names_help_to_choose_a_target():
+    """With a `ClipSimilarity` the message lists the names."""
+    method = attr.LastGradAttention(cases.similarity("hf_vit"))
+    with pytest.raises(TargetError, match=r"'embedding 0', 'embedding 1'"):
+        method.attribute(cases.images("hf_vit"))
+
+
+@pytest.mark.parametrize("target", [None, 0, [0, 1, 2]])
+def test_rollout_and_attention_need_no_target(target):
+    """What no target changes is the same for all of them."""
+    images = cases.images("hf_vit")
+    for method in (attr.AttentionRollout, attr.LayerAttention):
+        found = method(cases.similarity("hf_vit"))
+        one = found.attribute(images, target=target)
+        assert torch.equal(one.expand(-1, 4, -1, -1), found.attribute_targets(images))
+
+
+def test_gradient_of_a_layer_needs_a_target():
+    """It does depend on the target."""
+    method = attr.LayerAttention(cases.similarity("hf_vit"))
+    with pytest.raises(TargetError, match=r"returns 4 scores an image"):
+        method.attribute(cases.images("hf_vit"), of="gradient")
+
+
+def test_single_score_needs_no_target():
+    """Where K is 1, the target may be left out."""
+    method = attr.LastGradAttention(cases.similarity("hf_vit", count=1))
+    images = cases.images("hf_vit")
+    assert torch.equal(method.attribute(images), method.attribute(images, target=0))

@@ -1,0 +1,200 @@
+"""A `ClipSimilarity` is an ordinary forward function for Captum's own methods."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from captum import attr as captum_attr
+
+from captum_clip import attr
+from tests.attr import cases
+
+LIBRARIES = ["hf_vit", "open_clip_vit", "open_clip_resnet"]
+
+
+@pytest.fixture(params=LIBRARIES)
+def setting(request):
+    """A forward function and two images."""
+    return cases.similarity(request.param), cases.images(request.param, batch=2)
+
+
+@pytest.mark.parametrize("target", [1, [2, 0]])
+def test_integrated_gradients_add_up_to_the_difference(setting, target):
+    """Completeness: the attributions sum to the score less the baseline's."""
+    forward, images = setting
+    method = captum_attr.IntegratedGradients(forward)
+    maps, delta = method.attribute(images, target=target, n_steps=24, return_convergence_delta=True)
+    assert maps.shape == images.shape
+    rows = torch.arange(2)
+    with torch.no_grad():
+        gain = (forward(images) - forward(torch.zeros_like(images)))[rows, target]
+    torch.testing.assert_close(maps.sum((1, 2, 3)) - gain, delta.float(), atol=1e-4, rtol=0)
+    assert torch.isfinite(delta).all()
+
+
+@pytest.mark.parametrize("target", [1, [2, 0]])
+def test_saliency_is_the_gradient(setting, target):
+    """Saliency equals autograd on the similarity."""
+    forward, images = setting
+    leaf = images.clone().requires_grad_()
+    found = captum_attr.Saliency(forward).attribute(leaf, target=target, abs=False)
+    (wanted,) = torch.autograd.grad(forward(leaf)[torch.arange(2), target].sum(), leaf)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_occlusion_runs(setting):
+    """Occlusion of one channel block equals the drop of the score."""
+    forward, images = setting
+    size = images.shape[-1] // 2
+    window = (3, size, size)
+    maps = captum_attr.Occlusion(forward).attribute(images, window, window, target=1)
+    covered = images.clone()
+    covered[:, :, :size, :size] = 0
+    with torch.no_grad():
+        drop = (forward(images) - forward(covered))[:, 1]
+    torch.testing.assert_close(maps[:, 0, 0, 0].float(), drop, atol=1e-5, rtol=1e-4)
+
+
+def quarters(images):
+    """A feature mask of two by two fields."""
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height) * 2 // height)[:, None] * 2
+    return (rows + torch.arange(width) * 2 // width).expand(1, 3, height, width)
+
+
+def test_feature_ablation_runs(setting):
+    """Ablation of a field equals the drop of the score."""
+    forward, images = setting
+    method = captum_attr.FeatureAblation(forward)
+    maps = method.attribute(images, target=1, feature_mask=quarters(images))
+    covered = images.clone()
+    covered[:, :, images.shape[2] // 2 :, images.shape[3] // 2 :] = 0
+    with torch.no_grad():
+        drop = (forward(images) - forward(covered))[:, 1]
+    torch.testing.assert_close(maps[:, 0, -1, -1].float(), drop, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::Warning:sklearn")
+def test_kernel_shap_runs(setting):
+    """KernelShap gives one value a field."""
+    forward, images = setting
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        maps = captum_attr.KernelShap(forward).attribute(
+            images[:1], target=1, feature_mask=quarters(images), n_samples=12
+        )
+    assert maps.shape == images[:1].shape
+    assert len(maps.unique()) == 4
+
+
+def test_noise_tunnel_runs(setting):
+    """NoiseTunnel around a Captum method, with one target an image."""
+    forward, images = setting
+    tunnel = captum_attr.NoiseTunnel(captum_attr.Saliency(forward))
+    maps = tunnel.attribute(images.clone(), nt_samples=2, stdevs=0.1, target=[2, 0])
+    assert maps.shape == images.shape
+
+
+NAME = "open_clip_resnet"
+
+
+def grad_cams(layer):
+    """Ours and Captum's on one layer of the ResNet."""
+    forward = cases.similarity(NAME)
+    return attr.ClipGradCam(forward, layer), captum_attr.LayerGradCam(forward, layer)
+
+
+@pytest.mark.parametrize("path", ["layer3", "layer4.0.conv2", "layer2", "attnpool"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("of_input", [False, True])
+def test_grad_cam_of_another_layer_is_captums(path, relu, summed, of_input):
+    """With any other module the same numbers, bit by bit."""
+    layer = cases.built(NAME).model.visual.get_submodule(path)
+    ours, captums = grad_cams(layer)
+    images = cases.images(NAME)
+    options = {
+        "target": [2, 0, 1],
+        "attribute_to_layer_input": of_input,
+        "relu_attributions": relu,
+        "attr_dim_summation": summed,
+    }
+    found, wanted = ours.attribute(images, **options), captums.attribute(images, **options)
+    assert torch.equal(found, wanted)
+    found = ours.attribute((images,), **options)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_grad_cam_of_the_last_stage_equals_captums(relu):
+    """The short way and Captum's way agree."""
+    stage = cases.built(NAME).model.visual.layer4
+    ours, captums = grad_cams(stage)
+    short = attr.ClipGradCam(cases.similarity(NAME))
+    images = cases.images(NAME)
+    wanted = captums.attribute(images, target=[2, 0, 1], relu_attributions=relu)
+    for method in (ours, short):
+        found = method.attribute(images, target=[2, 0, 1], relu_attributions=relu)
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attr_dim_summation": False},
+        {"attribute_to_layer_input": True},
+        {"attr_dim_summation": False, "relu_attributions": True},
+        {"grad_kwargs": {"retain_graph": True}},
+        {"attribute_to_layer_input": True, "attr_dim_summation": False},
+    ],
+    ids=str,
+)
+def test_grad_cam_passes_captums_options_on(options):
+    """What the short way does not offer, Captum computes on the last stage."""
+    stage = cases.built(NAME).model.visual.layer4
+    captums = captum_attr.LayerGradCam(cases.similarity(NAME), stage)
+    images = cases.images(NAME)
+    found = attr.ClipGradCam(cases.similarity(NAME)).attribute(images, target=1, **options)
+    wanted = captums.attribute(images, target=1, **options)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_grad_cam_is_a_layer_grad_cam():
+    """Code that asks for Captum's class finds it."""
+    method = attr.ClipGradCam(cases.similarity(NAME))
+    assert isinstance(method, captum_attr.LayerGradCam)
+    assert method.layer is cases.built(NAME).model.visual.layer4
+
+
+def test_grad_cam_of_another_layer_needs_no_clip():
+    """Any convolutional network with any layer, as in Captum, without image checks."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(64, 2)
+    )
+    inputs = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = attr.ClipGradCam(net, net[0]).attribute(inputs, target=1)
+    assert torch.equal(found, captum_attr.LayerGradCam(net, net[0]).attribute(inputs, target=1))
+
+
+@pytest.mark.parametrize("method", [m for m in cases.METHODS if m != "ClipGradCam"])
+def test_methods_are_layer_attributions(method):
+    """Captum's `interpolate` comes with the class, and `layer` is the tower."""
+    found = getattr(attr, method)(cases.similarity("hf_vit"))
+    assert isinstance(found, captum_attr.LayerAttribution)
+    assert found.layer is cases.adapter("hf_vit").vision
+    maps = torch.rand(1, 1, 4, 4)
+    assert found.interpolate(maps, (32, 32)).shape == (1, 1, 32, 32)
+
+
+@pytest.mark.parametrize("path", ["layer3", "layer4"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_captums_way_works_in_every_mode(path, mode):
+    """Also on images that were made in the mode."""
+    layer = cases.built(NAME).model.visual.get_submodule(path)
+    method = attr.ClipGradCam(cases.similarity(NAME), layer)
+    options = {"target": 1, "attr_dim_summation": False}
+    wanted = method.attribute(cases.images(NAME), **options)
+    with mode():
+        images = cases.images(NAME).clone()
+        assert torch.equal(method.attribute(images, **options), wanted)
+        assert torch.equal(method.attribute((images,), **options), wanted)

@@ -1,0 +1,35 @@
+"""Every method keeps every law on every tower that it fits, and a broken method does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attr import cases
+from tests.attr.cases import VITS, Case
+from tests.attr.laws import LAWS, UPSETTING
+from tests.attr.subject import Subject
+
+# A new method adds its row here.
+VIT_METHODS = [
+    Case("AttentionGradCam", {}),
+    Case("AttentionGradCam", {"weights": "pooled"}),
+    Case("AttentionRollout", {"start_layer": 1}),
+    Case("AllGradAttention", {}),
+    Case("LastGradAttention", {}),
+    Case("LastGradAttention", {"heads": "averaged"}),
+    Case("LayerAttention", {}),
+    Case("LayerAttention", {"index": 0, "of": "gradient"}),
+]
+MATRIX = [
+    *((case, name) for case in VIT_METHODS for name in VITS),
+    (Case("ClipGradCam", {}), "open_clip_resnet"),
+]
+
+
+@pytest.mark.parametrize("forward", ["similarity", "callable"])
+@pytest.mark.parametrize(("case", "name"), MATRIX, ids=str)
+@pytest.mark.parametrize("law", LAWS)
+def test_contract_holds(law, case, name, forward):
+    """One law, one method, one tower, one kind of forward function."""
+    small = cases.upset(name) if law in UPSETTING else None
+    LAWS[law](Subject(name, case, forward, small=small))

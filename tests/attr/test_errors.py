@@ -1,0 +1,335 @@
+"""Every bad input to a method gets one clear error that names the value and the cure."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from captum_clip import attr, targets
+from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
+from captum_clip.similarity import ClipSimilarity
+from tests import builders
+from tests.attr import cases
+
+VIT_METHODS = [name for name in cases.METHODS if name != "ClipGradCam"]
+GRADIENT_METHODS = [
+    name for name in VIT_METHODS if name not in ("AttentionRollout", "LayerAttention")
+]
+FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
+
+
+def make(method, forward, layer=None):
+    """A method by its name."""
+    return getattr(attr, method)(forward, layer)
+
+
+def small_similarity(small):
+    """A `ClipSimilarity` of a model that is the test's own."""
+    return ClipSimilarity(small.load(), targets.embedding(cases.rows().float()))
+
+
+# The tower
+
+
+@pytest.mark.parametrize("method", VIT_METHODS)
+def test_vit_methods_refuse_a_resnet(method):
+    """A ResNet has no attention to show; the method that fits is named."""
+    with pytest.raises(
+        UnsupportedModelError,
+        match=f"{method} needs the attention of a vision transformer.*resnet; use ClipGradCam",
+    ):
+        make(method, cases.similarity("open_clip_resnet"))
+
+
+@pytest.mark.parametrize("name", cases.VITS)
+def test_grad_cam_refuses_a_vit(name):
+    """A ViT has no convolutional stage; the methods that fit are named."""
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"ClipGradCam needs the last stage of a ResNet.*vit; use LastGradAttention or",
+    ):
+        make("ClipGradCam", cases.similarity(name))
+    with pytest.raises(UnsupportedModelError, match=r"this tower is a vit"):
+        make("ClipGradCam", cases.own_callable(name), cases.built(name).model)
+
+
+@pytest.mark.parametrize("method", cases.METHODS)
+def test_callable_without_a_layer_is_refused(method):
+    """It cannot be known where to look."""
+    with pytest.raises(InputError, match=f"{method}: .*forward function of your own.*as `layer`"):
+        make(method, lambda images: images.sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("method", cases.METHODS)
+def test_what_cannot_be_called_is_refused(method):
+    """The type that was given is named."""
+    with pytest.raises(InputError, match=f"{method}: expected a forward function, got int"):
+        make(method, 3)
+
+
+@pytest.mark.parametrize("method", VIT_METHODS)
+def test_unknown_layer_is_refused_by_name(method):
+    """The class of the module, and what is supported."""
+    with pytest.raises(UnsupportedModelError, match=r"in a Linear; supported are transformers"):
+        make(method, lambda images: images, nn.Linear(2, 2))
+
+
+def test_layer_of_another_model_is_refused():
+    """The similarity and the layer must belong together."""
+    other = builders.hf_vit(seed=1).model
+    with pytest.raises(InputError, match=r"another model's tower than the ClipSimilarity's"):
+        attr.LastGradAttention(cases.similarity("hf_vit"), other)
+
+
+def test_layer_of_the_same_model_is_taken():
+    """Saying what is known already does no harm."""
+    model = cases.built("hf_vit").model
+    method = attr.LastGradAttention(cases.similarity("hf_vit"), model)
+    assert method.attribute(cases.images("hf_vit"), target=0).shape == (3, 1, 4, 4)
+
+
+def test_grad_cam_refuses_a_layer_that_is_no_module():
+    """A layer's name is no layer."""
+    with pytest.raises(InputError, match=r"ClipGradCam: expected a module as `layer`, got str"):
+        attr.ClipGradCam(cases.similarity("open_clip_resnet"), "layer4")  # type: ignore[arg-type]
+
+
+def test_grad_cam_of_another_layer_has_no_targets():
+    """Captum's way knows one target at a time."""
+    layer = cases.built("open_clip_resnet").model.visual.layer2
+    method = attr.ClipGradCam(cases.similarity("open_clip_resnet"), layer)
+    with pytest.raises(UnsupportedModelError, match=r"needs the last stage.*call attribute once"):
+        method.attribute_targets(cases.images("open_clip_resnet"))
+
+
+# Training mode
+
+
+@pytest.mark.parametrize("method", VIT_METHODS)
+@pytest.mark.parametrize(
+    ("small", "reason"),
+    [
+        (lambda: builders.hf_vit(attention_dropout=0.1), "attention dropout 0.1"),
+        (lambda: builders.open_clip_vit(patch_dropout=0.5), "patch dropout 0.5"),
+    ],
+)
+def test_dropout_in_training_mode_is_refused(method, small, reason):
+    """Two forwards would differ; the cure is named, and works."""
+    small = small()
+    similarity = small_similarity(small)
+    small.model.train()
+    message = f"{method}: the vision tower is in training mode with {reason}; call model.eval"
+    with pytest.raises(InputError, match=message):
+        make(method, similarity).attribute(small.images(), target=0)
+    with pytest.raises(InputError, match=message):
+        make(method, similarity).attribute_targets(small.images())
+    assert small.model.training
+    small.model.eval()
+    assert make(method, similarity).attribute(small.images(), target=0).shape == (2, 1, 4, 4)
+
+
+def test_batch_norm_in_training_mode_is_refused():
+    """Running statistics would change; they do not."""
+    small = builders.open_clip_resnet()
+    similarity = small_similarity(small)
+    small.model.visual.layer2.train()
+    before = {key: value.clone() for key, value in small.model.state_dict().items()}
+    with pytest.raises(InputError, match=r"in training mode with BatchNorm; call model.eval"):
+        attr.ClipGradCam(similarity).attribute(small.images(), target=0)
+    for key, value in small.model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("name", cases.VITS)
+@pytest.mark.parametrize("method", VIT_METHODS)
+def test_training_mode_without_dropout_runs(method, name):
+    """transformers builds models in training mode; nothing there depends on it."""
+    small = builders.BUILDERS[name]()
+    similarity = small_similarity(small)
+    wanted = make(method, similarity).attribute(small.images(), target=1)
+    small.model.train()
+    found = make(method, similarity).attribute(small.images(), target=1)
+    torch.testing.assert_close(found, wanted)
+    assert all(module.training for module in small.model.modules())
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_checkpointing_is_refused_where_blocks_would_run_again(method):
+    """No hook would be left to see the second run."""
+    for small in (builders.open_clip_vit(), builders.hf_vit()):
+        if hasattr(small.model, "visual"):
+            small.model.set_grad_checkpointing()
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5
+                small.model.gradient_checkpointing_enable()
+            small.model.train()
+
+        def forward(images, model=small.model):
+            return cases.embed(model, images)
+
+        with pytest.raises(UnsupportedModelError, match=r"turn gradient checkpointing off"):
+            make(method, forward, small.model).attribute(small.images(), target=0)
+
+
+def test_checkpointing_does_not_matter_where_no_block_runs_again():
+    """A stopped forward has no backward through blocks."""
+    small = builders.open_clip_vit()
+    similarity = small_similarity(small)
+    wanted = attr.LastGradAttention(similarity).attribute(small.images(), target=0)
+    small.model.set_grad_checkpointing()
+    found = attr.LastGradAttention(similarity).attribute(small.images(), target=0)
+    torch.testing.assert_close(found, wanted)
+
+
+# The callable
+
+
+@pytest.fixture(params=FITTING, ids=str)
+def setting(request):
+    """A method, a model and its images."""
+    method, name = request.param
+    model = cases.built(name).model
+    return (lambda forward: make(method, forward, model)), model, cases.images(name)
+
+
+def assert_refused(setting, forward, message, error=CaptureError):
+    """Both verbs refuse the callable, and the grad mode is as before."""
+    method, _, images = setting
+    with pytest.raises(error, match=message):
+        method(forward).attribute(images, target=0)
+    with pytest.raises(error, match=message):
+        method(forward).attribute_targets(images)
+    assert torch.is_grad_enabled()
+
+
+def test_callable_that_does_not_run_the_tower(setting):
+    """Nothing was seen of the tower."""
+    assert_refused(setting, lambda images: images.sum((2, 3)), "did not run the vision tower")
+
+
+def test_callable_that_runs_the_tower_twice(setting):
+    """It would not be clear which run is explained."""
+    _, model, _ = setting
+
+    def forward(images):
+        return cases.embed(model, images) + cases.embed(model, images)
+
+    assert_refused(setting, forward, "ran the vision tower twice.*exactly once")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callable_that_runs_the_tower_without_grad(setting, mode):
+    """No gradient would reach the tower."""
+    _, model, _ = setting
+
+    def forward(images):
+        with mode():
+            return cases.embed(model, images)
+
+    assert_refused(setting, forward, r"under torch\.no_grad.*inference_mode.*remove that")
+
+
+def test_callable_that_detaches(setting):
+    """The graph is cut between the tower and the scores."""
+    _, model, _ = setting
+    assert_refused(
+        setting, lambda images: cases.embed(model, images).detach(), "No gradient leads.*detach"
+    )
+
+
+def test_callable_whose_scores_have_another_graph(setting):
+    """The scores have a graph, but not the tower's."""
+    _, model, _ = setting
+    weight = torch.ones(1, requires_grad=True)
+
+    def forward(images):
+        return cases.embed(model, images).detach() * weight
+
+    assert_refused(setting, forward, "do not depend on what the vision tower computed")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (lambda e: e[:, None], r"tensor \(B,\) or \(B, K\); it returned \(3, 1, 24\)"),
+        (lambda e: e.sum(), r"it returned \(\)"),
+        (lambda e: [e], "it returned list"),
+        (lambda e: e[:2], "returned 2 rows of scores, but 3 images"),
+    ],
+)
+def test_callable_that_returns_the_wrong_shape(setting, shape, message):
+    """What came back is named."""
+    _, model, _ = setting
+    assert_refused(setting, lambda images: shape(cases.embed(model, images)), message)
+
+
+def test_callable_that_passes_other_images_on(setting):
+    """As many scores as images that went through the tower."""
+    _, model, _ = setting
+    assert_refused(
+        setting,
+        lambda images: cases.embed(model, images.repeat(2, 1, 1, 1))[:3],
+        "returned 3 rows of scores, but 6 images",
+    )
+
+
+@pytest.mark.parametrize("error", [StopIteration("mine"), KeyboardInterrupt(), ValueError("mine")])
+def test_exception_of_the_callable_comes_out(setting, error):
+    """The very exception, even those that Python treats in its own way."""
+    method, model, images = setting
+
+    def forward(pixels):
+        cases.embed(model, pixels)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        method(forward).attribute(images, target=0)
+    assert caught.value is error
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("AttentionGradCam", {"weights": "mean"}, "weights: .*elementwise, pooled, got 'mean'"),
+        ("LastGradAttention", {"heads": "all"}, "heads: .*paired, averaged, got 'all'"),
+        ("LayerAttention", {"of": "value"}, "of: .*attention, gradient, got 'value'"),
+        ("LayerAttention", {"rows": "mean"}, "rows: .*cls, sum, got 'mean'"),
+        ("LayerAttention", {"index": 3}, "index: 3 is no layer.*0 to 2"),
+        ("LayerAttention", {"index": -4}, "index: -4 is no layer.*-3 to -1"),
+        ("LayerAttention", {"index": 1.0}, "index: 1.0 is no layer"),
+        ("LayerAttention", {"index": True}, "index: True is no layer"),
+        *(
+            (method, {"start_layer": value}, message)
+            for method in ("AllGradAttention", "AttentionRollout", "LastGradAttention")
+            for value, message in (
+                (3, "start_layer: 3 is out of range; the tower has layers 0 to 2"),
+                (-1, "start_layer: -1 is out of range"),
+                (1.0, "start_layer: expected a layer's index, got 1.0"),
+                (True, "start_layer: expected a layer's index, got True"),
+                ("0", "start_layer: expected a layer's index, got '0'"),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_option_that_does_not_exist_is_refused(method, options, message):
+    """The option, the value and the choices."""
+    found = make(method, cases.similarity("hf_vit"))
+    with pytest.raises(InputError, match=message):
+        found.attribute(cases.images("hf_vit"), target=0, **options)
+    with pytest.raises(InputError, match=message):
+        found.attribute_targets(cases.images("hf_vit"), **options)
+
+
+def test_options_are_keyword_only():
+    """So that Captum's positional arguments keep their places."""
+    method = attr.LastGradAttention(cases.similarity("hf_vit"))
+    with pytest.raises(TypeError, match=r"positional arguments"):
+        method.attribute(cases.images("hf_vit"), 0, None, "paired")

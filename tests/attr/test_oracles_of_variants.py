@@ -1,0 +1,186 @@
+"""The methods equal their equations on towers that are built or used in less common ways."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from captum_clip import attr, targets
+from captum_clip.similarity import ClipSimilarity
+from tests import builders, oracles
+from tests.attr import cases
+from tests.attr.cases import Case
+
+CASES = [
+    Case("AttentionGradCam", {}),
+    Case("AttentionGradCam", {"weights": "pooled"}),
+    Case("AttentionRollout", {}),
+    Case("AllGradAttention", {}),
+    Case("LastGradAttention", {}),
+    Case("LastGradAttention", {"heads": "averaged"}),
+    Case("LayerAttention", {"index": 0, "of": "gradient"}),
+    Case("LayerAttention", {"rows": "sum"}),
+]
+
+
+def sequence_first():
+    """Old OpenCLIP code and checkpoints put the sequence before the batch."""
+    small = builders.open_clip_vit()
+    small.model.visual.transformer.batch_first = False
+    for block in small.model.visual.transformer.resblocks:
+        block.attn.batch_first = False
+    return small
+
+
+def frozen():
+    """Nothing requires a gradient."""
+    small = builders.hf_vit()
+    small.model.requires_grad_(False)
+    return small
+
+
+VARIANTS = {
+    "frozen": frozen,
+    "frozen OpenCLIP": lambda: builders.open_clip_custom_vit()._replace(
+        model=builders.open_clip_custom_vit().model.requires_grad_(False)
+    ),
+    "sequence first": sequence_first,
+    "norm after pooling": lambda: builders.open_clip_vit(final_ln_after_pool=True),
+    "norm after mean pooling": lambda: builders.open_clip_vit_mean(final_ln_after_pool=True),
+    "non-square": lambda: builders.open_clip_vit(image_size=(32, 48)),
+    "non-square, mean pooling": lambda: builders.open_clip_vit_mean(image_size=(48, 32)),
+    "one layer": lambda: builders.hf_vit(num_hidden_layers=1),
+    "one layer, OpenCLIP": lambda: builders.open_clip_vit(layers=1),
+    "one head": lambda: builders.open_clip_vit(head_width=32),
+    "edge that fills no patch": lambda: builders.hf_vit(image_size=35),
+    "eager attention": lambda: _with_eager_attention(builders.hf_vit()),
+}
+
+
+def _with_eager_attention(small):
+    small.model.set_attn_implementation("eager")
+    return small
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vit_methods_equal_their_equations(variant):
+    """Every method, with a `ClipSimilarity` and with a callable."""
+    small = VARIANTS[variant]()
+    small.model.double()
+    side = 35 if variant == "edge that fills no patch" else 0
+    pixels = torch.randn(2, 3, side, side).double() if side else small.images(2, torch.float64)
+    bank = cases.rows()
+    seen = oracles.see(small.model, pixels)
+    scores = oracles.cosines(seen.embedding, bank)
+    similarity = ClipSimilarity(small.load(), targets.embedding(bank))
+
+    def forward(images):
+        features = cases.embed(small.model, images)
+        return F.normalize(features, dim=-1) @ bank.T
+
+    # transformers' eager attention takes its softmax in float32
+    tolerance = 1e-5 if variant == "eager attention" else 1e-10
+    torch.testing.assert_close(similarity(pixels), scores, rtol=0, atol=tolerance)
+    for case in CASES:
+        wanted = oracles.maps(case.method, seen, scores, **case.options)
+        for method in (case.kind(similarity), case.kind(forward, small.model)):
+            found = method.attribute_targets(pixels, **case.options)
+            cases.assert_maps_close(found, wanted, tolerance)
+
+
+@pytest.mark.parametrize("kind", ["CLIPVisionModelWithProjection", "CLIPVisionModel", "inner"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_vision_models_of_transformers_are_taken_as_layer(case, kind):
+    """A callable around a vision model without its text half, with that model as `layer`."""
+    import transformers
+
+    small = cases.built("hf_vit", torch.float64)
+    name = "CLIPVisionModelWithProjection" if kind == "inner" else kind
+    with torch.random.fork_rng():
+        vision = getattr(transformers, name)(small.model.config.vision_config).double().eval()
+    _copy_weights(small.model, vision)
+    bank, projection = cases.rows(), small.model.visual_projection.weight
+
+    def forward(images):
+        out = vision(pixel_values=images)
+        embedding = out.pooler_output @ projection.T if kind == "CLIPVisionModel" else out[0]
+        return F.normalize(embedding, dim=-1) @ bank.T
+
+    layer = vision.vision_model if kind == "inner" else vision
+    found = case.kind(forward, layer).attribute_targets(
+        cases.images("hf_vit", torch.float64), **case.options
+    )
+    cases.assert_maps_close(found, cases.expected("hf_vit", case), 1e-10)
+
+
+def _copy_weights(model, vision):
+    """Copy by the ends of the names, since their beginnings differ between versions."""
+    source = dict(model.vision_model.named_parameters())
+    source["visual_projection.weight"] = model.visual_projection.weight
+    with torch.no_grad():
+        for name, parameter in vision.named_parameters():
+            parameter.copy_(source[name.removeprefix("vision_model.")])
+
+
+@pytest.mark.parametrize("layers", [(1, 1, 1, 1), (1, 2, 1, 2)])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_grad_cam_equals_its_equation(layers, requires_grad):
+    """Stages of several blocks, with and without parameters that want a gradient."""
+    small = builders.open_clip_resnet(layers=list(layers))
+    small.model.double().requires_grad_(requires_grad)
+    pixels, bank = small.images(2, torch.float64), cases.rows()
+    seen = oracles.see_resnet(small.model, pixels)
+    wanted = oracles.grad_cam(seen, oracles.cosines(seen.embedding, bank))
+    similarity = ClipSimilarity(small.load(), targets.embedding(bank))
+
+    def forward(images):
+        return F.normalize(small.model.encode_image(images), dim=-1) @ bank.T
+
+    for method in (attr.ClipGradCam(similarity), attr.ClipGradCam(forward, small.model.visual)):
+        cases.assert_maps_close(method.attribute_targets(pixels), wanted, 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_additional_arguments_reach_the_callable(case):
+    """What is passed as `additional_forward_args` follows the images."""
+    model = cases.built("hf_vit", torch.float64).model
+    bank = cases.rows()
+
+    def forward(images, rows, factor):
+        return factor * F.normalize(cases.embed(model, images), dim=-1) @ rows.T
+
+    found = case.kind(forward, model).attribute_targets(
+        cases.images("hf_vit", torch.float64), None, (bank, 2.0), **case.options
+    )
+    cases.assert_maps_close(found, cases.expected("hf_vit", case, scale=2), 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_callable_of_two_inputs_is_explained(case):
+    """A tuple of inputs reaches the callable, and a tuple of one map comes back."""
+    model = cases.built("hf_vit", torch.float64).model
+
+    def forward(images, rows):
+        return F.normalize(cases.embed(model, images), dim=-1) @ rows[0].T
+
+    bank = cases.rows().expand(3, -1, -1)
+    pixels = cases.images("hf_vit", torch.float64)
+    (found,) = case.kind(forward, model).attribute((pixels, bank), target=1, **case.options)
+    cases.assert_maps_close(found, cases.expected("hf_vit", case)[:, 1:2], 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_callable_may_prepare_its_images(case):
+    """A parameter of the callable's own before the tower, and images of the inference mode."""
+    model, bank = cases.built("hf_vit", torch.float64).model, cases.rows()
+    gain = torch.nn.Parameter(torch.full((3, 1, 1), 0.5, dtype=torch.float64))
+
+    def forward(images):
+        return F.normalize(cases.embed(model, images * gain), dim=-1) @ bank.T
+
+    with torch.inference_mode():
+        pixels = 2 * cases.images("hf_vit", torch.float64)
+        found = case.kind(forward, model).attribute_targets(pixels, **case.options)
+    cases.assert_maps_close(found, cases.expected("hf_vit", case), 1e-10)
+    assert gain.grad is None

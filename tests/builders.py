@@ -1,0 +1,196 @@
+"""Small random CLIP models of both libraries, with what makes images and tokens for them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+
+
+class Small(NamedTuple):
+    """A model in eval mode with a processor and a tokenizer that fit it."""
+
+    model: Any
+    processor: Any
+    tokenizer: Any
+
+    def load(self, **options: Any) -> Any:
+        """The adapter of the model with its parts."""
+        from captum_clip.models.families import adapter_of
+
+        parts = {"processor": self.processor, "tokenizer": self.tokenizer}
+        return adapter_of(self.model, **{"name": type(self.model).__name__, **parts, **options})
+
+    def images(self, batch: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+        """Random preprocessed images of the model's native size."""
+        visual = getattr(self.model, "visual", None)
+        size = IMAGE_SIZE if visual is None else visual.image_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, 3, height, width, generator=generator).to(dtype)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter and running statistic a value that a mistake would show in."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    norms = (nn.LayerNorm, nn.BatchNorm2d)
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            if value.ndim == 0:  # the temperature
+                continue
+            if value.ndim >= 2:
+                fan = value[0].numel() if value.ndim == 4 or "weight" in name else value.shape[0]
+                value.copy_(1.5 * normal(value) * max(fan, 8) ** -0.5)
+            elif name == "gamma" or (isinstance(module, norms) and name == "weight"):
+                value.copy_(1 + 0.2 * normal(value))
+            else:
+                value.copy_(0.3 * normal(value))
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(0.2 * normal(module.running_mean))
+            module.running_var.copy_(1 + 0.5 * normal(module.running_var).abs())
+    return model.eval().requires_grad_(True)
+
+
+@lru_cache
+def byte_tokenizer(context_length: int = 77) -> Any:
+    """A transformers tokenizer that makes a token of each byte; pad 0, start 257, end 258."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = {"<pad>": 0, "<start>": 257, "<end>": 258}
+    vocabulary = {**specials, **{byte: i for i, byte in enumerate(alphabet, start=1)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 257), ("<end>", 258)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=context_length,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def hf_processor(size: int = IMAGE_SIZE) -> Any:
+    """An image processor of transformers for a small size."""
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+
+
+def hf_vit(seed: int = 0, **vision: Any) -> Small:
+    """A transformers CLIP: 3 layers, 4 heads, width 32, 4 x 4 patches."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={
+            **shared,
+            "num_hidden_layers": 2,
+            "vocab_size": 259,
+            "max_position_embeddings": 77,
+            "projection_dim": 24,
+            "pad_token_id": 0,
+            "bos_token_id": 257,
+            "eos_token_id": 258,
+        },
+        vision_config={
+            **shared,
+            "num_hidden_layers": 3,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "projection_dim": 24,
+            **vision,
+        },
+        projection_dim=24,
+    )
+    with torch.random.fork_rng():
+        model = CLIPModel(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
+TEXT_CONFIG: dict[str, Any] = {
+    "context_length": 77,
+    "vocab_size": 49408,
+    "width": 32,
+    "heads": 4,
+    "layers": 2,
+}
+VIT_CONFIG: dict[str, Any] = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH_SIZE,
+    "width": 32,
+    "head_width": 8,
+    "layers": 3,
+    "mlp_ratio": 1.5,
+}
+RESNET_CONFIG: dict[str, Any] = {"image_size": 96, "layers": [1, 1, 1, 1], "width": 8}
+
+
+@lru_cache
+def open_clip_tokenizer() -> Any:
+    """The tokenizer of OpenAI's CLIP."""
+    from open_clip import get_tokenizer
+
+    return get_tokenizer("ViT-B-32")
+
+
+def _open_clip(seed: int, vision: dict[str, Any], custom_text: bool = False) -> Small:
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    kind = CustomTextCLIP if custom_text else CLIP
+    with torch.random.fork_rng():
+        model = kind(embed_dim=24, vision_cfg=dict(vision), text_cfg=dict(TEXT_CONFIG))
+    processor = image_transform_v2(PreprocessCfg(size=vision["image_size"]), is_train=False)
+    return Small(randomize(model, seed), processor, open_clip_tokenizer())
+
+
+def open_clip_vit(seed: int = 0, **vision: Any) -> Small:
+    """An OpenCLIP ViT with `torch.nn.MultiheadAttention` that pools its CLS token."""
+    return _open_clip(seed, {**VIT_CONFIG, **vision})
+
+
+def open_clip_vit_mean(seed: int = 0, **vision: Any) -> Small:
+    """An OpenCLIP ViT that pools the mean of its patches."""
+    return _open_clip(seed, {**VIT_CONFIG, "pool_type": "avg", **vision})
+
+
+def open_clip_custom_vit(seed: int = 0, **vision: Any) -> Small:
+    """An OpenCLIP ViT with its own `Attention`, a norm after it, and LayerScale."""
+    blocks = {"scale_attn": True, "scale_fc": True, "ls_init_value": 0.5, "no_ln_pre": True}
+    return _open_clip(seed, {**VIT_CONFIG, **blocks, **vision}, custom_text=True)
+
+
+def open_clip_resnet(seed: int = 0, **vision: Any) -> Small:
+    """An OpenCLIP ModifiedResNet: 256 channels, 4 heads, 3 x 3 positions."""
+    return _open_clip(seed, {**RESNET_CONFIG, **vision})
+
+
+BUILDERS = {
+    "hf_vit": hf_vit,
+    "open_clip_vit": open_clip_vit,
+    "open_clip_vit_mean": open_clip_vit_mean,
+    "open_clip_custom_vit": open_clip_custom_vit,
+    "open_clip_resnet": open_clip_resnet,
+}

@@ -1,0 +1,353 @@
+"""Every command with good and with bad arguments, as a user types them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import __version__, cli, demo
+from captum_clip.attr import METHODS
+from captum_clip.cli import demo as demo_command
+from captum_clip.cli import explain as explain_command
+from captum_clip.cli import main
+from captum_clip.cli import models as models_command
+from captum_clip.demo.architectures import ARCHITECTURES
+from captum_clip.demo.export import export_model
+from captum_clip.errors import InputError
+from captum_clip.explanation import Explanation
+from captum_clip.models import available
+from tests import builders
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small model in a folder, which is a name for `--model`."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small = builders.hf_vit()
+    for part in small:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a photo in another one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def photo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("photos") / "my.photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def run(*arguments: str, capsys: Capture, code: int = 0) -> str:
+    """Run a command; what it printed, or its only line on stderr."""
+    assert main(list(arguments)) == code
+    out, err = capsys.readouterr()
+    if code == 0:
+        return out
+    assert out == ""
+    last = err.replace("\r", "\n").strip().split("\n")[-1].strip()
+    assert last.startswith("captum-clip: error: ")
+    assert "Traceback" not in err
+    return last
+
+
+# explain
+
+
+def test_explain_draws_a_picture_into_the_current_folder(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    printed = run("explain", photo, "a horse", "a dog", "--model", model, capsys=capsys)
+    assert printed.endswith("\nmy.photo-explained.png\n")
+    assert "a horse\n" in printed
+    assert "last-grad" in printed
+    with Image.open(here / "my.photo-explained.png") as picture:
+        assert picture.width > 3 * 400
+    assert os.listdir(here) == ["my.photo-explained.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "signs"),
+    [
+        ([], ["positive"]),
+        (["--negative"], ["negative"]),
+        (["--sign", "negative"], ["negative"]),
+        (["--sign", "both"], ["positive", "negative"]),
+    ],
+)
+def test_explain_passes_its_options_on(
+    here: Path, photo: str, model: str, capsys: Capture, options: list[str], signs: list[str]
+) -> None:
+    method = "last-grad:heads=averaged"
+    arguments = [photo, "a", "--model", model, "--method", method, "-o", "found.npz", *options]
+    assert run("explain", *arguments, capsys=capsys).endswith("\nfound.npz\n")
+    found = Explanation.load(here / "found.npz")
+    assert (list(found.maps), found.method) == (signs, method)
+
+
+def test_explain_words_prints_the_norms(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    arguments = [photo, "a horse", "--words", "--model", model, "-o", "words.pdf"]
+    lines = run("explain", *arguments, capsys=capsys).splitlines()
+    assert [("norm" in line) for line in lines] == [False, False, True, True, False]
+    assert (here / "words.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_explain_prints_the_scores_of_the_library_call(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    from captum_clip.explanation import explain
+
+    printed = run("explain", photo, "a horse", "--model", model, capsys=capsys)
+    score = explain(photo, "a horse", model=model).scores.item()
+    assert f"{score:6.3f}  a horse" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.jpg", "a"], "there is no image file none.jpg"),
+        (["PHOTO"], "required: TEXT"),
+        (["PHOTO", "a", "-o", "a.gif"], "must end in .png, .pdf, .svg, .npz"),
+        (["PHOTO", "a", "-o", "none/a.png"], "there is no folder none"),
+        (["PHOTO", "a", "b", "--words"], "words need exactly one text"),
+        (["PHOTO", " "], "is empty"),
+        (["PHOTO", "a" * 200], "takes 77"),
+        (["PHOTO", "a", "--method", "cam"], "expected one of grad-cam"),
+        (["PHOTO", "a", "--method", "grad-cam"], "ClipGradCam needs the last stage of a ResNet"),
+        (["PHOTO", "a", "--method", "last-grad:heads=3"], "paired, averaged, got 3"),
+        (["PHOTO", "a", "--method", "rollout", "--negative"], "no negative map"),
+        (["PHOTO", "a", "--negative", "--sign", "both"], "not allowed with"),
+        (["PHOTO", "a", "--device", "abacus"], "abacus"),
+        (["PHOTO", "a", "--model", "nonsense"], "'nonsense' is neither a known name nor a folder"),
+        (["BROKEN", "a"], "broken.png"),
+    ],
+)
+def test_explain_says_on_one_line_what_is_wrong(
+    here: Path, photo: str, model: str, capsys: Capture, arguments: list[str], message: str
+) -> None:
+    broken = Path(photo).with_name("broken.png")
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    given = [{"PHOTO": photo, "BROKEN": str(broken)}.get(one, one) for one in arguments]
+    if "--model" not in given:
+        given += ["--model", model]
+    assert message in run("explain", *given, capsys=capsys, code=2)
+    assert os.listdir(here) == []
+
+
+def test_a_wrong_file_is_said_before_a_model_is_loaded(
+    here: Path, photo: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_clip.models.load_clip", lambda *_, **__: pytest.fail("was loaded"))
+    run("explain", "none.jpg", "a", capsys=capsys, code=2)
+    run("explain", photo, "a", "-o", "a.gif", capsys=capsys, code=2)
+
+
+# models
+
+
+def test_models_lists_every_name_with_its_checkpoint(capsys: Capture) -> None:
+    lines = run("models", capsys=capsys).splitlines()
+    for known in available():
+        [line] = [line for line in lines if line.split()[:1] == [known.name]]
+        assert known.checkpoint in line
+        assert all(alias in line for alias in known.aliases)
+    assert len(available()) == 11
+
+
+def test_models_vocabulary_lists_every_word(capsys: Capture) -> None:
+    from captum_clip.demo.vocabulary import WORDS
+
+    printed = run("models", "--vocabulary", capsys=capsys)
+    assert set(WORDS) <= set(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+# demo
+
+
+@pytest.fixture
+def untrained(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded models with fresh weights, and a single scene."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name, architecture in ARCHITECTURES.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = architecture.build()
+        export_model(name, model, folder / name)
+        monkeypatch.setitem(demo.MODELS, f"demo/{name}", folder / name)
+    monkeypatch.setattr(demo_command, "_SCENES", demo_command._SCENES[:1])
+
+
+@pytest.mark.usefixtures("untrained")
+def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
+    here: Path, capsys: Capture
+) -> None:
+    assert main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    words = [f"captum-clip-demo-words-{tower}.png" for tower in ("resnet", "vit")]
+    names = ["captum-clip-demo-signs.png", *words, "captum-clip-demo.png"]
+    assert sorted(os.listdir(here)) == names
+    for name in names:
+        assert f" {name}\n" in out
+        with Image.open(here / name) as picture:
+            picture.verify()
+    assert "14/14" in err  # the progress bar
+    assert "Warning" not in err
+    assert "oading weights" not in err
+
+
+def test_demo_says_when_its_folder_cannot_be(here: Path, capsys: Capture) -> None:
+    (here / "file").touch()
+    said = run("demo", "-o", "file", capsys=capsys, code=2)
+    assert "the folder file cannot be made" in said
+
+
+def test_demo_shows_scenes_of_known_things_with_every_method() -> None:
+    from captum_clip.demo.catalogue import NOUNS
+
+    assert {noun for _, objects in demo_command._SCENES for noun in objects} <= set(NOUNS)
+    assert {method for _, method in demo_command._COLUMNS} == set(METHODS)
+    assert demo_command._texts(("horse", "umbrella")) == ["a horse", "an umbrella"]
+
+
+# All of them
+
+
+@pytest.mark.parametrize("command", [None, explain_command, models_command, demo_command])
+def test_help_shows_an_example(command: Any, capsys: Capture) -> None:
+    arguments = ["--help"] if command is None else [command.NAME, "--help"]
+    printed = run(*arguments, capsys=capsys)
+    assert "example" in printed
+    assert (command.EXAMPLE if command else "captum-clip demo") in printed
+
+
+def test_the_help_of_explain_names_every_method(capsys: Capture) -> None:
+    printed = run("explain", "--help", capsys=capsys).replace("-\n", "-")
+    words = " ".join(printed.split()).replace("- ", "-")
+    assert all(name in words for name in METHODS)
+
+
+def test_version(capsys: Capture) -> None:
+    assert run("--version", capsys=capsys) == f"captum-clip {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["explian"], ["models", "--words"], ["demo", "x"]])
+def test_wrong_arguments_are_said_on_one_line(arguments: list[str], capsys: Capture) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("captum-clip: error: ")
+    assert "--help)" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("two\nlines"), 2, "captum-clip: error: two lines\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (
+            ModuleNotFoundError("No module named 'x'", name="x"),
+            2,
+            "captum-clip: error: x is not installed, which this command needs.\n",
+        ),
+    ],
+)
+def test_failures_have_their_exit_codes(
+    error: BaseException, code: int, said: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_command, "run", raising(error))
+    assert main(["models"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_mistake_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_command, "run", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def raising(error: BaseException) -> Callable[[Any], None]:
+    def fail(arguments: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_noise_is_kept_away_and_put_back(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(arguments: Any) -> None:
+        warnings.warn("a library's remark", stacklevel=1)
+        logging.getLogger("library").warning("a library's remark")
+
+    monkeypatch.setattr(models_command, "run", noisy)
+    filters = list(warnings.filters)
+    monkeypatch.setattr(logging.root.manager, "_disable", logging.NOTSET)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().err == ""
+    assert logging.root.manager.disable == logging.NOTSET
+    assert list(warnings.filters) == filters
+
+
+def test_the_command_line_itself_imports_nothing_heavy() -> None:
+    """Its own modules are loaded in a package that is empty but for them."""
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('captum_clip')\n"
+        f"package.__path__ = [{str(Path(cli.__file__).parents[1])!r}]\n"
+        "sys.modules['captum_clip'] = package\n"
+        "from captum_clip.cli import main\n"
+        "assert main(['explain', '--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'transformers', 'open_clip', 'captum', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_python_m_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_clip", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )
+    assert done.stdout == f"captum-clip {__version__}\n"
+    assert done.returncode == 0
+
+
+def test_a_reader_that_has_enough_is_no_failure() -> None:
+    code = "import sys; from captum_clip.cli import main; sys.exit(main(['models']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert b"BrokenPipe" not in said

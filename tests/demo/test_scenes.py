@@ -1,0 +1,159 @@
+"""Scenes: exact masks, true captions, seeds that never meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captum_clip.demo.captions import compose, parse_caption
+from captum_clip.demo.catalogue import BACKGROUNDS, THINGS
+from captum_clip.demo.scenes import LARGEST, SMALLEST, Scene, draw_scene, holds
+from captum_clip.demo.sprites import CELL, load_sprites
+from captum_clip.errors import InputError, TargetError
+
+SEEDS = range(12)
+
+
+def _masks(scene: Scene) -> np.ndarray:
+    return np.stack([scene.background_mask, *(thing.mask for thing in scene.objects)])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_masks_cover_every_pixel_exactly_once(seed: int) -> None:
+    scene = draw_scene(seed, count=3)
+    np.testing.assert_array_equal(_masks(scene).sum(axis=0), 1)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_scene_without_an_object_changes_its_pixels_only(seed: int, position: int) -> None:
+    whole, rest = draw_scene(seed, count=3), draw_scene(seed, count=3, without=[position])
+    left_out = whole.objects[position]
+    changed = (whole.image != rest.image).any(axis=-1)
+    assert changed.any()
+    assert not (changed & ~left_out.mask).any()
+    kept = [thing for i, thing in enumerate(whole.objects) if i != position]
+    assert [thing.name for thing in rest.objects] == [thing.name for thing in kept]
+    uncovered = rest.background_mask & ~whole.background_mask
+    for before, after in zip(kept, rest.objects, strict=True):
+        assert not (before.mask & ~after.mask).any()
+        uncovered |= after.mask & ~before.mask
+    np.testing.assert_array_equal(uncovered, left_out.mask)
+
+
+def test_scene_without_all_objects_is_its_background() -> None:
+    whole, empty = draw_scene(3, count=2), draw_scene(3, count=2, without=[0, 1])
+    assert empty.objects == ()
+    assert empty.captions == ()
+    assert empty.background_mask.all()
+    behind = whole.background_mask
+    np.testing.assert_array_equal(whole.image[behind], empty.image[behind])
+
+
+def test_objects_stay_mostly_visible_and_in_size() -> None:
+    for seed in range(60):
+        whole = draw_scene(seed, count=3)
+        for i in range(3):
+            others = [j for j in range(3) if j != i]
+            alone = draw_scene(seed, count=3, without=others).objects[0].mask
+            assert whole.objects[i].mask.sum() >= 0.6 * alone.sum()
+            rows, columns = np.nonzero(alone)
+            longer = max(np.ptp(rows), np.ptp(columns)) + 1
+            # turned by 15 degrees, a thin drawing loses and a square one gains some length
+            assert 0.9 * SMALLEST <= longer / 224 <= 1.27 * LARGEST
+
+
+def test_same_seed_gives_the_same_scene() -> None:
+    first, second = draw_scene(7), draw_scene(7)
+    np.testing.assert_array_equal(first.image, second.image)
+    np.testing.assert_array_equal(_masks(first), _masks(second))
+    assert first.captions == second.captions
+
+
+def test_global_random_state_has_no_say() -> None:
+    np.random.seed(0)
+    first = draw_scene(7).image
+    np.random.seed(1)
+    np.testing.assert_array_equal(first, draw_scene(7).image)
+
+
+def test_splits_give_different_scenes_for_the_same_seed() -> None:
+    drawn = [draw_scene(5, split=split).image for split in ("train", "validation", "test")]
+    assert len({image.tobytes() for image in drawn}) == 3
+
+
+def test_forced_objects_and_background_are_drawn() -> None:
+    scene = draw_scene(0, objects=["horse", "red heart", "book"], background="snow", size=160)
+    assert [thing.noun for thing in scene.objects] == ["horse", "heart", "book"]
+    assert scene.objects[1].color == "red"
+    assert scene.background == "snow"
+    assert scene.image.shape == (160, 160, 3)
+    assert scene.image.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objects": ["frobnicator"]}, "no demo scene shows 'frobnicator'"),
+        ({"objects": "horse"}, "expected a list"),
+        ({"objects": ["horse"] * 4}, "4 objects"),
+        ({"objects": ["horse"], "count": 2}, "count=2 beside 1"),
+        ({"count": 0}, "0 objects"),
+        ({"background": "lava"}, "background='lava'"),
+        ({"split": "dev"}, "split='dev'"),
+        ({"count": 1, "without": [1]}, "has 1 objects"),
+        ({"size": 8}, "size=8"),
+    ],
+)
+def test_impossible_scenes_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_scene(0, **options)
+
+
+def test_captions_are_true_of_their_own_scene() -> None:
+    for seed in range(40):
+        scene = draw_scene(seed)
+        assert scene.captions
+        assert all(holds(caption, scene) for caption in scene.captions)
+        left_out = draw_scene(seed, without=range(len(scene.objects)))
+        assert not any(holds(caption, left_out) for caption in scene.captions)
+
+
+def test_caption_holds_for_every_scene_with_all_it_names() -> None:
+    scene = draw_scene(0, objects=["horse", "red heart"], background="grass")
+    true = [
+        "a horse",
+        "a heart",
+        "a red heart",
+        "grass",
+        "a heart and a horse on grass",
+        "there is",
+    ]
+    false = ["a dog", "a blue heart", "a horse and a dog", "a horse on sand", "a red circle"]
+    assert [text for text in true + false if holds(text, scene)] == true
+
+
+def test_composed_caption_reads_back() -> None:
+    for thing in THINGS:
+        for background in (None, *BACKGROUNDS):
+            caption = compose([thing.name, "phone"], background)
+            assert parse_caption(caption.text) == caption
+
+
+@pytest.mark.parametrize("text", ["a red horse", "a heart that is red"])
+def test_colour_of_a_thing_without_colours_is_refused(text: str) -> None:
+    with pytest.raises(TargetError, match="red"):
+        parse_caption(text)
+
+
+def test_sheet_has_every_drawing_at_full_size() -> None:
+    sprites = load_sprites()
+    assert list(sprites) == [thing.name for thing in THINGS]
+    for thing in THINGS:
+        assert len(sprites[thing.name]) == len(thing.characters)
+        assert all(CELL - 2 <= max(drawing.size) <= CELL for drawing in sprites[thing.name])
+    drawn = [drawing.tobytes() for drawings in sprites.values() for drawing in drawings]
+    assert len(set(drawn)) == len(drawn)
+    assert all(any(pixels) for pixels in drawn)

@@ -1,0 +1,79 @@
+"""The tokenizer of the demo models refuses what it would have to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from captum_clip.demo.captions import concept_prompts
+from captum_clip.demo.catalogue import CONCEPTS
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.demo.vocabulary import (
+    CONTEXT_LENGTH,
+    END,
+    PAD,
+    START,
+    VOCAB_SIZE,
+    WORDS,
+    DemoTokenizer,
+    write_tokenizer,
+)
+from captum_clip.errors import TargetError
+
+TEXTS = ["A horse, and (a Dog).", "there is a red heart on the grass!", ""]
+
+
+def test_tokens_are_start_words_end_padding() -> None:
+    tokens = DemoTokenizer()(TEXTS)
+    assert tokens.shape == (3, CONTEXT_LENGTH)
+    assert tokens.dtype == torch.int64
+    words = [WORDS[i - 1] for i in tokens[0, 1:6].tolist()]
+    assert words == ["a", "horse", "and", "a", "dog"]
+    assert tokens[0, 0] == START
+    assert tokens[0, 6:].tolist() == [END] + [PAD] * 9
+    assert tokens[2].tolist() == [START, END] + [PAD] * 14
+
+
+def test_end_is_the_highest_token_and_words_are_unique() -> None:
+    assert VOCAB_SIZE - 1 == END > START
+    assert len(set(WORDS)) == len(WORDS) == START - 1
+
+
+def test_one_text_is_a_batch_of_one() -> None:
+    assert torch.equal(DemoTokenizer()("a horse"), DemoTokenizer()(["a horse"]))
+
+
+def test_all_unknown_words_are_named() -> None:
+    with pytest.raises(TargetError, match=r"'purring', 'lion'.*captum-clip models --vocabulary"):
+        DemoTokenizer()(["a horse", "a purring lion and a lion"])
+
+
+def test_long_text_is_refused_but_counted() -> None:
+    longest = " ".join(["horse"] * (CONTEXT_LENGTH - 2))
+    assert DemoTokenizer()(longest)[0, -1] == END
+    with pytest.raises(TargetError, match=f"{CONTEXT_LENGTH + 1} tokens"):
+        DemoTokenizer()(f"{longest} dog")
+    assert DemoTokenizer().count(f"{longest} dog") == CONTEXT_LENGTH + 1
+
+
+def test_captions_and_prompts_are_in_the_vocabulary() -> None:
+    tokenizer = DemoTokenizer()
+    assert len(concept_prompts()) == len(CONCEPTS)
+    tokenizer(list(concept_prompts()))
+    for seed in range(40):
+        tokenizer(list(draw_scene(seed, split="train").captions))
+
+
+def test_written_tokenizer_agrees(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path)
+    written = AutoTokenizer.from_pretrained(tmp_path)
+    encoded = written(TEXTS, padding="max_length", return_tensors="pt")
+    assert set(encoded) == {"input_ids", "attention_mask"}
+    found = encoded["input_ids"]
+    assert torch.equal(found, DemoTokenizer()(TEXTS))
+    with pytest.raises(Exception, match="Missing"):
+        written("a lion")

@@ -1,0 +1,129 @@
+"""Texts become tokens and embeddings as the library makes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from captum_clip.errors import InputError, TargetError
+from tests import builders
+
+ALL = list(builders.BUILDERS)
+TEXTS = ["a horse", "a dog and a red house."]
+
+
+def own_text_features(built, texts):
+    if built.model.__class__.__name__ == "CLIPModel":
+        tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
+        return built.model.text_projection(built.model.text_model(**tokens).pooler_output)
+    return built.model.encode_text(built.tokenizer(texts))
+
+
+def picture(size=(50, 40), seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_text_embeddings_are_the_librarys_own_in_unit_length(name):
+    built = builders.BUILDERS[name]()
+    rows = built.load().encode_text(TEXTS)
+    expected = F.normalize(own_text_features(built, TEXTS), dim=-1)
+    torch.testing.assert_close(rows, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(built.load().encode_text(TEXTS[1]), rows[1:], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_missing_tokenizer_is_asked_for_when_a_text_needs_it(name):
+    built = builders.BUILDERS[name]()
+    clip = built.load(tokenizer=None)
+    assert clip.tokenizer is None
+    with pytest.raises(InputError, match=r"has no tokenizer, .* load_clip\(\.\.\., tokenizer="):
+        clip.encode_text("a horse")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_text_over_the_context_is_refused_with_its_length(name):
+    clip = builders.BUILDERS[name]().load()
+    assert clip.context_length == 77
+    text = "a" * 75 if name == "hf_vit" else " ".join(["horse"] * 75)
+    assert clip.tokenize(text) is not None
+    longer = text + ("a" if name == "hf_vit" else " horse")
+    with pytest.raises(TargetError, match=r"has 78 tokens .* takes 77; shorten it"):
+        clip.tokenize(["a horse", longer])
+
+
+def test_texts_must_be_texts():
+    clip = builders.hf_vit().load()
+    with pytest.raises(TargetError, match="expected texts, got int: 3"):
+        clip.tokenize(["a horse", 3])
+    with pytest.raises(TargetError, match="no text at all"):
+        clip.tokenize([])
+
+
+def test_a_tokenizer_that_returns_something_else_is_named():
+    clip = builders.hf_vit().load(tokenizer=lambda texts: [[1, 2]])
+    with pytest.raises(InputError, match="the tokenizer returned a list"):
+        clip.tokenize("a horse")
+
+
+@torch.no_grad()
+def test_transformers_models_take_a_plain_tokenizer_and_transform():
+    built = builders.hf_vit()
+    expected = built.load().encode_text(TEXTS)
+    tokens = built.tokenizer(TEXTS, padding="max_length", max_length=30, return_tensors="pt")
+    transform = builders.open_clip_vit().processor
+    clip = built.load(tokenizer=lambda texts: tokens["input_ids"], processor=transform)
+    torch.testing.assert_close(clip.encode_text(TEXTS), expected, atol=1e-6, rtol=0)
+    assert torch.equal(clip.preprocess(picture()), transform(picture())[None])
+
+
+@torch.no_grad()
+def test_transformers_models_take_tokenizers_with_token_types():
+    built = builders.hf_vit()
+    tokens = built.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    tokens["token_type_ids"] = torch.zeros_like(tokens["input_ids"])
+    clip = built.load(tokenizer=lambda texts: tokens)
+    torch.testing.assert_close(clip.encode_text(TEXTS), built.load().encode_text(TEXTS))
+
+
+def test_open_clip_models_take_a_tokenizer_of_transformers():
+    clip = builders.open_clip_vit().load(tokenizer=builders.byte_tokenizer())
+    tokens = clip.tokenize(["ab", "c"])
+    assert tokens.shape == (2, 77)
+    assert tokens[:, :5].tolist() == [
+        [257, *builders.byte_tokenizer()("ab")["input_ids"][1:3], 258, 0],
+        [257, builders.byte_tokenizer()("c")["input_ids"][1], 258, 0, 0],
+    ]
+    with pytest.raises(TargetError, match="78 tokens"):
+        clip.tokenize("a" * 76)
+
+
+@pytest.mark.parametrize("mode", [None, "clips"])
+def test_open_clips_own_wrapper_of_tokenizers_is_counted(tmp_path, mode):
+    from open_clip.tokenizer import HFTokenizer
+
+    builders.byte_tokenizer().save_pretrained(tmp_path)
+    tokenizer = HFTokenizer(str(tmp_path), context_length=20, tokenizer_mode=mode)
+    tokenizer.tokenizer.cls_token_id = 5
+    clip = builders.open_clip_custom_vit().load(tokenizer=tokenizer)
+    assert clip.context_length == 20
+    longest = 18 if mode is None else 17
+    assert clip.tokenize("a" * longest).shape == (1, 20)
+    with pytest.raises(TargetError, match=r"has 21 tokens .* takes 20"):
+        clip.tokenize("a" * (longest + 1))
+
+
+def test_a_processor_with_a_tokenizer_serves_for_both():
+    built = builders.hf_vit()
+
+    class Both:
+        image_processor, tokenizer = built.processor, built.tokenizer
+
+    clip = built.load(processor=Both(), tokenizer=None)
+    torch.testing.assert_close(clip.encode_text(TEXTS), built.load().encode_text(TEXTS))
+    assert clip.preprocess(picture()).shape == (1, 3, 32, 32)

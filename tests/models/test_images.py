@@ -1,0 +1,318 @@
+"""Pictures of any kind become the RGB pictures that a person would see."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip.errors import InputError
+from captum_clip.models.images import as_pil, check_images, is_preprocessed
+
+RED, GREY = (200, 30, 40), (90, 90, 90)
+
+
+def solid(mode, color, size=(6, 4)):
+    return Image.new(mode, size, color)
+
+
+def pixel(image):
+    (picture,) = as_pil(image)
+    assert picture.mode == "RGB"
+    return picture.getpixel((0, 0))
+
+
+def gradient():
+    """An RGB picture of 6 x 4 with every pixel another colour."""
+    values = np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGB", RED, RED),
+        ("L", 90, GREY),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (90, 255), GREY),
+        ("La", (90, 255), GREY),
+        ("RGBA", (*RED, 255), RED),
+        ("RGBa", (*RED, 255), RED),
+        ("RGBA", (*RED, 0), (255, 255, 255)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("I;16", 90 * 257, GREY),
+        ("I", 90 * 257, GREY),
+        ("I", 65535, (255, 255, 255)),
+    ],
+)
+def test_pil_modes_become_rgb(mode, color, expected):
+    assert pixel(solid(mode, color)) == expected
+
+
+def test_half_transparent_pixels_are_half_white():
+    assert pixel(solid("RGBA", (0, 0, 0, 128))) == (127, 127, 127)
+
+
+def test_palettes_become_rgb_with_their_transparency():
+    picture = solid("RGB", RED).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert pixel(picture) == RED
+    picture.info["transparency"] = picture.getpixel((0, 0))
+    assert pixel(picture) == (255, 255, 255)
+
+
+def test_pictures_are_neither_changed_nor_shared():
+    original = gradient()
+    (picture,) = as_pil(original)
+    picture.putpixel((0, 0), (1, 2, 3))
+    assert original.getpixel((0, 0)) == (0, 3, 6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = gradient().transpose(undo[orientation]) if orientation in undo else gradient()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    stored.save(path, exif=exif)
+    (picture,) = as_pil(path)
+    assert np.array_equal(np.asarray(picture), np.asarray(gradient()))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".webp", ".gif"])
+def test_files_of_several_formats_are_read_and_closed(tmp_path, suffix):
+    path = tmp_path / f"picture{suffix}"
+    solid("RGB", RED).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    assert pixel(str(path)) == RED
+    assert pixel(path) == RED
+    path.unlink()
+
+
+def test_sixteen_bit_files_are_scaled(tmp_path):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.full((4, 6), 90 * 257, np.uint16)).save(path)
+    assert pixel(path) == GREY
+
+
+ARRAYS = {
+    "(H, W)": np.full((4, 6), 90, np.uint8),
+    "(H, W, 1)": np.full((4, 6, 1), 90, np.uint8),
+    "(1, H, W)": np.full((1, 4, 6), 90, np.uint8),
+    "(H, W, 2)": np.stack([np.full((4, 6), v, np.uint8) for v in (90, 255)], -1),
+    "(H, W, 3)": np.full((4, 6, 3), 90, np.uint8),
+    "(3, H, W)": np.full((3, 4, 6), 90, np.uint8),
+    "(H, W, 4)": np.stack([np.full((4, 6), v, np.uint8) for v in (90, 90, 90, 255)], -1),
+    "uint16": np.full((4, 6, 3), 90 * 257, np.uint16),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_and_tensors_become_rgb(name):
+    array = ARRAYS[name]
+    assert pixel(array) == GREY
+    assert as_pil(array)[0].size == (6, 4)
+    assert pixel(torch.from_numpy(array)) == GREY
+    assert pixel([array]) == GREY
+
+
+def test_channels_keep_their_order():
+    array = np.asarray(gradient())
+    for given in (array, array.transpose(2, 0, 1), torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert np.array_equal(np.asarray(as_pil(given)[0]), array)
+
+
+def test_bool_masks_become_black_and_white():
+    assert pixel(np.ones((4, 6), bool)) == (255, 255, 255)
+    assert pixel(torch.zeros(4, 6, dtype=torch.bool)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6, 3), (5, 3, 4, 6)])
+def test_batches_become_several_pictures(shape):
+    pictures = as_pil(np.zeros(shape, np.uint8))
+    assert [picture.size for picture in pictures] == [(6, 4)] * 5
+
+
+def test_lists_may_mix_kinds(tmp_path):
+    path = tmp_path / "picture.png"
+    solid("L", 90).save(path)
+    pictures = as_pil([path, solid("L", 90), ARRAYS["(H, W)"], torch.from_numpy(ARRAYS["(H, W)"])])
+    assert [picture.getpixel((0, 0)) for picture in pictures] == [GREY] * 4
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no image file .*nothing\.png"):
+        as_pil(tmp_path / "nothing.png")
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path.name} is a folder"):
+        as_pil(tmp_path)
+
+
+def test_a_name_too_long_for_a_file_is_an_input_error():
+    with pytest.raises(InputError, match="cannot be read"):
+        as_pil("a horse and a dog " * 300)
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no picture")
+    with pytest.raises(InputError, match=r"notes\.png is not an image that Pillow can read"):
+        as_pil(path)
+
+
+def test_an_empty_file_is_named(tmp_path):
+    path = tmp_path / "empty.png"
+    path.touch()
+    with pytest.raises(InputError, match=r"empty\.png is not an image"):
+        as_pil(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_truncated_file_is_named(tmp_path, suffix):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, format=suffix[1:].replace("jpg", "jpeg"))
+    path = tmp_path / f"half{suffix}"
+    path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+    with pytest.raises(InputError, match=rf"half\{suffix} cannot be read.*truncated"):
+        as_pil(path)
+
+
+def test_broken_files_raise_nothing_else(tmp_path):
+    generator = random.Random(0)
+    buffers = {}
+    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp"):
+        buffer = io.BytesIO()
+        gradient().save(buffer, format=kind)
+        buffers[kind] = buffer.getvalue()
+    path = tmp_path / "broken"
+    for kind, data in buffers.items():
+        for _ in range(60):
+            broken = bytearray(data)
+            for _ in range(generator.randint(1, 8)):
+                broken[generator.randrange(len(broken))] = generator.randrange(256)
+            path.write_bytes(bytes(broken[: generator.randint(len(broken) // 2, len(broken))]))
+            with contextlib.suppress(InputError):
+                assert as_pil(path), kind
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch, factor):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (64, 64 * factor)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)  # warns, and raises beyond twice
+    with pytest.raises(InputError, match=r"bomb\.png unpacks to more than 4095 pixels"):
+        as_pil(path)
+
+
+def test_float_arrays_are_refused_with_the_cure():
+    with pytest.raises(InputError, match=r"array or tensor of float64 .*\(255 \* x\)"):
+        as_pil(np.random.default_rng(0).random((4, 6, 3)))
+
+
+def test_other_integers_are_refused():
+    with pytest.raises(InputError, match=r"of int64 and shape \(4, 6\)"):
+        as_pil(np.zeros((4, 6), np.int64))
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 6, 7), (1, 2, 3, 4, 5), (0, 4, 3), (2, 5, 6, 7)])
+def test_shapes_without_sense_are_named(shape):
+    with pytest.raises(InputError, match=rf"of shape \({shape[0]}, ?.*expected \(H, W\)"):
+        as_pil(np.zeros(shape, np.uint8))
+
+
+def test_floating_pictures_are_refused():
+    with pytest.raises(InputError, match="floating-point values of unknown range"):
+        as_pil(solid("F", 0.5))
+
+
+def test_integers_beyond_sixteen_bits_are_refused():
+    with pytest.raises(InputError, match=r"outside 0 \.\.\. 65535"):
+        as_pil(solid("I", 70000))
+
+
+@pytest.mark.parametrize("images", [[], np.zeros((0, 4, 6, 3), np.uint8)])
+def test_no_image_at_all_is_refused(images):
+    with pytest.raises(InputError, match="no image at all"):
+        as_pil(images)
+
+
+@pytest.mark.parametrize("images", [3, None, [3]])
+def test_other_things_are_refused_by_type(images):
+    kind = "NoneType" if images is None else "int"
+    with pytest.raises(InputError, match=f"expected a path, a PIL image.*got {kind}"):
+        as_pil(images)
+
+
+def test_batches_inside_a_list_are_refused():
+    with pytest.raises(InputError, match="a batch of 2 inside a list"):
+        as_pil([np.zeros((2, 3, 4, 6), np.uint8)])
+
+
+def test_floating_tensors_count_as_preprocessed():
+    tensor = torch.zeros(3, 4, 6)
+    assert is_preprocessed(tensor)
+    assert is_preprocessed([tensor, tensor.half()])
+    assert not is_preprocessed(tensor.byte())
+    assert not is_preprocessed([tensor.byte()])
+    assert not is_preprocessed(np.zeros((3, 4, 6), np.float32))
+    assert not is_preprocessed([])
+    assert not is_preprocessed("picture.png")
+
+
+def test_preprocessed_and_other_images_do_not_mix():
+    with pytest.raises(InputError, match=r"in one list; .*two calls"):
+        is_preprocessed([torch.zeros(3, 4, 6), gradient()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_check_images_accepts_finite_images(dtype):
+    check_images(torch.zeros(2, 3, 4, 6, dtype=dtype), "here")
+    large = torch.full((2, 3, 4, 6), torch.finfo(dtype).max, dtype=dtype)
+    check_images(large, "here")  # the sum overflows, the values do not
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_check_images_finds_what_is_not_finite(dtype, value):
+    images = torch.zeros(2, 3, 4, 6, dtype=dtype)
+    images[1, 2, 3, 5] = value
+    with pytest.raises(InputError, match=r"here: .* NaN or infinity"):
+        check_images(images, "here")
+
+
+def test_check_images_finds_infinities_that_cancel():
+    images = torch.zeros(1, 3, 4, 6)
+    images[0, 0, 0, :2] = torch.tensor([float("inf"), -float("inf")])
+    with pytest.raises(InputError, match="NaN or infinity"):
+        check_images(images, "here")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 4, 6), r"\(B, 3, H, W\), got \(3, 4, 6\); add the batch dimension"),
+        (torch.zeros(2, 4, 4, 6), r"three channels .*, got \(2, 4, 4, 6\)"),
+        (torch.zeros(0, 3, 4, 6), r"at least one image and one pixel, got \(0, 3, 4, 6\)"),
+        (torch.zeros(1, 3, 4, 6, dtype=torch.uint8), r"floating-point .* got torch\.uint8"),
+        (np.zeros((1, 3, 4, 6)), "expected a tensor .* got ndarray"),
+    ],
+)
+def test_check_images_names_what_is_wrong(images, message):
+    with pytest.raises(InputError, match=f"here: .*{message}"):
+        check_images(images, "here")

@@ -1,0 +1,199 @@
+"""Names lead to models, from folders and from a hub cache, without a network."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import captum_clip.demo
+from captum_clip.errors import InputError, TargetError
+from captum_clip.models import hub, load_clip
+from tests import builders
+from tests.models.checkpoints import assert_same, save_open_clip, save_transformers
+
+
+def test_a_transformers_folder_loads(tmp_path, capfd, offline):
+    built = builders.hf_vit()
+    save_transformers(built, tmp_path)
+    capfd.readouterr()
+    clip = load_clip(str(tmp_path))
+    assert_same(clip, built)
+    assert clip.name == str(tmp_path)
+    assert_same(load_clip(tmp_path), built)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_name_of_the_report_loads_from_the_hubs_cache(cache, capfd):
+    built = builders.hf_vit()
+    save_transformers(built, cache("openai/clip-vit-base-patch32"))
+    capfd.readouterr()
+    clip = load_clip("ViT-B/32")
+    assert clip.name == "ViT-B/32"
+    assert_same(clip, built)
+    assert_same(load_clip("openai/clip-vit-base-patch32"), built)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_an_open_clip_name_on_the_hub_loads_from_its_cache(cache, capfd, weights):
+    built = builders.open_clip_vit()
+    save_open_clip(built, cache("someone/small"), builders.VIT_CONFIG, weights)
+    capfd.readouterr()
+    clip = load_clip("hf-hub:someone/small")
+    assert_same(clip, built)
+    assert clip.color((0.5, 1, 0)).flatten().tolist() == [0, 2, -2]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_open_clip_folder_loads(tmp_path, capfd, offline):
+    built = builders.open_clip_resnet()
+    save_open_clip(built, tmp_path, builders.RESNET_CONFIG)
+    capfd.readouterr()
+    assert_same(load_clip(tmp_path), built)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_loaded_under_inference_mode_can_be_explained(tmp_path, offline):
+    save_open_clip(builders.open_clip_resnet(), tmp_path, builders.RESNET_CONFIG)
+    with torch.inference_mode():
+        clip = load_clip(tmp_path)
+    assert not any(parameter.is_inference() for parameter in clip.model.parameters())
+
+
+def test_half_precision_files_load_as_float32(tmp_path, offline):
+    built = builders.hf_vit()
+    built.model.half()
+    save_transformers(built, tmp_path / "vit")
+    built.model.float()
+    assert load_clip(tmp_path / "vit").dtype == torch.float32
+    assert_same(load_clip(tmp_path / "vit"), built)
+    half = load_clip(tmp_path / "vit", dtype=torch.float16)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float16}
+    resnet = builders.open_clip_resnet()
+    resnet.model.half()
+    save_open_clip(resnet, tmp_path / "resnet", builders.RESNET_CONFIG)
+    resnet.model.float()
+    assert_same(load_clip(tmp_path / "resnet"), resnet)
+
+
+def test_device_none_is_cuda_where_there_is_one(tmp_path, monkeypatch, offline):
+    save_transformers(builders.hf_vit(), tmp_path)
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def to(self, *, device, dtype):
+        moved.append((device, dtype))
+        return self
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    load_clip(tmp_path)
+    load_clip(tmp_path, device="cpu", dtype=torch.float64)
+    assert moved == [
+        (torch.device("cuda"), torch.float32),
+        (torch.device("cpu"), torch.float64),
+    ]
+
+
+def test_devices_and_types_that_cannot_be_had_are_named(tmp_path, monkeypatch):
+    save_transformers(builders.hf_vit(), tmp_path, parts=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device='cuda' was asked for, but PyTorch sees no CUDA"):
+        load_clip(tmp_path, device="cuda")
+    with pytest.raises(InputError, match="'gpu' is no device"):
+        load_clip(tmp_path, device="gpu")
+    with pytest.raises(InputError, match=r"floating-point dtype, got torch\.int8"):
+        load_clip(tmp_path, dtype=torch.int8)
+
+
+def test_weights_that_a_model_does_not_have_are_passed_over(tmp_path, capfd):
+    built = builders.hf_vit()
+    state = dict(built.model.state_dict())
+    state["text_model.embeddings.position_ids"] = torch.arange(77)[None]  # as OpenAI's have
+    built.model.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    built.processor.save_pretrained(tmp_path)
+    built.tokenizer.save_pretrained(tmp_path)
+    capfd.readouterr()
+    assert_same(load_clip(tmp_path), built)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_given_parts_are_kept(tmp_path, offline):
+    save_transformers(builders.hf_vit(), tmp_path)
+    processor, tokenizer = object(), object()
+    clip = load_clip(tmp_path, processor=processor, tokenizer=tokenizer)
+    assert clip.processor is processor
+    assert clip.tokenizer is tokenizer
+
+
+def test_a_missing_processor_file_matters_only_when_it_is_needed(tmp_path, offline):
+    built = builders.hf_vit()
+    save_transformers(built, tmp_path, parts=False)
+    clip = load_clip(tmp_path)
+    assert clip.encode_image(clip.preprocess(built.images())).shape == (2, 24)
+    assert clip.fingerprint == built.load(processor=None).fingerprint
+    with pytest.raises(InputError, match=r"no processor \(its processor could not be loaded: .*"):
+        clip.preprocess(Image.new("RGB", (40, 40)))
+    with pytest.raises(InputError, match=r"no tokenizer \(its tokenizer could not be loaded: .*"):
+        clip.tokenize("a horse")
+
+
+def test_a_folder_without_weights_is_named(tmp_path, capfd):
+    save_open_clip(builders.open_clip_vit(), tmp_path, builders.VIT_CONFIG)
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"cannot be loaded: RuntimeError, Required pretrained"):
+        load_clip(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_broken_weights_are_named(tmp_path, content):
+    save_transformers(builders.hf_vit(), tmp_path, parts=False)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(InputError, match=rf"load_clip\('{tmp_path}'\): it cannot be loaded: "):
+        load_clip(tmp_path)
+
+
+def test_missing_weights_are_named(tmp_path):
+    built = builders.hf_vit()
+    state = built.model.state_dict()
+    del state["visual_projection.weight"]
+    built.model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(InputError, match=r"lacks 1 weights .* such as visual_projection\.weight"):
+        load_clip(tmp_path)
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """The embedded models' names, with small random models behind them."""
+    from captum_clip.demo.vocabulary import CONTEXT_LENGTH, VOCAB_SIZE
+
+    folders = {name: tmp_path / name for name in captum_clip.demo.MODELS}
+    save_transformers(builders.hf_vit(), folders["demo/vit"])
+    text = {**builders.TEXT_CONFIG, "context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE}
+    with torch.random.fork_rng():
+        model = open_clip.CLIP(24, builders.RESNET_CONFIG, text)
+    built = builders.Small(builders.randomize(model, 0), None, None)
+    folders["demo/resnet"].mkdir(parents=True)
+    save_open_clip(built, folders["demo/resnet"], builders.RESNET_CONFIG, text_cfg=text)
+    monkeypatch.setattr(captum_clip.demo, "MODELS", folders)
+    return folders
+
+
+@pytest.mark.parametrize(("name", "kind"), [("demo/vit", "vit"), ("demo/resnet", "resnet")])
+def test_embedded_names_load_with_the_embedded_tokenizer(embedded, monkeypatch, name, kind):
+    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
+    clip = load_clip(name)
+    assert clip.name == name
+    assert clip.kind == kind
+    assert type(clip.tokenizer).__name__ == "DemoTokenizer"
+    assert clip.encode_text(["a horse", "a dog"]).shape == (2, 24)
+    with pytest.raises(TargetError, match="do not know 'xylophone'"):
+        clip.encode_text("a xylophone")
+    if kind == "resnet":
+        with pytest.raises(TargetError, match=r"has 17 tokens .* takes 16"):
+            clip.encode_text("a " * 15)

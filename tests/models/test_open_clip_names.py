@@ -1,0 +1,121 @@
+"""OpenCLIP's built-in names."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.models import hub, load_clip
+from tests import builders
+
+
+def small_open_clip(record, **options):
+    """Stands in for `open_clip.create_model`: a small ResNet with QuickGELU."""
+
+    def create_model(where, pretrained=None, **kwargs):
+        record.append((where, pretrained))
+        with torch.random.fork_rng():
+            model = open_clip.CLIP(
+                embed_dim=24,
+                vision_cfg=builders.RESNET_CONFIG,
+                text_cfg=builders.TEXT_CONFIG,
+                **{"quick_gelu": True, **options},
+            )
+        open_clip.factory.set_model_preprocess_cfg(
+            model, vars(open_clip.transform.PreprocessCfg(size=96))
+        )
+        return model
+
+    return create_model
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        ("RN50", ("RN50-quickgelu", "openai")),
+        ("ResNet101", ("RN101-quickgelu", "openai")),
+        ("RN50x4", ("RN50x4-quickgelu", "openai")),
+        ("ResNet50x16", ("RN50x16-quickgelu", "openai")),
+        ("RN50x64", ("RN50x64-quickgelu", "openai")),
+        ("RN50/openai", ("RN50-quickgelu", "openai")),
+        ("RN50-quickgelu/openai", ("RN50-quickgelu", "openai")),
+        ("RN50/yfcc15m", ("RN50", "yfcc15m")),
+        ("ViT-B-32/openai", ("ViT-B-32-quickgelu", "openai")),
+        ("ViT-B-32/laion2b_s34b_b79k", ("ViT-B-32", "laion2b_s34b_b79k")),
+    ],
+)
+def test_architecture_and_tag_that_open_clip_is_asked_for(monkeypatch, offline, name, pair):
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(open_clip, "create_model", small_open_clip(asked))
+    clip = load_clip(name)
+    assert asked == [pair]
+    assert clip.kind == "resnet"
+    assert clip.encode_text("a horse").shape == (1, 24)
+    assert clip.preprocess(Image.new("RGB", (99, 97))).shape == (1, 3, 96, 96)
+
+
+def test_openais_weights_without_quick_gelu_are_refused(monkeypatch, offline):
+    create_model = small_open_clip([], quick_gelu=False)
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(UnsupportedModelError, match="'openai' were trained with QuickGELU"):
+        load_clip("RN50")
+    load_clip("RN50/yfcc15m")  # other tags run as they are
+    load_clip(create_model(""))  # and so do model objects
+
+
+def test_a_true_size_rn50_checkpoint_loads(tmp_path, monkeypatch):
+    """Random weights in half precision, by name; only the download is replaced."""
+    with torch.device("meta"):
+        model = open_clip.CLIP(**open_clip.get_model_config("RN50-quickgelu"))
+    generator = torch.Generator().manual_seed(0)
+    block = 0.02 * torch.rand(2**20, generator=generator).half()
+
+    def weights(value):
+        if not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=value.dtype)
+        count = value.numel()
+        return block.repeat(-(-count // len(block)))[:count].reshape(value.shape).clone()
+
+    path = tmp_path / "rn50.safetensors"
+    state = {key: weights(value) for key, value in model.state_dict().items()}
+    save_file(state, path)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    asked = []
+
+    def download(cfg, **_):
+        asked.append(cfg["hf_hub"])
+        return str(path)
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", download)
+    clip = load_clip("RN50")
+    assert asked == ["timm/resnet50_clip.openai/"]
+    assert clip.kind == "resnet"
+    assert clip.grid(224, 224) == (7, 7)
+    assert clip.dtype == torch.float32
+    assert not clip.model.training
+    loaded = clip.model.state_dict()["visual.conv1.weight"]
+    assert torch.equal(loaded, state["visual.conv1.weight"].float())
+    assert clip.preprocess(Image.new("RGB", (300, 250))).shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("coca_ViT-B-32/laion2b_s13b_b90k", r"a text decoder \(CoCa\)"),
+        ("ViT-B-16-SigLIP/webli", "a timm tower, vit_base_patch16_siglip_224"),
+    ],
+)
+def test_open_clip_models_of_other_kinds_are_refused_before_the_download(offline, name, what):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"load_clip\('{name}'\): the model has {what}"
+    ):
+        load_clip(name)
+
+
+def test_an_architecture_without_a_tag_names_its_tags():
+    with pytest.raises(InputError, match=r"as in 'RN101-quickgelu/TAG': openai, yfcc15m"):
+        load_clip("RN101-quickgelu")

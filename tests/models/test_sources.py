@@ -1,0 +1,92 @@
+"""Names and folders lead where they should, or a message says why not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import captum_clip.demo
+from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.models import available, hub, load_clip
+from captum_clip.models.sources import resolve
+from tests import builders
+from tests.models.checkpoints import save_open_clip
+
+
+def test_an_open_clip_folder_with_a_foreign_config_loads(tmp_path):
+    built = builders.open_clip_vit()
+    save_open_clip(built, tmp_path, builders.VIT_CONFIG)
+    (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch32_clip_224"}')
+    assert resolve(str(tmp_path)).library == "open_clip"
+
+
+def test_a_path_is_a_folder_or_nothing(tmp_path):
+    with pytest.raises(InputError, match="there is no folder some/one"):
+        load_clip(Path("some/one"))
+
+
+@pytest.mark.parametrize("name", ["nothing", "./nothing", "/no/where", "a b/c", "a/b/c"])
+def test_a_name_that_leads_nowhere_is_refused_without_asking_the_hub(name, monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
+    with pytest.raises(InputError, match=rf"'{name}' is neither a known name nor a folder\. A nam"):
+        load_clip(name)
+
+
+def test_names_are_resolved_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("ViT-B/32").where == "openai/clip-vit-base-patch32"
+    assert resolve("some/one").library == "transformers"
+    for name in ("ViT-B/32", "hf-hub:some/one", "RN50/yfcc15m", "some/one"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text('{"model_type": "clip"}')
+    assert not resolve("ViT-B/32").local  # the report's names come first
+    for name in ("hf-hub:some/one", "RN50/yfcc15m", "some/one"):
+        assert resolve(name).local  # then folders
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"neither config\.json .* nor open_clip_config\.json"):
+        load_clip(tmp_path)
+
+
+def test_a_folder_with_another_kind_of_model_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(UnsupportedModelError, match=r"of type 'siglip'; supported is 'clip'"):
+        load_clip(tmp_path)
+
+
+def test_another_kind_of_model_on_the_hub_is_named(cache):
+    (cache("some/one") / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(UnsupportedModelError, match=r"load_clip\('some/one'\).* type 'siglip'"):
+        load_clip("some/one")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        load_clip(tmp_path)
+
+
+def test_a_missing_embedded_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(captum_clip.demo, "MODELS", {"demo/vit": tmp_path / "vit"})
+    with pytest.raises(InputError, match="vit is missing; install captum-clip again"):
+        load_clip("demo/vit")
+
+
+def test_available_lists_the_embedded_models_and_the_reports():
+    rows = available()
+    assert [row.name for row in rows if row.embedded] == ["demo/vit", "demo/resnet"]
+    assert len(rows) == 11
+    assert {row.kind for row in rows if row.name.startswith(("ViT", "demo/vit"))} == {"vit"}
+    assert {row.kind for row in rows if row.name.startswith(("RN", "demo/res"))} == {"resnet"}
+    assert "ResNet50x4" in next(row for row in rows if row.name == "RN50x4").aliases
+
+
+def test_importing_the_models_loads_neither_library():
+    code = "import captum_clip.models, sys; print({'transformers', 'open_clip'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,308 @@
+"""The towers compute what the libraries compute."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from captum_clip.errors import InputError
+from captum_clip.models import ViTTower, tower_of
+from tests import builders
+
+CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
+VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def small(name, dtype=torch.float32, **vision):
+    built = builders.BUILDERS[name](**vision)
+    built.model.to(dtype)
+    return built
+
+
+def vit_of(model) -> ViTTower:
+    tower = tower_of(model)
+    assert isinstance(tower, ViTTower)
+    return tower
+
+
+def record(layer, run):
+    """Residual, tokens and output of one attention layer, and what the block returned."""
+    seen = {}
+
+    def enter_block(module, args, kwargs):
+        seen["residual"] = layer.residual(args, kwargs)
+
+    def attend(module, args, kwargs, result):
+        seen["tokens"] = layer.tokens(args, kwargs)
+        seen["output"] = layer.output(result)
+
+    def leave_block(module, args, result):
+        seen["block"] = result[0] if isinstance(result, tuple) else result
+
+    handles = [
+        layer.block.register_forward_pre_hook(enter_block, with_kwargs=True),
+        layer.attention.register_forward_hook(attend, with_kwargs=True),
+        layer.block.register_forward_hook(leave_block),
+    ]
+    try:
+        seen["result"] = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def attention_of(layer, tokens):
+    """The attention module's output, plainly from its weights: softmax(QK^T s) V W_O + b."""
+    maps = layer.projections()
+    query, key, value = (
+        nn.functional.linear(tokens, m.weight, m.bias).unflatten(-1, (layer.heads, -1)).mT.mT
+        for m in maps[:3]
+    )
+    weights = torch.einsum("bihd,bjhd->bhij", query, key) * layer.scale
+    mixed = torch.einsum("bhij,bjhd->bihd", weights.softmax(-1), value).flatten(2)
+    return nn.functional.linear(mixed, maps.output.weight, maps.output.bias)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", CLS_TOWERS)
+@torch.no_grad()
+def test_tail_and_embed_of_the_cls_token_equal_the_librarys_embedding(name, dtype):
+    built = small(name, dtype)
+    clip = built.load()
+    images = built.images(dtype=dtype)
+    layer = clip.tower.layers[-1]
+    seen = record(layer, lambda: clip._image_features(images))
+    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])
+    embedding = clip.tower.embed(token)
+    assert embedding.shape == (2, 24)
+    torch.testing.assert_close(
+        embedding, seen["result"], atol=TOLERANCE[dtype] * 10, rtol=TOLERANCE[dtype]
+    )
+
+
+@pytest.mark.parametrize("final_ln_after_pool", [False, True])
+@torch.no_grad()
+def test_embed_holds_for_both_orders_of_norm_and_pooling(final_ln_after_pool):
+    built = small("open_clip_vit", torch.float64, final_ln_after_pool=final_ln_after_pool)
+    clip = built.load()
+    layer = clip.tower.layers[-1]
+    seen = record(layer, lambda: clip._image_features(built.images(dtype=torch.float64)))
+    embedding = clip.tower.embed(seen["block"][:, 0])
+    torch.testing.assert_close(embedding, seen["result"], atol=1e-11, rtol=1e-11)
+
+
+@torch.no_grad()
+def test_embed_without_a_projection_ends_after_the_norm():
+    built = small("open_clip_vit", torch.float64)
+    built.model.visual.proj = None
+    tower = vit_of(built.model)
+    images = built.images(dtype=torch.float64)
+    seen = record(tower.layers[-1], lambda: built.model.visual(images))
+    torch.testing.assert_close(tower.embed(seen["block"][:, 0]), seen["result"])
+    assert seen["result"].shape == (2, 32)
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_every_layer_shows_what_its_block_computes(name):
+    built = small(name, torch.float64)
+    clip = built.load()
+    images = built.images(dtype=torch.float64)
+    for layer in clip.tower.layers:
+        seen = record(layer, lambda: clip._image_features(images))
+        assert seen["tokens"].shape == seen["residual"].shape == (2, 17, 32)
+        block = layer.tail(seen["residual"], seen["output"])
+        torch.testing.assert_close(block, seen["block"], atol=1e-12, rtol=1e-12)
+        attended = attention_of(layer, seen["tokens"])
+        torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_replaced_puts_an_output_back(name):
+    built = small(name, torch.float64)
+    clip = built.load()
+    images = built.images(dtype=torch.float64)
+    layer = clip.tower.layers[1]
+    before = clip._image_features(images)
+
+    def hook(module, args, result):
+        return layer.replaced(result, layer.output(result) * factor)
+
+    handle = layer.attention.register_forward_hook(hook)
+    factor = 1.0
+    same = clip._image_features(images)
+    factor = 0.0
+    other = clip._image_features(images)
+    handle.remove()
+    torch.testing.assert_close(same, before, atol=1e-12, rtol=0)
+    assert (other - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_taps_are_the_projections_of_the_tokens(name):
+    built = small(name, torch.float64)
+    clip = built.load()
+    layer = clip.tower.layers[1]
+    taps, seen, handles = layer.taps(), {}, []
+    for key, (module, is_output) in taps.items():
+
+        def hook(module, args, result, key=key, is_output=is_output):
+            seen[key] = result if is_output else args[0]
+
+        handles.append(module.register_forward_hook(hook))
+    recorded = record(layer, lambda: clip._image_features(built.images(dtype=torch.float64)))
+    for handle in handles:
+        handle.remove()
+    assert seen.keys() == taps.keys()
+    maps = layer.projections()
+    for key in {"query", "key", "value"} & seen.keys():
+        linear = getattr(maps, key)
+        expected = nn.functional.linear(recorded["tokens"], linear.weight, linear.bias)
+        torch.testing.assert_close(seen[key], expected, atol=1e-12, rtol=1e-12)
+    if "mixed" in seen:
+        expected = nn.functional.linear(seen["mixed"], maps.output.weight, maps.output.bias)
+        torch.testing.assert_close(recorded["output"], expected, atol=1e-12, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_sequence_first_attention_is_seen_batch_first():
+    built = small("open_clip_vit", torch.float64)
+    built.model.visual.transformer.batch_first = False
+    for block in built.model.visual.transformer.resblocks:
+        block.attn.batch_first = False
+    clip = built.load()
+    layer = clip.tower.layers[-1]
+    seen = record(layer, lambda: clip._image_features(built.images(3, dtype=torch.float64)))
+    assert seen["tokens"].shape == seen["residual"].shape == seen["output"].shape == (3, 17, 32)
+    attended = attention_of(layer, seen["tokens"])
+    torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
+    token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])
+    torch.testing.assert_close(clip.tower.embed(token), seen["result"], atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_grid_of_the_native_size(name):
+    assert small(name).load().grid(32, 32) == (4, 4)
+
+
+def test_grid_of_other_sizes_in_transformers():
+    clip = small("hf_vit").load()
+    assert clip.grid(32, 64) == (4, 8)
+    images = torch.randn(1, 3, 32, 64)
+    seen = record(clip.tower.layers[0], lambda: clip.encode_image(images))
+    assert seen["tokens"].shape == (1, 1 + 4 * 8, 32)
+
+
+def test_grid_of_a_native_size_that_is_no_multiple_of_the_patch():
+    built = small("hf_vit", image_size=35)
+    assert built.load().grid(35, 35) == (4, 4)
+    assert built.load().encode_image(torch.randn(1, 3, 35, 35)).shape == (1, 24)
+
+
+@pytest.mark.parametrize("size", [(33, 32), (32, 4), (0, 32), (4, 4)])
+def test_grid_names_the_size_that_transformers_cannot_take(size):
+    clip = small("hf_vit").load()
+    with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels.*multiples .* size 8"):
+        clip.grid(*size)
+
+
+@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_custom_vit", "open_clip_vit_mean"])
+def test_open_clip_takes_its_native_size_only(name):
+    clip = small(name).load()
+    with pytest.raises(InputError, match=r"64 x 32 pixels.*native size only, here 32 x 32"):
+        clip.encode_image(torch.randn(1, 3, 64, 32))
+
+
+def test_open_clip_resnet_takes_its_native_size_only():
+    clip = small("open_clip_resnet").load()
+    assert clip.grid(96, 96) == (3, 3)
+    with pytest.raises(InputError, match="native size only, here 96 x 96"):
+        clip.grid(64, 64)
+
+
+def test_grid_of_a_non_square_open_clip_tower():
+    built = small("open_clip_vit", image_size=(32, 48))
+    clip = built.load()
+    assert clip.grid(32, 48) == (4, 6)
+    assert clip.encode_image(built.images()).shape == (2, 24)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_tower_of_finds_the_same_module_in_model_and_tower(name):
+    model = small(name).model
+    tower = vit_of(model)
+    assert len(tower.layers) == 3
+    assert tower.layers[0].heads == 4
+    assert tower.pooling == ("mean" if name == "open_clip_vit_mean" else "cls")
+    assert tower_of(tower.module).module is tower.module
+
+
+@pytest.mark.parametrize("name", [*VITS, "open_clip_resnet"])
+def test_tower_runs_once_in_a_forward(name):
+    built = small(name)
+    calls = []
+    clip = built.load()
+    handle = clip.vision.register_forward_hook(lambda *_: calls.append(1))
+    clip.encode_image(built.images())
+    handle.remove()
+    assert calls == [1]
+
+
+def test_tower_of_takes_the_vision_models_of_transformers():
+    from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
+
+    config = small("hf_vit").model.config.vision_config
+    images = torch.randn(1, 3, 32, 32)
+    for kind, dim in ((CLIPVisionModel, 32), (CLIPVisionModelWithProjection, 24)):
+        model = kind(config).eval()
+        tower = vit_of(model)
+        seen = record(tower.layers[-1], lambda model=model: model(images))
+        embedding = tower.embed(seen["block"][:, 0])
+        assert embedding.shape == (1, dim)
+        expected = seen["result"].pooler_output if dim == 32 else seen["result"].image_embeds
+        torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_towers_tell_what_makes_them_unsteady():
+    for name in VITS:
+        tower = tower_of(small(name).model)
+        assert tower.unsteady() is None
+        tower.module.train()
+        assert tower.unsteady() is None  # nothing here depends on the mode
+    attention = tower_of(small("hf_vit", attention_dropout=0.1).model)
+    assert attention.unsteady() is None
+    attention.module.train()
+    assert attention.unsteady() == "attention dropout 0.1"
+    patches = tower_of(small("open_clip_vit", patch_dropout=0.5).model)
+    assert patches.unsteady() is None
+    patches.module.train()
+    assert patches.unsteady() == "patch dropout 0.5"
+    resnet = tower_of(small("open_clip_resnet").model)
+    assert resnet.unsteady() is None
+    layer2: Any = resnet.module.layer2
+    layer2.train()
+    assert resnet.unsteady() == "BatchNorm"
+
+
+def test_transformers_tells_of_gradient_checkpointing():
+    model = small("hf_vit").model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5
+        model.gradient_checkpointing_enable()
+    assert not vit_of(model).checkpointing  # transformers does it in training mode only
+    assert vit_of(model.train()).checkpointing
+
+
+def test_open_clip_tells_of_gradient_checkpointing():
+    model = small("open_clip_vit").model
+    assert not vit_of(model).checkpointing
+    model.set_grad_checkpointing()
+    assert vit_of(model).checkpointing

@@ -1,0 +1,306 @@
+"""The methods written plainly from their equations: slow, obvious, independent of the package.
+
+The vision towers are written out in plain tensor operations on the libraries' own parameters, so
+that every attention and every feature map is a tensor in autograd's graph. Nothing is imported
+from captum_clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Row = Literal["cls", "mean"]
+
+
+class Seen(NamedTuple):
+    """What a vision tower computed."""
+
+    embedding: Tensor  # (B, E)
+    hidden: Tensor  # (B, s, D), the last block's output
+    patches: Tensor  # (B, s - 1, D), the patches as OpenCLIP returns them beside the embedding
+    attention: tuple[Tensor, ...]  # n x (B, H, s, s), in the graph
+    grid: tuple[int, int]
+    row: Row  # what the tower pools
+
+
+Score = Callable[[Seen], Tensor]  # -> (B, K)
+
+
+# The pieces of a transformer
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product with a weight (D_out, D_in)."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def norm(x: Tensor, module: Any) -> Tensor:
+    """Layer norm over the last axis."""
+    if isinstance(module, nn.Identity):
+        return x
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + module.eps).sqrt() * module.weight + module.bias
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's activation."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: Tensor) -> Tensor:
+    """The activation with the error function."""
+    return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+
+def cut(images: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Patch embeddings (B, h w, D), row by row, and the grid."""
+    size = weight.shape[-1]
+    h, w = images.shape[-2] // size, images.shape[-1] // size
+    pieces = images[..., : h * size, : w * size].reshape(len(images), 3, h, size, w, size)
+    pieces = pieces.permute(0, 2, 4, 1, 3, 5).reshape(len(images), h * w, -1)
+    return pieces @ weight.flatten(1).T, (h, w)
+
+
+def attend(
+    x: Tensor, maps: list[tuple[Tensor, Tensor | None]], heads: int
+) -> tuple[Tensor, Tensor]:
+    """Self-attention (B, s, D) from query, key, value and output maps, and its weights A."""
+    batch, tokens, width = x.shape
+    q, k, v = (
+        linear(x, *one).reshape(batch, tokens, heads, width // heads).transpose(1, 2)
+        for one in maps[:3]
+    )
+    attention = torch.softmax(q @ k.transpose(2, 3) / (width // heads) ** 0.5, dim=3)
+    mixed = (attention @ v).transpose(1, 2).reshape(batch, tokens, width)
+    return linear(mixed, *maps[3]), attention
+
+
+# The towers
+
+
+def see(model: Any, images: Tensor) -> Seen:
+    """A forward through the vision tower of a transformers or OpenCLIP model."""
+    images = images.detach().clone().requires_grad_()
+    return _see_open_clip(model, images) if hasattr(model, "visual") else _see_hf(model, images)
+
+
+def _see_hf(model: Any, images: Tensor) -> Seen:
+    vision = model.vision_model
+    assert model.config.vision_config.hidden_act == "quick_gelu"
+    embeddings = vision.embeddings
+    x, grid = cut(images, embeddings.patch_embedding.weight)
+    x = torch.cat([embeddings.class_embedding.expand(len(x), 1, -1), x], 1)
+    positions = embeddings.position_embedding.weight
+    side = embeddings.image_size // embeddings.patch_size
+    if grid != (side, side):
+        square = positions[1:].T.reshape(1, -1, side, side)
+        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+        positions = torch.cat([positions[:1], resized.flatten(2)[0].T])
+    x = norm(x + positions, vision.pre_layrnorm)
+    seen = []
+    for block in vision.encoder.layers:
+        own = block.self_attn
+        maps = [(m.weight, m.bias) for m in (own.q_proj, own.k_proj, own.v_proj, own.out_proj)]
+        attended, attention = attend(norm(x, block.layer_norm1), maps, own.num_heads)
+        seen.append(attention)
+        x = x + attended
+        mlp = block.mlp
+        inner = quick_gelu(linear(norm(x, block.layer_norm2), mlp.fc1.weight, mlp.fc1.bias))
+        x = x + linear(inner, mlp.fc2.weight, mlp.fc2.bias)
+    embedding = norm(x[:, 0], vision.post_layernorm) @ model.visual_projection.weight.T
+    return Seen(embedding, x, x[:, 1:], tuple(seen), grid, "cls")
+
+
+def _see_open_clip(model: Any, images: Tensor) -> Seen:
+    visual = model.visual
+    x, grid = cut(images, visual.conv1.weight)
+    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1)
+    x = norm(x + visual.positional_embedding, visual.ln_pre)
+    seen = []
+    for block in visual.transformer.resblocks:
+        own = block.attn
+        weights, biases = own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3)
+        maps = [*zip(weights, biases, strict=True), (own.out_proj.weight, own.out_proj.bias)]
+        attended, attention = attend(norm(x, block.ln_1), maps, own.num_heads)
+        seen.append(attention)
+        attended = norm(attended, getattr(block, "ln_attn", nn.Identity()))
+        x = x + attended * getattr(block.ls_1, "gamma", 1)
+        mlp = block.mlp
+        inner = exact_gelu(linear(norm(x, block.ln_2), mlp.c_fc.weight, mlp.c_fc.bias))
+        inner = norm(inner, getattr(mlp, "ln", nn.Identity()))
+        inner = linear(inner, mlp.c_proj.weight, mlp.c_proj.bias)
+        x = x + inner * getattr(block.ls_2, "gamma", 1)
+    row: Row = "cls" if visual.pool_type == "tok" else "mean"
+    if visual.final_ln_after_pool:
+        pooled, patches = norm(read(x, row), visual.ln_post), x[:, 1:]
+    else:
+        normed = norm(x, visual.ln_post)
+        pooled, patches = read(normed, row), normed[:, 1:]
+    return Seen(pooled @ visual.proj, x, patches, tuple(seen), grid, row)
+
+
+class SeenResNet(NamedTuple):
+    """What a ResNet tower computed."""
+
+    embedding: Tensor  # (B, E)
+    features: Tensor  # (B, C, h, w), the last stage's output, in the graph
+
+
+def see_resnet(model: Any, images: Tensor) -> SeenResNet:
+    """A forward through OpenCLIP's ModifiedResNet in eval mode."""
+    visual = model.visual
+    x = images.detach().clone().requires_grad_()
+    for conv, batch_norm, stride in (
+        (visual.conv1, visual.bn1, 2),
+        (visual.conv2, visual.bn2, 1),
+        (visual.conv3, visual.bn3, 1),
+    ):
+        x = torch.relu(_normed(F.conv2d(x, conv.weight, stride=stride, padding=1), batch_norm))
+    x = F.avg_pool2d(x, 2)
+    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        for block in stage:
+            x = _bottleneck(x, block)
+    pool = visual.attnpool
+    tokens = x.flatten(2).transpose(1, 2)  # (B, h w, C)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + pool.positional_embedding
+    maps = [(m.weight, m.bias) for m in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj)]
+    return SeenResNet(attend(tokens, maps, pool.num_heads)[0][:, 0], x)
+
+
+def _normed(x: Tensor, module: Any) -> Tensor:
+    mean, variance, weight, bias = (
+        value[:, None, None]
+        for value in (module.running_mean, module.running_var, module.weight, module.bias)
+    )
+    return (x - mean) / (variance + module.eps).sqrt() * weight + bias
+
+
+def _bottleneck(x: Tensor, block: Any) -> Tensor:
+    stride = block.stride
+    y = torch.relu(_normed(F.conv2d(x, block.conv1.weight), block.bn1))
+    y = torch.relu(_normed(F.conv2d(y, block.conv2.weight, padding=1), block.bn2))
+    y = F.avg_pool2d(y, stride)
+    y = _normed(F.conv2d(y, block.conv3.weight), block.bn3)
+    if block.downsample is not None:
+        _, conv, batch_norm = block.downsample
+        x = _normed(F.conv2d(F.avg_pool2d(x, stride), conv.weight), batch_norm)
+    return torch.relu(y + x)
+
+
+# The equations
+
+
+def read(matrix: Tensor, row: Row) -> Tensor:
+    """Row CLS, or the mean of the patches' rows, of (B, s, ...)."""
+    return matrix[:, 0] if row == "cls" else matrix[:, 1:].mean(1)
+
+
+def gradients(y: Tensor, seen: Seen) -> list[Tensor]:
+    """The gradient of the scores y (B,) with respect to every attention."""
+    found = torch.autograd.grad(y.sum(), seen.attention, retain_graph=True, allow_unused=True)
+    pairs = zip(found, seen.attention, strict=True)
+    return [torch.zeros_like(a) if g is None else g for g, a in pairs]
+
+
+def relevance(steps: list[Tensor]) -> Tensor:
+    """R after R = I and R = R + Abar R for one matrix (B, s, s) after the other."""
+    batch, size, _ = steps[0].shape
+    r = torch.eye(size, dtype=steps[0].dtype).repeat(batch, 1, 1)
+    for step in steps:
+        r = r + step @ r
+    return r
+
+
+def all_grad_attention(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
+    """Equation 5: each layer's own gradient."""
+    steps = [
+        (g * a).clamp(min=0).mean(1)
+        for g, a in zip(gradients(y, seen), seen.attention, strict=True)
+    ]
+    return read(relevance(steps[start_layer:]), row)
+
+
+def last_grad_attention(
+    seen: Seen, y: Tensor, row: Row, *, heads: str = "paired", start_layer: int = 0
+) -> Tensor:
+    """Equation 6: the last layer's gradient with every attention."""
+    gradient = gradients(y, seen)[-1]
+    steps = []
+    for a in seen.attention[start_layer:]:
+        if heads == "paired":
+            steps.append((gradient * a).clamp(min=0).mean(1))
+        else:
+            steps.append(gradient.mean(1).clamp(min=0) * a.mean(1))
+    return read(relevance(steps), row)
+
+
+def attention_grad_cam(seen: Seen, y: Tensor, row: Row, *, weights: str = "elementwise") -> Tensor:
+    """Grad-CAM on the last attention."""
+    gradient, attention = gradients(y, seen)[-1], seen.attention[-1]
+    if weights == "elementwise":
+        return read((gradient * attention).clamp(min=0).mean(1), row)
+    total = torch.zeros_like(attention[:, 0, 0])
+    count = attention.shape[1]
+    for head in range(count):
+        pooled = read(gradient[:, head], row)[:, 1:].mean(1, keepdim=True)  # (B, 1)
+        total = total + pooled * read(attention[:, head], row) / count
+    return total.clamp(min=0)
+
+
+def attention_rollout(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
+    """Rollout of Abnar and Zuidema, whatever y is."""
+    identity = torch.eye(seen.hidden.shape[1], dtype=seen.hidden.dtype)
+    product = identity.repeat(len(seen.hidden), 1, 1)
+    for attention in seen.attention[start_layer:]:
+        mixed = attention.mean(1) + identity
+        product = mixed / mixed.sum(-1, keepdim=True) @ product
+    return read(product, row)
+
+
+def layer_attention(
+    seen: Seen, y: Tensor, row: Row, *, index: int = -1, of: str = "attention", rows: str = "cls"
+) -> Tensor:
+    """One layer's attention or its gradient, the heads averaged."""
+    matrix = (gradients(y, seen) if of == "gradient" else seen.attention)[index].mean(1)
+    return matrix.sum(1) if rows == "sum" else read(matrix, row)
+
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "AllGradAttention": all_grad_attention,
+    "AttentionGradCam": attention_grad_cam,
+    "AttentionRollout": attention_rollout,
+    "LastGradAttention": last_grad_attention,
+    "LayerAttention": layer_attention,
+}
+
+
+def maps(method: str, seen: Seen, scores: Tensor, row: Row | None = None, **options: Any) -> Tensor:
+    """Maps (B, K, h, w) of all scores (B, K), read at the row that the tower pools or at `row`."""
+    columns = [
+        METHODS[method](seen, y, row or seen.row, **options)[:, 1:].unflatten(1, seen.grid)
+        for y in scores.T
+    ]
+    return torch.stack(columns, 1).detach()
+
+
+def grad_cam(seen: SeenResNet, scores: Tensor) -> Tensor:
+    """Equations 1 and 2 without the ReLU, (B, K, h, w)."""
+    columns = []
+    for y in scores.T:
+        (gradient,) = torch.autograd.grad(y.sum(), seen.features, retain_graph=True)
+        alpha = gradient.mean((2, 3))  # (B, C)
+        columns.append((alpha[:, :, None, None] * seen.features).sum(1))
+    return torch.stack(columns, 1).detach()
+
+
+def cosines(embedding: Tensor, bank: Tensor) -> Tensor:
+    """Cosine similarities (B, K) to rows (K, E)."""
+    lengths = embedding.norm(dim=1)[:, None] * bank.norm(dim=1)
+    return embedding @ bank.T / lengths

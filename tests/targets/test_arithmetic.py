@@ -1,0 +1,228 @@
+"""Negation, difference, concatenation, indexing: the bank stays unit rows."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from captum_clip import Target, targets
+from captum_clip.errors import TargetError
+from captum_clip.similarity import ClipSimilarity
+from tests.attr import cases
+
+
+@pytest.fixture
+def target():
+    """Three rows of different lengths."""
+    rows = torch.randn(3, 24, generator=torch.Generator().manual_seed(1)) * 5
+    return targets.embedding(rows, ["a", "b", "c"])
+
+
+def lengths(target):
+    """The lengths of the rows of a bank."""
+    return target.bank.norm(dim=1)
+
+
+def test_negation_turns_the_rows_round(target):
+    """Negative saliency is the map of the negated target."""
+    negated = -target
+    assert torch.equal(negated.bank, -target.bank)
+    assert torch.equal(negated.norms, target.norms)
+    assert negated.names == ("not a", "not b", "not c")
+    assert torch.equal((-negated).bank, target.bank)
+
+
+def test_difference_is_taken_of_unit_rows(target):
+    """The row is normalised again, and its length kept."""
+    other = targets.embedding(torch.eye(24)[:3] * 9, ["x", "y", "z"])
+    difference = target - other
+    wanted = target.bank - other.bank
+    torch.testing.assert_close(difference.norms, wanted.norm(dim=1))
+    torch.testing.assert_close(difference.bank, wanted / wanted.norm(dim=1, keepdim=True))
+    assert difference.names == ("a - x", "b - y", "c - z")
+
+
+def test_difference_repeats_a_single_row(target):
+    """One row against several, on either side."""
+    one = targets.embedding(torch.eye(24)[:1], ["x"])
+    assert (target - one).names == ("a - x", "b - x", "c - x")
+    assert (one - target).names == ("x - a", "x - b", "x - c")
+    torch.testing.assert_close((one - target).bank, -(target - one).bank)
+
+
+def test_difference_of_other_counts_is_refused(target):
+    """Two rows do not go with three."""
+    with pytest.raises(TargetError, match=r"cannot subtract 2 rows from 3"):
+        target - target[:2]
+
+
+def test_difference_with_something_else_is_no_operation(target):
+    """A number is no target."""
+    with pytest.raises(TypeError, match=r"unsupported operand"):
+        target - 1
+    with pytest.raises(TypeError, match=r"unsupported operand"):
+        target + target
+
+
+def test_difference_of_a_target_with_itself_has_no_direction(target):
+    """Nothing is left to explain."""
+    with pytest.raises(TargetError, match=r"'a - a' has no direction.*nothing to explain"):
+        target - target
+
+
+def test_difference_of_other_models_is_refused(target):
+    """Rows of 24 and of 12 numbers come from different models."""
+    with pytest.raises(TargetError, match=r"24.*12|12.*24|different models"):
+        target - targets.embedding(torch.eye(12)[:1])
+
+
+def test_concatenation_puts_rows_side_by_side(target):
+    """Rows, lengths and names in order; an iterator will do."""
+    joined = targets.concatenate([target, -target[:1]])
+    assert joined.names == ("a", "b", "c", "not a")
+    assert torch.equal(joined.bank[:3], target.bank)
+    assert torch.equal(joined.norms, torch.cat([target.norms, target.norms[:1]]))
+    assert targets.concatenate(iter(target)).names == target.names
+    with pytest.raises(TargetError, match=r"one or more Targets, got"):
+        targets.concatenate([])
+    with pytest.raises(TargetError, match=r"one or more Targets, got"):
+        targets.concatenate([target, "a dog"])  # type: ignore[list-item]
+    with pytest.raises(TargetError, match=r"different models"):
+        targets.concatenate([target, targets.embedding(torch.eye(12)[:1])])
+
+
+def test_concatenation_of_precisions_keeps_the_finer(target):
+    """float32 beside float64 gives float64."""
+    fine = targets.embedding(torch.eye(24, dtype=torch.float64)[:1])
+    assert targets.concatenate([target, fine]).bank.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        (0, "a"),
+        (-1, "c"),
+        (slice(1, None), "bc"),
+        (slice(None, None, -1), "cba"),
+        ([2, 0], "ca"),
+        ((1,), "b"),
+        ([-1, -1], "cc"),
+        ("b", "b"),
+    ],
+)
+def test_index_picks_rows(target, key, names):
+    """An index, a slice, a list or a name gives a target."""
+    picked = target[key]
+    assert isinstance(picked, Target)
+    assert "".join(picked.names) == names
+    rows = ["abc".index(name) for name in names]
+    assert torch.equal(picked.bank, target.bank[rows])
+    assert torch.equal(picked.norms, target.norms[rows])
+
+
+def test_index_by_tensor_picks_rows(target):
+    """A tensor of indices is a list of indices, and a tensor of one an index."""
+    assert target[torch.tensor([2, 0])].names == ("c", "a")
+
+
+def test_name_that_stands_twice_picks_both(target):
+    """A repeated word has several rows of one name."""
+    doubled = targets.concatenate([target, target])
+    assert doubled["b"].names == ("b", "b")
+
+
+@pytest.mark.parametrize("key", [3, -4, [0, 3]])
+def test_index_out_of_range_is_an_index_error(target, key):
+    """So that loops end."""
+    with pytest.raises(IndexError, match=r"out of range for 3 rows"):
+        target[key]
+
+
+@pytest.mark.parametrize("key", ["d", slice(3, 3), []])
+def test_index_that_picks_nothing_is_refused(target, key):
+    """The names are listed."""
+    with pytest.raises(TargetError, match=r"picks no row; the names are \['a', 'b', 'c'\]"):
+        target[key]
+
+
+@pytest.mark.parametrize("key", [1.5, True, [0.5], None])
+def test_index_of_another_type_is_refused(target, key):
+    """A fraction is not rounded, True is not row 1."""
+    with pytest.raises((TargetError, TypeError)):
+        target[key]
+
+
+def test_iteration_gives_a_target_a_row(target):
+    """In order, once."""
+    assert [one.names for one in target] == [("a",), ("b",), ("c",)]
+    assert all(len(one) == 1 for one in target)
+    assert list(reversed([one.names[0] for one in target])) == ["c", "b", "a"]
+
+
+def test_rows_stay_unit_rows(target):
+    """After all arithmetic, in every order."""
+    negated = -target
+    made = targets.concatenate([-negated, target[1:] - target[0]])
+    torch.testing.assert_close(lengths(made), torch.ones(5))
+    torch.testing.assert_close(lengths(-(made[2:] - made[1])[1:]), torch.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bank_is_at_least_float32(dtype):
+    """Half-precision encodings are widened before they are normalised."""
+    target = targets.embedding(torch.eye(4, dtype=dtype)[:2] * 3)
+    assert target.bank.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_bank_is_a_detached_copy():
+    """Neither a graph nor later changes of the caller's tensor reach it."""
+    rows = torch.eye(3, requires_grad=True)
+    target = targets.embedding(rows * 2)
+    assert not target.bank.requires_grad
+    assert not target.norms.requires_grad
+    plain = torch.eye(3)
+    target = targets.embedding(plain)
+    plain.zero_()
+    assert torch.equal(target.bank, torch.eye(3))
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_target_made_in_inference_mode_is_usable(name):
+    """It is an ordinary tensor: gradients flow past it."""
+    clip = cases.adapter(name)
+    with torch.inference_mode():
+        made = [
+            targets.text(clip, ["a horse", "a dog"]),
+            targets.image(clip, cases.images(name)),
+            targets.words(clip, "a horse"),
+            targets.embedding(torch.eye(24)[:2]),
+        ]
+        made += [-made[0], made[0] - made[3], made[0][1:], targets.concatenate(made)]
+    for target in made:
+        assert not target.bank.is_inference()
+        assert not target.norms.is_inference()
+        images = cases.images(name).requires_grad_()
+        (gradient,) = torch.autograd.grad(ClipSimilarity(clip, target)(images).sum(), images)
+        assert gradient.abs().max() > 0
+
+
+def test_target_is_moved_and_copied_whole(target):
+    """To a device, by deepcopy and by pickle."""
+    for other in (target.to("cpu"), copy.deepcopy(target), pickle.loads(pickle.dumps(target))):
+        assert torch.equal(other.bank, target.bank)
+        assert torch.equal(other.norms, target.norms)
+        assert other.names == target.names
+
+
+def test_target_shows_its_names(target):
+    """For the interactive prompt."""
+    assert repr(target) == "Target(['a', 'b', 'c'])"
+
+
+def test_rows_want_a_name_each():
+    """`Target.of` checks what it is given."""
+    with pytest.raises(TargetError, match=r"rows of shape \(K, D\), got list"):
+        Target.of([[1.0]], ["a"])  # type: ignore[arg-type]

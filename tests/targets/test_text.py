@@ -1,0 +1,228 @@
+"""Targets of texts, templates, images and embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from captum_clip import targets
+from captum_clip.errors import InputError, TargetError
+from captum_clip.similarity import ClipSimilarity
+from tests.attr import cases
+
+LIBRARIES = ["hf_vit", "open_clip_vit", "open_clip_resnet"]
+
+
+@pytest.fixture(params=LIBRARIES)
+def clip(request):
+    """An adapter of each library."""
+    return cases.adapter(request.param)
+
+
+def encoded(clip, texts):
+    """The library's own unit encodings."""
+    with torch.no_grad():
+        if hasattr(clip.model, "visual"):
+            features = clip.model.encode_text(clip.tokenizer(texts))
+        else:
+            tokens = clip.tokenizer(texts, padding=True, return_tensors="pt")
+            features = clip.model.get_text_features(**tokens)
+            features = getattr(features, "pooler_output", features)
+    return features / features.norm(dim=1, keepdim=True)
+
+
+def test_text_gives_a_unit_row_a_text(clip):
+    """The rows are the library's own encodings, the names the texts."""
+    texts = ["a horse", "a dog and a cat"]
+    target = targets.text(clip, texts)
+    torch.testing.assert_close(target.bank, encoded(clip, texts), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(target.norms, torch.ones(2))
+    assert target.names == ("a horse", "a dog and a cat")
+    assert len(target) == 2
+
+
+def test_single_text_gives_one_row(clip):
+    """A text that is no list is one text, not its letters."""
+    target = targets.text(clip, "a horse")
+    assert target.bank.shape == (1, 24)
+    assert target.names == ("a horse",)
+    assert torch.allclose(target.bank, targets.text(clip, ("a horse",)).bank)
+
+
+def test_row_does_not_depend_on_its_neighbours(clip):
+    """Padding to a longer text changes nothing."""
+    alone = targets.text(clip, "a dog")
+    beside = targets.text(clip, ["a dog", "a dog beside a much longer text about a horse"])
+    torch.testing.assert_close(beside.bank[:1], alone.bank, atol=1e-6, rtol=1e-5)
+
+
+def test_templates_average_unit_encodings(clip):
+    """Mean of the unit rows, normalised again; the norm says how much they agree."""
+    templates = ["a photo of a {}.", "{}", "the {} of the day"]
+    target = targets.text(clip, ["horse", "dog"], templates=templates)
+    for row, norm, word in zip(target.bank, target.norms, ["horse", "dog"], strict=True):
+        mean = encoded(clip, [template.format(word) for template in templates]).mean(0)
+        torch.testing.assert_close(row, mean / mean.norm(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(norm, mean.norm(), atol=1e-6, rtol=1e-5)
+    assert target.names == ("horse", "dog")
+
+
+def test_single_template_is_a_prompt(clip):
+    """A template that is no list is one template."""
+    target = targets.text(clip, "horse", templates="a photo of a {}.")
+    wanted = targets.text(clip, "a photo of a horse.")
+    torch.testing.assert_close(target.bank, wanted.bank, atol=1e-6, rtol=1e-5)
+
+
+def test_text_with_braces_is_no_template(clip):
+    """Braces in the text are text."""
+    target = targets.text(clip, "{} {0} {name}", templates=["a {}"])
+    torch.testing.assert_close(
+        target.bank, targets.text(clip, "a {} {0} {name}").bank, atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("template", ["a horse", "{} and {}", 3, "{0}"])
+def test_template_without_one_place_is_refused(clip, template):
+    """The template is named."""
+    with pytest.raises(TargetError, match=r"one \{\} for the text, got"):
+        targets.text(clip, "horse", templates=[template])
+
+
+def test_no_template_is_refused(clip):
+    """An empty list is no way to say 'none'."""
+    with pytest.raises(TargetError, match=r"templates is empty; leave it out"):
+        targets.text(clip, "horse", templates=[])
+
+
+@pytest.mark.parametrize("texts", ["", "  \t\n", ["a horse", ""]])
+def test_empty_text_is_refused(clip, texts):
+    """Unless it is meant."""
+    with pytest.raises(TargetError, match=r"is empty; pass allow_empty=True"):
+        targets.text(clip, texts)
+
+
+def test_empty_text_may_be_meant(clip):
+    """The empty prompt is a baseline."""
+    target = targets.text(clip, ["a horse", ""], allow_empty=True)
+    torch.testing.assert_close(target.bank, encoded(clip, ["a horse", ""]), atol=1e-6, rtol=1e-5)
+    assert target.names == ("a horse", "")
+
+
+def test_no_text_is_refused(clip):
+    """An empty list is no target."""
+    with pytest.raises(TargetError, match=r"at least one text, got an empty list"):
+        targets.text(clip, [])
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"), [([3], "int"), (["a", None], "NoneType"), ([b"a"], "bytes")]
+)
+def test_what_is_no_text_is_refused(clip, texts, kind):
+    """The type is named."""
+    with pytest.raises(TargetError, match=f"expected texts, got {kind}"):
+        targets.text(clip, texts)
+
+
+def test_long_text_says_how_many_tokens_it_has(clip):
+    """Nothing is cut off in silence."""
+    if clip.tokenizer is cases.adapter("hf_vit").tokenizer:
+        fitting, longer = "x" * 75, "x" * 76  # a token of each byte, start and end
+    else:
+        fitting, longer = "horse " * 75, "horse " * 76
+    assert len(targets.text(clip, fitting)) == 1
+    with pytest.raises(
+        TargetError, match=r"has 78 tokens with start and end, .* takes 77; shorten"
+    ):
+        targets.text(clip, longer)
+    with pytest.raises(TargetError, match=r"has 78 tokens"):
+        targets.words(clip, longer)
+
+
+def test_image_gives_its_unit_embedding(clip):
+    """A reference image is a target; a float tensor counts as preprocessed."""
+    name = next(n for n in LIBRARIES if cases.adapter(n) is clip)
+    images = cases.images(name)
+    target = targets.image(clip, images)
+    with torch.no_grad():
+        wanted = F.normalize(cases.embed(clip.model, images), dim=-1)
+    torch.testing.assert_close(target.bank, wanted, atol=1e-6, rtol=1e-5)
+    assert target.names == ("image 0", "image 1", "image 2")
+    with torch.no_grad():
+        similarity = ClipSimilarity(clip, target)(images)
+    torch.testing.assert_close(similarity.diagonal(), torch.ones(3))
+    assert targets.image(clip, images[:2], names=["left", "right"]).names == ("left", "right")
+    assert targets.image(clip, images[0], names="one").names == ("one",)
+    assert targets.image(clip, [images[0], images[1]]).names == ("image 0", "image 1")
+
+
+def test_image_file_is_named_after_itself(clip, tmp_path):
+    """A path gives its stem as the name."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    path = tmp_path / "red_horse.png"
+    Image.fromarray(pixels).save(path)
+    target = targets.image(clip, [path, str(path)])
+    assert target.names == ("red_horse", "red_horse")
+    torch.testing.assert_close(target.bank[0], target.bank[1])
+    assert targets.image(clip, Image.fromarray(pixels)).names == ("image 0",)
+
+
+def test_image_wants_as_many_names(clip):
+    """One name an image."""
+    name = next(n for n in LIBRARIES if cases.adapter(n) is clip)
+    with pytest.raises(TargetError, match=r"3 rows need as many names, got 1"):
+        targets.image(clip, cases.images(name), names=["one"])
+
+
+def test_image_that_is_not_there_is_refused(clip):
+    """The adapter's error comes through."""
+    with pytest.raises(InputError, match=r"no image file nowhere.png"):
+        targets.image(clip, "nowhere.png")
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_embedding_normalises_its_rows(kind):
+    """Tensors, arrays and lists of numbers, of any length."""
+    target = targets.embedding(kind([[3.0, 4.0], [0.0, -2.0]]), ["a", "b"])
+    torch.testing.assert_close(target.bank.double(), torch.tensor([[0.6, 0.8], [0, -1]]).double())
+    torch.testing.assert_close(target.norms.double(), torch.tensor([5.0, 2.0]).double())
+    assert target.names == ("a", "b")
+
+
+def test_embedding_takes_one_row():
+    """(D,) is one row."""
+    target = targets.embedding(torch.tensor([0, 3]), "up")
+    assert torch.equal(target.bank, torch.tensor([[0.0, 1.0]]))
+    assert target.names == ("up",)
+    assert targets.embedding(torch.eye(2)).names == ("embedding 0", "embedding 1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.zeros(2, 3), "'embedding 0' has no direction"),
+        (torch.tensor([[1.0, float("nan")]]), "'embedding 0' holds NaN or infinity"),
+        (torch.tensor([[1.0, float("inf")]]), "holds NaN or infinity"),
+        (torch.zeros(2, 3, 4), r"shape \(K, D\), got \(2, 3, 4\)"),
+        (torch.zeros(0, 3), r"shape \(K, D\), got \(0, 3\)"),
+        (torch.tensor(1.0), r"shape \(K, D\), got \(\)"),
+        ("a horse", "expected numbers .* got str"),
+        ([[1.0], [2.0, 3.0]], "expected numbers .* got list"),
+        (None, "expected numbers .* got NoneType"),
+    ],
+    ids=str,
+)
+def test_bad_embedding_is_refused(rows, message):
+    """Each with its reason."""
+    with pytest.raises(TargetError, match=message):
+        targets.embedding(rows)
+
+
+def test_embedding_wants_as_many_names():
+    """One name a row."""
+    with pytest.raises(TargetError, match=r"2 rows need as many names, got 3"):
+        targets.embedding(torch.eye(2), ["a", "b", "c"])

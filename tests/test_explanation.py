@@ -1,0 +1,289 @@
+"""`explain` is the flow written out, with everything checked at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import explanation, targets
+from captum_clip.attr import (
+    METHODS,
+    AttentionRollout,
+    ClipGradCam,
+    LastGradAttention,
+    LayerAttention,
+)
+from captum_clip.errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
+from captum_clip.explanation import explain
+from captum_clip.models import ClipAdapter
+from captum_clip.similarity import ClipSimilarity
+from tests import builders
+
+TEXTS = ["a horse", "a dog"]
+BUILDERS: dict[str, Callable[[], builders.Small]] = {
+    "vit": builders.hf_vit,
+    "resnet": partial(builders.open_clip_resnet, seed=4),  # its maps have both signs
+}
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def clip(request: pytest.FixtureRequest) -> ClipAdapter:
+    adapter: ClipAdapter = BUILDERS[request.param]().load()
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def vit() -> ClipAdapter:
+    adapter: ClipAdapter = builders.hf_vit().load()
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def resnet() -> ClipAdapter:
+    adapter: ClipAdapter = BUILDERS["resnet"]().load()
+    return adapter
+
+
+def picture(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def default(clip: ClipAdapter) -> type[Any]:
+    return {"vit": LastGradAttention, "resnet": ClipGradCam}[clip.kind]
+
+
+def maps_of(clip: ClipAdapter, images: torch.Tensor, target: targets.Target) -> torch.Tensor:
+    found: torch.Tensor = default(clip)(ClipSimilarity(clip, target)).attribute_targets(images)
+    return found
+
+
+# What it computes
+
+
+def test_explain_is_the_flow_written_out(clip: ClipAdapter) -> None:
+    found = explain([picture(0), picture(1)], TEXTS, model=clip)
+    images = clip.preprocess([picture(0), picture(1)])
+    target = targets.text(clip, TEXTS)
+    torch.testing.assert_close(found.maps["positive"], maps_of(clip, images, target).clamp(min=0))
+    torch.testing.assert_close(found.scores, ClipSimilarity(clip, target)(images).detach())
+    torch.testing.assert_close(found.images, clip.denormalize(images))
+    assert found.names == ("a horse", "a dog")
+    assert found.method == {"vit": "last-grad", "resnet": "grad-cam"}[clip.kind]
+    assert found.model == clip.name
+    assert not found.words
+
+
+def test_the_negative_map_is_the_method_on_the_negated_target(clip: ClipAdapter) -> None:
+    found = explain(picture(), TEXTS, model=clip, sign="negative")
+    images, target = clip.preprocess(picture()), targets.text(clip, TEXTS)
+    torch.testing.assert_close(found.maps["negative"], maps_of(clip, images, -target).clamp(min=0))
+    assert list(found.maps) == ["negative"]
+    torch.testing.assert_close(found.scores, ClipSimilarity(clip, target)(images).detach())
+
+
+def test_the_negative_map_of_grad_cam_is_the_relu_of_the_negated_map(resnet: ClipAdapter) -> None:
+    found = explain(picture(), TEXTS, model=resnet, sign="both")
+    signed = maps_of(resnet, resnet.preprocess(picture()), targets.text(resnet, TEXTS))
+    assert (signed < 0).any()
+    assert (signed > 0).any()
+    torch.testing.assert_close(found.maps["positive"], signed.clamp(min=0))
+    torch.testing.assert_close(found.maps["negative"], (-signed).clamp(min=0))
+
+
+def test_both_signs_are_the_two_signs_from_one_forward_pass(
+    clip: ClipAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = {
+        sign: explain(picture(), TEXTS, model=clip, sign=sign) for sign in ("positive", "negative")
+    }
+    method, passes = default(clip), []
+    original = method.attribute_targets
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        passes.append(1)
+        return original(self, *args, **kwargs)
+
+    counted.__wrapped__ = original  # type: ignore[attr-defined]
+    monkeypatch.setattr(method, "attribute_targets", counted)
+    both = explain(picture(), TEXTS, model=clip, sign="both")
+    assert len(passes) == 1
+    assert list(both.maps) == ["positive", "negative"]
+    for sign, one in single.items():
+        torch.testing.assert_close(both.maps[sign], one.maps[sign])
+        torch.testing.assert_close(both.scores, one.scores)
+
+
+def test_all_maps_are_non_negative(clip: ClipAdapter) -> None:
+    found = explain(picture(), TEXTS, model=clip, sign="both")
+    assert all((values >= 0).all() and values.any() for values in found.maps.values())
+
+
+def test_words_come_after_their_text_with_their_norms(clip: ClipAdapter) -> None:
+    found = explain(picture(), "a horse, and a dog.", model=clip, words=True)
+    rows = targets.words(clip, "a horse, and a dog.")
+    assert found.names == ("a horse, and a dog.", "a", "horse", "and", "a", "dog")
+    torch.testing.assert_close(found.norms[1:], rows.norms)
+    torch.testing.assert_close(found.norms[0], torch.tensor(1.0))
+    expected = maps_of(clip, clip.preprocess(picture()), rows).clamp(min=0)
+    torch.testing.assert_close(found.maps["positive"][:, 1:], expected)
+    assert found.words
+
+
+def test_words_can_be_chosen(vit: ClipAdapter) -> None:
+    found = explain(picture(), ["a red horse"], model=vit, words=["red horse"])
+    assert found.names == ("a red horse", "red horse")
+
+
+def test_a_target_is_taken_as_it_is(vit: ClipAdapter) -> None:
+    target = targets.text(vit, "a horse") - targets.text(vit, "a dog")
+    found = explain(picture(), target, model=vit)
+    assert found.names == ("a horse - a dog",)
+    torch.testing.assert_close(found.norms, target.norms)
+
+
+def test_preprocessed_tensors_are_taken_as_they_are(vit: ClipAdapter) -> None:
+    images = vit.preprocess([picture(0), picture(1)])
+    one = explain(images, TEXTS, model=vit)
+    other = explain([picture(0), picture(1)], TEXTS, model=vit)
+    torch.testing.assert_close(one.maps["positive"], other.maps["positive"])
+
+
+def test_a_model_object_is_taken_with_its_parts() -> None:
+    small = builders.hf_vit()
+    found = explain(
+        picture(), "a", model=small.model, processor=small.processor, tokenizer=small.tokenizer
+    )
+    assert found.model == "CLIPModel"
+
+
+def test_a_hub_model_is_the_default(monkeypatch: pytest.MonkeyPatch, vit: ClipAdapter) -> None:
+    asked = []
+
+    def load(model: str, **options: Any) -> ClipAdapter:
+        asked.append((model, options))
+        return vit
+
+    monkeypatch.setattr(explanation, "load_clip", load)
+    explain(picture(), "a", device="cpu")
+    assert asked == [("ViT-B/32", {"processor": None, "tokenizer": None, "device": "cpu"})]
+
+
+# Batches
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_batches_change_nothing(vit: ClipAdapter, size: int, as_tensor: bool) -> None:
+    given: Any = [picture(seed) for seed in range(5)]
+    given = vit.preprocess(given) if as_tensor else given
+    whole = explain(given, TEXTS, model=vit, sign="both")
+    parts = explain(given, TEXTS, model=vit, sign="both", batch_size=size)
+    for name in ("scores", "images"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    for sign in whole.maps:
+        torch.testing.assert_close(parts.maps[sign], whole.maps[sign])
+
+
+@pytest.mark.parametrize(("size", "bar"), [(None, False), (5, False), (2, True)])
+def test_only_several_batches_have_a_progress_bar(
+    vit: ClipAdapter, size: int | None, bar: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explain([picture(seed) for seed in range(3)], "a", model=vit, batch_size=size)
+    assert ("2/2" in capsys.readouterr().err) == bar
+
+
+def test_batches_of_different_sizes_are_refused(vit: ClipAdapter) -> None:
+    images = [torch.zeros(3, 32, 32), torch.zeros(3, 40, 40)]
+    with pytest.raises(InputError, match="differ in size"):
+        explain(images, "a", model=vit, batch_size=1)
+
+
+# Methods
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_meant_by_its_name_or_its_class(name: str) -> None:
+    clip = BUILDERS["resnet" if name == "grad-cam" else "vit"]().load()
+    by_name = explain(picture(), TEXTS, model=clip, method=name)
+    by_class = explain(picture(), TEXTS, model=clip, method=METHODS[name])
+    assert by_name.method == by_class.method == name
+    assert torch.equal(by_name.maps["positive"], by_class.maps["positive"])
+
+
+def test_options_come_with_the_name_or_as_keywords(vit: ClipAdapter) -> None:
+    said = explain(picture(), "a", model=vit, method="last-grad:heads=averaged,start_layer=1")
+    given = explain(
+        picture(), "a", model=vit, method=LastGradAttention, heads="averaged", start_layer=1
+    )
+    by_default = explain(picture(), "a", model=vit, heads="averaged", start_layer=1)
+    assert said.method == given.method == by_default.method
+    assert said.method == "last-grad:heads=averaged,start_layer=1"
+    assert torch.equal(said.maps["positive"], given.maps["positive"])
+    forward = ClipSimilarity(vit, targets.text(vit, "a"))
+    expected = LastGradAttention(forward).attribute(
+        vit.preprocess(picture()), heads="averaged", start_layer=1
+    )
+    torch.testing.assert_close(said.maps["positive"], expected)
+
+
+def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
+    found = explain(
+        picture(), TEXTS, model=vit, method=LayerAttention, sign="both", of="gradient", index=0
+    )
+    assert found.method == "LayerAttention:of=gradient,index=0"
+    signed = LayerAttention(ClipSimilarity(vit, targets.text(vit, TEXTS))).attribute_targets(
+        vit.preprocess(picture()), of="gradient", index=0
+    )
+    torch.testing.assert_close(found.maps["negative"], (-signed).clamp(min=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "gradcam"}, InputError, "expected one of grad-cam, .*got 'gradcam'"),
+        ({"method": dict}, InputError, "expected a class of captum_clip.attr"),
+        ({"method": LastGradAttention.__mro__[1]}, InputError, "expected a class"),
+        ({"method": "last-grad:heads"}, InputError, "cannot read 'heads'"),
+        ({"method": "last-grad:heads=mixed"}, InputError, "paired, averaged, got 'mixed'"),
+        ({"method": "last-grad:head=paired"}, InputError, "no option 'head'; it has heads, start"),
+        ({"method": "rollout", "return_scores": False}, InputError, "no option 'return_scores'"),
+        ({"method": "rollout", "sign": "negative"}, InputError, "does not depend on the target"),
+        ({"method": AttentionRollout, "sign": "both"}, InputError, "has no negative map"),
+        ({"method": LayerAttention, "sign": "both"}, InputError, "has no negative map"),
+        ({"method": "grad-cam"}, UnsupportedModelError, "ClipGradCam needs"),
+        ({"sign": "minus"}, InputError, "positive, negative or both, got 'minus'"),
+        ({"batch_size": 0}, InputError, "batch_size of 1 or more, got 0"),
+        ({"batch_size": True}, InputError, "batch_size"),
+        ({"words": True}, TargetError, "words need exactly one text"),
+        ({"processor": "one"}, InputError, "processor was given with an adapter"),
+    ],
+)
+def test_explain_says_what_is_wrong(
+    vit: ClipAdapter, options: dict[str, Any], error: type[CaptumClipError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        explain(picture(), TEXTS, model=vit, **options)
+
+
+def test_methods_of_vision_transformers_are_refused_on_a_resnet(resnet: ClipAdapter) -> None:
+    for name in ("rollout", "all-grad", "last-grad", "attention-grad-cam"):
+        with pytest.raises(UnsupportedModelError, match="use ClipGradCam"):
+            explain(picture(), "a", model=resnet, method=name)
+
+
+def test_the_words_of_a_target_are_refused(vit: ClipAdapter) -> None:
+    with pytest.raises(TargetError, match="words need exactly one text"):
+        explain(picture(), targets.text(vit, "a b"), model=vit, words=True)
+
+
+def test_a_wrong_method_is_said_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation, "load_clip", lambda *_, **__: pytest.fail("was loaded"))
+    with pytest.raises(InputError, match="gradcam"):
+        explain(picture(), "a", method="gradcam")

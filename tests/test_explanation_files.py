@@ -1,0 +1,172 @@
+"""An explanation draws itself, and comes back from its file as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip.errors import InputError
+from captum_clip.explanation import Explanation, explain
+from captum_clip.models import ClipAdapter
+from tests import builders
+
+TEXTS = ["a horse", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def vit() -> ClipAdapter:
+    adapter: ClipAdapter = builders.hf_vit().load()
+    return adapter
+
+
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(params=["positive", "negative", "both", "words", "words both"])
+def found(request: pytest.FixtureRequest, vit: ClipAdapter) -> Explanation:
+    asked = request.param.split()
+    sign: Any = asked[-1] if asked[-1] != "words" else "positive"
+    texts = "a horse" if asked[0] == "words" else TEXTS
+    return explain(
+        picture(), texts, model=vit, sign=sign, words=asked[0] == "words", method="all-grad"
+    )
+
+
+def test_everything_comes_back_from_a_file(found: Explanation, tmp_path: Path) -> None:
+    path = found.save(tmp_path / "found.npz")
+    assert path == tmp_path / "found.npz"
+    back = Explanation.load(path)
+    assert list(back.maps) == list(found.maps)
+    pairs = [(back.maps[sign], found.maps[sign]) for sign in found.maps]
+    pairs += [(getattr(back, n), getattr(found, n)) for n in ("scores", "norms", "images")]
+    for one, other in pairs:
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+    for name in ("names", "model", "method", "words"):
+        assert getattr(back, name) == getattr(found, name)
+
+
+def test_the_file_holds_no_pickle(found: Explanation, tmp_path: Path) -> None:
+    with np.load(found.save(tmp_path / "found.npz"), allow_pickle=False) as file:
+        assert all(file[key].dtype != object for key in file.files)
+
+
+@pytest.mark.parametrize(("ending", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
+def test_pictures_are_written(
+    found: Explanation, tmp_path: Path, ending: str, start: bytes
+) -> None:
+    path = found.save(str(tmp_path / f"found{ending}"))
+    assert path.read_bytes().startswith(start)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_the_picture_names_what_it_shows(found: Explanation) -> None:
+    written = [text.get_text() for text in found.plot().texts]
+    assert set(found.names) <= set(written)
+    assert f"{found.model} \u00b7 {found.method}" in written
+    assert any(line.startswith("cosine") for line in written)
+    assert any(line.startswith("norm") for line in written) == found.words
+
+
+def test_the_two_signs_are_drawn_on_one_scale(vit: ClipAdapter) -> None:
+    found = explain(picture(), "a", model=vit, sign="both")
+    weak = replace(found, maps={**found.maps, "negative": 0.01 * found.maps["positive"]})
+    heat = weak.heat()
+    torch.testing.assert_close(heat["positive"].max(), torch.tensor(1.0))
+    assert heat["negative"].max() < 0.011
+    assert heat["negative"].shape == (1, 1, 32, 32)
+
+
+def test_an_explanation_is_frozen_and_short_to_print(found: Explanation) -> None:
+    with pytest.raises(FrozenInstanceError):
+        found.model = "other"  # type: ignore[misc]
+    assert len(repr(found)) < 250
+    assert "all-grad" in repr(found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": ("one",)},
+        {"scores": torch.zeros(1, 3)},
+        {"norms": torch.zeros(1)},
+        {"maps": {}},
+        {"maps": {"plus": torch.zeros(1, 2, 4, 4)}},
+        {"maps": {"positive": torch.zeros(2, 2, 4, 4)}},
+        {"images": torch.zeros(3, 32, 32)},
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    vit: ClipAdapter, changes: dict[str, Any]
+) -> None:
+    found = explain(picture(), TEXTS, model=vit)
+    with pytest.raises(InputError, match="do not belong together"):
+        replace(found, **changes)
+
+
+# Files that cannot be
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.jpg", r"must end in \.png, \.pdf, \.svg, \.npz"),
+        ("none/a.png", "no folder"),
+        ("a", "end"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(
+    found: Explanation, tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        found.save(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failure_leaves_nothing_behind(
+    found: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: Any, **arrays: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", broken)
+    with pytest.raises(InputError, match="No space left"):
+        found.save(tmp_path / "found.npz")
+    assert os.listdir(tmp_path) == []
+
+
+def spoiled(folder: Path, found: Explanation) -> Iterator[Path]:
+    whole = found.save(folder / "whole.npz").read_bytes()
+    for name, content in {"empty": b"", "half": whole[: len(whole) // 2], "text": b"hello"}.items():
+        path = folder / f"{name}.npz"
+        path.write_bytes(content)
+        yield path
+    np.savez(folder / "other.npz", scores=np.zeros(3))
+    yield folder / "other.npz"
+    np.savez(folder / "pickled.npz", names=np.array([{}], dtype=object))
+    yield folder / "pickled.npz"
+    np.save(folder / "array.npy", np.zeros(3))
+    yield folder / "array.npy"
+    with np.load(folder / "whole.npz") as file:
+        np.savez(folder / "shape.npz", **{**file, "scores": np.zeros((9, 9))})
+    yield folder / "shape.npz"
+
+
+def test_load_says_what_is_no_explanation(vit: ClipAdapter, tmp_path: Path) -> None:
+    found = explain(picture(), "a", model=vit)
+    for path in spoiled(tmp_path, found):
+        with pytest.raises(InputError, match=rf"Explanation\.load: .*{path.name}"):
+            Explanation.load(path)
+    with pytest.raises(InputError, match="there is no file"):
+        Explanation.load(tmp_path / "none.npz")
