@@ -58,6 +58,7 @@ def cls_row(layer: AttentionLayer, tokens: Tensor) -> Tensor:
         return (q @ tokens.transpose(1, 2)).softmax(-1)
 
 
+@torch.no_grad()
 def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     """The whole attention (B, H, s, s) of a kept layer."""
     assert record.tokens is not None
@@ -91,6 +92,7 @@ def attended(layer: AttentionLayer, row: Tensor, tokens: Tensor) -> Tensor:
         return F.linear(mixed.flatten(1), *output)
 
 
+@torch.no_grad()
 def row_gradient(layer: AttentionLayer, gradient: Tensor, tokens: Tensor) -> Tensor:
     """The gradient d y / d A of one row, (K, B, H, s), given d y / d output (K, B, D) there."""
     with exact(tokens):
@@ -98,13 +100,14 @@ def row_gradient(layer: AttentionLayer, gradient: Tensor, tokens: Tensor) -> Ten
         value, output = (_wide(p, tokens.dtype) for p in layer.projections()[2:])
         mixed = _heads_last(widened(gradient) @ output.weight, layer.heads)  # (K, B, H, d)
         by_token = torch.einsum("kbhd,hdw->kbhw", mixed, _by_head(value.weight, layer.heads))
-        result = by_token @ tokens.transpose(1, 2)
+        result = torch.einsum("kbhw,bsw->kbhs", by_token, tokens)
         if value.bias is not None:
             bias = value.bias.view(layer.heads, -1)
             result = result + (mixed * bias).sum(-1, keepdim=True)
         return result
 
 
+@torch.no_grad()
 def matrix_gradient(
     layer: AttentionLayer, gradient: Tensor, record: LayerRecord, *, of_mixed: bool = False
 ) -> Tensor:

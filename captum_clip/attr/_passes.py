@@ -1,8 +1,8 @@
 """One forward through a tower: what each method needs of it, and the gradients for K targets.
 
 Where a `ClipSimilarity` scores a CLS-pooled tower, the forward stops at the last attention, and one
-token goes through the rest; the row of weights is itself in the graph. Elsewhere the forward runs
-to its end, and the gradient is taken at the output of the attention.
+token goes through the rest. Elsewhere the forward runs to its end. Either way the gradient is taken
+at the output of the attention.
 """
 
 from __future__ import annotations
@@ -145,10 +145,13 @@ def last_gradient(
     if _stops(tower, call):
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        attention = _attention.cls_row(layer, _tokens(record, last)).requires_grad_()
-        scored = _tail(tower, call, record, attention)
-        row = scored.stacked_gradients(attention)
-        return LastGradient(record, scored, row, attention.detach())
+        tokens = _tokens(record, last)
+        with torch.no_grad():
+            attention = _attention.cls_row(layer, tokens)
+            attended = _attention.attended(layer, attention, tokens)
+        scored = _tail(tower, call, record, attended.requires_grad_())
+        row = _attention.row_gradient(layer, scored.stacked_gradients(attended), tokens)
+        return LastGradient(record, scored, row, attention)
     _refuse_checkpointing(tower)
     with record_vit(tower, visit=visit, keep=range(last, last + 1), leaf=last) as record:
         scores = call.scores()
@@ -160,7 +163,8 @@ def last_gradient(
         return LastGradient(record, scored, output=output)
     tokens = _tokens(record, last)
     row = _attention.row_gradient(layer, output[:, :, 0], tokens)
-    return LastGradient(record, scored, row, _attention.cls_row(layer, tokens))
+    with torch.no_grad():
+        return LastGradient(record, scored, row, _attention.cls_row(layer, tokens))
 
 
 def _stops(tower: ViTTower, call: Call) -> bool:
@@ -174,12 +178,11 @@ def _tokens(record: Recording, index: int) -> Tensor:
     return tokens
 
 
-def _tail(tower: ViTTower, call: Call, record: Recording, row: Tensor) -> Scored:
-    """The scores of a stopped forward, from the CLS row (B, H, s) of its last attention."""
+def _tail(tower: ViTTower, call: Call, record: Recording, attended: Tensor) -> Scored:
+    """The scores of a stopped forward, from the last attention's output for CLS, (B, D)."""
     assert call.similarity is not None
     assert record.residual is not None
     layer, residual = tower.layers[-1], record.residual[:, 0]
-    attended = _attention.attended(layer, row, _tokens(record, len(tower.layers) - 1))
     embedding = tower.embed(layer.tail(residual, attended.to(residual.dtype)))
     return Scored.of(call.similarity.score(embedding), call, record)
 
@@ -207,7 +210,8 @@ def all_gradients(tower: ViTTower, call: Call, start: int) -> AllGradients:
         with record_vit(tower, keep=keep, leaf=start, stop=last) as record:
             call.scores()
         row = _attention.cls_row(tower.layers[last], _tokens(record, last))
-        scored = _tail(tower, call, record, row)
+        attended = _attention.attended(tower.layers[last], row, _tokens(record, last))
+        scored = _tail(tower, call, record, attended)
         return AllGradients(record, scored, (*_points(record, keep), row), row=True)
     keep = range(start, last + 1)
     with record_vit(tower, keep=keep, leaf=start) as record:
@@ -241,7 +245,8 @@ def without_gradient(
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
         row = _attention.cls_row(tower.layers[last], _tokens(record, last))
-        return record, _tail(tower, call, record, row)
+        attended = _attention.attended(tower.layers[last], row, _tokens(record, last))
+        return record, _tail(tower, call, record, attended)
 
 
 def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:
@@ -257,15 +262,16 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, Scored, 
     with record_resnet(tower, stop=similarity is not None) as record:
         scores = call.scores()
     assert record.features is not None
-    if similarity is not None:
-        with torch.enable_grad():
-            shift = record.features.new_zeros(record.features.shape[:2]).requires_grad_()
-            scores = similarity.score(tower.pool(record.features, shift))
-    else:
+    if similarity is None:
         assert record.shift is not None
-        shift = record.shift
-    scored = Scored.of(scores, call, record)
-    return record, scored, scored.stacked_gradients(shift)
+        scored = Scored.of(scores, call, record)
+        return record, scored, scored.stacked_gradients(record.shift)
+    with torch.no_grad():
+        embedding = tower.pool(record.features)
+    scored = Scored.of(similarity.score(embedding.requires_grad_()), call, record)
+    gradient = scored.stacked_gradients(embedding)  # (K', B, E)
+    with torch.no_grad():
+        return record, scored, tower.shift_gradient(record.features, gradient)
 
 
 def _refuse_checkpointing(tower: ViTTower) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import InputError, UnsupportedModelError
+from . import attention_pool
 from .base import ClipAdapter
 from .parts import count_tokens, describe, is_transformers_tokenizer, process, statistics
 from .towers import AttentionLayer, Linear, Pooling, Projections, ResNetTower, Tower, ViTTower
@@ -163,39 +163,13 @@ class OpenClipResNet(ResNetTower):
         side = int(self.module.image_size)
         return _native_grid((height, width), (side, side), (side // 32, side // 32))
 
-    def pool(self, features: Tensor, shift: Tensor) -> Tensor:
-        r"""See `ResNetTower`; only the query of the mean token is needed.
+    def pool(self, features: Tensor) -> Tensor:
+        """See `ResNetTower`."""
+        return attention_pool.pooled(self.module.attnpool, features)
 
-        With tokens :math:`x_j = A_j + p_j` (:math:`A_0` the mean) and the shift :math:`\delta`,
-
-        .. math:: q = W_Q (x_0 + \delta) + b_Q, \quad a_{hj} = \mathrm{softmax}_j(s\,(W_{K,h}^T
-            q_h) \cdot x_j), \quad o_h = W_{V,h} (\sum_j a_{hj} x_j + \delta) + b_{V,h}.
-
-        The same shift of every key leaves the softmax as it is, so keys need none.
-        """
-        pool = self.module.attnpool
-        half = features.dtype in (torch.float16, torch.bfloat16)
-        dtype = torch.float32 if half else features.dtype
-        shift = shift.to(dtype)
-        x = features.to(dtype).flatten(2)  # (B, C, s)
-        x = torch.cat([x.mean(-1, keepdim=True), x], -1) + pool.positional_embedding.to(dtype).T
-        channels, heads = x.shape[1], pool.num_heads
-        scale = (channels // heads) ** -0.5
-
-        def weights(linear: Any) -> Tensor:  # (heads, C / heads, C)
-            weight: Tensor = linear.weight.to(dtype)
-            return weight.view(heads, -1, channels)
-
-        query = F.linear(
-            x[..., 0] + shift, pool.q_proj.weight.to(dtype), pool.q_proj.bias.to(dtype)
-        )
-        query = query.view(-1, heads, channels // heads) * scale
-        attention = (torch.einsum("bhd,hdc->bhc", query, weights(pool.k_proj)) @ x).softmax(-1)
-        mixed = attention @ x.mT + shift[:, None]  # (B, heads, C)
-        value = torch.einsum("bhc,hdc->bhd", mixed, weights(pool.v_proj)).flatten(1)
-        value = value + pool.v_proj.bias.to(dtype)
-        out = F.linear(value, pool.c_proj.weight.to(dtype), pool.c_proj.bias.to(dtype))
-        return out.to(features.dtype)
+    def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
+        """See `ResNetTower`."""
+        return attention_pool.shift_gradient(self.module.attnpool, features, gradient)
 
 
 def tower_of(module: nn.Module) -> Tower | None:

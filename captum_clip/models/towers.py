@@ -143,9 +143,12 @@ class ResNetTower(Tower):
         return "resnet"
 
     @abstractmethod
-    def pool(self, features: Tensor, shift: Tensor) -> Tensor:
-        """The image embedding (B, E) of the features (B, C, h, w) + shift (B, C) at all positions.
+    def pool(self, features: Tensor) -> Tensor:
+        """The image embedding (B, E) of the features (B, C, h, w), in at least float32."""
 
-        `shift` is zero; it carries the gradient, which is the sum over all positions of the
-        gradient with respect to the features.
+    @abstractmethod
+    def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient (K, B, C) of a shift of all positions, given the embedding's (K, B, E).
+
+        It is the sum over all positions of the gradient with respect to the features.
         """
