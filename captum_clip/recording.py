@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import CaptureError
 from .models.images import check_images
+from .models.standard import ours
 from .models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
 
 Visit = Callable[[int, Tensor], None]
@@ -79,7 +80,7 @@ class _Hooks:
             if threading.get_ident() == self._thread:
                 hook(args, kwargs or {})
 
-        self._handles.append(module.register_forward_pre_hook(guarded, with_kwargs=True))
+        self._handles.append(module.register_forward_pre_hook(ours(guarded), with_kwargs=True))
 
     def after(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
         """Call `hook(result)` after the module ran; what it returns, if not None, replaces it."""
@@ -87,7 +88,7 @@ class _Hooks:
         def guarded(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
             return hook(result) if threading.get_ident() == self._thread else None
 
-        self._handles.append(module.register_forward_hook(guarded))
+        self._handles.append(module.register_forward_hook(ours(guarded)))
 
     def remove(self) -> None:
         for handle in self._handles:

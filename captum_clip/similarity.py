@@ -67,7 +67,7 @@ class ClipSimilarity(nn.Module):
                 f"{self.clip.device}; pass images.to(clip.device)."
             )
         self.clip.grid(images.shape[-2], images.shape[-1])
-        return self.score(self.clip.encode_image(images))
+        return self.score(self.clip.image_features(images))
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of image embeddings (..., E) of any length."""

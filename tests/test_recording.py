@@ -25,7 +25,7 @@ def setting(request):
     name = request.param
     clip = cases.adapter(name, torch.float64)
     images = cases.images(name, torch.float64)
-    return clip.tower, (lambda: clip._image_features(images)), cases.seen(name)
+    return clip.tower, (lambda: clip.image_features(images)), cases.seen(name)
 
 
 def test_kept_layers_show_their_tokens_and_output(setting):
@@ -246,7 +246,7 @@ def test_resnet_shows_its_features(stop):
     images, seen = cases.images("open_clip_resnet", torch.float64), cases.seen("open_clip_resnet")
     before = state.of_model(clip.vision)
     with record_resnet(clip.tower, stop=stop) as record:
-        result = clip._image_features(images)
+        result = clip.image_features(images)
     features = shown(record.features)
     torch.testing.assert_close(features, seen.features.detach(), rtol=1e-9, atol=1e-10)
     assert not features.requires_grad

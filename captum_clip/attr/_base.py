@@ -17,7 +17,7 @@ from ..models import tower_of
 from ..models.towers import Tower, ViTTower
 from ..recording import Recording
 from ..similarity import ClipSimilarity
-from ._passes import Call, Select
+from ._passes import Call, Select, plain_similarity
 from ._selection import Columns, many_columns, one_column
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
@@ -55,12 +55,21 @@ def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> To
     return tower
 
 
-def refuse_unsteady(method: str, tower: Tower) -> None:
-    """A tower that answers differently each time, or changes when it is used, is not explained.
+def check_tower(method: str, tower: Tower) -> None:
+    """A tower must be what it was, and answer the same each time.
 
     Raises:
-        InputError: BatchNorm or active dropout in training mode.
+        InputError: BatchNorm or active dropout in training mode, or layers that were exchanged.
+        UnsupportedModelError: a part was exchanged for one that is not supported.
     """
+    now = tower_of(tower.module)
+    if isinstance(tower, ViTTower) and isinstance(now, ViTTower):
+        same = [layer.block for layer in now.layers] == [layer.block for layer in tower.layers]
+        if not same:
+            raise InputError(
+                f"{method}: the vision tower's layers were exchanged since it was loaded; call "
+                "load_clip again, or make the method anew."
+            )
     reason = tower.unsteady()
     if reason is not None:
         raise InputError(
@@ -92,11 +101,13 @@ def explaining(
             )
     extra = additional_forward_args
     extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-    if isinstance(forward_func, ClipSimilarity):
-        select(len(given[0]) if given[0].ndim else 0, len(forward_func.bank))
+    similarity = plain_similarity(forward_func)
+    if similarity is not None:
+        select(len(given[0]) if given[0].ndim else 0, len(similarity.bank))
     with torch.inference_mode(False), torch.enable_grad():
-        images = (t.detach() for t in usable(given))
-        yield Call(forward_func, (*images, *extra), select)
+        images = tuple(t.detach() for t in usable(given))
+        extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
+        yield Call(forward_func, images, extra, select)
 
 
 def usable(inputs: TensorOrTuple) -> TensorOrTuple:
@@ -108,7 +119,8 @@ def usable(inputs: TensorOrTuple) -> TensorOrTuple:
 
 def score_names(forward_func: Callable[..., Tensor]) -> tuple[str, ...]:
     """Names of the scores, where the forward function has them."""
-    return forward_func.target.names if isinstance(forward_func, ClipSimilarity) else ()
+    similarity = plain_similarity(forward_func)
+    return () if similarity is None else similarity.target.names
 
 
 def as_given(inputs: TensorOrTuple, maps: Tensor) -> TensorOrTuple:
@@ -175,7 +187,7 @@ class ViTAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         select: Select,
         compute: Compute,
     ) -> tuple[Tensor, Tensor]:
-        refuse_unsteady(type(self).__name__, self._tower)
+        check_tower(type(self).__name__, self._tower)
         with explaining(self.forward_func, inputs, extra, select) as call:
             record, tokens, scores = compute(call)  # tokens (K', B, s)
             assert record.size is not None

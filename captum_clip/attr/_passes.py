@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
+from ..models.standard import standard
 from ..models.towers import ResNetTower, ViTTower
 from ..recording import Recording, Visit, record_resnet, record_vit
 from ..similarity import ClipSimilarity
@@ -28,13 +30,15 @@ class Call:
     """A forward function, its arguments, and the columns that are asked for."""
 
     forward: Callable[..., Tensor]
-    arguments: tuple[Any, ...]
+    images: tuple[Tensor, ...]
+    extra: tuple[Any, ...]
     select: Select
 
-    @property
+    @cached_property
     def similarity(self) -> ClipSimilarity | None:
-        """The forward function where it is one whose rest the adapter knows."""
-        return self.forward if isinstance(self.forward, ClipSimilarity) else None
+        """The forward function where what it does after the tower is known."""
+        similarity = plain_similarity(self.forward)
+        return similarity if similarity is not None and similarity.clip.standard else None
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K).
@@ -42,7 +46,10 @@ class Call:
         Raises:
             CaptureError: the forward function returned something else.
         """
-        scores = self.forward(*self.arguments)
+        images = self.images
+        if self.similarity is None:  # which might change them
+            images = tuple(image.clone() for image in images)
+        scores = self.forward(*images, *self.extra)
         if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CaptureError(
@@ -50,6 +57,13 @@ class Call:
                 f"or (B, K); it returned {found}."
             )
         return scores[:, None] if scores.ndim == 1 else scores
+
+
+def plain_similarity(forward: Callable[..., Tensor]) -> ClipSimilarity | None:
+    """The forward function where it is a `ClipSimilarity` that nobody made into something else."""
+    if isinstance(forward, ClipSimilarity) and standard(forward, (ClipSimilarity,)):
+        return forward
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +151,12 @@ class LastGradient:
 
 
 def last_gradient(
-    tower: ViTTower, call: Call, visit: tuple[range, Visit] | None = None
+    tower: ViTTower,
+    call: Call,
+    visit: tuple[range, Visit] | None = None,
+    keep: range = range(0),
 ) -> LastGradient:
-    """Run once, visit the tokens of some layers, and differentiate the last attention."""
+    """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
     last = len(tower.layers) - 1
     layer = tower.layers[last]
     if _stops(tower, call):
@@ -153,15 +170,16 @@ def last_gradient(
         row = _attention.row_gradient(layer, scored.stacked_gradients(attended), tokens)
         return LastGradient(record, scored, row, attention)
     _refuse_checkpointing(tower)
-    with record_vit(tower, visit=visit, keep=range(last, last + 1), leaf=last) as record:
+    keep = keep or range(last, last + 1)
+    with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
         scores = call.scores()
     scored = Scored.of(scores, call, record)
+    tokens = _tokens(record, last)
     leaf = record.layers[last].output
     assert leaf is not None
     output = scored.stacked_gradients(leaf)  # (K', B, s, D)
     if output[:, :, 1:].any():
         return LastGradient(record, scored, output=output)
-    tokens = _tokens(record, last)
     row = _attention.row_gradient(layer, output[:, :, 0], tokens)
     with torch.no_grad():
         return LastGradient(record, scored, row, _attention.cls_row(layer, tokens))
@@ -174,7 +192,11 @@ def _stops(tower: ViTTower, call: Call) -> bool:
 
 def _tokens(record: Recording, index: int) -> Tensor:
     tokens = record.layers[index].tokens
-    assert tokens is not None
+    if tokens is None:
+        raise CaptureError(
+            f"Layer {index} of the vision tower ran without its hooks; it was compiled, or "
+            "exchanged during the forward. Explain the model without torch.compile."
+        )
     return tokens
 
 
@@ -224,6 +246,8 @@ def _points(record: Recording, layers: range) -> tuple[Tensor, ...]:
     """What of each layer lies in the graph: the mixed heads where they do, else the output."""
     kept = [record.layers[index] for index in layers]
     points = [k.mixed if in_graph(k.mixed) else k.output for k in kept]
+    for index in layers:
+        _tokens(record, index)
     return tuple(point for point in points if point is not None)
 
 

@@ -36,7 +36,7 @@ def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
 
 def pooled_row(pooling: Pooling, like: Tensor) -> Tensor:
     """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows."""
-    row = torch.zeros_like(like)
+    row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
     if pooling == "cls":
         row[:, 0] = 1
     else:

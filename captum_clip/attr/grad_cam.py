@@ -12,15 +12,15 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
-from ..models import tower_of
+from ..models import known_tower
 from ..models.towers import ResNetTower, Tower
 from ..similarity import ClipSimilarity
 from ._attention import exact, widened
 from ._base import (
     TensorOrTuple,
     as_given,
+    check_tower,
     explaining,
-    refuse_unsteady,
     resolve_tower,
     score_names,
     usable,
@@ -86,7 +86,7 @@ class ClipGradCam(LayerGradCam):  # type: ignore[misc]
         """Maps (B, 1, h, w) of one target an image; arguments as in Captum's `LayerGradCam`."""
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
             if self._tower is not None:
-                refuse_unsteady("ClipGradCam", self._tower)
+                check_tower("ClipGradCam", self._tower)
             with torch.inference_mode(False):
                 return super().attribute.__wrapped__(  # type: ignore[no-any-return]
                     self,
@@ -130,7 +130,7 @@ class ClipGradCam(LayerGradCam):  # type: ignore[misc]
     def _run(
         self, tower: ResNetTower, inputs: Tensor | tuple[Tensor, ...], extra: Any, select: Select
     ) -> tuple[Tensor, Tensor]:
-        refuse_unsteady("ClipGradCam", tower)
+        check_tower("ClipGradCam", tower)
         with explaining(self.forward_func, inputs, extra, select) as call:
             record, scored, gradient = resnet_gradient(tower, call)
             assert record.features is not None
@@ -150,9 +150,7 @@ def _tower(forward_func: Any, layer: nn.Module | None) -> ResNetTower | None:
             raise InputError(
                 f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
             )
-        try:
-            tower_of(layer)
-        except UnsupportedModelError:
+        if known_tower(layer) is None:
             return None
     tower = resolve_tower("ClipGradCam", forward_func, layer)
     if not isinstance(tower, ResNetTower):

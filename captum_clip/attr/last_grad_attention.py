@@ -97,7 +97,10 @@ class LastGradAttention(ViTAttribution):
         def visit(index: int, tokens: Tensor) -> None:
             rows[index] = _combined(cls_row(self._tower.layers[index], tokens), heads, dim=1)
 
-        last = last_gradient(self._tower, call, (layers[:-1], visit))
+        if self._tower.pooling == "cls":
+            last = last_gradient(self._tower, call, (layers[:-1], visit))
+        else:  # the rows alone will not do
+            last = last_gradient(self._tower, call, keep=layers)
         if last.row is None or last.attention is None:
             return last.record, self._general(call, last, layers, heads), last.scored.chosen
         rows[layers[-1]] = _combined(last.attention, heads, dim=1)  # (B, H, s)
@@ -109,7 +112,8 @@ class LastGradAttention(ViTAttribution):
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Tensor:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
-        record = run_again(self._tower, call, keep=layers)
+        kept = self._tower.pooling == "mean"
+        record = last.record if kept else run_again(self._tower, call, keep=layers)
         assert last.output is not None
         maps = []
         for output in last.output:  # (B, s, D), one target after the other

@@ -1,7 +1,7 @@
 """CLIP models of transformers and OpenCLIP behind one adapter."""
 
 from .base import ClipAdapter
-from .families import tower_of
+from .families import known_tower, tower_of
 from .loading import load_clip
 from .sources import AvailableModel, available
 from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
@@ -14,6 +14,7 @@ __all__ = [
     "Tower",
     "ViTTower",
     "available",
+    "known_tower",
     "load_clip",
     "tower_of",
 ]

@@ -48,8 +48,13 @@ class ClipAdapter(ABC):
     # What a family provides
 
     @abstractmethod
-    def _image_features(self, images: Tensor) -> Tensor:
+    def image_features(self, images: Tensor) -> Tensor:
         """The library's own image embeddings (B, E) of preprocessed images."""
+
+    @property
+    @abstractmethod
+    def standard(self) -> bool:
+        """Whether an image embedding is the library's own code from the tower's end to end."""
 
     @abstractmethod
     def _text_features(self, tokens: Any) -> Tensor:
@@ -173,7 +178,7 @@ class ClipAdapter(ABC):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable."""
-        return F.normalize(self._image_features(images), dim=-1)
+        return F.normalize(self.image_features(images), dim=-1)
 
     # Texts
 

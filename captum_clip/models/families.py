@@ -32,6 +32,19 @@ def _supported(attribute: str) -> str:
     )
 
 
+def known_tower(module: nn.Module) -> Tower | None:
+    """The vision tower in a user's module; None where the module is no CLIP at all.
+
+    Raises:
+        UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
+    """
+    for family in _loaded():
+        tower: Tower | None = family.tower_of(module)
+        if tower is not None:
+            return tower
+    return None
+
+
 def tower_of(module: nn.Module) -> Tower:
     """The vision tower in a user's module.
 
@@ -41,10 +54,9 @@ def tower_of(module: nn.Module) -> Tower:
     Raises:
         UnsupportedModelError: it is something else, or built in a way that is not supported.
     """
-    for family in _loaded():
-        tower: Tower | None = family.tower_of(module)
-        if tower is not None:
-            return tower
+    tower = known_tower(module)
+    if tower is not None:
+        return tower
     raise UnsupportedModelError(
         f"there is no CLIP vision tower known in a {type(module).__name__}; "
         f"supported are {_supported('TOWERS')}."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
 from .parts import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .standard import is_linear, standard, untouched
 from .towers import AttentionLayer, Linear, Projections, ViTTower
 
 MODELS = ("CLIPModel",)
@@ -103,6 +104,21 @@ class HuggingFaceTower(ViTTower):
         return normed if self.projection is None else self.projection(normed)
 
     @property
+    def standard(self) -> bool:
+        """See `Tower`."""
+        from transformers.models.clip import modeling_clip as clip
+
+        plain = getattr(clip, "CLIPVisionTransformer", clip.CLIPVisionModel)
+        block: Any = self.layers[-1].block
+        return (
+            standard(self.module, (plain,))
+            and standard(self.module.encoder, (clip.CLIPEncoder,))
+            and standard(block, (clip.CLIPEncoderLayer,))
+            and standard(block.self_attn, (clip.CLIPAttention,))
+            and all(untouched(module) for module in block.modules())
+        )
+
+    @property
     def checkpointing(self) -> bool:
         """See `ViTTower`."""
         blocks = self.module.encoder.layers
@@ -144,7 +160,7 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
 def _check_attention(index: int, attention: Any) -> None:
     for name in _PROJECTIONS:
         linear = getattr(attention, name)
-        if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
+        if not is_linear(linear):
             raise UnsupportedModelError(
                 f"layer {index} of the vision tower has a {type(linear).__name__} as {name}; "
                 "expected torch.nn.Linear with floating-point weights. Merge adapters such as LoRA "
@@ -158,7 +174,16 @@ class HuggingFaceAdapter(ClipAdapter):
     model: Any
     tower: HuggingFaceTower
 
-    def _image_features(self, images: Tensor) -> Tensor:
+    @property
+    def standard(self) -> bool:
+        """See `ClipAdapter`."""
+        from transformers import CLIPModel
+
+        own = standard(self.model, (CLIPModel,), "get_image_features")
+        return own and self.tower.standard
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """See `ClipAdapter`."""
         height, width = images.shape[-2:]
         self.grid(height, width)
         features = self.model.get_image_features(

@@ -14,6 +14,7 @@ from ..errors import InputError, UnsupportedModelError
 from . import attention_pool
 from .base import ClipAdapter
 from .parts import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .standard import is_linear, standard, untouched
 from .towers import AttentionLayer, Linear, Pooling, Projections, ResNetTower, Tower, ViTTower
 
 MODELS = ("CLIP", "CustomTextCLIP")
@@ -136,6 +137,21 @@ class OpenClipViT(ViTTower):
         return normed if self.module.proj is None else normed @ self.module.proj
 
     @property
+    def standard(self) -> bool:
+        """See `Tower`."""
+        from open_clip import transformer as library
+
+        block: Any = self.layers[-1].block
+        blocks = (library.ResidualAttentionBlock, library.CustomResidualAttentionBlock)
+        return (
+            standard(self.module, (library.VisionTransformer,))
+            and standard(self.module.transformer, (library.Transformer,))
+            and standard(block, blocks)
+            and standard(block.attn, (nn.MultiheadAttention, library.Attention))
+            and all(untouched(module) for module in block.modules())
+        )
+
+    @property
     def checkpointing(self) -> bool:
         """See `ViTTower`."""
         return bool(self.module.transformer.grad_checkpointing)
@@ -162,6 +178,18 @@ class OpenClipResNet(ResNetTower):
         """See `Tower`."""
         side = int(self.module.image_size)
         return _native_grid((height, width), (side, side), (side // 32, side // 32))
+
+    @property
+    def standard(self) -> bool:
+        """See `Tower`."""
+        from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+
+        pool = self.module.attnpool
+        return (
+            standard(self.module, (ModifiedResNet,))
+            and standard(pool, (AttentionPool2d,))
+            and all(is_linear(getattr(pool, f"{name}_proj")) for name in "qkvc")
+        )
 
     def pool(self, features: Tensor) -> Tensor:
         """See `ResNetTower`."""
@@ -217,10 +245,12 @@ def _layer(index: int, block: Any) -> AttentionLayer:
         refused = {
             "separate query, key and value weights": attention.in_proj_weight is None,
             "bias_k": attention.bias_k is not None,
+            "an output map that is no torch.nn.Linear": not is_linear(attention.out_proj),
             "add_zero_attn": attention.add_zero_attn,
         }
     elif isinstance(attention, Attention):
         refused = {
+            "an output map that is no torch.nn.Linear": not is_linear(attention.out_proj),
             "qk_norm": not isinstance(attention.ln_q, nn.Identity),
             "scaled_cosine": bool(attention.scaled_cosine),
             "scale_heads": bool(attention.scale_heads),
@@ -277,7 +307,16 @@ class OpenClipAdapter(ClipAdapter):
         dtype: torch.dtype = visual.conv1.weight.dtype
         return dtype
 
-    def _image_features(self, images: Tensor) -> Tensor:
+    @property
+    def standard(self) -> bool:
+        """See `ClipAdapter`."""
+        from open_clip import CLIP, CustomTextCLIP
+
+        own = standard(self.model, (CLIP, CustomTextCLIP), "encode_image")
+        return own and self.tower.standard
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """See `ClipAdapter`."""
         self.grid(*images.shape[-2:])
         features = self.model.encode_image(images.to(self.dtype))
         embedding: Tensor = features[0] if isinstance(features, tuple) else features

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..errors import UnsupportedModelError
+
 Kind = Literal["vit", "resnet"]
 Pooling = Literal["cls", "mean"]
 
@@ -99,6 +101,14 @@ class Tower(ABC):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of its map for an input size; InputError where it cannot take it."""
 
+    @property
+    @abstractmethod
+    def standard(self) -> bool:
+        """Whether its last part is the library's own code, so that the rest of a forward is known.
+
+        A subclass, a patched method or somebody's hook may make it something else.
+        """
+
     def unsteady(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer; None if nothing."""
         for module in self.module.modules():
@@ -115,6 +125,14 @@ class ViTTower(Tower):
 
     layers: Sequence[AttentionLayer]
     pooling: Pooling
+
+    def __post_init__(self) -> None:
+        for what in ("block", "attention"):
+            if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
+                raise UnsupportedModelError(
+                    f"the vision tower uses one {what} in several layers; supported are towers "
+                    "whose layers have modules of their own."
+                )
 
     @property
     def kind(self) -> Kind:

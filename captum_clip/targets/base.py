@@ -51,12 +51,15 @@ class Target:
             raise TargetError(f"Target: expected rows of shape (K, D), got {shape}.")
         if len(names) != len(rows):
             raise TargetError(f"Target: {len(rows)} rows need as many names, got {len(names)}.")
+        zero = _ZERO
+        if rows.is_floating_point():
+            zero = max(zero, torch.finfo(rows.dtype).eps)
         rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
         norms = rows.norm(dim=1)
         for name, norm in zip(names, norms.tolist(), strict=True):
             if not norm < float("inf"):
                 raise TargetError(f"Target: the row of {name!r} holds NaN or infinity.")
-            if norm < _ZERO:
+            if norm < zero:
                 raise TargetError(
                     f"Target: {name!r} has no direction (length {norm:.1e}); with it and without "
                     "it the model sees the same, so there is nothing to explain."

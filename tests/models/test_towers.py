@@ -77,7 +77,7 @@ def test_tail_and_embed_of_the_cls_token_equal_the_librarys_embedding(name, dtyp
     clip = built.load()
     images = built.images(dtype=dtype)
     layer = clip.tower.layers[-1]
-    seen = record(layer, lambda: clip._image_features(images))
+    seen = record(layer, lambda: clip.image_features(images))
     token = layer.tail(seen["residual"][:, 0], seen["output"][:, 0])
     embedding = clip.tower.embed(token)
     assert embedding.shape == (2, 24)
@@ -92,7 +92,7 @@ def test_embed_holds_for_both_orders_of_norm_and_pooling(final_ln_after_pool):
     built = small("open_clip_vit", torch.float64, final_ln_after_pool=final_ln_after_pool)
     clip = built.load()
     layer = clip.tower.layers[-1]
-    seen = record(layer, lambda: clip._image_features(built.images(dtype=torch.float64)))
+    seen = record(layer, lambda: clip.image_features(built.images(dtype=torch.float64)))
     embedding = clip.tower.embed(seen["block"][:, 0])
     torch.testing.assert_close(embedding, seen["result"], atol=1e-11, rtol=1e-11)
 
@@ -115,7 +115,7 @@ def test_every_layer_shows_what_its_block_computes(name):
     clip = built.load()
     images = built.images(dtype=torch.float64)
     for layer in clip.tower.layers:
-        seen = record(layer, lambda: clip._image_features(images))
+        seen = record(layer, lambda: clip.image_features(images))
         assert seen["tokens"].shape == seen["residual"].shape == (2, 17, 32)
         block = layer.tail(seen["residual"], seen["output"])
         torch.testing.assert_close(block, seen["block"], atol=1e-12, rtol=1e-12)
@@ -130,16 +130,16 @@ def test_replaced_puts_an_output_back(name):
     clip = built.load()
     images = built.images(dtype=torch.float64)
     layer = clip.tower.layers[1]
-    before = clip._image_features(images)
+    before = clip.image_features(images)
 
     def hook(module, args, result):
         return layer.replaced(result, layer.output(result) * factor)
 
     handle = layer.attention.register_forward_hook(hook)
     factor = 1.0
-    same = clip._image_features(images)
+    same = clip.image_features(images)
     factor = 0.0
-    other = clip._image_features(images)
+    other = clip.image_features(images)
     handle.remove()
     torch.testing.assert_close(same, before, atol=1e-12, rtol=0)
     assert (other - before).abs().max() > 1e-3
@@ -158,7 +158,7 @@ def test_taps_are_the_projections_of_the_tokens(name):
             seen[key] = result if is_output else args[0]
 
         handles.append(module.register_forward_hook(hook))
-    recorded = record(layer, lambda: clip._image_features(built.images(dtype=torch.float64)))
+    recorded = record(layer, lambda: clip.image_features(built.images(dtype=torch.float64)))
     for handle in handles:
         handle.remove()
     assert seen.keys() == taps.keys()
@@ -180,7 +180,7 @@ def test_sequence_first_attention_is_seen_batch_first():
         block.attn.batch_first = False
     clip = built.load()
     layer = clip.tower.layers[-1]
-    seen = record(layer, lambda: clip._image_features(built.images(3, dtype=torch.float64)))
+    seen = record(layer, lambda: clip.image_features(built.images(3, dtype=torch.float64)))
     assert seen["tokens"].shape == seen["residual"].shape == seen["output"].shape == (3, 17, 32)
     attended = attention_of(layer, seen["tokens"])
     torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)

@@ -1,0 +1,40 @@
+"""Whether a module runs the code of its library, so that what it computes is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+_MARK = "_captum_clip_recording"
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def ours(hook: Hook) -> Hook:
+    """Mark a hook of a recording, which changes nothing for anybody else."""
+    setattr(hook, _MARK, True)
+    return hook
+
+
+def untouched(module: nn.Module, method: str = "forward") -> bool:
+    """Whether neither a hook nor another method on the object itself changes what it computes."""
+    hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
+    return method not in vars(module) and all(hasattr(hook, _MARK) for hook in hooks)
+
+
+def standard(module: nn.Module, kinds: tuple[type, ...], method: str = "forward") -> bool:
+    """Whether a module is exactly of one of these classes, and untouched."""
+    return type(module) in kinds and untouched(module, method)
+
+
+def is_linear(module: Any) -> bool:
+    """Whether a module computes W x + b and nothing else."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and untouched(module)
+        and module.weight.is_floating_point()
+    )

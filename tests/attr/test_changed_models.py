@@ -1,0 +1,163 @@
+"""A model that is not the library's own any more gets the right map all the same, or an error."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_clip import ClipSimilarity, attr, load_clip, targets
+from captum_clip.errors import InputError, UnsupportedModelError
+from tests import builders
+
+VITS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
+METHODS = [attr.LastGradAttention, attr.AttentionGradCam, attr.AllGradAttention]
+
+
+def similarity_of(built: builders.Small, kind: type[ClipSimilarity] = ClipSimilarity) -> Any:
+    rows = torch.randn(2, 24, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return kind(load_clip(built.model), targets.embedding(rows))
+
+
+def double(name: str) -> builders.Small:
+    built = copy.deepcopy(builders.BUILDERS[name]())
+    built.model.double()
+    return built
+
+
+def blocks_of(built: builders.Small) -> Any:
+    return [layer.block for layer in load_clip(built.model).tower.layers]  # type: ignore[attr-defined]
+
+
+def assert_as_callable(similarity: Any, method: Any, built: builders.Small) -> None:
+    """Maps and scores are those of the same function as a user's own callable."""
+    images = built.images(dtype=torch.float64)
+    maps, scores = method(similarity).attribute_targets(images, return_scores=True)
+
+    def own(pixels: Tensor) -> Tensor:
+        return similarity(pixels)
+
+    expected = method(own, built.model).attribute_targets(images)
+    torch.testing.assert_close(scores, similarity(images).detach(), atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(maps, expected, atol=1e-10, rtol=1e-8)
+
+
+class Soft(ClipSimilarity):
+    """A score of somebody's own."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (20 * super().forward(images)).softmax(-1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", VITS)
+def test_a_subclass_with_its_own_forward_is_explained_as_it_is(name: str, method: Any) -> None:
+    built = double(name)
+    assert_as_callable(similarity_of(built, Soft), method, built)
+
+
+def test_a_subclass_over_a_resnet_is_explained_as_it_is() -> None:
+    built = double("open_clip_resnet")
+    assert_as_callable(similarity_of(built, Soft), attr.ClipGradCam, built)
+
+
+@pytest.mark.parametrize("where", ["block", "tower", "patched"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", VITS)
+def test_a_hook_of_the_users_takes_part(name: str, method: Any, where: str) -> None:
+    built = double(name)
+    similarity = similarity_of(built)
+    block = blocks_of(built)[-1]
+    if where == "block":
+        block.register_forward_hook(lambda module, args, out: out * 1.5 + 0.1)
+    elif where == "tower":
+        block.mlp.register_forward_hook(lambda module, args, out: out - 0.3)
+    else:
+        forward = block.forward
+        block.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 2
+    before = [dict(module._forward_hooks) for module in built.model.modules()]
+    assert_as_callable(similarity, method, built)
+    assert [dict(module._forward_hooks) for module in built.model.modules()] == before
+
+
+class Adapted(nn.Linear):
+    """A linear map with a low-rank update beside it, as adapters have."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + input
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_linear_map_that_does_more_is_refused(late: bool) -> None:
+    """Also where it came after the model was loaded."""
+    built = double("hf_vit")
+    method = attr.LastGradAttention(similarity_of(built)) if late else None
+    attention: Any = built.model.vision_model.encoder.layers[0].self_attn
+    width = attention.q_proj.in_features
+    attention.q_proj = Adapted(width, width).double()
+    images = built.images(dtype=torch.float64)
+    call: Any = partial(load_clip, built.model)
+    if method is not None:
+        call = partial(method.attribute, images, target=0)
+    with pytest.raises(UnsupportedModelError, match=r"Adapted as q_proj; expected torch.nn.Linear"):
+        call()
+
+
+def test_an_output_map_that_does_more_is_refused() -> None:
+    built = double("open_clip_custom_vit")
+    attention: Any = built.model.visual.transformer.resblocks[0].attn
+    attention.out_proj = Adapted(attention.out_proj.in_features, attention.out_proj.out_features)
+    with pytest.raises(UnsupportedModelError, match=r"output map that is no torch.nn.Linear"):
+        load_clip(built.model)
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_a_block_in_two_places_is_refused(name: str) -> None:
+    built = double(name)
+    tower: Any = load_clip(built.model).tower.module
+    blocks = tower.encoder.layers if name == "hf_vit" else tower.transformer.resblocks
+    blocks[1] = blocks[0]
+    with pytest.raises(UnsupportedModelError, match="one block in several layers"):
+        load_clip(built.model)
+
+
+def test_layers_that_were_exchanged_are_named() -> None:
+    built = double("hf_vit")
+    method = attr.LastGradAttention(similarity_of(built))
+    blocks: Any = built.model.vision_model.encoder.layers
+    blocks[0] = copy.deepcopy(blocks[0])
+    with pytest.raises(InputError, match=r"layers were exchanged.*load_clip again"):
+        method.attribute(built.images(dtype=torch.float64), target=0)
+
+
+def test_a_callable_may_change_its_images() -> None:
+    """It gets a copy, and the caller's tensor stays as it is."""
+    built = double("open_clip_vit_mean")
+    similarity = similarity_of(built)
+    images = built.images(dtype=torch.float64)
+    before = images.clone()
+    expected = attr.LastGradAttention(
+        lambda pixels: similarity(pixels * 0.5), built.model
+    ).attribute(images, target=0)
+    runs = []
+
+    def in_place(pixels: Tensor) -> Tensor:
+        runs.append(1)
+        return similarity(pixels.mul_(0.5))
+
+    found = attr.LastGradAttention(in_place, built.model).attribute(images, target=0)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(images, before)
+    assert len(runs) == 1
+
+
+def test_an_unsupported_clip_is_no_layer_for_grad_cam() -> None:
+    built = double("open_clip_vit")
+    visual: Any = built.model.visual
+    visual.pool_type = "none"
+    with pytest.raises(UnsupportedModelError, match="no single pooled token"):
+        attr.ClipGradCam(lambda pixels: pixels.sum((2, 3)), visual)
