@@ -80,12 +80,14 @@ class Explanation:
     def plot(self) -> Figure:
         """The maps over the images, resized, and stretched to [0, 1] one by one.
 
-        One row an image and one column a target; with words, one column a word with its norm; with
-        both signs, positive beside negative on a scale that the two share. For another look pass
-        the maps to :mod:`captum_clip.visualization` yourself.
+        One row an image and one column a target; with words, one column a word, dimmed by its norm;
+        with both signs, one row an image and target, positive beside negative on a scale that the
+        two share. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
         """
         heat = self.heat()
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
+        if list(self.maps) == ["negative"]:
+            caption += " \N{MIDDLE DOT} what speaks against"
         shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
         if not self.words and len(heat) == 2:
             return visualization.signs(self.images, heat["positive"], heat["negative"], **shown)
@@ -194,7 +196,8 @@ def explain(
 
     With :math:`m(t)` for the method's map of target t, the positive map is :math:`m(t)^+` and the
     negative one :math:`m(-t)^+`; for Grad-CAM, whose map is linear in t, that is the ReLU of the
-    negated map. Both come from one forward pass.
+    negated map. Both come from one forward pass. For the attention methods, whose ReLU is taken
+    before layers and heads are put together, the two maps may overlap.
 
     Args:
         image: one or several of what ``ClipAdapter.preprocess`` takes: path, PIL image, array,
@@ -208,7 +211,8 @@ def explain(
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
         batch_size: images at a time, with a progress bar; all at once by default.
-        processor: the model's image processor, where it has none yet.
+        processor: the model's image processor, where it has none yet; pictures are drawn with its
+            mean and deviation, also where the images are tensors.
         tokenizer: the model's tokenizer, where it has none yet.
         device: where a model loaded by name goes.
         **options: the method's own, such as ``heads="averaged"`` or ``start_layer=6``.

@@ -73,7 +73,8 @@ def test_pictures_are_written(
 def test_the_picture_names_what_it_shows(found: Explanation) -> None:
     written = [text.get_text() for text in found.plot().texts]
     assert set(found.names) <= set(written)
-    assert f"{found.model} \u00b7 {found.method}" in written
+    against = " \u00b7 what speaks against" if list(found.maps) == ["negative"] else ""
+    assert f"{found.model} \u00b7 {found.method}{against}" in written
     assert any(line.startswith("cosine") for line in written)
     assert any(line.startswith("norm") for line in written) == found.words
 

@@ -41,7 +41,11 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     if len(flat) == 1:
         flat = flat * batch
     if len(flat) != batch:
-        raise TargetError(f"attribute: {len(flat)} targets for {batch} images; give 1 or {batch}.")
+        images = f"{batch} image{'s' * (batch > 1)}"
+        raise TargetError(
+            f"attribute: got {len(flat)} targets for {images}; give one, or one an image. For "
+            "several maps of an image call attribute_targets."
+        )
     return _checked(flat, count, names)[None]
 
 

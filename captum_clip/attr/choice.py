@@ -54,6 +54,7 @@ class Choice:
         options = dict(options)
         if isinstance(method, str):
             name, _, tail = method.partition(":")
+            name = {kind.__name__: short for short, kind in METHODS.items()}.get(name, name)
             if name not in METHODS:
                 raise InputError(
                     f"method: expected one of {', '.join(METHODS)}, with options as in "

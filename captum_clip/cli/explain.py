@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"there is no image file {arguments.image}")
     output = arguments.output or Path(f"{image.stem}-explained.png")
     output = check_destination(output, FORMATS)
+    if output.exists() and output.samefile(image):
+        raise InputError(f"the picture would replace the image {image}; give another --output.")
     with steps(3) as begin:
         begin(f"loading {arguments.model}")
         clip = load_clip(arguments.model, device=arguments.device)
@@ -85,8 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
         begin("drawing")
         found.save(output)
-    print(f"cosine similarities ({found.model}, {found.method}):")
-    for name, score, norm in zip(found.names, found.scores[0], found.norms, strict=True):
-        length = f"   norm {norm:.2f}" if found.words and name != found.names[0] else ""
+    what = "to the text, and to what each word adds" if found.words else "to each text"
+    print(f"cosine similarity {what} ({found.model}, {found.method}, {' and '.join(found.maps)}):")
+    rows = zip(found.names, found.scores[0], found.norms, strict=True)
+    for index, (name, score, norm) in enumerate(rows):
+        length = f"   norm {norm:.2f}" if found.words and index > 0 else ""
         print(f"  {score:6.3f}  {name}{length}")
     print(output)

@@ -96,7 +96,7 @@ BAD_TARGETS = [
     (-5, "target: -5 is out of range"),
     ([0, 1, 4], "target: 4 is out of range"),
     (torch.tensor([0, 1, 9]), "target: 9 is out of range"),
-    ([0, 1], "2 targets for 3 images; give 1 or 3"),
+    ([0, 1], "got 2 targets for 3 images; give one, or one an image"),
     (torch.tensor([0, 1, 0, 1]), "4 targets for 3 images"),
     ([], "0 targets for 3 images"),
     (None, "returns 4 scores an image.*target=0.*attribute_targets"),

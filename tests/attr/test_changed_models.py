@@ -46,6 +46,11 @@ def assert_as_callable(similarity: Any, method: Any, built: builders.Small) -> N
     torch.testing.assert_close(maps, expected, atol=1e-10, rtol=1e-8)
 
 
+def scaled(out: Any, factor: float) -> Any:
+    """A block's output, in a tuple or not, times a factor."""
+    return (factor * out[0], *out[1:]) if isinstance(out, tuple) else factor * out
+
+
 class Soft(ClipSimilarity):
     """A score of somebody's own."""
 
@@ -73,12 +78,12 @@ def test_a_hook_of_the_users_takes_part(name: str, method: Any, where: str) -> N
     similarity = similarity_of(built)
     block = blocks_of(built)[-1]
     if where == "block":
-        block.register_forward_hook(lambda module, args, out: out * 1.5 + 0.1)
+        block.register_forward_hook(lambda module, args, out: scaled(out, 1.5))
     elif where == "tower":
         block.mlp.register_forward_hook(lambda module, args, out: out - 0.3)
     else:
         forward = block.forward
-        block.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 2
+        block.forward = lambda *args, **kwargs: scaled(forward(*args, **kwargs), 2)
     before = [dict(module._forward_hooks) for module in built.model.modules()]
     assert_as_callable(similarity, method, built)
     assert [dict(module._forward_hooks) for module in built.model.modules()] == before

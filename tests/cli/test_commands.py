@@ -113,6 +113,33 @@ def test_explain_words_prints_the_norms(
     assert (here / "words.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_explain_prints_the_norm_of_a_text_of_one_word(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    arguments = [photo, "horse", "--words", "--model", model, "-o", "words.npz"]
+    lines = run("explain", *arguments, capsys=capsys).splitlines()
+    assert [("norm" in line) for line in lines] == [False, False, True, False]
+
+
+def test_explain_does_not_replace_its_image(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    copy = here / "photo.png"
+    with Image.open(photo) as picture:
+        picture.save(copy)
+    before = copy.read_bytes()
+    arguments = [str(copy), "a", "--model", model, "-o", "photo.png"]
+    assert "would replace the image" in run("explain", *arguments, capsys=capsys, code=2)
+    assert copy.read_bytes() == before
+
+
+def test_explain_takes_the_name_of_a_class(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    arguments = [photo, "a", "--model", model, "--method", "AllGradAttention", "-o", "a.npz"]
+    assert "all-grad, positive" in run("explain", *arguments, capsys=capsys)
+
+
 def test_explain_prints_the_scores_of_the_library_call(
     here: Path, photo: str, model: str, capsys: Capture
 ) -> None:
