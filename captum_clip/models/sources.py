@@ -115,6 +115,10 @@ def resolve(name: str) -> Source:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _folder(name, folder)
+    if name.startswith("demo/"):
+        raise InputError(
+            f"load_clip({name!r}): no such embedded model; there are {', '.join(MODELS)}."
+        )
     if name.startswith(_HF_HUB):
         return Source(name, "open_clip", name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):

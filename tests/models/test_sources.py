@@ -90,3 +90,8 @@ def test_importing_the_models_loads_neither_library():
     code = "import captum_clip.models, sys; print({'transformers', 'open_clip'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_embedded_model_that_is_none_is_named():
+    with pytest.raises(InputError, match=r"demo/foo.*there are demo/vit, demo/resnet"):
+        resolve("demo/foo")
