@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, final
 
 import torch
@@ -78,19 +79,25 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int) -> tuple[Recording, Tensor, Tensor]:
         layers = self._layers(start_layer)
         found = all_gradients(self._tower, call, start_layer)
-        attention = {  # (B, H, s, s)
-            index: all_rows(self._tower.layers[index], found.record.layers[index])
-            for index in layers
-            if not (found.row and index == layers[-1])
-        }
+        indices = layers[:-1] if found.row else layers
+
+        def attention(index: int) -> Tensor:  # (B, H, s, s)
+            return all_rows(self._tower.layers[index], found.record.layers[index])
+
+        if len(found.scored.columns) > 1:  # every target needs it again
+            attention = cache(attention)
         maps = [
-            self._propagate(found, gradients, attention)
+            self._propagate(found, gradients, indices, attention)
             for gradients in found.scored.gradients(*found.points)
         ]
         return found.record, torch.stack(maps), found.scored.chosen
 
     def _propagate(
-        self, found: AllGradients, gradients: tuple[Tensor, ...], attention: dict[int, Tensor]
+        self,
+        found: AllGradients,
+        gradients: tuple[Tensor, ...],
+        indices: range,
+        attention: Callable[[int], Tensor],
     ) -> Tensor:
         """One target's map (B, s) from the gradients at every point."""
         if found.row:
@@ -99,8 +106,8 @@ class AllGradAttention(ViTAttribution):
         else:
             start = start_row(gradients[-1])
         steps = (
-            weighted(self._gradient(found, index, gradient), attention[index], dim=1)
-            for index, gradient in reversed(list(zip(attention, gradients, strict=False)))
+            weighted(self._gradient(found, index, gradient), attention(index), dim=1)
+            for index, gradient in reversed(list(zip(indices, gradients, strict=False)))
         )
         return propagated(start, steps)
 
