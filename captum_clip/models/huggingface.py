@@ -164,7 +164,8 @@ def _check_attention(index: int, attention: Any) -> None:
             raise UnsupportedModelError(
                 f"layer {index} of the vision tower has a {type(linear).__name__} as {name}; "
                 "expected torch.nn.Linear with floating-point weights. Merge adapters such as LoRA "
-                "into the weights first, and load the model without quantisation."
+                "into the weights first, load the model without quantisation, and "
+                "remove hooks from it, which may change what it computes."
             )
 
 

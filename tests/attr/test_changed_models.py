@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import InputError, UnsupportedModelError
@@ -56,6 +57,28 @@ class Soft(ClipSimilarity):
 
     def forward(self, images: Tensor) -> Tensor:
         return (20 * super().forward(images)).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, method) for name in VITS for method in [*METHODS, attr.AttentionRollout]),
+        ("open_clip_resnet", attr.ClipGradCam),
+    ],
+)
+def test_an_unchanged_model_is_left_early(name: str, method: Any) -> None:
+    """The forward of the tower does not come to its end: the short way is the one that is fast."""
+    built = double(name)
+    similarity = similarity_of(built)
+    tower = similarity.clip.vision
+    ended: list[nn.Module] = []
+    handle = register_module_forward_hook(lambda module, args, out: ended.append(module))
+    try:
+        method(similarity).attribute_targets(built.images(dtype=torch.float64))
+    finally:
+        handle.remove()
+    assert ended
+    assert not any(module is tower for module in ended)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -110,6 +133,15 @@ def test_a_linear_map_that_does_more_is_refused(late: bool) -> None:
         call = partial(method.attribute, images, target=0)
     with pytest.raises(UnsupportedModelError, match=r"Adapted as q_proj; expected torch.nn.Linear"):
         call()
+
+
+def test_a_hook_on_a_linear_map_is_named() -> None:
+    """It might change what the map computes, which its weights would not tell."""
+    built = double("hf_vit")
+    attention: Any = built.model.vision_model.encoder.layers[0].self_attn
+    attention.k_proj.register_forward_hook(lambda module, args, out: None)
+    with pytest.raises(UnsupportedModelError, match=r"Linear as k_proj.*remove hooks from it"):
+        load_clip(built.model)
 
 
 def test_an_output_map_that_does_more_is_refused() -> None:
