@@ -1,6 +1,6 @@
 """Saliency maps for CLIP as Captum attributions: why does this image fit this text?"""
 
-from . import attr, errors, maps, targets, visualization
+from . import attr, emotions, errors, maps, metrics, studies, targets, visualization
 from ._version import __version__
 from .attr import (
     AllGradAttention,
@@ -27,10 +27,13 @@ __all__ = [
     "Target",
     "__version__",
     "attr",
+    "emotions",
     "errors",
     "explain",
     "load_clip",
     "maps",
+    "metrics",
+    "studies",
     "targets",
     "visualization",
 ]

@@ -37,6 +37,7 @@ DEMO_SCRIPTS = {
     "evaluate",
     "export",
     "objective",
+    "pointing",
     "train",
 }
 

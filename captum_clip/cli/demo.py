@@ -20,8 +20,13 @@ NAME = "demo"
 HELP = "draw what the embedded models see, without a network"
 EXAMPLE = "captum-clip demo -o pictures"
 
-# The pairs of the report's pictures, in the first held-out scenes that there are.
-_SCENES = ((0, ("horse", "dog")), (1, ("elephant", "zebra")), (2, ("cow", "sheep")))
+# The pairs of the report and one of phrases, in the first held-out scenes that there are.
+_SCENES = (
+    (0, ("horse", "dog")),
+    (1, ("elephant", "zebra")),
+    (2, ("cow", "sheep")),
+    (3, ("red heart", "blue circle")),
+)
 _COLUMNS = (
     ("demo/vit", "rollout"),
     ("demo/vit", "attention-grad-cam"),

@@ -1,12 +1,18 @@
-"""``captum-clip explain``: one image, one or several texts, one picture."""
+"""``captum-clip explain``: one image, one or several texts or emotions, one picture."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .progress import steps
+
+if TYPE_CHECKING:
+    from ..emotions import EmotionProbe
+    from ..models import ClipAdapter
+    from ..targets import Target
 
 NAME = "explain"
 HELP = "draw where a model looks for each text"
@@ -21,7 +27,8 @@ _METHOD = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("image", metavar="IMAGE", help="an image file")
-    parser.add_argument("texts", metavar="TEXT", nargs="+", help="what to look for")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="what to look for")
+    parser.set_defaults(late="texts")
     parser.add_argument(
         "--model",
         default="ViT-B/32",
@@ -31,6 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help=_METHOD)
     parser.add_argument(
         "--words", action="store_true", help="take one TEXT apart: a map for each of its words"
+    )
+    parser.add_argument(
+        "--emotions",
+        type=Path,
+        metavar="FILE",
+        help="a probe that 'captum-clip emotions fit' wrote, or published encodings (.json): a map "
+        "for each of its eight emotions, after those of the TEXTs, if any",
+    )
+    parser.add_argument(
+        "--centre",
+        action="store_true",
+        help="subtract the mean of all nine rows from those of the emotions",
     )
     sign = parser.add_mutually_exclusive_group()
     sign.add_argument(
@@ -69,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     image = Path(arguments.image).expanduser()
     if not image.is_file():
         raise InputError(f"there is no image file {arguments.image}")
+    probe = _probe(arguments)
     output = arguments.output or Path(f"{image.stem}-explained.png")
     output = check_destination(output, FORMATS)
     if output.exists() and output.samefile(image):
@@ -79,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         begin("explaining")
         found = explain(
             image,
-            arguments.texts,
+            _wanted(arguments, clip, probe),
             model=clip,
             method=arguments.method,
             sign=arguments.sign,
@@ -87,10 +107,44 @@ def run(arguments: argparse.Namespace) -> None:
         )
         begin("drawing")
         found.save(output)
-    what = "to the text, and to what each word adds" if found.words else "to each text"
+    what = "to each text"
+    if found.words:
+        what = "to the text, and to what each word adds"
+    elif arguments.emotions is not None:
+        what = "to each text and emotion" if arguments.texts else "to each emotion"
     print(f"cosine similarity {what} ({found.model}, {found.method}, {' and '.join(found.maps)}):")
     rows = zip(found.names, found.scores[0], found.norms, strict=True)
     for index, (name, score, norm) in enumerate(rows):
         length = f"   norm {norm:.2f}" if found.words and index > 0 else ""
         print(f"  {score:6.3f}  {name}{length}")
     print(output)
+
+
+def _probe(arguments: argparse.Namespace) -> EmotionProbe | None:
+    """The probe that is asked for, if any; what is asked for fits together."""
+    if arguments.emotions is None:
+        if arguments.centre:
+            raise InputError("--centre goes with --emotions FILE.")
+        if not arguments.texts:
+            raise InputError("the following arguments are required: TEXT, or --emotions FILE.")
+        return None
+    if arguments.words:
+        raise InputError("--words takes a TEXT apart; leave it out, or leave --emotions out.")
+    from ..emotions import EmotionProbe
+
+    return EmotionProbe.load(arguments.emotions)
+
+
+def _wanted(
+    arguments: argparse.Namespace, clip: ClipAdapter, probe: EmotionProbe | None
+) -> list[str] | Target:
+    """The texts, or texts and emotions as one target."""
+    if probe is None:
+        texts: list[str] = arguments.texts
+        return texts
+    from .. import targets
+
+    parts = [targets.emotion(clip, probe, centre=arguments.centre)]
+    if arguments.texts:
+        parts.insert(0, targets.text(clip, arguments.texts))
+    return targets.concatenate(parts)

@@ -47,12 +47,13 @@ def _print_models() -> None:
 
 
 def _print_vocabulary() -> None:
-    from ..demo.catalogue import BACKGROUNDS, COLORS, NOUNS
+    from ..demo.catalogue import BACKGROUNDS, COLORS, FEELINGS, NOUNS
     from ..demo.vocabulary import FUNCTION_WORDS
 
     groups = {
         "things": NOUNS,
         "colours": COLORS,
+        "feelings of a face": tuple(FEELINGS.values()),
         "backgrounds": BACKGROUNDS,
         "small words": FUNCTION_WORDS,
     }

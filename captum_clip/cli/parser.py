@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NoReturn
 
 from .._version import __version__
-from . import demo, explain, models
+from . import demo, emotions, explain, models, rank, study
 
 _DESCRIPTION = "See where a CLIP model looks: saliency maps for images and texts."
 _EXAMPLES = """\
@@ -22,6 +24,21 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"captum-clip: error: {message} (see {self.prog} --help)\n")
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As the parent's; words after an option go to the list that `set_defaults(late=)` names.
+
+        argparse itself gives up on a list that may be empty as soon as it meets an option.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        late = self.get_default("late")
+        if late:
+            words = list(takewhile(lambda word: not word.startswith("-"), rest))
+            setattr(found, late, getattr(found, late) + words)
+            rest = rest[len(words) :]
+        return found, rest
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; ``arguments.run(arguments)`` runs the chosen command."""
@@ -33,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"captum-clip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (explain, models, demo):
+    for command in (explain, rank, study, emotions, models, demo):
         added = commands.add_parser(
             command.NAME,
             help=command.HELP,

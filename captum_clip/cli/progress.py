@@ -11,7 +11,7 @@ def steps(total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps on stderr; calling what it gives names the step that begins."""
     from tqdm import tqdm
 
-    form = "{desc:<36} {bar} {n_fmt}/{total_fmt}"
+    form = "{desc:<42} {bar} {n_fmt}/{total_fmt}"
     with tqdm(total=total, bar_format=form, leave=False, mininterval=0) as bar:
         begun = False
 

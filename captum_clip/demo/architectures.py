@@ -107,7 +107,7 @@ RESNET_CONFIG: Final[dict[str, Any]] = {
     "quick_gelu": True,
     "vision_cfg": {
         "image_size": IMAGE_SIZE,
-        "layers": [1, 1, 1, 1],
+        "layers": [1, 1, 2, 2],
         "width": 16,
         "head_width": 64,  # 16 * 32 / 64 = 8 heads in the attention pool
         "patch_size": None,

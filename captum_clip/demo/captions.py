@@ -8,11 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from captum_clip.demo.catalogue import BACKGROUNDS, COLORS, CONCEPTS, NOUNS, THINGS
+from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, split_words
 from captum_clip.errors import TargetError
 
-_COLORED: Final = frozenset(thing.name for thing in THINGS if thing.color is not None)
+_PHRASES: Final = frozenset(thing.name for thing in THINGS if thing.adjective is not None)
 _TEMPLATES: Final = (
     "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}",
     "a scene with {}", "there is {}", "this is {}",
@@ -38,7 +38,7 @@ class Caption:
 
 
 def scene_concepts(names: Sequence[str], background: str) -> frozenset[str]:
-    """All that is true of a scene: its things with and without colour, its background.
+    """All that is true of a scene: its things with and without their adjective, its background.
 
     >>> sorted(scene_concepts(["red heart", "dog"], "grass"))
     ['dog', 'grass', 'heart', 'red heart']
@@ -54,19 +54,19 @@ def parse_caption(text: str) -> Caption:
     ['dog', 'red heart']
 
     Raises:
-        TargetError: if a colour is not followed by a thing that comes in it.
+        TargetError: if a colour or a feeling is not followed by a thing that comes with it.
     """
     concepts: list[str] = []
-    color: str | None = None
+    adjective: str | None = None
     for word in split_words(text):
-        name = word if color is None else f"{color} {word}"
-        if color is not None and name not in _COLORED:
+        name = word if adjective is None else f"{adjective} {word}"
+        if adjective is not None and name not in _PHRASES:
             raise TargetError(f"no demo scene shows a {name!r} (in {text!r})")
-        color = word if word in COLORS else None
-        if name in _COLORED or word in NOUNS or word in BACKGROUNDS:
+        adjective = word if word in ADJECTIVES else None
+        if name in _PHRASES or word in NOUNS or word in BACKGROUNDS:
             concepts.append(name)
-    if color is not None:
-        raise TargetError(f"the colour {color!r} ends {text!r}: name a thing after it")
+    if adjective is not None:
+        raise TargetError(f"the word {adjective!r} ends {text!r}: name a thing after it")
     return Caption(text, frozenset(concepts))
 
 
@@ -93,7 +93,7 @@ def compose(names: Sequence[str], background: str | None = None) -> Caption:
 
 
 def draw_caption(names: Sequence[str], background: str, generator: np.random.Generator) -> Caption:
-    """Write a caption for all the given things, at random in order, colours and background.
+    """Write a caption for all the given things, at random in order, adjectives and background.
 
     Args:
         names: names of the things to mention, at least one.
@@ -124,7 +124,7 @@ def vary(caption: Caption, generator: np.random.Generator) -> Caption:
 
 
 def _is_content(word: str) -> bool:
-    return word in NOUNS or word in COLORS or word in BACKGROUNDS
+    return word in NOUNS or word in ADJECTIVES or word in BACKGROUNDS
 
 
 def concept_prompts(generator: np.random.Generator | None = None) -> tuple[str, ...]:

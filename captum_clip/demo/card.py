@@ -11,7 +11,7 @@ from captum_clip.demo.evaluate import Figures
 _WHAT: Final = {
     "vit": "transformers `CLIPModel`: vision tower of width 128, 6 layers, 4 heads, patch 32 at\n"
     "  224 x 224 (a 7 x 7 grid); text tower of width 128, 2 layers",
-    "resnet": "OpenCLIP `CLIP` with a `ModifiedResNet`: layers (1, 1, 1, 1), width 16, attention\n"
+    "resnet": "OpenCLIP `CLIP` with a `ModifiedResNet`: layers (1, 1, 2, 2), width 16, attention\n"
     "  pool with 8 heads at 224 x 224 (a 7 x 7 grid); text tower of width 128, 2 layers",
 }
 _LOAD: Final = {
@@ -44,7 +44,8 @@ def model_card(
         measured: the figures for one, two, three objects.
     """
     rows = "\n".join(
-        f"| {count} | {found.nouns:.3f} | {found.colors:.3f} | {found.backgrounds:.3f} |"
+        f"| {count} | {found.nouns:.3f} | {found.colors:.3f} | {found.feelings:.3f} "
+        f"| {found.backgrounds:.3f} |"
         for count, found in enumerate(measured, start=1)
     )
     return f"""# demo/{name}
@@ -69,13 +70,15 @@ offline and be measured where the exact mask of every object is known.
 Measured on {scenes} held-out scenes (split "test", seeds from 0) for each number of objects with
 `python -m captum_clip.demo.evaluate {name} --scenes {scenes}`:
 
-| objects | nouns | colours | backgrounds |
-|---|---|---|---|
+| objects | nouns | colours | feelings | backgrounds |
+|---|---|---|---|---|
 {rows}
 
 - nouns: share of the nouns of a scene with n objects among its n best-scored of {len(NOUNS)}
   prompts "a horse", "a dog", ...; guessing gives n/{len(NOUNS)}.
 - colours: share of coloured things whose own colour scores best ("a red heart" against the
   heart's other colours); guessing gives 1/9, for books 1/4.
+- feelings: share of faces whose own feeling scores best ("a sad face" against the seven others), on
+  drawings that no training scene has; guessing gives 1/8.
 - backgrounds: share of scenes whose own background scores best; guessing gives 1/6.
 """

@@ -15,18 +15,20 @@ class Thing:
 
     Args:
         noun: one lower-case word.
-        color: a colour word for nouns that come in several colours, otherwise None.
+        adjective: the colour or the feeling that tells things of one noun apart, otherwise None.
         characters: the emoji that draw it, one drawing a character.
+        held_out: further emoji that draw it in test scenes only, and there instead of the others.
     """
 
     noun: str
-    color: str | None
+    adjective: str | None
     characters: str
+    held_out: str = ""
 
     @property
     def name(self) -> str:
-        """What scenes and captions call it: ``"horse"`` or ``"red heart"``."""
-        return self.noun if self.color is None else f"{self.color} {self.noun}"
+        """What scenes and captions call it: ``"horse"``, ``"red heart"`` or ``"sad face"``."""
+        return self.noun if self.adjective is None else f"{self.adjective} {self.noun}"
 
 
 _PLAIN: Final = """
@@ -58,32 +60,56 @@ _COLORED: Final = {
     "book": "red 📕|orange 📙|green 📗|blue 📘",
 }
 
+_FACES: Final = """
+amusement amused 😂🤣😝😜 😆
+awe awed 😮😯🤯 😲
+contentment contented 😌☺🙂 😊
+excitement excited 🤩🥳😃😍 😄
+anger angry 😠🤬😤 😡
+disgust disgusted 🤢😖🥴 🤮
+fear scared 😱😰😧 😨
+sadness sad 😢😭☹😞 🙁
+"""  # the emotion, how a face with it is called, its drawings, the held-out drawing
+
 
 def _entries(text: str) -> list[list[str]]:
     return [entry.split() for line in text.strip().split("\n") for entry in line.split("|")]
 
 
-THINGS: Final[tuple[Thing, ...]] = tuple(
-    Thing(noun, None, characters) for noun, characters in _entries(_PLAIN)
-) + tuple(
-    Thing(noun, color, characters)
-    for noun, colors in _COLORED.items()
-    for color, characters in _entries(colors)
+THINGS: Final[tuple[Thing, ...]] = (
+    *(Thing(noun, None, characters) for noun, characters in _entries(_PLAIN)),
+    *(
+        Thing(noun, color, characters)
+        for noun, colors in _COLORED.items()
+        for color, characters in _entries(colors)
+    ),
+    *(
+        Thing("face", feeling, characters, held_out)
+        for _, feeling, characters, held_out in _entries(_FACES)
+    ),
 )
-"""Every thing, plain nouns first."""
+"""Every thing: plain nouns, things in colours, faces."""
 
 NOUNS: Final[tuple[str, ...]] = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 """Every noun once, in the order of :data:`THINGS`."""
 
 COLORS: Final[tuple[str, ...]] = tuple(
-    dict.fromkeys(thing.color for thing in THINGS if thing.color is not None)
+    dict.fromkeys(color for colors in _COLORED.values() for color, _ in _entries(colors))
 )
 """Every colour word once."""
+
+FEELINGS: Final[dict[str, str]] = {emotion: feeling for emotion, feeling, *_ in _entries(_FACES)}
+"""The eight emotions of ArtEmis -> the word for a face with it: ``"sadness"`` -> ``"sad"``."""
+
+ADJECTIVES: Final[tuple[str, ...]] = (*COLORS, *FEELINGS.values())
+"""Every word that stands before a noun."""
 
 BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", "brick")
 """The named backgrounds."""
 
 CONCEPTS: Final[tuple[str, ...]] = (
-    NOUNS + tuple(thing.name for thing in THINGS if thing.color is not None) + BACKGROUNDS
+    *NOUNS,
+    *(thing.name for thing in THINGS if thing.adjective is not None),
+    *BACKGROUNDS,
 )
-"""All that a caption can name: nouns, coloured things, backgrounds."""
+"""All that a caption can name: nouns, coloured things, faces with a feeling, backgrounds."""

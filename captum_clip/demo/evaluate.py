@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from captum_clip.demo.architectures import ARCHITECTURES, Architecture, normalize_pixels, trim, unit
 from captum_clip.demo.captions import concept_prompts
-from captum_clip.demo.catalogue import BACKGROUNDS, COLORS, CONCEPTS, NOUNS
+from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS
 from captum_clip.demo.scenes import MAX_OBJECTS, Scene, Split, draw_scene
 from captum_clip.demo.vocabulary import DemoTokenizer
 
@@ -32,11 +32,13 @@ class Figures:
         nouns: the nouns of a scene with n objects among its n best-scored of all nouns.
         colors: coloured things ("red heart") whose own colour scores best of the nine words
             for it; NaN if there are none.
+        feelings: faces ("sad face") whose own feeling scores best of all eight; NaN without faces.
         backgrounds: scenes whose own background scores best of all six.
     """
 
     nouns: float
     colors: float
+    feelings: float
     backgrounds: float
 
 
@@ -88,17 +90,21 @@ def figures(scores: torch.Tensor, scenes: Sequence[Scene]) -> Figures:
     """Sum up the scores (N, len(CONCEPTS)) of N scenes."""
     nouns: list[bool] = []
     colors: list[bool] = []
+    feelings: list[bool] = []
     backgrounds: list[bool] = []
     for scene, row in zip(scenes, scores, strict=True):
         shown = {thing.noun for thing in scene.objects}
         best = _best(row, NOUNS, len(shown))
         nouns += [noun in best for noun in shown]
         for thing in scene.objects:
-            names = [f"{color} {thing.noun}" for color in COLORS]
-            known = [name for name in names if name in CONCEPTS]
-            colors += [_best(row, known) == {thing.name}] if known else []
+            if thing.adjective is not None:
+                found = feelings if thing.noun == "face" else colors
+                names = [f"{word} {thing.noun}" for word in ADJECTIVES]
+                known = [name for name in names if name in CONCEPTS]
+                found.append(_best(row, known) == {thing.name})
         backgrounds.append(_best(row, BACKGROUNDS) == {scene.background})
-    return Figures(*(float(np.mean(x)) if x else np.nan for x in (nouns, colors, backgrounds)))
+    lists = (nouns, colors, feelings, backgrounds)
+    return Figures(*(float(np.mean(x)) if x else np.nan for x in lists))
 
 
 def evaluate(
@@ -140,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{options.name}, {options.scenes} test scenes with {count} object(s): "
             f"nouns {found.nouns:.3f}, colours {found.colors:.3f}, "
-            f"backgrounds {found.backgrounds:.3f}"
+            f"feelings {found.feelings:.3f}, backgrounds {found.backgrounds:.3f}"
         )
 
 

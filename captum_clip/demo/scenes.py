@@ -35,13 +35,13 @@ class SceneObject:
 
     Args:
         noun: such as ``"heart"``.
-        color: such as ``"red"``, None for things without a colour word.
-        name: colour and noun.
+        adjective: such as ``"red"`` or ``"sad"``, None for things without one.
+        name: adjective and noun.
         mask: (H, W) bool, the visible part: what covers it is left out.
     """
 
     noun: str
-    color: str | None
+    adjective: str | None
     name: str
     mask: npt.NDArray[np.bool_]
 
@@ -85,13 +85,17 @@ def pick_things(count: int, generator: np.random.Generator) -> tuple[Thing, ...]
     return tuple(picked.values())
 
 
-def draw_object(thing: Thing, size: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draw a thing for a scene of the given side, at random in size, turn and mirroring.
+def draw_object(
+    thing: Thing, size: int, generator: np.random.Generator, *, split: Split = "train"
+) -> npt.NDArray[np.uint8]:
+    """Draw a thing for a scene of the given side, at random in drawing, size, turn and mirroring.
 
     Returns:
         (h, w, 4); its mask is ``alpha > 0``.
     """
     drawings = load_sprites()[thing.name]
+    seen, unseen = drawings[: len(thing.characters)], drawings[len(thing.characters) :]
+    drawings = unseen if unseen and split == "test" else seen
     drawing = drawings[generator.integers(len(drawings))]
     side = round(size * generator.uniform(SMALLEST, LARGEST))
     angle = generator.uniform(-STEEPEST, STEEPEST)
@@ -112,7 +116,7 @@ def draw_scene(
 
     Args:
         seed: a number from 0 on; different splits give different scenes for the same seed.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
+        split: ``"train"``, ``"validation"`` or ``"test"``, where faces are the held-out drawings.
         objects: names such as ``"horse"``, ``"red heart"`` or ``"heart"`` (any colour), from the
             back to the front, at most three; drawn from the seed if None.
         count: how many objects, 1 to 3, if ``objects`` is None; drawn from the seed if None.
@@ -138,7 +142,7 @@ def draw_scene(
         things = tuple(_find(name, choice) for name in objects)
     left_out = _positions(without, len(things))
 
-    sprites = [draw_object(thing, size, layout) for thing in things]
+    sprites = [draw_object(thing, size, layout, split=split) for thing in things]
     corners = place([sprite[..., 3] > 0 for sprite in sprites], size, layout)
     empty = draw_background(background, size, texture)
     image = empty.copy()
@@ -148,7 +152,7 @@ def draw_scene(
             paste(image, sprite, corner, background=empty, owner=owner, number=position)
     kept = [position for position in range(len(things)) if position not in left_out]
     shown = tuple(
-        SceneObject(things[i].noun, things[i].color, things[i].name, owner == i) for i in kept
+        SceneObject(things[i].noun, things[i].adjective, things[i].name, owner == i) for i in kept
     )
     captions = _captions([thing.name for thing in shown], background, wording)
     return Scene(image, shown, background, captions, owner == -1)

@@ -25,7 +25,7 @@ _FAINTEST: Final = 77  # alpha below this is cut, so that a mask is all that a s
 
 
 def _characters() -> list[str]:
-    return [character for thing in THINGS for character in thing.characters]
+    return [character for thing in THINGS for character in thing.characters + thing.held_out]
 
 
 def render(font: Path) -> Image.Image:
@@ -62,14 +62,14 @@ def render(font: Path) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def load_sprites() -> dict[str, tuple[Image.Image, ...]]:
-    """Read the sheet: the name of each thing -> its drawings (RGBA, trimmed to what is drawn)."""
+    """Read the sheet: name of each thing -> its drawings (RGBA, trimmed), held-out ones last."""
     with Image.open(SHEET) as opened:
         sheet = opened.convert("RGBA")
     sprites: dict[str, tuple[Image.Image, ...]] = {}
     position = 0
     for thing in THINGS:
         drawings = []
-        for _ in thing.characters:
+        for _ in thing.characters + thing.held_out:
             row, column = divmod(position, _COLUMNS)
             left, top = column * CELL, row * CELL
             cell = sheet.crop((left, top, left + CELL, top + CELL))

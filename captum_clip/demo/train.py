@@ -34,7 +34,7 @@ from captum_clip.demo.scenes import Scene
 from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
 
-_STEPS: Final = {"vit": 10000, "resnet": 3500}
+_STEPS: Final = {"vit": 16000, "resnet": 6000}
 _FIRST_BIAS: Final = -5.0
 _HIGHEST_SCALE: Final = 100.0
 

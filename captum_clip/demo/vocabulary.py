@@ -13,14 +13,14 @@ from typing import Final
 
 import torch
 
-from captum_clip.demo.catalogue import BACKGROUNDS, COLORS, NOUNS
+from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, NOUNS
 from captum_clip.errors import TargetError
 
 FUNCTION_WORDS: Final[tuple[str, ...]] = (
     "a", "an", "the", "one", "and", "with", "on", "in", "of",
     "photo", "picture", "image", "drawing", "scene", "there", "this", "is",
 )  # fmt: skip
-WORDS: Final[tuple[str, ...]] = NOUNS + COLORS + BACKGROUNDS + FUNCTION_WORDS
+WORDS: Final[tuple[str, ...]] = NOUNS + ADJECTIVES + BACKGROUNDS + FUNCTION_WORDS
 CONTEXT_LENGTH: Final = 16
 PAD: Final = 0
 START: Final = len(WORDS) + 1

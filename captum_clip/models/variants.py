@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..errors import InputError, UnsupportedModelError
-from .families import tower_of
-from .towers import AttentionLayer, ViTTower
+from .base import ClipAdapter
+from .families import adapter_of, tower_of
+from .towers import AttentionLayer, Tower, ViTTower
 
 Model = TypeVar("Model", bound=nn.Module)
+ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
 
 
 @torch.no_grad()
@@ -67,3 +69,124 @@ def _permute(attention: AttentionLayer, order: list[int]) -> None:
                 values.copy_(heads[order].flatten(0, 1))
     columns = maps.output.weight.reshape(len(maps.output.weight), attention.heads, -1)
     maps.output.weight.copy_(columns[:, order].flatten(1))
+
+
+def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
+    """The stages of the vision tower from the top, in the order of :func:`randomize_parameters`.
+
+    A ViT has "head" (what follows its last block: norm and projection), "layer 11" ... "layer 0"
+    and "embedding"; a ResNet "head" (the attention pool), its stages from the last, and "stem".
+
+    Raises:
+        UnsupportedModelError: there is no vision tower known in it.
+
+    Example:
+        >>> from captum_clip import load_clip
+        >>> from captum_clip.models.variants import randomization_stages
+        >>> randomization_stages(load_clip("demo/resnet"))
+        ('head', 'layer4', 'layer3', 'layer2', 'layer1', 'stem')
+    """
+    tower = tower_of(model.model if isinstance(model, ClipAdapter) else model)
+    return ("head", *_middle(tower), _BOTTOMS[tower.kind])
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def randomize_parameters(
+    model: ModelOrClip, *, seed: int, stages: int | None = None
+) -> ModelOrClip:
+    """A copy of the model with random parameters in its vision tower (Adebayo et al. 2018).
+
+    Cascading randomisation goes from the top to the bottom: ``stages=1`` is the head alone,
+    ``stages=2`` the head and the last layer, and so on. With one seed a stage gets the same
+    parameters however many are randomised. Each tensor is drawn anew from a normal distribution
+    with the mean and the deviation of its trained values, so that activations stay in range; a
+    tensor without any deviation stays. So do the text tower, and with it all targets, and the
+    running statistics of batch norms.
+
+    Args:
+        model: a CLIP model, its vision tower, or an adapter of :func:`captum_clip.load_clip`; it is
+            left as it is.
+        seed: of the parameters.
+        stages: how many from the top, :func:`randomization_stages` names them; None for all.
+
+    Returns:
+        A deep copy, or an adapter of one with the same processor and tokenizer.
+
+    Raises:
+        UnsupportedModelError: there is no vision tower known in it.
+        InputError: there are not that many stages.
+
+    Source: Adebayo et al. 2018, *Sanity Checks for Saliency Maps* (arXiv:1810.03292).
+    """
+    changed: Any = copy.deepcopy(model.model if isinstance(model, ClipAdapter) else model)
+    found = _stages(changed)
+    count = len(found) if stages is None else stages
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(found):
+        raise InputError(
+            f"randomize_parameters: expected stages from 1 to {len(found)}, or None for all, got "
+            f"{stages!r}; from the top they are {', '.join(found)}."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for parameters in list(found.values())[:count]:
+        for parameter in parameters:
+            if parameter.numel() > 1:
+                values = parameter.float()
+                drawn = torch.randn(parameter.shape, generator=generator).to(values.device)
+                parameter.copy_(drawn * values.std() + values.mean())
+    if isinstance(model, ClipAdapter):
+        parts = {"processor": model.processor, "tokenizer": model.tokenizer}
+        changed = adapter_of(changed, name=model.name, **parts)
+    result: ModelOrClip = changed
+    return result
+
+
+_BOTTOMS = {"vit": "embedding", "resnet": "stem"}
+
+
+def _middle(tower: Tower) -> dict[str, nn.Module]:
+    """The parts between head and bottom, from the top."""
+    if isinstance(tower, ViTTower):
+        count = len(tower.layers)
+        return {f"layer {i}": tower.layers[i].block for i in reversed(range(count))}
+    sequences = [
+        (name, child)
+        for name, child in tower.module.named_children()
+        if isinstance(child, nn.Sequential)
+    ]
+    return dict(reversed(sequences))
+
+
+def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each stage of the vision tower, from the top."""
+    tower = tower_of(model)
+    middle = {name: list(part.parameters()) for name, part in _middle(tower).items()}
+    head = _vit_head(model, tower) if isinstance(tower, ViTTower) else _resnet_head(tower)
+    above = {id(parameter) for part in (head, *middle.values()) for parameter in part}
+    rest = [parameter for parameter in tower.module.parameters() if id(parameter) not in above]
+    return {"head": head, **middle, _BOTTOMS[tower.kind]: rest}
+
+
+def _resnet_head(tower: Tower) -> list[nn.Parameter]:
+    """What comes after the last stage."""
+    children = list(tower.module.children())
+    last = max(i for i, child in enumerate(children) if isinstance(child, nn.Sequential))
+    return [parameter for child in children[last + 1 :] for parameter in child.parameters()]
+
+
+def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
+    """What lies between the last block and the image embedding: what has a gradient there."""
+    parameters = list(model.parameters())
+    flags = [parameter.requires_grad for parameter in parameters]
+    weight = tower.layers[-1].projections().output.weight
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            embedding = tower.embed(weight.new_ones(1, len(weight)))
+            gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+    pairs = zip(parameters, gradients, strict=True)
+    return [parameter for parameter, gradient in pairs if gradient is not None]

@@ -2,8 +2,9 @@
 
 from .base import Target, concatenate
 from .embedding import embedding
+from .emotion import emotion
 from .image import image
 from .text import text
 from .words import words
 
-__all__ = ["Target", "concatenate", "embedding", "image", "text", "words"]
+__all__ = ["Target", "concatenate", "embedding", "emotion", "image", "text", "words"]

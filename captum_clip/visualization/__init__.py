@@ -4,6 +4,7 @@ Arrays or tensors go in: images (B, 3, H, W) with colours in [0, 1], maps (B, K,
 from :mod:`captum_clip.maps`. Nothing is computed here but colours.
 """
 
+from .average import average
 from .captum_view import captum_image_attr
 from .overlay import overlay
 from .saving import save_figure
@@ -16,6 +17,7 @@ __all__ = [
     "HEAT",
     "NEGATIVE",
     "POSITIVE",
+    "average",
     "captum_image_attr",
     "contact_sheet",
     "overlay",

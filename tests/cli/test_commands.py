@@ -251,9 +251,10 @@ def test_demo_says_when_its_folder_cannot_be(here: Path, capsys: Capture) -> Non
 
 
 def test_demo_shows_scenes_of_known_things_with_every_method() -> None:
-    from captum_clip.demo.catalogue import NOUNS
+    from captum_clip.demo.catalogue import NOUNS, THINGS
 
-    assert {noun for _, objects in demo_command._SCENES for noun in objects} <= set(NOUNS)
+    known = {*NOUNS, *(thing.name for thing in THINGS)}
+    assert {name for _, objects in demo_command._SCENES for name in objects} <= known
     assert {method for _, method in demo_command._COLUMNS} == set(METHODS)
     assert demo_command._texts(("horse", "umbrella")) == ["a horse", "an umbrella"]
 

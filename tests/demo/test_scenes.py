@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from captum_clip.demo import scenes
 from captum_clip.demo.captions import compose, parse_caption
-from captum_clip.demo.catalogue import BACKGROUNDS, THINGS
+from captum_clip.demo.catalogue import BACKGROUNDS, FEELINGS, THINGS
 from captum_clip.demo.scenes import LARGEST, SMALLEST, Scene, draw_scene, holds
 from captum_clip.demo.sprites import CELL, load_sprites
 from captum_clip.errors import InputError, TargetError
@@ -87,7 +89,7 @@ def test_splits_give_different_scenes_for_the_same_seed() -> None:
 def test_forced_objects_and_background_are_drawn() -> None:
     scene = draw_scene(0, objects=["horse", "red heart", "book"], background="snow", size=160)
     assert [thing.noun for thing in scene.objects] == ["horse", "heart", "book"]
-    assert scene.objects[1].color == "red"
+    assert scene.objects[1].adjective == "red"
     assert scene.background == "snow"
     assert scene.image.shape == (160, 160, 3)
     assert scene.image.dtype == np.uint8
@@ -148,11 +150,38 @@ def test_colour_of_a_thing_without_colours_is_refused(text: str) -> None:
         parse_caption(text)
 
 
+def test_each_emotion_has_three_faces_to_learn_from_and_one_held_out() -> None:
+    faces = [thing for thing in THINGS if thing.noun == "face"]
+    assert [thing.adjective for thing in faces] == list(FEELINGS.values())
+    assert len(FEELINGS) == 8
+    for thing in faces:
+        assert len(thing.characters) >= 3
+        assert len(thing.held_out) == 1
+
+
+def test_test_scenes_show_the_held_out_faces_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each drawing becomes one colour, by which it is known in the scene.
+    for thing in (thing for thing in THINGS if thing.held_out):
+        count = len(thing.characters) + 1
+        shades = [Image.new("RGBA", (96, 96), (255, 0, 10 * n, 255)) for n in range(count)]
+        monkeypatch.setattr(scenes, "load_sprites", lambda n=thing.name, d=shades: {n: tuple(d)})
+        seen: dict[str, set[int]] = {"train": set(), "validation": set(), "test": set()}
+        for split, found in seen.items():
+            for seed in range(30):
+                scene = draw_scene(seed, split=split, objects=[thing.name])  # type: ignore[arg-type]
+                rows, columns = np.nonzero(scene.objects[0].mask)
+                found.add(int(scene.image[int(rows.mean()), int(columns.mean()), 2]) // 10)
+        assert seen["train"] == seen["validation"] == set(range(count - 1))
+        assert seen["test"] == {count - 1}
+
+
 def test_sheet_has_every_drawing_at_full_size() -> None:
     sprites = load_sprites()
     assert list(sprites) == [thing.name for thing in THINGS]
     for thing in THINGS:
-        assert len(sprites[thing.name]) == len(thing.characters)
+        assert len(sprites[thing.name]) == len(thing.characters + thing.held_out)
         assert all(CELL - 2 <= max(drawing.size) <= CELL for drawing in sprites[thing.name])
     drawn = [drawing.tobytes() for drawings in sprites.values() for drawing in drawings]
     assert len(set(drawn)) == len(drawn)

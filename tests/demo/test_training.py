@@ -20,7 +20,7 @@ from captum_clip.demo.banks import Banks, build_banks, draw_batch
 from captum_clip.demo.captions import parse_caption
 from captum_clip.demo.catalogue import CONCEPTS
 from captum_clip.demo.checkpoints import load_checkpoint, read_curve, save_checkpoint
-from captum_clip.demo.evaluate import Figures, figures, load_exported
+from captum_clip.demo.evaluate import figures, load_exported
 from captum_clip.demo.export import export_checkpoint, export_model
 from captum_clip.demo.objective import one_cycle, pair_loss
 from captum_clip.demo.scenes import draw_scene
@@ -98,11 +98,22 @@ def test_figures_are_shares_of_what_scores_best() -> None:
     scores = torch.zeros(2, len(CONCEPTS))
     for row, concepts in enumerate([["heart", "cat", "blue heart", "grass"], ["dog", "grass"]]):
         scores[row, [CONCEPTS.index(concept) for concept in concepts]] = 1
-    assert figures(scores, scenes) == Figures(nouns=2 / 3, colors=0.0, backgrounds=0.5)
+    found = figures(scores, scenes)
+    assert (found.nouns, found.colors, found.backgrounds) == (2 / 3, 0.0, 0.5)
+    assert np.isnan(found.feelings)
     scores[0, CONCEPTS.index("red heart")] = 2
     assert figures(scores, scenes).colors == 1.0
     assert figures(scores[:1], scenes[:1]).backgrounds == 1.0
     assert np.isnan(figures(scores[1:], scenes[1:]).colors)
+
+
+def test_figures_keep_feelings_apart_from_colours() -> None:
+    scenes = (draw_scene(0, objects=["sad face"]), draw_scene(1, objects=["angry face"]))
+    scores = torch.zeros(2, len(CONCEPTS))
+    for row, concept in enumerate(["sad face", "scared face"]):
+        scores[row, CONCEPTS.index(concept)] = 1
+    assert figures(scores, scenes).feelings == 0.5
+    assert np.isnan(figures(scores, scenes).colors)
 
 
 def test_learning_rate_rises_to_its_peak_and_ends_near_zero() -> None:

@@ -1,0 +1,293 @@
+"""EmotionProbe: one direction an emotion, fitted to votes or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .artemis import CLASSES
+from .files import DESCRIPTION, FORMAT, WEIGHTS, read_json, read_pair, read_rows, write_pair
+from .fitting import fit_weights
+from .scores import ProbeScores, score_predictions
+
+STRENGTH: Final = 1e-3
+_Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a probe was fitted.
+
+    Attributes:
+        seed: of the split.
+        held_out: share of the paintings that were kept for the scores.
+        strength: of the penalty, lambda in :func:`fit_probe`.
+        paintings: of the training split.
+        votes: of the training split, one count a class.
+    """
+
+    seed: int
+    held_out: float
+    strength: float
+    paintings: int
+    votes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EmotionProbe:
+    r"""A linear model from image features x to emotions: :math:`p = \text{softmax}(W \hat x + b)`.
+
+    The weights of an emotion are its encoding: the direction that
+    :func:`captum_clip.targets.emotion` explains.
+
+    Attributes:
+        weights: W (9, D).
+        bias: b (9,); minus infinity for a class that had no vote.
+        model: the name of the CLIP whose features it was fitted on; "" where that is not known.
+        fingerprint: of that CLIP; "" where it is not known.
+        scores: on held-out paintings, None without any.
+        settings: of the fit, None for encodings that were read from elsewhere.
+        classes: names of the rows.
+
+    Raises:
+        InputError: the shapes do not belong together, or weights that are not finite.
+    """
+
+    weights: _Array
+    bias: _Array
+    model: str = ""
+    fingerprint: str = ""
+    scores: ProbeScores | None = None
+    settings: FitSettings | None = None
+    classes: tuple[str, ...] = CLASSES
+
+    def __post_init__(self) -> None:
+        count = len(CLASSES)
+        fits = (
+            self.weights.ndim == 2
+            and self.weights.shape[0] == count
+            and self.weights.shape[1] > 0
+            and self.bias.shape == (count,)
+            and self.classes == CLASSES
+        )
+        if not fits:
+            raise InputError(
+                f"EmotionProbe: expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
+                f"got {self.weights.shape}, {self.bias.shape} and {', '.join(self.classes)}."
+            )
+        if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
+            raise InputError("EmotionProbe: the weights or the bias hold NaN or infinity.")
+
+    @classmethod
+    def fit(cls, features: Any, votes: Any, **options: Any) -> EmotionProbe:
+        """See :func:`fit_probe`."""
+        return fit_probe(features, votes, **options)
+
+    def predict(self, features: Any) -> _Array:
+        """Probabilities (N, 9) for image features (N, D) of any length.
+
+        Raises:
+            InputError: another shape, not finite, or a row of zeros.
+        """
+        logits = self._logits("EmotionProbe.predict", features)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return np.asarray(powers / powers.sum(1, keepdims=True))
+
+    def score(self, features: Any, votes: Any) -> ProbeScores:
+        """Compare with the votes (N, 9) of other paintings.
+
+        Raises:
+            InputError: features or votes that are none, or a probe that was read from elsewhere:
+                it has no training votes for the majority baseline.
+        """
+        if self.settings is None:
+            raise InputError(
+                "EmotionProbe.score: these encodings were read from elsewhere, without a bias and "
+                "training votes; only a fitted probe can be scored."
+            )
+        logits = self._logits("EmotionProbe.score", features)
+        counts = _checked_votes("EmotionProbe.score", votes, len(logits))
+        return score_predictions(logits, counts, np.array(self.settings.votes))
+
+    def _logits(self, caller: str, features: Any) -> _Array:
+        rows = _unit_rows(caller, features)
+        if rows.shape[1] != self.weights.shape[1]:
+            raise InputError(
+                f"{caller}: the probe takes features of {self.weights.shape[1]} numbers, got "
+                f"{rows.shape[1]}; they come from another model."
+            )
+        return np.asarray(rows @ self.weights.T + self.bias)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``x.safetensors`` (weights, bias) and, beside it, ``x.json`` (all the rest).
+
+        Each file appears only when it is complete; existing ones are replaced.
+
+        Raises:
+            InputError: another ending, or a folder that cannot be written to.
+        """
+        path = Path(path).expanduser()
+        description = {
+            "classes": list(self.classes),
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "scores": None if self.scores is None else self.scores.to_dict(),
+            "settings": None if self.settings is None else asdict(self.settings),
+        }
+        write_pair(path, {"weights": self.weights, "bias": self.bias}, description)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> EmotionProbe:
+        """Read what :meth:`save` wrote, by the name of either file, or published encodings.
+
+        Raises:
+            InputError: no such file, something else, or two files that do not belong together.
+        """
+        path = Path(path).expanduser()
+        if path.suffix not in (WEIGHTS, DESCRIPTION):
+            raise InputError(
+                f"EmotionProbe.load: expected a file .safetensors or .json, got {path}."
+            )
+        if path.suffix == DESCRIPTION:
+            content = read_json(path)
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                return cls._of_rows(path, content)
+        arrays, said = read_pair(path)
+        try:
+            return cls(
+                weights=arrays["weights"],
+                bias=arrays["bias"],
+                model=str(said["model"]),
+                fingerprint=str(said["fingerprint"]),
+                scores=None if said["scores"] is None else ProbeScores.from_dict(said["scores"]),
+                settings=None if said["settings"] is None else _settings(said["settings"]),
+                classes=tuple(said["classes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"EmotionProbe.load: {path} is no whole probe ({error}).") from error
+
+    @classmethod
+    def read_encodings(cls, path: str | Path) -> EmotionProbe:
+        """Read encodings as the report's authors published them.
+
+        Args:
+            path: JSON, the nine names -> D numbers each. They are weights without a bias, and
+                nothing in the file says of which model.
+
+        Raises:
+            InputError: no such file, or something else.
+
+        Source: CLIP Explainability (Mamooler, EPFL).
+        """
+        path = Path(path).expanduser()
+        return cls._of_rows(path, read_json(path))
+
+    @classmethod
+    def _of_rows(cls, path: Path, content: Any) -> EmotionProbe:
+        return cls(read_rows(path, content), np.zeros(len(CLASSES)))
+
+    def __repr__(self) -> str:
+        return f"EmotionProbe(D={self.weights.shape[1]}, model={self.model!r})"
+
+
+def fit_probe(
+    features: Any,
+    votes: Any,
+    *,
+    seed: int = 0,
+    held_out: float = 0.2,
+    strength: float = STRENGTH,
+    model: str = "",
+    fingerprint: str = "",
+) -> EmotionProbe:
+    r"""Multinomial logistic regression from image features to the distribution of votes.
+
+    Each pair of a painting n and a class c that it has votes for is one row, weighted by its votes
+    :math:`v_{nc}`; over the training split, with :math:`\hat x` the L2-normalised features,
+
+    .. math:: \min_{W, b} \; -\frac{1}{V} \sum_{n, c} v_{nc} \log \text{softmax}(W \hat x_n + b)_c
+        + \frac{\lambda}{2} |W|^2, \quad V = \sum_{n, c} v_{nc}
+
+    The penalty makes the nine rows of W sum to zero, so that ``centre=True`` changes nothing in a
+    target of a fitted probe; it does for encodings that were fitted without one.
+
+    Args:
+        features: image features (N, D), array or tensor, of any length.
+        votes: counts (N, 9), columns as :data:`captum_clip.emotions.CLASSES`.
+        seed: of the split by painting.
+        held_out: share of the paintings that is kept for ``.scores``; 0 keeps none.
+        strength: lambda; per vote, so it means the same for few and for many.
+        model: the name of the CLIP that the features are of.
+        fingerprint: of that CLIP, ``clip.fingerprint``; a target for another one is then refused.
+
+    Raises:
+        InputError: features or votes that are none, too few of them, an option out of range, or
+            scikit-learn is not installed (``pip install 'captum-clip[emotions]'``).
+
+    Source: CLIP Explainability (Mamooler, EPFL), emotions; Achlioptas et al. 2021
+    (arXiv:2101.07396).
+
+    Example:
+        >>> import numpy as np
+        >>> features, votes = np.eye(9).repeat(4, 0), 5 * np.eye(9, dtype=int).repeat(4, 0)
+        >>> probe = fit_probe(features, votes, held_out=0)
+        >>> probe.weights.shape, probe.predict(features).argmax(1)[::4].tolist()
+        ((9, 9), [0, 1, 2, 3, 4, 5, 6, 7, 8])
+    """
+    rows = _unit_rows("fit_probe", features)
+    counts = _checked_votes("fit_probe", votes, len(rows))
+    if not 0 <= held_out < 1:
+        raise InputError(f"fit_probe: expected held_out in [0, 1), got {held_out!r}.")
+    if not 0 < strength < np.inf:
+        raise InputError(f"fit_probe: expected a strength above 0, got {strength!r}.")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    tested = round(held_out * len(rows))
+    test, train = order[:tested], np.sort(order[tested:])
+    weights, bias = fit_weights(rows[train], counts[train], strength=strength)
+    totals = tuple(int(count) for count in counts[train].sum(0))
+    settings = FitSettings(seed, held_out, strength, len(train), totals)
+    probe = EmotionProbe(weights, bias, model, fingerprint, None, settings)
+    if not tested:
+        return probe
+    scores = probe.score(rows[test], counts[test])
+    return EmotionProbe(weights, bias, model, fingerprint, scores, settings)
+
+
+def _settings(found: Mapping[str, Any]) -> FitSettings:
+    return FitSettings(**{**found, "votes": tuple(int(count) for count in found["votes"])})
+
+
+def _unit_rows(caller: str, features: Any) -> _Array:
+    """Features as unit rows (N, D), in double precision."""
+    rows = np.asarray(features, dtype=np.float64)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise InputError(f"{caller}: expected features of shape (N, D), got {rows.shape}.")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or not norms.all():
+        place = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
+        raise InputError(f"{caller}: row {place} of the features is zero or not finite.")
+    return np.asarray(rows / norms)
+
+
+def _checked_votes(caller: str, votes: Any, count: int) -> npt.NDArray[np.int64]:
+    """Votes as whole numbers (N, 9), at least one a row."""
+    counts = np.asarray(votes)
+    if counts.shape != (count, len(CLASSES)):
+        raise InputError(
+            f"{caller}: expected votes of shape ({count}, {len(CLASSES)}), a row for each row of "
+            f"the features, got {counts.shape}."
+        )
+    whole = counts.astype(np.int64)
+    if (whole != counts).any() or (whole < 0).any():
+        raise InputError(f"{caller}: expected votes as counts, got numbers that are none.")
+    empty = np.flatnonzero(whole.sum(1) == 0)
+    if len(empty):
+        raise InputError(f"{caller}: row {empty[0]} has no vote; leave it out.")
+    return whole

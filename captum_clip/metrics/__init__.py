@@ -1,0 +1,69 @@
+"""Measures of saliency maps: pure functions of maps, masks and images; they know no model."""
+
+from .bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
+from .captum_metrics import infidelity, sensitivity
+from .fills import blur_fill, mean_fill
+from .fixation import auc_judd, cc, nss, sim
+from .localization import coverage, energy_inside, pointing_game
+from .map_statistics import (
+    centre_bias,
+    corner_bias,
+    spatial_entropy,
+    spatial_variance,
+    value_entropy,
+)
+from .mosaic import mosaic_cells, word_mosaic_game
+from .object_effect import (
+    Agreement,
+    ObjectEffect,
+    effect_agreement,
+    object_effect,
+    object_mass,
+    shapley_effects,
+)
+from .perturbation import Curves, PerturbationTest, perturbation_test
+from .random_changes import gaussian_noise, patch_removal
+from .road import road_fill
+from .sanity import rank_correlation
+from .segmentation import SegmentationScores, segmentation_scores
+
+__all__ = [
+    "Agreement",
+    "Curves",
+    "Difference",
+    "Interval",
+    "ObjectEffect",
+    "PerturbationTest",
+    "SegmentationScores",
+    "auc_judd",
+    "blur_fill",
+    "bootstrap_mean",
+    "cc",
+    "centre_bias",
+    "corner_bias",
+    "coverage",
+    "effect_agreement",
+    "energy_inside",
+    "gaussian_noise",
+    "holm",
+    "infidelity",
+    "mean_fill",
+    "mosaic_cells",
+    "nss",
+    "object_effect",
+    "object_mass",
+    "paired_difference",
+    "patch_removal",
+    "perturbation_test",
+    "pointing_game",
+    "rank_correlation",
+    "road_fill",
+    "segmentation_scores",
+    "sensitivity",
+    "shapley_effects",
+    "sim",
+    "spatial_entropy",
+    "spatial_variance",
+    "value_entropy",
+    "word_mosaic_game",
+]

@@ -1,0 +1,185 @@
+"""Maps against human fixations: NSS, CC, SIM and AUC-Judd (Bylinskii et al. 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..maps import normalize
+from .checks import check_device, check_maps, check_masks
+from .planes import counted, resized, varies, widened
+from .ranks import average_ranks, pearson
+
+
+def nss(maps: Tensor, fixations: Tensor) -> Tensor:
+    r"""Normalised scanpath saliency: the mean standardised value at the fixations.
+
+    .. math:: \mathrm{NSS} = \frac{1}{|F|} \sum_{p \in F} \frac{m_p - \bar m}{\sigma(m)}
+
+    Chance is 0. The deviation is that of a sample (divided by N - 1), as in the authors' code.
+
+    Args:
+        maps: (..., h, w); resized to the fixations first (bilinear).
+        fixations: (..., H, W) bool, one a map, pixels that somebody looked at.
+
+    Returns:
+        (...); NaN for a constant map.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full fixations.
+
+    Source: Peters et al. 2005; Bylinskii et al. 2019, *What do different evaluation metrics tell us
+    about saliency models?* (arXiv:1604.03605).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> fixated = torch.tensor([[True, False], [False, False]])
+        >>> metrics.nss(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), fixated)
+        tensor(1.5000)
+    """
+    heat = _at_fixations("nss", maps, fixations)
+    values = heat.double()
+    centred = values - values.mean((-2, -1), keepdim=True)
+    found = (centred * fixations).sum((-2, -1)) / counted(fixations)
+    return _where_varying(found / values.flatten(-2).std(-1), heat)
+
+
+def cc(maps: Tensor, densities: Tensor) -> Tensor:
+    r"""The linear correlation of each map with the density of fixations.
+
+    .. math:: \mathrm{CC} = \frac{\mathrm{cov}(m, d)}{\sigma(m) \, \sigma(d)}
+
+    Chance is 0.
+
+    Args:
+        maps: (..., h, w); resized to the densities first (bilinear).
+        densities: (..., H, W), one a map, fixations blurred as a rule by 1 degree of sight.
+
+    Returns:
+        (...) from -1 to 1; NaN for a constant map or density.
+
+    Raises:
+        InputError: maps or densities that are no finite floating-point tensors, densities of
+            another number, with a negative value or without any mass.
+
+    Source: Bylinskii et al. 2019 (arXiv:1604.03605).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> density = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> metrics.cc(3 * density - 5, density)
+        tensor(1.)
+    """
+    heat = _at_densities("cc", maps, densities)
+    known = widened(densities)
+    found = pearson(heat.flatten(-2), known.flatten(-2)).to(heat.dtype)
+    return _where_varying(_where_varying(found, heat), known)
+
+
+def sim(maps: Tensor, densities: Tensor) -> Tensor:
+    r"""The similarity of each map and the density of fixations: their common mass.
+
+    .. math:: \mathrm{SIM} = \sum_p \min(\hat m_p, \hat d_p)
+
+    where both are stretched to [0, 1] and then divided by their sums.
+
+    Args:
+        maps: (..., h, w); resized to the densities first (bilinear).
+        densities: (..., H, W), one a map, fixations blurred as a rule by 1 degree of sight.
+
+    Returns:
+        (...) from 0 to 1; NaN for a constant map or density.
+
+    Raises:
+        InputError: maps or densities that are no finite floating-point tensors, densities of
+            another number, with a negative value or without any mass.
+
+    Source: Judd et al. 2012; Bylinskii et al. 2019 (arXiv:1604.03605).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> density = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> metrics.sim(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), density)
+        tensor(0.5000)
+    """
+    heat = _at_densities("sim", maps, densities)
+    stretched = (normalize(heat), normalize(widened(densities)))
+    shares = [x.double() / x.double().sum((-2, -1), keepdim=True) for x in stretched]
+    return torch.minimum(*shares).sum((-2, -1)).to(heat.dtype)
+
+
+def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
+    r"""The area under the ROC curve of each map as a classifier of fixated pixels, after Judd.
+
+    Thresholds are the map's values at the fixations. At each, the curve has the share of the
+    fixations with at least that value over the share of all other pixels with at least it; from
+    (0, 0) over those points to (1, 1) it is joined by straight lines, which comes to
+
+    .. math:: \mathrm{AUC} = P(m_f > m_o) + \tfrac{1}{2} P(m_f = m_o)
+                             + \frac{1}{2 |F|} P(m_o > \min_F m)
+
+    for a fixated pixel f and another pixel o drawn at random. Judd's code parts equal values by
+    a random jitter; here the mean over all such orders is computed, so there is no chance in it.
+
+    Args:
+        maps: (..., h, w); resized to the fixations first (bilinear).
+        fixations: (..., H, W) bool, one a map, pixels that somebody looked at.
+
+    Returns:
+        (...) from 0 to 1; for a constant map chance, which is 0.5 + 0.5 / (|F| + 1).
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full fixations.
+
+    Source: Judd et al. 2009; Bylinskii et al. 2019 (arXiv:1604.03605).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> fixated = torch.tensor([[True, False], [False, False]])
+        >>> metrics.auc_judd(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), fixated)
+        tensor(1.)
+    """
+    heat = _at_fixations("auc_judd", maps, fixations)
+    values = torch.where(varies(heat)[..., None, None], heat, 0).flatten(-2)
+    at = fixations.flatten(-2)
+    count, others = at.sum(-1).double(), (~at).sum(-1).double()
+    places = torch.where(at, average_ranks(values), 0).sum(-1)
+    area = (places - count * (count + 1) / 2) / (count * others)
+    lowest = torch.where(at, values, torch.inf).amin(-1, keepdim=True)
+    tied = values == lowest
+    level = (tied & at).sum(-1)
+    reached = (~at & (values > lowest)).sum(-1) + (tied & ~at).sum(-1) * level / (level + 1)
+    return (area + reached / (2 * count * others)).to(heat.dtype)
+
+
+def _at_fixations(caller: str, maps: Tensor, fixations: Tensor) -> Tensor:
+    check_maps(caller, maps)
+    check_masks(caller, maps, fixations, what="fixations")
+    return resized(maps, fixations)
+
+
+def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
+    check_maps(caller, maps)
+    check_maps(f"{caller}, densities", densities)
+    if densities.shape[:-2] != maps.shape[:-2]:
+        raise InputError(
+            f"{caller}: expected one density (..., H, W) a map, got densities "
+            f"{tuple(densities.shape)} for maps {tuple(maps.shape)}."
+        )
+    check_device(caller, maps, densities, what="densities")
+    if (densities < 0).any() or not densities.flatten(-2).any(-1).all():
+        raise InputError(
+            f"{caller}: expected densities from 0 on with some mass in each; leave images out that "
+            "nobody looked at."
+        )
+    return resized(maps, densities)
+
+
+def _where_varying(found: Tensor, heat: Tensor) -> Tensor:
+    """What was found (...), NaN where the map or density (..., H, W) is constant."""
+    return torch.where(varies(heat), found, torch.nan).to(heat.dtype)

@@ -1,0 +1,134 @@
+"""Does a map lie on the object? Metrics of maps against masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checks import check_count, check_maps, check_masks, check_share
+from .planes import counted, resized, rounding
+
+
+def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
+    r"""Whether the maximum of each map lies inside its mask (Zhang et al. 2016, arXiv:1608.00507).
+
+    Maps are resized to their masks first (bilinear). Where several pixels share the maximum, up to
+    the rounding of that, the share of them that lies inside counts; so a constant map gets the
+    share of the image that the mask covers, which is chance.
+
+    .. math:: h = \frac{|\{p : m_p = \max m\} \cap M|}{|\{p : m_p = \max m\}|}
+
+    Args:
+        maps: (..., h, w).
+        masks: (..., H, W) bool, one a map, none empty or full.
+        tolerance: pixels; a maximum this far from the mask (Euclidean distance) still counts. The
+            paper takes 15.
+
+    Returns:
+        (...) from 0 to 1; its mean over images is the accuracy of the pointing game.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full masks,
+            a tolerance below 0.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> heat = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+        >>> mask = torch.tensor([[False, True], [False, True]])
+        >>> metrics.pointing_game(heat, mask)
+        tensor(1.)
+    """
+    caller = "pointing_game"
+    check_maps(caller, maps)
+    check_masks(caller, maps, masks)
+    check_count(caller, "tolerance", tolerance, least=0)
+    heat = resized(maps, masks)
+    highest = heat >= heat.amax((-2, -1), keepdim=True) - rounding(heat)  # (..., H, W)
+    inside = highest & _grown(masks, tolerance)
+    return counted(inside).to(heat.dtype) / counted(highest)
+
+
+def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""The share of each map's positive mass that lies inside its mask (Wang et al. 2020).
+
+    .. math:: e = \frac{\sum_{p \in M} m_p^+}{\sum_p m_p^+}
+
+    Maps are resized to their masks first (bilinear). A constant positive map gets the share of the
+    image that the mask covers.
+
+    Args:
+        maps: (..., h, w), signed or not; only what is above zero counts.
+        masks: (..., H, W) bool, one a map, none empty or full.
+
+    Returns:
+        (...) from 0 to 1; NaN for a map without positive mass.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full masks.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> heat = torch.tensor([[3.0, 1.0], [-9.0, 0.0]])
+        >>> mask = torch.tensor([[True, False], [True, False]])
+        >>> metrics.energy_inside(heat, mask)
+        tensor(0.7500)
+    """
+    check_maps("energy_inside", maps)
+    check_masks("energy_inside", maps, masks)
+    mass = resized(maps, masks).clamp(min=0)
+    return (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
+
+
+def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
+    r"""The share of each object that the top `area` of its map covers.
+
+    .. math:: c = \frac{|T \cap M|}{|M|}, \quad T = \text{the } a H W \text{ highest pixels}
+
+    Maps are resized to their masks first (bilinear). Pixels that tie for the last places share
+    them, which is what drawing among them would give on average; so a constant map gets `area`,
+    which is chance. The mask itself as a map gets 1, or what fits into the area.
+
+    Args:
+        maps: (..., h, w).
+        masks: (..., H, W) bool, one a map, none empty or full.
+        area: share of the image, above 0 and below 1.
+
+    Returns:
+        (...) from 0 to 1.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full masks, an
+            area outside (0, 1).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> heat = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
+        >>> mask = torch.tensor([[True, False], [True, False]])
+        >>> metrics.coverage(heat, mask, area=0.25)
+        tensor(0.5000)
+    """
+    check_maps("coverage", maps)
+    check_masks("coverage", maps, masks)
+    check_share("coverage", "area", area)
+    heat = resized(maps, masks)
+    places = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
+    last = heat.flatten(-2).topk(places).values[..., -1, None, None]  # (..., 1, 1)
+    above, tied = heat > last + rounding(heat), (heat - last).abs() <= rounding(heat)
+    left = (places - counted(above)) / counted(tied)
+    covered = counted(above & masks) + left * counted(tied & masks)
+    return covered.to(heat.dtype) / counted(masks)
+
+
+def _grown(masks: Tensor, distance: int) -> Tensor:
+    """Masks with all that is at most `distance` pixels away."""
+    if distance == 0:
+        return masks
+    offsets = torch.arange(-distance, distance + 1, device=masks.device)
+    disc = offsets[:, None] ** 2 + offsets**2 <= distance**2
+    planes = masks.reshape(-1, 1, *masks.shape[-2:]).float()
+    touched = F.conv2d(planes, disc[None, None].float(), padding=distance) > 0.5
+    return touched.reshape(masks.shape)

@@ -1,0 +1,74 @@
+"""The word-wise mosaic game: does the map of a word lie in the word's own cell?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import planes
+from .checks import check_count, check_maps, check_masks
+
+
+def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
+    r"""The share of a word's map that is where it should be, in a mosaic of pictures.
+
+    .. math:: g = \frac{\sum_{p \in C} m_p^+ + \sum_{p \notin C} m_p^-}{\sum_p |m_p|}
+
+    where C is the cell of the picture that the word names, :math:`m^+` what speaks for the word and
+    :math:`m^-` what speaks against it. Maps are resized to the mosaic first (bilinear). A map that
+    is constant gets the share of the image in C if it is positive, and the rest if it is negative.
+
+    One non-negative map of a whole caption that names n cells divides its mass among them, so the
+    mean over its n words is at most 1/n. A signed map a word (:func:`captum_clip.targets.words`)
+    has no such bound.
+
+    Args:
+        maps: (..., h, w), signed or not, one a word.
+        cells: (..., H, W) bool, the word's own cell; :func:`mosaic_cells` makes them.
+
+    Returns:
+        (...) from 0 to 1; NaN for a map of zeros.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full cells.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> cells = metrics.mosaic_cells(2, 2, (2, 2))
+        >>> heat = torch.tensor([[3.0, 1.0], [-4.0, 0.0]])
+        >>> metrics.word_mosaic_game(heat, cells[0])
+        tensor(0.8750)
+    """
+    check_maps("word_mosaic_game", maps)
+    check_masks("word_mosaic_game", maps, cells, what="cells")
+    heat = planes.resized(maps, cells)
+    right = torch.where(cells, heat.clamp(min=0), (-heat).clamp(min=0))
+    return right.sum((-2, -1)) / heat.abs().sum((-2, -1))
+
+
+def mosaic_cells(rows: int, columns: int, size: tuple[int, int]) -> Tensor:
+    """The cells (rows * columns, H, W) of a mosaic, bool, row by row.
+
+    Args:
+        rows: of the mosaic.
+        columns: of the mosaic.
+        size: (H, W) in pixels; pixel i of H lies in row i * rows // H.
+
+    Raises:
+        InputError: numbers below 1, or more cells than pixels.
+
+    Example:
+        >>> from captum_clip import metrics
+        >>> metrics.mosaic_cells(1, 2, (1, 4)).int()
+        tensor([[[1, 1, 0, 0]],
+        <BLANKLINE>
+                [[0, 0, 1, 1]]], dtype=torch.int32)
+    """
+    height, width = size
+    for name, value in (("rows", rows), ("columns", columns)):
+        check_count("mosaic_cells", name, value)
+    check_count("mosaic_cells", "the height", height, least=rows)
+    check_count("mosaic_cells", "the width", width, least=columns)
+    row, column = planes.cells((rows, columns), torch.empty(size))
+    return row * columns + column == torch.arange(rows * columns)[:, None, None]

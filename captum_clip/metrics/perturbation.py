@@ -1,0 +1,223 @@
+"""The perturbation test: does the score fall when what the map marks is taken away?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..maps import upsample
+from .checks import (
+    Forward,
+    Targets,
+    check_count,
+    check_images,
+    checked_scores,
+    checked_targets,
+)
+from .planes import planes, widened
+from .removal import Fill, Removal
+
+TENTHS = tuple(tenth / 10 for tenth in range(11))
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """One measure while more and more of each image is changed, in both orders.
+
+    Args:
+        fractions: (F,) float64, what is really removed (or inserted) after rounding to whole units.
+        most_first: (B, F), the most relevant first.
+        least_first: (B, F), the least relevant first.
+    """
+
+    fractions: Tensor
+    most_first: Tensor
+    least_first: Tensor
+
+    @property
+    def most_area(self) -> Tensor:
+        """(B,) the area under `most_first` by trapezoid."""
+        return torch.trapezoid(self.most_first, self.fractions.to(self.most_first))
+
+    @property
+    def least_area(self) -> Tensor:
+        """(B,) the area under `least_first` by trapezoid."""
+        return torch.trapezoid(self.least_first, self.fractions.to(self.least_first))
+
+    @property
+    def gap(self) -> Tensor:
+        """(B,) the area of least first minus that of most first; for deletion high is good."""
+        return self.least_area - self.most_area
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationTest:
+    """The curves of one test, both from the same forward passes.
+
+    Args:
+        score: the score of the target, such as its cosine.
+        top1: 1 where the label has the highest score of all, else 0; None without labels.
+    """
+
+    score: Curves
+    top1: Curves | None
+
+
+@torch.no_grad()
+def perturbation_test(
+    forward: Forward,
+    images: Tensor,
+    maps: Tensor,
+    targets: Targets = None,
+    *,
+    fill: Fill,
+    labels: Targets = None,
+    mode: Literal["deletion", "insertion"] = "deletion",
+    unit: Literal["pixel", "patch"] = "pixel",
+    fractions: Sequence[float] = TENTHS,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> PerturbationTest:
+    r"""Score images of which a growing part is removed (deletion) or shown (insertion).
+
+    Units are ranked by the map and changed in that order. Most relevant first (the positive test)
+    a good map's deletion falls early; least relevant first (the negative test) it falls late. Units
+    of equal value come in random order, drawn anew for each image, so a constant map is a random
+    one. Least first is the reverse of most first; therefore insertion with the same fill is
+    deletion in the other order, read backwards.
+
+    .. math:: x_f = x \odot (1 - R_f) + \text{fill} \odot R_f
+
+    The perturbed images of all steps are stacked and scored `batch_size` at a time, without
+    gradients: twenty forward passes an image for eleven fractions, since both orders begin and end
+    alike.
+
+    Args:
+        forward: images (B, C, H, W) -> scores (B,) or (B, K).
+        images: (B, C, H, W), preprocessed.
+        maps: (B, 1, h, w) or (B, h, w), or of the images' shape, whose channels are added up.
+        targets: column of the score curves, one for all or one an image; the map's target as a
+            rule. None for the labels, or for the only column.
+        fill: what takes the place of removed pixels: a tensor that can be broadcast to the images
+            (:func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black), or "road",
+            :func:`road_fill` with Gaussian noise of deviation 0.01.
+        labels: the classes of the top-1 curves, one for all or one an image: the true ones,
+            whatever target the map is of. A tie for the highest score counts as wrong.
+        mode: "deletion" or "insertion".
+        unit: "pixel" (the map is resized to the image, bilinear) or "patch" (cells of the map's own
+            grid).
+        fractions: of the units, rising, from 0 to 1.
+        batch_size: images a forward pass.
+        seed: image i takes its ties and its noise from seed + i, so that a set may come in batches
+            of any size.
+
+    Returns:
+        Curves (B, F) of the score, and of top-1 where there are labels; their areas.
+
+    Raises:
+        InputError: images and maps that do not belong together, NaN or infinity, more targets than
+            scores, or an option that does not exist.
+
+    Source: Samek et al. 2017 (arXiv:1509.06321); Petsiuk et al. 2018 (arXiv:1806.07421); Chefer et
+    al. 2021 (arXiv:2103.15679); Rong et al. 2022 (arXiv:2202.00449).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> images = torch.tensor([4.0, 3.0, 2.0, 1.0]).view(1, 1, 2, 2)
+        >>> found = metrics.perturbation_test(
+        ...     lambda x: x.sum((1, 2, 3)),
+        ...     images,
+        ...     images,
+        ...     fill=metrics.mean_fill(images),
+        ...     fractions=[0, 0.5, 1],
+        ... )
+        >>> found.score.most_first, found.score.least_first
+        (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
+    """
+    caller = "perturbation_test"
+    check_images(caller, images)
+    _check_options(mode, unit, fractions)
+    check_count(caller, "batch_size", batch_size)
+    check_count(caller, "seed", seed, least=0)
+    units = planes(caller, maps, images)
+    if unit == "pixel":
+        units = upsample(units, (images.shape[-2], images.shape[-1]))
+    classes = None if labels is None else checked_targets(caller, labels, images, name="labels")
+    followed = labels if targets is None else targets
+    chosen = checked_targets(caller, followed, images, name="targets")
+    removal = Removal.of(images, units, fill, insertion=mode == "insertion", seed=seed)
+
+    total = units.shape[-2] * units.shape[-1]
+    counts = [round(fraction * total) for fraction in fractions]
+    most = [(False, count) for count in counts]
+    least = [(0 < count < total, count) for count in counts]  # both orders begin and end alike
+    states = list(dict.fromkeys(most + least))
+    largest = max(int(i.max()) for i in (chosen, classes) if i is not None)
+    scored = partial(checked_scores, caller, forward, largest=None if followed is None else largest)
+    tables = _tables(scored, removal, states, chosen, classes, batch_size)
+    real = torch.tensor(counts, dtype=torch.float64, device=images.device) / total
+    rows = [[states.index(state) for state in order] for order in (most, least)]
+    score, *top1 = (Curves(real, *(table[:, row] for row in rows)) for table in tables)
+    return PerturbationTest(score, top1[0] if top1 else None)
+
+
+def _tables(
+    scored: Forward,
+    removal: Removal,
+    states: list[tuple[bool, int]],
+    targets: Tensor,
+    labels: Tensor | None,
+    batch_size: int,
+) -> list[Tensor]:
+    """The target's score (B, S) in every state, and with labels whether they come first (B, S).
+
+    A state says whether the least relevant come first, and how many units are changed.
+    """
+    device, count = targets.device, len(targets)
+    index = torch.arange(count, device=device).repeat(len(states))
+    backwards, counts = (
+        torch.tensor(column, device=device) for column in zip(*states, strict=True)
+    )
+    state = torch.arange(len(states), device=device).repeat_interleave(count)
+    found: list[tuple[Tensor, ...]] = []
+    for chunk in torch.split(torch.arange(len(index), device=device), batch_size):
+        which, step = index[chunk], state[chunk]
+        perturbed = removal.perturbed(which, backwards[step], counts[step])
+        scores = widened(scored(perturbed))
+        own = scores.gather(1, targets[which, None])[:, 0]
+        first = () if labels is None else (_alone_first(scores, labels[which]),)
+        found.append((own, *first))
+    return [torch.cat(parts).reshape(len(states), count).T for parts in zip(*found, strict=True)]
+
+
+def _alone_first(scores: Tensor, labels: Tensor) -> Tensor:
+    """1 where the label's score is above all others, else 0: (N,)."""
+    own = scores.gather(1, labels[:, None])
+    others = scores.scatter(1, labels[:, None], -torch.inf)
+    return (own > others).all(1).to(scores.dtype)
+
+
+def _check_options(mode: str, unit: str, fractions: Sequence[float]) -> None:
+    for name, value, known in (
+        ("mode", mode, ("deletion", "insertion")),
+        ("unit", unit, ("pixel", "patch")),
+    ):
+        if value not in known:
+            raise InputError(
+                f"perturbation_test: expected {name} {' or '.join(map(repr, known))}, got "
+                f"{value!r}."
+            )
+    rising = all(low < high for low, high in pairwise(fractions))
+    if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
+        raise InputError(
+            f"perturbation_test: expected two or more rising fractions from 0 to 1, got "
+            f"{list(fractions)}."
+        )

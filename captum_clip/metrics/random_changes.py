@@ -1,0 +1,84 @@
+"""Random changes of one image, which a map is asked to foresee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .checks import check_count
+from .planes import cells
+
+Perturbation = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def patch_removal(
+    grid: tuple[int, int], *, share: float = 0.2, fill: float | Tensor = 0.0
+) -> Perturbation:
+    """Remove cells of a grid at random: the perturbation for maps that give each region a value.
+
+    Args:
+        grid: rows and columns, as ``clip.grid(height, width)`` gives them.
+        share: the chance of each cell to be removed, above 0 and up to 1.
+        fill: what takes its place; zero is the mean colour of normalised images.
+
+    Returns:
+        A function (image (C, H, W), generator) -> (1 where removed and 0 elsewhere, the image
+        without those cells).
+
+    Raises:
+        InputError: no such grid or share.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> perturb = metrics.patch_removal((2, 2), share=1.0)
+        >>> change, left = perturb(torch.ones(3, 8, 8), torch.Generator())
+        >>> change.mean(), left.mean()
+        (tensor(1.), tensor(0.))
+    """
+    rows, columns = grid
+    check_count("patch_removal", "the grid's rows", rows)
+    check_count("patch_removal", "the grid's columns", columns)
+    if not 0 < share <= 1:
+        raise InputError(f"patch_removal: expected a share above 0 and up to 1, got {share!r}.")
+
+    def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        drawn = torch.rand(grid, generator=generator).to(image.device) < share
+        removed = drawn[cells(grid, image)].expand_as(image)
+        filled = torch.as_tensor(fill).to(image)
+        return removed.to(image.dtype), torch.where(removed, filled, image)
+
+    return perturb
+
+
+def gaussian_noise(deviation: float = 0.1) -> Perturbation:
+    """Add noise to every pixel: the perturbation for gradients and other maps of local change.
+
+    Args:
+        deviation: of the noise, in units of the normalised images.
+
+    Returns:
+        A function (image (C, H, W), generator) -> (noise, image - noise).
+
+    Raises:
+        InputError: a deviation that is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> noise, left = metrics.gaussian_noise(0.5)(torch.ones(3, 8, 8), torch.Generator())
+        >>> torch.equal(left, 1 - noise)
+        True
+    """
+    if not deviation > 0:
+        raise InputError(f"gaussian_noise: expected a deviation above 0, got {deviation!r}.")
+
+    def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        drawn = torch.randn(image.shape, generator=generator)
+        noise = deviation * drawn.to(image)
+        return noise, image - noise
+
+    return perturb

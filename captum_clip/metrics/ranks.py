@@ -1,0 +1,33 @@
+"""Ranks with ties, and what is correlated with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 along the last dimension, (..., N) float64; equal values share their mean rank.
+
+    Example:
+        >>> import torch
+        >>> average_ranks(torch.tensor([3.0, 1.0, 3.0]))
+        tensor([2.5000, 1.0000, 2.5000], dtype=torch.float64)
+    """
+    values = values.double().contiguous()
+    ordered = values.sort(-1).values
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    return (below + up_to + 1).double() / 2
+
+
+def pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant."""
+    first, second = (x.double() - x.double().mean(-1, keepdim=True) for x in (first, second))
+    size = (first.square().sum(-1) * second.square().sum(-1)).sqrt()
+    return ((first * second).sum(-1) / size).clamp(-1, 1)
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's rank correlation along the last dimension, (..., N) -> (...)."""
+    return pearson(average_ranks(first), average_ranks(second))

@@ -1,0 +1,171 @@
+"""A map as a segmentation of its object: counts that add up over a set, and average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..maps import normalize
+from .checks import check_maps, check_masks
+from .planes import counted, resized
+
+Threshold = float | Literal["mean", "otsu"]
+_BINS = 256  # of Otsu's histogram, as in scikit-image
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationScores:
+    r"""Pixels of each image by decision and truth, and what follows for the set.
+
+    .. math:: \text{accuracy} = \frac{TP + TN}{TP + FP + FN + TN}, \quad
+              \text{mIoU} = \frac{1}{2} \Bigl(\frac{TP}{TP + FP + FN} +
+                                              \frac{TN}{TN + FP + FN}\Bigr)
+
+    with sums over all images of the set, and mAP the mean of the images' average precisions.
+
+    Args:
+        true_positive: (N,) pixels of the object that the map marks.
+        false_positive: (N,) pixels beside the object that it marks.
+        false_negative: (N,) pixels of the object that it leaves out.
+        true_negative: (N,) the rest.
+        average_precision: (N,) of the map's values, without a threshold.
+    """
+
+    true_positive: Tensor
+    false_positive: Tensor
+    false_negative: Tensor
+    true_negative: Tensor
+    average_precision: Tensor
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """The share of all pixels of the set that are decided rightly."""
+        right = self.true_positive + self.true_negative
+        wrong = self.false_positive + self.false_negative
+        return _ratio(right, right + wrong)
+
+    @property
+    def mean_iou(self) -> float:
+        """The mean of the IoU of object and background, each over all pixels of the set."""
+        wrong = self.false_positive + self.false_negative
+        object_iou = _ratio(self.true_positive, self.true_positive + wrong)
+        return (object_iou + _ratio(self.true_negative, self.true_negative + wrong)) / 2
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean over the images of the set."""
+        return float(self.average_precision.double().mean())
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SegmentationScores]) -> SegmentationScores:
+        """The scores of several batches as those of one set.
+
+        Raises:
+            InputError: no batch at all.
+        """
+        if not parts:
+            raise InputError("SegmentationScores.concatenate: expected one or more parts, got 0.")
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def segmentation_scores(
+    maps: Tensor, masks: Tensor, *, threshold: Threshold = "mean"
+) -> SegmentationScores:
+    r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
+
+    Maps are resized to their masks (bilinear), stretched to [0, 1] one by one, and mark what is
+    above the threshold. The average precision needs none:
+
+    .. math:: AP = \sum_j (R_j - R_{j-1}) P_j
+
+    over the distinct values of the map from the highest, with recall R and precision P of the
+    pixels that have at least that value. A constant map marks nothing, and its average precision
+    is the mask's share of the image.
+
+    Args:
+        maps: (..., h, w).
+        masks: (..., H, W) bool, one a map, none empty or full.
+        threshold: "mean" (each map's own mean), "otsu" (each map's own, which parts its values
+            into two groups of largest variance between, 256 bins), or a number in [0, 1).
+
+    Returns:
+        Counts and average precision of each image; its properties are the figures of the set.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full masks, an
+            unknown threshold.
+
+    Source: Chefer et al. 2021 (arXiv:2103.15679); Otsu 1979.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> heat = torch.tensor([[5.0, 1.0], [0.0, 0.0]])
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> scores = metrics.segmentation_scores(heat, mask)
+        >>> scores.pixel_accuracy, round(scores.mean_iou, 3), scores.mean_average_precision
+        (0.75, 0.583, 1.0)
+    """
+    caller = "segmentation_scores"
+    check_maps(caller, maps)
+    check_masks(caller, maps, masks)
+    heat = normalize(resized(maps, masks)).reshape(-1, *masks.shape[-2:])  # (N, H, W)
+    inside = masks.reshape(heat.shape)
+    marked = heat > _level(caller, heat, threshold)[:, None, None]
+    return SegmentationScores(
+        true_positive=counted(marked & inside),
+        false_positive=counted(marked & ~inside),
+        false_negative=counted(~marked & inside),
+        true_negative=counted(~marked & ~inside),
+        average_precision=_average_precision(heat.flatten(1), inside.flatten(1)).to(heat.dtype),
+    )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part.sum() / whole.sum())
+
+
+def _level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
+    """The threshold (N,) of each map."""
+    if threshold == "mean":
+        return heat.mean((-2, -1))
+    if threshold == "otsu":
+        return _otsu(heat.flatten(1))
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not number or not 0 <= threshold < 1:
+        raise InputError(
+            f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got {threshold!r}.'
+        )
+    return heat.new_full((len(heat),), threshold)
+
+
+def _otsu(values: Tensor) -> Tensor:
+    """Otsu's threshold (N,) of values (N, P) in [0, 1]: the centre of the last bin below it."""
+    bins = (values * _BINS).long().clamp(max=_BINS - 1)
+    counts = torch.zeros(len(values), _BINS, dtype=torch.float64, device=values.device)
+    counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
+    centres = (torch.arange(_BINS, device=values.device, dtype=torch.float64) + 0.5) / _BINS
+    low, moment = counts.cumsum(1), (counts * centres).cumsum(1)
+    high = low[:, -1:] - low
+    gap = moment / low.clamp(min=1) - (moment[:, -1:] - moment) / high.clamp(min=1)
+    between = low * high * gap**2
+    return centres[between[:, :-1].argmax(1)].to(values.dtype)
+
+
+def _average_precision(values: Tensor, inside: Tensor) -> Tensor:
+    """Average precision (N,) of values (N, P) against truth (N, P) bool."""
+    ordered, order = values.sort(1, descending=True)
+    hits = inside.gather(1, order).double().cumsum(1)
+    places = torch.arange(1, values.shape[1] + 1, device=values.device)
+    last = torch.ones_like(inside)  # the last pixel of each group of equal values
+    last[:, :-1] = ordered[:, 1:] < ordered[:, :-1]
+    ends = torch.where(last, hits, 0).cummax(1).values  # hits up to the last finished group
+    gained = torch.where(last, ends, 0)
+    gained[:, 1:] -= torch.where(last[:, 1:], ends[:, :-1], 0)
+    return (gained * hits / places).sum(1) / hits[:, -1]

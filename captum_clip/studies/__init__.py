@@ -1,0 +1,33 @@
+"""Runs over whole folders of images: what they give is written to a folder."""
+
+from .config import StudyConfig, Subject
+from .demo_artemis import Truth, emotion_truth, write_demo_artemis
+from .emotion_maps import EmotionPointing, emotion_pointing
+from .emotion_probes import fit_emotions, score_emotions
+from .features import ImageFeatures, find_images, image_features
+from .presets import corner_bias_study, emotions_study, statistics_study, subjects
+from .rank import Ranking, rank
+from .run import StudyResult, run_study
+
+__all__ = [
+    "EmotionPointing",
+    "ImageFeatures",
+    "Ranking",
+    "StudyConfig",
+    "StudyResult",
+    "Subject",
+    "Truth",
+    "corner_bias_study",
+    "emotion_pointing",
+    "emotion_truth",
+    "emotions_study",
+    "find_images",
+    "fit_emotions",
+    "image_features",
+    "rank",
+    "run_study",
+    "score_emotions",
+    "statistics_study",
+    "subjects",
+    "write_demo_artemis",
+]

@@ -1,0 +1,207 @@
+"""What a study is to compute, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from ..attr.choice import Choice
+from ..errors import InputError
+from ..models.names import published
+
+Engine = Literal["local", "ray"]
+ENGINES: Final = get_args(Engine)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with a method, and with the emotions of this model where a study asks for them.
+
+    Attributes:
+        model: a name or a folder that :func:`captum_clip.load_clip` knows, so that any worker can
+            load it.
+        method: a name of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; None is
+            the tower's own, "last-grad" or "grad-cam".
+        emotions: a file that :func:`captum_clip.targets.emotion` reads, fitted for this model.
+
+    Raises:
+        InputError: a model that is not a name, a method that is none.
+    """
+
+    model: str
+    method: str | None = None
+    emotions: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("model", "emotions"):
+            value = getattr(self, field)
+            if isinstance(value, Path):
+                object.__setattr__(self, field, str(value))
+            elif not (isinstance(value, str) and value) and (field, value) != ("emotions", None):
+                raise InputError(
+                    f"Subject: expected {field} by name or path, so that any worker can load it, "
+                    f"got {type(value).__name__}."
+                )
+        if self.method is not None:
+            Choice.of(self.method, {})
+
+    @property
+    def label(self) -> str:
+        """How results call the model: its name; of a folder the last part, without the path."""
+        if self.model.startswith("demo/") or published(self.model) is not None:
+            return self.model
+        folder = Path(self.model).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.model
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study of saliency maps over a folder of images.
+
+    Attributes:
+        images: a folder, searched through to the bottom, or a URL that fsspec knows.
+        output: a folder or URL of its own for the results.
+        subjects: models with their methods, one or several.
+        texts: targets of all of them.
+        centred: beside each emotion also the emotion minus the mean of all rows.
+        batch_size: images a forward pass.
+        shard_size: images a shard, rounded up to whole batches; what a stop can cost.
+        seed: of the sample.
+        limit: study a sample of this many images; None is all.
+        value_entropy: measure this entropy too, which takes longer than all the rest.
+        engine: "local", or "ray" for several processes or machines.
+        workers: processes that decode images (local, 0 is none; default 2) or that compute (ray,
+            default 1).
+        gpus: 0 computes on the CPU; 1 on a GPU; with Ray the number that the workers share.
+        threads: of each process that computes; None is PyTorch's own number. The same results to
+            the bit need the same number.
+
+    Raises:
+        InputError: something that cannot be studied, said in one sentence.
+    """
+
+    images: str
+    output: str
+    subjects: tuple[Subject, ...]
+    texts: tuple[str, ...] = ()
+    centred: bool = False
+    batch_size: int = 16
+    shard_size: int = 128
+    seed: int = 0
+    limit: int | None = None
+    value_entropy: bool = False
+    engine: Engine = "local"
+    workers: int | None = None
+    gpus: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("images", "output"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        for name in ("subjects", "texts"):
+            object.__setattr__(self, name, tuple(_listed(name, getattr(self, name))))
+        self._check_numbers()
+        self._check_targets()
+        self._check_engine()
+
+    def _check_numbers(self) -> None:
+        lowest = {"batch_size": 1, "shard_size": 1, "seed": 0, "gpus": 0}
+        lowest |= {"limit": 1, "workers": 0, "threads": 1}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is None and name in ("limit", "workers", "threads"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise InputError(f"StudyConfig: expected {name} of {low} or more, got {value!r}.")
+
+    def _check_targets(self) -> None:
+        if not self.subjects or not all(isinstance(one, Subject) for one in self.subjects):
+            raise InputError(
+                f"StudyConfig: expected one or more Subjects (model, method), got {self.subjects}."
+            )
+        blank = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
+        if blank:
+            raise InputError(
+                f"StudyConfig: expected texts with something in them, got {blank[0]!r}."
+            )
+        _refuse_twice("the text", self.texts)
+        _refuse_twice(
+            "the model and method",
+            [f"{one.label}, {one.method or 'its default'}" for one in self.subjects],
+        )
+        with_emotions = [subject.emotions is not None for subject in self.subjects]
+        if any(with_emotions) and not all(with_emotions):
+            raise InputError(
+                "StudyConfig: some models have a file of emotions and some have none; give each "
+                "its own, or none, so that their targets can be compared."
+            )
+        if not self.texts and not any(with_emotions):
+            raise InputError("StudyConfig: there is nothing to explain; give texts or emotions.")
+        if self.centred and not any(with_emotions):
+            raise InputError("StudyConfig: centred means emotions, and there are none.")
+
+    def _check_engine(self) -> None:
+        if self.engine not in ENGINES:
+            raise InputError(
+                f"StudyConfig: expected an engine of {', '.join(ENGINES)}, got {self.engine!r}."
+            )
+        if self.engine == "local" and self.gpus > 1:
+            raise InputError(
+                "StudyConfig: the local engine computes on one GPU; engine='ray' shares out "
+                f"{self.gpus} of them."
+            )
+        if self.engine == "ray" and self.workers == 0:
+            raise InputError("StudyConfig: Ray needs one worker or more, got workers=0.")
+        if self.engine == "ray" and self.processes < self.gpus:
+            raise InputError(
+                f"StudyConfig: {self.gpus} GPUs need as many workers or more, got {self.workers}."
+            )
+
+    @property
+    def processes(self) -> int:
+        """Workers, with the engine's default in place of None."""
+        default = 2 if self.engine == "local" else max(1, self.gpus)
+        return default if self.workers is None else self.workers
+
+    @property
+    def batches_per_shard(self) -> int:
+        """Whole batches that hold `shard_size` images."""
+        return math.ceil(self.shard_size / self.batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the results, as JSON; neither places nor the engine do."""
+        return {
+            "subjects": [
+                {
+                    "model": subject.label,
+                    "method": subject.method,
+                    "emotions": subject.emotions is not None,
+                }
+                for subject in self.subjects
+            ],
+            "texts": list(self.texts),
+            "centred": self.centred,
+            "batch_size": self.batch_size,
+            "shard_size": self.shard_size,
+            "seed": self.seed,
+            "limit": self.limit,
+            "value_entropy": self.value_entropy,
+            "threads": self.threads,
+        }
+
+
+def _listed(name: str, given: Any) -> Sequence[Any]:
+    if isinstance(given, (str, Subject)):
+        return [given]
+    if not isinstance(given, Sequence):
+        raise InputError(f"StudyConfig: expected {name} as a tuple, got {type(given).__name__}.")
+    return given
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InputError(f"StudyConfig: {what} {twice[0]!r} is given twice; once will do.")

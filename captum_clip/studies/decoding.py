@@ -1,0 +1,94 @@
+"""Image files -> batches of preprocessed images, each image in its own place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..models.images import as_pil
+from ..models.parts import process
+from .storage import Storage
+
+_NARROW: Final = 200  # the longer side over the shorter, which is resized to the model's
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images as the model takes them; where one could not be read its place holds zeros.
+
+    Attributes:
+        pixels: (B, 3, H, W), float32 on the CPU.
+        places: numbers in the study's list, at most B; places beyond them hold zeros as well.
+        reasons: number of an image that could not be read -> why.
+    """
+
+    pixels: Tensor
+    places: tuple[int, ...]
+    reasons: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads and preprocesses, one image at a time, so that no image depends on another.
+
+    Attributes:
+        images: where the files are.
+        names: of all files of the study.
+        processor: the model's own.
+        size: (H, W) of a preprocessed image.
+        batch_size: B, of every batch.
+    """
+
+    images: Storage
+    names: Sequence[str]
+    processor: Any
+    size: tuple[int, int]
+    batch_size: int
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """The images of these numbers, at most B of them, filled up with zeros to B.
+
+        Raises:
+            InputError: the folder of the images cannot be reached.
+        """
+        pixels = torch.zeros(self.batch_size, 3, *self.size)
+        reasons = {}
+        for row, place in enumerate(places):
+            name = self.names[place]
+            with self.images.as_file(name) as path:
+                try:
+                    pixels[row] = self._read(path, name)
+                except InputError as error:
+                    reasons[place] = str(error)
+        return Batch(pixels, tuple(places), reasons)
+
+    def _read(self, path: Path, name: str) -> Tensor:
+        """One image as the model takes it.
+
+        Raises:
+            InputError: why it cannot be; the file goes by its name, wherever it is.
+        """
+        try:
+            [picture] = as_pil(path)
+            if max(picture.size) > _NARROW * min(picture.size):
+                raise InputError(
+                    f"{name} is too long and narrow, {picture.width} x {picture.height}."
+                )
+            pixels = process(self.processor, [picture])[0]
+        except InputError as error:
+            said = str(error).removeprefix("preprocess: ").replace(str(path), name)
+            raise InputError(said) from error
+        except (ValueError, RuntimeError) as error:  # what processors raise on odd images
+            raise InputError(f"{name} cannot be preprocessed ({error}).") from error
+        if pixels.shape[-2:] != self.size:
+            raise InputError(
+                f"{name} becomes {tuple(pixels.shape)} and not (3, {self.size[0]}, {self.size[1]});"
+                " a study needs a processor that makes images of one size."
+            )
+        return pixels

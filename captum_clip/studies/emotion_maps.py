@@ -1,0 +1,110 @@
+"""Where the maps of emotions point, on the demo's own data set, whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import maps, metrics, targets
+from ..attr.choice import DEFAULTS, Choice
+from ..emotions import EMOTIONS, EmotionProbe
+from ..models import ClipAdapter
+from ..similarity import ClipSimilarity
+from .demo_artemis import Truth, emotion_truth
+
+
+@dataclass(frozen=True)
+class EmotionPointing:
+    """How the maps of one emotion lie on what decides it.
+
+    Attributes:
+        emotion: its name.
+        kind: "local", a face decides, or "global", the background does.
+        images: paintings of this emotion.
+        pointing: share of them with the map's maximum in the deciding region.
+        energy: mean share of the map's positive mass in it, over the maps that have any.
+        chance: mean share of the image that it covers; what a constant map gets in both.
+        without_heat: maps without positive mass; they have no part in the energy, and count in
+            the pointing as a constant map does.
+    """
+
+    emotion: str
+    kind: str
+    images: int
+    pointing: float
+    energy: float
+    chance: float
+    without_heat: int
+
+
+def emotion_pointing(
+    clip: ClipAdapter,
+    probe: EmotionProbe | str | Path,
+    folder: str | Path,
+    *,
+    method: str | type[Any] | None = None,
+    centre: bool = False,
+    progress: bool = False,
+) -> tuple[EmotionPointing, ...]:
+    """Compare maps with the truth of a part of the demo's data set, one entry an emotion.
+
+    Each painting gets the map of the emotion that it was drawn for; its positive part is resized
+    to the painting, and compared with the face or the background that decides that emotion.
+
+    Args:
+        clip: the adapter; square images must stay whole in its preprocessing.
+        probe: fitted on features of this model, or a file of one.
+        folder: what :func:`write_demo_artemis` wrote, or the ``held_out`` in it.
+        method: a class of :mod:`captum_clip.attr` or a command-line name; by the tower by default.
+        centre: as in :func:`captum_clip.targets.emotion`.
+        progress: show a bar.
+
+    Raises:
+        InputError: a folder without truth, or a method that there is not.
+        TargetError: a probe of another model.
+        UnsupportedModelError: the method does not fit the model.
+    """
+    target = targets.emotion(clip, probe, centre=centre)
+    chosen = Choice.of(method or DEFAULTS[clip.kind], {})
+    attribution = chosen.method(ClipSimilarity(clip, target))
+    truths = emotion_truth(folder)
+    found = []
+    with tqdm(
+        total=len(truths), desc="maps", unit="image", disable=not progress, leave=False
+    ) as bar:
+        for emotion in EMOTIONS:
+            some = [truth for truth in truths if truth.emotion == emotion]
+            heat = []
+            for truth in some:
+                pixels = clip.preprocess(truth.image)
+                raw = attribution.attribute_targets(
+                    pixels, targets=[EMOTIONS.index(emotion)], **chosen.options
+                )
+                heat.append(maps.positive(raw[0, 0].cpu()))
+                bar.update()
+            if some:
+                found.append(_compare(some, torch.stack(heat)))
+    return tuple(found)
+
+
+def _compare(truths: Sequence[Truth], heat: Tensor) -> EmotionPointing:
+    """The figures of one emotion; heat (N, h, w)."""
+    masks = torch.from_numpy(np.stack([truth.mask for truth in truths]))  # (N, H, W)
+    energy = metrics.energy_inside(heat, masks)
+    some = ~energy.isnan()
+    return EmotionPointing(
+        emotion=truths[0].emotion,
+        kind=truths[0].kind,
+        images=len(truths),
+        pointing=float(metrics.pointing_game(heat, masks).mean()),
+        energy=float(energy[some].mean()),
+        chance=float(masks.float().mean()),
+        without_heat=int((~some).sum()),
+    )

@@ -1,0 +1,79 @@
+"""From files of ArtEmis to a probe: image features, then the fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..emotions import Artemis, EmotionProbe, ProbeScores, fit_probe
+from ..emotions.probe import STRENGTH
+from ..errors import InputError
+from ..models import ClipAdapter
+from .features import ImageFeatures, image_features
+
+
+def fit_emotions(
+    clip: ClipAdapter,
+    data: Artemis,
+    *,
+    seed: int = 0,
+    held_out: float = 0.2,
+    strength: float = STRENGTH,
+    **options: Any,
+) -> tuple[EmotionProbe, dict[Path, str]]:
+    """Fit a probe on the images of a data set.
+
+    Args:
+        clip: the adapter; the probe keeps its name and its fingerprint.
+        data: from :func:`captum_clip.emotions.read_artemis`.
+        seed: of the split by painting.
+        held_out: share of the paintings kept for the scores.
+        strength: of the penalty.
+        **options: of :func:`image_features`.
+
+    Returns:
+        The probe, and the images that could not be read with the reason.
+
+    Raises:
+        InputError: no image could be read, or what :func:`captum_clip.emotions.fit_probe` says.
+    """
+    found = _features(clip, data, options)
+    probe = fit_probe(
+        found.rows,
+        data.votes[list(found.indices)],
+        seed=seed,
+        held_out=held_out,
+        strength=strength,
+        model=clip.name,
+        fingerprint=clip.fingerprint,
+    )
+    return probe, found.skipped
+
+
+def score_emotions(
+    clip: ClipAdapter, probe: EmotionProbe, data: Artemis, **options: Any
+) -> tuple[ProbeScores, dict[Path, str]]:
+    """Score a probe on the images of another data set.
+
+    Args:
+        clip: the adapter.
+        probe: fitted on features of the same model.
+        data: paintings that the probe was not fitted on.
+        **options: of :func:`image_features`.
+
+    Returns:
+        The scores, and the images that could not be read with the reason.
+
+    Raises:
+        InputError: no image could be read, or the probe takes other features.
+    """
+    found = _features(clip, data, options)
+    return probe.score(found.rows, data.votes[list(found.indices)]), found.skipped
+
+
+def _features(clip: ClipAdapter, data: Artemis, options: dict[str, Any]) -> ImageFeatures:
+    found = image_features(clip, data.images, **options)
+    if not found.paths:
+        path, reason = next(iter(found.skipped.items()))
+        raise InputError(f"none of the {len(data.images)} images can be read; {path}: {reason}")
+    return found

@@ -1,0 +1,188 @@
+"""Image features of many files, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..models import ClipAdapter
+from ..models.images import as_pil
+from .feature_cache import FeatureCache, Row, default_cache
+from .storage import LocalStorage
+
+Array = npt.NDArray[np.uint8]
+
+IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the files that :func:`find_images` lists."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Features of those files that could be read.
+
+    Attributes:
+        rows: unit rows (N, D), float32.
+        paths: of the N images, in the order they were given.
+        indices: their places in what was given.
+        skipped: file -> why it could not be read.
+    """
+
+    rows: npt.NDArray[np.float32]
+    paths: tuple[Path, ...]
+    indices: tuple[int, ...]
+    skipped: dict[Path, str]
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All image files in a folder and the folders in it, sorted; hidden ones are left out.
+
+    Raises:
+        InputError: there is no folder, or no image file in it.
+    """
+    folder = Path(folder).expanduser()
+    names = [name for name, _ in LocalStorage(str(folder)).files()]
+    found = [
+        folder / name
+        for name in names
+        if name.lower().endswith(IMAGE_ENDINGS)
+        and not any(part.startswith(".") for part in name.split("/"))
+    ]
+    if not found:
+        raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {folder}.")
+    return sorted(found)
+
+
+def image_features(
+    clip: ClipAdapter,
+    paths: Sequence[str | Path],
+    *,
+    cache: str | Path | bool = True,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: bool = False,
+) -> ImageFeatures:
+    """L2-normalised image features of files; a file that cannot be read is left out, with a reason.
+
+    They are kept under the model's fingerprint and the SHA-256 of the file's content, so a file
+    may move, and a changed file or model is computed again. In which batch an image is computed
+    changes its features by rounding.
+
+    Args:
+        clip: the adapter.
+        paths: N image files.
+        cache: the folder to keep features in; True for ``~/.cache/captum_clip/features`` (or
+            ``$XDG_CACHE_HOME``, or ``$CAPTUM_CLIP_CACHE``), False to keep none. Several processes
+            may use one at the same time.
+        batch_size: images in a forward.
+        workers: processes that read and decode the files; 0 does so here.
+        progress: show a bar.
+
+    Raises:
+        InputError: an option out of range, a cache that cannot be written to, or a model without a
+            processor.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"image_features: expected {name} from {least}, got {value!r}.")
+    listed = [Path(path).expanduser() for path in paths]
+    keys, skipped = _hashes(listed, progress)
+    sources = {key: path for path, key in keys.items()}  # one file of each content
+    with _opened(cache, clip) as store:
+        rows = store.find(sources)
+        todo = [(key, path) for key, path in sources.items() if key not in rows]
+        workers = min(workers, len(todo))
+        files = DataLoader(_Files(todo), batch_size=None, num_workers=workers, collate_fn=_same)
+        bar = tqdm(
+            files, desc="image features", unit="image", disable=not (progress and todo), leave=False
+        )
+        failed: dict[bytes, str] = {}
+        for batch in _batches(bar, batch_size, failed):
+            computed = _encode(clip, [pixels for _, pixels in batch])
+            fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
+            store.append(fresh)
+            rows.update(fresh)
+    skipped |= {path: failed[key] for path, key in keys.items() if key in failed}
+    kept = [index for index, path in enumerate(listed) if path not in skipped]
+    stacked = np.stack([rows[keys[listed[i]]] for i in kept]) if kept else np.zeros((0, 0), "f4")
+    return ImageFeatures(stacked, tuple(listed[i] for i in kept), tuple(kept), skipped)
+
+
+def _opened(cache: str | Path | bool, clip: ClipAdapter) -> FeatureCache:
+    if cache is False:
+        return FeatureCache(None)
+    folder = default_cache() if cache is True else Path(cache).expanduser()
+    return FeatureCache(folder / clip.fingerprint)
+
+
+def _hashes(paths: list[Path], progress: bool) -> tuple[dict[Path, bytes], dict[Path, str]]:
+    """Of each file the SHA-256, or why it cannot be read."""
+    keys: dict[Path, bytes] = {}
+    reasons: dict[Path, str] = {}
+    for path in tqdm(paths, desc="reading files", unit="image", disable=not progress, leave=False):
+        try:
+            keys[path] = _sha256(path)
+        except OSError as error:
+            reasons[path] = error.strerror or str(error)
+    return keys, reasons
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.digest()
+
+
+class _Files(Dataset[tuple[bytes, Array | str]]):
+    """Decoded pictures (H, W, 3), or the reason why there is none; made in worker processes."""
+
+    def __init__(self, files: list[tuple[bytes, Path]]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[bytes, Array | str]:
+        key, path = self.files[index]
+        try:
+            return key, np.asarray(as_pil(path)[0])
+        except InputError as error:
+            return key, str(error).removeprefix("preprocess: ")
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _batches(
+    files: Iterable[tuple[bytes, Array | str]], size: int, failed: dict[bytes, str]
+) -> Iterator[list[tuple[bytes, Array]]]:
+    """Pictures a batch at a time; the reasons of the others go to `failed`."""
+    batch: list[tuple[bytes, Array]] = []
+    for key, found in files:
+        if isinstance(found, str):
+            failed[key] = found
+            continue
+        batch.append((key, found))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _encode(clip: ClipAdapter, pictures: list[Array]) -> Row:
+    with torch.no_grad():
+        rows = clip.encode_image(clip.preprocess(pictures))  # (B, D)
+    return np.asarray(rows.float().cpu().numpy())

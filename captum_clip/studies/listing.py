@@ -1,0 +1,112 @@
+"""The images of a study: which files, in which order."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from ..errors import InputError
+from .features import IMAGE_ENDINGS
+from .storage import Storage
+
+NAME: Final = "images.csv"
+_HEADER: Final = ("file", "bytes")
+_ESCAPED: Final = "surrogateescape"  # names of files that are no UTF-8
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files by name and size, sorted; the place of a file is its number in all results.
+
+    Attributes:
+        files: (name, bytes) of each.
+    """
+
+    files: tuple[tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names only."""
+        return tuple(name for name, _ in self.files)
+
+    def to_csv(self) -> bytes:
+        """As the output folder keeps it."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_HEADER)
+        writer.writerows(self.files)
+        return text.getvalue().encode("utf-8", _ESCAPED)
+
+    @classmethod
+    def from_csv(cls, content: bytes) -> Listing:
+        """Read what :meth:`to_csv` gave.
+
+        Raises:
+            InputError: it is something else.
+        """
+        try:
+            header, *rows = csv.reader(io.StringIO(content.decode("utf-8", _ESCAPED), newline=""))
+            if tuple(header) != _HEADER:
+                raise ValueError(f"the columns are {header}")
+            return cls(tuple((name, int(size)) for name, size in rows))
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{NAME} is not what a study wrote ({error}).") from error
+
+    def difference(self, before: Listing) -> str:
+        """In words what changed since then; "" where nothing did."""
+        now, then = dict(self.files), dict(before.files)
+        changes = {
+            "new": [name for name in now if name not in then],
+            "gone": [name for name in then if name not in now],
+            "of another size": [n for n in now if n in then and now[n] != then[n]],
+        }
+        return ", ".join(
+            f"{len(names)} {what} (such as {names[0]})" for what, names in changes.items() if names
+        )
+
+
+def list_images(images: Storage, output: Storage, *, limit: int | None, seed: int) -> Listing:
+    """Image files of a folder and the folders in it, hidden ones and the output left out.
+
+    A sample is the files whose names have the smallest SHA-256 together with the seed, so it is the
+    same everywhere.
+
+    Args:
+        images: where they are.
+        output: where results go, which may be inside.
+        limit: take a sample of this many; None is all.
+        seed: of the sample.
+
+    Raises:
+        InputError: there is no folder or no image file in it, or the output is the same folder.
+    """
+    inside = output.name_inside(images)
+    if inside == ".":
+        raise InputError(
+            f"the results cannot go into the folder of the images, {images.root}; name another, "
+            "such as one in it."
+        )
+    own = None if inside is None else f"{inside}/"
+    found = [
+        (name, size)
+        for name, size in images.files()
+        if name.lower().endswith(IMAGE_ENDINGS)
+        and not any(part.startswith(".") for part in name.split("/"))
+        and not (own is not None and name.startswith(own))
+    ]
+    if not found:
+        raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {images.root}.")
+    if limit is not None:
+        found = sorted(found, key=lambda file: _draw(file[0], seed))[:limit]
+    return Listing(tuple(sorted(found)))
+
+
+def _draw(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode("utf-8", _ESCAPED)).digest()

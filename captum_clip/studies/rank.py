@@ -1,0 +1,183 @@
+"""Which images of a folder fit best, and why?"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import maps, targets
+from ..attr.choice import DEFAULTS, Choice
+from ..errors import InputError, TargetError
+from ..models import ClipAdapter
+from ..similarity import ClipSimilarity
+from ..targets import Target
+from ..visualization.blend import blend
+from ..visualization.grid import Legend, Panel, grid
+from ..visualization.overlay import note_of, score_note
+from ..visualization.saving import replace_file, save_figure
+from ..visualization.style import ALPHA, HEAT, colormap
+from .features import find_images, image_features
+from .folders import make_folder
+
+TABLE, PICTURE = "ranking.csv", "ranking.png"
+_WIDE: Final = 6  # panels in a row of the picture, two an image
+_ESCAPED: Final = "surrogateescape"  # names of files that are no UTF-8
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ranking:
+    """The best images for a target, best first.
+
+    Attributes:
+        target: its name.
+        files: paths of the N best, as they were given, or relative to the folder.
+        scores: their cosines (N,).
+        images: what the model saw of them, (N, 3, H, W), colours in [0, 1].
+        maps: raw positive maps (N, 1, h, w).
+        ranked: how many images were compared.
+        skipped: file -> why it could not be read.
+        model: its name.
+        method: its command-line name.
+    """
+
+    target: str
+    files: tuple[Path, ...]
+    scores: npt.NDArray[np.float32]
+    images: Tensor
+    maps: Tensor
+    ranked: int
+    skipped: dict[Path, str]
+    model: str
+    method: str
+
+    def plot(self) -> Figure:
+        """Each image with its place, name and score, and its map beside it; best first."""
+        size = (self.images.shape[-2], self.images.shape[-1])
+        heat = maps.normalize(maps.upsample(self.maps, size)).numpy()
+        colors = colormap(HEAT)
+        panels = []
+        pairs = zip(self.files, self.scores, self.images, heat, strict=True)
+        for place, (file, score, image, value) in enumerate(pairs, 1):
+            picture = image.permute(1, 2, 0).numpy()
+            panels.append(Panel(picture, f"{place}. {_shown(file)}", score_note(float(score))))
+            shown = blend(picture, value[0], colors, ALPHA)
+            panels.append(Panel(shown, self.target, note_of(value)))
+        rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
+        caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
+        return grid(rows, legends=[Legend(colors, "low", "high")], caption=caption)
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write ``ranking.csv`` (rank, file, score) and ``ranking.png`` into a folder.
+
+        Args:
+            folder: made where there is none; files of these names are replaced.
+
+        Returns:
+            The two files.
+
+        Raises:
+            InputError: the folder cannot be made or written to.
+        """
+        folder = make_folder(folder)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("rank", "file", "score"))
+        for place, (file, score) in enumerate(zip(self.files, self.scores, strict=True), 1):
+            writer.writerow((place, file.as_posix(), f"{score:.6f}"))
+
+        def write(file: BinaryIO) -> None:
+            file.write(text.getvalue().encode("utf-8", _ESCAPED))
+
+        replace_file(folder / TABLE, write)
+        return folder / TABLE, save_figure(self.plot(), folder / PICTURE)
+
+
+def rank(
+    clip: ClipAdapter,
+    images: str | Path | Sequence[str | Path],
+    target: str | Target,
+    *,
+    top: int = 12,
+    method: str | type[Any] | None = None,
+    **options: Any,
+) -> Ranking:
+    """Find the images that fit a target best, with a map for each.
+
+    Images are compared by their cached features, so a second search in the same folder computes
+    the maps of the best ones only. Of equal scores the first file comes first.
+
+    Args:
+        clip: the adapter.
+        images: a folder, searched with the folders in it, where pictures called ranking.png are
+            left out; or files.
+        target: a text, or a :class:`captum_clip.Target` with one row.
+        top: how many to find.
+        method: a class of :mod:`captum_clip.attr` or a command-line name; by the tower by default.
+        **options: of :func:`image_features`: ``cache``, ``batch_size``, ``workers``, ``progress``.
+
+    Raises:
+        InputError: no image, none that can be read, or an option out of range.
+        TargetError: not exactly one target, or one of another model.
+        UnsupportedModelError: the method does not fit the model.
+
+    Example:
+        >>> import tempfile
+        >>> from captum_clip import load_clip
+        >>> from captum_clip.studies import rank, write_demo_artemis
+        >>> clip, folder = load_clip("demo/vit"), tempfile.mkdtemp()
+        >>> images = write_demo_artemis(folder, paintings=16) / "images"
+        >>> found = rank(clip, images, "a sad face", top=3, cache=False)
+        >>> len(found.files), found.maps.shape
+        (3, torch.Size([3, 1, 7, 7]))
+    """
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise InputError(f"rank: expected top from 1, got {top!r}.")
+    wanted = targets.text(clip, target) if isinstance(target, str) else target
+    if len(wanted) != 1:
+        raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
+    chosen = Choice.of(method or DEFAULTS[clip.kind], {})
+    forward = ClipSimilarity(clip, wanted)
+    attribution = chosen.method(forward)
+    if isinstance(images, (str, Path)):
+        folder = Path(images).expanduser()
+        listed = [path for path in find_images(folder) if path.name != PICTURE]
+    else:
+        folder, listed = None, [Path(path) for path in images]
+    found = image_features(clip, listed, **options)
+    if not found.paths:
+        path, reason = next(iter(found.skipped.items()), ("", "no file was given"))
+        raise InputError(f"rank: none of the {len(listed)} images can be read; {path}: {reason}")
+    scores = forward.score(torch.from_numpy(found.rows).to(clip.device))[:, 0].cpu().numpy()
+    best = np.argsort(-scores, kind="stable")[:top]
+    pictures, raw = [], []
+    for index in best:
+        pixels = clip.preprocess(found.paths[index])
+        pictures.append(clip.denormalize(pixels).cpu())
+        raw.append(maps.positive(attribution.attribute_targets(pixels, **chosen.options).cpu()))
+    files = [found.paths[index] for index in best]
+    return Ranking(
+        target=wanted.names[0],
+        files=tuple(files if folder is None else [file.relative_to(folder) for file in files]),
+        scores=scores[best],
+        images=torch.cat(pictures),
+        maps=torch.cat(raw),
+        ranked=len(found.paths),
+        skipped=found.skipped,
+        model=clip.name,
+        method=chosen.name,
+    )
+
+
+def _shown(file: Path) -> str:
+    """A name that can be drawn: what is no character becomes a question mark."""
+    return file.name.encode("utf-8", "replace").decode()

@@ -1,0 +1,99 @@
+"""Targets from emotions: what makes this image amusing, sad or fearful to the model?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..emotions import EMOTIONS, EmotionProbe
+from ..errors import TargetError
+from ..models import ClipAdapter
+from .base import Target
+
+
+def emotion(
+    clip: ClipAdapter,
+    probe: EmotionProbe | str | Path,
+    names: str | Sequence[str] | None = None,
+    *,
+    centre: bool = False,
+) -> Target:
+    r"""One row an emotion: the weights of its output neuron in a linear probe.
+
+    .. math:: row_e = W_e \quad \text{or, with centre,} \quad row_e = W_e - \frac{1}{9} \sum_c W_c
+
+    The mean is over all nine rows, whichever are chosen. A softmax does not change when one vector
+    is added to every row, a cosine target does. The rows of :func:`captum_clip.emotions.fit_probe`
+    sum to zero, so there the two are the same; the published rows have cosines of .83 to .95 with
+    their centred forms.
+
+    Args:
+        clip: the adapter.
+        probe: fitted on features of the same model, or a file of one: what ``EmotionProbe.save``
+            wrote, or the encodings that the report's authors published.
+        names: which of ``probe.classes``; the eight emotions by default, "something else" on
+            request.
+        centre: subtract the mean row.
+
+    Raises:
+        InputError: a file that cannot be read or is something else.
+        TargetError: an unknown name, or a probe of another model: its fingerprint differs, or,
+            where it has none, the size of its rows.
+
+    Source: CLIP Explainability (Mamooler, EPFL), emotions.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_clip import emotions, load_clip, targets
+        >>> rows = np.random.default_rng(0).normal(size=(9, 128))
+        >>> probe = emotions.EmotionProbe(rows, np.zeros(9))
+        >>> targets.emotion(load_clip("demo/vit"), probe, ["awe", "fear"]).names
+        ('awe', 'fear')
+    """
+    if isinstance(probe, (str, Path)):
+        probe = EmotionProbe.load(probe)
+    if not isinstance(probe, EmotionProbe):
+        raise TargetError(
+            "targets.emotion: expected an EmotionProbe or a file of one, got "
+            f"{type(probe).__name__}."
+        )
+    chosen = EMOTIONS if names is None else (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in chosen if name not in probe.classes]
+    if unknown or not chosen:
+        raise TargetError(
+            f"targets.emotion: expected names among {', '.join(probe.classes)}; got "
+            f"{', '.join(map(repr, unknown)) or 'none at all'}."
+        )
+    _check_model(clip, probe)
+    weights = torch.from_numpy(probe.weights)  # (9, D)
+    if centre:
+        weights = weights - weights.mean(0)
+    rows = weights[[probe.classes.index(name) for name in chosen]]
+    return Target.of(rows.float().to(clip.device), chosen)
+
+
+def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
+    if probe.fingerprint:
+        if probe.fingerprint != clip.fingerprint:
+            raise TargetError(
+                f"targets.emotion: the probe was fitted on features of {probe.model or 'a model'} "
+                f"with another fingerprint than {clip.name}; fit one on features of this model."
+            )
+        return
+    width, expected = probe.weights.shape[1], _width(clip)
+    if expected is not None and width != expected:
+        raise TargetError(
+            f"targets.emotion: the probe has rows of {width} numbers, and {clip.name} embeds in "
+            f"{expected}; take one of this model."
+        )
+
+
+def _width(clip: ClipAdapter) -> int | None:
+    """The size of image embeddings; None where finding it could change the model, or cannot be."""
+    if clip.processor is None or clip.tower.unsteady() is not None:
+        return None  # ClipSimilarity will see
+    with torch.no_grad():
+        return int(clip.encode_image(clip.preprocess(Image.new("RGB", (64, 64)))).shape[1])

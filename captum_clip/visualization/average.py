@@ -1,0 +1,97 @@
+"""Mean maps of whole data sets, side by side on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from .. import maps
+from ..errors import InputError
+from .arrays import Array, ArrayLike, as_names
+from .grid import Legend, Panel, grid
+from .style import HEAT, colormap
+
+_SIDE = 224  # pixels of a picture
+
+
+def average(
+    rows: Mapping[str, ArrayLike],
+    *,
+    names: Sequence[str] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
+    scale: tuple[float, float] | None = None,
+    cmap: str | Colormap = HEAT,
+    caption: str = "",
+) -> Figure:
+    """Mean maps: one row a model or method, one column a target, all on one scale.
+
+    The darkest colour is the smallest value of all maps and the lightest the largest, so that
+    pictures can be compared and weak structure is seen; the legend says both.
+
+    Args:
+        rows: label -> maps (K, h, w) of any finite values; grids may differ from row to row.
+        names: of the K targets, over the columns.
+        notes: label -> K short lines, over the pictures of that row.
+        scale: smallest and largest value, where several figures are to be compared.
+        cmap: colour map; should be perceptually uniform.
+        caption: below the pictures.
+
+    Returns:
+        A figure.
+
+    Raises:
+        InputError: no maps, shapes that do not fit, NaN or infinity, an unknown colour map.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> means = {"ViT": torch.rand(2, 7, 7), "ResNet": torch.rand(2, 9, 9)}
+        >>> figure = visualization.average(means, names=["awe", "fear"])
+        >>> len(figure.axes)  # four maps and the legend
+        5
+    """
+    if not rows:
+        raise InputError("average: expected at least one row of maps, got none.")
+    means = {label: _as_means(label, given) for label, given in rows.items()}
+    counts = {len(given) for given in means.values()}
+    if len(counts) > 1:
+        raise InputError(f"average: expected as many maps in every row, got {sorted(counts)}.")
+    [count] = counts
+    headers = [] if names is None else as_names("average", names, count)
+    colors = colormap(cmap)
+    low, high = scale or (
+        min(float(given.min()) for given in means.values()),
+        max(float(given.max()) for given in means.values()),
+    )
+    panels = []
+    for label, given in means.items():
+        lines = as_names("average", None if notes is None else notes[label], count)
+        shares = (given - low) / (high - low) if high > low else np.zeros_like(given)
+        panels.append(
+            [
+                Panel(np.asarray(colors(share)[..., :3], dtype=np.float32), note=line)
+                for share, line in zip(shares, lines, strict=True)
+            ]
+        )
+    legend = Legend(colors, _number(low), _number(high))
+    return grid(panels, headers=headers, labels=list(means), legends=[legend], caption=caption)
+
+
+def _as_means(label: str, given: ArrayLike) -> Array:
+    """Maps (K, h, w) -> (K, 224, 224)."""
+    tensor = torch.as_tensor(np.asarray(given, dtype=np.float32))
+    if tensor.ndim != 3 or 0 in tensor.shape:
+        raise InputError(
+            f"average: expected maps of shape (K, h, w) for {label!r}, got {tuple(tensor.shape)}."
+        )
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"average: the maps of {label!r} hold NaN or infinity.")
+    return np.asarray(maps.upsample(tensor, (_SIDE, _SIDE)).numpy(), dtype=np.float32)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")

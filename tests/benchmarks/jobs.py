@@ -1,0 +1,58 @@
+"""What the package does on one tower, job by job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from captum_clip import ClipSimilarity, attr
+
+from .timing import Run
+from .towers import Tower
+
+PLAIN = "plain forward"
+
+
+def methods_of(tower: Tower) -> list[type[Any]]:
+    """The methods that the tower's kind and size allow."""
+    resnet = tower.clip.kind == "resnet"
+    methods = [m for m in attr.METHODS.values() if (m is attr.ClipGradCam) == resnet]
+    return [m for m in methods if not (tower.large and m is attr.AllGradAttention)]
+
+
+def counted(count: int) -> str:
+    """The number of targets, in words."""
+    return f"{count} target{'s' * (count > 1)}"
+
+
+def package_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int) -> dict[str, Run]:
+    """The plain forward, then every method with a `ClipSimilarity` and with a user's callable."""
+    jobs: dict[str, Run] = {PLAIN: tower.plain(images)}
+    for count in counts:
+        similarity = tower.similarity(count, seed)
+
+        def own(pixels: Tensor, forward: ClipSimilarity = similarity) -> Tensor:
+            return forward(pixels)
+
+        for method in methods_of(tower):
+            if count > 1 and method in (attr.AttentionRollout, attr.AllGradAttention):
+                continue  # one does not depend on the target, one repeats its backward
+            for what, made in (
+                ("", method(similarity)),
+                (", own callable", method(own, tower.model)),
+            ):
+                name = f"{method.__name__}, {counted(count)}{what}"
+                jobs[name] = partial(made.attribute_targets, images)
+    return jobs
+
+
+def growth_jobs(tower: Tower, images: Tensor, count: int, seed: int) -> dict[str, Run]:
+    """The plain forward, and every method by its name with a `ClipSimilarity`."""
+    similarity = tower.similarity(count, seed)
+    jobs: dict[str, Run] = {PLAIN: tower.plain(images)}
+    for method in methods_of(tower):
+        jobs[method.__name__] = partial(method(similarity).attribute_targets, images)
+    return jobs

@@ -1,0 +1,151 @@
+"""``captum-clip study`` as a user types it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captum_clip import studies
+from captum_clip.cli import main
+from captum_clip.cli import study as command
+from captum_clip.studies import StudyConfig, StudyResult, Subject
+from captum_clip.visualization import grid
+from tests.studies import folders
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return folders.make_vit(tmp_path_factory.mktemp("models") / "small-vit")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a folder of images in it."""
+    folders.make_images(tmp_path / "photos", 3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid, "_FINE", 32)
+    return tmp_path
+
+
+def run(*arguments: str, capsys: Capture, code: int = 0) -> tuple[list[str], str]:
+    """What a command printed, and what it said on stderr."""
+    assert main(["study", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    return out.splitlines(), err
+
+
+def test_statistics_says_where_its_results_are(here: Path, vit: str, capsys: Capture) -> None:
+    arguments = ["statistics", "photos", "--text", "a", "--model", vit, "--workers", "0"]
+    out, err = run(*arguments, "-o", "out", capsys=capsys)
+    assert out == ["statistics  out/statistics.csv", "mean maps   out/mean_maps.png"]
+    assert "/3 [" in err
+    assert "image/s" in err
+    assert (here / "out" / "statistics.csv").is_file()
+
+
+def test_skipped_images_are_said_on_one_line(here: Path, vit: str, capsys: Capture) -> None:
+    (here / "photos" / "image0.png").write_bytes(b"1")
+    arguments = ["statistics", "photos", "--text", "a", "--model", vit, "--workers", "0"]
+    out, _ = run(*arguments, "-o", "out", capsys=capsys)
+    assert out[2:] == ["1 of 3 images were skipped; the reasons are in out/manifest.json"]
+
+
+def test_where_nothing_can_be_done_the_code_is_two(here: Path, vit: str, capsys: Capture) -> None:
+    for path in (here / "photos").rglob("*.png"):
+        path.write_bytes(b"1")
+    arguments = ["statistics", "photos", "--text", "a", "--model", vit, "--workers", "0"]
+    out, err = run(*arguments, "-o", "out", capsys=capsys, code=2)
+    assert out == []
+    last = err.replace("\r", "\n").strip().splitlines()[-1].strip()
+    assert last.startswith("captum-clip: error: none of the 3 images can be read")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[StudyConfig]:
+    """The configs that the command makes, which are not run."""
+    found: list[StudyConfig] = []
+
+    def instead(config: StudyConfig, **_: Any) -> StudyResult:
+        found.append(config)
+        return StudyResult("out", 1, {})
+
+    monkeypatch.setattr(studies, "run_study", instead)
+    return found
+
+
+def test_every_option_reaches_the_config(asked: list[StudyConfig], capsys: Capture) -> None:
+    options = "--batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3"
+    models = "--model a --model b --emotions a.json --emotions b.json --text x --text y"
+    arguments = f"statistics photos {models} {options} --value-entropy -o out"
+    run(*arguments.split(), capsys=capsys)
+    assert asked == [
+        StudyConfig(
+            "photos",
+            "out",
+            (Subject("a", None, "a.json"), Subject("b", None, "b.json")),
+            ("x", "y"),
+            batch_size=4,
+            limit=5,
+            seed=6,
+            workers=7,
+            engine="ray",
+            gpus=2,
+            threads=3,
+            value_entropy=True,
+        )
+    ]
+
+
+def test_each_study_has_the_librarys_own_defaults(
+    asked: list[StudyConfig], vit: str, capsys: Capture
+) -> None:
+    run("corner-bias", "photos", "--model", vit, "-o", "out", capsys=capsys)
+    files = ["--emotions", "a", "--emotions", "b"]
+    run("emotions", "photos", *files, "-o", "out", capsys=capsys)
+    assert asked == [
+        studies.corner_bias_study("photos", "out", models=[vit]),
+        studies.emotions_study("photos", "out", emotions=["a", "b"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: STUDY"),
+        (["statistic", "photos"], "invalid choice: 'statistic'"),
+        (["statistics", "photos", "--text", "a"], "required: -o/--output"),
+        (["statistics", "photos", "-o", "out"], "nothing to explain; give texts or emotions"),
+        (["statistics", "none", "--text", "a", "-o", "out"], "there is no folder"),
+        (["statistics", ".", "--text", "a", "-o", "."], "cannot go into the folder of the images"),
+        (["statistics", "photos", "--text", "a", "--engine", "x", "-o", "out"], "invalid choice"),
+        (["statistics", "photos", "--text", "a", "--workers", "-1", "-o", "out"], "workers of 0"),
+        (["statistics", "photos", "--text", "a", "--method", "x", "-o", "out"], "one of grad-cam"),
+        (["emotions", "photos", "-o", "out"], "required: --emotions"),
+        (["emotions", "photos", "--emotions", "a", "-o", "out"], "each of the 2 models"),
+        (["corner-bias", "photos", "--emotions", "a", "-o", "out"], "unrecognized arguments"),
+    ],
+)
+def test_mistakes_are_said_on_one_line(
+    here: Path, capsys: Capture, arguments: list[str], message: str
+) -> None:
+    out, err = run(*arguments, capsys=capsys, code=2)
+    assert out == []
+    assert err.startswith("captum-clip: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert os.listdir(here) == ["photos"]
+
+
+@pytest.mark.parametrize("study", ["statistics", "corner-bias", "emotions"])
+def test_help_shows_an_example(study: str, capsys: Capture) -> None:
+    out, _ = run(study, "--help", capsys=capsys)
+    printed = "\n".join(out)
+    assert command._EXAMPLES[study] in printed
+    assert "goes on" in printed

@@ -1,0 +1,217 @@
+"""Reading the data set: every row ends up as a vote or in the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+
+from captum_clip.emotions import CLASSES, find_artemis, read_artemis
+from captum_clip.emotions.artemis import COLUMNS, FILE_NAME
+from captum_clip.errors import InputError
+
+ROWS = [
+    ("Cubism", "a_man", "anger", "so loud", "3"),
+    ("Cubism", "a_man", "anger", "red, and red", "3"),
+    ("Cubism", "a_man", "something else", "a\nline", "3"),
+    ("Baroque", "a_man", "awe", "vast", "1"),
+]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of images, empty files: they are not opened."""
+    folder = tmp_path / "images"
+    for name in ("Cubism/a_man.jpg", "Baroque/a_man.jpeg", "Rococo/swing.png"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    return folder
+
+
+def written(folder, rows, header=COLUMNS, *, encoding="utf-8"):
+    """A CSV file of rows."""
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    path = folder / "data.csv"
+    path.write_bytes(text.getvalue().encode(encoding))
+    return path
+
+
+def counted(found):
+    """(art style, painting) -> emotion -> votes."""
+    return {
+        (p.art_style, p.painting): {c: v for c, v in zip(CLASSES, p.votes, strict=True) if v}
+        for p in found.paintings
+    }
+
+
+def test_a_row_is_a_vote_for_its_painting(tmp_path, images):
+    """Paintings of one name in two styles are two; images may be .jpg or .jpeg."""
+    found = read_artemis(written(tmp_path, ROWS), images)
+    assert counted(found) == {
+        ("Baroque", "a_man"): {"awe": 1},
+        ("Cubism", "a_man"): {"anger": 2, "something else": 1},
+    }
+    assert found.images == (images / "Baroque/a_man.jpeg", images / "Cubism/a_man.jpg")
+    assert found.votes.shape == (2, 9)
+    assert found.votes.sum() == found.report.rows == 4
+    assert str(found.report) == "4 rows read, 2 paintings kept; left out: nothing."
+
+
+def test_the_order_of_rows_and_columns_means_nothing(tmp_path, images):
+    """Shuffled, with columns reversed and others among them, the same data set."""
+    wanted = read_artemis(written(tmp_path, ROWS), images)
+    order = random.Random(0)
+    rows = [(*reversed(row), f"more {i}", "") for i, row in enumerate(ROWS)]
+    order.shuffle(rows)
+    path = written(tmp_path, rows, (*reversed(COLUMNS), "worker", "time"))
+    assert read_artemis(path, images) == wanted
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_does_not_matter(tmp_path, images, encoding):
+    """Spreadsheets write one."""
+    found = read_artemis(written(tmp_path, ROWS, encoding=encoding), images)
+    assert len(found.paintings) == 2
+
+
+def test_what_cannot_be_used_is_counted(tmp_path, images):
+    """Exact duplicates count once; each other row is in one of the counts."""
+    other = [
+        ROWS[0],
+        ROWS[0],
+        ("Cubism", "a_man", "anger", "so loud", "4"),
+        ("Cubism", "a_man", "joy", "x", "3"),
+        ("Cubism", "a_man", "Anger", "x", "3"),
+        ("Cubism", "gone", "fear", "x", "2"),
+        ("Cubism", "gone", "awe", "y", "2"),
+        ("Cubism", "a_man", "fear"),
+        ("Cubism", "a_man", "fear", "x", "3", "4"),
+        ("", "a_man", "fear", "x", "1"),
+        ("Cubism", " ", "fear", "x", "1"),
+    ]
+    found = read_artemis(written(tmp_path, ROWS + other), images)
+    assert counted(found)["Cubism", "a_man"] == {"anger": 3, "something else": 1}
+    report = found.report
+    assert (report.rows, report.paintings, report.missing_images) == (15, 2, 1)
+    assert (report.unknown_emotions, report.duplicate_rows, report.bad_rows) == (2, 2, 4)
+    assert str(report) == (
+        "15 rows read, 2 paintings kept; left out: 1 painting without an image, 2 rows of unknown "
+        "emotions, 2 duplicate rows, 4 bad rows."
+    )
+
+
+@pytest.mark.parametrize(
+    ("style", "painting"),
+    [
+        ("..", "secret"),
+        ("Cubism", "../secret"),
+        ("Cubism/..", "secret"),
+        ("/", "secret"),
+        ("Cubism", "..\\secret"),
+        (".", "secret"),
+        ("Cubism", "a\0man"),
+    ],
+)
+def test_names_never_leave_the_folder(tmp_path, images, style, painting):
+    """A row with a path in a name is a bad row, whatever lies there."""
+    (tmp_path / "secret.jpg").touch()
+    (images / "secret.jpg").touch()
+    found = read_artemis(written(tmp_path, [*ROWS, (style, painting, "awe", "x", "1")]), images)
+    assert len(found.paintings) == 2
+    assert found.report.bad_rows == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_letters_with_accents_are_found(tmp_path, images, swapped):
+    """Whichever way the file system and the CSV encode them."""
+    forms = [unicodedata.normalize("NFC", "été_日本"), unicodedata.normalize("NFD", "été_日本")]
+    assert forms[0] != forms[1]
+    stem, name = reversed(forms) if swapped else forms
+    (images / "Cubism" / f"{stem}.jpg").touch()
+    found = read_artemis(written(tmp_path, [("Cubism", name, "awe", "x", "1")]), images)
+    assert found.paintings[0].image.is_file()
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_image(tmp_path, images):
+    """No error of the system."""
+    found = read_artemis(written(tmp_path, [*ROWS, ("Cubism", "x" * 400, "awe", "", "1")]), images)
+    assert found.report.missing_images == 1
+
+
+def test_a_line_that_is_no_csv_is_a_bad_row(tmp_path, images):
+    """A cell beyond all limits."""
+    path = written(tmp_path, [("Cubism", "a_man", "awe", "x" * 200_000, "1"), *ROWS])
+    found = read_artemis(path, images)
+    assert (found.report.bad_rows, len(found.paintings)) == (1, 2)
+
+
+def test_missing_images_may_be_an_error(tmp_path, images):
+    """The first one is named."""
+    path = written(tmp_path, [("Cubism", "gone", "awe", "x", "1")])
+    with pytest.raises(InputError, match=r"names .*Cubism/gone\.jpg, which is not there"):
+        read_artemis(path, images, missing="error")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"art_style,painting,emotion\n", "lacks utterance, repetition; expected the columns"),
+        (b"Cubism,a_man,awe,x,1\n", "lacks art_style, painting, emotion, utterance, repetition"),
+        (b"art_style;painting;emotion;utterance;repetition\n", "lacks art_style"),
+        (",".join(COLUMNS).encode() + b"\nCubism,a_man,awe,\xff,1\n", "is not UTF-8"),
+        ("art_style".encode("utf-16"), "is not UTF-8"),
+        (",".join(COLUMNS).encode() + b"\n", "no painting of .* has a vote"),
+        (",".join(COLUMNS).encode() + b"\nCubism,gone,awe,x,1\n", "1 painting without an image"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(tmp_path, images, content, message):
+    """With what is wrong and what was expected."""
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_artemis(path, images)
+
+
+def test_what_is_not_there_is_refused(tmp_path, images):
+    """The file, the folder, and an unknown wish."""
+    path = written(tmp_path, ROWS)
+    with pytest.raises(InputError, match="there is no file"):
+        read_artemis(tmp_path / "none.csv", images)
+    with pytest.raises(InputError, match="there is no folder of images"):
+        read_artemis(path, tmp_path / "none")
+    with pytest.raises(InputError, match="'skip' or 'error', got 'stop'"):
+        read_artemis(path, images, missing="stop")  # type: ignore[arg-type]
+
+
+def test_a_data_set_in_one_folder_is_found(tmp_path, images):
+    """The official name wins; otherwise the only CSV; images in `images`, `wikiart` or there."""
+    path = written(tmp_path, ROWS)
+    assert find_artemis(tmp_path) == (path, images)
+    (tmp_path / FILE_NAME).touch()
+    assert find_artemis(tmp_path) == (tmp_path / FILE_NAME, images)
+    (tmp_path / FILE_NAME).unlink()
+    images.rename(tmp_path / "wikiart")
+    assert find_artemis(tmp_path)[1] == tmp_path / "wikiart"
+    (tmp_path / "wikiart").rename(tmp_path / "Cubism")
+    assert find_artemis(tmp_path)[1] == tmp_path
+    (tmp_path / "other.csv").touch()
+    with pytest.raises(InputError, match=r"found data\.csv, other\.csv; name the file"):
+        find_artemis(tmp_path)
+    with pytest.raises(InputError, match="found none"):
+        find_artemis(tmp_path / "Cubism")
+    with pytest.raises(InputError, match="there is no folder"):
+        find_artemis(tmp_path / "none")
+
+
+def test_votes_of_no_painting_have_a_shape(tmp_path, images):
+    """(0, 9)."""
+    found = read_artemis(written(tmp_path, ROWS), images)
+    assert type(found)((), found.report).votes.shape == (0, 9)
+    assert found.votes.dtype == np.int64

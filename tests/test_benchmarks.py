@@ -1,0 +1,391 @@
+"""The benchmark measures what it says: jobs, tables and bytes, but no seconds."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from captum_clip import ClipGradCam, LastGradAttention
+from tests import builders
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import growth, peers, picture, tables, towers
+from tests.benchmarks.files import save
+from tests.benchmarks.jobs import PLAIN, growth_jobs, package_jobs
+from tests.benchmarks.memory import peak
+from tests.benchmarks.timing import medians
+from tests.benchmarks.towers import Tower
+
+CPU = torch.device("cpu")
+FLOAT = 4  # bytes
+
+
+def small(kind: str) -> Tower:
+    """A tower of a few layers."""
+    builder = builders.BUILDERS[kind]
+    size = 96 if kind == "open_clip_resnet" else builders.IMAGE_SIZE
+    model = builder().model
+    if kind == "hf_vit":
+        return Tower(f"small {kind}", model, "transformers", size)
+    return Tower(f"small {kind}", model, "OpenCLIP", size)
+
+
+# Memory
+
+
+def test_peak_of_allocations_is_exact():
+    """The largest sum of what lives at once, not the sum of all nor what is left."""
+    size = 1 << 16
+
+    def run() -> None:
+        first, second = torch.zeros(size), torch.zeros(2 * size)
+        del first
+        third = torch.zeros(size // 2)  # 2.5
+        del second
+        fourth = torch.zeros(size)  # 1.5
+        del third, fourth
+
+    assert peak(run, CPU) == 3 * size * FLOAT
+
+
+def test_peak_of_a_chain_is_two_links():
+    """Of a product after another only what enters and what leaves is alive."""
+    images, weights = torch.randn(64, 256), [torch.randn(256, 256) for _ in range(5)]
+
+    def run() -> None:
+        x = images
+        for weight in weights:
+            x = x @ weight
+
+    assert peak(run, CPU) == 2 * images.numel() * FLOAT
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_peak_of_a_graph_grows_with_depth(layers):
+    """A graph keeps one tensor a layer; without a graph there are two at any depth."""
+    model = nn.Sequential(*(nn.Sigmoid() for _ in range(layers)))
+    images = torch.randn(1 << 14, requires_grad=True)
+    size = images.numel() * FLOAT
+    assert peak(lambda: model(images), CPU) == layers * size
+    assert peak(torch.no_grad()(lambda: model(images)), CPU) == 2 * size
+
+
+def test_peak_leaves_out_what_was_there():
+    """Weights and images do not count."""
+    weight = torch.randn(512, 512)
+    assert peak(lambda: weight.sum(), CPU) < 1000
+
+
+# Time
+
+
+def test_medians_take_turns_and_spare_slow_runs():
+    """Every run once to warm up, then in turn; one of seven forwards in every third round."""
+    costs = {"plain": [9.0, 1.0, 2.0, 6.0], "slow": [70.0, 7.0, 8.0]}
+    left = {name: iter(values) for name, values in costs.items()}
+    order: list[str] = []
+
+    def measure(run) -> float:
+        order.append(run())
+        return next(left[run()])
+
+    runs = {"plain": lambda: "plain", "slow": lambda: "slow"}
+    assert medians(runs, 3, measure) == {"plain": 2.0, "slow": 7.0}
+    assert order == ["plain", "slow", "plain", "slow", "plain", "plain"]
+
+
+# Jobs
+
+
+@pytest.mark.parametrize("kind", ["hf_vit", "open_clip_vit", "open_clip_resnet"])
+def test_plain_forward_is_the_librarys(kind):
+    """What all is divided by is the tower's own forward, without a graph."""
+    tower = small(kind)
+    images = tower.images(2, seed=0)
+    found = tower.plain(images)()
+    found = found if isinstance(found, torch.Tensor) else found.pooler_output
+    assert not found.requires_grad
+    torch.testing.assert_close(found, tower.clip.image_features(images).detach())
+
+
+def test_plain_forward_takes_other_sizes():
+    """A transformers tower interpolates its positions, as the package's forward does."""
+    tower = small("hf_vit")
+    images = tower.images(1, seed=0, size=48)
+    assert images.shape[-2:] == (48, 48)
+    assert len(tower.plain(images)().last_hidden_state[0]) == 1 + 6 * 6
+
+
+@pytest.mark.parametrize(("kind", "count"), [("hf_vit", 4), ("open_clip_resnet", 1)])
+def test_package_jobs_are_every_method(kind, count):
+    """Each method twice for one target, with either forward function; maps of all targets."""
+    tower = small(kind)
+    jobs = package_jobs(tower, tower.images(2, seed=0), [1, 3], seed=0)
+    assert next(iter(jobs)) == PLAIN
+    one = [name for name in jobs if "1 target" in name]
+    assert len(one) == 2 * count
+    for name, run in jobs.items():
+        if name != PLAIN:
+            assert run().shape[:2] == (2, 3 if "3 targets" in name else 1), name
+
+
+def test_package_jobs_of_a_large_tower_build_no_whole_graph():
+    """What would not fit is left out."""
+    tower = replace(small("hf_vit"), large=True)
+    jobs = package_jobs(tower, tower.images(1, seed=0), [1], seed=0)
+    assert not any("AllGradAttention" in name for name in jobs)
+    assert not peers.peer_jobs(tower, tower.images(1, seed=0), [1], seed=0)
+
+
+# Peers
+
+
+def test_oracle_draws_the_same_map():
+    """The ways compared on a ViT compute one thing: ours, the oracle's and the report's."""
+    tower = small("hf_vit")
+    images = tower.images(2, seed=0)
+    ours = LastGradAttention(tower.similarity(1, seed=0)).attribute_targets(images)
+    oracle, report = peers.peer_jobs(tower, images, [1], seed=0).values()
+    torch.testing.assert_close(oracle(), ours)
+    torch.testing.assert_close(report(), ours[:, 0])
+
+
+def test_report_leaves_no_gradient():
+    """The model that all share is as before."""
+    tower = small("hf_vit")
+    peers.report(tower, tower.images(1, seed=0), tower.bank(1, seed=0)[0])
+    assert all(parameter.grad is None for parameter in tower.model.parameters())
+
+
+def test_resnet_peers_draw_the_same_map():
+    """The ways compared on a ResNet compute one thing: ours, the oracle's and Captum's."""
+    tower = small("open_clip_resnet")
+    images = tower.images(2, seed=0)
+    ours = ClipGradCam(tower.similarity(1, seed=0)).attribute_targets(images)
+    jobs = peers.peer_jobs(tower, images, [1], seed=0)
+    found = {name: run() for name, run in jobs.items() if "pytorch-grad-cam" not in name}
+    assert len(found) == 2
+    for name, maps in found.items():
+        torch.testing.assert_close(maps, ours, msg=name)
+
+
+def test_pytorch_grad_cam_draws_the_positive_map():
+    """That library resizes and normalises what ours leaves raw, so the two agree in order."""
+    pytest.importorskip("pytorch_grad_cam")
+    tower = small("open_clip_resnet")
+    images = tower.images(1, seed=0)
+    ours = ClipGradCam(tower.similarity(1, seed=0)).attribute(images, relu_attributions=True)
+    run = peers.peer_jobs(tower, images, [1], seed=0)[f"pytorch-grad-cam, 1 target{peers.AGAIN}"]
+    maps = torch.from_numpy(run())[:, 16::32, 16::32].to(ours)  # the cells' middles
+    ours = ours[:, 0] / ours.max()
+    assert torch.corrcoef(torch.stack([maps.flatten(), ours.flatten()]))[0, 1] > 0.99
+
+
+def test_missing_peer_is_said_with_its_installation(monkeypatch):
+    """One line says what is left out and how to have it."""
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    tower = small("open_clip_resnet")
+    jobs = peers.peer_jobs(tower, tower.images(1, seed=0), [1], seed=0)
+    assert not any("pytorch-grad-cam" in name for name in jobs)
+    (note,) = peers.notes(tower)
+    assert "pip install grad-cam" in note
+    (note,) = peers.notes(small("open_clip_vit"))
+    assert "tests.benchmarks.legrad" in note
+
+
+# Tables
+
+
+def test_table_sets_time_beside_memory():
+    """One line a job, empty where nothing was measured."""
+    rows = [
+        tables.Row("tower", "plain forward", 16, seconds=0.5, forwards=1.0),
+        tables.Row("tower", "a map", 16, seconds=0.45, forwards=0.9),
+        tables.Row("tower", "plain forward", 1, peak=2**20, peak_forwards=1.0),
+    ]
+    assert tables.markdown(rows).splitlines() == [
+        "| tower | forwards | ms | MiB, batch 1 (x forward) |",
+        "| --- | --- | --- | --- |",
+        "| plain forward | 1.00 | 500 | 1.0 (1.00) |",
+        "| a map | 0.90 | 450 |  |",
+    ]
+
+
+def test_rows_are_written_with_their_environment(tmp_path, capsys):
+    """A row of a CSV says on what it was measured."""
+    rows = [tables.Row("a, b", PLAIN, 16, peak=8, peak_forwards=1.0)]
+    save(tmp_path / "rows.csv", rows, tables.environment(CPU, torch.float32))
+    with open(tmp_path / "rows.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["tower"], row["peak"], row["seconds"]) == ("a, b", "8", "")
+    assert (row["device"], row["dtype"]) == ("CPU", "float32")
+    assert "rows.csv" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+# Growth
+
+
+def shrunk(setting: growth.Setting) -> Tower:
+    """A small tower in the place of a setting's."""
+    return small("open_clip_resnet" if setting.architecture == growth.RESNET else "hf_vit")
+
+
+def points(sweep: growth.Sweep) -> list[growth.Point]:
+    """A sweep over small towers."""
+    found = growth.grown(
+        sweep, batch=1, repeats=1, seed=0, device=CPU, dtype=torch.float32, make=shrunk
+    )
+    return list(found)
+
+
+def test_growth_leaves_repeated_backwards_early():
+    """Every method at every number of targets, but the one that costs a backward for each."""
+    sweep = replace(growth.SWEEPS[0], values=(1, 16))
+    found = {(point.value, point.method) for point in points(sweep)}
+    methods = set(growth_jobs(small("hf_vit"), torch.zeros(1, 3, 32, 32), 1, 0))
+    assert found == {
+        *((1, name) for name in methods | {"ClipGradCam"}),
+        *((16, name) for name in methods - {"AllGradAttention"} | {"ClipGradCam"}),
+    }
+    table = growth.markdown(sweep, points(sweep))
+    assert table.splitlines()[0] == "| targets | 1 | 16 |"
+    (line,) = [line for line in table.splitlines() if line.startswith("| AllGradAttention")]
+    assert line.endswith("|  |")
+
+
+def test_growth_is_of_one_thing():
+    """What a sweep does not name stays as it is."""
+    for sweep in growth.SWEEPS:
+        name = {"input": "size", "input-16": "size", "depth": "layers"}.get(sweep.name, sweep.name)
+        low, high = (
+            sweep.settings(value, 8)[0] for value in sweep.values[:: len(sweep.values) - 1]
+        )
+        assert getattr(low, name) == sweep.values[0]
+        assert replace(high, **{name: getattr(low, name)}) == low
+
+
+@pytest.mark.parametrize("name", ["RN101", "ViT-B/32"])
+def test_growth_towers_are_of_true_size(name, monkeypatch):
+    """A ResNet is built for its input; a ViT takes any from its native one."""
+    monkeypatch.setattr(growth, "transformers_vit", lambda *args, **options: options)
+    monkeypatch.setattr(growth, "open_clip_tower", lambda *args, **options: options)
+    made: Any = growth.tower_of(growth.Setting(name, layers=16, size=256))
+    assert made == ({"size": 256} if name == "RN101" else {"patch": 32, "layers": 16})
+
+
+def test_picture_has_a_panel_for_each_growth(tmp_path):
+    """Four panels on one scale, each line named at its end."""
+    found = [
+        growth.Point(sweep.name, value, "tower", method, 8, 1.0, 1 + place / 10)
+        for sweep in growth.SWEEPS[:4]
+        for value in sweep.values
+        for place, method in enumerate(picture.LOOKS)
+    ]
+    figure = picture.draw(growth.SWEEPS[:4], found, batch=8)
+    assert len(figure.axes) == 4
+    for panel in figure.axes:
+        assert {text.get_text() for text in panel.texts} == set(picture.LOOKS)
+    picture.save(tmp_path / "growth.png", growth.SWEEPS[:4], found, 8)
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([0.1, 0.5], [0.1, 0.5]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.5, 0.5, 0.56], [0.42, 0.52, 0.62]),
+    ],
+)
+def test_labels_are_pushed_apart(places, expected):
+    """None closer than asked for, and a group stays around its middle."""
+    assert picture.spread(places, 0.1) == pytest.approx(expected)
+
+
+# The command
+
+
+@pytest.fixture
+def quick_peak(monkeypatch):
+    """Runs the job, and says a constant."""
+    monkeypatch.setattr(command, "peak", lambda run, device: 1000 * (run() is not None))
+
+
+def test_command_prints_and_writes_every_row(tmp_path, monkeypatch, capsys, quick_peak):
+    """One table a tower with time and memory, and the same as a CSV."""
+    monkeypatch.setattr(command, "TOWERS", {"small": lambda: small("hf_vit")})
+    options = ["--batch", "2", "--repeats", "1", "--targets", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+    command.main()
+    printed = capsys.readouterr().out
+    assert "| small hf_vit | forwards | ms | MiB, batch 1 (x forward) | MiB, batch 2" in printed
+    assert "| LastGradAttention, 1 target, own callable |" in printed
+    assert "the report's way" in printed
+    with open(tmp_path / "benchmarks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    jobs = {row["job"] for row in rows}
+    assert len(rows) == 3 * len(jobs)  # time, and memory at two batch sizes
+    plain = [row for row in rows if row["job"] == PLAIN]
+    assert {row["forwards"] or row["peak_forwards"] for row in plain} == {"1.0"}
+
+
+def test_command_measures_memory_alone(monkeypatch, capsys, quick_peak):
+    """Without time also a tower that is too large for it."""
+    monkeypatch.setattr(command, "TOWERS", {})
+    monkeypatch.setattr(command, "LARGE", {"big": lambda: replace(small("hf_vit"), large=True)})
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--memory", "--batch", "1", "--no-peers"])
+    command.main()
+    assert "| small hf_vit | MiB, batch 1 (x forward) |" in capsys.readouterr().out
+
+
+def test_command_draws_growth_only_when_whole(tmp_path, monkeypatch, capsys):
+    """One sweep is a table; the picture needs its four panels."""
+    sweep = replace(growth.SWEEPS[1], values=(1, 2))
+    monkeypatch.setattr(command, "SWEEPS", (sweep,))
+    monkeypatch.setattr(growth, "tower_of", shrunk)
+    monkeypatch.setattr(growth.grown, "__kwdefaults__", {"make": shrunk})
+    picture_path = tmp_path / "growth.png"
+    options = ["--growth", "batch", "--repeats", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options, "--picture", str(picture_path)])
+    command.main()
+    assert "| images in a batch | 1 | 2 |" in capsys.readouterr().out
+    assert (tmp_path / "growth.csv").exists()
+    assert not picture_path.exists()
+
+
+def test_command_names_the_towers_where_none_is_chosen(monkeypatch):
+    """A name that fits nothing is an error that lists what there is."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "nothing"])
+    with pytest.raises(SystemExit, match=r"--only nothing: the towers are ViT-B/32, transf"):
+        command.main()
+
+
+@pytest.mark.parametrize(
+    "options", [["--output", "{}/file/folder"], ["--growth", "--picture", "{}/none/growth.png"]]
+)
+def test_command_looks_at_the_folders_first(options, tmp_path, monkeypatch, capsys):
+    """Ten minutes of measuring are not lost to a folder that is not there."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *(o.format(tmp_path) for o in options)])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_towers_are_reproducible():
+    """The same seed makes the same weights, and the caller's random state stays."""
+    state = torch.random.get_rng_state()
+
+    def make() -> Tower:
+        return Tower("layer", nn.Linear(4, 4), "OpenCLIP")
+
+    first, second = (towers.built(make, 3, CPU, torch.float64).model for _ in range(2))
+    assert torch.equal(first.weight, second.weight)
+    assert first.weight.dtype == torch.float64
+    assert torch.equal(torch.random.get_rng_state(), state)
