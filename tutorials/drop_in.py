@@ -8,11 +8,13 @@ import torch
 from captum.attr import IntegratedGradients, NoiseTunnel
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers.utils import logging
 
 from captum_clip import LastGradAttention, maps
 from captum_clip.demo import MODELS
 from captum_clip.demo.scenes import draw_scene
 
+logging.disable_progress_bar()
 folder = MODELS["demo/vit"]
 model = CLIPModel.from_pretrained(folder).float().eval()
 images = CLIPImageProcessor.from_pretrained(folder)(draw_scene(7).image, return_tensors="pt")

@@ -6,9 +6,11 @@ is quick.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .. import errors
 from .parser import build_parser
@@ -29,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 after an error that was said on one line, 130 after an interruption.
     """
     try:
-        arguments = build_parser().parse_args(argv)
-        with quiet():
-            arguments.run(arguments)
-        sys.stdout.flush()
+        with _anything_printable():
+            arguments = build_parser().parse_args(argv)
+            with quiet():
+                arguments.run(arguments)
+            sys.stdout.flush()
     except errors.CaptumClipError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -44,6 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, --version and wrong arguments
         return int(stop.code or 0)
     return 0
+
+
+@contextmanager
+def _anything_printable() -> Iterator[None]:
+    """Names that stdout has no letters for are printed with escapes, as stderr does by itself."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper) or out.errors != "strict":
+        yield
+        return
+    out.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it flushes; a reader that has gone must not hide an error
+            out.reconfigure(errors="strict")
 
 
 def _fail(message: str) -> int:

@@ -108,13 +108,14 @@ def _write(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from ..emotions.files import WEIGHTS
+    from ..emotions.files import WEIGHTS, check_ending
     from ..models import load_clip
     from ..studies import fit_emotions, score_emotions
     from ..visualization.saving import check_destination
     from .skipped import say_skipped
 
     output = check_destination(arguments.output, (WEIGHTS,))
+    check_ending(output)
     data = _read(arguments.folder, arguments.csv, arguments.images)
     print(f"{arguments.folder}: {data.report}")
     test = None

@@ -129,8 +129,8 @@ def read_artemis(
         The paintings that have an image and a vote; ``.report`` counts what was left out.
 
     Raises:
-        InputError: no such file or folder, a file that is no such CSV, no usable painting, or, with
-            ``missing="error"``, a painting without an image.
+        InputError: no such file or folder, a file that cannot be read or is no such CSV, no usable
+            painting, or, with ``missing="error"``, a painting without an image.
 
     Source: Achlioptas et al. 2021, ArtEmis (arXiv:2101.07396).
     """
@@ -141,7 +141,12 @@ def read_artemis(
         raise InputError(f"read_artemis: there is no file {path}.")
     if not images.is_dir():
         raise InputError(f"read_artemis: there is no folder of images {images}.")
-    votes, counts = _count_votes(path)
+    try:
+        votes, counts = _count_votes(path)
+    except OSError as error:
+        raise InputError(
+            f"read_artemis: {path} cannot be read: {error.strerror or error}."
+        ) from error
     paintings = []
     for style, name in sorted(votes):
         image = _image_of(images, style, name)

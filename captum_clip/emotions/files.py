@@ -30,13 +30,23 @@ def write_pair(path: Path, arrays: Arrays, description: Mapping[str, Any]) -> No
     """
     from safetensors.numpy import save
 
-    if path.suffix != WEIGHTS:
-        raise InputError(f"cannot write {path}: the name of a probe must end in {WEIGHTS}.")
+    check_ending(path)
     contents = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     said = {"format": FORMAT, "sha256": hashlib.sha256(contents).hexdigest(), **description}
     text = json.dumps(said, indent=1, allow_nan=False)
     _replace(path, contents)
     _replace(path.with_suffix(DESCRIPTION), text.encode())
+
+
+def check_ending(path: Path) -> None:
+    """See before any work is done whether a probe can have this name.
+
+    Raises:
+        InputError: another ending than .safetensors, written so: in capitals the name of the JSON
+            file would not lead back to it.
+    """
+    if path.suffix != WEIGHTS:
+        raise InputError(f"cannot write {path}: the name of a probe must end in {WEIGHTS}.")
 
 
 def read_pair(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -48,6 +58,7 @@ def read_pair(path: Path) -> tuple[Arrays, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    _read(path)  # so that a missing file is named as it was given
     said = read_json(path.with_suffix(DESCRIPTION))
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise InputError(
@@ -97,8 +108,9 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: there is none, or it is no JSON.
     """
+    contents = _read(path)
     try:
-        return json.loads(_read(path))
+        return json.loads(contents)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON file ({error}).") from error
 

@@ -243,10 +243,7 @@ def fit_probe(
     """
     rows = _unit_rows("fit_probe", features)
     counts = _checked_votes("fit_probe", votes, len(rows))
-    if not 0 <= held_out < 1:
-        raise InputError(f"fit_probe: expected held_out in [0, 1), got {held_out!r}.")
-    if not 0 < strength < np.inf:
-        raise InputError(f"fit_probe: expected a strength above 0, got {strength!r}.")
+    check_options(seed=seed, held_out=held_out, strength=strength)
     order = np.random.default_rng(seed).permutation(len(rows))
     tested = round(held_out * len(rows))
     test, train = order[:tested], np.sort(order[tested:])
@@ -258,6 +255,20 @@ def fit_probe(
         return probe
     scores = probe.score(rows[test], counts[test])
     return EmotionProbe(weights, bias, model, fingerprint, scores, settings)
+
+
+def check_options(*, seed: int, held_out: float, strength: float) -> None:
+    """See before any work is done whether :func:`fit_probe` takes these options.
+
+    Raises:
+        InputError: one is out of range.
+    """
+    if seed < 0:
+        raise InputError(f"fit_probe: expected a seed from 0 on, got {seed!r}.")
+    if not 0 <= held_out < 1:
+        raise InputError(f"fit_probe: expected held_out in [0, 1), got {held_out!r}.")
+    if not 0 < strength < np.inf:
+        raise InputError(f"fit_probe: expected a strength above 0, got {strength!r}.")
 
 
 def _settings(found: Mapping[str, Any]) -> FitSettings:

@@ -23,9 +23,16 @@ def average_ranks(values: Tensor) -> Tensor:
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
     """Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant."""
+    varies = _varies(first) & _varies(second)
     first, second = (x.double() - x.double().mean(-1, keepdim=True) for x in (first, second))
     size = (first.square().sum(-1) * second.square().sum(-1)).sqrt()
-    return ((first * second).sum(-1) / size).clamp(-1, 1)
+    return torch.where(varies, ((first * second).sum(-1) / size).clamp(-1, 1), torch.nan)
+
+
+def _varies(values: Tensor) -> Tensor:
+    """Whether more than the rounding of the values tells them apart."""
+    rounding = 8 * torch.finfo(torch.float64).eps * values.double().abs().amax(-1)
+    return values.double().amax(-1) - values.double().amin(-1) > rounding
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

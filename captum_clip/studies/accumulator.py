@@ -136,9 +136,17 @@ def correlation(first: Array, second: Array) -> Array:
     .. math:: r = \frac{\sum (x - \bar x)(y - \bar y)}
                        {\sqrt{\sum (x - \bar x)^2 \sum (y - \bar y)^2}}
     """
+    varies = _varies(first) & _varies(second)
     first = first - first.mean(-1, keepdims=True)
     second = second - second.mean(-1, keepdims=True)
     lengths = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
+    varies &= lengths > 0
     return np.asarray(
-        np.where(lengths > 0, (first * second).sum(-1) / np.where(lengths > 0, lengths, 1), np.nan)
+        np.where(varies, (first * second).sum(-1) / np.where(varies, lengths, 1), np.nan)
     )
+
+
+def _varies(values: Array) -> npt.NDArray[np.bool_]:
+    """Whether more than the rounding of the values tells them apart."""
+    rounding = 8 * np.finfo(np.float64).eps * np.abs(values).max(-1)
+    return np.asarray(values.max(-1) - values.min(-1) > rounding)

@@ -69,7 +69,7 @@ class StudyConfig:
         centred: beside each emotion also the emotion minus the mean of all rows.
         batch_size: images a forward pass.
         shard_size: images a shard, rounded up to whole batches; what a stop can cost.
-        seed: of the sample.
+        seed: of the sample; without a limit it decides nothing.
         limit: study a sample of this many images; None is all.
         value_entropy: measure this entropy too, which takes longer than all the rest.
         engine: "local", or "ray" for several processes or machines.
@@ -186,7 +186,7 @@ class StudyConfig:
             "centred": self.centred,
             "batch_size": self.batch_size,
             "shard_size": self.shard_size,
-            "seed": self.seed,
+            "seed": None if self.limit is None else self.seed,
             "limit": self.limit,
             "value_entropy": self.value_entropy,
             "threads": self.threads,

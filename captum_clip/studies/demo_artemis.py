@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,17 @@ _OPENERS: Final = (
     "in the end",
 )
 
+_DAMAGED: Final = (  # what reading the two files of a damaged truth raises
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    RuntimeError,  # a bit that says "encrypted", or a method of compression that there is not
+    csv.Error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Truth:
@@ -84,7 +97,7 @@ def write_demo_artemis(
     ``held_out``, half as many paintings, with drawings of faces that the first part lacks.
 
     Args:
-        folder: made where there is none; files of the same names are replaced.
+        folder: made where there is none; without a data set.
         paintings: in the first part, each emotion equally often.
         seed: of scenes and votes; the same seed gives the same data set.
         progress: show a bar.
@@ -93,9 +106,12 @@ def write_demo_artemis(
         The folder.
 
     Raises:
-        InputError: fewer than 16 paintings, a seed below 0, or a folder that cannot be written to.
+        InputError: fewer than 16 paintings, a seed below 0, a folder that cannot be written to or
+            that holds a data set.
     """
     folder = Path(folder).expanduser()
+    if (folder / FILE_NAME).exists():
+        raise InputError(f"{folder} holds a data set already: name another folder, or delete it.")
     if paintings < 2 * len(EMOTIONS):
         raise InputError(
             f"write_demo_artemis: expected {2 * len(EMOTIONS)} paintings or more, got {paintings}."
@@ -129,7 +145,7 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
     try:
         with open(folder / TRUTH / "truth.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        with np.load(folder / TRUTH / "masks.npz") as masks:
+        with open(folder / TRUTH / "masks.npz", "rb") as archive, np.load(archive) as masks:
             return tuple(
                 Truth(
                     image=images / row["art_style"] / f"{row['painting']}.jpg",
@@ -140,7 +156,7 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
                 )
                 for row in rows
             )
-    except (OSError, KeyError, ValueError) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"emotion_truth: {folder} holds no truth that 'captum-clip emotions demo-data' writes "
             f"({error})."

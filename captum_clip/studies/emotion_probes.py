@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..emotions import Artemis, EmotionProbe, ProbeScores, fit_probe
-from ..emotions.probe import STRENGTH
+from ..emotions.probe import STRENGTH, check_options
 from ..errors import InputError
 from ..models import ClipAdapter
 from .features import ImageFeatures, image_features
@@ -37,6 +37,7 @@ def fit_emotions(
     Raises:
         InputError: no image could be read, or what :func:`captum_clip.emotions.fit_probe` says.
     """
+    check_options(seed=seed, held_out=held_out, strength=strength)
     found = _features(clip, data, options)
     probe = fit_probe(
         found.rows,

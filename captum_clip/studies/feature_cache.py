@@ -94,9 +94,14 @@ class FeatureCache:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if self._folder is None or file is None:
+            return
+        try:
+            file.close()  # writes once more what a full disk refused before
+        except OSError as failure:
+            if error is None:
+                raise _refusal(self._folder, failure) from failure
 
 
 def _refusal(folder: Path, error: OSError) -> InputError:

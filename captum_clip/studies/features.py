@@ -6,24 +6,22 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.images import as_pil
 from .feature_cache import FeatureCache, Row, default_cache
+from .image_names import IMAGE_ENDINGS, image_names
 from .storage import LocalStorage
+from .workers import handed_over
 
 Array = npt.NDArray[np.uint8]
-
-IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings of the files that :func:`find_images` lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,19 +42,13 @@ class ImageFeatures:
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All image files in a folder and the folders in it, sorted; hidden ones are left out.
+    """All image files in a folder and those in it, sorted; hidden ones and results are left out.
 
     Raises:
         InputError: there is no folder, or no image file in it.
     """
     folder = Path(folder).expanduser()
-    names = [name for name, _ in LocalStorage(str(folder)).files()]
-    found = [
-        folder / name
-        for name in names
-        if name.lower().endswith(IMAGE_ENDINGS)
-        and not any(part.startswith(".") for part in name.split("/"))
-    ]
+    found = [folder / name for name in image_names(n for n, _ in LocalStorage(str(folder)).files())]
     if not found:
         raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {folder}.")
     return sorted(found)
@@ -100,18 +92,25 @@ def image_features(
     with _opened(cache, clip) as store:
         rows = store.find(sources)
         todo = [(key, path) for key, path in sources.items() if key not in rows]
-        workers = min(workers, len(todo))
-        files = DataLoader(_Files(todo), batch_size=None, num_workers=workers, collate_fn=_same)
-        bar = tqdm(
-            files, desc="image features", unit="image", disable=not (progress and todo), leave=False
-        )
         failed: dict[bytes, str] = {}
-        for batch in _batches(bar, batch_size, failed):
-            computed = _encode(clip, [pixels for _, pixels in batch])
-            fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
-            store.append(fresh)
-            rows.update(fresh)
-    skipped |= {path: failed[key] for path, key in keys.items() if key in failed}
+        advice = "take fewer workers, and start again"
+        with handed_over(_Files(todo), min(workers, len(todo)), advice=advice) as decoded:
+            bar = tqdm(
+                decoded,
+                total=len(todo),
+                desc="image features",
+                unit="image",
+                disable=not (progress and todo),
+                leave=False,
+            )
+            for batch in _batches(bar, batch_size, failed):
+                computed = _encode(clip, [pixels for _, pixels in batch])
+                fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
+                store.append(fresh)
+                rows.update(fresh)
+    for path, key in keys.items():
+        if key in failed:  # the reason starts with the one file of this content that was decoded
+            skipped[path] = failed[key].replace(str(sources[key]), str(path), 1)
     kept = [index for index, path in enumerate(listed) if path not in skipped]
     stacked = np.stack([rows[keys[listed[i]]] for i in kept]) if kept else np.zeros((0, 0), "f4")
     return ImageFeatures(stacked, tuple(listed[i] for i in kept), tuple(kept), skipped)
@@ -159,10 +158,6 @@ class _Files(Dataset[tuple[bytes, Array | str]]):
             return key, np.asarray(as_pil(path)[0])
         except InputError as error:
             return key, str(error).removeprefix("preprocess: ")
-
-
-def _same(item: Any) -> Any:
-    return item
 
 
 def _batches(

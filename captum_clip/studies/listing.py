@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final
 
 from ..errors import InputError
-from .features import IMAGE_ENDINGS
+from .image_names import IMAGE_ENDINGS, image_names
 from .storage import Storage
 
 NAME: Final = "images.csv"
@@ -73,7 +73,7 @@ class Listing:
 
 
 def list_images(images: Storage, output: Storage, *, limit: int | None, seed: int) -> Listing:
-    """Image files of a folder and the folders in it, hidden ones and the output left out.
+    """Image files of a folder and the folders in it, hidden ones and results left out.
 
     A sample is the files whose names have the smallest SHA-256 together with the seed, so it is the
     same everywhere.
@@ -94,12 +94,11 @@ def list_images(images: Storage, output: Storage, *, limit: int | None, seed: in
             "such as one in it."
         )
     own = None if inside is None else f"{inside}/"
+    sizes = dict(images.files())
     found = [
-        (name, size)
-        for name, size in images.files()
-        if name.lower().endswith(IMAGE_ENDINGS)
-        and not any(part.startswith(".") for part in name.split("/"))
-        and not (own is not None and name.startswith(own))
+        (name, sizes[name])
+        for name in image_names(sizes)
+        if not (own is not None and name.startswith(own))
     ]
     if not found:
         raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {images.root}.")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby, islice
-from typing import Any, Final
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ..errors import CaptumClipError, InputError
+from ..errors import CaptumClipError
 from .computing import Computer
 from .decoding import Batch, Decoder
 from .engine import Advance, Work, compute_unit
 from .jobs import Job, Loader
 from .shards import Unit
-
-_TOKENIZERS: Final = "TOKENIZERS_PARALLELISM"
+from .workers import handed_over
 
 
 def run_local(work: Work, loader: Loader, advance: Advance) -> None:
@@ -52,63 +48,16 @@ class _Batches(Dataset[Batch | CaptumClipError]):
     def __getitem__(self, index: int) -> Batch | CaptumClipError:
         try:
             return self.decoder.batch(self.places[index])
-        except CaptumClipError as error:  # raised here it would arrive with a traceback for a text
+        except CaptumClipError as error:
             return error
 
 
-def _same(item: Any) -> Any:
-    return item
-
-
-@contextmanager
 def decoded(
     decoder: Decoder, places: Sequence[Sequence[int]], workers: int
-) -> Iterator[Iterator[Batch]]:
+) -> AbstractContextManager[Iterator[Batch]]:
     """Decoded batches in their order, a few ahead."""
-    data = _Batches(decoder, places)
-    workers = min(workers, len(places))
-    loader = DataLoader(data, batch_size=None, num_workers=workers, collate_fn=_same)
-    stream = _stream(loader)
-    with _quiet_forks():
-        try:
-            yield stream
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise _died() from error.with_traceback(None)
-        finally:
-            stream.close()
-
-
-def _stream(loader: Iterable[Batch | CaptumClipError]) -> Generator[Batch, None, None]:
-    """Ends the workers when it is closed."""
-    try:
-        for found in loader:
-            if isinstance(found, CaptumClipError):
-                raise found
-            yield found
-    except (ConnectionError, EOFError) as error:  # it died while it handed a batch over
-        with suppress(RuntimeError):  # PyTorch says so too, whenever the signal arrives
-            time.sleep(1)
-        raise _died() from error.with_traceback(None)
-
-
-def _died() -> InputError:
-    """Raised from an error without its traceback, which would keep the dead worker's iterator."""
-    return InputError(
-        "a process that decodes images died, perhaps for want of memory (or of shared memory, "
-        "/dev/shm); take fewer workers or a smaller batch, and start the same command again: what "
-        "is done is kept."
+    advice = (
+        "take fewer workers or a smaller batch, and start the same command again: what is done is "
+        "kept"
     )
-
-
-@contextmanager
-def _quiet_forks() -> Iterator[None]:
-    """Hugging Face's tokenizers print a warning in processes that are forked after their use."""
-    before = os.environ.get(_TOKENIZERS)
-    os.environ.setdefault(_TOKENIZERS, "false")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_TOKENIZERS]
+    return handed_over(_Batches(decoder, places), min(workers, len(places)), advice=advice)

@@ -20,6 +20,7 @@ NAME: Final = "manifest.json"
 FORMAT: Final = "captum_clip study 1"
 RUNNING: Final = "running"
 MAPS_DONE: Final = "maps done"
+_PARTS: Final = {"config": dict, "jobs": list, "environments": list}
 _PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum", "pillow")
 
 
@@ -87,7 +88,9 @@ def begin(config: StudyConfig, jobs: Sequence[Job], images: Listing, output: Sto
 
 def _check_empty(output: Storage) -> None:
     other = [
-        name for name, _ in output.files() if not name.startswith(".") and name != listing.NAME
+        name
+        for name, _ in output.files()
+        if not name.startswith(".") and not (name == listing.NAME and _is_listing(output))
     ]
     if other:
         raise InputError(
@@ -96,12 +99,26 @@ def _check_empty(output: Storage) -> None:
         )
 
 
+def _is_listing(output: Storage) -> bool:
+    """Whether a study that was stopped before it had a manifest wrote the list of images."""
+    try:
+        Listing.from_csv(output.read(listing.NAME) or b"")
+    except InputError:
+        return False
+    return True
+
+
 def _read(content: bytes, output: Storage) -> dict[str, Any]:
     try:
         found = json.loads(content)
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r}")
-        return {key: found[key] for key in ("config", "jobs", "environments")}
+        for key, kind in _PARTS.items():
+            if not isinstance(found[key], kind):
+                raise TypeError(f"{key!r} is no {kind.__name__}")
+        if not all(isinstance(job, dict) for job in found["jobs"]):
+            raise TypeError("'jobs' holds something else than dicts")
+        return {key: found[key] for key in _PARTS}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{output.root}/{NAME} is no manifest of a study that this version can go on with "

@@ -22,7 +22,7 @@ EXTREMES: Final = ("low", "high")
 ALWAYS: Final = ("spatial_variance", "spatial_entropy")
 VALUE_ENTROPY: Final = "value_entropy"
 _AT_ONCE: Final = 2**20  # pixels that are worked on together, so that they stay in the cache
-_TINY: Final = 1e-38  # x log x of it is nothing
+_TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not flushed to zero
 
 
 @dataclass(frozen=True)

@@ -133,12 +133,14 @@ def _connected(work: Work) -> Iterator[Any]:
     """Ray: the caller's, or a cluster that there is, or one that is started here until the end."""
     ray = _ray()
     if ray.is_initialized():
+        _check_room(ray, work)
         yield ray
         return
     with _environment():
         try:
             with _silent_start():
                 _join_or_start(ray, work)
+            _check_room(ray, work)
             yield ray
         finally:
             ray.shutdown()
@@ -146,25 +148,32 @@ def _connected(work: Work) -> Iterator[Any]:
 
 def _join_or_start(ray: Any, work: Work) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    wanted = work.jobs[0].threads
-    cpus = max(os.cpu_count() or 1, work.processes * wanted)
+    cpus = max(os.cpu_count() or 1, work.processes * work.jobs[0].threads)
     try:
         try:
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
         except ValueError:  # Ray: a cluster that is there already has its CPUs
             ray.init(**quiet)
-            _check_room(ray, wanted)
     except ConnectionError as error:
         raise InputError(f"Ray cannot be reached: {error}") from error
 
 
-def _check_room(ray: Any, wanted: int) -> None:
+def _check_room(ray: Any, work: Work) -> None:
     """A worker that no machine has room for would be waited for without end."""
-    largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(machine.get("GPU", 0) for machine in machines)
+    if gpus < work.gpus:
+        raise InputError(
+            f"gpus={work.gpus} is more than the {gpus:.0f} of the Ray cluster; give fewer, or "
+            "gpus=0 to compute on the CPU."
+        )
+    wanted = work.jobs[0].threads
+    fitting = [machine for machine in machines if machine.get("GPU", 0) >= min(work.gpus, 1)]
+    largest = max((machine.get("CPU", 0) for machine in fitting), default=0)
     if largest < wanted:
         raise InputError(
             f"a worker with {wanted} threads fits on no machine of the Ray cluster, the largest "
-            f"has {largest:.0f} CPUs; give fewer threads."
+            f"{'with a GPU ' if work.gpus else ''}has {largest:.0f} CPUs; give fewer threads."
         )
 
 

@@ -150,7 +150,7 @@ def rank(
     attribution = chosen.method(forward)
     if isinstance(images, (str, Path)):
         folder = Path(images).expanduser()
-        listed = [path for path in find_images(folder) if path.name != PICTURE]
+        listed = find_images(folder)
     else:
         folder, listed = None, [Path(path) for path in images]
     found = image_features(clip, listed, **options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +18,13 @@ from .storage import Storage
 
 FOLDER: Final = "shards"
 _ARRAYS: Final = ("places", "maps", "scores", "skipped", "reasons")
-_DAMAGED: Final = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_START: Final = "measure_"
+_MEASURES: Final = {"low", "high", "spatial_variance", "spatial_entropy"}
+# All that zipfile and NumPy raise over bits that are not theirs.
+_DAMAGED: Final = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def to_bytes(shard: Computed) -> bytes:
         "scores": shard.scores,
         "skipped": np.array(skipped, dtype=np.int64),
         "reasons": np.array([shard.skipped[place] for place in skipped], dtype=np.str_),
-        **{f"measure_{name}": values for name, values in shard.measures.items()},
+        **{f"{_START}{name}": values for name, values in shard.measures.items()},
     }
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -115,17 +123,32 @@ def read_shard(storage: Storage, unit: Unit) -> Computed:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         places, maps, scores, skipped, reasons = (found[name] for name in _ARRAYS)
-        if sorted([*places, *skipped]) != sorted(unit.places) or len(maps) != len(places):
+        if sorted([*places, *skipped]) != sorted(unit.places) or len(reasons) != len(skipped):
             raise ValueError("it holds other images")
+        measures = _measures(found, scores)
+        if not len(places) == len(scores) == len(maps) or maps.shape[:2] != scores.shape:
+            raise ValueError("its maps are not those of its scores")
     except _DAMAGED as error:
         raise InputError(
             f"the shard {storage.root}/{unit.name} cannot be used ({error}); delete it and start "
             "the same command again, which computes it anew."
         ) from error
-    start = "measure_"
-    measures = {name.removeprefix(start): found[name] for name in found if name.startswith(start)}
     why = {int(place): str(reason) for place, reason in zip(skipped, reasons, strict=True)}
     return Computed(places, maps, scores, measures, why)
+
+
+def _measures(found: dict[str, Any], scores: Any) -> dict[str, Any]:
+    measures = {
+        name.removeprefix(_START): values
+        for name, values in found.items()
+        if name.startswith(_START)
+    }
+    missing = sorted(_MEASURES - measures.keys())
+    if missing:
+        raise ValueError(f"it lacks the measure {missing[0]}")
+    if any(values.shape != scores.shape for values in measures.values()):
+        raise ValueError("its measures are not those of its scores")
+    return measures
 
 
 def unfinished(storage: Storage, units: Iterable[Unit], present: set[str]) -> list[Unit]:

@@ -6,15 +6,17 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, final
+from typing import Any, BinaryIO, Final, TextIO, final
 
 from ..errors import InputError
 from ..visualization.saving import replace_file
 
 _RESUME = "what is done is kept; start the same command again to go on."
+_ATTEMPTS: Final = 10  # to lock a file that others take away meanwhile
+_HELD: Final[dict[tuple[int, str], object]] = {}  # the system's lock is of a process, not a thread
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class LocalStorage(Storage):
                 inner.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+            inner.sort()  # of two ways to a folder the same one counts on every disk
             for name in names:
                 path = Path(place, name)
                 try:
@@ -153,20 +156,32 @@ class LocalStorage(Storage):
         """See :class:`Storage`; the system lets go of the lock when a process dies."""
         folder = Path(self.root)
         made = not folder.exists()
-        self._make(folder)
-        lock = folder / ".lock"
-        try:
-            file = open(lock, "a")  # noqa: SIM115
-        except OSError as error:
-            raise InputError(f"cannot write to {self.root}: {error.strerror}.") from error
-        with file:
-            _lock(file.fileno(), self.root)
+        with _held(self.root), self._locked(folder / ".lock") as lock:
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)
-                if made and not any(folder.iterdir()):
-                    folder.rmdir()
+                with suppress(OSError):  # it must not hide what the study has to say
+                    lock.unlink(missing_ok=True)
+                    if made and not any(folder.iterdir()):
+                        folder.rmdir()
+
+    @contextmanager
+    def _locked(self, lock: Path) -> Iterator[Path]:
+        """Hold the lock, which whoever held it before may have taken away after it was opened."""
+        for _ in range(_ATTEMPTS):
+            self._make(lock.parent)
+            with self._open(lock) as file:
+                _lock(file.fileno(), self.root)
+                if _is_file(file, lock):
+                    yield lock
+                    return
+        raise _busy(self.root)
+
+    def _open(self, lock: Path) -> TextIO:
+        try:
+            return open(lock, "a")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.root}: {error.strerror}.") from error
 
     def name_inside(self, other: Storage) -> str | None:
         """See :class:`Storage`."""
@@ -187,6 +202,32 @@ def _unreadable(error: OSError) -> None:
     raise InputError(f"the folder {error.filename} cannot be read: {error.strerror}.") from error
 
 
+@contextmanager
+def _held(root: str) -> Iterator[None]:
+    """Keep out other threads of this process."""
+    key, own = (os.getpid(), root), object()
+    if _HELD.setdefault(key, own) is not own:
+        raise _busy(root)
+    try:
+        yield
+    finally:
+        del _HELD[key]
+
+
+def _is_file(file: TextIO, path: Path) -> bool:
+    """Whether an open file still is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _busy(root: str) -> InputError:
+    return InputError(
+        f"another study is at work in {root}; wait for it, or take another output folder."
+    )
+
+
 def _lock(descriptor: int, root: str) -> None:
     try:
         import fcntl
@@ -196,9 +237,7 @@ def _lock(descriptor: int, root: str) -> None:
         # Of the process and not of the file: children that outlive it do not hold it.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        raise InputError(
-            f"another study is at work in {root}; wait for it, or take another output folder."
-        ) from error
+        raise _busy(root) from error
     except OSError:  # a file system without locks
         return
 

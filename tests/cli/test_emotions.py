@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,7 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
         (["demo-data", "-o", "x", "--paintings", "many"], "invalid int value: 'many'"),
         (["fit", "none", "--model", "MODEL", "-o", "p.safetensors"], "there is no folder none"),
         (["fit", "DATA", "--model", "MODEL", "-o", "p.pt"], "must end in .safetensors"),
+        (["fit", "DATA", "--model", "nonsense", "-o", "p.SAFETENSORS"], "must end in .safetensors"),
         (["fit", "DATA", "--model", "MODEL", "-o", "no/p.safetensors"], "there is no folder no"),
         (["fit", "DATA", "-o", "p.safetensors"], "required: --model"),
         (["fit", "DATA", "--model", "nonsense", "-o", "p.safetensors"], "'nonsense' is neither"),
@@ -195,6 +198,23 @@ def test_rank_finds_images_for_an_emotion(here, written, model, encodings, capsy
     arguments = [written, "--emotions", encodings, "--emotion", "awe", "--model", model]
     printed = run("rank", *arguments, "--top", "1", "-o", "out", capsys=capsys)
     assert printed.startswith("'awe', best of 60 images")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [("utf-8", "d\u00e9j\u00e0 \\udcff.jpg"), ("ascii", r"d\xe9j\xe0 \udcff.jpg")],
+)
+def test_rank_prints_names_that_stdout_has_no_letters_for(
+    here, photo, model, monkeypatch, encoding, printed
+):
+    """With escapes; stdout is as it was afterwards."""
+    (here / "images").mkdir()
+    os.symlink(photo, "images/d\u00e9j\u00e0 \udcff.jpg")
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["rank", "images", "a horse", "--model", model, "-o", "out"]) == 0
+    assert out.errors == "strict"
+    assert printed in out.buffer.getvalue().decode(encoding)
 
 
 def test_rank_says_what_it_left_out(here, photo, model, capsys):

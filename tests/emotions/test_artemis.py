@@ -190,6 +190,18 @@ def test_what_is_not_there_is_refused(tmp_path, images):
         read_artemis(path, images, missing="stop")  # type: ignore[arg-type]
 
 
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, images, monkeypatch):
+    """With the system's reason."""
+    path = written(tmp_path, ROWS)
+
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("captum_clip.emotions.artemis.open", fail, raising=False)
+    with pytest.raises(InputError, match=r"data\.csv cannot be read: Permission denied"):
+        read_artemis(path, images)
+
+
 def test_a_data_set_in_one_folder_is_found(tmp_path, images):
     """The official name wins; otherwise the only CSV; images in `images`, `wikiart` or there."""
     path = written(tmp_path, ROWS)

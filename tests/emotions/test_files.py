@@ -143,7 +143,7 @@ def test_safetensors_of_something_else_are_refused(tmp_path):
 
 def test_what_is_not_there_is_refused(tmp_path):
     """Either file, or another ending."""
-    with pytest.raises(InputError, match=r"there is no file .*none\.json"):
+    with pytest.raises(InputError, match=r"there is no file .*none\.safetensors"):
         EmotionProbe.load(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"expected a file \.safetensors or \.json, got"):
         EmotionProbe.load(tmp_path / "probe.pkl")

@@ -184,6 +184,7 @@ FEATURES, VOTES = problem(count=12)
         (FEATURES, VOTES, {"held_out": 1}, r"held_out in \[0, 1\), got 1"),
         (FEATURES, VOTES, {"held_out": -0.1}, r"held_out in \[0, 1\)"),
         (FEATURES, VOTES, {"strength": 0}, "a strength above 0, got 0"),
+        (FEATURES, VOTES, {"seed": -1}, "a seed from 0 on, got -1"),
         (FEATURES, np.eye(9)[[0, 1] * 6], {}, "votes for three classes or more"),
     ],
 )
@@ -237,3 +238,10 @@ def test_parts_that_do_not_fit_are_refused(weights, bias, classes, message):
     """A probe that exists is whole."""
     with pytest.raises(InputError, match=message):
         EmotionProbe(weights, bias, classes=classes)
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none.json"])
+def test_missing_file_is_named_as_it_was_given(tmp_path, name):
+    """Not the other one of the pair."""
+    with pytest.raises(InputError, match=f"^there is no file .*{name}\\.$"):
+        EmotionProbe.load(tmp_path / name)

@@ -7,6 +7,7 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import rank_correlation
+from captum_clip.metrics.ranks import pearson
 from tests.metrics import oracles
 
 
@@ -22,6 +23,15 @@ def test_rank_correlation_is_spearmans():
             wanted = oracles.spearman(maps[i, k], others[i, k])
             assert found[i, k].item() == pytest.approx(wanted, rel=1e-5)
             assert rank_correlation(maps[i, k], others[i, k]) == found[i, k]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 2.0])
+def test_correlation_with_a_constant_is_nan(value):
+    """Also where the rounding of the mean makes its differences not quite zero."""
+    ramp = torch.arange(49.0, dtype=torch.float64)
+    constant = torch.full((49,), value, dtype=torch.float64)
+    assert torch.isnan(pearson(ramp, constant))
+    assert torch.isnan(pearson(constant, ramp))
 
 
 def test_only_the_order_counts():

@@ -69,6 +69,7 @@ def test_subject_is_a_name_with_a_method(arguments: tuple[Any, ...], message: st
         {"engine": "ray"},
         {"workers": 5},
         {"gpus": 1},
+        {"seed": 1},
     ],
 )
 def test_identity_knows_neither_places_nor_the_engine(change: dict[str, Any]) -> None:
@@ -84,7 +85,6 @@ def test_identity_knows_neither_places_nor_the_engine(change: dict[str, Any]) ->
         {"subjects": (Subject("ViT-B/32", emotions="a.json"),)},
         {"batch_size": 8},
         {"shard_size": 64},
-        {"seed": 1},
         {"limit": 5},
         {"value_entropy": True},
         {"threads": 1},
@@ -94,6 +94,11 @@ def test_identity_knows_all_that_decides_results(change: dict[str, Any]) -> None
     changed = replace(GOOD, **change).identity()
     assert changed != GOOD.identity()
     assert json.loads(json.dumps(changed)) == changed
+
+
+def test_identity_knows_the_seed_of_a_sample() -> None:
+    sample = replace(GOOD, limit=5)
+    assert replace(sample, seed=1).identity() != sample.identity()
 
 
 def test_single_things_become_tuples() -> None:

@@ -161,9 +161,15 @@ def test_other_folders_hold_no_truth(tmp_path, folder):
     (tmp_path / "emotion_truth/truth.csv").write_bytes(
         (folder / "emotion_truth/truth.csv").read_bytes()
     )
-    (tmp_path / "emotion_truth/masks.npz").write_text("nothing")
-    with pytest.raises(InputError, match="holds no truth"):
-        emotion_truth(tmp_path)
+    whole = (folder / "emotion_truth/masks.npz").read_bytes()
+    encrypted = bytearray(whole)
+    encrypted[whole.index(b"PK\1\2") + 8] |= 1
+    flipped = bytearray(whole)
+    flipped[200] ^= 255
+    for content in (b"nothing", b"", whole[: len(whole) // 2], bytes(encrypted), bytes(flipped)):
+        (tmp_path / "emotion_truth/masks.npz").write_bytes(content)
+        with pytest.raises(InputError, match="holds no truth"):
+            emotion_truth(tmp_path)
 
 
 # From files to a probe and to maps
@@ -194,6 +200,14 @@ def test_images_that_cannot_be_read_are_left_out(clip, folder, tmp_path, cache, 
     assert found.settings.votes == tuple(kept.sum(0).tolist())
 
 
+def test_a_data_set_is_not_written_over(folder):
+    """Paintings of another size or seed would stay among the new ones."""
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    with pytest.raises(InputError, match="holds a data set already"):
+        write_demo_artemis(folder, paintings=16)
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
 def test_nothing_to_read_is_refused(clip, tmp_path, cache):
     """With the first reason."""
     write_demo_artemis(tmp_path, paintings=16)
@@ -201,6 +215,15 @@ def test_nothing_to_read_is_refused(clip, tmp_path, cache):
         path.write_bytes(b"")
     with pytest.raises(InputError, match="none of the 16 images can be read"):
         fit_emotions(clip, read_artemis(*find_artemis(tmp_path)), cache=cache)
+
+
+@pytest.mark.parametrize("option", [{"seed": -1}, {"held_out": 1.0}, {"strength": 0.0}])
+def test_options_of_a_fit_are_checked_before_the_features(clip, folder, tmp_path, option):
+    """Which take hours."""
+    data = read_artemis(*find_artemis(folder))
+    with pytest.raises(InputError, match=f"expected .*{next(iter(option))}"):
+        fit_emotions(clip, data, cache=tmp_path / "cache", **option)
+    assert os.listdir(tmp_path) == []
 
 
 def test_pointing_equals_a_plain_loop(clip, folder, probe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -152,6 +153,16 @@ def test_files_that_cannot_be_read_are_left_out_with_a_reason(clip, paths, tmp_p
     assert "decompression bomb" in found.skipped[huge]
 
 
+def test_files_of_equal_content_have_reasons_of_their_own(clip, tmp_path):
+    """Though only one of them is decoded."""
+    files = [tmp_path / name for name in ("a.png", "b.png")]
+    for file in files:
+        file.write_bytes(b"no image")
+    found = image_features(clip, files, cache=False)
+    for file in files:
+        assert found.skipped[file] == f"{file} is not an image that Pillow can read."
+
+
 def test_nothing_readable_gives_no_rows(clip, tmp_path):
     """And no list at all either."""
     found = image_features(clip, [tmp_path / "none.jpg"], cache=False)
@@ -272,9 +283,27 @@ def test_a_full_disk_is_said(clip, paths, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("captum_clip.studies.feature_cache.open", fail, raising=False)
-    with pytest.raises(InputError, match="No space left on device"):
-        image_features(clip, paths, cache=tmp_path)
+    class Full(io.RawIOBase):
+        writable = seekable = lambda _: True
+        write = fail
+
+    for stand_in in (fail, lambda *_: io.BufferedWriter(Full())):
+        monkeypatch.setattr("captum_clip.studies.feature_cache.open", stand_in, raising=False)
+        with pytest.raises(InputError, match="No space left on device"):
+            image_features(clip, paths, cache=tmp_path)
+
+
+def test_a_worker_that_dies_is_said(clip, paths, monkeypatch):
+    """With what to do."""
+    parent = os.getpid()
+
+    def die(self, index):
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("captum_clip.studies.features._Files.__getitem__", die)
+    with pytest.raises(InputError, match=r"a process that decodes images died.*take fewer workers"):
+        image_features(clip, paths, cache=False, workers=1)
 
 
 @pytest.mark.parametrize(

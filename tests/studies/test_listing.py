@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from captum_clip.errors import InputError
+from captum_clip.studies.features import find_images
 from captum_clip.studies.listing import Listing, list_images
 from captum_clip.studies.storage import storage_of
 
@@ -39,6 +40,15 @@ def test_hidden_files_and_the_results_are_left_out(tmp_path: Path) -> None:
         "out/mean_maps.png",
         "outer/c.png",
     )
+
+
+def test_other_studies_and_rankings_in_the_folder_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "old/manifest.json", "old/images.csv", "old/sub/mean_maps.png")
+    touch(tmp_path, "found/ranking.csv", "found/ranking.png", "found/b.png")
+    touch(tmp_path, "mine/manifest.json", "mine/c.png", "ranking.png")
+    kept = ("a.png", "found/b.png", "mine/c.png", "ranking.png")
+    assert names_of(tmp_path) == kept
+    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == list(kept)
 
 
 def test_results_do_not_go_among_the_images(tmp_path: Path) -> None:

@@ -87,3 +87,15 @@ def test_a_map_does_not_depend_on_its_neighbours():
     first, second = measures.measure(maps), measures.measure(others)
     for name in first:
         assert torch.equal(first[name][4], second[name][4])
+
+
+def test_entropy_does_not_need_denormal_numbers():
+    """The user's process may flush them to zero."""
+    maps = some_maps((7, 7))
+    expected = Measures((7, 7), (64, 64)).measure(maps)["spatial_entropy"]
+    assert torch.set_flush_denormal(True)
+    try:
+        found = Measures((7, 7), (64, 64)).measure(maps)["spatial_entropy"]
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(found, expected)

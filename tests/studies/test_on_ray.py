@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,15 +66,38 @@ def test_without_ray_the_extra_is_named(
         run_study(config)
 
 
-def test_a_worker_that_fits_nowhere_is_said() -> None:
-    class Ray:
-        @staticmethod
-        def nodes() -> list[dict[str, Any]]:
-            return [
-                {"Alive": True, "Resources": {"CPU": 4.0}},
-                {"Alive": False, "Resources": {"CPU": 64.0}},
-            ]
+class Cluster:
+    """The caller's Ray, with machines of these resources; the last one is gone."""
 
-    on_ray._check_room(Ray, 4)
-    with pytest.raises(InputError, match=r"8 threads fits on no machine .* the largest has 4 CPUs"):
-        on_ray._check_room(Ray, 8)
+    def __init__(self, *machines: dict[str, float]) -> None:
+        self.machines = machines
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [{"Alive": True, "Resources": machine} for machine in self.machines] + [gone]
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpus", "message"),
+    [
+        (2, 0, ""),
+        (2, 1, ""),
+        (4, 0, ""),
+        (8, 0, "8 threads fits on no machine of the Ray cluster, the largest has 4 CPUs"),
+        (4, 1, "4 threads fits on no machine of the Ray cluster, the largest with a GPU has 2"),
+        (2, 2, "gpus=2 is more than the 1 of the Ray cluster; give fewer, or gpus=0"),
+    ],
+)
+def test_a_worker_that_fits_nowhere_is_said(
+    monkeypatch: pytest.MonkeyPatch, threads: int, gpus: int, message: str
+) -> None:
+    """On the caller's own Ray too; without a word it would be waited for without end."""
+    cluster = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr(on_ray, "_ray", lambda: cluster)
+    work: Any = SimpleNamespace(jobs=[SimpleNamespace(threads=threads)], gpus=gpus)
+    expected = pytest.raises(InputError, match=message) if message else nullcontext()
+    with expected, on_ray._connected(work) as ray:
+        assert ray is cluster

@@ -113,7 +113,7 @@ def test_a_lost_or_damaged_shard_is_computed_again(
     [
         ({"batch_size": 4}, "batch_size was 2 and is 4"),
         ({"texts": ("a cat",)}, r'texts was \["a horse", "a dog"\] and is \["a cat"\]'),
-        ({"limit": 99, "seed": 2}, "seed was 0 and is 2; limit was null and is 99"),
+        ({"limit": 99, "seed": 2}, "seed was null and is 2; limit was null and is 99"),
         ({"method": "all-grad"}, r'subjects was \["small-vit last-grad"\] and is'),
     ],
 )

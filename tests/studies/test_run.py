@@ -23,7 +23,7 @@ from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip import maps as resizing
 from captum_clip.attr.choice import DEFAULTS, METHODS
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.studies import StudyConfig, StudyResult, Subject, jobs, run_study
+from captum_clip.studies import StudyConfig, StudyResult, Subject, jobs, manifest, run_study
 from captum_clip.studies.storage import storage_of
 from tests.studies import folders
 
@@ -358,6 +358,34 @@ def test_mistakes_are_said_before_anything_is_written(
     with pytest.raises(CaptumClipError, match=message):
         run_study(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_images_that_no_study_wrote_is_kept(
+    tmp_path: Path, images: Path, vit: str
+) -> None:
+    """The user's own; that of a study which was stopped at once is written anew."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "images.csv").write_text("painting,artist\n1,2\n")
+    config = folders.config_of(images, output, vit)
+    with pytest.raises(InputError, match=r"files that are no study's, such as images\.csv"):
+        run_study(config)
+    assert (output / "images.csv").read_text() == "painting,artist\n1,2\n"
+    (output / "images.csv").write_text("file,bytes\n")
+    assert run_study(config).images == 7
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"config": 3}, {"jobs": {}}, {"jobs": ["a"]}, {"environments": None}, {"format": "other"}],
+)
+def test_a_manifest_of_something_else_is_said(
+    tmp_path: Path, images: Path, vit: str, change: dict[str, Any]
+) -> None:
+    found = {"format": manifest.FORMAT, "config": {}, "jobs": [], "environments": [], **change}
+    (tmp_path / "manifest.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r"manifest\.json is no manifest of a study .*another"):
+        run_study(folders.config_of(images, tmp_path, vit))
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path, images: Path, vit: str) -> None:

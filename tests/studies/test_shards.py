@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from captum_clip.studies.computing import Computed
 from captum_clip.studies.shards import Unit, joined, read_shard, to_bytes, unfinished, units_of
 from captum_clip.studies.storage import storage_of
 
+MEASURES = ("low", "high", "spatial_variance", "spatial_entropy")
 UNIT = Unit(0, "shards/a/000000.npz", ((0, 1), (2,)))
 
 
@@ -22,7 +25,7 @@ def some_shard(places: tuple[int, ...] = (0, 2), skipped: tuple[int, ...] = (1,)
         places=np.array(places, dtype=np.int64),
         maps=random.random((count, 2, 3, 4), dtype=np.float32),
         scores=random.random((count, 2), dtype=np.float32),
-        measures={"low": random.random((count, 2)), "spatial_variance": random.random((count, 2))},
+        measures={name: random.random((count, 2)) for name in MEASURES},
         skipped={place: f"image {place} is broken" for place in skipped},
     )
 
@@ -82,6 +85,47 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed_again(
     present = {name for name, _ in storage.files()}
     assert unfinished(storage, [UNIT], present) == [UNIT]
     assert storage.read(UNIT.name) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measure_low": None}, "lacks the measure low"),
+        ({"measure_spatial_entropy": np.zeros((1, 2))}, "measures are not those of its scores"),
+        ({"scores": np.zeros((1, 2))}, "not those of its scores"),
+        ({"maps": np.zeros((2, 3, 3, 4))}, "maps are not those of its scores"),
+        ({"reasons": np.array(["a", "b"])}, "other images"),
+    ],
+)
+def test_a_shard_without_all_that_belongs_in_it_is_damaged(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Statistics would end in a traceback over it, at every start."""
+    with np.load(io.BytesIO(to_bytes(some_shard()))) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays = {name: array for name, array in {**arrays, **change}.items() if array is not None}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    storage = storage_of(tmp_path)
+    storage.write(UNIT.name, content.getvalue())
+    with pytest.raises(InputError, match=f"cannot be used .*{message}"):
+        read_shard(storage, UNIT)
+
+
+def test_no_flipped_bit_of_a_shard_is_a_traceback(tmp_path: Path) -> None:
+    """It is an error that tells what to do, or the bit does not matter."""
+    storage, shard = storage_of(tmp_path), some_shard()
+    whole = to_bytes(shard)
+    (tmp_path / UNIT.name).parent.mkdir(parents=True)
+    for place in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        (tmp_path / UNIT.name).write_bytes(damaged)
+        try:
+            found = read_shard(storage, UNIT)
+        except InputError:
+            continue
+        assert to_bytes(found) == whole
 
 
 def test_a_whole_shard_is_kept(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,25 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert sorted(found) == [("images/a.png", 0), ("nowhere.png", -1)]
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_two_ways_to_a_folder_the_same_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """In whichever order the disk lists them."""
+    walk = os.walk
+
+    def ordered(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for place, inner, names in walk(*arguments, **options):
+            inner.sort(reverse=backwards)
+            yield place, inner, names
+
+    monkeypatch.setattr(os, "walk", ordered)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").touch()
+    (tmp_path / "b").symlink_to("a")
+    assert storage_of(tmp_path).files() == [("a/x.png", 0)]
+
+
 @pytest.mark.parametrize("start", ["/data", "memory://data"])
 def test_a_folder_knows_what_it_lies_in(start: str) -> None:
     outer = storage_of(f"{start}/a")
@@ -127,6 +147,53 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
         assert "another study is at work" in elsewhere(place)
     assert not place.exists()
     assert elsewhere(place) == ""
+
+
+def test_another_thread_is_kept_out(tmp_path: Path) -> None:
+    """Although the system's lock is of a process; and no try takes the lock away."""
+    storage = storage_of(tmp_path)
+    with storage.alone():
+        for _ in range(2):
+            with pytest.raises(InputError, match="another study is at work"), storage.alone():
+                pass
+        assert "another study is at work" in elsewhere(tmp_path)
+    with storage.alone():
+        pass
+
+
+def test_a_lock_that_was_taken_away_meanwhile_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before ends between the opening and the locking: the new file is what counts."""
+    from captum_clip.studies import storage as module
+
+    lock, calls = module._lock, 0
+
+    def late(descriptor: int, root: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            (tmp_path / ".lock").unlink()
+        lock(descriptor, root)
+
+    monkeypatch.setattr(module, "_lock", late)
+    with storage_of(tmp_path).alone():
+        assert calls == 2
+        assert "another study is at work" in elsewhere(tmp_path)
+
+
+def test_a_folder_that_became_unwritable_does_not_hide_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputError, match="what the study says"), storage_of(tmp_path).alone():
+        raise InputError("what the study says")
+    monkeypatch.undo()
+    with storage_of(tmp_path).alone():
+        pass
 
 
 def elsewhere(place: Path) -> str:
