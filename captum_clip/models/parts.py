@@ -33,7 +33,7 @@ class Part:
         if not self._loaded:
             try:
                 self._value = self._load()
-            except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+            except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
                 self.reason = f"{self._what} could not be loaded: {_first_line(error)}"
             self._loaded = True
         return self._value
