@@ -17,6 +17,7 @@ from tqdm import tqdm
 from . import maps, targets, visualization
 from .attr.choice import DEFAULTS, Choice
 from .errors import InputError, TargetError
+from .files import replace_file
 from .models import ClipAdapter, load_clip
 from .models.base import ImageLike
 from .similarity import ClipSimilarity
@@ -135,7 +136,7 @@ class Explanation:
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **arrays)
 
-        saving.replace_file(path, write)
+        replace_file(path, write)
         return path
 
     @classmethod

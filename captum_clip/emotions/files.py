@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..files import replace_file
 from .artemis import CLASSES
 
 FORMAT: Final = "captum_clip.EmotionProbe/1"
@@ -34,8 +33,8 @@ def write_pair(path: Path, arrays: Arrays, description: Mapping[str, Any]) -> No
     contents = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     said = {"format": FORMAT, "sha256": hashlib.sha256(contents).hexdigest(), **description}
     text = json.dumps(said, indent=1, allow_nan=False)
-    _replace(path, contents)
-    _replace(path.with_suffix(DESCRIPTION), text.encode())
+    replace_file(path, lambda file: file.write(contents))
+    replace_file(path.with_suffix(DESCRIPTION), lambda file: file.write(text.encode()))
 
 
 def check_ending(path: Path) -> None:
@@ -122,14 +121,3 @@ def _read(path: Path) -> bytes:
         raise InputError(f"there is no file {path}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _replace(path: Path, contents: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        temporary.write_bytes(contents)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from ..demo.scenes import Scene, Split, draw_scene
 from ..emotions import CLASSES, EMOTIONS, SOMETHING_ELSE
 from ..emotions.artemis import COLUMNS, FILE_NAME, IMAGE_FOLDERS
 from ..errors import InputError
-from ..visualization.saving import replace_file
+from ..files import replace_file
 from .folders import make_folder
 
 LOCAL: Final = ("amusement", "anger", "disgust", "sadness")

@@ -18,13 +18,14 @@ from torch import Tensor
 from .. import maps, targets
 from ..attr.choice import DEFAULTS, Choice
 from ..errors import InputError, TargetError
+from ..files import replace_file
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from ..visualization.blend import blend
 from ..visualization.grid import Legend, Panel, grid
 from ..visualization.overlay import note_of, score_note
-from ..visualization.saving import replace_file, save_figure
+from ..visualization.saving import save_figure
 from ..visualization.style import ALPHA, HEAT, colormap
 from .features import find_images, image_features
 from .folders import make_folder

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, TextIO, final
 
 from ..errors import InputError
-from ..visualization.saving import replace_file
+from ..files import replace_file
 
 _RESUME = "what is done is kept; start the same command again to go on."
 _ATTEMPTS: Final = 10  # to lock a file that others take away meanwhile

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from ..files import replace_file
 
 FORMATS: Final = (".png", ".pdf", ".svg")
 # without the time of day, the same picture is the same file
@@ -63,21 +62,3 @@ def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: the folder {path.parent} is not writable.")
     return path
-
-
-def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write beside the file, then put it in its place; after a failure nothing is left.
-
-    Raises:
-        InputError: the folder or the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {reason}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

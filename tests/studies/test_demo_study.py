@@ -34,7 +34,6 @@ START = (
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """``study emotions`` on eight drawn faces, with probes fitted to all of them."""
-    pytest.importorskip("sklearn")
     faces = tmp_path_factory.mktemp("demo") / "faces"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAPTUM_CLIP_CACHE", str(faces.with_name("cache")))
@@ -116,7 +115,6 @@ def test_ray_gives_the_same_bytes_and_says_nothing(
     tmp_path: Path, command: list[str], whole: dict[str, bytes]
 ) -> None:
     """With one worker; stderr has the progress bar and nothing else."""
-    pytest.importorskip("ray")
     output = tmp_path / "out"
     process = start(command, output, "--engine", "ray", "--workers", "1")
     out, err = process.communicate(timeout=400)
@@ -135,7 +133,6 @@ def test_killed_workers_of_ray_do_not_lose_the_study(
     tmp_path: Path, command: list[str], whole: dict[str, bytes]
 ) -> None:
     """Two workers, killed as soon as one is at work."""
-    pytest.importorskip("ray")
     output = tmp_path / "out"
     process = start(command, output, "--engine", "ray", "--workers", "2")
     dead: list[int] = []

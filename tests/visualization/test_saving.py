@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from captum_clip.errors import InputError
+from captum_clip.files import replace_file
 from captum_clip.visualization import save_figure
-from captum_clip.visualization.saving import check_destination, replace_file
+from captum_clip.visualization.saving import check_destination
 
 
 @pytest.fixture
@@ -100,3 +101,15 @@ def test_the_file_gets_the_usual_permissions(figure: Figure, tmp_path: Path) -> 
     plain.touch()
     made = save_figure(figure, tmp_path / "picture.png")
     assert made.stat().st_mode == plain.stat().st_mode
+
+
+def test_reason_is_told_where_the_rest_cannot_be_removed_either(tmp_path, monkeypatch):
+    """A folder that became unwritable refuses both, and the first is what matters."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*a\.npz: Permission denied"):
+        replace_file(tmp_path / "a.npz", lambda file: file.write(b"1"))
