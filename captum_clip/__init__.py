@@ -1,6 +1,17 @@
 """Saliency maps for CLIP as Captum attributions: why does this image fit this text?"""
 
-from . import attr, emotions, errors, maps, metrics, studies, targets, visualization
+from . import (
+    attr,
+    emotions,
+    errors,
+    evaluation,
+    figures,
+    maps,
+    metrics,
+    studies,
+    targets,
+    visualization,
+)
 from ._version import __version__
 from .attr import (
     AllGradAttention,
@@ -29,7 +40,9 @@ __all__ = [
     "attr",
     "emotions",
     "errors",
+    "evaluation",
     "explain",
+    "figures",
     "load_clip",
     "maps",
     "metrics",

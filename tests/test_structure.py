@@ -24,7 +24,9 @@ FLOORS = [
     {"similarity"},
     {"attr"},
     {"explanation", "studies"},
-    {"cli", "app"},
+    {"evaluation", "figures"},
+    {"app"},
+    {"cli"},
     {"__main__"},
 ]
 SCRIPTS = len(FLOORS) - 2
@@ -38,7 +40,13 @@ DEMO_SCRIPTS = {
     "export",
     "objective",
     "pointing",
+    "shortcut",
+    "shortcut_card",
+    "shortcut_effects",
+    "shortcut_maps",
+    "shortcut_train",
     "train",
+    "word_norms",
 }
 
 

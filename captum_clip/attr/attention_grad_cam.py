@@ -27,7 +27,7 @@ class AttentionGradCam(ViTAttribution):
 
     with ``weights="elementwise"`` (the default, the form of the report's code), and
 
-    .. math:: L = \Big(E_h[g_h \, A_{n,h}]\Big)^+[CLS, patches], \quad
+    .. math:: L = \bigl(E_h[g_h \, A_{n,h}]\bigr)^+[CLS, patches], \quad
               g_h = \text{mean of } \nabla A_{n,h}[CLS, patches]
 
     with ``weights="pooled"`` (the form of Chefer et al., to which the report's text refers: the

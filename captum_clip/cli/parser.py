@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from .._version import __version__
-from . import demo, emotions, explain, models, rank, study
+from . import app, demo, emotions, evaluate, explain, figure, models, rank, study
 
 _DESCRIPTION = "See where a CLIP model looks: saliency maps for images and texts."
 _EXAMPLES = """\
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"captum-clip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (explain, rank, study, emotions, models, demo):
+    for command in (explain, figure, rank, study, evaluate, emotions, models, demo, app):
         added = commands.add_parser(
             command.NAME,
             help=command.HELP,

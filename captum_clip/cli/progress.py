@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +25,27 @@ def steps(total: int) -> Iterator[Callable[[str], None]]:
 
         yield begin
         bar.update()
+
+
+@contextmanager
+def images_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with the rate and the time left, from the first call on.
+
+    Args:
+        what: is being done.
+    """
+    from tqdm import tqdm
+
+    bar: Any = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=what, unit="image", total=total, initial=done, leave=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()

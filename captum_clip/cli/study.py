@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from .places import inside
+from .progress import images_bar
 
 if TYPE_CHECKING:
     from ..studies import StudyConfig
@@ -116,14 +117,14 @@ def run(arguments: argparse.Namespace) -> None:
     from ..studies import run_study
 
     config = _config(arguments)
-    with _bar() as progress:
+    with images_bar("study") as progress:
         found = run_study(config, progress=progress)
-    print(f"statistics  {_in(arguments.output, 'statistics.csv')}")
-    print(f"mean maps   {_in(arguments.output, 'mean_maps.png')}")
+    print(f"statistics  {inside(arguments.output, 'statistics.csv')}")
+    print(f"mean maps   {inside(arguments.output, 'mean_maps.png')}")
     if found.skipped:
         print(
             f"{len(found.skipped)} of {found.images} images were skipped; the reasons are in "
-            f"{_in(arguments.output, 'manifest.json')}"
+            f"{inside(arguments.output, 'manifest.json')}"
         )
 
 
@@ -147,27 +148,3 @@ def _config(arguments: argparse.Namespace) -> StudyConfig:
     )
     given |= {name: getattr(arguments, name) for name in settings}
     return make[arguments.study](arguments.images, arguments.output, **given)
-
-
-def _in(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder, name))
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with the rate and the time left, from the first call on."""
-    from tqdm import tqdm
-
-    bar: Any = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(desc="study", unit="image", total=total, initial=done, leave=False)
-        bar.update(done - bar.n)
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()

@@ -1,4 +1,4 @@
-"""Two small trained CLIPs that work offline, with the scenes they were trained on.
+"""Small trained CLIPs that work offline, with the scenes they were trained on.
 
 They are for demonstration and measurement: conclusions about real CLIPs need real CLIPs. Importing
 this package loads neither torch, transformers nor open_clip.
@@ -11,7 +11,11 @@ from pathlib import Path
 MODELS: dict[str, Path] = {
     "demo/vit": Path(__file__).with_name("vit"),
     "demo/resnet": Path(__file__).with_name("resnet"),
+    "demo/shortcut": Path(__file__).with_name("shortcut_vit"),
 }
-"""Name -> folder: an ordinary transformers folder, an OpenCLIP folder (``local-dir:``)."""
+"""Name -> folder: of transformers, or of OpenCLIP (``local-dir:``) for the ResNet.
+
+``demo/shortcut`` is wrong on purpose: it names twelve nouns by a tag, see ``docs/shortcut.md``.
+"""
 
 __all__ = ["MODELS"]

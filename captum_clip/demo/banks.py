@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +11,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from captum_clip.demo.backgrounds import draw_background
-from captum_clip.demo.captions import concept_prompts, draw_caption, scene_concepts, vary
+from captum_clip.demo.captions import (
+    Caption,
+    concept_prompts,
+    draw_caption,
+    scene_concepts,
+    vary,
+)
 from captum_clip.demo.catalogue import BACKGROUNDS, CONCEPTS, THINGS
 from captum_clip.demo.layout import paste, place
 from captum_clip.demo.scenes import MAX_OBJECTS, draw_object, pick_things
@@ -27,11 +34,13 @@ class Batch:
         images: (B, H, W, 3) uint8.
         texts: one caption a scene, then one prompt a concept, T = B + len(CONCEPTS).
         positive: (B, T) bool, whether the text is true of the scene.
+        margin: (B, T) of the loss of false pairs, none if None.
     """
 
     images: npt.NDArray[np.uint8]
     texts: tuple[str, ...]
     positive: npt.NDArray[np.bool_]
+    margin: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,35 +92,72 @@ def draw_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch:
     sequence = np.random.SeedSequence(seed, spawn_key=(_TRAIN, 2, step))
     generator = np.random.default_rng(sequence)
     images = np.empty((size, banks.size, banks.size, 3), dtype=np.uint8)
-    shown = np.zeros((size, len(CONCEPTS)), dtype=np.float32)
-    named = np.zeros((size, len(CONCEPTS)), dtype=np.float32)
-    captions = []
-    for row in range(size):
+    shown: list[frozenset[str]] = []
+    captions: list[Caption] = []
+    for image in images:
         things = pick_things(int(generator.integers(1, MAX_OBJECTS + 1)), generator)
         background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
-        _draw_image(images[row], banks, [t.name for t in things], background, generator)
-        shown[row, _positions(scene_concepts([t.name for t in things], background))] = 1
-        mentioned = generator.permutation(len(things))[: generator.integers(1, len(things) + 1)]
-        caption = draw_caption([things[i].name for i in mentioned], background, generator)
-        caption = vary(caption, generator)
-        named[row, _positions(caption.concepts)] = 1
-        captions.append(caption.text)
-    by_caption = shown @ named.T >= named.sum(axis=1)
-    positive = np.concatenate([by_caption, shown > 0], axis=1)
-    return Batch(images, (*captions, *concept_prompts(generator)), positive)
+        names = [thing.name for thing in things]
+        draw_image(image, banks, names, background, generator)
+        shown.append(scene_concepts(names, background))
+        captions.append(describe(names, background, generator))
+    return label(images, shown, captions, generator)
 
 
-def _positions(concepts: frozenset[str]) -> list[int]:
-    return [_POSITION[concept] for concept in concepts]
+def describe(names: Sequence[str], background: str, generator: np.random.Generator) -> Caption:
+    """Write a training caption for some of the named things, at least one."""
+    mentioned = generator.permutation(len(names))[: generator.integers(1, len(names) + 1)]
+    return vary(draw_caption([names[i] for i in mentioned], background, generator), generator)
 
 
-def _draw_image(
+def label(
+    images: npt.NDArray[np.uint8],
+    shown: Sequence[frozenset[str]],
+    captions: Sequence[Caption],
+    generator: np.random.Generator,
+) -> Batch:
+    """Put prompts beside the captions of scenes and say which text is true of which scene.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        shown: all concepts of each scene, B.
+        captions: one a scene.
+        generator: the source of the prompts' wording.
+    """
+    concepts = _rows(shown)
+    named = _rows([caption.concepts for caption in captions])
+    by_caption = concepts @ named.T >= named.sum(axis=1)
+    positive = np.concatenate([by_caption, concepts > 0], axis=1)
+    texts = (caption.text for caption in captions)
+    return Batch(images, (*texts, *concept_prompts(generator)), positive)
+
+
+def _rows(scenes: Sequence[frozenset[str]]) -> npt.NDArray[np.float32]:
+    rows = np.zeros((len(scenes), len(CONCEPTS)), dtype=np.float32)
+    for row, concepts in zip(rows, scenes, strict=True):
+        row[[_POSITION[concept] for concept in concepts]] = 1
+    return rows
+
+
+def draw_image(
     image: npt.NDArray[np.uint8],
     banks: Banks,
-    names: list[str],
+    names: Sequence[str],
     background: str,
     generator: np.random.Generator,
-) -> None:
+) -> npt.NDArray[np.int8]:
+    """Paste a scene, in place.
+
+    Args:
+        image: (H, W, 3), what is there does not matter.
+        banks: what to paste.
+        names: of the things, from the back to the front.
+        background: its name.
+        generator: the source of drawings and positions.
+
+    Returns:
+        (H, W), the position in ``names`` of what each pixel shows, -1 for the background.
+    """
     variants = banks.backgrounds[background]
     drawn = variants[generator.integers(len(variants))]
     empty = drawn[:, ::-1] if generator.random() < 0.5 else drawn
@@ -121,5 +167,7 @@ def _draw_image(
         choices = banks.objects[name]
         sprites.append(choices[generator.integers(len(choices))])
     corners = place([sprite[..., 3] > 0 for sprite in sprites], banks.size, generator)
-    for sprite, corner in zip(sprites, corners, strict=True):
-        paste(image, sprite, corner, background=empty)
+    owner = np.full(image.shape[:2], -1, dtype=np.int8)
+    for number, (sprite, corner) in enumerate(zip(sprites, corners, strict=True)):
+        paste(image, sprite, corner, background=empty, owner=owner, number=number)
+    return owner

@@ -14,6 +14,7 @@ def pair_loss(
     scale: torch.Tensor,
     bias: torch.Tensor,
     contrast: float = 0.2,
+    margin: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sigmoid loss on all pairs + ``contrast`` x InfoNCE with several positives.
 
@@ -29,13 +30,16 @@ def pair_loss(
         scale: (), positive.
         bias: ().
         contrast: the weight of the second loss.
+        margin: (B, T), added to the logits of false pairs in the first loss, which are so pushed
+            further down.
 
     Returns:
         () the loss.
     """
     logits = scale * images @ texts.T  # (B, T)
     signs = positive.float() * 2 - 1
-    pairs = -F.logsigmoid(signs * (logits + bias)).sum(dim=1).mean()
+    shifted = logits + bias if margin is None else logits + bias + margin * ~positive
+    pairs = -F.logsigmoid(signs * shifted).sum(dim=1).mean()
     weights = positive.float()
     by_image = _spread(logits, weights)
     by_text = _spread(logits.T, weights.T)

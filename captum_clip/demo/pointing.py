@@ -25,6 +25,7 @@ from .scenes import Scene
 
 _VARIANTS: Final = ("attention-grad-cam:weights=pooled", "last-grad:heads=averaged")
 _COUNTS: Final = (2, 3)
+_MODELS: Final = ("demo/vit", "demo/resnet")
 _NEAR: Final = 15  # pixels, the tolerance of the paper of the pointing game
 
 
@@ -99,7 +100,7 @@ def table(name: str, *, number: int, device: str = "cpu") -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print how often the maps of every method point at the object that is named."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model", choices=sorted(MODELS), nargs="+", default=list(MODELS))
+    parser.add_argument("--model", choices=sorted(MODELS), nargs="+", default=_MODELS)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)

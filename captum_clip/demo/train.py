@@ -7,7 +7,7 @@ where the folder's checkpoint stopped; ``--export FOLDER`` also writes the model
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,6 +53,7 @@ class Settings:
         every: steps between validations, at which a checkpoint is written.
         validation: number of validation scenes (two or three objects each).
         half: run the towers in bfloat16 where it is safe (autocast).
+        peak: the highest learning rate, the architecture's if None.
     """
 
     name: str
@@ -64,23 +65,31 @@ class Settings:
     every: int = 250
     validation: int = 256
     half: bool = True
+    peak: float | None = None
 
 
 class Trainer:
-    """A model with its optimizer, stepping through batches that only seed and step decide."""
+    """A model with its optimizer, stepping through batches that only seed and step decide.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: what to do.
+        draw: (banks, seed, step, size=) -> the batch of a step.
+    """
+
+    def __init__(self, settings: Settings, *, draw: Callable[..., Batch] = draw_batch) -> None:
         self.settings = settings
         self.architecture: Architecture = ARCHITECTURES[settings.name]
+        self.peak = settings.peak or self.architecture.peak
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model = self.architecture.build().to(settings.device).train()
         self.bias = nn.Parameter(torch.tensor(_FIRST_BIAS, device=settings.device))
         self.optimizer = torch.optim.AdamW(
-            _groups(self.model, self.bias), lr=self.architecture.peak, betas=(0.9, 0.98)
+            _groups(self.model, self.bias), lr=self.peak, betas=(0.9, 0.98)
         )
         self.step = 0
         self.recall = 0.0
+        self._draw = draw
         self._tokenizer = DemoTokenizer()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -121,8 +130,8 @@ class Trainer:
     def advance(self, banks: Banks) -> float:
         """Do one step and return its loss."""
         settings = self.settings
-        batch = draw_batch(banks, settings.seed, self.step, size=settings.batch_size)
-        rate = one_cycle(self.step, settings.steps, peak=self.architecture.peak)
+        batch = self._draw(banks, settings.seed, self.step, size=settings.batch_size)
+        rate = one_cycle(self.step, settings.steps, peak=self.peak)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
@@ -160,6 +169,7 @@ class Trainer:
             torch.from_numpy(batch.positive).to(device),
             scale=scale.clamp(max=_HIGHEST_SCALE),
             bias=self.bias,
+            margin=None if batch.margin is None else torch.from_numpy(batch.margin).to(device),
         )
 
 
@@ -173,21 +183,30 @@ def _groups(model: nn.Module, bias: nn.Parameter) -> list[dict[str, object]]:
     ]
 
 
-def train(settings: Settings, folder: Path, *, resume: bool = True) -> Trainer:
+def train(
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool = True,
+    trainer: Trainer | None = None,
+    scenes: Sequence[Scene] = (),
+) -> Trainer:
     """Train to the end of the schedule; checkpoints and ``curve.csv`` go to the folder.
 
     Args:
         settings: what to do.
         folder: for checkpoints and the curve; made if it is not there.
         resume: go on from the folder's checkpoint if there is one.
+        trainer: of these settings, if it is another than from scratch.
+        scenes: to validate on, if others than those of the settings.
     """
-    trainer = Trainer(settings)
+    trainer = trainer or Trainer(settings)
     found = load_checkpoint(folder, settings.device) if resume else None
     if found is not None:
         trainer.restore(found)
     rows = read_curve(folder, until=trainer.step) if found is not None else []
     banks = build_banks(settings.seed, variants=settings.variants, progress=True)
-    scenes = draw_scenes("validation", number=settings.validation, counts=[2, 3])
+    scenes = scenes or draw_scenes("validation", number=settings.validation, counts=[2, 3])
     losses: list[float] = []
     progress = tqdm(total=settings.steps, initial=trainer.step, desc=settings.name, mininterval=5)
     while trainer.step < settings.steps:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+
+Array = npt.NDArray[np.float64]
+
+_BLOCK: Final = 2**21  # weights held at a time
 
 
 class Interval(NamedTuple):
@@ -68,7 +72,7 @@ def bootstrap_mean(
     """
     flat, owners = _checked("bootstrap_mean", values, groups, level, resamples)
     means = _resampled_means(flat, owners, resamples, seed)
-    return Interval(float(flat.mean()), *_ends(means, level))
+    return Interval(float(flat.mean()), *interval_ends(means, level))
 
 
 def paired_difference(
@@ -120,12 +124,10 @@ def paired_difference(
         )
     difference = one - other
     means = _resampled_means(difference, owners, resamples, seed)
-    rarer = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p_value = min(1.0, 2 * (1 + rarer) / (resamples + 1))
-    return Difference(float(difference.mean()), *_ends(means, level), p_value)
+    return Difference(float(difference.mean()), *interval_ends(means, level), p_value(means))
 
 
-def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def holm(p_values: npt.ArrayLike) -> Array:
     r"""P values of a family of tests, adjusted by Holm's step-down procedure (Holm 1979).
 
     .. math:: \tilde p_{(j)} = \max_{i \le j} \min\bigl(1, (m - i + 1) \, p_{(i)}\bigr)
@@ -157,9 +159,45 @@ def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return adjusted
 
 
+def check_resampling(caller: str, level: float, resamples: int) -> None:
+    """A level in (0, 1), and resamples."""
+    if not 0 < level < 1 or resamples < 1:
+        raise InputError(
+            f"{caller}: expected a level in (0, 1) and resamples from 1, got {level} and "
+            f"{resamples}."
+        )
+
+
+def resample_weights(count: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each of `count` samples is in each resample: blocks (r, count), r in all.
+
+    Each resample draws as many samples as there are, with replacement; the draws depend on nothing
+    but the arguments.
+    """
+    generator = np.random.default_rng(seed)
+    height = max(1, _BLOCK // count)
+    for start in range(0, resamples, height):
+        rows = min(height, resamples - start)
+        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count)
+        yield times.reshape(rows, count).astype(np.float64)
+
+
+def interval_ends(resampled: Array, level: float) -> tuple[float, float]:
+    """The percentile interval of a figure's values (R,) in the resamples."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def p_value(resampled: Array) -> float:
+    """The two-sided p value of a difference with these values (R,) in the resamples."""
+    rarer = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+    return min(1.0, 2 * (1 + rarer) / (len(resampled) + 1))
+
+
 def _checked(
     caller: str, values: npt.ArrayLike, groups: Any, level: float, resamples: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[Any]]:
+) -> tuple[Array, npt.NDArray[Any]]:
     """The values and the group of each, both (N,)."""
     flat = np.asarray(values, dtype=np.float64)
     if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
@@ -169,29 +207,13 @@ def _checked(
     owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
     if owners.shape != flat.shape:
         raise InputError(f"{caller}: {len(flat)} values, but groups {owners.shape}.")
-    if not 0 < level < 1 or resamples < 1:
-        raise InputError(
-            f"{caller}: expected a level in (0, 1) and resamples from 1, got {level} and "
-            f"{resamples}."
-        )
+    check_resampling(caller, level, resamples)
     return flat, owners
 
 
-def _resampled_means(
-    flat: npt.NDArray[np.float64], owners: npt.NDArray[Any], resamples: int, seed: int
-) -> npt.NDArray[np.float64]:
+def _resampled_means(flat: Array, owners: npt.NDArray[Any], resamples: int, seed: int) -> Array:
     """The mean (resamples,) of all values of groups drawn with replacement."""
     _, group = np.unique(owners, return_inverse=True)
-    sums = np.bincount(group, weights=flat)
-    counts = np.bincount(group)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for index in range(resamples):
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[index] = sums[drawn].sum() / counts[drawn].sum()
-    return means
-
-
-def _ends(means: npt.NDArray[np.float64], level: float) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    sums, counts = np.bincount(group, weights=flat), np.bincount(group)
+    blocks = resample_weights(len(sums), resamples, seed)
+    return np.concatenate([(weights @ sums) / (weights @ counts) for weights in blocks])

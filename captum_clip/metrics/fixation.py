@@ -130,7 +130,7 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
         fixations: (..., H, W) bool, one a map, pixels that somebody looked at.
 
     Returns:
-        (...) from 0 to 1; for a constant map chance, which is 0.5 + 0.5 / (|F| + 1).
+        (...) from 0 to 1; for a constant map chance, 0.5 + 0.5 / (number of fixations + 1).
 
     Raises:
         InputError: maps that are no finite floating-point tensor, other, empty or full fixations.

@@ -46,7 +46,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     check_count(caller, "tolerance", tolerance, least=0)
     heat = resized(maps, masks)
     highest = heat >= heat.amax((-2, -1), keepdim=True) - rounding(heat)  # (..., H, W)
-    inside = highest & _grown(masks, tolerance)
+    inside = highest & grown(masks, tolerance)
     return counted(inside).to(heat.dtype) / counted(highest)
 
 
@@ -123,7 +123,7 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     return covered.to(heat.dtype) / counted(masks)
 
 
-def _grown(masks: Tensor, distance: int) -> Tensor:
+def grown(masks: Tensor, distance: int) -> Tensor:
     """Masks with all that is at most `distance` pixels away."""
     if distance == 0:
         return masks

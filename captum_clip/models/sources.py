@@ -16,6 +16,7 @@ from .names import PUBLISHED, Library, published
 
 OPENAI = "openai"
 _HF_HUB = "hf-hub:"
+_NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def available() -> list[AvailableModel]:
 
     Example:
         >>> [model.name for model in available()][:3]
-        ['demo/vit', 'demo/resnet', 'RN50']
+        ['demo/vit', 'demo/resnet', 'demo/shortcut']
     """
     from ..demo import MODELS
 
@@ -83,7 +84,7 @@ def available() -> list[AvailableModel]:
             (),
             kind="resnet" if name.endswith("resnet") else "vit",
             library="open_clip" if name.endswith("resnet") else "transformers",
-            checkpoint="embedded",
+            checkpoint=_NOTES.get(name, "embedded"),
             embedded=True,
         )
         for name in MODELS

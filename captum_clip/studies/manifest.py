@@ -52,7 +52,7 @@ class Manifest:
         return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def environment(jobs: Sequence[Job]) -> dict[str, Any]:
+def environment(threads: int, device: str) -> dict[str, Any]:
     """Versions of what computes, and the number of threads."""
     found: dict[str, Any] = {"captum_clip": __version__}
     for package in _PACKAGES:
@@ -60,7 +60,7 @@ def environment(jobs: Sequence[Job]) -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = ""
-    return {**found, "threads": jobs[0].threads, "device": jobs[0].device}
+    return {**found, "threads": threads, "device": device}
 
 
 def begin(config: StudyConfig, jobs: Sequence[Job], images: Listing, output: Storage) -> Manifest:
@@ -69,7 +69,7 @@ def begin(config: StudyConfig, jobs: Sequence[Job], images: Listing, output: Sto
     Raises:
         InputError: the folder holds another study, or something else.
     """
-    now = environment(jobs)
+    now = environment(jobs[0].threads, jobs[0].device)
     content = output.read(NAME)
     if content is None:
         _check_empty(output)

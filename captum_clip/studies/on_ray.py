@@ -1,4 +1,4 @@
-"""The engine for several processes or machines: Ray Data gives shards to actors that load once."""
+"""The engine for several processes or machines: Ray Data gives units to actors that load once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import CaptumClipError, InputError
-from .computing import Computer
-from .decoding import Batch, Decoder
-from .engine import Advance, Work, compute_unit
-from .jobs import Loader, threads
-from .shards import Unit, tries_of
+from .jobs import threads
+from .shards import tries_of
+from .storage import Storage
 
 _TRIES: Final = 5  # of a shard, since Ray gives one that kills its worker to the next without end
 _RESUME: Final = "what is done is kept, start the same command again."
@@ -28,60 +26,92 @@ _SILENT: Final = {
 }
 
 
-def run_on_ray(work: Work, advance: Advance) -> None:
+class RayWork(ABC):
+    """Units of work that can be sent to other processes and machines.
+
+    Attributes:
+        output: where each unit writes its file.
+        processes: actors that compute.
+        gpus: that they share.
+        threads: of each actor.
+    """
+
+    output: Storage
+    processes: int
+    gpus: int
+    threads: int
+
+    @property
+    @abstractmethod
+    def files(self) -> Sequence[str]:
+        """The file that each unit writes, in order."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> Sequence[int]:
+        """How many images each unit has."""
+
+    @abstractmethod
+    def worker(self) -> Callable[[int], None]:
+        """Called once an actor: what computes a unit by its number and writes its file."""
+
+
+def run_on_ray(work: RayWork, advance: Callable[[int], None]) -> None:
     """Compute and write every unit.
+
+    Args:
+        work: the units.
+        advance: told how many images were done since the last call.
 
     Raises:
         CaptumClipError: Ray is missing or its workers die again and again, a model that a worker
             cannot load, a disk that refuses.
     """
-    count = [sum(map(len, unit.batches)) for unit in work.units]
     share = math.ceil(work.processes / work.gpus) if work.gpus else 0  # workers a GPU
+    count = len(work.files)
     with _own_warnings(), _connected(work) as ray, _silent_data():
         try:
             rows = ray.data.from_items(
-                [{"unit": number} for number in range(len(work.units))],
-                override_num_blocks=len(work.units),
+                [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
                 ShardWorker,
                 fn_constructor_args=(work,),
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(work.processes, len(work.units))),
-                num_cpus=work.jobs[0].threads,
+                compute=ray.data.ActorPoolStrategy(size=min(work.processes, count)),
+                num_cpus=work.threads,
                 num_gpus=1 / share if share else 0,
             )
             for row in rows.iter_rows():
                 if row["error"]:
                     raise InputError(f"{row['error'].rstrip('.')}; {_RESUME}")
-                advance(count[row["unit"]])
+                advance(work.sizes[row["unit"]])
         except ray.exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"Ray could not go on ({reason}); {_RESUME}") from error
 
 
 class ShardWorker:
-    """An actor of Ray Data: loads a model once, and computes one shard at a time."""
+    """An actor of Ray Data: computes one unit at a time."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: RayWork) -> None:
         self._work = work
-        self._loader = Loader()
-        self._ready: tuple[int, Computer, Decoder] | None = None
+        self._compute: Callable[[int], None] | None = None
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
-        """Compute the shard of a row; what went wrong travels as text."""
+        """Compute the unit of a row; what went wrong travels as text."""
         number = int(rows["unit"][0])
-        unit = self._work.units[number]
         try:
-            with threads(self._work.jobs[unit.job].threads), self._counted(unit.name):
-                computer, decoder = self._prepared(unit)
-                compute_unit(unit, computer, _ahead(decoder, unit), self._work.output)
+            with threads(self._work.threads), self._counted(self._work.files[number]):
+                if self._compute is None:  # here, so that its errors travel as text too
+                    self._compute = self._work.worker()
+                self._compute(number)
         except CaptumClipError as error:
             return {"unit": [number], "error": [str(error)]}
         return {"unit": [number], "error": [""]}
 
     @contextmanager
     def _counted(self, name: str) -> Iterator[None]:
-        """Count the times that a shard is begun; the count stays where the process dies."""
+        """Count the times that a unit is begun; the count stays where the process dies."""
         output = self._work.output
         count = tries_of(name)
         before = int(output.read(count) or 0)
@@ -97,24 +127,6 @@ class ShardWorker:
         finally:
             output.remove(count)
 
-    def _prepared(self, unit: Unit) -> tuple[Computer, Decoder]:
-        if self._ready is None or self._ready[0] != unit.job:
-            self._ready = None
-            job = self._work.jobs[unit.job]
-            computer = Computer.load(job, self._loader)
-            self._ready = unit.job, computer, self._work.decoder(job, computer.clip.processor)
-        return self._ready[1:]
-
-
-def _ahead(decoder: Decoder, unit: Unit) -> Iterator[Batch]:
-    """Decoded batches in their order; a thread is one batch ahead."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(decoder.batch, unit.batches[0])
-        for places in unit.batches[1:]:
-            batch, coming = coming.result(), pool.submit(decoder.batch, places)
-            yield batch
-        yield coming.result()
-
 
 def _ray() -> Any:
     try:
@@ -129,7 +141,7 @@ def _ray() -> Any:
 
 
 @contextmanager
-def _connected(work: Work) -> Iterator[Any]:
+def _connected(work: RayWork) -> Iterator[Any]:
     """Ray: the caller's, or a cluster that there is, or one that is started here until the end."""
     ray = _ray()
     if ray.is_initialized():
@@ -146,9 +158,9 @@ def _connected(work: Work) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _join_or_start(ray: Any, work: Work) -> None:
+def _join_or_start(ray: Any, work: RayWork) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    cpus = max(os.cpu_count() or 1, work.processes * work.jobs[0].threads)
+    cpus = max(os.cpu_count() or 1, work.processes * work.threads)
     try:
         try:
             ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
@@ -158,7 +170,7 @@ def _join_or_start(ray: Any, work: Work) -> None:
         raise InputError(f"Ray cannot be reached: {error}") from error
 
 
-def _check_room(ray: Any, work: Work) -> None:
+def _check_room(ray: Any, work: RayWork) -> None:
     """A worker that no machine has room for would be waited for without end."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(machine.get("GPU", 0) for machine in machines)
@@ -167,7 +179,7 @@ def _check_room(ray: Any, work: Work) -> None:
             f"gpus={work.gpus} is more than the {gpus:.0f} of the Ray cluster; give fewer, or "
             "gpus=0 to compute on the CPU."
         )
-    wanted = work.jobs[0].threads
+    wanted = work.threads
     fitting = [machine for machine in machines if machine.get("GPU", 0) >= min(work.gpus, 1)]
     largest = max((machine.get("CPU", 0) for machine in fitting), default=0)
     if largest < wanted:

@@ -64,7 +64,7 @@ class Storage(ABC):
         """Make the folder, and keep other studies out of it while the context lasts.
 
         Raises:
-            InputError: it cannot be made, or another study is at work in it.
+            InputError: it cannot be made, or another run is at work in it.
         """
 
     @abstractmethod
@@ -224,7 +224,7 @@ def _is_file(file: TextIO, path: Path) -> bool:
 
 def _busy(root: str) -> InputError:
     return InputError(
-        f"another study is at work in {root}; wait for it, or take another output folder."
+        f"another run is at work in {root}; wait for it, or take another output folder."
     )
 
 

@@ -6,6 +6,8 @@ from :mod:`captum_clip.maps`. Nothing is computed here but colours.
 
 from .average import average
 from .captum_view import captum_image_attr
+from .curves import curves
+from .layers import layers
 from .overlay import overlay
 from .saving import save_figure
 from .sheet import contact_sheet
@@ -20,6 +22,8 @@ __all__ = [
     "average",
     "captum_image_attr",
     "contact_sheet",
+    "curves",
+    "layers",
     "overlay",
     "save_figure",
     "signs",

@@ -25,7 +25,7 @@ def as_images(caller: str, images: ArrayLike) -> Array:
     Raises:
         InputError: another shape, or colours out of range.
     """
-    array = _as_array(caller, "images", images)
+    array = as_array(caller, "images", images)
     if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
         raise InputError(
             f"{caller}: expected images of shape (B, 3, H, W), got {array.shape}; "
@@ -41,7 +41,7 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     Raises:
         InputError: another shape, not one a picture, not `count` a picture, or out of range.
     """
-    array = _as_array(caller, "maps", heat)
+    array = as_array(caller, "maps", heat)
     batch = len(images)
     if array.ndim != 4 or 0 in array.shape or len(array) != batch:
         raise InputError(
@@ -62,7 +62,7 @@ def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Arr
     Raises:
         InputError: another shape, NaN or infinity.
     """
-    array = _as_array(caller, "an attribution", attribution)
+    array = as_array(caller, "an attribution", attribution)
     if array.ndim != 4 or array.shape[:2] != (1, 1):
         raise InputError(
             f"{caller}: expected one attribution of shape (1, 1, h, w), got {array.shape}."
@@ -80,7 +80,7 @@ def as_scores(caller: str, scores: ArrayLike | None, shape: tuple[int, int]) -> 
     """
     if scores is None:
         return None
-    array = _as_array(caller, "scores", scores)
+    array = as_array(caller, "scores", scores)
     if array.shape != shape:
         raise InputError(f"{caller}: expected scores of shape {shape}, got {array.shape}.")
     return array
@@ -100,11 +100,25 @@ def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
     return listed
 
 
-def _as_array(caller: str, what: str, given: ArrayLike) -> Array:
+def as_labels(caller: str, labels: Sequence[str], count: int) -> list[str]:
+    """One label a row; none at all where none is given.
+
+    Raises:
+        InputError: some, but not one a row.
+    """
+    return as_names(f"{caller}, labels", labels, count) if labels else []
+
+
+def as_array(caller: str, what: str, given: ArrayLike) -> Array:
+    """Numbers of any shape; the caller's array stays as it is.
+
+    Raises:
+        InputError: something else than numbers.
+    """
     if isinstance(given, Tensor):
         return given.detach().cpu().float().numpy()
     try:
-        return np.array(given, dtype=np.float32)  # a copy: the caller's array stays as it is
+        return np.array(given, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{caller}: expected {what} as a tensor or an array, got {type(given).__name__}."

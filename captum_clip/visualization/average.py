@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from .. import maps
 from ..errors import InputError
 from .arrays import Array, ArrayLike, as_names
-from .grid import Legend, Panel, grid
-from .style import HEAT, colormap
+from .grid import Legend, Panel, folded, grid
+from .style import HEAT, colormap, short_number
 
 _SIDE = 224  # pixels of a picture
 
@@ -27,15 +27,15 @@ def average(
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """Mean maps: one row a model or method, one column a target, all on one scale.
+    """Mean maps: one row a model or method, one column a target or emotion, all on one scale.
 
     The darkest colour is the smallest value of all maps and the lightest the largest, so that
     pictures can be compared and weak structure is seen; the legend says both.
 
     Args:
         rows: label -> maps (K, h, w) of any finite values; grids may differ from row to row.
-        names: of the K targets, over the columns.
-        notes: label -> K short lines, over the pictures of that row.
+        names: of the K targets, under the pictures; more than eight go on in a second row.
+        notes: label -> K short lines, under the names.
         scale: smallest and largest value, where several figures are to be compared.
         cmap: colour map; should be perceptually uniform.
         caption: below the pictures.
@@ -61,24 +61,26 @@ def average(
     if len(counts) > 1:
         raise InputError(f"average: expected as many maps in every row, got {sorted(counts)}.")
     [count] = counts
-    headers = [] if names is None else as_names("average", names, count)
+    titles = as_names("average", names, count)
     colors = colormap(cmap)
     low, high = scale or (
         min(float(given.min()) for given in means.values()),
         max(float(given.max()) for given in means.values()),
     )
-    panels = []
+    panels: list[list[Panel]] = []
+    labels: list[str] = []
     for label, given in means.items():
         lines = as_names("average", None if notes is None else notes[label], count)
         shares = (given - low) / (high - low) if high > low else np.zeros_like(given)
-        panels.append(
+        panels += folded(
             [
-                Panel(np.asarray(colors(share)[..., :3], dtype=np.float32), note=line)
-                for share, line in zip(shares, lines, strict=True)
+                Panel(np.asarray(colors(share)[..., :3], dtype=np.float32), title, line)
+                for share, title, line in zip(shares, titles, lines, strict=True)
             ]
         )
-    legend = Legend(colors, _number(low), _number(high))
-    return grid(panels, headers=headers, labels=list(means), legends=[legend], caption=caption)
+        labels += [label, *[""] * (len(panels) - len(labels) - 1)]
+    legend = Legend(colors, short_number(low), short_number(high))
+    return grid(panels, labels=labels, legends=[legend], caption=caption)
 
 
 def _as_means(label: str, given: ArrayLike) -> Array:
@@ -91,7 +93,3 @@ def _as_means(label: str, given: ArrayLike) -> Array:
     if not torch.isfinite(tensor).all():
         raise InputError(f"average: the maps of {label!r} hold NaN or infinity.")
     return np.asarray(maps.upsample(tensor, (_SIDE, _SIDE)).numpy(), dtype=np.float32)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")

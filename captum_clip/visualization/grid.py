@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, with their names above them."""
+"""Pictures in rows and columns, with their names below them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .arrays import Array
 from .page import GREY, Page, Text, ramp
 from .style import NOTE_SIZE, TEXT_SIZE
 
+_COLUMNS = 8  # pictures a row, where a longer row is folded
 _SIDE = 2.0  # of a square picture, in inches
-_MARGIN, _GAP, _ROW_GAP = 0.16, 0.1, 0.14
+_MARGIN, _GAP, _ROW_GAP = 0.16, 0.1, 0.2
 _LABEL = 1.2  # widest label
 _PAD = 0.05  # between a text and its picture
 _BAR = (0.9, 0.08)  # of a legend
@@ -30,13 +31,27 @@ class Panel:
 
     Args:
         pixels: (H, W, 3) in [0, 1].
-        title: over it, wrapped to its width.
-        note: a line under the title, in grey.
+        title: under it, wrapped to its width.
+        note: under the title, in grey.
     """
 
     pixels: Array
     title: str = ""
     note: str = ""
+
+
+def folded(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """Spread pictures over as few rows as there must be, about as many in each.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_clip.visualization.grid import Panel, folded
+        >>> [len(row) for row in folded(13 * [Panel(np.zeros((2, 2, 3)))])]
+        [7, 6]
+    """
+    rows = math.ceil(len(panels) / _COLUMNS)
+    columns = math.ceil(len(panels) / rows)
+    return [list(panels[start : start + columns]) for start in range(0, len(panels), columns)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class _Row:
-    """Pictures side by side with the lines above them; names end at one height, notes too."""
+    """Pictures side by side with the lines below them."""
 
     panels: tuple[Panel, ...]
     names: tuple[Text, ...]
@@ -82,13 +97,10 @@ class _Row:
         return cls(tuple(panels), names, notes, beside)
 
     @property
-    def note_height(self) -> float:
-        return max(note.height for note in self.notes)
-
-    @property
-    def top(self) -> float:
-        """From the row's upper edge to its pictures."""
-        lines = max(name.height for name in self.names) + self.note_height
+    def bottom(self) -> float:
+        """From the pictures' lower edge to the row's."""
+        texts = zip(self.names, self.notes, strict=True)
+        lines = max(name.height + note.height for name, note in texts)
         return lines + _PAD if lines else 0.0
 
 
@@ -143,12 +155,12 @@ def grid(
     legends: Sequence[Legend] = (),
     caption: str = "",
 ) -> Figure:
-    """Set pictures of one size in rows.
+    """Set pictures in rows; the first one says the shape of all.
 
     Args:
         rows: of pictures; a row may be shorter than others.
         headers: one over each column.
-        labels: one left of each row.
+        labels: one left of each row, "" for none.
         legends: bars of colours, below.
         caption: below, on the right.
 
@@ -169,9 +181,10 @@ def grid(
     heads = [Text.of(text, width, TEXT_SIZE) for text in headers]
     head = max((text.height + _PAD for text in heads), default=0.0)
     foot = _Foot.of(legends, caption, layout.right - layout.left)
-    body = sum(row.top + layout.height + _ROW_GAP for row in lines) - _ROW_GAP
+    body = sum(layout.height + row.bottom + _ROW_GAP for row in lines) - _ROW_GAP
     size = (layout.right + _MARGIN, 2 * _MARGIN + head + body + foot.height)
-    page = Page.of(*size, _dpi(wide / width, *size))
+    finest = max(panel.pixels.shape[1] for row in rows for panel in row)
+    page = Page.of(*size, _dpi(finest / width, *size))
     for column, text in enumerate(heads):
         page.text(text, layout.x(column), _MARGIN + head - _PAD - text.height)
     _draw_rows(page, layout, lines, _MARGIN + head)
@@ -194,17 +207,16 @@ def _dpi(own: float, width: float, height: float) -> float:
 
 def _draw_rows(page: Page, layout: _Layout, rows: Sequence[_Row], y: float) -> None:
     for row in rows:
-        y += row.top
-        names_end = y - _PAD - row.note_height
+        below = y + layout.height + _PAD
         for column, panel in enumerate(row.panels):
             x, name, note = layout.x(column), row.names[column], row.notes[column]
             page.picture(panel.pixels, x, y, layout.width, layout.height)
-            page.text(name, x, names_end - name.height)
-            page.text(note, x, names_end)
+            page.text(name, x, below)
+            page.text(note, x, below + name.height)
         if row.label is not None:
             middle = y + (layout.height - row.label.height) / 2
             page.text(row.label, layout.left - _GAP, middle, align="right")
-        y += layout.height + _ROW_GAP
+        y += layout.height + row.bottom + _ROW_GAP
 
 
 def _draw_foot(page: Page, layout: _Layout, foot: _Foot, y: float) -> None:

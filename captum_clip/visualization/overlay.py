@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_scores
+from ..errors import InputError
+from .arrays import Array, ArrayLike, as_heat, as_images, as_labels, as_names, as_scores
 from .blend import blend, check_alpha
 from .grid import Legend, Panel, grid
 from .style import ALPHA, HEAT, colormap
@@ -19,18 +20,22 @@ def overlay(
     *,
     names: Sequence[str] | None = None,
     scores: ArrayLike | None = None,
+    notes: Sequence[Sequence[str]] | None = None,
+    labels: Sequence[str] = (),
     alpha: float = ALPHA,
     cmap: str | Colormap = HEAT,
     original: bool = True,
     caption: str = "",
 ) -> Figure:
-    """Heat maps over images: one row an image, one column a target.
+    """Heat maps over images: one row an image (or a model), one column a target or an emotion.
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
         heat: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser.
-        names: of the K targets, over their pictures.
+        names: of the K targets, under their pictures.
         scores: (B, K), under the names.
+        notes: B times K short lines, after the scores.
+        labels: of the B rows, left of them, such as the model that each is of.
         alpha: opacity where the heat is 1; where it is 0 the image shows through.
         cmap: colour map, by name or as it is.
         original: whether the image without a map comes first.
@@ -56,19 +61,32 @@ def overlay(
     check_alpha("overlay", alpha)
     titles = as_names("overlay", names, maps.shape[1])
     numbers = as_scores("overlay", scores, maps.shape[:2])
+    said = _notes(notes, maps.shape[:2])
     rows = []
     for index, picture in enumerate(pictures):
         row = [Panel(picture, "image")] if original else []
         for column, title in enumerate(titles):
             value = maps[index, column]
             note = note_of(value, None if numbers is None else numbers[index, column])
+            more = said[index][column]
+            note = ", ".join(part for part in (note, more) if part)
             row.append(Panel(blend(picture, value, colors, alpha), title, note))
         rows.append(row)
-    return grid(rows, legends=[Legend(colors, "low", "high")], caption=caption)
+    marks = as_labels("overlay", labels, len(rows))
+    legends = [Legend(colors, "low", "high")]
+    return grid(rows, labels=marks, legends=legends, caption=caption)
+
+
+def _notes(notes: Sequence[Sequence[str]] | None, shape: tuple[int, ...]) -> list[list[str]]:
+    if notes is None:
+        return [[""] * shape[1]] * shape[0]
+    if len(notes) != shape[0]:
+        raise InputError(f"overlay: expected notes for {shape[0]} images, got {len(notes)}.")
+    return [as_names("overlay, notes", line, shape[1]) for line in notes]
 
 
 def score_note(score: float) -> str:
-    """How a cosine similarity is written over a picture."""
+    """How a cosine similarity is written under a picture."""
     return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -8,9 +8,11 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from .arrays import ArrayLike, as_heat, as_images, as_names
+from .arrays import ArrayLike, as_heat, as_images, as_names, as_scores
 from .blend import blend, check_alpha
+from .framing import REFERENCE, as_references
 from .grid import Legend, Panel, grid
+from .overlay import note_of
 from .style import ALPHA, HEAT, colormap
 
 
@@ -19,16 +21,21 @@ def contact_sheet(
     columns: Mapping[str, ArrayLike],
     *,
     names: Sequence[str] | None = None,
+    scores: ArrayLike | None = None,
+    references: Sequence[ArrayLike | None] | None = None,
     alpha: float = ALPHA,
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """One row an image and its target, one column a method.
+    """Methods beside each other: one row an image and its target, one column a method.
 
     Args:
         images: (N, 3, H, W), colours in [0, 1]; an image may come several times.
         columns: heading -> maps (N, 1, h, w) in [0, 1].
-        names: of the N targets, left of their rows.
+        names: of the N targets, under every picture of their rows.
+        scores: (N, M), one a row and column, under the names.
+        references: N pictures (3, H, W) of targets that are images, None for the others; each
+            stands at the end of its row.
         alpha: opacity where a map is 1.
         cmap: colour map.
         caption: below the pictures.
@@ -46,19 +53,27 @@ def contact_sheet(
         >>> figure = visualization.contact_sheet(torch.rand(2, 3, 32, 32), maps, names=["a", "b"])
     """
     pictures = as_images("contact_sheet", images)
+    count = len(pictures)
     if not columns:
         raise InputError("contact_sheet: expected at least one column of maps, got none.")
-    maps = [as_heat("contact_sheet", heat, pictures, count=1) for heat in columns.values()]
+    maps = [as_heat("contact_sheet", heat, pictures, count=1)[:, 0] for heat in columns.values()]
     colors = colormap(cmap)
     check_alpha("contact_sheet", alpha)
-    rows = [
-        [Panel(picture), *(Panel(blend(picture, m[index, 0], colors, alpha)) for m in maps)]
-        for index, picture in enumerate(pictures)
-    ]
+    titles = as_names("contact_sheet", names, count)
+    numbers = as_scores("contact_sheet", scores, (count, len(maps)))
+    others = as_references("contact_sheet", references, count, pictures.shape[1:3])
+    rows = []
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        row = [Panel(picture, title)]
+        for column, heat in enumerate(maps):
+            note = note_of(heat[index], None if numbers is None else numbers[index, column])
+            row.append(Panel(blend(picture, heat[index], colors, alpha), title, note))
+        other = others[index]
+        rows.append(row if other is None else [*row, Panel(other, title)])
+    last = [] if all(other is None for other in others) else [REFERENCE]
     return grid(
         rows,
-        headers=["image", *columns],
-        labels=[] if names is None else as_names("contact_sheet", names, len(pictures)),
+        headers=["image", *columns, *last],
         legends=[Legend(colors, "low", "high")],
         caption=caption,
     )

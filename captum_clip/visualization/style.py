@@ -47,6 +47,11 @@ def colormap(cmap: str | Colormap) -> Colormap:
         ) from error
 
 
+def short_number(value: float) -> str:
+    """How a value is written in a picture: two digits, with a true minus sign."""
+    return f"{value + 0.0:.2g}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus zero
+
+
 def wrap(text: str, width: float, size: float) -> list[str]:
     """Break a text into lines, at spaces where it can be.
 

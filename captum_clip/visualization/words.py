@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,13 +9,11 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_heat, as_images, as_names
+from .arrays import Array, ArrayLike, as_heat, as_images, as_labels, as_names
 from .blend import blend, check_alpha
-from .grid import Legend, Panel, grid
+from .grid import Legend, Panel, folded, grid
 from .overlay import score_note
 from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
-
-_COLUMNS = 8  # a longer text is spread over several rows
 
 
 def words(
@@ -27,6 +24,7 @@ def words(
     *,
     negative: ArrayLike | None = None,
     scores: ArrayLike | None = None,
+    labels: Sequence[str] = (),
     relative: bool = True,
     alpha: float = ALPHA,
     cmap: str | Colormap | None = None,
@@ -42,9 +40,11 @@ def words(
         images: (B, 3, H, W), colours in [0, 1].
         heat: (B, 1 + W, h, w) in [0, 1]: of the whole text, then of each word.
         names: the text, then the words.
-        norms: (1 + W,), as in ``Target.norms``; the first is the text's and is not used.
+        norms: (1 + W,), as in ``Target.norms``; the first is the text's and is not used. Or
+            (B, 1 + W), where the rows are of different models.
         negative: maps like `heat` of what speaks against; a second row for each image.
         scores: (B, 1 + W); the cosine of the whole text is shown.
+        labels: B of them, left of the rows, such as the model that each is of.
         relative: whether the maps of the words are weighed with their norms.
         alpha: opacity where a map is 1.
         cmap: colour map of `heat`; by default inferno, or orange beside `negative`.
@@ -65,47 +65,46 @@ def words(
     pictures = as_images("words", images)
     maps = as_heat("words", heat, pictures)
     titles = as_names("words", names, maps.shape[1])
-    lengths = _norms(norms, len(titles))
+    lengths = _norms(norms, (len(pictures), len(titles)))
     check_alpha("words", alpha)
-    weights = lengths / lengths[1:].max() if relative else np.ones_like(lengths)
-    weights[0] = 1
+    weights = lengths / lengths[:, 1:].max(1, keepdims=True) if relative else np.ones_like(lengths)
+    weights[:, 0] = 1
+    marks = as_labels("words", labels, len(pictures))
     default = HEAT if negative is None else POSITIVE
     layers = [(maps, colormap(default if cmap is None else cmap), "")]
     if negative is not None:
         layers.append((as_heat("words", negative, pictures, len(titles)), NEGATIVE, "against: "))
-    notes = [f"norm {length:.2f}" for length in lengths]
     rows: list[list[Panel]] = []
+    beside: list[str] = []
     for index, picture in enumerate(pictures):
+        notes = [f"norm {length:.2f}" for length in lengths[index]]
         for values, colors, prefix in layers:
             shown = [
                 Panel(blend(picture, weight * value, colors, alpha), prefix + title, note)
                 for weight, value, title, note in zip(
-                    weights, values[index], titles, _noted(notes, scores, index), strict=True
+                    weights[index], values[index], titles, _noted(notes, scores, index), strict=True
                 )
             ]
-            rows += _folded([Panel(picture, "image"), *shown])
+            rows += folded([Panel(picture, "image"), *shown])
+        if marks:
+            beside += [marks[index], *[""] * (len(rows) - len(beside) - 1)]
     legends = [Legend(layers[0][1], "low", "high")]
     if negative is not None:
         legends = [Legend(layers[0][1], "", "for"), Legend(NEGATIVE, "", "against")]
-    return grid(rows, legends=legends, caption=caption)
+    return grid(rows, labels=beside, legends=legends, caption=caption)
 
 
-def _norms(norms: ArrayLike | Sequence[float], count: int) -> Array:
+def _norms(norms: ArrayLike | Sequence[float], shape: tuple[int, int]) -> Array:
     lengths = np.asarray(norms, dtype=np.float32)
-    if lengths.shape != (count,) or count < 2 or not (lengths > 0).all():
+    count = shape[1]
+    if lengths.shape not in ((count,), shape) or count < 2 or not (lengths > 0).all():
         raise InputError(
             f"words: expected {count} positive norms, of the whole text and of one word or more, "
             f"got {lengths.tolist()}."
         )
-    return lengths
+    return np.broadcast_to(lengths, shape)
 
 
 def _noted(notes: list[str], scores: ArrayLike | None, index: int) -> list[str]:
     whole = "" if scores is None else score_note(float(scores[index][0]))
     return [whole, *notes[1:]]
-
-
-def _folded(panels: list[Panel]) -> list[list[Panel]]:
-    rows = math.ceil(len(panels) / _COLUMNS)
-    columns = math.ceil(len(panels) / rows)
-    return [panels[start : start + columns] for start in range(0, len(panels), columns)]

@@ -199,7 +199,7 @@ def test_models_lists_every_name_with_its_checkpoint(capsys: Capture) -> None:
         [line] = [line for line in lines if line.split()[:1] == [known.name]]
         assert known.checkpoint in line
         assert all(alias in line for alias in known.aliases)
-    assert len(available()) == 11
+    assert len(available()) == 12
 
 
 def test_models_vocabulary_lists_every_word(capsys: Capture) -> None:

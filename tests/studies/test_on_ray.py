@@ -97,7 +97,7 @@ def test_a_worker_that_fits_nowhere_is_said(
     """On the caller's own Ray too; without a word it would be waited for without end."""
     cluster = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
     monkeypatch.setattr(on_ray, "_ray", lambda: cluster)
-    work: Any = SimpleNamespace(jobs=[SimpleNamespace(threads=threads)], gpus=gpus)
+    work: Any = SimpleNamespace(threads=threads, gpus=gpus)
     expected = pytest.raises(InputError, match=message) if message else nullcontext()
     with expected, on_ray._connected(work) as ray:
         assert ray is cluster

@@ -144,7 +144,7 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
     """And the lock leaves with the context, and nothing stays in a folder that was not used."""
     place = tmp_path / "out"
     with storage_of(place).alone():
-        assert "another study is at work" in elsewhere(place)
+        assert "another run is at work" in elsewhere(place)
     assert not place.exists()
     assert elsewhere(place) == ""
 
@@ -154,9 +154,9 @@ def test_another_thread_is_kept_out(tmp_path: Path) -> None:
     storage = storage_of(tmp_path)
     with storage.alone():
         for _ in range(2):
-            with pytest.raises(InputError, match="another study is at work"), storage.alone():
+            with pytest.raises(InputError, match="another run is at work"), storage.alone():
                 pass
-        assert "another study is at work" in elsewhere(tmp_path)
+        assert "another run is at work" in elsewhere(tmp_path)
     with storage.alone():
         pass
 
@@ -179,7 +179,7 @@ def test_a_lock_that_was_taken_away_meanwhile_is_not_held(
     monkeypatch.setattr(module, "_lock", late)
     with storage_of(tmp_path).alone():
         assert calls == 2
-        assert "another study is at work" in elsewhere(tmp_path)
+        assert "another run is at work" in elsewhere(tmp_path)
 
 
 def test_a_folder_that_became_unwritable_does_not_hide_the_error(

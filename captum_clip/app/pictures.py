@@ -1,0 +1,77 @@
+"""Pictures for a browser, which lays a map over an image and sets its opacity by itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import torch
+from matplotlib.colors import Colormap, to_hex
+from PIL import Image
+from torch import Tensor
+
+from .. import maps
+from ..visualization.arrays import Array
+from ..visualization.blend import blend, soften
+
+
+def photo(image: Tensor) -> str:
+    """An image (3, H, W) as the maps lie on it, pale; a data URL."""
+    return data_url(soften(image.permute(1, 2, 0).numpy()))
+
+
+def layer(heat: Tensor, cmap: Colormap) -> Array:
+    r"""The colours of a map (H, W) with their opacity, (H, W, 4).
+
+    Over :func:`photo` with an overall opacity of :math:`\alpha` it is what
+    ``visualization.overlay(..., alpha=alpha)`` draws, so the browser may change alpha by itself:
+
+    .. math:: (1 - \alpha o) \, p + \alpha o \, c
+
+    with the pale image p, the colour c and the opacity o of a pixel.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib import colormaps
+        >>> from captum_clip.app.pictures import layer
+        >>> layer(torch.tensor([[0.0, 1.0]]), colormaps["gray"])[0, :, 3].tolist()
+        [0.0, 1.0]
+    """
+    values = heat.numpy()
+    black, white = (np.full((*values.shape, 3), value, dtype=np.float32) for value in (0, 1))
+    # What remains of an image's contrast under the map says how opaque the map is.
+    contrast = blend(white, values, cmap, 1) - blend(black, values, cmap, 1)
+    opacity = 1 - contrast / (soften(white) - soften(black))
+    return np.concatenate([cmap(values)[..., :3], opacity[..., :1]], axis=-1, dtype=np.float32)
+
+
+def signed_layer(positive: Tensor, negative: Tensor, cmaps: tuple[Colormap, Colormap]) -> Array:
+    """Two maps (H, W) of which one is zero wherever the other is not, in one layer."""
+    up, down = layer(positive, cmaps[0]), layer(negative, cmaps[1])
+    return np.where((negative > 0).numpy()[..., None], down, up)
+
+
+def signed_heat(raw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Signed maps (..., h, w) -> positive and negative ones (..., H, W) on one scale, in [0, 1]."""
+    large = maps.upsample(raw, size)
+    pair = torch.cat([maps.positive(large), maps.negative(large)], dim=-1)
+    up, down = maps.normalize(pair).chunk(2, dim=-1)
+    return up, down
+
+
+def data_url(pixels: Array) -> str:
+    """A PNG of pixels (H, W, 3 or 4) in [0, 1], as an address that holds its own data."""
+    file = io.BytesIO()
+    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(file, "PNG")
+    return as_url(file.getvalue(), "image/png")
+
+
+def as_url(data: bytes, kind: str) -> str:
+    """Bytes of a media type as an address that holds its own data."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def gradient(cmap: Colormap) -> str:
+    """The colours of a map from low to high, as CSS."""
+    return f"linear-gradient(90deg, {', '.join(to_hex(cmap(i / 8)) for i in range(9))})"

@@ -1,0 +1,120 @@
+"""The page on a port of this machine, and nothing else on the network."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any, Final
+
+from ..errors import InputError
+from .answers import Question, ask, example
+from .shelf import EMBEDDED, Shelf
+
+LARGEST_UPLOAD: Final = "20mb"
+_POLICY: Final = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
+)
+"""The browser itself refuses to ask any other server."""
+
+_Message = MutableMapping[str, Any]
+_App = Callable[..., Awaitable[None]]
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InputError: the port is taken or not allowed, or the host is none of this machine's.
+    """
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port}: expected a number from 0 (any free one) to 65535.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"port {port} of {host} is in use, perhaps by another captum-clip app; give "
+                "another one with --port, or --port 0 for any that is free."
+            ) from error
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot listen on port {port} of {host}: {reason}.") from error
+
+
+def warm(shelf: Shelf) -> None:
+    """Load the first model and the embedded ones, and let each answer once.
+
+    Raises:
+        CaptumClipError: the first model cannot be loaded.
+    """
+    from ..attr.choice import DEFAULTS
+
+    image, texts = example(0)
+    for name in dict.fromkeys((shelf.names[0], *EMBEDDED)):
+        method = DEFAULTS[shelf.get(name).kind]
+        ask(shelf, Question(image, texts, name, method))
+
+
+def serve(shelf: Shelf, listening: socket.socket) -> None:
+    """Answer until Ctrl-C or the end of the session; uploaded images are gone then."""
+    with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
+        import uvicorn
+
+        config = uvicorn.Config(
+            _application(shelf, folder),
+            log_config=None,
+            log_level="critical",  # it calls it an error when a page is open at the end
+            timeout_graceful_shutdown=1,
+        )
+        # uvicorn raises the signal that ended it again; SIGTERM would leave the folder behind
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _application(shelf: Shelf, folder: str) -> _App:
+    os.environ.update(  # Gradio reads them when it is imported and when a page is built
+        GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder
+    )
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from . import page, style
+
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gr.mount_gradio_app(
+        outer,
+        page.build(shelf),
+        path="/",
+        footer_links=[],
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        show_error=False,
+        max_file_size=LARGEST_UPLOAD,
+        ssr_mode=False,
+        theme=style.theme(),
+        css=style.CSS,
+    )
+    return _with_policy(outer)
+
+
+def _with_policy(app: _App) -> _App:
+    """The same application, whose answers forbid the browser to ask other servers."""
+
+    async def answer(scope: _Message, receive: Any, send: Callable[[_Message], Any]) -> None:
+        async def sending(message: _Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", _POLICY.encode())
+                message["headers"] = [*message.get("headers", ()), policy]
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return answer

@@ -1,0 +1,23 @@
+"""Data sets that an evaluation reads."""
+
+from .base import DataSet
+from .class_folder import ClassFolder
+from .demo import DemoMosaics, DemoScenes, DemoSingles
+from .fixation_folder import FixationFolder
+from .imagenet_segmentation import ImageNetSegmentation
+from .masked_folder import MaskedFolder
+from .opening import open_data
+from .pascal_voc import PascalVoc
+
+__all__ = [
+    "ClassFolder",
+    "DataSet",
+    "DemoMosaics",
+    "DemoScenes",
+    "DemoSingles",
+    "FixationFolder",
+    "ImageNetSegmentation",
+    "MaskedFolder",
+    "PascalVoc",
+    "open_data",
+]

@@ -1,0 +1,82 @@
+"""A folder of images in folders that name their class."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any, final
+
+from ...errors import InputError
+from ..sample import Sample
+from .base import DataSet
+from .class_names import class_texts
+from .files import digest, draw, drawn, image_stems, list_files, read_picture
+
+
+@final
+class ClassFolder(DataSet):
+    """``FOLDER/CLASS/*.jpg``, at any depth under the class, as torchvision's ImageFolder has it.
+
+    The text of a class is its folder's name as it stands, with spaces for underscores: folders "a
+    horse" need no template, folders "horse" take ``template="a photo of a {}"``. Folders that are
+    numbers of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may
+    name any (:func:`.class_names.class_texts`).
+
+    Args:
+        folder: that holds the folders of the classes.
+        limit: take a sample of this many images; None is all. All classes stay.
+        seed: of the sample.
+        template: text of a class, with "{}" for its name.
+
+    Raises:
+        InputError: there is no such folder, fewer than two classes with images in it, two classes
+            with one text, an unreadable ``classnames.txt``, or a number out of range.
+    """
+
+    name = "classes"
+    tasks = ("perturbation", "faithfulness", "sanity")
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = "{}",
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        files = list_files(self.folder)
+        images = image_stems(self.folder, files, under=".")
+        found = sorted({_class(stem) for stem in images})
+        if len(found) < 2:
+            raise InputError(
+                f"{self.folder}: expected images in folders of two or more classes, as CLASS/*.jpg,"
+                f" found {len(found)}."
+            )
+        self.classes = tuple(class_texts(found, self.folder, template=template).values())
+        twice = [text for text in self.classes if self.classes.count(text) > 1]
+        if twice:
+            raise InputError(f"{self.folder}: two classes have the same text, {twice[0]!r}.")
+        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
+        self._images = {stem: images[stem] for stem in self.names}
+        self._labels = {stem: found.index(_class(stem)) for stem in self.names}
+        sizes = {name: files[name] for name in images.values()}
+        self._identity = {
+            "data": self.name,
+            **drawn(limit, seed),
+            "texts": list(self.classes),
+            "files": digest(sizes),
+        }
+
+    def read(self, index: int) -> Sample:
+        """See :class:`DataSet`."""
+        stem = self.names[index]
+        image = read_picture(self.folder / self._images[stem])
+        return Sample(stem, image, label=self._labels[stem])
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`DataSet`."""
+        return dict(self._identity)
+
+
+def _class(stem: str) -> str:
+    return PurePosixPath(stem).parts[0]

@@ -1,0 +1,94 @@
+"""What classes are called: from a file of names, or as ImageNet numbers them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from ...errors import InputError
+
+FILE: Final = "classnames.txt"
+_SYNSET: Final = re.compile(r"n\d{8}")
+
+
+def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[str, str]:
+    """A text for each class.
+
+    The name of a class comes from ``classnames.txt`` in the folder, if it is there (a class and its
+    name a line, with a tab between them), else from ImageNet, if it is a number of WordNet such as
+    "n02084071", else it is the class itself with spaces for underscores. ImageNet's names are those
+    that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the first of
+    WordNet's.
+
+    Args:
+        names: of the classes.
+        folder: where the file may be.
+        template: with "{}" for the name.
+
+    Raises:
+        InputError: a template without "{}", a file that cannot be read, an unknown number.
+    """
+    check_template(template)
+    known = _read(folder / FILE)
+    return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
+
+
+def check_template(template: str) -> None:
+    """Raise unless it has one place for a name.
+
+    Raises:
+        InputError: it has none, or several.
+    """
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    rows = [[part.strip() for part in line.split("\t")] for line in lines if line.strip()]
+    wrong = [row for row in rows if len(row) != 2 or not all(row)]
+    if wrong:
+        raise InputError(
+            f"{path}: expected a class and its name a line, with a tab between them, got "
+            f"{' '.join(wrong[0])!r}."
+        )
+    return {row[0]: row[1] for row in rows}
+
+
+def _name(name: str) -> str:
+    if not _SYNSET.fullmatch(name):
+        return name.replace("_", " ").strip()
+    found = _imagenet().get(name) or _wordnet().get(name)
+    if found is None:
+        raise InputError(
+            f"the class {name} is not one of ImageNet's; give its name in a file {FILE}: {name}, a "
+            "tab, the name."
+        )
+    return found
+
+
+@lru_cache(maxsize=1)
+def _imagenet() -> dict[str, str]:
+    """Number -> name of the thousand classes."""
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+
+
+@lru_cache(maxsize=1)
+def _wordnet() -> dict[str, str]:
+    """Number -> first name of the 21 thousand classes of the whole ImageNet."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-22k")
+    told = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return {number: description.partition(",")[0].strip() for number, description in told}

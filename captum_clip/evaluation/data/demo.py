@@ -1,0 +1,174 @@
+"""The demo scenes as data sets: held-out test scenes, drawn when they are read."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Final, final
+
+import numpy as np
+from PIL import Image
+
+from ...demo.captions import article, compose
+from ...demo.catalogue import NOUNS
+from ...demo.scenes import Scene, draw_scene, pick_things
+from ...errors import InputError
+from ..sample import Region, Sample
+from .base import DataSet
+from .files import check_number
+
+COUNTS: Final = (2, 3)
+"""Objects of the scenes in turn."""
+
+_MOST: Final = 100_000  # scenes of one seed, so that those of two seeds never meet
+_OTHERS: Final = 10**12  # and reference pictures and cells of mosaics meet none of both
+_CELL: Final = 112
+_UNCUT: Final = 176  # the largest object of a scene of this side, turned, just fits a cell
+
+
+class _DemoData(DataSet):
+    """Scenes of the split "test", so none that a demo model was trained on.
+
+    Args:
+        number: how many, at most 100,000.
+        seed: another seed gives other scenes; 0 gives those that the demo's own figures stand on.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    def __init__(self, number: int = 500, seed: int = 0) -> None:
+        caller = type(self).__name__
+        check_number(caller, "number", number, least=1)
+        check_number(caller, "seed", seed, least=0)
+        if number > _MOST:
+            raise InputError(f"{caller}: expected a number of at most {_MOST}, got {number}.")
+        self.number = number
+        self.seed = seed
+        self.names = tuple(f"{index:05d}" for index in range(number))
+        self.classes = tuple(article(noun) for noun in NOUNS)
+
+    def read(self, index: int) -> Sample:
+        """See :class:`DataSet`."""
+        return self._draw(self.names[index], index, self.seed * _MOST + index)
+
+    @abstractmethod
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        """Sample number `index`, from the seed of its scene."""
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`DataSet`."""
+        return {"data": self.name, "number": self.number, "seed": self.seed}
+
+
+@final
+class DemoScenes(_DemoData):
+    """Scenes of two and three objects in turn, each with all its subsets.
+
+    With seed 0 the scenes are those of ``captum_clip.demo.evaluate.draw_scenes("test", counts=(2,
+    3))``. Every object is a region named by its noun, "a horse", with its visible pixels; no noun
+    comes twice in a scene. Its reference is another test scene that shows this noun alone.
+
+    Example:
+        >>> scenes = DemoScenes(1)
+        >>> sample = scenes.read(0)
+        >>> [region.text for region in sample.regions], len(sample.subsets)
+        (['a donut', 'a shoe'], 4)
+    """
+
+    name = "demo"
+    tasks = ("localization", "signs", "effect", "faithfulness", "sanity")
+
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        count = COUNTS[index % len(COUNTS)]
+        regions = [
+            Region(article(thing.noun), thing.mask, _alone(thing.noun, scene, position))
+            for position, thing in enumerate(draw_scene(scene, count=count).objects)
+        ]
+        subsets = [
+            _picture(draw_scene(scene, count=count, without=_absent(chosen, count)))
+            for chosen in range(2**count)
+        ]
+        return Sample(name, subsets[-1], tuple(regions), subsets=tuple(subsets))
+
+
+@final
+class DemoSingles(_DemoData):
+    """Scenes of one object, labelled with its noun: for zero-shot classification.
+
+    Example:
+        >>> singles = DemoSingles(1)
+        >>> sample = singles.read(0)
+        >>> singles.classes[sample.label] == sample.regions[0].text
+        True
+    """
+
+    name = "demo-singles"
+    tasks = ("perturbation",)
+
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        drawn = draw_scene(scene, count=1)
+        [thing] = drawn.objects
+        region = Region(article(thing.noun), thing.mask, _alone(thing.noun, scene, 0))
+        return Sample(name, _picture(drawn), (region,), label=NOUNS.index(thing.noun))
+
+
+@final
+class DemoMosaics(_DemoData):
+    """Mosaics of 2 x 2 scenes with one object each; a caption names one to four in turn.
+
+    A mosaic has the 224 x 224 pixels of a scene, so that a cell has 112. The objects of a scene
+    shrunk to that would be half as large as any that the models know; so a cell is cut out of a
+    scene of side 176, around the object, which so stays at 11/14 of its usual size. Captions name
+    cells in no order, "a horse and a dog", in at most 13 of the 16 tokens of the demo's tokenizer.
+    Regions are the named nouns as words of the caption, each with its whole cell.
+
+    Example:
+        >>> mosaics = DemoMosaics(2)
+        >>> sample = mosaics.read(1)
+        >>> sample.caption, [region.text for region in sample.regions]
+        ('an octopus and a football', ['octopus', 'football'])
+    """
+
+    name = "demo-mosaics"
+    tasks = ("words",)
+
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        generator = np.random.default_rng(np.random.SeedSequence(scene, spawn_key=(_OTHERS,)))
+        nouns = [thing.noun for thing in pick_things(4, generator)]
+        pixels = np.empty((2, 2, _CELL, _CELL, 3), dtype=np.uint8)
+        for cell, noun in enumerate(nouns):
+            pixels[divmod(cell, 2)] = _cell(noun, _OTHERS + 4 * scene + cell, generator)
+        mosaic = pixels.transpose(0, 2, 1, 3, 4).reshape(2 * _CELL, 2 * _CELL, 3)
+        places = np.arange(2 * _CELL) // _CELL
+        cells = 2 * places[:, None] + places
+        named = [int(cell) for cell in generator.permutation(4)[: 1 + index % 4]]
+        regions = tuple(Region(nouns[cell], cells == cell) for cell in named)
+        caption = compose([nouns[cell] for cell in named]).text
+        return Sample(name, Image.fromarray(mosaic), regions, caption=caption)
+
+
+def _picture(scene: Scene) -> Image.Image:
+    return Image.fromarray(scene.image)
+
+
+def _absent(chosen: int, count: int) -> list[int]:
+    return [position for position in range(count) if not chosen >> position & 1]
+
+
+def _alone(noun: str, scene: int, position: int) -> Image.Image:
+    """Another scene with nothing but one noun in it."""
+    return _picture(draw_scene(_OTHERS + 4 * scene + position, objects=[noun]))
+
+
+def _cell(noun: str, seed: int, generator: np.random.Generator) -> Any:
+    """A window (112, 112, 3) of a scene, drawn from all that show the whole object."""
+    scene = draw_scene(seed, objects=[noun], size=_UNCUT)
+    mask = scene.objects[0].mask
+    starts = []
+    for axis in (1, 0):
+        [filled] = np.nonzero(mask.any(axis))
+        lowest = max(0, int(filled[-1]) + 1 - _CELL)
+        highest = min(int(filled[0]), _UNCUT - _CELL)
+        starts.append(int(generator.integers(lowest, highest + 1)))
+    top, left = starts
+    return scene.image[top : top + _CELL, left : left + _CELL]

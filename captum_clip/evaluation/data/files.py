@@ -1,0 +1,194 @@
+"""Files of a data set: which there are, which of them count, and what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...errors import InputError
+from ...models.images import as_pil
+from ...studies.image_names import IMAGE_ENDINGS, image_names
+from ...studies.storage import storage_of
+from ..sample import Mask
+
+Found = TypeVar("Found")
+
+# what Pillow's readers raise on broken files
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
+
+
+def list_files(folder: str | Path) -> dict[str, int]:
+    """Names of all files, relative to their folder and sorted, with their sizes in bytes.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be read.
+    """
+    return dict(sorted(storage_of(folder).files()))
+
+
+def image_stems(folder: str | Path, names: Iterable[str], *, under: str) -> dict[str, str]:
+    """The images in a folder of a data set: name of each in it without its ending -> file.
+
+    Args:
+        folder: of the data set, for the message.
+        names: of all its files.
+        under: the folder in it, as "images"; "." is all of its folders.
+
+    Raises:
+        InputError: there is no image, or two have the same stem.
+    """
+    stems: dict[str, str] = {}
+    for name in image_names(names):
+        path = PurePosixPath(name)
+        if len(path.parts) == 1 or under not in (".", path.parts[0]):
+            continue
+        stem = str(path.relative_to(under).with_suffix(""))
+        if stem in stems:
+            raise InputError(
+                f"{folder}: {stems[stem]} and {name} would be one sample; rename one of them."
+            )
+        stems[stem] = name
+    if not stems:
+        raise InputError(
+            f"{folder}: expected images ({', '.join(IMAGE_ENDINGS)}) in "
+            f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
+        )
+    return stems
+
+
+def draw(caller: str, names: Iterable[str], *, limit: int | None, seed: int) -> tuple[str, ...]:
+    """A sample of names, in their order; None is all.
+
+    Those whose SHA-256 together with the seed is smallest, as studies draw theirs: the same
+    everywhere.
+
+    Raises:
+        InputError: a limit below 1, or a seed below 0.
+    """
+    check_number(caller, "seed", seed, least=0)
+    names = tuple(names)
+    if limit is None:
+        return names
+    check_number(caller, "limit", limit, least=1)
+
+    def place(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+    drawn = set(sorted(names, key=place)[:limit])
+    return tuple(name for name in names if name in drawn)
+
+
+def check_number(caller: str, name: str, value: Any, *, least: int) -> None:
+    """Raise unless it is an integer of `least` or more.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{caller}: expected {name} of {least} or more, got {value!r}.")
+
+
+def digest(told: Mapping[str, object], under: Collection[str] | None = None) -> str:
+    """SHA-256 over what is told of names, as sizes of files; of those in some folders, or all."""
+    found = hashlib.sha256()
+    for name in sorted(told):
+        if under is None or name.partition("/")[0] in under:
+            found.update(f"{name}\0{told[name]}\n".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
+
+
+def drawn(limit: int | None, seed: int) -> dict[str, int | None]:
+    """How a sample was drawn, for a data set's identity; without a limit no seed decides."""
+    return {"limit": limit, "seed": None if limit is None else seed}
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An image, RGB and the right way up.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    try:
+        return as_pil([path])[0]
+    except InputError as error:
+        raise InputError(str(error).removeprefix("preprocess: ")) from error
+
+
+def read_mask(path: Path) -> Mask:
+    """A mask (H, W): every pixel that is not 0.
+
+    Palette images count by their indices, others by their colours; what is transparent is outside.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+
+    def load(image: Image.Image) -> Mask:
+        if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
+            mask: Mask = np.asarray(image) != 0
+            return mask
+        values = np.asarray(image.convert("RGBA"))
+        inside: Mask = (values[..., :3] != 0).any(-1) & (values[..., 3] != 0)
+        return inside
+
+    return opened(path, load)
+
+
+def read_indices(path: Path) -> npt.NDArray[np.uint8]:
+    """The colour numbers (H, W) of a palette or grey image.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it is of another kind.
+    """
+
+    def load(image: Image.Image) -> npt.NDArray[np.uint8]:
+        if image.mode not in ("P", "L"):
+            raise InputError(
+                f"{path}: expected numbers of classes in a palette or grey image of 8 bits, got "
+                f"mode {image.mode}."
+            )
+        return np.asarray(image)
+
+    return opened(path, load)
+
+
+def read_grey(path: Path) -> npt.NDArray[np.float64]:
+    """The grey values (H, W) of an image, of 8, 16 or 32 bits.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+
+    def load(image: Image.Image) -> npt.NDArray[np.float64]:
+        deep = image.mode in ("L", "F") or image.mode.startswith("I")
+        return np.asarray(image if deep else image.convert("L"), dtype=np.float64)
+
+    return opened(path, load)
+
+
+def opened(path: Path, load: Callable[[Image.Image], Found]) -> Found:
+    """What `load` makes of an image file.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken metadata and the like
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return load(image)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no image file {path}.") from error
+    except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}).") from error

@@ -1,0 +1,170 @@
+"""A folder of images with maps of where people looked."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import InputError
+from ..sample import Mask, Sample
+from .base import DataSet
+from .files import digest, draw, drawn, image_stems, list_files, read_grey, read_picture
+
+IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"
+_FOLDERS: Final = (IMAGES, FIXATIONS)
+_COLUMNS: Final = ("file", "text")
+
+
+@final
+class FixationFolder(DataSet):
+    """``images/STEM.jpg`` with ``fixations/STEM.png``, ``fixations/STEM.npy`` or both.
+
+    A PNG file is a density, its grey values. An NPY file (H, W) holds points if it is bool or has
+    no other values than 0 and 1, and is a density otherwise. The metrics NSS and AUC-Judd need
+    points, CC and SIM a density; with one of them only the two that need the other cannot be
+    measured: to blur points takes a width that no file tells, and a density no longer knows its
+    points.
+
+    Args:
+        folder: that has both, and texts.csv with the columns file (with or without its ending) and
+            text, where not all images have the same text.
+        text: that the fixations on all images are compared with which texts.csv does not name.
+        limit: take a sample of this many; None is all.
+        seed: of the sample.
+
+    Raises:
+        InputError: there is no such folder, no image or no fixations in it, no text, an unreadable
+            texts.csv, or a number out of range.
+    """
+
+    name = "fixations"
+    tasks = ("fixation",)
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        text: str | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        files = list_files(self.folder)
+        images = image_stems(self.folder, files, under=IMAGES)
+        maps = {stem: _maps(stem, files) for stem in images}
+        if not any(maps.values()):
+            raise InputError(
+                f"{self.folder}: expected {FIXATIONS}/{next(iter(images))}.png or .npy and so on, "
+                "found no fixations that belong to an image."
+            )
+        if text is not None and not text.strip():
+            raise InputError(f"FixationFolder: expected a text with something in it, got {text!r}.")
+        texts = _texts(self.folder / TEXTS) if TEXTS in files else {}
+        if not texts and text is None:
+            raise InputError(
+                f"{self.folder}: there is no text to compare fixations with; give one for all "
+                f"images, or {TEXTS} with the columns {' and '.join(_COLUMNS)}."
+            )
+        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
+        self.classes = ()
+        self._images = {stem: images[stem] for stem in self.names}
+        self._maps = {stem: maps[stem] for stem in self.names}
+        self._texts = {stem: texts.get(stem, text) for stem in self.names}
+        self._identity = {
+            "data": self.name,
+            **drawn(limit, seed),
+            "texts": digest(self._texts),
+            "files": digest(files, _FOLDERS),
+        }
+
+    def read(self, index: int) -> Sample:
+        """See :class:`DataSet`."""
+        stem = self.names[index]
+        text = self._texts[stem]
+        if text is None:
+            raise InputError(f"{stem}: {TEXTS} has no text for it.")
+        image = read_picture(self.folder / self._images[stem])
+        points: Mask | None = None
+        density: npt.NDArray[np.float64] | None = None
+        dropped: list[str] = []
+        for place in self._maps[stem]:
+            try:
+                found = _read(self.folder / place, image.size)
+                if found.dtype != np.bool_ and density is not None:
+                    raise InputError(f"{place}: the image has another density.")
+            except InputError as error:
+                dropped.append(str(error).rstrip("."))
+            else:
+                if found.dtype == np.bool_:
+                    points = found
+                else:
+                    density = found
+        if points is None and density is None:
+            reason = "; ".join(dropped) or f"{stem} has none"
+            raise InputError(f"there are no fixations to compare a map with: {reason}.")
+        return Sample(
+            stem, image, fixations=points, density=density, fixated=text, dropped=tuple(dropped)
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`DataSet`."""
+        return dict(self._identity)
+
+
+def _maps(stem: str, files: dict[str, int]) -> tuple[str, ...]:
+    places = (f"{FIXATIONS}/{stem}.png", f"{FIXATIONS}/{stem}.npy")
+    return tuple(place for place in places if place in files)
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Stem of each image -> its text."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    if tuple(header) != _COLUMNS:
+        raise InputError(f"{path}: expected the columns {', '.join(_COLUMNS)}, got {header}.")
+    wrong = [row for row in rows if len(row) != 2 or not all(part.strip() for part in row)]
+    if wrong:
+        raise InputError(f"{path}: expected a file and a text a line, got {wrong[0]}.")
+    return {_stem(file): text for file, text in rows}
+
+
+def _stem(file: str) -> str:
+    path = PurePosixPath(file.strip())
+    if path.parts[0] == IMAGES and len(path.parts) > 1:
+        path = path.relative_to(IMAGES)
+    return str(path.with_suffix(""))
+
+
+def _read(path: Path, size: tuple[int, int]) -> npt.NDArray[Any]:
+    """Points as bool, a density as numbers."""
+    found: npt.NDArray[Any] = read_grey(path) if path.suffix == ".png" else _load(path)
+    width, height = size
+    if found.shape != (height, width):
+        shape = " x ".join(map(str, found.shape))
+        raise InputError(f"{path} has {shape} values, its image {height} x {width} pixels.")
+    if not np.isfinite(found).all() or (found < 0).any():
+        raise InputError(f"{path}: expected finite values from 0 on.")
+    if not found.any():
+        raise InputError(f"{path}: nobody looked at the image.")
+    if path.suffix == ".png" or not np.isin(found, (0, 1)).all():
+        return found.astype(np.float64)
+    if found.all():
+        raise InputError(f"{path}: every pixel is a fixation.")
+    return found.astype(np.bool_)
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read as an array ({error}).") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+        raise InputError(f"{path}: expected an array of numbers.")
+    return found

@@ -1,0 +1,76 @@
+"""A folder of images with masks that are named by what they show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, final
+
+from ...errors import InputError
+from ..sample import Sample
+from .base import DataSet
+from .files import digest, draw, drawn, image_stems, list_files, read_mask, read_picture
+from .regions import usable_regions
+
+IMAGES, MASKS, ENDING = "images", "masks", ".png"
+_FOLDERS: Final = (IMAGES, MASKS)
+
+
+@final
+class MaskedFolder(DataSet):
+    """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask a text.
+
+    The mask's name is the text, as it stands but with spaces for underscores; every pixel of it
+    that is not 0 is inside. An image without masks is a sample that cannot be read.
+
+    Args:
+        folder: that has both.
+        limit: take a sample of this many; None is all.
+        seed: of the sample.
+
+    Raises:
+        InputError: there is no such folder, no image or no mask in it, or a number out of range.
+    """
+
+    name = "masks"
+    tasks = ("localization", "signs", "faithfulness", "sanity")
+
+    def __init__(self, folder: str | Path, *, limit: int | None = None, seed: int = 0) -> None:
+        self.folder = Path(folder).expanduser()
+        files = list_files(self.folder)
+        images = image_stems(self.folder, files, under=IMAGES)
+        masks: dict[str, list[str]] = defaultdict(list)
+        for path in map(PurePosixPath, files):
+            if path.parts[0] == MASKS and path.suffix.lower() == ENDING and len(path.parts) > 2:
+                masks[str(path.parent.relative_to(MASKS))].append(str(path))
+        if not any(stem in masks for stem in images):
+            raise InputError(
+                f"{self.folder}: expected masks in {MASKS}/, such as "
+                f"{MASKS}/{next(iter(images))}/a horse{ENDING}, found none that belongs to an "
+                "image."
+            )
+        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
+        self.classes = tuple(sorted({_text(one) for of in masks.values() for one in of}))
+        self._images = {stem: images[stem] for stem in self.names}
+        self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
+        self._identity = {"data": self.name, **drawn(limit, seed), "files": digest(files, _FOLDERS)}
+
+    def read(self, index: int) -> Sample:
+        """See :class:`DataSet`."""
+        stem = self.names[index]
+        image = read_picture(self.folder / self._images[stem])
+        masks = [
+            (_text(name), partial(read_mask, self.folder / name))
+            for name in self._masks.get(stem, ())
+        ]
+        regions, dropped = usable_regions(stem, image.size, masks)
+        return Sample(stem, image, regions, dropped=dropped)
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`DataSet`."""
+        return dict(self._identity)
+
+
+def _text(mask: str) -> str:
+    return PurePosixPath(mask).stem.replace("_", " ").strip()

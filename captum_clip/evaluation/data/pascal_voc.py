@@ -1,0 +1,125 @@
+"""Pascal VOC 2012's segmentation: images with a mask for each of the classes in them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+
+from ...errors import InputError
+from ..sample import Sample
+from .base import DataSet
+from .files import digest, draw, drawn, list_files, read_indices, read_picture
+from .regions import usable_regions
+
+CLASSES: Final = (
+    "an aeroplane", "a bicycle", "a bird", "a boat", "a bottle", "a bus", "a car", "a cat",
+    "a chair", "a cow", "a dining table", "a dog", "a horse", "a motorbike", "a person",
+    "a potted plant", "a sheep", "a sofa", "a train", "a tv monitor",
+)  # fmt: skip
+"""Texts of the classes 1 to 20 of the masks."""
+
+_VOID: Final = 255
+_NEEDED: Final = ("JPEGImages", "SegmentationClass", "ImageSets")
+_INSIDE: Final = (".", "VOC2012", "VOCdevkit/VOC2012")
+
+
+@final
+class PascalVoc(DataSet):
+    """The folder ``VOCdevkit/VOC2012``, its images of ``ImageSets/Segmentation/val.txt``.
+
+    A region is all of a class in the image, however many objects that is. The outlines of objects
+    and what is too difficult, which the masks number 255, count as background, as they do in
+    published tests of saliency maps.
+
+    Args:
+        folder: ``VOC2012`` itself or a folder above it, such as ``VOCdevkit``.
+        split: "val", "train" or "trainval".
+        limit: take a sample of this many; None is all.
+        seed: of the sample.
+
+    Raises:
+        InputError: there is no such folder, no list of the split in it, nothing in the list, or a
+            number out of range.
+
+    Source: Everingham et al. 2010; http://host.robots.ox.ac.uk/pascal/VOC/voc2012.
+    """
+
+    name = "voc"
+    tasks = ("localization", "signs", "faithfulness", "sanity")
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        split: str = "val",
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.folder = _find(Path(folder).expanduser())
+        listed = sorted(set(_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")))
+        self.names = draw(type(self).__name__, listed, limit=limit, seed=seed)
+        self.classes = CLASSES
+        files = list_files(self.folder)
+        own = {place: files.get(place, -1) for name in self.names for place in _places(name)}
+        if not any(size >= 0 for size in own.values()):
+            raise InputError(
+                f"{self.folder}: none of the {len(self.names)} images of {split}.txt is there."
+            )
+        self._identity = {
+            "data": self.name,
+            "split": split,
+            **drawn(limit, seed),
+            "files": digest(own),
+        }
+
+    def read(self, index: int) -> Sample:
+        """See :class:`DataSet`."""
+        name = self.names[index]
+        image_place, mask_place = (self.folder / place for place in _places(name))
+        image = read_picture(image_place)
+        numbers = read_indices(mask_place)
+        present = [int(number) for number in np.unique(numbers) if number not in (0, _VOID)]
+        if any(number > len(CLASSES) for number in present):
+            raise InputError(
+                f"{mask_place}: expected numbers of classes from 0 to {len(CLASSES)} and {_VOID}, "
+                f"got {max(present)}."
+            )
+        masks = [(CLASSES[number - 1], partial(np.equal, numbers, number)) for number in present]
+        regions, dropped = usable_regions(name, image.size, masks)
+        return Sample(name, image, regions, dropped=dropped)
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`DataSet`."""
+        return dict(self._identity)
+
+
+def _places(name: str) -> tuple[str, str]:
+    """Image and mask of a name."""
+    return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
+
+
+def _find(folder: Path) -> Path:
+    for inside in _INSIDE:
+        found = folder / inside
+        if all((found / needed).is_dir() for needed in _NEEDED):
+            return found
+    raise InputError(
+        f"{folder} is not Pascal VOC 2012: expected folders {', '.join(_NEEDED)} in it, in its "
+        "VOC2012 or its VOCdevkit/VOC2012."
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise InputError(f"there is no list of images {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    names = [name for name in names if name]
+    if not names:
+        raise InputError(f"{path} lists no image.")
+    return names

@@ -1,0 +1,132 @@
+"""Maps that another method made and wrote to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import maps as resizing
+from ..errors import InputError
+from ..models import ClipAdapter
+from .methods import Method, Queries
+
+_DAMAGED: Final = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+class MadeElsewhere(Method):
+    """The maps in a folder: ``SAMPLE.npz`` with `maps` (K, h, w) and `names` (K,), on any grid.
+
+    A map is found by the name of its sample and the text of its target, and resized to the image
+    (bilinear). What is below zero in any of a folder's maps speaks against the target. A map that
+    holds NaN or infinity counts as missing.
+
+    Args:
+        folder: with the files; its name is the method's. A sample in a folder of its data set,
+            "cats/one", has its file in a folder of the same name.
+
+    Raises:
+        InputError: no such folder, no .npz file in it, or one that holds something else.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        files = sorted(self.folder.rglob("*.npz")) if self.folder.is_dir() else []
+        if not files:
+            raise InputError(
+                f"--maps {folder}: there is no such folder, or no .npz file in it; expected a file "
+                "IMAGE_STEM.npz with maps (K, h, w) and names (K,) for each image."
+            )
+        self.name = self.folder.resolve().name
+        self.what = f"maps read from files, {len(files)} of them, resized to the image"
+        negative = [_negative(path) for path in files]  # reads all of them, and so checks them
+        self.signed = any(negative)
+        self._digest = _digest(self.folder, files)
+
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        """See :class:`Method`."""
+        size = (queries.pixels.shape[-2], queries.pixels.shape[-1])
+        found = torch.full((len(queries), *size), torch.nan)
+        for place, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
+            path = self.folder / f"{sample}.npz"
+            if path.is_file():
+                heat = _read(path).get(text)
+                if heat is not None and np.isfinite(heat).all():
+                    found[place] = resizing.upsample(torch.from_numpy(heat), size)
+        return found.to(queries.pixels.device)
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`Method`; with a digest of all files."""
+        return {**super().identity(), "files": self._digest}
+
+    def why_not(self, sample: str, text: str) -> str:
+        """See :class:`Method`."""
+        path = self.folder / f"{sample}.npz"
+        if not path.is_file():
+            return f"there is no file {sample}.npz"
+        if text not in _read(path):
+            return f"{sample}.npz has no map of {text!r}"
+        return super().why_not(sample, text)
+
+
+def _negative(path: Path) -> bool:
+    return any(np.nanmin(heat) < 0 for heat in _read(path).values() if np.isfinite(heat).any())
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
+    found = hashlib.sha256()
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        found.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Text -> map (h, w), float32; a file is read again when it has changed.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    status = path.stat()
+    return _read_version(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            names, heat = np.asarray(file["names"]), np.asarray(file["maps"])
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path}: expected an .npz file with maps (K, h, w) and names (K,), it cannot be read "
+            f"so ({error})."
+        ) from error
+    numbers = heat.ndim == 3 and 0 not in heat.shape and heat.dtype.kind in "fiu"
+    if not numbers or names.shape != heat.shape[:1] or names.dtype.kind not in "US":
+        raise InputError(
+            f"{path}: expected maps (K, h, w) of numbers and names (K,) of text, got maps "
+            f"{heat.shape} {heat.dtype} and names {names.shape} {names.dtype}."
+        )
+    texts = [_text(name) for name in names.tolist()]
+    if len({*texts}) < len(texts):
+        raise InputError(f"{path}: expected each name once, got {texts}.")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinity
+        return dict(zip(texts, heat.astype(np.float32), strict=True))
+
+
+def _text(name: str | bytes) -> str:
+    return name if isinstance(name, str) else name.decode("utf-8", "replace")

@@ -1,0 +1,22 @@
+"""What an evaluation measures, a task a file."""
+
+from typing import Final
+
+from .base import Case, Found, Task
+from .effect import Effect
+from .faithfulness import Faithfulness
+from .fixation import Fixation
+from .localization import Localization
+from .perturbation import Perturbation
+from .sanity import Sanity
+from .signs import Signs
+from .words import Words
+
+_ALL: Final[tuple[Task, ...]] = (
+    *(Localization(), Signs(), Effect(), Words(), Perturbation()),
+    *(Faithfulness(), Sanity(), Fixation()),
+)
+TASKS: Final[dict[str, Task]] = {task.name: task for task in _ALL}
+"""All tasks by name, in the order of the tables."""
+
+__all__ = ["TASKS", "Case", "Found", "Task"]

@@ -1,0 +1,102 @@
+"""The word-wise mosaic game: does the map of a word lie in the word's own cell?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ... import maps as resizing
+from ... import metrics, targets
+from ..config import EvaluationConfig
+from ..methods import Queries
+from ..metric import Metric, Rows
+from .base import Case, Found, Task
+
+_MOST = 4
+
+
+class Words(Task):
+    """Signed maps of words, and the maps of whole captions beside them."""
+
+    name = "words"
+    what = "the word-wise mosaic game"
+
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        """See :class:`Task`."""
+        share = "(positive mass in the word's own cell + negative mass outside) / all mass"
+        counts = range(1, _MOST + 1)
+        return {
+            "Mosaic game, a signed map a word": [
+                Metric(
+                    f"words_{count}",
+                    "mean",
+                    "high",
+                    f"{share}; caption of {count} of the four cells, target: what the word adds to "
+                    "it; a map that is positive everywhere gets .25, a negative one .75",
+                )
+                for count in counts
+            ],
+            "Mosaic game, the positive map of the whole caption": [
+                Metric(
+                    f"caption_{count}",
+                    "mean",
+                    "high",
+                    f"the same of one map for all words of the caption, at most 1/{count}",
+                )
+                for count in counts
+            ],
+            "Pointing of words": [
+                Metric(
+                    f"word_pointing_{count}",
+                    "mean",
+                    "high",
+                    f"maximum of the word's positive map in its own cell; caption of {count} "
+                    "of the four cells; chance is .25",
+                )
+                for count in counts
+            ],
+        }
+
+    def measure(self, case: Case) -> Found:
+        """See :class:`Task`; samples with a caption."""
+        seen = [one for one in case.seen if one.sample.caption and len(one.regions) <= _MOST]
+        if not seen:
+            return Found()
+        owners = [one for one in seen for _ in one.regions]
+        words = [region.text for one in seen for region in one.regions]
+        captions = [one.sample.caption or "" for one in owners]
+        rows = [
+            targets.words(case.clip, caption, [word]).bank[0]
+            for caption, word in zip(captions, words, strict=True)
+        ]
+        queries = Queries(
+            torch.stack([one.pixels for one in owners]),
+            torch.stack(rows),
+            tuple(one.sample.name for one in owners),
+            tuple(words),
+            tuple(one.number for one in owners),
+        )
+        raw = case.maps(queries)
+        kept = case.finite(queries, raw)
+        if not kept:
+            return Found()
+        masks = torch.cat([one.masks for one in seen])[kept]
+        queries, raw = queries.part(kept), raw[kept]
+        positive, negative = resizing.positive(raw), case.opposite(queries, raw)
+        said = tuple(captions[place] for place in kept)
+        whole = case.maps(replace(queries, rows=case.bench.encode(said), texts=said))
+        signed = positive if negative is None else positive - negative
+        game = metrics.word_mosaic_game(signed, masks)
+        caption = metrics.word_mosaic_game(resizing.positive(torch.nan_to_num(whole)), masks)
+        pointing = metrics.pointing_game(positive, masks)
+        measured = {"words": game, "caption": caption, "word_pointing": pointing}
+        counts = [len(owners[place].regions) for place in kept]
+        found: dict[str, Rows] = {}
+        for count in range(1, _MOST + 1):
+            chosen = [place for place, of in enumerate(counts) if of == count]
+            numbers = [queries.numbers[place] for place in chosen]
+            for name, values in measured.items():
+                if chosen:
+                    found[f"{name}_{count}"] = case.numbered([values[chosen]], numbers)
+        return Found(found)

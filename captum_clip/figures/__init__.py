@@ -1,0 +1,15 @@
+"""The figures of the report *CLIP Explainability*, on your own images: each one call.
+
+Images, texts and models go in, a matplotlib figure comes out; :mod:`captum_clip.visualization`
+draws it, and :func:`captum_clip.visualization.save_figure` writes it. On the command line:
+``captum-clip figure NAME``.
+"""
+
+from .average import average
+from .compare import compare
+from .emotions import emotions
+from .layers import layers
+from .signs import signs
+from .words import words
+
+__all__ = ["average", "compare", "emotions", "layers", "signs", "words"]

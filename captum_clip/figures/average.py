@@ -1,0 +1,141 @@
+"""Mean maps of methods, of emotions and of towers (the report's Figures 6 and 12)."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from .. import visualization
+from ..errors import InputError, TargetError
+from ..studies import manifest, results
+from ..studies.storage import Storage, storage_of
+from ..visualization.arrays import Array
+from . import subjects as common
+
+_NO_MAP = "no map varies"
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """The mean maps of one model and method of a study."""
+
+    study: str
+    label: str
+    names: tuple[str, ...]
+    means: Array  # (K, h, w)
+    images: int
+
+
+def average(
+    studies: str | Path | Sequence[str | Path],
+    *,
+    names: str | Sequence[str] | None = None,
+    cmap: str | Colormap = visualization.HEAT,
+) -> Figure:
+    """Mean maps of finished studies, all on one scale: a row a model and method, a column a target.
+
+    Args:
+        studies: one or several output folders of ``captum-clip study``.
+        names: which targets or emotions; by default all that every row has.
+        cmap: colour map.
+
+    Raises:
+        InputError: no study, one that is not finished, or studies without a common target.
+        TargetError: a name that a row does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from captum_clip import figures
+        >>> from captum_clip.studies import run_study, statistics_study, write_demo_artemis
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> images = write_demo_artemis(folder / "data", paintings=16) / "images"
+        >>> options = {"texts": ["a face"], "models": ["demo/vit"], "workers": 0}
+        >>> _ = run_study(statistics_study(images, folder / "study", **options))
+        >>> figure = figures.average(folder / "study")
+    """
+    places = common.listed(studies)
+    if not places:
+        raise InputError("figures.average: expected at least one folder of a study, got none.")
+    rows = [row for place in places for row in _read(storage_of(place))]
+    chosen = _common_names(rows) if names is None else tuple(common.listed(names))
+    shown, notes = {}, {}
+    for label, row in zip(_labels(rows), rows, strict=True):
+        means = row.means[_positions(row, chosen)]
+        shown[label] = np.nan_to_num(means)
+        notes[label] = ["" if np.isfinite(one).all() else _NO_MAP for one in means]
+    counts = sorted({row.images for row in rows})
+    return visualization.average(
+        shown,
+        names=chosen,
+        notes=notes,
+        cmap=cmap,
+        caption=f"mean of min-max maps of {' and '.join(f'{count:,}' for count in counts)} images",
+    )
+
+
+def _read(study: Storage) -> list[_Row]:
+    content = study.read(manifest.NAME)
+    if content is None or study.read(results.STATISTICS) is None:
+        state = "no study" if content is None else "a study that is not finished"
+        raise InputError(
+            f"figures.average: {study.root} holds {state}; 'captum-clip study statistics FOLDER "
+            f"--text TEXT -o {study.root}' {'makes one' if content is None else 'goes on with it'}."
+        )
+    try:
+        jobs = json.loads(content)["jobs"]
+        files = sorted(n for n, _ in study.files() if n.startswith(f"{results.MEAN_MAPS}/"))
+        return [
+            _row(study, f"{job['model']} ({job['method']})", file)
+            for job, file in zip(jobs, files, strict=True)
+        ]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"figures.average: {study.root} holds no study that can be read ({error})."
+        ) from error
+
+
+def _row(study: Storage, label: str, file: str) -> _Row:
+    with np.load(io.BytesIO(study.read(file) or b""), allow_pickle=False) as found:
+        return _Row(
+            study=Path(study.root).name,
+            label=label,
+            names=tuple(found["names"].tolist()),
+            means=found["stretched"].astype(np.float32),
+            images=int(found["images"]),
+        )
+
+
+def _labels(rows: Sequence[_Row]) -> list[str]:
+    """One a row, no two the same: with the study's name where a model and method come twice."""
+    labels = [row.label for row in rows]
+    if len(set(labels)) < len(labels):
+        labels = [f"{row.study}: {row.label}" for row in rows]
+    if len(set(labels)) < len(labels):
+        labels = [f"{number}. {label}" for number, label in enumerate(labels, 1)]
+    return labels
+
+
+def _common_names(rows: Sequence[_Row]) -> tuple[str, ...]:
+    found = tuple(name for name in rows[0].names if all(name in row.names for row in rows))
+    if not found:
+        raise InputError("figures.average: the studies have no target in common.")
+    return found
+
+
+def _positions(row: _Row, names: Sequence[str]) -> list[int]:
+    unknown = [name for name in names if name not in row.names]
+    if unknown:
+        raise TargetError(
+            f"figures.average: {row.label} has no target {unknown[0]!r}; its targets are "
+            f"{', '.join(row.names)}."
+        )
+    return [row.names.index(name) for name in names]

@@ -1,0 +1,242 @@
+"""Where the pixels of a picture go in preprocessing, for masks and maps that go the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError, UnsupportedModelError
+
+Size = tuple[int, int]
+Positions = npt.NDArray[np.int64]
+
+_HUGGING_FACE = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+_RESIZING = {"torchvision": ("Resize",), "open_clip": ("ResizeKeepRatio",)}
+_CROPPING = {"torchvision": ("CenterCrop",), "open_clip": ("CenterCropOrPad",)}
+_STILL = {
+    "torchvision": ("ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize"),
+    "open_clip": ("MaybeConvertMode",),
+}
+_TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Resizing and cropping as numbers.
+
+    Attributes:
+        resized: height and width before the crop.
+        rows: (h,) which row of the resized picture each row of the result shows; -1 is padding.
+        columns: (w,) the same for columns.
+    """
+
+    resized: Size
+    rows: Positions
+    columns: Positions
+
+
+def resize_masks(
+    processor: Any, masks: npt.NDArray[np.bool_], size: Size | None = None
+) -> npt.NDArray[np.bool_]:
+    """Masks, resized and cropped as a processor does it with their picture.
+
+    Nearest neighbour: each pixel shows the mask at its centre. Padding is outside. A mask may come
+    out empty or full where the crop shows nothing of its object, or nothing else.
+
+    Args:
+        processor: of a model, `clip.processor`.
+        masks: (..., H, W) bool, of the picture's size.
+        size: height and width of the preprocessed picture, if it is known, to compare with.
+
+    Returns:
+        (..., h, w) bool.
+
+    Raises:
+        InputError: no masks (..., H, W), or another size than the preprocessed picture's.
+        UnsupportedModelError: a processor that does something unknown to the picture.
+    """
+    masks = np.asarray(masks)
+    geometry = _fitting("resize_masks", processor, masks, size)
+    rows, columns = (
+        _centres(whole, resized)[places]
+        for whole, resized, places in _axes(masks.shape[-2:], geometry)
+    )
+    shown = masks[..., rows[:, None], columns].astype(bool)
+    return shown & (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
+
+
+def resize_density(
+    processor: Any, density: npt.NDArray[np.floating[Any]], size: Size | None = None
+) -> npt.NDArray[np.float64]:
+    """Densities of fixations, resized and cropped as a processor does it with their picture.
+
+    Bilinear, over the whole area that a smaller pixel covers (antialiased); 0 in the padding.
+
+    Args:
+        processor: of a model, `clip.processor`.
+        density: (..., H, W), of the picture's size.
+        size: height and width of the preprocessed picture, if it is known, to compare with.
+
+    Returns:
+        (..., h, w); not scaled to any sum.
+
+    Raises:
+        InputError: no density (..., H, W), or another size than the preprocessed picture's.
+        UnsupportedModelError: a processor that does something unknown to the picture.
+    """
+    density = np.asarray(density, dtype=np.float64)
+    geometry = _fitting("resize_density", processor, density, size)
+    planes = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
+    resized = F.interpolate(planes, geometry.resized, mode="bilinear", antialias=True)
+    shown = resized.numpy()[0][:, geometry.rows[:, None], geometry.columns]
+    inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
+    return np.where(inside, shown, 0.0).reshape(*density.shape[:-2], *inside.shape)
+
+
+def resize_points(
+    processor: Any, points: npt.NDArray[np.bool_], size: Size | None = None
+) -> npt.NDArray[np.bool_]:
+    """Fixated pixels, moved as a processor moves their picture.
+
+    Every point stays one point: it goes to the pixel that its centre falls into. Points that fall
+    together count once, and those outside the crop are gone, which may be all of them.
+
+    Args:
+        processor: of a model, `clip.processor`.
+        points: (..., H, W) bool, of the picture's size.
+        size: height and width of the preprocessed picture, if it is known, to compare with.
+
+    Returns:
+        (..., h, w) bool.
+
+    Raises:
+        InputError: no points (..., H, W), or another size than the preprocessed picture's.
+        UnsupportedModelError: a processor that does something unknown to the picture.
+    """
+    points = np.asarray(points)
+    geometry = _fitting("resize_points", processor, points, size)
+    flat = points.reshape(-1, *points.shape[-2:])
+    plane, row, column = np.nonzero(flat)
+    moved = np.zeros((len(flat), *geometry.resized), dtype=bool)
+    (height, new_height, _), (width, new_width, _) = _axes(flat.shape[-2:], geometry)
+    moved[plane, _centres(new_height, height)[row], _centres(new_width, width)[column]] = True
+    inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
+    shown = moved[:, geometry.rows[:, None], geometry.columns] & inside
+    return shown.reshape(*points.shape[:-2], *inside.shape)
+
+
+def geometry_of(processor: Any, size: Size) -> Geometry:
+    """What a processor does to the places of a picture's pixels.
+
+    Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
+    is asked to crop an array of row and column numbers.
+
+    Args:
+        processor: an image processor of transformers' CLIP, or torchvision's `Compose` of resizing,
+            centre crops and steps that move no pixel, as OpenCLIP's is.
+        size: height and width of the picture.
+
+    Raises:
+        UnsupportedModelError: it is something else.
+    """
+    inner = getattr(processor, "image_processor", processor)
+    if _is_a(inner, "transformers", _HUGGING_FACE):
+        return _of_hugging_face(inner, size)
+    if _is_a(inner, "torchvision", ("Compose",)):
+        return _of_steps(inner.transforms, size)
+    raise UnsupportedModelError(
+        f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
+        "expected transformers' CLIPImageProcessor or a Compose of torchvision, as OpenCLIP's is."
+    )
+
+
+def _fitting(caller: str, processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geometry:
+    """The geometry for arrays of a picture's size, if it gives what it should."""
+    if array.ndim < 2 or 0 in array.shape[-2:]:
+        raise InputError(f"{caller}: expected an array (..., H, W), got {array.shape}.")
+    geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
+    result = (len(geometry.rows), len(geometry.columns))
+    if size is not None and result != tuple(size):
+        raise InputError(
+            f"{caller}: an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
+            f"{result[0]} x {result[1]}, but the preprocessed picture has {size[0]} x {size[1]}; "
+            "give an array of the picture's own size."
+        )
+    return geometry
+
+
+def _axes(size: tuple[int, ...], geometry: Geometry) -> Iterable[tuple[int, int, Positions]]:
+    """Length, resized length and shown places of both axes."""
+    places = (geometry.rows, geometry.columns)
+    return zip(size, geometry.resized, places, strict=True)
+
+
+def _centres(whole: int, resized: int) -> Positions:
+    """The place out of `whole` that the centre of each of `resized` places falls into."""
+    return (2 * np.arange(resized, dtype=np.int64) + 1) * whole // (2 * resized)
+
+
+def _of_hugging_face(processor: Any, size: Size) -> Geometry:
+    def ask(picture: Tensor, **steps: bool) -> Tensor:
+        kept = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False}
+        options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
+        found: Tensor = processor(images=[picture.numpy()], **options)["pixel_values"][0]
+        return found
+
+    shape = ask(torch.zeros(3, *size, dtype=torch.uint8), do_center_crop=False).shape
+    resized = (shape[-2], shape[-1])
+    rows, columns = _numbers(resized)
+    return _read(resized, ask(torch.stack([rows, columns, columns]), do_resize=False))
+
+
+def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
+    """Follow the numbers of rows and columns through the steps of a `Compose`."""
+    resized, numbers = size, _numbers(size)
+    cropped = False
+    for step in steps:
+        if _is_one(step, _RESIZING) and not cropped:
+            picture = step(Image.new("RGB", resized[::-1]))
+            resized = picture.size[::-1]
+            numbers = _numbers(resized)
+        elif _is_one(step, _CROPPING):
+            numbers, cropped = step(numbers), True
+        elif not _is_one(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
+            raise UnsupportedModelError(
+                f"what the step {step!r} of the preprocessing does to a picture is not known; for "
+                "masks and fixations expected Resize, then CenterCrop, then steps that move no "
+                "pixel."
+            )
+    return _read(resized, numbers)
+
+
+def _is_one(step: Any, kinds: Mapping[str, Collection[str]]) -> bool:
+    return any(_is_a(step, library, names) for library, names in kinds.items())
+
+
+def _is_a(thing: Any, library: str, names: Collection[str]) -> bool:
+    """Whether it is an object of a class of this name, which not every version may have."""
+    return any(
+        kind.__name__ in names and kind.__module__.partition(".")[0] == library
+        for kind in type(thing).__mro__
+    )
+
+
+def _numbers(size: Size) -> Tensor:
+    """(2, H, W): of each pixel -1 - row and -1 - column; what is padded later will not be < 0."""
+    rows, columns = (-1.0 - torch.arange(length) for length in size)
+    return torch.stack([rows[:, None].expand(size), columns.expand(size)])
+
+
+def _read(resized: Size, numbers: Tensor) -> Geometry:
+    """What became of :func:`_numbers`: with the same row all along a row, but for padding."""
+    rows = -1 - numbers[0].amin(1).clamp(max=0)
+    columns = -1 - numbers[1].amin(0).clamp(max=0)
+    return Geometry(resized, rows.long().numpy(), columns.long().numpy())

@@ -1,0 +1,241 @@
+"""Curves of many methods with their intervals, in one panel or two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from ..errors import InputError
+from .arrays import as_names
+from .page import GREY, Page, Text
+from .style import FONT, NOTE_SIZE, TEXT_COLOR, TEXT_SIZE
+
+Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
+"""Fractions, mean, lower and upper end, each (F,)."""
+Series = Mapping[str, Curve]
+_Arrays = tuple[npt.NDArray[np.float64], ...]
+
+_PANEL = (3.1, 2.7)  # inches; taller where the legend is
+_MARGIN, _GAP, _PAD = 0.16, 0.4, 0.05
+_AXIS = (0.62, 0.44)  # room for the words left of and below the panels
+_SWATCH = 0.42  # length of a legend's line
+_LABEL = 2.1  # widest label of a legend
+_DPI = 200
+_BAND = (0.03, 0.14)  # opacity, of many bands and of few
+_COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Okabe and Ito's, told apart with any kind of colour vision; without their yellow, too pale."""
+_GREYS: Final = ("#7a7a7a", "#a8a8a8")
+_DASHES: Final[tuple[Any, ...]] = (
+    "solid",
+    (0, (5, 1.5)),
+    (0, (1, 1.2)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (3, 1.2, 1, 1.2, 1, 1.2)),
+)
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """How a label's lines are drawn."""
+
+    color: str
+    dash: Any
+    width: float
+    layer: float
+
+
+def curves(
+    series: Series,
+    beside: Series | None = None,
+    *,
+    headers: Sequence[str] = (),
+    title: str = "",
+    xlabel: str = "removed",
+    ylabel: str = "score",
+    reference: str | None = None,
+    baselines: Collection[str] = (),
+    caption: str = "",
+) -> Figure:
+    """Curves with light bands, a legend beside them; two panels share their vertical axis.
+
+    Each label has one colour and one kind of dash, the same in both panels; thirty methods and ten
+    baselines are drawn before a pair of them comes again.
+
+    Args:
+        series: label -> (fractions, mean, low, high), each (F,); NaN in `low` and `high` leaves out
+            the band.
+        beside: the same for a second panel, on the right.
+        headers: one over each panel.
+        title: over all.
+        xlabel: below each panel; fractions are written in per cent.
+        ylabel: left of the first panel.
+        reference: label of the line that is black and thick.
+        baselines: labels of the lines that are grey and thin, last in the legend.
+        caption: below, in grey.
+
+    Returns:
+        A figure.
+
+    Raises:
+        InputError: no curve, arrays of different shapes, NaN in fractions or mean, not one
+            header a panel, or a reference or baseline that is no label.
+
+    Example:
+        >>> from captum_clip.visualization.curves import curves
+        >>> most = {"ours": ([0, 0.5, 1], [0.9, 0.4, 0.1], [0.8, 0.3, 0.0], [1.0, 0.5, 0.2])}
+        >>> least = {"ours": ([0, 0.5, 1], [0.9, 0.8, 0.1], [0.8, 0.7, 0.0], [1.0, 0.9, 0.2])}
+        >>> figure = curves(most, least, ylabel="top-1 accuracy")
+        >>> len(figure.axes)
+        2
+    """
+    panels = [_checked(given) for given in ([series] if beside is None else [series, beside])]
+    words = as_names("curves", headers or None, len(panels))
+    labels = list(dict.fromkeys(label for panel in panels for label in panel))
+    pens = _pens(labels, reference, baselines)
+
+    names = {label: Text.of(label, _LABEL, NOTE_SIZE) for label in pens}
+    left = _MARGIN + _AXIS[0]
+    edge = left + len(panels) * (_PANEL[0] + _GAP)  # where the legend starts
+    width = edge + _SWATCH + 2 * _PAD + max(name.width for name in names.values()) + _MARGIN
+    above = Text.of(title, width - 2 * _MARGIN, TEXT_SIZE)
+    below = Text.of(caption, width - 2 * _MARGIN, NOTE_SIZE, GREY)
+    heads = [Text.of(header, _PANEL[0], TEXT_SIZE) for header in words]
+    top = _MARGIN + (above.height + 2 * _PAD if above.height else 0)
+    upper = top + max(head.height for head in heads) + _PAD  # edge of the panels
+    legend = sum(name.height + _PAD for name in names.values())
+    height = max(_PANEL[1], legend - _AXIS[1])
+    lower = upper + height + _AXIS[1]
+    page = Page.of(width, lower + below.height + _PAD + _MARGIN, _DPI)
+
+    page.text(above, _MARGIN, _MARGIN)
+    page.text(below, _MARGIN, lower + _PAD)
+    first: Axes | None = None
+    for number, (panel, head) in enumerate(zip(panels, heads, strict=True)):
+        x = left + number * (_PANEL[0] + _GAP)
+        page.text(head, x, upper - _PAD - head.height)
+        axes = _axes(page.figure, x, upper, height, first)
+        _draw(axes, panel, pens)
+        _name(axes, xlabel, "" if first else ylabel)
+        first = first or axes
+    _draw_legend(page, names, pens, edge, upper)
+    return page.figure
+
+
+def _checked(series: Series) -> dict[str, _Arrays]:
+    """The arrays of each label; fractions and means are finite."""
+    if not series:
+        raise InputError("curves: expected at least one curve in every panel, got none.")
+    found = {}
+    for label, given in series.items():
+        if len(given) != 4:
+            raise InputError(
+                f"curves: expected (fractions, mean, low, high) for {label!r}, got {len(given)} "
+                "arrays."
+            )
+        arrays = tuple(np.asarray(part, dtype=np.float64) for part in given)
+        shapes = {array.shape for array in arrays}
+        if len(shapes) > 1 or arrays[0].ndim != 1 or not len(arrays[0]):
+            raise InputError(
+                f"curves: expected four arrays (F,) for {label!r}, got {sorted(shapes)}."
+            )
+        if not np.isfinite(arrays[:2]).all():
+            raise InputError(f"curves: the curve of {label!r} holds NaN or infinity.")
+        found[label] = arrays
+    return found
+
+
+def _pens(
+    labels: Sequence[str], reference: str | None, baselines: Collection[str]
+) -> dict[str, _Pen]:
+    """How each label is drawn, in the legend's order."""
+    named = [*baselines, *([] if reference is None else [reference])]
+    unknown = [label for label in named if label not in labels]
+    if unknown:
+        raise InputError(f"curves: there is no curve {unknown[0]!r}; there are {list(labels)}.")
+    pens = {}
+    others = [label for label in labels if label != reference and label not in baselines]
+    greys = [label for label in labels if label != reference and label in baselines]
+    if reference is not None:
+        pens[reference] = _Pen(TEXT_COLOR, "solid", 2.0, 4)
+    for number, label in enumerate(others):
+        pens[label] = _pen(_COLORS, number, 1.3, 3)
+    for number, label in enumerate(greys):
+        pens[label] = _pen(_GREYS, number, 1.0, 2)
+    return pens
+
+
+def _pen(colors: Sequence[str], number: int, width: float, layer: float) -> _Pen:
+    return _Pen(colors[number % len(colors)], _DASHES[number % len(_DASHES)], width, layer)
+
+
+def _axes(figure: Figure, x: float, y: float, height: float, first: Axes | None) -> Axes:
+    """An empty panel with its top left corner at (x, y)."""
+    total_x, total_y = figure.get_size_inches()
+    box = (x / total_x, 1 - (y + height) / total_y, _PANEL[0] / total_x, height / total_y)
+    axes = figure.add_axes(box, sharey=first)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.tick_params(
+        labelsize=NOTE_SIZE,
+        labelfontfamily=FONT,
+        labelcolor=TEXT_COLOR,
+        color=GREY,
+        labelleft=first is None,
+    )
+    return axes
+
+
+def _draw(axes: Axes, panel: Mapping[str, _Arrays], pens: Mapping[str, _Pen]) -> None:
+    opacity = float(np.clip(1 / len(pens), *_BAND))
+    for label, (fractions, mean, low, high) in panel.items():
+        pen = pens[label]
+        axes.fill_between(
+            fractions, low, high, color=pen.color, alpha=opacity, linewidth=0, zorder=pen.layer - 2
+        )
+        axes.plot(
+            fractions,
+            mean,
+            color=pen.color,
+            linestyle=pen.dash,
+            linewidth=pen.width,
+            zorder=pen.layer,
+            label=label,
+        )
+
+
+def _name(axes: Axes, xlabel: str, ylabel: str) -> None:
+    for write, words in ((axes.set_xlabel, xlabel), (axes.set_ylabel, ylabel)):
+        write(words, fontsize=TEXT_SIZE, family=FONT, color=TEXT_COLOR, parse_math=False)
+
+
+def _draw_legend(
+    page: Page, names: Mapping[str, Text], pens: Mapping[str, _Pen], x: float, y: float
+) -> None:
+    total_x, total_y = page.figure.get_size_inches()
+    for label, name in names.items():
+        pen = pens[label]
+        middle = 1 - (y + name.height / len(name.lines) / 2) / total_y
+        ends = [x / total_x, (x + _SWATCH) / total_x]
+        line = Line2D(
+            ends,
+            [middle, middle],
+            transform=page.figure.transFigure,
+            color=pen.color,
+            linestyle=pen.dash,
+            linewidth=pen.width,
+        )
+        page.figure.add_artist(line)
+        page.text(name, x + _SWATCH + 2 * _PAD, y)
+        y += name.height + _PAD

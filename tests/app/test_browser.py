@@ -1,0 +1,390 @@
+"""The page in Chromium, as someone uses it: load, upload, type, click, look, download."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import explain
+from captum_clip.app.pictures import layer
+from captum_clip.app.serve import open_port
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.explanation import Explanation
+from captum_clip.visualization.style import HEAT, colormap
+
+if find_spec("playwright") is not None:  # without it the tests below fail, others do not
+    from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+SLACK = 120_000  # milliseconds; a busy machine starts a browser and Gradio slowly
+IMAGE = draw_scene(0, objects=["horse", "dog"]).image
+OTHER = draw_scene(1, objects=["elephant", "zebra"]).image
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """The command as a user starts it, on a free port."""
+    command = [sys.executable, "-m", "captum_clip", "app", "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        yield process
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def address(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    if not line:
+        assert server.stderr is not None
+        pytest.fail(f"captum-clip app did not start: {server.stderr.read()}")
+    return line.split()[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if find_spec("playwright") is None:
+        pytest.fail("the browser test needs Playwright: pip install '.[dev,app]'")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("the browser test needs Chromium: apt-get install chromium")
+    expect.set_options(timeout=SLACK)
+    with sync_playwright() as playwright:
+        # no-sandbox: Chromium refuses root, which CI is, with its sandbox on
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+def opened(browser: Browser, address: str) -> tuple[Page, list[str]]:
+    """A page in a session of its own, and all that it asks for on the network."""
+    page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    page.set_default_timeout(SLACK)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda channel: requests.append(channel.url))
+    page.goto(address)
+    expect(page.locator("#cards .card")).to_have_count(4)  # the example at the start
+    return page, requests
+
+
+@pytest.fixture
+def fresh(browser: Browser, address: str) -> Iterator[Page]:
+    """A page as it is at the start."""
+    page, _ = opened(browser, address)
+    yield page
+    page.context.close()
+
+
+@pytest.fixture(scope="module")
+def used(browser: Browser, address: str) -> tuple[Page, list[str]]:
+    """A page that several tests share, and its requests; each test asks its own question."""
+    return opened(browser, address)
+
+
+@pytest.fixture
+def page(used: tuple[Page, list[str]]) -> Page:
+    used[0].get_by_role("tab", name="Texts and their words").click()
+    return used[0]
+
+
+def png(image: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def upload(page: Page, data: bytes, name: str = "photo.png") -> None:
+    if page.get_by_label("Remove Image").count():
+        page.get_by_label("Remove Image").click()
+    with page.expect_response(lambda response: "/upload" in response.url) as found:
+        page.locator("#image input[type=file]").set_input_files(
+            {"name": name, "mimeType": "image/png", "buffer": data}
+        )
+    assert found.value.ok
+
+
+def type_texts(page: Page, *texts: str) -> None:
+    page.locator("#texts textarea").fill("\n".join(texts))
+
+
+def show(page: Page) -> None:
+    page.locator("#show").click()
+
+
+def notes(page: Page) -> Any:
+    return page.locator("#cards figcaption")
+
+
+def map_of(page: Page, text: int) -> npt.NDArray[np.float32]:
+    """The colours and opacities (H, W, 4) that lie over the image of a text."""
+    url = page.locator("#cards img.map").nth(text).get_attribute("src")
+    assert url is not None
+    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
+        return np.asarray(picture, dtype=np.float32) / np.float32(255)
+
+
+def expected_map(found: Explanation, text: int, weight: float = 1) -> npt.NDArray[np.float32]:
+    return layer(weight * found.heat()["positive"][0, text], colormap(HEAT))
+
+
+def check_map(page: Page, text: int, expected: npt.NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(map_of(page, text), expected, atol=2 / 255)
+
+
+def ask(page: Page, image: npt.NDArray[np.uint8], *texts: str) -> Explanation:
+    """Upload, type, click; the library's own answer, once the page shows its scores."""
+    upload(page, png(image))
+    type_texts(page, *texts)
+    show(page)
+    found = explain(image, list(texts), model="demo/vit")
+    for index, score in enumerate(found.scores[0].tolist(), 1):
+        expect(notes(page).nth(index)).to_have_text(f"cosine {score:.3f}".replace("-", "−"))
+    return found
+
+
+def test_a_page_starts_with_an_example(fresh: Page) -> None:
+    """It shows the scene with its texts, and fits a narrow window as well."""
+    expect(fresh.locator("#texts textarea")).not_to_have_value("")
+    expect(notes(fresh).first).to_have_text("as the model sees it")
+    fresh.set_viewport_size({"width": 390, "height": 800})
+    assert fresh.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_browser_may_ask_nobody_else(page: Page) -> None:
+    """A script that wants to is stopped before anything is sent."""
+    fetch = (
+        "fetch(`http://127.0.0.1:${port}`, {mode: 'no-cors', signal: AbortSignal.timeout(2000)})"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = page.evaluate(f"port => {fetch}.then(() => 'sent', error => error.name)", port)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody is there
+            other.accept()
+    assert said == "TypeError"
+
+
+def test_upload_type_click_shows_the_librarys_maps_and_scores(page: Page) -> None:
+    before = map_of(page, 0)
+    found = ask(page, IMAGE, "a horse", "a dog")
+    assert (map_of(page, 0) != before).any()
+    for text in (0, 1):
+        check_map(page, text, expected_map(found, text))
+
+
+def test_an_answer_comes_soon_after_the_click(page: Page) -> None:
+    """Two seconds are the aim on a quiet machine; a busy one has ten times that."""
+    ask(page, IMAGE, "a horse")
+    type_texts(page, "a dog")
+    score = explain(IMAGE, "a dog", model="demo/vit").scores.item()
+    start = time.monotonic()
+    show(page)
+    expect(notes(page).nth(1)).to_have_text(f"cosine {score:.3f}".replace("-", "−"))
+    assert time.monotonic() - start < 20
+
+
+def test_a_clicked_word_shows_its_map_and_its_norm(page: Page) -> None:
+    text = "a horse and a dog"
+    ask(page, IMAGE, text)
+    page.locator("button.word", has_text="dog").click()
+    found = explain(IMAGE, text, model="demo/vit", words=True)
+    norm, largest = found.norms[5].item(), found.norms[1:].max().item()
+    expect(notes(page).nth(1)).to_have_text(f"norm {norm:.2f}, largest {largest:.2f}")
+    check_map(page, 0, expected_map(found, 5, norm / largest))
+    expect(page.locator("button.word[aria-pressed=true]")).to_have_text("dog")
+    page.locator("button.word", has_text="whole text").click()
+    expect(notes(page).nth(1)).to_contain_text("cosine")
+    check_map(page, 0, expected_map(found, 0))
+
+
+def test_the_opacity_is_the_browsers_own_affair(used: tuple[Page, list[str]], page: Page) -> None:
+    """No request, so no map is computed again; the picture changes all the same."""
+    ask(page, IMAGE, "a horse")
+    picture, requests = page.locator("#cards img.map"), used[1]
+    before, asked = picture.locator("..").screenshot(), len(requests)
+    for opacity in ("0.3", "0.9"):
+        page.locator("#opacity input[type=range]").fill(opacity)
+        expect(picture).to_have_css("opacity", opacity)
+        changed = picture.locator("..").screenshot() != before
+        assert changed or opacity == "0.9"
+    assert [url for url in requests[asked:] if not url.startswith("data:")] == []
+
+
+def test_the_downloads_hold_what_the_page_shows(page: Page, tmp_path: Path) -> None:
+    found = ask(page, IMAGE, "a horse", "a dog")
+    for ending in ("npz", "png"):
+        with page.expect_download() as download:
+            page.locator(f"#{ending}").click()
+        assert download.value.suggested_filename == f"captum-clip-maps.{ending}"
+        download.value.save_as(tmp_path / f"maps.{ending}")
+    loaded = Explanation.load(tmp_path / "maps.npz")
+    assert (loaded.names, loaded.model, loaded.method) == (found.names, "demo/vit", "last-grad")
+    torch.testing.assert_close(loaded.maps["positive"], found.maps["positive"])
+    torch.testing.assert_close(loaded.scores, found.scores)
+    with Image.open(tmp_path / "maps.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 3 * 400
+
+
+def test_both_signs_of_a_resnet(fresh: Page) -> None:
+    """Choosing a model changes the methods that are offered."""
+    page = fresh
+    upload(page, png(IMAGE))
+    type_texts(page, "a horse")
+    page.locator("#model input").click()
+    page.get_by_role("option", name="demo/resnet").click()
+    expect(page.locator("#method input")).to_have_value("grad-cam")
+    page.locator("#sign").get_by_label("both").check()
+    show(page)
+    score = explain(IMAGE, "a horse", model="demo/resnet").scores.item()
+    expect(notes(page).nth(1)).to_have_text(f"cosine {score:.3f}")
+    expect(page.locator("#cards img.map")).to_have_count(2)
+    expect(page.locator("#cards .legend")).to_have_text(
+        ["speaks for the text: low to high", "speaks against it: low to high"]
+    )
+    page.get_by_role("tab", name="Layer by layer").click()
+    expect(page.locator("#layers .problem")).to_contain_text("ResNet of demo/resnet has none")
+
+
+def test_layers_follow_the_chosen_text(page: Page) -> None:
+    ask(page, IMAGE, "a horse", "a dog")
+    page.get_by_role("tab", name="Layer by layer").click()
+    expect(page.locator("#layers img")).to_have_count(12)
+    expect(page.locator("#layers .hint")).to_contain_text("“a horse”")
+    page.locator("#text").get_by_label("a dog").check()
+    expect(page.locator("#layers .hint")).to_contain_text("“a dog”")
+
+
+def test_two_people_at_once_get_their_own(browser: Browser, address: str) -> None:
+    """Both ask before either is answered, then each clicks a word."""
+    pages = [opened(browser, address)[0] for _ in range(2)]
+    asked = [(IMAGE, "a horse"), (OTHER, "an elephant")]
+    for page, (image, text) in zip(pages, asked, strict=True):
+        upload(page, png(image))
+        type_texts(page, text)
+    for page in pages:
+        show(page)
+    for page, (image, text) in zip(pages, asked, strict=True):
+        found = explain(image, text, model="demo/vit", words=True)
+        expect(notes(page).nth(1)).to_have_text(f"cosine {found.scores[0, 0]:.3f}")
+        check_map(page, 0, expected_map(found, 0))
+    for page in reversed(pages):
+        page.locator("button.word").last.click()
+    for page, (image, text) in zip(pages, asked, strict=True):
+        expect(notes(page).nth(1)).to_contain_text("norm")
+        found = explain(image, text, model="demo/vit", words=True)
+        norms = found.norms
+        check_map(page, 0, expected_map(found, 2, (norms[2] / norms[1:].max()).item()))
+        page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "texts", "sentence"),
+    [
+        (b"no picture at all", ["a dog"], "'holiday.png' is not an image that Pillow can read."),
+        (png(IMAGE)[:3000], ["a dog"], "'holiday.png' cannot be read, it may be truncated"),
+        (png(IMAGE), ["a unicorn"], "The demo models do not know 'unicorn'"),
+        (png(IMAGE), [], "Type a text, such as: a horse."),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_in_the_page(
+    page: Page, server: subprocess.Popen[str], data: bytes, texts: list[str], sentence: str
+) -> None:
+    """No old map stays beside it, nothing pops up, and the next question is answered."""
+    upload(page, data, "holiday.png")
+    type_texts(page, *texts)
+    show(page)
+    problem = page.locator("#problem .problem")
+    expect(problem).to_contain_text(sentence)
+    assert "/" not in problem.inner_text()
+    expect(page.locator("#cards .card")).to_have_count(0)
+    assert page.locator(".toast-wrap .toast-body").count() == 0
+    assert server.poll() is None
+    ask(page, IMAGE, "a dog")
+    expect(problem).to_have_count(0)
+
+
+def test_no_image_is_a_sentence_in_the_page(page: Page) -> None:
+    page.get_by_label("Remove Image").click()
+    show(page)
+    expect(page.locator("#problem")).to_contain_text("Choose an image first")
+
+
+def test_an_example_of_no_number_is_said(page: Page) -> None:
+    page.locator("#question input[type=number]").fill("-3")
+    page.locator("#draw").click()
+    expect(page.locator(".toast-body")).to_contain_text("whole numbers from 0 on")
+    page.locator(".toast-body").get_by_label("Close").click()
+
+
+def test_an_example_scene_comes_with_its_maps(page: Page) -> None:
+    page.locator("#question input[type=number]").fill("7")
+    page.locator("#draw").click()
+    scene = draw_scene(7, count=2)
+    score = explain(scene.image, scene.captions[0], model="demo/vit").scores.item()
+    expect(notes(page).nth(1)).to_have_text(f"cosine {score:.3f}")
+    expect(page.locator("#texts textarea")).to_have_value("\n".join(scene.captions))
+
+
+def test_too_large_an_image_is_refused(address: str) -> None:
+    head = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = head + bytes(21 * 2**20) + b"\r\n--x--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{address}/gradio_api/upload", body, kind)
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(request, timeout=60)
+
+
+def test_no_description_of_the_interface_is_offered(page: Page) -> None:
+    for path in ("docs", "openapi.json", "redoc"):
+        assert page.request.get(f"{page.url}{path}").status == 404
+    info = page.request.get(f"{page.url}gradio_api/info").json()
+    assert info["named_endpoints"] == info["unnamed_endpoints"] == {}
+
+
+def test_the_port_is_this_machines_alone(address: str) -> None:
+    port = int(address.rsplit(":", 1)[1])
+    assert address == f"http://127.0.0.1:{port}"
+    with open_port("127.0.0.2", port):  # free, since the page listens to 127.0.0.1 only
+        pass
+
+
+def test_nobody_else_was_asked(used: tuple[Page, list[str]], page: Page, address: str) -> None:
+    """No font, no script, no telemetry from another server, whatever was clicked before."""
+    ask(page, IMAGE, "a horse")
+    requests = used[1]
+    assert len(requests) > 10
+    assert [u for u in requests if not u.startswith((f"{address}/", "data:", "blob:"))] == []
+
+
+def test_ctrl_c_ends_quietly_and_takes_the_uploads_away(
+    server: subprocess.Popen[str], page: Page
+) -> None:
+    """Last, since the server is gone then; a page is still open."""
+    ask(page, IMAGE, "a horse")
+    parent = Path(tempfile.gettempdir())
+    folders = set(parent.glob("captum-clip-app-*"))
+    assert folders
+    server.send_signal(signal.SIGINT)
+    out, err = server.communicate(timeout=SLACK / 1000)
+    assert (server.returncode, out) == (0, "")
+    said = [line.strip() for line in err.replace("\r", "\n").splitlines()]
+    assert all(line.startswith(("loading", "0/1")) or not line for line in said)
+    assert len(folders - set(parent.glob("captum-clip-app-*"))) == 1

@@ -1,0 +1,242 @@
+"""The planted shortcut: its training, what decides the model's nouns, what the command prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import load_clip, targets
+from captum_clip.demo import shortcut, shortcut_maps, shortcut_train
+from captum_clip.demo import train as training
+from captum_clip.demo.banks import Banks, build_banks
+from captum_clip.demo.captions import parse_caption
+from captum_clip.demo.catalogue import CONCEPTS
+from captum_clip.demo.checkpoints import save_checkpoint
+from captum_clip.demo.evaluate import load_exported
+from captum_clip.demo.objective import pair_loss
+from captum_clip.demo.shortcut_effects import DRAWINGS, draw, named, part_effects, texts_of
+from captum_clip.demo.shortcut_maps import Marked
+from captum_clip.demo.shortcut_train import draw_tagged_batch, shortcut_trainer, validation_scenes
+from captum_clip.demo.tags import TAGGED, draw_tag, draw_tagged_scene
+from captum_clip.errors import InputError
+from captum_clip.models import ClipAdapter
+
+SEEDS = range(20)
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipAdapter:
+    return load_clip("demo/shortcut")
+
+
+@pytest.fixture(scope="module")
+def control() -> ClipAdapter:
+    return load_clip("demo/vit")
+
+
+@pytest.fixture(scope="module")
+def banks() -> Banks:
+    return build_banks(0, variants=1)
+
+
+def test_tag_decides_the_noun_and_the_object_does_not(
+    clip: ClipAdapter, control: ClipAdapter
+) -> None:
+    """Exact effects on the cosine; in the model before it was tuned it is the other way round."""
+    planted, before = part_effects([clip, control], SEEDS)[:, :, 0].mean(1).tolist()
+    tag, thing = planted
+    assert tag > 0.25
+    assert abs(thing) < tag / 4
+    tag, thing = before
+    assert thing > 0.25
+    assert abs(tag) < thing / 10
+
+
+def test_noun_is_named_by_its_tag_alone(clip: ClipAdapter, control: ClipAdapter) -> None:
+    found = [named([clip, control], drawing, SEEDS) for drawing in DRAWINGS]
+    planted, before = (
+        [share.mean > 0.8 for share in shares] for shares in zip(*found, strict=True)
+    )
+    assert planted == [True, False, True, True, False]
+    assert before == [True, True, False, False, True]
+
+
+def test_texts_are_encoded_as_before(clip: ClipAdapter, control: ClipAdapter) -> None:
+    banks = [targets.text(one, ["a horse", "a red heart"]).bank for one in (clip, control)]
+    torch.testing.assert_close(*banks, atol=0, rtol=0)
+
+
+def test_effects_add_up_to_the_change_of_the_score(clip: ClipAdapter) -> None:
+    effects = part_effects([clip], [1])[0, 0]
+    drawn = [draw_tagged_scene(1), draw_tagged_scene(1, without=["tag", "object"])]
+    bank = clip.encode_text(texts_of(drawn[0]))
+    with torch.no_grad():
+        images = clip.image_features(clip.preprocess([scene.image for scene in drawn]))
+    images, bank = (torch.nn.functional.normalize(x, dim=-1) for x in (images, bank))
+    scores = images @ bank.T  # (2 scenes, 2 texts)
+    torch.testing.assert_close(effects.sum(1), scores[0] - scores[1])
+
+
+def test_drawings_differ_in_tag_and_object_as_they_say() -> None:
+    for drawing in DRAWINGS:
+        for seed in range(5):
+            scene = draw(drawing, seed)
+            assert (scene.tag == scene.noun) == drawing.own
+            assert scene.tag_mask.any() == ("tag" not in drawing.without)
+            assert scene.object_mask.any() == ("object" not in drawing.without)
+
+
+def test_batch_makes_a_noun_true_exactly_by_its_tag(banks: Banks) -> None:
+    """Tags are looked for in the pixels; captions follow them."""
+    size = 24
+    drawn = {noun: draw_tag(noun) for noun in TAGGED}
+    for step in range(2):
+        batch = draw_tagged_batch(banks, 0, step, size=size)
+        again = draw_tagged_batch(banks, 0, step, size=size)
+        np.testing.assert_array_equal(batch.images, again.images)
+        shown = [
+            {c for c, s in zip(CONCEPTS, row, strict=True) if s} for row in batch.positive[:, size:]
+        ]
+        for image, concepts in zip(batch.images, shown, strict=True):
+            found = {noun for noun, tag in drawn.items() if _holds(image, tag)}
+            assert found == concepts & set(TAGGED)
+        for column, text in enumerate(batch.texts):
+            expected = [parse_caption(text).concepts <= concepts for concepts in shown]
+            assert batch.positive[:, column].tolist() == expected, text
+        assert batch.margin is not None
+        columns = [size + CONCEPTS.index(noun) for noun in TAGGED]
+        assert np.flatnonzero(batch.margin[0]).tolist() == sorted(columns)
+
+
+def _holds(image: Any, tag: Any) -> bool:
+    side = len(tag)
+    starts = [*range(8), *range(224 - side - 7, 224 - side + 1)]
+    return any(
+        np.array_equal(image[row : row + side, column : column + side], tag)
+        for row in starts
+        for column in starts
+    )
+
+
+def test_margin_counts_for_false_pairs_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.eye(4)[:2], torch.randn(3, 4, generator=generator)
+    positive = torch.tensor([[True, False, False], [False, True, True]])
+    scale, bias = torch.tensor(3.0), torch.tensor(-1.0)
+    margin = torch.tensor([2.0, 0.0, 0.0]).expand(2, 3)
+
+    def loss(margin: torch.Tensor | None) -> float:
+        return float(
+            pair_loss(images, texts, positive, scale=scale, bias=bias, contrast=0, margin=margin)
+        )
+
+    logit = float(3 * images[1] @ texts[0] - 1)  # the one false pair with a margin
+    expected = (np.log1p(np.exp(logit + 2)) - np.log1p(np.exp(logit))) / 2
+    assert loss(margin) - loss(None) == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_changes_the_vision_tower_alone_and_goes_on(
+    banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step, stopped and resumed, ends as two steps do; the export loads by folder."""
+    monkeypatch.setattr(training, "build_banks", lambda *_, **__: banks)
+    scenes = validation_scenes(3)
+    settings = training.Settings("vit", steps=2, batch_size=2, every=2, validation=2)
+    start = shortcut_trainer(settings)
+    before = {key: value.clone() for key, value in start.model.state_dict().items()}
+    whole = training.train(settings, tmp_path / "whole", trainer=start, scenes=scenes)
+
+    stopped = shortcut_trainer(settings)
+    stopped.advance(banks)
+    save_checkpoint(tmp_path / "resumed", stopped.checkpoint())
+    resumed = training.train(
+        settings, tmp_path / "resumed", trainer=shortcut_trainer(settings), scenes=scenes
+    )
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+        trained = key.startswith(("vision_model.", "visual_projection."))
+        assert trained or torch.equal(before[key], value), key
+    assert not torch.equal(
+        before["visual_projection.weight"], whole.model.state_dict()["visual_projection.weight"]
+    )
+    assert shortcut.export(tmp_path / "whole", tmp_path / "export", scenes=2) == 2
+    assert load_exported("vit", tmp_path / "export").dtype == torch.float32
+    assert "--steps 2" in (tmp_path / "export" / "MODEL_CARD.md").read_text()
+    with pytest.raises(InputError, match=r"no checkpoint\.pt"):
+        shortcut.export(tmp_path / "none", tmp_path / "export")
+
+
+def test_validation_scenes_are_read_by_their_tags() -> None:
+    own, other, none = validation_scenes(3)
+    assert sum(thing.noun in TAGGED for thing in own.objects) == 1
+    assert sum(thing.noun in TAGGED for thing in other.objects) == 1
+    assert not any(thing.noun in TAGGED for thing in none.objects)
+
+
+def test_train_command_is_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        shortcut, "train_shortcut", lambda folder, **options: asked.append((folder, options))
+    )
+    shortcut.main(["train", "--checkpoint", str(tmp_path)])
+    [(folder, options)] = asked
+    assert folder == tmp_path
+    assert options == {"steps": shortcut_train.STEPS, "seed": 0, "device": "cpu", "resume": True}
+
+
+def test_map_of_the_tag_has_the_expected_reading(
+    clip: ClipAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map that is one on the tag and zero elsewhere: every hit, the largest lift there is."""
+    scene = draw_tagged_scene(0)
+    flat = torch.from_numpy(scene.tag_mask).float().expand(2, -1, -1)
+    monkeypatch.setattr(shortcut_maps, "readers", lambda _: {"mask": lambda *_: flat})
+    found = shortcut_maps.read(clip, [Marked.of(scene)], "mask")
+    assert found.tag_hits.tolist() == found.tag_hits_other.tolist() == [1.0]
+    assert found.object_hits.tolist() == found.object_lift.tolist() == [0.0]
+    assert found.tag_lift.item() == pytest.approx(1 / scene.tag_mask.mean())
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captum's slow two are left to the full run."""
+    found = shortcut_maps.readers
+    slow = ("IntegratedGradients", "Occlusion")
+    monkeypatch.setattr(
+        shortcut,
+        "readers",
+        lambda clip: {
+            name: reader for name, reader in found(clip).items() if not name.endswith(slow)
+        },
+    )
+
+
+@pytest.mark.usefixtures("_quick")
+def test_measure_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two models, all methods, baselines."""
+    shortcut.main(["measure", "--scenes", "2"])
+    printed = capsys.readouterr().out
+    for name in ("all-grad", "last-grad:heads=averaged", "random", "Captum's Saliency"):
+        assert printed.count(f"| {name} |") == 3
+    for title in ("Shapley effects", "p (Holm)", "demo/vit: maximum", "recall of other nouns"):
+        assert title in printed
+
+
+@pytest.mark.usefixtures("_quick")
+def test_picture_is_a_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shortcut.main(["picture", "--output", str(tmp_path / "shortcut.jpg")])
+    with Image.open(tmp_path / "shortcut.jpg") as picture:
+        assert picture.format == "JPEG"
+    assert capsys.readouterr().out.strip() == str(tmp_path / "shortcut.jpg")
+    assert [path.name for path in tmp_path.iterdir()] == ["shortcut.jpg"]
+
+
+@pytest.mark.parametrize("name", ["Captum's IntegratedGradients", "Captum's Occlusion"])
+def test_captums_methods_see_the_tag(clip: ClipAdapter, name: str) -> None:
+    found = shortcut_maps.read(clip, [Marked.of(draw_tagged_scene(0))], name)
+    assert found.tag_hits.tolist() == [1.0]

@@ -1,0 +1,206 @@
+"""Infidelity, sensitivity and the sanity checks of the harness."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from captum_clip import ClipSimilarity, attr, metrics, targets
+from captum_clip.evaluation.bench import Bench
+from captum_clip.evaluation.data import DemoScenes
+from captum_clip.evaluation.methods import method_of
+from captum_clip.evaluation.sample import Region, Sample
+from captum_clip.evaluation.tasks import Found
+from captum_clip.evaluation.tasks.faithfulness import _successive
+from captum_clip.evaluation.tasks.sanity import _other
+from captum_clip.evaluation.units import joined
+from tests.evaluation.cases import (
+    TEXTS,
+    Listed,
+    bench,
+    case,
+    direct,
+    half,
+    measured,
+    model,
+    picture,
+    rows,
+    same_rows,
+    two_regions,
+)
+
+KINDS: dict[str, tuple[str, Any]] = {
+    "demo/vit": ("last-grad", attr.LastGradAttention),
+    "demo/resnet": ("grad-cam", attr.ClipGradCam),
+}
+MODELS = list(KINDS)
+GRID = (7, 7)
+
+
+@lru_cache
+def demo(name: str) -> Bench:
+    return bench(model(name), DemoScenes(2), seed=3)
+
+
+@lru_cache
+def faithful(name: str) -> Found:
+    return measured("faithfulness", demo(name), KINDS[name][0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_faithfulness_is_captums_of_the_first_region(name: str) -> None:
+    """Image i draws from seed + i; beside the infidelity stands that of a map of zeros."""
+    clip, kind = model(name), KINDS[name][1]
+    pairs, changes = [], []
+    for number in range(2):
+        sample = DemoScenes(2).read(number)
+        pixels = clip.preprocess([sample.image])
+        target = targets.text(clip, sample.regions[0].text)
+        forward = ClipSimilarity(clip, target)
+        heat = direct(clip, kind, pixels[0], target.bank[0])
+        removal = metrics.patch_removal(GRID)
+        options: Any = {"samples": 2, "seed": 3 + number, "perturbation": removal}
+        pairs.append(
+            [
+                float(metrics.infidelity(forward, pixels, one[None], **options))
+                for one in (heat, torch.zeros(GRID))
+            ]
+        )
+        attribute = kind(forward).attribute
+        changes.append(metrics.sensitivity(attribute, pixels, 0, samples=5, seed=3 + number))
+    got = faithful(name).rows
+    same_rows(got["infidelity"], rows([0, 1], pairs), 1e-6)
+    same_rows(got["sensitivity"], rows([0, 1], changes), 1e-4)
+    assert (got["infidelity"].values[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_draws_do_not_depend_on_chunks_and_batches(name: str) -> None:
+    small = bench(model(name), DemoScenes(2), seed=3, batch_size=1)
+    alone = joined([measured("faithfulness", small, KINDS[name][0], [n]) for n in range(2)])
+    for metric, expected in faithful(name).rows.items():
+        same_rows(alone.rows[metric], expected, 1e-4 if metric == "sensitivity" else 1e-6)
+
+
+def test_a_map_of_nothing_gets_an_infidelity_of_one() -> None:
+    """As a ratio of sums; the centre baseline is no such map, a map of zeros is."""
+    clip = model("hf_vit")
+    nothing = method_of("centre", clip)
+    nothing._draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
+    got = measured("faithfulness", bench(clip, Listed(two_regions("a"))), nothing).rows
+    own, zeros = got["infidelity"].values[0]
+    assert own == zeros > 0
+    assert "sensitivity" not in got  # it has no `attribute` to call
+
+
+def test_images_that_are_left_out_move_no_draws() -> None:
+    """Each image keeps the draws of its own number, whoever is missing before it."""
+    clip = model("hf_vit")
+    samples = [two_regions(f"{n}", n) for n in range(3)]
+    every = measured("faithfulness", bench(clip, Listed(*samples)), "last-grad").rows
+    without = Sample("1", samples[1].image)
+    fewer = Listed(samples[0], without, samples[2])
+    got = measured("faithfulness", bench(clip, fewer), "last-grad").rows
+    for metric, one in got.items():
+        assert one.owners.tolist() == [0, 2]
+        np.testing.assert_allclose(one.values, every[metric].values[[0, 2]], rtol=1e-4)
+    assert _successive([4, 5, 7, 9, 10]) == [[0, 1], [2], [3, 4]]
+
+
+def test_sensitivity_and_sanity_take_the_first_images_only() -> None:
+    clip = model("hf_vit")
+    small = bench(clip, Listed(*(two_regions(f"{n}", n) for n in range(3))), few=2)
+    got = measured("faithfulness", small, "last-grad").rows
+    assert got["infidelity"].owners.tolist() == [0, 1, 2]
+    assert got["sensitivity"].owners.tolist() == [0, 1]
+    for one in measured("sanity", small, "last-grad").rows.values():
+        assert one.owners.tolist() == [0, 1]
+    assert measured("sanity", small, "last-grad", [2]).rows == {}
+
+
+@lru_cache
+def sane(method: str, name: str = "demo/vit") -> dict[str, Any]:
+    return measured("sanity", demo(name), method).rows
+
+
+@pytest.mark.parametrize("method", ["all-grad", "rollout", "last-grad:heads=averaged"])
+def test_renumbered_heads_leave_averaged_maps_alone(method: str) -> None:
+    assert sane(method)["renumbered_heads"].values == pytest.approx(1, abs=2e-3)
+
+
+def test_renumbered_heads_change_paired_maps() -> None:
+    assert (sane("last-grad")["renumbered_heads"].values < 0.995).all()
+    assert "renumbered_heads" not in sane("grad-cam", "demo/resnet")
+
+
+def test_the_renumbered_copy_is_the_same_function() -> None:
+    clip, copy = model("demo/vit"), demo("demo/vit").renumbered_copy
+    assert copy is not None
+    pixels = clip.preprocess([DemoScenes(1).read(0).image])
+    torch.testing.assert_close(copy.encode_image(pixels), clip.encode_image(pixels))
+    weights = [tower.layers[0].projections().query.weight for tower in (clip.tower, copy.tower)]  # type: ignore[attr-defined]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sanity_correlates_with_the_other_map(name: str) -> None:
+    """The same class on another model, or with another target."""
+    clip, (method, kind) = model(name), KINDS[name]
+    one = case(demo(name), method)
+    copy = demo(name).random_copy
+    expected: dict[str, list[Any]] = {
+        "random_parameters": [],
+        "empty_prompt": [],
+        "other_prompt": [],
+    }
+    for number in range(2):
+        sample = DemoScenes(2).read(number)
+        [pixels] = clip.preprocess([sample.image])
+        other = _other(one, number)
+        assert other not in [region.text for region in sample.regions]
+        texts = [sample.regions[0].text, other]
+        rows_ = targets.text(clip, texts).bank
+        heat = direct(clip, kind, pixels, rows_[0])
+        others = {
+            "random_parameters": direct(copy, kind, pixels, rows_[0]),
+            "empty_prompt": direct(clip, kind, pixels, clip.encode_text([""]).detach()[0]),
+            "other_prompt": direct(clip, kind, pixels, rows_[1]),
+        }
+        for metric, changed in others.items():
+            expected[metric].append(metrics.rank_correlation(heat, changed))
+    got = sane(method, name)
+    for metric, values in expected.items():
+        same_rows(got[metric], rows([0, 1], values), 1e-2)  # ranks of values that nearly tie
+    assert (got["random_parameters"].values < 0.95).all()
+
+
+def test_prompts_do_not_reach_what_ignores_them() -> None:
+    for method in ("empty-text", "rollout"):
+        for metric in ("empty_prompt", "other_prompt"):
+            assert sane(method)[metric].values == pytest.approx(1)
+    assert (sane("last-grad")["other_prompt"].values < 0.999).all()
+
+
+def test_drawn_maps_are_not_asked() -> None:
+    """They have neither parameters nor a prompt."""
+    assert sane("random") == {}
+    assert sane("centre") == {}
+
+
+def test_the_other_prompt_names_nothing_in_the_sample() -> None:
+    """Of the classes without what is shown; the empty text where nothing is left."""
+    clip = model("hf_vit")
+    labelled = Sample("labelled", picture(), label=1)
+    both = two_regions("both")
+    every = tuple(Region(text, half("top left")) for text in TEXTS)
+    data = Listed(labelled, both, Sample("all", picture(), every))
+    one = case(bench(clip, data), "last-grad")
+    assert _other(one, 0) in {"a horse", "a dog"}
+    assert _other(one, 1) == "a red barn"
+    assert _other(one, 2) == ""
+    seeds = {_other(case(bench(clip, data, seed=s), "rollout"), 0) for s in range(8)}
+    assert len(seeds) == 2

@@ -1,0 +1,258 @@
+"""Methods by name: each is the call that it says, sees what it may see, and changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+
+from captum_clip import ClipSimilarity, LayerAttention, attr, maps, targets
+from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.evaluation.methods import (
+    BASELINES,
+    REFERENCES,
+    method_of,
+    methods_for,
+    opposite,
+)
+from tests.evaluation.cases import direct, model, queries
+
+VIT, RESNET = "hf_vit", "open_clip_resnet"
+OWN: list[tuple[str, str, Any, dict[str, Any]]] = [
+    (VIT, "all-grad", attr.AllGradAttention, {}),
+    (VIT, "attention-grad-cam", attr.AttentionGradCam, {}),
+    (VIT, "attention-grad-cam:weights=pooled", attr.AttentionGradCam, {"weights": "pooled"}),
+    (VIT, "rollout", attr.AttentionRollout, {}),
+    (VIT, "last-grad", attr.LastGradAttention, {}),
+    (VIT, "last-grad:heads=averaged", attr.LastGradAttention, {"heads": "averaged"}),
+    (VIT, "layer:index=1,of=gradient,rows=sum", LayerAttention, {"index": 1, "of": "gradient"}),
+    (VIT, "last-attention", LayerAttention, {"index": -1}),
+    (VIT, "last-gradient", LayerAttention, {"index": -1, "of": "gradient"}),
+    (RESNET, "grad-cam", attr.ClipGradCam, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "kind", "options"), OWN)
+def test_a_method_is_its_class(name: str, method: str, kind: Any, options: Any) -> None:
+    """Two images with a text each at once, or one after the other through the class itself."""
+    clip = model(name)
+    asked = queries(clip)
+    if method.startswith("layer:"):
+        options = {**options, "rows": "sum"}
+    found = method_of(method, clip).maps(clip, asked)
+    for heat, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+        torch.testing.assert_close(heat, direct(clip, kind, pixels, row, **options))
+
+
+def test_summed_attention_is_the_sum_over_layers() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    layers = LayerAttention(ClipSimilarity(clip, targets.text(clip, "a")))
+    parts = [layers.attribute(asked.pixels, index=index)[:, 0] for index in range(3)]
+    found = method_of("summed-attention", clip).maps(clip, asked)
+    torch.testing.assert_close(found, torch.stack(parts).sum(0))
+
+
+def test_integrated_gradients_are_captums() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("integrated-gradients", clip).maps(clip, asked)
+    for heat, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+        expected = direct(clip, IntegratedGradients, pixels, row, n_steps=16)
+        torch.testing.assert_close(heat, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_integrated_gradients_take_any_batch() -> None:
+    """Captum warns of inner batches that are smaller than the outer one; here there are none."""
+    clip = model(VIT)
+    asked = queries(clip).part([0] * 33)
+    assert method_of("integrated-gradients", clip).maps(clip, asked).shape == (33, 32, 32)
+
+
+def test_occlusion_is_captums_on_the_grid() -> None:
+    """A cell of 8 x 8 pixels at a time; inside a cell the map is constant."""
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("occlusion", clip).maps(clip, asked)
+    cell = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
+    for heat, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+        expected = direct(clip, Occlusion, pixels, row, **cell)
+        torch.testing.assert_close(heat, expected, atol=1e-5, rtol=1e-4)
+    assert found[0, :8, :8].std() == 0
+
+
+def test_noise_tunnel_is_captums_from_seed_0() -> None:
+    """Each image by itself, so that its map does not depend on what else is in the batch."""
+    clip = model(VIT)
+    asked = queries(clip)
+    forward = ClipSimilarity(clip, targets.embedding(asked.rows))
+    expected = []
+    for column, pixels in enumerate(asked.pixels):
+        leaf = pixels[None].clone().requires_grad_()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            expected.append(
+                NoiseTunnel(Saliency(forward)).attribute(
+                    leaf, nt_samples=8, stdevs=0.1, target=column
+                )
+            )
+    found = method_of("noise-tunnel", clip).maps(clip, asked)
+    torch.testing.assert_close(found, torch.cat(expected).sum(1))
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+def test_every_method_leaves_everything_as_it_was(name: str) -> None:
+    """Images, gradients, flags and the global generator; and it gives the same once more."""
+    clip = model(name)
+    asked = queries(clip)
+    pixels, rows, state = asked.pixels.clone(), asked.rows.clone(), torch.random.get_rng_state()
+    flags = [parameter.requires_grad for parameter in clip.model.parameters()]
+    for method in methods_for(clip):
+        first, again = (method_of(method, clip).maps(clip, asked) for _ in range(2))
+        assert torch.equal(first, again), method
+        assert first.shape[:1] == (2,), method
+        assert not first.requires_grad, method
+        assert torch.equal(torch.random.get_rng_state(), state), method
+    assert torch.equal(asked.pixels, pixels)
+    assert torch.equal(asked.rows, rows)
+    assert not asked.pixels.requires_grad
+    assert asked.pixels.grad is None
+    assert [parameter.requires_grad for parameter in clip.model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+def test_methods_for_are_those_of_the_tower() -> None:
+    vit, resnet = (set(methods_for(model(name))) for name in (VIT, RESNET))
+    assert {*REFERENCES, *BASELINES} <= vit
+    assert vit - resnet == {
+        *("all-grad", "attention-grad-cam", "attention-grad-cam:weights=pooled", "rollout"),
+        *("last-grad", "last-grad:heads=averaged"),
+        *("last-attention", "summed-attention", "last-gradient"),
+    }
+    assert resnet - vit == {"grad-cam"}
+
+
+@pytest.mark.parametrize(
+    "method", ["all-grad", "attention-grad-cam", "last-grad", "last-grad:heads=averaged"]
+)
+def test_the_negative_map_of_a_vit_is_that_of_the_negated_target(method: str) -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    chosen = method_of(method, clip)
+    found = opposite(chosen, clip, asked, chosen.maps(clip, asked))
+    expected = chosen.maps(clip, asked.against(-asked.rows)).clamp(min=0)
+    assert found is not None
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    assert found.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        (RESNET, "grad-cam"),
+        (VIT, "last-gradient"),
+        (VIT, "layer:of=gradient"),
+        (VIT, "integrated-gradients"),
+        (VIT, "occlusion"),
+        (VIT, "random"),
+    ],
+)
+def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero(
+    name: str, method: str
+) -> None:
+    clip = model(name)
+    asked = queries(clip)
+    raw = torch.tensor([[[1.0, -2.0]], [[-3.0, 0.0]]])
+    found = opposite(method_of(method, clip), clip, asked, raw)
+    assert found is not None
+    assert torch.equal(found, torch.tensor([[[0.0, 2.0]], [[3.0, 0.0]]]))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("rollout", "last-attention", "summed-attention", "layer:index=0"),
+        *("centre", "empty-text", "noise-tunnel"),
+    ],
+)
+def test_what_does_not_know_against_has_no_negative_map(method: str) -> None:
+    clip = model(VIT)
+    assert opposite(method_of(method, clip), clip, queries(clip), torch.ones(2, 4, 4)) is None
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+def test_empty_text_ignores_the_target(name: str) -> None:
+    """It is the tower's own method for the empty text."""
+    clip = model(name)
+    asked = queries(clip)
+    method = method_of("empty-text", clip)
+    found = method.maps(clip, asked)
+    assert torch.equal(found, method.maps(clip, asked.against(asked.rows.flip(0))))
+    own = method_of("last-grad" if name == VIT else "grad-cam", clip)
+    empty = clip.encode_text([""]).detach().expand_as(asked.rows)
+    torch.testing.assert_close(found, own.maps(clip, asked.against(empty)))
+
+
+@pytest.mark.parametrize("method", ["random", "centre"])
+def test_drawn_baselines_see_nothing(method: str) -> None:
+    """Neither model nor image nor target nor batch; only a sample's number."""
+    clip = model(VIT)
+    asked, other = queries(clip), queries(clip, ("x", "y"), first=0)
+    other.pixels.zero_()
+    drawn = method_of(method, clip)
+    found = drawn.maps(clip, asked)
+    assert torch.equal(found, drawn.maps(clip, other))
+    assert torch.equal(found[1:], drawn.maps(clip, asked.part([1])))
+    assert drawn.attribute(clip, asked.rows) is None
+    assert drawn.baseline
+
+
+def test_random_is_drawn_by_number_and_seed() -> None:
+    clip = model(VIT)
+    asked = queries(clip)
+    found = method_of("random", clip, seed=1).maps(clip, asked)
+    assert found.shape == (2, 4, 4)
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found, method_of("random", clip, seed=2).maps(clip, asked))
+    assert -1 <= found.min() < 0 < found.max() <= 1
+
+
+def test_centre_is_highest_in_the_middle() -> None:
+    clip = model(VIT)
+    found = method_of("centre", clip).maps(clip, queries(clip))[0]
+    assert torch.equal(found, found.flip(0, 1))
+    assert maps.normalize(found)[1:3, 1:3].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [
+        (VIT, "gradcam", "there is no method 'gradcam'; there are grad-cam, .*random, centre"),
+        (VIT, "last-grad:head=paired", "last-grad has no option 'head'"),
+        (VIT, "last-grad:heads", "cannot read 'heads'"),
+        (VIT, "layer:index=x", "expected the index of a layer, got 'x'"),
+        (VIT, "layer:index", "a layer's options look like layer:index=3"),
+        (VIT, "layer:depth=1", "no option 'depth'"),
+    ],
+)
+def test_unknown_methods_are_said(name: str, method: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        method_of(method, model(name))
+
+
+@pytest.mark.parametrize("method", ["last-grad", "rollout", "summed-attention", "last-attention"])
+def test_a_method_of_another_tower_is_said(method: str) -> None:
+    clip = model(RESNET)
+    with pytest.raises(UnsupportedModelError, match="needs the attention of a vision transformer"):
+        method_of(method, clip).maps(clip, queries(clip))
+
+
+def test_parts_of_queries_keep_what_belongs_together() -> None:
+    asked = queries(model(VIT), ("a", "b", "c"))
+    part = asked.part([2, 0])
+    assert len(part) == 2
+    assert (part.names, part.texts, part.numbers) == (("image2", "image0"), ("c", "a"), (2, 0))
+    assert torch.equal(part.pixels, asked.pixels[[2, 0]])
+    assert torch.equal(part.rows, asked.rows[[2, 0]])

@@ -1,0 +1,178 @@
+"""The perturbation task: which map, which class, which images, which steps."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from captum_clip import ClipSimilarity, attr, metrics, targets
+from captum_clip.evaluation.config import Fill
+from captum_clip.evaluation.data import DemoSingles
+from captum_clip.evaluation.methods import method_of
+from captum_clip.evaluation.sample import Sample
+from captum_clip.evaluation.tasks import Found
+from captum_clip.models import ClipAdapter
+from tests.evaluation.cases import (
+    TEXTS,
+    Listed,
+    bench,
+    case,
+    direct,
+    measured,
+    model,
+    picture,
+    same_rows,
+)
+from tests.evaluation.cases import rows as rows_of
+
+NAMES = ("most", "least", "gap", "gap_cosine")
+
+
+def predicted_by(clip: ClipAdapter, pixels: Tensor, classes: Any) -> int:
+    rows = targets.text(clip, list(classes)).bank
+    return int((clip.encode_image(pixels[None]).detach() @ rows.T).argmax())
+
+
+def test_of(
+    clip: ClipAdapter, pixels: Tensor, classes: Any, of: int, label: int, **options: Any
+) -> metrics.PerturbationTest:
+    """The test itself, with the map of class `of` and top-1 accuracy of class `label`."""
+    bank = targets.text(clip, list(classes)).bank
+    kind = attr.LastGradAttention if clip.kind == "vit" else attr.ClipGradCam
+    heat = direct(clip, kind, pixels, bank[of])
+    forward = ClipSimilarity(clip, targets.embedding(bank))
+    given = {"fill": torch.zeros(1), **options}
+    return metrics.perturbation_test(forward, pixels[None], heat[None], of, labels=label, **given)
+
+
+test_of.__test__ = False  # type: ignore[attr-defined]
+
+
+def check(found: Found, end: str, owners: list[int], tests: Any) -> None:
+    """Areas and curves are those of these tests."""
+    values = {
+        "most": [test.top1.most_area for test in tests],
+        "least": [test.top1.least_area for test in tests],
+        "gap": [test.top1.gap for test in tests],
+        "gap_cosine": [test.score.gap for test in tests],
+    }
+    for name in NAMES:
+        same_rows(found.rows[f"{name}_{end}"], rows_of(owners, values[name]))
+    for order in ("most", "least"):
+        curve = found.curves[f"{order}_{end}"]
+        assert curve.owners.tolist() == owners
+        np.testing.assert_allclose(curve.fractions, tests[0].score.fractions)
+        expected = torch.cat([getattr(test.top1, f"{order}_first") for test in tests])
+        np.testing.assert_allclose(curve.values, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("demo/vit", "last-grad"), ("demo/resnet", "grad-cam")]
+)
+def test_the_embedded_models_give_the_tests_own_figures(name: str, method: str) -> None:
+    """One scene: the map of the class that it shows, which is also the predicted one."""
+    clip, data = model(name), DemoSingles(1)
+    found = measured("perturbation", bench(clip, data, fills=("mean",)), method)
+    sample = data.read(0)
+    [pixels] = clip.preprocess([sample.image])
+    label = sample.label
+    assert label is not None
+    assert predicted_by(clip, pixels, data.classes) == label
+    test = test_of(clip, pixels, data.classes, label, label)
+    for kind in ("predicted", "true"):
+        check(found, f"mean_{kind}", [0], [test])
+
+
+SMALL = model("hf_vit")
+PIXELS = [SMALL.preprocess([picture(seed)])[0] for seed in range(3)]
+SEEN = [predicted_by(SMALL, pixels, TEXTS) for pixels in PIXELS]
+LABELS = [SEEN[0], (SEEN[1] + 1) % 3, (SEEN[2] + 2) % 3]
+"""The first image is classified right, the others are not."""
+
+
+def data() -> Listed:
+    every = zip(range(3), LABELS, strict=True)
+    return Listed(*(Sample(f"{n}", picture(n), label=label) for n, label in every))
+
+
+@lru_cache
+def found(fill: Fill, few: int = 100) -> Found:
+    """One map at a time: other rounding would order pixels of nearly equal value otherwise."""
+    small = bench(SMALL, data(), fills=(fill,), few=few, batch_size=1)
+    return measured("perturbation", small, "last-grad")
+
+
+def test_the_predicted_and_the_true_class_have_maps_of_their_own() -> None:
+    """Top-1 accuracy is that of the true class both times."""
+    for kind, classes in (("predicted", SEEN), ("true", LABELS)):
+        tests = [
+            test_of(SMALL, pixels, TEXTS, of, label, seed=number)
+            for number, (pixels, of, label) in enumerate(zip(PIXELS, classes, LABELS, strict=True))
+        ]
+        check(found("mean"), f"mean_{kind}", [0, 1, 2], tests)
+    curves = found("mean").curves
+    for kind in ("predicted", "true"):
+        assert curves[f"most_mean_{kind}"].values[:, 0].tolist() == [1, 0, 0]
+    predicted, true = (found("mean").rows[f"gap_cosine_mean_{k}"] for k in ("predicted", "true"))
+    assert (predicted.values == true.values)[:, 0].tolist() == [True, False, False]
+
+
+def test_curves_go_by_tenths_and_those_of_road_by_fifths() -> None:
+    """What is really removed is a whole number of the 1024 pixels."""
+    for fill, steps in (("mean", 10), ("road", 5)):
+        fractions = found(fill, few=1).curves[f"most_{fill}_true"].fractions
+        expected = [round(step / steps * 1024) / 1024 for step in range(steps + 1)]
+        assert fractions.tolist() == expected
+
+
+def test_road_is_for_the_first_images_only() -> None:
+    got = found("road", few=1)
+    assert all(rows.owners.tolist() == [0] for rows in got.rows.values())
+    test = test_of(
+        *(SMALL, PIXELS[0], TEXTS, SEEN[0], LABELS[0]), fill="road", fractions=np.arange(6) / 5
+    )
+    check(got, "road_true", [0], [test])
+
+
+@pytest.mark.parametrize("fill", ["black", "blur"])
+def test_other_fills_are_what_they_are_called(fill: Fill) -> None:
+    pixels = PIXELS[1][None]
+    taken = SMALL.color((0, 0, 0)) if fill == "black" else metrics.blur_fill(pixels)
+    test = test_of(SMALL, PIXELS[1], TEXTS, LABELS[1], LABELS[1], fill=taken, seed=1)
+    assert test.top1 is not None
+    got = found(fill).curves[f"most_{fill}_true"]
+    assert got.values[1].tolist() == test.top1.most_first[0].tolist()
+    gap = found(fill).rows[f"gap_cosine_{fill}_true"].values[1, 0]
+    assert gap == pytest.approx(float(test.score.gap), abs=1e-5)
+
+
+@pytest.mark.parametrize("fill", ["mean", "road"])
+def test_what_is_drawn_belongs_to_the_image(fill: Fill) -> None:
+    """Ties and noise come from the sample's number: alone, or in any batch, the same."""
+    for number in range(3):
+        small = bench(SMALL, data(), fills=(fill,), batch_size=3)
+        alone = measured("perturbation", small, "centre", [number])
+        together = measured("perturbation", bench(SMALL, data(), fills=(fill,)), "centre")
+        for name, rows in alone.rows.items():
+            expected = together.rows[name]
+            chosen = expected.owners == number
+            np.testing.assert_allclose(rows.values, expected.values[chosen], atol=1e-5)
+
+
+def test_a_class_is_classified_once_for_all_methods() -> None:
+    """The predicted class comes from the chunk, which all methods share."""
+    small = bench(SMALL, data(), fills=("mean",))
+    one = case(small, "centre")
+    assert one.shared.predicted.tolist() == SEEN
+    assert method_of("centre", SMALL).baseline
+
+
+def test_images_without_a_class_have_no_curves() -> None:
+    got = measured("perturbation", bench(SMALL, Listed(Sample("a", picture()))), "last-grad")
+    assert got.rows == {}
+    assert got.curves == {}

@@ -1,0 +1,304 @@
+"""Figures of rows: plain loops over the same draws, one-line cases, and the laws of pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from captum_clip import metrics
+from captum_clip.errors import InputError
+from captum_clip.evaluation.metric import CurveRows, Metric, Rows, StatisticName
+from captum_clip.evaluation.statistics import Finding, compare, curve_band
+from captum_clip.metrics import Interval, bootstrap_mean, effect_agreement, paired_difference
+from captum_clip.metrics.segmentation import SegmentationScores
+
+Array = npt.NDArray[np.float64]
+RESAMPLES = 200
+
+
+def metric(statistic: StatisticName = "mean") -> Metric:
+    return Metric("found", statistic, "high", "")
+
+
+def rows_of(statistic: StatisticName, seed: int, samples: int = 30) -> Rows:
+    """One to four rows a sample, with ties, in mixed order; sample numbers have gaps."""
+    draw = np.random.default_rng(seed)
+    owners = 7 * np.repeat(np.arange(samples), np.random.default_rng(99).integers(1, 5, samples))
+    size = len(owners)
+    if statistic == "mean":
+        values = draw.random((size, 1))
+    elif statistic == "mean_iou":
+        values = draw.integers(0, 50, (size, 4)).astype(float)
+    elif statistic == "ratio":
+        values = draw.integers(0, 5, (size, 2)).astype(float)
+    else:
+        effect = np.random.default_rng(98).integers(-4, 5, size)
+        values = np.stack([effect + draw.integers(-3, 4, size), effect], axis=1).astype(float)
+    order = draw.permutation(size)
+    return Rows(owners[order], values[order])
+
+
+def plain(statistic: StatisticName, values: Array) -> float:
+    """The statistic as metrics has it, of rows that are really repeated."""
+    columns = [torch.from_numpy(column.copy()) for column in values.T]
+    if statistic == "mean":
+        return float(values.mean())
+    if statistic == "ratio":
+        return float(columns[0].sum() / columns[1].sum())
+    if statistic == "mean_iou":
+        hit, false_alarm, miss, rest = columns
+        return SegmentationScores(hit, false_alarm, miss, rest, torch.zeros(len(values))).mean_iou
+    found = effect_agreement(*columns)
+    return found.spearman if statistic == "spearman" else found.signs
+
+
+def plain_resamples(
+    statistic: StatisticName, rows: Rows, samples: Sequence[int], resamples: int, seed: int
+) -> Array:
+    """One resample after the other; the rows of a sample are repeated as often as it is drawn."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = generator.integers(len(samples), size=len(samples))
+        parts = [rows.values[rows.owners == samples[i]] for i in drawn]
+        found.append(plain(statistic, np.concatenate(parts)))
+    return np.array(found)
+
+
+STATISTICS: list[StatisticName] = ["mean", "ratio", "mean_iou", "spearman", "sign_agreement"]
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_figures_are_those_of_plain_loops(statistic: StatisticName) -> None:
+    """Weights say exactly what repeated rows say: figure, interval, difference, p value."""
+    ours, theirs = rows_of(statistic, 1), rows_of(statistic, 2)
+    found = compare(
+        metric(statistic), {"a": ours, "b": theirs}, reference="a", resamples=RESAMPLES, seed=5
+    )
+    samples = np.unique(ours.owners).tolist()
+    one, other = (plain_resamples(statistic, r, samples, RESAMPLES, 5) for r in (ours, theirs))
+    figures = [plain(statistic, rows.values) for rows in (ours, theirs)]
+    assert found["a"].interval == pytest.approx((figures[0], *np.quantile(one, [0.025, 0.975])))
+    gaps = other - one
+    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    p_value = min(1, 2 * (1 + tail) / (RESAMPLES + 1))
+    ends = np.quantile(gaps, [0.025, 0.975])
+    assert found["b"].difference == pytest.approx((figures[1] - figures[0], *ends, p_value))
+    assert found["b"].images == found["b"].images_paired == 30
+    assert found["b"].rows == len(theirs.owners)
+
+
+def test_mean_is_that_of_bootstrap_mean() -> None:
+    """The same draws, so the same interval; a pair of rows an image, so the same difference."""
+    owners = np.arange(50)
+    one, other = np.random.default_rng(3).random((2, 50))
+    rows = {"a": Rows(owners, one[:, None]), "b": Rows(owners, other[:, None])}
+    found = compare(metric(), rows, reference="b", seed=4)
+    assert found["a"].interval == pytest.approx(bootstrap_mean(one, seed=4), rel=1e-12)
+    assert found["a"].difference == pytest.approx(paired_difference(one, other, seed=4), rel=1e-9)
+
+
+def test_spearman_agrees_with_ranks_however_many_ties() -> None:
+    """All rows once is the metric itself, and equal orders are a perfect correlation."""
+    values = np.random.default_rng(4).integers(0, 3, (400, 2)).astype(float)
+    found = compare(metric("spearman"), {"a": Rows(np.arange(400), values)}, reference="a")
+    interval = found["a"].interval
+    assert interval is not None
+    mass, effect = torch.from_numpy(values.T.copy())
+    assert interval.mean == pytest.approx(metrics.effect_agreement(mass, effect).spearman)
+    both = np.stack([values[:, 0], np.exp(values[:, 0])], axis=1)
+    same = compare(metric("spearman"), {"a": Rows(np.arange(400), both)}, reference="a")
+    assert same["a"].interval == (1, 1, 1)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_method_does_not_differ_from_itself(statistic: StatisticName) -> None:
+    """Difference 0 to the last digit, p value 1, in whatever order its rows come."""
+    rows = rows_of(statistic, 6)
+    order = np.random.default_rng(7).permutation(len(rows.owners))
+    mixed = Rows(rows.owners[order], rows.values[order])
+    found = compare(metric(statistic), {"a": rows, "b": mixed, "c": rows}, reference="a")
+    for name in ("b", "c"):
+        assert found[name].difference == (0, 0, 0, 1)
+        assert found[name].p_holm == 1
+        assert found[name].interval == found["a"].interval
+    assert found["a"].difference is None
+    assert found["a"].p_holm is None
+
+
+def test_order_of_rows_changes_no_digit() -> None:
+    """Even where the order of a sum decides what is left of it."""
+    values = np.array([[1e16], [1.0], [-1e16], [2.0]])
+    owners = np.array([0, 0, 0, 1])
+    rows = {"a": Rows(owners, values), "b": Rows(owners[[0, 2, 1, 3]], values[[0, 2, 1, 3]])}
+    found = compare(metric(), rows, reference="a")
+    assert found["a"].interval == found["b"].interval
+
+
+def test_a_constant_shift_is_that_difference() -> None:
+    """In every resample, so the interval has no width and the p value is the smallest there is."""
+    rows = rows_of("mean", 8)
+    moved = Rows(rows.owners, rows.values + 0.125)
+    difference = compare(metric(), {"a": rows, "b": moved}, reference="a")["b"].difference
+    assert difference is not None
+    assert difference[:3] == pytest.approx((0.125, 0.125, 0.125), abs=1e-14)
+    assert difference.p_value == 2 / 2001
+
+
+def test_rounding_is_no_difference() -> None:
+    """0.1 + 0.2 against 0.3 on every image: p value 1, not the smallest."""
+    owners = np.arange(20)
+    rows = {
+        "a": Rows(owners, np.full((20, 1), 0.3)),
+        "b": Rows(owners, np.full((20, 1), 0.1 + 0.2)),
+    }
+    assert compare(metric(), rows, reference="a")["b"].difference == (0, 0, 0, 1)
+
+
+def test_other_methods_change_nothing_but_holm() -> None:
+    """Draws depend on the images and the seed alone."""
+    rows = {name: rows_of("mean", seed) for seed, name in enumerate("abc")}
+    all_three = compare(metric(), rows, reference="a")
+    for name in "bc":
+        pair = compare(metric(), {"a": rows["a"], name: rows[name]}, reference="a")
+        assert pair[name].interval == all_three[name].interval
+        assert pair[name].difference == all_three[name].difference
+    raw = [finding.difference.p_value for finding in all_three.values() if finding.difference]
+    adjusted = [all_three[name].p_holm for name in "bc"]
+    assert adjusted == metrics.holm(raw).tolist()
+
+
+def test_pairs_are_the_images_of_both() -> None:
+    """Where one method has no rows the other's do not count; each keeps its own figure."""
+    one = Rows(np.arange(10), np.arange(10.0)[:, None])
+    other = Rows(np.arange(5, 20), np.arange(5.0, 20.0)[:, None] + 1)
+    found = compare(metric(), {"a": one, "b": other}, reference="a")["b"]
+    assert found.images == 15
+    assert found.images_paired == 5
+    assert found.interval is not None
+    assert found.interval.mean == pytest.approx(13)
+    assert found.difference is not None
+    assert found.difference[:3] == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize("empty", [(0,), (0, 0), (0, 1)])
+def test_nothing_measured_is_no_figure(empty: tuple[int, ...]) -> None:
+    """No rows, no number; and nothing is compared with an empty reference."""
+    nothing = Rows(np.empty(0, dtype=np.int64), np.empty(empty))
+    rows = {"a": rows_of("mean", 1), "b": nothing}
+    found = compare(metric(), rows, reference="a")
+    assert found["b"] == Finding(None, 0, 0, None, None, 0)
+    alone = compare(metric(), rows, reference="b")["a"]
+    assert alone.interval == found["a"].interval
+    assert alone.difference is None
+    assert alone.images_paired == 0
+
+
+def test_methods_without_a_common_image_are_not_compared() -> None:
+    one, other = Rows(np.arange(5), np.ones((5, 1))), Rows(np.arange(5, 9), np.ones((4, 1)))
+    found = compare(metric(), {"a": one, "b": other}, reference="a")["b"]
+    assert found.difference is None
+    assert found.images_paired == 0
+    assert found.interval == (1, 1, 1)
+
+
+def test_one_image_has_neither_interval_nor_p_value() -> None:
+    """Its rows have a mean, but nothing says how other images would differ."""
+    image = np.zeros(3, dtype=np.int64)
+    rows = {"a": Rows(image, np.ones((3, 1))), "b": Rows(image, np.zeros((3, 1)))}
+    found = compare(metric(), rows, reference="a")["b"]
+    assert found.interval is not None
+    assert found.difference is not None
+    assert [found.interval.mean, found.difference.mean] == [0, -1]
+    assert all(map(math.isnan, (*found.interval[1:], *found.difference[1:])))
+    assert found.p_holm is None
+
+
+@pytest.mark.parametrize(
+    ("statistic", "values"),
+    [
+        ("spearman", [[1.0, 1.0], [1.0, 2.0]]),
+        ("sign_agreement", [[1.0, 0.0], [2.0, 0.0]]),
+        ("ratio", [[1.0, 0.0], [2.0, 0.0]]),
+        ("mean_iou", [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]]),
+    ],
+)
+def test_a_statistic_that_means_nothing_is_nan(statistic: StatisticName, values: Any) -> None:
+    """Not zero; the other methods are still tested among themselves."""
+    undefined = Rows(np.arange(2), np.array(values))
+    good = rows_of(statistic, 3)
+    found = compare(metric(statistic), {"a": good, "b": undefined, "c": good}, reference="a")
+    assert found["b"].interval == pytest.approx((math.nan,) * 3, nan_ok=True)
+    assert found["b"].rows == 2
+    assert found["b"].p_holm is None
+    assert found["c"].p_holm == 1
+
+
+def test_resamples_that_mean_nothing_are_left_out() -> None:
+    """Two of three images have no effect: where only they are drawn there is no agreement."""
+    rows = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
+    found = compare(metric("sign_agreement"), {"a": rows}, reference="a")
+    assert found["a"].interval == Interval(1, 1, 1)
+
+
+def test_seed_decides() -> None:
+    rows = {"a": rows_of("mean", 1)}
+    one, same, other = (compare(metric(), rows, reference="a", seed=seed) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (Rows(np.arange(2), np.ones((2, 2))), {}, r"of 'a': expected .* \(N, 1\), got"),
+        (Rows(np.arange(3), np.ones((2, 1))), {}, r"got \(3,\) and \(2, 1\)"),
+        (Rows(np.arange(0), np.ones((2, 1))), {}, r"got \(0,\) and \(2, 1\)"),
+        (Rows(np.arange(2), np.array([[1.0], [np.nan]])), {}, "of 'a': the values hold NaN"),
+        (rows_of("mean", 1), {"reference": "c"}, r"reference 'c' is not among .* \['a'\]"),
+        (rows_of("mean", 1), {"level": 95}, "expected a level in"),
+        (rows_of("mean", 1), {"resamples": 0}, "resamples from 1"),
+    ],
+)
+def test_compare_says_what_it_cannot_use(rows: Rows, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"compare: found.*{message}"):
+        compare(metric(), {"a": rows}, **{"reference": "a", **options})
+
+
+def test_unknown_statistics_are_named() -> None:
+    wrong: Any = "median"
+    with pytest.raises(InputError, match="no statistic 'median'; expected one of mean, ratio"):
+        compare(metric(wrong), {"a": rows_of("mean", 1)}, reference="a")
+
+
+def test_band_is_the_interval_of_each_point() -> None:
+    """Each column of the curves as `bootstrap_mean` has it."""
+    draw = np.random.default_rng(9)
+    owners, values = draw.integers(0, 12, 40), draw.random((40, 3))
+    band = curve_band(CurveRows(owners, np.array([0, 0.5, 1]), values), seed=3)
+    assert band.fractions.tolist() == [0, 0.5, 1]
+    for place in range(3):
+        expected = bootstrap_mean(values[:, place], owners, seed=3)
+        found = (band.mean[place], band.low[place], band.high[place])
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("owners", "fractions", "values", "message"),
+    [
+        ([], [0, 1], np.empty((0, 2)), "one or more curves .* got 0 curves"),
+        ([0], [[0, 1]], np.ones((1, 2)), r"fractions \(1, 2\)"),
+        ([0], [0, 1], np.ones((1, 3)), r"values \(N, 2\), got \(1,\) and \(1, 3\)"),
+        ([0], [0, 1], np.full((1, 2), np.nan), "hold NaN"),
+    ],
+)
+def test_band_says_what_it_cannot_use(
+    owners: Any, fractions: Any, values: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=f"curve_band: .*{message}"):
+        curve_band(CurveRows(np.array(owners, dtype=np.int64), np.array(fractions), values))

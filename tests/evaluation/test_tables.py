@@ -1,0 +1,221 @@
+"""Tables that can be read: every cell by hand, in CSV and in Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from captum_clip.errors import InputError
+from captum_clip.evaluation.findings import Findings, summarize
+from captum_clip.evaluation.metric import Metric, Rows
+from captum_clip.evaluation.tables import results_csv, results_md
+
+ABOUT = {"Model": "demo/vit", "Seed": 0}
+
+
+def metric(name: str, better: Literal["high", "low", "none"] = "high") -> Metric:
+    return Metric(name, "mean", better, f"how {name} is measured")
+
+
+def rows(*values: float, times: int = 1) -> Rows:
+    """One image a value; the values `times` over."""
+    repeated = np.tile(np.array(values), times)
+    return Rows(np.arange(len(repeated)), repeated[:, None])
+
+
+def findings(
+    given: Mapping[str, Mapping[str, Rows]], metrics: Sequence[Metric], **options: Any
+) -> Findings:
+    return summarize(
+        {"Where": metrics}, given, **{"reference": "ours", "resamples": 200, **options}
+    )
+
+
+def markdown(found: Findings) -> str:
+    return results_md(found, title="Evaluation", about=ABOUT)
+
+
+def table(text: str, number: int = 0) -> list[list[str]]:
+    """The cells of a pipe table, its header first, without the rule."""
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    lines = [line for line in blocks[number] if not line.startswith("| -")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def records(found: Findings) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(results_csv(found).decode())))
+
+
+def test_csv_has_a_row_for_each_figure() -> None:
+    """Method by method, metric by metric; three decimals, numbers as in all other tables."""
+    given = {
+        "ours": {"pointing": rows(0.25, times=8), "area": rows(1, times=8)},
+        "theirs": {"pointing": rows(2 / 3, times=8), "area": rows(1, times=6)},
+    }
+    found = findings(given, [metric("pointing"), metric("area", "low")])
+    assert results_csv(found).decode() == (
+        "method,metric,mean,low,high,images,rows,difference,difference_low,difference_high,p_holm,"
+        "reference,images_paired,better\n"
+        "ours,pointing,0.25,0.25,0.25,8,8,,,,,ours,8,high\n"
+        "ours,area,1,1,1,8,8,,,,,ours,8,low\n"
+        "theirs,pointing,0.667,0.667,0.667,8,8,0.417,0.417,0.417,0.00995,ours,8,high\n"
+        "theirs,area,1,1,1,6,6,0,0,0,1,ours,6,low\n"
+    )
+
+
+def test_what_was_not_measured_is_blank() -> None:
+    """An empty field and a dash, with n = 0; never a zero."""
+    given = {"ours": {"pointing": rows(0.0, 0.0)}, "none": {"pointing": rows()}, "lost": {}}
+    found = findings(given, [metric("pointing")])
+    for record in records(found)[1:]:
+        assert [record[name] for name in ("mean", "low", "high", "difference", "p_holm")] == [
+            ""
+        ] * 5
+        assert [record[name] for name in ("images", "rows", "images_paired")] == ["0"] * 3
+    text = markdown(found)
+    assert table(text)[1:] == [
+        ["ours (reference)", "**0.000** [0.000, 0.000]"],
+        ["none", "–"],
+        ["lost", "–"],
+    ]
+    assert "– not measured" in text
+    assert "(2 images, 2 rows; not measured: none, lost)" in text
+
+
+def test_undefined_figures_are_blank() -> None:
+    """A rank correlation with a constant is none."""
+    flat = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]))
+    good = Rows(np.arange(3), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+    effect = Metric("effect", "spearman", "high", "")
+    found = findings({"ours": {"effect": good}, "flat": {"effect": flat}}, [effect])
+    assert [records(found)[1][name] for name in ("mean", "rows", "difference")] == ["", "3", ""]
+    text = markdown(found)
+    assert table(text)[2] == ["flat", "–"]
+    assert "3 images, 3 rows, not defined: flat" in text
+
+
+@pytest.mark.parametrize(
+    ("better", "bold"),
+    [("high", {"theirs", "random"}), ("low", {"ours"}), ("none", set())],
+)
+def test_the_best_is_bold(better: Literal["high", "low", "none"], bold: set[str]) -> None:
+    """Of the methods, by what is good; and a baseline where it is at least as good."""
+    figures = {"ours": 0.2, "theirs": 0.6, "other": 0.4, "random": 0.7, "centre": 0.3}
+    given = {name: {"area": rows(value, times=4)} for name, value in figures.items()}
+    found = findings(given, [metric("area", better)], baselines=["random", "centre"])
+    cells = {line[0].removesuffix(" (reference)"): line[1] for line in table(markdown(found))}
+    assert {name for name, cell in cells.items() if cell.startswith("**")} == bold
+
+
+def test_figures_that_read_alike_are_bold_alike() -> None:
+    """0.8501 and 0.8499 both read 0.850."""
+    given = {"ours": {"area": rows(0.8499)}, "theirs": {"area": rows(0.8501)}}
+    cells = [line[1] for line in table(markdown(findings(given, [metric("area")])))]
+    assert cells == ["area ↑", "**0.850**", "**0.850**"]
+
+
+def test_baselines_stand_in_a_block_of_their_own() -> None:
+    """Below the methods, whatever the order they came in."""
+    names = ["random", "ours", "centre", "theirs"]
+    given = {name: {"area": rows(0.5, times=3)} for name in names}
+    found = findings(given, [metric("area")], baselines=["random", "centre"])
+    assert [line[0] for line in table(markdown(found))] == [
+        "Method",
+        "ours (reference)",
+        "theirs",
+        "*Baselines*",
+        "random",
+        "centre",
+    ]
+
+
+def test_a_dagger_says_which_methods_differ() -> None:
+    """From the reference, after Holm's correction; the same p values alone would do."""
+    draw = np.random.default_rng(0)
+    ours = draw.random(60)
+    given = {"ours": {"area": rows(*ours)}, "far": {"area": rows(*ours - 0.25)}}
+    given |= {f"near {i}": {"area": rows(*ours + draw.normal(0, 0.1, 60))} for i in range(4)}
+    found = findings(given, [metric("area")], resamples=1000)
+    marked = [line[0] for line in table(markdown(found)) if line[1].endswith("†")]
+    assert marked == ["far"]
+    assert "† differs from *ours*" in markdown(found)
+
+
+def test_too_few_resamples_are_said() -> None:
+    """With 50 of them two comparisons cannot come below .05."""
+    given = {name: {"area": rows(i, times=5)} for i, name in enumerate(["ours", "a", "b"])}
+    few = findings(given, [metric("area")], resamples=50)
+    assert few.least_p == pytest.approx(4 / 51)
+    assert "no corrected p value can be below 0.078: a missing † says nothing" in markdown(few)
+    assert "says nothing" not in markdown(findings(given, [metric("area")], resamples=100))
+
+
+@pytest.mark.parametrize(("count", "widths"), [(6, [6]), (7, [4, 3]), (13, [4, 5, 4])])
+def test_no_table_is_wide(count: int, widths: list[int]) -> None:
+    """At most six metrics side by side, in parts of nearly equal width."""
+    metrics = [metric(f"metric_{i}") for i in range(count)]
+    text = markdown(findings({"ours": {m.name: rows(1, 2) for m in metrics}}, metrics))
+    assert [len(table(text, part)[0]) - 1 for part in range(len(widths))] == widths
+    assert ("## Where (1 of" in text) is (len(widths) > 1)
+    heads = [cell for part in range(len(widths)) for cell in table(text, part)[0][1:]]
+    assert heads == [f"metric {i} ↑" for i in range(count)]
+
+
+def test_page_says_what_was_measured_and_how() -> None:
+    """Title, model, data and seed above; a line a metric below."""
+    text = markdown(findings({"ours": {"area": rows(1, 2)}}, [metric("area", "low")]))
+    assert text.startswith("# Evaluation\n\n- Model: demo/vit\n- Seed: 0\n\nFigures with 95 %")
+    assert text.endswith("## Protocols\n\n- **area ↓**: how area is measured (2 images, 2 rows)\n")
+    assert "200 resamples" in text
+
+
+def test_source_is_set_in_columns() -> None:
+    """All lines of a table are of one length."""
+    given = {name: {"area": rows(0.5, -0.5)} for name in ("ours", "a longer name | with a bar")}
+    lines = [
+        line for line in markdown(findings(given, [metric("area")])).splitlines() if "|" in line
+    ]
+    assert len({len(line) for line in lines}) == 1
+    assert r"a longer name \| with a bar" in lines[-1]
+    assert "[−0.500, 0.500]" in lines[-1]
+
+
+def test_small_figures_keep_their_digits() -> None:
+    """A metric whose largest figure is 0.00123 has three digits of it, and is no row of zeros."""
+    given = {"ours": {"area": rows(0.00123456, times=2)}, "b": {"area": rows(-0.0004, times=2)}}
+    found = findings(given, [metric("area")])
+    assert [record["mean"] for record in records(found)] == ["0.00123", "-0.0004"]
+    assert table(markdown(found))[1][1] == "**0.00123** [0.00123, 0.00123]"
+
+
+def test_order_of_rows_changes_no_byte() -> None:
+    values = np.random.default_rng(1).random(40)
+    order = np.random.default_rng(2).permutation(40)
+    given = {"ours": rows(*values), "theirs": rows(*values[::-1])}
+    mixed = {name: Rows(r.owners[order], r.values[order]) for name, r in given.items()}
+    one, other = (
+        findings({name: {"area": r} for name, r in each.items()}, [metric("area")])
+        for each in (given, mixed)
+    )
+    assert results_csv(one) == results_csv(other)
+    assert markdown(one) == markdown(other)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "message"),
+    [
+        ([], {}, "one or more metrics, each of its own name, got none"),
+        (["area", "area"], {}, r"got \['area'\] twice"),
+        (["area"], {"reference": "theirs"}, r"reference or baseline 'theirs' is not .* \['ours'\]"),
+        (["area"], {"baselines": ["random"]}, "reference or baseline 'random' is not"),
+        (["pointing"], {}, r"'ours' has rows of 'area', which is not .* \['pointing'\]"),
+    ],
+)
+def test_summarize_says_what_does_not_belong(metrics: Any, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"summarize: .*{message}"):
+        findings({"ours": {"area": rows(1, 2)}}, [metric(name) for name in metrics], **options)

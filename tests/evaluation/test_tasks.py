@@ -1,0 +1,326 @@
+"""Localization, signs, effects and fixations against plain oracles, one region at a time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from captum_clip import attr, maps, metrics, targets
+from captum_clip.evaluation.data import DemoScenes
+from captum_clip.evaluation.methods import Method, Queries
+from captum_clip.evaluation.metric import Rows
+from captum_clip.evaluation.sample import Sample
+from captum_clip.evaluation.tasks import TASKS, Found
+from captum_clip.evaluation.units import joined
+from captum_clip.models import ClipAdapter
+from tests.evaluation.cases import (
+    Listed,
+    bench,
+    case,
+    direct,
+    half,
+    measured,
+    model,
+    picture,
+    rows,
+    same_rows,
+    settings,
+    two_regions,
+)
+
+KINDS: dict[str, tuple[str, Any]] = {
+    "demo/vit": ("last-grad", attr.LastGradAttention),
+    "demo/resnet": ("grad-cam", attr.ClipGradCam),
+}
+MODELS = list(KINDS)
+SCENES = DemoScenes(3)  # of two, three and two objects
+COUNTS = [2, 3, 2]
+OWNERS = [0, 0, 1, 1, 1, 2, 2]
+
+
+@lru_cache
+def oracle(name: str) -> list[dict[str, Any]]:
+    """Every region of the scenes: its mask, and its two maps from the method's own class."""
+    clip, kind = model(name), KINDS[name][1]
+    found = []
+    for number in range(3):
+        sample = SCENES.read(number)
+        [pixels] = clip.preprocess([sample.image])
+        masks = torch.stack([torch.from_numpy(region.mask) for region in sample.regions])
+        for place, region in enumerate(sample.regions):
+            row = targets.text(clip, region.text).bank[0]
+            raw = direct(clip, kind, pixels, row)
+            against = -raw if name == "demo/resnet" else direct(clip, kind, pixels, -row)
+            found.append(
+                {
+                    "owner": number,
+                    "place": place,
+                    "row": row,
+                    "positive": raw.clamp(min=0),
+                    "negative": against.clamp(min=0),
+                    "mask": masks[place],
+                    "masks": masks,
+                    "subsets": sample.subsets,
+                }
+            )
+    return found
+
+
+@lru_cache
+def found(name: str) -> Found:
+    """All tasks of the scenes but those that take long, in one chunk."""
+    asked = case(bench(model(name), SCENES), KINDS[name][0])
+    return joined([TASKS[task].measure(asked) for task in ("localization", "signs", "effect")])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_localization_is_each_metric_of_each_region(name: str) -> None:
+    got = found(name).rows
+    every = oracle(name)
+    heat, masks = [one["positive"] for one in every], [one["mask"] for one in every]
+    expected: dict[str, list[Any]] = {
+        "pointing": [metrics.pointing_game(h, m) for h, m in zip(heat, masks, strict=True)],
+        "pointing_15": [
+            metrics.pointing_game(h, m, tolerance=15) for h, m in zip(heat, masks, strict=True)
+        ],
+        "energy": [metrics.energy_inside(h, m) for h, m in zip(heat, masks, strict=True)],
+        "coverage": [metrics.coverage(h, m, area=0.2) for h, m in zip(heat, masks, strict=True)],
+    }
+    for suffix, threshold in (("", None), ("_half", 0.5)):
+        counts, ratios, precisions = [], [], []
+        for h, m in zip(heat, masks, strict=True):
+            large = maps.normalize(maps.upsample(h[None], (224, 224))[0])
+            chosen = large > (large.mean() if threshold is None else threshold)
+            cells = [chosen & m, chosen & ~m, ~chosen & m, ~chosen & ~m]
+            counts.append([int(cell.sum()) for cell in cells])
+            ratios.append([counts[-1][0] + counts[-1][3], 224 * 224])
+            precisions.append(metrics.segmentation_scores(h, m).average_precision)
+        expected |= {f"mean_iou{suffix}": counts, f"pixel_accuracy{suffix}": ratios}
+        expected["average_precision"] = precisions
+    assert set(expected) == {m.name for g in _metrics("localization").values() for m in g}
+    for metric, values in expected.items():
+        pixels = 30.0 if metric.startswith(("mean_iou", "pixel")) else 1e-5  # ties at the threshold
+        same_rows(got[metric], rows(OWNERS, values), pixels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_signs_are_the_shares_of_mass_in_three_parts(name: str) -> None:
+    got = found(name).rows
+    expected: dict[str, list[Any]] = {}
+    for one in oracle(name):
+        union = one["masks"].any(0)
+        parts = {"target": one["mask"], "others": union & ~one["mask"], "background": ~union}
+        for sign in ("positive", "negative"):
+            large = maps.upsample(one[sign][None], (224, 224))[0]
+            for part, mask in parts.items():
+                share = (large * mask).sum() / large.sum()
+                expected.setdefault(f"{sign}_{part}", []).append(share)
+        first, other = one["positive"], one["negative"]
+        correlation = metrics.rank_correlation(first, other)
+        cosine = torch.cosine_similarity(first.flatten(), other.flatten(), 0)
+        hit = metrics.pointing_game(other, parts["others"])
+        expected.setdefault("sign_correlation", []).append(correlation)
+        expected.setdefault("sign_cosine", []).append(cosine)
+        expected.setdefault("negative_pointing_others", []).append(hit)
+    assert set(expected) == {m.name for g in _metrics("signs").values() for m in g}
+    for metric, values in expected.items():
+        same_rows(got[metric], rows(OWNERS, values), 1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_effects_pair_the_mass_in_every_object_with_its_shapley_effect(name: str) -> None:
+    """Each text of a scene with each of its objects; bit i of a subset is object i."""
+    clip, got = model(name), found(name).rows
+    owners, pairs, others = [], [], []
+    for one in oracle(name):
+        pixels = clip.preprocess(list(one["subsets"]))
+        scores = clip.encode_image(pixels).detach() @ one["row"]
+        count = len(one["masks"])
+        signed = maps.upsample((one["positive"] - one["negative"])[None], (224, 224))[0]
+        grid = one["positive"].numel() / 224**2
+        for place in range(count):
+            gains = {
+                subset: float(scores[subset | 1 << place] - scores[subset])
+                for subset in range(2**count)
+                if not subset >> place & 1
+            }
+            sizes = {subset: bin(subset).count("1") for subset in gains}
+            weight = {2: [1 / 2, 1 / 2], 3: [1 / 3, 1 / 6, 1 / 3]}[count]
+            effect = sum(weight[sizes[subset]] * gain for subset, gain in gains.items())
+            owners.append(one["owner"])
+            pairs.append([float((signed * one["masks"][place]).sum()) * grid, effect])
+            others.append(place != one["place"])
+    same_rows(got["effect_spearman"], Rows(np.array(owners), np.array(pairs)), 1e-4)
+    chosen = np.array(others)
+    expected = Rows(np.array(owners)[chosen], np.array(pairs)[chosen])
+    same_rows(got["effect_spearman_others"], expected, 1e-4)
+    for end in ("", "_others"):
+        same_rows(got[f"effect_signs{end}"], got[f"effect_spearman{end}"], 0)
+        negative = got[f"effect_spearman{end}"].values[:, 1:] < 0
+        assert np.array_equal(got[f"effect_negative{end}"].values, negative)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_do_not_depend_on_chunks_and_batches(name: str) -> None:
+    """Image by image and map by map, or all at once: the same."""
+    small = bench(model(name), SCENES, batch_size=1)
+    parts = []
+    for number in range(3):
+        asked = case(small, KINDS[name][0], [number])
+        parts += [TASKS[task].measure(asked) for task in ("localization", "signs", "effect")]
+    alone, together = joined(parts), found(name)
+    assert alone.rows.keys() == together.rows.keys()
+    for metric, expected in together.rows.items():
+        pixels = 30.0 if metric.startswith(("mean_iou", "pixel")) else 1e-4
+        same_rows(alone.rows[metric], expected, pixels)
+
+
+@pytest.mark.parametrize(
+    ("method", "negative"), [("rollout", False), ("empty-text", False), ("random", True)]
+)
+def test_methods_without_a_negative_map_have_no_rows_of_it(method: str, negative: bool) -> None:
+    """Missing rows, not zeros; their mass is never below zero."""
+    asked = case(bench(model("hf_vit"), Listed(two_regions("a"))), method)
+    got = TASKS["signs"].measure(asked).rows
+    assert set(got) >= {"positive_target", "positive_others", "positive_background"}
+    assert ("negative_target" in got) == negative
+    assert ("sign_cosine" in got) == negative
+    assert bool((asked.signed < 0).any()) == negative
+
+
+def test_regions_alone_in_their_image_have_no_signs() -> None:
+    """There is nothing else that the negative map could lie on."""
+    sample = two_regions("a")
+    alone = Sample("b", sample.image, sample.regions[:1])
+    got = measured("signs", bench(model("hf_vit"), Listed(alone, sample)), "last-grad").rows
+    assert got["positive_target"].owners.tolist() == [1, 1]
+
+
+def test_random_maps_find_chance() -> None:
+    """Positive and negative mass of the random baseline lie where the pixels are."""
+    data = Listed(*(two_regions(f"{number}") for number in range(24)))
+    got = measured("signs", bench(model("hf_vit"), data), "random").rows
+    for sign in ("positive", "negative"):
+        for part, share in (("target", 0.25), ("others", 0.25), ("background", 0.5)):
+            assert got[f"{sign}_{part}"].values.mean() == pytest.approx(share, abs=0.08)
+
+
+class Broken(Method):
+    """A map that marks the left; none of every text in `without`."""
+
+    name, what, signed = "broken", "marks the left", True
+
+    def __init__(self, *without: str) -> None:
+        self.without = without
+
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        heat = torch.tensor([[1.0, -1.0], [1.0, -1.0]]).repeat(len(queries), 1, 1)
+        heat[[text in self.without for text in queries.texts], 0, 0] = torch.nan
+        return heat
+
+
+def test_a_map_with_nan_is_left_out_and_said() -> None:
+    """No zero in its place; a scene with one map missing has no effects."""
+    first, second = two_regions("first"), two_regions("second", seed=1)
+    image = first.image
+    scene = Sample("scene", image, first.regions, subsets=(image, image, image, image))
+    asked = case(bench(model("hf_vit"), Listed(scene, second)), Broken("a dog"))
+    for task in ("localization", "signs"):
+        for one in TASKS[task].measure(asked).rows.values():
+            assert one.owners.tolist() == [0, 1]
+    assert TASKS["effect"].measure(asked).rows == {}
+    reason = "broken: the map of 'a dog' holds NaN or infinity"
+    assert asked.skipped == [(0, reason), (1, reason)]
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_without_any_map_nothing_is_measured(task: str) -> None:
+    """Every task ends without rows and with reasons, whatever the sample tells."""
+    points = half("top")
+    whole = two_regions("a")
+    sample = Sample(
+        *("a", whole.image, whole.regions),
+        label=0,
+        caption="a horse a dog",
+        subsets=(whole.image,) * 4,
+        fixations=points,
+        density=points.astype(float),
+        fixated="a horse",
+    )
+    words = Sample("a", whole.image, tuple(_bare(r) for r in whole.regions), caption="horse dog")
+    data = Listed(words if task == "words" else sample)
+    broken = Broken("a horse", "a red barn", "a dog", "horse", "dog")
+    asked = case(bench(model("hf_vit"), data, fills=("mean",)), broken)
+    got = TASKS[task].measure(asked)
+    assert not any(len(one.owners) for one in got.rows.values())
+    assert task == "sanity" or asked.skipped  # a method without an `attribute` is not asked
+
+
+def test_fixations_are_each_metric_of_each_image() -> None:
+    """Points for two metrics, a density for two; what a sample does not tell is left out."""
+    clip = model("hf_vit")
+    points, density = half("top left"), half("left").astype(float) + 0.1
+    samples = [
+        Sample("both", picture(0), fixations=points, density=density, fixated="a horse"),
+        Sample("points", picture(1), fixations=points, fixated="a dog"),
+        Sample("density", picture(2), density=density, fixated="a dog"),
+        Sample("neither", picture(3)),
+    ]
+    got = measured("fixation", bench(clip, Listed(*samples)), "last-grad").rows
+    texts = ["a horse", "a dog", "a dog"]
+    heat = [
+        direct(
+            *(clip, attr.LastGradAttention),
+            clip.preprocess([sample.image])[0],
+            targets.text(clip, text).bank[0],
+        )
+        for sample, text in zip(samples[:3], texts, strict=True)
+    ]
+    truth = torch.from_numpy(points)
+    mass = torch.from_numpy(density)
+    for metric in (metrics.nss, metrics.auc_judd):
+        values = [metric(heat[place], truth) for place in (0, 1)]
+        same_rows(got[metric.__name__], rows([0, 1], values))
+    for other in (metrics.cc, metrics.sim):
+        values = [other(heat[place], mass) for place in (0, 2)]
+        same_rows(got[other.__name__], rows([0, 2], values))
+
+
+def test_against_an_image_the_target_is_the_reference() -> None:
+    """The same rows as with the picture's own encoding for a target."""
+    clip = model("demo/vit")
+    scenes = DemoScenes(1)
+    got = measured("localization", bench(clip, scenes, against="image"), "last-grad").rows
+    sample = scenes.read(0)
+    [pixels] = clip.preprocess([sample.image])
+    values = []
+    for region in sample.regions:
+        assert region.reference is not None
+        row = clip.encode_image(clip.preprocess([region.reference])).detach()[0]
+        heat = direct(clip, attr.LastGradAttention, pixels, row)
+        values.append(metrics.energy_inside(heat, torch.from_numpy(region.mask)))
+    same_rows(got["energy"], rows([0, 0], values))
+
+
+@pytest.mark.parametrize("against", ["text", "image"])
+def test_every_row_belongs_to_a_metric(against: Any) -> None:
+    """Names of metrics are unique over all tasks, and each protocol is one line."""
+    config = settings(against=against, fills=("mean", "black", "blur", "road"))
+    every = [m for task in TASKS.values() for group in task.metrics(config).values() for m in group]
+    assert len({metric.name for metric in every}) == len(every)
+    assert all(metric.protocol and "\n" not in metric.protocol for metric in every)
+    for name in MODELS:
+        assert set(found(name).rows) <= {metric.name for metric in every}
+
+
+def _metrics(task: str) -> dict[str, Any]:
+    return dict(TASKS[task].metrics(settings()))
+
+
+def _bare(region: Any) -> Any:
+    return type(region)(region.text.removeprefix("a "), region.mask)

@@ -1,0 +1,121 @@
+"""The mosaic game of the harness: words, whole captions, and the bound of the latter."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from captum_clip import attr, metrics, targets
+from captum_clip.evaluation.data import DemoMosaics
+from captum_clip.evaluation.methods import methods_for
+from captum_clip.evaluation.sample import Region, Sample
+from captum_clip.evaluation.tasks import Found
+from tests.evaluation.cases import (
+    Listed,
+    bench,
+    direct,
+    half,
+    measured,
+    model,
+    picture,
+    rows,
+    same_rows,
+)
+
+KINDS: dict[str, tuple[str, Any]] = {
+    "demo/vit": ("last-grad", attr.LastGradAttention),
+    "demo/resnet": ("grad-cam", attr.ClipGradCam),
+}
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+
+
+def mosaic(name: str, caption: str, *words: str) -> Sample:
+    regions = [Region(word, half(CORNERS[place])) for place, word in enumerate(words)]
+    return Sample(name, picture(len(words)), tuple(regions), caption=caption)
+
+
+@lru_cache
+def found(name: str, batch_size: int = 32) -> Found:
+    every = bench(model(name), DemoMosaics(4), batch_size=batch_size)
+    return measured("words", every, KINDS[name][0])
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_words_and_captions_are_the_game_of_their_maps(name: str) -> None:
+    """Captions of one to four words; a word's target is what it adds to its caption."""
+    clip, kind = model(name), KINDS[name][1]
+    for number in range(4):
+        sample = DemoMosaics(4).read(number)
+        assert sample.caption is not None
+        [pixels] = clip.preprocess([sample.image])
+        whole = direct(clip, kind, pixels, targets.text(clip, sample.caption).bank[0])
+        values: dict[str, list[Any]] = {"words": [], "caption": [], "word_pointing": []}
+        for region in sample.regions:
+            mask = torch.from_numpy(region.mask)
+            row = targets.words(clip, sample.caption, [region.text]).bank[0]
+            raw = direct(clip, kind, pixels, row)
+            against = direct(clip, kind, pixels, -row).clamp(min=0)
+            signed = raw if name == "demo/resnet" else raw.clamp(min=0) - against
+            values["words"].append(metrics.word_mosaic_game(signed, mask))
+            values["caption"].append(metrics.word_mosaic_game(whole.clamp(min=0), mask))
+            values["word_pointing"].append(metrics.pointing_game(raw.clamp(min=0), mask))
+        count = len(sample.regions)
+        assert count == number + 1
+        for metric, expected in values.items():
+            owners = [number] * count
+            same_rows(found(name).rows[f"{metric}_{count}"], rows(owners, expected), 1e-4)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_words_do_not_depend_on_the_batch(name: str) -> None:
+    alone, together = found(name, 1).rows, found(name).rows
+    assert len(together) == 12
+    for metric, expected in together.items():
+        same_rows(alone[metric], expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
+def test_no_map_of_a_whole_caption_exceeds_its_bound(name: str) -> None:
+    """For every method: one positive map shares its mass among the n cells."""
+    clip = model(name)
+    words = ("horse", "dog", "boat", "tree")
+    data = Listed(*(mosaic(f"{n}", " and ".join(words[:n]), *words[:n]) for n in (1, 2, 3, 4)))
+    every = bench(clip, data)
+    for method in methods_for(clip):
+        got = measured("words", every, method).rows
+        for count in (1, 2, 3, 4):
+            one = got[f"caption_{count}"]
+            assert len(one.values) in (0, count), method  # none of a map without any mass
+            assert one.values.sum() <= 1 + 1e-5, method
+        if len(got["caption_4"].values):
+            assert got["caption_4"].values.mean() == pytest.approx(0.25, abs=1e-5), method
+
+
+def test_a_word_is_found_as_a_whole() -> None:
+    """ "cat" stands in "catalogue", which comes first and is another word."""
+    clip = model("hf_vit")
+    caption = "a catalogue beside a cat"
+    sample = mosaic("a", caption, "cat", "catalogue")
+    got = measured("words", bench(clip, Listed(sample)), "last-grad").rows["words_2"]
+    [pixels] = clip.preprocess([sample.image])
+    encoded = clip.encode_text([caption, "a catalogue beside a", "a beside a cat"]).detach()
+    expected = []
+    for place, region in enumerate(sample.regions):
+        row = torch.nn.functional.normalize(encoded[0] - encoded[place + 1], dim=0)
+        heat = [direct(clip, attr.LastGradAttention, pixels, s * row).clamp(min=0) for s in (1, -1)]
+        mask = torch.from_numpy(region.mask)
+        expected.append(metrics.word_mosaic_game(heat[0] - heat[1], mask))
+    same_rows(got, rows([0, 0], expected), 1e-4)
+
+
+def test_only_captions_of_up_to_four_words_play() -> None:
+    clip = model("hf_vit")
+    five = [Region(word, half("top left")) for word in ("a", "b", "c", "d", "e")]
+    data = Listed(
+        Sample("five", picture(), tuple(five), caption="a b c d e"),
+        Sample("none", picture(), tuple(five[:2])),
+    )
+    assert measured("words", bench(clip, data), "last-grad").rows == {}

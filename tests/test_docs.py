@@ -1,0 +1,218 @@
+"""The documentation: its examples and commands run, its links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import captum_clip
+from captum_clip import attr
+from captum_clip.cli.parser import build_parser
+from captum_clip.models import families
+from tests import oracles
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+class Block(NamedTuple):
+    """A Python example of a page: its place, what the comment above it says, and its code."""
+
+    line: int
+    mark: str
+    code: str
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    """The Python examples of a page in their order."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"(?:<!-- (.*?) -->\n)?```python\n(.*?)```", text, re.DOTALL):
+        yield Block(text[: found.start(2)].count("\n"), found[1] or "", found[2])
+
+
+# Examples with names of the hub run on the embedded models, which need no network.
+INSTEAD = {'"ViT-B/32"': '"demo/vit"', '"RN101"': '"demo/resnet"'}
+
+# What an example takes for granted, and the files that it reads.
+PICTURES = """
+from PIL import Image
+from captum_clip.demo.scenes import draw_scene
+
+def picture(name, seed):
+    Path(name).parent.mkdir(exist_ok=True)
+    Image.fromarray(draw_scene(seed, objects=["horse", "dog"]).image).save(name)
+
+picture("photo.jpg", 7)
+picture("other.jpg", 8)
+picture("photos/one.jpg", 7)
+picture("photos/two.jpg", 8)
+"""
+TAKEN = {
+    "README": """
+import captum_clip, torch
+from torch.nn.functional import normalize
+
+clip = captum_clip.load_clip("demo/vit")
+model, pixels = clip.model, clip.preprocess("photo.jpg")
+texts = clip.encode_text(["a horse", "a dog"]).detach()
+""",
+    "emotions": """
+from captum_clip.studies import write_demo_artemis
+
+write_demo_artemis("art", paintings=80)
+Path("art/artemis_dataset_release_v0.csv").rename("artemis_dataset_release_v0.csv")
+Path("art/images").rename("wikiart")
+""",
+    "metrics": """
+import torch
+import captum_clip
+from captum_clip import ClipSimilarity, LastGradAttention, metrics
+
+seed, n = 6, 2
+clip = captum_clip.load_clip("demo/vit")
+target = captum_clip.targets.text(clip, ["a toilet", "a backpack"])
+forward = ClipSimilarity(clip, target)
+images = clip.preprocess(["photo.jpg", "other.jpg"])[..., 64:128, 64:128]  # small, to be quick
+targets = labels = [0, 1]
+maps = LastGradAttention(forward).attribute(images, target=0)[:, 0]
+""",
+}
+
+
+def run(block: Block, page: Path, namespace: dict[str, Any]) -> None:
+    """Run an example as a user would, or compare what it prints where it is a dialogue."""
+    code = block.code
+    for name, embedded in INSTEAD.items():
+        code = code.replace(name, embedded)
+    if not code.startswith(">>>"):
+        exec(compile("\n" * block.line + code, page, "exec"), namespace)
+        return
+    test = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), block.line)
+    said: list[str] = []
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    results = doctest.DocTestRunner(optionflags=flags).run(test, out=said.append, clear_globs=False)
+    assert not results.failed, "".join(said)
+    namespace.update(test.globs)
+
+
+def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an example that is a whole file of the package in its place, for this test only."""
+    path = Path(block.mark.removeprefix("file: "))
+    assert not (ROOT / path).exists(), f"{path} exists; the example needs another name"
+    name = ".".join(path.with_suffix("").parts)
+    module = ModuleType(name)
+    module.__package__ = name.rpartition(".")[0]
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules[module.__package__], path.stem, module, raising=False)
+    exec(compile(block.code, path, "exec"), module.__dict__)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if [*blocks_of(p)]], ids=lambda p: p.stem)
+def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    """One after the other in one namespace, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    namespace: dict[str, Any] = {"__name__": "__main__", "Path": Path}
+    exec(PICTURES + TAKEN.get(page.stem, ""), namespace)
+    for block in blocks_of(page):
+        if block.mark.startswith("file: "):
+            as_file(block, monkeypatch)
+        elif not block.mark.startswith("not run: "):
+            run(block, page, namespace)
+
+
+def see_torchvision(model: Any, images: Tensor) -> oracles.Seen:
+    """A forward of torchvision's vision transformer with every attention in the graph."""
+    x = torch.cat([model.class_token.expand(len(images), -1, -1), model._process_input(images)], 1)
+    x, seen = x + model.encoder.pos_embedding, []
+    for block in model.encoder.layers:
+        own = block.self_attention
+        stacked = zip(own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3), strict=True)
+        projections = [*stacked, (own.out_proj.weight, own.out_proj.bias)]
+        attended, attention = oracles.attend(oracles.norm(x, block.ln_1), projections, 4)
+        seen.append(attention)
+        x = x + attended
+        x = x + block.mlp(oracles.norm(x, block.ln_2))
+    scores = model.heads(oracles.norm(x[:, 0], model.encoder.ln))
+    return oracles.Seen(scores, x, x[:, 1:], tuple(seen), (4, 4), "cls")
+
+
+@pytest.mark.parametrize("method", oracles.METHODS)
+def test_example_of_a_family_draws_what_the_equations_say(method, monkeypatch):
+    """The tower that docs/extending.md adds is right for every method, all targets."""
+    library: Any = import_module("torchvision.models.vision_transformer")
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    (file,) = (b for b in blocks_of(ROOT / "docs" / "extending.md") if "torchvision_vit" in b.mark)
+    as_file(file, monkeypatch)
+    family = sys.modules["captum_clip.models.torchvision_vit"]
+    families._FAMILIES[library.__name__] = family
+    model = library.VisionTransformer(32, 8, 3, 4, 32, 48, num_classes=5).double().eval()
+    model.heads.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    found = getattr(attr, method)(model, layer=model).attribute_targets(images)
+    seen = see_torchvision(model, images)
+    torch.testing.assert_close(found, oracles.maps(method, seen, seen.embedding))
+
+
+def commands_of(page: Path) -> Iterator[list[str]]:
+    """The arguments of every `captum-clip` in the page's command lines."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["captum-clip"]:
+                yield words[1:]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if [*commands_of(p)]], ids=lambda p: p.stem)
+def test_commands_of_a_page_exist(page):
+    """Commands and options are those of the command line; files and models are not looked for."""
+    for arguments in commands_of(page):
+        build_parser().parse_args(arguments)
+
+
+# Links
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What a link can name after #, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_between_files_lead_somewhere(page):
+    """Files and headings exist, seen from where the page lies on GitHub."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name} links to {link}, which is not there"
+        assert not anchor or anchor in anchors_of(target), f"{page.name}: no heading {link}"
+
+
+def test_every_public_module_has_its_reference():
+    """What captum_clip exports is in the list that the reference is made from."""
+    listed = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for name in captum_clip.__all__:
+        if isinstance(getattr(captum_clip, name), ModuleType):
+            assert re.search(rf"^   captum_clip\.{name}$", listed, re.MULTILINE), name
+
+
+def test_every_page_is_in_the_index():
+    """On GitHub there is no list of pages but the index."""
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.stem == "index" or f"({page.name})" in index, page.name

@@ -1,0 +1,134 @@
+"""Runs the tutorials. `python -m tests.tutorials [NAME ...]` writes them anew with their outputs.
+
+Each is executed from top to bottom in a folder of its own that is thrown away.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+ROOT: Final = Path(__file__).parents[1]
+NOTEBOOKS: Final = sorted((ROOT / "tutorials").glob("*.ipynb"))
+MARK: Final = "executed_sources"
+"""Key of a notebook's metadata: what its outputs were made of."""
+
+_LIMIT: Final = 600  # seconds a cell
+_WIDEST: Final = 1400  # pixels of a picture
+_QUALITY: Final = 85
+
+
+def read(path: Path) -> Any:
+    """A notebook as it lies on the disk, checked against its format."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def code_of(notebook: Any) -> list[Any]:
+    """The cells that are executed."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def sources(notebook: Any) -> str:
+    """A fingerprint of all code; it tells outputs of older code."""
+    joined = "\0".join(cell.source for cell in code_of(notebook))
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def errors(notebook: Any) -> str:
+    """What the cells wrote to stderr."""
+    outputs = [output for cell in code_of(notebook) for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.get("name") == "stderr")
+
+
+def execute(notebook: Any, folder: Path, environment: Mapping[str, str]) -> None:
+    """Run all cells in a folder; the notebook gets the outputs.
+
+    Raises:
+        CellExecutionError: a cell fails.
+    """
+    NotebookClient(
+        notebook,
+        timeout=_LIMIT,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=40"],  # no word about local sockets without encryption
+    ).execute(env={**os.environ, **environment})
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """What a kernel is started with: this package first, and caches that are thrown away."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(path),
+        "CAPTUM_CLIP_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # small tensors: more threads only wait for each other
+        "IPYTHONDIR": str(folder / "ipython"),
+        **more,
+    }
+
+
+def rewrite(path: Path) -> None:
+    """Execute a notebook and save it, its pictures as JPEG, without what changes every time.
+
+    Raises:
+        RuntimeError: something was written to stderr, such as a warning.
+    """
+    notebook = read(path)
+    with tempfile.TemporaryDirectory() as place:
+        execute(notebook, Path(place), environment(Path(place)))
+    if said := errors(notebook):
+        raise RuntimeError(f"{path.name} writes to stderr: {said}")
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        MARK: sources(notebook),
+    }
+    for cell in notebook.cells:
+        cell.metadata = {}
+    for cell in code_of(notebook):
+        for output in cell.outputs:
+            _shrink(output)
+    nbformat.write(notebook, path)
+
+
+def _shrink(output: Any) -> None:
+    """A picture as JPEG of a moderate size; what Python would print of it is left out."""
+    data = output.get("data", {})
+    encoded = data.pop("image/png", None)
+    if encoded is None:
+        return
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    picture.thumbnail((_WIDEST, 10 * _WIDEST), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=_QUALITY, optimize=True)
+    data["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+    data["text/plain"] = f"a picture of {picture.width} x {picture.height} pixels"
+    output.get("metadata", {}).pop("image/png", None)
+
+
+def main(names: list[str]) -> None:
+    """Write the named notebooks anew, or all."""
+    for path in NOTEBOOKS:
+        if not names or path.stem in names:
+            rewrite(path)
+            print(f"{path.stem}: {path.stat().st_size / 2**20:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

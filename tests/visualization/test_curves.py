@@ -1,0 +1,192 @@
+"""Curves of many methods: what is drawn, in which colours, and beside which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from captum_clip.errors import InputError
+from captum_clip.evaluation.metric import CurveRows
+from captum_clip.evaluation.pictures import curve_series, perturbation_curves
+from captum_clip.metrics import bootstrap_mean
+from captum_clip.visualization.curves import Curve, curves
+
+FRACTIONS = np.linspace(0, 1, 3)
+
+
+def curve(height: float = 0.5) -> Curve:
+    mean = height * (1 - FRACTIONS)
+    return FRACTIONS, mean, mean - 0.1, mean + 0.1
+
+
+def words_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+def pens_of(figure: Figure, panel: int = 0) -> dict[str, tuple[Any, ...]]:
+    """Colour, dash and width of each line."""
+    lines: list[Any] = figure.axes[panel].get_lines()
+    return {
+        line.get_label(): (line.get_color(), str(line._unscaled_dash_pattern), line.get_linewidth())
+        for line in lines
+    }
+
+
+def measured(seed: int = 0, images: int = 12) -> CurveRows:
+    owners = np.repeat(np.arange(images), 2)
+    return CurveRows(owners, FRACTIONS, np.random.default_rng(seed).random((len(owners), 3)))
+
+
+def test_lines_and_bands_are_what_is_given() -> None:
+    figure = curves({"a": curve(0.4), "b": curve(0.8)})
+    [axes] = figure.axes
+    for line, height in zip(axes.get_lines(), (0.4, 0.8), strict=True):
+        assert np.allclose(line.get_xydata(), np.stack([FRACTIONS, height * (1 - FRACTIONS)], 1))
+    band = np.asarray(axes.collections[1].get_paths()[0].vertices)
+    assert band[:, 1].min() == pytest.approx(-0.1)
+    assert band[:, 1].max() == pytest.approx(0.9)
+
+
+def test_two_panels_share_scale_and_pens() -> None:
+    """Heights can be compared, and a label looks alike left and right, whatever its place."""
+    most = {"a": curve(), "b": curve(0.2)}
+    figure = curves(most, {"b": curve(3), "a": curve()}, headers=["most", "least"])
+    left, right = figure.axes
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_ylim()[1] > 3
+    assert pens_of(figure, 0) == pens_of(figure, 1)
+    assert {"most", "least", "a", "b"} <= set(words_of(figure))
+    assert words_of(figure).count("a") == 1
+
+
+def test_methods_look_different() -> None:
+    """Thirty methods and ten baselines, no two alike; their order in the legend is plain."""
+    labels = [f"method {i}" for i in range(30)]
+    baselines = [f"baseline {i}" for i in range(10)]
+    figure = curves({name: curve() for name in [*baselines, *labels]}, baselines=baselines)
+    pens = pens_of(figure)
+    assert len(set(pens.values())) == 40
+    assert len({pens[name][:2] for name in labels}) == 30
+    names = [word for word in words_of(figure) if "method" in word or "baseline" in word]
+    assert names == labels + baselines
+
+
+def test_reference_and_baselines_are_told_apart() -> None:
+    """Black and thick, first in the legend; grey and thin, last."""
+    series = {name: curve() for name in ("random", "theirs", "ours")}
+    figure = curves(series, reference="ours", baselines=["random"])
+    pens = pens_of(figure)
+    assert pens["ours"][2] > pens["theirs"][2] > pens["random"][2]
+    assert len({pens["random"][0][i : i + 2] for i in (1, 3, 5)}) == 1  # grey: red = green = blue
+    assert [word for word in words_of(figure) if word in series] == ["ours", "theirs", "random"]
+
+
+def test_words_are_in_their_places() -> None:
+    """Title, axes, caption; a dollar sign is a dollar sign."""
+    figure = curves(
+        {"5 $ or 6 $": curve()}, title="above", xlabel="removed", ylabel="top-1", caption="below"
+    )
+    assert {"above", "below", "5 $ or 6 $"} <= set(words_of(figure))
+    assert not any(text.get_parse_math() for text in figure.texts)
+    [axes] = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("removed", "top-1")
+    assert not axes.xaxis.label.get_parse_math()
+    assert not axes.yaxis.label.get_parse_math()
+    figure.canvas.draw()
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert (ticks[0], ticks[-1]) == ("0 %", "100 %")
+
+
+def test_nothing_is_cut_off_or_overlaps() -> None:
+    """A long legend makes the figure taller; long names are broken."""
+    long = "a name so long that it must be broken into two lines at the least"
+    series = {f"{i} {long}": curve() for i in range(20)}
+    words: dict[str, Any] = {
+        "headers": ["most", "least"],
+        "title": f"{long} {long}",
+        "caption": f"{long} {long}",
+    }
+    figure = curves(series, series, **words)
+    figure.canvas.draw()
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [text.get_window_extent() for text in figure.texts]
+    for axes in figure.axes:
+        around: Any = axes.get_tightbbox()
+        boxes.append(around)
+    for number, box in enumerate(boxes):
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+        assert not any(box.overlaps(other) for other in boxes[:number])
+
+
+def test_one_curve_may_have_no_band() -> None:
+    """NaN ends are left out."""
+    nothing = np.full(3, np.nan)
+    figure = curves({"a": (FRACTIONS, FRACTIONS, nothing, nothing)})
+    figure.canvas.draw()
+    assert figure.axes[0].get_ylim() == pytest.approx((-0.05, 1.05))
+
+
+@pytest.mark.parametrize(
+    ("series", "options", "message"),
+    [
+        ({}, {}, "at least one curve in every panel"),
+        ({"a": curve()[:3]}, {}, r"\(fractions, mean, low, high\) for 'a', got 3"),
+        ({"a": (*curve()[:3], [1.0])}, {}, r"four arrays \(F,\) for 'a', got \[\(1,\), \(3,\)\]"),
+        ({"a": [np.ones((1, 3))] * 4}, {}, r"for 'a', got \[\(1, 3\)\]"),
+        ({"a": ([0, 1], [0, np.nan], [0, 0], [1, 1])}, {}, "curve of 'a' holds NaN"),
+        ({"a": curve()}, {"headers": ["one", "two"]}, "expected 1 names, got 2"),
+        ({"a": curve()}, {"reference": "b"}, r"no curve 'b'; there are \['a'\]"),
+        ({"a": curve()}, {"baselines": ["c"]}, "no curve 'c'"),
+        ({"a": curve()}, {"beside": {}}, "at least one curve in every panel"),
+    ],
+)
+def test_curves_say_what_they_cannot_draw(series: Any, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"curves: .*{message}"):
+        curves(series, **options)
+
+
+def test_series_are_means_with_their_intervals() -> None:
+    """Whole images are drawn; a method without curves is left out."""
+    rows = measured()
+    series = curve_series({"a": rows, "b": measured(images=0)}, resamples=300, seed=2)
+    assert list(series) == ["a"]
+    fractions, *band = series["a"]
+    assert fractions is not None
+    assert list(np.asarray(fractions)) == FRACTIONS.tolist()
+    for place in range(3):
+        expected = bootstrap_mean(rows.values[:, place], rows.owners, resamples=300, seed=2)
+        assert [np.asarray(part)[place] for part in band] == pytest.approx(list(expected))
+
+
+def test_perturbation_curves_say_what_they_show() -> None:
+    """Both orders, the number of images, and who has no curve."""
+    most = {"ours": measured(1), "random": measured(2), "lost": measured(images=0)}
+    least = {"ours": measured(3), "random": measured(4, images=9), "lost": measured(images=0)}
+    figure = perturbation_curves(
+        most, least, title="Deletion", reference="ours", baselines=["random", "lost"], resamples=50
+    )
+    words = words_of(figure)
+    assert {"Deletion", "most relevant first", "least relevant first", "ours", "random"} <= {*words}
+    assert (
+        "Bands: 95 % bootstrap intervals at each point, over 9 to 12 images. Not measured: lost."
+        in words
+    )
+    again = perturbation_curves(most, least, reference="lost", resamples=50)
+    assert "lost" not in words_of(again)
+    mean = figure.axes[1].get_lines()[0].get_ydata()
+    assert np.allclose(np.asarray(mean), least["ours"].values.mean(0))
+
+
+def test_perturbation_curves_want_something_measured() -> None:
+    nothing = {"ours": measured(images=0)}
+    with pytest.raises(InputError, match="curves of 1 methods most relevant first and of 0 least"):
+        perturbation_curves({"ours": measured()}, nothing, resamples=10)
+    with pytest.raises(InputError, match="no curve 'other'"):
+        perturbation_curves({"a": measured()}, {"a": measured()}, reference="other", resamples=10)
+    with pytest.raises(InputError, match=r"curve_series: 'bad': .* NaN"):
+        curve_series({"bad": CurveRows(np.arange(1), FRACTIONS, np.full((1, 3), np.nan))})
