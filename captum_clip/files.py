@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from .errors import InputError
+
+DAMAGED: Final = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, NotImplementedError),
+    *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""All that zipfile and NumPy raise over bits that are not theirs."""
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,6 +169,8 @@ def layers(shelf: Shelf, answer: Answer, text: int = 0) -> Layers:
             f"The layer view shows attention, which the ResNet of {answer.model} has none of; "
             "choose a vision transformer, such as demo/vit."
         )
+    if not 0 <= text < len(answer.found.names):
+        raise InputError("There is no such text; ask again.")
     name = answer.found.names[text]
     method = LayerAttention(ClipSimilarity(clip, targets.text(clip, name)))
 
@@ -195,7 +198,7 @@ def example(seed: float | None) -> tuple[ImageLike, str]:
         a bulb
         a bulb and a hedgehog
     """
-    if seed is None or seed != int(seed) or seed < 0:
+    if seed is None or not math.isfinite(seed) or seed != int(seed) or seed < 0:
         raise InputError("Example scenes have whole numbers from 0 on.")
     scene = draw_scene(int(seed), count=2)
     return scene.image, "\n".join(scene.captions)

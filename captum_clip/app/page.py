@@ -4,7 +4,10 @@ Annotations are no strings here: Gradio reads that of an event, and is imported 
 built.
 """
 
+import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from ..demo.vocabulary import WORDS
@@ -29,8 +32,13 @@ _SCENE = 5  # one that is answered well
 _SIGNS = {"for it": "positive", "against it": "negative", "both": "both"}
 
 
-def build(shelf: Shelf) -> Any:
-    """The page for the models of a shelf, a `gradio.Blocks`; the first model is chosen at first."""
+def build(shelf: Shelf, uploads: str) -> Any:
+    """The page, a `gradio.Blocks`.
+
+    Args:
+        shelf: with the models; the first one is chosen at first.
+        uploads: the folder of uploaded images; no file elsewhere is read, whatever a client says.
+    """
     import gradio as gr
 
     with gr.Blocks(
@@ -42,7 +50,7 @@ def build(shelf: Shelf) -> Any:
         gr.HTML(INTRODUCTION, elem_id="introduction")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320, elem_id="question"):
-                asked = _question(shelf)
+                asked = _question(shelf, uploads)
             with gr.Column(scale=7, min_width=320, elem_id="answer"):
                 found = _answer()
         _connect(page, shelf, asked, found)
@@ -50,7 +58,7 @@ def build(shelf: Shelf) -> Any:
     return page
 
 
-def _question(shelf: Shelf) -> dict[str, Any]:
+def _question(shelf: Shelf, uploads: str) -> dict[str, Any]:
     import gradio as gr
 
     methods, method, _ = turns.methods_of(shelf, shelf.names[0])
@@ -68,7 +76,7 @@ def _question(shelf: Shelf) -> dict[str, Any]:
     )
     # A file goes on unread, so that a bad one is ours to speak about. Not by a subclass: Gradio
     # writes a .pyi file beside the module of one.
-    asked["image"].preprocess = _path
+    asked["image"].preprocess = partial(_path, uploads)
     with gr.Row(elem_classes="tight"):
         asked["seed"] = gr.Number(_SCENE, label="Example scene no.", precision=0, min_width=150)
         asked["draw"] = gr.Button("Draw it", size="md", min_width=90, elem_id="draw")
@@ -153,7 +161,10 @@ def _connect(page: Any, shelf: Shelf, asked: dict[str, Any], found: dict[str, An
         return *_seen(turn), chosen
 
     def pick(before: Turn, event: gr.EventData) -> Any:
-        return _seen(turns.pick_word(shelf, before, int(event.text), int(event.word)))
+        places = (str(event.text), str(event.word))
+        if not all(re.fullmatch(r"-?\d{1,6}", place) for place in places):
+            raise gr.Error("This is no word of a text.", print_exception=False)
+        return _seen(turns.pick_word(shelf, before, *map(int, places)))
 
     def open_layers(before: Turn, text: int | None) -> Any:
         return *_seen(turns.open_layers(shelf, before, text or 0)), True
@@ -194,8 +205,20 @@ def _connect_files(found: dict[str, Any]) -> None:
         made.then(None, found["file"], None, js=SCRIPTS["save"].replace("ENDING", ending))
 
 
-def _path(payload: Any) -> str | None:
-    return None if payload is None else payload.path
+def _path(uploads: str, payload: Any) -> str | None:
+    """The file of an image that was uploaded here or drawn here.
+
+    Raises:
+        gradio.Error: the client names another file of this machine.
+    """
+    if payload is None:
+        return None
+    import gradio as gr
+
+    path = Path(str(payload.path)).resolve()
+    if not path.is_relative_to(Path(uploads).resolve()):
+        raise gr.Error("This is no image that was uploaded here.", print_exception=False)
+    return str(path)
 
 
 def _seen(turn: Turn) -> tuple[Turn, str, str, str]:

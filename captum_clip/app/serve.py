@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from ..errors import InputError
@@ -36,6 +36,8 @@ def open_port(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
+    except UnicodeError as error:
+        raise InputError(f"--host {host}: this is no name or address of a machine.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
@@ -62,7 +64,7 @@ def warm(shelf: Shelf) -> None:
 
 def serve(shelf: Shelf, listening: socket.socket) -> None:
     """Answer until Ctrl-C or the end of the session; uploaded images are gone then."""
-    with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
+    with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder, _settings(folder):
         import uvicorn
 
         config = uvicorn.Config(
@@ -80,19 +82,38 @@ def serve(shelf: Shelf, listening: socket.socket) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _settings(folder: str) -> Iterator[None]:
+    """What Gradio reads in the environment when it is imported and when a page is built."""
+    settings = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_RUN_HISTORY": "False",
+        "GRADIO_TEMP_DIR": folder,
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _application(shelf: Shelf, folder: str) -> _App:
-    os.environ.update(  # Gradio reads them when it is imported and when a page is built
-        GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder
-    )
     import gradio as gr
     from fastapi import FastAPI
 
     from . import page, style
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    blocks = page.build(shelf, folder)
+    blocks.has_launched = True  # else Gradio takes any path on this machine for an upload
     gr.mount_gradio_app(
         outer,
-        page.build(shelf),
+        blocks,
         path="/",
         footer_links=[],
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},

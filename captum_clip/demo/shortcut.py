@@ -93,7 +93,8 @@ def export(checkpoint: Path, folder: Path, *, scenes: int = 150) -> int:
     clips[0].name = _NAMES[0]
     seeds = range(scenes)
     tables = (effects_table(clips, seeds), named_table(clips, seeds), recall_table(clips, scenes))
-    (folder / "MODEL_CARD.md").write_text(shortcut_card(steps, scenes, tables))
+    card = shortcut_card(steps, scenes, tables).encode()
+    replace_file(folder / "MODEL_CARD.md", lambda file: file.write(card))
     return steps
 
 

@@ -15,6 +15,7 @@ FILLS: Final = get_args(Fill)
 DATA: Final = ("demo", "demo-singles", "demo-mosaics")
 _AGAINST: Final = get_args(Against)
 _LISTS: Final = ("data", "methods", "maps", "tasks", "fills")
+_LARGEST_SEED: Final = 2**31 - 1
 _LOWEST: Final = {
     **{"images": 1, "few": 1, "seed": 0, "draws": 1, "batch_size": 1, "chunk_size": 1},
     **{"resamples": 1, "gpus": 0, "workers": 1, "threads": 1},
@@ -99,6 +100,13 @@ class EvaluationConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InputError(f"evaluate: expected {name} of {low} or more, got {value!r}.")
+        if self.seed > _LARGEST_SEED:
+            raise InputError(f"evaluate: expected a seed up to {_LARGEST_SEED}, got {self.seed}.")
+        for name in ("template", "text"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(
+                    f"evaluate: expected {name} as a text, got {getattr(self, name)!r}."
+                )
         self._check_choices()
 
     def _of(self, name: str) -> tuple[str, ...]:

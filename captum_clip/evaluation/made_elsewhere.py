@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +14,9 @@ from torch import Tensor
 
 from .. import maps as resizing
 from ..errors import InputError
+from ..files import DAMAGED
 from ..models import ClipAdapter
 from .methods import Method, Queries
-
-_DAMAGED: Final = (
-    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 class MadeElsewhere(Method):
@@ -43,7 +36,10 @@ class MadeElsewhere(Method):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        files = sorted(self.folder.rglob("*.npz")) if self.folder.is_dir() else []
+        try:
+            files = sorted(self.folder.rglob("*.npz")) if self.folder.is_dir() else []
+        except (OSError, ValueError):  # a name that no folder can have
+            files = []
         if not files:
             raise InputError(
                 f"--maps {folder}: there is no such folder, or no .npz file in it; expected a file "
@@ -110,7 +106,7 @@ def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             names, heat = np.asarray(file["names"]), np.asarray(file["maps"])
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path}: expected an .npz file with maps (K, h, w) and names (K,), it cannot be read "
             f"so ({error})."

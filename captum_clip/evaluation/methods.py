@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -265,7 +266,7 @@ def _choice(text: str) -> Choice:
             f"{LAYER}:index=3,of=gradient,rows=sum."
         )
     index = pairs.get("index", "-1")
-    if not index.lstrip("-").isdecimal():
+    if not re.fullmatch(r"-?\d{1,4}", index):
         raise InputError(f"{text!r}: expected the index of a layer, got {index!r}.")
     return Choice.of(LayerAttention, {**pairs, "index": int(index)})
 
@@ -304,7 +305,7 @@ def _reference(name: str, clip: ClipAdapter) -> Attributed:
                 found = []
                 with torch.random.fork_rng([images.device] if images.is_cuda else []):
                     for place, column in enumerate(columns.tolist()):
-                        torch.manual_seed(0)  # Captum draws from the global generator
+                        _seed(images)
                         one = images[place : place + 1]
                         found.append(
                             method.attribute(
@@ -337,6 +338,14 @@ def _reference(name: str, clip: ClipAdapter) -> Attributed:
 
     what = "Captum's Occlusion with the mean colour, one cell of the model's grid at a time"
     return Attributed(name, what, build_occlusion, signed=True, costly=True)
+
+
+def _seed(images: Tensor) -> None:
+    """The global generator of the images' device, which Captum draws from, and no other."""
+    if images.is_cuda:
+        torch.cuda.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)
 
 
 def _drawn(name: str, seed: int) -> Drawn:

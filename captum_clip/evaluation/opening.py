@@ -10,13 +10,14 @@ from typing import Any, Final
 import torch
 
 from ..attr.choice import DEFAULTS
-from ..errors import InputError
+from ..errors import CaptumClipError, InputError
 from ..models import ClipAdapter
 from ..studies.config import Subject
 from ..studies.jobs import Loader
 from .config import DATA, EvaluationConfig
 from .data import open_data
 from .data.base import DataSet
+from .data.opening import options_of
 from .made_elsewhere import MadeElsewhere
 from .methods import Method, Queries, method_of, methods_for
 from .tasks import TASKS
@@ -79,9 +80,15 @@ def open_evaluation(config: EvaluationConfig, loader: Loader) -> Opened:
             "a GPU was asked for, but PyTorch sees no CUDA device; leave gpus out to compute on "
             "the CPU."
         )
-    options = {"template": config.template, "text": config.text}
+    given = {"template": config.template, "text": config.text}
+    _check_options(config, given)
     data = tuple(
-        open_data(name, number=config.images, seed=config.seed, **options)
+        open_data(
+            name,
+            number=config.images,
+            seed=config.seed,
+            **{option: given[option] for option in options_of(name)},
+        )
         for name in config.data or DATA
     )
     tasks = _tasks(config, data)
@@ -95,6 +102,7 @@ def open_evaluation(config: EvaluationConfig, loader: Loader) -> Opened:
     if subject.label != model:
         model = str(Path(model).expanduser().resolve())
     clip, fingerprint = loader.load(model, "cpu")
+    _check_texts(config, data, clip)
     named = config.methods or methods_for(clip)
     methods: tuple[Method, ...] = (
         *(method_of(name, clip, seed=config.seed) for name in named),
@@ -108,6 +116,26 @@ def open_evaluation(config: EvaluationConfig, loader: Loader) -> Opened:
     return Opened(
         config, model, subject.label, fingerprint, data, tasks, methods, named, reference, units
     )
+
+
+def _check_options(config: EvaluationConfig, given: dict[str, str | None]) -> None:
+    """Every option serves a data set; each gets its own only."""
+    known = {option for name in config.data or DATA for option in options_of(name)}
+    for option, value in given.items():
+        if value is not None and option not in known:
+            raise InputError(
+                f"evaluate: none of the data {', '.join(config.data or DATA)} takes a {option}."
+            )
+
+
+def _check_texts(config: EvaluationConfig, data: Sequence[DataSet], clip: ClipAdapter) -> None:
+    """What the model cannot read as a text is said before any long work."""
+    for one in data:
+        if one.classes and config.against == "text":
+            try:
+                clip.tokenize(list(one.classes))
+            except CaptumClipError as error:
+                raise InputError(f"{one.name}: {error}") from error
 
 
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:

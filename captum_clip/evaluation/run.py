@@ -229,8 +229,8 @@ def _draw(
             title=f"{opened.label}: removed pixels become {TITLES[fill]}, map of the {kind} class",
             xlabel="share of the pixels removed",
             ylabel="top-1 accuracy",
-            reference=opened.reference,
-            baselines=findings.baselines,
+            reference=opened.reference if opened.reference in most else None,
+            baselines=[name for name in findings.baselines if name in most],
             resamples=opened.config.resamples,
             seed=opened.config.seed,
         )

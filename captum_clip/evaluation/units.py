@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import InputError
+from ..files import DAMAGED
 from ..studies.storage import Storage
 from .data.base import DataSet
 from .methods import Method
@@ -21,10 +19,6 @@ from .metric import CurveRows, Rows
 from .tasks import Found
 
 FOLDER: Final = "units"
-_DAMAGED: Final = (
-    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ def read_unit(storage: Storage, unit: Unit) -> Found:
         curves = {name: CurveRows(**of) for (kind, name), of in parts.items() if kind == "curves"}
         found = Found(rows, curves, tuple(skipped))
         _check(found, unit)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(
             f"{storage.root}/{unit.name} cannot be used ({error}); delete it and start the same "
             "command again, which computes it anew."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from .. import visualization
 from ..errors import InputError, TargetError
+from ..files import DAMAGED
 from ..studies import manifest, results
 from ..studies.storage import Storage, storage_of
 from ..visualization.arrays import Array
@@ -97,7 +97,7 @@ def _read(study: Storage) -> list[_Row]:
             _row(study, f"{job['model']} ({job['method']})", file)
             for job, file in zip(jobs, files, strict=True)
         ]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(
             f"figures.average: {study.root} holds no study that can be read ({error})."
         ) from error

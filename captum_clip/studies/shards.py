@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import InputError
+from ..files import DAMAGED
 from .computing import Computed
 from .storage import Storage
 
@@ -20,11 +18,6 @@ FOLDER: Final = "shards"
 _ARRAYS: Final = ("places", "maps", "scores", "skipped", "reasons")
 _START: Final = "measure_"
 _MEASURES: Final = {"low", "high", "spatial_variance", "spatial_entropy"}
-# All that zipfile and NumPy raise over bits that are not theirs.
-_DAMAGED: Final = (
-    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ def read_shard(storage: Storage, unit: Unit) -> Computed:
         measures = _measures(found, scores)
         if not len(places) == len(scores) == len(maps) or maps.shape[:2] != scores.shape:
             raise ValueError("its maps are not those of its scores")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(
             f"the shard {storage.root}/{unit.name} cannot be used ({error}); delete it and start "
             "the same command again, which computes it anew."

@@ -109,7 +109,7 @@ def as_labels(caller: str, labels: Sequence[str], count: int) -> list[str]:
     return as_names(f"{caller}, labels", labels, count) if labels else []
 
 
-def as_array(caller: str, what: str, given: ArrayLike) -> Array:
+def as_array(caller: str, what: str, given: ArrayLike | Sequence[float]) -> Array:
     """Numbers of any shape; the caller's array stays as it is.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_images
+from .arrays import Array, ArrayLike, as_array, as_images
 
 REFERENCE: Final = "target image"
 """The heading over pictures that are targets themselves."""
@@ -64,7 +64,7 @@ def as_references(
 
 
 def _reference(caller: str, given: ArrayLike, size: tuple[int, int]) -> Array:
-    [picture] = as_images(caller, given[None])
+    [picture] = as_images(caller, as_array(caller, "references", given)[None])
     planes = torch.from_numpy(picture).movedim(-1, 0)
     framed: Array = frame(planes, size, 1.0).movedim(0, -1).numpy().clip(0, 1)
     return framed

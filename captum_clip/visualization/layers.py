@@ -84,7 +84,7 @@ def layers(
     batch, count = second.shape[:2]
     if batch != len(pictures) or first.shape[:2] != (batch, second.shape[2]):
         raise InputError(
-            f"layers: attention {tuple(attention.shape)} and gradients {tuple(gradients.shape)} of "
+            f"layers: attention {first.shape} and gradients {second.shape} of "
             f"{len(pictures)} images do not belong together."
         )
     titles = as_names("layers", names, count)

@@ -9,7 +9,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_heat, as_images, as_labels, as_names
+from .arrays import Array, ArrayLike, as_array, as_heat, as_images, as_labels, as_names, as_scores
 from .blend import blend, check_alpha
 from .grid import Legend, Panel, folded, grid
 from .overlay import score_note
@@ -66,6 +66,7 @@ def words(
     maps = as_heat("words", heat, pictures)
     titles = as_names("words", names, maps.shape[1])
     lengths = _norms(norms, (len(pictures), len(titles)))
+    numbers = as_scores("words", scores, (len(pictures), len(titles)))
     check_alpha("words", alpha)
     weights = lengths / lengths[:, 1:].max(1, keepdims=True) if relative else np.ones_like(lengths)
     weights[:, 0] = 1
@@ -82,7 +83,11 @@ def words(
             shown = [
                 Panel(blend(picture, weight * value, colors, alpha), prefix + title, note)
                 for weight, value, title, note in zip(
-                    weights[index], values[index], titles, _noted(notes, scores, index), strict=True
+                    weights[index],
+                    values[index],
+                    titles,
+                    _noted(notes, numbers, index),
+                    strict=True,
                 )
             ]
             rows += folded([Panel(picture, "image"), *shown])
@@ -95,9 +100,10 @@ def words(
 
 
 def _norms(norms: ArrayLike | Sequence[float], shape: tuple[int, int]) -> Array:
-    lengths = np.asarray(norms, dtype=np.float32)
+    lengths = as_array("words", "norms", norms)
     count = shape[1]
-    if lengths.shape not in ((count,), shape) or count < 2 or not (lengths > 0).all():
+    fitting = lengths.shape in ((count,), shape) and count >= 2
+    if not fitting or not (np.isfinite(lengths) & (lengths > 0)).all():
         raise InputError(
             f"words: expected {count} positive norms, of the whole text and of one word or more, "
             f"got {lengths.tolist()}."
@@ -105,6 +111,6 @@ def _norms(norms: ArrayLike | Sequence[float], shape: tuple[int, int]) -> Array:
     return np.broadcast_to(lengths, shape)
 
 
-def _noted(notes: list[str], scores: ArrayLike | None, index: int) -> list[str]:
-    whole = "" if scores is None else score_note(float(scores[index][0]))
+def _noted(notes: list[str], scores: Array | None, index: int) -> list[str]:
+    whole = "" if scores is None else score_note(scores[index, 0])
     return [whole, *notes[1:]]

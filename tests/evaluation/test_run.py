@@ -290,6 +290,49 @@ def test_a_class_folder_has_curves(tmp_path: Path, vit: str) -> None:
     assert content(tmp_path / "out") == before
 
 
+def test_a_reference_without_curves_costs_no_table(tmp_path: Path, vit: str) -> None:
+    """Maps made elsewhere that know none of the images are compared with, and have no line."""
+    random_maps(tmp_path / "theirs", ["another"], ["horse"])
+    config = config_of(
+        vit,
+        make_classes(tmp_path / "classes"),
+        tmp_path / "out",
+        methods=("last-grad", "random"),
+        maps=(str(tmp_path / "theirs"),),
+        reference="theirs",
+        tasks=("perturbation",),
+        fills=("mean",),
+    )
+    found = evaluate(config)
+    assert found.pictures == ("curves_mean_predicted.png", "curves_mean_true.png")
+    assert (tmp_path / "out" / "results.csv").is_file()
+
+
+def test_a_text_that_no_model_reads_is_said_before_any_work(tmp_path: Path) -> None:
+    """The embedded tokenizer names the word; nothing is written."""
+    save(noise(), tmp_path / "data" / "images" / "one.jpg")
+    save_mask(LEFT, tmp_path / "data" / "masks" / "one" / "a xylophone.png")
+    config = config_of("demo/vit", f"masks:{tmp_path / 'data'}", tmp_path / "out")
+    with pytest.raises(CaptumClipError, match=r"masks: .*xylophone"):
+        evaluate(config)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_options_go_to_the_data_that_take_them(tmp_path: Path, vit: str, masks: str) -> None:
+    """A text for fixations beside masks, which take none."""
+    save(noise(), tmp_path / "fixations" / "images" / "one.jpg")
+    density = np.arange(noise().width * noise().height, dtype=np.float64)
+    (tmp_path / "fixations" / "fixations").mkdir()
+    np.save(
+        tmp_path / "fixations" / "fixations" / "one.npy",
+        density.reshape(noise().height, noise().width),
+    )
+    data = (masks, f"fixations:{tmp_path / 'fixations'}")
+    settings = {**SMALL, "methods": ("last-grad",), "text": "a horse", "tasks": ()}
+    found = evaluate(EvaluationConfig(vit, str(tmp_path / "out"), data, **settings))
+    assert {"cc", "energy"} <= {metric.name for metric in found.findings.metrics}
+
+
 def test_maps_made_elsewhere_stand_beside_ours(tmp_path: Path, vit: str, masks: str) -> None:
     """A missing map is counted; other maps under the same name are another evaluation."""
     texts = TEXTS[::2]
@@ -323,7 +366,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data": ("demo", "demo-singles")}, "demo-singles serves none of localization, signs; it"),
     ({"against": "image", "tasks": ("effect",)}, "effect explains texts; against='image' serves"),
     ({"against": "image"}, "masks has no pictures to explain its images against"),
-    ({"template": "a {}"}, "the data set masks takes no template"),
+    ({"template": "a {}"}, "none of the data masks.* takes a template"),
     ({"model": "demo/bit"}, "demo/bit"),
     ({"model": ""}, "model"),
     ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),

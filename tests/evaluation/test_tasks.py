@@ -199,6 +199,7 @@ def test_regions_alone_in_their_image_have_no_signs() -> None:
     alone = Sample("b", sample.image, sample.regions[:1])
     got = measured("signs", bench(model("hf_vit"), Listed(alone, sample)), "last-grad").rows
     assert got["positive_target"].owners.tolist() == [1, 1]
+    assert measured("signs", bench(model("hf_vit"), Listed(alone)), "last-grad").rows == {}
 
 
 def test_random_maps_find_chance() -> None:
@@ -324,3 +325,44 @@ def _metrics(task: str) -> dict[str, Any]:
 
 def _bare(region: Any) -> Any:
     return type(region)(region.text.removeprefix("a "), region.mask)
+
+
+class Loud(Method):
+    """Finite maps whose mass in an object no float32 holds."""
+
+    name, what, signed = "loud", "huge values", True
+
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        return torch.full((len(queries), 7, 7), 3e38)
+
+
+def test_huge_finite_maps_have_their_effects_measured() -> None:
+    """Masses are summed in double; none is lost."""
+    from captum_clip.evaluation.data import DemoScenes
+
+    got = measured("effect", bench(model("demo/vit"), DemoScenes(2)), Loud()).rows
+    assert len(got["effect_spearman"].owners) == 4 + 9
+    assert len(got["effect_spearman_others"].owners) == 2 + 6
+
+
+class Mute(Method):
+    """A map for a word, none for a caption."""
+
+    name, what = "mute", "no map of a whole caption"
+
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        heat = torch.ones(len(queries), 7, 7)
+        heat[[" " in text for text in queries.texts], 0, 0] = torch.nan
+        return heat
+
+
+def test_a_caption_without_a_map_is_left_out_with_its_reason() -> None:
+    """Its words are measured all the same, and nothing counts as a map of zeros."""
+    from captum_clip.evaluation.data import DemoMosaics
+
+    asked = case(bench(model("demo/vit"), DemoMosaics(2)), Mute())
+    got = TASKS["words"].measure(asked).rows
+    assert {name for name in got if name.startswith("caption")} == set()
+    assert {"words_1", "words_2"} <= set(got)
+    assert all("NaN" in reason for _, reason in asked.skipped)
+    assert {number for number, _ in asked.skipped} == {0, 1}

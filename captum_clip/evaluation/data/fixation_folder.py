@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
+from ...files import DAMAGED
 from ..sample import Mask, Sample
 from .base import DataSet
 from .files import digest, draw, drawn, image_stems, list_files, read_grey, read_picture
@@ -129,7 +130,11 @@ def _texts(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {error}.") from error
     if tuple(header) != _COLUMNS:
         raise InputError(f"{path}: expected the columns {', '.join(_COLUMNS)}, got {header}.")
-    wrong = [row for row in rows if len(row) != 2 or not all(part.strip() for part in row)]
+    wrong = [
+        row
+        for row in rows
+        if len(row) != 2 or not row[1].strip() or not PurePosixPath(row[0].strip()).name
+    ]
     if wrong:
         raise InputError(f"{path}: expected a file and a text a line, got {wrong[0]}.")
     return {_stem(file): text for file, text in rows}
@@ -163,7 +168,7 @@ def _read(path: Path, size: tuple[int, int]) -> npt.NDArray[Any]:
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} cannot be read as an array ({error}).") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
         raise InputError(f"{path}: expected an array of numbers.")

@@ -32,6 +32,12 @@ FORMS: Final = (*DRAWN, *(f"{name}:{what}" for name, (_, what, _) in READ.items(
 """All that :func:`open_data` takes."""
 
 
+def options_of(name: str) -> tuple[str, ...]:
+    """The own options of a data set, of the name that :func:`open_data` takes."""
+    kind = name.partition(":")[0]
+    return READ[kind][2] if kind in READ else ()
+
+
 def open_data(
     name: str,
     *,
@@ -70,7 +76,12 @@ def open_data(
     reader, _, options = READ[kind]
     _refuse(kind, given, options)
     found: Callable[..., DataSet] = reader
-    return found(place, limit=number, seed=seed, **given)
+    try:
+        return found(place, limit=number, seed=seed, **given)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(f"{name[:200]!r} cannot be read ({error}).") from error
 
 
 def _refuse(name: str, given: dict[str, Any], known: tuple[str, ...]) -> None:

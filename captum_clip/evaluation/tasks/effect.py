@@ -57,7 +57,8 @@ class Effect(Task):
             if scores is None or len(places) != len(one.regions):
                 continue
             count = len(places)
-            masses.append(metrics.object_mass(signed[places], one.masks).flatten())
+            mass = metrics.object_mass(signed[places].double(), one.masks)
+            masses.append(mass.flatten())
             effects.append(metrics.shapley_effects(scores).flatten())
             off.append(~torch.eye(count, dtype=torch.bool).flatten())
             owners += [owner] * count**2
@@ -65,7 +66,8 @@ class Effect(Task):
             return Found()
         pairs = [torch.cat(masses), torch.cat(effects)]
         everything = case.rows(pairs, owners)
-        others = _part(everything, torch.cat(off).numpy())
+        chosen = torch.cat(off).nonzero()[:, 0].tolist()
+        others = case.rows([column[chosen] for column in pairs], [owners[i] for i in chosen])
         return Found(
             {
                 "effect_spearman": everything,
@@ -76,10 +78,6 @@ class Effect(Task):
                 "effect_negative_others": _negative(others),
             }
         )
-
-
-def _part(rows: Rows, chosen: np.ndarray) -> Rows:
-    return Rows(rows.owners[chosen], rows.values[chosen])
 
 
 def _negative(rows: Rows) -> Rows:

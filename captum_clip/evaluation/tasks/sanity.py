@@ -93,5 +93,7 @@ def _other(case: Case, number: int) -> str:
     texts = [text for text in case.bench.data.classes if text not in shown]
     if not texts:
         return ""
-    digest = hashlib.sha256(f"{case.config.seed} {one.sample.name}".encode()).digest()
+    digest = hashlib.sha256(
+        f"{case.config.seed} {one.sample.name}".encode("utf-8", "surrogateescape")
+    ).digest()
     return texts[int.from_bytes(digest[:8], "big") % len(texts)]

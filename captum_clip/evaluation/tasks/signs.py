@@ -70,6 +70,8 @@ class Signs(Task):
         parts = [asked.masks, whole & ~asked.masks, ~whole]
         several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
         places = several.nonzero()[:, 0].tolist()
+        if not places:
+            return Found()
         owners = [asked.owners[place] for place in places]
         parts = [part[places] for part in parts]
         positive = case.positive[places]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ... import maps as resizing
 from ... import metrics, targets
@@ -85,18 +87,37 @@ class Words(Task):
         queries, raw = queries.part(kept), raw[kept]
         positive, negative = resizing.positive(raw), case.opposite(queries, raw)
         said = tuple(captions[place] for place in kept)
-        whole = case.maps(replace(queries, rows=case.bench.encode(said), texts=said))
+        asked = replace(queries, rows=case.bench.encode(said), texts=said)
+        whole = case.maps(asked)
+        fine = case.finite(asked, whole)
         signed = positive if negative is None else positive - negative
         game = metrics.word_mosaic_game(signed, masks)
-        caption = metrics.word_mosaic_game(resizing.positive(torch.nan_to_num(whole)), masks)
         pointing = metrics.pointing_game(positive, masks)
-        measured = {"words": game, "caption": caption, "word_pointing": pointing}
         counts = [len(owners[place].regions) for place in kept]
-        found: dict[str, Rows] = {}
-        for count in range(1, _MOST + 1):
-            chosen = [place for place, of in enumerate(counts) if of == count]
-            numbers = [queries.numbers[place] for place in chosen]
-            for name, values in measured.items():
-                if chosen:
-                    found[f"{name}_{count}"] = case.numbered([values[chosen]], numbers)
+        everything = list(range(len(kept)))
+        found = {
+            **_by_count(case, "words", game, queries, everything, counts),
+            **_by_count(case, "word_pointing", pointing, queries, everything, counts),
+        }
+        if fine:
+            caption = metrics.word_mosaic_game(resizing.positive(whole[fine]), masks[fine])
+            found |= _by_count(case, "caption", caption, queries, fine, counts)
         return Found(found)
+
+
+def _by_count(
+    case: Case,
+    name: str,
+    values: Tensor,
+    queries: Queries,
+    places: Sequence[int],
+    counts: Sequence[int],
+) -> dict[str, Rows]:
+    """Rows for each number of named cells; values (N,) of the queries at these N places."""
+    found = {}
+    for count in range(1, _MOST + 1):
+        chosen = [row for row, place in enumerate(places) if counts[place] == count]
+        numbers = [queries.numbers[places[row]] for row in chosen]
+        if chosen:
+            found[f"{name}_{count}"] = case.numbered([values[chosen]], numbers)
+    return found
