@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..evaluation import EvaluationConfig
 
 NAME = "evaluate"
-HELP = "measure methods: which map is right?"
+HELP = "measure methods: which map is right"
 EXAMPLE = "captum-clip evaluate --model demo/vit -o evaluation"
 
 _SETTINGS = (

@@ -51,6 +51,11 @@ class Inputs:
         if texts_follow:
             names = [] if scenes else given[:1]
             texts = given[len(names) :] + texts
+            files = [text for text in texts if Path(text).is_file()]
+            if files:
+                raise InputError(
+                    f"{files[0]} is a file; figure {arguments.figure} takes one image, then texts."
+                )
         paths = [_file(name) for name in names]
         others = [_file(name) for name in getattr(arguments, "image", [])]
         stem = paths[0].stem if paths else f"scene-{''.join(arguments.scene[:1]).partition(':')[0]}"

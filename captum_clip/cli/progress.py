@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,9 @@ def images_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
     try:
         yield progress
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
     finally:
         if bar is not None:
             bar.close()

@@ -248,7 +248,8 @@ def _about(opened: Opened, skipped: dict[str, list[dict[str, Any]]]) -> dict[str
     lines: dict[str, Any] = {"model": f"{opened.label}, fingerprint {opened.fingerprint[:12]}"}
     for data, tasks in zip(opened.data, opened.tasks, strict=True):
         left_out = len(skipped[data.name])
-        said = f", {left_out} entries skipped (manifest.json says why)" if left_out else ""
+        what = "samples, regions or maps left out (manifest.json says why)"
+        said = f", {left_out} {what}" if left_out else ""
         lines[f"data {data.name}"] = f"{len(data)} samples{said}; {', '.join(tasks)}"
     lines["regions are explained by"] = kind
     lines["seed"] = config.seed

@@ -16,6 +16,8 @@ from .statistics import Finding
 RESULTS: Final = "results.csv"
 TABLES: Final = "results.md"
 SIGNIFICANT: Final = 0.05
+FEWEST: Final = 10
+"""Images that a mark of significance needs; two alone can agree by chance half of the time."""
 _WIDEST: Final = 6  # metrics side by side
 _MARK: Final = "\N{DAGGER}"
 _BLANK: Final = "\N{EN DASH}"
@@ -97,10 +99,11 @@ def _legend(findings: Findings) -> list[str]:
     lines = [
         f"Figures with {findings.level * 100:g} % bootstrap intervals over images "
         f"({findings.resamples} resamples). \N{UPWARDS ARROW} high is good, "
-        "\N{DOWNWARDS ARROW} low is good. **Bold**: the best of the methods, and every baseline "
-        f"that is as good. {_MARK} differs from *{_text(findings.reference)}* (paired bootstrap, "
-        f"p < {SIGNIFICANT} after Holm's correction for all methods in the column)."
-        + (f" {_BLANK} not measured, or not defined." if blank else "")
+        "\N{DOWNWARDS ARROW} low is good. **Bold**: the best of the methods that saw most images, "
+        "and every baseline that is as good on as many. "
+        f"{_MARK} differs from *{_text(findings.reference)}* (paired bootstrap, "
+        f"p < {SIGNIFICANT} after Holm's correction for all methods in the column, on {FEWEST} "
+        "images or more)." + (f" {_BLANK} not measured, or not defined." if blank else "")
     ]
     if findings.least_p >= SIGNIFICANT:
         lines += [
@@ -146,10 +149,11 @@ def _column(findings: Findings, metric: Metric) -> dict[str, str]:
     by_method = findings.found[metric.name]
     places = _places(by_method.values())
     sign = {"high": 1, "low": -1, "none": 0}[metric.better]
+    most = max((finding.images for finding in by_method.values()), default=0)
     values = {
         method: sign * round(finding.interval.mean, places)
         for method, finding in by_method.items()
-        if finding.interval and not _undefined(finding)
+        if finding.interval and not _undefined(finding) and finding.images == most
     }
     rivals = [value for method, value in values.items() if method not in findings.baselines]
     best = max(rivals) if sign and rivals else math.inf
@@ -168,6 +172,7 @@ def _cell(finding: Finding, places: int, *, bold: bool) -> str:
     if not math.isnan(finding.interval.low):
         cell += f" [{low}, {high}]"
     differs = finding.p_holm is not None and finding.p_holm < SIGNIFICANT
+    differs &= finding.images_paired >= FEWEST
     return f"{cell} {_MARK}" if differs else cell
 
 

@@ -84,6 +84,8 @@ def average(
 
 def _read(study: Storage) -> list[_Row]:
     content = study.read(manifest.NAME)
+    if content is not None and manifest.FORMAT.encode() not in content:
+        content = None
     if content is None or study.read(results.STATISTICS) is None:
         state = "no study" if content is None else "a study that is not finished"
         raise InputError(

@@ -242,7 +242,7 @@ def test_what_cannot_be_used_is_counted_with_its_reason(
         assert part in reasons
     energy = found.findings.found["energy"]["last-grad"]
     assert (energy.images, energy.rows) == (2, 2)
-    assert "4 entries skipped" in (tmp_path / "out" / "results.md").read_text()
+    assert "4 samples, regions or maps left out" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_where_nothing_can_be_read_nothing_is_written(tmp_path: Path, vit: str) -> None:

@@ -146,6 +146,23 @@ def test_a_dagger_says_which_methods_differ() -> None:
     assert "† differs from *ours*" in markdown(found)
 
 
+def test_few_images_bear_no_dagger() -> None:
+    """Nine images that all differ alike say less than ten do."""
+    for times, marked in ((9, False), (10, True)):
+        given = {"ours": {"pointing": rows(0.2, times=times)}}
+        given["theirs"] = {"pointing": rows(0.6, times=times)}
+        _, _, (_, cell) = table(markdown(findings(given, [metric("pointing")])))
+        assert ("\N{DAGGER}" in cell) == marked
+
+
+def test_bold_compares_methods_on_equally_many_images() -> None:
+    """A better figure on half of the images is not the best of all."""
+    given = {"ours": {"pointing": rows(0.5, times=8)}, "theirs": {"pointing": rows(0.9, times=4)}}
+    _, ours, theirs = table(markdown(findings(given, [metric("pointing")])))
+    assert ours[1].startswith("**0.500**")
+    assert theirs[1].startswith("0.900")
+
+
 def test_too_few_resamples_are_said() -> None:
     """With 50 of them two comparisons cannot come below .05."""
     given = {name: {"area": rows(i, times=5)} for i, name in enumerate(["ours", "a", "b"])}
