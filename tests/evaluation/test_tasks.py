@@ -133,10 +133,13 @@ def test_signs_are_the_shares_of_mass_in_three_parts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_effects_pair_the_mass_in_every_object_with_its_shapley_effect(name: str) -> None:
-    """Each text of a scene with each of its objects; bit i of a subset is object i."""
+def test_effects_pair_the_mass_in_every_object_with_its_exact_effects(name: str) -> None:
+    """Each text of a scene with each of its objects; bit i of a subset is object i.
+
+    One effect is Shapley's, the other what the whole scene has over the scene without the object.
+    """
     clip, got = model(name), found(name).rows
-    owners, pairs, others = [], [], []
+    owners, pairs, removals, others = [], [], [], []
     for one in oracle(name):
         pixels = clip.preprocess(list(one["subsets"]))
         scores = clip.encode_image(pixels).detach() @ one["row"]
@@ -153,16 +156,19 @@ def test_effects_pair_the_mass_in_every_object_with_its_shapley_effect(name: str
             weight = {2: [1 / 2, 1 / 2], 3: [1 / 3, 1 / 6, 1 / 3]}[count]
             effect = sum(weight[sizes[subset]] * gain for subset, gain in gains.items())
             owners.append(one["owner"])
-            pairs.append([float((signed * one["masks"][place]).sum()) * grid, effect])
+            mass = float((signed * one["masks"][place]).sum()) * grid
+            pairs.append([mass, effect])
+            removals.append([mass, gains[2**count - 1 - (1 << place)]])
             others.append(place != one["place"])
-    same_rows(got["effect_spearman"], Rows(np.array(owners), np.array(pairs)), 1e-4)
     chosen = np.array(others)
-    expected = Rows(np.array(owners)[chosen], np.array(pairs)[chosen])
-    same_rows(got["effect_spearman_others"], expected, 1e-4)
-    for end in ("", "_others"):
-        same_rows(got[f"effect_signs{end}"], got[f"effect_spearman{end}"], 0)
-        negative = got[f"effect_spearman{end}"].values[:, 1:] < 0
-        assert np.array_equal(got[f"effect_negative{end}"].values, negative)
+    for kind, columns in (("effect", pairs), ("removal", removals)):
+        same_rows(got[f"{kind}_spearman"], Rows(np.array(owners), np.array(columns)), 1e-4)
+        expected = Rows(np.array(owners)[chosen], np.array(columns)[chosen])
+        same_rows(got[f"{kind}_spearman_others"], expected, 1e-4)
+        for end in ("", "_others"):
+            same_rows(got[f"{kind}_signs{end}"], got[f"{kind}_spearman{end}"], 0)
+            negative = got[f"{kind}_spearman{end}"].values[:, 1:] < 0
+            assert np.array_equal(got[f"{kind}_negative{end}"].values, negative)
 
 
 @pytest.mark.parametrize("name", MODELS)

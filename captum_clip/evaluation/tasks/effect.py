@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ... import metrics
 from ..config import EvaluationConfig
@@ -19,29 +20,11 @@ class Effect(Task):
 
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
         """See :class:`Task`."""
-        pairs = "all pairs of a region's text and an object of its scene"
-        others = "pairs where the text names another object"
-        exact = "exact Shapley effect on the cosine, by drawing the scene with every subset"
-        signs = "share of equal signs of mass and effect, no mass counts one half"
+        shapley = "exact Shapley effect on the cosine, by drawing the scene with every subset"
+        removal = "the cosine of the whole scene less that of the scene drawn without the object"
         return {
-            "Effect of an object": [
-                Metric("effect_spearman", "spearman", "high", f"signed mass and {exact}; {pairs}"),
-                Metric("effect_signs", "sign_agreement", "high", f"{signs}; {pairs}"),
-                Metric(
-                    "effect_negative",
-                    "mean",
-                    "none",
-                    f"share of effects below zero; always saying 'positive' gets the rest; {pairs}",
-                ),
-                Metric("effect_spearman_others", "spearman", "high", f"the same; {others}"),
-                Metric("effect_signs_others", "sign_agreement", "high", f"the same; {others}"),
-                Metric(
-                    "effect_negative_others",
-                    "mean",
-                    "none",
-                    f"share of effects below zero, which always saying 'negative' gets; {others}",
-                ),
-            ]
+            "Effect of an object": _metrics("effect", shapley),
+            "Effect of taking an object out of the scene": _metrics("removal", removal),
         }
 
     def measure(self, case: Case) -> Found:
@@ -50,35 +33,59 @@ class Effect(Task):
         if not asked.owners:
             return Found()
         signed = case.signed
-        masses, effects, off, owners = [], [], [], []
+        masses, effects, removals, off, owners = [], [], [], [], []
         for owner, one in enumerate(case.seen):
             scores = case.shared.subset_scores.get(one.number)
             places = [place for place, other in enumerate(asked.owners) if other == owner]
             if scores is None or len(places) != len(one.regions):
                 continue
             count = len(places)
-            mass = metrics.object_mass(signed[places].double(), one.masks)
-            masses.append(mass.flatten())
+            masses.append(metrics.object_mass(signed[places].double(), one.masks).flatten())
             effects.append(metrics.shapley_effects(scores).flatten())
+            removals.append(_removals(scores).flatten())
             off.append(~torch.eye(count, dtype=torch.bool).flatten())
             owners += [owner] * count**2
         if not masses:
             return Found()
-        pairs = [torch.cat(masses), torch.cat(effects)]
-        everything = case.rows(pairs, owners)
         chosen = torch.cat(off).nonzero()[:, 0].tolist()
-        others = case.rows([column[chosen] for column in pairs], [owners[i] for i in chosen])
-        return Found(
-            {
-                "effect_spearman": everything,
-                "effect_signs": everything,
-                "effect_spearman_others": others,
-                "effect_signs_others": others,
-                "effect_negative": _negative(everything),
-                "effect_negative_others": _negative(others),
-            }
-        )
+        others = [owners[place] for place in chosen]
+        rows = {}
+        for name, found in (("effect", effects), ("removal", removals)):
+            pairs = [torch.cat(masses), torch.cat(found)]
+            everything = case.rows(pairs, owners)
+            part = case.rows([column[chosen] for column in pairs], others)
+            for end, of in (("", everything), ("_others", part)):
+                rows |= {f"{name}_spearman{end}": of, f"{name}_signs{end}": of}
+                rows[f"{name}_negative{end}"] = _negative(of)
+        return Found(rows)
+
+
+def _removals(scores: Tensor) -> Tensor:
+    """What the whole scene has over the scene without each object: (n, 2^n) -> (n, n)."""
+    whole = scores.shape[1] - 1
+    places = [whole ^ (1 << place) for place in range(whole.bit_length())]
+    return scores[:, whole:] - scores[:, places]
 
 
 def _negative(rows: Rows) -> Rows:
     return Rows(rows.owners, (rows.values[:, 1:] < 0).astype(np.float64))
+
+
+def _metrics(name: str, exact: str) -> list[Metric]:
+    found = []
+    for end, pairs in (
+        ("", "all pairs of a region's text and an object of its scene"),
+        ("_others", "pairs where the text names another object"),
+    ):
+        signs = f"share of equal signs of mass and effect ({exact}), no mass counts one half"
+        share = (
+            f"share of effects below zero ({exact}); always saying one sign gets this or the rest"
+        )
+        found += [
+            Metric(
+                f"{name}_spearman{end}", "spearman", "high", f"signed mass and {exact}; {pairs}"
+            ),
+            Metric(f"{name}_signs{end}", "sign_agreement", "high", f"{signs}; {pairs}"),
+            Metric(f"{name}_negative{end}", "mean", "none", f"{share}; {pairs}"),
+        ]
+    return found
