@@ -49,7 +49,7 @@ class Effect(Task):
             return Found()
         chosen = torch.cat(off).nonzero()[:, 0].tolist()
         others = [owners[place] for place in chosen]
-        rows = {}
+        rows: dict[str, Rows] = {}
         for name, found in (("effect", effects), ("removal", removals)):
             pairs = [torch.cat(masses), torch.cat(found)]
             everything = case.rows(pairs, owners)
