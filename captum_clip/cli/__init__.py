@@ -1,4 +1,4 @@
-"""The command line: ``captum-clip explain | models | demo``.
+"""The command line: ``captum-clip COMMAND``.
 
 Only arguments are handled here; a command imports what it needs when it runs, so that ``--help``
 is quick.

@@ -13,6 +13,7 @@ import torch
 from ..errors import InputError
 from ..studies.jobs import Loader, threads
 from ..studies.on_ray import run_on_ray
+from ..studies.shards import unfinished
 from ..studies.storage import Storage, storage_of
 from . import manifest
 from .config import EvaluationConfig
@@ -24,7 +25,7 @@ from .pictures import perturbation_curves
 from .tables import RESULTS, TABLES, results_csv, results_md
 from .tasks import TASKS, Found
 from .tasks.perturbation import TITLES
-from .units import Unit, joined, read_unit, unfinished
+from .units import Unit, joined, read_unit
 from .work import Work, Worker
 
 Progress = Callable[[int, int], None]
@@ -112,7 +113,7 @@ def _prepare(opened: Opened, begun: dict[str, Any], output: Storage) -> list[Uni
     for name in present:
         if _TEMPORARY.search(name):
             output.remove(name)
-    pending = unfinished(output, opened.units, present)
+    pending = unfinished(output, opened.units, present, read_unit)
     if pending:
         if RESULTS in present:
             output.remove(RESULTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,26 +123,6 @@ def _check(found: Found, unit: Unit) -> None:
             raise ValueError("its rows have no owners")
         if not known.issuperset(one.owners.tolist()) or not np.isfinite(one.values).all():
             raise ValueError("it holds rows of other samples, or NaN")
-
-
-def unfinished(storage: Storage, units: Iterable[Unit], present: set[str]) -> list[Unit]:
-    """Units without a whole file; damaged files go away.
-
-    Args:
-        storage: the output.
-        units: all of them.
-        present: names of the files that are there.
-    """
-    pending = []
-    for unit in units:
-        if unit.name in present:
-            try:
-                read_unit(storage, unit)
-                continue
-            except InputError:
-                storage.remove(unit.name)
-        pending.append(unit)
-    return pending
 
 
 def joined(parts: Sequence[Found]) -> Found:

@@ -99,7 +99,7 @@ def _prepare(
     for name in present:
         if _TEMPORARY.search(name):
             output.remove(name)
-    pending = unfinished(output, units, present)
+    pending = unfinished(output, units, present, read_shard)
     if pending:
         if results.STATISTICS in present:
             output.remove(results.STATISTICS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -144,19 +144,33 @@ def _measures(found: dict[str, Any], scores: Any) -> dict[str, Any]:
     return measures
 
 
-def unfinished(storage: Storage, units: Iterable[Unit], present: set[str]) -> list[Unit]:
-    """Units without a whole shard; damaged shards go away.
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Unit = TypeVar("_Unit", bound=_Named)
+
+
+def unfinished(
+    storage: Storage,
+    units: Iterable[_Unit],
+    present: set[str],
+    read: Callable[[Storage, _Unit], object],
+) -> list[_Unit]:
+    """Units without a whole file; damaged files go away.
 
     Args:
         storage: the output.
         units: all of them.
         present: names of the files that are there.
+        read: reads the file of a unit, and raises an InputError where it is damaged.
     """
     pending = []
     for unit in units:
         if unit.name in present:
             try:
-                read_shard(storage, unit)
+                read(storage, unit)
                 continue
             except InputError:
                 storage.remove(unit.name)

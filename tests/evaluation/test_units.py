@@ -14,7 +14,8 @@ from captum_clip.evaluation.methods import Attributed, Drawn
 from captum_clip.evaluation.metric import CurveRows, Rows
 from captum_clip.evaluation.sample import Sample
 from captum_clip.evaluation.tasks import Found
-from captum_clip.evaluation.units import Unit, joined, read_unit, to_bytes, unfinished, units_of
+from captum_clip.evaluation.units import Unit, joined, read_unit, to_bytes, units_of
+from captum_clip.studies.shards import unfinished
 from captum_clip.studies.storage import storage_of
 from tests.evaluation.cases import Listed, picture
 
@@ -120,7 +121,7 @@ def test_a_damaged_unit_is_said_and_computed_anew(tmp_path: Path, content: bytes
     storage.write(UNIT.name, content)
     with pytest.raises(InputError, match=r"000003-00-random.npz cannot be used \(.*delete it"):
         read_unit(storage, UNIT)
-    assert unfinished(storage, [UNIT], {UNIT.name}) == [UNIT]
+    assert unfinished(storage, [UNIT], {UNIT.name}, read_unit) == [UNIT]
     assert storage.read(UNIT.name) is None
 
 
@@ -128,7 +129,7 @@ def test_whole_units_are_kept_and_missing_ones_wanted(tmp_path: Path) -> None:
     storage = storage_of(tmp_path)
     other = Unit(0, 1, (3, 4), "units/00-any/000003-01-centre.npz")
     storage.write(UNIT.name, WHOLE)
-    assert unfinished(storage, [UNIT, other], {UNIT.name}) == [other]
+    assert unfinished(storage, [UNIT, other], {UNIT.name}, read_unit) == [other]
     with pytest.raises(InputError, match="it is gone"):
         read_unit(storage, other)
 

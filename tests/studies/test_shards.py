@@ -83,7 +83,7 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed_again(
     with pytest.raises(InputError, match=r"cannot be used .* delete it"):
         read_shard(storage, UNIT)
     present = {name for name, _ in storage.files()}
-    assert unfinished(storage, [UNIT], present) == [UNIT]
+    assert unfinished(storage, [UNIT], present, read_shard) == [UNIT]
     assert storage.read(UNIT.name) is None
 
 
@@ -131,4 +131,4 @@ def test_no_flipped_bit_of_a_shard_is_a_traceback(tmp_path: Path) -> None:
 def test_a_whole_shard_is_kept(tmp_path: Path) -> None:
     storage = storage_of(tmp_path)
     storage.write(UNIT.name, to_bytes(some_shard()))
-    assert unfinished(storage, [UNIT], {UNIT.name}) == []
+    assert unfinished(storage, [UNIT], {UNIT.name}, read_shard) == []
