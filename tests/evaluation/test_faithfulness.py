@@ -129,7 +129,9 @@ def sane(method: str, name: str = "demo/vit") -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["all-grad", "rollout", "last-grad:heads=averaged"])
 def test_renumbered_heads_leave_averaged_maps_alone(method: str) -> None:
-    assert sane(method)["renumbered_heads"].values == pytest.approx(1, abs=2e-3)
+    assert sane(method)["renumbered_heads"].values == pytest.approx(
+        1, abs=2.5e-4
+    )  # two neighbours of 49 swapped
 
 
 def test_renumbered_heads_change_paired_maps() -> None:

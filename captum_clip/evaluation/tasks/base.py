@@ -153,17 +153,22 @@ class Case:
         return Rows(np.array(numbers, dtype=np.int64)[finite], table[finite])
 
 
+def queries_of(seen: Sequence[Seen], rows: Tensor, texts: Sequence[str]) -> Queries:
+    """Each sample with a target: rows (N, D) and what they are called."""
+    return Queries(
+        torch.stack([one.pixels for one in seen]),
+        rows,
+        tuple(one.sample.name for one in seen),
+        tuple(texts),
+        tuple(one.number for one in seen),
+    )
+
+
 def _asked(bench: Bench, seen: Sequence[Seen]) -> Asked:
     """Every region of some samples with its target."""
     owners = [place for place, one in enumerate(seen) for _ in one.regions]
     texts = [region.text for one in seen for region in one.regions]
-    queries = Queries(
-        torch.stack([seen[owner].pixels for owner in owners]),
-        _rows(bench, seen, texts),
-        tuple(seen[owner].sample.name for owner in owners),
-        tuple(texts),
-        tuple(seen[owner].number for owner in owners),
-    )
+    queries = queries_of([seen[owner] for owner in owners], _rows(bench, seen, texts), texts)
     return Asked(queries, tuple(owners), torch.cat([one.masks for one in seen]))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..methods import Queries
-from .base import Case
+from .base import Case, queries_of
 
 
 def first_queries(case: Case) -> Queries:
@@ -22,13 +21,7 @@ def first_queries(case: Case) -> Queries:
         one.regions[0].text if one.regions else case.bench.data.classes[label or 0]
         for one, label in zip(seen, labels, strict=True)
     ]
-    return Queries(
-        torch.stack([one.pixels for one in seen]),
-        case.bench.encode(texts),
-        tuple(one.sample.name for one in seen),
-        tuple(texts),
-        tuple(one.number for one in seen),
-    )
+    return queries_of(seen, case.bench.encode(texts), texts)
 
 
 def few(case: Case, queries: Queries) -> Queries:

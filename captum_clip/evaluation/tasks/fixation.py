@@ -13,9 +13,8 @@ from ... import metrics
 from ...models.geometry import resize_density, resize_points
 from ..chunk import Seen
 from ..config import EvaluationConfig
-from ..methods import Queries
 from ..metric import Metric, Rows
-from .base import Case, Found, Task
+from .base import Case, Found, Task, queries_of
 from .first import finite_maps
 
 
@@ -42,16 +41,7 @@ class Fixation(Task):
         if not seen:
             return Found()
         texts = [one.sample.fixated or "" for one in seen]
-        queries, raw = finite_maps(
-            case,
-            Queries(
-                torch.stack([one.pixels for one in seen]),
-                case.bench.encode(texts),
-                tuple(one.sample.name for one in seen),
-                tuple(texts),
-                tuple(one.number for one in seen),
-            ),
-        )
+        queries, raw = finite_maps(case, queries_of(seen, case.bench.encode(texts), texts))
         if not len(queries):
             return Found()
         heat = dict(zip(queries.numbers, resizing.positive(raw), strict=True))

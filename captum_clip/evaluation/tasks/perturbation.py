@@ -13,7 +13,7 @@ from ... import metrics
 from ..config import EvaluationConfig, Fill
 from ..methods import Queries
 from ..metric import CurveRows, Metric, Rows
-from .base import Case, Found, Task
+from .base import Case, Found, Task, queries_of
 
 TITLES: dict[str, str] = {
     "mean": "the mean colour",
@@ -53,12 +53,10 @@ class Perturbation(Task):
         pairs = [pair for classes in chosen.values() for pair in enumerate(classes)]
         pairs = list(dict.fromkeys(pairs))  # mostly the same class twice, and one test will do
         places, classes = zip(*pairs, strict=True)
-        queries = Queries(
-            torch.stack([seen[place].pixels for place in places]),
+        queries = queries_of(
+            [seen[place] for place in places],
             case.bench.classes[list(classes)],
-            tuple(seen[place].sample.name for place in places),
-            tuple(case.bench.data.classes[number] for number in classes),
-            tuple(seen[place].number for place in places),
+            [case.bench.data.classes[number] for number in classes],
         )
         raw = case.maps(queries)
         finite = set(case.finite(queries, raw))

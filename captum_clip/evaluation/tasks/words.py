@@ -13,7 +13,7 @@ from ... import metrics, targets
 from ..config import EvaluationConfig
 from ..methods import Queries
 from ..metric import Metric, Rows
-from .base import Case, Found, Task
+from .base import Case, Found, Task, queries_of
 
 _MOST = 4
 
@@ -72,13 +72,7 @@ class Words(Task):
             targets.words(case.clip, caption, [word]).bank[0]
             for caption, word in zip(captions, words, strict=True)
         ]
-        queries = Queries(
-            torch.stack([one.pixels for one in owners]),
-            torch.stack(rows),
-            tuple(one.sample.name for one in owners),
-            tuple(words),
-            tuple(one.number for one in owners),
-        )
+        queries = queries_of(owners, torch.stack(rows), words)
         raw = case.maps(queries)
         kept = case.finite(queries, raw)
         if not kept:
