@@ -1,30 +1,37 @@
 """Saliency maps for CLIP as Captum attributions: why does this image fit this text?"""
 
-from . import (
-    attr,
-    emotions,
-    errors,
-    evaluation,
-    figures,
-    maps,
-    metrics,
-    studies,
-    targets,
-    visualization,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .attr import (
-    AllGradAttention,
-    AttentionGradCam,
-    AttentionRollout,
-    ClipGradCam,
-    LastGradAttention,
-    LayerAttention,
-)
-from .explanation import Explanation, explain
-from .models import load_clip
-from .similarity import ClipSimilarity
-from .targets import Target
+
+if TYPE_CHECKING:
+    from . import (
+        attr,
+        emotions,
+        errors,
+        evaluation,
+        figures,
+        maps,
+        metrics,
+        studies,
+        targets,
+        visualization,
+    )
+    from .attr import (
+        AllGradAttention,
+        AttentionGradCam,
+        AttentionRollout,
+        ClipGradCam,
+        LastGradAttention,
+        LayerAttention,
+    )
+    from .explanation import Explanation, explain
+    from .models import load_clip
+    from .similarity import ClipSimilarity
+    from .targets import Target
 
 __all__ = [
     "AllGradAttention",
@@ -50,3 +57,31 @@ __all__ = [
     "targets",
     "visualization",
 ]
+
+_HOMES = {
+    "ClipSimilarity": "similarity",
+    "Explanation": "explanation",
+    "Target": "targets",
+    "explain": "explanation",
+    "load_clip": "models",
+} | {name: "attr" for name in __all__ if name.endswith(("Attention", "Cam", "Rollout"))}
+"""Public name -> the module that it is imported from when it is first used."""
+
+# Hidden from mypy, which would take any name for one that exists.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        path = f"{__name__}.{_HOMES.get(name, name)}"
+        try:
+            module = import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name != path:  # something that the module needs
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        return globals().setdefault(name, getattr(module, name) if name in _HOMES else module)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -195,6 +195,19 @@ def test_import_is_light(module):
     assert done.stdout.strip() == "set()"
 
 
+def test_the_package_loads_nothing_until_a_name_is_used():
+    """Completion knows every public name all the same, and a name that is none is refused."""
+    code = (
+        "import sys, captum_clip as c\n"
+        "assert not {'torch', 'matplotlib', 'IPython', 'numpy'} & sys.modules.keys()\n"
+        "assert set(c.__all__) <= set(dir(c)) and not hasattr(c, 'nonsense')\n"
+        "assert c.explain is c.explanation.explain and c.ClipGradCam is c.attr.ClipGradCam\n"
+        "assert not {f'captum_clip.{n}' for n in ('studies', 'figures', 'evaluation')} & "
+        "sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_public_names_exist():
     """`__all__` is what there is, sorted, without private names."""
     for name in captum_clip.__all__:

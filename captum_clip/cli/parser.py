@@ -48,8 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(run=lambda _: parser.print_help())
     parser.add_argument("--version", action="version", version=f"captum-clip {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (explain, figure, rank, study, evaluate, emotions, models, demo, app):
         added = commands.add_parser(
             command.NAME,
