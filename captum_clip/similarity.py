@@ -51,6 +51,9 @@ class ClipSimilarity(nn.Module):
                 f"ClipSimilarity: expected a Target, got {type(target).__name__}; make one with "
                 "captum_clip.targets, for example targets.text(clip, 'a horse')."
             )
+        dimension = clip.embedding_dim
+        if dimension is not None:
+            _check_rows(target.bank, dimension, clip.name)
         self.clip = clip
         self.target = target
         self.model = clip.model
@@ -71,10 +74,14 @@ class ClipSimilarity(nn.Module):
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of image embeddings (..., E) of any length."""
-        if embedding.shape[-1] != self.bank.shape[1]:
-            raise TargetError(
-                f"ClipSimilarity: the target has rows of {self.bank.shape[1]} numbers, and "
-                f"{self.clip.name} embeds in {embedding.shape[-1]}; make it with this model."
-            )
+        _check_rows(self.bank, embedding.shape[-1], self.clip.name)
         dtype = torch.promote_types(embedding.dtype, torch.float32)
         return F.normalize(embedding.to(dtype), dim=-1) @ self.bank.to(dtype).T
+
+
+def _check_rows(bank: Tensor, dimension: int, name: str) -> None:
+    if bank.shape[1] != dimension:
+        raise TargetError(
+            f"ClipSimilarity: the target has rows of {bank.shape[1]} numbers, and {name} embeds in "
+            f"{dimension}; make it with this model."
+        )

@@ -157,11 +157,20 @@ def test_similarity_is_pickled_whole():
         assert torch.equal(other(images), forward(images))
 
 
-def test_target_of_another_model_is_refused():
-    """The sizes are named, when the class is made or when it is used."""
-    images = cases.images("hf_vit")
+@pytest.mark.parametrize("name", TOWERS)
+def test_target_of_another_model_is_refused(name):
+    """The sizes are named when the class is made."""
     with pytest.raises(TargetError, match=r"rows of 12 numbers.*embeds in 24.*with this model"):
-        ClipSimilarity(cases.adapter("hf_vit"), targets.embedding(torch.eye(12)[:2]))(images)
+        ClipSimilarity(cases.adapter(name), targets.embedding(torch.eye(12)[:2]))
+
+
+def test_target_of_another_model_is_refused_where_only_a_forward_tells():
+    """What a subclass embeds in is not known beforehand."""
+    built = builders.hf_vit()
+    built.model.__class__ = type("Changed", (type(built.model),), {})
+    forward = ClipSimilarity(built.load(), targets.embedding(torch.eye(12)[:2]))
+    with pytest.raises(TargetError, match=r"rows of 12 numbers.*embeds in 24"):
+        forward(built.images())
 
 
 def test_wrong_arguments_are_refused():

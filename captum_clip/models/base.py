@@ -78,8 +78,8 @@ class ClipAdapter(ABC):
 
     @property
     @abstractmethod
-    def context_length(self) -> int:
-        """The longest text in tokens, start and end included."""
+    def context_length(self) -> int | None:
+        """The longest text in tokens, start and end included; None where nothing bounds it."""
 
     # What it is
 
@@ -102,6 +102,11 @@ class ClipAdapter(ABC):
     def dtype(self) -> torch.dtype:
         """The floating-point type of the vision tower's parameters."""
         return next(self.tower.module.parameters()).dtype
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """Length of the embeddings; None where only a forward tells, as with changed code."""
+        return self.tower.embedding_dim if self.standard else None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a map for images of this size in pixels.
@@ -195,11 +200,11 @@ class ClipAdapter(ABC):
         for text in texts:
             if not isinstance(text, str):
                 raise TargetError(f"tokenize: expected texts, got {type(text).__name__}: {text!r}.")
-            count = self._count(text)
-            if count is not None and count > self.context_length:
+            count, longest = self._count(text), self.context_length
+            if count is not None and longest is not None and count > longest:
                 raise TargetError(
                     f"tokenize: the text has {count} tokens with start and end, {self.name} takes "
-                    f"{self.context_length}; shorten it: {text[:60]!r}..."
+                    f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
         if not hasattr(tokens, "to"):

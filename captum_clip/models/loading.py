@@ -14,7 +14,7 @@ from . import hub
 from .base import ClipAdapter
 from .families import adapter_of
 from .parts import Part
-from .sources import OPENAI, Source, check_model_type, resolve
+from .sources import Source, check_model_type, resolve
 
 
 def load_clip(
@@ -29,9 +29,9 @@ def load_clip(
 
     A name is looked up in this order: the report's and the embedded models (:func:`available`), an
     existing folder (of transformers or OpenCLIP), ``hf-hub:ORG/NAME`` (OpenCLIP), an
-    ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a transformers repository on the hub. OpenAI's
-    weights were trained with QuickGELU: for OpenCLIP's tag `openai` the architecture with it is
-    taken, ``RN50/openai`` means ``RN50-quickgelu/openai``.
+    ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a transformers repository on the hub. Where
+    OpenCLIP lists weights as trained with QuickGELU (OpenAI's, DFN's, MetaCLIP's and others), it is
+    switched on: ``RN50/openai`` means ``RN50-quickgelu/openai``.
 
     Args:
         name_or_model: a name, a folder, or a model object, which is used as it is: never copied,
@@ -143,19 +143,18 @@ def _transformers_model(source: Source) -> nn.Module:
 def _open_clip_model(source: Source) -> nn.Module:
     import open_clip
 
-    from .open_clip import check_config, uses_quick_gelu
+    from .open_clip import check_config
 
     where = f"local-dir:{source.where}" if source.local else source.where
     check_config(source.name, open_clip.factory.get_model_config(where))
     model: nn.Module = open_clip.create_model(
-        where, pretrained=source.tag, precision="fp32", device="cpu", require_pretrained=True
+        where,
+        pretrained=source.tag,
+        precision="fp32",
+        device="cpu",
+        force_quick_gelu=source.quick_gelu,
+        require_pretrained=True,
     )
-    if source.tag == OPENAI and not uses_quick_gelu(model):
-        raise UnsupportedModelError(
-            f"load_clip({source.name!r}): the weights of the tag 'openai' were trained with "
-            f"QuickGELU, but the architecture {source.where} runs without it; use "
-            f"'{source.where}-quickgelu/openai'."
-        )
     return model
 
 

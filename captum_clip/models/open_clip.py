@@ -180,6 +180,11 @@ class OpenClipResNet(ResNetTower):
         return _native_grid((height, width), (side, side), (side // 32, side // 32))
 
     @property
+    def embedding_dim(self) -> int:
+        """See `Tower`."""
+        return int(self.module.attnpool.c_proj.out_features)
+
+    @property
     def standard(self) -> bool:
         """See `Tower`."""
         from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
@@ -269,14 +274,6 @@ def _layer(index: int, block: Any) -> AttentionLayer:
     return MultiheadLayer(block) if plain else CustomLayer(block)
 
 
-def uses_quick_gelu(model: nn.Module) -> bool:
-    """Whether every activation of the model's transformers is the QuickGELU of OpenAI's CLIP."""
-    from open_clip.transformer import QuickGELU
-
-    found = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "gelu"]
-    return bool(found) and all(isinstance(module, QuickGELU) for module in found)
-
-
 def check_config(name: str, config: Mapping[str, Any] | None) -> None:
     """Refuse an architecture that is not supported, before its weights are downloaded.
 
@@ -333,7 +330,8 @@ class OpenClipAdapter(ClipAdapter):
         tokenizer = self._require_tokenizer()
         if is_transformers_tokenizer(tokenizer):
             length = self.context_length
-            padded = tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+            padding = True if length is None else "max_length"
+            padded = tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
             return padded["input_ids"]
         return tokenizer(texts)
 
@@ -349,10 +347,11 @@ class OpenClipAdapter(ClipAdapter):
         return told
 
     @property
-    def context_length(self) -> int:
+    def context_length(self) -> int | None:
         """See `ClipAdapter`; the tokenizer may cut before the model does."""
-        own = int(self.model.context_length)
-        return min(own, int(getattr(self.tokenizer, "context_length", None) or own))
+        # 0 where a text model of transformers has no table of positions (mt5), or no tokenizer's
+        lengths = (getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer))
+        return min((int(length) for length in lengths if length), default=None)
 
     def _describe_preprocessing(self) -> object:
         return describe(self.processor)

@@ -28,6 +28,8 @@ class Source:
         library: what loads it.
         where: folder, repository, ``hf-hub:`` name or OpenCLIP architecture.
         tag: OpenCLIP's tag for an architecture.
+        quick_gelu: whether QuickGELU is to be switched on, which the weights were trained with and
+            the architecture lacks.
         local: a folder, so that no network is needed.
         tokenizer: loads a tokenizer other than the library's.
     """
@@ -36,6 +38,7 @@ class Source:
     library: Library
     where: str
     tag: str | None = None
+    quick_gelu: bool = False
     local: bool = False
     tokenizer: Callable[[], Any] | None = None
 
@@ -182,12 +185,15 @@ def check_model_type(name: str, kind: Any) -> None:
 
 
 def _open_clip_pair(name: str) -> Source | None:
-    from open_clip.pretrained import is_pretrained_cfg
+    from open_clip import get_model_config
+    from open_clip.pretrained import get_pretrained_cfg
 
     architecture, _, tag = name.rpartition("/")
-    if not is_pretrained_cfg(architecture, tag):
+    weights = get_pretrained_cfg(architecture, tag)
+    if not weights:
         return None
-    with_gelu = f"{architecture}-quickgelu"
-    if tag == OPENAI and is_pretrained_cfg(with_gelu, tag):
-        architecture = with_gelu
-    return Source(name, "open_clip", architecture, tag)
+    # OpenCLIP only warns of a mismatch, and computes other embeddings. Never switched off:
+    # roberta-ViT-B-32 was published with the configuration as it is.
+    runs_with = (get_model_config(architecture) or {}).get("quick_gelu", False)
+    quick_gelu = bool(weights.get("quick_gelu", False)) and not runs_with
+    return Source(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -102,6 +103,11 @@ class Tower(ABC):
         """Rows and columns of its map for an input size; InputError where it cannot take it."""
 
     @property
+    def embedding_dim(self) -> int | None:
+        """Length of an image embedding; None where only a forward tells."""
+        return None
+
+    @property
     @abstractmethod
     def standard(self) -> bool:
         """Whether its last part is the library's own code, so that the rest of a forward is known.
@@ -138,6 +144,13 @@ class ViTTower(Tower):
     def kind(self) -> Kind:
         """Always "vit"."""
         return "vit"
+
+    @property
+    def embedding_dim(self) -> int:
+        """See `Tower`: of a token of zeros, which costs next to nothing."""
+        weight = self.layers[-1].projections().output.weight
+        with torch.no_grad():
+            return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
     @abstractmethod
     def embed(self, token: Tensor) -> Tensor:

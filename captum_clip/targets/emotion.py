@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ..emotions import EMOTIONS, EmotionProbe
 from ..errors import TargetError
@@ -83,17 +82,9 @@ def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
                 f"with another fingerprint than {clip.name}; fit one on features of this model."
             )
         return
-    width, expected = probe.weights.shape[1], _width(clip)
+    width, expected = probe.weights.shape[1], clip.embedding_dim
     if expected is not None and width != expected:
         raise TargetError(
             f"targets.emotion: the probe has rows of {width} numbers, and {clip.name} embeds in "
             f"{expected}; take one of this model."
         )
-
-
-def _width(clip: ClipAdapter) -> int | None:
-    """The size of image embeddings; None where finding it could change the model, or cannot be."""
-    if clip.processor is None or clip.tower.unsteady() is not None:
-        return None  # ClipSimilarity will see
-    with torch.no_grad():
-        return int(clip.encode_image(clip.preprocess(Image.new("RGB", (64, 64)))).shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ def text(
 
 def checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
     """The texts as a list, each a text with something in it."""
+    if not isinstance(texts, Iterable):
+        raise TargetError(f"{caller}: expected a text or several, got {type(texts).__name__}.")
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
         raise TargetError(f"{caller}: expected at least one text, got an empty list.")

@@ -118,6 +118,22 @@ def test_open_clips_own_wrapper_of_tokenizers_is_counted(tmp_path, mode):
         clip.tokenize("a" * (longest + 1))
 
 
+def test_a_text_tower_without_a_table_of_positions_takes_what_its_tokenizer_makes(tmp_path):
+    """mt5: OpenCLIP notes a context of 0, which is unknown."""
+    from open_clip.tokenizer import HFTokenizer
+
+    builders.byte_tokenizer().save_pretrained(tmp_path)
+    model = builders.open_clip_custom_vit().model
+    model.context_length = 0
+    tokenizer = HFTokenizer(str(tmp_path), context_length=20)
+    clip = builders.Small(model, None, tokenizer).load()
+    assert clip.context_length == 20
+    assert clip.tokenize("a horse").shape == (1, 20)
+    clip = builders.Small(model, None, builders.byte_tokenizer()).load()
+    assert clip.context_length is None
+    assert clip.tokenize(["a horse", "a"]).shape == (2, 9)
+
+
 def test_a_processor_with_a_tokenizer_serves_for_both():
     built = builders.hf_vit()
 

@@ -10,20 +10,20 @@ from safetensors.torch import save_file
 
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import hub, load_clip
+from captum_clip.models.sources import resolve
 from tests import builders
 
 
-def small_open_clip(record, **options):
-    """Stands in for `open_clip.create_model`: a small ResNet with QuickGELU."""
+def small_open_clip(record):
+    """Stands in for `open_clip.create_model`: a small ResNet."""
 
-    def create_model(where, pretrained=None, **kwargs):
-        record.append((where, pretrained))
+    def create_model(where, pretrained=None, force_quick_gelu=False, **kwargs):
+        record.append((where, pretrained, force_quick_gelu))
         with torch.random.fork_rng():
             model = open_clip.CLIP(
                 embed_dim=24,
                 vision_cfg=builders.RESNET_CONFIG,
                 text_cfg=builders.TEXT_CONFIG,
-                **{"quick_gelu": True, **options},
             )
         open_clip.factory.set_model_preprocess_cfg(
             model, vars(open_clip.transform.PreprocessCfg(size=96))
@@ -34,37 +34,52 @@ def small_open_clip(record, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "pair"),
+    ("name", "asked"),
     [
-        ("RN50", ("RN50-quickgelu", "openai")),
-        ("ResNet101", ("RN101-quickgelu", "openai")),
-        ("RN50x4", ("RN50x4-quickgelu", "openai")),
-        ("ResNet50x16", ("RN50x16-quickgelu", "openai")),
-        ("RN50x64", ("RN50x64-quickgelu", "openai")),
-        ("RN50/openai", ("RN50-quickgelu", "openai")),
-        ("RN50-quickgelu/openai", ("RN50-quickgelu", "openai")),
-        ("RN50/yfcc15m", ("RN50", "yfcc15m")),
-        ("ViT-B-32/openai", ("ViT-B-32-quickgelu", "openai")),
-        ("ViT-B-32/laion2b_s34b_b79k", ("ViT-B-32", "laion2b_s34b_b79k")),
+        ("RN50", ("RN50-quickgelu", "openai", False)),
+        ("ResNet101", ("RN101-quickgelu", "openai", False)),
+        ("RN50x4", ("RN50x4-quickgelu", "openai", False)),
+        ("ResNet50x16", ("RN50x16-quickgelu", "openai", False)),
+        ("RN50x64", ("RN50x64-quickgelu", "openai", False)),
+        ("RN50/openai", ("RN50", "openai", True)),
+        ("RN50/yfcc15m", ("RN50", "yfcc15m", True)),
+        ("ViT-B-32/laion2b_s34b_b79k", ("ViT-B-32", "laion2b_s34b_b79k", False)),
     ],
 )
-def test_architecture_and_tag_that_open_clip_is_asked_for(monkeypatch, offline, name, pair):
-    asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(open_clip, "create_model", small_open_clip(asked))
+def test_what_open_clip_is_asked_for(monkeypatch, offline, name, asked):
+    record: list[tuple[str, str, bool]] = []
+    monkeypatch.setattr(open_clip, "create_model", small_open_clip(record))
     clip = load_clip(name)
-    assert asked == [pair]
+    assert record == [asked]
     assert clip.kind == "resnet"
     assert clip.encode_text("a horse").shape == (1, 24)
     assert clip.preprocess(Image.new("RGB", (99, 97))).shape == (1, 3, 96, 96)
 
 
-def test_openais_weights_without_quick_gelu_are_refused(monkeypatch, offline):
-    create_model = small_open_clip([], quick_gelu=False)
-    monkeypatch.setattr(open_clip, "create_model", create_model)
-    with pytest.raises(UnsupportedModelError, match="'openai' were trained with QuickGELU"):
-        load_clip("RN50")
-    load_clip("RN50/yfcc15m")  # other tags run as they are
-    load_clip(create_model(""))  # and so do model objects
+def test_every_pair_runs_with_the_activation_that_its_weights_were_trained_with():
+    switched_on, left = [], []
+    for architecture, tag in open_clip.list_pretrained():
+        weights = open_clip.get_pretrained_cfg(architecture, tag)
+        source = resolve(f"{architecture}/{tag}")
+        assert (source.where, source.tag) == (architecture, tag)
+        configured = open_clip.get_model_config(source.where).get("quick_gelu", False)
+        if source.quick_gelu:
+            switched_on.append((architecture, tag))
+        if (source.quick_gelu or configured) != weights.get("quick_gelu", False):
+            left.append((architecture, tag))
+    assert left == [("roberta-ViT-B-32", "laion2b_s12b_b32k")]
+    assert sum(tag == "openai" for _, tag in switched_on) == 9
+    assert {("ViT-B-16", "dfn2b"), ("ViT-H-14", "dfn5b"), ("RN50", "yfcc15m")} <= {*switched_on}
+
+
+def test_switching_quick_gelu_on_gives_the_architecture_that_has_it(monkeypatch, offline):
+    """The library's own `create_model`, without the weights of `RN50/yfcc15m`."""
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: "weights")
+    monkeypatch.setattr("open_clip.factory.load_checkpoint", lambda *_, **__: None)
+    model = load_clip("RN50/yfcc15m").model
+    activations = [m for name, m in model.named_modules() if name.endswith("gelu")]
+    assert {type(activation).__name__ for activation in activations} == {"QuickGELU"}
+    assert len(activations) == 12
 
 
 def test_a_true_size_rn50_checkpoint_loads(tmp_path, monkeypatch):

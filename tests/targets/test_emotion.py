@@ -12,7 +12,6 @@ from captum_clip import targets
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
 from captum_clip.errors import InputError, TargetError
 from captum_clip.explanation import explain
-from captum_clip.models.families import adapter_of
 from tests.attr import cases
 
 SIZE = 24  # of the small models' embeddings
@@ -91,13 +90,6 @@ def test_probe_of_another_size_is_refused(clip):
     """Where no fingerprint says of which model it is."""
     with pytest.raises(TargetError, match=r"rows of 512 numbers, and .* embeds in 24"):
         targets.emotion(clip, EmotionProbe(np.ones((9, 512)), np.zeros(9)))
-
-
-def test_size_is_left_to_the_similarity_where_a_model_cannot_be_asked():
-    """Without a processor there is no image to ask with."""
-    model = cases.adapter("hf_vit").model
-    bare = adapter_of(model, name="bare", processor=None, tokenizer=None)
-    assert len(targets.emotion(bare, EmotionProbe(np.ones((9, 5)), np.zeros(9)))) == 8
 
 
 @pytest.mark.parametrize(

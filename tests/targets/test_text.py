@@ -126,6 +126,15 @@ def test_what_is_no_text_is_refused(clip, texts, kind):
         targets.text(clip, texts)
 
 
+@pytest.mark.parametrize("texts", [None, 3])
+def test_what_is_no_list_of_texts_is_refused(clip, texts):
+    """A TargetError, as for everything else."""
+    with pytest.raises(
+        TargetError, match=f"expected a text or several, got {type(texts).__name__}"
+    ):
+        targets.text(clip, texts)
+
+
 def test_long_text_says_how_many_tokens_it_has(clip):
     """Nothing is cut off in silence."""
     if clip.tokenizer is cases.adapter("hf_vit").tokenizer:
