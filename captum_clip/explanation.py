@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from . import maps, targets, visualization
 from .attr.choice import DEFAULTS, Choice
+from .checks import check_choice, check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import replace_file
 from .models import ClipAdapter, load_clip
@@ -123,7 +124,7 @@ class Explanation:
         Raises:
             InputError: another ending, or a folder that cannot be written to.
         """
-        path = saving.check_destination(path, FORMATS)
+        path = check_destination(path, FORMATS)
         if path.suffix.lower() != ".npz":
             return saving.save_figure(self.plot(), path)
         arrays: dict[str, Any] = {
@@ -146,9 +147,7 @@ class Explanation:
         Raises:
             InputError: there is no such file, or it holds something else.
         """
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise InputError(f"Explanation.load: there is no file {path}.")
+        path = find_file(path, caller="Explanation.load")
         try:
             with zipfile.ZipFile(path):
                 pass
@@ -268,11 +267,9 @@ def explain(
 
 
 def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any) -> None:
-    if sign not in (*_SIGNS, "both"):
-        raise InputError(f"explain: expected sign positive, negative or both, got {sign!r}.")
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size is not None and not (whole and batch_size > 0):
-        raise InputError(f"explain: expected batch_size of 1 or more, got {batch_size!r}.")
+    check_choice("explain", sign, (*_SIGNS, "both"), name="a sign")
+    if batch_size is not None:
+        check_integer("explain", "batch_size", batch_size)
     if words and (isinstance(texts, Target) or (not isinstance(texts, str) and len(texts) != 1)):
         raise TargetError(f"explain: words need exactly one text, got {texts!r}.")
 

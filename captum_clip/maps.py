@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_choice
 from .errors import InputError
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
@@ -38,10 +39,9 @@ def upsample(maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear") ->
         >>> maps.upsample(torch.tensor([[0.0, 1.0]]), (1, 4))
         tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
     """
-    _check("upsample", maps)
+    check_maps("upsample", maps)
     height, width = _checked_size(size)
-    if mode not in _MODES:
-        raise InputError(f"upsample: expected a mode of {', '.join(_MODES)}, got {mode!r}.")
+    check_choice("upsample", mode, _MODES, name="a mode")
     planes = maps.reshape(-1, 1, *maps.shape[-2:])  # (N, 1, h, w)
     smooth = mode != "nearest"
     resized = F.interpolate(
@@ -78,7 +78,7 @@ def normalize(maps: Tensor) -> Tensor:
         <BLANKLINE>
                 [[0., 0.]]])
     """
-    _check("normalize", maps)
+    check_maps("normalize", maps)
     largest = maps.abs().amax((-2, -1), keepdim=True)
     scaled = maps / torch.where(largest > 0, largest, 1)  # so that no difference overflows
     low = scaled.amin((-2, -1), keepdim=True)
@@ -99,7 +99,7 @@ def positive(maps: Tensor) -> Tensor:
         >>> maps.positive(torch.tensor([[-2.0, 3.0]]))
         tensor([[0., 3.]])
     """
-    _check("positive", maps)
+    check_maps("positive", maps)
     return maps.clamp(min=0)
 
 
@@ -115,7 +115,7 @@ def negative(maps: Tensor) -> Tensor:
         >>> maps.negative(torch.tensor([[-2.0, 3.0]]))
         tensor([[2., 0.]])
     """
-    _check("negative", maps)
+    check_maps("negative", maps)
     return (-maps).clamp(min=0)
 
 
@@ -146,7 +146,7 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
         >>> spread.shape, spread.sum()
         (torch.Size([1, 3, 5, 5]), tensor(4.))
     """
-    _check("expand_to_input", maps)
+    check_maps("expand_to_input", maps)
     if not isinstance(images, Tensor):
         raise InputError(
             f"expand_to_input: expected images as a tensor, got {type(images).__name__}."
@@ -172,21 +172,23 @@ def _cells(pixels: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return owner, torch.bincount(owner, minlength=cells).to(like.dtype)
 
 
-def _check(caller: str, maps: Any) -> None:
-    if not isinstance(maps, Tensor):
-        raise InputError(
-            f"{caller}: expected maps as a tensor (..., h, w), got {type(maps).__name__}; "
-            "torch.as_tensor(maps) makes one."
-        )
+def check_maps(caller: str, maps: Any) -> None:
+    """Maps are finite floating-point tensors (..., h, w).
+
+    Raises:
+        InputError: no such tensor, an empty one, NaN or infinity.
+    """
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        kind = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"{caller}: expected maps as a floating-point tensor, got {kind}.")
     if maps.ndim < 2 or 0 in maps.shape:
         raise InputError(
-            f"{caller}: expected maps of shape (..., h, w), none of them empty, got "
-            f"{tuple(maps.shape)}."
+            f"{caller}: expected maps (..., h, w), none of them empty, got {tuple(maps.shape)}."
         )
-    if not maps.is_floating_point():
-        raise InputError(f"{caller}: expected floating-point maps, got {maps.dtype}.")
     if not torch.isfinite(maps.detach()).all():
-        raise InputError(f"{caller}: the maps {tuple(maps.shape)} hold NaN or infinity.")
+        raise InputError(
+            f"{caller}: the maps {tuple(maps.shape)} hold NaN or infinity; leave those images out."
+        )
 
 
 def _checked_size(size: Any) -> tuple[int, int]:

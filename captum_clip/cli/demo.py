@@ -58,10 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: the folder cannot be made or written to.
     """
+    from ..checks import check_destination
     from ..demo.vocabulary import WORDS
     from ..models import load_clip
     from ..visualization import save_figure
-    from ..visualization.saving import FORMATS, check_destination
+    from ..visualization.saving import FORMATS
 
     folder = _folder(arguments.output)
     pictures: dict[str, Callable[[dict[str, ClipAdapter], Callable[[str], None]], Figure]] = {

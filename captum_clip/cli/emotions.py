@@ -108,10 +108,10 @@ def _write(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
+    from ..checks import check_destination
     from ..emotions.files import WEIGHTS, check_ending
     from ..models import load_clip
     from ..studies import fit_emotions, score_emotions
-    from ..visualization.saving import check_destination
     from .skipped import say_skipped
 
     output = check_destination(arguments.output, (WEIGHTS,))

@@ -81,9 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CaptumClipError: an argument that cannot be worked with.
     """
+    from ..checks import check_destination
     from ..explanation import FORMATS, explain
     from ..models import load_clip
-    from ..visualization.saving import check_destination
 
     image = Path(arguments.image).expanduser()
     if not image.is_file():

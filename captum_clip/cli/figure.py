@@ -214,9 +214,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         CaptumClipError: an argument that cannot be worked with.
     """
+    from ..checks import check_destination
     from ..models import load_clip
     from ..visualization import save_figure
-    from ..visualization.saving import FORMATS, check_destination
+    from ..visualization.saving import FORMATS
     from ..visualization.style import colormap
 
     if arguments.colormap is not None:

@@ -9,14 +9,14 @@ import torch
 from captum import metrics as captum_metrics
 from torch import Tensor
 
+from ..checks import check_positive
 from ..errors import InputError
-from ..maps import expand_to_input
+from ..maps import check_maps, expand_to_input
 from .checks import (
     Forward,
     Targets,
     check_count,
     check_images,
-    check_maps,
     checked_scores,
     checked_targets,
 )
@@ -150,8 +150,7 @@ def sensitivity(
     """
     caller = "sensitivity"
     check_images(caller, images)
-    if not radius > 0:
-        raise InputError(f"{caller}: expected a radius above 0, got {radius!r}.")
+    check_positive(caller, "a radius", radius)
     one_target = target is None or isinstance(target, int)
     chosen = None if one_target else checked_targets(caller, target, images, name="target").clone()
 

@@ -8,25 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import is_integer
 from ..errors import InputError
 
 Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
-
-
-def check_maps(caller: str, maps: Any) -> None:
-    """Maps are finite floating-point tensors (..., h, w)."""
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        found = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-        raise InputError(f"{caller}: expected maps as a floating-point tensor, got {found}.")
-    if maps.ndim < 2 or 0 in maps.shape:
-        raise InputError(
-            f"{caller}: expected maps (..., h, w), none of them empty, got {tuple(maps.shape)}."
-        )
-    if not torch.isfinite(maps).all():
-        raise InputError(
-            f"{caller}: the maps {tuple(maps.shape)} hold NaN or infinity; leave those images out."
-        )
 
 
 def check_masks(caller: str, maps: Tensor, masks: Any, *, what: str = "masks") -> None:
@@ -80,17 +66,10 @@ def check_images(caller: str, images: Any) -> None:
 
 def check_count(caller: str, name: str, value: Any, *, least: int = 1) -> None:
     """A whole number from `least` on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_integer(value, least=least):
         raise InputError(
             f"{caller}: expected {name} as a whole number from {least}, got {value!r}."
         )
-
-
-def check_share(caller: str, name: str, value: Any) -> None:
-    """A number above 0 and below 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < 1:
-        raise InputError(f"{caller}: expected {name} between 0 and 1, got {value!r}.")
 
 
 def checked_targets(caller: str, targets: Targets, images: Tensor, *, name: str) -> Tensor:

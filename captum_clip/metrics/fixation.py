@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps import normalize
-from .checks import check_device, check_maps, check_masks
+from ..maps import check_maps, normalize
+from .checks import check_device, check_masks
 from .planes import counted, resized, varies, widened
 from .ranks import average_ranks, pearson
 

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_count, check_maps, check_masks, check_share
+from ..checks import is_number
+from ..errors import InputError
+from ..maps import check_maps
+from .checks import check_count, check_masks
 from .planes import counted, resized, rounding
 
 
@@ -113,7 +116,8 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     """
     check_maps("coverage", maps)
     check_masks("coverage", maps, masks)
-    check_share("coverage", "area", area)
+    if not is_number(area) or not 0 < area < 1:
+        raise InputError(f"coverage: expected area between 0 and 1, got {area!r}.")
     heat = resized(maps, masks)
     places = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
     last = heat.flatten(-2).topk(places).values[..., -1, None, None]  # (..., 1, 1)

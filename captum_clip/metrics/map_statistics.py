@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .checks import check_maps
+from ..maps import check_maps
 
 
 def spatial_variance(maps: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..maps import check_maps
 from . import planes
-from .checks import check_count, check_maps, check_masks
+from .checks import check_count, check_masks
 
 
 def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .checks import check_device, check_filled, check_maps
+from ..maps import check_maps
+from .checks import check_device, check_filled
 from .planes import resized, widened
 from .ranks import spearman
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps import upsample
-from .checks import check_device, check_maps
+from ..maps import check_maps, upsample
+from .checks import check_device
 
 
 def planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:

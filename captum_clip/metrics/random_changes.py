@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import check_positive
 from ..errors import InputError
 from .checks import check_count
 from .planes import cells
@@ -73,8 +74,7 @@ def gaussian_noise(deviation: float = 0.1) -> Perturbation:
         >>> torch.equal(left, 1 - noise)
         True
     """
-    if not deviation > 0:
-        raise InputError(f"gaussian_noise: expected a deviation above 0, got {deviation!r}.")
+    check_positive("gaussian_noise", "a deviation", deviation)
 
     def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = torch.randn(image.shape, generator=generator)

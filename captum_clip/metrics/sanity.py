@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import InputError
-from .checks import check_device, check_maps
+from ..maps import check_maps
+from .checks import check_device
 from .planes import widened
 from .ranks import spearman
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps import normalize
-from .checks import check_maps, check_masks
+from ..maps import check_maps, normalize
+from .checks import check_masks
 from .planes import counted, resized
 
 Threshold = float | Literal["mean", "otsu"]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from captum_clip.checks import check_destination
 from captum_clip.errors import InputError
-from captum_clip.visualization.saving import FORMATS, check_destination
+from captum_clip.visualization.saving import FORMATS
 
 from .files import save
 from .growth import SWEEPS, Point, grown

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from captum_clip.checks import check_destination
 from captum_clip.files import replace_file
-from captum_clip.visualization.saving import check_destination
 
 
 def save(path: Path, rows: Sequence[Any], environment: dict[str, str]) -> None:

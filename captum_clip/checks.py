@@ -1,0 +1,141 @@
+"""Checks of arguments that several functions take: each once, with its one sentence.
+
+None of them loads torch, so the command line may use them all. Tensors are checked by
+:func:`captum_clip.maps.check_maps` and by ``metrics/checks.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
+
+from .errors import CaptumClipError, InputError
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def error_context(context: str) -> Iterator[None]:
+    """Say in front of an error of ours what was being done; once, at the outermost call.
+
+    Raises:
+        InputError: "context: error", from the error.
+
+    Example:
+        >>> with error_context("demo-words"):
+        ...     check_choice("evaluate", "spark", ["local", "ray"], name="engine")
+        Traceback (most recent call last):
+        captum_clip.errors.InputError: demo-words: evaluate: expected engine of local, ray, got ...
+    """
+    try:
+        yield
+    except CaptumClipError as error:
+        raise InputError(f"{context}: {error}") from error
+
+
+def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:
+    """Whether a value is a whole number of `least` or more; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, NaN and infinity included; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_integer(
+    caller: str, name: str, value: Any, *, least: int = 1, most: int | None = None
+) -> None:
+    """Raise InputError unless a value is a whole number from `least` to `most`."""
+    if not is_integer(value, least=least):
+        raise InputError(f"{caller}: expected {name} of {least} or more, got {value!r}.")
+    if most is not None and value > most:
+        raise InputError(f"{caller}: expected {name} up to {most}, got {value!r}.")
+
+
+def check_positive(caller: str, name: str, value: Any) -> None:
+    """Raise InputError unless a value is a finite number above 0."""
+    if not is_number(value) or not 0 < value < float("inf"):
+        raise InputError(f"{caller}: expected {name} above 0, got {value!r}.")
+
+
+def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
+    """Raise InputError unless a value is a number in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    inside = is_number(value) and low <= value <= high
+    open_ends = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
+    if not inside or value in open_ends:
+        raise InputError(f"{caller}: expected {name} in {interval}, got {value!r}.")
+
+
+def check_choice(caller: str, value: Any, choices: Collection[str], *, name: str = "one") -> None:
+    """Raise InputError unless a value is one of the choices; `name` says what is chosen."""
+    if value not in tuple(choices):
+        raise InputError(f"{caller}: expected {name} of {', '.join(choices)}, got {value!r}.")
+
+
+def check_nonempty(caller: str, name: str, values: Collection[Any]) -> None:
+    """Raise InputError if there are no values; `name` is what one of them is."""
+    if not len(values):
+        raise InputError(f"{caller}: expected at least one {name}, got none.")
+
+
+def find_repeated(values: Iterable[_T]) -> _T | None:
+    """The first value that comes a second time, or None."""
+    seen: list[_T] = []
+    for value in values:
+        if value in seen:
+            return value
+        seen.append(value)
+    return None
+
+
+def as_list(values: str | Iterable[_T]) -> list[str | _T]:
+    """One text or several, as a list."""
+    return [values] if isinstance(values, str) else list(values)
+
+
+def find_file(path: str | Path, *, caller: str = "", what: str = "file") -> Path:
+    """A file that exists, ``~`` expanded; InputError where there is none."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}.")
+    return file
+
+
+def find_folder(path: str | Path, *, caller: str = "", what: str = "folder") -> Path:
+    """A folder that exists, ``~`` expanded; InputError where there is none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}.")
+    return folder
+
+
+def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
+    """See before any work is done whether a file can be written.
+
+    Args:
+        path: of the file.
+        formats: endings that it may have.
+
+    Returns:
+        The path, ``~`` expanded.
+
+    Raises:
+        InputError: another ending, no such folder, a folder without leave to write, or a folder of
+            the file's name.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in formats:
+        raise InputError(f"cannot write {path}: the name must end in {', '.join(formats)}.")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; make it first.")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: the folder {path.parent} is not writable.")
+    return path

@@ -1,0 +1,111 @@
+"""Checks of arguments: what they take, what they refuse, and in which words."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captum_clip import checks
+from captum_clip.errors import InputError, TargetError
+
+
+@pytest.mark.parametrize("value", [1, 7])
+def test_check_integer_takes_whole_numbers_in_range(value: int) -> None:
+    checks.check_integer("f", "n", value, least=1, most=7)
+
+
+@pytest.mark.parametrize("value", [0, True, 1.0, "1", None, math.nan])
+def test_check_integer_refuses_what_is_none(value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^f: expected n of 1 or more, got {value!r}\.$"):
+        checks.check_integer("f", "n", value)
+
+
+def test_check_integer_has_an_upper_end() -> None:
+    with pytest.raises(InputError, match=r"^f: expected n up to 7, got 8\.$"):
+        checks.check_integer("f", "n", 8, most=7)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, True, "1"])
+def test_check_positive_refuses_what_is_not_above_zero(value: Any) -> None:
+    checks.check_positive("f", "a radius", 1e-9)
+    with pytest.raises(InputError, match=rf"^f: expected a radius above 0, got {value!r}\.$"):
+        checks.check_positive("f", "a radius", value)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ("[0, 1]", (0, 0.5, 1), (-0.1, 1.1)),
+        ("[0, 1)", (0, 0.5), (1, 1.0)),
+        ("(0, 1)", (0.5,), (0, 1)),
+        ("(0, inf)", (1e300,), (0, math.inf)),
+    ],
+)
+def test_check_interval_knows_open_and_closed_ends(
+    interval: str, inside: tuple[float, ...], outside: tuple[float, ...]
+) -> None:
+    for value in inside:
+        checks.check_interval("f", "share", value, interval)
+    for wrong in (*outside, math.nan, True, "0.5", None):
+        with pytest.raises(InputError) as caught:
+            checks.check_interval("f", "share", wrong, interval)
+        assert str(caught.value) == f"f: expected share in {interval}, got {wrong!r}."
+
+
+def test_check_choice_lists_the_choices() -> None:
+    checks.check_choice("f", "a", ("a", "b"))
+    with pytest.raises(InputError, match=r"^f: expected a mode of a, b, got 'c'\.$"):
+        checks.check_choice("f", "c", ("a", "b"), name="a mode")
+    with pytest.raises(InputError, match=r"^f: expected one of a, b, got \['a'\]\.$"):
+        checks.check_choice("f", ["a"], {"a": 1, "b": 2})
+
+
+def test_check_nonempty_names_what_is_missing() -> None:
+    checks.check_nonempty("f", "image", [0])
+    with pytest.raises(InputError, match=r"^f: expected at least one image, got none\.$"):
+        checks.check_nonempty("f", "image", ())
+
+
+def test_find_repeated_gives_the_first() -> None:
+    assert checks.find_repeated(["a", "b", "c"]) is None
+    assert checks.find_repeated(["a", "b", "b", "a"]) == "b"
+
+
+def test_as_list_keeps_a_text_whole() -> None:
+    assert checks.as_list("ab") == ["ab"]
+    assert checks.as_list(("a", "b")) == ["a", "b"]
+
+
+def test_error_context_is_said_once_and_keeps_the_cause() -> None:
+    cause = TargetError("the text is empty.")
+    refused = pytest.raises(InputError, match=r"^demo: the text is empty\.$")
+    with refused as caught, checks.error_context("demo"):
+        raise cause
+    assert caught.value.__cause__ is cause
+    with pytest.raises(KeyError), checks.error_context("demo"):
+        raise KeyError  # no error of ours
+
+
+def test_find_file_and_folder_expand_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").touch()
+    assert checks.find_file("~/a.txt") == tmp_path / "a.txt"
+    assert checks.find_folder("~") == tmp_path
+    with pytest.raises(InputError, match=r"^f: there is no image file ~/b.txt\.$"):
+        checks.find_file("~/b.txt", caller="f", what="image file")
+    with pytest.raises(InputError, match=r"^there is no folder ~/a.txt\.$"):
+        checks.find_folder("~/a.txt")
+
+
+def test_check_destination_refuses_a_folder_without_leave_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(InputError, match="not writable"):
+        checks.check_destination(tmp_path / "picture.png", (".png",))
