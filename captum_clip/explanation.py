@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from . import maps, targets, visualization
 from .attr.choice import DEFAULTS, Choice
-from .checks import check_choice, check_destination, check_integer, find_file
+from .checks import check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import replace_file
 from .models import ClipAdapter, load_clip
@@ -267,7 +267,8 @@ def explain(
 
 
 def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any) -> None:
-    check_choice("explain", sign, (*_SIGNS, "both"), name="a sign")
+    if sign not in (*_SIGNS, "both"):
+        raise InputError(f"explain: expected sign positive, negative or both, got {sign!r}.")
     if batch_size is not None:
         check_integer("explain", "batch_size", batch_size)
     if words and (isinstance(texts, Target) or (not isinstance(texts, str) and len(texts) != 1)):
