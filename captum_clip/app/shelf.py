@@ -8,7 +8,7 @@ from typing import Final
 
 from ..errors import InputError
 from ..models import ClipAdapter, load_clip
-from ..models.sources import resolve
+from ..models.resolve import resolve
 
 EMBEDDED: Final = ("demo/vit", "demo/resnet")
 """Offered on every page; they come with the package."""

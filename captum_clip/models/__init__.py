@@ -3,7 +3,7 @@
 from .base import ClipAdapter
 from .families import known_tower, tower_of
 from .loading import load_clip
-from .sources import AvailableModel, available
+from .resolve import AvailableModel, available
 from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
 
 __all__ = [

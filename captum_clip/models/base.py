@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError, TargetError
 from .images import as_pil, check_images, is_preprocessed
-from .parts import Part
+from .processors import Deferred
 from .towers import Kind, Tower
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -223,12 +223,12 @@ class ClipAdapter(ABC):
     @property
     def processor(self) -> Any:
         """What makes tensors of pictures, as it was given; None where there is none."""
-        return self._processor.value() if isinstance(self._processor, Part) else self._processor
+        return self._processor.value() if isinstance(self._processor, Deferred) else self._processor
 
     @property
     def tokenizer(self) -> Any:
         """What makes tokens of texts, as it was given; None where there is none."""
-        return self._tokenizer.value() if isinstance(self._tokenizer, Part) else self._tokenizer
+        return self._tokenizer.value() if isinstance(self._tokenizer, Deferred) else self._tokenizer
 
     def _require_processor(self) -> Any:
         return self._require(
@@ -242,7 +242,7 @@ class ClipAdapter(ABC):
 
     def _require(self, part: Any, source: Any, option: str, what: str) -> Any:
         if part is None:
-            reason = f" ({source.reason})" if isinstance(source, Part) else ""
+            reason = f" ({source.reason})" if isinstance(source, Deferred) else ""
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
                 f"pass load_clip(..., {option}=...)."

@@ -112,7 +112,12 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}, {str(error).strip().partition(chr(10))[0].rstrip('.:')}"
+    return f"{type(error).__name__}, {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without the full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".:")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
-from .parts import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
 from .standard import is_linear, standard, untouched
 from .towers import AttentionLayer, Linear, Projections, ViTTower
 

@@ -13,8 +13,8 @@ from ..errors import InputError, UnsupportedModelError
 from . import hub
 from .base import ClipAdapter
 from .families import adapter_of
-from .parts import Part
-from .sources import Source, check_model_type, resolve
+from .processors import Deferred
+from .resolve import Source, check_model_type, resolve
 
 
 def load_clip(
@@ -97,11 +97,11 @@ def _load(
         model = load(source)
         model.to(device=device, dtype=dtype or torch.float32).eval()
         if tokenizer is None:
-            tokenizer = Part(partial(_tokenizer, source), "its tokenizer")
+            tokenizer = Deferred(partial(_tokenizer, source), "its tokenizer")
         if processor is None:
-            processor = Part(partial(_processor, source, model), "its processor")
+            processor = Deferred(partial(_processor, source, model), "its processor")
         for part in (processor, tokenizer):
-            if isinstance(part, Part) and not source.local:
+            if isinstance(part, Deferred) and not source.local:
                 part.value()  # now, so that all of it is in the hub's cache
     return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
 

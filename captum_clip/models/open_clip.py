@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError, UnsupportedModelError
 from . import attention_pool
 from .base import ClipAdapter
-from .parts import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
 from .standard import is_linear, standard, untouched
 from .towers import AttentionLayer, Linear, Pooling, Projections, ResNetTower, Tower, ViTTower
 

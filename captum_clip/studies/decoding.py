@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.images import as_pil
-from ..models.parts import process
+from ..models.processors import process
 from .storage import Storage
 
 _NARROW: Final = 200  # the longer side over the shorter, which is resized to the model's

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import hub, load_clip
-from captum_clip.models.sources import resolve
+from captum_clip.models.resolve import resolve
 from tests import builders
 
 

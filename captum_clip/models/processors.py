@@ -11,36 +11,33 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
+from .hub import first_line
 
 
-class Part:
+class Deferred:
     """A processor or tokenizer that is loaded when it is first needed.
 
     Args:
         load: loads it.
-        what: what it is, for the message of `reason`.
+        description: what it is, for the message of `reason`.
     """
 
-    def __init__(self, load: Callable[[], Any], what: str) -> None:
+    def __init__(self, load: Callable[[], Any], description: str) -> None:
         self._load = load
-        self._what = what
+        self._description = description
         self._value: Any = None
         self._loaded = False
         self.reason = ""
 
     def value(self) -> Any:
-        """The loaded part; None where it cannot be loaded, and `reason` says why."""
+        """What was loaded; None where that failed, and `reason` says why."""
         if not self._loaded:
             try:
                 self._value = self._load()
             except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
-                self.reason = f"{self._what} could not be loaded: {_first_line(error)}"
+                self.reason = f"{self._description} could not be loaded: {first_line(error)}"
             self._loaded = True
         return self._value
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".:")
 
 
 def _image_processor(processor: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import captum_clip.demo
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import available, hub, load_clip
-from captum_clip.models.sources import resolve
+from captum_clip.models.resolve import resolve
 from tests import builders
 from tests.models.checkpoints import save_open_clip
 
