@@ -1,4 +1,8 @@
-"""The house rules that can be read from the source: floors, hooks, sizes, light imports."""
+"""The house rules that can be read from the source: floors, hooks, sizes, light imports.
+
+The floors are contracts of import-linter, in pyproject.toml, where ruff is also told what is never
+imported at the top of a module. What neither can express is read here.
+"""
 
 from __future__ import annotations
 
@@ -8,186 +12,85 @@ import sys
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 import captum_clip
 
 PACKAGE = Path(captum_clip.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
-NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
-
-# Lowest first; a module imports from lower floors and its own folder only. Errors are the ground.
-FLOORS = [
-    {"_version", "errors"},
-    {"checks"},
-    {"files", "maps", "demo"},
-    {"models", "metrics", "visualization", "emotions"},
-    {"targets", "recording"},
-    {"similarity"},
-    {"attr"},
-    {"explanation", "studies"},
-    {"evaluation", "figures"},
-    {"app"},
-    {"cli"},
-    {"__main__"},
-]
-SCRIPTS = len(FLOORS) - 2
-ROOF = len(FLOORS)  # the package itself, which exports what there is
-DEMO_SCRIPTS = {
-    "architectures",
-    "banks",
-    "card",
-    "checkpoints",
-    "evaluate",
-    "export",
-    "objective",
-    "pointing",
-    "shortcut",
-    "shortcut_card",
-    "shortcut_effects",
-    "shortcut_maps",
-    "shortcut_train",
-    "train",
-    "word_norms",
+SOURCES = {
+    path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))
 }
-
-
-def module_of(name: str) -> tuple[str, ...]:
-    """A file's dotted path inside the package, its own folder for `__init__`."""
-    parts = name.removesuffix(".py").split("/")
-    return tuple(parts[:-1]) if parts[-1] == "__init__" else tuple(parts)
-
-
-def floor_of(module: tuple[str, ...]) -> int:
-    """The floor of a module; the demo's training and its other scripts live at the top."""
-    if not module:
-        return ROOF
-    if module[0] == "demo" and len(module) > 1 and module[1] in DEMO_SCRIPTS:
-        return SCRIPTS
-    found = [floor for floor, names in enumerate(FLOORS) if module[0] in names]
-    assert found, f"{'.'.join(module)} has no floor; add it to FLOORS"
-    return found[0]
-
-
-def imports_of(name: str) -> list[tuple[str, ...]]:
-    """Modules of the package that a file imports, inside functions as well."""
-    package = module_of(name) if name.endswith("__init__.py") else module_of(name)[:-1]
-    found = []
-    for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
-        if isinstance(node, ast.Import):
-            targets = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = list(package[: len(package) - node.level + 1]) if node.level else []
-            stem = ["captum_clip", *base] if node.level else []
-            stem += node.module.split(".") if node.module else []
-            targets = [[*stem, alias.name] for alias in node.names]
-        else:
-            continue
-        found += [existing(target[1:]) for target in targets if target[0] == "captum_clip"]
-    return found
-
-
-def existing(parts: list[str]) -> tuple[str, ...]:
-    """The longest part of a path that is a module; the rest is a name in it."""
-    while parts and not (PACKAGE.joinpath(*parts).is_dir() or _file(parts).exists()):
-        parts = parts[:-1]
-    return tuple(parts)
-
-
-def _file(parts: list[str]) -> Path:
-    return PACKAGE.joinpath(*parts[:-1], f"{parts[-1]}.py")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_point_down(name):
-    """A module imports only from lower floors, and freely inside its own folder."""
-    module = module_of(name)
-    for target in imports_of(name):
-        same_folder = bool(module and target) and module[0] == target[0]
-        if same_folder and module[0] != "demo":
-            continue
-        if same_folder and floor_of(module) >= floor_of(target):
-            continue
-        assert floor_of(target) < floor_of(module), (
-            f"{name} imports {'.'.join(('captum_clip', *target))}, which is not below it"
-        )
-
-
-@pytest.mark.parametrize("folder", ["metrics", "visualization", "maps", "emotions"])
-def test_pure_folders_know_no_model(folder):
-    """Metrics and pictures are made of arrays: neither models nor methods."""
-    for name in NAMES:
-        if module_of(name)[:1] == (folder,):
-            for target in imports_of(name):
-                assert target[:1] not in (("models",), ("attr",)), name
-
-
-def test_folders_have_no_circles():
-    """Inside a folder, too, imports have a direction."""
-    graph = {module_of(name): set(imports_of(name)) - {module_of(name)} for name in NAMES}
-    done: set[tuple[str, ...]] = set()
-
-    def walk(module: tuple[str, ...], path: tuple[tuple[str, ...], ...]) -> None:
-        assert module not in path, f"circle: {path[path.index(module) :]}"
-        if module in done:
-            return
-        for target in graph.get(module, ()):
-            if target and target != module[: len(target)]:  # a folder's __init__ imports its files
-                walk(target, (*path, module))
-        done.add(module)
-
-    for module in graph:
-        walk(module, ())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_files_are_short(name):
-    """None past 400 lines."""
-    assert len((PACKAGE / name).read_text().splitlines()) <= 400
+TREES = {name: list(ast.walk(ast.parse(source))) for name, source in SOURCES.items()}
 
 
 def attributes(name: str) -> set[str]:
     """Every attribute that a file names."""
-    tree = ast.parse((PACKAGE / name).read_text())
-    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {node.attr for node in TREES[name] if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_hooks_are_set_in_one_place(name):
+def called(name: str) -> set[str]:
+    """Every method that a file calls."""
+    functions = [node.func for node in TREES[name] if isinstance(node, ast.Call)]
+    return {function.attr for function in functions if isinstance(function, ast.Attribute)}
+
+
+def offenders(forbidden: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The files that have anything forbidden, and what."""
+    return {name: names for name, names in forbidden.items() if names}
+
+
+def test_imports_point_down_the_floors(capsys: pytest.CaptureFixture[str]) -> None:
+    """`lint-imports` keeps the contracts of pyproject.toml."""
+    status = lint_imports(config_filename=str(PACKAGE.parent / "pyproject.toml"), no_cache=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def test_files_are_short() -> None:
+    """None past 400 lines."""
+    assert [name for name, source in SOURCES.items() if source.count("\n") > 400] == []
+
+
+def test_hooks_are_set_in_one_place() -> None:
     """Only recording.py registers hooks, and only on forwards."""
-    hooks = {a for a in attributes(name) if a.startswith("register_") and "hook" in a}
-    allowed = {"register_forward_pre_hook", "register_forward_hook"}
-    assert hooks <= (allowed if name == "recording.py" else set())
+    hooks = {
+        name: {attr for attr in attributes(name) if attr.startswith("register_") and "hook" in attr}
+        for name in TREES
+    }
+    forwards = {"register_forward_pre_hook", "register_forward_hook"}
+    assert offenders(hooks) == {"recording.py": forwards}
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if module_of(n)[:1] not in {("demo",), ("studies",)}]
-)
-def test_gradients_are_never_accumulated(name):
+def test_gradients_are_never_accumulated() -> None:
     """`torch.autograd.grad`, never `backward`; the user's `.grad` is not touched."""
-    assert not {"backward", "zero_grad", "grad_fn"} & attributes(name)
+    used = {
+        name: {"backward", "zero_grad", "grad_fn"} & attributes(name)
+        for name in TREES
+        if not name.startswith("demo/")  # whose models are trained
+    }
+    assert offenders(used) == {}
 
 
-@pytest.mark.parametrize("folder", ["attr", "targets", "recording", "similarity", "metrics"])
-def test_modes_are_never_switched(folder):
+def test_modes_are_never_switched() -> None:
     """No method toggles training flags or freezes parameters."""
-    for name in NAMES:
-        if module_of(name)[:1] == (folder,):
-            tree = ast.parse((PACKAGE / name).read_text())
-            calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-            called = {call.attr for call in calls if isinstance(call, ast.Attribute)}
-            assert not {"train", "eval", "cuda", "set_attn_implementation"} & called, name
+    folders = ("attr/", "targets/", "recording.py", "similarity.py", "metrics/")
+    switches = {"train", "eval", "cuda", "set_attn_implementation"}
+    used = {name: switches & called(name) for name in TREES if name.startswith(folders)}
+    assert offenders(used) == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_users_input_is_not_asserted(name):
+def test_users_input_is_not_asserted() -> None:
     """An assertion has no message for a user: it only narrows a type or states an invariant."""
-    for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
-        if isinstance(node, ast.Assert):
-            assert node.msg is None, f"{name}:{node.lineno} explains itself; raise an error instead"
+    explained = [
+        f"{name}:{node.lineno}"
+        for name, nodes in TREES.items()
+        for node in nodes
+        if isinstance(node, ast.Assert) and node.msg is not None
+    ]
+    assert explained == []
 
 
 @pytest.mark.parametrize("module", ["captum_clip", "captum_clip.attr", "captum_clip.targets"])
-def test_import_is_light(module):
+def test_import_is_light(module: str) -> None:
     """Neither transformers nor open_clip is loaded until a model needs it."""
     code = f"import sys, {module}; print({{'transformers', 'open_clip'}} & sys.modules.keys())"
     done = subprocess.run(
@@ -209,7 +112,7 @@ def test_the_package_loads_nothing_until_a_name_is_used():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_public_names_exist():
+def test_public_names_exist() -> None:
     """`__all__` is what there is, sorted, without private names."""
     for name in captum_clip.__all__:
         assert hasattr(captum_clip, name)
