@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import maps, targets, visualization
-from .attr.choice import DEFAULTS, Choice
+from .attr.registry import MethodChoice, default_method
 from .checks import check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import replace_file
@@ -233,10 +233,10 @@ def explain(
         >>> figure = found.plot()
     """
     _check_arguments(texts, sign, words, batch_size)
-    chosen = None if method is None else Choice.of(method, options)
+    chosen = None if method is None else MethodChoice.of(method, options)
     clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
     if chosen is None:
-        chosen = Choice.of(DEFAULTS[clip.kind], options)
+        chosen = MethodChoice.of(default_method(clip.kind), options)
     if sign != "positive":
         chosen.check_negative()
     pieces = _pieces(image, batch_size)

@@ -237,7 +237,7 @@ def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
     found = explain(
         picture(), TEXTS, model=vit, method=LayerAttention, sign="both", of="gradient", index=0
     )
-    assert found.method == "LayerAttention:of=gradient,index=0"
+    assert found.method == "layer:of=gradient,index=0"
     signed = LayerAttention(ClipSimilarity(vit, targets.text(vit, TEXTS))).attribute_targets(
         vit.preprocess(picture()), of="gradient", index=0
     )

@@ -19,7 +19,7 @@ from captum_clip.models import tower_of
 from tests import builders
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
-METHODS: dict[str, Any] = {**attr.METHODS, "LayerAttention": attr.LayerAttention}
+METHODS: dict[str, Any] = attr.METHODS
 
 
 def table_of(*columns: str) -> dict[str, dict[str, str]]:

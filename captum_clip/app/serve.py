@@ -54,11 +54,11 @@ def warm(shelf: Shelf) -> None:
     Raises:
         CaptumClipError: the first model cannot be loaded.
     """
-    from ..attr.choice import DEFAULTS
+    from ..attr.registry import default_method
 
     image, texts = example(0)
     for name in dict.fromkeys((shelf.names[0], *EMBEDDED)):
-        method = DEFAULTS[shelf.get(name).kind]
+        method = default_method(shelf.get(name).kind)
         ask(shelf, Question(image, texts, name, method))
 
 

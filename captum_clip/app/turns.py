@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..attr.choice import DEFAULTS
+from ..attr.registry import MethodChoice, default_method, methods_for
 from ..errors import CaptumClipError
 from . import cards
 from .answers import Answer, Question, ask, layers, pick, sentence
 from .shelf import Shelf
 
-METHODS = {
-    "vit": {
-        "last-grad (report)": "last-grad",
-        "all-grad (Chefer)": "all-grad",
-        "attention-grad-cam": "attention-grad-cam",
-        "rollout (no text)": "rollout",
-    },
-    "resnet": {"grad-cam": "grad-cam"},
-}
-"""Kind of tower -> the methods that go with it, as they are offered and as they are called."""
+_KNOWN_AS = {"last-grad": "report", "all-grad": "Chefer"}
+
+
+def offered_methods(kind: str) -> dict[str, str]:
+    """The methods for a kind of tower, its default first: as they are offered, as they are called.
+
+    Those that follow the text stand before those that do not.
+    """
+    default = default_method(kind)
+    choices = [MethodChoice.of(name) for name in methods_for(kind)]
+    choices.sort(key=lambda choice: (choice.name != default, not choice.needs_target, choice.name))
+    notes = {c.name: _KNOWN_AS.get(c.name, "" if c.needs_target else "no text") for c in choices}
+    return {f"{name} ({note})" if note else name: name for name, note in notes.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ def methods_of(shelf: Shelf, model: str) -> tuple[dict[str, str], str, str]:
         kind = shelf.get(model).kind
     except CaptumClipError as error:
         return {}, "", sentence(error)
-    return METHODS[kind], DEFAULTS[kind], ""
+    return offered_methods(kind), default_method(kind), ""
 
 
 def _said(turn: Callable[[], Turn], otherwise: Turn) -> Turn:

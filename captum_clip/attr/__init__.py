@@ -1,12 +1,13 @@
 """Saliency methods for CLIP, each a `captum.attr` attribution."""
 
+from ._base import ResNetAttribution, ViTAttribution
 from .all_grad_attention import AllGradAttention
 from .attention_grad_cam import AttentionGradCam
 from .attention_rollout import AttentionRollout
-from .choice import METHODS
 from .grad_cam import ClipGradCam
 from .last_grad_attention import LastGradAttention
 from .layer_attention import LayerAttention
+from .registry import METHODS, register
 
 __all__ = [
     "METHODS",
@@ -16,4 +17,17 @@ __all__ = [
     "ClipGradCam",
     "LastGradAttention",
     "LayerAttention",
+    "ResNetAttribution",
+    "ViTAttribution",
+    "register",
 ]
+
+for _method in (
+    ClipGradCam,
+    AttentionGradCam,
+    AttentionRollout,
+    AllGradAttention,
+    LastGradAttention,
+    LayerAttention,
+):
+    register(_method)

@@ -1,27 +1,255 @@
-"""What the methods for vision transformers have in common: Captum's contract around one pass."""
+"""What all methods have in common: Captum's contract around one pass, and the two verbs."""
 
 from __future__ import annotations
 
-from abc import ABC
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from captum.attr import LayerAttribution
+from captum.log import log_usage
 from torch import Tensor, nn
+from typing_extensions import override
 
+from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
 from ..models import tower_of
-from ..models.towers import Tower, ViTTower
+from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
 from ..similarity import ClipSimilarity
-from ._passes import Call, Select, plain_similarity
-from ._selection import Columns, many_columns, one_column
+from ._call import Call, Columns, Select, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-Compute = Callable[[Call], tuple[Recording, Tensor, Tensor]]
+
+
+class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
+    """Base of the methods: a final class adds its formula, `_compute`, and what is true of it.
+
+    The keyword-only arguments of `_compute` are the method's options; both verbs take them.
+
+    Args:
+        forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
+            images -> (B,) or (B, K) that runs the tower exactly once.
+        layer: with a callable of your own, the model or its vision tower.
+
+    Attributes:
+        name: on the command line.
+        towers: kinds of towers that it explains.
+        signed: what speaks against the target is below zero in its maps. Where it is not, the map
+            of ``-target`` is the negative map.
+        needs_target: its maps depend on the target.
+        costly: it takes many forward passes a map, so an evaluation gives it fewer images.
+        listed: whether it is offered beside the others, or only taken where it is named.
+    """
+
+    name: ClassVar[str]
+    towers: ClassVar[tuple[Kind, ...]]
+    signed: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = True
+    costly: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
+
+    _tower: Tower
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_compute" in vars(cls):
+            for verb in ("attribute", "attribute_targets"):
+                if verb not in vars(cls):
+                    setattr(cls, verb, _with_options(cls, verb))
+
+    def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
+        name = type(self).__name__
+        tower = resolve_tower(name, forward_func, layer)
+        if tower.kind not in self.towers:
+            raise UnsupportedModelError(
+                f"{name} needs {self._needs}, and this tower is a {tower.kind}; {self._instead}."
+            )
+        super().__init__(forward_func, self._module(tower))
+        self._tower = tower
+
+    _needs: ClassVar[str]  # of the tower, as its error says
+    _instead: ClassVar[str]  # what to do with another tower
+
+    @abstractmethod
+    def _module(self, tower: Tower) -> nn.Module:
+        """What Captum calls the layer."""
+
+    @abstractmethod
+    def _compute(self, call: Call) -> tuple[Recording, Tensor, Tensor]:
+        """The formula: what was recorded, the K' maps before `_on_grid`, the scores (B, K')."""
+
+    @abstractmethod
+    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
+        """Maps (B, K', h, w) of what `_compute` gave."""
+
+    @classmethod
+    def is_signed(cls, **options: Any) -> bool:
+        """`signed` with these options."""
+        return cls.signed
+
+    @classmethod
+    def depends_on_target(cls, **options: Any) -> bool:
+        """`needs_target` with these options."""
+        return cls.needs_target
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        **options: Any,
+    ) -> TensorOrTuple:
+        """Maps (B, 1, h, w) of one target an image, raw, on the tower's grid.
+
+        Args:
+            inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
+            target: index of a score, or one index an image; None where there is only one score.
+            additional_forward_args: further arguments of the forward function.
+            **options: see the class.
+
+        Raises:
+            TargetError: the target is missing, out of range, or not one an image.
+            InputError: images, or an option, that are none.
+            CaptureError: the forward function does not run the tower exactly once.
+        """
+        if target is None and not self.depends_on_target(**options):
+            target = 0
+        select = partial(one_column, target, names=score_names(self.forward_func))
+        maps, _ = self._run(inputs, additional_forward_args, select, options)
+        return (maps,) if isinstance(inputs, tuple) else maps  # as Captum's metrics expect
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        **options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass.
+
+        Args:
+            inputs: as in `attribute`.
+            targets: indices of scores; None for all.
+            additional_forward_args: further arguments of the forward function.
+            return_scores: give (maps, scores), with the cosines (B, K) of the same pass.
+            **options: see the class.
+
+        Raises:
+            TargetError: no target, or one out of range.
+            InputError: images, or an option, that are none.
+            CaptureError: the forward function does not run the tower exactly once.
+        """
+        select = partial(many_columns, targets, names=score_names(self.forward_func))
+        maps, scores = self._run(inputs, additional_forward_args, select, options)
+        return (maps, scores) if return_scores else maps
+
+    def _run(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        extra: Any,
+        select: Select,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        check_tower(type(self).__name__, self._tower)
+        with explaining(self.forward_func, inputs, extra, select) as call:
+            record, values, scores = self._compute(call, **options)
+            return self._on_grid(record, values.detach()).contiguous(), scores
+
+
+def _with_options(method: type[ClipAttribution], verb: str) -> Any:
+    """A verb of the base whose signature has the options of a method's `_compute`.
+
+    So help, completion and Captum see them, and another argument is a TypeError at the call.
+    """
+    inherited = getattr(super(method, method), verb)
+    signature = inspect.signature(inherited)
+    options = inspect.signature(method._compute).parameters.values()
+    fixed = (p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)
+    signature = signature.replace(
+        parameters=[*fixed, *(p for p in options if p.kind is p.KEYWORD_ONLY)]
+    )
+
+    @wraps(inherited)
+    def call(self: ClipAttribution, *args: Any, **kwargs: Any) -> Any:
+        signature.bind(self, *args, **kwargs)
+        return inherited(self, *args, **kwargs)
+
+    call.__qualname__ = f"{method.__qualname__}.{verb}"
+    call.__module__ = method.__module__
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return log_usage(part_of_slo=True)(call)  # NoiseTunnel calls its `__wrapped__`
+
+
+class ViTAttribution(ClipAttribution):
+    """Base of the methods for vision transformers; `_compute` gives maps on all tokens (K', B, s).
+
+    Raises:
+        UnsupportedModelError: the tower is no supported vision transformer.
+        InputError: a callable without a layer.
+    """
+
+    towers = ("vit",)
+    _needs = "the attention of a vision transformer"
+    _instead = "use ClipGradCam"
+    _tower: ViTTower
+
+    @override
+    def _module(self, tower: Tower) -> nn.Module:
+        return tower.module
+
+    @override
+    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
+        assert record.size is not None
+        patches = values[..., 1:].transpose(0, 1)
+        return patches.reshape(*patches.shape[:2], *self._tower.grid(*record.size))
+
+    def _layers(self, start_layer: int) -> range:
+        """Layers from `start_layer` (0-based, inclusive) to the last.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        count = len(self._tower.layers)
+        if not is_integer(start_layer):
+            raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
+        if not 0 <= start_layer < count:
+            raise InputError(
+                f"start_layer: {start_layer} is out of range; the tower has layers 0 to "
+                f"{count - 1}."
+            )
+        return range(start_layer, count)
+
+
+class ResNetAttribution(ClipAttribution):
+    """Base of the methods for CLIP ResNets; `_compute` gives maps on the features (K', B, h, w).
+
+    Raises:
+        UnsupportedModelError: the tower is no ResNet.
+        InputError: a callable without a layer.
+    """
+
+    towers = ("resnet",)
+    _needs = "the last stage of a ResNet"
+    _instead = "use LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`"
+    _tower: ResNetTower
+
+    @override
+    def _module(self, tower: Tower) -> nn.Module:
+        assert isinstance(tower, ResNetTower)
+        return tower.stage
+
+    @override
+    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
+        return values.transpose(0, 1)
 
 
 def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
@@ -92,8 +320,8 @@ def explaining(
         InputError: the inputs are no tensors.
         TargetError: the targets do not fit a `ClipSimilarity`; said before any work is done.
     """
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    for tensor in given:
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise InputError(
                 f"attribute: expected a tensor of images, got {type(tensor).__name__}; "
@@ -103,9 +331,9 @@ def explaining(
     extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
     similarity = plain_similarity(forward_func)
     if similarity is not None:
-        select(len(given[0]) if given[0].ndim else 0, len(similarity.bank))
+        select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.bank))
     with torch.inference_mode(False), torch.enable_grad():
-        images = tuple(t.detach() for t in usable(given))
+        images = tuple(t.detach() for t in usable(tensors))
         extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
         yield Call(forward_func, images, extra, select)
 
@@ -121,102 +349,3 @@ def score_names(forward_func: Callable[..., Tensor]) -> tuple[str, ...]:
     """Names of the scores, where the forward function has them."""
     similarity = plain_similarity(forward_func)
     return () if similarity is None else similarity.target.names
-
-
-def as_given(inputs: TensorOrTuple, maps: Tensor) -> TensorOrTuple:
-    """A tuple for a tuple, a tensor for a tensor, as Captum's metrics expect."""
-    return (maps,) if isinstance(inputs, tuple) else maps
-
-
-class ViTAttribution(LayerAttribution, ABC):  # type: ignore[misc]
-    """Base of the methods for CLIP vision transformers; a final class adds the two verbs.
-
-    Args:
-        forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
-            images -> (B,) or (B, K) that runs the tower exactly once.
-        layer: with a callable of your own, the model or its vision tower: `CLIPModel`,
-            `CLIPVisionModel(WithProjection)`, OpenCLIP's `CLIP`, `CustomTextCLIP` or
-            `VisionTransformer`.
-
-    Raises:
-        UnsupportedModelError: the tower is no supported vision transformer.
-        InputError: a callable without a layer.
-    """
-
-    def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
-        name = type(self).__name__
-        tower = resolve_tower(name, forward_func, layer)
-        if not isinstance(tower, ViTTower):
-            raise UnsupportedModelError(
-                f"{name} needs the attention of a vision transformer, and this tower is a "
-                f"{tower.kind}; use ClipGradCam."
-            )
-        super().__init__(forward_func, tower.module)
-        self._tower = tower
-
-    def _attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any,
-        extra: Any,
-        compute: Compute,
-        *,
-        needs_target: bool = True,
-    ) -> TensorOrTuple:
-        target = 0 if target is None and not needs_target else target
-        select = partial(one_column, target, names=score_names(self.forward_func))
-        maps, _ = self._run(inputs, extra, select, compute)
-        return as_given(inputs, maps)
-
-    def _attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns,
-        extra: Any,
-        return_scores: bool,
-        compute: Compute,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        select = partial(many_columns, targets, names=score_names(self.forward_func))
-        maps, scores = self._run(inputs, extra, select, compute)
-        return (maps, scores) if return_scores else maps
-
-    def _run(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        extra: Any,
-        select: Select,
-        compute: Compute,
-    ) -> tuple[Tensor, Tensor]:
-        check_tower(type(self).__name__, self._tower)
-        with explaining(self.forward_func, inputs, extra, select) as call:
-            record, tokens, scores = compute(call)  # tokens (K', B, s)
-            assert record.size is not None
-            grid = self._tower.grid(*record.size)
-            patches = tokens[..., 1:].detach().transpose(0, 1)
-            return patches.reshape(*patches.shape[:2], *grid).contiguous(), scores
-
-    def _layers(self, start_layer: int) -> range:
-        """Layers from `start_layer` (0-based, inclusive) to the last.
-
-        Raises:
-            InputError: there is no such layer.
-        """
-        count = len(self._tower.layers)
-        if isinstance(start_layer, bool) or not isinstance(start_layer, int):
-            raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
-        if not 0 <= start_layer < count:
-            raise InputError(
-                f"start_layer: {start_layer} is out of range; the tower has layers 0 to "
-                f"{count - 1}."
-            )
-        return range(start_layer, count)
-
-
-def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """One of the named choices.
-
-    Raises:
-        InputError: another value.
-    """
-    if value not in choices:
-        raise InputError(f"{option}: expected one of {', '.join(choices)}, got {value!r}.")

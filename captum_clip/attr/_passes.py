@@ -7,130 +7,16 @@ at the output of the attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
-from ..models.standard import standard
 from ..models.towers import ResNetTower, ViTTower
 from ..recording import Recording, Visit, record_resnet, record_vit
-from ..similarity import ClipSimilarity
 from . import _attention
-
-Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A forward function, its arguments, and the columns that are asked for."""
-
-    forward: Callable[..., Tensor]
-    images: tuple[Tensor, ...]
-    extra: tuple[Any, ...]
-    select: Select
-
-    @cached_property
-    def similarity(self) -> ClipSimilarity | None:
-        """The forward function where what it does after the tower is known."""
-        similarity = plain_similarity(self.forward)
-        return similarity if similarity is not None and similarity.clip.standard else None
-
-    def scores(self) -> Tensor:
-        """Run the forward to its end: scores (B, K).
-
-        Raises:
-            CaptureError: the forward function returned something else.
-        """
-        images = self.images
-        if self.similarity is None:  # which might change them
-            images = tuple(image.clone() for image in images)
-        scores = self.forward(*images, *self.extra)
-        if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
-            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise CaptureError(
-                "The forward function must return one score or K scores an image, a tensor (B,) "
-                f"or (B, K); it returned {found}."
-            )
-        return scores[:, None] if scores.ndim == 1 else scores
-
-
-def plain_similarity(forward: Callable[..., Tensor]) -> ClipSimilarity | None:
-    """The forward function where it is a `ClipSimilarity` that nobody made into something else."""
-    if isinstance(forward, ClipSimilarity) and standard(forward, (ClipSimilarity,)):
-        return forward
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Scores of all columns (B, K), with a graph or without, and the columns asked for (K', B)."""
-
-    scores: Tensor
-    columns: Tensor
-    batched: bool = False  # whether one batched product gives all columns
-
-    @classmethod
-    def of(cls, scores: Tensor, call: Call, record: Recording) -> Scored:
-        """Pick the columns.
-
-        Raises:
-            CaptureError: as many rows as images did not come out.
-        """
-        if len(scores) != record.batch:
-            raise CaptureError(
-                f"The forward function returned {len(scores)} rows of scores, but "
-                f"{record.batch} images went through the tower."
-            )
-        columns = call.select(*scores.shape).to(scores.device)
-        return cls(scores, columns, batched=call.similarity is not None)
-
-    @property
-    def chosen(self) -> Tensor:
-        """The scores asked for, (B, K'), detached."""
-        return self.scores.detach().T.gather(0, self.columns).T.contiguous()
-
-    def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """For each column the gradients of its score with respect to the leaves.
-
-        Raises:
-            CaptureError: the scores do not depend on the leaves.
-        """
-        if not self.scores.requires_grad:
-            raise CaptureError(
-                "No gradient leads from the scores back to the tower; the forward function must "
-                "not use torch.no_grad(), .detach() or .item() on the way."
-            )
-        for column in self._one_hot():
-            yield self._checked(
-                torch.autograd.grad(
-                    self.scores, leaves, column, retain_graph=True, allow_unused=True
-                )
-            )
-
-    def stacked_gradients(self, leaf: Tensor) -> Tensor:
-        """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
-        if not self.batched or len(self.columns) == 1:
-            return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
-        return self._checked(
-            torch.autograd.grad(self.scores, leaf, self._one_hot(), is_grads_batched=True)
-        )[0]
-
-    def _one_hot(self) -> Tensor:
-        shape = (len(self.columns), *self.scores.shape)
-        ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
-        return ones.scatter_(2, self.columns[..., None], 1)
-
-    @staticmethod
-    def _checked(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-        found = tuple(gradient for gradient in gradients if gradient is not None)
-        if len(found) != len(gradients):
-            raise CaptureError("The scores do not depend on what the vision tower computed.")
-        return found
+from ._call import Call, TargetScores
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +30,7 @@ class LastGradient:
     """
 
     record: Recording
-    scored: Scored
+    scored: TargetScores
     row: Tensor | None = None
     attention: Tensor | None = None
     output: Tensor | None = None
@@ -173,7 +59,7 @@ def last_gradient(
     keep = keep or range(last, last + 1)
     with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
         scores = call.scores()
-    scored = Scored.of(scores, call, record)
+    scored = TargetScores.of(scores, call, record)
     tokens = _tokens(record, last)
     leaf = record.layers[last].output
     assert leaf is not None
@@ -200,13 +86,13 @@ def _tokens(record: Recording, index: int) -> Tensor:
     return tokens
 
 
-def _tail(tower: ViTTower, call: Call, record: Recording, attended: Tensor) -> Scored:
+def _tail(tower: ViTTower, call: Call, record: Recording, attended: Tensor) -> TargetScores:
     """The scores of a stopped forward, from the last attention's output for CLS, (B, D)."""
     assert call.similarity is not None
     assert record.residual is not None
     layer, residual = tower.layers[-1], record.residual[:, 0]
     embedding = tower.embed(layer.tail(residual, attended.to(residual.dtype)))
-    return Scored.of(call.similarity.score(embedding), call, record)
+    return TargetScores.of(call.similarity.score(embedding), call, record)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +104,7 @@ class AllGradients:
     """
 
     record: Recording
-    scored: Scored
+    scored: TargetScores
     points: tuple[Tensor, ...]
     row: bool
 
@@ -238,7 +124,7 @@ def all_gradients(tower: ViTTower, call: Call, start: int) -> AllGradients:
     keep = range(start, last + 1)
     with record_vit(tower, keep=keep, leaf=start) as record:
         scores = call.scores()
-    scored = Scored.of(scores, call, record)
+    scored = TargetScores.of(scores, call, record)
     return AllGradients(record, scored, _points(record, keep), row=False)
 
 
@@ -258,14 +144,14 @@ def in_graph(tensor: Tensor | None) -> bool:
 
 def without_gradient(
     tower: ViTTower, call: Call, visit: tuple[range, Visit]
-) -> tuple[Recording, Scored]:
+) -> tuple[Recording, TargetScores]:
     """Run once without any graph and visit the tokens of some layers."""
     last = len(tower.layers) - 1
     with torch.no_grad():
         if not _stops(tower, call):
             with record_vit(tower, visit=visit) as record:
                 scores = call.scores()
-            return record, Scored.of(scores, call, record)
+            return record, TargetScores.of(scores, call, record)
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
         row = _attention.cls_row(tower.layers[last], _tokens(record, last))
@@ -280,7 +166,7 @@ def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:
     return record
 
 
-def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, Scored, Tensor]:
+def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Tensor]:
     """Run once: the last stage's features, the scores, and d y / d shift (K', B, C)."""
     similarity = call.similarity
     with record_resnet(tower, stop=similarity is not None) as record:
@@ -288,11 +174,11 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, Scored, 
     assert record.features is not None
     if similarity is None:
         assert record.shift is not None
-        scored = Scored.of(scores, call, record)
+        scored = TargetScores.of(scores, call, record)
         return record, scored, scored.stacked_gradients(record.shift)
     with torch.no_grad():
         embedding = tower.pool(record.features)
-    scored = Scored.of(similarity.score(embedding.requires_grad_()), call, record)
+    scored = TargetScores.of(similarity.score(embedding.requires_grad_()), call, record)
     gradient = scored.stacked_gradients(embedding)  # (K', B, E)
     with torch.no_grad():
         return record, scored, tower.shift_gradient(record.features, gradient)

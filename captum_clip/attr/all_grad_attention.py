@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, final
+from functools import cache
+from typing import final
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
+from typing_extensions import override
 
 from ..recording import Recording
-from ._attention import all_rows, matrix_gradient
-from ._base import TensorOrTuple, ViTAttribution
-from ._passes import AllGradients, Call, all_gradients, in_graph
-from ._propagation import pooled_row, propagated, start_row, weighted
-from ._selection import Columns
+from ._attention import all_rows, matrix_gradient, pooled_row, propagated, start_row, weighted
+from ._base import ViTAttribution
+from ._call import Call
+from ._passes import AllGradients, all_gradients, in_graph
 
 
 @final
@@ -47,36 +46,10 @@ class AllGradAttention(ViTAttribution):
         torch.Size([1, 1, 7, 7])
     """
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        start_layer: int = 0,
-    ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
-        compute = partial(self._compute, start_layer=start_layer)
-        return self._attribute(inputs, target, additional_forward_args, compute)
+    name = "all-grad"
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        start_layer: int = 0,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
-        compute = partial(self._compute, start_layer=start_layer)
-        return self._attribute_targets(
-            inputs, targets, additional_forward_args, return_scores, compute
-        )
-
-    def _compute(self, call: Call, *, start_layer: int) -> tuple[Recording, Tensor, Tensor]:
+    @override
+    def _compute(self, call: Call, *, start_layer: int = 0) -> tuple[Recording, Tensor, Tensor]:
         layers = self._layers(start_layer)
         found = all_gradients(self._tower, call, start_layer)
         indices = layers[:-1] if found.row else layers

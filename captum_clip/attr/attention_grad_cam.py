@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
+from typing_extensions import override
 
+from ..checks import check_choice
 from ..recording import Recording
-from ._attention import all_rows, matrix_gradient
-from ._base import TensorOrTuple, ViTAttribution, check_choice
-from ._passes import Call, LastGradient, last_gradient
-from ._propagation import read_row, start_row, weighted, weighted_rows
-from ._selection import Columns
+from ._attention import all_rows, matrix_gradient, read_row, start_row, weighted, weighted_rows
+from ._base import ViTAttribution
+from ._call import Call
+from ._passes import LastGradient, last_gradient
 
 Weights = Literal["elementwise", "pooled"]
 
@@ -49,36 +48,12 @@ class AttentionGradCam(ViTAttribution):
         torch.Size([1, 1, 7, 7])
     """
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        weights: Weights = "elementwise",
-    ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
-        compute = partial(self._compute, weights=weights)
-        return self._attribute(inputs, target, additional_forward_args, compute)
+    name = "attention-grad-cam"
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        weights: Weights = "elementwise",
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
-        compute = partial(self._compute, weights=weights)
-        return self._attribute_targets(
-            inputs, targets, additional_forward_args, return_scores, compute
-        )
-
-    def _compute(self, call: Call, *, weights: Weights) -> tuple[Recording, Tensor, Tensor]:
+    @override
+    def _compute(
+        self, call: Call, *, weights: Weights = "elementwise"
+    ) -> tuple[Recording, Tensor, Tensor]:
         check_choice("weights", weights, ("elementwise", "pooled"))
         last = last_gradient(self._tower, call)
         if last.row is None or last.attention is None:

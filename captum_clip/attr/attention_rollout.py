@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, final
+from typing import final
 
-from captum.log import log_usage
 from torch import Tensor
+from typing_extensions import override
 
 from ..recording import LayerRecord, Recording
-from ._attention import all_rows, cls_row
-from ._base import TensorOrTuple, ViTAttribution
-from ._passes import Call, without_gradient
-from ._propagation import pooled_row, read_row
-from ._selection import Columns
+from ._attention import all_rows, cls_row, pooled_row, read_row
+from ._base import ViTAttribution
+from ._call import Call
+from ._passes import without_gradient
 
 
 @final
@@ -42,36 +40,11 @@ class AttentionRollout(ViTAttribution):
         torch.Size([1, 1, 7, 7])
     """
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        start_layer: int = 0,
-    ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
-        compute = partial(self._compute, start_layer=start_layer)
-        return self._attribute(inputs, target, additional_forward_args, compute, needs_target=False)
+    name = "rollout"
+    needs_target = False
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        start_layer: int = 0,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
-        compute = partial(self._compute, start_layer=start_layer)
-        return self._attribute_targets(
-            inputs, targets, additional_forward_args, return_scores, compute
-        )
-
-    def _compute(self, call: Call, *, start_layer: int) -> tuple[Recording, Tensor, Tensor]:
+    @override
+    def _compute(self, call: Call, *, start_layer: int = 0) -> tuple[Recording, Tensor, Tensor]:
         layers = self._layers(start_layer)
         pooling = self._tower.pooling
         means: dict[int, Tensor] = {}

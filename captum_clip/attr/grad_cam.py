@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, final
 
 import torch
 from captum.attr import LayerGradCam
 from captum.log import log_usage
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..models import known_tower
 from ..models.towers import ResNetTower, Tower
+from ..recording import Recording
 from ..similarity import ClipSimilarity
 from ._attention import exact, widened
-from ._base import (
-    TensorOrTuple,
-    as_given,
-    check_tower,
-    explaining,
-    resolve_tower,
-    score_names,
-    usable,
-)
-from ._passes import Select, resnet_gradient
-from ._selection import Columns, many_columns, one_column
+from ._base import ResNetAttribution, TensorOrTuple, check_tower, usable
+from ._call import Call
+from ._passes import resnet_gradient
 
 
 @final
-class ClipGradCam(LayerGradCam):  # type: ignore[misc]
+class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     r"""Grad-CAM for CLIP ResNets (equations 1 and 2 of the report), a Captum `LayerGradCam`.
 
     .. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial y}{\partial A^k_{ij}}, \quad
@@ -68,11 +61,26 @@ class ClipGradCam(LayerGradCam):  # type: ignore[misc]
         torch.Size([1, 1, 7, 7])
     """
 
+    name = "grad-cam"
+    signed = True
+
+    _tower: ResNetTower | None  # type: ignore[assignment]  # None: the layer is Captum's affair
+
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
-        self._tower = _tower(forward_func, layer)
-        super().__init__(forward_func, layer if self._tower is None else self._tower.stage)
+        if isinstance(forward_func, ClipSimilarity) and layer is _stage(forward_func.clip.tower):
+            layer = None
+        if layer is not None and not isinstance(layer, nn.Module):
+            raise InputError(
+                f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
+            )
+        if layer is not None and known_tower(layer) is None:
+            LayerGradCam.__init__(self, forward_func, layer)
+            self._tower = None
+        else:
+            super().__init__(forward_func, layer)
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @override
     def attribute(
         self,
         inputs: TensorOrTuple,
@@ -88,7 +96,7 @@ class ClipGradCam(LayerGradCam):  # type: ignore[misc]
             if self._tower is not None:
                 check_tower("ClipGradCam", self._tower)
             with torch.inference_mode(False):
-                return super().attribute.__wrapped__(  # type: ignore[no-any-return]
+                return LayerGradCam.attribute.__wrapped__(  # type: ignore[no-any-return]
                     self,
                     usable(inputs),
                     target,
@@ -98,67 +106,31 @@ class ClipGradCam(LayerGradCam):  # type: ignore[misc]
                     attr_dim_summation,
                     grad_kwargs,
                 )
-        select = partial(one_column, target, names=score_names(self.forward_func))
-        maps, _ = self._run(self._tower, inputs, additional_forward_args, select)
-        return as_given(inputs, maps.clamp(min=0) if relu_attributions else maps)
+        return super().attribute(  # type: ignore[no-any-return]
+            inputs, target, additional_forward_args, relu_attributions=relu_attributions
+        )
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        relu_attributions: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass.
-
-        Raises:
-            UnsupportedModelError: the layer is not the tower's last stage.
-        """
+    @override
+    def _run(self, *call: Any) -> tuple[Tensor, Tensor]:
         if self._tower is None:
             raise UnsupportedModelError(
                 "ClipGradCam.attribute_targets needs the last stage of a CLIP ResNet; with another "
                 "layer call attribute once a target."
             )
-        select = partial(many_columns, targets, names=score_names(self.forward_func))
-        maps, scores = self._run(self._tower, inputs, additional_forward_args, select)
-        maps = maps.clamp(min=0) if relu_attributions else maps
-        return (maps, scores) if return_scores else maps
+        return super()._run(*call)
 
-    def _run(
-        self, tower: ResNetTower, inputs: Tensor | tuple[Tensor, ...], extra: Any, select: Select
-    ) -> tuple[Tensor, Tensor]:
-        check_tower("ClipGradCam", tower)
-        with explaining(self.forward_func, inputs, extra, select) as call:
-            record, scored, gradient = resnet_gradient(tower, call)
-            assert record.features is not None
-            with exact(record.features):
-                features = widened(record.features)
-                weights = widened(gradient) / (features.shape[-2] * features.shape[-1])
-                maps = torch.einsum("kbc,bchw->bkhw", weights, features)
-            return maps.contiguous(), scored.chosen
-
-
-def _tower(forward_func: Any, layer: nn.Module | None) -> ResNetTower | None:
-    """The ResNet whose last stage is meant; None for a layer that is Captum's affair."""
-    if isinstance(forward_func, ClipSimilarity) and layer is _stage(forward_func.clip.tower):
-        layer = None
-    if layer is not None:
-        if not isinstance(layer, nn.Module):
-            raise InputError(
-                f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
-            )
-        if known_tower(layer) is None:
-            return None
-    tower = resolve_tower("ClipGradCam", forward_func, layer)
-    if not isinstance(tower, ResNetTower):
-        raise UnsupportedModelError(
-            f"ClipGradCam needs the last stage of a ResNet, and this tower is a {tower.kind}; use "
-            "LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`."
-        )
-    return tower
+    @override
+    def _compute(
+        self, call: Call, *, relu_attributions: bool = False
+    ) -> tuple[Recording, Tensor, Tensor]:
+        assert self._tower is not None
+        record, scored, gradient = resnet_gradient(self._tower, call)
+        assert record.features is not None
+        with exact(record.features):
+            features = widened(record.features)
+            weights = widened(gradient) / (features.shape[-2] * features.shape[-1])
+            maps = torch.einsum("kbc,bchw->kbhw", weights, features)
+        return record, maps.clamp(min=0) if relu_attributions else maps, scored.chosen
 
 
 def _stage(tower: Tower) -> nn.Module | None:

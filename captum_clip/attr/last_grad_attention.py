@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
+from typing_extensions import override
 
+from ..checks import check_choice
 from ..recording import Recording
-from ._attention import all_rows, cls_row, matrix_gradient
-from ._base import TensorOrTuple, ViTAttribution, check_choice
-from ._passes import Call, LastGradient, last_gradient, run_again
-from ._propagation import propagated, start_row, weighted, weighted_rows
-from ._selection import Columns
+from ._attention import (
+    all_rows,
+    cls_row,
+    matrix_gradient,
+    propagated,
+    start_row,
+    weighted,
+    weighted_rows,
+)
+from ._base import ViTAttribution
+from ._call import Call
+from ._passes import LastGradient, last_gradient, run_again
 
 Heads = Literal["paired", "averaged"]
 
@@ -56,39 +63,11 @@ class LastGradAttention(ViTAttribution):
         torch.Size([1, 1, 7, 7])
     """
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        heads: Heads = "paired",
-        start_layer: int = 0,
-    ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
-        compute = partial(self._compute, heads=heads, start_layer=start_layer)
-        return self._attribute(inputs, target, additional_forward_args, compute)
+    name = "last-grad"
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        heads: Heads = "paired",
-        start_layer: int = 0,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
-        compute = partial(self._compute, heads=heads, start_layer=start_layer)
-        return self._attribute_targets(
-            inputs, targets, additional_forward_args, return_scores, compute
-        )
-
+    @override
     def _compute(
-        self, call: Call, *, heads: Heads, start_layer: int
+        self, call: Call, *, heads: Heads = "paired", start_layer: int = 0
     ) -> tuple[Recording, Tensor, Tensor]:
         check_choice("heads", heads, ("paired", "averaged"))
         layers = self._layers(start_layer)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, final
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
+from typing_extensions import override
 
+from ..checks import check_choice
 from ..errors import InputError
 from ..recording import LayerRecord, Recording
-from ._attention import all_rows, cls_row, row_gradient
-from ._base import TensorOrTuple, ViTAttribution, check_choice
-from ._passes import Call, all_gradients, last_gradient, without_gradient
-from ._propagation import pooled_row, read_row, start_row
-from ._selection import Columns
+from ._attention import all_rows, cls_row, pooled_row, read_row, row_gradient, start_row
+from ._base import ViTAttribution
+from ._call import Call
+from ._passes import all_gradients, last_gradient, without_gradient
 
 Of = Literal["attention", "gradient"]
 Rows = Literal["cls", "sum"]
@@ -50,43 +49,23 @@ class LayerAttention(ViTAttribution):
         torch.Size([1, 1, 7, 7])
     """
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        index: int = -1,
-        of: Of = "attention",
-        rows: Rows = "cls",
-    ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image; see :class:`ViTAttribution`."""
-        compute = partial(self._compute, index=index, of=of, rows=rows)
-        return self._attribute(
-            inputs, target, additional_forward_args, compute, needs_target=of == "gradient"
-        )
+    name = "layer"
+    signed = True  # of the gradient
+    listed = False  # a view of one layer, not a map to compare
 
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        index: int = -1,
-        of: Of = "attention",
-        rows: Rows = "cls",
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass."""
-        compute = partial(self._compute, index=index, of=of, rows=rows)
-        return self._attribute_targets(
-            inputs, targets, additional_forward_args, return_scores, compute
-        )
+    @classmethod
+    @override
+    def is_signed(cls, *, of: Of = "attention", **options: Any) -> bool:
+        return of == "gradient"
 
+    @classmethod
+    @override
+    def depends_on_target(cls, *, of: Of = "attention", **options: Any) -> bool:
+        return of == "gradient"
+
+    @override
     def _compute(
-        self, call: Call, *, index: int, of: Of, rows: Rows
+        self, call: Call, *, index: int = -1, of: Of = "attention", rows: Rows = "cls"
     ) -> tuple[Recording, Tensor, Tensor]:
         check_choice("of", of, ("attention", "gradient"))
         check_choice("rows", rows, ("cls", "sum"))

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from .. import maps, targets
-from ..attr.choice import METHODS, Choice
+from ..attr.registry import MethodChoice
+from ..attr.registry import methods_for as registered_for
 from ..metrics import Interval, bootstrap_mean, energy_inside, pointing_game
 from ..models import ClipAdapter, load_clip
 from ..similarity import ClipSimilarity
@@ -47,14 +48,13 @@ class Row(NamedTuple):
 
 def methods_for(clip: ClipAdapter) -> list[str]:
     """The command-line names of all methods that fit a model's tower, options included."""
-    resnet = clip.kind == "resnet"
-    names = [*METHODS, *_VARIANTS]
-    return [name for name in names if (name.partition(":")[0] == "grad-cam") == resnet]
+    variants = [name for name in _VARIANTS if MethodChoice.of(name).fits(clip.kind)]
+    return [*registered_for(clip.kind), *variants]
 
 
 def measure(clip: ClipAdapter, scenes: Sequence[Scene], method: str) -> Row:
     """Measure one method: each object of each scene against the map of its noun."""
-    chosen = Choice.of(method, {})
+    chosen = MethodChoice.of(method)
     hits: list[float] = []
     close: list[float] = []
     energies: list[float] = []

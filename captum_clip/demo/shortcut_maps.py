@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .. import maps, targets
 from ..attr import LayerAttention
-from ..attr.choice import Choice
+from ..attr.registry import MethodChoice
 from ..metrics import bootstrap_mean, energy_inside, holm, paired_difference, pointing_game
 from ..metrics.localization import grown
 from ..models import ClipAdapter
@@ -53,9 +53,9 @@ class Reading(NamedTuple):
 
 def readers(clip: ClipAdapter) -> dict[str, Reader]:
     """All methods by name: this package's, Captum's own for reference, baselines."""
-    last = Choice.of(LayerAttention, {"index": -1})
+    last = MethodChoice.of(LayerAttention, {"index": -1})
     return {
-        **{name: partial(_ours, Choice.of(name, {})) for name in methods_for(clip)},
+        **{name: partial(_ours, MethodChoice.of(name)) for name in methods_for(clip)},
         f"{SLOW}IntegratedGradients": partial(_captums, IntegratedGradients, n_steps=_STEPS),
         f"{SLOW}Saliency": partial(_captums, Saliency),
         f"{SLOW}Occlusion": partial(
@@ -70,7 +70,7 @@ def readers(clip: ClipAdapter) -> dict[str, Reader]:
     }
 
 
-def _ours(choice: Choice, forward: ClipSimilarity, image: Tensor) -> Tensor:
+def _ours(choice: MethodChoice, forward: ClipSimilarity, image: Tensor) -> Tensor:
     found: Tensor = choice.method(forward).attribute_targets(image, **choice.options)
     return found[0]
 

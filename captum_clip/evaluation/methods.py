@@ -14,8 +14,8 @@ from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor
 
 from .. import maps as resizing
-from ..attr import AttentionRollout, ClipGradCam, LayerAttention
-from ..attr.choice import DEFAULTS, METHODS, Choice
+from ..attr import LayerAttention, registry
+from ..attr.registry import MethodChoice
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.towers import ViTTower
@@ -187,7 +187,8 @@ _DEVIATION: Final = 0.1  # of its noise
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
     """Names of all methods and baselines that fit a model's tower."""
     vit = clip.kind == "vit"
-    own = [name for name in [*METHODS, *_VARIANTS] if (name == "grad-cam") != vit]
+    variants = [name for name in _VARIANTS if MethodChoice.of(name).fits(clip.kind)]
+    own = [*registry.methods_for(clip.kind), *variants]
     baselines = [name for name in BASELINES if vit or name not in _ATTENTION]
     return (*own, *REFERENCES, *baselines)
 
@@ -209,7 +210,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name in _DRAWN:
         return _drawn(name, seed)
     if name == "empty-text":
-        return _of_package(DEFAULTS[clip.kind], name=name, empty=True)
+        return _of_package(registry.default_method(clip.kind), name=name, empty=True)
     if name == "summed-attention":
         what = "CLS rows of the attention of all layers, heads averaged, added up"
         return Attributed(name, what, _summed, baseline=True)
@@ -222,10 +223,6 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
 def _of_package(text: str, *, name: str, empty: bool = False) -> Attributed:
     """A class of :mod:`captum_clip.attr`."""
     choice = _choice(text)
-    of = choice.options.get("of", "attention")
-    layer = choice.method is LayerAttention
-    signed = choice.method is ClipGradCam or (layer and of == "gradient")
-    unsigned = choice.method is AttentionRollout or layer
     said = f"{choice.method.__name__} of captum_clip"
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
     what = f"{said} with {options}" if options else said
@@ -238,24 +235,25 @@ def _of_package(text: str, *, name: str, empty: bool = False) -> Attributed:
         name,
         f"{what}, for the empty text" if empty else what,
         build,
-        signed=signed and not empty,
-        opposed=not (signed or unsigned or empty),
+        signed=choice.signed and not empty,
+        opposed=choice.needs_target and not (choice.signed or empty),
         baseline=empty or name in BASELINES,
         empty=empty,
+        costly=choice.costly,
     )
 
 
-def _choice(text: str) -> Choice:
+def _choice(text: str) -> MethodChoice:
     """As on the command line, and the layers."""
     start, _, options = text.partition(":")
     if start != LAYER:
         try:
-            return Choice.of(text, {})
+            return MethodChoice.of(text)
         except InputError as error:
-            if start in METHODS:
+            if start in registry.registered():
                 raise
             raise InputError(
-                f"there is no method {text!r}; there are {', '.join(METHODS)}, {LAYER}, "
+                f"there is no method {text!r}; there are {', '.join(registry.registered())}, "
                 f"{', '.join((*REFERENCES, *BASELINES))}, with options as in "
                 "last-grad:heads=averaged."
             ) from error
@@ -268,7 +266,7 @@ def _choice(text: str) -> Choice:
     index = pairs.get("index", "-1")
     if not re.fullmatch(r"-?\d{1,4}", index):
         raise InputError(f"{text!r}: expected the index of a layer, got {index!r}.")
-    return Choice.of(LayerAttention, {**pairs, "index": int(index)})
+    return MethodChoice.of(LayerAttention, {**pairs, "index": int(index)})
 
 
 def _summed(forward: ClipSimilarity) -> Attribute:

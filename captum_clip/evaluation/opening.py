@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from ..attr.choice import DEFAULTS
+from ..attr.registry import default_method
 from ..errors import CaptumClipError, InputError
 from ..models import ClipAdapter
 from ..studies.config import Subject
@@ -204,7 +204,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
             "own."
         )
     if config.reference is None:
-        default = DEFAULTS[clip.kind]
+        default = default_method(clip.kind)
         return default if default in names else names[0]
     if config.reference not in names:
         raise InputError(

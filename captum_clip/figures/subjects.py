@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import maps, targets
-from ..attr import METHODS, ClipGradCam
-from ..attr.choice import DEFAULTS, Choice
+from ..attr.registry import MethodChoice, default_method, methods_for
 from ..errors import InputError
 from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
@@ -41,7 +40,7 @@ class Subject:
     """
 
     clip: ClipAdapter
-    choice: Choice
+    choice: MethodChoice
 
     @property
     def label(self) -> str:
@@ -113,13 +112,9 @@ def subjects(
     """
     found = []
     for clip in clips:
-        given = listed(methods) if methods else list(METHODS) if every else [DEFAULTS[clip.kind]]
-        choices = [Choice.of(method, {}) for method in given]
-        fitting = [
-            choice
-            for choice in choices
-            if (choice.method is ClipGradCam) == (clip.kind == "resnet")
-        ]
+        wanted = methods_for(clip.kind) if every else [default_method(clip.kind)]
+        choices = [MethodChoice.of(method) for method in (listed(methods) if methods else wanted)]
+        fitting = [choice for choice in choices if choice.fits(clip.kind)]
         if not fitting:
             raise InputError(
                 f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} "

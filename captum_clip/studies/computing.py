@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import maps as resizing
-from ..attr.choice import Choice
+from ..attr.registry import MethodChoice
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
@@ -51,7 +51,7 @@ class Computer:
     """
 
     def __init__(self, job: Job, clip: ClipAdapter) -> None:
-        choice = Choice.of(job.method, {})
+        choice = MethodChoice.of(job.method)
         self.job = job
         self.clip = clip
         self._options = choice.options

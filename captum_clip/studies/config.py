@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from ..attr.choice import Choice
+from ..attr.registry import MethodChoice
 from ..errors import InputError
 from ..models.names import published
 
@@ -46,7 +46,7 @@ class Subject:
                     f"got {type(value).__name__}."
                 )
         if self.method is not None:
-            Choice.of(self.method, {})
+            MethodChoice.of(self.method)
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import maps, metrics, targets
-from ..attr.choice import DEFAULTS, Choice
+from ..attr.registry import MethodChoice, default_method
 from ..emotions import EMOTIONS, EmotionProbe
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
@@ -72,7 +72,7 @@ def emotion_pointing(
         UnsupportedModelError: the method does not fit the model.
     """
     target = targets.emotion(clip, probe, centre=centre)
-    chosen = Choice.of(method or DEFAULTS[clip.kind], {})
+    chosen = MethodChoice.of(method or default_method(clip.kind))
     attribution = chosen.method(ClipSimilarity(clip, target))
     truths = emotion_truth(folder)
     found = []

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .. import targets
-from ..attr.choice import DEFAULTS, Choice
+from ..attr.registry import MethodChoice, default_method
 from ..emotions import EmotionProbe
 from ..errors import InputError
 from ..models import ClipAdapter
@@ -53,7 +53,7 @@ def _open(config: StudyConfig, number: int, loader: Loader) -> Job:
     subject = config.subjects[number]
     where = _everywhere(subject)
     clip, fingerprint = loader.load(where, "cpu")
-    choice = Choice.of(subject.method or DEFAULTS[clip.kind], {})
+    choice = MethodChoice.of(subject.method or default_method(clip.kind))
     target, centred, digest = _target(config, subject, clip)
     blank = clip.preprocess(Image.new("RGB", (64, 64)))
     job = Job(

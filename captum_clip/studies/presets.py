@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..attr import ClipGradCam
-from ..attr.choice import Choice
+from ..attr.registry import MethodChoice
 from ..errors import InputError
 from ..models import load_clip
 from .config import StudyConfig, Subject
@@ -107,11 +106,9 @@ def subjects(
 
 
 def _fitting(model: str, methods: Sequence[str]) -> list[str | None]:
-    choices = [(method, Choice.of(method, {})) for method in methods]
+    choices = [(method, MethodChoice.of(method)) for method in methods]
     kind = load_clip(model, device="cpu").kind
-    fitting: list[str | None] = [
-        method for method, choice in choices if (choice.method is ClipGradCam) == (kind == "resnet")
-    ]
+    fitting: list[str | None] = [method for method, choice in choices if choice.fits(kind)]
     if not fitting:
         raise InputError(
             f"none of the methods {', '.join(methods)} fits {model}, whose tower is a {kind}."

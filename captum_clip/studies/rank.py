@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import maps, targets
-from ..attr.choice import DEFAULTS, Choice
+from ..attr.registry import MethodChoice, default_method
 from ..errors import InputError, TargetError
 from ..files import replace_file
 from ..models import ClipAdapter
@@ -146,7 +146,7 @@ def rank(
     wanted = targets.text(clip, target) if isinstance(target, str) else target
     if len(wanted) != 1:
         raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
-    chosen = Choice.of(method or DEFAULTS[clip.kind], {})
+    chosen = MethodChoice.of(method or default_method(clip.kind))
     forward = ClipSimilarity(clip, wanted)
     attribution = chosen.method(forward)
     if isinstance(images, (str, Path)):

@@ -8,7 +8,7 @@ from captum_clip.app import turns
 from captum_clip.app.answers import Question
 from captum_clip.app.cards import WELCOME
 from captum_clip.app.shelf import Shelf
-from captum_clip.attr.choice import DEFAULTS, METHODS
+from captum_clip.attr.registry import default_method, methods_for
 from captum_clip.demo.scenes import draw_scene
 
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
@@ -20,7 +20,7 @@ def shelf() -> Shelf:
 
 
 def ask(shelf: Shelf, texts: str, *, model: str = "demo/vit", layered: bool = False) -> turns.Turn:
-    question = Question(IMAGE, texts, model, DEFAULTS[shelf.get(model).kind])
+    question = Question(IMAGE, texts, model, default_method(shelf.get(model).kind))
     return turns.show(shelf, question, with_layers=layered)
 
 
@@ -60,8 +60,8 @@ def test_clicks_before_a_question_do_nothing(shelf: Shelf) -> None:
 
 
 def test_every_method_is_offered_for_its_tower(shelf: Shelf) -> None:
-    offered = [name for methods in turns.METHODS.values() for name in methods.values()]
-    assert sorted(offered) == sorted(METHODS)
+    for kind in ("vit", "resnet"):
+        assert sorted(turns.offered_methods(kind).values()) == sorted(methods_for(kind))
     for model in shelf.names:
         methods, first, problem = turns.methods_of(shelf, model)
         assert first in methods.values()

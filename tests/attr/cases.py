@@ -17,7 +17,7 @@ from tests import builders, oracles
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
 TOWERS = [*VITS, "open_clip_resnet"]
-METHODS = [name for name in attr.__all__ if isinstance(getattr(attr, name), type)]
+METHODS = [method.__name__ for method in attr.METHODS.values()]
 COUNT = 4  # K
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 

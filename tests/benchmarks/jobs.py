@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr
+from captum_clip.attr.registry import methods_for
 
 from .timing import Run
 from .towers import Tower
@@ -19,7 +20,7 @@ PLAIN = "plain forward"
 def methods_of(tower: Tower) -> list[type[Any]]:
     """The methods that the tower's kind and size allow."""
     resnet = tower.clip.kind == "resnet"
-    methods = [m for m in attr.METHODS.values() if (m is attr.ClipGradCam) == resnet]
+    methods = [attr.METHODS[name] for name in methods_for("resnet" if resnet else "vit")]
     return [m for m in methods if not (tower.large and m is attr.AllGradAttention)]
 
 

@@ -1,0 +1,203 @@
+"""One call of a method: the forward function with its arguments, its scores, and their gradients.
+
+Captum's `target` picks the columns (K', B) of a score (B, K): one score for each map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CaptureError, TargetError
+from ..models.standard import standard
+from ..recording import Recording
+from ..similarity import ClipSimilarity
+
+Columns = Sequence[int] | Tensor | None
+Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A forward function, its arguments, and the columns that are asked for."""
+
+    forward: Callable[..., Tensor]
+    images: tuple[Tensor, ...]
+    extra: tuple[Any, ...]
+    select: Select
+
+    @cached_property
+    def similarity(self) -> ClipSimilarity | None:
+        """The forward function where what it does after the tower is known."""
+        similarity = plain_similarity(self.forward)
+        return similarity if similarity is not None and similarity.clip.standard else None
+
+    def scores(self) -> Tensor:
+        """Run the forward to its end: scores (B, K).
+
+        Raises:
+            CaptureError: the forward function returned something else.
+        """
+        images = self.images
+        if self.similarity is None:  # which might change them
+            images = tuple(image.clone() for image in images)
+        scores = self.forward(*images, *self.extra)
+        if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise CaptureError(
+                "The forward function must return one score or K scores an image, a tensor (B,) "
+                f"or (B, K); it returned {found}."
+            )
+        return scores[:, None] if scores.ndim == 1 else scores
+
+
+def plain_similarity(forward: Callable[..., Tensor]) -> ClipSimilarity | None:
+    """The forward function where it is a `ClipSimilarity` that nobody made into something else."""
+    if isinstance(forward, ClipSimilarity) and standard(forward, (ClipSimilarity,)):
+        return forward
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class TargetScores:
+    """Scores of all columns (B, K), with a graph or without, and the columns asked for (K', B)."""
+
+    scores: Tensor
+    columns: Tensor
+    batched: bool = False  # whether one batched product gives all columns
+
+    @classmethod
+    def of(cls, scores: Tensor, call: Call, record: Recording) -> TargetScores:
+        """Pick the columns.
+
+        Raises:
+            CaptureError: as many rows as images did not come out.
+        """
+        if len(scores) != record.batch:
+            raise CaptureError(
+                f"The forward function returned {len(scores)} rows of scores, but "
+                f"{record.batch} images went through the tower."
+            )
+        columns = call.select(*scores.shape).to(scores.device)
+        return cls(scores, columns, batched=call.similarity is not None)
+
+    @property
+    def chosen(self) -> Tensor:
+        """The scores asked for, (B, K'), detached."""
+        return self.scores.detach().T.gather(0, self.columns).T.contiguous()
+
+    def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """For each column the gradients of its score with respect to the leaves.
+
+        Raises:
+            CaptureError: the scores do not depend on the leaves.
+        """
+        if not self.scores.requires_grad:
+            raise CaptureError(
+                "No gradient leads from the scores back to the tower; the forward function must "
+                "not use torch.no_grad(), .detach() or .item() on the way."
+            )
+        for column in self._one_hot():
+            yield self._checked(
+                torch.autograd.grad(
+                    self.scores, leaves, column, retain_graph=True, allow_unused=True
+                )
+            )
+
+    def stacked_gradients(self, leaf: Tensor) -> Tensor:
+        """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
+        if not self.batched or len(self.columns) == 1:
+            return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
+        return self._checked(
+            torch.autograd.grad(self.scores, leaf, self._one_hot(), is_grads_batched=True)
+        )[0]
+
+    def _one_hot(self) -> Tensor:
+        shape = (len(self.columns), *self.scores.shape)
+        ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
+        return ones.scatter_(2, self.columns[..., None], 1)
+
+    @staticmethod
+    def _checked(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        found = tuple(gradient for gradient in gradients if gradient is not None)
+        if len(found) != len(gradients):
+            raise CaptureError("The scores do not depend on what the vision tower computed.")
+        return found
+
+
+def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
+    """Captum's `target` -> (1, B), the score's column for each image.
+
+    Args:
+        target: None (only where there is one column), an index, or one index an image.
+        batch: B.
+        count: K.
+        names: of the columns, for the message.
+
+    Raises:
+        TargetError: missing, out of range, or not one an image.
+    """
+    if target is None:
+        if count != 1:
+            raise TargetError(
+                f"attribute: the forward function returns {count} scores an image{_named(names)}; "
+                "say which with target=0, or take all with attribute_targets."
+            )
+        target = 0
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    if isinstance(target, (list, tuple)):
+        flat = [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in target]
+    else:
+        flat = [target]
+    if len(flat) == 1:
+        flat = flat * batch
+    if len(flat) != batch:
+        images = f"{batch} image{'s' * (batch > 1)}"
+        raise TargetError(
+            f"attribute: got {len(flat)} targets for {images}; give one, or one an image. For "
+            "several maps of an image call attribute_targets."
+        )
+    return _checked(flat, count, names)[None]
+
+
+def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
+    """Indices, or None for all -> (K', B), the same column for every image.
+
+    Raises:
+        TargetError: none, or one out of range.
+    """
+    if targets is None:
+        flat: list[Any] = list(range(count))
+    elif isinstance(targets, Tensor):
+        flat = targets.reshape(-1).tolist()
+    else:
+        flat = [targets] if isinstance(targets, int) else list(targets)
+    if not flat:
+        raise TargetError("attribute_targets: targets is empty; leave it out to take all.")
+    return _checked(flat, count, names)[:, None].expand(-1, batch)
+
+
+def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
+    for index in flat:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise TargetError(
+                f"target: expected an index or one index an image, got {index!r} "
+                f"({type(index).__name__})."
+            )
+        if not -count <= index < count:
+            raise TargetError(
+                f"target: {index} is out of range; there are {count} scores an image"
+                f"{_named(names)}."
+            )
+    return torch.tensor(flat) % count
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return f" ({shown}{', ...' if len(names) > 8 else ''})" if names else ""

@@ -1,0 +1,245 @@
+"""The methods by name: which there are, which fit a tower, and one of them with its options."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Final, TypeVar, get_args
+
+from ..errors import InputError
+from ..models.towers import Kind
+from ._base import ClipAttribution
+
+METHODS: Final[dict[str, type[Any]]] = {}
+"""The methods by the names that :func:`captum_clip.explain` and the command line take."""
+
+ENTRY_POINTS: Final = "captum_clip.methods"
+"""Group of entry points in which other packages name their classes."""
+
+_DEFAULTS: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
+_RESERVED: Final = {"return_scores", "relu_attributions"}  # set by whoever calls: no options
+
+Method = TypeVar("Method", bound=type[Any])
+
+
+def register(method: Method) -> Method:
+    """Offer a class wherever methods are named: `explain`, command line, page, evaluation, studies.
+
+    It needs no more than a base of this package has; `signed`, `needs_target` and `costly` may be
+    left out. May be used as a decorator. Where other processes have to know the class (Ray, the
+    command line), name it in the entry point group ``captum_clip.methods`` of its package.
+
+    Args:
+        method: a class with `name`, `towers` ("vit", "resnet") and the verbs `attribute` and
+            `attribute_targets`, made from a forward function.
+
+    Returns:
+        The class.
+
+    Raises:
+        InputError: what is said of the class is missing or wrong, or its name is taken.
+
+    Example:
+        >>> from captum_clip.attr import LastGradAttention, register
+        >>> register(LastGradAttention) is LastGradAttention  # registered already: no change
+        True
+    """
+    caller = f"register: {getattr(method, '__name__', repr(method))}"
+    if not isinstance(method, type):
+        raise InputError(f"register: expected a class, got {method!r}.")
+    name = getattr(method, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise InputError(
+            f"{caller}: expected a `name` of small letters, digits and hyphens, got {name!r}."
+        )
+    towers = getattr(method, "towers", None)
+    kinds = get_args(Kind)
+    if (
+        not isinstance(towers, (tuple, list, set, frozenset))
+        or not set(towers)
+        or (set(towers) - set(kinds))
+    ):
+        raise InputError(f"{caller}: expected `towers` among {', '.join(kinds)}, got {towers!r}.")
+    for flag in ("signed", "needs_target", "costly", "listed"):
+        if not isinstance(value := getattr(method, flag, False), bool):
+            raise InputError(f"{caller}: expected `{flag}` to be True or False, got {value!r}.")
+    for verb in ("attribute", "attribute_targets"):
+        if not callable(getattr(method, verb, None)):
+            raise InputError(
+                f"{caller} has no {verb}; derive it from ViTAttribution or ResNetAttribution of "
+                "captum_clip.attr, which bring both verbs."
+            )
+    registered = METHODS.get(name)
+    if registered is not None and not _same(registered, method):
+        raise InputError(
+            f"{caller}: the name {name!r} is taken by {registered.__name__}; choose another."
+        )
+    METHODS[name] = method
+    return method
+
+
+def _same(registered: type[Any], method: type[Any]) -> bool:
+    """Whether it is the same class, perhaps defined anew by a notebook's cell."""
+    return (registered.__module__, registered.__qualname__) == (
+        method.__module__,
+        method.__qualname__,
+    )
+
+
+@cache
+def _load_entry_points() -> None:
+    """Register what other packages bring, once a process; a package that is broken is left out."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            register(entry.load())
+        except Exception as error:  # whatever somebody's import raises
+            warnings.warn(
+                f"the method {entry.name} of the package that defines {entry.value} cannot be "
+                f"used ({type(error).__name__}: {error}).",
+                stacklevel=2,
+            )
+
+
+def registered() -> dict[str, type[Any]]:
+    """All methods by name, those of other packages included."""
+    _load_entry_points()
+    return METHODS
+
+
+def methods_for(kind: str) -> tuple[str, ...]:
+    """Names of the methods that are offered for a kind of tower."""
+    return tuple(
+        name
+        for name, method in registered().items()
+        if kind in method.towers and getattr(method, "listed", True)
+    )
+
+
+def default_method(kind: str) -> str:
+    """The method for a kind of tower where none is named."""
+    return _DEFAULTS[kind]
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A method with its options.
+
+    Attributes:
+        method: the class.
+        options: keyword arguments of its ``attribute_targets``.
+        name: the command-line name that says both, as "last-grad:heads=averaged".
+    """
+
+    method: type[Any]
+    options: dict[str, Any]
+    name: str
+
+    @classmethod
+    def of(cls, method: str | type[Any], options: dict[str, Any] | None = None) -> MethodChoice:
+        """A class or a command-line name, with options from either side.
+
+        Raises:
+            InputError: no such method, or no such option of it.
+        """
+        options = dict(options or {})
+        if isinstance(method, str):
+            stem, _, text = method.partition(":")
+            method_class = _by_name(method, stem)
+            options = {**_parsed(method, text), **options}
+        else:
+            method_class = _known(method)
+        name = method_class.name
+        known = _option_names(method_class)
+        for option in options:
+            if option not in known:
+                raise InputError(
+                    f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}."
+                )
+        listed = ",".join(f"{option}={value}" for option, value in options.items())
+        return cls(method_class, options, f"{name}:{listed}" if listed else name)
+
+    def fits(self, kind: str) -> bool:
+        """Whether it explains a kind of tower."""
+        return kind in self.method.towers
+
+    @property
+    def signed(self) -> bool:
+        """Whether what speaks against the target is below zero in its maps."""
+        if issubclass(self.method, ClipAttribution):
+            return self.method.is_signed(**self.options)
+        return bool(getattr(self.method, "signed", False))
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether its maps depend on the target."""
+        if issubclass(self.method, ClipAttribution):
+            return self.method.depends_on_target(**self.options)
+        return bool(getattr(self.method, "needs_target", True))
+
+    @property
+    def costly(self) -> bool:
+        """Whether it takes many forward passes a map."""
+        return bool(getattr(self.method, "costly", False))
+
+    def check_negative(self) -> None:
+        """A map that the target does not change cannot speak against it.
+
+        Raises:
+            InputError: the map does not depend on the target.
+        """
+        if not self.needs_target:
+            raise InputError(
+                f"{self.name} does not depend on the target, so it has no negative map; take "
+                "sign='positive', or another method."
+            )
+
+
+def _by_name(method: str, stem: str) -> type[Any]:
+    methods = registered()
+    by_class = {kind.__name__: name for name, kind in methods.items()}
+    name = by_class.get(stem, stem)
+    if name not in methods:
+        plain = {re.sub("[^a-z0-9]", "", known.lower()): known for known in (*methods, *by_class)}
+        close = get_close_matches(re.sub("[^a-z0-9]", "", stem.lower()), plain, n=1)
+        hint = f" (did you mean {plain[close[0]]}?)" if close else ""
+        raise InputError(
+            f"method: expected one of {', '.join(methods)}, with options as in "
+            f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."
+        )
+    return methods[name]
+
+
+def _known(method: Any) -> type[Any]:
+    methods = registered()
+    if method not in methods.values():
+        raise InputError(
+            f"method: expected a class of captum_clip.attr or one of {', '.join(methods)}, got "
+            f"{method!r}."
+        )
+    known: type[Any] = method
+    return known
+
+
+def _option_names(method: type[Any]) -> list[str]:
+    parameters = inspect.signature(method.attribute_targets).parameters.values()
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [name for name in keywords if name not in _RESERVED]
+
+
+def _parsed(method: str, text: str) -> dict[str, Any]:
+    """Options as on the command line: ``heads=averaged,start_layer=2``."""
+    options: dict[str, Any] = {}
+    for part in text.split(",") if text else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise InputError(
+                f"method: cannot read {part!r} in {method!r}; options look like "
+                "last-grad:heads=averaged,start_layer=2."
+            )
+        options[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+    return options

@@ -1,0 +1,176 @@
+"""A class of a user's own is registered once, and then offered wherever methods are named."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from typing import Any, final
+
+import pytest
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor
+
+from captum_clip import ClipSimilarity, attr, explain, load_clip, targets
+from captum_clip.attr import ResNetAttribution, ViTAttribution, register, registry
+from captum_clip.attr._call import Call
+from captum_clip.attr._passes import last_gradient, resnet_gradient
+from captum_clip.attr.registry import MethodChoice, methods_for
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.evaluation.methods import methods_for as evaluated
+from captum_clip.recording import Recording
+
+
+def picture() -> Any:
+    """A scene that the embedded models know."""
+    return draw_scene(0, objects=["horse", "dog"]).image
+
+
+@final
+class LastGradient(ViTAttribution):
+    """The last attention's gradient, heads averaged, times a number."""
+
+    name = "my-gradient"
+    signed = True
+
+    def _compute(self, call: Call, *, times: int = 1) -> tuple[Recording, Tensor, Tensor]:
+        last = last_gradient(self._tower, call)
+        assert last.row is not None
+        return last.record, times * last.row.mean(2), last.scored.chosen
+
+
+@final
+class Activation(ResNetAttribution):
+    """The mean of the features, whatever the target."""
+
+    name = "my-activation"
+    needs_target = False
+    costly = True
+
+    def _compute(self, call: Call) -> tuple[Recording, Tensor, Tensor]:
+        record, scored, _ = resnet_gradient(self._tower, call)
+        assert record.features is not None
+        mean = record.features.float().mean(1)
+        return record, mean.expand(len(scored.columns), *mean.shape), scored.chosen
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
+    """Entry points of the group, looked up anew."""
+    found: list[EntryPoint] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    registry._load_entry_points.cache_clear()
+    yield found
+    registry._load_entry_points.cache_clear()
+
+
+def test_a_method_of_each_tower_is_offered_for_it_alone() -> None:
+    assert register(LastGradient) is LastGradient
+    register(Activation)
+    for kind, own, other in (
+        ("vit", LastGradient, Activation),
+        ("resnet", Activation, LastGradient),
+    ):
+        clip = load_clip(f"demo/{kind}")
+        assert own.name in methods_for(kind)
+        assert own.name in evaluated(clip)
+        assert other.name not in methods_for(kind)
+        assert other.name not in evaluated(clip)
+
+
+def test_a_registered_method_is_explained_by_its_name_with_its_options() -> None:
+    register(LastGradient)
+    once = explain(picture(), "a horse", model="demo/vit", method="my-gradient")
+    twice = explain(picture(), "a horse", model="demo/vit", method="my-gradient:times=2")
+    assert twice.method == "my-gradient:times=2"
+    torch.testing.assert_close(twice.maps["positive"], 2 * once.maps["positive"])
+    with pytest.raises(UnsupportedModelError, match="LastGradient needs the attention"):
+        explain(picture(), "a horse", model="demo/resnet", method=LastGradient)
+
+
+def test_a_registered_method_says_what_is_true_of_it() -> None:
+    register(Activation)
+    choice = MethodChoice.of("my-activation")
+    assert (choice.signed, choice.needs_target, choice.costly) == (False, False, True)
+    with pytest.raises(InputError, match="my-activation does not depend on the target"):
+        choice.check_negative()
+
+
+def test_a_class_defined_anew_takes_its_own_place_but_not_another_name() -> None:
+    register(LastGradient)
+    again = type("LastGradient", (ViTAttribution,), {**vars(LastGradient)})
+    again.__qualname__ = LastGradient.__qualname__
+    assert register(again) is again
+    assert registry.registered()["my-gradient"] is again
+    taken = type("Other", (ViTAttribution,), {"name": "last-grad"})
+    with pytest.raises(InputError, match="'last-grad' is taken by LastGradAttention; choose"):
+        register(taken)
+    assert registry.registered()["last-grad"] is attr.LastGradAttention
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"name": None}, "expected a `name` of small letters, digits and hyphens, got None"),
+        ({"name": "a:b"}, "expected a `name` of small letters, digits and hyphens, got 'a:b'"),
+        ({"towers": ("swin",)}, r"expected `towers` among vit, resnet.*, got \('swin',\)"),
+        ({"towers": ()}, "expected `towers` among"),
+        ({"signed": "yes"}, "expected `signed` to be True or False, got 'yes'"),
+        ({"attribute_targets": None}, "has no attribute_targets; derive it from ViTAttribution"),
+    ],
+)
+def test_what_is_said_wrongly_of_a_class_is_refused(stated: dict[str, Any], message: str) -> None:
+    wrong = type("Wrong", (ViTAttribution,), {"name": "wrong", **stated})
+    with pytest.raises(InputError, match=f"register: Wrong.*{message}"):
+        register(wrong)
+    assert "wrong" not in registry.registered()
+
+
+def test_what_is_no_class_is_refused() -> None:
+    with pytest.raises(InputError, match="register: expected a class, got 'last-grad'"):
+        register("last-grad")  # type: ignore[type-var]
+
+
+def test_other_packages_bring_methods_and_a_broken_one_is_named(
+    listed: list[EntryPoint],
+) -> None:
+    group = registry.ENTRY_POINTS
+    listed.append(EntryPoint("mine", f"{__name__}:LastGradient", group))
+    listed.append(EntryPoint("broken", "no_such_package:Method", group))
+    with pytest.warns(UserWarning, match="method broken of .* no_such_package:Method"):
+        assert "my-gradient" in methods_for("vit")
+
+
+@pytest.mark.parametrize("text", ["last_grad", "lastgrad", "LastGrad", "LastGradAttentio"])
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -> None:
+    with pytest.raises(InputError, match=r"did you mean (last-grad|LastGradAttention)\?"):
+        MethodChoice.of(text)
+
+
+@pytest.mark.parametrize("method", attr.METHODS.values())
+@pytest.mark.parametrize("verb", ["attribute", "attribute_targets"])
+def test_verbs_have_a_signature_with_the_options(method: Any, verb: str) -> None:
+    """As help and completion show it; anything else is a TypeError at the call."""
+    parameters = inspect.signature(getattr(method, verb)).parameters
+    assert list(parameters)[:2] == ["self", "inputs"]
+    options = inspect.signature(method._compute).parameters
+    assert set(list(options)[2:]) <= set(parameters)
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    clip = load_clip(f"demo/{method.towers[0]}")
+    attribution = method(ClipSimilarity(clip, targets.text(clip, "a horse")))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        getattr(attribution, verb)(clip.preprocess(picture()), nonsense=1)
+
+
+def test_grad_cam_is_still_captums() -> None:
+    assert issubclass(attr.ClipGradCam, LayerGradCam)
+    ours = list(inspect.signature(attr.ClipGradCam.attribute).parameters)
+    assert ours == list(inspect.signature(LayerGradCam.attribute).parameters)
