@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.studies.storage import LocalStorage, RemoteStorage, Storage, storage_of
+from captum_clip.runs.storage import LocalStorage, RemoteStorage, Storage, storage_of
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -21,7 +22,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
     """An empty folder of either kind."""
     place = tmp_path / "out" if request.param == "local" else f"memory://{uuid.uuid4()}/out"
     made = storage_of(place)
-    with made.alone():
+    with made.lock():
         yield made
 
 
@@ -86,7 +87,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     storage = storage_of(tmp_path / "file" / "out")
-    with pytest.raises(InputError, match="cannot be made: Not a directory"), storage.alone():
+    with pytest.raises(InputError, match="cannot be made: Not a directory"), storage.lock():
         pass
 
 
@@ -143,7 +144,7 @@ def test_a_folder_knows_what_it_lies_in(start: str) -> None:
 def test_another_process_is_kept_out(tmp_path: Path) -> None:
     """And the lock leaves with the context, and nothing stays in a folder that was not used."""
     place = tmp_path / "out"
-    with storage_of(place).alone():
+    with storage_of(place).lock():
         assert "another run is at work" in elsewhere(place)
     assert not place.exists()
     assert elsewhere(place) == ""
@@ -152,34 +153,33 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
 def test_another_thread_is_kept_out(tmp_path: Path) -> None:
     """Although the system's lock is of a process; and no try takes the lock away."""
     storage = storage_of(tmp_path)
-    with storage.alone():
+    with storage.lock():
         for _ in range(2):
-            with pytest.raises(InputError, match="another run is at work"), storage.alone():
+            with pytest.raises(InputError, match="another run is at work"), storage.lock():
                 pass
         assert "another run is at work" in elsewhere(tmp_path)
-    with storage.alone():
+    with storage.lock():
         pass
 
 
-def test_a_lock_that_was_taken_away_meanwhile_is_not_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one before ends between the opening and the locking: the new file is what counts."""
-    from captum_clip.studies import storage as module
-
-    lock, calls = module._lock, 0
-
-    def late(descriptor: int, root: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            (tmp_path / ".lock").unlink()
-        lock(descriptor, root)
-
-    monkeypatch.setattr(module, "_lock", late)
-    with storage_of(tmp_path).alone():
-        assert calls == 2
-        assert "another run is at work" in elsewhere(tmp_path)
+def test_a_lock_of_a_killed_run_is_free_although_its_children_live(tmp_path: Path) -> None:
+    """Its decoding processes may outlive it by seconds; the same command is started at once."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it forks, with threads about
+        run = os.fork()
+    if run == 0:
+        with storage_of(tmp_path).lock():
+            if os.fork() == 0:
+                os.read(reader, 1)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(run, 0)
+    assert (tmp_path / ".lock").exists()
+    with storage_of(tmp_path).lock():
+        pass
+    assert not (tmp_path / ".lock").exists()
+    os.write(writer, b".")
 
 
 def test_a_folder_that_became_unwritable_does_not_hide_the_error(
@@ -189,10 +189,10 @@ def test_a_folder_that_became_unwritable_does_not_hide_the_error(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(InputError, match="what the study says"), storage_of(tmp_path).alone():
+    with pytest.raises(InputError, match="what the study says"), storage_of(tmp_path).lock():
         raise InputError("what the study says")
     monkeypatch.undo()
-    with storage_of(tmp_path).alone():
+    with storage_of(tmp_path).lock():
         pass
 
 
@@ -204,7 +204,7 @@ def elsewhere(place: Path) -> str:
         child = os.fork()
     if child == 0:
         try:
-            with storage_of(place).alone():
+            with storage_of(place).lock():
                 pass
         except InputError as error:
             os.write(writer, str(error).encode())

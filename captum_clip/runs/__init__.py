@@ -1,0 +1,31 @@
+"""One engine for everything that is long: units of work, their files, resume, local and Ray."""
+
+from .engine import ENGINES, Advance, Engine, EngineName, Save, Work, Worker, check_engine, threads
+from .model_loader import ModelLoader, full_name, label_of
+from .run import Progress, compute_missing
+from .storage import Storage, storage_of
+from .units import Arrays, Unit, read_unit, slug, to_npz
+
+__all__ = [
+    "ENGINES",
+    "Advance",
+    "Arrays",
+    "Engine",
+    "EngineName",
+    "ModelLoader",
+    "Progress",
+    "Save",
+    "Storage",
+    "Unit",
+    "Work",
+    "Worker",
+    "check_engine",
+    "compute_missing",
+    "full_name",
+    "label_of",
+    "read_unit",
+    "slug",
+    "storage_of",
+    "threads",
+    "to_npz",
+]

@@ -1,0 +1,141 @@
+"""The manifest of an output folder: what was computed with what, and whether it may go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from .._version import __version__
+from ..errors import InputError
+from .engine import Engine
+from .storage import Storage
+
+NAME: Final = "manifest.json"
+_ENVIRONMENTS: Final = "environments"
+_PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum", "pillow")
+
+Content = dict[str, Any]
+Differences = Callable[[Content, Content], list[str]]
+"""(about of the run in the folder, about now) -> what differs, in words."""
+
+
+@dataclass(frozen=True)
+class ManifestFormat:
+    """How one kind of run keeps its manifest.
+
+    Attributes:
+        noun: "study", "evaluation".
+        name: the value of its key "format".
+        types: of the keys that decide the results.
+        differences: what differs between two of them.
+    """
+
+    noun: str
+    name: str
+    types: Mapping[str, type]
+    differences: Differences
+
+    @property
+    def a_noun(self) -> str:
+        """With its article."""
+        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
+
+
+def begin(
+    kind: ManifestFormat,
+    about: Content,
+    output: Storage,
+    engine: Engine,
+    *,
+    own_files: Collection[str] = (),
+) -> Content:
+    """The manifest of a new run, or of the one in the folder that is to go on.
+
+    Args:
+        kind: of run.
+        about: all that decides the results, as JSON, under the keys of ``kind.types`` and others.
+        output: the folder.
+        engine: what computes now.
+        own_files: what such a run may have written before its manifest.
+
+    Returns:
+        "format", all of `about`, "environments" (versions and threads of every run that took part,
+        each once) and "state", which is "running".
+
+    Raises:
+        InputError: the folder holds a run with other settings, or something else.
+    """
+    environments = [environment(engine)]
+    content = output.read(NAME)
+    if content is None:
+        _check_empty(kind, output, own_files)
+    else:
+        before = _parse(kind, content, output)
+        differences = kind.differences(before, json.loads(json.dumps(about)))
+        if differences:
+            raise InputError(
+                f"{output.root} holds {kind.a_noun} with other settings: {'; '.join(differences)}. "
+                f"Take another output folder, or the settings of that {kind.noun} to go on with it."
+            )
+        earlier = before[_ENVIRONMENTS]
+        environments = earlier if environments[0] in earlier else [*earlier, *environments]
+    return {"format": kind.name, **about, _ENVIRONMENTS: environments, "state": "running"}
+
+
+def environment(engine: Engine) -> Content:
+    """Versions of what computes, and the number of threads."""
+    versions: Content = {"captum_clip": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = ""
+    return {**versions, "threads": engine.threads, "device": engine.device}
+
+
+def to_bytes(manifest: Content) -> bytes:
+    """JSON for people and programs."""
+    return f"{json.dumps(manifest, indent=1)}\n".encode()
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Each key whose value changed, in words: "batch_size was 2 and is 4"."""
+    return [
+        f"{name} was {_short(before.get(name))} and is {_short(now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _check_empty(kind: ManifestFormat, output: Storage, own_files: Collection[str]) -> None:
+    names = [name for name, _ in output.files()]
+    other = [name for name in names if not name.startswith(".") and name not in own_files]
+    if other:
+        raise InputError(
+            f"{output.root} holds files that are no {kind.noun}'s, such as {other[0]}; name a new "
+            "or an empty folder."
+        )
+
+
+def _parse(kind: ManifestFormat, content: bytes, output: Storage) -> Content:
+    try:
+        manifest: Content = json.loads(content)
+        if manifest["format"] != kind.name:
+            raise ValueError(f"its format is {manifest['format']!r}")
+        for key, expected in {**kind.types, _ENVIRONMENTS: list}.items():
+            if not isinstance(manifest[key], expected):
+                raise TypeError(f"{key!r} is no {expected.__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{output.root}/{NAME} is no manifest of {kind.a_noun} that this version can go on "
+            f"with ({error}); name another output folder."
+        ) from error
+    return manifest

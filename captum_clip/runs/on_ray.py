@@ -1,0 +1,214 @@
+"""The engine for several processes or machines: Ray Data gives units to actors that load once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, Generic
+
+from ..errors import CaptumClipError, InputError
+from .engine import Advance, Engine, Work, Worker, default_environment, threads
+from .model_loader import ModelLoader
+from .storage import Storage
+from .units import U, Unit
+
+_TRIES: Final = 5  # of a unit, since Ray gives one that kills its worker to the next without end
+_RESUME: Final = "what is done is kept, start the same command again."
+_SILENT: Final = {
+    "enable_progress_bars": False,
+    "enable_operator_progress_bars": False,
+    "print_on_execution_start": False,
+}
+
+
+def run_on_ray(
+    work: Work[U], units: Sequence[U], output: Storage, engine: Engine, advance: Advance
+) -> None:
+    """Compute and write every unit.
+
+    Args:
+        work: what computes them; each actor gets a copy.
+        units: those that are missing.
+        output: where each unit writes its file.
+        engine: how many actors, of what size.
+        advance: told how many images were done since the last call.
+
+    Raises:
+        CaptumClipError: Ray is missing or its workers die again and again, a model that a worker
+            cannot load, a disk that refuses.
+    """
+    share = math.ceil(engine.processes / engine.gpus) if engine.gpus else 0  # workers a GPU
+    count = len(units)
+    with _own_warnings(), connected(engine) as ray, _silent_data():
+        try:
+            rows = ray.data.from_items(
+                [{"unit": number} for number in range(count)], override_num_blocks=count
+            ).map_batches(
+                UnitWorker,
+                fn_constructor_args=(work, units, output, engine.threads),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(engine.processes, count)),
+                num_cpus=engine.threads,
+                num_gpus=1 / share if share else 0,
+            )
+            for row in rows.iter_rows():
+                if row["error"]:
+                    raise InputError(f"{row['error'].rstrip('.')}; {_RESUME}")
+                advance(units[row["unit"]].size)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"Ray could not go on ({reason}); {_RESUME}") from error
+
+
+class UnitWorker(Generic[U]):
+    """An actor of Ray Data: computes one unit at a time, and writes its file itself."""
+
+    def __init__(self, work: Work[U], units: Sequence[U], output: Storage, count: int) -> None:
+        self._work = work
+        self._units = units
+        self._output = output
+        self._threads = count
+        self._worker: Worker[U] | None = None
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
+        """Compute the unit of a row; what went wrong travels as text."""
+        number = int(rows["unit"][0])
+        unit = self._units[number]
+        try:
+            with threads(self._threads), self._counted(unit.name):
+                if self._worker is None:  # here, so that its errors travel as text too
+                    self._worker = self._work.open(ModelLoader())
+                self._worker.compute([unit], self._save, lambda images: None)
+        except CaptumClipError as error:
+            return {"unit": [number], "error": [str(error)]}
+        return {"unit": [number], "error": [""]}
+
+    def _save(self, unit: Unit, content: bytes) -> None:
+        self._output.write(unit.name, content)
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Count the times that a unit is begun; the count stays where the process dies."""
+        counter = tries_of(name)
+        before = int(self._output.read(counter) or 0)
+        if before >= _TRIES:
+            self._output.remove(counter)
+            raise InputError(
+                f"{before} workers died over the shard {name}, perhaps for want of memory; take a "
+                "smaller batch, or engine='local', which says more."
+            )
+        self._output.write(counter, str(before + 1).encode())
+        try:
+            yield
+        finally:
+            self._output.remove(counter)
+
+
+def tries_of(name: str) -> str:
+    """The file that counts how often a unit was begun."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/.{file}.tries"
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(
+            "engine='ray' needs Ray Data: pip install 'captum-clip[ray]', or leave the engine out "
+            "to compute on this machine."
+        ) from error
+    return ray
+
+
+@contextmanager
+def connected(engine: Engine) -> Iterator[Any]:
+    """Ray: the caller's, or a cluster that there is, or one that is started here until the end."""
+    ray = _ray()
+    if ray.is_initialized():
+        _check_room(ray, engine)
+        yield ray
+        return
+    # Ray's own processes without log lines on the terminal.
+    with default_environment(RAY_BACKEND_LOG_LEVEL="fatal", RAY_USAGE_STATS_ENABLED="0"):
+        try:
+            with _silent_start():
+                _join_or_start(ray, engine)
+            _check_room(ray, engine)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _join_or_start(ray: Any, engine: Engine) -> None:
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    cpus = max(os.cpu_count() or 1, engine.processes * engine.threads)
+    try:
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        except ValueError:  # Ray: a cluster that is there already has its CPUs
+            ray.init(**quiet)
+    except ConnectionError as error:
+        raise InputError(f"Ray cannot be reached: {error}") from error
+
+
+def _check_room(ray: Any, engine: Engine) -> None:
+    """A worker that no machine has room for would be waited for without end."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(machine.get("GPU", 0) for machine in machines)
+    if gpus < engine.gpus:
+        raise InputError(
+            f"gpus={engine.gpus} is more than the {gpus:.0f} of the Ray cluster; give fewer, or "
+            "gpus=0 to compute on the CPU."
+        )
+    fitting = [machine for machine in machines if machine.get("GPU", 0) >= min(engine.gpus, 1)]
+    largest = max((machine.get("CPU", 0) for machine in fitting), default=0)
+    if largest < engine.threads:
+        raise InputError(
+            f"a worker with {engine.threads} threads fits on no machine of the Ray cluster, the "
+            f"largest {'with a GPU ' if engine.gpus else ''}has {largest:.0f} CPUs; give fewer "
+            "threads."
+        )
+
+
+@contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Without the warnings that Ray's code gives about itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"ray\.")
+        yield
+
+
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    """Ray's native code tells the terminal that it has been told to be silent."""
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+@contextmanager
+def _silent_data() -> Iterator[None]:
+    """Ray Data without bars and log lines of its own; its settings are put back."""
+    from ray.data import DataContext
+
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    with ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        for name, value in _SILENT.items():
+            if name in vars(context):  # some versions lack one
+                stack.callback(setattr, context, name, getattr(context, name))
+                setattr(context, name, value)
+        yield

@@ -1,0 +1,80 @@
+"""The order of a run: tidy up, keep what is whole, compute the rest on an engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from .engine import Advance, Engine, Work
+from .model_loader import ModelLoader
+from .on_ray import run_on_ray
+from .storage import Storage
+from .units import Arrays, U, unfinished
+
+Progress = Callable[[int, int], None]
+"""Told how many images were done, and how many there are."""
+
+TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.(part|tries)$")
+"""Names of files that a run which was killed leaves behind."""
+
+
+def compute_missing(
+    work: Work[U],
+    units: Sequence[U],
+    output: Storage,
+    engine: Engine,
+    *,
+    parse: Callable[[Arrays, U], object],
+    before: Mapping[str, bytes],
+    result: str,
+    models: ModelLoader,
+    progress: Progress | None = None,
+) -> None:
+    """Compute every unit that has no whole file; afterwards each of them has one.
+
+    Args:
+        work: what computes them.
+        units: all of them.
+        output: a folder that this run has locked.
+        engine: where to compute.
+        parse: of the arrays of a unit's file, as for :func:`captum_clip.runs.units.read_unit`.
+        before: files that are written first, the manifest last; not where nothing is missing.
+        result: the file that says that all is done; it goes away where something is missing.
+        models: with the local engine, has perhaps loaded the model already.
+        progress: called now and then, first with what an earlier run had done.
+
+    Raises:
+        CaptumClipError: a model that cannot be loaded, a disk that refuses, a worker that died.
+    """
+    for name, _ in output.files():
+        if TEMPORARY.search(name):
+            output.remove(name)
+    missing = unfinished(output, units, parse)
+    advance = _counter(progress, units, missing)
+    if not missing:
+        return
+    output.remove(result)
+    for name, content in before.items():
+        output.write(name, content)
+    if engine.name == "ray":
+        run_on_ray(work, missing, output, engine, advance)
+    else:
+        work.open(models).compute(
+            missing, lambda unit, content: output.write(unit.name, content), advance
+        )
+
+
+def _counter(progress: Progress | None, units: Sequence[U], missing: Sequence[U]) -> Advance:
+    """Counts up from what was done before."""
+    total = sum(unit.size for unit in units)
+    done = total - sum(unit.size for unit in missing)
+
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(done, total)
+
+    advance(0)
+    return advance

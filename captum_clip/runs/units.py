@@ -1,0 +1,93 @@
+"""Units of work: what is computed at one go and kept in one file, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..files import DAMAGED
+from .storage import Storage
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Unit(Protocol):
+    """What is computed at one go: a frozen dataclass, which can be sent to other processes."""
+
+    @property
+    def name(self) -> str:
+        """Of its file, in the output folder."""
+
+    @property
+    def size(self) -> int:
+        """How many images it counts for in the progress."""
+
+
+U = TypeVar("U", bound=Unit)
+Content = TypeVar("Content")
+
+
+def to_npz(arrays: Arrays) -> bytes:
+    """Arrays as the content of an .npz file; the same arrays are the same bytes."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def read_unit(storage: Storage, unit: U, parse: Callable[[Arrays, U], Content]) -> Content:
+    """Read a unit's file.
+
+    Args:
+        storage: the output folder.
+        unit: what was computed.
+        parse: what is made of its arrays; raises a ValueError where they are not those of the unit.
+
+    Raises:
+        InputError: the file is gone or damaged, or holds something else.
+    """
+    content = storage.read(unit.name)
+    try:
+        if content is None:
+            raise FileNotFoundError("it is gone")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return parse(arrays, unit)
+    except DAMAGED as error:
+        raise InputError(
+            f"{storage.root}/{unit.name} cannot be used ({error}); delete it and start the same "
+            "command again, which computes it anew."
+        ) from error
+
+
+def unfinished(
+    storage: Storage, units: Iterable[U], parse: Callable[[Arrays, U], object]
+) -> list[U]:
+    """Units without a whole file, in their order; damaged files are taken away.
+
+    Args:
+        storage: the output folder.
+        units: all of them.
+        parse: as for :func:`read_unit`.
+    """
+    present = {name for name, _ in storage.files()}
+    missing = []
+    for unit in units:
+        if unit.name in present:
+            try:
+                read_unit(storage, unit, parse)
+                continue
+            except InputError:
+                storage.remove(unit.name)
+        missing.append(unit)
+    return missing
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-.").lower()
