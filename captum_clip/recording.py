@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from .errors import CaptureError
 from .models.images import check_images
-from .models.standard import ours
-from .models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
-
-Visit = Callable[[int, Tensor], None]
+from .models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
+from .models.unmodified import mark_own_hook
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, never seen by a user
@@ -26,14 +24,30 @@ class _Stop(Exception):  # noqa: N818 - control flow, never seen by a user
 
 @dataclass
 class LayerRecord:
-    """What one attention layer showed; every tensor (B, s, D)."""
+    """What one attention showed; every tensor (B, s, D)."""
 
     tokens: Tensor | None = None
+    context: Any = None  # what the queries and keys are turned with
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
-    mixed: Tensor | None = None  # in the graph, where there is one
+    heads_output: Tensor | None = None  # in the graph, where there is one
     output: Tensor | None = None  # in the graph, where there is one
+
+    def point(self, attention: Attention) -> tuple[Tensor, bool]:
+        """What of the attention lies in the graph, and whether that is the heads' output.
+
+        A plain output map is passed backwards as W_O^T, a norm before it is not: there the
+        heads' output itself is the leaf.
+        """
+        exposed = self.heads_output
+        if exposed is not None and (exposed.requires_grad or not attention.linear):
+            return exposed, True
+        assert self.output is not None
+        return self.output, False
+
+
+Visit = Callable[[int, LayerRecord], None]
 
 
 @dataclass
@@ -69,18 +83,21 @@ class _Hooks:
         self._handles: list[Any] = []
 
     def before(
-        self, module: nn.Module, hook: Callable[[tuple[Any, ...], dict[str, Any]], None]
+        self, module: nn.Module, hook: Callable[[tuple[Any, ...], dict[str, Any]], Any]
     ) -> None:
-        """Call `hook(args, kwargs)` before the module runs."""
+        """Call `hook(args, kwargs)` before the module runs; what it returns replaces args[0]."""
 
         def guarded(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-        ) -> None:
+        ) -> Any:
             # Another thread's forward may catch the hook while it comes or goes, without kwargs.
-            if threading.get_ident() == self._thread:
-                hook(args, kwargs or {})
+            if threading.get_ident() != self._thread:
+                return None
+            replaced = hook(args, kwargs or {})
+            return None if replaced is None else ((replaced, *args[1:]), kwargs or {})
 
-        self._handles.append(module.register_forward_pre_hook(ours(guarded), with_kwargs=True))
+        handle = module.register_forward_pre_hook(mark_own_hook(guarded), with_kwargs=True)
+        self._handles.append(handle)
 
     def after(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
         """Call `hook(result)` after the module ran; what it returns, if not None, replaces it."""
@@ -88,7 +105,7 @@ class _Hooks:
         def guarded(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
             return hook(result) if threading.get_ident() == self._thread else None
 
-        self._handles.append(module.register_forward_hook(ours(guarded)))
+        self._handles.append(module.register_forward_hook(mark_own_hook(guarded)))
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -141,9 +158,11 @@ def record_vit(
 ) -> Iterator[Recording]:
     """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
 
+    An index is that of a layer; a probe's attention comes after the last one.
+
     Args:
         tower: the tower; its forward runs inside the ``with``.
-        visit: layers, and what to call as ``visit(layer, tokens)`` when their attention starts.
+        visit: layers, and what to call as ``visit(layer, record)`` when their attention starts.
         keep: layers whose tokens, queries, keys, values and outputs are kept.
         leaf: layer whose attention output becomes a leaf; from there on the graph is recorded.
         stop: layer at whose attention the forward ends; its tokens and residual are kept.
@@ -151,14 +170,14 @@ def record_vit(
 
     def plan(hooks: _Hooks, record: Recording) -> None:
         for index in sorted({*keep, *(visit[0] if visit else ()), *_given(leaf), *_given(stop)}):
-            layer = tower.layers[index]
-            _plan_entrance(hooks, record, index, layer, visit=visit, keep=keep, stop=stop)
+            attention = tower.attentions[index]
+            _plan_entrance(hooks, record, index, attention, visit=visit, keep=keep, stop=stop)
             if index == stop:
                 continue
-            if index in keep:
-                _plan_taps(hooks, record, index, layer)
+            if index in keep and isinstance(attention, AttentionLayer):
+                _plan_exposed(hooks, record, index, attention)
             if index in keep or index == leaf:
-                _plan_output(hooks, record, index, layer, leaf=index == leaf)
+                _plan_output(hooks, record, index, attention, leaf=index == leaf)
 
     with _recording(tower, plan, gradient=leaf is not None) as record:
         yield record
@@ -172,7 +191,7 @@ def _plan_entrance(
     hooks: _Hooks,
     record: Recording,
     index: int,
-    layer: AttentionLayer,
+    attention: Attention,
     *,
     visit: tuple[range, Visit] | None,
     keep: range,
@@ -181,48 +200,64 @@ def _plan_entrance(
     seen = record.layers.setdefault(index, LayerRecord())
 
     def enter_block(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.residual = layer.residual(args, kwargs)
+        assert isinstance(attention, AttentionLayer)
+        record.residual = attention.residual(args, kwargs)
 
     def enter_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = layer.tokens(args, kwargs)
+        tokens, context = attention.tokens(args, kwargs), None
+        if isinstance(attention, AttentionLayer):
+            context = attention.context(args, kwargs)
         if visit is not None and index in visit[0]:
-            visit[1](index, tokens)
+            visit[1](index, LayerRecord(tokens=tokens, context=context))
         if index in keep or index == stop:
-            seen.tokens = tokens
+            seen.tokens, seen.context = tokens, context
         if index == stop:
             raise _Stop
 
-    if index == stop:
-        hooks.before(layer.block, enter_block)
-    hooks.before(layer.attention, enter_attention)
+    if index == stop and isinstance(attention, AttentionLayer):
+        hooks.before(attention.block, enter_block)
+    hooks.before(attention.inlet, enter_attention)
 
 
-def _plan_taps(hooks: _Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
-    def tap(name: str, tensor: Tensor) -> None:
-        setattr(record.layers[index], name, tensor if name == "mixed" else tensor.detach())
+def _plan_exposed(hooks: _Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+    def show(name: str, tensor: Tensor) -> None:
+        in_graph = name == "heads_output"
+        setattr(record.layers[index], name, tensor if in_graph else tensor.detach())
 
-    def tap_input(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
-        tap(name, args[0])
+    def show_input(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        show(name, args[0])
 
-    for name, (module, from_output) in layer.taps().items():
+    for name, (module, from_output) in layer.qkv_modules().items():
+        if name == "heads_output" and not layer.linear:
+            continue  # it is the point that is differentiated, see `_plan_output`
         if from_output:
-            hooks.after(module, partial(tap, name))
+            hooks.after(module, partial(show, name))
         else:
-            hooks.before(module, partial(tap_input, name))
+            hooks.before(module, partial(show_input, name))
 
 
 def _plan_output(
-    hooks: _Hooks, record: Recording, index: int, layer: AttentionLayer, *, leaf: bool
+    hooks: _Hooks, record: Recording, index: int, attention: Attention, *, leaf: bool
 ) -> None:
-    def leave(result: Any) -> Any:
-        output = layer.output(result)
-        if leaf:
-            torch.set_grad_enabled(True)
-            output = output.detach().requires_grad_()
-        record.layers[index].output = output
-        return layer.replaced(result, output)  # also unchanged, it may be a view: an ancestor
+    def started(tensor: Tensor) -> Tensor:
+        if not leaf:
+            return tensor
+        torch.set_grad_enabled(True)
+        # the module's own tensor, since a part of it would not be upstream of what follows
+        return tensor.detach().requires_grad_()
 
-    hooks.after(layer.attention, leave)
+    def enter_merge(args: tuple[Any, ...], _: dict[str, Any]) -> Tensor:
+        record.layers[index].heads_output = heads_output = started(args[0])
+        return heads_output
+
+    def leave(result: Any) -> Any:
+        record.layers[index].output = output = started(attention.output(result))
+        return attention.replaced(result, output)  # also unchanged, it may be a view: an ancestor
+
+    if isinstance(attention, AttentionLayer) and not attention.linear:
+        hooks.before(attention.qkv_modules()["heads_output"][0], enter_merge)
+    else:
+        hooks.after(attention.outlet, leave)
 
 
 @contextmanager

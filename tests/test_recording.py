@@ -46,8 +46,8 @@ def test_kept_layers_show_their_tokens_and_output(setting):
             tapped = getattr(kept, part)
             if tapped is not None:
                 torch.testing.assert_close(tapped, oracles.linear(tokens, *linear))
-        if kept.mixed is not None:
-            torch.testing.assert_close(oracles.linear(kept.mixed, *maps[3]), output)
+        if kept.heads_output is not None:
+            torch.testing.assert_close(oracles.linear(kept.heads_output, *maps[3]), output)
 
 
 def test_layers_that_are_not_kept_show_nothing(setting):
@@ -64,8 +64,8 @@ def test_visits_come_in_order(setting):
     tower, run, _ = setting
     visits = []
 
-    def visit(index, tokens):
-        visits.append((index, tokens.shape, tokens.requires_grad))
+    def visit(index, seen):
+        visits.append((index, seen.tokens.shape, seen.tokens.requires_grad))
 
     with torch.no_grad(), record_vit(tower, visit=(range(0, 2), visit)):
         run()

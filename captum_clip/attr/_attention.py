@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.towers import AttentionLayer, Linear, Pooling
+from ..models.towers import Attention, AttentionLayer, Linear, Pooling, Probe, Which
 from ..recording import LayerRecord
 
 
@@ -46,16 +46,26 @@ def _heads_last(tokens: Tensor, heads: int) -> Tensor:
     return tokens.reshape(*tokens.shape[:-1], heads, -1)
 
 
-def cls_row(layer: AttentionLayer, tokens: Tensor) -> Tensor:
-    """Row CLS of the attention, (B, H, s), from the tokens (B, s, D) and no key.
+def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
+    """The row that the embedding reads, CLS or the probe's, (B, H, s), mostly from no key.
 
-    q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term.
+    q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
+    keys are turned (RoPE, qk-norm) the keys are needed.
     """
-    with exact(tokens):
-        tokens = widened(tokens)
-        query, key = (_wide(p, tokens.dtype) for p in layer.projections()[:2])
-        q = _heads_last(F.linear(tokens[:, 0], *query), layer.heads)  # (B, H, d)
-        q = torch.einsum("bhd,hdw->bhw", q * layer.scale, _by_head(key.weight, layer.heads))
+    assert record.tokens is not None
+    with exact(record.tokens):
+        tokens = widened(record.tokens)
+        query, key = (_wide(p, tokens.dtype) for p in attention.projections()[:2])
+        if isinstance(attention, Probe):
+            q = attention.query().to(tokens.dtype)[None]  # (1, H, d)
+        else:
+            q = _heads_last(F.linear(tokens[:, 0], *query), attention.heads)  # (B, H, d)
+        if isinstance(attention, AttentionLayer) and not attention.plain:
+            q = _turned(attention, "query", q[:, :, None], record)
+            k = _turned(attention, "key", _split(F.linear(tokens, *key), attention.heads), record)
+            return ((q * attention.scale) @ k.mT)[:, :, 0].softmax(-1)
+        by_head = _by_head(key.weight, attention.heads)
+        q = torch.einsum("bhd,hdw->bhw", q * attention.scale, by_head)
         return (q @ tokens.transpose(1, 2)).softmax(-1)
 
 
@@ -66,66 +76,85 @@ def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     with exact(record.tokens):
         query = _projected(layer, record, 0, record.query)
         key = _projected(layer, record, 1, record.key)
+        if not layer.plain:
+            query, key = _turned(layer, "query", query, record), _turned(layer, "key", key, record)
         return ((query * layer.scale) @ key.transpose(-1, -2)).softmax(-1)
 
 
+def _turned(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRecord) -> Tensor:
+    # norms of queries and keys take the type of the tower
+    own = layer.projections().query.weight.dtype
+    return layer.turned(which, heads.to(own), record.context).to(heads.dtype)
+
+
 def _projected(
-    layer: AttentionLayer, record: LayerRecord, which: int, tapped: Tensor | None
+    layer: AttentionLayer, record: LayerRecord, which: int, exposed: Tensor | None
 ) -> Tensor:
-    if tapped is None:
+    if exposed is None:
         assert record.tokens is not None
         tokens = widened(record.tokens)
-        tapped = F.linear(tokens, *_wide(layer.projections()[which], tokens.dtype))
-    return _split(widened(tapped), layer.heads)  # (B, H, s, d)
+        exposed = F.linear(tokens, *_wide(layer.projections()[which], tokens.dtype))
+    return _split(widened(exposed), layer.heads)  # (B, H, s, d)
 
 
-def attended(layer: AttentionLayer, row: Tensor, tokens: Tensor) -> Tensor:
-    """The attention's output (B, D) for one row (B, H, s) of weights, differentiable in both.
+def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
+    """The heads' outputs side by side (B, D) for one row (B, H, s), differentiable in both.
 
     The value bias is weighted with the row's sum, which is one, since it is part of the gradient.
     """
     with exact(tokens):
         tokens = widened(tokens)
-        value, output = (_wide(p, tokens.dtype) for p in layer.projections()[2:])
-        mixed = torch.einsum("bhw,hdw->bhd", row @ tokens, _by_head(value.weight, layer.heads))
+        value = _wide(attention.projections().value, tokens.dtype)
+        by_head = _by_head(value.weight, attention.heads)
+        heads = torch.einsum("bhw,hdw->bhd", row @ tokens, by_head)
         if value.bias is not None:
-            mixed = mixed + row.sum(-1, keepdim=True) * value.bias.view(layer.heads, -1)
-        return F.linear(mixed.flatten(1), *output)
+            bias = value.bias.view(attention.heads, -1)
+            heads = heads + row.sum(-1, keepdim=True) * bias
+        return heads.flatten(1)
+
+
+def merged(attention: Attention, heads: Tensor) -> Tensor:
+    """The attention's output (..., D) from the heads' outputs side by side."""
+    with exact(heads):
+        output = attention.projections().output
+        if attention.linear:
+            return F.linear(heads, *_wide(output, heads.dtype))
+        return attention.merge(heads.to(output.weight.dtype)).to(heads.dtype)
 
 
 @torch.no_grad()
-def row_gradient(layer: AttentionLayer, gradient: Tensor, tokens: Tensor) -> Tensor:
-    """The gradient d y / d A of one row, (K, B, H, s), given d y / d output (K, B, D) there."""
+def heads_gradient(attention: Attention, gradient: Tensor, record: LayerRecord) -> Tensor:
+    """D y / d heads' outputs (..., D), given the gradient at `record.point`."""
+    with exact(gradient):
+        gradient = widened(gradient)
+        if record.point(attention)[1]:
+            return gradient
+        return gradient @ attention.projections().output.weight.to(gradient.dtype)
+
+
+@torch.no_grad()
+def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tensor:
+    """D y / d A of one row, (K, B, H, s), given d y / d heads' outputs (K, B, D) there."""
     with exact(tokens):
         tokens = widened(tokens)
-        value, output = (_wide(p, tokens.dtype) for p in layer.projections()[2:])
-        mixed = _heads_last(widened(gradient) @ output.weight, layer.heads)  # (K, B, H, d)
-        by_token = torch.einsum("kbhd,hdw->kbhw", mixed, _by_head(value.weight, layer.heads))
+        value = _wide(attention.projections().value, tokens.dtype)
+        heads = _heads_last(widened(gradient), attention.heads)  # (K, B, H, d)
+        by_head = _by_head(value.weight, attention.heads)
+        by_token = torch.einsum("kbhd,hdw->kbhw", heads, by_head)
         result = torch.einsum("kbhw,bsw->kbhs", by_token, tokens)
         if value.bias is not None:
-            bias = value.bias.view(layer.heads, -1)
-            result = result + (mixed * bias).sum(-1, keepdim=True)
+            bias = value.bias.view(attention.heads, -1)
+            result = result + (heads * bias).sum(-1, keepdim=True)
         return result
 
 
 @torch.no_grad()
-def matrix_gradient(
-    layer: AttentionLayer, gradient: Tensor, record: LayerRecord, *, of_mixed: bool = False
-) -> Tensor:
-    """The gradient d y / d A (B, H, s, s) of a kept layer, given d y / d output (B, s, D).
-
-    Args:
-        layer: the layer.
-        gradient: with respect to the output, or to the mixed heads where `of_mixed` says so.
-        record: what the layer showed.
-        of_mixed: whether the gradient already stands before the output map.
-    """
+def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord) -> Tensor:
+    """D y / d A (B, H, s, s) of a kept layer, given the gradient (B, s, D) at `record.point`."""
+    heads = heads_gradient(layer, gradient, record)
     with exact(gradient):
         value = _projected(layer, record, 2, record.value)
-        mixed = widened(gradient)
-        if not of_mixed:
-            mixed = mixed @ layer.projections().output.weight.to(mixed.dtype)
-        return _split(mixed, layer.heads) @ value.transpose(-1, -2)
+        return _split(heads, layer.heads) @ value.transpose(-1, -2)
 
 
 def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
@@ -151,23 +180,29 @@ def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     return steps / gradient.shape[2]
 
 
-def pooled_row(pooling: Pooling, like: Tensor) -> Tensor:
-    """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows."""
+def pooled_row(pooling: Pooling, like: Tensor, prefix: int) -> Tensor:
+    """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows.
+
+    A probe reads its own row, so below it the mean stands for the tokens.
+    """
     row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
     if pooling == "cls":
         row[:, 0] = 1
     else:
-        row[:, 1:] = 1 / (row.shape[1] - 1)
+        row[:, prefix:] = 1 / (row.shape[1] - prefix)
     return row
 
 
-def start_row(gradient: Tensor) -> Tensor:
+def start_row(gradient: Tensor, prefix: int) -> Tensor:
     """The row to read, (B, s), given the gradient (B, s, D) of the last attention's output.
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows.
     """
     like = gradient[..., 0]
-    cls, mean = pooled_row("cls", like), pooled_row("mean", like)
+    mean = pooled_row("mean", like, prefix)
+    if prefix == 0:  # the first token is a patch
+        return mean
+    cls = pooled_row("cls", like, prefix)
     return torch.where(gradient[:, 0].any(-1, keepdim=True), cls, mean)
 
 

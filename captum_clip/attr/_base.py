@@ -209,16 +209,16 @@ class ViTAttribution(ClipAttribution):
     @override
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         assert record.size is not None
-        patches = values[..., 1:].transpose(0, 1)
+        patches = values[..., self._tower.prefix :].transpose(0, 1)
         return patches.reshape(*patches.shape[:2], *self._tower.grid(*record.size))
 
     def _layers(self, start_layer: int) -> range:
-        """Layers from `start_layer` (0-based, inclusive) to the last.
+        """Layers from `start_layer` (0-based, inclusive) to the last, then the probe if any.
 
         Raises:
             InputError: there is no such layer.
         """
-        count = len(self._tower.layers)
+        count = len(self._tower.attentions)
         if not is_integer(start_layer):
             raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
         if not 0 <= start_layer < count:
@@ -298,7 +298,7 @@ def check_tower(method: str, tower: Tower) -> None:
                 f"{method}: the vision tower's layers were exchanged since it was loaded; call "
                 "load_clip again, or make the method anew."
             )
-    reason = tower.unsteady()
+    reason = tower.nondeterminism()
     if reason is not None:
         raise InputError(
             f"{method}: the vision tower is in training mode with {reason}; call model.eval()."

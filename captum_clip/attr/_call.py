@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError, TargetError
-from ..models.standard import standard
+from ..models.unmodified import is_unmodified
 from ..recording import Recording
 from ..similarity import ClipSimilarity
 
@@ -35,7 +35,7 @@ class Call:
     def similarity(self) -> ClipSimilarity | None:
         """The forward function where what it does after the tower is known."""
         similarity = plain_similarity(self.forward)
-        return similarity if similarity is not None and similarity.clip.standard else None
+        return similarity if similarity is not None and similarity.clip.is_unmodified else None
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K).
@@ -58,7 +58,7 @@ class Call:
 
 def plain_similarity(forward: Callable[..., Tensor]) -> ClipSimilarity | None:
     """The forward function where it is a `ClipSimilarity` that nobody made into something else."""
-    if isinstance(forward, ClipSimilarity) and standard(forward, (ClipSimilarity,)):
+    if isinstance(forward, ClipSimilarity) and is_unmodified(forward, (ClipSimilarity,)):
         return forward
     return None
 

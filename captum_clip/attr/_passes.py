@@ -1,8 +1,8 @@
 """One forward through a tower: what each method needs of it, and the gradients for K targets.
 
-Where a `ClipSimilarity` scores a CLS-pooled tower, the forward stops at the last attention, and one
-token goes through the rest. Elsewhere the forward runs to its end. Either way the gradient is taken
-at the output of the attention.
+Where a `ClipSimilarity` scores a tower that reads CLS or has a probe, the forward stops at the last
+attention, and one token goes through the rest. Elsewhere the forward runs to its end. Either way
+the gradient is taken at the output of the attention.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
-from ..models.towers import ResNetTower, ViTTower
-from ..recording import Recording, Visit, record_resnet, record_vit
+from ..models.towers import AttentionLayer, ResNetTower, ViTTower
+from ..recording import LayerRecord, Recording, Visit, record_resnet, record_vit
 from . import _attention
 from ._call import Call, TargetScores
 
 
 @dataclass(frozen=True, eq=False)
 class LastGradient:
-    """The last attention and its gradient.
+    """The last attention, a probe's where there is one, and its gradient.
 
     Attributes:
-        row: d y / d A_n[CLS], (K', B, H, s), where all other rows are exactly zero.
-        attention: A_n[CLS], (B, H, s), beside `row`.
-        output: d y / d Y_n, (K', B, s, D), where they are not zero.
+        row: d y / d A of the row that is read, (K', B, H, s), where all others are exactly zero.
+        attention: that row of A, (B, H, s), beside `row`.
+        output: the gradient at the last layer's point, (K', B, s, D), where they are not zero.
     """
 
     record: Recording
@@ -43,110 +43,143 @@ def last_gradient(
     keep: range = range(0),
 ) -> LastGradient:
     """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
-    last = len(tower.layers) - 1
-    layer = tower.layers[last]
+    last = len(tower.attentions) - 1
+    attention = tower.attentions[last]
     if _stops(tower, call):
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        tokens = _tokens(record, last)
+        seen, tokens = _seen(record, last)
         with torch.no_grad():
-            attention = _attention.cls_row(layer, tokens)
-            attended = _attention.attended(layer, attention, tokens)
-        scored = _tail(tower, call, record, attended.requires_grad_())
-        row = _attention.row_gradient(layer, scored.stacked_gradients(attended), tokens)
-        return LastGradient(record, scored, row, attention)
+            weights = _attention.readout_row(attention, seen)
+            heads = _attention.heads_output(attention, weights, tokens)
+        scored = _tail(tower, call, record, heads.requires_grad_())
+        row = _attention.row_gradient(attention, scored.stacked_gradients(heads), tokens)
+        return LastGradient(record, scored, row, weights)
     _refuse_checkpointing(tower)
     keep = keep or range(last, last + 1)
     with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
         scores = call.scores()
     scored = TargetScores.of(scores, call, record)
-    tokens = _tokens(record, last)
-    leaf = record.layers[last].output
-    assert leaf is not None
+    seen, tokens = _seen(record, last)
+    leaf, _ = seen.point(attention)
     output = scored.stacked_gradients(leaf)  # (K', B, s, D)
-    if output[:, :, 1:].any():
+    if tower.pooling == "probe":
+        _check_first_query(output)
+    elif tower.pooling == "mean" or output[:, :, 1:].any():
         return LastGradient(record, scored, output=output)
-    row = _attention.row_gradient(layer, output[:, :, 0], tokens)
+    gradient = _attention.heads_gradient(attention, output[:, :, 0], seen)
+    row = _attention.row_gradient(attention, gradient, tokens)
     with torch.no_grad():
-        return LastGradient(record, scored, row, _attention.cls_row(layer, tokens))
+        return LastGradient(record, scored, row, _attention.readout_row(attention, seen))
 
 
 def _stops(tower: ViTTower, call: Call) -> bool:
     """Whether the forward may end at the last attention, the rest being one token's tail."""
-    return call.similarity is not None and tower.pooling == "cls"
+    return call.similarity is not None and tower.pooling != "mean"
 
 
-def _tokens(record: Recording, index: int) -> Tensor:
-    tokens = record.layers[index].tokens
-    if tokens is None:
+def _check_first_query(gradient: Tensor) -> None:
+    """Only a probe's first query may have a gradient (..., queries, D): it is the embedding's."""
+    if gradient[..., 1:, :].any():
+        raise CaptureError(
+            "The scores depend on several queries of the tower's pooling head; only the first one, "
+            "of which the image embedding is made, can be explained."
+        )
+
+
+def _seen(record: Recording, index: int) -> tuple[LayerRecord, Tensor]:
+    """What a layer showed, and its tokens."""
+    seen = record.layers[index]
+    if seen.tokens is None:
         raise CaptureError(
             f"Layer {index} of the vision tower ran without its hooks; it was compiled, or "
             "exchanged during the forward. Explain the model without torch.compile."
         )
-    return tokens
+    return seen, seen.tokens
 
 
-def _tail(tower: ViTTower, call: Call, record: Recording, attended: Tensor) -> TargetScores:
-    """The scores of a stopped forward, from the last attention's output for CLS, (B, D)."""
+def _tail(tower: ViTTower, call: Call, record: Recording, heads: Tensor) -> TargetScores:
+    """The scores of a stopped forward, from the last heads' outputs for what is read, (B, D)."""
     assert call.similarity is not None
-    assert record.residual is not None
-    layer, residual = tower.layers[-1], record.residual[:, 0]
-    embedding = tower.embed(layer.tail(residual, attended.to(residual.dtype)))
-    return TargetScores.of(call.similarity.score(embedding), call, record)
+    last = len(tower.attentions) - 1
+    attention = tower.attentions[last]
+    attended = _attention.merged(attention, heads)
+    if isinstance(attention, AttentionLayer):
+        assert record.residual is not None
+        residual = record.residual[:, 0]
+        attended = attention.tail(residual, attended.to(residual.dtype))
+    else:
+        attended = attended.to(_seen(record, last)[1].dtype)
+    return TargetScores.of(call.similarity.score(tower.embed(attended)), call, record)
 
 
 @dataclass(frozen=True, eq=False)
 class AllGradients:
-    """What to differentiate in every layer from a first one on.
+    """What to differentiate in every attention from a first one on.
 
-    `points` are the layers' mixed heads or outputs; where `row` says so the last one is the last
-    layer's CLS row of attention itself.
+    `points` are the attentions' outputs, before the output map where they can; where the forward
+    was stopped the last one is the row of attention that is read itself.
     """
 
+    tower: ViTTower
     record: Recording
     scored: TargetScores
     points: tuple[Tensor, ...]
-    row: bool
+
+    def layer_gradient(self, index: int, gradient: Tensor) -> Tensor:
+        """D y / d A (B, H, s, s) of a layer, given the gradient of its point."""
+        layer, seen = self.tower.layers[index], self.record.layers[index]
+        return _attention.matrix_gradient(layer, gradient, seen)
+
+    def last_row(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
+        """D y / d A and A of the row that is read, both (B, H, s), given the last gradient.
+
+        None where the last attention is a layer's whole matrix.
+        """
+        if self.record.stopped:
+            return gradient, self.points[-1].detach()
+        probe, index = self.tower.probe, len(self.tower.layers)
+        if probe is None:
+            return None
+        seen, tokens = _seen(self.record, index)
+        _check_first_query(gradient)
+        gradient = _attention.heads_gradient(probe, gradient[None, :, 0], seen)
+        row = _attention.row_gradient(probe, gradient, tokens)[0]
+        with torch.no_grad():
+            return row, _attention.readout_row(probe, seen)
 
 
-def all_gradients(tower: ViTTower, call: Call, start: int) -> AllGradients:
-    """Run once with a graph from the attention output of layer `start` on."""
+def all_gradients(
+    tower: ViTTower, call: Call, start: int, first: int | None = None
+) -> AllGradients:
+    """Run once with a graph from the attention of layer `start` on, tokens kept from `first`."""
     _refuse_checkpointing(tower)
-    last = len(tower.layers) - 1
+    first = start if first is None else first
+    last = len(tower.attentions) - 1
     if _stops(tower, call) and start < last:
-        keep = range(start, last)
-        with record_vit(tower, keep=keep, leaf=start, stop=last) as record:
+        with record_vit(tower, keep=range(first, last), leaf=start, stop=last) as record:
             call.scores()
-        row = _attention.cls_row(tower.layers[last], _tokens(record, last))
-        attended = _attention.attended(tower.layers[last], row, _tokens(record, last))
-        scored = _tail(tower, call, record, attended)
-        return AllGradients(record, scored, (*_points(record, keep), row), row=True)
-    keep = range(start, last + 1)
-    with record_vit(tower, keep=keep, leaf=start) as record:
+        points = _points(tower, record, range(start, last))
+        seen, tokens = _seen(record, last)
+        row = _attention.readout_row(tower.attentions[last], seen)
+        heads = _attention.heads_output(tower.attentions[last], row, tokens)
+        scored = _tail(tower, call, record, heads)
+        return AllGradients(tower, record, scored, (*points, row))
+    with record_vit(tower, keep=range(first, last + 1), leaf=start) as record:
         scores = call.scores()
     scored = TargetScores.of(scores, call, record)
-    return AllGradients(record, scored, _points(record, keep), row=False)
+    return AllGradients(tower, record, scored, _points(tower, record, range(start, last + 1)))
 
 
-def _points(record: Recording, layers: range) -> tuple[Tensor, ...]:
-    """What of each layer lies in the graph: the mixed heads where they do, else the output."""
-    kept = [record.layers[index] for index in layers]
-    points = [k.mixed if in_graph(k.mixed) else k.output for k in kept]
-    for index in layers:
-        _tokens(record, index)
-    return tuple(point for point in points if point is not None)
-
-
-def in_graph(tensor: Tensor | None) -> bool:
-    """Whether a tensor was recorded, and can be differentiated."""
-    return tensor is not None and tensor.requires_grad
+def _points(tower: ViTTower, record: Recording, indices: range) -> tuple[Tensor, ...]:
+    return tuple(_seen(record, i)[0].point(tower.attentions[i])[0] for i in indices)
 
 
 def without_gradient(
     tower: ViTTower, call: Call, visit: tuple[range, Visit]
 ) -> tuple[Recording, TargetScores]:
     """Run once without any graph and visit the tokens of some layers."""
-    last = len(tower.layers) - 1
+    last = len(tower.attentions) - 1
     with torch.no_grad():
         if not _stops(tower, call):
             with record_vit(tower, visit=visit) as record:
@@ -154,9 +187,10 @@ def without_gradient(
             return record, TargetScores.of(scores, call, record)
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        row = _attention.cls_row(tower.layers[last], _tokens(record, last))
-        attended = _attention.attended(tower.layers[last], row, _tokens(record, last))
-        return record, _tail(tower, call, record, attended)
+        seen, tokens = _seen(record, last)
+        row = _attention.readout_row(tower.attentions[last], seen)
+        heads = _attention.heads_output(tower.attentions[last], row, tokens)
+        return record, _tail(tower, call, record, heads)
 
 
 def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:

@@ -11,10 +11,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..recording import Recording
-from ._attention import all_rows, matrix_gradient, pooled_row, propagated, start_row, weighted
+from ._attention import all_rows, pooled_row, propagated, start_row, weighted
 from ._base import ViTAttribution
 from ._call import Call
-from ._passes import AllGradients, all_gradients, in_graph
+from ._passes import AllGradients, all_gradients
 
 
 @final
@@ -52,7 +52,6 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> tuple[Recording, Tensor, Tensor]:
         layers = self._layers(start_layer)
         found = all_gradients(self._tower, call, start_layer)
-        indices = layers[:-1] if found.row else layers
 
         def attention(index: int) -> Tensor:  # (B, H, s, s)
             return all_rows(self._tower.layers[index], found.record.layers[index])
@@ -60,7 +59,7 @@ class AllGradAttention(ViTAttribution):
         if len(found.scored.columns) > 1:  # every target needs it again
             attention = cache(attention)
         maps = [
-            self._propagate(found, gradients, indices, attention)
+            self._propagate(found, gradients, layers, attention)
             for gradients in found.scored.gradients(*found.points)
         ]
         return found.record, torch.stack(maps), found.scored.chosen
@@ -69,23 +68,19 @@ class AllGradAttention(ViTAttribution):
         self,
         found: AllGradients,
         gradients: tuple[Tensor, ...],
-        indices: range,
+        layers: range,
         attention: Callable[[int], Tensor],
     ) -> Tensor:
         """One target's map (B, s) from the gradients at every point."""
-        if found.row:
-            row = weighted(gradients[-1], found.points[-1].detach(), dim=1)  # (B, s)
-            start = pooled_row("cls", row) + row
+        last = found.last_row(gradients[-1])
+        if last is None:
+            start = start_row(gradients[-1], self._tower.prefix)
         else:
-            start = start_row(gradients[-1])
+            layers, start = layers[:-1], weighted(*last, dim=1)  # (B, s)
+            if self._tower.pooling == "cls":  # no residual runs around a probe
+                start = start + pooled_row("cls", start, self._tower.prefix)
         steps = (
-            weighted(self._gradient(found, index, gradient), attention(index), dim=1)
-            for index, gradient in reversed(list(zip(indices, gradients, strict=False)))
+            weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
+            for index, gradient in reversed(list(zip(layers, gradients, strict=False)))
         )
         return propagated(start, steps)
-
-    def _gradient(self, found: AllGradients, index: int, gradient: Tensor) -> Tensor:
-        kept = found.record.layers[index]
-        return matrix_gradient(
-            self._tower.layers[index], gradient, kept, of_mixed=in_graph(kept.mixed)
-        )

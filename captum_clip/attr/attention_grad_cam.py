@@ -61,23 +61,24 @@ class AttentionGradCam(ViTAttribution):
         elif weights == "elementwise":
             maps = weighted_rows(last.row, last.attention[None])[0]
         else:
-            pooled = last.row[..., 1:].mean(-1, keepdim=True)  # (K', B, H, 1)
+            patches = last.row[..., self._tower.prefix :]
+            pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
             maps = (pooled * last.attention).mean(2).clamp(min=0)
         return last.record, maps, last.scored.chosen
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
         """The same from whole matrices, for a gradient that has more than the CLS row."""
         layer, kept = self._tower.layers[-1], last.record.layers[len(self._tower.layers) - 1]
-        attention = all_rows(layer, kept)  # (B, H, s, s)
+        attention, prefix = all_rows(layer, kept), self._tower.prefix  # (B, H, s, s)
         assert last.output is not None
         maps = []
         for output in last.output:
             gradient = matrix_gradient(layer, output, kept)
-            start = start_row(output)  # (B, s)
+            start = start_row(output, prefix)  # (B, s)
             if weights == "elementwise":
                 maps.append(read_row(start, weighted(gradient, attention, dim=1)))
             else:
                 row = (start.to(gradient)[:, None, :, None] * gradient).sum(2)  # (B, H, s)
-                pooled = row[..., 1:].mean(-1)[..., None, None]  # (B, H, 1, 1)
+                pooled = row[..., prefix:].mean(-1)[..., None, None]  # (B, H, 1, 1)
                 maps.append(read_row(start, (pooled * attention).mean(1)).clamp(min=0))
         return torch.stack(maps)

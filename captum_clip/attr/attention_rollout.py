@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..recording import LayerRecord, Recording
-from ._attention import all_rows, cls_row, pooled_row, read_row
+from ._attention import all_rows, pooled_row, read_row, readout_row
 from ._base import ViTAttribution
 from ._call import Call
 from ._passes import without_gradient
@@ -45,19 +45,21 @@ class AttentionRollout(ViTAttribution):
 
     @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> tuple[Recording, Tensor, Tensor]:
-        layers = self._layers(start_layer)
-        pooling = self._tower.pooling
+        layers, tower = self._layers(start_layer), self._tower
         means: dict[int, Tensor] = {}
 
-        def visit(index: int, tokens: Tensor) -> None:
-            layer = self._tower.layers[index]
-            if index == layers[-1] and pooling == "cls":
-                means[index] = cls_row(layer, tokens).mean(1, keepdim=True)  # (B, 1, s)
+        def visit(index: int, seen: LayerRecord) -> None:
+            if index == layers[-1] and tower.pooling != "mean":
+                row = readout_row(tower.attentions[index], seen)
+                means[index] = row.mean(1, keepdim=True)  # (B, 1, s)
             else:
-                means[index] = all_rows(layer, LayerRecord(tokens=tokens)).mean(1)  # (B, s, s)
+                means[index] = all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
 
-        record, scored = without_gradient(self._tower, call, (layers, visit))
-        row = pooled_row(pooling, means[layers[-1]][:, 0])
+        record, scored = without_gradient(tower, call, (layers, visit))
+        if tower.pooling == "probe":  # no residual runs around the pool
+            row, layers = means[layers[-1]][:, 0], layers[:-1]
+        else:
+            row = pooled_row(tower.pooling, means[layers[-1]][:, 0], tower.prefix)
         for index in reversed(layers):
             mean = means[index]
             row = (row + (mean[:, 0] if mean.shape[1] == 1 else read_row(row, mean))) / 2

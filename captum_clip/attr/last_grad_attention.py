@@ -9,19 +9,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import check_choice
-from ..recording import Recording
+from ..recording import LayerRecord, Recording
 from ._attention import (
     all_rows,
-    cls_row,
     matrix_gradient,
     propagated,
+    readout_row,
     start_row,
     weighted,
     weighted_rows,
 )
 from ._base import ViTAttribution
 from ._call import Call
-from ._passes import LastGradient, last_gradient, run_again
+from ._passes import LastGradient, all_gradients, last_gradient, run_again
 
 Heads = Literal["paired", "averaged"]
 
@@ -70,16 +70,18 @@ class LastGradAttention(ViTAttribution):
         self, call: Call, *, heads: Heads = "paired", start_layer: int = 0
     ) -> tuple[Recording, Tensor, Tensor]:
         check_choice("heads", heads, ("paired", "averaged"))
-        layers = self._layers(start_layer)
+        layers, pooling = self._layers(start_layer), self._tower.pooling
+        if pooling == "probe" and len(layers) > 1:
+            return self._below_probe(call, layers, heads)
         rows: dict[int, Tensor] = {}
 
-        def visit(index: int, tokens: Tensor) -> None:
-            rows[index] = _combined(cls_row(self._tower.layers[index], tokens), heads, dim=1)
+        def visit(index: int, seen: LayerRecord) -> None:
+            rows[index] = _combined(readout_row(self._tower.layers[index], seen), heads, dim=1)
 
-        if self._tower.pooling == "cls":
-            last = last_gradient(self._tower, call, (layers[:-1], visit))
-        else:  # the rows alone will not do
+        if pooling == "mean":  # the rows alone will not do
             last = last_gradient(self._tower, call, keep=layers)
+        else:
+            last = last_gradient(self._tower, call, (layers[:-1], visit))
         if last.row is None or last.attention is None:
             return last.record, self._general(call, last, layers, heads), last.scored.chosen
         rows[layers[-1]] = _combined(last.attention, heads, dim=1)  # (B, H, s)
@@ -96,14 +98,37 @@ class LastGradAttention(ViTAttribution):
         assert last.output is not None
         maps = []
         for output in last.output:  # (B, s, D), one target after the other
-            gradient = matrix_gradient(self._tower.layers[-1], output, record.layers[layers[-1]])
-            gradient = _combined(gradient, heads, dim=1)
-            matrices = (
-                weighted(gradient, _combined(self._matrix(record, index), heads, dim=1), dim=1)
-                for index in reversed(layers)
+            gradient = matrix_gradient(
+                self._tower.layers[-1], output, last.record.layers[layers[-1]]
             )
-            maps.append(propagated(start_row(output), matrices))
+            start = start_row(output, self._tower.prefix)
+            maps.append(self._propagated(start, gradient, record, layers, heads))
         return torch.stack(maps)
+
+    def _below_probe(
+        self, call: Call, layers: range, heads: Heads
+    ) -> tuple[Recording, Tensor, Tensor]:
+        """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
+        found = all_gradients(self._tower, call, layers[-2], first=layers[0])
+        maps = []
+        for gradients in found.scored.gradients(*found.points):
+            last = found.last_row(gradients[-1])
+            assert last is not None
+            start = weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
+            gradient = found.layer_gradient(layers[-2], gradients[0])
+            maps.append(self._propagated(start, gradient, found.record, layers[:-1], heads))
+        return found.record, torch.stack(maps), found.scored.chosen
+
+    def _propagated(
+        self, start: Tensor, gradient: Tensor, record: Recording, layers: range, heads: Heads
+    ) -> Tensor:
+        """One target's map (B, s) from a row (B, s) and the last gradient (B, H, s, s)."""
+        gradient = _combined(gradient, heads, dim=1)
+        matrices = (
+            weighted(gradient, _combined(self._matrix(record, index), heads, dim=1), dim=1)
+            for index in reversed(layers)
+        )
+        return propagated(start, matrices)
 
     def _matrix(self, record: Recording, index: int) -> Tensor:
         return all_rows(self._tower.layers[index], record.layers[index])

@@ -10,8 +10,17 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ..errors import InputError
+from ..models.towers import AttentionLayer
 from ..recording import LayerRecord, Recording
-from ._attention import all_rows, cls_row, pooled_row, read_row, row_gradient, start_row
+from ._attention import (
+    all_rows,
+    heads_gradient,
+    pooled_row,
+    read_row,
+    readout_row,
+    row_gradient,
+    start_row,
+)
 from ._base import ViTAttribution
 from ._call import Call
 from ._passes import all_gradients, last_gradient, without_gradient
@@ -69,7 +78,7 @@ class LayerAttention(ViTAttribution):
     ) -> tuple[Recording, Tensor, Tensor]:
         check_choice("of", of, ("attention", "gradient"))
         check_choice("rows", rows, ("cls", "sum"))
-        count = len(self._tower.layers)
+        count = len(self._tower.attentions)
         if isinstance(index, bool) or not isinstance(index, int) or not -count <= index < count:
             raise InputError(
                 f"index: {index!r} is no layer; the tower has layers 0 to {count - 1}, or "
@@ -79,22 +88,25 @@ class LayerAttention(ViTAttribution):
         return compute(call, index % count, rows)
 
     def _attention(self, call: Call, index: int, rows: Rows) -> tuple[Recording, Tensor, Tensor]:
-        layer, pooling = self._tower.layers[index], self._tower.pooling
-        seen: list[Tensor] = []  # (B, s)
+        tower, attention = self._tower, self._tower.attentions[index]
+        shown: list[Tensor] = []  # (B, s)
 
-        def visit(_: int, tokens: Tensor) -> None:
-            if rows == "cls" and pooling == "cls":
-                seen.append(cls_row(layer, tokens).mean(1))
+        def visit(_: int, seen: LayerRecord) -> None:
+            if not isinstance(attention, AttentionLayer) or (
+                rows == "cls" and tower.pooling == "cls"
+            ):
+                shown.append(readout_row(attention, seen).mean(1))
                 return
-            matrix = all_rows(layer, LayerRecord(tokens=tokens)).mean(1)
-            mean = read_row(pooled_row(pooling, matrix[:, 0]), matrix)
-            seen.append(mean if rows == "cls" else matrix.sum(1))
+            matrix = all_rows(attention, seen).mean(1)
+            mean = read_row(pooled_row(tower.pooling, matrix[:, 0], tower.prefix), matrix)
+            shown.append(mean if rows == "cls" else matrix.sum(1))
 
-        record, scored = without_gradient(self._tower, call, (range(index, index + 1), visit))
-        return record, seen[0].expand(len(scored.columns), -1, -1), scored.chosen
+        record, scored = without_gradient(tower, call, (range(index, index + 1), visit))
+        return record, shown[0].expand(len(scored.columns), -1, -1), scored.chosen
 
     def _gradient(self, call: Call, index: int, rows: Rows) -> tuple[Recording, Tensor, Tensor]:
-        if index == len(self._tower.layers) - 1:
+        prefix, is_last = self._tower.prefix, index == len(self._tower.attentions) - 1
+        if is_last:
             last = last_gradient(self._tower, call)
             if last.row is not None:  # the only row, so also the sum
                 return last.record, last.row.mean(2), last.scored.chosen
@@ -104,14 +116,14 @@ class LayerAttention(ViTAttribution):
             found = all_gradients(self._tower, call, index)
             record, scored = found.record, found.scored
             output = scored.stacked_gradients(found.points[0])  # (K', B, s, D)
-        tokens = record.layers[index].tokens
-        assert tokens is not None
+        layer, seen = self._tower.layers[index], record.layers[index]
+        assert seen.tokens is not None
         if rows == "sum":
             chosen = output.sum(2)
-        elif index == len(self._tower.layers) - 1:
-            chosen = torch.stack([(start_row(g)[..., None] * g).sum(1) for g in output])
+        elif is_last:
+            chosen = torch.stack([(start_row(g, prefix)[..., None] * g).sum(1) for g in output])
         else:
-            row = pooled_row(self._tower.pooling, output[0, ..., 0])  # (B, s)
+            row = pooled_row(self._tower.pooling, output[0, ..., 0], prefix)  # (B, s)
             chosen = (row[..., None] * output).sum(2)
-        gradient = row_gradient(self._tower.layers[index], chosen, tokens)  # (K', B, H, s)
-        return record, gradient.mean(2), scored.chosen
+        gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
+        return record, gradient.mean(2), scored.chosen  # (K', B, H, s) -> (K', B, s)

@@ -53,7 +53,7 @@ class ClipAdapter(ABC):
 
     @property
     @abstractmethod
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """Whether an image embedding is the library's own code from the tower's end to end."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class ClipAdapter(ABC):
     @property
     def embedding_dim(self) -> int | None:
         """Length of the embeddings; None where only a forward tells, as with changed code."""
-        return self.tower.embedding_dim if self.standard else None
+        return self.tower.embedding_dim if self.is_unmodified else None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a map for images of this size in pixels.

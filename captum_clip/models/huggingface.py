@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
-from .standard import is_linear, standard, untouched
-from .towers import AttentionLayer, Linear, Projections, ViTTower
+from .towers import AttentionLayer, Exposed, Linear, Projections, ViTTower
+from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
 
 MODELS = ("CLIPModel",)
 TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
@@ -62,14 +62,14 @@ class HuggingFaceLayer(AttentionLayer):
         out: Tensor = hidden + self.block.mlp(self.block.layer_norm2(hidden))
         return out
 
-    def taps(self) -> Mapping[Literal["query", "key", "value", "mixed"], tuple[nn.Module, bool]]:
+    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         """See `AttentionLayer`."""
         attention = self.attention
         return {
             "query": (attention.q_proj, True),
             "key": (attention.k_proj, True),
             "value": (attention.v_proj, True),
-            "mixed": (attention.out_proj, False),
+            "heads_output": (attention.out_proj, False),
         }
 
 
@@ -104,18 +104,18 @@ class HuggingFaceTower(ViTTower):
         return normed if self.projection is None else self.projection(normed)
 
     @property
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """See `Tower`."""
         from transformers.models.clip import modeling_clip as clip
 
         plain = getattr(clip, "CLIPVisionTransformer", clip.CLIPVisionModel)
         block: Any = self.layers[-1].block
         return (
-            standard(self.module, (plain,))
-            and standard(self.module.encoder, (clip.CLIPEncoder,))
-            and standard(block, (clip.CLIPEncoderLayer,))
-            and standard(block.self_attn, (clip.CLIPAttention,))
-            and all(untouched(module) for module in block.modules())
+            is_unmodified(self.module, (plain,))
+            and is_unmodified(self.module.encoder, (clip.CLIPEncoder,))
+            and is_unmodified(block, (clip.CLIPEncoderLayer,))
+            and is_unmodified(block.self_attn, (clip.CLIPAttention,))
+            and all(has_no_foreign_hooks(module) for module in block.modules())
         )
 
     @property
@@ -124,13 +124,13 @@ class HuggingFaceTower(ViTTower):
         blocks = self.module.encoder.layers
         return any(block.gradient_checkpointing and block.training for block in blocks)
 
-    def unsteady(self) -> str | None:
+    def nondeterminism(self) -> str | None:
         """See `Tower`; attention dropout is a number here, not a module."""
         for layer in self.layers:
             attention: Any = layer.attention
             if attention.training and attention.dropout > 0:
                 return f"attention dropout {attention.dropout}"
-        return super().unsteady()
+        return super().nondeterminism()
 
 
 def tower_of(module: nn.Module) -> HuggingFaceTower | None:
@@ -176,12 +176,12 @@ class HuggingFaceAdapter(ClipAdapter):
     tower: HuggingFaceTower
 
     @property
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """See `ClipAdapter`."""
         from transformers import CLIPModel
 
-        own = standard(self.model, (CLIPModel,), "get_image_features")
-        return own and self.tower.standard
+        own = is_unmodified(self.model, (CLIPModel,), "get_image_features")
+        return own and self.tower.is_unmodified
 
     def image_features(self, images: Tensor) -> Tensor:
         """See `ClipAdapter`."""

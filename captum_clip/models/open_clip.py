@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,8 +14,17 @@ from ..errors import InputError, UnsupportedModelError
 from . import attention_pool
 from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
-from .standard import is_linear, standard, untouched
-from .towers import AttentionLayer, Linear, Pooling, Projections, ResNetTower, Tower, ViTTower
+from .towers import (
+    AttentionLayer,
+    Exposed,
+    Linear,
+    Pooling,
+    Projections,
+    ResNetTower,
+    Tower,
+    ViTTower,
+)
+from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
 
 MODELS = ("CLIP", "CustomTextCLIP")
 TOWERS = ("CLIP", "CustomTextCLIP", "VisionTransformer", "ModifiedResNet")
@@ -104,9 +113,9 @@ class CustomLayer(_OpenClipLayer):
         out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
         return out
 
-    def taps(self) -> Mapping[Literal["query", "key", "value", "mixed"], tuple[nn.Module, bool]]:
+    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         """See `AttentionLayer`."""
-        return {"mixed": (self.attention.out_proj, False)}
+        return {"heads_output": (self.attention.out_proj, False)}
 
 
 def _native_grid(
@@ -137,18 +146,18 @@ class OpenClipViT(ViTTower):
         return normed if self.module.proj is None else normed @ self.module.proj
 
     @property
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """See `Tower`."""
         from open_clip import transformer as library
 
         block: Any = self.layers[-1].block
         blocks = (library.ResidualAttentionBlock, library.CustomResidualAttentionBlock)
         return (
-            standard(self.module, (library.VisionTransformer,))
-            and standard(self.module.transformer, (library.Transformer,))
-            and standard(block, blocks)
-            and standard(block.attn, (nn.MultiheadAttention, library.Attention))
-            and all(untouched(module) for module in block.modules())
+            is_unmodified(self.module, (library.VisionTransformer,))
+            and is_unmodified(self.module.transformer, (library.Transformer,))
+            and is_unmodified(block, blocks)
+            and is_unmodified(block.attn, (nn.MultiheadAttention, library.Attention))
+            and all(has_no_foreign_hooks(module) for module in block.modules())
         )
 
     @property
@@ -156,7 +165,7 @@ class OpenClipViT(ViTTower):
         """See `ViTTower`."""
         return bool(self.module.transformer.grad_checkpointing)
 
-    def unsteady(self) -> str | None:
+    def nondeterminism(self) -> str | None:
         """See `Tower`; dropout of patches or attention is a number here, not a `Dropout`."""
         patches = self.module.patch_dropout
         if patches.training and getattr(patches, "prob", 0) > 0:
@@ -165,7 +174,7 @@ class OpenClipViT(ViTTower):
             attention: Any = layer.attention
             if attention.training and getattr(attention, "dropout", 0) > 0:
                 return f"attention dropout {attention.dropout}"
-        return super().unsteady()
+        return super().nondeterminism()
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,14 +194,14 @@ class OpenClipResNet(ResNetTower):
         return int(self.module.attnpool.c_proj.out_features)
 
     @property
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """See `Tower`."""
         from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 
         pool = self.module.attnpool
         return (
-            standard(self.module, (ModifiedResNet,))
-            and standard(pool, (AttentionPool2d,))
+            is_unmodified(self.module, (ModifiedResNet,))
+            and is_unmodified(pool, (AttentionPool2d,))
             and all(is_linear(getattr(pool, f"{name}_proj")) for name in "qkvc")
         )
 
@@ -305,12 +314,12 @@ class OpenClipAdapter(ClipAdapter):
         return dtype
 
     @property
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """See `ClipAdapter`."""
         from open_clip import CLIP, CustomTextCLIP
 
-        own = standard(self.model, (CLIP, CustomTextCLIP), "encode_image")
-        return own and self.tower.standard
+        own = is_unmodified(self.model, (CLIP, CustomTextCLIP), "encode_image")
+        return own and self.tower.is_unmodified
 
     def image_features(self, images: Tensor) -> Tensor:
         """See `ClipAdapter`."""

@@ -18,7 +18,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from ..errors import UnsupportedModelError
 
 Kind = Literal["vit", "resnet"]
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "probe"]
+Which = Literal["query", "key"]
+Exposed = Literal["query", "key", "value", "heads_output"]
 
 
 class Linear(NamedTuple):
@@ -29,7 +31,7 @@ class Linear(NamedTuple):
 
 
 class Projections(NamedTuple):
-    """The four linear maps of one multi-head self-attention."""
+    """The four linear maps of one multi-head attention."""
 
     query: Linear
     key: Linear
@@ -37,16 +39,16 @@ class Projections(NamedTuple):
     output: Linear
 
 
-class AttentionLayer(ABC):
-    """One residual block of a ViT, seen from its self-attention.
+class Attention(ABC):
+    """One multi-head attention of H heads, seen from outside.
 
-    The block computes ``z = r + scale(attention(norm(r)))`` and ``z + mlp(z)``, where ``r`` is the
-    block's input; ``norm(r)`` are the tokens that enter ``attention``.
+    Tokens enter the module `inlet`, and `outlet` returns what the attention gives; mostly they are
+    one module.
     """
 
-    def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
-        self.block = block
-        self.attention = attention
+    def __init__(self, inlet: nn.Module, outlet: nn.Module, heads: int) -> None:
+        self.inlet = inlet
+        self.outlet = outlet
         self.heads = heads
 
     @abstractmethod
@@ -60,31 +62,92 @@ class AttentionLayer(ABC):
 
     @abstractmethod
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """The tokens (B, s, D) among the arguments of the attention module."""
+        """The tokens (B, s, D) of keys and values among the arguments of the inlet."""
+
+    @abstractmethod
+    def output(self, result: Any) -> Tensor:
+        """The output (B, rows, D) in what the outlet returned."""
+
+    @abstractmethod
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        """`result` with `output` (B, rows, D) in the place of its output."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether `merge` is the output map alone, so that a gradient passes it as W_O^T."""
+        return True
+
+    def merge(self, heads_output: Tensor) -> Tensor:
+        """The output (..., D) from the heads' outputs side by side, where that is more than W_O.
+
+        An inner norm makes it so. Called only where `linear` is False.
+        """
+        raise NotImplementedError
+
+
+class AttentionLayer(Attention):
+    """One residual block of a ViT, seen from its self-attention.
+
+    The block computes ``z = r + scale(attention(norm(r)))`` and ``z + mlp(z)``, where ``r`` is the
+    block's input; ``norm(r)`` are the tokens that enter ``attention``.
+    """
+
+    def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
+        super().__init__(attention, attention, heads)
+        self.block = block
+        self.attention = attention
 
     @abstractmethod
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D) among the arguments of the block."""
 
     @abstractmethod
-    def output(self, result: Any) -> Tensor:
-        """The output (B, s, D) in what the attention module returned."""
-
-    @abstractmethod
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        """`result` with `output` (B, s, D) in the place of its output."""
-
-    @abstractmethod
     def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
         """The block's output from its input and the attention's output, both (..., D)."""
 
-    def taps(self) -> Mapping[Literal["query", "key", "value", "mixed"], tuple[nn.Module, bool]]:
+    def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What else of the attention's arguments `turned` needs, such as a table of RoPE."""
+        return None
+
+    @property
+    def plain(self) -> bool:
+        """Whether queries and keys enter the product as they are projected.
+
+        Then q . k_j = (W_K^T q) . x_j + a constant of the row, and no key need be computed.
+        """
+        return True
+
+    def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+        """Queries or keys (B, H, rows, d) as they enter the product: qk-norm, RoPE.
+
+        The rows are the first ones of the sequence. Called only where `plain` is False.
+        """
+        return heads
+
+    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         """Modules whose output (True) or input (False) is one of these, (B, s, D).
 
-        Queries, keys and values before any scaling; mixed = the heads' outputs side by side, what
-        enters the output map. What a family does not expose is left out and computed again.
+        Queries, keys and values as projected; heads_output = the heads' outputs side by side, what
+        enters the output map or the norm before it. What a family does not expose is left out and
+        computed again; where `linear` is False heads_output must be there.
         """
         return {}
+
+
+class Probe(Attention):
+    """A pooling head: learned queries attend to the last block's tokens; the first one is read.
+
+    SigLIP, PE-Core, CoCa and AIMv2 have one. With u_h = s W_K,h^T q_h the attention is
+    a_hj = softmax_j(u_h . x_j), and the embedding is `ViTTower.embed` of its output.
+    """
+
+    @abstractmethod
+    def query(self) -> Tensor:
+        """The first query (H, d), which no image changes, not yet scaled."""
+
+    @abstractmethod
+    def modules(self) -> Sequence[nn.Module]:
+        """All that lies between the last block and the image embedding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,28 +172,38 @@ class Tower(ABC):
 
     @property
     @abstractmethod
-    def standard(self) -> bool:
+    def is_unmodified(self) -> bool:
         """Whether its last part is the library's own code, so that the rest of a forward is known.
 
         A subclass, a patched method or somebody's hook may make it something else.
         """
 
-    def unsteady(self) -> str | None:
+    def nondeterminism(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer; None if nothing."""
         for module in self.module.modules():
             if module.training and isinstance(module, _BatchNorm):
                 return "BatchNorm"
             if module.training and isinstance(module, _DropoutNd) and module.p > 0:
                 return f"dropout {module.p}"
+            # DropPath of timm and transformers is no Dropout: it drops whole branches of a block
+            rate = getattr(module, "drop_prob", None)
+            if module.training and isinstance(rate, float) and rate > 0:
+                return f"{type(module).__name__} {rate}"
         return None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ViTTower(Tower):
-    """A vision transformer: token 0 is CLS, the patches follow row by row."""
+    """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row.
+
+    Its embedding reads the last block's CLS token ("cls"), the mean of its patches ("mean"), or
+    what a `probe` attends to in all its tokens.
+    """
 
     layers: Sequence[AttentionLayer]
     pooling: Pooling
+    prefix: int = 1
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
@@ -146,15 +219,23 @@ class ViTTower(Tower):
         return "vit"
 
     @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The self-attention of every layer, and after them the probe's where there is one."""
+        return (*self.layers, *(() if self.probe is None else (self.probe,)))
+
+    @property
     def embedding_dim(self) -> int:
         """See `Tower`: of a token of zeros, which costs next to nothing."""
-        weight = self.layers[-1].projections().output.weight
+        weight = self.attentions[-1].projections().output.weight
         with torch.no_grad():
             return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
     @abstractmethod
-    def embed(self, token: Tensor) -> Tensor:
-        """The image embedding (..., E) from the last block's CLS output (..., D)."""
+    def embed(self, readout: Tensor) -> Tensor:
+        """The image embedding (..., E) from the token that is read, (..., D).
+
+        That is the last block's output for it; with a probe, what the probe's attention returned.
+        """
 
     @property
     @abstractmethod

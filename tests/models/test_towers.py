@@ -147,12 +147,12 @@ def test_replaced_puts_an_output_back(name):
 
 @pytest.mark.parametrize("name", VITS)
 @torch.no_grad()
-def test_taps_are_the_projections_of_the_tokens(name):
+def test_qkv_modules_are_the_projections_of_the_tokens(name):
     built = small(name, torch.float64)
     clip = built.load()
     layer = clip.tower.layers[1]
-    taps, seen, handles = layer.taps(), {}, []
-    for key, (module, is_output) in taps.items():
+    modules, seen, handles = layer.qkv_modules(), {}, []
+    for key, (module, is_output) in modules.items():
 
         def hook(module, args, result, key=key, is_output=is_output):
             seen[key] = result if is_output else args[0]
@@ -161,14 +161,14 @@ def test_taps_are_the_projections_of_the_tokens(name):
     recorded = record(layer, lambda: clip.image_features(built.images(dtype=torch.float64)))
     for handle in handles:
         handle.remove()
-    assert seen.keys() == taps.keys()
+    assert seen.keys() == modules.keys()
     maps = layer.projections()
     for key in {"query", "key", "value"} & seen.keys():
         linear = getattr(maps, key)
         expected = nn.functional.linear(recorded["tokens"], linear.weight, linear.bias)
         torch.testing.assert_close(seen[key], expected, atol=1e-12, rtol=1e-12)
-    if "mixed" in seen:
-        expected = nn.functional.linear(seen["mixed"], maps.output.weight, maps.output.bias)
+    if "heads_output" in seen:
+        expected = nn.functional.linear(seen["heads_output"], maps.output.weight, maps.output.bias)
         torch.testing.assert_close(recorded["output"], expected, atol=1e-12, rtol=1e-12)
 
 
@@ -271,25 +271,25 @@ def test_tower_of_takes_the_vision_models_of_transformers():
         torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_towers_tell_what_makes_them_unsteady():
+def test_towers_name_their_nondeterminism():
     for name in VITS:
         tower = tower_of(small(name).model)
-        assert tower.unsteady() is None
+        assert tower.nondeterminism() is None
         tower.module.train()
-        assert tower.unsteady() is None  # nothing here depends on the mode
+        assert tower.nondeterminism() is None  # nothing here depends on the mode
     attention = tower_of(small("hf_vit", attention_dropout=0.1).model)
-    assert attention.unsteady() is None
+    assert attention.nondeterminism() is None
     attention.module.train()
-    assert attention.unsteady() == "attention dropout 0.1"
+    assert attention.nondeterminism() == "attention dropout 0.1"
     patches = tower_of(small("open_clip_vit", patch_dropout=0.5).model)
-    assert patches.unsteady() is None
+    assert patches.nondeterminism() is None
     patches.module.train()
-    assert patches.unsteady() == "patch dropout 0.5"
+    assert patches.nondeterminism() == "patch dropout 0.5"
     resnet = tower_of(small("open_clip_resnet").model)
-    assert resnet.unsteady() is None
+    assert resnet.nondeterminism() is None
     layer2: Any = resnet.module.layer2
     layer2.train()
-    assert resnet.unsteady() == "BatchNorm"
+    assert resnet.nondeterminism() == "BatchNorm"
 
 
 def test_transformers_tells_of_gradient_checkpointing():

@@ -13,21 +13,21 @@ _MARK = "_captum_clip_recording"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def ours(hook: Hook) -> Hook:
+def mark_own_hook(hook: Hook) -> Hook:
     """Mark a hook of a recording, which changes nothing for anybody else."""
     setattr(hook, _MARK, True)
     return hook
 
 
-def untouched(module: nn.Module, method: str = "forward") -> bool:
+def has_no_foreign_hooks(module: nn.Module, method: str = "forward") -> bool:
     """Whether neither a hook nor another method on the object itself changes what it computes."""
     hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
     return method not in vars(module) and all(hasattr(hook, _MARK) for hook in hooks)
 
 
-def standard(module: nn.Module, kinds: tuple[type, ...], method: str = "forward") -> bool:
-    """Whether a module is exactly of one of these classes, and untouched."""
-    return type(module) in kinds and untouched(module, method)
+def is_unmodified(module: nn.Module, kinds: tuple[type, ...], method: str = "forward") -> bool:
+    """Whether a module is exactly of one of these classes, without foreign hooks."""
+    return type(module) in kinds and has_no_foreign_hooks(module, method)
 
 
 def is_linear(module: Any) -> bool:
@@ -35,6 +35,6 @@ def is_linear(module: Any) -> bool:
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and untouched(module)
+        and has_no_foreign_hooks(module)
         and module.weight.is_floating_point()
     )
