@@ -16,7 +16,7 @@ from .. import maps, targets
 from ..attr import LayerAttention
 from ..attr.registry import MethodChoice
 from ..metrics import bootstrap_mean, energy_inside, holm, paired_difference, pointing_game
-from ..metrics.localization import grown
+from ..metrics.localization import dilate
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from .pointing import methods_for
@@ -112,7 +112,7 @@ class Marked(NamedTuple):
     def of(cls, scene: TaggedScene) -> Marked:
         """Mark a scene, once for all methods: it takes longer than most maps."""
         masks = torch.from_numpy(np.stack([scene.tag_mask, scene.object_mask]))
-        return cls(scene, masks, grown(masks, NEAR))
+        return cls(scene, masks, dilate(masks, NEAR))
 
 
 def read(clip: ClipAdapter, scenes: Sequence[Marked], name: str) -> Reading:

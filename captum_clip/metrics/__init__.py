@@ -2,6 +2,7 @@
 
 from .bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
 from .captum_metrics import infidelity, sensitivity
+from .deletion import Curves, PerturbationTest, perturbation_test
 from .fills import blur_fill, mean_fill
 from .fixation import auc_judd, cc, nss, sim
 from .localization import coverage, energy_inside, pointing_game
@@ -21,8 +22,7 @@ from .object_effect import (
     object_mass,
     shapley_effects,
 )
-from .perturbation import Curves, PerturbationTest, perturbation_test
-from .random_changes import gaussian_noise, patch_removal
+from .perturbations import gaussian_noise, patch_removal
 from .road import road_fill
 from .sanity import rank_correlation
 from .segmentation import SegmentationScores, segmentation_scores

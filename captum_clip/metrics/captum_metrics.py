@@ -12,16 +12,9 @@ from torch import Tensor
 from ..checks import check_positive
 from ..errors import InputError
 from ..maps import check_maps, expand_to_input
-from .checks import (
-    Forward,
-    Targets,
-    check_count,
-    check_images,
-    checked_scores,
-    checked_targets,
-)
-from .planes import planes, widened
-from .random_changes import Perturbation, patch_removal
+from .checks import Forward, Targets, check_count, check_images, checked_scores, checked_targets
+from .perturbations import Perturbation, patch_removal
+from .resize import as_planes, at_least_single
 
 
 def infidelity(
@@ -79,29 +72,32 @@ def infidelity(
     caller = "infidelity"
     check_images(caller, images)
     check_maps(caller, maps)
-    spread = _spread(caller, maps, images)
+    if maps.shape == images.shape:
+        spread = at_least_single(maps)
+    else:
+        spread = expand_to_input(as_planes(caller, maps, images)[:, None], images)
     chosen = checked_targets(caller, target, images, name="target")
     perturb = _default_removal(maps, images) if perturbation is None else perturbation
     largest = None if target is None else int(chosen.max())
 
-    def scored(inputs: Tensor) -> Tensor:
+    def score(inputs: Tensor) -> Tensor:
         return checked_scores(caller, forward, inputs, largest).double()
 
-    found = []
-    for part, most, generators in _parts(caller, images, samples, batch_size, seed):
-        found.append(
-            captum_metrics.infidelity(
-                scored,
-                _drawing(perturb, generators),
-                images[part],
-                spread[part].double(),
-                target=chosen[part],
-                n_perturb_samples=samples,
-                max_examples_per_batch=most,
-                normalize=normalize,
-            )
+    values = [
+        captum_metrics.infidelity(
+            score,
+            _perturb_repeated(perturb, generators),
+            images[part],
+            spread[part].double(),
+            target=chosen[part],
+            n_perturb_samples=samples,
+            max_examples_per_batch=most,
+            normalize=normalize,
         )
-    return torch.cat(found).clamp(min=0).to(widened(maps).dtype)  # rounding may leave -1e-20
+        for part, most, generators in _batches(caller, images, samples, batch_size, seed)
+    ]
+    # rounding may leave -1e-20
+    return torch.cat(values).clamp(min=0).to(at_least_single(maps).dtype)
 
 
 @torch.inference_mode(False)
@@ -157,35 +153,35 @@ def sensitivity(
     def explain(inputs: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
         # captum gives a tuple first and a tensor afterwards, and turns gradients off; its own
         # methods warn of inputs that need none
-        given = inputs[0] if isinstance(inputs, tuple) else inputs
+        pixels = inputs[0] if isinstance(inputs, tuple) else inputs
         with torch.enable_grad():
-            leaf = given.detach().clone().requires_grad_()
-            found = attribute(leaf, target=target, **options)
-        maps = found[0] if isinstance(found, tuple) else found
+            leaf = pixels.detach().clone().requires_grad_()
+            result = attribute(leaf, target=target, **options)
+        maps = result[0] if isinstance(result, tuple) else result
         check_maps(caller, maps)
-        maps = widened(maps.detach()).contiguous()
+        maps = at_least_single(maps.detach()).contiguous()
         return (maps,) if isinstance(inputs, tuple) else maps
 
-    found = []
-    for part, most, generators in _parts(caller, images, samples, batch_size, seed):
-        found.append(
-            captum_metrics.sensitivity_max(
-                explain,
-                images[part],
-                perturb_func=_moving(radius, generators),
-                n_perturb_samples=samples,
-                max_examples_per_batch=most,
-                target=target if chosen is None else chosen[part],
-            )
+    def add_noise(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        noise = radius * (2 * torch.rand(image.shape, generator=generator) - 1).to(image)
+        return noise, image + noise
+
+    def noisy(generators: list[torch.Generator]) -> Callable[[Tensor], Tensor]:
+        perturb = _perturb_repeated(add_noise, generators)
+        return lambda inputs: perturb(inputs)[1]
+
+    values = [
+        captum_metrics.sensitivity_max(
+            explain,
+            images[part],
+            perturb_func=noisy(generators),
+            n_perturb_samples=samples,
+            max_examples_per_batch=most,
+            target=target if chosen is None else chosen[part],
         )
-    return torch.cat(found)
-
-
-def _spread(caller: str, maps: Tensor, images: Tensor) -> Tensor:
-    """Maps in the images' shape."""
-    if maps.shape == images.shape:
-        return widened(maps)
-    return expand_to_input(planes(caller, maps, images)[:, None], images)
+        for part, most, generators in _batches(caller, images, samples, batch_size, seed)
+    ]
+    return torch.cat(values)
 
 
 def _default_removal(maps: Tensor, images: Tensor) -> Perturbation:
@@ -198,16 +194,13 @@ def _default_removal(maps: Tensor, images: Tensor) -> Perturbation:
     return patch_removal(grid)
 
 
-def _parts(
+def _batches(
     caller: str, images: Tensor, samples: int, batch_size: int, seed: int
 ) -> Iterator[tuple[slice, int, list[torch.Generator]]]:
     """Parts of a batch, how many perturbed images fit at a time, and a generator an image."""
-    for name, value, least in (
-        ("samples", samples, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        check_count(caller, name, value, least=least)
+    check_count(caller, "samples", samples)
+    check_count(caller, "batch_size", batch_size)
+    check_count(caller, "seed", seed, least=0)
     size = max(1, batch_size // samples)
     for start in range(0, len(images), size):
         indices = range(start, min(start + size, len(images)))
@@ -216,7 +209,7 @@ def _parts(
         yield slice(start, start + size), most, generators
 
 
-def _drawing(
+def _perturb_repeated(
     perturb: Perturbation, generators: list[torch.Generator]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """What captum asks for: changes and changed images, each image repeated a number of times."""
@@ -228,14 +221,3 @@ def _drawing(
         return changes, changed
 
     return draw
-
-
-def _moving(radius: float, generators: list[torch.Generator]) -> Callable[[Tensor], Tensor]:
-    """The same for images with uniform noise, without the noise."""
-
-    def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        noise = radius * (2 * torch.rand(image.shape, generator=generator) - 1).to(image)
-        return noise, image + noise
-
-    draw = _drawing(perturb, generators)
-    return lambda inputs: draw(inputs)[1]

@@ -15,11 +15,32 @@ Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
 
 
+def describe(value: Any) -> str:
+    """The type and shape of a tensor, or what else a value is."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def check_bool(caller: str, name: str, value: Any) -> None:
+    """A bool tensor of any shape."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise InputError(f"{caller}: expected {name} as a bool tensor, got {describe(value)}.")
+
+
+def check_finite(caller: str, name: str, value: Any) -> None:
+    """A finite floating-point tensor of any shape."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise InputError(
+            f"{caller}: expected {name} as a floating-point tensor, got {describe(value)}."
+        )
+    if not torch.isfinite(value).all():
+        raise InputError(f"{caller}: the {name} hold NaN or infinity; leave them out.")
+
+
 def check_masks(caller: str, maps: Tensor, masks: Any, *, what: str = "masks") -> None:
     """Masks are bool tensors (..., H, W), one a map, each with something inside and outside it."""
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        found = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"{caller}: expected {what} as a bool tensor, got {found}.")
+    check_bool(caller, what, masks)
     if masks.ndim < 2 or masks.shape[:-2] != maps.shape[:-2]:
         raise InputError(
             f"{caller}: expected one of the {what} (..., H, W) a map, got {what} "
@@ -49,14 +70,9 @@ def check_device(caller: str, maps: Tensor, others: Tensor, *, what: str) -> Non
 def check_images(caller: str, images: Any) -> None:
     """Images are finite floating-point tensors (B, C, H, W)."""
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        found = (
-            f"{images.dtype} {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
         raise InputError(
             f"{caller}: expected preprocessed images as a floating-point tensor (B, C, H, W), got "
-            f"{found}; clip.preprocess(...) makes one."
+            f"{describe(images)}; clip.preprocess(...) makes one."
         )
     if 0 in images.shape or not torch.isfinite(images).all():
         raise InputError(
@@ -99,10 +115,10 @@ def checked_scores(caller: str, forward: Forward, images: Tensor, largest: int |
     """
     scores = forward(images)
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(images):
-        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
             f"{caller}: expected a forward function that returns (B,) or (B, K) for {len(images)} "
-            f"images, got {found}."
+            f"images, got {shape}."
         )
     scores = scores.reshape(len(images), -1)
     if largest is None and scores.shape[1] != 1:

@@ -37,7 +37,7 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
 
     Args:
         images: (B, C, H, W), preprocessed.
-        deviation: of the Gaussian in pixels; it is cut off at three.
+        deviation: standard deviation of the Gaussian in pixels; it is cut off at three.
 
     Returns:
         (B, C, H, W), same type and device.

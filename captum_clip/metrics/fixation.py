@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import check_maps, normalize
-from .checks import check_device, check_masks
-from .planes import counted, resized, varies, widened
+from .checks import check_device
 from .ranks import average_ranks, pearson
+from .resize import at_least_single, count_pixels, maps_at_masks, resize_to_masks, varies
 
 
 def nss(maps: Tensor, fixations: Tensor) -> Tensor:
@@ -17,7 +17,8 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
 
     .. math:: \mathrm{NSS} = \frac{1}{|F|} \sum_{p \in F} \frac{m_p - \bar m}{\sigma(m)}
 
-    Chance is 0. The deviation is that of a sample (divided by N - 1), as in the authors' code.
+    Chance is 0. The standard deviation is that of a sample (divided by N - 1), as in the authors'
+    code.
 
     Args:
         maps: (..., h, w); resized to the fixations first (bilinear).
@@ -39,11 +40,11 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
         >>> metrics.nss(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), fixated)
         tensor(1.5000)
     """
-    heat = _at_fixations("nss", maps, fixations)
+    heat = maps_at_masks("nss", maps, fixations, what="fixations")
     values = heat.double()
     centred = values - values.mean((-2, -1), keepdim=True)
-    found = (centred * fixations).sum((-2, -1)) / counted(fixations)
-    return _where_varying(found / values.flatten(-2).std(-1), heat)
+    mean = (centred * fixations).sum((-2, -1)) / count_pixels(fixations)
+    return _where_varying(mean / values.flatten(-2).std(-1), heat)
 
 
 def cc(maps: Tensor, densities: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
         tensor(1.)
     """
     heat = _at_densities("cc", maps, densities)
-    known = widened(densities)
-    found = pearson(heat.flatten(-2), known.flatten(-2)).to(heat.dtype)
-    return _where_varying(_where_varying(found, heat), known)
+    known = at_least_single(densities)
+    correlation = pearson(heat.flatten(-2), known.flatten(-2)).to(heat.dtype)
+    return _where_varying(_where_varying(correlation, heat), known)
 
 
 def sim(maps: Tensor, densities: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
 
     .. math:: \mathrm{SIM} = \sum_p \min(\hat m_p, \hat d_p)
 
-    where both are stretched to [0, 1] and then divided by their sums.
+    where both are min-max normalised and then divided by their sums.
 
     Args:
         maps: (..., h, w); resized to the densities first (bilinear).
@@ -107,8 +108,8 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
         tensor(0.5000)
     """
     heat = _at_densities("sim", maps, densities)
-    stretched = (normalize(heat), normalize(widened(densities)))
-    shares = [x.double() / x.double().sum((-2, -1), keepdim=True) for x in stretched]
+    normalised = [normalize(heat).double(), normalize(at_least_single(densities)).double()]
+    shares = [x / x.sum((-2, -1), keepdim=True) for x in normalised]
     return torch.minimum(*shares).sum((-2, -1)).to(heat.dtype)
 
 
@@ -144,23 +145,17 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
         >>> metrics.auc_judd(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), fixated)
         tensor(1.)
     """
-    heat = _at_fixations("auc_judd", maps, fixations)
+    heat = maps_at_masks("auc_judd", maps, fixations, what="fixations")
     values = torch.where(varies(heat)[..., None, None], heat, 0).flatten(-2)
     at = fixations.flatten(-2)
     count, others = at.sum(-1).double(), (~at).sum(-1).double()
-    places = torch.where(at, average_ranks(values), 0).sum(-1)
-    area = (places - count * (count + 1) / 2) / (count * others)
+    rank_sum = torch.where(at, average_ranks(values), 0).sum(-1)
+    area = (rank_sum - count * (count + 1) / 2) / (count * others)
     lowest = torch.where(at, values, torch.inf).amin(-1, keepdim=True)
     tied = values == lowest
     level = (tied & at).sum(-1)
     reached = (~at & (values > lowest)).sum(-1) + (tied & ~at).sum(-1) * level / (level + 1)
     return (area + reached / (2 * count * others)).to(heat.dtype)
-
-
-def _at_fixations(caller: str, maps: Tensor, fixations: Tensor) -> Tensor:
-    check_maps(caller, maps)
-    check_masks(caller, maps, fixations, what="fixations")
-    return resized(maps, fixations)
 
 
 def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
@@ -177,9 +172,9 @@ def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
             f"{caller}: expected densities from 0 on with some mass in each; leave images out that "
             "nobody looked at."
         )
-    return resized(maps, densities)
+    return resize_to_masks(maps, densities)
 
 
-def _where_varying(found: Tensor, heat: Tensor) -> Tensor:
-    """What was found (...), NaN where the map or density (..., H, W) is constant."""
-    return torch.where(varies(heat), found, torch.nan).to(heat.dtype)
+def _where_varying(scores: Tensor, heat: Tensor) -> Tensor:
+    """Scores (...), NaN where the map or density (..., H, W) is constant."""
+    return torch.where(varies(heat), scores, torch.nan).to(heat.dtype)

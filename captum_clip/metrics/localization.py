@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from ..checks import is_number
 from ..errors import InputError
-from ..maps import check_maps
-from .checks import check_count, check_masks
-from .planes import counted, resized, rounding
+from .checks import check_count
+from .resize import count_pixels, maps_at_masks, rounding
 
 
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
@@ -43,14 +42,11 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
         >>> metrics.pointing_game(heat, mask)
         tensor(1.)
     """
-    caller = "pointing_game"
-    check_maps(caller, maps)
-    check_masks(caller, maps, masks)
-    check_count(caller, "tolerance", tolerance, least=0)
-    heat = resized(maps, masks)
+    check_count("pointing_game", "tolerance", tolerance, least=0)
+    heat = maps_at_masks("pointing_game", maps, masks)
     highest = heat >= heat.amax((-2, -1), keepdim=True) - rounding(heat)  # (..., H, W)
-    inside = highest & grown(masks, tolerance)
-    return counted(inside).to(heat.dtype) / counted(highest)
+    inside = highest & dilate(masks, tolerance)
+    return count_pixels(inside).to(heat.dtype) / count_pixels(highest)
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
@@ -79,9 +75,7 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
         >>> metrics.energy_inside(heat, mask)
         tensor(0.7500)
     """
-    check_maps("energy_inside", maps)
-    check_masks("energy_inside", maps, masks)
-    mass = resized(maps, masks).clamp(min=0)
+    mass = maps_at_masks("energy_inside", maps, masks).clamp(min=0)
     return (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
 
 
@@ -114,20 +108,18 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
         >>> metrics.coverage(heat, mask, area=0.25)
         tensor(0.5000)
     """
-    check_maps("coverage", maps)
-    check_masks("coverage", maps, masks)
     if not is_number(area) or not 0 < area < 1:
         raise InputError(f"coverage: expected area between 0 and 1, got {area!r}.")
-    heat = resized(maps, masks)
-    places = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
-    last = heat.flatten(-2).topk(places).values[..., -1, None, None]  # (..., 1, 1)
+    heat = maps_at_masks("coverage", maps, masks)
+    count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
+    last = heat.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
     above, tied = heat > last + rounding(heat), (heat - last).abs() <= rounding(heat)
-    left = (places - counted(above)) / counted(tied)
-    covered = counted(above & masks) + left * counted(tied & masks)
-    return covered.to(heat.dtype) / counted(masks)
+    left = (count - count_pixels(above)) / count_pixels(tied)
+    covered = count_pixels(above & masks) + left * count_pixels(tied & masks)
+    return covered.to(heat.dtype) / count_pixels(masks)
 
 
-def grown(masks: Tensor, distance: int) -> Tensor:
+def dilate(masks: Tensor, distance: int) -> Tensor:
     """Masks with all that is at most `distance` pixels away."""
     if distance == 0:
         return masks

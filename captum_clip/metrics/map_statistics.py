@@ -16,8 +16,8 @@ def spatial_variance(maps: Tensor) -> Tensor:
 
     .. math:: \sigma^2 = \frac{1}{hw} \sum_{ij} (m_{ij} - \bar m)^2
 
-    A constant map has variance 0. Where maps were stretched to [0, 1] first, a constant one was
-    made of nothing: count it apart.
+    A constant map has variance 0. Where maps were min-max normalised first, a constant one
+    was made of nothing: count it apart.
 
     Args:
         maps: (..., h, w).
@@ -97,13 +97,8 @@ def value_entropy(maps: Tensor) -> Tensor:
     """
     check_maps("value_entropy", maps)
     cells = maps.detach().reshape(-1, maps.shape[-2] * maps.shape[-1])
-    found = torch.stack([_value_entropy(values) for values in cells])
-    return found.reshape(maps.shape[:-2])
-
-
-def _value_entropy(values: Tensor) -> Tensor:
-    _, counts = torch.unique(values, return_counts=True)
-    return _entropy(counts.double() / len(values))
+    counts = [torch.unique(values, return_counts=True)[1].double() for values in cells]
+    return torch.stack([_entropy(c / c.sum()) for c in counts]).reshape(maps.shape[:-2])
 
 
 def _entropy(shares: Tensor) -> Tensor:

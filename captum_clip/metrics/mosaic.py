@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..maps import check_maps
-from . import planes
-from .checks import check_count, check_masks
+from .checks import check_count
+from .resize import cell_indices, maps_at_masks
 
 
 def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
@@ -41,9 +40,7 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
         >>> metrics.word_mosaic_game(heat, cells[0])
         tensor(0.8750)
     """
-    check_maps("word_mosaic_game", maps)
-    check_masks("word_mosaic_game", maps, cells, what="cells")
-    heat = planes.resized(maps, cells)
+    heat = maps_at_masks("word_mosaic_game", maps, cells, what="cells")
     right = torch.where(cells, heat.clamp(min=0), (-heat).clamp(min=0))
     return right.sum((-2, -1)) / heat.abs().sum((-2, -1))
 
@@ -67,9 +64,9 @@ def mosaic_cells(rows: int, columns: int, size: tuple[int, int]) -> Tensor:
                 [[0, 0, 1, 1]]], dtype=torch.int32)
     """
     height, width = size
-    for name, value in (("rows", rows), ("columns", columns)):
-        check_count("mosaic_cells", name, value)
+    check_count("mosaic_cells", "rows", rows)
+    check_count("mosaic_cells", "columns", columns)
     check_count("mosaic_cells", "the height", height, least=rows)
     check_count("mosaic_cells", "the width", width, least=columns)
-    row, column = planes.cells((rows, columns), torch.empty(size))
+    row, column = cell_indices((rows, columns), torch.empty(size))
     return row * columns + column == torch.arange(rows * columns)[:, None, None]

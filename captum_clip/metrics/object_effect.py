@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import check_maps
-from .checks import check_device, check_filled
-from .planes import resized, widened
+from .checks import check_bool, check_device, check_filled, check_finite
 from .ranks import spearman
+from .resize import at_least_single, resize_to_masks
 
 _MOST_OBJECTS = 16
 
@@ -46,11 +46,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
         >>> metrics.shapley_effects(torch.tensor([0.0, horse, dog, both]))
         tensor([ 0.3000, -0.1000])
     """
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        found = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise InputError(
-            f"shapley_effects: expected scores as a floating-point tensor, got {found}."
-        )
+    check_finite("shapley_effects", "scores", scores)
     subsets = scores.shape[-1] if scores.ndim else 0
     objects = subsets.bit_length() - 1
     if subsets != 2 ** max(objects, 0) or not 1 <= objects <= _MOST_OBJECTS:
@@ -58,9 +54,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
             f"shapley_effects: expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
             f"objects, (..., 2^n), got {tuple(scores.shape)}."
         )
-    if not torch.isfinite(scores).all():
-        raise InputError("shapley_effects: the scores hold NaN or infinity; leave them out.")
-    return (scores.double() @ _weights(objects).to(scores.device)).to(widened(scores).dtype)
+    return (scores.double() @ _weights(objects).to(scores.device)).to(at_least_single(scores).dtype)
 
 
 @dataclass(frozen=True)
@@ -127,9 +121,7 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
         tensor([ 2., -1.])
     """
     check_maps("object_mass", maps)
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        found = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"object_mass: expected masks as a bool tensor, got {found}.")
+    check_bool("object_mass", "masks", masks)
     if masks.ndim < 3 or masks.shape[:-3] not in (maps.shape[:-2], torch.Size()):
         raise InputError(
             f"object_mass: expected masks (..., n, H, W), the objects of each map, or (n, H, W), "
@@ -137,7 +129,7 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
         )
     check_device("object_mass", maps, masks, what="masks")
     check_filled("object_mass", masks)
-    heat = resized(maps, masks)
+    heat = resize_to_masks(maps, masks)
     share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
     inside = torch.einsum("...p,...np->...n", heat.flatten(-2), masks.flatten(-2).to(heat.dtype))
     return inside * share
@@ -162,11 +154,8 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
         >>> agreement.spearman, round(agreement.signs, 3), agreement.one_sign
         (1.0, 0.667, 1.0)
     """
-    for name, given in (("mass", mass), ("effects", effects)):
-        if not isinstance(given, Tensor) or not given.is_floating_point():
-            raise InputError(f"effect_agreement: expected {name} as a floating-point tensor.")
-        if not torch.isfinite(given).all():
-            raise InputError(f"effect_agreement: the {name} hold NaN or infinity; leave them out.")
+    check_finite("effect_agreement", "mass", mass)
+    check_finite("effect_agreement", "effects", effects)
     if mass.shape != effects.shape:
         raise InputError(
             f"effect_agreement: expected one effect a mass, got {tuple(effects.shape)} for "
@@ -212,25 +201,24 @@ def object_effect(
         >>> import torch
         >>> from captum_clip import metrics
         >>> masks = torch.tensor([[[True, False]], [[False, True]]])
-        >>> found = metrics.object_effect(
+        >>> effect = metrics.object_effect(
         ...     torch.tensor([[2.0, -1.0]]), masks, torch.tensor([0.3, -0.1])
         ... )
-        >>> found.mass, found.agreement.spearman, found.agreement.signs
+        >>> effect.mass, effect.agreement.spearman, effect.agreement.signs
         (tensor([ 2., -1.]), 1.0, 1.0)
     """
     mass = object_mass(maps, masks)
     agreement = effect_agreement(mass, effects)
     if off_target is None:
         return ObjectEffect(mass, agreement, None)
-    if not isinstance(off_target, Tensor) or off_target.dtype != torch.bool:
-        raise InputError("object_effect: expected off_target as a bool tensor.")
+    check_bool("object_effect", "off_target", off_target)
     if off_target.shape != mass.shape:
         raise InputError(
             f"object_effect: expected off_target {tuple(mass.shape)}, one a pair, got "
             f"{tuple(off_target.shape)}."
         )
-    chosen = off_target.cpu()
-    restricted = effect_agreement(mass.cpu()[chosen], effects.cpu()[chosen])
+    pairs = off_target.cpu()
+    restricted = effect_agreement(mass.cpu()[pairs], effects.cpu()[pairs])
     return ObjectEffect(mass, agreement, restricted)
 
 

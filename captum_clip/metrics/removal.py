@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .planes import cells, varies
+from .resize import cell_indices, varies
 from .road import road_fill
 
 Fill = Tensor | Literal["road"]
@@ -49,9 +49,9 @@ class Removal:
         """The images (N, C, H, W) of an index (N,) with so many units (N,) changed."""
         images, ranks = self.images[index], self.ranks[index]
         backwards = ranks[0].numel() - 1 - ranks
-        places = torch.where(least_first[:, None, None], backwards, ranks)
-        removed = (places < counts[:, None, None]) != self.insertion
-        row, column = cells((ranks.shape[1], ranks.shape[2]), images)
+        order = torch.where(least_first[:, None, None], backwards, ranks)
+        removed = (order < counts[:, None, None]) != self.insertion
+        row, column = cell_indices((ranks.shape[1], ranks.shape[2]), images)
         pixels = removed[:, None, row, column]
         if self.fill is not None:
             return torch.where(pixels, self.fill[index], images)

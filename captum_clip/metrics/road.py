@@ -7,16 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .checks import check_device, check_images
+from .checks import check_device, check_images, describe
 
 _TOLERANCE = 1e-5  # of the residual, relative
 _MOST_STEPS = 500  # about 15 are needed
 _DAMPING = 0.8
 _COARSEST_SWEEPS = 30
 
-_Level = tuple[
-    Tensor, Tensor
-]  # unknown pixels (B, 1, h, w) and the neighbours' weight (1, 1, h, w)
+_Level = tuple[Tensor, Tensor]
+"""Unknown pixels (B, 1, h, w), and the weight of each pixel's neighbours (1, 1, h, w)."""
 
 
 def road_fill(images: Tensor, removed: Tensor) -> Tensor:
@@ -53,12 +52,9 @@ def road_fill(images: Tensor, removed: Tensor) -> Tensor:
     check_images("road_fill", images)
     shape = (len(images), 1, *images.shape[-2:])
     if not isinstance(removed, Tensor) or removed.dtype != torch.bool or removed.shape != shape:
-        found = (
-            f"{removed.dtype} {tuple(removed.shape)}"
-            if isinstance(removed, Tensor)
-            else type(removed).__name__
+        raise InputError(
+            f"road_fill: expected removed as a bool tensor {shape}, got {describe(removed)}."
         )
-        raise InputError(f"road_fill: expected removed as a bool tensor {shape}, got {found}.")
     check_device("road_fill", images, removed, what="removed pixels")
     dtype = torch.promote_types(images.dtype, torch.float32)
     with torch.no_grad():
@@ -70,7 +66,7 @@ def _solve(images: Tensor, unknown: Tensor) -> Tensor:
     """Conjugate gradients for the unknown pixels, all planes at once."""
     levels = _levels(unknown)
     right = unknown * _neighbours((1 - unknown) * images)
-    found, residual = torch.zeros_like(images), right
+    solution, residual = torch.zeros_like(images), right
     goal = _TOLERANCE**2 * _dot(right, right)
     direction, product = torch.zeros_like(images), torch.ones_like(goal)
     for _ in range(_MOST_STEPS):
@@ -82,10 +78,10 @@ def _solve(images: Tensor, unknown: Tensor) -> Tensor:
         direction = step + torch.where(active, renewed / product, 0) * direction
         image = _operator(levels[0], direction)
         length = torch.where(active, renewed / _dot(direction, image), 0)
-        found = found + length * direction
+        solution = solution + length * direction
         residual = residual - length * image
         product = torch.where(active, renewed, 1)
-    return found
+    return solution
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
@@ -123,17 +119,17 @@ def _levels(unknown: Tensor) -> list[_Level]:
 def _cycle(levels: list[_Level], right: Tensor) -> Tensor:
     """One symmetric multigrid V-cycle for the system with this right side, from zero."""
     unknown, weight = levels[0]
-    found = _DAMPING * unknown * right / weight
+    solution = _DAMPING * unknown * right / weight
 
     def smoothed(x: Tensor) -> Tensor:
         return x + _DAMPING * unknown * (right - _operator(levels[0], x)) / weight
 
     if len(levels) == 1:
         for _ in range(_COARSEST_SWEEPS):
-            found = smoothed(found)
-        return found
+            solution = smoothed(solution)
+        return solution
     height, width = right.shape[-2:]
-    residual = F.pad(right - _operator(levels[0], found), (0, width % 2, 0, height % 2))
+    residual = F.pad(right - _operator(levels[0], solution), (0, width % 2, 0, height % 2))
     coarse = _cycle(levels[1:], levels[1][0] * 4 * F.avg_pool2d(residual, 2))
     spread = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :height, :width]
-    return smoothed(found + unknown * spread)
+    return smoothed(solution + unknown * spread)

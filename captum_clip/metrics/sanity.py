@@ -7,8 +7,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..maps import check_maps
 from .checks import check_device
-from .planes import widened
 from .ranks import spearman
+from .resize import at_least_single
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
     over the cells of a map; equal values share the mean of their ranks. Maps of a model with
     random parameters or of another prompt should correlate little with the true ones, maps of the
-    same function in another form (renumbered heads) perfectly. The modified copies come from
+    same function in another form (permuted heads) perfectly. The modified copies come from
     :mod:`captum_clip.models.variants`.
 
     Args:
@@ -40,12 +40,12 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
         >>> metrics.rank_correlation(heat, heat.exp()), metrics.rank_correlation(heat, -heat)
         (tensor(1.), tensor(-1.))
     """
-    for given in (maps, others):
-        check_maps("rank_correlation", given)
+    check_maps("rank_correlation", maps)
+    check_maps("rank_correlation", others)
     if maps.shape != others.shape:
         raise InputError(
             f"rank_correlation: expected two sets of maps of one shape, got {tuple(maps.shape)} "
             f"and {tuple(others.shape)}; resize one with captum_clip.maps.upsample."
         )
     check_device("rank_correlation", maps, others, what="others")
-    return spearman(maps.flatten(-2), others.flatten(-2)).to(widened(maps).dtype)
+    return spearman(maps.flatten(-2), others.flatten(-2)).to(at_least_single(maps).dtype)

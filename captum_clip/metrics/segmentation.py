@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import is_number
 from ..errors import InputError
-from ..maps import check_maps, normalize
-from .checks import check_masks
-from .planes import counted, resized
+from ..maps import normalize
+from .resize import count_pixels, maps_at_masks
 
 Threshold = float | Literal["mean", "otsu"]
 _BINS = 256  # of Otsu's histogram, as in scikit-image
@@ -79,7 +79,7 @@ def segmentation_scores(
 ) -> SegmentationScores:
     r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
 
-    Maps are resized to their masks (bilinear), stretched to [0, 1] one by one, and mark what is
+    Maps are resized to their masks (bilinear), min-max normalised one by one, and mark what is
     above the threshold. The average precision needs none:
 
     .. math:: AP = \sum_j (R_j - R_{j-1}) P_j
@@ -113,16 +113,15 @@ def segmentation_scores(
         (0.75, 0.583, 1.0)
     """
     caller = "segmentation_scores"
-    check_maps(caller, maps)
-    check_masks(caller, maps, masks)
-    heat = normalize(resized(maps, masks)).reshape(-1, *masks.shape[-2:])  # (N, H, W)
+    heat = normalize(maps_at_masks(caller, maps, masks))
+    heat = heat.reshape(-1, *masks.shape[-2:])  # (N, H, W)
     inside = masks.reshape(heat.shape)
     marked = heat > _level(caller, heat, threshold)[:, None, None]
     return SegmentationScores(
-        true_positive=counted(marked & inside),
-        false_positive=counted(marked & ~inside),
-        false_negative=counted(~marked & inside),
-        true_negative=counted(~marked & ~inside),
+        true_positive=count_pixels(marked & inside),
+        false_positive=count_pixels(marked & ~inside),
+        false_negative=count_pixels(~marked & inside),
+        true_negative=count_pixels(~marked & ~inside),
         average_precision=_average_precision(heat.flatten(1), inside.flatten(1)).to(heat.dtype),
     )
 
@@ -137,8 +136,7 @@ def _level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
         return heat.mean((-2, -1))
     if threshold == "otsu":
         return _otsu(heat.flatten(1))
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not number or not 0 <= threshold < 1:
+    if not is_number(threshold) or not 0 <= threshold < 1:
         raise InputError(
             f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got {threshold!r}.'
         )

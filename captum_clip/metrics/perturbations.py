@@ -1,4 +1,4 @@
-"""Random changes of one image, which a map is asked to foresee."""
+"""Random changes of one image, which a map is asked to predict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_positive
 from ..errors import InputError
 from .checks import check_count
-from .planes import cells
+from .resize import cell_indices
 
 Perturbation = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -48,7 +48,7 @@ def patch_removal(
 
     def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = torch.rand(grid, generator=generator).to(image.device) < share
-        removed = drawn[cells(grid, image)].expand_as(image)
+        removed = drawn[cell_indices(grid, image)].expand_as(image)
         filled = torch.as_tensor(fill).to(image)
         return removed.to(image.dtype), torch.where(removed, filled, image)
 
@@ -59,7 +59,7 @@ def gaussian_noise(deviation: float = 0.1) -> Perturbation:
     """Add noise to every pixel: the perturbation for gradients and other maps of local change.
 
     Args:
-        deviation: of the noise, in units of the normalised images.
+        deviation: standard deviation of the noise, in units of the normalised images.
 
     Returns:
         A function (image (C, H, W), generator) -> (noise, image - noise).

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import check_maps, upsample
-from .checks import check_device
+from .checks import check_device, check_masks
 
 
-def planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
+def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
     """Maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
 
     Args:
@@ -35,25 +35,36 @@ def planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
     if flat.shape[-2] > images.shape[-2] or flat.shape[-1] > images.shape[-1]:
         raise InputError(f"{caller}: a map cannot be finer than its image; got {shapes}.")
     check_device(caller, maps, images, what="images")
-    return widened(flat).sum(1)
+    return at_least_single(flat).sum(1)
 
 
-def widened(maps: Tensor) -> Tensor:
+def at_least_single(maps: Tensor) -> Tensor:
     """At least in single precision: a sum over pixels does not fit in half."""
     return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
-def resized(maps: Tensor, masks: Tensor) -> Tensor:
+def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
     """Maps (..., h, w) at the size of their masks (..., H, W), at least in single precision."""
-    return upsample(widened(maps), (masks.shape[-2], masks.shape[-1]))
+    return upsample(at_least_single(maps), (masks.shape[-2], masks.shape[-1]))
 
 
-def cells(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor]:
+def maps_at_masks(caller: str, maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor:
+    """Maps as :func:`resize_to_masks` gives them, after a check of both.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full masks.
+    """
+    check_maps(caller, maps)
+    check_masks(caller, maps, masks, what=what)
+    return resize_to_masks(maps, masks)
+
+
+def cell_indices(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor]:
     """The row (H, 1) and the column (W,) of the cell that each pixel of images (..., H, W) lies in.
 
     Example:
         >>> import torch
-        >>> cells((1, 2), torch.zeros(1, 4))
+        >>> cell_indices((1, 2), torch.zeros(1, 4))
         (tensor([[0]]), tensor([0, 0, 1, 1]))
     """
     (rows, columns), (height, width) = grid, images.shape[-2:]
@@ -72,6 +83,6 @@ def varies(maps: Tensor) -> Tensor:
     return span > rounding(maps)[..., 0, 0]
 
 
-def counted(masks: Tensor) -> Tensor:
+def count_pixels(masks: Tensor) -> Tensor:
     """The number of pixels (...) of each mask (..., H, W)."""
     return masks.flatten(-2).sum(-1)

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import upsample
-from .checks import (
-    Forward,
-    Targets,
-    check_count,
-    check_images,
-    checked_scores,
-    checked_targets,
-)
-from .planes import planes, widened
+from .checks import Forward, Targets, check_count, check_images, checked_scores, checked_targets
 from .removal import Fill, Removal
+from .resize import as_planes, at_least_single
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
 
@@ -132,14 +125,14 @@ def perturbation_test(
         >>> import torch
         >>> from captum_clip import metrics
         >>> images = torch.tensor([4.0, 3.0, 2.0, 1.0]).view(1, 1, 2, 2)
-        >>> found = metrics.perturbation_test(
+        >>> test = metrics.perturbation_test(
         ...     lambda x: x.sum((1, 2, 3)),
         ...     images,
         ...     images,
         ...     fill=metrics.mean_fill(images),
         ...     fractions=[0, 0.5, 1],
         ... )
-        >>> found.score.most_first, found.score.least_first
+        >>> test.score.most_first, test.score.least_first
         (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
     """
     caller = "perturbation_test"
@@ -147,7 +140,7 @@ def perturbation_test(
     _check_options(mode, unit, fractions)
     check_count(caller, "batch_size", batch_size)
     check_count(caller, "seed", seed, least=0)
-    units = planes(caller, maps, images)
+    units = as_planes(caller, maps, images)
     if unit == "pixel":
         units = upsample(units, (images.shape[-2], images.shape[-1]))
     classes = None if labels is None else checked_targets(caller, labels, images, name="labels")
@@ -187,15 +180,14 @@ def _tables(
         torch.tensor(column, device=device) for column in zip(*states, strict=True)
     )
     state = torch.arange(len(states), device=device).repeat_interleave(count)
-    found: list[tuple[Tensor, ...]] = []
-    for chunk in torch.split(torch.arange(len(index), device=device), batch_size):
-        which, step = index[chunk], state[chunk]
-        perturbed = removal.perturbed(which, backwards[step], counts[step])
-        scores = widened(scored(perturbed))
-        own = scores.gather(1, targets[which, None])[:, 0]
-        first = () if labels is None else (_alone_first(scores, labels[which]),)
-        found.append((own, *first))
-    return [torch.cat(parts).reshape(len(states), count).T for parts in zip(*found, strict=True)]
+    columns: list[tuple[Tensor, ...]] = []
+    for image, step in zip(*(torch.split(x, batch_size) for x in (index, state)), strict=True):
+        perturbed = removal.perturbed(image, backwards[step], counts[step])
+        scores = at_least_single(scored(perturbed))
+        own = scores.gather(1, targets[image, None])[:, 0]
+        top1 = () if labels is None else (_alone_first(scores, labels[image]),)
+        columns.append((own, *top1))
+    return [torch.cat(parts).reshape(len(states), count).T for parts in zip(*columns, strict=True)]
 
 
 def _alone_first(scores: Tensor, labels: Tensor) -> Tensor:
@@ -206,15 +198,12 @@ def _alone_first(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check_options(mode: str, unit: str, fractions: Sequence[float]) -> None:
-    for name, value, known in (
-        ("mode", mode, ("deletion", "insertion")),
-        ("unit", unit, ("pixel", "patch")),
-    ):
-        if value not in known:
-            raise InputError(
-                f"perturbation_test: expected {name} {' or '.join(map(repr, known))}, got "
-                f"{value!r}."
-            )
+    if mode not in ("deletion", "insertion"):
+        raise InputError(
+            f"perturbation_test: expected mode 'deletion' or 'insertion', got {mode!r}."
+        )
+    if unit not in ("pixel", "patch"):
+        raise InputError(f"perturbation_test: expected unit 'pixel' or 'patch', got {unit!r}.")
     rising = all(low < high for low, high in pairwise(fractions))
     if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
         raise InputError(
