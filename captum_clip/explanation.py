@@ -73,14 +73,14 @@ class Explanation:
             and all(m.shape[:2] == shape for m in self.maps.values())
         )
         if not fits:
-            found = {sign: tuple(m.shape) for sign, m in self.maps.items()}
+            shapes = {sign: tuple(m.shape) for sign, m in self.maps.items()}
             raise InputError(
                 f"Explanation: images {tuple(self.images.shape)}, {len(self.names)} names, scores "
-                f"{tuple(self.scores.shape)} and maps {found} do not belong together."
+                f"{tuple(self.scores.shape)} and maps {shapes} do not belong together."
             )
 
     def plot(self) -> Figure:
-        """The maps over the images, resized, and stretched to [0, 1] one by one.
+        """The maps over the images, resized, and min-max normalised one by one.
 
         One row an image and one column a target; with words, one column a word, dimmed by its norm;
         with both signs, one row an image and target, positive beside negative on a scale that the
@@ -105,13 +105,13 @@ class Explanation:
     def heat(self) -> dict[str, Tensor]:
         """The maps as :meth:`plot` draws them, sign -> (B, K, H, W) in [0, 1].
 
-        Resized, then stretched one by one; the two signs of a map share one scale.
+        Resized, then min-max normalised one by one; the two signs of a map share one scale.
         """
         size = (self.images.shape[-2], self.images.shape[-1])
-        large = [maps.upsample(self.maps[sign], size) for sign in _SIGNS if sign in self.maps]
+        signs = [sign for sign in _SIGNS if sign in self.maps]
+        large = [maps.upsample(self.maps[sign], size) for sign in signs]
         shared = maps.normalize(torch.cat(large, dim=-1))
-        parts = shared.chunk(len(large), dim=-1)
-        return dict(zip((sign for sign in _SIGNS if sign in self.maps), parts, strict=True))
+        return dict(zip(signs, shared.chunk(len(signs), dim=-1), strict=True))
 
     def save(self, path: str | Path) -> Path:
         """Write the picture (.png, .pdf, .svg) or everything (.npz).
@@ -152,19 +152,18 @@ class Explanation:
             with zipfile.ZipFile(path):
                 pass
             with np.load(path, allow_pickle=False) as file:
-                found = {key: file[key] for key in file.files}
-            signed = {
-                key.removeprefix("maps_"): torch.from_numpy(found.pop(key))
-                for key in list(found)
-                if key.startswith("maps_")
-            }
+                arrays = {key: file[key] for key in file.files}
             return cls(
-                maps=signed,
-                names=tuple(found["names"].tolist()),
-                model=str(found["model"]),
-                method=str(found["method"]),
-                words=bool(found["words"]),
-                **{part: torch.from_numpy(found[part]) for part in ("scores", "norms", "images")},
+                maps={
+                    key.removeprefix("maps_"): torch.from_numpy(array)
+                    for key, array in arrays.items()
+                    if key.startswith("maps_")
+                },
+                names=tuple(arrays["names"].tolist()),
+                model=str(arrays["model"]),
+                method=str(arrays["method"]),
+                words=bool(arrays["words"]),
+                **{part: torch.from_numpy(arrays[part]) for part in ("scores", "norms", "images")},
             )
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(
@@ -227,10 +226,10 @@ def explain(
         >>> from captum_clip import explain
         >>> from captum_clip.demo.scenes import draw_scene
         >>> scene = draw_scene(0, objects=["horse", "dog"])
-        >>> found = explain(scene.image, ["a horse", "a dog"], model="demo/vit")
-        >>> found.maps["positive"].shape, found.method
+        >>> explanation = explain(scene.image, ["a horse", "a dog"], model="demo/vit")
+        >>> explanation.maps["positive"].shape, explanation.method
         (torch.Size([1, 2, 7, 7]), 'last-grad')
-        >>> figure = found.plot()
+        >>> figure = explanation.plot()
     """
     _check_arguments(texts, sign, words, batch_size)
     chosen = None if method is None else MethodChoice.of(method, options)
@@ -243,19 +242,21 @@ def explain(
     target = _target(clip, texts, words)
     signed = {"positive": target, "negative": -target}
     wanted = _SIGNS if sign == "both" else (sign,)
-    bank = targets.concatenate([signed[one] for one in wanted])
+    bank = targets.concatenate([signed[which] for which in wanted])
     attribution = chosen.method(ClipSimilarity(clip, bank))
     raw, scores, images = [], [], []
     for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
         pixels = clip.preprocess(piece)
         images.append(clip.denormalize(pixels).cpu())
-        found = attribution.attribute_targets(pixels, return_scores=True, **chosen.options)
-        raw.append(maps.positive(found[0].cpu()))
-        scores.append(found[1].cpu())
+        values, cosines = attribution.attribute_targets(
+            pixels, return_scores=True, **chosen.options
+        )
+        raw.append(maps.positive(values.cpu()))
+        scores.append(cosines.cpu())
     chunks = _joined(raw).chunk(len(wanted), dim=1)
     cosines = _joined(scores)[:, : len(target)]
     return Explanation(
-        maps={one: chunk.contiguous() for one, chunk in zip(wanted, chunks, strict=True)},
+        maps={which: chunk.contiguous() for which, chunk in zip(wanted, chunks, strict=True)},
         scores=-cosines if sign == "negative" else cosines,
         names=target.names,
         norms=target.norms.cpu(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..checks import is_integer
 from ..errors import TargetError
 
 _ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
@@ -51,9 +52,7 @@ class Target:
             raise TargetError(f"Target: expected rows of shape (K, D), got {shape}.")
         if len(names) != len(rows):
             raise TargetError(f"Target: {len(rows)} rows need as many names, got {len(names)}.")
-        zero = _ZERO
-        if rows.is_floating_point():
-            zero = max(zero, torch.finfo(rows.dtype).eps)
+        zero = max(_ZERO, torch.finfo(rows.dtype).eps if rows.is_floating_point() else 0)
         rows = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
         norms = rows.norm(dim=1)
         for name, norm in zip(names, norms.tolist(), strict=True):
@@ -104,7 +103,7 @@ class Target:
         else:
             listed = key.tolist() if isinstance(key, Tensor) else key
             chosen = [listed] if isinstance(listed, int) else list(listed)
-            if any(isinstance(index, bool) or not isinstance(index, int) for index in chosen):
+            if not all(is_integer(index) for index in chosen):
                 raise TargetError(f"Target: expected indices, a slice or a name, got {key!r}.")
             if any(not -len(self) <= index < len(self) for index in chosen):
                 raise IndexError(f"Target: index {key} is out of range for {len(self)} rows.")
@@ -140,9 +139,8 @@ def concatenate(targets: Sequence[Target]) -> Target:
         raise TargetError(f"concatenate: expected one or more Targets, got {targets!r}.")
     _check_sizes("concatenate", targets)
     device = targets[0].bank.device
-
-    def joined(part: Callable[[Target], Tensor]) -> Tensor:
-        return torch.cat([part(target).to(device) for target in targets])
-
-    names = tuple(name for target in targets for name in target.names)
-    return Target(joined(lambda t: t.bank), joined(lambda t: t.norms), names)
+    return Target(
+        torch.cat([target.bank.to(device) for target in targets]),
+        torch.cat([target.norms.to(device) for target in targets]),
+        tuple(name for target in targets for name in target.names),
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import as_list
 from ..errors import TargetError
 from .base import Target
 
@@ -39,4 +40,4 @@ def embedding(rows: Tensor | Any, names: Sequence[str] | None = None) -> Target:
         tensor = tensor.float()
     if names is None:
         names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]
-    return Target.of(tensor, [names] if isinstance(names, str) else list(names))
+    return Target.of(tensor, as_list(names))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..checks import as_list
 from ..emotions import EMOTIONS, EmotionProbe
 from ..errors import TargetError
 from ..models import ClipAdapter
@@ -59,7 +60,7 @@ def emotion(
             "targets.emotion: expected an EmotionProbe or a file of one, got "
             f"{type(probe).__name__}."
         )
-    chosen = EMOTIONS if names is None else (names,) if isinstance(names, str) else tuple(names)
+    chosen = EMOTIONS if names is None else tuple(as_list(names))
     unknown = [name for name in chosen if name not in probe.classes]
     if unknown or not chosen:
         raise TargetError(
@@ -75,15 +76,13 @@ def emotion(
 
 
 def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
-    if probe.fingerprint:
-        if probe.fingerprint != clip.fingerprint:
-            raise TargetError(
-                f"targets.emotion: the probe was fitted on features of {probe.model or 'a model'} "
-                f"with another fingerprint than {clip.name}; fit one on features of this model."
-            )
-        return
     width, expected = probe.weights.shape[1], clip.embedding_dim
-    if expected is not None and width != expected:
+    if probe.fingerprint and probe.fingerprint != clip.fingerprint:
+        raise TargetError(
+            f"targets.emotion: the probe was fitted on features of {probe.model or 'a model'} "
+            f"with another fingerprint than {clip.name}; fit one on features of this model."
+        )
+    if not probe.fingerprint and expected is not None and width != expected:
         raise TargetError(
             f"targets.emotion: the probe has rows of {width} numbers, and {clip.name} embeds in "
             f"{expected}; take one of this model."

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..checks import as_list
 from ..models import ClipAdapter
 from ..models.base import ImageLike
 from .base import Target
@@ -34,14 +35,14 @@ def image(
         rows = clip.encode_image(pixels)
     if names is None:
         names = _names(images, len(rows))
-    return Target.of(rows, [names] if isinstance(names, str) else list(names))
+    return Target.of(rows, as_list(names))
 
 
 def _names(images: Any, count: int) -> list[str]:
-    given = list(images) if isinstance(images, (list, tuple)) else [images]
-    if len(given) != count:  # a batch: its images have no names of their own
-        given = [None] * count
+    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    if len(sources) != count:  # a batch: its images have no names of their own
+        sources = [None] * count
     return [
-        Path(item).stem if isinstance(item, (str, Path)) else f"image {index}"
-        for index, item in enumerate(given)
+        Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
+        for index, source in enumerate(sources)
     ]

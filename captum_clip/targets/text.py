@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checks import as_list
 from ..errors import TargetError
 from ..models import ClipAdapter
 from .base import Target
@@ -45,7 +46,7 @@ def text(
     texts = checked_texts("targets.text", texts, allow_empty=allow_empty)
     if templates is None:
         return Target.of(encode(clip, texts), texts)
-    templates = [templates] if isinstance(templates, str) else list(templates)
+    templates = as_list(templates)
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise TargetError(
@@ -53,7 +54,7 @@ def text(
             )
     if not templates:
         raise TargetError("targets.text: templates is empty; leave it out to use the bare texts.")
-    prompts = [template.replace("{}", one) for one in texts for template in templates]
+    prompts = [template.replace("{}", text) for text in texts for template in templates]
     rows = F.normalize(encode(clip, prompts), dim=-1)
     return Target.of(rows.view(len(texts), len(templates), -1).mean(1), texts)
 
@@ -62,14 +63,14 @@ def checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool)
     """The texts as a list, each a text with something in it."""
     if not isinstance(texts, Iterable):
         raise TargetError(f"{caller}: expected a text or several, got {type(texts).__name__}.")
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = as_list(texts)
     if not listed:
         raise TargetError(f"{caller}: expected at least one text, got an empty list.")
-    for one in listed:
-        if not isinstance(one, str):
-            raise TargetError(f"{caller}: expected texts, got {type(one).__name__}: {one!r}.")
-        if not one.strip() and not allow_empty:
-            raise TargetError(f"{caller}: {one!r} is empty; pass allow_empty=True to mean it.")
+    for text in listed:
+        if not isinstance(text, str):
+            raise TargetError(f"{caller}: expected texts, got {type(text).__name__}: {text!r}.")
+        if not text.strip() and not allow_empty:
+            raise TargetError(f"{caller}: {text!r} is empty; pass allow_empty=True to mean it.")
     return listed
 
 

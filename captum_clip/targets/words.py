@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
+from ..checks import as_list, is_integer
 from ..errors import TargetError
 from ..models import ClipAdapter
 from .base import Target
@@ -59,7 +60,7 @@ def _bare(word: str) -> str:
 def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
     if words is None:
         return [(index, index + 1) for index in range(len(parts))]
-    listed = [words] if isinstance(words, str) else list(words)
+    listed = as_list(words)
     if not listed:
         raise TargetError("targets.words: words is empty; leave it out to take all words.")
     return [
@@ -74,21 +75,21 @@ def _find(parts: list[str], word: str) -> list[Span]:
     wanted = [_bare(part) for part in word.split()]
     bare = [_bare(part) for part in parts]
     size = len(wanted)
-    found = [
+    spans = [
         (start, start + size)
         for start in range(len(parts) - size + 1)
         if size and bare[start : start + size] == wanted
     ]
-    if not found:
+    if not spans:
         raise TargetError(f"targets.words: {word!r} is not in the text; its words are {bare}.")
-    return found
+    return spans
 
 
 def _checked(parts: list[str], span: Span) -> Span:
     if (
         not isinstance(span, (tuple, list))
         or len(span) != 2
-        or not all(isinstance(end, int) and not isinstance(end, bool) for end in span)
+        or not all(is_integer(end) for end in span)
         or not 0 <= span[0] < span[1] <= len(parts)
     ):
         raise TargetError(
