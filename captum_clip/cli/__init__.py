@@ -7,14 +7,15 @@ is quick.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from .. import errors
 from .parser import build_parser
-from .quiet import quiet
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _anything_printable():
             arguments = build_parser().parse_args(argv)
-            with quiet():
+            with _quiet():
                 arguments.run(arguments)
             sys.stdout.flush()
     except errors.CaptumClipError as error:
@@ -62,6 +63,19 @@ def _anything_printable() -> Iterator[None]:
     finally:
         with suppress(OSError):  # it flushes; a reader that has gone must not hide an error
             out.reconfigure(errors="strict")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings and log lines of the libraries from the user, and put all back after it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _fail(message: str) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
+from argparse import Namespace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import InputError
+from .command import DEFAULT_MODEL
 
-MODEL: Final = "ViT-B/32"
+TEXTS_FOLLOW: Final = ("layers", "words")
+"""Figures of one IMAGE, after which TEXTs are typed."""
 _SINGLE: Final = {"layers": ("images", "models"), "words": ("texts",)}
 
 
@@ -22,87 +24,97 @@ class Inputs:
         texts: targets.
         references: images that are targets.
         models: names.
-        probes: of emotions, one a model.
-        files: all image files, which no picture may replace.
+        probes: of emotions, one per model.
         stem: what the picture is called after.
     """
 
     images: list[Any]
-    texts: list[str]
-    references: list[Path]
-    models: list[str]
-    probes: list[Any]
-    files: list[Path]
-    stem: str
+    texts: list[str] = field(default_factory=list)
+    references: list[Path] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    probes: list[Any] = field(default_factory=list)
+    stem: str = ""
 
-    @classmethod
-    def of(cls, arguments: argparse.Namespace, *, texts_follow: bool) -> Inputs:
-        """Read from the arguments; with `texts_follow` they are one IMAGE and its TEXTs.
+    @property
+    def files(self) -> list[Path]:
+        """All image files, which no picture may replace."""
+        return [path for path in (*self.images, *self.references) if isinstance(path, Path)]
 
-        Raises:
-            InputError: a file that is not there, something missing, or too much of something.
-        """
-        given: list[str] = list(arguments.given)
-        if arguments.figure == "average":
-            return cls(given, [], [], [], [], [], Path(given[0]).expanduser().resolve().name)
-        models = arguments.model or [MODEL]
-        scenes = [_scene(text, models) for text in arguments.scene]
-        names, texts = given, list(getattr(arguments, "text", []))
-        if texts_follow:
-            names = [] if scenes else given[:1]
-            texts = given[len(names) :] + texts
-            files = [text for text in texts if Path(text).is_file()]
-            if files:
-                raise InputError(
-                    f"{files[0]} is a file; figure {arguments.figure} takes one image, then texts."
-                )
-        paths = [_file(name) for name in names]
-        others = [_file(name) for name in getattr(arguments, "image", [])]
-        stem = paths[0].stem if paths else f"scene-{''.join(arguments.scene[:1]).partition(':')[0]}"
-        probes = [_probe(name) for name in getattr(arguments, "emotions", [])]
-        found = cls([*paths, *scenes], texts, others, models, probes, paths + others, stem)
-        found._check(arguments.figure)
-        return found
 
-    def _check(self, figure: str) -> None:
-        if not self.images:
-            raise InputError("the following arguments are required: IMAGE, or --scene SEED.")
-        if not self.texts and not self.references and figure != "emotions":
-            what = {"words": "TEXT", "layers": "TEXT, or --image FILE"}
-            missing = what.get(figure, "--text TEXT, or --image FILE")
-            raise InputError(f"the following arguments are required: {missing}.")
-        if figure == "emotions" and len(self.probes) != len(self.models):
+def read_inputs(arguments: Namespace) -> Inputs:
+    """Read them from the arguments.
+
+    Raises:
+        InputError: a file that is not there, something missing, or too much of something.
+    """
+    figure, words = arguments.command, arguments.given
+    if figure == "average":
+        return Inputs(words, stem=Path(words[0]).expanduser().resolve().name)
+    models = arguments.model or [DEFAULT_MODEL]
+    seeds = arguments.scene or []
+    scenes = [_draw_scene(scene, models) for scene in seeds]
+    texts = list(getattr(arguments, "text", None) or ())
+    if figure in TEXTS_FOLLOW:
+        count = 0 if scenes else 1
+        words, texts = words[:count], words[count:] + texts
+        files = [text for text in texts if Path(text).is_file()]
+        if files:
+            raise InputError(f"{files[0]} is a file; figure {figure} takes one image, then texts.")
+    paths = [_image_file(name) for name in words]
+    inputs = Inputs(
+        [*paths, *scenes],
+        texts,
+        [_image_file(name) for name in getattr(arguments, "image", None) or ()],
+        models,
+        [_load_probe(name) for name in getattr(arguments, "emotions", ())],
+        paths[0].stem if paths else f"scene-{''.join(seeds[:1]).partition(':')[0]}",
+    )
+    _check(figure, inputs)
+    return inputs
+
+
+def _check(figure: str, inputs: Inputs) -> None:
+    if not inputs.images:
+        raise InputError("the following arguments are required: IMAGE, or --scene SEED.")
+    if figure == "emotions":
+        if len(inputs.probes) != len(inputs.models):
             raise InputError(
-                f"expected an --emotions FILE for each of the {len(self.models)} models ("
-                f"{', '.join(self.models)}), in the same order, got {len(self.probes)}."
+                f"expected an --emotions FILE for each of the {len(inputs.models)} models ("
+                f"{', '.join(inputs.models)}), in the same order, got {len(inputs.probes)}."
             )
-        for part in _SINGLE.get(figure, ()):
-            if (count := len(getattr(self, part))) > 1:
-                raise InputError(f"figure {figure} takes one of its {part}, got {count}.")
+    elif not inputs.texts and not inputs.references:
+        missing = {"words": "TEXT", "layers": "TEXT, or --image FILE"}
+        raise InputError(
+            "the following arguments are required: "
+            f"{missing.get(figure, '--text TEXT, or --image FILE')}."
+        )
+    for part in _SINGLE.get(figure, ()):
+        if (count := len(getattr(inputs, part))) > 1:
+            raise InputError(f"figure {figure} takes one of its {part}, got {count}.")
 
 
-def _file(name: str) -> Path:
+def _image_file(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_file():
         raise InputError(f"there is no image file {name}")
     return path
 
 
-def _probe(name: str) -> Any:
+def _load_probe(name: str) -> Any:
     from ..emotions import EmotionProbe
 
     return EmotionProbe.load(name)
 
 
-def _scene(text: str, models: list[str]) -> Any:
-    """An image (H, W, 3) of the embedded models' world, as SEED or SEED:THING,THING."""
+def _draw_scene(text: str, models: list[str]) -> Any:
+    """An image (H, W, 3) of the embedded models' world, from SEED or SEED:THING,THING."""
     from ..demo import MODELS
     from ..demo.scenes import draw_scene
 
-    strangers = [model for model in models if model not in MODELS]
-    if strangers:
+    others = [model for model in models if model not in MODELS]
+    if others:
         raise InputError(
-            f"--scene draws for the embedded models, and {strangers[0]} is none; add --model "
+            f"--scene draws for the embedded models, and {others[0]} is none; add --model "
             f"{' or --model '.join(MODELS)}, or give an IMAGE."
         )
     seed, _, things = text.partition(":")

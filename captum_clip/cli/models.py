@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
+from argparse import Namespace
+from typing import Final
 
-NAME = "models"
-HELP = "list the models that load by name"
-EXAMPLE = "captum-clip models --vocabulary"
+from .command import Command, Option
 
-_OTHERS = (
+_OTHERS: Final = (
     "Other models: a folder, ORG/NAME of a transformers CLIP on the Hugging Face hub, "
     "hf-hub:ORG/NAME or ARCHITECTURE/TAG of OpenCLIP."
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument(
-        "--vocabulary",
-        action="store_true",
-        help="list the words that the embedded demo models know",
-    )
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Print the list."""
+def _run(arguments: Namespace) -> None:
     if arguments.vocabulary:
         _print_vocabulary()
     else:
@@ -60,3 +49,14 @@ def _print_vocabulary() -> None:
     for title, words in groups.items():
         print(f"{title}:")
         print(textwrap.fill(" ".join(words), 78, initial_indent="  ", subsequent_indent="  "))
+
+
+COMMAND: Final = Command(
+    "models",
+    "list the models that load by name",
+    "captum-clip models --vocabulary",
+    options=(
+        Option("--vocabulary", "list the words that the embedded demo models know", default=False),
+    ),
+    run=_run,
+)

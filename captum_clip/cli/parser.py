@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
 from .._version import __version__
 from . import app, demo, emotions, evaluate, explain, figure, models, rank, study
+from .command import Command
 
 _DESCRIPTION = "See where a CLIP model looks: saliency maps for images and texts."
 _EXAMPLES = """\
@@ -16,6 +18,7 @@ examples:
   captum-clip demo
   captum-clip explain photo.jpg "a horse" "a dog"
 """
+_COMMANDS = (explain, figure, rank, study, evaluate, emotions, models, demo, app)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,14 +54,30 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=lambda _: parser.print_help())
     parser.add_argument("--version", action="version", version=f"captum-clip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (explain, figure, rank, study, evaluate, emotions, models, demo, app):
-        added = commands.add_parser(
-            command.NAME,
-            help=command.HELP,
-            description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
-            epilog=f"example:\n  {command.EXAMPLE}\n",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(added)
-        added.set_defaults(run=command.run)
+    for module in _COMMANDS:
+        _add_command(module.COMMAND, commands)
     return parser
+
+
+def _add_command(command: Command, commands: Any) -> None:
+    parser = commands.add_parser(
+        command.name,
+        help=command.help,
+        description=textwrap.fill(command.description, 78),
+        epilog=command.example and f"example:\n  {command.example}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if command.commands:
+        below = parser.add_subparsers(title="commands", metavar=command.metavar, required=True)
+        for subcommand in command.commands:
+            _add_command(subcommand, below)
+        return
+    parser.set_defaults(run=command.run, command=command.name)
+    for option in command.options:
+        group = parser
+        if isinstance(option, tuple):
+            group = parser.add_mutually_exclusive_group()
+        for each in option if isinstance(option, tuple) else (option,):
+            action = each.add_to(group)
+            if action.nargs == "*":
+                parser.set_defaults(late=action.dest)

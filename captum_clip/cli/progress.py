@@ -1,10 +1,11 @@
-"""A bar that says what is being done."""
+"""What a command says while it works and when it has ended."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -17,24 +18,20 @@ def steps(total: int) -> Iterator[Callable[[str], None]]:
     with tqdm(total=total, bar_format=form, leave=False, mininterval=0) as bar:
         begun = False
 
-        def begin(what: str) -> None:
+        def begin(step: str) -> None:
             nonlocal begun
             if begun:
                 bar.update()
             begun = True
-            bar.set_description_str(what)
+            bar.set_description_str(step)
 
         yield begin
         bar.update()
 
 
 @contextmanager
-def images_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with the rate and the time left, from the first call on.
-
-    Args:
-        what: is being done.
-    """
+def images_bar(task: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with the rate and the time left, from the first call on."""
     from tqdm import tqdm
 
     bar: Any = None
@@ -42,7 +39,7 @@ def images_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     def progress(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(desc=what, unit="image", total=total, initial=done, leave=False)
+            bar = tqdm(desc=task, unit="image", total=total, initial=done, leave=False)
         bar.update(done - bar.n)
 
     try:
@@ -53,3 +50,20 @@ def images_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if bar is not None:
             bar.close()
+
+
+def inside(folder: str, name: str) -> str:
+    """A file in a folder or under a URL.
+
+    >>> inside("out", "results.md"), inside("s3://bucket/out/", "results.md")
+    ('out/results.md', 's3://bucket/out/results.md')
+    """
+    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder, name))
+
+
+def say_skipped(skipped: Mapping[Path, str]) -> None:
+    """Say how many files could not be read, and why the first one; nothing where there is none."""
+    if skipped:
+        path, reason = next(iter(skipped.items()))
+        files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
+        print(" ".join(f"{files} left out, {path}: {reason}".split()), file=sys.stderr)

@@ -2,149 +2,127 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from argparse import Namespace
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
-from .places import inside
-from .progress import images_bar
+from .command import (
+    BATCH_SIZE,
+    ENGINE,
+    GPUS,
+    METHODS,
+    MODELS,
+    PROBES,
+    RESULTS,
+    SEED,
+    TEXT,
+    THREADS,
+    WORKERS,
+    Command,
+    Option,
+)
+from .progress import images_bar, inside
 
 if TYPE_CHECKING:
     from ..studies import StudyConfig
 
-NAME = "study"
-HELP = "average maps over a folder of images, and measure them"
-EXAMPLE = 'captum-clip study statistics photos --text "a horse" --text "a dog" -o horses'
-
-_EXAMPLES = {
-    "statistics": EXAMPLE,
-    "corner-bias": "captum-clip study corner-bias photos -o corners",
-    "emotions": "captum-clip study emotions photos --emotions vit.safetensors "
-    "--emotions resnet.safetensors -o emotions",
-}
-_HELP = {
-    "statistics": "mean maps, their spread, entropies and biases, for any texts and emotions",
-    "corner-bias": "do methods favour the corners? three methods, a happy and a sad text",
-    "emotions": "eight emotions, plain and centred, a ViT beside a ResNet",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    studies = parser.add_subparsers(title="studies", metavar="STUDY", required=True, dest="study")
-    for name, text in _HELP.items():
-        added = studies.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}. Started again after a stop, it goes on.",
-            epilog=f"example:\n  {_EXAMPLES[name]}\n",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        _add_subjects(added, name)
-        _add_settings(added)
-
-
-def _add_subjects(parser: argparse.ArgumentParser, study: str) -> None:
-    models = "ViT-B/32 and RN101" if study == "emotions" else "ViT-B/32"
-    methods = {
-        "corner-bias": "all-grad, attention-grad-cam and last-grad for ViTs, grad-cam for ResNets"
-    }
-    parser.add_argument(
-        "images", metavar="FOLDER", help="searched for images through to the bottom"
-    )
-    parser.add_argument(
-        "--model", action="append", metavar="NAME", help=f"may be repeated (default: {models})"
-    )
-    parser.add_argument(
-        "--method",
-        action="append",
-        metavar="NAME",
-        help="may be repeated, and is used with the towers that it fits (default: "
-        f"{methods.get(study, 'last-grad for ViTs, grad-cam for ResNets')})",
-    )
-    if study != "emotions":
-        default = ' (default: "this person is happy", "this person is sad")'
-        parser.add_argument(
-            "--text",
-            action="append",
-            metavar="TEXT",
-            help=f"may be repeated{default if study == 'corner-bias' else ''}",
-        )
-    if study != "corner-bias":
-        parser.add_argument(
-            "--emotions",
-            action="append",
-            metavar="FILE",
-            required=study == "emotions",
-            help="from 'captum-clip emotions fit'; one for each model, in the same order",
-        )
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="study a sample of N images")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the sample")
-    parser.add_argument(
-        "--value-entropy", action="store_true", help="measure it as well, which takes its time"
-    )
-    parser.add_argument(
-        "--workers",
+_SETTINGS: Final = (
+    BATCH_SIZE,
+    Option("--limit", "study a sample of N images", type=int),
+    replace(SEED, help="of the sample"),
+    Option("--value-entropy", "measure it as well (slow)", default=False),
+    replace(
+        WORKERS,
+        default=None,
         type=int,
-        metavar="N",
         help="processes that decode images (local, default 2) or that compute (ray, default 1)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="this machine, or Ray: several processes or a cluster (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="0 computes on the CPU (default)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="of each process that computes")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="a folder of its own for the results"
-    )
+    ),
+    ENGINE,
+    GPUS,
+    THREADS,
+    RESULTS,
+)
+_LISTS: Final = {"model": "models", "method": "methods", "text": "texts", "emotions": "emotions"}
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the study, or go on with it, and say where the results are.
-
-    Raises:
-        CaptumClipError: an argument that cannot be worked with, or no image that can be read.
-    """
+def _run(arguments: Namespace) -> None:
+    """Run the study, or go on with it, and say where the results are."""
     from ..studies import run_study
 
     config = _config(arguments)
     with images_bar("study") as progress:
-        found = run_study(config, progress=progress)
+        result = run_study(config, progress=progress)
     print(f"statistics  {inside(arguments.output, 'statistics.csv')}")
     print(f"mean maps   {inside(arguments.output, 'mean_maps.png')}")
-    if found.skipped:
+    if result.skipped:
         print(
-            f"{len(found.skipped)} of {found.images} images were skipped; the reasons are in "
+            f"{len(result.skipped)} of {result.images} images "
+            f"{'was' if len(result.skipped) == 1 else 'were'} skipped; the reasons are in "
             f"{inside(arguments.output, 'manifest.json')}"
         )
 
 
-def _config(arguments: argparse.Namespace) -> StudyConfig:
+def _config(arguments: Namespace) -> StudyConfig:
     from .. import studies
 
-    make: dict[str, Callable[..., StudyConfig]] = {
+    make = {
         "statistics": studies.statistics_study,
         "corner-bias": studies.corner_bias_study,
         "emotions": studies.emotions_study,
+    }[arguments.command]
+    settings: dict[str, Any] = {
+        name: tuple(values)
+        for option, name in _LISTS.items()
+        if (values := getattr(arguments, option, None))
     }
-    several = {"models": "model", "methods": "method", "texts": "text", "emotions": "emotions"}
-    given: dict[str, Any] = {
-        name: tuple(value)
-        for name, option in several.items()
-        if (value := getattr(arguments, option, None))
-    }
-    settings = (
-        *("batch_size", "limit", "seed", "value_entropy"),
-        *("workers", "engine", "gpus", "threads"),
+    settings |= {setting.dest: getattr(arguments, setting.dest) for setting in _SETTINGS}
+    return make(arguments.images, settings.pop("output"), **settings)
+
+
+def _study(name: str, help: str, example: str, *targets: Option, **defaults: str) -> Command:
+    """A study; `models` and `methods` say what its defaults are."""
+    return Command(
+        name,
+        help,
+        f"captum-clip study {name} {example}",
+        options=(
+            Option("images", "of images, searched recursively", metavar="FOLDER"),
+            replace(MODELS, otherwise=defaults.get("models", MODELS.otherwise)),
+            replace(METHODS, otherwise=defaults.get("methods", METHODS.otherwise)),
+            *targets,
+            *_SETTINGS,
+        ),
+        run=_run,
+        note="Rerun after an interruption, it resumes.",
     )
-    given |= {name: getattr(arguments, name) for name in settings}
-    return make[arguments.study](arguments.images, arguments.output, **given)
+
+
+COMMAND: Final = Command(
+    "study",
+    "average maps over a folder of images, and measure them",
+    'captum-clip study statistics photos --text "a horse" --text "a dog" -o horses',
+    commands=(
+        _study(
+            "statistics",
+            "mean maps, their spread, entropies and biases, for any texts and emotions",
+            'photos --text "a horse" --text "a dog" -o horses',
+            TEXT,
+            PROBES,
+        ),
+        _study(
+            "corner-bias",
+            "do methods favour the corners? three methods, a happy and a sad text",
+            "photos -o corners",
+            replace(TEXT, otherwise='"this person is happy", "this person is sad"'),
+            methods="all-grad, attention-grad-cam and last-grad for ViTs, grad-cam for ResNets",
+        ),
+        _study(
+            "emotions",
+            "eight emotions, plain and centred, a ViT beside a ResNet",
+            "photos --emotions vit.safetensors --emotions resnet.safetensors -o emotions",
+            replace(PROBES, required=True),
+            models="ViT-B/32 and RN101",
+        ),
+    ),
+    metavar="STUDY",
+)

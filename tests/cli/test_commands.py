@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +19,10 @@ from PIL import Image
 from captum_clip import __version__, cli, demo
 from captum_clip.attr.registry import methods_for
 from captum_clip.cli import demo as demo_command
-from captum_clip.cli import explain as explain_command
 from captum_clip.cli import main
 from captum_clip.cli import models as models_command
+from captum_clip.cli import parser as parser_module
+from captum_clip.cli.command import Command
 from captum_clip.demo.architectures import ARCHITECTURES
 from captum_clip.demo.export import export_model
 from captum_clip.errors import InputError
@@ -265,12 +266,38 @@ def test_demo_shows_scenes_of_known_things_with_every_method() -> None:
 # All of them
 
 
-@pytest.mark.parametrize("command", [None, explain_command, models_command, demo_command])
-def test_help_shows_an_example(command: Any, capsys: Capture) -> None:
-    arguments = ["--help"] if command is None else [command.NAME, "--help"]
-    printed = run(*arguments, capsys=capsys)
-    assert "example" in printed
-    assert (command.EXAMPLE if command else "captum-clip demo") in printed
+def all_commands() -> list[tuple[list[str], Command]]:
+    """Every command with the words that call it."""
+    commands = []
+    for module in parser_module._COMMANDS:
+        commands.append(([module.COMMAND.name], module.COMMAND))
+        commands += [
+            ([module.COMMAND.name, below.name], below) for below in module.COMMAND.commands
+        ]
+    return commands
+
+
+@pytest.mark.parametrize(("words", "command"), all_commands())
+def test_help_of_each_command_says_what_it_does(
+    words: list[str], command: Command, capsys: Capture
+) -> None:
+    printed = run(*words, "--help", capsys=capsys)
+    assert command.description in " ".join(printed.split())
+    assert command.example in printed
+    assert command.example.split()[:2] == ["captum-clip", words[0]]
+    assert all(len(line) <= 100 or "captum-clip" in line for line in printed.splitlines())
+
+
+def test_the_example_in_each_help_can_be_typed() -> None:
+    """Its options are those of the command."""
+    parser = parser_module.build_parser()
+    for _, command in all_commands():
+        arguments = parser.parse_args(shlex.split(command.example)[1:])
+        assert callable(arguments.run)
+
+
+def test_help_shows_examples(capsys: Capture) -> None:
+    assert "captum-clip demo\n" in run("--help", capsys=capsys)
 
 
 def test_the_help_of_explain_names_every_method(capsys: Capture) -> None:
@@ -308,30 +335,30 @@ def test_wrong_arguments_are_said_on_one_line(arguments: list[str], capsys: Capt
 def test_failures_have_their_exit_codes(
     error: BaseException, code: int, said: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models_command, "run", raising(error))
+    monkeypatch.setattr(models_command, "_print_models", raising(error))
     assert main(["models"]) == code
     assert capsys.readouterr().err == said
 
 
 def test_a_mistake_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models_command, "run", raising(ZeroDivisionError()))
+    monkeypatch.setattr(models_command, "_print_models", raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         main(["models"])
 
 
-def raising(error: BaseException) -> Callable[[Any], None]:
-    def fail(arguments: Any) -> None:
+def raising(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
         raise error
 
     return fail
 
 
 def test_noise_is_kept_away_and_put_back(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def noisy(arguments: Any) -> None:
+    def noisy() -> None:
         warnings.warn("a library's remark", stacklevel=1)
         logging.getLogger("library").warning("a library's remark")
 
-    monkeypatch.setattr(models_command, "run", noisy)
+    monkeypatch.setattr(models_command, "_print_models", noisy)
     filters = list(warnings.filters)
     monkeypatch.setattr(logging.root.manager, "_disable", logging.NOTSET)
     assert main(["models"]) == 0

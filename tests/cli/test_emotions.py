@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip.cli import emotions as emotions_command
 from captum_clip.cli import main
-from captum_clip.cli import rank as rank_command
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
 from captum_clip.emotions.probe import STRENGTH
 from captum_clip.explanation import Explanation
@@ -328,15 +326,3 @@ def test_explain_refuses_a_probe_of_another_model(here, photo, model, capsys):
     arguments = [photo, "--emotions", "p.safetensors", "--model", model]
     said = run("explain", *arguments, capsys=capsys, code=2)
     assert "fitted on features of other with another fingerprint" in said
-
-
-@pytest.mark.parametrize("command", [emotions_command, rank_command])
-def test_help_shows_an_example(command, capsys):
-    """As all commands."""
-    assert command.EXAMPLE in run(command.NAME, "--help", capsys=capsys)
-
-
-@pytest.mark.parametrize("name", ["demo-data", "fit", "check"])
-def test_each_emotions_command_has_help(name, capsys):
-    """With what it does."""
-    assert "FOLDER" in run("emotions", name, "--help", capsys=capsys)

@@ -173,7 +173,7 @@ def test_mistakes_are_said_on_one_line(
 
 def test_help_names_every_task_every_data_set_and_an_example(capsys: Capture) -> None:
     out, _ = run("--help", capsys=capsys)
-    assert any(command.EXAMPLE in line for line in out)
+    assert any(command.COMMAND.example in line for line in out)
     printed = "".join("".join(out).split())  # lines break at hyphens
     for name in (*TASKS, *FORMS):
         assert name in printed

@@ -10,7 +10,6 @@ import pytest
 
 from captum_clip import studies
 from captum_clip.cli import main
-from captum_clip.cli import study as command
 from captum_clip.studies import StudyConfig, StudyResult, Subject
 from captum_clip.visualization import grid
 from tests.studies import folders
@@ -54,7 +53,7 @@ def test_skipped_images_are_said_on_one_line(here: Path, vit: str, capsys: Captu
     (here / "photos" / "image0.png").write_bytes(b"1")
     arguments = ["statistics", "photos", "--text", "a", "--model", vit, "--workers", "0"]
     out, _ = run(*arguments, "-o", "out", capsys=capsys)
-    assert out[2:] == ["1 of 3 images were skipped; the reasons are in out/manifest.json"]
+    assert out[2:] == ["1 of 3 images was skipped; the reasons are in out/manifest.json"]
 
 
 def test_where_nothing_can_be_done_the_code_is_two(here: Path, vit: str, capsys: Capture) -> None:
@@ -141,11 +140,3 @@ def test_mistakes_are_said_on_one_line(
     assert err.count("\n") == 1
     assert message in err
     assert os.listdir(here) == ["photos"]
-
-
-@pytest.mark.parametrize("study", ["statistics", "corner-bias", "emotions"])
-def test_help_shows_an_example(study: str, capsys: Capture) -> None:
-    out, _ = run(study, "--help", capsys=capsys)
-    printed = "\n".join(out)
-    assert command._EXAMPLES[study] in printed
-    assert "goes on" in printed
