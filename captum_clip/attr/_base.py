@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from captum.attr import LayerAttribution
@@ -24,6 +24,22 @@ from ..similarity import ClipSimilarity
 from ._call import Call, Columns, Select, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
+
+
+class Computed(NamedTuple):
+    """What a method's formula gives.
+
+    Attributes:
+        record: what was recorded.
+        values: maps of the K' targets, before `_on_grid` brings them on the grid.
+        scores: (B, K').
+        rest: (B, K') what an additive method's maps leave of the scores.
+    """
+
+    record: Recording
+    values: Tensor
+    scores: Tensor
+    rest: Tensor | None = None
 
 
 class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
@@ -80,8 +96,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """What Captum calls the layer."""
 
     @abstractmethod
-    def _compute(self, call: Call) -> tuple[Recording, Tensor, Tensor]:
-        """The formula: what was recorded, the K' maps before `_on_grid`, the scores (B, K')."""
+    def _compute(self, call: Call) -> Computed:
+        """The formula."""
 
     @abstractmethod
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
@@ -121,7 +137,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         if target is None and not self.depends_on_target(**options):
             target = 0
         select = partial(one_column, target, names=score_names(self.forward_func))
-        maps, _ = self._run(inputs, additional_forward_args, select, options)
+        maps = self._run(inputs, additional_forward_args, select, options).values
         return (maps,) if isinstance(inputs, tuple) else maps  # as Captum's metrics expect
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
@@ -149,8 +165,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             CaptureError: the forward function does not run the tower exactly once.
         """
         select = partial(many_columns, targets, names=score_names(self.forward_func))
-        maps, scores = self._run(inputs, additional_forward_args, select, options)
-        return (maps, scores) if return_scores else maps
+        found = self._run(inputs, additional_forward_args, select, options)
+        return (found.values, found.scores) if return_scores else found.values
 
     def _run(
         self,
@@ -158,11 +174,13 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         extra: Any,
         select: Select,
         options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Computed:
+        """The formula's result, with the maps (B, K', h, w) as its values."""
         check_tower(type(self).__name__, self._tower)
         with explaining(self.forward_func, inputs, extra, select) as call:
-            record, values, scores = self._compute(call, **options)
-            return self._on_grid(record, values.detach()).contiguous(), scores
+            found = self._compute(call, **options)
+            maps = self._on_grid(found.record, found.values.detach())
+            return found._replace(values=maps.contiguous())
 
 
 def _with_options(method: type[ClipAttribution], verb: str) -> Any:
@@ -210,7 +228,7 @@ class ViTAttribution(ClipAttribution):
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         assert record.size is not None
         patches = values[..., self._tower.prefix :].transpose(0, 1)
-        return patches.reshape(*patches.shape[:2], *self._tower.grid(*record.size))
+        return patches.reshape(*patches.shape[:-1], *self._tower.grid(*record.size))
 
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then the probe if any.

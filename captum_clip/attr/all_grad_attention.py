@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..recording import Recording
 from ._attention import all_rows, pooled_row, propagated, start_row, weighted
-from ._base import ViTAttribution
+from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import AllGradients, all_gradients
 
@@ -49,7 +48,7 @@ class AllGradAttention(ViTAttribution):
     name = "all-grad"
 
     @override
-    def _compute(self, call: Call, *, start_layer: int = 0) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers = self._layers(start_layer)
         found = all_gradients(self._tower, call, start_layer)
 
@@ -62,7 +61,7 @@ class AllGradAttention(ViTAttribution):
             self._propagate(found, gradients, layers, attention)
             for gradients in found.scored.gradients(*found.points)
         ]
-        return found.record, torch.stack(maps), found.scored.chosen
+        return Computed(found.record, torch.stack(maps), found.scored.chosen)
 
     def _propagate(
         self,

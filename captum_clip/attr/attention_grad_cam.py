@@ -9,9 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import check_choice
-from ..recording import Recording
 from ._attention import all_rows, matrix_gradient, read_row, start_row, weighted, weighted_rows
-from ._base import ViTAttribution
+from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import LastGradient, last_gradient
 
@@ -51,9 +50,7 @@ class AttentionGradCam(ViTAttribution):
     name = "attention-grad-cam"
 
     @override
-    def _compute(
-        self, call: Call, *, weights: Weights = "elementwise"
-    ) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call, *, weights: Weights = "elementwise") -> Computed:
         check_choice("weights", weights, ("elementwise", "pooled"))
         last = last_gradient(self._tower, call)
         if last.row is None or last.attention is None:
@@ -64,7 +61,7 @@ class AttentionGradCam(ViTAttribution):
             patches = last.row[..., self._tower.prefix :]
             pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
             maps = (pooled * last.attention).mean(2).clamp(min=0)
-        return last.record, maps, last.scored.chosen
+        return Computed(last.record, maps, last.scored.chosen)
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
         """The same from whole matrices, for a gradient that has more than the CLS row."""

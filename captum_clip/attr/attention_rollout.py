@@ -7,9 +7,9 @@ from typing import final
 from torch import Tensor
 from typing_extensions import override
 
-from ..recording import LayerRecord, Recording
+from ..recording import LayerRecord
 from ._attention import all_rows, pooled_row, read_row, readout_row
-from ._base import ViTAttribution
+from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import without_gradient
 
@@ -44,7 +44,7 @@ class AttentionRollout(ViTAttribution):
     needs_target = False
 
     @override
-    def _compute(self, call: Call, *, start_layer: int = 0) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
         means: dict[int, Tensor] = {}
 
@@ -63,4 +63,4 @@ class AttentionRollout(ViTAttribution):
         for index in reversed(layers):
             mean = means[index]
             row = (row + (mean[:, 0] if mean.shape[1] == 1 else read_row(row, mean))) / 2
-        return record, row.expand(len(scored.columns), -1, -1), scored.chosen
+        return Computed(record, row.expand(len(scored.columns), -1, -1), scored.chosen)

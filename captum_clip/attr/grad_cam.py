@@ -14,10 +14,9 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from ..models import known_tower
 from ..models.towers import ResNetTower, Tower
-from ..recording import Recording
 from ..similarity import ClipSimilarity
 from ._attention import exact, widened
-from ._base import ResNetAttribution, TensorOrTuple, check_tower, usable
+from ._base import Computed, ResNetAttribution, TensorOrTuple, check_tower, usable
 from ._call import Call
 from ._passes import resnet_gradient
 
@@ -111,7 +110,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         )
 
     @override
-    def _run(self, *call: Any) -> tuple[Tensor, Tensor]:
+    def _run(self, *call: Any) -> Computed:
         if self._tower is None:
             raise UnsupportedModelError(
                 "ClipGradCam.attribute_targets needs the last stage of a CLIP ResNet; with another "
@@ -120,9 +119,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         return super()._run(*call)
 
     @override
-    def _compute(
-        self, call: Call, *, relu_attributions: bool = False
-    ) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call, *, relu_attributions: bool = False) -> Computed:
         assert self._tower is not None
         record, scored, gradient = resnet_gradient(self._tower, call)
         assert record.features is not None
@@ -130,7 +127,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             features = widened(record.features)
             weights = widened(gradient) / (features.shape[-2] * features.shape[-1])
             maps = torch.einsum("kbc,bchw->kbhw", weights, features)
-        return record, maps.clamp(min=0) if relu_attributions else maps, scored.chosen
+        return Computed(record, maps.clamp(min=0) if relu_attributions else maps, scored.chosen)
 
 
 def _stage(tower: Tower) -> nn.Module | None:

@@ -19,7 +19,7 @@ from ._attention import (
     weighted,
     weighted_rows,
 )
-from ._base import ViTAttribution
+from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import LastGradient, all_gradients, last_gradient, run_again
 
@@ -66,9 +66,7 @@ class LastGradAttention(ViTAttribution):
     name = "last-grad"
 
     @override
-    def _compute(
-        self, call: Call, *, heads: Heads = "paired", start_layer: int = 0
-    ) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call, *, heads: Heads = "paired", start_layer: int = 0) -> Computed:
         check_choice("heads", heads, ("paired", "averaged"))
         layers, pooling = self._layers(start_layer), self._tower.pooling
         if pooling == "probe" and len(layers) > 1:
@@ -83,13 +81,15 @@ class LastGradAttention(ViTAttribution):
         else:
             last = last_gradient(self._tower, call, (layers[:-1], visit))
         if last.row is None or last.attention is None:
-            return last.record, self._general(call, last, layers, heads), last.scored.chosen
+            return Computed(
+                last.record, self._general(call, last, layers, heads), last.scored.chosen
+            )
         rows[layers[-1]] = _combined(last.attention, heads, dim=1)  # (B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
         for step in weighted_rows(gradient, torch.stack([rows[index] for index in layers])):
             maps = (1 + step[..., :1]) * maps + step  # (K', B, s)
-        return last.record, maps, last.scored.chosen
+        return Computed(last.record, maps, last.scored.chosen)
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Tensor:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
@@ -105,9 +105,7 @@ class LastGradAttention(ViTAttribution):
             maps.append(self._propagated(start, gradient, record, layers, heads))
         return torch.stack(maps)
 
-    def _below_probe(
-        self, call: Call, layers: range, heads: Heads
-    ) -> tuple[Recording, Tensor, Tensor]:
+    def _below_probe(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         found = all_gradients(self._tower, call, layers[-2], first=layers[0])
         maps = []
@@ -117,7 +115,7 @@ class LastGradAttention(ViTAttribution):
             start = weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
             gradient = found.layer_gradient(layers[-2], gradients[0])
             maps.append(self._propagated(start, gradient, found.record, layers[:-1], heads))
-        return found.record, torch.stack(maps), found.scored.chosen
+        return Computed(found.record, torch.stack(maps), found.scored.chosen)
 
     def _propagated(
         self, start: Tensor, gradient: Tensor, record: Recording, layers: range, heads: Heads

@@ -11,7 +11,7 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import InputError
 from ..models.towers import AttentionLayer
-from ..recording import LayerRecord, Recording
+from ..recording import LayerRecord
 from ._attention import (
     all_rows,
     heads_gradient,
@@ -21,7 +21,7 @@ from ._attention import (
     row_gradient,
     start_row,
 )
-from ._base import ViTAttribution
+from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import all_gradients, last_gradient, without_gradient
 
@@ -75,7 +75,7 @@ class LayerAttention(ViTAttribution):
     @override
     def _compute(
         self, call: Call, *, index: int = -1, of: Of = "attention", rows: Rows = "cls"
-    ) -> tuple[Recording, Tensor, Tensor]:
+    ) -> Computed:
         check_choice("of", of, ("attention", "gradient"))
         check_choice("rows", rows, ("cls", "sum"))
         count = len(self._tower.attentions)
@@ -87,7 +87,7 @@ class LayerAttention(ViTAttribution):
         compute = self._gradient if of == "gradient" else self._attention
         return compute(call, index % count, rows)
 
-    def _attention(self, call: Call, index: int, rows: Rows) -> tuple[Recording, Tensor, Tensor]:
+    def _attention(self, call: Call, index: int, rows: Rows) -> Computed:
         tower, attention = self._tower, self._tower.attentions[index]
         shown: list[Tensor] = []  # (B, s)
 
@@ -102,14 +102,14 @@ class LayerAttention(ViTAttribution):
             shown.append(mean if rows == "cls" else matrix.sum(1))
 
         record, scored = without_gradient(tower, call, (range(index, index + 1), visit))
-        return record, shown[0].expand(len(scored.columns), -1, -1), scored.chosen
+        return Computed(record, shown[0].expand(len(scored.columns), -1, -1), scored.chosen)
 
-    def _gradient(self, call: Call, index: int, rows: Rows) -> tuple[Recording, Tensor, Tensor]:
+    def _gradient(self, call: Call, index: int, rows: Rows) -> Computed:
         prefix, is_last = self._tower.prefix, index == len(self._tower.attentions) - 1
         if is_last:
             last = last_gradient(self._tower, call)
             if last.row is not None:  # the only row, so also the sum
-                return last.record, last.row.mean(2), last.scored.chosen
+                return Computed(last.record, last.row.mean(2), last.scored.chosen)
             record, scored, output = last.record, last.scored, last.output
             assert output is not None
         else:
@@ -126,4 +126,5 @@ class LayerAttention(ViTAttribution):
             row = pooled_row(self._tower.pooling, output[0, ..., 0], prefix)  # (B, s)
             chosen = (row[..., None] * output).sum(2)
         gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
-        return record, gradient.mean(2), scored.chosen  # (K', B, H, s) -> (K', B, s)
+        maps = gradient.mean(2)  # (K', B, H, s) -> (K', B, s)
+        return Computed(record, maps, scored.chosen)

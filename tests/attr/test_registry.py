@@ -10,17 +10,16 @@ from typing import Any, final
 import pytest
 import torch
 from captum.attr import LayerGradCam
-from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, explain, load_clip, targets
 from captum_clip.attr import ResNetAttribution, ViTAttribution, register, registry
+from captum_clip.attr._base import Computed
 from captum_clip.attr._call import Call
 from captum_clip.attr._passes import last_gradient, resnet_gradient
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.evaluation.methods import methods_for as evaluated
-from captum_clip.recording import Recording
 
 
 def picture() -> Any:
@@ -35,10 +34,10 @@ class LastGradient(ViTAttribution):
     name = "my-gradient"
     signed = True
 
-    def _compute(self, call: Call, *, times: int = 1) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call, *, times: int = 1) -> Computed:
         last = last_gradient(self._tower, call)
         assert last.row is not None
-        return last.record, times * last.row.mean(2), last.scored.chosen
+        return Computed(last.record, times * last.row.mean(2), last.scored.chosen)
 
 
 @final
@@ -49,11 +48,11 @@ class Activation(ResNetAttribution):
     needs_target = False
     costly = True
 
-    def _compute(self, call: Call) -> tuple[Recording, Tensor, Tensor]:
+    def _compute(self, call: Call) -> Computed:
         record, scored, _ = resnet_gradient(self._tower, call)
         assert record.features is not None
         mean = record.features.float().mean(1)
-        return record, mean.expand(len(scored.columns), *mean.shape), scored.chosen
+        return Computed(record, mean.expand(len(scored.columns), *mean.shape), scored.chosen)
 
 
 @pytest.fixture(autouse=True)
