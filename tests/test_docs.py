@@ -118,11 +118,21 @@ def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(block.code, path, "exec"), module.__dict__)
 
 
+@pytest.fixture(autouse=True)
+def _restored_registries() -> Iterator[None]:
+    """What an example registers is forgotten after it."""
+    registries: list[dict[str, Any]] = [families._FAMILIES, attr.METHODS]
+    before = [(registry, dict(registry)) for registry in registries]
+    yield
+    for registry, contents in before:
+        registry.clear()
+        registry.update(contents)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if [*blocks_of(p)]], ids=lambda p: p.stem)
 def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other in one namespace, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
     namespace: dict[str, Any] = {"__name__": "__main__", "Path": Path}
     exec(PICTURES + TAKEN.get(page.stem, ""), namespace)
     for block in blocks_of(page):
@@ -152,7 +162,6 @@ def see_torchvision(model: Any, images: Tensor) -> oracles.Seen:
 def test_example_of_a_family_draws_what_the_equations_say(method, monkeypatch):
     """The tower that docs/extending.md adds is right for every method, all targets."""
     library: Any = import_module("torchvision.models.vision_transformer")
-    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
     (file,) = (b for b in blocks_of(ROOT / "docs" / "extending.md") if "torchvision_vit" in b.mark)
     as_file(file, monkeypatch)
     family = sys.modules["captum_clip.models.torchvision_vit"]
