@@ -29,7 +29,7 @@ class Small(NamedTuple):
     def images(self, batch: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
         """Random preprocessed images of the model's native size."""
         visual = getattr(self.model, "visual", None)
-        size = IMAGE_SIZE if visual is None else visual.image_size
+        size = (visual or self.model.config.vision_config).image_size
         height, width = size if isinstance(size, tuple) else (size, size)
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(batch, 3, height, width, generator=generator).to(dtype)
@@ -187,10 +187,78 @@ def open_clip_resnet(seed: int = 0, **vision: Any) -> Small:
     return _open_clip(seed, {**RESNET_CONFIG, **vision})
 
 
+def _timm(seed: int, model: Any, size: int) -> Small:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    processor = image_transform_v2(PreprocessCfg(size=size), is_train=False)
+    return Small(randomize(model, seed), processor, open_clip_tokenizer())
+
+
+def timm_convnext(seed: int = 0, **vision: Any) -> Small:
+    """An OpenCLIP model with a ConvNeXt of timm: 64 channels, 3 x 3 positions, an MLP on top."""
+    from open_clip import CLIP
+
+    config = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp", **vision}
+    with torch.random.fork_rng():
+        model = CLIP(24, {"image_size": 96, **config}, dict(TEXT_CONFIG))
+    return _timm(seed, model, 96)
+
+
+def timm_fastvit(seed: int = 0) -> Small:
+    """An OpenCLIP model with a FastViT of timm, as MobileCLIP's: 128 channels, 3 x 3 positions."""
+    from timm.models.fastvit import FastVit
+
+    built = timm_convnext(timm_pool="avg", timm_proj=None)
+    mixers = ("repmixer", "repmixer", "repmixer", "attention")
+    with torch.random.fork_rng():
+        trunk = FastVit(
+            layers=(1, 1, 1, 1), embed_dims=(8, 16, 32, 64), token_mixers=mixers, num_classes=24
+        )
+    built.model.visual.trunk = trunk
+    return _timm(seed, built.model, 96)
+
+
+def align(seed: int = 0) -> Small:
+    """ALIGN of transformers: three blocks, 24 channels, 5 x 5 positions, a BERT of one layer."""
+    from transformers import AlignConfig, AlignModel, EfficientNetImageProcessor
+
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    vision = {
+        "image_size": 37,
+        "in_channels": [32, 16],
+        "out_channels": [16, 24],
+        "kernel_sizes": [3, 5],
+        "strides": [2, 2],
+        "expand_ratios": [1, 2],
+        "num_block_repeats": [1, 2],
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 24,
+    }
+    config = AlignConfig(
+        text_config={
+            **text,
+            "num_hidden_layers": 1,
+            "vocab_size": 259,
+            "max_position_embeddings": 77,
+        },
+        vision_config=vision,
+        projection_dim=24,
+    )
+    with torch.random.fork_rng():
+        model = AlignModel(config)
+    size = {"height": 37, "width": 37}
+    processor = EfficientNetImageProcessor(size=size, include_top=False)
+    return Small(randomize(model, seed), processor, byte_tokenizer())
+
+
 BUILDERS = {
     "hf_vit": hf_vit,
     "open_clip_vit": open_clip_vit,
     "open_clip_vit_mean": open_clip_vit_mean,
     "open_clip_custom_vit": open_clip_custom_vit,
     "open_clip_resnet": open_clip_resnet,
+    "timm_convnext": timm_convnext,
+    "timm_fastvit": timm_fastvit,
+    "align": align,
 }

@@ -174,6 +174,17 @@ def see_resnet(model: Any, images: Tensor) -> SeenResNet:
     return SeenResNet(attend(tokens, maps, pool.num_heads)[0][:, 0], x)
 
 
+def see_average_pooled(model: Any, images: Tensor) -> SeenResNet:
+    """A forward through a ConvNeXt or FastViT of timm, or through ALIGN, by the library's steps."""
+    x = images.detach().clone().requires_grad_()
+    if hasattr(model, "visual"):
+        visual = model.visual
+        features = visual.trunk.forward_features(x)
+        return SeenResNet(visual.head(visual.trunk.forward_head(features)), features)
+    output = model.vision_model(pixel_values=x)
+    return SeenResNet(output.pooler_output, output.last_hidden_state)
+
+
 def _normed(x: Tensor, module: Any) -> Tensor:
     mean, variance, weight, bias = (
         value[:, None, None]

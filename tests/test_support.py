@@ -69,6 +69,9 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "OpenCLIP ViT, own attention, LayerScale": lambda: builders.open_clip_custom_vit().model,
     "OpenCLIP ViT, mean pooling": lambda: builders.open_clip_vit_mean().model,
     "OpenCLIP ResNet": lambda: builders.open_clip_resnet().model,
+    "OpenCLIP ConvNeXt": lambda: builders.timm_convnext().model,
+    "OpenCLIP FastViT (MobileCLIP S)": lambda: builders.timm_fastvit().model,
+    "transformers ALIGN": lambda: builders.align().model,
     "OpenCLIP ViT, attention pooling": partial(
         open_clip_vit, attentional_pool=True, attn_pooler_heads=4
     ),
@@ -77,7 +80,7 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "OpenCLIP ViT, scaled_cosine": partial(open_clip_vit, scaled_cosine_attn=True),
     "OpenCLIP ViT, scale_heads": partial(open_clip_vit, scale_heads=True),
     "OpenCLIP ViT, inner_norm": partial(open_clip_vit, scale_attn_inner=True),
-    "OpenCLIP with a timm tower (EVA, SigLIP, ConvNeXt)": timm_tower,
+    "OpenCLIP with a timm ViT (EVA, SigLIP)": timm_tower,
     "OpenCLIP CoCa": coca,
     "transformers SigLIP": siglip,
 }
@@ -87,7 +90,7 @@ def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
     """The cosine with two random rows, and images of the model's size."""
     clip = load_clip(model)
     vision: Any = clip.vision
-    size = vision.image_size if hasattr(vision, "image_size") else vision.embeddings.image_size
+    size = (vision if hasattr(vision, "image_size") else vision.config).image_size
     side = size[0] if isinstance(size, tuple) else size
     images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

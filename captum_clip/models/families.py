@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import huggingface, open_clip
+from . import align, huggingface, open_clip
 from .base import ClipAdapter
 from .towers import Tower
 
@@ -17,6 +17,7 @@ from .towers import Tower
 # was never imported, so none is imported to look.
 _FAMILIES: dict[str, ModuleType] = {
     "transformers.models.clip.modeling_clip": huggingface,
+    "transformers.models.align.modeling_align": align,
     "open_clip": open_clip,
 }
 

@@ -178,10 +178,9 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def is_unmodified(self) -> bool:
         """See `ClipAdapter`."""
-        from transformers import CLIPModel
-
-        own = is_unmodified(self.model, (CLIPModel,), "get_image_features")
-        return own and self.tower.is_unmodified
+        own = type(self.model).__module__.startswith("transformers.models.")  # no subclass
+        features_unmodified = has_no_foreign_hooks(self.model, "get_image_features")
+        return own and features_unmodified and self.tower.is_unmodified
 
     def image_features(self, images: Tensor) -> Tensor:
         """See `ClipAdapter`."""
@@ -191,14 +190,14 @@ class HuggingFaceAdapter(ClipAdapter):
             pixel_values=images,  # cast inside
             interpolate_pos_encoding=(height, width) != self.tower.native,
         )
-        return _embedding(features)
+        return embedding_of(features)
 
     def _text_features(self, tokens: Any) -> Tensor:
         if isinstance(tokens, Tensor):
             tokens = {"input_ids": tokens}
         # some tokenizers give token types as well, which CLIP does not take
         known = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
-        return _embedding(self.model.get_text_features(**known))
+        return embedding_of(self.model.get_text_features(**known))
 
     def _process(self, images: list[Image.Image]) -> Tensor:
         return process(self._require_processor(), images)
@@ -224,7 +223,8 @@ class HuggingFaceAdapter(ClipAdapter):
         return describe(self.processor)
 
 
-def _embedding(features: Any) -> Tensor:
+def embedding_of(features: Any) -> Tensor:
+    """The embeddings in what `get_image_features` or `get_text_features` returned."""
     # a tensor in transformers 4, an output object in 5
     embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return embedding

@@ -143,10 +143,12 @@ def _transformers_model(source: Source) -> nn.Module:
 def _open_clip_model(source: Source) -> nn.Module:
     import open_clip
 
-    from .open_clip import check_config
+    from .open_clip import check_architecture
 
     where = f"local-dir:{source.where}" if source.local else source.where
-    check_config(source.name, open_clip.factory.get_model_config(where))
+    config = open_clip.factory.get_model_config(where)
+    if config is not None:  # else the next line says what is wrong with it
+        check_architecture(source.name, config)
     model: nn.Module = open_clip.create_model(
         where,
         pretrained=source.tag,

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
-from . import attention_pool
+from . import attention_pool, timm_cnn
 from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
 from .towers import (
@@ -27,7 +27,7 @@ from .towers import (
 from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
 
 MODELS = ("CLIP", "CustomTextCLIP")
-TOWERS = ("CLIP", "CustomTextCLIP", "VisionTransformer", "ModifiedResNet")
+TOWERS = ("CLIP", "CustomTextCLIP", "VisionTransformer", "ModifiedResNet", "TimmModel")
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
 
@@ -205,6 +205,16 @@ class OpenClipResNet(ResNetTower):
             and all(is_linear(getattr(pool, f"{name}_proj")) for name in "qkvc")
         )
 
+    def stages(self) -> Mapping[str, nn.Module]:
+        """See `ResNetTower`."""
+        return {
+            name: getattr(self.module, name) for name in ("layer4", "layer3", "layer2", "layer1")
+        }
+
+    def head_modules(self) -> Sequence[nn.Module]:
+        """See `ResNetTower`."""
+        return (self.module.attnpool,)
+
     def pool(self, features: Tensor) -> Tensor:
         """See `ResNetTower`."""
         return attention_pool.pooled(self.module.attnpool, features)
@@ -222,6 +232,7 @@ def tower_of(module: nn.Module) -> Tower | None:
     """
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
     visual: Any = module.visual if isinstance(module, (CLIP, CustomTextCLIP)) else module
@@ -229,12 +240,24 @@ def tower_of(module: nn.Module) -> Tower | None:
         return _vit(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet(module=visual, stage=visual.layer4)
+    if isinstance(visual, TimmModel):
+        return _timm(visual)
     if visual is not module:
         raise UnsupportedModelError(
             f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
-            "are OpenCLIP's VisionTransformer and ModifiedResNet."
+            "are OpenCLIP's VisionTransformer, ModifiedResNet and TimmModel."
         )
     return None
+
+
+def _timm(visual: Any) -> Tower:
+    tower = timm_cnn.tower_of(visual)
+    if tower is None:
+        raise UnsupportedModelError(
+            f"the TimmModel has a {type(visual.trunk).__name__} of timm as its trunk; supported "
+            "are ConvNeXt and FastVit with average pooling."
+        )
+    return tower
 
 
 def _vit(visual: Any) -> OpenClipViT:
@@ -283,22 +306,23 @@ def _layer(index: int, block: Any) -> AttentionLayer:
     return MultiheadLayer(block) if plain else CustomLayer(block)
 
 
-def check_config(name: str, config: Mapping[str, Any] | None) -> None:
+def check_architecture(name: str, config: Mapping[str, Any]) -> None:
     """Refuse an architecture that is not supported, before its weights are downloaded.
 
     Raises:
-        UnsupportedModelError: it has a text decoder (CoCa) or a tower of timm.
+        UnsupportedModelError: its vision tower is not supported, or it has a text decoder (CoCa).
     """
-    config = config or {}
-    timm = config.get("vision_cfg", {}).get("timm_model_name")
-    what = f"a timm tower, {timm}" if timm else None
+    from open_clip import CLIP
+
     if "multimodal_cfg" in config:
-        what = "a text decoder (CoCa)"
-    if what is not None:
-        raise UnsupportedModelError(
-            f"load_clip({name!r}): the model has {what}; supported are OpenCLIP models with a "
-            "VisionTransformer or ModifiedResNet of OpenCLIP."
-        )
+        raise UnsupportedModelError(f"load_clip({name!r}): the model has a text decoder (CoCa).")
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    with torch.device("meta"):  # shapes without numbers, in a fraction of a second
+        model = CLIP(config["embed_dim"], vision, text_cfg={"layers": 1})
+    try:
+        tower_of(model)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"load_clip({name!r}): {error}") from error
 
 
 class OpenClipAdapter(ClipAdapter):
@@ -309,9 +333,8 @@ class OpenClipAdapter(ClipAdapter):
     @property
     def dtype(self) -> torch.dtype:
         """See `ClipAdapter`; in OpenCLIP's mixed precision the first convolution tells."""
-        visual: Any = self.tower.module
-        dtype: torch.dtype = visual.conv1.weight.dtype
-        return dtype
+        modules = self.tower.module.modules()
+        return next(m for m in modules if isinstance(m, nn.Conv2d)).weight.dtype
 
     @property
     def is_unmodified(self) -> bool:

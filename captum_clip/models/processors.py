@@ -75,13 +75,23 @@ def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None
     """Mean and deviation of the three channels; None where the processor does not tell."""
     inner = _image_processor(processor)
     if hasattr(inner, "image_mean"):
-        if not getattr(inner, "do_normalize", True):
-            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        return tuple(inner.image_mean), tuple(inner.image_std)
+        return _of_transformers(inner)
     for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
         if hasattr(step, "mean") and hasattr(step, "std"):
             return tuple(map(float, step.mean)), tuple(map(float, step.std))
     return None
+
+
+def _of_transformers(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if getattr(processor, "do_normalize", True):
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
+    scale = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", True) else 1)
+    offset = 1 if getattr(processor, "rescale_offset", False) else 0
+    divisor = std if getattr(processor, "include_top", False) else (1.0, 1.0, 1.0)
+    means = tuple((m + offset) / scale for m in mean)
+    return means, tuple(s * d / scale for s, d in zip(std, divisor, strict=True))
 
 
 def describe(processor: Any) -> str:

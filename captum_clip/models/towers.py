@@ -245,7 +245,7 @@ class ViTTower(Tower):
 
 @dataclass(frozen=True, eq=False)
 class ResNetTower(Tower):
-    """A CLIP ResNet: convolutional stages and an attention pool."""
+    """A convolutional tower: stages, and an attention pool (CLIP's ResNets) or the average."""
 
     stage: nn.Module  # the last stage, (B, C, h, w)
 
@@ -253,6 +253,14 @@ class ResNetTower(Tower):
     def kind(self) -> Kind:
         """Always "resnet"."""
         return "resnet"
+
+    @abstractmethod
+    def stages(self) -> Mapping[str, nn.Module]:
+        """The stages by name, from the last to the first."""
+
+    @abstractmethod
+    def head_modules(self) -> Sequence[nn.Module]:
+        """All that lies between the last stage and the image embedding."""
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:

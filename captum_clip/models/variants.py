@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
 from .families import adapter_of, tower_of
-from .towers import AttentionLayer, Tower, ViTTower
+from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
 
 Model = TypeVar("Model", bound=nn.Module)
 ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
@@ -75,7 +75,7 @@ def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
     """The stages of the vision tower from the top, in the order of :func:`randomize_parameters`.
 
     A ViT has "head" (what follows its last block: norm and projection), "layer 11" ... "layer 0"
-    and "embedding"; a ResNet "head" (the attention pool), its stages from the last, and "stem".
+    and "embedding"; a convolutional tower "head", its stages from the last, and "stem".
 
     Raises:
         UnsupportedModelError: there is no vision tower known in it.
@@ -87,7 +87,8 @@ def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
         ('head', 'layer4', 'layer3', 'layer2', 'layer1', 'stem')
     """
     tower = tower_of(model.model if isinstance(model, ClipAdapter) else model)
-    return ("head", *_middle(tower), _BOTTOMS[tower.kind])
+    headless = isinstance(tower, ResNetTower) and not tower.head_modules()
+    return (*(() if headless else ("head",)), *_middle(tower), _BOTTOMS[tower.kind])
 
 
 @torch.inference_mode(False)
@@ -149,12 +150,8 @@ def _middle(tower: Tower) -> dict[str, nn.Module]:
     if isinstance(tower, ViTTower):
         count = len(tower.layers)
         return {f"layer {i}": tower.layers[i].block for i in reversed(range(count))}
-    sequences = [
-        (name, child)
-        for name, child in tower.module.named_children()
-        if isinstance(child, nn.Sequential)
-    ]
-    return dict(reversed(sequences))
+    assert isinstance(tower, ResNetTower)
+    return dict(tower.stages())
 
 
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -164,14 +161,13 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     head = _vit_head(model, tower) if isinstance(tower, ViTTower) else _resnet_head(tower)
     above = {id(parameter) for part in (head, *middle.values()) for parameter in part}
     rest = [parameter for parameter in tower.module.parameters() if id(parameter) not in above]
-    return {"head": head, **middle, _BOTTOMS[tower.kind]: rest}
+    return {**({"head": head} if head else {}), **middle, _BOTTOMS[tower.kind]: rest}
 
 
 def _resnet_head(tower: Tower) -> list[nn.Parameter]:
     """What comes after the last stage."""
-    children = list(tower.module.children())
-    last = max(i for i, child in enumerate(children) if isinstance(child, nn.Sequential))
-    return [parameter for child in children[last + 1 :] for parameter in child.parameters()]
+    assert isinstance(tower, ResNetTower)
+    return [parameter for module in tower.head_modules() for parameter in module.parameters()]
 
 
 def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:

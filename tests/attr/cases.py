@@ -16,7 +16,9 @@ from tests import builders, oracles
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
-TOWERS = [*VITS, "open_clip_resnet"]
+AVERAGE_POOLED = ["timm_convnext", "timm_fastvit", "align"]
+CONVOLUTIONAL = ["open_clip_resnet", *AVERAGE_POOLED]
+TOWERS = [*VITS, *CONVOLUTIONAL]
 METHODS = [method.__name__ for method in attr.METHODS.values()]
 COUNT = 4  # K
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -135,7 +137,9 @@ FORWARDS: dict[str, Callable[[str, torch.dtype], tuple[Any, Any]]] = {
 @lru_cache
 def seen(name: str, batch: int = 3, wide: bool = False) -> Any:
     """What the oracle sees of the images in float64."""
-    see = oracles.see_resnet if name == "open_clip_resnet" else oracles.see
+    see = oracles.see_average_pooled if name in AVERAGE_POOLED else oracles.see
+    if name == "open_clip_resnet":
+        see = oracles.see_resnet
     pixels = images(name, batch=batch, wide=wide).double()
     return see(built(name, torch.float64).model, pixels)
 
@@ -144,7 +148,7 @@ def seen(name: str, batch: int = 3, wide: bool = False) -> Any:
 def _expected(name: str, scale: float, batch: int, wide: bool, method: str, options: Any) -> Tensor:
     view = seen(name, batch, wide)
     scores = scale * oracles.cosines(view.embedding, rows())
-    if name == "open_clip_resnet":
+    if name in CONVOLUTIONAL:
         return oracles.grad_cam(view, scores)
     return oracles.maps(method, view, scores, **dict(options))
 

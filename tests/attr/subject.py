@@ -69,4 +69,6 @@ class Subject:
     def middle(self) -> Any:
         """A module half-way through the tower."""
         tower = self.small.load().tower
-        return tower.layers[1].block if tower.kind == "vit" else tower.module.layer3
+        if tower.kind == "vit":
+            return tower.layers[1].block
+        return list(tower.stages().values())[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.attr import cases
-from tests.attr.cases import VITS, Case
+from tests.attr.cases import CONVOLUTIONAL, VITS, Case
 from tests.attr.laws import LAWS, UPSETTING
 from tests.attr.subject import Subject
 
@@ -22,7 +22,7 @@ VIT_METHODS = [
 ]
 MATRIX = [
     *((case, name) for case in VIT_METHODS for name in VITS),
-    (Case("ClipGradCam", {}), "open_clip_resnet"),
+    *((Case("ClipGradCam", {}), name) for name in CONVOLUTIONAL),
 ]
 
 

@@ -62,9 +62,9 @@ def test_vit_method_equals_its_equation_on_wide_images(case, forward, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("forward", FORWARDS)
-def test_grad_cam_equals_its_equation(forward, dtype):
+@pytest.mark.parametrize("name", cases.CONVOLUTIONAL)
+def test_grad_cam_equals_its_equation(name, forward, dtype):
     """The signed Grad-CAM of the last stage, and its ReLU."""
-    name = "open_clip_resnet"
     function, layer = FORWARDS[forward](name, dtype)
     method, pixels = attr.ClipGradCam(function, layer), cases.images(name, dtype)
     wanted = cases.expected(name, GRAD_CAM, scale=SCALES[forward])

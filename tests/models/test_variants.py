@@ -74,15 +74,25 @@ def test_renumbering_wants_a_vit():
         renumber_heads(builders.open_clip_resnet().model, 0, ORDER)
 
 
-TOWERS = [*VITS, "open_clip_resnet"]
+TOWERS = [*VITS, "open_clip_resnet", "timm_convnext", "timm_fastvit", "align"]
 STAGES = {
     **dict.fromkeys(VITS, ("head", "layer 2", "layer 1", "layer 0", "embedding")),
     "open_clip_resnet": ("head", "layer4", "layer3", "layer2", "layer1", "stem"),
+    "timm_convnext": ("head", "stage 3", "stage 2", "stage 1", "stage 0", "stem"),
+    "timm_fastvit": ("head", "final_conv", "stage 3", "stage 2", "stage 1", "stage 0", "stem"),
+    "align": ("block 2", "block 1", "block 0", "stem"),
 }
 PREFIXES = {  # what a stage's parameters are called in the two libraries
-    "head": ("post_layernorm", "visual_projection", "ln_post", "proj", "attnpool"),
+    "head": ("post_layernorm", "visual_projection", "ln_post", "proj", "attnpool", "head"),
+    "final_conv": ("final_conv",),
     "embedding": ("embeddings", "pre_layrnorm", "conv1", "class_", "positional_", "ln_pre"),
-    "stem": ("conv", "bn"),  # of a ResNet
+    "stem": ("conv", "bn", "stem", "embeddings"),
+}
+BLOCKS = {
+    "transformer.resblocks.": "layer",
+    "encoder.layers.": "layer",
+    "encoder.blocks.": "block",
+    "stages.": "stage",
 }
 
 
@@ -95,10 +105,10 @@ def changes(before, after):
 def stage_of(name, stages):
     """The stage of a parameter by its name, one of `stages`; None in the text tower."""
     if name.startswith(("visual.", "vision_model.")) or name.startswith("visual_projection"):
-        short = name.removeprefix("visual.").removeprefix("vision_model.")
-        for block in ("transformer.resblocks.", "encoder.layers."):
+        short = name.removeprefix("visual.").removeprefix("vision_model.").removeprefix("trunk.")
+        for block, stage in BLOCKS.items():
             if short.startswith(block):
-                return f"layer {short.removeprefix(block)[0]}"
+                return f"{stage} {short.removeprefix(block)[0]}"
         if short.startswith("layer"):
             return short.partition(".")[0]
         known = {stage: PREFIXES[stage] for stage in stages if stage in PREFIXES}

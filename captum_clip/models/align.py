@@ -1,0 +1,116 @@
+"""ALIGN of transformers: an EfficientNet whose average is the embedding, and a BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..errors import InputError, UnsupportedModelError
+from .average_pool import AveragePooledTower
+from .huggingface import HuggingFaceAdapter, embedding_of
+from .unmodified import has_no_foreign_hooks, is_unmodified
+
+MODELS = ("AlignModel",)
+TOWERS = ("AlignModel", "AlignVisionModel")
+
+
+@dataclass(frozen=True, eq=False)
+class AlignTower(AveragePooledTower):
+    """An `AlignVisionModel`."""
+
+    module: Any
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        # any size, as the strided convolutions make it smaller
+        rows, columns = _strided(height, 3, 0, 1), _strided(width, 3, 0, 1)
+        for block in self.module.encoder.blocks:
+            layer = block.depthwise_conv
+            if layer.stride == 2:
+                kernel = layer.depthwise_conv.kernel_size[0]
+                left, right, top, bottom = layer.depthwise_conv_pad.padding
+                rows = _strided(rows, kernel, top, bottom)
+                columns = _strided(columns, kernel, left, right)
+        if min(rows, columns) < 1:
+            side = self.module.config.image_size
+            raise InputError(
+                f"the tower cannot take images of {height} x {width} pixels: nothing is left of "
+                f"them after its strides; resize them, its native size is {side} x {side}."
+            )
+        return rows, columns
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
+
+    @override
+    def stages(self) -> dict[str, nn.Module]:
+        blocks = enumerate(self.module.encoder.blocks)
+        return dict(reversed([(f"block {i}", block) for i, block in blocks]))
+
+    @override
+    def head_modules(self) -> Sequence[nn.Module]:
+        # the mean is the embedding
+        return ()
+
+    @override
+    def head(self, mean: Tensor) -> Tensor:
+        return mean
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        from transformers.models.align import modeling_align as align
+
+        return (
+            is_unmodified(self.module, (align.AlignVisionModel,))
+            and is_unmodified(self.module.encoder, (align.AlignVisionEncoder,))
+            and has_no_foreign_hooks(self.module.pooler)
+        )
+
+
+def _strided(length: int, kernel: int, before: int, after: int) -> int:
+    return (length + before + after - kernel) // 2 + 1
+
+
+class AlignAdapter(HuggingFaceAdapter):
+    """An `AlignModel` of transformers."""
+
+    tower: Any
+
+    @override
+    def image_features(self, images: Tensor) -> Tensor:
+        self.grid(*images.shape[-2:])
+        return embedding_of(self.model.get_image_features(images.to(self.dtype)))
+
+
+def tower_of(module: nn.Module) -> AlignTower | None:
+    """The vision tower in a module of transformers; None where the module is none of `TOWERS`.
+
+    Raises:
+        UnsupportedModelError: it takes the maximum of its features.
+    """
+    from transformers.models.align import modeling_align as align
+
+    inner: Any = module.vision_model if isinstance(module, align.AlignModel) else module
+    if not isinstance(inner, align.AlignVisionModel):
+        return None
+    if not isinstance(inner.pooler, nn.AvgPool2d):
+        raise UnsupportedModelError(
+            f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is the "
+            "mean of the features (pooling_type='mean')."
+        )
+    return AlignTower(module=inner, stage=inner.encoder.blocks[-1])
+
+
+def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> AlignAdapter | None:
+    """The adapter of an `AlignModel`; None where the model is something else."""
+    from transformers import AlignModel
+
+    tower = tower_of(model) if isinstance(model, AlignModel) else None
+    return None if tower is None else AlignAdapter(model, tower, name=name, **processors)

@@ -1,0 +1,66 @@
+r"""Convolutional towers that average their last features before a head.
+
+With the mean :math:`m = \frac{1}{hw} \sum_{ij} A_{ij}` and the embedding :math:`e = f(m)`, the
+gradient of a shift of all positions is the vector-Jacobian product of the head f at m, whatever f
+is made of: norm, projection, MLP or nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..errors import InputError
+from .towers import ResNetTower
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePooledTower(ResNetTower):
+    """A convolutional tower whose embedding is a function of the mean of its last features."""
+
+    @abstractmethod
+    def head(self, mean: Tensor) -> Tensor:
+        """The image embedding (B, E) of the mean of the features (B, C)."""
+
+    @override
+    def pool(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return _widened(self._embed(self._mean(features)))
+
+    @override
+    def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            mean = self._mean(features).requires_grad_()
+            embedding = _widened(self._embed(mean))
+            (shift,) = torch.autograd.grad(embedding, mean, gradient, is_grads_batched=True)
+        return shift
+
+    def _mean(self, features: Tensor) -> Tensor:
+        # of half precision in float32: a sum over many positions
+        return _widened(features.detach()).mean((-2, -1))
+
+    def _embed(self, mean: Tensor) -> Tensor:
+        # under autocast the features have another type than the head's weights
+        return self.head(mean.to(next(self.module.parameters()).dtype))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_multiple(size: tuple[int, int], stride: int, native: tuple[int, int]) -> None:
+    """Refuse image sizes that the strides do not divide.
+
+    Raises:
+        InputError: height or width is no multiple of the stride.
+    """
+    if any(length % stride or not length for length in size):
+        raise InputError(
+            f"the tower cannot take images of {size[0]} x {size[1]} pixels: height and width must "
+            f"be multiples of {stride}; resize or crop them, its native size is {native[0]} x "
+            f"{native[1]}."
+        )

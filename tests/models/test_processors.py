@@ -1,0 +1,40 @@
+"""What the image processors of the families do to colours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from tests import builders
+
+SQUARE = {"size": {"height": 32, "width": 32}}
+SHORTEST = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+ALIGN = {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}
+PROCESSORS = [
+    ("CLIPImageProcessor", SHORTEST),
+    ("CLIPImageProcessor", {**SHORTEST, "do_normalize": False}),
+    ("ChineseCLIPImageProcessor", SHORTEST),
+    ("SiglipImageProcessor", SQUARE),
+    ("ViTImageProcessor", SQUARE),
+    ("OwlViTImageProcessor", SQUARE),
+    ("Owlv2ImageProcessor", SQUARE),
+    ("BlipImageProcessor", SQUARE),
+    ("EfficientNetImageProcessor", SQUARE),
+    ("EfficientNetImageProcessor", {**SQUARE, "include_top": False}),
+    ("EfficientNetImageProcessor", {**SQUARE, "rescale_offset": True}),
+    ("EfficientNetImageProcessor", {**SQUARE, **ALIGN, "include_top": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PROCESSORS)
+def test_colours_come_back_from_what_a_processor_made_of_them(name, options):
+    clip = builders.hf_vit().load(processor=getattr(transformers, name)(**options))
+    color = (200, 30, 117)
+    images = clip.preprocess(Image.new("RGB", (48, 48), color))
+    expected = torch.tensor(color).view(3, 1, 1) / 255
+    restored = clip.denormalize(images)
+    torch.testing.assert_close(restored, expected.expand_as(restored), atol=2e-3, rtol=0)
+    made = clip.color([value / 255 for value in color])
+    torch.testing.assert_close(made.expand_as(images), images, atol=2e-2, rtol=0)
