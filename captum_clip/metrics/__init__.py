@@ -23,8 +23,8 @@ from .object_effect import (
     shapley_effects,
 )
 from .perturbations import gaussian_noise, patch_removal
+from .ranks import rank_correlation
 from .road import road_fill
-from .sanity import rank_correlation
 from .segmentation import SegmentationScores, segmentation_scores
 
 __all__ = [

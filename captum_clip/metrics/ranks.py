@@ -1,9 +1,54 @@
-"""Ranks with ties, and what is correlated with them."""
+"""Rank correlation of two sets of maps: does a map change when it should?"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..errors import InputError
+from ..maps import check_maps
+from .checks import check_device
+from .resize import at_least_single
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    r"""Spearman's rank correlation of each map with its counterpart (Adebayo et al. 2018).
+
+    .. math:: \rho = \mathrm{corr}(\mathrm{rank}(m), \mathrm{rank}(m'))
+
+    over the cells of a map; equal values share the mean of their ranks. Maps of a model with
+    random parameters or of another prompt should correlate little with the true ones, maps of the
+    same function in another form (permuted heads) perfectly. The modified copies come from
+    :mod:`captum_clip.models.variants`.
+
+    Args:
+        maps: (..., h, w).
+        others: the same shape.
+
+    Returns:
+        (...) from -1 to 1; NaN where one of the two maps is constant and has no ranks.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensors, or of different shapes.
+
+    Source: Adebayo et al. 2018, *Sanity Checks for Saliency Maps* (arXiv:1810.03292).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> heat = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+        >>> metrics.rank_correlation(heat, heat.exp()), metrics.rank_correlation(heat, -heat)
+        (tensor(1.), tensor(-1.))
+    """
+    check_maps("rank_correlation", maps)
+    check_maps("rank_correlation", others)
+    if maps.shape != others.shape:
+        raise InputError(
+            f"rank_correlation: expected two sets of maps of one shape, got {tuple(maps.shape)} "
+            f"and {tuple(others.shape)}; resize one with captum_clip.maps.upsample."
+        )
+    check_device("rank_correlation", maps, others, what="others")
+    return spearman(maps.flatten(-2), others.flatten(-2)).to(at_least_single(maps).dtype)
 
 
 def average_ranks(values: Tensor) -> Tensor:
