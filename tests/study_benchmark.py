@@ -28,10 +28,10 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import load_clip
+from captum_clip.runs import storage_of
 from captum_clip.studies import StudyConfig, Subject, run_study
-from captum_clip.studies.decoding import Batch, Decoder
-from captum_clip.studies.local import decoded
-from captum_clip.studies.storage import storage_of
+from captum_clip.studies.image_loader import Batch, ImageLoader
+from captum_clip.studies.work import load_batches
 from tests import builders
 
 TEXTS = tuple(f"a thing number {number}" for number in range(8))
@@ -80,9 +80,9 @@ def batches(clip: Any, setting: Setting, count: int | None = None) -> Iterator[I
     """Decoded as in a study, the first `count` of them."""
     names = sorted(path.name for path in setting.images.iterdir())[:count]
     size = setting.batch_size
-    decoder = Decoder(storage_of(setting.images), names, clip.processor, (224, 224), size)
-    places = [range(len(names))[start : start + size] for start in range(0, len(names), size)]
-    with decoded(decoder, places, setting.workers) as stream:
+    loader = ImageLoader(storage_of(setting.images), names, clip.processor, (224, 224), size)
+    indices = [range(len(names))[start : start + size] for start in range(0, len(names), size)]
+    with load_batches(loader, indices, setting.workers) as stream:
         yield stream
 
 
@@ -94,7 +94,7 @@ def plain(setting: Setting) -> float:
     with torch.no_grad(), batches(clip, setting) as stream:
         for batch in stream:
             model.get_image_features(batch.pixels)
-            done += len(batch.places)
+            done += len(batch.indices)
     return done / (time.perf_counter() - begin)
 
 
@@ -130,7 +130,7 @@ def naive(setting: Setting) -> float:
         for batch in stream:
             for row in rows:
                 attention_gradients(model, batch.pixels, row)
-            done += len(batch.places)
+            done += len(batch.indices)
     return done / (time.perf_counter() - begin)
 
 

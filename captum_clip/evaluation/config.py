@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from ..errors import InputError
-from ..studies.config import ENGINES, Engine
+from ..runs import ENGINES
+from ..runs import EngineName as Engine
 
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]

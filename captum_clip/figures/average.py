@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from .. import visualization
 from ..errors import InputError, TargetError
 from ..files import DAMAGED
-from ..studies import manifest, results
-from ..studies.storage import Storage, storage_of
+from ..runs import Storage, manifest, storage_of
+from ..studies import results
+from ..studies.plan import FORMAT
 from ..visualization.arrays import Array
 from . import subjects as common
 
@@ -84,7 +85,7 @@ def average(
 
 def _read(study: Storage) -> list[_Row]:
     content = study.read(manifest.NAME)
-    if content is not None and manifest.FORMAT.encode() not in content:
+    if content is not None and FORMAT.encode() not in content:
         content = None
     if content is None or study.read(results.STATISTICS) is None:
         state = "no study" if content is None else "a study that is not finished"

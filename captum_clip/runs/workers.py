@@ -3,52 +3,76 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import CaptumClipError, InputError
 from .engine import default_environment
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 @contextmanager
 def iterate_workers(
-    data: Dataset[T | CaptumClipError], workers: int, *, advice: str
-) -> Iterator[Iterator[T]]:
-    """The items in their order, a few ahead.
+    read: Callable[[Item], Read], items: Sequence[Item], workers: int, *, advice: str
+) -> Iterator[Iterator[Read]]:
+    """What is read of each item, in their order, a few ahead.
 
     Args:
-        data: an error among its items is raised here: raised in a worker it would arrive with a
-            traceback for a text.
-        workers: processes; 0 reads the items here.
+        read: called in a worker.
+        items: what it is called with.
+        workers: processes; 0 reads here.
         advice: what to do when one died.
 
     Raises:
+        CaptumClipError: what `read` raises.
         InputError: a worker died, said wherever this process is at that moment.
     """
-    loader = DataLoader(data, batch_size=None, num_workers=workers, collate_fn=_same)
-    items = _items(loader, advice)
+    loader = DataLoader(
+        _Items(read, items),
+        batch_size=None,
+        num_workers=min(workers, len(items)),
+        collate_fn=_unchanged,
+    )
+    results = _results(loader, advice)
     # Hugging Face's tokenizers print a warning in processes that are forked after their use.
     with default_environment(TOKENIZERS_PARALLELISM="false"):
         try:
-            yield items
+            yield results
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise _died(advice) from error.with_traceback(None)
         finally:
-            items.close()  # ends the workers
+            results.close()  # ends the workers
 
 
-def _same(item: Any) -> Any:
+class _Items(Dataset[Read | CaptumClipError], Generic[Item, Read]):
+    """An error is an item too: raised in a worker it would arrive with a traceback for a text."""
+
+    def __init__(self, read: Callable[[Item], Read], items: Sequence[Item]) -> None:
+        self.read = read
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Read | CaptumClipError:
+        try:
+            return self.read(self.items[index])
+        except CaptumClipError as error:
+            return error
+
+
+def _unchanged(item: Any) -> Any:
     return item
 
 
-def _items(loader: Iterable[T | CaptumClipError], advice: str) -> Generator[T, None, None]:
+def _results(loader: DataLoader[Any], advice: str) -> Generator[Any, None, None]:
     try:
         for item in loader:
             if isinstance(item, CaptumClipError):

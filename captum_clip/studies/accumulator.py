@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .computing import Computed
+from .batch_explainer import Explained
 
 Array = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ class Accumulator:
         raw: (K, h, w) sum of the positive maps m.
         stretched: (K, h, w) sum of a m + b.
         measures: name -> (K,) sum.
-        centred: places of (emotion, the same emotion centred) among the K.
+        centred: indices of (emotion, the same emotion centred) among the K.
         correlated: (P,) images whose two maps both vary, a number for each pair.
         correlation: (P,) sum of the correlations of the two maps over the grid.
     """
@@ -44,7 +44,7 @@ class Accumulator:
     correlation: Array
 
     @classmethod
-    def of(cls, part: Computed, centred: Sequence[tuple[int, int]] = ()) -> Accumulator:
+    def of(cls, part: Explained, centred: Sequence[tuple[int, int]] = ()) -> Accumulator:
         """The sums over the images of a batch or a shard."""
         maps = part.maps.astype(np.float64).clip(min=0)  # (N, K, h, w)
         low, high = part.measures["low"], part.measures["high"]

@@ -6,14 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
+
+import torch
 
 from ..attr.registry import MethodChoice
+from ..checks import check_integer, find_repeated
 from ..errors import InputError
-from ..models.names import published
+from ..runs import Engine, EngineName, check_engine, label_of
 
-Engine = Literal["local", "ray"]
-ENGINES: Final = get_args(Engine)
+_LEAST: Final = {
+    **{"batch_size": 1, "shard_size": 1, "seed": 0, "gpus": 0},
+    **{"limit": 1, "workers": 0, "threads": 1},
+}
+_OPTIONAL: Final = ("limit", "workers", "threads")
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,7 @@ class Subject:
     @property
     def label(self) -> str:
         """How results call the model: its name; of a folder the last part, without the path."""
-        if self.model.startswith("demo/") or published(self.model) is not None:
-            return self.model
-        folder = Path(self.model).expanduser()
-        return folder.resolve().name if folder.is_dir() else self.model
+        return label_of(self.model)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class StudyConfig:
     seed: int = 0
     limit: int | None = None
     value_entropy: bool = False
-    engine: Engine = "local"
+    engine: EngineName = "local"
     workers: int | None = None
     gpus: int = 0
     threads: int | None = None
@@ -103,22 +106,15 @@ class StudyConfig:
             object.__setattr__(self, name, str(getattr(self, name)))
         for name in ("subjects", "texts"):
             object.__setattr__(self, name, tuple(_listed(name, getattr(self, name))))
-        self._check_numbers()
-        self._check_targets()
-        self._check_engine()
-
-    def _check_numbers(self) -> None:
-        lowest = {"batch_size": 1, "shard_size": 1, "seed": 0, "gpus": 0}
-        lowest |= {"limit": 1, "workers": 0, "threads": 1}
-        for name, low in lowest.items():
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is None and name in ("limit", "workers", "threads"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise InputError(f"StudyConfig: expected {name} of {low} or more, got {value!r}.")
+            if not (value is None and name in _OPTIONAL):
+                check_integer("StudyConfig", name, value, least=least)
+        self._check_targets()
+        check_engine("StudyConfig", self.engine, self._processes, self.gpus)
 
     def _check_targets(self) -> None:
-        if not self.subjects or not all(isinstance(one, Subject) for one in self.subjects):
+        if not self.subjects or not all(isinstance(subject, Subject) for subject in self.subjects):
             raise InputError(
                 f"StudyConfig: expected one or more Subjects (model, method), got {self.subjects}."
             )
@@ -127,10 +123,10 @@ class StudyConfig:
             raise InputError(
                 f"StudyConfig: expected texts with something in them, got {blank[0]!r}."
             )
-        _refuse_twice("the text", self.texts)
-        _refuse_twice(
+        _refuse_repeated("the text", self.texts)
+        _refuse_repeated(
             "the model and method",
-            [f"{one.label}, {one.method or 'its default'}" for one in self.subjects],
+            [f"{s.label}, {s.method or 'its default'}" for s in self.subjects],
         )
         with_emotions = [subject.emotions is not None for subject in self.subjects]
         if any(with_emotions) and not all(with_emotions):
@@ -143,28 +139,16 @@ class StudyConfig:
         if self.centred and not any(with_emotions):
             raise InputError("StudyConfig: centred means emotions, and there are none.")
 
-    def _check_engine(self) -> None:
-        if self.engine not in ENGINES:
-            raise InputError(
-                f"StudyConfig: expected an engine of {', '.join(ENGINES)}, got {self.engine!r}."
-            )
-        if self.engine == "local" and self.gpus > 1:
-            raise InputError(
-                "StudyConfig: the local engine computes on one GPU; engine='ray' shares out "
-                f"{self.gpus} of them."
-            )
-        if self.engine == "ray" and self.workers == 0:
-            raise InputError("StudyConfig: Ray needs one worker or more, got workers=0.")
-        if self.engine == "ray" and self.processes < self.gpus:
-            raise InputError(
-                f"StudyConfig: {self.gpus} GPUs need as many workers or more, got {self.workers}."
-            )
-
     @property
-    def processes(self) -> int:
+    def _processes(self) -> int:
         """Workers, with the engine's default in place of None."""
         default = 2 if self.engine == "local" else max(1, self.gpus)
         return default if self.workers is None else self.workers
+
+    def choose_engine(self) -> Engine:
+        """Where the study is computed, with PyTorch's number of threads in place of None."""
+        count = self.threads or torch.get_num_threads()
+        return Engine(self.engine, self._processes, self.gpus, count)
 
     @property
     def batches_per_shard(self) -> int:
@@ -193,15 +177,14 @@ class StudyConfig:
         }
 
 
-def _listed(name: str, given: Any) -> Sequence[Any]:
-    if isinstance(given, (str, Subject)):
-        return [given]
-    if not isinstance(given, Sequence):
-        raise InputError(f"StudyConfig: expected {name} as a tuple, got {type(given).__name__}.")
-    return given
+def _listed(name: str, values: Any) -> Sequence[Any]:
+    if isinstance(values, (str, Subject)):
+        return [values]
+    if not isinstance(values, Sequence):
+        raise InputError(f"StudyConfig: expected {name} as a tuple, got {type(values).__name__}.")
+    return values
 
 
-def _refuse_twice(what: str, names: Sequence[str]) -> None:
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise InputError(f"StudyConfig: {what} {twice[0]!r} is given twice; once will do.")
+def _refuse_repeated(what: str, names: Sequence[str]) -> None:
+    if (repeated := find_repeated(names)) is not None:
+        raise InputError(f"StudyConfig: {what} {repeated!r} is given twice; once will do.")

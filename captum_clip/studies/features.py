@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.images import as_pil
+from ..runs import storage_of
+from ..runs.workers import iterate_workers
 from .feature_cache import FeatureCache, Row, default_cache
-from .image_names import IMAGE_ENDINGS, image_names
-from .storage import LocalStorage
-from .workers import handed_over
+from .file_list import image_names, no_images
 
 Array = npt.NDArray[np.uint8]
 
@@ -48,10 +47,10 @@ def find_images(folder: str | Path) -> list[Path]:
         InputError: there is no folder, or no image file in it.
     """
     folder = Path(folder).expanduser()
-    found = [folder / name for name in image_names(n for n, _ in LocalStorage(str(folder)).files())]
-    if not found:
-        raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {folder}.")
-    return sorted(found)
+    names = image_names(name for name, _ in storage_of(folder).files())
+    if not names:
+        raise no_images(folder)
+    return sorted(folder / name for name in names)
 
 
 def image_features(
@@ -94,7 +93,7 @@ def image_features(
         todo = [(key, path) for key, path in sources.items() if key not in rows]
         failed: dict[bytes, str] = {}
         advice = "take fewer workers, and start again"
-        with handed_over(_Files(todo), min(workers, len(todo)), advice=advice) as decoded:
+        with iterate_workers(_decode, todo, workers, advice=advice) as decoded:
             bar = tqdm(
                 decoded,
                 total=len(todo),
@@ -143,21 +142,13 @@ def _sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-class _Files(Dataset[tuple[bytes, Array | str]]):
-    """Decoded pictures (H, W, 3), or the reason why there is none; made in worker processes."""
-
-    def __init__(self, files: list[tuple[bytes, Path]]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[bytes, Array | str]:
-        key, path = self.files[index]
-        try:
-            return key, np.asarray(as_pil(path)[0])
-        except InputError as error:
-            return key, str(error).removeprefix("preprocess: ")
+def _decode(file: tuple[bytes, Path]) -> tuple[bytes, Array | str]:
+    """The picture (H, W, 3) of a file with its key, or the reason why there is none."""
+    key, path = file
+    try:
+        return key, np.asarray(as_pil(path)[0])
+    except InputError as error:
+        return key, str(error).removeprefix("preprocess: ")
 
 
 def _batches(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..models import ClipAdapter, load_clip
+from ..runs import ModelLoader as Loader
+from ..runs import threads
 from ..targets import Target
+
+__all__ = ["Job", "Loader", "threads"]  # evaluations still ask for the last two here
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +30,9 @@ class Job:
         method: with its options, as on the command line.
         names: of the K targets.
         rows: the targets (K, D), unit length.
-        centred: places of (emotion, the same emotion centred) among the targets.
+        centred: indices of (emotion, the same emotion centred) among the targets.
         emotions: SHA-256 of the emotions' rows; "" where there are none.
-        batch_size: images in every batch.
         value_entropy: whether to measure it.
-        device: where to compute.
-        threads: of the process that computes.
     """
 
     key: str
@@ -48,10 +46,7 @@ class Job:
     rows: npt.NDArray[np.float32]
     centred: tuple[tuple[int, int], ...]
     emotions: str
-    batch_size: int
     value_entropy: bool
-    device: str
-    threads: int
 
     @property
     def target(self) -> Target:
@@ -67,33 +62,6 @@ class Job:
             "emotions": self.emotions,
         }
 
-
-class Loader:
-    """Loads models by name, and keeps the last one for as long as it is asked for again."""
-
-    def __init__(self) -> None:
-        self._loaded: tuple[tuple[str, str], ClipAdapter, str] | None = None
-
-    def load(self, model: str, device: str) -> tuple[ClipAdapter, str]:
-        """The model and its fingerprint."""
-        if self._loaded is None or self._loaded[0] != (model, device):
-            self._loaded = None  # lets go of the old one first
-            clip = load_clip(model, device=device)
-            self._loaded = ((model, device), clip, clip.fingerprint)
-        return self._loaded[1:]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def describe(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """The jobs as the manifest tells them."""
-    return [{**job.identity(), "tower": job.kind, "targets": list(job.names)} for job in jobs]
+    def describe(self) -> dict[str, Any]:
+        """As the manifest tells it."""
+        return {**self.identity(), "tower": self.kind, "targets": list(self.names)}

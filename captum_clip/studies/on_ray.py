@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import CaptumClipError, InputError
-from .jobs import threads
-from .shards import tries_of
+from ..runs import threads
+from ..runs.on_ray import tries_of
 from .storage import Storage
 
 _TRIES: Final = 5  # of a shard, since Ray gives one that kills its worker to the next without end

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import DAMAGED
-from .computing import Computed
-from .storage import Storage
+from ..runs import Arrays, to_npz
+from .batch_explainer import Explained
 
 FOLDER: Final = "shards"
-_ARRAYS: Final = ("places", "maps", "scores", "skipped", "reasons")
 _START: Final = "measure_"
 _MEASURES: Final = {"low", "high", "spatial_variance", "spatial_entropy"}
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What an engine does at one go: the whole batches of one shard.
+class Shard:
+    """A unit of work: the whole batches of one file.
 
     Attributes:
         job: its number.
-        name: of the shard's file.
+        name: of the file.
         batches: numbers of the images of each batch.
     """
 
@@ -35,20 +32,19 @@ class Unit:
     batches: tuple[tuple[int, ...], ...]
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def indices(self) -> tuple[int, ...]:
         """Numbers of all its images."""
-        return tuple(place for batch in self.batches for place in batch)
+        return tuple(index for batch in self.batches for index in batch)
+
+    @property
+    def size(self) -> int:
+        """How many images it has."""
+        return len(self.indices)
 
 
-def tries_of(name: str) -> str:
-    """The file that counts how often a shard was begun on Ray."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/.{file}.tries"
-
-
-def units_of(
+def shards_of(
     keys: Sequence[str], images: int, *, batch_size: int, batches_per_shard: int
-) -> list[Unit]:
+) -> list[Shard]:
     """Cut the list of images into batches and shards, the same for every job.
 
     Args:
@@ -61,111 +57,74 @@ def units_of(
         tuple(range(start, min(start + batch_size, images)))
         for start in range(0, images, batch_size)
     ]
-    cut = range(0, len(batches), batches_per_shard)
+    starts = range(0, len(batches), batches_per_shard)
     return [
-        Unit(
+        Shard(
             job,
             f"{FOLDER}/{key}/{number:06d}.npz",
             tuple(batches[start : start + batches_per_shard]),
         )
         for job, key in enumerate(keys)
-        for number, start in enumerate(cut)
+        for number, start in enumerate(starts)
     ]
 
 
-def joined(parts: Sequence[Computed]) -> Computed:
+def join(parts: Sequence[Explained]) -> Explained:
     """Several batches as one; their order stays."""
-    return Computed(
-        places=np.concatenate([part.places for part in parts]),
+    return Explained(
+        indices=np.concatenate([part.indices for part in parts]),
         maps=np.concatenate([part.maps for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
         measures={
             name: np.concatenate([part.measures[name] for part in parts])
             for name in parts[0].measures
         },
-        skipped={place: why for part in parts for place, why in part.skipped.items()},
+        skipped={index: reason for part in parts for index, reason in part.skipped.items()},
     )
 
 
-def to_bytes(shard: Computed) -> bytes:
-    """The shard as the content of an .npz file; the same shard is the same bytes."""
+def to_bytes(shard: Explained) -> bytes:
+    """The shard as the content of an .npz file."""
     skipped = sorted(shard.skipped)
-    arrays: dict[str, Any] = {
-        "places": shard.places,
-        "maps": shard.maps,
-        "scores": shard.scores,
-        "skipped": np.array(skipped, dtype=np.int64),
-        "reasons": np.array([shard.skipped[place] for place in skipped], dtype=np.str_),
-        **{f"{_START}{name}": values for name, values in shard.measures.items()},
-    }
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
+    return to_npz(
+        {
+            "places": shard.indices,
+            "maps": shard.maps,
+            "scores": shard.scores,
+            "skipped": np.array(skipped, dtype=np.int64),
+            "reasons": np.array([shard.skipped[index] for index in skipped], dtype=np.str_),
+            **{f"{_START}{name}": values for name, values in shard.measures.items()},
+        }
+    )
 
 
-def read_shard(storage: Storage, unit: Unit) -> Computed:
-    """Read a shard that is there.
+def parse_shard(arrays: Arrays, shard: Shard) -> Explained:
+    """What :func:`to_bytes` wrote.
 
     Raises:
-        InputError: it is gone, damaged, or holds other images.
+        ValueError: it is of other images, or statistics could not be made of it.
     """
-    content = storage.read(unit.name)
-    try:
-        if content is None:
-            raise FileNotFoundError("it is gone")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-        places, maps, scores, skipped, reasons = (found[name] for name in _ARRAYS)
-        if sorted([*places, *skipped]) != sorted(unit.places) or len(reasons) != len(skipped):
-            raise ValueError("it holds other images")
-        measures = _measures(found, scores)
-        if not len(places) == len(scores) == len(maps) or maps.shape[:2] != scores.shape:
-            raise ValueError("its maps are not those of its scores")
-    except DAMAGED as error:
-        raise InputError(
-            f"the shard {storage.root}/{unit.name} cannot be used ({error}); delete it and start "
-            "the same command again, which computes it anew."
-        ) from error
-    why = {int(place): str(reason) for place, reason in zip(skipped, reasons, strict=True)}
-    return Computed(places, maps, scores, measures, why)
-
-
-def _measures(found: dict[str, Any], scores: Any) -> dict[str, Any]:
+    indices, maps, scores = arrays["places"], arrays["maps"], arrays["scores"]
+    skipped, reasons = arrays["skipped"], arrays["reasons"]
+    if sorted([*indices, *skipped]) != sorted(shard.indices) or len(reasons) != len(skipped):
+        raise ValueError("it holds other images")
+    if not len(indices) == len(scores) == len(maps) or maps.shape[:2] != scores.shape:
+        raise ValueError("its maps are not those of its scores")
     measures = {
         name.removeprefix(_START): values
-        for name, values in found.items()
+        for name, values in arrays.items()
         if name.startswith(_START)
     }
-    missing = sorted(_MEASURES - measures.keys())
-    if missing:
+    if missing := sorted(_MEASURES - measures.keys()):
         raise ValueError(f"it lacks the measure {missing[0]}")
     if any(values.shape != scores.shape for values in measures.values()):
         raise ValueError("its measures are not those of its scores")
-    return measures
+    why = {int(index): str(reason) for index, reason in zip(skipped, reasons, strict=True)}
+    return Explained(indices, maps, scores, measures, why)
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-_Unit = TypeVar("_Unit", bound=_Named)
-
-
-def unfinished(
-    storage: Storage,
-    units: Iterable[_Unit],
-    present: set[str],
-    read: Callable[[Storage, _Unit], object],
-) -> list[_Unit]:
-    """Units without a whole file; damaged files go away.
-
-    Args:
-        storage: the output.
-        units: all of them.
-        present: names of the files that are there.
-        read: reads the file of a unit, and raises an InputError where it is damaged.
-    """
+def unfinished(storage: Any, units: Any, present: set[str], read: Any) -> list[Any]:
+    """For evaluations, until they use captum_clip.runs."""
     pending = []
     for unit in units:
         if unit.name in present:

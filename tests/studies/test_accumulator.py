@@ -11,21 +11,21 @@ import torch
 from captum_clip import maps as resizing
 from captum_clip.errors import InputError
 from captum_clip.studies.accumulator import Accumulator, correlation
-from captum_clip.studies.computing import Computed
+from captum_clip.studies.batch_explainer import Explained
 from captum_clip.studies.measures import Measures
 
 SIZE = (40, 56)
 
 
-def some_part(count: int = 9, seed: int = 0, targets: int = 3, grid: int = 5) -> Computed:
+def some_part(count: int = 9, seed: int = 0, targets: int = 3, grid: int = 5) -> Explained:
     """Signed maps; of the first image the first map has nothing positive, so it is constant."""
     generator = torch.Generator().manual_seed(seed)
     raw = torch.rand(count, targets, grid, grid, generator=generator) - 0.3
     if seed == 0:
         raw[0, 0] = -1
     measured = Measures((grid, grid), SIZE).measure(resizing.positive(raw))
-    return Computed(
-        places=np.arange(count),
+    return Explained(
+        indices=np.arange(count),
         maps=raw.numpy(),
         scores=torch.rand(count, targets, generator=generator).numpy(),
         measures={name: values.numpy() for name, values in measured.items()},
@@ -60,9 +60,9 @@ def test_means_are_over_the_images_that_have_something() -> None:
     assert found.varying.tolist() == [8, 9, 9]
 
 
-def cut(part: Computed, rows: slice) -> Computed:
-    return Computed(
-        part.places[rows],
+def cut(part: Explained, rows: slice) -> Explained:
+    return Explained(
+        part.indices[rows],
         part.maps[rows],
         part.scores[rows],
         {name: values[rows] for name, values in part.measures.items()},

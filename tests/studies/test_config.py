@@ -124,7 +124,7 @@ def test_shards_are_whole_batches() -> None:
 
 
 def test_each_engine_has_its_own_number_of_workers() -> None:
-    assert GOOD.processes == 2
-    assert replace(GOOD, engine="ray").processes == 1
-    assert replace(GOOD, engine="ray", gpus=4).processes == 4
-    assert replace(GOOD, workers=0).processes == 0
+    assert GOOD.choose_engine().processes == 2
+    assert replace(GOOD, engine="ray").choose_engine().processes == 1
+    assert replace(GOOD, engine="ray", gpus=4).choose_engine().processes == 4
+    assert replace(GOOD, workers=0).choose_engine().processes == 0

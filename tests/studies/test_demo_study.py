@@ -19,6 +19,7 @@ from tests.studies import folders
 
 ROOT = Path(__file__).parents[2]
 MODELS = ["demo/vit", "demo/resnet"]
+pytestmark = pytest.mark.slow
 START = (
     "import sys\n"
     "from captum_clip.studies.config import StudyConfig\n"
@@ -166,4 +167,4 @@ def workers_of(parent: int) -> list[int]:
             process = parents[process]
         return process == parent
 
-    return [pid for pid, name in names.items() if b"ShardWorker" in name and below(pid)]
+    return [pid for pid, name in names.items() if b"UnitWorker" in name and below(pid)]

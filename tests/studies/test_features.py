@@ -297,11 +297,11 @@ def test_a_worker_that_dies_is_said(clip, paths, monkeypatch):
     """With what to do."""
     parent = os.getpid()
 
-    def die(self, index):
+    def die(path):
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("captum_clip.studies.features._Files.__getitem__", die)
+    monkeypatch.setattr("captum_clip.studies.features.as_pil", die)
     with pytest.raises(InputError, match=r"a process that decodes images died.*take fewer workers"):
         image_features(clip, paths, cache=False, workers=1)
 

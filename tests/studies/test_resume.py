@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.studies import Subject, run, run_study
+from captum_clip.studies import Subject, run_study
+from captum_clip.studies.image_loader import ImageLoader
 from tests.studies import folders
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ def shards_of(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (output / "shards").rglob("*.npz")}
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_the_same(
     tmp_path: Path, images: Path, vit: str, whole: dict[str, bytes]
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_study_that_is_killed_again_and_again_ends_the_same(
     assert folders.content(output) == whole
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_from_outside_goes_on(
     tmp_path: Path, images: Path, vit: str, whole: dict[str, bytes]
 ) -> None:
@@ -172,22 +175,6 @@ def test_another_model_of_the_same_name_is_refused(
         run_study(folders.config_of(images, output, str(tmp_path / "small-vit")))
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"format": "other"}'])
-def test_a_manifest_that_is_none_is_said(
-    tmp_path: Path, images: Path, vit: str, content: bytes
-) -> None:
-    output = copy_of({"manifest.json": content}, tmp_path / "out")
-    with pytest.raises(InputError, match=r"manifest\.json is no manifest of a study"):
-        run_study(folders.config_of(images, output, vit))
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, images: Path, vit: str) -> None:
-    output = copy_of({"thesis.tex": b"all of it"}, tmp_path / "out")
-    with pytest.raises(InputError, match=r"files that are no study's, such as thesis\.tex"):
-        run_study(folders.config_of(images, output, vit))
-    assert folders.content(output) == {"thesis.tex": b"all of it"}
-
-
 def test_a_full_disk_ends_with_an_error_and_the_study_goes_on(
     tmp_path: Path,
     images: Path,
@@ -224,38 +211,17 @@ def test_a_decoding_process_that_dies_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not the whole study with it: it goes on."""
-    from captum_clip.studies import local
+    parent, load = os.getpid(), ImageLoader.load
 
-    parent = os.getpid()
-
-    def die(self: Any, index: int) -> Any:
-        if os.getpid() != parent and index == 2:
+    def die(self: ImageLoader, indices: Sequence[int]) -> Any:
+        if os.getpid() != parent and 4 in indices:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.decoder.batch(self.places[index])
+        return load(self, indices)
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(local._Batches, "__getitem__", die)
+        patch.setattr(ImageLoader, "load", die)
         with pytest.raises(InputError, match="a process that decodes images died"):
             run_study(folders.config_of(images, output, vit, workers=1))
     run_study(folders.config_of(images, output, vit))
     assert folders.content(output) == whole
-
-
-def test_statistics_are_written_last(
-    tmp_path: Path, images: Path, vit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of an earlier end go away as soon as something is missing."""
-    output = tmp_path / "out"
-    config = folders.config_of(images, output, vit)
-    run_study(config)
-    next((output / "shards").rglob("*.npz")).unlink()
-
-    def stop(*_: object) -> None:
-        assert not (output / "statistics.csv").exists()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "run_local", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(config)
-    assert not (output / "statistics.csv").exists()

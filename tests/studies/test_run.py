@@ -23,8 +23,8 @@ from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip import maps as resizing
 from captum_clip.attr.registry import METHODS, default_method
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.studies import StudyConfig, StudyResult, Subject, jobs, manifest, run_study
-from captum_clip.studies.storage import storage_of
+from captum_clip.runs import model_loader, storage_of
+from captum_clip.studies import StudyConfig, StudyResult, Subject, run_study
 from tests.studies import folders
 
 TEXTS = ("a horse", "a dog", "grass")
@@ -190,7 +190,7 @@ def test_all_targets_come_from_one_forward_an_image(
         first.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         return clip
 
-    monkeypatch.setattr(jobs, "load_clip", counted)
+    monkeypatch.setattr(model_loader, "load_clip", counted)
     config = folders.config_of(images, tmp_path / "out", vit, texts=[f"text {i}" for i in range(9)])
     run_study(config)
     assert seen == [1, 2, 2, 2, 2]
@@ -314,15 +314,6 @@ def test_progress_counts_every_image_of_every_subject(
     assert again == [(14, 14)]
 
 
-def test_the_number_of_threads_is_put_back(tmp_path: Path, images: Path, vit: str) -> None:
-    torch.set_num_threads(2)
-    try:
-        run_study(folders.config_of(images, tmp_path / "out", vit, threads=1))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-
-
 def test_images_and_results_may_be_behind_fsspec(
     tmp_path: Path, images: Path, vit: str, whole: dict[str, bytes]
 ) -> None:
@@ -373,19 +364,6 @@ def test_a_list_of_images_that_no_study_wrote_is_kept(
     assert (output / "images.csv").read_text() == "painting,artist\n1,2\n"
     (output / "images.csv").write_text("file,bytes\n")
     assert run_study(config).images == 7
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"config": 3}, {"jobs": {}}, {"jobs": ["a"]}, {"environments": None}, {"format": "other"}],
-)
-def test_a_manifest_of_something_else_is_said(
-    tmp_path: Path, images: Path, vit: str, change: dict[str, Any]
-) -> None:
-    found = {"format": manifest.FORMAT, "config": {}, "jobs": [], "environments": [], **change}
-    (tmp_path / "manifest.json").write_text(json.dumps(found))
-    with pytest.raises(InputError, match=r"manifest\.json is no manifest of a study .*another"):
-        run_study(folders.config_of(images, tmp_path, vit))
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path, images: Path, vit: str) -> None:

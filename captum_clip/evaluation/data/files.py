@@ -14,8 +14,8 @@ from PIL import Image
 
 from ...errors import InputError
 from ...models.images import as_pil
-from ...studies.image_names import IMAGE_ENDINGS, image_names
-from ...studies.storage import storage_of
+from ...runs import storage_of
+from ...studies.file_list import IMAGE_ENDINGS, image_names
 from ..sample import Mask
 
 Found = TypeVar("Found")

@@ -1,26 +1,32 @@
-"""The images of a study: which files, in which order."""
+"""The images of a folder: which files, in which order."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Final
 
 from ..errors import InputError
-from .image_names import IMAGE_ENDINGS, image_names
-from .storage import Storage
+from ..runs import Storage
 
 NAME: Final = "images.csv"
+IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the files that are taken for images."""
+
 _HEADER: Final = ("file", "bytes")
 _ESCAPED: Final = "surrogateescape"  # names of files that are no UTF-8
+_STUDY: Final = ("manifest.json", NAME)
+_RANKING: Final = ("ranking.csv", "ranking.png")
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Image files by name and size, sorted; the place of a file is its number in all results.
+class FileList:
+    """Image files by name and size, sorted; the index of a file is its number in all results.
 
     Attributes:
         files: (name, bytes) of each.
@@ -45,7 +51,7 @@ class Listing:
         return text.getvalue().encode("utf-8", _ESCAPED)
 
     @classmethod
-    def from_csv(cls, content: bytes) -> Listing:
+    def from_csv(cls, content: bytes) -> FileList:
         """Read what :meth:`to_csv` gave.
 
         Raises:
@@ -59,7 +65,7 @@ class Listing:
         except (ValueError, csv.Error) as error:
             raise InputError(f"{NAME} is not what a study wrote ({error}).") from error
 
-    def difference(self, before: Listing) -> str:
+    def difference(self, before: FileList) -> str:
         """In words what changed since then; "" where nothing did."""
         now, then = dict(self.files), dict(before.files)
         changes = {
@@ -72,7 +78,7 @@ class Listing:
         )
 
 
-def list_images(images: Storage, output: Storage, *, limit: int | None, seed: int) -> Listing:
+def list_images(images: Storage, output: Storage, *, limit: int | None, seed: int) -> FileList:
     """Image files of a folder and the folders in it, hidden ones and results left out.
 
     A sample is the files whose names have the smallest SHA-256 together with the seed, so it is the
@@ -93,18 +99,44 @@ def list_images(images: Storage, output: Storage, *, limit: int | None, seed: in
             f"the results cannot go into the folder of the images, {images.root}; name another, "
             "such as one in it."
         )
-    own = None if inside is None else f"{inside}/"
     sizes = dict(images.files())
-    found = [
-        (name, sizes[name])
-        for name in image_names(sizes)
-        if not (own is not None and name.startswith(own))
+    names = [
+        name for name in image_names(sizes) if inside is None or not name.startswith(f"{inside}/")
     ]
-    if not found:
-        raise InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {images.root}.")
+    if not names:
+        raise no_images(images.root)
     if limit is not None:
-        found = sorted(found, key=lambda file: _draw(file[0], seed))[:limit]
-    return Listing(tuple(sorted(found)))
+        names = sorted(names, key=lambda name: _draw(name, seed))[:limit]
+    return FileList(tuple((name, sizes[name]) for name in sorted(names)))
+
+
+def image_names(names: Iterable[str]) -> list[str]:
+    """Those of the names, relative to one folder, that are images; sorted.
+
+    Hidden files and folders are left out, and so are the pictures of earlier studies (all that is
+    in a folder with their ``manifest.json`` and ``images.csv``) and of ``captum-clip rank``.
+
+    Example:
+        >>> image_names(["b.png", "a/c.JPG", "notes.txt", ".cache/d.png"])
+        ['a/c.JPG', 'b.png']
+    """
+    known = set(names)
+    paths = [PurePosixPath(name) for name in known]
+    studies = {path.parent for path in paths if path.name == _STUDY[0]}
+    studies = {folder for folder in studies if str(folder / _STUDY[1]) in known}
+    return sorted(
+        str(path)
+        for path in paths
+        if path.suffix.lower() in IMAGE_ENDINGS
+        and not any(part.startswith(".") for part in path.parts)
+        and not studies.intersection(path.parents)
+        and not (path.name == _RANKING[1] and str(path.with_name(_RANKING[0])) in known)
+    )
+
+
+def no_images(folder: object) -> InputError:
+    """What to say of a folder without an image file."""
+    return InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {folder}.")
 
 
 def _draw(name: str, seed: int) -> bytes:

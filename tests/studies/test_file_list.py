@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from captum_clip.errors import InputError
+from captum_clip.runs import storage_of
 from captum_clip.studies.features import find_images
-from captum_clip.studies.listing import Listing, list_images
-from captum_clip.studies.storage import storage_of
+from captum_clip.studies.file_list import FileList, list_images
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -77,19 +77,19 @@ def test_a_sample_is_drawn_by_name_and_seed(tmp_path: Path) -> None:
 def test_a_list_survives_any_name(tmp_path: Path) -> None:
     """Commas, quotes, line breaks, and bytes that are no UTF-8."""
     odd = ('a,"b".png', "a\nb.png", os.fsdecode(b"\xff.png"))
-    listed = Listing(tuple((name, index) for index, name in enumerate(odd)))
-    assert Listing.from_csv(listed.to_csv()) == listed
+    listed = FileList(tuple((name, index) for index, name in enumerate(odd)))
+    assert FileList.from_csv(listed.to_csv()) == listed
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n", b"file,bytes\nx\n", b"file,bytes\nx,many\n"])
 def test_a_list_that_is_none_is_said(content: bytes) -> None:
     with pytest.raises(InputError, match=r"images\.csv is not what a study wrote"):
-        Listing.from_csv(content)
+        FileList.from_csv(content)
 
 
 def test_changes_are_told_in_words() -> None:
-    before = Listing((("a", 1), ("b", 2), ("c", 3)))
-    now = Listing((("a", 1), ("b", 5), ("d", 3), ("e", 3)))
+    before = FileList((("a", 1), ("b", 2), ("c", 3)))
+    now = FileList((("a", 1), ("b", 5), ("d", 3), ("e", 3)))
     assert now.difference(before) == (
         "2 new (such as d), 1 gone (such as c), 1 of another size (such as b)"
     )

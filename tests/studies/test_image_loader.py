@@ -11,14 +11,14 @@ from PIL import Image
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError
-from captum_clip.studies.decoding import Decoder
-from captum_clip.studies.local import decoded
-from captum_clip.studies.storage import LocalStorage, storage_of
+from captum_clip.runs import storage_of
+from captum_clip.studies.image_loader import ImageLoader
+from captum_clip.studies.work import load_batches
 from tests import builders
 from tests.studies import folders
 
 
-def decoder_of(folder: Path, *names: str, **change: Any) -> Decoder:
+def loader_of(folder: Path, *names: str, **change: Any) -> ImageLoader:
     settings: dict[str, Any] = {
         "images": storage_of(folder),
         "names": names,
@@ -26,21 +26,21 @@ def decoder_of(folder: Path, *names: str, **change: Any) -> Decoder:
         "size": (32, 32),
         "batch_size": 3,
     }
-    return Decoder(**{**settings, **change})
+    return ImageLoader(**{**settings, **change})
 
 
 def test_each_image_is_what_the_model_would_see(images: Path, vit: str) -> None:
     clip = load_clip(vit)
     names = ("image0.png", "inner/image1.png", "image2.png")
-    batch = decoder_of(images, *names).batch([0, 1, 2])
+    batch = loader_of(images, *names).load([0, 1, 2])
     assert batch.reasons == {}
     assert torch.equal(batch.pixels, clip.preprocess([images / name for name in names]))
 
 
-def test_places_without_an_image_hold_zeros(images: Path, tmp_path: Path) -> None:
+def test_rows_without_an_image_hold_zeros(images: Path, tmp_path: Path) -> None:
     """One that cannot be read, and those beyond the last one."""
     folders.make_images(tmp_path, 1)
-    batch = decoder_of(tmp_path, "none.png", "image0.png").batch([0, 1])
+    batch = loader_of(tmp_path, "none.png", "image0.png").load([0, 1])
     assert batch.pixels.shape == (3, 3, 32, 32)
     assert [bool(image.any()) for image in batch.pixels] == [False, True, False]
     assert batch.reasons == {0: "there is no image file none.png."}
@@ -54,7 +54,7 @@ def test_odd_shapes_are_read_or_told(
     tmp_path: Path, size: tuple[int, int], reason: str | None
 ) -> None:
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
-    found = decoder_of(tmp_path, "a.png").batch([0]).reasons
+    found = loader_of(tmp_path, "a.png").load([0]).reasons
     assert found.get(0, "").startswith(reason or "")
     assert bool(found) == (reason is not None)
 
@@ -65,25 +65,25 @@ def test_a_processor_that_fails_or_does_not_crop_is_told(images: Path) -> None:
     def fail(image: Image.Image) -> torch.Tensor:
         raise ValueError("cannot infer the channels")
 
-    batch = decoder_of(images, "image0.png", processor=fail).batch([0])
+    batch = loader_of(images, "image0.png", processor=fail).load([0])
     assert batch.reasons == {0: "image0.png cannot be preprocessed (cannot infer the channels)."}
-    batch = decoder_of(images, "image0.png", processor=lambda _: torch.ones(3, 40, 48)).batch([0])
+    batch = loader_of(images, "image0.png", processor=lambda _: torch.ones(3, 40, 48)).load([0])
     assert batch.reasons[0].startswith("image0.png becomes (3, 40, 48) and not (3, 32, 32);")
 
 
-class Gone(LocalStorage):  # type: ignore[misc]
+class Gone:
     """A store that nobody reaches any more."""
 
     def as_file(self, name: str) -> Any:
         raise InputError("the store cannot be reached.")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_store_that_fails_stops_the_study(images: Path, workers: int) -> None:
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_a_store_that_fails_stops_the_study(images: Path, workers: int | None) -> None:
     """An image is not to be skipped for good because a network was away; no traceback in it."""
-    decoder = decoder_of(images, "image0.png", images=Gone(str(images)))
+    loader = loader_of(images, "image0.png", images=Gone())
     with (
         pytest.raises(InputError, match=r"^the store cannot be reached\.$"),
-        decoded(decoder, [[0]], workers) as batches,
+        load_batches(loader, [[0]], workers) as batches,
     ):
         next(batches)

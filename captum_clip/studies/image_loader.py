@@ -1,4 +1,4 @@
-"""Image files -> batches of preprocessed images, each image in its own place."""
+"""Image files -> batches of preprocessed images, each image in its own row."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.images import as_pil
 from ..models.processors import process
-from .storage import Storage
+from ..runs import Storage
 
 _NARROW: Final = 200  # the longer side over the shorter, which is resized to the model's
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images as the model takes them; where one could not be read its place holds zeros.
+    """Images as the model takes them; where one could not be read its row holds zeros.
 
     Attributes:
         pixels: (B, 3, H, W), float32 on the CPU.
-        places: numbers in the study's list, at most B; places beyond them hold zeros as well.
-        reasons: number of an image that could not be read -> why.
+        indices: in the study's list, at most B; rows beyond them hold zeros as well.
+        reasons: index of an image that could not be read -> why.
     """
 
     pixels: Tensor
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     reasons: dict[int, str]
 
 
 @dataclass(frozen=True)
-class Decoder:
+class ImageLoader:
     """Reads and preprocesses, one image at a time, so that no image depends on another.
 
     Attributes:
@@ -51,22 +51,23 @@ class Decoder:
     size: tuple[int, int]
     batch_size: int
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def load(self, indices: Sequence[int]) -> Batch:
         """The images of these numbers, at most B of them, filled up with zeros to B.
 
         Raises:
             InputError: the folder of the images cannot be reached.
         """
+        # Always B rows: a tower rounds otherwise in a batch of another size.
         pixels = torch.zeros(self.batch_size, 3, *self.size)
         reasons = {}
-        for row, place in enumerate(places):
-            name = self.names[place]
+        for row, index in enumerate(indices):
+            name = self.names[index]
             with self.images.as_file(name) as path:
                 try:
                     pixels[row] = self._read(path, name)
                 except InputError as error:
-                    reasons[place] = str(error)
-        return Batch(pixels, tuple(places), reasons)
+                    reasons[index] = str(error)
+        return Batch(pixels, tuple(indices), reasons)
 
     def _read(self, path: Path, name: str) -> Tensor:
         """One image as the model takes it.
@@ -82,8 +83,8 @@ class Decoder:
                 )
             pixels = process(self.processor, [picture])[0]
         except InputError as error:
-            said = str(error).removeprefix("preprocess: ").replace(str(path), name)
-            raise InputError(said) from error
+            reason = str(error).removeprefix("preprocess: ").replace(str(path), name)
+            raise InputError(reason) from error
         except (ValueError, RuntimeError) as error:  # what processors raise on odd images
             raise InputError(f"{name} cannot be preprocessed ({error}).") from error
         if pixels.shape[-2:] != self.size:

@@ -8,38 +8,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from .. import maps as resizing
+from .. import maps
 from ..attr.registry import MethodChoice
-from ..errors import InputError
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
-from .decoding import Batch
-from .jobs import Job, Loader
+from .image_loader import Batch
+from .jobs import Job
 from .measures import Measures
 
 
 @dataclass(frozen=True, eq=False)
-class Computed:
+class Explained:
     """What is known of the images of a batch that could be read, or of a whole shard.
 
     Attributes:
-        places: numbers (N,) of the images in the study's list.
+        indices: numbers (N,) of the images in the study's list.
         maps: (N, K, h, w), float32, as the method gives them: with their sign.
         scores: cosine similarities (N, K), float32.
         measures: name -> (N, K), float64, of the positive part of each map.
         skipped: number of an image that was left out -> why.
     """
 
-    places: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     maps: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     measures: dict[str, npt.NDArray[np.float64]]
     skipped: dict[int, str]
 
 
-class Computer:
+class BatchExplainer:
     """A model with a method and its targets, loaded and ready.
 
     Args:
@@ -52,49 +50,28 @@ class Computer:
 
     def __init__(self, job: Job, clip: ClipAdapter) -> None:
         choice = MethodChoice.of(job.method)
-        self.job = job
-        self.clip = clip
+        self._clip = clip
         self._options = choice.options
         self._method: Any = choice.method(ClipSimilarity(clip, job.target))
+        self._value_entropy = job.value_entropy
 
-    @classmethod
-    def load(cls, job: Job, loader: Loader) -> Computer:
-        """Load the job's model by its name.
-
-        Raises:
-            InputError: what bears the name here is another model.
-        """
-        clip, fingerprint = loader.load(job.model, job.device)
-        if fingerprint != job.fingerprint:
-            raise InputError(
-                f"{job.label}: the weights or the preprocessing of {job.model} are not those that "
-                "the study was begun with; give all machines the same, and leave them alone while "
-                "a study runs."
-            )
-        return cls(job, clip)
-
-    def compute(self, batch: Batch) -> Computed:
+    def explain(self, batch: Batch) -> Explained:
         """One forward pass for all images and targets."""
-        pixels = batch.pixels.to(self.clip.device, self.clip.dtype)
+        pixels = batch.pixels.to(self._clip.device, self._clip.dtype)
         raw, scores = self._method.attribute_targets(pixels, return_scores=True, **self._options)
-        count = len(batch.places)
         skipped = dict(batch.reasons)
         finite = torch.isfinite(raw).flatten(1).all(1) & torch.isfinite(scores).all(1)
-        for row, place in enumerate(batch.places):
-            if place not in skipped and not finite[row]:
-                skipped[place] = "its maps or scores hold NaN or infinity"
-        whole = torch.where(finite[:, None, None, None], raw, 0)
-        measured = self._measure(whole, batch.pixels)
-        kept = [row for row in range(count) if batch.places[row] not in skipped]
-        return Computed(
-            places=np.array([batch.places[row] for row in kept], dtype=np.int64),
+        for row, index in enumerate(batch.indices):
+            if index not in skipped and not finite[row]:
+                skipped[index] = "its maps or scores hold NaN or infinity"
+        grid, size = (raw.shape[-2], raw.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
+        measures = Measures(grid, size, self._value_entropy)
+        measured = measures.measure(maps.positive(torch.where(finite[:, None, None, None], raw, 0)))
+        kept = [row for row, index in enumerate(batch.indices) if index not in skipped]
+        return Explained(
+            indices=np.array([batch.indices[row] for row in kept], dtype=np.int64),
             maps=raw[kept].cpu().numpy(),
             scores=scores[kept].cpu().numpy(),
             measures={name: values[kept].cpu().numpy() for name, values in measured.items()},
             skipped=skipped,
         )
-
-    def _measure(self, maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        grid, size = (maps.shape[-2], maps.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
-        measures = Measures(grid, size, self.job.value_entropy)
-        return measures.measure(resizing.positive(maps))

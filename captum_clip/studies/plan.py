@@ -1,0 +1,167 @@
+"""From a config to a plan: every model is loaded once and tried, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from .. import targets
+from ..attr.registry import MethodChoice, default_method
+from ..emotions import EmotionProbe
+from ..errors import InputError
+from ..models import ClipAdapter
+from ..runs import ModelLoader, Storage, full_name, slug
+from ..runs.engine import Engine
+from ..runs.manifest import Content, ManifestFormat, begin, changes
+from ..targets import Target
+from . import file_list
+from .batch_explainer import BatchExplainer
+from .config import StudyConfig
+from .file_list import FileList
+from .image_loader import Batch
+from .jobs import Job
+from .shards import Shard, shards_of
+
+FORMAT: Final = "captum_clip study 1"
+CENTRED: Final = " (centred)"
+"""What follows the name of an emotion whose row had the mean of all rows taken away."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A study that can begin.
+
+    Attributes:
+        config: the settings.
+        jobs: its subjects, made ready.
+        files: its images.
+        shards: all that is to be computed.
+    """
+
+    config: StudyConfig
+    jobs: tuple[Job, ...]
+    files: FileList
+    shards: tuple[Shard, ...]
+
+    def begin_manifest(self, output: Storage, engine: Engine) -> Content:
+        """The manifest of a new study, or of the one in the folder that is to go on.
+
+        Raises:
+            InputError: the folder holds another study, or something else.
+        """
+        about = {
+            "config": self.config.identity(),
+            "jobs": [job.describe() for job in self.jobs],
+            "images": len(self.files),
+        }
+        content = output.read(file_list.NAME)
+        kind = ManifestFormat(
+            "study",
+            FORMAT,
+            {"config": dict, "jobs": list},
+            lambda before, now: _changes(before, now) + self._image_changes(content),
+        )
+        # A study that was stopped before it had a manifest wrote its list of images.
+        own_files = [file_list.NAME] if content is not None and _is_list(content) else []
+        return begin(kind, about, output, engine, own_files=own_files)
+
+    def _image_changes(self, content: bytes | None) -> list[str]:
+        changed = "" if content is None else self.files.difference(FileList.from_csv(content))
+        return [f"the images changed: {changed}"] if changed else []
+
+
+def _is_list(content: bytes) -> bool:
+    try:
+        FileList.from_csv(content)
+    except InputError:
+        return False
+    return True
+
+
+def _changes(before: Content, now: Content) -> list[str]:
+    """What differs but for the images: settings, or else the models and emotions behind them."""
+    then, today = (
+        {
+            **about["config"],
+            "subjects": [f"{job['model']} {job['method']}" for job in about["jobs"]],
+        }
+        for about in (before, now)
+    )
+    return changes(then, today) or [
+        f"the {name} of {job['model']} changed"
+        for old, job in zip(before["jobs"], now["jobs"], strict=True)
+        for name in ("fingerprint", "emotions")
+        if old.get(name) != job[name]
+    ]
+
+
+def plan_study(config: StudyConfig, files: FileList, models: ModelLoader) -> Plan:
+    """Load every model on the CPU, make its targets, and try the method on one black image.
+
+    Raises:
+        CaptumClipError: a model, a method, a text or a file of emotions that cannot be worked with.
+    """
+    jobs = tuple(_plan_job(config, number, models) for number in range(len(config.subjects)))
+    seen: dict[tuple[str, str], int] = {}
+    for number, job in enumerate(jobs):
+        if (first := seen.setdefault((job.label, job.method), number)) != number:
+            raise InputError(
+                f"StudyConfig: the subjects {first + 1} and {number + 1} are both {job.method} of "
+                f"{job.label}; give each model and method once, folders under different names."
+            )
+    shards = shards_of(
+        [job.key for job in jobs],
+        len(files),
+        batch_size=config.batch_size,
+        batches_per_shard=config.batches_per_shard,
+    )
+    return Plan(config, jobs, files, tuple(shards))
+
+
+def _plan_job(config: StudyConfig, number: int, models: ModelLoader) -> Job:
+    subject = config.subjects[number]
+    model = full_name(subject.model)
+    clip, fingerprint = models.load(model, "cpu")
+    choice = MethodChoice.of(subject.method or default_method(clip.kind))
+    target, centred, digest = _target(config, subject.emotions, clip)
+    blank = clip.preprocess(Image.new("RGB", (64, 64)))
+    job = Job(
+        key=f"{number:02d}-{slug(subject.label)}-{slug(choice.name)}",
+        model=model,
+        label=subject.label,
+        fingerprint=fingerprint,
+        kind=clip.kind,
+        size=(blank.shape[-2], blank.shape[-1]),
+        method=choice.name,
+        names=target.names,
+        rows=target.bank.cpu().numpy(),
+        centred=centred,
+        emotions=digest,
+        value_entropy=config.value_entropy,
+    )
+    BatchExplainer(job, clip).explain(Batch(blank, (0,), {}))
+    return job
+
+
+def _target(
+    config: StudyConfig, emotions: str | None, clip: ClipAdapter
+) -> tuple[Target, tuple[tuple[int, int], ...], str]:
+    """All targets of a subject: texts, then emotions, then the emotions centred."""
+    parts = [targets.text(clip, config.texts)] if config.texts else []
+    if emotions is None:
+        return parts[0], (), ""
+    probe = EmotionProbe.load(emotions)
+    plain = targets.emotion(clip, probe)
+    parts.append(plain)
+    centred: tuple[tuple[int, int], ...] = ()
+    if config.centred:
+        other = targets.emotion(clip, probe, centre=True)
+        parts.append(replace(other, names=tuple(f"{name}{CENTRED}" for name in other.names)))
+        first, count = len(config.texts), len(plain)
+        centred = tuple((first + i, first + count + i) for i in range(count))
+    digest = hashlib.sha256(np.ascontiguousarray(probe.weights).tobytes()).hexdigest()
+    return targets.concatenate(parts), centred, digest

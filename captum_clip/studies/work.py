@@ -1,0 +1,101 @@
+"""How the shards of a study are computed, in whichever process: images read ahead, then maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+from ..runs import Advance, ModelLoader, Save, Storage
+from ..runs.workers import iterate_workers
+from .batch_explainer import BatchExplainer
+from .image_loader import Batch, ImageLoader
+from .jobs import Job
+from .shards import Shard, join, to_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class StudyWork:
+    """All that is to be computed; it can be sent to another process or machine.
+
+    Attributes:
+        jobs: of the study.
+        names: of all image files.
+        images: where they are.
+        batch_size: images in every batch.
+        device: where to compute.
+        decoders: processes that decode; None is a thread, one batch ahead.
+    """
+
+    jobs: Sequence[Job]
+    names: Sequence[str]
+    images: Storage
+    batch_size: int
+    device: str
+    decoders: int | None
+
+    def open(self, models: ModelLoader) -> StudyWorker:
+        """What computes, in one process."""
+        return StudyWorker(self, models)
+
+
+class StudyWorker:
+    """Computes shards; the last model stays for the next one."""
+
+    def __init__(self, work: StudyWork, models: ModelLoader) -> None:
+        self._work = work
+        self._models = models
+        self._ready: tuple[int, BatchExplainer, ImageLoader] | None = None
+
+    def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
+        """Compute shards job by job, each batch in its order."""
+        for job, shards in groupby(units, key=lambda shard: shard.job):
+            explainer, loader = self._prepare(job)
+            own = list(shards)
+            batches = [batch for shard in own for batch in shard.batches]
+            with load_batches(loader, batches, self._work.decoders) as loaded:
+                for shard in own:
+                    parts = []
+                    for batch in islice(loaded, len(shard.batches)):
+                        parts.append(explainer.explain(batch))
+                        advance(len(batch.indices))
+                    save(shard, to_bytes(join(parts)))
+
+    def _prepare(self, number: int) -> tuple[BatchExplainer, ImageLoader]:
+        if self._ready is None or self._ready[0] != number:
+            self._ready = None  # lets go of the old model first
+            work, job = self._work, self._work.jobs[number]
+            clip = self._models.load_same(job.model, work.device, job.fingerprint, "study")
+            loader = ImageLoader(work.images, work.names, clip.processor, job.size, work.batch_size)
+            self._ready = number, BatchExplainer(job, clip), loader
+        return self._ready[1:]
+
+
+def load_batches(
+    loader: ImageLoader, batches: Sequence[Sequence[int]], decoders: int | None
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Decoded batches in their order, a few ahead.
+
+    Args:
+        loader: reads them.
+        batches: numbers of the images of each.
+        decoders: processes that decode, 0 is none; None is a thread, one batch ahead.
+    """
+    if decoders is None:
+        return nullcontext(_one_ahead(loader, batches))
+    advice = (
+        "take fewer workers or a smaller batch, and start the same command again: what is done is "
+        "kept"
+    )
+    return iterate_workers(loader.load, batches, decoders, advice=advice)
+
+
+def _one_ahead(loader: ImageLoader, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(loader.load, batches[0])
+        for indices in batches[1:]:
+            batch, coming = coming.result(), pool.submit(loader.load, indices)
+            yield batch
+        yield coming.result()
