@@ -16,12 +16,11 @@ TEXTS = ["a horse", "a dog and a red house."]
 
 
 def own_text_features(built, texts):
-    if built.model.__class__.__name__ == "CLIPModel":
+    if hasattr(built.model, "text_model"):
         tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
-        return built.model.text_projection(built.model.text_model(**tokens).pooler_output)
-    if built.model.__class__.__name__ == "AlignModel":
-        tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
-        return built.model.text_projection(built.model.text_model(**tokens)[0][:, 0])
+        out = built.model.text_model(**tokens)
+        reads_cls = type(built.model).__name__ in ("AlignModel", "AltCLIPModel", "ChineseCLIPModel")
+        return built.model.text_projection(out[0][:, 0] if reads_cls else out.pooler_output)
     return built.model.encode_text(built.tokenizer(texts))
 
 
