@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
 from tests import builders
+from tests.samples import picture
 
 TEXTS = ["a horse", "a dog"]
 
@@ -25,11 +25,6 @@ TEXTS = ["a horse", "a dog"]
 def vit() -> ClipAdapter:
     adapter: ClipAdapter = builders.hf_vit().load()
     return adapter
-
-
-def picture() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(params=["positive", "negative", "both", "words", "words both"])
