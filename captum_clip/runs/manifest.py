@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -44,14 +44,7 @@ class ManifestFormat:
         return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
 
 
-def begin(
-    kind: ManifestFormat,
-    about: Content,
-    output: Storage,
-    engine: Engine,
-    *,
-    own_files: Collection[str] = (),
-) -> Content:
+def begin(kind: ManifestFormat, about: Content, output: Storage, engine: Engine) -> Content:
     """The manifest of a new run, or of the one in the folder that is to go on.
 
     Args:
@@ -59,7 +52,6 @@ def begin(
         about: all that decides the results, as JSON, under the keys of ``kind.types`` and others.
         output: the folder.
         engine: what computes now.
-        own_files: what such a run may have written before its manifest.
 
     Returns:
         "format", all of `about`, "environments" (versions and threads of every run that took part,
@@ -71,7 +63,12 @@ def begin(
     environments = [environment(engine)]
     content = output.read(NAME)
     if content is None:
-        _check_empty(kind, output, own_files)
+        other = [name for name, _ in output.files() if not name.startswith(".")]
+        if other:
+            raise InputError(
+                f"{output.root} holds files that are no {kind.noun}'s, such as {other[0]}; name a "
+                "new or an empty folder."
+            )
     else:
         before = _parse(kind, content, output)
         differences = kind.differences(before, json.loads(json.dumps(about)))
@@ -113,16 +110,6 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _check_empty(kind: ManifestFormat, output: Storage, own_files: Collection[str]) -> None:
-    names = [name for name, _ in output.files()]
-    other = [name for name in names if not name.startswith(".") and name not in own_files]
-    if other:
-        raise InputError(
-            f"{output.root} holds files that are no {kind.noun}'s, such as {other[0]}; name a new "
-            "or an empty folder."
-        )
 
 
 def _parse(kind: ManifestFormat, content: bytes, output: Storage) -> Content:

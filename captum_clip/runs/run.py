@@ -39,7 +39,8 @@ def compute_missing(
         output: a folder that this run has locked.
         engine: where to compute.
         parse: of the arrays of a unit's file, as for :func:`captum_clip.runs.units.read_unit`.
-        before: files that are written first, the manifest last; not where nothing is missing.
+        before: files that are written first, in this order, where anything is missing. The
+            manifest comes first: a folder without one is taken for somebody else's.
         result: the file that says that all is done; it goes away where something is missing.
         models: with the local engine, has perhaps loaded the model already.
         progress: called now and then, first with what an earlier run had done.

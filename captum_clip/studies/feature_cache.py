@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import struct
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +20,6 @@ import numpy.typing as npt
 from ..errors import InputError
 
 Row = npt.NDArray[np.float32]
-KEY_SIZE: Final = 32  # bytes of a SHA-256
-_MAGIC: Final = b"captum_clip features 1\n"
-_ENDING: Final = ".rows"
 
 
 def default_cache() -> Path:
@@ -37,18 +32,18 @@ def default_cache() -> Path:
 
 
 class FeatureCache:
-    """The rows of one model; a context that appends to a file of its own.
+    """The rows of one model.
 
     Args:
         folder: of this model, made where there is none; None keeps nothing.
 
     Raises:
-        InputError: the folder cannot be made or read.
+        InputError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._file: BinaryIO | None = None
+        self._name = secrets.token_hex(8)
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -56,52 +51,35 @@ class FeatureCache:
                 raise _refusal(folder, error) from error
 
     def find(self, keys: Collection[bytes]) -> dict[bytes, Row]:
-        """Those of the keys that there are, with their rows (D,)."""
-        wanted, found = set(keys), {}
-        files = [] if self._folder is None else sorted(self._folder.glob(f"*{_ENDING}"))
+        """Those of the keys, SHA-256 sums, that there are, with their rows (D,)."""
+        wanted = set(keys)
+        rows: dict[bytes, Row] = {}
+        files = [] if self._folder is None else sorted(self._folder.glob("*.*.rows"))
         for path in files:
-            for record in _records(path):
+            for record in _read(path):
                 key = record["key"].tobytes()
-                if key in wanted and key not in found and _checksum(record) == record["crc"]:
-                    found[key] = np.array(record["row"], dtype=np.float32)
-        return found
+                if key in wanted and key not in rows and _checksum(record) == record["crc"]:
+                    rows[key] = record["row"].copy()
+        return rows
 
-    def append(self, rows: Iterable[tuple[bytes, Row]]) -> None:
+    def append(self, rows: Sequence[tuple[bytes, Row]]) -> None:
         """Add (key, row) pairs.
 
         Raises:
             InputError: the folder or the disk refuses.
         """
-        records = [_record(key, row) for key, row in rows]
-        if self._folder is None or not records:
+        if self._folder is None or not rows:
             return
+        size = rows[0][1].size
+        records = np.zeros(len(rows), dtype=_layout(size))
+        for record, (key, row) in zip(records, rows, strict=True):
+            record["key"], record["row"] = np.frombuffer(key, dtype=np.uint8), row
+            record["crc"] = _checksum(record)
         try:
-            if self._file is None:
-                name = f"{secrets.token_hex(8)}{_ENDING}"
-                self._file = open(self._folder / name, "xb")  # noqa: SIM115
-                self._file.write(_MAGIC + struct.pack("<I", records[0]["row"].size))
-            self._file.write(b"".join(record.tobytes() for record in records))
-            self._file.flush()
+            with open(self._folder / f"{self._name}.{size}.rows", "ab") as file:
+                file.write(records.tobytes())
         except OSError as error:
             raise _refusal(self._folder, error) from error
-
-    def __enter__(self) -> FeatureCache:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        file, self._file = self._file, None
-        if self._folder is None or file is None:
-            return
-        try:
-            file.close()  # writes once more what a full disk refused before
-        except OSError as failure:
-            if error is None:
-                raise _refusal(self._folder, failure) from failure
 
 
 def _refusal(folder: Path, error: OSError) -> InputError:
@@ -111,34 +89,19 @@ def _refusal(folder: Path, error: OSError) -> InputError:
     )
 
 
-def _record(key: bytes, row: Row) -> Any:
-    record = np.zeros((), dtype=_layout(row.size))
-    record["key"], record["row"] = np.frombuffer(key, dtype=np.uint8), row
-    record["crc"] = _checksum(record)
-    return record
-
-
 def _layout(size: int) -> np.dtype[Any]:
-    return np.dtype([("key", "u1", (KEY_SIZE,)), ("row", "<f4", (size,)), ("crc", "<u4")])
+    return np.dtype([("key", "u1", (32,)), ("row", "<f4", (size,)), ("crc", "<u4")])
 
 
 def _checksum(record: Any) -> int:
     return zlib.crc32(record["row"].tobytes(), zlib.crc32(record["key"].tobytes()))
 
 
-def _records(path: Path) -> Any:
-    """The whole records of a file, as an array; none where it is no file of records."""
-    start = len(_MAGIC) + 4
+def _read(path: Path) -> Any:
+    """The whole records of a file, whose name says their size."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(start)
-    except OSError:  # what cannot be read is computed again
+        layout = _layout(int(path.suffixes[-2][1:]))
+        count = path.stat().st_size // layout.itemsize
+        return np.memmap(path, layout, mode="r", shape=(count,))
+    except (OSError, ValueError):  # what cannot be read is computed again
         return ()
-    size = struct.unpack("<I", head[-4:])[0] if len(head) == start else 0
-    if head[:-4] != _MAGIC or not 0 < size < 2**20:
-        return ()
-    layout = _layout(size)
-    count = (path.stat().st_size - start) // layout.itemsize
-    if not count:
-        return ()
-    return np.memmap(path, dtype=layout, mode="r", offset=start, shape=(count,))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from ..checks import check_integer
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.images import as_pil
@@ -82,31 +83,30 @@ def image_features(
         InputError: an option out of range, a cache that cannot be written to, or a model without a
             processor.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"image_features: expected {name} from {least}, got {value!r}.")
+    check_integer("image_features", "batch_size", batch_size)
+    check_integer("image_features", "workers", workers, least=0)
     listed = [Path(path).expanduser() for path in paths]
     keys, skipped = _hashes(listed, progress)
     sources = {key: path for path, key in keys.items()}  # one file of each content
-    with _opened(cache, clip) as store:
-        rows = store.find(sources)
-        todo = [(key, path) for key, path in sources.items() if key not in rows]
-        failed: dict[bytes, str] = {}
-        advice = "take fewer workers, and start again"
-        with iterate_workers(_decode, todo, workers, advice=advice) as decoded:
-            bar = tqdm(
-                decoded,
-                total=len(todo),
-                desc="image features",
-                unit="image",
-                disable=not (progress and todo),
-                leave=False,
-            )
-            for batch in _batches(bar, batch_size, failed):
-                computed = _encode(clip, [pixels for _, pixels in batch])
-                fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
-                store.append(fresh)
-                rows.update(fresh)
+    store = _open_cache(cache, clip)
+    rows = store.find(sources)
+    missing = [(key, path) for key, path in sources.items() if key not in rows]
+    failed: dict[bytes, str] = {}
+    advice = "take fewer workers, and start again"
+    with iterate_workers(_decode, missing, workers, advice=advice) as decoded:
+        bar = tqdm(
+            decoded,
+            total=len(missing),
+            desc="image features",
+            unit="image",
+            disable=not (progress and missing),
+            leave=False,
+        )
+        for batch in _batches(bar, batch_size, failed):
+            computed = _encode(clip, [pixels for _, pixels in batch])
+            fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
+            store.append(fresh)
+            rows.update(fresh)
     for path, key in keys.items():
         if key in failed:  # the reason starts with the one file of this content that was decoded
             skipped[path] = failed[key].replace(str(sources[key]), str(path), 1)
@@ -115,7 +115,7 @@ def image_features(
     return ImageFeatures(stacked, tuple(listed[i] for i in kept), tuple(kept), skipped)
 
 
-def _opened(cache: str | Path | bool, clip: ClipAdapter) -> FeatureCache:
+def _open_cache(cache: str | Path | bool, clip: ClipAdapter) -> FeatureCache:
     if cache is False:
         return FeatureCache(None)
     folder = default_cache() if cache is True else Path(cache).expanduser()
@@ -128,18 +128,10 @@ def _hashes(paths: list[Path], progress: bool) -> tuple[dict[Path, bytes], dict[
     reasons: dict[Path, str] = {}
     for path in tqdm(paths, desc="reading files", unit="image", disable=not progress, leave=False):
         try:
-            keys[path] = _sha256(path)
+            keys[path] = hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
             reasons[path] = error.strerror or str(error)
     return keys, reasons
-
-
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.digest()
 
 
 def _decode(file: tuple[bytes, Path]) -> tuple[bytes, Array | str]:

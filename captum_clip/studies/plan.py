@@ -65,21 +65,11 @@ class Plan:
             {"config": dict, "jobs": list},
             lambda before, now: _changes(before, now) + self._image_changes(content),
         )
-        # A study that was stopped before it had a manifest wrote its list of images.
-        own_files = [file_list.NAME] if content is not None and _is_list(content) else []
-        return begin(kind, about, output, engine, own_files=own_files)
+        return begin(kind, about, output, engine)
 
     def _image_changes(self, content: bytes | None) -> list[str]:
         changed = "" if content is None else self.files.difference(FileList.from_csv(content))
         return [f"the images changed: {changed}"] if changed else []
-
-
-def _is_list(content: bytes) -> bool:
-    try:
-        FileList.from_csv(content)
-    except InputError:
-        return False
-    return True
 
 
 def _changes(before: Content, now: Content) -> list[str]:

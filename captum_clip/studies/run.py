@@ -89,7 +89,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
             output,
             engine,
             parse=parse_shard,
-            before={file_list.NAME: files.to_csv(), manifest.NAME: manifest.to_bytes(begun)},
+            before={manifest.NAME: manifest.to_bytes(begun), file_list.NAME: files.to_csv()},
             result=results.STATISTICS,
             models=models,
             progress=progress,

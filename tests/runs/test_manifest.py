@@ -59,9 +59,9 @@ def test_a_manifest_of_something_else_is_said(tmp_path: Path, content: str) -> N
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").touch()
+    (tmp_path / ".lock").touch()
     output = storage_of(tmp_path)
-    assert manifest.begin(KIND, ABOUT, output, ENGINE, own_files=["list.csv"])["state"] == "running"
+    assert manifest.begin(KIND, ABOUT, output, ENGINE)["state"] == "running"
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match=r"are no evaluation's, such as thesis\.tex"):
-        manifest.begin(KIND, ABOUT, output, ENGINE, own_files=["list.csv"])
+        manifest.begin(KIND, ABOUT, output, ENGINE)

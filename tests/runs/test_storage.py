@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.runs.storage import LocalStorage, RemoteStorage, Storage, storage_of
+from captum_clip.runs import Storage, storage_of
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -65,8 +65,8 @@ def test_an_unknown_url_is_said() -> None:
 
 
 def test_a_url_of_a_file_is_a_local_folder(tmp_path: Path) -> None:
-    assert storage_of(f"file://{tmp_path}") == LocalStorage(str(tmp_path.resolve()))
-    assert isinstance(storage_of("memory://a"), RemoteStorage)
+    assert storage_of(f"file://{tmp_path}") == storage_of(tmp_path)
+    assert not storage_of("memory://a").is_local
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

