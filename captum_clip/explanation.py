@@ -235,7 +235,7 @@ def explain(
     chosen = None if method is None else MethodChoice.of(method, options)
     clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
     if chosen is None:
-        chosen = MethodChoice.of(default_method(clip.kind), options)
+        chosen = MethodChoice.of(default_method(clip.tower), options)
     if sign != "positive":
         chosen.check_negative()
     pieces = _pieces(image, batch_size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Row = Literal["cls", "mean"]
+Row = Literal["cls", "mean", "probe"]
 
 
 class Seen(NamedTuple):
@@ -26,6 +26,7 @@ class Seen(NamedTuple):
     attention: tuple[Tensor, ...]  # n x (B, H, s, s), in the graph
     grid: tuple[int, int]
     row: Row  # what the tower pools
+    prefix: int = 1  # tokens before the patches
 
 
 Score = Callable[[Seen], Tensor]  # -> (B, K)
@@ -208,9 +209,9 @@ def _bottleneck(x: Tensor, block: Any) -> Tensor:
 # The equations
 
 
-def read(matrix: Tensor, row: Row) -> Tensor:
+def read(matrix: Tensor, row: Row, prefix: int = 1) -> Tensor:
     """Row CLS, or the mean of the patches' rows, of (B, s, ...)."""
-    return matrix[:, 0] if row == "cls" else matrix[:, 1:].mean(1)
+    return matrix[:, 0] if row == "cls" else matrix[:, prefix:].mean(1)
 
 
 def gradients(y: Tensor, seen: Seen) -> list[Tensor]:
@@ -230,57 +231,83 @@ def relevance(steps: list[Tensor]) -> Tensor:
 
 
 def all_grad_attention(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
-    """Equation 5: each layer's own gradient."""
+    """Equation 5: each layer's own gradient; a probe's row is the last step, without residual."""
     steps = [
         (g * a).clamp(min=0).mean(1)
         for g, a in zip(gradients(y, seen), seen.attention, strict=True)
     ]
-    return read(relevance(steps[start_layer:]), row)
+    if row == "probe":
+        return propagated(steps[-1], steps[start_layer:-1])
+    return read(relevance(steps[start_layer:]), row, seen.prefix)
+
+
+def propagated(probe: Tensor, steps: list[Tensor]) -> Tensor:
+    """The first row of a probe's step (B, queries, s), carried through the layers below."""
+    if not steps:
+        return probe[:, 0]
+    return (probe[:, :1] @ relevance(steps))[:, 0]
 
 
 def last_grad_attention(
     seen: Seen, y: Tensor, row: Row, *, heads: str = "paired", start_layer: int = 0
 ) -> Tensor:
-    """Equation 6: the last layer's gradient with every attention."""
-    gradient = gradients(y, seen)[-1]
-    steps = []
-    for a in seen.attention[start_layer:]:
+    """Equation 6: the last layer's gradient with every attention.
+
+    Below a probe it is the last self-attention's gradient.
+    """
+
+    def step(gradient: Tensor, attention: Tensor) -> Tensor:
         if heads == "paired":
-            steps.append((gradient * a).clamp(min=0).mean(1))
-        else:
-            steps.append(gradient.mean(1).clamp(min=0) * a.mean(1))
-    return read(relevance(steps), row)
+            return (gradient * attention).clamp(min=0).mean(1)
+        return gradient.mean(1).clamp(min=0) * attention.mean(1)
+
+    own, attention = gradients(y, seen), list(seen.attention)
+    if row == "probe":
+        steps = [step(own[-2], a) for a in attention[start_layer:-1]]
+        return propagated(step(own[-1], attention[-1]), steps)
+    steps = [step(own[-1], a) for a in attention[start_layer:]]
+    return read(relevance(steps), row, seen.prefix)
 
 
 def attention_grad_cam(seen: Seen, y: Tensor, row: Row, *, weights: str = "elementwise") -> Tensor:
     """Grad-CAM on the last attention."""
     gradient, attention = gradients(y, seen)[-1], seen.attention[-1]
+    if row == "probe":
+        gradient, attention, row = gradient[:, :, :1], attention[:, :, :1], "cls"
     if weights == "elementwise":
-        return read((gradient * attention).clamp(min=0).mean(1), row)
+        return read((gradient * attention).clamp(min=0).mean(1), row, seen.prefix)
     total = torch.zeros_like(attention[:, 0, 0])
     count = attention.shape[1]
     for head in range(count):
-        pooled = read(gradient[:, head], row)[:, 1:].mean(1, keepdim=True)  # (B, 1)
-        total = total + pooled * read(attention[:, head], row) / count
+        of_patches = read(gradient[:, head], row, seen.prefix)[:, seen.prefix :]
+        pooled = of_patches.mean(1, keepdim=True)  # (B, 1)
+        total = total + pooled * read(attention[:, head], row, seen.prefix) / count
     return total.clamp(min=0)
 
 
 def attention_rollout(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
-    """Rollout of Abnar and Zuidema, whatever y is."""
-    identity = torch.eye(seen.hidden.shape[1], dtype=seen.hidden.dtype)
-    product = identity.repeat(len(seen.hidden), 1, 1)
-    for attention in seen.attention[start_layer:]:
-        mixed = attention.mean(1) + identity
+    """Rollout of Abnar and Zuidema, whatever y is; no residual runs around a probe."""
+    attention = list(seen.attention)
+    probe = attention.pop() if row == "probe" else None
+    size = seen.attention[-1].shape[-1]
+    identity = torch.eye(size, dtype=seen.embedding.dtype)
+    product = identity.repeat(len(seen.embedding), 1, 1)
+    for weights in attention[start_layer:]:
+        mixed = weights.mean(1) + identity
         product = mixed / mixed.sum(-1, keepdim=True) @ product
-    return read(product, row)
+    if probe is not None:
+        return (probe.mean(1)[:, :1] @ product)[:, 0]
+    return read(product, row, seen.prefix)
 
 
 def layer_attention(
     seen: Seen, y: Tensor, row: Row, *, index: int = -1, of: str = "attention", rows: str = "cls"
 ) -> Tensor:
-    """One layer's attention or its gradient, the heads averaged."""
+    """One layer's attention or its gradient, the heads averaged; a probe's has one row."""
     matrix = (gradients(y, seen) if of == "gradient" else seen.attention)[index].mean(1)
-    return matrix.sum(1) if rows == "sum" else read(matrix, row)
+    if row == "probe" and index % len(seen.attention) == len(seen.attention) - 1:
+        return matrix[:, 0]
+    return matrix.sum(1) if rows == "sum" else read(matrix, row, seen.prefix)
 
 
 METHODS: dict[str, Callable[..., Tensor]] = {
@@ -295,7 +322,9 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 def maps(method: str, seen: Seen, scores: Tensor, row: Row | None = None, **options: Any) -> Tensor:
     """Maps (B, K, h, w) of all scores (B, K), read at the row that the tower pools or at `row`."""
     columns = [
-        METHODS[method](seen, y, row or seen.row, **options)[:, 1:].unflatten(1, seen.grid)
+        METHODS[method](seen, y, row or seen.row, **options)[:, seen.prefix :].unflatten(
+            1, seen.grid
+        )
         for y in scores.T
     ]
     return torch.stack(columns, 1).detach()

@@ -17,7 +17,6 @@ from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
 from tests import builders
-from tests.samples import normal
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 METHODS: dict[str, Any] = attr.METHODS
@@ -55,13 +54,6 @@ def coca() -> Any:
     return CoCa(embed_dim=24, multimodal_cfg=decoder, **parts)
 
 
-def siglip() -> Any:
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    return SiglipVisionModel(SiglipVisionConfig(**small, num_attention_heads=2))
-
-
 TOWERS: dict[str, Callable[[], Any]] = {
     "demo/vit": lambda: load_clip("demo/vit").model,
     "demo/resnet": lambda: load_clip("demo/resnet").model,
@@ -83,7 +75,7 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "OpenCLIP ViT, inner_norm": partial(open_clip_vit, scale_attn_inner=True),
     "OpenCLIP with a timm ViT (EVA, SigLIP)": timm_tower,
     "OpenCLIP CoCa": coca,
-    "transformers SigLIP": siglip,
+    "transformers SigLIP": lambda: builders.siglip().model,
 }
 
 
@@ -93,10 +85,10 @@ def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
     vision: Any = clip.vision
     size = (vision if hasattr(vision, "image_size") else vision.config).image_size
     side = size[0] if isinstance(size, tuple) else size
-    images = normal(1, 3, side, side, seed=0)
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         width = clip.encode_image(images).shape[1]
-    rows = normal(2, width, seed=1)
+    rows = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
     return ClipSimilarity(clip, targets.embedding(rows)), images
 
 

@@ -26,12 +26,14 @@ class AllGradAttention(ViTAttribution):
     and the map is row CLS of R without the CLS column. That row is computed from the top down,
     :math:`v \leftarrow v + v \bar A_l` for l = n ... 1 from :math:`v = e_{CLS}`: a vector times a
     matrix, never a product of matrices. Where the last gradient leaves row CLS empty, as with mean
-    pooling, it starts from the mean of the patches' rows.
+    pooling, it starts from the mean of the patches' rows; in a tower with a pooling head from the
+    head's own :math:`E_h[(\nabla a \odot a)^+]` (Chefer's rule for cross-attention).
 
     It needs the gradient of every layer, so each target costs a backward; the forward is shared.
     The map is non-negative; the negative map is the map of ``-target``.
 
-    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based.
+    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based;
+    a pooling head counts as one more layer.
 
     Source: Chefer et al. 2021 (arXiv:2103.15679), equations 5 and 6 there.
 

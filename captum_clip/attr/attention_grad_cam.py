@@ -32,8 +32,9 @@ class AttentionGradCam(ViTAttribution):
     gradient is one number a head, and the ReLU comes after the mean over heads).
 
     Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows is
-    read, and pooled over, in its place. The map is non-negative; the negative map is the map of
-    ``-target``. It is the last term of :class:`LastGradAttention`.
+    read, and pooled over, in its place. In a tower with a pooling head (SigLIP, PE-Core) the last
+    attention is the head's, which has one row: that of its probe. The map is non-negative; the
+    negative map is the map of ``-target``. It is the last term of :class:`LastGradAttention`.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); Chefer et al. 2021 (arXiv:2103.15679).
 

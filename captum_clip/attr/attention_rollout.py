@@ -22,12 +22,14 @@ class AttentionRollout(ViTAttribution):
               v_0 = e_{CLS}
 
     and the map is v without the CLS column. The rows of an attention sum to one, so the row norm
-    is a division by two. Towers with mean pooling start from the mean of the patches' rows.
+    is a division by two. Towers with mean pooling start from the mean of the patches' rows,
+    those with a pooling head from its attention, around which no residual runs.
 
     It does not depend on the target: `target` may be left out, and ``attribute_targets`` repeats
     the map K times, so that tables of methods stay rectangular.
 
-    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based.
+    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based;
+    a pooling head counts as one more layer.
 
     Source: Abnar and Zuidema 2020 (arXiv:2005.00928).
 

@@ -42,6 +42,12 @@ class LastGradAttention(ViTAttribution):
     Where the gradient is not confined to row CLS, as with mean pooling, the general form is
     computed, and read at the mean of the patches' rows if row CLS has no gradient.
 
+    A pooling head (SigLIP, PE-Core) has a probe, and its row is no row of the layers below, so
+    equation 6 read strictly ends there, as :class:`AttentionGradCam`. What is computed instead is
+    ours: :math:`v = E_h[(\nabla a \odot a)^+]` on the head's attention a, then
+    :math:`v \leftarrow v + v \bar A_l` from the top down, with the gradient of the last
+    *self*-attention as :math:`\nabla A_n`.
+
     The map is non-negative; the negative map is the map of ``-target``.
 
     Options, keyword-only on both verbs:
@@ -49,7 +55,7 @@ class LastGradAttention(ViTAttribution):
     - ``heads``: "paired" multiplies head h of the last gradient with head h of every layer, as the
       equation says, although the heads of different layers do not correspond; "averaged" takes
       :math:`E_h[\nabla A_n]^+ \odot E_h[A_l]`, which renumbering the heads does not change.
-    - ``start_layer``: first layer that takes part, 0-based.
+    - ``start_layer``: first layer that takes part, 0-based; a pooling head counts as one more.
 
     Source: CLIP Explainability (Mamooler, EPFL), after Chefer et al. 2021 (arXiv:2103.15679).
 

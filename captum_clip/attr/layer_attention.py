@@ -42,7 +42,9 @@ class LayerAttention(ViTAttribution):
 
     Options, keyword-only on both verbs:
 
-    - ``index``: the layer, 0-based; negative counts from the end, -1 is the last.
+    - ``index``: the layer, 0-based; negative counts from the end, -1 is the last. A pooling head is
+      one more layer, whose attention has one row, that of its probe; in the layers below it
+      ``rows="cls"`` is the mean of the patches' rows.
     - ``of``: "attention", which no target changes (`target` may be left out), or "gradient".
     - ``rows``: "cls" or "sum".
 

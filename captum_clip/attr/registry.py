@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final, TypeVar, get_args
 
 from ..errors import InputError
-from ..models.towers import Kind
+from ..models.towers import Kind, Tower, ViTTower
 from ._base import ClipAttribution
 
 METHODS: Final[dict[str, type[Any]]] = {}
@@ -120,9 +120,11 @@ def methods_for(kind: str) -> tuple[str, ...]:
     )
 
 
-def default_method(kind: str) -> str:
-    """The method for a kind of tower where none is named."""
-    return _DEFAULTS[kind]
+def default_method(tower: Tower) -> str:
+    """The method for a tower where none is named."""
+    if isinstance(tower, ViTTower) and tower.pooling == "probe":
+        return "attention-grad-cam"  # equation 6 says nothing of a pool without tokens below
+    return _DEFAULTS[tower.kind]
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name in _DRAWN:
         return _drawn(name, seed)
     if name == "empty-text":
-        return _of_package(registry.default_method(clip.kind), name=name, empty=True)
+        return _of_package(registry.default_method(clip.tower), name=name, empty=True)
     if name == "summed-attention":
         what = "CLS rows of the attention of all layers, heads averaged, added up"
         return Attributed(name, what, _summed, baseline=True)

@@ -204,7 +204,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
             "own."
         )
     if config.reference is None:
-        default = default_method(clip.kind)
+        default = default_method(clip.tower)
         return default if default in names else names[0]
     if config.reference not in names:
         raise InputError(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..errors import InputError, TargetError
 from .images import as_pil, check_images, is_preprocessed
 from .processors import Deferred
+from .text import TextReadout
 from .towers import Kind, Tower
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -75,6 +76,11 @@ class ClipAdapter(ABC):
     @abstractmethod
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """Mean and standard deviation of the three channels; None where nothing tells."""
+
+    @property
+    def text_readout(self) -> TextReadout | None:
+        """How a text embedding reads its tokens; None where the family does not say."""
+        return None
 
     @property
     @abstractmethod

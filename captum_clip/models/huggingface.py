@@ -1,4 +1,4 @@
-"""CLIP of transformers, and the classes that were made from it: vision tower and adapter."""
+"""CLIP of transformers: its vision tower and its adapter."""
 
 from __future__ import annotations
 
@@ -12,28 +12,13 @@ from torch import Tensor, nn
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .text import TextReadout
 from .towers import AttentionLayer, Exposed, Linear, Projections, ViTTower
-from .unmodified import has_no_foreign_hooks, is_linear
+from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
 
-LAYOUTS = {
-    "clip": "CLIP",
-    "metaclip_2": "MetaClip2",
-    "altclip": "AltCLIP",
-    "chinese_clip": "ChineseCLIP",
-    "clipseg": "CLIPSeg",
-    "owlvit": "OwlViT",
-    "owlv2": "Owlv2",
-}
-"""Modules of transformers -> what their classes are called; all with CLIP's vision tower."""
+MODELS = ("CLIPModel",)
+TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
 
-MODELS = tuple(f"{prefix}Model" for prefix in LAYOUTS.values())
-TOWERS = tuple(
-    f"{prefix}{kind}" for kind in ("Model", "VisionModel") for prefix in LAYOUTS.values()
-)
-
-_SUFFIXES = ("Model", "VisionModel", "VisionModelWithProjection", "VisionTransformer")
-_LIBRARY = "transformers.models."
-_ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -99,12 +84,12 @@ class HuggingFaceTower(ViTTower):
     @property
     def native(self) -> tuple[int, int]:
         """Height and width that it was made for."""
-        side = int(self.module.config.image_size)
+        side = int(self.module.embeddings.image_size)
         return side, side
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """See `Tower`; positions are interpolated for other sizes than the native one."""
-        patch = int(self.module.config.patch_size)
+        patch = int(self.module.embeddings.patch_size)
         fits = height % patch == 0 and width % patch == 0 and min(height, width) >= patch
         if not fits and (height, width) != self.native:
             raise InputError(
@@ -122,9 +107,17 @@ class HuggingFaceTower(ViTTower):
     @property
     def is_unmodified(self) -> bool:
         """See `Tower`."""
+        from transformers.models.clip import modeling_clip as clip
+
+        plain = getattr(clip, "CLIPVisionTransformer", clip.CLIPVisionModel)
         block: Any = self.layers[-1].block
-        own = (self.module, self.module.encoder, block, block.self_attn)
-        return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, block.modules()))
+        return (
+            is_unmodified(self.module, (plain,))
+            and is_unmodified(self.module.encoder, (clip.CLIPEncoder,))
+            and is_unmodified(block, (clip.CLIPEncoderLayer,))
+            and is_unmodified(block.self_attn, (clip.CLIPAttention,))
+            and all(has_no_foreign_hooks(module) for module in block.modules())
+        )
 
     @property
     def checkpointing(self) -> bool:
@@ -147,13 +140,16 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
     Raises:
         UnsupportedModelError: its attention is not made of plain linear maps.
     """
-    if not _is_of(module, _SUFFIXES):
-        return None
+    from transformers.models.clip import modeling_clip
+
     inner: Any = module
-    while not hasattr(inner, "encoder"):
+    plain = getattr(modeling_clip, "CLIPVisionTransformer", modeling_clip.CLIPVisionModel)
+    if not isinstance(module, (plain, *(getattr(modeling_clip, name) for name in TOWERS))):
+        return None
+    while not isinstance(getattr(inner, "encoder", None), modeling_clip.CLIPEncoder):
         inner = inner.vision_model
     for index, block in enumerate(inner.encoder.layers):
-        _check_attention(index, block.self_attn)
+        check_attention(index, block.self_attn)
     return HuggingFaceTower(
         module=inner,
         layers=tuple(HuggingFaceLayer(block) for block in inner.encoder.layers),
@@ -162,21 +158,12 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
     )
 
 
-def _is_of(module: nn.Module, suffixes: tuple[str, ...]) -> bool:
-    names = {
-        (f"{_LIBRARY}{name}.modeling_{name}", prefix + suffix)
-        for name, prefix in LAYOUTS.items()
-        for suffix in suffixes
-    }
-    return any((kind.__module__, kind.__name__) in names for kind in type(module).__mro__)
+def check_attention(index: int, attention: Any) -> None:
+    """Refuse projections that are more than a linear map, whose weights would not tell it all.
 
-
-def is_librarys(module: nn.Module, method: str = "forward") -> bool:
-    """Whether a module is of a class of transformers itself, without foreign hooks."""
-    return type(module).__module__.startswith(_LIBRARY) and has_no_foreign_hooks(module, method)
-
-
-def _check_attention(index: int, attention: Any) -> None:
+    Raises:
+        UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
+    """
     for name in _PROJECTIONS:
         linear = getattr(attention, name)
         if not is_linear(linear):
@@ -189,7 +176,7 @@ def _check_attention(index: int, attention: Any) -> None:
 
 
 class HuggingFaceAdapter(ClipAdapter):
-    """A `CLIPModel` of transformers, or another of `MODELS`."""
+    """A `CLIPModel` of transformers."""
 
     model: Any
     tower: HuggingFaceTower
@@ -197,7 +184,14 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def is_unmodified(self) -> bool:
         """See `ClipAdapter`."""
-        return is_librarys(self.model, "get_image_features") and self.tower.is_unmodified
+        own = type(self.model).__module__.startswith("transformers.models.")  # no subclass
+        features_unmodified = has_no_foreign_hooks(self.model, "get_image_features")
+        return own and features_unmodified and self.tower.is_unmodified
+
+    @property
+    def text_readout(self) -> TextReadout | None:
+        """See `ClipAdapter`."""
+        return TextReadout("end", causal=True, padding="longest")
 
     def image_features(self, images: Tensor) -> Tensor:
         """See `ClipAdapter`."""
@@ -234,10 +228,7 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def context_length(self) -> int:
         """See `ClipAdapter`."""
-        config = self.model.config.text_config
-        # positions of RoBERTa's relatives begin after that of the padding token
-        taken = config.pad_token_id + 1 if config.model_type in _ROBERTAS else 0
-        return int(config.max_position_embeddings) - taken
+        return int(self.model.config.text_config.max_position_embeddings)
 
     def _describe_preprocessing(self) -> object:
         return describe(self.processor)
@@ -250,7 +241,11 @@ def embedding_of(features: Any) -> Tensor:
     return embedding
 
 
-def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> HuggingFaceAdapter | None:
-    """The adapter of one of `MODELS`; None where the model is something else."""
-    tower = tower_of(model) if _is_of(model, ("Model",)) else None
-    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **processors)
+def adapter_of(model: nn.Module, *, name: str, **parts: Any) -> HuggingFaceAdapter | None:
+    """The adapter of a `CLIPModel`; None where the model is something else."""
+    from transformers import CLIPModel
+
+    if not isinstance(model, CLIPModel):
+        return None
+    tower = tower_of(model)
+    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **parts)

@@ -11,13 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
-from . import attention_pool, timm_cnn
+from . import attention_pool, multihead, timm_cnn
 from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
 from .towers import (
     AttentionLayer,
     Exposed,
-    Linear,
     Pooling,
     Projections,
     ResNetTower,
@@ -43,13 +42,7 @@ class _OpenClipLayer(AttentionLayer):
 
     def projections(self) -> Projections:
         """See `AttentionLayer`."""
-        attention = self.attention
-        weights = attention.in_proj_weight.chunk(3)
-        bias = attention.in_proj_bias
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        output = Linear(attention.out_proj.weight, attention.out_proj.bias)
-        query, key, value = map(Linear, weights, biases)
-        return Projections(query, key, value, output)
+        return multihead.projections(self.attention)
 
     @property
     def scale(self) -> float:
@@ -279,12 +272,8 @@ def _layer(index: int, block: Any) -> AttentionLayer:
 
     attention = getattr(block, "attn", None)
     if isinstance(attention, nn.MultiheadAttention):
-        refused = {
-            "separate query, key and value weights": attention.in_proj_weight is None,
-            "bias_k": attention.bias_k is not None,
-            "an output map that is no torch.nn.Linear": not is_linear(attention.out_proj),
-            "add_zero_attn": attention.add_zero_attn,
-        }
+        refused = {"separate query, key and value weights": attention.in_proj_weight is None}
+        refused |= dict.fromkeys(multihead.unsupported_parts(attention), True)
     elif isinstance(attention, Attention):
         refused = {
             "an output map that is no torch.nn.Linear": not is_linear(attention.out_proj),

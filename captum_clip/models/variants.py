@@ -74,7 +74,7 @@ def _permute(attention: AttentionLayer, order: list[int]) -> None:
 def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
     """The stages of the vision tower from the top, in the order of :func:`randomize_parameters`.
 
-    A ViT has "head" (what follows its last block: norm and projection), "layer 11" ... "layer 0"
+    A ViT has "head" (what follows its last block: norm, pool, projection), "layer 11" ... "layer 0"
     and "embedding"; a convolutional tower "head", its stages from the last, and "stem".
 
     Raises:
@@ -174,7 +174,7 @@ def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
     """What lies between the last block and the image embedding: what has a gradient there."""
     parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
-    weight = tower.layers[-1].projections().output.weight
+    weight = tower.attentions[-1].projections().output.weight
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -184,5 +184,7 @@ def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
+    pool = () if tower.probe is None else tower.probe.modules()
+    above = {id(parameter) for module in pool for parameter in module.parameters()}
     pairs = zip(parameters, gradients, strict=True)
-    return [parameter for parameter, gradient in pairs if gradient is not None]
+    return [p for p, gradient in pairs if id(p) in above or gradient is not None]

@@ -72,7 +72,7 @@ def emotion_pointing(
         UnsupportedModelError: the method does not fit the model.
     """
     target = targets.emotion(clip, probe, centre=centre)
-    chosen = MethodChoice.of(method or default_method(clip.kind))
+    chosen = MethodChoice.of(method or default_method(clip.tower))
     attribution = chosen.method(ClipSimilarity(clip, target))
     truths = emotion_truth(folder)
     found = []

@@ -116,7 +116,7 @@ def _plan_job(config: StudyConfig, number: int, models: ModelLoader) -> Job:
     subject = config.subjects[number]
     model = full_name(subject.model)
     clip, fingerprint = models.load(model, "cpu")
-    choice = MethodChoice.of(subject.method or default_method(clip.kind))
+    choice = MethodChoice.of(subject.method or default_method(clip.tower))
     target, centred, digest = _target(config, subject.emotions, clip)
     blank = clip.preprocess(Image.new("RGB", (64, 64)))
     job = Job(

@@ -75,7 +75,7 @@ class Ranking:
             panels.append(Panel(shown, self.target, note_of(value)))
         rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
-        return grid(rows, legends=[Legend(colors, "low to high")], caption=caption)
+        return grid(rows, legends=[Legend(colors, "low", "high")], caption=caption)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``ranking.csv`` (rank, file, score) and ``ranking.png`` into a folder.
@@ -146,7 +146,7 @@ def rank(
     wanted = targets.text(clip, target) if isinstance(target, str) else target
     if len(wanted) != 1:
         raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
-    chosen = MethodChoice.of(method or default_method(clip.kind))
+    chosen = MethodChoice.of(method or default_method(clip.tower))
     forward = ClipSimilarity(clip, wanted)
     attribution = chosen.method(forward)
     if isinstance(images, (str, Path)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from captum_clip import attr, targets
 from captum_clip.similarity import ClipSimilarity
-from tests import builders, oracles
+from tests import builders, explicit, oracles
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
 AVERAGE_POOLED = ["timm_convnext", "timm_fastvit", "align"]
 CONVOLUTIONAL = ["open_clip_resnet", *AVERAGE_POOLED]
 TOWERS = [*VITS, *CONVOLUTIONAL]
+# What the further families read: the library's own modules run in their oracle.
+READOUTS: dict[str, tuple[oracles.Row, int]] = {"siglip": ("probe", 0)}
 METHODS = [method.__name__ for method in attr.METHODS.values()]
 COUNT = 4  # K
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -137,11 +139,23 @@ FORWARDS: dict[str, Callable[[str, torch.dtype], tuple[Any, Any]]] = {
 @lru_cache
 def seen(name: str, batch: int = 3, wide: bool = False) -> Any:
     """What the oracle sees of the images in float64."""
+    pixels = images(name, batch=batch, wide=wide).double()
+    model = built(name, torch.float64).model
+    if name in READOUTS:
+        row, prefix = READOUTS[name]
+        tower = adapter(name).tower
+        return explicit.see(
+            partial(embed, model),
+            pixels,
+            heads=[attention.heads for attention in tower.attentions],
+            grid=tower.grid(*pixels.shape[-2:]),
+            row=row,
+            prefix=prefix,
+        )
     see = oracles.see_average_pooled if name in AVERAGE_POOLED else oracles.see
     if name == "open_clip_resnet":
         see = oracles.see_resnet
-    pixels = images(name, batch=batch, wide=wide).double()
-    return see(built(name, torch.float64).model, pixels)
+    return see(model, pixels)
 
 
 @cache

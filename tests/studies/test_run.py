@@ -37,7 +37,7 @@ def rows_of(content: bytes) -> list[dict[str, str]]:
 def plainly(model: str, images: Path) -> dict[str, Tensor]:
     """Image by image, target by target, at full size, in double precision where it can be."""
     clip = load_clip(model)
-    method: Any = METHODS[default_method(clip.kind)]
+    method: Any = METHODS[default_method(clip.tower)]
     forward = ClipSimilarity(clip, targets.text(clip, TEXTS))
     raw, scores = [], []
     for path in sorted(images.rglob("*.png"), key=lambda p: p.relative_to(images).as_posix()):

@@ -1,0 +1,82 @@
+"""Any library's tower with every attention as a tensor in autograd's graph.
+
+The library's own modules run; only the two functions of torch in which an attention is hidden are
+exchanged while they do. Nothing is imported from captum_clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.oracles import Row, Seen
+
+
+@contextmanager
+def explicit_attention(batch: int) -> Iterator[list[Tensor]]:
+    """Collect the attentions (B, H, rows, s) of a forward of `batch` images, in their order."""
+    seen: list[Tensor] = []
+    softmax = F.softmax
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        assert dropout_p == 0
+        assert not is_causal
+        assert not enable_gqa
+        logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None:
+            assert attn_mask.dtype != torch.bool
+            logits = logits + attn_mask
+        seen.append(softmax(logits, dim=-1))
+        return seen[-1] @ value
+
+    def weigh(logits: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """torch.nn.MultiheadAttention puts images and heads on one axis, (B H, rows, s)."""
+        weights = softmax(logits, dim, *args, **kwargs)
+        seen.append(weights.unflatten(0, (batch, -1)))
+        return seen[-1].flatten(0, 1)
+
+    with (
+        patch.object(F, "scaled_dot_product_attention", attend),
+        patch.object(F, "softmax", weigh),
+    ):
+        yield seen
+
+
+def see(
+    embed: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    heads: Sequence[int],
+    grid: tuple[int, int],
+    row: Row,
+    prefix: int,
+) -> Seen:
+    """A forward through the vision tower.
+
+    Args:
+        embed: images -> the library's embeddings.
+        images: preprocessed.
+        heads: of each attention, the pool's last.
+        grid: rows and columns of patches.
+        row: what the embedding reads.
+        prefix: tokens before the patches.
+    """
+    with explicit_attention(len(images)) as attention:
+        embedding = embed(images.detach().clone().requires_grad_())
+    assert [weights.shape[1] for weights in attention] == list(heads)
+    return Seen(embedding, embedding, embedding, tuple(attention), grid, row, prefix)
