@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from ..checks import check_choice, check_integer, find_repeated
 from ..errors import InputError
-from ..runs import ENGINES
-from ..runs import EngineName as Engine
+from ..runs import EngineName, check_engine
 
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]
 FILLS: Final = get_args(Fill)
 DATA: Final = ("demo", "demo-singles", "demo-mosaics")
-_AGAINST: Final = get_args(Against)
 _LISTS: Final = ("data", "methods", "maps", "tasks", "fills")
 _LARGEST_SEED: Final = 2**31 - 1
-_LOWEST: Final = {
+_LEAST: Final = {
     **{"images": 1, "few": 1, "seed": 0, "draws": 1, "batch_size": 1, "chunk_size": 1},
     **{"resamples": 1, "gpus": 0, "workers": 1, "threads": 1},
 }
+_DECIDING: Final = (
+    *("methods", "tasks", "against", "images", "few", "seed", "draws", "fills"),
+    *("template", "text", "batch_size", "chunk_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class EvaluationConfig:
     template: str | None = None
     text: str | None = None
     resamples: int = 2000
-    engine: Engine = "local"
+    engine: EngineName = "local"
     workers: int = 1
     gpus: int = 0
     threads: int | None = None
@@ -86,66 +89,33 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("model", "output"):
             object.__setattr__(self, name, str(getattr(self, name)))
+        if not self.model:
+            raise InputError(
+                "evaluate: expected a model by name or path, so that any worker can load it, got "
+                "an empty text."
+            )
         for name in _LISTS:
-            given = getattr(self, name)
-            listed = (
-                (given,) if isinstance(given, str) or not isinstance(given, Sequence) else given
-            )
-            object.__setattr__(self, name, tuple(str(one) for one in listed))
-            twice = [one for one in self._of(name) if self._of(name).count(one) > 1]
-            if twice:
-                raise InputError(f"evaluate: {twice[0]!r} is given twice in {name}; once will do.")
-        for name, low in _LOWEST.items():
             value = getattr(self, name)
-            if value is None and name == "threads":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise InputError(f"evaluate: expected {name} of {low} or more, got {value!r}.")
-        if self.seed > _LARGEST_SEED:
-            raise InputError(f"evaluate: expected a seed up to {_LARGEST_SEED}, got {self.seed}.")
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            listed = tuple(str(entry) for entry in (value if several else [value]))
+            object.__setattr__(self, name, listed)
+            repeated = find_repeated(listed)
+            if repeated is not None:
+                raise InputError(f"evaluate: {repeated!r} is given twice in {name}; once will do.")
+        for name, least in _LEAST.items():
+            if name != "threads" or self.threads is not None:
+                check_integer("evaluate", name, getattr(self, name), least=least)
+        check_integer("evaluate", "a seed", self.seed, least=0, most=_LARGEST_SEED)
         for name in ("template", "text"):
-            if not isinstance(getattr(self, name), str | None):
-                raise InputError(
-                    f"evaluate: expected {name} as a text, got {getattr(self, name)!r}."
-                )
-        self._check_choices()
-
-    def _of(self, name: str) -> tuple[str, ...]:
-        found: tuple[str, ...] = getattr(self, name)
-        return found
-
-    def _check_choices(self) -> None:
-        for name, known in (("against", _AGAINST), ("engine", ENGINES)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"evaluate: expected {name} of {', '.join(known)}, got {getattr(self, name)!r}."
-                )
-        unknown = [fill for fill in self.fills if fill not in FILLS]
-        if unknown or not self.fills:
-            raise InputError(
-                f"evaluate: expected fills of {', '.join(FILLS)}, got "
-                f"{unknown[0] if unknown else 'none'!r}."
-            )
-        if self.engine == "local" and self.gpus > 1:
-            raise InputError("evaluate: the local engine computes on one GPU; take engine='ray'.")
-        if self.engine == "ray" and self.workers < self.gpus:
-            raise InputError(
-                f"evaluate: {self.gpus} GPUs need as many workers or more, got {self.workers}."
-            )
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise InputError(f"evaluate: expected {name} as a text, got {value!r}.")
+        check_choice("evaluate", self.against, get_args(Against), name="against")
+        for fill in self.fills or ("none",):
+            check_choice("evaluate", fill, FILLS, name="fills")
+        check_engine("evaluate", self.engine, self.workers, self.gpus)
 
     def identity(self) -> dict[str, Any]:
         """All that decides the results, as JSON; places, the engine and the bootstrap do not."""
-        names = (
-            "methods",
-            "tasks",
-            "against",
-            "images",
-            "few",
-            "seed",
-            "draws",
-            "fills",
-            "template",
-            "text",
-        )
-        found = {name: getattr(self, name) for name in (*names, "batch_size", "chunk_size")}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+        values = {name: getattr(self, name) for name in _DECIDING}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

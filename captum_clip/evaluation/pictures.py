@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import InputError
+from ..metrics.bootstrap import bootstrap, interval_of
 from ..visualization.curves import Curve, curves
-from .metric import CurveRows
-from .statistics import LEVEL, RESAMPLES, curve_band
+from .resampling import STATISTICS
+from .summary import LEVEL, RESAMPLES
+from .table import Table
 
 
-def curve_series(
-    rows: Mapping[str, CurveRows],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+def curve_bands(
+    table: Table, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Curve]:
-    """Each method's mean curve with its interval, to be drawn.
+    """Each method's mean curve with its interval.
 
     Args:
-        rows: method -> its curves; a method without any is left out.
+        table: rows of one metric of the long table, those of a curve; each image has a value at
+            every `x` of its method.
         level: of the interval, for each point alone.
         resamples: of the bootstrap, over whole images.
         seed: of the bootstrap.
 
     Returns:
-        Method -> (fractions, mean, low, high), each (F,).
-
-    Raises:
-        InputError: what :func:`captum_clip.evaluation.statistics.curve_band` refuses.
+        Method -> (x, mean, low, high), each (F,).
     """
-    found: dict[str, Curve] = {}
-    for method, given in rows.items():
-        if len(given.owners):
-            band = curve_band(
-                given,
-                level=level,
-                resamples=resamples,
-                seed=seed,
-                caller=f"curve_series: {method!r}",
+    bands: dict[str, Curve] = {}
+    for method, rows in table.groupby("method", observed=True, sort=False):
+        codes = rows["sample"].astype("category").cat.remove_unused_categories().cat.codes
+        images = int(codes.max()) + 1
+        rows = rows.assign(index=codes).sort_values(["x", "index", "value"])
+        fractions, points = zip(*rows.groupby("x"), strict=True)
+        means = [
+            STATISTICS["mean"].prepare(
+                point["index"].to_numpy(np.intp), point["value"].to_numpy()[:, None], images
             )
-            found[method] = (band.fractions, band.mean, band.low, band.high)
-    return found
+            for point in points
+        ]
+        figures = bootstrap(means, images, resamples=resamples, seed=seed)
+        ends = [interval_of(point, level) for point in figures]
+        mean, low, high = np.array(ends).T
+        if images == 1:  # says nothing of others
+            low = high = np.full_like(mean, np.nan)
+        bands[str(method)] = (np.array(fractions), mean, low, high)
+    return bands
 
 
 def perturbation_curves(
-    most_first: Mapping[str, CurveRows],
-    least_first: Mapping[str, CurveRows],
+    most_first: Table,
+    least_first: Table,
+    methods: Sequence[str],
     *,
     title: str = "",
     xlabel: str = "removed",
@@ -64,10 +67,11 @@ def perturbation_curves(
     """The curves of all methods, most relevant first on the left, least relevant first beside.
 
     Args:
-        most_first: method -> its curves.
+        most_first: rows of the long table.
         least_first: the same for the other order.
+        methods: in the order of the legend; those without rows are left out.
         title: over all.
-        xlabel: what the fractions are of.
+        xlabel: what `x` is a share of.
         ylabel: what the values are.
         reference: the method whose line is black and thick.
         baselines: the methods whose lines are grey and thin.
@@ -76,39 +80,35 @@ def perturbation_curves(
         seed: of the bootstrap.
 
     Raises:
-        InputError: nothing measured at all, or what :func:`curve_series` and
-            :func:`captum_clip.visualization.curves.curves` refuse.
+        InputError: nothing measured, or what :func:`captum_clip.visualization.curves.curves`
+            refuses.
     """
-    panels = [
-        curve_series(rows, level=level, resamples=resamples, seed=seed)
-        for rows in (most_first, least_first)
+    bands = [
+        curve_bands(table, level=level, resamples=resamples, seed=seed)
+        for table in (most_first, least_first)
     ]
-    if not all(panels):
-        raise InputError(
-            f"perturbation_curves: there are curves of {len(panels[0])} methods most relevant "
-            f"first and of {len(panels[1])} least relevant first; expected one or more of each."
-        )
-    empty = [
-        method
-        for method in {**most_first, **least_first}
-        if method not in panels[0] and method not in panels[1]
-    ]
+    drawn = [name for name in methods if any(name in panel for panel in bands)]
     return curves(
-        *panels,
+        *[{name: panel[name] for name in drawn if name in panel} for panel in bands],
         headers=("most relevant first", "least relevant first"),
         title=title,
         xlabel=xlabel,
         ylabel=ylabel,
-        reference=None if reference in empty else reference,
-        baselines=[name for name in baselines if name not in empty],
-        caption=_caption([*most_first.values(), *least_first.values()], level, empty),
+        reference=reference if reference in drawn else None,
+        baselines=[name for name in baselines if name in drawn],
+        caption=_caption([most_first, least_first], level),
     )
 
 
-def _caption(rows: Collection[CurveRows], level: float, empty: Sequence[str]) -> str:
-    """What the bands are, over how many images, and what has no curve."""
-    counts = sorted({len(np.unique(given.owners)) for given in rows} - {0})
-    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    images = "image" if counts == [1] else "images"
-    words = f"Bands: {level * 100:g} % bootstrap intervals at each point, over {number} {images}."
-    return words + (f" Not measured: {', '.join(empty)}." if empty else "")
+def _caption(tables: Sequence[Table], level: float) -> str:
+    """What the bands are, and over how many images."""
+    images = sorted(
+        {
+            count
+            for table in tables
+            for count in table.groupby("method", observed=True)["sample"].nunique()
+        }
+    )
+    number = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
+    noun = "image" if images == [1] else "images"
+    return f"Bands: {level * 100:g} % bootstrap intervals at each point, over {number} {noun}."

@@ -3,63 +3,83 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from ..errors import InputError
-from ..studies.jobs import Loader, threads
-from ..studies.on_ray import run_on_ray
-from ..studies.shards import unfinished
-from ..studies.storage import Storage, storage_of
-from . import manifest
+from ..runs import (
+    Arrays,
+    Engine,
+    ModelLoader,
+    Progress,
+    Storage,
+    compute_missing,
+    manifest,
+    read_unit,
+    storage_of,
+    threads,
+)
 from .config import EvaluationConfig
-from .data.base import DataSet
-from .findings import Findings, summarize
-from .metric import CurveRows, Metric, Rows
-from .opening import Opened, open_evaluation
+from .metric import Metric
 from .pictures import perturbation_curves
+from .plan import Plan, Shard, make_plan
+from .summary import Summary, summarize
+from .table import Skipped, Table, concatenate, from_arrays
 from .tables import RESULTS, TABLES, results_csv, results_md
-from .tasks import TASKS, Found
-from .tasks.perturbation import TITLES
-from .units import Unit, joined, read_unit
-from .work import Work, Worker
+from .tasks import TASKS
+from .tasks.perturbation import CURVE, TITLES
+from .worker import EvaluationWork
 
-Progress = Callable[[int, int], None]
-"""Told how many images were done, and how many there are; an image counts once a method."""
-
-_TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.(part|tries)$")
+SkippedEntries = dict[str, list[dict[str, Any]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What an evaluation came to.
 
     Attributes:
         output: its folder or URL.
-        findings: every method by every metric.
+        table: every measured value, a row each, with the columns `task`, `metric`, `method`,
+            `sample` (its name), `region` (what is explained, "a horse"), `part` (of metrics that
+            are made of several numbers), `x` (of curves: the share of the pixels removed) and
+            `value`. All that follows is made from it.
+        summary: every method by every metric.
         pictures: names of the files with curves.
         skipped: data set -> samples, regions or maps that were left out, with the reason.
     """
 
     output: str
-    findings: Findings
+    table: Table
+    summary: Summary
     pictures: tuple[str, ...]
-    skipped: dict[str, list[dict[str, Any]]]
+    skipped: SkippedEntries
+
+    @property
+    def findings(self) -> Summary:
+        """The old name of `summary`, whose figures are a table now."""
+        warnings.warn(
+            "Evaluation.findings is now Evaluation.summary; its figures are summary.figures, a "
+            "table.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.summary
 
 
 def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
     """Measure what is not there yet, then write all tables.
 
-    Started again after a stop, it goes on with the units that are there, and ends with the same
+    Started again after a stop, it goes on with the shards that are there, and ends with the same
     figures. What the folder holds is told in docs/evaluation.md.
 
     Args:
         config: what to measure.
-        progress: called now and then, first with what an earlier run had done.
+        progress: called now and then with how many images were done, and how many there are, first
+            with what an earlier run had done; an image counts once a method.
 
     Raises:
         CaptumClipError: a model, data set, method or task that cannot be worked with; an output
@@ -69,171 +89,150 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
     Example:
         >>> from captum_clip.evaluation import EvaluationConfig, evaluate
         >>> config = EvaluationConfig("demo/vit", "out", images=100)
-        >>> evaluate(config).findings  # doctest: +SKIP
+        >>> evaluate(config).table  # doctest: +SKIP
     """
     output = storage_of(config.output)
     count = config.threads or torch.get_num_threads()
-    device = "cuda" if config.gpus else "cpu"
-    with threads(count), output.alone():
-        loader = Loader()
-        opened = open_evaluation(config, loader)
-        begun = manifest.begin(opened.about(), output, threads=count, device=device)
-        pending = _prepare(opened, begun, output)
-        advance = _told(progress, opened, sum(len(unit.numbers) for unit in pending))
-        if pending:
-            work = Work(
+    engine = Engine(config.engine, config.workers, config.gpus, count)
+    engine.check_device()
+    with threads(count), output.lock():
+        models = ModelLoader()
+        plan = make_plan(config, models)
+        begun = manifest.begin(_KIND, plan.about(), output, engine)
+        compute_missing(
+            EvaluationWork(
                 config=config,
-                model=opened.model,
-                fingerprint=opened.fingerprint,
-                device=device,
-                data=opened.data,
-                tasks=opened.tasks,
-                methods=opened.named,
-                units=pending,
-                output=output,
-                threads=count,
-            )
-            if config.engine == "ray":
-                run_on_ray(work, advance)
-            else:
-                _run_here(work, loader, advance)
-        return _summarised(opened, begun, output)
+                model=plan.model,
+                fingerprint=plan.fingerprint,
+                device=engine.device,
+                data=plan.data,
+                tasks=plan.tasks,
+                methods=plan.named,
+            ),
+            plan.shards,
+            output,
+            engine,
+            parse=_parse,
+            before={manifest.NAME: manifest.to_bytes(begun)},
+            result=RESULTS,
+            models=models,
+            progress=progress,
+        )
+        table, skipped = _collect(plan, output)
+        done = {"images": {data.name: len(data) for data in plan.data}, "skipped": skipped}
+        done = {**begun, **done, "state": "measured"}
+        output.write(manifest.NAME, manifest.to_bytes(done))
+        _check_measured(plan, table, skipped, output)
+        return _write(plan, table, skipped, output)
 
 
-def _run_here(work: Work, loader: Loader, advance: Callable[[int], None]) -> None:
-    worker = Worker(work, loader)
-    for number, size in enumerate(work.sizes):
-        worker(number)
-        advance(size)
+def _parse(arrays: Arrays, shard: Shard) -> tuple[Table, Skipped]:
+    return from_arrays(arrays, shard.numbers)
 
 
-def _prepare(opened: Opened, begun: dict[str, Any], output: Storage) -> list[Unit]:
-    """Tidy the folder up after an earlier run; the units that it did not finish."""
-    present = {name for name, _ in output.files()}
-    for name in present:
-        if _TEMPORARY.search(name):
-            output.remove(name)
-    pending = unfinished(output, opened.units, present, read_unit)
-    if pending:
-        if RESULTS in present:
-            output.remove(RESULTS)
-        output.write(manifest.NAME, manifest.to_bytes(begun))
-    return pending
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Between the evaluation in the folder and this one, in words: settings and model first."""
+    settings = [
+        change
+        for name in ("config", "model")
+        for change in manifest.changes(before[name], now[name])
+    ]
+    rest = ("data", "methods", "tasks")  # follow from them
+    return settings or manifest.changes(
+        {name: before[name] for name in rest}, {name: now[name] for name in rest}
+    )
 
 
-def _told(progress: Progress | None, opened: Opened, pending: int) -> Callable[[int], None]:
-    """Counts up from what was done before."""
-    total = sum(len(unit.numbers) for unit in opened.units)
-    done = total - pending
-
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress is not None:
-            progress(done, total)
-
-    advance(0)
-    return advance
+_KIND: Final = manifest.ManifestFormat(
+    "evaluation",
+    "captum_clip evaluation 1",
+    {"config": dict, "model": dict, "data": list, "methods": list, "tasks": list},
+    _differences,
+)
 
 
-def _summarised(opened: Opened, begun: dict[str, Any], output: Storage) -> Evaluation:
-    """Every file; the table comes last."""
-    found = _collected(opened, output)
-    skipped = {
-        data.name: _skipped(data, found[place].values()) for place, data in enumerate(opened.data)
+def _collect(plan: Plan, output: Storage) -> tuple[Table, SkippedEntries]:
+    """The whole table, and each sample with each of its reasons, once."""
+    tables, reasons = [], [set[tuple[int, str]]() for _ in plan.data]
+    for shard in plan.shards:
+        table, skipped = read_unit(output, shard, _parse)
+        tables.append((table, plan.data[shard.data].names))
+        reasons[shard.data] |= {*skipped}
+    entries = {
+        data.name: [{"sample": data.names[number], "reason": why} for number, why in sorted(own)]
+        for data, own in zip(plan.data, reasons, strict=True)
     }
-    counts = {data.name: len(data) for data in opened.data}
-    done = {**begun, "images": counts, "skipped": skipped, "state": "measured"}
-    output.write(manifest.NAME, manifest.to_bytes(done))
-    for place, data in enumerate(opened.data):
-        if not any(len(one.owners) for of in found[place].values() for one in of.rows.values()):
-            raise InputError(_why_nothing(opened, place, skipped[data.name], output))
-    rows: dict[str, dict[str, Rows]] = {method.name: {} for method in opened.methods}
-    curves: dict[str, dict[str, CurveRows]] = {}
-    for by_method in found:
-        for method, of in by_method.items():
-            rows[method] |= {name: one for name, one in of.rows.items() if len(one.owners)}
-            for name, curve in of.curves.items():
-                curves.setdefault(name, {})[method] = curve
-    findings = summarize(
-        _groups(opened, rows),
-        rows,
-        reference=opened.reference,
-        baselines=[method.name for method in opened.methods if method.baseline],
-        resamples=opened.config.resamples,
-        seed=opened.config.seed,
+    return concatenate(tables), entries
+
+
+def _check_measured(plan: Plan, table: Table, skipped: SkippedEntries, output: Storage) -> None:
+    """Raise an InputError for data of which nothing can be used."""
+    for data, tasks in zip(plan.data, plan.tasks, strict=True):
+        if table["task"].isin(tasks).any():
+            continue
+        said = ", ".join(tasks)
+        if not skipped[data.name]:
+            methods = ", ".join(method.name for method in plan.methods)
+            raise InputError(
+                f"{data.name}: {said} measures nothing of {methods} on its {len(data)} samples."
+            )
+        raise InputError(
+            f"{data.name}: none of the {len(data)} samples can be used for {said}; the first: "
+            f"{skipped[data.name][0]['reason'].rstrip('.')}. All reasons are in "
+            f"{output.root}/{manifest.NAME}."
+        )
+
+
+def _write(plan: Plan, table: Table, skipped: SkippedEntries, output: Storage) -> Evaluation:
+    """Every file; the table of figures comes last."""
+    summary = summarize(
+        table,
+        _groups(plan, table),
+        [method.name for method in plan.methods],
+        reference=plan.reference,
+        baselines=[method.name for method in plan.methods if method.baseline],
+        resamples=plan.config.resamples,
+        seed=plan.config.seed,
     )
-    names = tuple(_draw(opened, curves, findings, output))
-    about = _about(opened, skipped)
-    title = f"Evaluation of {opened.label}"
-    output.write(TABLES, results_md(findings, title=title, about=about).encode())
-    output.write(RESULTS, results_csv(findings))
-    return Evaluation(output.root, findings, names, skipped)
+    pictures = tuple(_draw(plan, table, summary, output))
+    title = f"Evaluation of {plan.label}"
+    output.write(TABLES, results_md(summary, title=title, about=_about(plan, skipped)).encode())
+    output.write(RESULTS, results_csv(summary))
+    return Evaluation(output.root, table, summary, pictures, skipped)
 
 
-def _why_nothing(opened: Opened, place: int, skipped: list[dict[str, Any]], output: Storage) -> str:
-    data, tasks = opened.data[place], ", ".join(opened.tasks[place])
-    if not skipped:
-        methods = ", ".join(method.name for method in opened.methods)
-        return f"{data.name}: {tasks} measures nothing of {methods} on its {len(data)} samples."
-    return (
-        f"{data.name}: none of the {len(data)} samples can be used for {tasks}; the first: "
-        f"{skipped[0]['reason'].rstrip('.')}. All reasons are in {output.root}/{manifest.NAME}."
-    )
-
-
-def _collected(opened: Opened, output: Storage) -> list[dict[str, Found]]:
-    """For each data set: method -> what it came to over all chunks, in order."""
-    found = []
-    for place in range(len(opened.data)):
-        by_method = {}
-        for number, method in enumerate(opened.methods):
-            units = [u for u in opened.units if (u.data, u.method) == (place, number)]
-            by_method[method.name] = joined([read_unit(output, unit) for unit in units])
-        found.append(by_method)
-    return found
-
-
-def _skipped(data: DataSet, found: Any) -> list[dict[str, Any]]:
-    reasons: dict[tuple[int, str], None] = {}
-    for of in found:
-        reasons |= dict.fromkeys(of.skipped)
-    return manifest.skipped(data.names, list(reasons))
-
-
-def _groups(opened: Opened, rows: dict[str, dict[str, Rows]]) -> dict[str, Sequence[Metric]]:
+def _groups(plan: Plan, table: Table) -> dict[str, Sequence[Metric]]:
     """The tables of all tasks, without metrics that no method could be measured by."""
-    measured = {name for of in rows.values() for name in of}
+    measured = set(table["metric"].unique())
     groups: dict[str, Sequence[Metric]] = {}
-    for tasks in opened.tasks:
-        for task in tasks:
-            for title, metrics in TASKS[task].metrics(opened.config).items():
-                kept = [metric for metric in metrics if metric.name in measured]
-                if kept:
-                    groups[title] = kept
+    for task in (task for tasks in plan.tasks for task in tasks):
+        for title, metrics in TASKS[task].metrics(plan.config).items():
+            kept = [metric for metric in metrics if metric.name in measured]
+            if kept:
+                groups[title] = kept
     return groups
 
 
-def _draw(
-    opened: Opened, curves: dict[str, dict[str, CurveRows]], findings: Findings, output: Storage
-) -> Sequence[str]:
+def _draw(plan: Plan, table: Table, summary: Summary, output: Storage) -> Sequence[str]:
     """Write a picture for each pair of curves; their names."""
     written = []
+    curves = dict(iter(table[table["x"].notna()].groupby("metric", observed=True, sort=False)))
     for name, most in curves.items():
-        order, _, end = name.partition("_")
+        order, _, end = str(name).removeprefix(CURVE).partition("_")
         if order != "most":
             continue
         fill, _, kind = end.partition("_")
         figure = perturbation_curves(
             most,
-            curves[f"least_{end}"],
-            title=f"{opened.label}: removed pixels become {TITLES[fill]}, map of the {kind} class",
+            curves[f"{CURVE}least_{end}"],
+            summary.methods,
+            title=f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class",
             xlabel="share of the pixels removed",
             ylabel="top-1 accuracy",
-            reference=opened.reference if opened.reference in most else None,
-            baselines=[name for name in findings.baselines if name in most],
-            resamples=opened.config.resamples,
-            seed=opened.config.seed,
+            reference=plan.reference,
+            baselines=summary.baselines,
+            resamples=plan.config.resamples,
+            seed=plan.config.seed,
         )
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi="figure")
@@ -242,18 +241,18 @@ def _draw(
     return written
 
 
-def _about(opened: Opened, skipped: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _about(plan: Plan, skipped: SkippedEntries) -> dict[str, Any]:
     """The lines over the tables."""
-    config = opened.config
+    config = plan.config
     kind = "another picture of the same thing" if config.against == "image" else "their text"
-    lines: dict[str, Any] = {"model": f"{opened.label}, fingerprint {opened.fingerprint[:12]}"}
-    for data, tasks in zip(opened.data, opened.tasks, strict=True):
+    lines: dict[str, Any] = {"model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}"}
+    for data, tasks in zip(plan.data, plan.tasks, strict=True):
         left_out = len(skipped[data.name])
         what = "samples, regions or maps left out (manifest.json says why)"
         said = f", {left_out} {what}" if left_out else ""
         lines[f"data {data.name}"] = f"{len(data)} samples{said}; {', '.join(tasks)}"
     lines["regions are explained by"] = kind
     lines["seed"] = config.seed
-    for method in opened.methods:
+    for method in plan.methods:
         lines[method.name] = method.what
     return lines

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from ..errors import InputError
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
+Statistic = Callable[[Array], Array]
+"""How often each cluster counts, (r, clusters) -> the figures (r,) of such samples."""
 
 _BLOCK: Final = 2**21  # weights held at a time
 
@@ -70,9 +74,8 @@ def bootstrap_mean(
         >>> print(bootstrap_mean([1.0, 1.0, 1.0]))
         1.00 [1.00, 1.00]
     """
-    flat, owners = _checked("bootstrap_mean", values, groups, level, resamples)
-    means = _resampled_means(flat, owners, resamples, seed)
-    return Interval(float(flat.mean()), *interval_ends(means, level))
+    flat, index = _checked("bootstrap_mean", values, groups, level, resamples)
+    return interval_of(_means(flat, index, resamples, seed), level)
 
 
 def paired_difference(
@@ -116,15 +119,13 @@ def paired_difference(
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
     caller = "paired_difference"
-    one, owners = _checked(caller, first, groups, level, resamples)
+    own, index = _checked(caller, first, groups, level, resamples)
     other, _ = _checked(caller, second, groups, level, resamples)
-    if len(one) != len(other):
+    if len(own) != len(other):
         raise InputError(
-            f"{caller}: {len(one)} and {len(other)} values; expected one of each method an image."
+            f"{caller}: {len(own)} and {len(other)} values; expected one of each method an image."
         )
-    difference = one - other
-    means = _resampled_means(difference, owners, resamples, seed)
-    return Difference(float(difference.mean()), *interval_ends(means, level), p_value(means))
+    return difference_of(_means(own - other, index, resamples, seed), level)
 
 
 def holm(p_values: npt.ArrayLike) -> Array:
@@ -168,37 +169,76 @@ def check_resampling(caller: str, level: float, resamples: int) -> None:
         )
 
 
-def resample_weights(count: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each of `count` samples is in each resample: blocks (r, count), r in all.
+def bootstrap(
+    statistics: Sequence[Statistic], clusters: int, *, resamples: int, seed: int
+) -> Array:
+    """Statistics of clusters over all of them, then over each bootstrap resample.
 
-    Each resample draws as many samples as there are, with replacement; the draws depend on nothing
-    but the arguments.
+    A resample draws as many clusters as there are, with replacement. All statistics see the same
+    draws, which depend on nothing but the number of clusters, `resamples` and `seed`; so
+    differences of two rows of the result are paired.
+
+    Args:
+        statistics: each a function of how often every cluster counts: (r, clusters) -> (r,).
+        clusters: their number.
+        resamples: number R of resamples.
+        seed: of the draws.
+
+    Returns:
+        (statistics, 1 + R), the statistic over all clusters first.
     """
+    blocks = chain([np.ones((1, clusters))], _draws(clusters, resamples, seed))
+    figures = [[statistic(weights) for statistic in statistics] for weights in blocks]
+    return np.concatenate([np.stack(block) for block in figures], axis=1)
+
+
+def _draws(clusters: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each cluster is in each resample: blocks (r, clusters) that fit in memory."""
     generator = np.random.default_rng(seed)
-    height = max(1, _BLOCK // count)
+    height = max(1, _BLOCK // clusters)
     for start in range(0, resamples, height):
         rows = min(height, resamples - start)
-        drawn = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * count)
-        yield times.reshape(rows, count).astype(np.float64)
+        drawn = generator.integers(clusters, size=(rows, clusters))
+        drawn += clusters * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * clusters)
+        yield times.reshape(rows, clusters).astype(np.float64)
 
 
-def interval_ends(resampled: Array, level: float) -> tuple[float, float]:
-    """The percentile interval of a figure's values (R,) in the resamples."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def cluster_sums(index: Index, values: Array, clusters: int) -> Array:
+    """The sums (clusters, C) of the rows (N, C) of each cluster, whose number is in `index`."""
+    columns = [np.bincount(index, weights=column, minlength=clusters) for column in values.T]
+    return np.stack(columns, axis=1)
 
 
-def p_value(resampled: Array) -> float:
-    """The two-sided p value of a difference with these values (R,) in the resamples."""
+def interval_of(figures: Array, level: float) -> Interval:
+    """A statistic with its percentile interval, from (1 + R,) of :func:`bootstrap`.
+
+    Resamples in which the statistic means nothing, NaN, are left out.
+    """
+    return Interval(float(figures[0]), *_ends(figures[1:], level))
+
+
+def difference_of(figures: Array, level: float) -> Difference:
+    """A difference with interval and two-sided p value, from (1 + R,) differences."""
+    resampled = figures[1:][np.isfinite(figures[1:])]
     rarer = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-    return min(1.0, 2 * (1 + rarer) / (len(resampled) + 1))
+    tested = len(resampled) > 0 and np.isfinite(figures[0])
+    p_value = min(1.0, 2 * (1 + rarer) / (len(resampled) + 1)) if tested else np.nan
+    return Difference(float(figures[0]), *_ends(resampled, level), p_value)
+
+
+def _ends(resampled: Array, level: float) -> tuple[float, float]:
+    finite = resampled[np.isfinite(resampled)]
+    if not len(finite):
+        return np.nan, np.nan
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _checked(
     caller: str, values: npt.ArrayLike, groups: Any, level: float, resamples: int
-) -> tuple[Array, npt.NDArray[Any]]:
-    """The values and the group of each, both (N,)."""
+) -> tuple[Array, Index]:
+    """The values and the number of the group of each, both (N,)."""
     flat = np.asarray(values, dtype=np.float64)
     if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
         raise InputError(
@@ -208,12 +248,18 @@ def _checked(
     if owners.shape != flat.shape:
         raise InputError(f"{caller}: {len(flat)} values, but groups {owners.shape}.")
     check_resampling(caller, level, resamples)
-    return flat, owners
+    return flat, np.unique(owners, return_inverse=True)[1]
 
 
-def _resampled_means(flat: Array, owners: npt.NDArray[Any], resamples: int, seed: int) -> Array:
-    """The mean (resamples,) of all values of groups drawn with replacement."""
-    _, group = np.unique(owners, return_inverse=True)
-    sums, counts = np.bincount(group, weights=flat), np.bincount(group)
-    blocks = resample_weights(len(sums), resamples, seed)
-    return np.concatenate([(weights @ sums) / (weights @ counts) for weights in blocks])
+def _means(flat: Array, index: Index, resamples: int, seed: int) -> Array:
+    """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
+    clusters = int(index.max()) + 1
+    sums = cluster_sums(index, np.stack([flat, np.ones_like(flat)], axis=1), clusters)
+
+    def mean(weights: Array) -> Array:
+        total, count = (weights @ sums).T
+        means: Array = total / count
+        return means
+
+    figures: Array = bootstrap([mean], clusters, resamples=resamples, seed=seed)[0]
+    return figures

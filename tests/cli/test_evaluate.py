@@ -12,7 +12,7 @@ import captum_clip.evaluation
 from captum_clip.cli import evaluate as command
 from captum_clip.cli import main
 from captum_clip.evaluation import TASKS, Evaluation, EvaluationConfig
-from captum_clip.evaluation.data.opening import FORMS
+from captum_clip.evaluation.data.registry import FORMS
 from tests.evaluation.cases import make_classes, make_masks, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, save_bytes
 from tests.studies import folders
@@ -93,7 +93,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationConfig]:
 
     def instead(config: EvaluationConfig, **_: Any) -> Evaluation:
         found.append(config)
-        return Evaluation("out", None, (), {})  # type: ignore[arg-type]
+        return Evaluation("out", None, None, (), {})  # type: ignore[arg-type]
 
     monkeypatch.setattr(captum_clip.evaluation, "evaluate", instead)
     return found

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from captum_clip import ClipSimilarity, load_clip, targets
-from captum_clip.evaluation.bench import Bench, Shared
-from captum_clip.evaluation.chunk import read_chunk
+from captum_clip.evaluation.batch import Batch
 from captum_clip.evaluation.config import EvaluationConfig
 from captum_clip.evaluation.data import DataSet
+from captum_clip.evaluation.method_on_batch import MethodOnBatch
 from captum_clip.evaluation.methods import Method, Queries, method_of
-from captum_clip.evaluation.metric import Rows
+from captum_clip.evaluation.model_context import ModelContext
 from captum_clip.evaluation.sample import Region, Sample
-from captum_clip.evaluation.tasks import TASKS, Case, Found
+from captum_clip.evaluation.table import rows_of, table_of
+from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models import ClipAdapter
+from captum_clip.runs import Arrays
 from tests import builders
 from tests.evaluation.data.writing import LEFT, RIGHT, noise, save, save_mask
 
@@ -37,7 +40,7 @@ def model(name: str) -> ClipAdapter:
 
 
 def settings(**given: Any) -> EvaluationConfig:
-    """Settings for a bench; model and output play no part there."""
+    """Settings of a context; model and output play no part there."""
     return EvaluationConfig("any", "nowhere", **{"draws": 2, **given})
 
 
@@ -81,22 +84,65 @@ def two_regions(name: str, seed: int = 0) -> Sample:
     return Sample(name, picture(seed), tuple(regions))
 
 
-def bench(clip: ClipAdapter, data: DataSet, **given: Any) -> Bench:
-    return Bench(clip, data, settings(**given))
+def context(clip: ClipAdapter, data: DataSet, **given: Any) -> ModelContext:
+    return ModelContext(clip, data, settings(**given))
 
 
-def case(bench: Bench, method: str | Method, numbers: Sequence[int] | None = None) -> Case:
+def on_batch(
+    context: ModelContext, method: str | Method, numbers: Sequence[int] | None = None
+) -> MethodOnBatch:
     """One method on some samples, by default on all."""
-    chosen = method_of(method, bench.clip) if isinstance(method, str) else method
-    every = range(len(bench.data)) if numbers is None else numbers
-    return Case(bench, Shared(bench, read_chunk(bench.data, every, bench.clip)), chosen)
+    chosen = method_of(method, context.clip) if isinstance(method, str) else method
+    every = range(len(context.data)) if numbers is None else numbers
+    return MethodOnBatch(Batch(context, every), chosen)
+
+
+class Rows(NamedTuple):
+    """The rows of a metric with their parts side by side; of a curve with its points."""
+
+    owners: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+    x: tuple[float, ...] = ()
+    regions: tuple[str, ...] = ()
+
+
+def joined(blocks: Iterable[Arrays]) -> dict[str, Rows]:
+    """Metric -> its rows, of all that tasks measured; a metric without rows is left out."""
+    columns: dict[str, dict[tuple[str, str], list[Arrays]]] = {}
+    for block in blocks:
+        for part in dict.fromkeys(block["part"].tolist()):
+            kept = block["part"] == part
+            chosen = {name: column[kept] for name, column in block.items()}
+            of = columns.setdefault(chosen["metric"][0], {})
+            of.setdefault((part, str(chosen["x"][0])), []).append(chosen)
+    return {metric: _side_by_side(of) for metric, of in columns.items()}
+
+
+def _side_by_side(columns: dict[tuple[str, str], list[Arrays]]) -> Rows:
+    first = next(iter(columns.values()))
+    owners = np.concatenate([block["sample"] for block in first])
+    regions = tuple(np.concatenate([block["region"] for block in first]).tolist())
+    values = [np.concatenate([block["value"] for block in blocks]) for blocks in columns.values()]
+    x = tuple(float(x) for _, x in columns)
+    return Rows(owners, np.stack(values, axis=1), x, regions)
+
+
+def long_table(method: str, metric: str, parts: Sequence[str], rows: Rows) -> Any:
+    """Rows as the long table has them; each is a region of its own."""
+    regions = [f"{number:04d}" for number in range(len(rows.owners))]
+    columns = {
+        part: torch.from_numpy(rows.values[:, place].copy()) for place, part in enumerate(parts)
+    }
+    table = table_of(method, {"task": [rows_of(metric, columns, rows.owners.tolist(), regions)]})
+    # One table's categories: those of several are joined by `concatenate`, which knows the names.
+    return table.astype({"metric": str, "method": str, "region": str, "part": str, "task": str})
 
 
 def measured(
-    task: str, bench: Bench, method: str | Method, numbers: Sequence[int] | None = None
-) -> Found:
+    task: str, context: ModelContext, method: str | Method, numbers: Sequence[int] | None = None
+) -> dict[str, Rows]:
     """What a task finds for one method."""
-    return TASKS[task].measure(case(bench, method, numbers))
+    return joined(TASKS[task].measure(on_batch(context, method, numbers)))
 
 
 def queries(clip: ClipAdapter, texts: Sequence[str] = TEXTS[:2], first: int = 0) -> Queries:

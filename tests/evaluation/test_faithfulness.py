@@ -10,23 +10,24 @@ import pytest
 import torch
 
 from captum_clip import ClipSimilarity, attr, metrics, targets
-from captum_clip.evaluation.bench import Bench
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.methods import method_of
+from captum_clip.evaluation.model_context import ModelContext
 from captum_clip.evaluation.sample import Region, Sample
-from captum_clip.evaluation.tasks import Found
+from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.tasks.faithfulness import _successive
 from captum_clip.evaluation.tasks.sanity import _other
-from captum_clip.evaluation.units import joined
 from tests.evaluation.cases import (
     TEXTS,
     Listed,
-    bench,
-    case,
+    Rows,
+    context,
     direct,
     half,
+    joined,
     measured,
     model,
+    on_batch,
     picture,
     rows,
     same_rows,
@@ -42,12 +43,12 @@ GRID = (7, 7)
 
 
 @lru_cache
-def demo(name: str) -> Bench:
-    return bench(model(name), DemoScenes(2), seed=3)
+def demo(name: str) -> ModelContext:
+    return context(model(name), DemoScenes(2), seed=3)
 
 
 @lru_cache
-def faithful(name: str) -> Found:
+def faithful(name: str) -> dict[str, Rows]:
     return measured("faithfulness", demo(name), KINDS[name][0])
 
 
@@ -72,7 +73,7 @@ def test_faithfulness_is_captums_of_the_first_region(name: str) -> None:
         )
         attribute = kind(forward).attribute
         changes.append(metrics.sensitivity(attribute, pixels, 0, samples=5, seed=3 + number))
-    got = faithful(name).rows
+    got = faithful(name)
     same_rows(got["infidelity"], rows([0, 1], pairs), 1e-6)
     same_rows(got["sensitivity"], rows([0, 1], changes), 1e-4)
     assert (got["infidelity"].values[:, 1] > 0).all()
@@ -80,18 +81,19 @@ def test_faithfulness_is_captums_of_the_first_region(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_draws_do_not_depend_on_chunks_and_batches(name: str) -> None:
-    small = bench(model(name), DemoScenes(2), seed=3, batch_size=1)
-    alone = joined([measured("faithfulness", small, KINDS[name][0], [n]) for n in range(2)])
-    for metric, expected in faithful(name).rows.items():
-        same_rows(alone.rows[metric], expected, 1e-4 if metric == "sensitivity" else 1e-6)
+    small = context(model(name), DemoScenes(2), seed=3, batch_size=1)
+    parts = [on_batch(small, KINDS[name][0], [n]) for n in range(2)]
+    alone = joined(rows for one in parts for rows in TASKS["faithfulness"].measure(one))
+    for metric, expected in faithful(name).items():
+        same_rows(alone[metric], expected, 1e-4 if metric == "sensitivity" else 1e-6)
 
 
 def test_a_map_of_nothing_gets_an_infidelity_of_one() -> None:
     """As a ratio of sums; the centre baseline is no such map, a map of zeros is."""
     clip = model("hf_vit")
     nothing = method_of("centre", clip)
-    nothing._draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
-    got = measured("faithfulness", bench(clip, Listed(two_regions("a"))), nothing).rows
+    nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
+    got = measured("faithfulness", context(clip, Listed(two_regions("a"))), nothing)
     own, zeros = got["infidelity"].values[0]
     assert own == zeros > 0
     assert "sensitivity" not in got  # it has no `attribute` to call
@@ -101,10 +103,10 @@ def test_images_that_are_left_out_move_no_draws() -> None:
     """Each image keeps the draws of its own number, whoever is missing before it."""
     clip = model("hf_vit")
     samples = [two_regions(f"{n}", n) for n in range(3)]
-    every = measured("faithfulness", bench(clip, Listed(*samples)), "last-grad").rows
+    every = measured("faithfulness", context(clip, Listed(*samples)), "last-grad")
     without = Sample("1", samples[1].image)
     fewer = Listed(samples[0], without, samples[2])
-    got = measured("faithfulness", bench(clip, fewer), "last-grad").rows
+    got = measured("faithfulness", context(clip, fewer), "last-grad")
     for metric, one in got.items():
         assert one.owners.tolist() == [0, 2]
         np.testing.assert_allclose(one.values, every[metric].values[[0, 2]], rtol=1e-4)
@@ -113,18 +115,18 @@ def test_images_that_are_left_out_move_no_draws() -> None:
 
 def test_sensitivity_and_sanity_take_the_first_images_only() -> None:
     clip = model("hf_vit")
-    small = bench(clip, Listed(*(two_regions(f"{n}", n) for n in range(3))), few=2)
-    got = measured("faithfulness", small, "last-grad").rows
+    small = context(clip, Listed(*(two_regions(f"{n}", n) for n in range(3))), few=2)
+    got = measured("faithfulness", small, "last-grad")
     assert got["infidelity"].owners.tolist() == [0, 1, 2]
     assert got["sensitivity"].owners.tolist() == [0, 1]
-    for one in measured("sanity", small, "last-grad").rows.values():
+    for one in measured("sanity", small, "last-grad").values():
         assert one.owners.tolist() == [0, 1]
-    assert measured("sanity", small, "last-grad", [2]).rows == {}
+    assert measured("sanity", small, "last-grad", [2]) == {}
 
 
 @lru_cache
 def sane(method: str, name: str = "demo/vit") -> dict[str, Any]:
-    return measured("sanity", demo(name), method).rows
+    return measured("sanity", demo(name), method)
 
 
 @pytest.mark.parametrize("method", ["all-grad", "rollout", "last-grad:heads=averaged"])
@@ -152,7 +154,7 @@ def test_the_renumbered_copy_is_the_same_function() -> None:
 def test_sanity_correlates_with_the_other_map(name: str) -> None:
     """The same class on another model, or with another target."""
     clip, (method, kind) = model(name), KINDS[name]
-    one = case(demo(name), method)
+    one = on_batch(demo(name), method)
     copy = demo(name).random_copy
     expected: dict[str, list[Any]] = {
         "random_parameters": [],
@@ -200,9 +202,9 @@ def test_the_other_prompt_names_nothing_in_the_sample() -> None:
     both = two_regions("both")
     every = tuple(Region(text, half("top left")) for text in TEXTS)
     data = Listed(labelled, both, Sample("all", picture(), every))
-    one = case(bench(clip, data), "last-grad")
+    one = on_batch(context(clip, data), "last-grad")
     assert _other(one, 0) in {"a horse", "a dog"}
     assert _other(one, 1) == "a red barn"
     assert _other(one, 2) == ""
-    seeds = {_other(case(bench(clip, data, seed=s), "rollout"), 0) for s in range(8)}
+    seeds = {_other(on_batch(context(clip, data, seed=s), "rollout"), 0) for s in range(8)}
     assert len(seeds) == 2

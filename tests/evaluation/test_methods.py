@@ -15,7 +15,6 @@ from captum_clip.evaluation.methods import (
     REFERENCES,
     method_of,
     methods_for,
-    opposite,
 )
 from tests.evaluation.cases import direct, model, queries
 
@@ -141,8 +140,8 @@ def test_the_negative_map_of_a_vit_is_that_of_the_negated_target(method: str) ->
     clip = model(VIT)
     asked = queries(clip)
     chosen = method_of(method, clip)
-    found = opposite(chosen, clip, asked, chosen.maps(clip, asked))
-    expected = chosen.maps(clip, asked.against(-asked.rows)).clamp(min=0)
+    found = chosen.negative_maps(clip, asked, chosen.maps(clip, asked))
+    expected = chosen.maps(clip, asked.with_targets(-asked.rows)).clamp(min=0)
     assert found is not None
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
     assert found.any()
@@ -165,7 +164,7 @@ def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero(
     clip = model(name)
     asked = queries(clip)
     raw = torch.tensor([[[1.0, -2.0]], [[-3.0, 0.0]]])
-    found = opposite(method_of(method, clip), clip, asked, raw)
+    found = method_of(method, clip).negative_maps(clip, asked, raw)
     assert found is not None
     assert torch.equal(found, torch.tensor([[[0.0, 2.0]], [[3.0, 0.0]]]))
 
@@ -179,7 +178,7 @@ def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero(
 )
 def test_what_does_not_know_against_has_no_negative_map(method: str) -> None:
     clip = model(VIT)
-    assert opposite(method_of(method, clip), clip, queries(clip), torch.ones(2, 4, 4)) is None
+    assert method_of(method, clip).negative_maps(clip, queries(clip), torch.ones(2, 4, 4)) is None
 
 
 @pytest.mark.parametrize("name", [VIT, RESNET])
@@ -189,10 +188,10 @@ def test_empty_text_ignores_the_target(name: str) -> None:
     asked = queries(clip)
     method = method_of("empty-text", clip)
     found = method.maps(clip, asked)
-    assert torch.equal(found, method.maps(clip, asked.against(asked.rows.flip(0))))
+    assert torch.equal(found, method.maps(clip, asked.with_targets(asked.rows.flip(0))))
     own = method_of("last-grad" if name == VIT else "grad-cam", clip)
     empty = clip.encode_text([""]).detach().expand_as(asked.rows)
-    torch.testing.assert_close(found, own.maps(clip, asked.against(empty)))
+    torch.testing.assert_close(found, own.maps(clip, asked.with_targets(empty)))
 
 
 @pytest.mark.parametrize("method", ["random", "centre"])
@@ -232,14 +231,14 @@ def test_centre_is_highest_in_the_middle() -> None:
         (VIT, "gradcam", "there is no method 'gradcam'; there are grad-cam, .*random, centre"),
         (VIT, "last-grad:head=paired", "last-grad has no option 'head'"),
         (VIT, "last-grad:heads", "cannot read 'heads'"),
-        (VIT, "layer:index=x", "expected the index of a layer, got 'x'"),
-        (VIT, "layer:index", "a layer's options look like layer:index=3"),
+        (VIT, "layer:index=x", "index: 'x' is no layer"),
+        (VIT, "layer:index", "cannot read 'index' in 'layer:index'; options look like"),
         (VIT, "layer:depth=1", "no option 'depth'"),
     ],
 )
 def test_unknown_methods_are_said(name: str, method: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        method_of(method, model(name))
+        method_of(method, model(name)).maps(model(name), queries(model(name)))
 
 
 @pytest.mark.parametrize("method", ["last-grad", "rollout", "summed-attention", "last-attention"])

@@ -15,16 +15,16 @@ from captum_clip.evaluation.config import Fill
 from captum_clip.evaluation.data import DemoSingles
 from captum_clip.evaluation.methods import method_of
 from captum_clip.evaluation.sample import Sample
-from captum_clip.evaluation.tasks import Found
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
     TEXTS,
     Listed,
-    bench,
-    case,
+    Rows,
+    context,
     direct,
     measured,
     model,
+    on_batch,
     picture,
     same_rows,
 )
@@ -53,7 +53,7 @@ def test_of(
 test_of.__test__ = False  # type: ignore[attr-defined]
 
 
-def check(found: Found, end: str, owners: list[int], tests: Any) -> None:
+def check(found: dict[str, Rows], end: str, owners: list[int], tests: Any) -> None:
     """Areas and curves are those of these tests."""
     values = {
         "most": [test.top1.most_area for test in tests],
@@ -62,11 +62,11 @@ def check(found: Found, end: str, owners: list[int], tests: Any) -> None:
         "gap_cosine": [test.score.gap for test in tests],
     }
     for name in NAMES:
-        same_rows(found.rows[f"{name}_{end}"], rows_of(owners, values[name]))
+        same_rows(found[f"{name}_{end}"], rows_of(owners, values[name]))
     for order in ("most", "least"):
-        curve = found.curves[f"{order}_{end}"]
+        curve = found[f"curve_{order}_{end}"]
         assert curve.owners.tolist() == owners
-        np.testing.assert_allclose(curve.fractions, tests[0].score.fractions)
+        np.testing.assert_allclose(curve.x, tests[0].score.fractions)
         expected = torch.cat([getattr(test.top1, f"{order}_first") for test in tests])
         np.testing.assert_allclose(curve.values, expected)
 
@@ -77,7 +77,7 @@ def check(found: Found, end: str, owners: list[int], tests: Any) -> None:
 def test_the_embedded_models_give_the_tests_own_figures(name: str, method: str) -> None:
     """One scene: the map of the class that it shows, which is also the predicted one."""
     clip, data = model(name), DemoSingles(1)
-    found = measured("perturbation", bench(clip, data, fills=("mean",)), method)
+    found = measured("perturbation", context(clip, data, fills=("mean",)), method)
     sample = data.read(0)
     [pixels] = clip.preprocess([sample.image])
     label = sample.label
@@ -101,9 +101,9 @@ def data() -> Listed:
 
 
 @lru_cache
-def found(fill: Fill, few: int = 100) -> Found:
+def found(fill: Fill, few: int = 100) -> dict[str, Rows]:
     """One map at a time: other rounding would order pixels of nearly equal value otherwise."""
-    small = bench(SMALL, data(), fills=(fill,), few=few, batch_size=1)
+    small = context(SMALL, data(), fills=(fill,), few=few, batch_size=1)
     return measured("perturbation", small, "last-grad")
 
 
@@ -115,24 +115,24 @@ def test_the_predicted_and_the_true_class_have_maps_of_their_own() -> None:
             for number, (pixels, of, label) in enumerate(zip(PIXELS, classes, LABELS, strict=True))
         ]
         check(found("mean"), f"mean_{kind}", [0, 1, 2], tests)
-    curves = found("mean").curves
+    curves = found("mean")
     for kind in ("predicted", "true"):
-        assert curves[f"most_mean_{kind}"].values[:, 0].tolist() == [1, 0, 0]
-    predicted, true = (found("mean").rows[f"gap_cosine_mean_{k}"] for k in ("predicted", "true"))
+        assert curves[f"curve_most_mean_{kind}"].values[:, 0].tolist() == [1, 0, 0]
+    predicted, true = (found("mean")[f"gap_cosine_mean_{k}"] for k in ("predicted", "true"))
     assert (predicted.values == true.values)[:, 0].tolist() == [True, False, False]
 
 
 def test_curves_go_by_tenths_and_those_of_road_by_fifths() -> None:
     """What is really removed is a whole number of the 1024 pixels."""
     for fill, steps in (("mean", 10), ("road", 5)):
-        fractions = found(fill, few=1).curves[f"most_{fill}_true"].fractions
+        fractions = found(fill, few=1)[f"curve_most_{fill}_true"].x
         expected = [round(step / steps * 1024) / 1024 for step in range(steps + 1)]
-        assert fractions.tolist() == expected
+        assert list(fractions) == expected
 
 
 def test_road_is_for_the_first_images_only() -> None:
     got = found("road", few=1)
-    assert all(rows.owners.tolist() == [0] for rows in got.rows.values())
+    assert all(rows.owners.tolist() == [0] for rows in got.values())
     test = test_of(
         *(SMALL, PIXELS[0], TEXTS, SEEN[0], LABELS[0]), fill="road", fractions=np.arange(6) / 5
     )
@@ -145,9 +145,9 @@ def test_other_fills_are_what_they_are_called(fill: Fill) -> None:
     taken = SMALL.color((0, 0, 0)) if fill == "black" else metrics.blur_fill(pixels)
     test = test_of(SMALL, PIXELS[1], TEXTS, LABELS[1], LABELS[1], fill=taken, seed=1)
     assert test.top1 is not None
-    got = found(fill).curves[f"most_{fill}_true"]
+    got = found(fill)[f"curve_most_{fill}_true"]
     assert got.values[1].tolist() == test.top1.most_first[0].tolist()
-    gap = found(fill).rows[f"gap_cosine_{fill}_true"].values[1, 0]
+    gap = found(fill)[f"gap_cosine_{fill}_true"].values[1, 0]
     assert gap == pytest.approx(float(test.score.gap), abs=1e-5)
 
 
@@ -155,24 +155,23 @@ def test_other_fills_are_what_they_are_called(fill: Fill) -> None:
 def test_what_is_drawn_belongs_to_the_image(fill: Fill) -> None:
     """Ties and noise come from the sample's number: alone, or in any batch, the same."""
     for number in range(3):
-        small = bench(SMALL, data(), fills=(fill,), batch_size=3)
+        small = context(SMALL, data(), fills=(fill,), batch_size=3)
         alone = measured("perturbation", small, "centre", [number])
-        together = measured("perturbation", bench(SMALL, data(), fills=(fill,)), "centre")
-        for name, rows in alone.rows.items():
-            expected = together.rows[name]
+        together = measured("perturbation", context(SMALL, data(), fills=(fill,)), "centre")
+        for name, rows in alone.items():
+            expected = together[name]
             chosen = expected.owners == number
             np.testing.assert_allclose(rows.values, expected.values[chosen], atol=1e-5)
 
 
 def test_a_class_is_classified_once_for_all_methods() -> None:
     """The predicted class comes from the chunk, which all methods share."""
-    small = bench(SMALL, data(), fills=("mean",))
-    one = case(small, "centre")
-    assert one.shared.predicted.tolist() == SEEN
+    small = context(SMALL, data(), fills=("mean",))
+    one = on_batch(small, "centre")
+    assert one.batch.predicted.tolist() == SEEN
     assert method_of("centre", SMALL).baseline
 
 
 def test_images_without_a_class_have_no_curves() -> None:
-    got = measured("perturbation", bench(SMALL, Listed(Sample("a", picture()))), "last-grad")
-    assert got.rows == {}
-    assert got.curves == {}
+    got = measured("perturbation", context(SMALL, Listed(Sample("a", picture()))), "last-grad")
+    assert got == {}

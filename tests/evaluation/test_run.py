@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
+import captum_clip.evaluation
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
-from captum_clip.evaluation.run import _TEMPORARY
-from captum_clip.studies.storage import storage_of
+from captum_clip.evaluation import Evaluation, EvaluationConfig, Summary, evaluate
+from captum_clip.evaluation.plan import make_plan
+from captum_clip.evaluation.table import COLUMNS
+from captum_clip.evaluation.worker import EvaluationWork, EvaluationWorker
+from captum_clip.runs import ModelLoader, storage_of
+from captum_clip.runs.on_ray import UnitWorker
 from tests.evaluation.cases import TEXTS, make_classes, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, LEFT, noise, save, save_bytes, save_mask
 from tests.evaluation.killed import SMALL
@@ -77,6 +83,41 @@ def test_an_evaluation_writes_tables_units_and_a_manifest(whole: dict[str, bytes
     assert told["model"]["name"] == "small-vit"
 
 
+def figure(found: Evaluation, metric: str, method: str) -> Any:
+    """A row of the summary."""
+    lines = found.summary.figures
+    [line] = lines[(lines["metric"] == metric) & (lines["method"] == method)].itertuples()
+    return line
+
+
+def test_every_figure_and_file_is_made_of_one_long_table(
+    output: Path, vit: str, masks: str
+) -> None:
+    """A row a measured value, by the names that people know; the means are the table's own."""
+    found = evaluate(config_of(vit, masks, output))
+    assert tuple(found.table.columns) == COLUMNS
+    energy = found.table[(found.table["metric"] == "energy") & (found.table["method"] == "random")]
+    regions = energy[["task", "sample", "region", "part"]].astype(str).to_numpy().tolist()
+    assert regions == [
+        ["localization", f"image{number}", text, ""]
+        for number in range(3)
+        for text in ("a dog", "a horse")
+    ]
+    assert energy["x"].isna().all()
+    assert figure(found, "energy", "random").mean == pytest.approx(energy["value"].mean())
+    rounded = pd.read_csv(output / "results.csv")
+    assert rounded.columns.tolist() == found.summary.figures.columns.tolist()
+    assert np.allclose(rounded["mean"], found.summary.figures["mean"], atol=5e-4, equal_nan=True)
+
+
+def test_the_old_name_of_the_summary_still_works(output: Path, vit: str, masks: str) -> None:
+    found = evaluate(config_of(vit, masks, output))
+    with pytest.warns(DeprecationWarning, match=r"findings is now Evaluation\.summary"):
+        assert found.findings is found.summary
+    with pytest.warns(DeprecationWarning, match=r"Findings is now called Summary"):
+        assert captum_clip.evaluation.Findings is Summary
+
+
 def test_progress_counts_images_times_methods(output: Path, vit: str, masks: str) -> None:
     """What an earlier run had done counts from the first call on."""
     (output / "units/00-masks/000002-01-rollout.npz").unlink()
@@ -114,6 +155,7 @@ def test_an_evaluation_goes_on_after_a_stop(
             assert path.stat().st_mtime_ns == changed
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_after_a_kill(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes]
 ) -> None:
@@ -148,7 +190,7 @@ def test_a_table_never_stands_beside_missing_units(
         assert not (output / "results.csv").exists()
         raise Stopped
 
-    monkeypatch.setattr("captum_clip.evaluation.run._run_here", stop)
+    monkeypatch.setattr(EvaluationWorker, "compute", stop)
     with pytest.raises(Stopped):
         evaluate(config_of(vit, masks, output))
     assert manifest(output)["state"] == "running"
@@ -179,8 +221,8 @@ def test_other_intervals_need_no_other_maps(output: Path, vit: str, masks: str) 
     """Neither the bootstrap nor the reference decides what is measured."""
     units = {path: path.stat().st_mtime_ns for path in output.glob("units/*/*")}
     found = evaluate(config_of(vit, masks, output, resamples=30, reference="rollout"))
-    assert found.findings.reference == "rollout"
-    assert found.findings.resamples == 30
+    assert found.summary.reference == "rollout"
+    assert found.summary.resamples == 30
     assert {path: path.stat().st_mtime_ns for path in output.glob("units/*/*")} == units
 
 
@@ -205,7 +247,7 @@ def test_a_foreign_manifest_is_refused(output: Path, vit: str, masks: str, text:
 
 def test_two_runs_at_once_are_refused(tmp_path: Path, vit: str, masks: str) -> None:
     with (
-        storage_of(tmp_path / "out").alone(),
+        storage_of(tmp_path / "out").lock(),
         pytest.raises(InputError, match=r"is at work in .*out; wait for it"),
     ):
         evaluate(config_of(vit, masks, tmp_path / "out"))
@@ -240,7 +282,7 @@ def test_what_cannot_be_used_is_counted_with_its_reason(
     reasons = "; ".join(entry["reason"] for entry in told)
     for part in ("19 x 30 pixels, its image 20 x 30", "is empty", "is full", "'a dog'"):
         assert part in reasons
-    energy = found.findings.found["energy"]["last-grad"]
+    energy = figure(found, "energy", "last-grad")
     assert (energy.images, energy.rows) == (2, 2)
     assert "4 samples, regions or maps left out" in (tmp_path / "out" / "results.md").read_text()
 
@@ -272,7 +314,7 @@ def test_metrics_without_any_row_are_left_out(tmp_path: Path, vit: str) -> None:
     save_mask(LEFT, tmp_path / "data/fixations/a.png")
     data = f"fixations:{tmp_path / 'data'}"
     found = evaluate(config_of(vit, data, tmp_path / "out", tasks=(), text="a horse"))
-    assert [metric.name for metric in found.findings.metrics] == ["cc", "sim"]
+    assert [metric.name for metric in found.summary.metrics] == ["cc", "sim"]
 
 
 def test_a_class_folder_has_curves(tmp_path: Path, vit: str) -> None:
@@ -330,7 +372,7 @@ def test_options_go_to_the_data_that_take_them(tmp_path: Path, vit: str, masks: 
     data = (masks, f"fixations:{tmp_path / 'fixations'}")
     settings = {**SMALL, "methods": ("last-grad",), "text": "a horse", "tasks": ()}
     found = evaluate(EvaluationConfig(vit, str(tmp_path / "out"), data, **settings))
-    assert {"cc", "energy"} <= {metric.name for metric in found.findings.metrics}
+    assert {"cc", "energy"} <= {metric.name for metric in found.summary.metrics}
 
 
 def test_maps_made_elsewhere_stand_beside_ours(tmp_path: Path, vit: str, masks: str) -> None:
@@ -339,7 +381,7 @@ def test_maps_made_elsewhere_stand_beside_ours(tmp_path: Path, vit: str, masks: 
     folder = random_maps(tmp_path / "theirs", ["image0", "image2"], texts)
     config = config_of(vit, masks, tmp_path / "out", maps=(str(folder),))
     found = evaluate(config)
-    theirs = found.findings.found["energy"]["theirs"]
+    theirs = figure(found, "energy", "theirs")
     assert (theirs.images, theirs.rows, theirs.images_paired) == (2, 4, 2)
     assert found.skipped["masks"] == [
         {"sample": "image1", "reason": "theirs: there is no file image1.npz"}
@@ -368,7 +410,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"against": "image"}, "masks has no pictures to explain its images against"),
     ({"template": "a {}"}, "none of the data masks.* takes a template"),
     ({"model": "demo/bit"}, "demo/bit"),
-    ({"model": ""}, "model"),
+    ({"model": ""}, "expected a model by name or path"),
     ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),
     ({"maps": ("random",)}, "two methods are called 'random'; folders of maps need names"),
     ({"images": 0}, "expected images of 1 or more, got 0"),
@@ -376,7 +418,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 2.0}, "expected batch_size of 1 or more, got 2.0"),
     ({"threads": 0}, "expected threads of 1 or more, got 0"),
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),
-    ({"engine": "spark"}, "expected engine of local, ray, got 'spark'"),
+    ({"engine": "spark"}, "expected an engine of local, ray, got 'spark'"),
     ({"fills": ("grey",)}, "expected fills of mean, black, blur, road, got 'grey'"),
     ({"fills": ()}, "expected fills of .*, got 'none'"),
     ({"methods": ("rollout", "rollout")}, "'rollout' is given twice in methods"),
@@ -421,27 +463,16 @@ def test_a_method_of_another_tower_is_refused_before_any_work(
 
 def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, masks: str) -> None:
     """By whoever loads it on another machine."""
-    from captum_clip.evaluation.opening import open_evaluation
-    from captum_clip.evaluation.work import Work
-    from captum_clip.studies.jobs import Loader
-    from captum_clip.studies.on_ray import ShardWorker
-
     config = config_of(vit, masks, tmp_path / "out", engine="ray")
-    opened = open_evaluation(config, Loader())
-    parts = {name: getattr(opened, name) for name in ("model", "data", "tasks", "units")}
-    work = Work(
-        *(config,),
-        **parts,
-        fingerprint="another",
-        device="cpu",
-        methods=opened.named,
-        output=storage_of(tmp_path / "out"),
-        threads=1,
-    )
-    [error] = ShardWorker(work)({"unit": [0]})["error"]
+    plan = make_plan(config, ModelLoader())
+    parts = {name: getattr(plan, name) for name in ("config", "model", "data", "tasks")}
+    work = EvaluationWork(**parts, fingerprint="another", device="cpu", methods=plan.named)
+    worker = UnitWorker(work, plan.shards, storage_of(tmp_path / "out"), 1)
+    [error] = worker({"unit": [0]})["error"]
     assert "are not those that the evaluation was begun with" in error
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,16 +488,7 @@ def test_ray_gives_the_same_bytes(
     assert said[-1] == 9
 
 
-def test_temporary_files_are_known_by_their_names() -> None:
-    for name in (".a.csv.0f.part", "units/x/.a.npz.tries"):
-        assert _TEMPORARY.search(name)
-    for name in ("a.part", "units/x/a.tries", ".lock", "part"):
-        assert not _TEMPORARY.search(name)
-
-
 def test_threads_are_put_back(output: Path, vit: str, masks: str) -> None:
-    import torch
-
     before = torch.get_num_threads()
     found: list[Evaluation] = []
     thread = threading.Thread(
@@ -476,4 +498,4 @@ def test_threads_are_put_back(output: Path, vit: str, masks: str) -> None:
     thread.join()
     assert torch.get_num_threads() == before
     assert found[0].output == str(output)
-    assert np.isfinite(found[0].findings.found["energy"]["random"].rows)
+    assert found[0].summary.reference == "last-grad"

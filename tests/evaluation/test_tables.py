@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from captum_clip.errors import InputError
-from captum_clip.evaluation.findings import Findings, summarize
-from captum_clip.evaluation.metric import Metric, Rows
+from captum_clip.evaluation.metric import Metric
+from captum_clip.evaluation.resampling import STATISTICS
+from captum_clip.evaluation.summary import Summary, summarize
 from captum_clip.evaluation.tables import results_csv, results_md
+from tests.evaluation.cases import Rows, long_table
 
 ABOUT = {"Model": "demo/vit", "Seed": 0}
 
 
 def metric(name: str, better: Literal["high", "low", "none"] = "high") -> Metric:
-    return Metric(name, "mean", better, f"how {name} is measured")
+    return Metric(name, f"how {name} is measured", better)
 
 
 def rows(*values: float, times: int = 1) -> Rows:
@@ -28,15 +30,21 @@ def rows(*values: float, times: int = 1) -> Rows:
     return Rows(np.arange(len(repeated)), repeated[:, None])
 
 
-def findings(
+def summary(
     given: Mapping[str, Mapping[str, Rows]], metrics: Sequence[Metric], **options: Any
-) -> Findings:
-    return summarize(
-        {"Where": metrics}, given, **{"reference": "ours", "resamples": 200, **options}
-    )
+) -> Summary:
+    """Of rows by method and metric."""
+    parts = {metric.name: STATISTICS[metric.statistic].parts for metric in metrics}
+    tables = [
+        long_table(method, name, parts[name], of)
+        for method, by_metric in given.items()
+        for name, of in by_metric.items()
+    ]
+    options = {"reference": "ours", "resamples": 200, **options}
+    return summarize(pd.concat(tables), {"Where": metrics}, list(given), **options)
 
 
-def markdown(found: Findings) -> str:
+def markdown(found: Summary) -> str:
     return results_md(found, title="Evaluation", about=ABOUT)
 
 
@@ -47,7 +55,7 @@ def table(text: str, number: int = 0) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def records(found: Findings) -> list[dict[str, str]]:
+def records(found: Summary) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(results_csv(found).decode())))
 
 
@@ -57,7 +65,7 @@ def test_csv_has_a_row_for_each_figure() -> None:
         "ours": {"pointing": rows(0.25, times=8), "area": rows(1, times=8)},
         "theirs": {"pointing": rows(2 / 3, times=8), "area": rows(1, times=6)},
     }
-    found = findings(given, [metric("pointing"), metric("area", "low")])
+    found = summary(given, [metric("pointing"), metric("area", "low")])
     assert results_csv(found).decode() == (
         "method,metric,mean,low,high,images,rows,difference,difference_low,difference_high,p_holm,"
         "reference,images_paired,better\n"
@@ -71,7 +79,7 @@ def test_csv_has_a_row_for_each_figure() -> None:
 def test_what_was_not_measured_is_blank() -> None:
     """An empty field and a dash, with n = 0; never a zero."""
     given = {"ours": {"pointing": rows(0.0, 0.0)}, "none": {"pointing": rows()}, "lost": {}}
-    found = findings(given, [metric("pointing")])
+    found = summary(given, [metric("pointing")])
     for record in records(found)[1:]:
         assert [record[name] for name in ("mean", "low", "high", "difference", "p_holm")] == [
             ""
@@ -91,8 +99,8 @@ def test_undefined_figures_are_blank() -> None:
     """A rank correlation with a constant is none."""
     flat = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]))
     good = Rows(np.arange(3), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
-    effect = Metric("effect", "spearman", "high", "")
-    found = findings({"ours": {"effect": good}, "flat": {"effect": flat}}, [effect])
+    effect = Metric("effect", "", statistic="spearman")
+    found = summary({"ours": {"effect": good}, "flat": {"effect": flat}}, [effect])
     assert [records(found)[1][name] for name in ("mean", "rows", "difference")] == ["", "3", ""]
     text = markdown(found)
     assert table(text)[2] == ["flat", "–"]
@@ -107,7 +115,7 @@ def test_the_best_is_bold(better: Literal["high", "low", "none"], bold: set[str]
     """Of the methods, by what is good; and a baseline where it is at least as good."""
     figures = {"ours": 0.2, "theirs": 0.6, "other": 0.4, "random": 0.7, "centre": 0.3}
     given = {name: {"area": rows(value, times=4)} for name, value in figures.items()}
-    found = findings(given, [metric("area", better)], baselines=["random", "centre"])
+    found = summary(given, [metric("area", better)], baselines=["random", "centre"])
     cells = {line[0].removesuffix(" (reference)"): line[1] for line in table(markdown(found))}
     assert {name for name, cell in cells.items() if cell.startswith("**")} == bold
 
@@ -115,7 +123,7 @@ def test_the_best_is_bold(better: Literal["high", "low", "none"], bold: set[str]
 def test_figures_that_read_alike_are_bold_alike() -> None:
     """0.8501 and 0.8499 both read 0.850."""
     given = {"ours": {"area": rows(0.8499)}, "theirs": {"area": rows(0.8501)}}
-    cells = [line[1] for line in table(markdown(findings(given, [metric("area")])))]
+    cells = [line[1] for line in table(markdown(summary(given, [metric("area")])))]
     assert cells == ["area ↑", "**0.850**", "**0.850**"]
 
 
@@ -123,7 +131,7 @@ def test_baselines_stand_in_a_block_of_their_own() -> None:
     """Below the methods, whatever the order they came in."""
     names = ["random", "ours", "centre", "theirs"]
     given = {name: {"area": rows(0.5, times=3)} for name in names}
-    found = findings(given, [metric("area")], baselines=["random", "centre"])
+    found = summary(given, [metric("area")], baselines=["random", "centre"])
     assert [line[0] for line in table(markdown(found))] == [
         "Method",
         "ours (reference)",
@@ -140,7 +148,7 @@ def test_a_dagger_says_which_methods_differ() -> None:
     ours = draw.random(60)
     given = {"ours": {"area": rows(*ours)}, "far": {"area": rows(*ours - 0.25)}}
     given |= {f"near {i}": {"area": rows(*ours + draw.normal(0, 0.1, 60))} for i in range(4)}
-    found = findings(given, [metric("area")], resamples=1000)
+    found = summary(given, [metric("area")], resamples=1000)
     marked = [line[0] for line in table(markdown(found)) if line[1].endswith("†")]
     assert marked == ["far"]
     assert "† differs from *ours*" in markdown(found)
@@ -151,14 +159,14 @@ def test_few_images_bear_no_dagger() -> None:
     for times, marked in ((9, False), (10, True)):
         given = {"ours": {"pointing": rows(0.2, times=times)}}
         given["theirs"] = {"pointing": rows(0.6, times=times)}
-        _, _, (_, cell) = table(markdown(findings(given, [metric("pointing")])))
+        _, _, (_, cell) = table(markdown(summary(given, [metric("pointing")])))
         assert ("\N{DAGGER}" in cell) == marked
 
 
 def test_bold_compares_methods_on_equally_many_images() -> None:
     """A better figure on half of the images is not the best of all."""
     given = {"ours": {"pointing": rows(0.5, times=8)}, "theirs": {"pointing": rows(0.9, times=4)}}
-    _, ours, theirs = table(markdown(findings(given, [metric("pointing")])))
+    _, ours, theirs = table(markdown(summary(given, [metric("pointing")])))
     assert ours[1].startswith("**0.500**")
     assert theirs[1].startswith("0.900")
 
@@ -166,17 +174,17 @@ def test_bold_compares_methods_on_equally_many_images() -> None:
 def test_too_few_resamples_are_said() -> None:
     """With 50 of them two comparisons cannot come below .05."""
     given = {name: {"area": rows(i, times=5)} for i, name in enumerate(["ours", "a", "b"])}
-    few = findings(given, [metric("area")], resamples=50)
+    few = summary(given, [metric("area")], resamples=50)
     assert few.least_p == pytest.approx(4 / 51)
     assert "no corrected p value can be below 0.078: a missing † says nothing" in markdown(few)
-    assert "says nothing" not in markdown(findings(given, [metric("area")], resamples=100))
+    assert "says nothing" not in markdown(summary(given, [metric("area")], resamples=100))
 
 
 @pytest.mark.parametrize(("count", "widths"), [(6, [6]), (7, [4, 3]), (13, [4, 5, 4])])
 def test_no_table_is_wide(count: int, widths: list[int]) -> None:
     """At most six metrics side by side, in parts of nearly equal width."""
     metrics = [metric(f"metric_{i}") for i in range(count)]
-    text = markdown(findings({"ours": {m.name: rows(1, 2) for m in metrics}}, metrics))
+    text = markdown(summary({"ours": {m.name: rows(1, 2) for m in metrics}}, metrics))
     assert [len(table(text, part)[0]) - 1 for part in range(len(widths))] == widths
     assert ("## Where (1 of" in text) is (len(widths) > 1)
     heads = [cell for part in range(len(widths)) for cell in table(text, part)[0][1:]]
@@ -185,7 +193,7 @@ def test_no_table_is_wide(count: int, widths: list[int]) -> None:
 
 def test_page_says_what_was_measured_and_how() -> None:
     """Title, model, data and seed above; a line a metric below."""
-    text = markdown(findings({"ours": {"area": rows(1, 2)}}, [metric("area", "low")]))
+    text = markdown(summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")]))
     assert text.startswith("# Evaluation\n\n- Model: demo/vit\n- Seed: 0\n\nFigures with 95 %")
     assert text.endswith("## Protocols\n\n- **area ↓**: how area is measured (2 images, 2 rows)\n")
     assert "200 resamples" in text
@@ -195,7 +203,7 @@ def test_source_is_set_in_columns() -> None:
     """All lines of a table are of one length."""
     given = {name: {"area": rows(0.5, -0.5)} for name in ("ours", "a longer name | with a bar")}
     lines = [
-        line for line in markdown(findings(given, [metric("area")])).splitlines() if "|" in line
+        line for line in markdown(summary(given, [metric("area")])).splitlines() if "|" in line
     ]
     assert len({len(line) for line in lines}) == 1
     assert r"a longer name \| with a bar" in lines[-1]
@@ -205,7 +213,7 @@ def test_source_is_set_in_columns() -> None:
 def test_small_figures_keep_their_digits() -> None:
     """A metric whose largest figure is 0.00123 has three digits of it, and is no row of zeros."""
     given = {"ours": {"area": rows(0.00123456, times=2)}, "b": {"area": rows(-0.0004, times=2)}}
-    found = findings(given, [metric("area")])
+    found = summary(given, [metric("area")])
     assert [record["mean"] for record in records(found)] == ["0.00123", "-0.0004"]
     assert table(markdown(found))[1][1] == "**0.00123** [0.00123, 0.00123]"
 
@@ -216,23 +224,8 @@ def test_order_of_rows_changes_no_byte() -> None:
     given = {"ours": rows(*values), "theirs": rows(*values[::-1])}
     mixed = {name: Rows(r.owners[order], r.values[order]) for name, r in given.items()}
     one, other = (
-        findings({name: {"area": r} for name, r in each.items()}, [metric("area")])
+        summary({name: {"area": r} for name, r in each.items()}, [metric("area")])
         for each in (given, mixed)
     )
     assert results_csv(one) == results_csv(other)
     assert markdown(one) == markdown(other)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "options", "message"),
-    [
-        ([], {}, "one or more metrics, each of its own name, got none"),
-        (["area", "area"], {}, r"got \['area'\] twice"),
-        (["area"], {"reference": "theirs"}, r"reference or baseline 'theirs' is not .* \['ours'\]"),
-        (["area"], {"baselines": ["random"]}, "reference or baseline 'random' is not"),
-        (["pointing"], {}, r"'ours' has rows of 'area', which is not .* \['pointing'\]"),
-    ],
-)
-def test_summarize_says_what_does_not_belong(metrics: Any, options: Any, message: str) -> None:
-    with pytest.raises(InputError, match=f"summarize: .*{message}"):
-        findings({"ours": {"area": rows(1, 2)}}, [metric(name) for name in metrics], **options)

@@ -13,19 +13,19 @@ from torch import Tensor
 from captum_clip import attr, maps, metrics, targets
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.methods import Method, Queries
-from captum_clip.evaluation.metric import Rows
 from captum_clip.evaluation.sample import Sample
-from captum_clip.evaluation.tasks import TASKS, Found
-from captum_clip.evaluation.units import joined
+from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
     Listed,
-    bench,
-    case,
+    Rows,
+    context,
     direct,
     half,
+    joined,
     measured,
     model,
+    on_batch,
     picture,
     rows,
     same_rows,
@@ -72,15 +72,16 @@ def oracle(name: str) -> list[dict[str, Any]]:
 
 
 @lru_cache
-def found(name: str) -> Found:
+def found(name: str) -> dict[str, Rows]:
     """All tasks of the scenes but those that take long, in one chunk."""
-    asked = case(bench(model(name), SCENES), KINDS[name][0])
-    return joined([TASKS[task].measure(asked) for task in ("localization", "signs", "effect")])
+    asked = on_batch(context(model(name), SCENES), KINDS[name][0])
+    tasks = ("localization", "signs", "effect")
+    return joined(rows for task in tasks for rows in TASKS[task].measure(asked))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_localization_is_each_metric_of_each_region(name: str) -> None:
-    got = found(name).rows
+    got = found(name)
     every = oracle(name)
     heat, masks = [one["positive"] for one in every], [one["mask"] for one in every]
     expected: dict[str, list[Any]] = {
@@ -110,7 +111,7 @@ def test_localization_is_each_metric_of_each_region(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_signs_are_the_shares_of_mass_in_three_parts(name: str) -> None:
-    got = found(name).rows
+    got = found(name)
     expected: dict[str, list[Any]] = {}
     for one in oracle(name):
         union = one["masks"].any(0)
@@ -138,7 +139,7 @@ def test_effects_pair_the_mass_in_every_object_with_its_exact_effects(name: str)
 
     One effect is Shapley's, the other what the whole scene has over the scene without the object.
     """
-    clip, got = model(name), found(name).rows
+    clip, got = model(name), found(name)
     owners, pairs, removals, others = [], [], [], []
     for one in oracle(name):
         pixels = clip.preprocess(list(one["subsets"]))
@@ -174,16 +175,17 @@ def test_effects_pair_the_mass_in_every_object_with_its_exact_effects(name: str)
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_do_not_depend_on_chunks_and_batches(name: str) -> None:
     """Image by image and map by map, or all at once: the same."""
-    small = bench(model(name), SCENES, batch_size=1)
+    small = context(model(name), SCENES, batch_size=1)
     parts = []
     for number in range(3):
-        asked = case(small, KINDS[name][0], [number])
-        parts += [TASKS[task].measure(asked) for task in ("localization", "signs", "effect")]
+        asked = on_batch(small, KINDS[name][0], [number])
+        tasks = ("localization", "signs", "effect")
+        parts += [rows for task in tasks for rows in TASKS[task].measure(asked)]
     alone, together = joined(parts), found(name)
-    assert alone.rows.keys() == together.rows.keys()
-    for metric, expected in together.rows.items():
+    assert alone.keys() == together.keys()
+    for metric, expected in together.items():
         pixels = 30.0 if metric.startswith(("mean_iou", "pixel")) else 1e-4
-        same_rows(alone.rows[metric], expected, pixels)
+        same_rows(alone[metric], expected, pixels)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +193,8 @@ def test_rows_do_not_depend_on_chunks_and_batches(name: str) -> None:
 )
 def test_methods_without_a_negative_map_have_no_rows_of_it(method: str, negative: bool) -> None:
     """Missing rows, not zeros; their mass is never below zero."""
-    asked = case(bench(model("hf_vit"), Listed(two_regions("a"))), method)
-    got = TASKS["signs"].measure(asked).rows
+    asked = on_batch(context(model("hf_vit"), Listed(two_regions("a"))), method)
+    got = joined(TASKS["signs"].measure(asked))
     assert set(got) >= {"positive_target", "positive_others", "positive_background"}
     assert ("negative_target" in got) == negative
     assert ("sign_cosine" in got) == negative
@@ -203,15 +205,15 @@ def test_regions_alone_in_their_image_have_no_signs() -> None:
     """There is nothing else that the negative map could lie on."""
     sample = two_regions("a")
     alone = Sample("b", sample.image, sample.regions[:1])
-    got = measured("signs", bench(model("hf_vit"), Listed(alone, sample)), "last-grad").rows
+    got = measured("signs", context(model("hf_vit"), Listed(alone, sample)), "last-grad")
     assert got["positive_target"].owners.tolist() == [1, 1]
-    assert measured("signs", bench(model("hf_vit"), Listed(alone)), "last-grad").rows == {}
+    assert measured("signs", context(model("hf_vit"), Listed(alone)), "last-grad") == {}
 
 
 def test_random_maps_find_chance() -> None:
     """Positive and negative mass of the random baseline lie where the pixels are."""
     data = Listed(*(two_regions(f"{number}") for number in range(24)))
-    got = measured("signs", bench(model("hf_vit"), data), "random").rows
+    got = measured("signs", context(model("hf_vit"), data), "random")
     for sign in ("positive", "negative"):
         for part, share in (("target", 0.25), ("others", 0.25), ("background", 0.5)):
             assert got[f"{sign}_{part}"].values.mean() == pytest.approx(share, abs=0.08)
@@ -236,11 +238,11 @@ def test_a_map_with_nan_is_left_out_and_said() -> None:
     first, second = two_regions("first"), two_regions("second", seed=1)
     image = first.image
     scene = Sample("scene", image, first.regions, subsets=(image, image, image, image))
-    asked = case(bench(model("hf_vit"), Listed(scene, second)), Broken("a dog"))
+    asked = on_batch(context(model("hf_vit"), Listed(scene, second)), Broken("a dog"))
     for task in ("localization", "signs"):
-        for one in TASKS[task].measure(asked).rows.values():
+        for one in joined(TASKS[task].measure(asked)).values():
             assert one.owners.tolist() == [0, 1]
-    assert TASKS["effect"].measure(asked).rows == {}
+    assert joined(TASKS["effect"].measure(asked)) == {}
     reason = "broken: the map of 'a dog' holds NaN or infinity"
     assert asked.skipped == [(0, reason), (1, reason)]
 
@@ -262,9 +264,9 @@ def test_without_any_map_nothing_is_measured(task: str) -> None:
     words = Sample("a", whole.image, tuple(_bare(r) for r in whole.regions), caption="horse dog")
     data = Listed(words if task == "words" else sample)
     broken = Broken("a horse", "a red barn", "a dog", "horse", "dog")
-    asked = case(bench(model("hf_vit"), data, fills=("mean",)), broken)
-    got = TASKS[task].measure(asked)
-    assert not any(len(one.owners) for one in got.rows.values())
+    asked = on_batch(context(model("hf_vit"), data, fills=("mean",)), broken)
+    got = joined(TASKS[task].measure(asked))
+    assert got == {}
     assert task == "sanity" or asked.skipped  # a method without an `attribute` is not asked
 
 
@@ -278,7 +280,7 @@ def test_fixations_are_each_metric_of_each_image() -> None:
         Sample("density", picture(2), density=density, fixated="a dog"),
         Sample("neither", picture(3)),
     ]
-    got = measured("fixation", bench(clip, Listed(*samples)), "last-grad").rows
+    got = measured("fixation", context(clip, Listed(*samples)), "last-grad")
     texts = ["a horse", "a dog", "a dog"]
     heat = [
         direct(
@@ -302,7 +304,7 @@ def test_against_an_image_the_target_is_the_reference() -> None:
     """The same rows as with the picture's own encoding for a target."""
     clip = model("demo/vit")
     scenes = DemoScenes(1)
-    got = measured("localization", bench(clip, scenes, against="image"), "last-grad").rows
+    got = measured("localization", context(clip, scenes, against="image"), "last-grad")
     sample = scenes.read(0)
     [pixels] = clip.preprocess([sample.image])
     values = []
@@ -322,7 +324,7 @@ def test_every_row_belongs_to_a_metric(against: Any) -> None:
     assert len({metric.name for metric in every}) == len(every)
     assert all(metric.protocol and "\n" not in metric.protocol for metric in every)
     for name in MODELS:
-        assert set(found(name).rows) <= {metric.name for metric in every}
+        assert set(found(name)) <= {metric.name for metric in every}
 
 
 def _metrics(task: str) -> dict[str, Any]:
@@ -346,7 +348,7 @@ def test_huge_finite_maps_have_their_effects_measured() -> None:
     """Masses are summed in double; none is lost."""
     from captum_clip.evaluation.data import DemoScenes
 
-    got = measured("effect", bench(model("demo/vit"), DemoScenes(2)), Loud()).rows
+    got = measured("effect", context(model("demo/vit"), DemoScenes(2)), Loud())
     assert len(got["effect_spearman"].owners) == 4 + 9
     assert len(got["effect_spearman_others"].owners) == 2 + 6
 
@@ -366,8 +368,8 @@ def test_a_caption_without_a_map_is_left_out_with_its_reason() -> None:
     """Its words are measured all the same, and nothing counts as a map of zeros."""
     from captum_clip.evaluation.data import DemoMosaics
 
-    asked = case(bench(model("demo/vit"), DemoMosaics(2)), Mute())
-    got = TASKS["words"].measure(asked).rows
+    asked = on_batch(context(model("demo/vit"), DemoMosaics(2)), Mute())
+    got = joined(TASKS["words"].measure(asked))
     assert {name for name in got if name.startswith("caption")} == set()
     assert {"words_1", "words_2"} <= set(got)
     assert all("NaN" in reason for _, reason in asked.skipped)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.metric import CurveRows
-from captum_clip.evaluation.pictures import curve_series, perturbation_curves
+from captum_clip.evaluation.pictures import curve_bands, perturbation_curves
 from captum_clip.metrics import bootstrap_mean
 from captum_clip.visualization.curves import Curve, curves
 
@@ -35,9 +35,11 @@ def pens_of(figure: Figure, panel: int = 0) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def measured(seed: int = 0, images: int = 12) -> CurveRows:
-    owners = np.repeat(np.arange(images), 2)
-    return CurveRows(owners, FRACTIONS, np.random.default_rng(seed).random((len(owners), 3)))
+def measured(method: str = "ours", seed: int = 0, images: int = 12) -> pd.DataFrame:
+    """The rows of one curve of the long table, two regions an image."""
+    values = np.random.default_rng(seed).random((2 * images, 3)).ravel()
+    columns = {"method": method, "sample": np.repeat(np.arange(images), 6), "value": values}
+    return pd.DataFrame({**columns, "x": np.tile(FRACTIONS, 2 * images)})
 
 
 def test_lines_and_bands_are_what_is_given() -> None:
@@ -150,43 +152,42 @@ def test_curves_say_what_they_cannot_draw(series: Any, options: Any, message: st
         curves(series, **options)
 
 
-def test_series_are_means_with_their_intervals() -> None:
-    """Whole images are drawn; a method without curves is left out."""
-    rows = measured()
-    series = curve_series({"a": rows, "b": measured(images=0)}, resamples=300, seed=2)
-    assert list(series) == ["a"]
-    fractions, *band = series["a"]
-    assert fractions is not None
-    assert list(np.asarray(fractions)) == FRACTIONS.tolist()
-    for place in range(3):
-        expected = bootstrap_mean(rows.values[:, place], rows.owners, resamples=300, seed=2)
-        assert [np.asarray(part)[place] for part in band] == pytest.approx(list(expected))
+def test_bands_are_means_with_their_intervals() -> None:
+    """Whole images are drawn; one image alone has no interval."""
+    table = pd.concat([measured("a"), measured("b", images=1)])
+    bands = curve_bands(table, resamples=300, seed=2)
+    assert list(bands) == ["a", "b"]
+    fractions, *band = map(np.asarray, bands["a"])
+    assert fractions.tolist() == FRACTIONS.tolist()
+    for place, x in enumerate(FRACTIONS):
+        rows = measured("a")
+        rows = rows[rows["x"] == x]
+        expected = bootstrap_mean(rows["value"], rows["sample"], resamples=300, seed=2)
+        assert [part[place] for part in band] == pytest.approx(list(expected))
+    assert np.isnan(bands["b"][2]).all()
 
 
 def test_perturbation_curves_say_what_they_show() -> None:
-    """Both orders, the number of images, and who has no curve."""
-    most = {"ours": measured(1), "random": measured(2), "lost": measured(images=0)}
-    least = {"ours": measured(3), "random": measured(4, images=9), "lost": measured(images=0)}
+    """Both orders and the number of images; a method without curves has no line."""
+    most = pd.concat([measured("random", 2), measured("ours", 1)])
+    least = pd.concat([measured("random", 4, images=9), measured("ours", 3)])
+    methods = ["ours", "lost", "random"]
+    options: dict[str, Any] = {"baselines": ["random", "lost"], "resamples": 50}
     figure = perturbation_curves(
-        most, least, title="Deletion", reference="ours", baselines=["random", "lost"], resamples=50
+        most, least, methods, title="Deletion", reference="ours", **options
     )
     words = words_of(figure)
     assert {"Deletion", "most relevant first", "least relevant first", "ours", "random"} <= {*words}
-    assert (
-        "Bands: 95 % bootstrap intervals at each point, over 9 to 12 images. Not measured: lost."
-        in words
+    assert "Bands: 95 % bootstrap intervals at each point, over 9 to 12 images." in words
+    assert "lost" not in words
+    assert "lost" not in words_of(
+        perturbation_curves(most, least, methods, reference="lost", **options)
     )
-    again = perturbation_curves(most, least, reference="lost", resamples=50)
-    assert "lost" not in words_of(again)
     mean = figure.axes[1].get_lines()[0].get_ydata()
-    assert np.allclose(np.asarray(mean), least["ours"].values.mean(0))
+    expected = measured("ours", 3)["value"].to_numpy().reshape(-1, 3).mean(0)
+    assert np.allclose(np.asarray(mean), expected)
 
 
 def test_perturbation_curves_want_something_measured() -> None:
-    nothing = {"ours": measured(images=0)}
-    with pytest.raises(InputError, match="curves of 1 methods most relevant first and of 0 least"):
-        perturbation_curves({"ours": measured()}, nothing, resamples=10)
-    with pytest.raises(InputError, match="no curve 'other'"):
-        perturbation_curves({"a": measured()}, {"a": measured()}, reference="other", resamples=10)
-    with pytest.raises(InputError, match=r"curve_series: 'bad': .* NaN"):
-        curve_series({"bad": CurveRows(np.arange(1), FRACTIONS, np.full((1, 3), np.nan))})
+    with pytest.raises(InputError, match="at least one curve in every panel"):
+        perturbation_curves(measured(), measured(images=0), ["ours"], resamples=10)

@@ -6,8 +6,8 @@ from .demo import DemoMosaics, DemoScenes, DemoSingles
 from .fixation_folder import FixationFolder
 from .imagenet_segmentation import ImageNetSegmentation
 from .masked_folder import MaskedFolder
-from .opening import open_data
 from .pascal_voc import PascalVoc
+from .registry import open_data
 
 __all__ = [
     "ClassFolder",

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from .base import Case, Found, Task
+from .base import Task
 from .effect import Effect
 from .faithfulness import Faithfulness
 from .fixation import Fixation
@@ -19,4 +19,4 @@ _ALL: Final[tuple[Task, ...]] = (
 TASKS: Final[dict[str, Task]] = {task.name: task for task in _ALL}
 """All tasks by name, in the order of the tables."""
 
-__all__ = ["TASKS", "Case", "Found", "Task"]
+__all__ = ["TASKS", "Task"]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections import defaultdict
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ... import metrics
+from ...runs import Arrays
 from ..config import EvaluationConfig
-from ..metric import Metric, Rows
-from .base import Case, Found, Task
+from ..method_on_batch import MethodOnBatch
+from ..metric import Metric
+from ..table import rows_of
+from .base import Task
 
 
 class Effect(Task):
@@ -18,8 +24,8 @@ class Effect(Task):
     name = "effect"
     what = "signed mass in each object against its exact effect on the cosine"
 
+    @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """See :class:`Task`."""
         shapley = "exact Shapley effect on the cosine, by drawing the scene with every subset"
         removal = "the cosine of the whole scene less that of the scene drawn without the object"
         return {
@@ -27,52 +33,51 @@ class Effect(Task):
             "Effect of taking an object out of the scene": _metrics("removal", removal),
         }
 
-    def measure(self, case: Case) -> Found:
-        """See :class:`Task`; samples of which a map is missing are left out."""
-        asked = case.asked
-        if not asked.owners:
-            return Found()
-        signed = case.signed
-        masses, effects, removals, off, owners = [], [], [], [], []
-        for owner, one in enumerate(case.seen):
-            scores = case.shared.subset_scores.get(one.number)
-            places = [place for place, other in enumerate(asked.owners) if other == owner]
-            if scores is None or len(places) != len(one.regions):
+    @override
+    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+        """Samples of which a map is missing are left out.
+
+        A row is a pair of a text and an object, whose region is "a horse / a dog".
+        """
+        queries = one.regions
+        columns: dict[str, list[Tensor]] = defaultdict(list)
+        numbers: list[int] = []
+        pairs: list[tuple[str, str]] = []
+        for view in one.batch.views if len(queries) else ():
+            own = [i for i, number in enumerate(queries.numbers) if number == view.number]
+            scores = one.batch.subset_scores.get(view.number)
+            if scores is None or len(own) != len(view.regions):
                 continue
-            count = len(places)
-            masses.append(metrics.object_mass(signed[places].double(), one.masks).flatten())
-            effects.append(metrics.shapley_effects(scores).flatten())
-            removals.append(_removals(scores).flatten())
-            off.append(~torch.eye(count, dtype=torch.bool).flatten())
-            owners += [owner] * count**2
-        if not masses:
-            return Found()
-        chosen = torch.cat(off).nonzero()[:, 0].tolist()
-        others = [owners[place] for place in chosen]
-        rows: dict[str, Rows] = {}
-        for name, found in (("effect", effects), ("removal", removals)):
-            pairs = [torch.cat(masses), torch.cat(found)]
-            everything = case.rows(pairs, owners)
-            part = case.rows([column[chosen] for column in pairs], others)
-            for end, of in (("", everything), ("_others", part)):
-                rows |= {f"{name}_spearman{end}": of, f"{name}_signs{end}": of}
-                rows[f"{name}_negative{end}"] = _negative(of)
-        return Found(rows)
+            mass = metrics.object_mass(one.signed[own].double(), view.masks)  # (texts, objects)
+            columns["mass"].append(mass.flatten())
+            columns["effect"].append(metrics.shapley_effects(scores).flatten())
+            columns["removal"].append(_removals(scores).flatten())
+            texts = [region.text for region in view.regions]
+            pairs += [(text, other) for text in texts for other in texts]
+            numbers += [view.number] * len(own) ** 2
+        if not numbers:
+            return
+        mass = torch.cat(columns["mass"])
+        others = [place for place, (text, other) in enumerate(pairs) if text != other]
+        for name in ("effect", "removal"):
+            effect = torch.cat(columns[name])
+            for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
+                where = [numbers[i] for i in kept], [" / ".join(pairs[i]) for i in kept]
+                both = {"mass": mass[kept], "effect": effect[kept]}
+                yield rows_of(f"{name}_spearman{end}", both, *where)
+                yield rows_of(f"{name}_signs{end}", both, *where)
+                yield rows_of(f"{name}_negative{end}", (both["effect"] < 0).double(), *where)
 
 
 def _removals(scores: Tensor) -> Tensor:
     """What the whole scene has over the scene without each object: (n, 2^n) -> (n, n)."""
     whole = scores.shape[1] - 1
-    places = [whole ^ (1 << place) for place in range(whole.bit_length())]
-    return scores[:, whole:] - scores[:, places]
-
-
-def _negative(rows: Rows) -> Rows:
-    return Rows(rows.owners, (rows.values[:, 1:] < 0).astype(np.float64))
+    without = [whole ^ (1 << place) for place in range(whole.bit_length())]
+    return scores[:, whole:] - scores[:, without]
 
 
 def _metrics(name: str, exact: str) -> list[Metric]:
-    found = []
+    columns = []
     for end, pairs in (
         ("", "all pairs of a region's text and an object of its scene"),
         ("_others", "pairs where the text names another object"),
@@ -81,11 +86,10 @@ def _metrics(name: str, exact: str) -> list[Metric]:
         share = (
             f"share of effects below zero ({exact}); always saying one sign gets this or the rest"
         )
-        found += [
-            Metric(
-                f"{name}_spearman{end}", "spearman", "high", f"signed mass and {exact}; {pairs}"
-            ),
-            Metric(f"{name}_signs{end}", "sign_agreement", "high", f"{signs}; {pairs}"),
-            Metric(f"{name}_negative{end}", "mean", "none", f"{share}; {pairs}"),
+        ranks = f"signed mass and {exact}; {pairs}"
+        columns += [
+            Metric(f"{name}_spearman{end}", ranks, statistic="spearman"),
+            Metric(f"{name}_signs{end}", f"{signs}; {pairs}", statistic="sign_agreement"),
+            Metric(f"{name}_negative{end}", f"{share}; {pairs}", "none"),
         ]
-    return found
+    return columns

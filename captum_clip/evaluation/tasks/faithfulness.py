@@ -1,18 +1,21 @@
-"""Does a map foretell what changes do to the score, and does it stay where little changes?"""
+"""Does a map predict what changes do to the score, and does it stay where little changes?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ... import metrics
+from ...runs import Arrays
 from ..config import EvaluationConfig
+from ..method_on_batch import MethodOnBatch
 from ..methods import Attribute, Queries
 from ..metric import Metric
-from .base import Case, Found, Task
-from .first import few, finite_maps, first_queries
+from ..table import rows_of
+from .base import Task
 
 _RADIUS = 0.02
 _DRAWS = 5
@@ -24,93 +27,91 @@ class Faithfulness(Task):
     name = "faithfulness"
     what = "infidelity and sensitivity of captum.metrics"
 
+    @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """See :class:`Task`."""
         return {
             "Infidelity and sensitivity": [
                 Metric(
                     "infidelity",
-                    "ratio",
-                    "low",
                     "captum's infidelity with normalize=True over the mean square of the score's "
                     "change, as sums over images: 0 is perfect, a map that tells nothing gets 1; "
                     f"{config.draws} draws, in each the cells of the model's grid become the mean "
                     "colour with a chance of .2; blind to the sign of a map as a whole",
+                    "low",
+                    "ratio",
                 ),
                 Metric(
                     "sensitivity",
-                    "mean",
-                    "low",
                     "captum's sensitivity_max, the largest relative change of the map under "
                     f"uniform noise of radius {_RADIUS}, {_DRAWS} draws, first {config.few} images;"
                     " a map that sees nothing gets 0",
+                    "low",
                 ),
             ]
         }
 
-    def measure(self, case: Case) -> Found:
-        """See :class:`Task`."""
-        everything = first_queries(case)
-        queries, raw = finite_maps(case, everything)
-        if not len(queries):
-            return Found()
-        changes = case.shared.remember("changes", lambda: _changes(case, everything))
-        own = [everything.numbers.index(number) for number in queries.numbers]
-        columns = [_infidelity(case, queries, raw), changes[own]]
-        rows = {"infidelity": case.numbered(columns, queries.numbers)}
-        chosen = few(case, queries)
-        attribute = case.method.attribute(case.clip, chosen.rows)
-        if attribute is not None and len(chosen):
-            parts = _successive(chosen.numbers)
-            found = [_sensitivity(case, attribute, chosen, places) for places in parts]
-            rows["sensitivity"] = case.numbered([torch.cat(found)], chosen.numbers)
-        return Found(rows)
+    @override
+    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+        first = one.first_queries
+        kept, raw = one.finite_maps(first)
+        if not kept:
+            return
+        changes = one.batch.remember("changes", lambda: _changes(one, first))[kept]
+        queries = first.part(kept)
+        ratio = {"numerator": _infidelity(one, queries, raw), "denominator": changes}
+        yield rows_of("infidelity", ratio, queries.numbers, queries.texts)
+        slow = one.slow(queries)
+        attribute = one.method.attribute(one.clip, slow.rows)
+        if attribute is not None and len(slow):
+            parts = _successive(slow.numbers)
+            values = torch.cat([_sensitivity(one, attribute, slow, part) for part in parts])
+            yield rows_of("sensitivity", values, slow.numbers, slow.texts)
 
 
 def _sensitivity(
-    case: Case, attribute: Attribute, queries: Queries, places: Sequence[int]
+    one: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
 ) -> Tensor:
     """Of images with successive numbers, each with the draws of its own number."""
     return metrics.sensitivity(
         attribute,
-        queries.pixels[places[0] : places[-1] + 1],
-        list(places),
+        queries.pixels[indices[0] : indices[-1] + 1],
+        list(indices),
         radius=_RADIUS,
         samples=_DRAWS,
-        batch_size=case.config.batch_size,
-        seed=case.config.seed + queries.numbers[places[0]],
+        batch_size=one.config.batch_size,
+        seed=one.config.seed + queries.numbers[indices[0]],
     )
 
 
 def _successive(numbers: Sequence[int]) -> list[list[int]]:
-    """The places of rising numbers, a new list after each number that is left out."""
+    """The indices of rising numbers, a new list after each number that is left out."""
     parts: list[list[int]] = []
-    for place, number in enumerate(numbers):
-        if not place or number != numbers[place - 1] + 1:
+    for index, number in enumerate(numbers):
+        if not index or number != numbers[index - 1] + 1:
             parts.append([])
-        parts[-1].append(place)
+        parts[-1].append(index)
     return parts
 
 
-def _changes(case: Case, queries: Queries) -> Tensor:
+def _changes(one: MethodOnBatch, queries: Queries) -> Tensor:
     """The mean square of the score's change: the infidelity of a map of zeros."""
-    grid = case.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
-    return _infidelity(case, queries, torch.zeros(len(queries), *grid).to(queries.pixels))
+    grid = one.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
+    return _infidelity(one, queries, torch.zeros(len(queries), *grid).to(queries.pixels))
 
 
-def _infidelity(case: Case, queries: Queries, raw: Tensor) -> Tensor:
+def _infidelity(one: MethodOnBatch, queries: Queries, raw: Tensor) -> Tensor:
     """Of each image with the draws of its own number, whatever else is in the batch."""
-    grid = case.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
-    found = [
+    grid = one.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
+    values = [
         metrics.infidelity(
-            case.bench.forward(queries.rows[place : place + 1]),
-            queries.pixels[place : place + 1],
-            raw[place : place + 1].to(queries.pixels),
+            one.context.forward(queries.rows[index : index + 1]),
+            queries.pixels[index : index + 1],
+            raw[index : index + 1].to(queries.pixels),
             perturbation=metrics.patch_removal(grid),
-            samples=case.config.draws,
-            batch_size=case.config.batch_size,
-            seed=case.config.seed + number,
+            samples=one.config.draws,
+            batch_size=one.config.batch_size,
+            seed=one.config.seed + number,
         )
-        for place, number in enumerate(queries.numbers)
+        for index, number in enumerate(queries.numbers)
     ]
-    return torch.cat(found)
+    return torch.cat(values)

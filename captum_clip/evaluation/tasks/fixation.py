@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
 from ...models.geometry import resize_density, resize_points
-from ..chunk import Seen
+from ...runs import Arrays
+from ..batch import View
 from ..config import EvaluationConfig
-from ..metric import Metric, Rows
-from .base import Case, Found, Task, queries_of
-from .first import finite_maps
+from ..method_on_batch import MethodOnBatch, queries_of
+from ..metric import Metric
+from ..table import rows_of
+from .base import Task
 
 
 class Fixation(Task):
@@ -24,68 +27,57 @@ class Fixation(Task):
     name = "fixation"
     what = "maps against human fixations"
 
+    @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """See :class:`Task`."""
         return {
             "Human fixations": [
-                Metric("nss", "mean", "high", "mean standardised value at fixations; chance is 0"),
-                Metric("auc_judd", "mean", "high", "AUC-Judd at fixations; chance is .5"),
-                Metric("cc", "mean", "high", "linear correlation with the density; chance is 0"),
-                Metric("sim", "mean", "high", "shared mass of map and density, 1 where equal"),
+                Metric("nss", "mean standardised value at fixations; chance is 0"),
+                Metric("auc_judd", "AUC-Judd at fixations; chance is .5"),
+                Metric("cc", "linear correlation with the density; chance is 0"),
+                Metric("sim", "shared mass of map and density, 1 where equal"),
             ]
         }
 
-    def measure(self, case: Case) -> Found:
-        """See :class:`Task`; each metric where its kind of fixations is known."""
-        seen = [one for one in case.seen if one.sample.fixated is not None]
-        if not seen:
-            return Found()
-        texts = [one.sample.fixated or "" for one in seen]
-        queries, raw = finite_maps(case, queries_of(seen, case.bench.encode(texts), texts))
-        if not len(queries):
-            return Found()
-        heat = dict(zip(queries.numbers, resizing.positive(raw), strict=True))
-        kept = [one for one in seen if one.number in heat]
-        points = {one.number: _points(case, one) for one in kept}
-        densities = {one.number: _density(case, one) for one in kept}
-        rows = {
-            "nss": _rows(case, heat, points, metrics.nss),
-            "auc_judd": _rows(case, heat, points, metrics.auc_judd),
-            "cc": _rows(case, heat, densities, metrics.cc),
-            "sim": _rows(case, heat, densities, metrics.sim),
-        }
-        return Found(rows)
+    @override
+    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+        """Each metric where its kind of fixations is known."""
+        views = [view for view in one.batch.views if view.sample.fixated is not None]
+        if not views:
+            return
+        texts = [view.sample.fixated or "" for view in views]
+        kept, raw = one.finite_maps(queries_of(views, one.context.encode(texts), texts))
+        if not kept:
+            return
+        for index, heat in zip(kept, resizing.positive(raw), strict=True):
+            view = views[index]
+            points, density = _points(one, view), _density(one, view)
+            for metric, truth in (
+                *((metrics.nss, points), (metrics.auc_judd, points)),
+                *((metrics.cc, density), (metrics.sim, density)),
+            ):
+                if truth is not None:
+                    value = metric(heat[None], truth[None])
+                    yield rows_of(metric.__name__, value, [view.number], [texts[index]])
 
 
-def _rows(
-    case: Case,
-    heat: dict[int, Tensor],
-    truths: dict[int, Tensor | None],
-    metric: Callable[[Tensor, Tensor], Tensor],
-) -> Rows:
-    values = {n: metric(heat[n][None], t[None]) for n, t in truths.items() if t is not None}
-    measured = torch.cat(list(values.values())) if values else torch.zeros(0)
-    return case.numbered([measured], list(values))
-
-
-def _points(case: Case, one: Seen) -> Tensor | None:
+def _points(one: MethodOnBatch, view: View) -> Tensor | None:
     """Fixations (H, W) in the crop; None where there are none in it, or every pixel is one."""
-    if one.sample.fixations is None:
+    if view.sample.fixations is None:
         return None
-    size = (one.pixels.shape[-2], one.pixels.shape[-1])
-    found = resize_points(case.clip.processor, one.sample.fixations, size) > 0
-    if not found.any() or found.all():
-        case.skipped.append((one.number, "the crop shows none of the fixations, or nothing else"))
+    size = (view.pixels.shape[-2], view.pixels.shape[-1])
+    points = resize_points(one.clip.processor, view.sample.fixations, size) > 0
+    if not points.any() or points.all():
+        one.skipped.append((view.number, "the crop shows none of the fixations, or nothing else"))
         return None
-    return torch.from_numpy(np.ascontiguousarray(found)).to(one.pixels.device)
+    return torch.from_numpy(np.ascontiguousarray(points)).to(view.pixels.device)
 
 
-def _density(case: Case, one: Seen) -> Tensor | None:
-    if one.sample.density is None:
+def _density(one: MethodOnBatch, view: View) -> Tensor | None:
+    if view.sample.density is None:
         return None
-    size = (one.pixels.shape[-2], one.pixels.shape[-1])
-    found = resize_density(case.clip.processor, one.sample.density, size)
-    if not found.any():
-        case.skipped.append((one.number, "the crop shows nothing of the density of fixations"))
+    size = (view.pixels.shape[-2], view.pixels.shape[-1])
+    density = resize_density(one.clip.processor, view.sample.density, size)
+    if not density.any():
+        one.skipped.append((view.number, "the crop shows nothing of the density of fixations"))
         return None
-    return torch.from_numpy(found).to(one.pixels.device)
+    return torch.from_numpy(density).to(view.pixels.device)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ... import metrics
+from ...runs import Arrays
 from ..config import EvaluationConfig, Fill
+from ..method_on_batch import MethodOnBatch, queries_of
 from ..methods import Queries
-from ..metric import CurveRows, Metric, Rows
-from .base import Case, Found, Task, queries_of
+from ..metric import Metric
+from ..table import rows_of
+from .base import Task
 
-TITLES: dict[str, str] = {
+TITLES: Final[dict[str, str]] = {
     "mean": "the mean colour",
     "black": "black",
     "blur": "a blur",
     "road": "ROAD's noisy linear imputation",
 }
-_KINDS = ("predicted", "true")
-_FIFTHS = tuple(fifth / 5 for fifth in range(6))
-_TENTHS = tuple(tenth / 10 for tenth in range(11))
+CURVE: Final = "curve_"
+"""Before the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
+_KINDS: Final = ("predicted", "true")
+_FIFTHS: Final = tuple(fifth / 5 for fifth in range(6))
+_TENTHS: Final = tuple(tenth / 10 for tenth in range(11))
 
 
 class Perturbation(Task):
@@ -32,55 +37,49 @@ class Perturbation(Task):
     name = "perturbation"
     what = "deletion curves of zero-shot classification"
 
+    @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """See :class:`Task`."""
-        tables = {}
-        for fill in config.fills:
-            for kind in _KINDS:
-                title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
-                tables[title] = _metrics(config, fill, kind)
-        return tables
-
-    def measure(self, case: Case) -> Found:
-        """See :class:`Task`; only samples with a class."""
-        seen = [one for one in case.seen if one.sample.label is not None]
-        if not seen:
-            return Found()
-        chosen = {
-            "predicted": [int(case.shared.predicted[case.seen.index(one)]) for one in seen],
-            "true": [one.sample.label or 0 for one in seen],
+        return {
+            f"Perturbation: {TITLES[fill]}, map of the {kind} class": _metrics(config, fill, kind)
+            for fill in config.fills
+            for kind in _KINDS
         }
-        pairs = [pair for classes in chosen.values() for pair in enumerate(classes)]
-        pairs = list(dict.fromkeys(pairs))  # mostly the same class twice, and one test will do
-        places, classes = zip(*pairs, strict=True)
+
+    @override
+    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+        """Only samples with a class."""
+        views = [view for view in one.batch.views if view.sample.label is not None]
+        if not views:
+            return
+        predicted = dict(zip(one.batch.views, one.batch.predicted.tolist(), strict=True))
+        chosen = {
+            "predicted": [predicted[view] for view in views],
+            "true": [view.sample.label or 0 for view in views],
+        }
+        # Mostly the same class twice, and one test will do.
+        pairs = list(dict.fromkeys(pair for of in chosen.values() for pair in enumerate(of)))
         queries = queries_of(
-            [seen[place] for place in places],
-            case.bench.classes[list(classes)],
-            [case.bench.data.classes[number] for number in classes],
+            [views[place] for place, _ in pairs],
+            one.context.classes[[label for _, label in pairs]],
+            [one.context.data.classes[label] for _, label in pairs],
         )
-        raw = case.maps(queries)
-        finite = set(case.finite(queries, raw))
-        rows: dict[str, Rows] = {}
-        curves: dict[str, CurveRows] = {}
-        for fill in case.config.fills:
+        truth = [(label, chosen["true"][place]) for place, label in pairs]
+        kept, raw = one.finite_maps(queries)
+        for fill in one.config.fills:
             tests = {
-                pair: _test(case, queries, raw, index, fill, pair[1], chosen["true"][pair[0]])
-                for index, pair in enumerate(pairs)
-                if index in finite and _wanted(case, fill, queries.numbers[index])
+                pairs[index]: _test(one, queries.part([index]), heat, fill, *truth[index])
+                for index, heat in zip(kept, raw, strict=True)
+                if fill != "road" or queries.numbers[index] < one.config.few  # ROAD takes long
             }
             for kind, labels in chosen.items():
-                kept = [place for place, label in enumerate(labels) if (place, label) in tests]
-                numbers = [seen[place].number for place in kept]
-                of = [tests[place, labels[place]] for place in kept]
-                if of:
-                    rows |= _areas(case, of, numbers, f"{fill}_{kind}")
-                    curves |= _curves(of, numbers, f"{fill}_{kind}")
-        return Found(rows, curves)
-
-
-def _wanted(case: Case, fill: Fill, number: int) -> bool:
-    """ROAD's fill takes long."""
-    return fill != "road" or number < case.config.few
+                own = [pair for pair in enumerate(labels) if pair in tests]
+                if own:
+                    yield from _rows(
+                        f"{fill}_{kind}",
+                        [tests[pair] for pair in own],
+                        [views[place].number for place, _ in own],
+                        [one.context.data.classes[label] for _, label in own],
+                    )
 
 
 def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
@@ -89,73 +88,57 @@ def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
     said = f"removed pixels become {TITLES[fill]}, in {steps}; map of the {kind} class"
     area = "area under the curve of top-1 accuracy (of the true class, all classes of the data)"
     return [
-        Metric(f"most{end}", "mean", "low", f"{area}, most relevant first; {said}"),
+        Metric(f"most{end}", f"{area}, most relevant first; {said}", "low"),
         Metric(
             f"least{end}",
-            "mean",
-            "high",
             f"the same, least relevant first; with the same fill it is also the area of insertion; "
             f"{said}",
         ),
-        Metric(f"gap{end}", "mean", "high", f"least less most; chance is 0; {said}"),
+        Metric(f"gap{end}", f"least less most; chance is 0; {said}"),
         Metric(
-            f"gap_cosine{end}",
-            "mean",
-            "high",
-            f"the same of the cosine with the {kind} class; chance is 0; {said}",
+            f"gap_cosine{end}", f"the same of the cosine with the {kind} class; chance is 0; {said}"
         ),
     ]
 
 
 def _test(
-    case: Case, queries: Queries, raw: Tensor, index: int, fill: Fill, target: int, label: int
+    one: MethodOnBatch, query: Queries, heat: Tensor, fill: Fill, target: int, label: int
 ) -> metrics.PerturbationTest:
-    """The test of one image with one map."""
-    pixels = queries.pixels[index : index + 1]
+    """The test of one image with one map (h, w), of class `target`."""
     return metrics.perturbation_test(
-        case.bench.forward(case.bench.classes),
-        pixels,
-        raw[index : index + 1].to(pixels),
+        one.context.forward(one.context.classes),
+        query.pixels,
+        heat[None].to(query.pixels),
         [target],
-        fill=_filled(case, pixels, fill),
+        fill=_filled(one, query.pixels, fill),
         labels=[label],
         fractions=_FIFTHS if fill == "road" else _TENTHS,
-        batch_size=case.config.batch_size,
-        seed=case.config.seed + queries.numbers[index],
+        batch_size=one.config.batch_size,
+        seed=one.config.seed + query.numbers[0],
     )
 
 
-def _areas(
-    case: Case, tests: Sequence[metrics.PerturbationTest], numbers: Sequence[int], end: str
-) -> dict[str, Rows]:
+def _rows(
+    end: str,
+    tests: Sequence[metrics.PerturbationTest],
+    numbers: Sequence[int],
+    classes: Sequence[str],
+) -> Iterator[Arrays]:
     top1 = [test.top1 for test in tests if test.top1 is not None]
-    found = {
-        "most": [one.most_area for one in top1],
-        "least": [one.least_area for one in top1],
-        "gap": [one.gap for one in top1],
-        "gap_cosine": [test.score.gap for test in tests],
-    }
-    return {
-        f"{name}_{end}": case.numbered([torch.cat(parts)], numbers) for name, parts in found.items()
-    }
-
-
-def _curves(
-    tests: Sequence[metrics.PerturbationTest], numbers: Sequence[int], end: str
-) -> dict[str, CurveRows]:
-    owners = np.array(numbers, dtype=np.int64)
-    fractions = tests[0].score.fractions.cpu().numpy()
-    found = {}
+    where = numbers, classes
+    yield rows_of(f"most_{end}", torch.cat([curve.most_area for curve in top1]), *where)
+    yield rows_of(f"least_{end}", torch.cat([curve.least_area for curve in top1]), *where)
+    yield rows_of(f"gap_{end}", torch.cat([curve.gap for curve in top1]), *where)
+    yield rows_of(f"gap_cosine_{end}", torch.cat([test.score.gap for test in tests]), *where)
     for order in ("most", "least"):
-        values = torch.cat([getattr(test.top1, f"{order}_first") for test in tests])
-        table = values.double().cpu().numpy()
-        found[f"{order}_{end}"] = CurveRows(owners, fractions, table)
-    return found
+        values = torch.cat([getattr(curve, f"{order}_first") for curve in top1])  # (N, F)
+        for x, column in zip(tests[0].score.fractions.tolist(), values.T, strict=True):
+            yield rows_of(f"{CURVE}{order}_{end}", column, *where, x=x)
 
 
-def _filled(case: Case, images: Tensor, fill: Fill) -> Any:
+def _filled(one: MethodOnBatch, images: Tensor, fill: Fill) -> Any:
     if fill == "road":
         return "road"
     if fill == "black":
-        return case.clip.color((0, 0, 0))
+        return one.clip.color((0, 0, 0))
     return metrics.blur_fill(images) if fill == "blur" else metrics.mean_fill(images)

@@ -3,97 +3,94 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
-from torch import Tensor
+from typing_extensions import override
 
 from ... import metrics
+from ...runs import Arrays
 from ..config import EvaluationConfig
-from ..methods import Queries
-from ..metric import Metric, Rows
-from .base import Case, Found, Task
-from .first import few, finite_maps, first_queries
+from ..method_on_batch import MethodOnBatch
+from ..metric import Metric
+from ..table import rows_of
+from .base import Task
 
 
 class Sanity(Task):
     """Rank correlation with the map of another model or prompt; one target an image, its first."""
 
     name = "sanity"
-    what = "rank correlation with maps of random parameters, other prompts, renumbered heads"
+    what = "rank correlation with maps of random parameters, other prompts, permuted heads"
 
+    @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """See :class:`Task`."""
         start = f"Spearman's rank correlation, first {config.few} images, with the map"
         return {
             "Sanity checks": [
                 Metric(
                     "random_parameters",
-                    "mean",
-                    "none",
                     f"{start} of a model with random parameters in its whole vision tower: near 0 "
                     "is right",
+                    "none",
                 ),
                 Metric(
                     "empty_prompt",
-                    "mean",
-                    "none",
                     f"{start} of the empty text: near 1 means that the text hardly matters",
+                    "none",
                 ),
                 Metric(
                     "other_prompt",
-                    "mean",
-                    "none",
                     f"{start} of a text that names something else, drawn from the data set's "
                     "classes: near 1 means the same",
+                    "none",
                 ),
                 Metric(
                     "renumbered_heads",
-                    "mean",
-                    "high",
                     f"{start} of the same function with the heads of all layers but the last "
                     "renumbered: 1 is right",
                 ),
             ]
         }
 
-    def measure(self, case: Case) -> Found:
-        """See :class:`Task`; a constant map has no ranks and is left out."""
-        if case.method.attribute(case.clip, case.bench.encode([""])) is None:
-            return Found()
-        queries, raw = finite_maps(case, few(case, first_queries(case)))
-        if not len(queries):
-            return Found()
-        bench = case.bench
-        empty = bench.encode([""]).expand_as(queries.rows)
-        other = bench.encode([_other(case, number) for number in queries.numbers])
-        rows = {
-            "empty_prompt": _correlated(case, queries, raw, case.maps(queries.against(empty))),
-            "other_prompt": _correlated(case, queries, raw, case.maps(queries.against(other))),
+    @override
+    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+        """A constant map has no ranks and is left out."""
+        context = one.context
+        if one.method.attribute(one.clip, context.encode([""])) is None:
+            return
+        first = one.slow(one.first_queries)
+        kept, raw = one.finite_maps(first)
+        if not kept:
+            return
+        queries = first.part(kept)
+        empty = context.encode([""]).expand_as(queries.rows)
+        other = context.encode([_other(one, number) for number in queries.numbers])
+        changed = {
+            "empty_prompt": (queries.with_targets(empty), one.clip),
+            "other_prompt": (queries.with_targets(other), one.clip),
+            "random_parameters": (queries, context.random_copy),
+            "renumbered_heads": (queries, context.renumbered_copy),
         }
-        copies = {"random_parameters": bench.random_copy, "renumbered_heads": bench.renumbered_copy}
-        for name, copy in copies.items():
-            if copy is not None:
-                rows[name] = _correlated(case, queries, raw, case.maps(queries, copy))
-        return Found(rows)
+        for name, (asked, clip) in changed.items():
+            if clip is not None:
+                correlation = metrics.rank_correlation(raw, one.maps(asked, clip))
+                yield rows_of(name, correlation, queries.numbers, queries.texts)
 
 
-def _correlated(case: Case, queries: Queries, raw: Tensor, maps: Tensor) -> Rows:
-    correlations = metrics.rank_correlation(raw, maps)
-    return case.numbered([correlations], queries.numbers)
-
-
-def _other(case: Case, number: int) -> str:
+def _other(one: MethodOnBatch, number: int) -> str:
     """A text that names nothing in the sample; the same for every method and batch.
 
     Where all texts name something in it, the empty text.
     """
-    [one] = [one for one in case.seen if one.number == number]
-    shown = {region.text for region in one.regions}
-    if one.sample.label is not None:
-        shown.add(case.bench.data.classes[one.sample.label])
-    texts = [text for text in case.bench.data.classes if text not in shown]
+    [view] = [view for view in one.batch.views if view.number == number]
+    classes = one.context.data.classes
+    shown = {region.text for region in view.regions}
+    if view.sample.label is not None:
+        shown.add(classes[view.sample.label])
+    texts = [text for text in classes if text not in shown]
     if not texts:
         return ""
     digest = hashlib.sha256(
-        f"{case.config.seed} {one.sample.name}".encode("utf-8", "surrogateescape")
+        f"{one.config.seed} {view.sample.name}".encode("utf-8", "surrogateescape")
     ).digest()
     return texts[int.from_bytes(digest[:8], "big") % len(texts)]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
+from ...runs import Arrays
 from ..config import EvaluationConfig
+from ..method_on_batch import MethodOnBatch
 from ..metric import Metric
-from .base import Case, Found, Task
+from ..table import rows_of
+from .base import Task
 
-_PARTS = ("target", "others", "background")
+_PARTS = {
+    "target": "in the region that the text names",
+    "others": "in the other regions",
+    "background": "outside of all regions",
+}
 
 
 class Signs(Task):
@@ -20,80 +30,64 @@ class Signs(Task):
     name = "signs"
     what = "where positive and negative maps lie"
 
+    @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """See :class:`Task`."""
-        where = {
-            "target": "in the region that the text names",
-            "others": "in the other regions",
-            "background": "outside of all regions",
-        }
-        titles = {}
-        for sign in ("positive", "negative"):
-            titles[f"Where the {sign} map lies"] = [
+        shares = {
+            sign: [
                 Metric(
                     f"{sign}_{part}",
-                    "mean",
+                    f"share of the {sign} map's mass {where}; chance: random",
                     "none",
-                    f"share of the {sign} map's mass {where[part]}; chance: random",
                 )
-                for part in _PARTS
+                for part, where in _PARTS.items()
             ]
-        titles["Where the negative map lies"] += [
-            Metric(
-                "sign_correlation",
-                "mean",
-                "none",
-                "Spearman's rank correlation of positive and negative map; below zero by "
-                "construction where both are parts of one signed map",
-            ),
-            Metric(
-                "sign_cosine",
-                "mean",
-                "none",
-                "cosine of positive and negative map; 0: they never meet",
-            ),
-            Metric(
-                "negative_pointing_others",
-                "mean",
-                "none",
-                "maximum of the negative map inside another region; chance: random",
-            ),
-        ]
-        return titles
+            for sign in ("positive", "negative")
+        }
+        correlation = (
+            "Spearman's rank correlation of positive and negative map; below zero by construction "
+            "where both are parts of one signed map"
+        )
+        others = "maximum of the negative map inside another region; chance: random"
+        cosine = "cosine of positive and negative map; 0: they never meet"
+        return {
+            "Where the positive map lies": shares["positive"],
+            "Where the negative map lies": [
+                *shares["negative"],
+                Metric("sign_correlation", correlation, "none"),
+                Metric("sign_cosine", cosine, "none"),
+                Metric("negative_pointing_others", others, "none"),
+            ],
+        }
 
-    def measure(self, case: Case) -> Found:
-        """See :class:`Task`; regions without another one beside them are left out."""
-        asked = case.asked
-        if not asked.owners:
-            return Found()
-        whole = torch.stack([_union(case, owner) for owner in asked.owners])  # (N, H, W)
-        parts = [asked.masks, whole & ~asked.masks, ~whole]
+    @override
+    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+        """Regions without another one beside them are left out."""
+        queries = one.regions
+        if not len(queries):
+            return
+        unions = {view.number: view.masks.any(0) for view in one.batch.views}
+        whole = torch.stack([unions[number] for number in queries.numbers])  # (N, H, W)
+        parts = [one.masks, whole & ~one.masks, ~whole]
         several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
-        places = several.nonzero()[:, 0].tolist()
-        if not places:
-            return Found()
-        owners = [asked.owners[place] for place in places]
-        parts = [part[places] for part in parts]
-        positive = case.positive[places]
-        rows = {}
-        for name, mask in zip(_PARTS, parts, strict=True):
-            rows[f"positive_{name}"] = case.rows(_share(positive, mask), owners)
-        if case.negative is not None:
-            negative = case.negative[places]
-            for name, mask in zip(_PARTS, parts, strict=True):
-                rows[f"negative_{name}"] = case.rows(_share(negative, mask), owners)
-            correlation = metrics.rank_correlation(positive, negative)
-            rows["sign_correlation"] = case.rows(correlation, owners)
-            rows["sign_cosine"] = case.rows(_cosine(positive, negative), owners)
-            hits = metrics.pointing_game(negative, parts[1])
-            some = torch.where(negative.flatten(1).any(1), hits, torch.nan)
-            rows["negative_pointing_others"] = case.rows(some, owners)
-        return Found(rows)
-
-
-def _union(case: Case, owner: int) -> Tensor:
-    union: Tensor = case.seen[owner].masks.any(0)
-    return union
+        kept = several.nonzero()[:, 0].tolist()
+        if not kept:
+            return
+        where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
+        masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
+        positive = one.positive[kept]
+        for name, mask in masks.items():
+            yield rows_of(f"positive_{name}", _share(positive, mask), *where)
+        if one.negative is None:
+            return
+        negative = one.negative[kept]
+        for name, mask in masks.items():
+            yield rows_of(f"negative_{name}", _share(negative, mask), *where)
+        correlation = metrics.rank_correlation(positive, negative)
+        yield rows_of("sign_correlation", correlation, *where)
+        yield rows_of("sign_cosine", _cosine(positive, negative), *where)
+        hits = metrics.pointing_game(negative, masks["others"])
+        hits = torch.where(negative.flatten(1).any(1), hits, torch.nan)
+        yield rows_of("negative_pointing_others", hits, *where)
 
 
 def _share(heat: Tensor, masks: Tensor) -> Tensor:
@@ -103,8 +97,8 @@ def _share(heat: Tensor, masks: Tensor) -> Tensor:
     return inside / mass.sum((-2, -1))
 
 
-def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    one, other = first.flatten(1).double(), second.flatten(1).double()
-    product: Tensor = (one * other).sum(1)
-    lengths: Tensor = one.norm(dim=1) * other.norm(dim=1)
+def _cosine(positive: Tensor, negative: Tensor) -> Tensor:
+    first, second = positive.flatten(1).double(), negative.flatten(1).double()
+    product: Tensor = (first * second).sum(1)
+    lengths: Tensor = first.norm(dim=1) * second.norm(dim=1)
     return product / lengths

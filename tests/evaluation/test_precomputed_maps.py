@@ -13,15 +13,15 @@ import torch
 from captum_clip import maps
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import DemoScenes
-from captum_clip.evaluation.made_elsewhere import MadeElsewhere
-from captum_clip.evaluation.methods import opposite
+from captum_clip.evaluation.precomputed_maps import PrecomputedMaps
 from captum_clip.evaluation.tasks import TASKS
 from tests.evaluation.cases import (
     TEXTS,
-    bench,
-    case,
+    context,
+    joined,
     measured,
     model,
+    on_batch,
     queries,
     random_maps,
     same_rows,
@@ -42,28 +42,30 @@ def test_maps_of_any_grid_are_resized_to_the_image(
         names = np.array(TEXTS[:2])
         np.savez(tmp_path / f"image{number}.npz", maps=heat[::-1] + number, names=names[::-1])
     asked = queries(model(VIT))
-    got = MadeElsewhere(tmp_path).maps(model(VIT), asked)
+    got = PrecomputedMaps(tmp_path).maps(model(VIT), asked)
     for number in (0, 1):
         expected = torch.tensor((heat[number] + number).astype(np.float32))
         torch.testing.assert_close(got[number], maps.upsample(expected, (32, 32)))
 
 
 def test_a_folder_is_a_method_of_its_name(tmp_path: Path) -> None:
-    method = MadeElsewhere(random_maps(tmp_path / "LeGrad", ["a", "cats/b"], TEXTS))
+    method = PrecomputedMaps(random_maps(tmp_path / "LeGrad", ["a", "cats/b"], TEXTS))
     assert method.name == "LeGrad"
     assert method.what == "maps read from files, 2 of them, resized to the image"
-    assert not any([method.signed, method.opposed, method.baseline, method.costly])
+    assert not any(
+        [method.signed, method.negative_from_negated_target, method.baseline, method.costly]
+    )
     assert method.attribute(model(VIT), torch.ones(1, 1)) is None
 
 
 def test_any_map_below_zero_makes_all_signed(tmp_path: Path) -> None:
     clip, asked = model(VIT), queries(model(VIT))
-    positive = MadeElsewhere(random_maps(tmp_path / "p", asked.names, TEXTS))
-    assert opposite(positive, clip, asked, positive.maps(clip, asked)) is None
+    positive = PrecomputedMaps(random_maps(tmp_path / "p", asked.names, TEXTS))
+    assert positive.negative_maps(clip, asked, positive.maps(clip, asked)) is None
     random_maps(tmp_path / "s", asked.names[:1], TEXTS)
-    signed = MadeElsewhere(random_maps(tmp_path / "s", asked.names, TEXTS, offset=-0.5))
+    signed = PrecomputedMaps(random_maps(tmp_path / "s", asked.names, TEXTS, offset=-0.5))
     raw = signed.maps(clip, asked)
-    against = opposite(signed, clip, asked, raw)
+    against = signed.negative_maps(clip, asked, raw)
     assert against is not None
     assert torch.equal(against, (-raw).clamp(min=0))
     assert against.any()
@@ -73,7 +75,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """A file, a name, a number: NaN in its place, and the reason."""
     heat = np.array([1, np.nan, np.inf, 1e300])[:, None, None] * ONE
     np.savez(tmp_path / "image0.npz", maps=heat, names=np.array(["fine", "nan", "inf", "large"]))
-    method = MadeElsewhere(tmp_path)
+    method = PrecomputedMaps(tmp_path)
     clip = model(VIT)
     asked = queries(clip, ("fine", "nan", "inf", "large", "lost")).part([0, 1, 2, 3, 4, 0])
     names = ("image0",) * 5 + ("image9",)
@@ -136,7 +138,7 @@ def test_a_wrong_file_is_said_at_once(tmp_path: Path, write: Any, message: str) 
     written(tmp_path / "a.npz", maps=-ONE, names=np.array(["a"]))
     write(tmp_path / "wrong.npz")
     with pytest.raises(InputError, match=rf"wrong\.npz: .*{re.escape(message)}"):
-        MadeElsewhere(tmp_path)
+        PrecomputedMaps(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["lost", "empty", "file"])
@@ -145,12 +147,12 @@ def test_a_folder_without_maps_is_said(tmp_path: Path, folder: str) -> None:
     (tmp_path / "empty" / "a.npy").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match=r"no such folder, or no \.npz file in it; expected"):
-        MadeElsewhere(tmp_path / folder)
+        PrecomputedMaps(tmp_path / folder)
 
 
 def test_names_may_be_bytes(tmp_path: Path) -> None:
     written(tmp_path / "image0.npz", maps=ONE, names=np.array([b"a horse"]))
-    method = MadeElsewhere(tmp_path)
+    method = PrecomputedMaps(tmp_path)
     assert method.maps(model(VIT), queries(model(VIT), ("a horse",))).eq(1).all()
 
 
@@ -158,27 +160,27 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     """And the folder is another one then."""
     asked = queries(model(VIT), ("a",))
     written(tmp_path / "image0.npz", maps=ONE, names=np.array(["a"]))
-    before = MadeElsewhere(tmp_path)
+    before = PrecomputedMaps(tmp_path)
     assert before.maps(model(VIT), asked).eq(1).all()
     written(tmp_path / "image0.npz", maps=ONE.repeat(2, 1) * 2, names=np.array(["a"]))
-    after = MadeElsewhere(tmp_path)
+    after = PrecomputedMaps(tmp_path)
     assert after.maps(model(VIT), asked).eq(2).all()
     assert before.identity() != after.identity()
-    assert MadeElsewhere(tmp_path).identity() == after.identity()
+    assert PrecomputedMaps(tmp_path).identity() == after.identity()
 
 
 def test_the_same_maps_give_the_same_rows(tmp_path: Path) -> None:
     """Those of last-grad, at the size of the image: exact but for rounding in single precision."""
     clip, data = model("demo/vit"), DemoScenes(2)
-    every = bench(clip, data)
-    own = case(every, "last-grad")
-    asked, raw = own.asked, own.raw
-    for sample in {*asked.queries.names}:
-        places = [i for i, name in enumerate(asked.queries.names) if name == sample]
-        texts = np.array([asked.queries.texts[place] for place in places])
+    every = context(clip, data)
+    own = on_batch(every, "last-grad")
+    asked, raw = own.regions, own.raw
+    for sample in {*asked.names}:
+        places = [i for i, name in enumerate(asked.names) if name == sample]
+        texts = np.array([asked.texts[place] for place in places])
         written(tmp_path / f"{sample}.npz", maps=raw[places].numpy(), names=texts)
-    got = measured("localization", every, MadeElsewhere(tmp_path)).rows
-    for metric, expected in measured("localization", every, "last-grad").rows.items():
+    got = measured("localization", every, PrecomputedMaps(tmp_path))
+    for metric, expected in measured("localization", every, "last-grad").items():
         same_rows(got[metric], expected, 0 if "pointing" in metric else 1e-6)
 
 
@@ -186,9 +188,9 @@ def test_a_missing_map_is_counted_by_every_task(tmp_path: Path) -> None:
     """The others are measured, and the reason names the method."""
     clip, data = model("demo/vit"), DemoScenes(1)
     texts = [region.text for region in data.read(0).regions]
-    method = MadeElsewhere(random_maps(tmp_path / "theirs", ["00000"], texts[1:]))
+    method = PrecomputedMaps(random_maps(tmp_path / "theirs", ["00000"], texts[1:]))
     for task in ("localization", "faithfulness"):
-        asked = case(bench(clip, data), method)
-        found = TASKS[task].measure(asked)
-        assert all(one.owners.tolist() == [0] for one in found.rows.values())
+        asked = on_batch(context(clip, data), method)
+        found = joined(TASKS[task].measure(asked))
+        assert all(one.owners.tolist() == [0] for one in found.values())
         assert asked.skipped == [(0, f"theirs: 00000.npz has no map of {texts[0]!r}")]

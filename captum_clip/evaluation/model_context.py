@@ -1,4 +1,4 @@
-"""A model on the bench: its encodings and its modified copies, each made once and kept."""
+"""A model with a data set: its encodings and its modified copies, each made once and kept."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from ..models import ClipAdapter, load_clip
 from ..models.towers import ViTTower
 from ..models.variants import randomize_parameters, renumber_heads
 from ..similarity import ClipSimilarity
-from .chunk import Chunk
 from .config import EvaluationConfig
 from .data.base import DataSet
 
 Forward = Callable[[Tensor], Tensor]
 
 
-class Bench:
+class ModelContext:
     """A model with a data set and the settings of an evaluation.
 
     Args:
@@ -76,7 +75,7 @@ class Bench:
 
     @cached_property
     def renumbered_copy(self) -> ClipAdapter | None:
-        """The same function with the heads of all layers but the last renumbered; only of a ViT."""
+        """The same function with the heads of all layers but the last permuted; only of a ViT."""
         tower = self.clip.tower
         if not isinstance(tower, ViTTower):
             return None
@@ -87,34 +86,3 @@ class Bench:
             changed = renumber_heads(changed, layer, order)
         parts = {"processor": self.clip.processor, "tokenizer": self.clip.tokenizer}
         return load_clip(changed, **parts)
-
-
-class Shared:
-    """What all methods need of one chunk, computed once."""
-
-    def __init__(self, bench: Bench, chunk: Chunk) -> None:
-        self._bench = bench
-        self.chunk = chunk
-        self._remembered: dict[str, Tensor] = {}
-
-    def remember(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` gave when a method first asked for it."""
-        if name not in self._remembered:
-            self._remembered[name] = compute()
-        return self._remembered[name]
-
-    @cached_property
-    def predicted(self) -> Tensor:
-        """The class (S,) that the model finds in each image."""
-        return self._bench.scores(self.chunk.pixels, self._bench.classes).argmax(1)
-
-    @cached_property
-    def subset_scores(self) -> dict[int, Tensor]:
-        """Cosines (n, 2^n) of the regions' texts with every subset, by number of the sample."""
-        found = {}
-        for one in self.chunk.seen:
-            if one.sample.subsets and len(one.regions) == len(one.sample.regions):
-                rows = self._bench.encode([region.text for region in one.regions])
-                pixels = self._bench.clip.preprocess(list(one.sample.subsets))
-                found[one.number] = self._bench.scores(pixels, rows).T
-        return found

@@ -1,4 +1,4 @@
-"""Statistics of rows that count several times: what a resample makes of each metric."""
+"""Statistics of rows whose samples count several times: what a resample makes of each metric."""
 
 from __future__ import annotations
 
@@ -7,54 +7,44 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from ..metrics.bootstrap import Array, Index, Statistic, cluster_sums
 from .metric import StatisticName
-
-Array = npt.NDArray[np.float64]
-Index = npt.NDArray[np.intp]
-OfWeights = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A statistic of rows whose samples count several times.
+class RowStatistic:
+    """A statistic of rows, each of which belongs to a sample.
 
     Attributes:
-        columns: number of columns of the rows.
-        prepare: the sample (N,) of each row, the rows (N, C) and the number S of samples ->
-            a function from weights (r, S) to figures (r,); NaN where the statistic means nothing.
+        parts: the columns of the rows, by the names that they have in the long table.
+        prepare: the sample (N,) of each row, the rows (N, C) and the number of samples -> the
+            statistic of how often each sample counts; NaN where it means nothing.
     """
 
-    columns: int
-    prepare: Callable[[Index, Array, int], OfWeights]
-
-
-def sums_of(index: Index, values: Array, count: int) -> Array:
-    """The sums (S, C) of the rows (N, C) of each sample."""
-    columns = [np.bincount(index, weights=column, minlength=count) for column in values.T]
-    return np.stack(columns, axis=1)
+    parts: tuple[str, ...]
+    prepare: Callable[[Index, Array, int], Statistic]
 
 
 def _additive(
-    columns: int, addends: Callable[[Array], Array], figure: Callable[..., Array]
-) -> Weighted:
+    parts: tuple[str, ...], addends: Callable[[Array], Array], figure: Callable[..., Array]
+) -> RowStatistic:
     """A statistic that is a function of sums over rows, so of sums over samples.
 
     Args:
-        columns: of the rows.
+        parts: of the rows.
         addends: rows (N, C) -> what is added up, (N, D).
         figure: D sums (r,) -> figures (r,).
     """
 
-    def prepare(index: Index, values: Array, count: int) -> OfWeights:
-        sums = sums_of(index, addends(values), count)
+    def prepare(index: Index, values: Array, samples: int) -> Statistic:
+        sums = cluster_sums(index, addends(values), samples)
         return lambda weights: figure(*(weights @ sums).T)
 
-    return Weighted(columns, prepare)
+    return RowStatistic(parts, prepare)
 
 
-def _spearman(index: Index, values: Array, count: int) -> OfWeights:
+def _spearman(index: Index, values: Array, samples: int) -> Statistic:
     """Spearman's rank correlation of two columns, with no sorting in any resample."""
     first, second = (np.unique(column, return_inverse=True)[1] for column in values.T)
 
@@ -67,7 +57,7 @@ def _spearman(index: Index, values: Array, count: int) -> OfWeights:
     return lambda weights: np.array([correlation(row) for row in weights])
 
 
-def _centred_ranks(places: Index, weights: Array) -> Array:
+def _centred_ranks(order: Index, weights: Array) -> Array:
     """Average ranks (N,) less their mean, of rows that count `weights` (N,) times.
 
     Of W rows, those of one value have the ranks from b + 1 to b + w, with b the weight of all
@@ -75,12 +65,12 @@ def _centred_ranks(places: Index, weights: Array) -> Array:
     numbers are exact, so equal orders give equal correlations to the last digit.
 
     Args:
-        places: (N,) of each row's value among the distinct values, from 0.
+        order: (N,) of each row's value among the distinct values, from 0.
         weights: (N,) whole numbers.
     """
-    each = np.bincount(places, weights=weights)
-    up_to = np.cumsum(each)
-    ranks: Array = (up_to - each / 2 - up_to[-1] / 2)[places]
+    weight = np.bincount(order, weights=weights)
+    up_to = np.cumsum(weight)
+    ranks: Array = (up_to - weight / 2 - up_to[-1] / 2)[order]
     return ranks
 
 
@@ -107,11 +97,15 @@ def _signs(values: Array) -> Array:
     return np.stack([np.where(effect != 0, (1 + mass * effect) / 2, 0), effect != 0], axis=1)
 
 
-STATISTICS: Final[dict[StatisticName, Weighted]] = {
-    "mean": _additive(1, _counted, _quotient),
-    "ratio": _additive(2, np.asarray, _quotient),
-    "mean_iou": _additive(4, np.asarray, _mean_iou),
-    "spearman": Weighted(2, _spearman),
-    "sign_agreement": _additive(2, _signs, _quotient),
+_PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
+_EFFECT: Final = ("mass", "effect")
+STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
+    "mean": _additive(("",), _counted, _quotient),
+    "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
+    "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
+    "spearman": RowStatistic(_EFFECT, _spearman),
+    "sign_agreement": _additive(_EFFECT, _signs, _quotient),
 }
-"""By name; what each takes is told in :class:`captum_clip.evaluation.metric.Metric`."""
+"""By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
+counts of pixels, and Spearman's rank correlation and the share of equal signs of mass and effect.
+All over all rows of the images drawn."""

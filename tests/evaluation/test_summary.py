@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 
 from captum_clip import metrics
 from captum_clip.errors import InputError
-from captum_clip.evaluation.metric import CurveRows, Metric, Rows, StatisticName
-from captum_clip.evaluation.statistics import Finding, compare, curve_band
-from captum_clip.metrics import Interval, bootstrap_mean, effect_agreement, paired_difference
+from captum_clip.evaluation.metric import Metric, StatisticName
+from captum_clip.evaluation.resampling import STATISTICS
+from captum_clip.evaluation.summary import summarize
+from captum_clip.metrics import bootstrap_mean, effect_agreement, paired_difference
 from captum_clip.metrics.segmentation import SegmentationScores
+from tests.evaluation.cases import Rows, long_table
 
 Array = npt.NDArray[np.float64]
 RESAMPLES = 200
+NOTHING = (math.nan,) * 3
 
 
-def metric(statistic: StatisticName = "mean") -> Metric:
-    return Metric("found", statistic, "high", "")
+class Figure(NamedTuple):
+    """A row of the summary."""
+
+    interval: tuple[float, float, float]
+    difference: tuple[float, float, float, float]  # with the adjusted p value
+    images: int
+    rows: int
+    images_paired: int
+
+
+def compare(
+    statistic: StatisticName, rows: Mapping[str, Rows], *, reference: str, **options: Any
+) -> dict[str, Figure]:
+    """Each method's figures by one metric."""
+    metric = Metric("found", "", statistic=statistic)
+    tables = [long_table(name, "found", STATISTICS[statistic].parts, r) for name, r in rows.items()]
+    table = pd.concat(tables)
+    found = summarize(table, {"": [metric]}, list(rows), reference=reference, **options)
+    return {
+        line.method: Figure(
+            (line.mean, line.low, line.high),
+            (line.difference, line.difference_low, line.difference_high, line.p_holm),
+            *(line.images, line.rows, line.images_paired),
+        )
+        for line in found.figures.itertuples()
+    }
 
 
 def rows_of(statistic: StatisticName, seed: int, samples: int = 30) -> Rows:
@@ -71,16 +99,14 @@ def plain_resamples(
     return np.array(found)
 
 
-STATISTICS: list[StatisticName] = ["mean", "ratio", "mean_iou", "spearman", "sign_agreement"]
+EVERY: list[StatisticName] = ["mean", "ratio", "mean_iou", "spearman", "sign_agreement"]
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", EVERY)
 def test_figures_are_those_of_plain_loops(statistic: StatisticName) -> None:
     """Weights say exactly what repeated rows say: figure, interval, difference, p value."""
     ours, theirs = rows_of(statistic, 1), rows_of(statistic, 2)
-    found = compare(
-        metric(statistic), {"a": ours, "b": theirs}, reference="a", resamples=RESAMPLES, seed=5
-    )
+    found = compare(statistic, {"a": ours, "b": theirs}, reference="a", resamples=RESAMPLES, seed=5)
     samples = np.unique(ours.owners).tolist()
     one, other = (plain_resamples(statistic, r, samples, RESAMPLES, 5) for r in (ours, theirs))
     figures = [plain(statistic, rows.values) for rows in (ours, theirs)]
@@ -99,7 +125,7 @@ def test_mean_is_that_of_bootstrap_mean() -> None:
     owners = np.arange(50)
     one, other = np.random.default_rng(3).random((2, 50))
     rows = {"a": Rows(owners, one[:, None]), "b": Rows(owners, other[:, None])}
-    found = compare(metric(), rows, reference="b", seed=4)
+    found = compare("mean", rows, reference="b", seed=4)
     assert found["a"].interval == pytest.approx(bootstrap_mean(one, seed=4), rel=1e-12)
     assert found["a"].difference == pytest.approx(paired_difference(one, other, seed=4), rel=1e-9)
 
@@ -107,29 +133,26 @@ def test_mean_is_that_of_bootstrap_mean() -> None:
 def test_spearman_agrees_with_ranks_however_many_ties() -> None:
     """All rows once is the metric itself, and equal orders are a perfect correlation."""
     values = np.random.default_rng(4).integers(0, 3, (400, 2)).astype(float)
-    found = compare(metric("spearman"), {"a": Rows(np.arange(400), values)}, reference="a")
-    interval = found["a"].interval
-    assert interval is not None
+    found = compare("spearman", {"a": Rows(np.arange(400), values)}, reference="a")
     mass, effect = torch.from_numpy(values.T.copy())
-    assert interval.mean == pytest.approx(metrics.effect_agreement(mass, effect).spearman)
+    expected = metrics.effect_agreement(mass, effect).spearman
+    assert found["a"].interval[0] == pytest.approx(expected)
     both = np.stack([values[:, 0], np.exp(values[:, 0])], axis=1)
-    same = compare(metric("spearman"), {"a": Rows(np.arange(400), both)}, reference="a")
+    same = compare("spearman", {"a": Rows(np.arange(400), both)}, reference="a")
     assert same["a"].interval == (1, 1, 1)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", EVERY)
 def test_a_method_does_not_differ_from_itself(statistic: StatisticName) -> None:
     """Difference 0 to the last digit, p value 1, in whatever order its rows come."""
     rows = rows_of(statistic, 6)
     order = np.random.default_rng(7).permutation(len(rows.owners))
     mixed = Rows(rows.owners[order], rows.values[order])
-    found = compare(metric(statistic), {"a": rows, "b": mixed, "c": rows}, reference="a")
+    found = compare(statistic, {"a": rows, "b": mixed, "c": rows}, reference="a")
     for name in ("b", "c"):
         assert found[name].difference == (0, 0, 0, 1)
-        assert found[name].p_holm == 1
         assert found[name].interval == found["a"].interval
-    assert found["a"].difference is None
-    assert found["a"].p_holm is None
+    assert found["a"].difference == pytest.approx((*NOTHING, math.nan), nan_ok=True)
 
 
 def test_order_of_rows_changes_no_digit() -> None:
@@ -137,7 +160,7 @@ def test_order_of_rows_changes_no_digit() -> None:
     values = np.array([[1e16], [1.0], [-1e16], [2.0]])
     owners = np.array([0, 0, 0, 1])
     rows = {"a": Rows(owners, values), "b": Rows(owners[[0, 2, 1, 3]], values[[0, 2, 1, 3]])}
-    found = compare(metric(), rows, reference="a")
+    found = compare("mean", rows, reference="a")
     assert found["a"].interval == found["b"].interval
 
 
@@ -145,10 +168,9 @@ def test_a_constant_shift_is_that_difference() -> None:
     """In every resample, so the interval has no width and the p value is the smallest there is."""
     rows = rows_of("mean", 8)
     moved = Rows(rows.owners, rows.values + 0.125)
-    difference = compare(metric(), {"a": rows, "b": moved}, reference="a")["b"].difference
-    assert difference is not None
+    difference = compare("mean", {"a": rows, "b": moved}, reference="a")["b"].difference
     assert difference[:3] == pytest.approx((0.125, 0.125, 0.125), abs=1e-14)
-    assert difference.p_value == 2 / 2001
+    assert difference[3] == 2 / 2001
 
 
 def test_rounding_is_no_difference() -> None:
@@ -158,19 +180,20 @@ def test_rounding_is_no_difference() -> None:
         "a": Rows(owners, np.full((20, 1), 0.3)),
         "b": Rows(owners, np.full((20, 1), 0.1 + 0.2)),
     }
-    assert compare(metric(), rows, reference="a")["b"].difference == (0, 0, 0, 1)
+    assert compare("mean", rows, reference="a")["b"].difference == (0, 0, 0, 1)
 
 
 def test_other_methods_change_nothing_but_holm() -> None:
     """Draws depend on the images and the seed alone."""
     rows = {name: rows_of("mean", seed) for seed, name in enumerate("abc")}
-    all_three = compare(metric(), rows, reference="a")
+    all_three = compare("mean", rows, reference="a")
+    raw = []
     for name in "bc":
-        pair = compare(metric(), {"a": rows["a"], name: rows[name]}, reference="a")
+        pair = compare("mean", {"a": rows["a"], name: rows[name]}, reference="a")
         assert pair[name].interval == all_three[name].interval
-        assert pair[name].difference == all_three[name].difference
-    raw = [finding.difference.p_value for finding in all_three.values() if finding.difference]
-    adjusted = [all_three[name].p_holm for name in "bc"]
+        assert pair[name].difference[:3] == all_three[name].difference[:3]
+        raw.append(pair[name].difference[3])
+    adjusted = [all_three[name].difference[3] for name in "bc"]
     assert adjusted == metrics.holm(raw).tolist()
 
 
@@ -178,32 +201,30 @@ def test_pairs_are_the_images_of_both() -> None:
     """Where one method has no rows the other's do not count; each keeps its own figure."""
     one = Rows(np.arange(10), np.arange(10.0)[:, None])
     other = Rows(np.arange(5, 20), np.arange(5.0, 20.0)[:, None] + 1)
-    found = compare(metric(), {"a": one, "b": other}, reference="a")["b"]
+    found = compare("mean", {"a": one, "b": other}, reference="a")["b"]
     assert found.images == 15
     assert found.images_paired == 5
-    assert found.interval is not None
-    assert found.interval.mean == pytest.approx(13)
-    assert found.difference is not None
+    assert found.interval[0] == pytest.approx(13)
     assert found.difference[:3] == pytest.approx((1, 1, 1))
 
 
-@pytest.mark.parametrize("empty", [(0,), (0, 0), (0, 1)])
-def test_nothing_measured_is_no_figure(empty: tuple[int, ...]) -> None:
+def test_nothing_measured_is_no_figure() -> None:
     """No rows, no number; and nothing is compared with an empty reference."""
-    nothing = Rows(np.empty(0, dtype=np.int64), np.empty(empty))
-    rows = {"a": rows_of("mean", 1), "b": nothing}
-    found = compare(metric(), rows, reference="a")
-    assert found["b"] == Finding(None, 0, 0, None, None, 0)
-    alone = compare(metric(), rows, reference="b")["a"]
+    rows = {"a": rows_of("mean", 1), "b": Rows(np.empty(0, dtype=np.int64), np.empty((0, 1)))}
+    found = compare("mean", rows, reference="a")
+    assert found["b"].interval == pytest.approx(NOTHING, nan_ok=True)
+    assert found["b"].difference == pytest.approx((*NOTHING, math.nan), nan_ok=True)
+    assert found["b"][2:] == (0, 0, 0)
+    alone = compare("mean", rows, reference="b")["a"]
     assert alone.interval == found["a"].interval
-    assert alone.difference is None
+    assert math.isnan(alone.difference[0])
     assert alone.images_paired == 0
 
 
 def test_methods_without_a_common_image_are_not_compared() -> None:
     one, other = Rows(np.arange(5), np.ones((5, 1))), Rows(np.arange(5, 9), np.ones((4, 1)))
-    found = compare(metric(), {"a": one, "b": other}, reference="a")["b"]
-    assert found.difference is None
+    found = compare("mean", {"a": one, "b": other}, reference="a")["b"]
+    assert math.isnan(found.difference[0])
     assert found.images_paired == 0
     assert found.interval == (1, 1, 1)
 
@@ -212,12 +233,9 @@ def test_one_image_has_neither_interval_nor_p_value() -> None:
     """Its rows have a mean, but nothing says how other images would differ."""
     image = np.zeros(3, dtype=np.int64)
     rows = {"a": Rows(image, np.ones((3, 1))), "b": Rows(image, np.zeros((3, 1)))}
-    found = compare(metric(), rows, reference="a")["b"]
-    assert found.interval is not None
-    assert found.difference is not None
-    assert [found.interval.mean, found.difference.mean] == [0, -1]
+    found = compare("mean", rows, reference="a")["b"]
+    assert [found.interval[0], found.difference[0]] == [0, -1]
     assert all(map(math.isnan, (*found.interval[1:], *found.difference[1:])))
-    assert found.p_holm is None
 
 
 @pytest.mark.parametrize(
@@ -233,72 +251,61 @@ def test_a_statistic_that_means_nothing_is_nan(statistic: StatisticName, values:
     """Not zero; the other methods are still tested among themselves."""
     undefined = Rows(np.arange(2), np.array(values))
     good = rows_of(statistic, 3)
-    found = compare(metric(statistic), {"a": good, "b": undefined, "c": good}, reference="a")
-    assert found["b"].interval == pytest.approx((math.nan,) * 3, nan_ok=True)
+    found = compare(statistic, {"a": good, "b": undefined, "c": good}, reference="a")
+    assert found["b"].interval == pytest.approx(NOTHING, nan_ok=True)
     assert found["b"].rows == 2
-    assert found["b"].p_holm is None
-    assert found["c"].p_holm == 1
+    assert math.isnan(found["b"].difference[3])
+    assert found["c"].difference[3] == 1
 
 
 def test_resamples_that_mean_nothing_are_left_out() -> None:
     """Two of three images have no effect: where only they are drawn there is no agreement."""
     rows = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
-    found = compare(metric("sign_agreement"), {"a": rows}, reference="a")
-    assert found["a"].interval == Interval(1, 1, 1)
+    found = compare("sign_agreement", {"a": rows}, reference="a")
+    assert found["a"].interval == (1, 1, 1)
 
 
 def test_seed_decides() -> None:
     rows = {"a": rows_of("mean", 1)}
-    one, same, other = (compare(metric(), rows, reference="a", seed=seed) for seed in (1, 1, 2))
-    assert one == same != other
+    one, same, other = (compare("mean", rows, reference="a", seed=seed) for seed in (1, 1, 2))
+    assert one["a"].interval == same["a"].interval != other["a"].interval
+
+
+def test_parts_of_a_row_are_found_by_sample_and_region() -> None:
+    """However the table is sorted."""
+    rows = rows_of("spearman", 3)
+    table = long_table("a", "found", ("mass", "effect"), rows)
+    metric = Metric("found", "", statistic="spearman")
+    one, other = (
+        summarize(t, {"": [metric]}, ["a"], reference="a").figures
+        for t in (table, table.sample(frac=1, random_state=0))
+    )
+    assert one.equals(other)
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "message"),
+    ("change", "options", "message"),
     [
-        (Rows(np.arange(2), np.ones((2, 2))), {}, r"of 'a': expected .* \(N, 1\), got"),
-        (Rows(np.arange(3), np.ones((2, 1))), {}, r"got \(3,\) and \(2, 1\)"),
-        (Rows(np.arange(0), np.ones((2, 1))), {}, r"got \(0,\) and \(2, 1\)"),
-        (Rows(np.arange(2), np.array([[1.0], [np.nan]])), {}, "of 'a': the values hold NaN"),
-        (rows_of("mean", 1), {"reference": "c"}, r"reference 'c' is not among .* \['a'\]"),
-        (rows_of("mean", 1), {"level": 95}, "expected a level in"),
-        (rows_of("mean", 1), {"resamples": 0}, "resamples from 1"),
+        ({"part": "mass"}, {}, "found of 'a': expected as many rows of each of the parts ''"),
+        ({"value": np.nan}, {}, "found of 'a': the values hold NaN"),
+        ({}, {"reference": "c"}, r"reference or baseline 'c' is not among the methods \['a'\]"),
+        ({}, {"baselines": ["c"]}, "reference or baseline 'c'"),
+        ({}, {"level": 95}, "expected a level in"),
+        ({}, {"resamples": 0}, "resamples from 1"),
+        ({}, {"groups": {}}, "one or more metrics, each of its own name, got none"),
+        ({}, {"groups": {"": [Metric("found", "")] * 2}}, "got 'found' twice"),
     ],
 )
-def test_compare_says_what_it_cannot_use(rows: Rows, options: Any, message: str) -> None:
-    with pytest.raises(InputError, match=f"compare: found.*{message}"):
-        compare(metric(), {"a": rows}, **{"reference": "a", **options})
+def test_summarize_says_what_it_cannot_use(change: Any, options: Any, message: str) -> None:
+    table = long_table("a", "found", ("",), rows_of("mean", 1)).assign(**change)
+    given = {"groups": {"": [Metric("found", "")]}, "methods": ["a"], "reference": "a", **options}
+    with pytest.raises(InputError, match=f"summarize: .*{message}"):
+        summarize(table, **given)
 
 
 def test_unknown_statistics_are_named() -> None:
     wrong: Any = "median"
+    metric = Metric("found", "", statistic=wrong)
+    table = long_table("a", "found", ("",), rows_of("mean", 1))
     with pytest.raises(InputError, match="no statistic 'median'; expected one of mean, ratio"):
-        compare(metric(wrong), {"a": rows_of("mean", 1)}, reference="a")
-
-
-def test_band_is_the_interval_of_each_point() -> None:
-    """Each column of the curves as `bootstrap_mean` has it."""
-    draw = np.random.default_rng(9)
-    owners, values = draw.integers(0, 12, 40), draw.random((40, 3))
-    band = curve_band(CurveRows(owners, np.array([0, 0.5, 1]), values), seed=3)
-    assert band.fractions.tolist() == [0, 0.5, 1]
-    for place in range(3):
-        expected = bootstrap_mean(values[:, place], owners, seed=3)
-        found = (band.mean[place], band.low[place], band.high[place])
-        assert found == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("owners", "fractions", "values", "message"),
-    [
-        ([], [0, 1], np.empty((0, 2)), "one or more curves .* got 0 curves"),
-        ([0], [[0, 1]], np.ones((1, 2)), r"fractions \(1, 2\)"),
-        ([0], [0, 1], np.ones((1, 3)), r"values \(N, 2\), got \(1,\) and \(1, 3\)"),
-        ([0], [0, 1], np.full((1, 2), np.nan), "hold NaN"),
-    ],
-)
-def test_band_says_what_it_cannot_use(
-    owners: Any, fractions: Any, values: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=f"curve_band: .*{message}"):
-        curve_band(CurveRows(np.array(owners, dtype=np.int64), np.array(fractions), values))
+        summarize(table, {"": [metric]}, ["a"], reference="a")

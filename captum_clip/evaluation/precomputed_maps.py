@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from .. import maps as resizing
 from ..errors import InputError
@@ -19,7 +20,7 @@ from ..models import ClipAdapter
 from .methods import Method, Queries
 
 
-class MadeElsewhere(Method):
+class PrecomputedMaps(Method):
     """The maps in a folder: ``SAMPLE.npz`` with `maps` (K, h, w) and `names` (K,), on any grid.
 
     A map is found by the name of its sample and the text of its target, and resized to the image
@@ -51,24 +52,25 @@ class MadeElsewhere(Method):
         self.signed = any(negative)
         self._digest = _digest(self.folder, files)
 
+    @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        """See :class:`Method`."""
         size = (queries.pixels.shape[-2], queries.pixels.shape[-1])
-        found = torch.full((len(queries), *size), torch.nan)
-        for place, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
+        maps = torch.full((len(queries), *size), torch.nan)
+        for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
             path = self.folder / f"{sample}.npz"
             if path.is_file():
                 heat = _read(path).get(text)
                 if heat is not None and np.isfinite(heat).all():
-                    found[place] = resizing.upsample(torch.from_numpy(heat), size)
-        return found.to(queries.pixels.device)
+                    maps[index] = resizing.upsample(torch.from_numpy(heat), size)
+        return maps.to(queries.pixels.device)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See :class:`Method`; with a digest of all files."""
+        """With a digest of all files."""
         return {**super().identity(), "files": self._digest}
 
+    @override
     def why_not(self, sample: str, text: str) -> str:
-        """See :class:`Method`."""
         path = self.folder / f"{sample}.npz"
         if not path.is_file():
             return f"there is no file {sample}.npz"
@@ -83,12 +85,12 @@ def _negative(path: Path) -> bool:
 
 def _digest(folder: Path, files: list[Path]) -> str:
     """SHA-256 over the names and contents of files."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
         name = path.relative_to(folder).as_posix()
-        found.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -4,90 +4,109 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from ..attr.registry import default_method
-from ..errors import CaptumClipError, InputError
+from ..checks import error_context, find_repeated
+from ..errors import InputError
 from ..models import ClipAdapter
-from ..studies.config import Subject
-from ..studies.jobs import Loader
+from ..runs import ModelLoader, full_name, label_of, slug
 from .config import DATA, EvaluationConfig
 from .data import open_data
 from .data.base import DataSet
-from .data.opening import options_of
-from .made_elsewhere import MadeElsewhere
+from .data.registry import options_of
 from .methods import Method, Queries, method_of, methods_for
+from .precomputed_maps import PrecomputedMaps
 from .tasks import TASKS
-from .units import Unit, units_of
 
+FOLDER: Final = "units"
 _OF_IMAGES: Final = ("localization", "signs")
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One method on some samples of a data set: what is computed at one go, in one file.
+
+    Attributes:
+        data: number of the data set.
+        method: number of the method.
+        numbers: of the samples.
+        name: of its file.
+    """
+
+    data: int
+    method: int
+    numbers: tuple[int, ...]
+    name: str
+
+    @property
+    def size(self) -> int:
+        """How many images it counts for in the progress."""
+        return len(self.numbers)
+
+
 @dataclass(frozen=True, eq=False)
-class Opened:
+class Plan:
     """An evaluation that can begin.
 
     Attributes:
         config: the settings.
         model: what `load_clip` takes, a folder by its full path.
-        label: what results call the model.
         fingerprint: of the model.
         data: the data sets.
         tasks: of each data set.
-        methods: all of them, those made elsewhere last.
-        named: names of those that are not.
+        methods: all of them, precomputed maps last.
+        named: names of those that are not precomputed.
         reference: the method that the others are compared with.
-        units: all of them.
+        shards: all of them.
     """
 
     config: EvaluationConfig
     model: str
-    label: str
     fingerprint: str
     data: tuple[DataSet, ...]
     tasks: tuple[tuple[str, ...], ...]
     methods: tuple[Method, ...]
     named: tuple[str, ...]
     reference: str
-    units: tuple[Unit, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def label(self) -> str:
+        """What results call the model."""
+        return label_of(self.config.model)
 
     def about(self) -> dict[str, Any]:
         """All that decides the results, as JSON."""
         return {
             "config": self.config.identity(),
             "model": {"name": self.label, "fingerprint": self.fingerprint},
-            "data": [{"name": one.name, **one.identity()} for one in self.data],
-            "methods": [one.identity() for one in self.methods],
+            "data": [{"name": data.name, **data.identity()} for data in self.data],
+            "methods": [method.identity() for method in self.methods],
             "tasks": [list(tasks) for tasks in self.tasks],
         }
 
 
-def open_evaluation(config: EvaluationConfig, loader: Loader) -> Opened:
+def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     """Load the model, open the data, and try every method on one black image.
 
     Args:
         config: the settings.
-        loader: keeps the model.
+        models: keeps the model.
 
     Raises:
         CaptumClipError: a model, a data set, a method or a task that cannot be worked with.
     """
-    if config.gpus and config.engine == "local" and not torch.cuda.is_available():
-        raise InputError(
-            "a GPU was asked for, but PyTorch sees no CUDA device; leave gpus out to compute on "
-            "the CPU."
-        )
-    given = {"template": config.template, "text": config.text}
-    _check_options(config, given)
+    options = {"template": config.template, "text": config.text}
+    _check_options(config, options)
     data = tuple(
         open_data(
             name,
             number=config.images,
             seed=config.seed,
-            **{option: given[option] for option in options_of(name)},
+            **{option: options[option] for option in options_of(name)},
         )
         for name in config.data or DATA
     )
@@ -97,31 +116,53 @@ def open_evaluation(config: EvaluationConfig, loader: Loader) -> Opened:
         tasks = tuple(some for some in tasks if some)
     if config.maps:
         _check_names(data)
-    subject = Subject(config.model)
-    model = config.model
-    if subject.label != model:
-        model = str(Path(model).expanduser().resolve())
-    clip, fingerprint = loader.load(model, "cpu")
+    model = full_name(config.model)
+    clip, fingerprint = models.load(model, "cpu")
     _check_texts(config, data, clip)
     named = config.methods or methods_for(clip)
-    methods: tuple[Method, ...] = (
-        *(method_of(name, clip, seed=config.seed) for name in named),
-        *(MadeElsewhere(folder) for folder in config.maps),
-    )
-    names = [method.name for method in methods]
-    reference = _reference(config, clip, names)
+    methods = open_methods(named, config, clip)
+    reference = _reference(config, clip, [method.name for method in methods])
     for method in methods[: len(named)]:
         _try(clip, method)
-    units = tuple(units_of(data, methods, size=config.chunk_size, few=config.few))
-    return Opened(
-        config, model, subject.label, fingerprint, data, tasks, methods, named, reference, units
-    )
+    shards = tuple(shards_of(data, methods, size=config.chunk_size, max_slow_images=config.few))
+    return Plan(config, model, fingerprint, data, tasks, methods, named, reference, shards)
 
 
-def _check_options(config: EvaluationConfig, given: dict[str, str | None]) -> None:
+def open_methods(
+    named: Sequence[str], config: EvaluationConfig, clip: ClipAdapter
+) -> tuple[Method, ...]:
+    """The methods of these names, then the folders of precomputed maps."""
+    by_name = [method_of(name, clip, seed=config.seed) for name in named]
+    return (*by_name, *(PrecomputedMaps(folder) for folder in config.maps))
+
+
+def shards_of(
+    data: Sequence[DataSet], methods: Sequence[Method], *, size: int, max_slow_images: int
+) -> list[Shard]:
+    """Cut every data set into batches; all methods of a batch follow each other.
+
+    Args:
+        data: the data sets.
+        methods: all of them.
+        size: samples a shard; the last one may have fewer.
+        max_slow_images: samples of a data set that costly methods see.
+    """
+    shards = []
+    for place, one in enumerate(data):
+        for start in range(0, len(one), size):
+            for number, method in enumerate(methods):
+                end = min(start + size, len(one), max_slow_images if method.costly else len(one))
+                folder = f"{FOLDER}/{place:02d}-{slug(one.name)}"
+                name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
+                if start < end:
+                    shards.append(Shard(place, number, tuple(range(start, end)), name))
+    return shards
+
+
+def _check_options(config: EvaluationConfig, options: dict[str, str | None]) -> None:
     """Every option serves a data set; each gets its own only."""
     known = {option for name in config.data or DATA for option in options_of(name)}
-    for option, value in given.items():
+    for option, value in options.items():
         if value is not None and option not in known:
             raise InputError(
                 f"evaluate: none of the data {', '.join(config.data or DATA)} takes a {option}."
@@ -132,10 +173,8 @@ def _check_texts(config: EvaluationConfig, data: Sequence[DataSet], clip: ClipAd
     """What the model cannot read as a text is said before any long work."""
     for one in data:
         if one.classes and config.against == "text":
-            try:
+            with error_context(one.name):
                 clip.tokenize(list(one.classes))
-            except CaptumClipError as error:
-                raise InputError(f"{one.name}: {error}") from error
 
 
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:
@@ -146,32 +185,32 @@ def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str
             f"evaluate: there is no task {unknown[0]!r}; there are {', '.join(TASKS)}."
         )
     wanted = _wanted(config)
-    found = tuple(tuple(name for name in wanted if name in one.tasks) for one in data)
+    tasks = tuple(tuple(name for name in wanted if name in one.tasks) for one in data)
     for name in wanted:
-        of = [one.name for one, tasks in zip(data, found, strict=True) if name in tasks]
+        of = [one.name for one, own in zip(data, tasks, strict=True) if name in own]
         if len(of) > 1:
             raise InputError(
                 f"evaluate: {' and '.join(of)} are both measured by {name}; give each its own "
                 "output folder, so that one table has one data set."
             )
         if name in config.tasks and not of:
-            can = ", ".join(dict.fromkeys(task for one in data for task in one.tasks))
+            served = ", ".join(dict.fromkeys(task for one in data for task in one.tasks))
             which = "the data" if config.data else "the demo's data"
             raise InputError(
-                f"evaluate: {which} do not serve the task {name}, they serve {can}; give data that "
-                "do."
+                f"evaluate: {which} do not serve the task {name}, they serve {served}; give data "
+                "that do."
             )
-    for one, tasks in zip(data, found, strict=True):
-        if not tasks and config.data:
+    for one, own in zip(data, tasks, strict=True):
+        if not own and config.data:
             raise InputError(
                 f"evaluate: {one.name} serves none of {', '.join(wanted)}; it serves "
                 f"{', '.join(one.tasks)}."
             )
-    return found
+    return tasks
 
 
 def _check_names(data: Sequence[DataSet]) -> None:
-    """Maps made elsewhere are known by the names of their samples alone."""
+    """Precomputed maps are known by the names of their samples alone."""
     owners: dict[str, str] = {}
     for one in data:
         for name in one.names:
@@ -197,10 +236,10 @@ def _wanted(config: EvaluationConfig) -> tuple[str, ...]:
 
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
+    repeated = find_repeated(names)
+    if repeated:
         raise InputError(
-            f"evaluate: two methods are called {twice[0]!r}; folders of maps need names of their "
+            f"evaluate: two methods are called {repeated!r}; folders of maps need names of their "
             "own."
         )
     if config.reference is None:

@@ -1,0 +1,166 @@
+"""One method on one batch: the maps of its regions, made once for all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .. import maps as resizing
+from ..errors import InputError
+from ..models import ClipAdapter
+from .batch import Batch, View
+from .config import EvaluationConfig
+from .methods import Method, Queries
+from .model_context import ModelContext
+
+
+class MethodOnBatch:
+    """One method on one batch; maps that several tasks need are made once.
+
+    Args:
+        batch: the samples, with the model.
+        method: the method.
+
+    Attributes:
+        skipped: (number of the sample, reason) of what has no finite map.
+    """
+
+    def __init__(self, batch: Batch, method: Method) -> None:
+        self.batch: Final = batch
+        self.method: Final = method
+        self.skipped: Final[list[tuple[int, str]]] = []
+
+    @property
+    def context(self) -> ModelContext:
+        """The model with the data set."""
+        return self.batch.context
+
+    @property
+    def clip(self) -> ClipAdapter:
+        """The model."""
+        return self.context.clip
+
+    @property
+    def config(self) -> EvaluationConfig:
+        """The settings."""
+        return self.context.config
+
+    @cached_property
+    def _regions(self) -> tuple[Queries, Tensor, Tensor]:
+        """Queries, masks and maps of every region with a finite map."""
+        views = [view for view in self.batch.views for _ in view.regions]
+        texts = [region.text for view in self.batch.views for region in view.regions]
+        masks = torch.cat([view.masks for view in self.batch.views])
+        queries = queries_of(views, _targets(self.batch, texts), texts)
+        kept, raw = self.finite_maps(queries)
+        return queries.part(kept), masks[kept], raw
+
+    @property
+    def regions(self) -> Queries:
+        """Every region with a finite map (N); why the others have none goes to `skipped`."""
+        return self._regions[0]
+
+    @property
+    def masks(self) -> Tensor:
+        """Of `regions`, (N, H, W) bool."""
+        return self._regions[1]
+
+    @property
+    def raw(self) -> Tensor:
+        """Maps (N, h, w) of `regions`, as the method gives them."""
+        return self._regions[2]
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """What speaks for the target: (N, h, w), not below zero."""
+        return resizing.positive(self.raw)
+
+    @cached_property
+    def negative(self) -> Tensor | None:
+        """What speaks against it, (N, h, w), not below zero; None where the method has none."""
+        return self.negative_maps(self.regions, self.raw)
+
+    @cached_property
+    def signed(self) -> Tensor:
+        """What speaks for the target less what speaks against it."""
+        return self.positive if self.negative is None else self.positive - self.negative
+
+    def maps(self, queries: Queries, clip: ClipAdapter | None = None) -> Tensor:
+        """The method's maps (N, h, w), a batch at a time; of another model where one is given."""
+        parts = queries.split(self.config.batch_size)
+        return torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
+
+    def finite_maps(self, queries: Queries) -> tuple[list[int], Tensor]:
+        """Indices of the queries with a finite map, and these maps (n, h, w).
+
+        Why the others have none goes to `skipped`.
+        """
+        if not len(queries):
+            return [], queries.rows[:, None]
+        raw = self.maps(queries)
+        finite = torch.isfinite(raw).flatten(1).all(1)
+        for index in (~finite).nonzero()[:, 0].tolist():
+            reason = self.method.why_not(queries.names[index], queries.texts[index])
+            self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
+        return finite.nonzero()[:, 0].tolist(), raw[finite]
+
+    def negative_maps(self, queries: Queries, raw: Tensor) -> Tensor | None:
+        """The negative maps (N, h, w) that go with finite maps; None where the method has none."""
+        size = self.config.batch_size
+        pairs = zip(queries.split(size), torch.split(raw, size), strict=True)
+        parts = [self.method.negative_maps(self.clip, *pair) for pair in pairs]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if known else None
+
+    @cached_property
+    def first_queries(self) -> Queries:
+        """Each sample with its first region, or with its class where it has no regions.
+
+        For what is measured once an image; samples with neither are left out.
+        """
+        views = [v for v in self.batch.views if v.regions or v.sample.label is not None]
+        texts = [
+            view.regions[0].text if view.regions else self.context.data.classes[label or 0]
+            for view, label in ((view, view.sample.label) for view in views)
+        ]
+        if not views:
+            return Queries(self.batch.pixels[:0], self.context.encode([""])[:0], (), (), ())
+        return queries_of(views, self.context.encode(texts), texts)
+
+    def slow(self, queries: Queries) -> Queries:
+        """Those of the data set's first images, for what takes long."""
+        limit = self.config.few
+        return queries.part([i for i, number in enumerate(queries.numbers) if number < limit])
+
+
+def queries_of(views: Sequence[View], rows: Tensor, texts: Sequence[str]) -> Queries:
+    """Each sample with a target: rows (N, D) and what they are called."""
+    return Queries(
+        torch.stack([view.pixels for view in views]),
+        rows,
+        tuple(view.sample.name for view in views),
+        tuple(texts),
+        tuple(view.number for view in views),
+    )
+
+
+def _targets(batch: Batch, texts: Sequence[str]) -> Tensor:
+    """Unit rows (N, D) of all regions: of their texts, or of their reference pictures."""
+    context = batch.context
+    if context.config.against == "text":
+        return context.encode(texts)
+    pictures = [region.reference for view in batch.views for region in view.regions]
+    known = [picture for picture in pictures if picture is not None]
+    if len(known) < len(pictures):
+        raise InputError(
+            f"{context.data.name} has no pictures to explain its images against; take "
+            "against='text'."
+        )
+    size = context.config.batch_size
+    parts = [known[start : start + size] for start in range(0, len(known), size)]
+    clip = context.clip
+    return torch.cat([clip.encode_image(clip.preprocess(part)).detach() for part in parts])

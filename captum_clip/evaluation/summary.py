@@ -1,0 +1,276 @@
+"""From the long table to figures: each method by each metric, with intervals and differences."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checks import find_repeated
+from ..errors import InputError
+from ..metrics import holm
+from ..metrics.bootstrap import (
+    Array,
+    Statistic,
+    bootstrap,
+    check_resampling,
+    difference_of,
+    interval_of,
+)
+from .metric import Metric
+from .resampling import STATISTICS, RowStatistic
+from .table import Table
+
+LEVEL: Final = 0.95
+RESAMPLES: Final = 2000
+_ROUNDING: Final = 1e-12  # relative; two figures that differ by less are equal
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What all methods reach by all metrics.
+
+    Attributes:
+        figures: a row for each method and metric, with the columns of ``results.csv``, not rounded.
+            NaN where nothing was measured, or the statistic means nothing (a rank correlation with
+            a constant); `difference` is to the reference, over the images that both have, and
+            `p_holm` is adjusted for all methods that the metric compares with it.
+        groups: title -> metrics that belong together.
+        methods: all of them, in the order of the tables.
+        baselines: those of them that stand apart.
+        reference: the method that the others are compared with.
+        level: of the intervals.
+        resamples: that intervals and p values come from.
+    """
+
+    figures: Table
+    groups: Mapping[str, Sequence[Metric]]
+    methods: Sequence[str]
+    baselines: Sequence[str]
+    reference: str
+    level: float
+    resamples: int
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Of all groups."""
+        return [metric for group in self.groups.values() for metric in group]
+
+    @property
+    def least_p(self) -> float:
+        """The smallest adjusted p value that so many resamples and comparisons leave possible."""
+        tested = self.figures.groupby("metric")["p_holm"].count().max()
+        return min(1.0, 2 * float(tested) / (self.resamples + 1))
+
+
+class _Rows(NamedTuple):
+    """The rows of one method by one metric, sorted."""
+
+    samples: npt.NDArray[np.int64]  # (N,)
+    values: Array  # (N, C)
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Numbers of the samples, each once, sorted."""
+        return tuple(np.unique(self.samples).tolist())
+
+    def weighted(self, statistic: RowStatistic, images: Sequence[int]) -> Statistic:
+        """The statistic of how often each of these images counts."""
+        kept = np.isin(self.samples, images)
+        index = np.searchsorted(images, self.samples[kept])
+        return statistic.prepare(index, self.values[kept], len(images))
+
+
+def summarize(
+    table: Table,
+    groups: Mapping[str, Sequence[Metric]],
+    methods: Sequence[str],
+    *,
+    reference: str,
+    baselines: Sequence[str] = (),
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Summary:
+    r"""Each method's figure by each metric, and its difference to a reference method.
+
+    The bootstrap draws whole images, as many as there are, with replacement. Methods with the same
+    images see the same draws, and a difference is taken resample by resample over the images that
+    both methods have, so it is paired:
+
+    .. math:: d^*_r = T(\text{rows of the method in resample } r)
+                    - T(\text{rows of the reference in resample } r)
+
+    with T the metric's statistic over all rows of the images drawn. Intervals are percentiles, p
+    values those of :func:`captum_clip.metrics.paired_difference`, adjusted by Holm over all methods
+    but the reference. One image alone has neither interval nor p value (both NaN). Resamples where
+    the statistic means nothing are left out.
+
+    Args:
+        table: long, as :mod:`captum_clip.evaluation.table` has it.
+        groups: title -> metrics that belong together.
+        methods: all of them; one without rows of a metric was not measured by it.
+        reference: the method that the others are compared with.
+        baselines: names of methods that stand apart in the tables.
+        level: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: no metric, two of one name, a reference or baseline that is not among the
+            methods, rows without one of the parts that a statistic takes, NaN, a level outside
+            (0, 1) or no resample.
+
+    Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*; Holm 1979.
+    """
+    import pandas as pd
+
+    metrics = [metric for group in groups.values() for metric in group]
+    _check([metric.name for metric in metrics], methods, [reference, *baselines])
+    check_resampling("summarize", level, resamples)
+    # Sorted, so that neither parts of one row nor the last digits of sums depend on their order.
+    table = table.astype({"sample": "category"})
+    table = table[table["x"].isna()].sort_values(["sample", "region"], kind="stable")
+    rows = dict(iter(table.groupby(["metric", "method"], observed=True)))
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    for metric in metrics:
+        measured = {
+            method: _rows(metric, method, rows[metric.name, method])
+            for method in methods
+            if (metric.name, method) in rows
+        }
+        figures = _compare(metric, measured, reference, level, resamples, seed)
+        for method in methods:
+            records[method, metric.name] = {
+                **{"method": method, "metric": metric.name, **_NOTHING, **figures.get(method, {})},
+                **{"reference": reference, "better": metric.better},
+            }
+    frame = pd.DataFrame(
+        [records[method, metric.name] for method in methods for metric in metrics],
+        columns=list(_COLUMNS),
+    )
+    return Summary(frame, groups, list(methods), list(baselines), reference, level, resamples)
+
+
+_NOTHING: Final[dict[str, Any]] = {
+    **dict.fromkeys(("mean", "low", "high"), np.nan),
+    **dict.fromkeys(("images", "rows"), 0),
+    **dict.fromkeys(("difference", "difference_low", "difference_high", "p_holm"), np.nan),
+    "images_paired": 0,
+}
+_COLUMNS: Final = (
+    *("method", "metric", "mean", "low", "high", "images", "rows"),
+    *("difference", "difference_low", "difference_high", "p_holm"),
+    *("reference", "images_paired", "better"),
+)
+
+
+def _check(metrics: Sequence[str], methods: Sequence[str], named: Sequence[str]) -> None:
+    repeated = find_repeated(metrics)
+    if not metrics or repeated:
+        raise InputError(
+            f"summarize: expected one or more metrics, each of its own name, got "
+            f"{f'{repeated!r} twice' if repeated else 'none'}."
+        )
+    missing = [method for method in named if method not in methods]
+    if missing:
+        raise InputError(
+            f"summarize: the reference or baseline {missing[0]!r} is not among the methods "
+            f"{list(methods)}."
+        )
+
+
+def _rows(metric: Metric, method: str, rows: Table) -> _Rows:
+    """The parts of each row side by side."""
+    caller = f"summarize: {metric.name} of {method!r}"
+    if metric.statistic not in STATISTICS:
+        raise InputError(
+            f"{caller}: there is no statistic {metric.statistic!r}; expected one of "
+            f"{', '.join(STATISTICS)}."
+        )
+    parts = STATISTICS[metric.statistic].parts
+    columns = [rows[rows["part"] == part] for part in parts]
+    if len({len(column) for column in columns}) > 1 or len(columns[0]) * len(parts) != len(rows):
+        raise InputError(
+            f"{caller}: expected as many rows of each of the parts {', '.join(map(repr, parts))}, "
+            f"and none of others, got {rows['part'].value_counts().to_dict()}."
+        )
+    values = np.stack([column["value"].to_numpy(np.float64) for column in columns], axis=1)
+    if not np.isfinite(values).all():
+        raise InputError(f"{caller}: the values hold NaN or infinity; leave those rows out.")
+    samples = columns[0]["sample"].cat.codes.to_numpy(np.int64)
+    order = np.lexsort((*values.T, samples))
+    return _Rows(samples[order], values[order])
+
+
+def _compare(
+    metric: Metric,
+    rows: Mapping[str, _Rows],
+    reference: str,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Method -> its figures, of the methods that have rows."""
+    own = {method: of.images for method, of in rows.items()}
+    paired = {
+        method: tuple(image for image in images if image in set(own.get(reference, ())))
+        for method, images in own.items()
+    }
+    wanted: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for method in rows:
+        wanted[own[method]].add(method)
+        wanted[paired[method]] |= {method, reference} if paired[method] else set()
+    statistic = STATISTICS[metric.statistic]
+    resampled = {  # images -> method -> (1 + R,), drawn once for all methods
+        images: dict(
+            zip(
+                names,
+                bootstrap(
+                    [rows[name].weighted(statistic, images) for name in names],
+                    len(images),
+                    resamples=resamples,
+                    seed=seed,
+                ),
+                strict=True,
+            )
+        )
+        for images, names in wanted.items()
+        if images
+    }
+    figures: dict[str, dict[str, Any]] = {}
+    for method, images in own.items():
+        both = paired[method]
+        figures[method] = {
+            **_alone(resampled[images][method], len(images), level),
+            "images": len(images),
+            "rows": len(rows[method].samples),
+            "images_paired": len(both),
+        }
+        if method != reference and both:
+            of = resampled[both]
+            figures[method] |= _difference(of[method], of[reference], len(both), level)
+    p_values = {method: of["p_holm"] for method, of in figures.items() if of.get("p_holm", 2) <= 1}
+    for method, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
+        figures[method]["p_holm"] = adjusted
+    return figures
+
+
+def _alone(figures: Array, images: int, level: float) -> dict[str, float]:
+    """One image says nothing of others."""
+    interval = interval_of(figures, level)
+    return interval._asdict() if images > 1 else {"mean": interval.mean}
+
+
+def _difference(own: Array, other: Array, images: int, level: float) -> dict[str, float]:
+    """Of two methods' statistics (1 + R,) over the same draws; its p value is not adjusted yet."""
+    rounding = _ROUNDING * np.maximum(np.abs(own), np.abs(other))
+    gaps = np.where(np.abs(own - other) <= rounding, 0.0, own - other)
+    if images == 1:
+        return {"difference": float(gaps[0])}
+    names = ("difference", "difference_low", "difference_high", "p_holm")
+    return dict(zip(names, difference_of(gaps, level), strict=True))

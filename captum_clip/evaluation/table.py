@@ -1,0 +1,158 @@
+"""The long table of an evaluation: a row for each measured value, whatever the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ..runs import Arrays
+
+if TYPE_CHECKING:
+    from pandas import Categorical, DataFrame
+
+Table: TypeAlias = "DataFrame"
+COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "value")
+"""Columns of the table; docs/evaluation.md says what each holds."""
+
+_TEXTS: Final = ("task", "metric", "method", "region", "part")
+
+Skipped = list[tuple[int, str]]
+"""Number of a sample, and why it, or a region or map of it, was left out."""
+
+
+def rows_of(
+    metric: str,
+    values: Tensor | Mapping[str, Tensor],
+    samples: Sequence[int],
+    regions: Sequence[str],
+    *,
+    x: float = np.nan,
+) -> Arrays:
+    """Rows of one metric, as columns.
+
+    Args:
+        metric: its name.
+        values: (N,), or (N,) of each part where the metric's statistic needs several; where one of
+            them is not finite, the row is left out with all its parts.
+        samples: (N,) numbers of the samples.
+        regions: (N,) what is explained in each, unique in its sample.
+        x: where on a curve the values stand.
+    """
+    parts = values if isinstance(values, Mapping) else {"": values}
+    table = np.stack([column.double().cpu().numpy() for column in parts.values()])  # (C, N)
+    finite = np.isfinite(table).all(0)
+    texts = np.array([_readable(region) for region in regions], dtype=object)
+    count = int(finite.sum())
+    return {
+        "metric": np.full(len(parts) * count, metric, dtype=object),
+        "sample": np.tile(np.asarray(samples, dtype=np.int64)[finite], len(parts)),
+        "region": np.tile(texts[finite], len(parts)),
+        "part": np.repeat(np.array(list(parts), dtype=object), count),
+        "x": np.full(len(parts) * count, x),
+        "value": table[:, finite].ravel(),
+    }
+
+
+def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
+    """The table of one method.
+
+    Args:
+        method: its name.
+        rows: task -> its :func:`rows_of`; samples are numbers.
+    """
+    import pandas as pd
+
+    blocks = [
+        {**block, **{"task": np.full(len(block["value"]), task, dtype=object)}}
+        for task, blocks in rows.items()
+        for block in blocks
+    ]
+    columns: dict[str, Any] = {}
+    for name in COLUMNS:
+        dtype = {"sample": np.int64, "x": np.float64, "value": np.float64}.get(name, object)
+        empty: npt.NDArray[Any] = np.empty(0, dtype=dtype)
+        columns[name] = np.concatenate([empty, *(block[name] for block in blocks if name in block)])
+    columns["method"] = np.full(len(columns["value"]), method, dtype=object)
+    for name in _TEXTS:
+        columns[name] = _category(*pd.factorize(columns[name]))
+    return pd.DataFrame(columns)
+
+
+def to_arrays(table: Table, skipped: Skipped) -> Arrays:
+    """The table of one method, with what was skipped, as the arrays of a file."""
+    arrays = {name: table[name].to_numpy() for name in ("sample", "x", "value")}
+    for name in _TEXTS:  # long, with few different entries
+        arrays[name] = table[name].cat.codes.to_numpy()
+        arrays[f"{name} names"] = np.array(table[name].cat.categories, dtype=np.str_)
+    arrays["skipped"] = np.array([number for number, _ in skipped], dtype=np.int64)
+    arrays["reasons"] = np.array([reason for _, reason in skipped], dtype=np.str_)
+    return arrays
+
+
+def from_arrays(arrays: Arrays, samples: Sequence[int]) -> tuple[Table, Skipped]:
+    """What :func:`to_arrays` was made from.
+
+    Args:
+        arrays: of a file.
+        samples: numbers of the samples that may be in it.
+
+    Raises:
+        ValueError: they are not those of such a table; a KeyError where one is missing.
+    """
+    import pandas as pd
+
+    skipped = list(zip(arrays["skipped"].tolist(), arrays["reasons"].tolist(), strict=True))
+    columns: dict[str, Any] = {name: arrays[name] for name in COLUMNS}
+    for name in _TEXTS:
+        columns[name] = _category(columns[name], arrays[f"{name} names"].tolist())
+    table = pd.DataFrame(columns)
+    if not set(samples).issuperset([*table["sample"], *(number for number, _ in skipped)]):
+        raise ValueError("it tells of other samples")
+    if not np.isfinite(table["value"]).all():
+        raise ValueError("it holds NaN")
+    return table, skipped
+
+
+def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
+    """The whole table, with samples by name.
+
+    Args:
+        tables: tables of single methods, each with the names of all samples of its data set.
+    """
+    import pandas as pd
+
+    columns: dict[str, Any] = {
+        name: _union([(table[name].cat.codes, table[name].cat.categories) for table, _ in tables])
+        for name in _TEXTS
+    }
+    columns["sample"] = _union([(table["sample"], [*map(_readable, own)]) for table, own in tables])
+    for name in ("x", "value"):
+        columns[name] = np.concatenate([table[name] for table, _ in tables])
+    return pd.DataFrame({name: columns[name] for name in COLUMNS})
+
+
+def _union(parts: Sequence[tuple[Any, Sequence[str]]]) -> Categorical:
+    """One column of several, each with its codes (N,) and what they mean."""
+    names = list(dict.fromkeys(name for _, own in parts for name in own))
+    place = {name: number for number, name in enumerate(names)}
+    codes = [
+        np.array([place[name] for name in own], dtype=np.int64)[own_codes]
+        for own_codes, own in parts
+    ]
+    return _category(np.concatenate(codes), names)
+
+
+def _category(codes: Any, names: Any) -> Categorical:
+    """A column of text."""
+    import pandas as pd
+
+    return pd.Categorical.from_codes(codes, pd.Index(names, dtype=object))
+
+
+def _readable(name: str) -> str:
+    """A name as it is, but bytes of a file's name that are no Unicode, which pandas refuses."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
