@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -151,6 +153,61 @@ def siglip(seed: int = 0, **vision: Any) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+def hf_layout(prefix: str, seed: int = 0, text: Mapping[str, Any] = MappingProxyType({})) -> Small:
+    """A class of transformers with CLIP's vision tower, of the sizes of `hf_vit`."""
+    import transformers
+
+    shared = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = getattr(transformers, f"{prefix}Config")(
+        text_config={
+            **shared,
+            "num_hidden_layers": 2,
+            "vocab_size": 259,
+            "max_position_embeddings": 77,
+            "projection_dim": 24,
+            "pad_token_id": 0,
+            "bos_token_id": 257,
+            "eos_token_id": 258,
+            **text,
+        },
+        vision_config={
+            **shared,
+            "num_hidden_layers": 3,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "projection_dim": 24,
+            "hidden_act": "quick_gelu",
+        },
+        projection_dim=24,
+    )
+    with torch.random.fork_rng():
+        model = getattr(transformers, f"{prefix}Model")(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
+# 78 positions, of which the one before the first token's is that of padding
+_ALTCLIP = {"project_dim": 32, "max_position_embeddings": 78}
+
+
+def dual_encoder(seed: int = 0) -> Small:
+    """A CLIP vision tower and a BERT."""
+    from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+    text = BertConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        vocab_size=259,
+        max_position_embeddings=77,
+    )
+    vision = hf_vit().model.config.vision_config
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=24)
+    with torch.random.fork_rng():
+        model = VisionTextDualEncoderModel(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
 TEXT_CONFIG: dict[str, Any] = {
     "context_length": 77,
     "vocab_size": 49408,
@@ -274,7 +331,15 @@ def align(seed: int = 0) -> Small:
     return Small(randomize(model, seed), processor, byte_tokenizer())
 
 
-BUILDERS = {
+LAYOUTS = {
+    "metaclip2": "MetaClip2",
+    "altclip": "AltCLIP",
+    "chinese_clip": "ChineseCLIP",
+    "clipseg": "CLIPSeg",
+    "owlvit": "OwlViT",
+    "owlv2": "Owlv2",
+}
+BUILDERS: dict[str, Callable[..., Small]] = {
     "hf_vit": hf_vit,
     "siglip": siglip,
     "open_clip_vit": open_clip_vit,
@@ -284,4 +349,7 @@ BUILDERS = {
     "timm_convnext": timm_convnext,
     "timm_fastvit": timm_fastvit,
     "align": align,
+    **{name: partial(hf_layout, prefix) for name, prefix in LAYOUTS.items()},
+    "altclip": partial(hf_layout, "AltCLIP", text=_ALTCLIP),
+    "dual_encoder": dual_encoder,
 }

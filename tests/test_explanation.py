@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from captum_clip import explanation, targets
 from captum_clip.attr import (
@@ -24,6 +22,7 @@ from captum_clip.explanation import explain
 from captum_clip.models import ClipAdapter
 from captum_clip.similarity import ClipSimilarity
 from tests import builders
+from tests.samples import picture
 
 TEXTS = ["a horse", "a dog"]
 BUILDERS: dict[str, Callable[[], builders.Small]] = {
@@ -48,11 +47,6 @@ def vit() -> ClipAdapter:
 def resnet() -> ClipAdapter:
     adapter: ClipAdapter = BUILDERS["resnet"]().load()
     return adapter
-
-
-def picture(seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def default(clip: ClipAdapter) -> type[Any]:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
 from tests import builders
+from tests.figure_parts import lines_of
+from tests.samples import picture
 
 TEXTS = ["a horse", "a dog"]
 
@@ -25,11 +26,6 @@ TEXTS = ["a horse", "a dog"]
 def vit() -> ClipAdapter:
     adapter: ClipAdapter = builders.hf_vit().load()
     return adapter
-
-
-def picture() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(params=["positive", "negative", "both", "words", "words both"])
@@ -71,7 +67,7 @@ def test_pictures_are_written(
 
 
 def test_the_picture_names_what_it_shows(found: Explanation) -> None:
-    written = [text.get_text() for text in found.plot().texts]
+    written = lines_of(found.plot())
     assert set(found.names) <= set(written)
     against = " \u00b7 what speaks against" if list(found.maps) == ["negative"] else ""
     assert f"{found.model} \u00b7 {found.method}{against}" in written

@@ -19,6 +19,7 @@ from captum_clip import attr, maps, metrics, targets
 from captum_clip.similarity import ClipSimilarity
 from tests import builders
 from tests.attr import cases
+from tests.samples import uniform
 
 TARGETS = [2, 0, 1]
 METHODS = [
@@ -26,10 +27,6 @@ METHODS = [
     ("open_clip_vit", attr.AllGradAttention),
     ("open_clip_resnet", attr.ClipGradCam),
 ]
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def explain(
@@ -67,7 +64,7 @@ def test_pixel_flipping_of_quantus_is_our_deletion(name):
     """
     forward, images = cases.similarity(name), cases.images(name)
     pixels = images.shape[-2] * images.shape[-1]
-    heat = torch.stack([random(1, *images.shape[-2:], seed=seed) for seed in range(3)])
+    heat = torch.stack([uniform(1, *images.shape[-2:], seed=seed) for seed in range(3)])
     flipping = quantus.PixelFlipping(features_in_step=pixels // 4, perturb_baseline=0.0, **QUIET)
     wanted = asked(flipping, forward, images, a_batch=heat.numpy())[:, 2::3]
     found = metrics.perturbation_test(
@@ -84,8 +81,8 @@ def test_pixel_flipping_of_quantus_is_our_deletion(name):
 
 def test_pointing_game_of_quantus_is_ours():
     """Hit by hit, where one pixel is the highest."""
-    images, heat = torch.zeros(200, 3, 16, 16), random(200, 1, 16, 16, seed=1)
-    masks = random(200, 1, 16, 16, seed=2) > 0.6
+    images, heat = torch.zeros(200, 3, 16, 16), uniform(200, 1, 16, 16, seed=1)
+    masks = uniform(200, 1, 16, 16, seed=2) > 0.6
     wanted = quantus.PointingGame(**QUIET)(
         model=nn.Flatten(),
         x_batch=images.numpy(),
@@ -103,7 +100,7 @@ def test_quantus_calls_our_methods_through_its_explain_func(name, method):
     """It gets the maps that `attribute` gives, and its figure is the one of those maps."""
     forward, images = cases.similarity(name), cases.images(name)
     seen: list[torch.Tensor] = []
-    masks = random(3, 1, *images.shape[-2:], seed=3) > 0.5
+    masks = uniform(3, 1, *images.shape[-2:], seed=3) > 0.5
     hits = asked(
         quantus.PointingGame(**QUIET),
         forward,
@@ -129,7 +126,7 @@ def test_quantus_calls_our_methods_through_its_explain_func(name, method):
 
 def test_segmentation_of_torchmetrics_is_ours():
     """IoU and accuracy over the set, precision of each image."""
-    heat, masks = random(6, 20, 24, seed=4).round(decimals=1), random(6, 20, 24, seed=5) > 0.6
+    heat, masks = uniform(6, 20, 24, seed=4).round(decimals=1), uniform(6, 20, 24, seed=5) > 0.6
     found = metrics.segmentation_scores(heat, masks, threshold=0.35)
     marked = maps.normalize(heat) > 0.35
     iou = classification.multiclass_jaccard_index(marked.int(), masks.int(), num_classes=2)
@@ -145,7 +142,7 @@ def test_segmentation_of_torchmetrics_is_ours():
 
 def test_correlations_of_torchmetrics_are_ours():
     """Spearman's for sanity checks, Pearson's for fixations."""
-    one, other = random(2, 9, 9, seed=6).round(decimals=1), random(2, 9, 9, seed=7)
+    one, other = uniform(2, 9, 9, seed=6).round(decimals=1), uniform(2, 9, 9, seed=7)
     columns = one.flatten(1).T, other.flatten(1).T
     ranked = regression.spearman_corrcoef(*columns)
     torch.testing.assert_close(metrics.rank_correlation(one, other), ranked)
@@ -175,7 +172,7 @@ def test_pytorch_grad_cam_draws_our_positive_map(resnet):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_road_of_its_authors_is_ours(share):
     """Their linear system without the noise, as pytorch-grad-cam carries it."""
-    image, heat = 4 * random(3, 24, 31, seed=8) - 2, random(6, 6, seed=9)
+    image, heat = 4 * uniform(3, 24, 31, seed=8) - 2, uniform(6, 6, seed=9)
     removed = maps.upsample(heat, (24, 31)) < heat.quantile(share)
     kept = (~removed).float().numpy()
     system, right = NoisyLinearImputer.setup_sparse_system(kept, image.numpy(), neighbors_weights)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from captum_clip import maps
 from captum_clip.errors import InputError
+from tests.samples import normal
 
 ALL: dict[str, Callable[[Any], torch.Tensor]] = {
     "upsample": lambda m: maps.upsample(m, (8, 8)),
@@ -17,10 +18,6 @@ ALL: dict[str, Callable[[Any], torch.Tensor]] = {
     "negative": maps.negative,
     "expand_to_input": lambda m: maps.expand_to_input(m, torch.zeros(len(m), 3, 8, 8)),
 }
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 # What all of them refuse
@@ -45,7 +42,7 @@ def test_every_function_refuses_what_is_no_map(name: str, bad: Any, message: str
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_function_changes_its_argument(name: str) -> None:
-    given = random(2, 1, 3, 4)
+    given = normal(2, 1, 3, 4)
     before = given.clone()
     ALL[name](given)
     assert torch.equal(given, before)
@@ -54,7 +51,7 @@ def test_no_function_changes_its_argument(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_function_keeps_the_type(name: str, dtype: torch.dtype) -> None:
-    assert ALL[name](random(2, 1, 3, 4, dtype=dtype)).dtype == dtype
+    assert ALL[name](normal(2, 1, 3, 4, dtype=dtype)).dtype == dtype
 
 
 # upsample
@@ -66,7 +63,7 @@ def test_upsample_keeps_pixel_centres_in_place() -> None:
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (2, 1, 3)])
 def test_upsample_takes_any_leading_dimensions(lead: tuple[int, ...]) -> None:
-    given = random(*lead, 3, 4)
+    given = normal(*lead, 3, 4)
     expected = F.interpolate(
         given.reshape(1, -1, 3, 4), (7, 9), mode="bilinear", align_corners=False
     )
@@ -74,7 +71,7 @@ def test_upsample_takes_any_leading_dimensions(lead: tuple[int, ...]) -> None:
 
 
 def test_upsample_is_linear() -> None:
-    a, b = random(2, 3, 3, seed=1), random(2, 3, 3, seed=2)
+    a, b = normal(2, 3, 3, seed=1), normal(2, 3, 3, seed=2)
     left = maps.upsample(2 * a - b, (10, 8), mode="bicubic")
     right = 2 * maps.upsample(a, (10, 8), mode="bicubic") - maps.upsample(
         b, (10, 8), mode="bicubic"
@@ -83,13 +80,13 @@ def test_upsample_is_linear() -> None:
 
 
 def test_upsample_to_its_own_size_changes_nothing() -> None:
-    given = random(2, 3, 4)
+    given = normal(2, 3, 4)
     for mode in ("bilinear", "nearest"):
         torch.testing.assert_close(maps.upsample(given, (3, 4), mode=mode), given)
 
 
 def test_upsample_nearest_repeats_cells() -> None:
-    given = random(3, 4)
+    given = normal(3, 4)
     expected = given.repeat_interleave(2, 0).repeat_interleave(3, 1)
     assert torch.equal(maps.upsample(given, (6, 12), mode="nearest"), expected)
 
@@ -109,7 +106,7 @@ def test_upsample_names_the_modes() -> None:
 
 
 def test_normalize_spans_zero_to_one_in_each_map() -> None:
-    made = maps.normalize(random(2, 3, 4, 5))
+    made = maps.normalize(normal(2, 3, 4, 5))
     assert torch.equal(made.amin((-2, -1)), torch.zeros(2, 3))
     assert torch.equal(made.amax((-2, -1)), torch.ones(2, 3))
 
@@ -120,12 +117,12 @@ def test_normalize_is_the_min_max_formula() -> None:
 
 
 def test_normalize_ignores_scale_and_shift() -> None:
-    given = random(2, 4, 4, dtype=torch.float64)
+    given = normal(2, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(maps.normalize(1e-9 * given + 3e-9), maps.normalize(given))
 
 
 def test_normalize_twice_is_normalize_once() -> None:
-    once = maps.normalize(random(2, 4, 4))
+    once = maps.normalize(normal(2, 4, 4))
     torch.testing.assert_close(maps.normalize(once), once)
 
 
@@ -137,7 +134,7 @@ def test_normalize_of_a_constant_map_is_zero(value: float) -> None:
 
 
 def test_normalize_leaves_one_map_alone_where_another_is_constant() -> None:
-    given = torch.stack([torch.zeros(3, 3), random(3, 3)])
+    given = torch.stack([torch.zeros(3, 3), normal(3, 3)])
     torch.testing.assert_close(maps.normalize(given)[1], maps.normalize(given[1]))
 
 
@@ -158,7 +155,7 @@ def test_normalize_neither_overflows_nor_divides_by_zero(scale: float) -> None:
 
 
 def test_positive_and_negative_are_the_two_halves_of_a_signed_map() -> None:
-    given = random(2, 3, 3)
+    given = normal(2, 3, 3)
     up, down = maps.positive(given), maps.negative(given)
     assert (up >= 0).all()
     assert (down >= 0).all()
@@ -174,7 +171,7 @@ def test_positive_and_negative_are_the_two_halves_of_a_signed_map() -> None:
     ("grid", "size"), [((7, 7), (224, 224)), ((2, 3), (5, 7)), ((3, 3), (3, 3)), ((1, 2), (9, 5))]
 )
 def test_expand_to_input_keeps_each_sum(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    given = random(2, 1, *grid, dtype=torch.float64)
+    given = normal(2, 1, *grid, dtype=torch.float64)
     spread = maps.expand_to_input(given, torch.zeros(2, 3, *size))
     assert spread.shape == (2, 3, *size)
     assert spread.is_contiguous()
@@ -192,8 +189,8 @@ def test_expand_to_input_fits_captums_infidelity() -> None:
     """A linear function is explained without error by its own gradient times the cell."""
     from captum.metrics import infidelity
 
-    weights = random(1, 1, 2, 2)
-    images = random(1, 3, 4, 4, seed=3)
+    weights = normal(1, 1, 2, 2)
+    images = normal(1, 3, 4, 4, seed=3)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         return (F.avg_pool2d(x.mean(1, keepdim=True), 2) * weights).sum((1, 2, 3))

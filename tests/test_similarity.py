@@ -13,6 +13,7 @@ from captum_clip.errors import InputError, TargetError
 from captum_clip.similarity import ClipSimilarity
 from tests import builders, oracles
 from tests.attr import cases
+from tests.samples import normal
 
 TOWERS = cases.TOWERS
 
@@ -107,7 +108,7 @@ def test_similarity_is_bounded_and_signed():
 def test_score_takes_embeddings_of_any_length():
     """What the tail of a tower gives need not be normalised."""
     forward = cases.similarity("hf_vit")
-    embedding = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
+    embedding = normal(2, 5, 24, seed=0)
     scores = forward.score(embedding)
     assert scores.shape == (2, 5, 4)
     torch.testing.assert_close(forward.score(embedding * 7), scores)

@@ -17,6 +17,7 @@ from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
 from tests import builders
+from tests.samples import normal
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 METHODS: dict[str, Any] = attr.METHODS
@@ -85,10 +86,10 @@ def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
     vision: Any = clip.vision
     size = (vision if hasattr(vision, "image_size") else vision.config).image_size
     side = size[0] if isinstance(size, tuple) else size
-    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    images = normal(1, 3, side, side, seed=0)
     with torch.no_grad():
         width = clip.encode_image(images).shape[1]
-    rows = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+    rows = normal(2, width, seed=1)
     return ClipSimilarity(clip, targets.embedding(rows)), images
 
 

@@ -5,7 +5,6 @@ built.
 """
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,30 +12,30 @@ from typing import Any, Final
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError
 from ..visualization.style import ALPHA
-from . import cards, files, turns
-from .answers import Answer, Question, example, sentence
+from . import downloads, handlers, html
+from .handlers import PageState
+from .model_cache import ModelCache
 from .pictures import as_url
-from .shelf import Shelf
+from .queries import Query, example
 from .style import ABOUT, INTRODUCTION, SCRIPTS
-from .turns import Turn
 
-_WAITING = 64  # questions in line
+_MAX_QUEUE: Final = 64
 _QUIET: Final[dict[str, Any]] = {
     "api_visibility": "private",
     "show_progress": "hidden",
     "concurrency_id": "models",
     "concurrency_limit": 2,  # all kinds of clicks together; others wait in line
 }
-_OLD = 3600  # seconds that an uploaded image is kept
-_SCENE = 5  # one that is answered well
-_SIGNS = {"for it": "positive", "against it": "negative", "both": "both"}
+_UPLOAD_SECONDS: Final = 3600
+_FIRST_SCENE: Final = 5  # one that is answered well
+_SIGNS: Final = {"for it": "positive", "against it": "negative", "both": "both"}
 
 
-def build(shelf: Shelf, uploads: str) -> Any:
+def build(cache: ModelCache, uploads: str) -> Any:
     """The page, a `gradio.Blocks`.
 
     Args:
-        shelf: with the models; the first one is chosen at first.
+        cache: with the models; the first one is chosen at first.
         uploads: the folder of uploaded images; no file elsewhere is read, whatever a client says.
     """
     import gradio as gr
@@ -44,26 +43,27 @@ def build(shelf: Shelf, uploads: str) -> Any:
     with gr.Blocks(
         title="captum-clip",
         analytics_enabled=False,
-        delete_cache=(_OLD // 6, _OLD),
+        delete_cache=(_UPLOAD_SECONDS // 6, _UPLOAD_SECONDS),
         fill_width=True,
     ) as page:
         gr.HTML(INTRODUCTION, elem_id="introduction")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320, elem_id="question"):
-                asked = _question(shelf, uploads)
+                parts = _query(cache, uploads)
             with gr.Column(scale=7, min_width=320, elem_id="answer"):
-                found = _answer()
-        _connect(page, shelf, asked, found)
-    page.queue(api_open=False, max_size=_WAITING)
+                parts |= _result()
+        _connect(page, cache, parts)
+        _connect_browser(page, parts)
+    page.queue(api_open=False, max_size=_MAX_QUEUE)
     return page
 
 
-def _question(shelf: Shelf, uploads: str) -> dict[str, Any]:
+def _query(cache: ModelCache, uploads: str) -> dict[str, Any]:
+    """What is asked: components by name."""
     import gradio as gr
 
-    methods, method, _ = turns.methods_of(shelf, shelf.names[0])
-    asked: dict[str, Any] = {}
-    asked["image"] = gr.Image(
+    methods, method, _ = handlers.methods_of(cache, cache.names[0])
+    image = gr.Image(
         type="filepath",
         format="png",
         sources=["upload", "clipboard"],
@@ -76,23 +76,23 @@ def _question(shelf: Shelf, uploads: str) -> dict[str, Any]:
     )
     # A file goes on unread, so that a bad one is ours to speak about. Not by a subclass: Gradio
     # writes a .pyi file beside the module of one.
-    asked["image"].preprocess = partial(_path, uploads)
+    image.preprocess = partial(_uploaded_path, uploads)
     with gr.Row(elem_classes="tight"):
-        asked["seed"] = gr.Number(_SCENE, label="Example scene no.", precision=0, min_width=150)
-        asked["draw"] = gr.Button("Draw it", size="md", min_width=90, elem_id="draw")
-    asked["texts"] = gr.Textbox(
-        label="Texts, one a line", lines=3, max_lines=6, placeholder="a horse", elem_id="texts"
+        seed = gr.Number(_FIRST_SCENE, label="Example scene no.", precision=0, min_width=150)
+        draw = gr.Button("Draw it", size="md", min_width=90, elem_id="draw")
+    texts = gr.Textbox(
+        label="Texts, one per line", lines=3, max_lines=6, placeholder="a horse", elem_id="texts"
     )
     with gr.Row(elem_classes="tight"):
-        asked["model"] = gr.Dropdown(
-            list(shelf.names),
-            value=shelf.names[0],
+        model = gr.Dropdown(
+            list(cache.names),
+            value=cache.names[0],
             label="Model",
             scale=4,
             min_width=110,
             elem_id="model",
         )
-        asked["method"] = gr.Dropdown(
+        method = gr.Dropdown(
             list(methods.items()),
             value=method,
             label="Method",
@@ -100,112 +100,120 @@ def _question(shelf: Shelf, uploads: str) -> dict[str, Any]:
             min_width=140,
             elem_id="method",
         )
-    asked["sign"] = gr.Radio(
+    sign = gr.Radio(
         list(_SIGNS.items()),
         value="positive",
         label="What speaks for a text, or against it",
         elem_id="sign",
     )
-    asked["show"] = gr.Button("Show the maps", variant="primary", elem_id="show")
+    show = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
         gr.HTML(f'<p class="hint">{" ".join(WORDS)}</p>')
-    return asked
+    return {
+        **{"image": image, "seed": seed, "draw": draw, "texts": texts},
+        **{"model": model, "method": method, "sign": sign, "show": show},
+    }
 
 
-def _answer() -> dict[str, Any]:
+def _result() -> dict[str, Any]:
+    """What is answered: components by name."""
     import gradio as gr
 
-    found: dict[str, Any] = {"turn": gr.State(Turn()), "layered": gr.State(False)}
-    found["problem"] = gr.HTML("", elem_id="problem")
+    parts: dict[str, Any] = {"state": gr.State(PageState()), "layered": gr.State(False)}
+    parts["problem"] = gr.HTML("", elem_id="problem")
     with gr.Tabs():
-        with gr.Tab("Texts and their words") as found["texts_tab"]:
-            found["cards"] = gr.HTML(cards.WELCOME, elem_id="cards", js_on_load=SCRIPTS["word"])
+        with gr.Tab("Texts and their words") as parts["texts_tab"]:
+            parts["cards"] = gr.HTML(html.WELCOME, elem_id="cards", js_on_load=SCRIPTS["word"])
             with gr.Row(elem_classes="tight"):
-                found["opacity"] = gr.Slider(
+                parts["opacity"] = gr.Slider(
                     0, 1, ALPHA, step=0.05, label="Opacity", elem_id="opacity", min_width=200
                 )
-                found["png"] = gr.Button(
-                    "Download picture (PNG)", size="md", elem_id="png", min_width=140
-                )
-                found["npz"] = gr.Button(
-                    "Download maps (NPZ)", size="md", elem_id="npz", min_width=140
-                )
-        with gr.Tab("Layer by layer") as found["layers_tab"]:
-            found["text"] = gr.Radio([], label="Text", visible=False, elem_id="text")
-            found["layers"] = gr.HTML(cards.WELCOME, elem_id="layers")
-    found["file"] = gr.Textbox(visible="hidden", elem_id="file")
+                for name, label in (("png", "picture (PNG)"), ("npz", "maps (NPZ)")):
+                    parts[name] = gr.Button(
+                        f"Download {label}", size="md", elem_id=name, min_width=140
+                    )
+        with gr.Tab("Layer by layer") as parts["layers_tab"]:
+            parts["text"] = gr.Radio([], label="Text", visible=False, elem_id="text")
+            parts["layers"] = gr.HTML(html.WELCOME, elem_id="layers")
+    parts["file"] = gr.Textbox(visible="hidden", elem_id="file")
     gr.HTML(ABOUT, elem_id="about")
-    return found
+    return parts
 
 
-def _connect(page: Any, shelf: Shelf, asked: dict[str, Any], found: dict[str, Any]) -> None:
+def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
+    """Clicks that the server answers."""
     import gradio as gr
-
-    seen = [found[name] for name in ("turn", "cards", "layers", "problem")]
-    inputs = [asked[name] for name in ("image", "texts", "model", "method", "sign")]
 
     def draw(seed: float | None) -> Any:
         try:
             return example(seed)
         except CaptumClipError as error:
-            raise gr.Error(sentence(error), print_exception=False) from error
+            raise gr.Error(handlers.sentence(error), print_exception=False) from error
 
-    def show(image: Any, texts: str, model: str, method: str, sign: Any, layered: bool) -> Any:
-        turn = turns.show(shelf, Question(image, texts, model, method, sign), with_layers=layered)
-        names = () if turn.answer is None else turn.answer.found.names
-        chosen = gr.update(
-            choices=[(name, index) for index, name in enumerate(names)],
-            value=0 if names else None,
-            visible=len(names) > 1,
-        )
-        return *_seen(turn), chosen
+    def show(
+        image: Any, texts: str, model: str, method: str, sign: Any, before: PageState, layered: bool
+    ) -> Any:
+        query = Query(image, texts, model, method, sign)
+        state = handlers.show(cache, query, before, with_layers=layered)
+        names = () if state.result is None else state.result.explanation.names
+        choices = [(name, index) for index, name in enumerate(names)]
+        update = gr.update(choices=choices, value=0 if choices else None, visible=len(choices) > 1)
+        return *_outputs(state), update
 
-    def pick(before: Turn, event: gr.EventData) -> Any:
-        places = (str(event.text), str(event.word))
-        if not all(re.fullmatch(r"-?\d{1,6}", place) for place in places):
+    def pick(before: PageState, event: gr.EventData) -> Any:
+        indices = (str(event.text), str(event.word))
+        if not all(re.fullmatch(r"-?\d{1,6}", index) for index in indices):
             raise gr.Error("This is no word of a text.", print_exception=False)
-        return _seen(turns.pick_word(shelf, before, *map(int, places)))
+        return _outputs(handlers.pick_word(cache, before, *map(int, indices)))
 
-    def open_layers(before: Turn, text: int | None) -> Any:
-        return *_seen(turns.open_layers(shelf, before, text or 0)), True
+    def open_layers(before: PageState, text: int | None) -> Any:
+        return *_outputs(handlers.open_layers(cache, before, text or 0)), True
 
     def choose(model: str) -> Any:
-        methods, method, problem = turns.methods_of(shelf, model)
-        update = gr.update(choices=list(methods.items()), value=method or None)
-        return update, cards.problem(problem)
+        methods, method, problem = handlers.methods_of(cache, model)
+        return gr.update(choices=list(methods.items()), value=method or None), html.problem(problem)
 
-    showing = {"inputs": [*inputs, found["layered"]], "outputs": [*seen, found["text"]]}
-    asked["show"].click(show, **showing, **{**_QUIET, "show_progress": "minimal"}).then(
+    def of(*names: str) -> list[Any]:
+        return [parts[name] for name in names]
+
+    shown = of("state", "cards", "layers", "problem")
+    query = of("image", "texts", "model", "method", "sign", "state", "layered")
+    showing = {"inputs": query, "outputs": [*shown, parts["text"]]}
+    parts["show"].click(show, **showing, **{**_QUIET, "show_progress": "minimal"}).then(
         None, None, None, js=SCRIPTS["scroll"]
     )
-    drawing = {"inputs": asked["seed"], "outputs": [asked["image"], asked["texts"]]}
-    for event in (asked["draw"].click, asked["seed"].submit, page.load):
-        event(draw, **drawing, **_QUIET).success(show, **showing, **_QUIET)
-    asked["model"].input(choose, asked["model"], [asked["method"], found["problem"]], **_QUIET)
-    found["cards"].click(pick, found["turn"], seen, **_QUIET)
-    opening = {"inputs": [found["turn"], found["text"]], "outputs": [*seen, found["layered"]]}
-    for event in (found["layers_tab"].select, found["text"].input):
-        event(open_layers, **opening, **_QUIET)
-    found["texts_tab"].select(lambda: False, None, found["layered"], **_QUIET)
-    for event in (found["opacity"].change, page.load):  # in the browser alone
-        event(None, found["opacity"], None, js=SCRIPTS["opacity"])
-    _connect_files(found)
+    for event in (parts["draw"].click, parts["seed"].submit, page.load):
+        drawn = event(draw, parts["seed"], of("image", "texts"), **_QUIET)
+        drawn.success(show, **showing, **_QUIET)
+    parts["model"].input(choose, parts["model"], of("method", "problem"), **_QUIET)
+    parts["cards"].click(pick, parts["state"], shown, **_QUIET)
+    for event in (parts["layers_tab"].select, parts["text"].input):
+        event(open_layers, of("state", "text"), [*shown, parts["layered"]], **_QUIET)
+    parts["texts_tab"].select(lambda: False, None, parts["layered"], **_QUIET)
 
 
-def _connect_files(found: dict[str, Any]) -> None:
-    def png(turn: Turn, opacity: float) -> str:
-        return _file(turn, lambda answer: files.picture(answer, opacity), "image/png")
+def _connect_browser(page: Any, parts: dict[str, Any]) -> None:
+    """What the browser does alone or last: the opacity, and saving a file."""
 
-    def npz(turn: Turn) -> str:
-        return _file(turn, files.archive, "application/octet-stream")
+    def png(state: PageState, opacity: float) -> str:
+        if state.result is None:
+            return ""
+        return as_url(downloads.picture(state.result, opacity), "image/png")
 
-    given = {"png": [found["turn"], found["opacity"]], "npz": found["turn"]}
+    def npz(state: PageState) -> str:
+        if state.result is None:
+            return ""
+        return as_url(downloads.archive(state.result), "application/octet-stream")
+
+    for event in (parts["opacity"].change, page.load):
+        event(None, parts["opacity"], None, js=SCRIPTS["opacity"])
+    inputs = {"png": [parts["state"], parts["opacity"]], "npz": [parts["state"]]}
     for ending, make in (("png", png), ("npz", npz)):
-        made = found[ending].click(make, given[ending], found["file"], **_QUIET)
-        made.then(None, found["file"], None, js=SCRIPTS["save"].replace("ENDING", ending))
+        made = parts[ending].click(make, inputs[ending], parts["file"], **_QUIET)
+        made.then(None, parts["file"], None, js=SCRIPTS["save"].replace("ENDING", ending))
 
 
-def _path(uploads: str, payload: Any) -> str | None:
+def _uploaded_path(uploads: str, payload: Any) -> str | None:
     """The file of an image that was uploaded here or drawn here.
 
     Raises:
@@ -221,9 +229,5 @@ def _path(uploads: str, payload: Any) -> str | None:
     return str(path)
 
 
-def _seen(turn: Turn) -> tuple[Turn, str, str, str]:
-    return turn, turn.cards, turn.layers, cards.problem(turn.problem)
-
-
-def _file(turn: Turn, make: Callable[[Answer], bytes], kind: str) -> str:
-    return "" if turn.answer is None else as_url(make(turn.answer), kind)
+def _outputs(state: PageState) -> tuple[PageState, str, str, str]:
+    return state, state.cards, state.layers, html.problem(state.problem)

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from ..errors import InputError
-from .answers import Question, ask, example
-from .shelf import EMBEDDED, Shelf
+from .model_cache import EMBEDDED, ModelCache
+from .queries import Query, ask, example
 
 LARGEST_UPLOAD: Final = "20mb"
 _POLICY: Final = (
@@ -48,7 +48,7 @@ def open_port(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on port {port} of {host}: {reason}.") from error
 
 
-def warm(shelf: Shelf) -> None:
+def warm(cache: ModelCache) -> None:
     """Load the first model and the embedded ones, and let each answer once.
 
     Raises:
@@ -57,18 +57,18 @@ def warm(shelf: Shelf) -> None:
     from ..attr.registry import default_method
 
     image, texts = example(0)
-    for name in dict.fromkeys((shelf.names[0], *EMBEDDED)):
-        method = default_method(shelf.get(name).tower)
-        ask(shelf, Question(image, texts, name, method))
+    for name in dict.fromkeys((cache.names[0], *EMBEDDED)):
+        method = default_method(cache.get(name).tower)
+        ask(cache, Query(image, texts, name, method))
 
 
-def serve(shelf: Shelf, listening: socket.socket) -> None:
+def serve(cache: ModelCache, listening: socket.socket) -> None:
     """Answer until Ctrl-C or the end of the session; uploaded images are gone then."""
     with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder, _settings(folder):
         import uvicorn
 
         config = uvicorn.Config(
-            _application(shelf, folder),
+            _application(cache, folder),
             log_config=None,
             log_level="critical",  # it calls it an error when a page is open at the end
             timeout_graceful_shutdown=1,
@@ -85,31 +85,27 @@ def serve(shelf: Shelf, listening: socket.socket) -> None:
 @contextmanager
 def _settings(folder: str) -> Iterator[None]:
     """What Gradio reads in the environment when it is imported and when a page is built."""
-    settings = {
+    before = dict(os.environ)
+    os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_RUN_HISTORY": "False",
         "GRADIO_TEMP_DIR": folder,
     }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def _application(shelf: Shelf, folder: str) -> _App:
+def _application(cache: ModelCache, folder: str) -> _App:
     import gradio as gr
     from fastapi import FastAPI
 
     from . import page, style
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    blocks = page.build(shelf, folder)
+    blocks = page.build(cache, folder)
     blocks.has_launched = True  # else Gradio takes any path on this machine for an upload
     gr.mount_gradio_app(
         outer,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 INTRODUCTION: Final = """
 <h1>Why does this image fit this text?</h1>
-<p>CLIP gives a number, their cosine; a map shows which regions of the image a method credits for
+<p>CLIP scores the match as a cosine; a map shows which regions of the image a method credits for
 it. Click a word to see what it adds to its text.</p>
 """
 

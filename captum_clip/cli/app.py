@@ -18,19 +18,19 @@ def _run(arguments: Namespace) -> None:
     """Load the models, say where the page is, and answer until Ctrl-C."""
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'captum-clip[app]'")
+    from ..app.model_cache import ModelCache
     from ..app.serve import open_port, serve, warm
-    from ..app.shelf import Shelf
 
-    shelf = Shelf(arguments.model or (), arguments.device)
+    cache = ModelCache(arguments.model or (), arguments.device)
     with open_port(arguments.host, arguments.port) as listening:
         with steps(1) as begin:
-            begin(f"loading {shelf.names[0]}")
-            warm(shelf)
+            begin(f"loading {cache.names[0]}")
+            warm(cache)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         if arguments.host not in _LOCAL:
             print("everyone who reaches this machine on the network can use the page", flush=True)
-        serve(shelf, listening)
+        serve(cache, listening)
 
 
 COMMAND: Final = Command(

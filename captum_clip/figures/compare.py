@@ -53,8 +53,8 @@ def compare(
         >>> from captum_clip.demo.scenes import draw_scene
         >>> image = draw_scene(0, objects=["horse", "dog"]).image
         >>> figure = figures.compare(image, "a horse", models="demo/vit")
-        >>> len(figure.axes)  # the image, four methods and the legend
-        6
+        >>> len(figure.axes)  # the image and four methods
+        5
     """
     caller = "figures.compare"
     common.check_scale(caller, scale, ("each", "shared"))

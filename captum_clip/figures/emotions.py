@@ -61,8 +61,8 @@ def emotions(
         >>> from captum_clip.emotions import EmotionProbe
         >>> probe = EmotionProbe(np.random.default_rng(0).normal(size=(9, 128)), np.zeros(9))
         >>> figure = figures.emotions(draw_scene(0).image, probe, models="demo/vit")
-        >>> len(figure.axes)  # the image, eight emotions and the legend
-        10
+        >>> len(figure.axes)  # the image and eight emotions
+        9
     """
     caller = "figures.emotions"
     common.check_scale(caller, scale, ("each", "shared"))

@@ -17,7 +17,7 @@ from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
 from ..models.base import ImageLike
 from ..targets import Target
-from ..visualization.framing import frame
+from ..visualization.letterbox import letterbox
 
 Images: TypeAlias = ImageLike | Sequence[ImageLike]
 Model: TypeAlias = str | Path | nn.Module | ClipAdapter
@@ -172,9 +172,9 @@ def side_by_side(images: Sequence[Tensor]) -> tuple[Tensor, tuple[int, int]]:
     """Images (3, h, w) of any sizes -> (B, 3, H, W), and (H, W), the largest of each side."""
     height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
     size = (height, width)
-    return torch.stack([frame(image, size, 1.0) for image in images]), size
+    return torch.stack([letterbox(image, size, 1.0) for image in images]), size
 
 
 def framed(found: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
     """Stretched maps (K, h, w) -> (B, K, H, W), nothing where their images leave a margin."""
-    return torch.stack([frame(one, size, 0.0) for one in found])
+    return torch.stack([letterbox(one, size, 0.0) for one in found])

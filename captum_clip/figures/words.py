@@ -51,8 +51,8 @@ def words(
         >>> from captum_clip.demo.scenes import draw_scene
         >>> image = draw_scene(0, objects=["horse", "dog"]).image
         >>> figure = figures.words(image, "a horse", models="demo/vit")
-        >>> len(figure.axes)  # the image, the text, two words and the legend
-        5
+        >>> len(figure.axes)  # the image, the text and two words
+        4
     """
     caller = "figures.words"
     common.check_scale(caller, scale, ("norm", "each"))

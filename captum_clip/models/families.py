@@ -9,29 +9,45 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import align, huggingface, open_clip, siglip
+from . import align, dual_encoder, huggingface, open_clip, siglip
 from .base import ClipAdapter
 from .towers import Tower
 
 # Module that defines a family's models -> the family. An instance cannot exist where that module
 # was never imported, so none is imported to look.
 _FAMILIES: dict[str, ModuleType] = {
-    "transformers.models.clip.modeling_clip": huggingface,
+    **{f"transformers.models.{name}.modeling_{name}": huggingface for name in huggingface.LAYOUTS},
     "transformers.models.align.modeling_align": align,
+    "transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder": dual_encoder,
     "transformers.models.siglip.modeling_siglip": siglip,
     "open_clip": open_clip,
 }
 
 
+_REFUSED = {
+    "Siglip2Model": "NaFlex gives every image a grid of its own; take a checkpoint of fixed size, "
+    "such as google/siglip2-base-patch16-224",
+    "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
+    "image has no one embedding; take a CLIP or SigLIP",
+}
+_REFUSED["Siglip2VisionModel"] = _REFUSED["Siglip2Model"]
+
+
+def refused(class_name: str) -> str:
+    """Why a class is not supported and what would run instead; empty where nothing is known."""
+    return _REFUSED.get(class_name, "")
+
+
 def _loaded() -> list[Any]:
-    return [family for module, family in _FAMILIES.items() if module in sys.modules]
+    families = [family for module, family in _FAMILIES.items() if module in sys.modules]
+    return list(dict.fromkeys(families))
 
 
 def _supported(attribute: str) -> str:
-    return "; ".join(
-        f"{module.partition('.')[0]}: {', '.join(getattr(family, attribute))}"
-        for module, family in _FAMILIES.items()
-    )
+    names: dict[str, list[str]] = {}
+    for module, family in dict(zip(_FAMILIES.values(), _FAMILIES, strict=True)).items():
+        names.setdefault(family.partition(".")[0], []).extend(getattr(module, attribute))
+    return "; ".join(f"{library}: {', '.join(classes)}" for library, classes in names.items())
 
 
 def known_tower(module: nn.Module) -> Tower | None:
@@ -59,9 +75,9 @@ def tower_of(module: nn.Module) -> Tower:
     tower = known_tower(module)
     if tower is not None:
         return tower
+    kind, names = type(module).__name__, f"supported are {_supported('TOWERS')}"
     raise UnsupportedModelError(
-        f"there is no CLIP vision tower known in a {type(module).__name__}; "
-        f"supported are {_supported('TOWERS')}."
+        f"there is no CLIP vision tower known in a {kind}; {refused(kind) or names}."
     )
 
 
@@ -83,7 +99,11 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
         )
         if adapter is not None:
             return adapter
-    raise UnsupportedModelError(
-        f"load_clip does not support a {type(model).__name__}; "
-        f"supported are {_supported('MODELS')}, or the name of such a model."
-    )
+    if known_tower(model) is not None:
+        raise UnsupportedModelError(
+            f"load_clip: a {type(model).__name__} has no text tower; pass the whole model, or give "
+            "this one as `layer` to a method, with a forward function of your own."
+        )
+    kind = type(model).__name__
+    names = f"supported are {_supported('MODELS')}, or the name of such a model"
+    raise UnsupportedModelError(f"load_clip does not support a {kind}; {refused(kind) or names}.")

@@ -1,4 +1,4 @@
-"""CLIP of transformers: its vision tower and its adapter."""
+"""CLIP of transformers, and the classes that were made from it: vision tower and adapter."""
 
 from __future__ import annotations
 
@@ -14,11 +14,27 @@ from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
 from .text import TextReadout
 from .towers import AttentionLayer, Exposed, Linear, Projections, ViTTower
-from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
+from .unmodified import has_no_foreign_hooks, is_linear
 
-MODELS = ("CLIPModel",)
-TOWERS = ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection")
+LAYOUTS = {
+    "clip": "CLIP",
+    "metaclip_2": "MetaClip2",
+    "altclip": "AltCLIP",
+    "chinese_clip": "ChineseCLIP",
+    "clipseg": "CLIPSeg",
+    "owlvit": "OwlViT",
+    "owlv2": "Owlv2",
+}
+"""Modules of transformers -> what their classes are called; all with CLIP's vision tower."""
 
+MODELS = tuple(f"{prefix}Model" for prefix in LAYOUTS.values())
+TOWERS = tuple(
+    f"{prefix}{kind}" for kind in ("Model", "VisionModel") for prefix in LAYOUTS.values()
+)
+
+_SUFFIXES = ("Model", "VisionModel", "VisionModelWithProjection", "VisionTransformer")
+_LIBRARY = "transformers.models."
+_ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -84,12 +100,12 @@ class HuggingFaceTower(ViTTower):
     @property
     def native(self) -> tuple[int, int]:
         """Height and width that it was made for."""
-        side = int(self.module.embeddings.image_size)
+        side = int(self.module.config.image_size)
         return side, side
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """See `Tower`; positions are interpolated for other sizes than the native one."""
-        patch = int(self.module.embeddings.patch_size)
+        patch = int(self.module.config.patch_size)
         fits = height % patch == 0 and width % patch == 0 and min(height, width) >= patch
         if not fits and (height, width) != self.native:
             raise InputError(
@@ -107,17 +123,9 @@ class HuggingFaceTower(ViTTower):
     @property
     def is_unmodified(self) -> bool:
         """See `Tower`."""
-        from transformers.models.clip import modeling_clip as clip
-
-        plain = getattr(clip, "CLIPVisionTransformer", clip.CLIPVisionModel)
         block: Any = self.layers[-1].block
-        return (
-            is_unmodified(self.module, (plain,))
-            and is_unmodified(self.module.encoder, (clip.CLIPEncoder,))
-            and is_unmodified(block, (clip.CLIPEncoderLayer,))
-            and is_unmodified(block.self_attn, (clip.CLIPAttention,))
-            and all(has_no_foreign_hooks(module) for module in block.modules())
-        )
+        own = (self.module, self.module.encoder, block, block.self_attn)
+        return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, block.modules()))
 
     @property
     def checkpointing(self) -> bool:
@@ -140,13 +148,10 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
     Raises:
         UnsupportedModelError: its attention is not made of plain linear maps.
     """
-    from transformers.models.clip import modeling_clip
-
-    inner: Any = module
-    plain = getattr(modeling_clip, "CLIPVisionTransformer", modeling_clip.CLIPVisionModel)
-    if not isinstance(module, (plain, *(getattr(modeling_clip, name) for name in TOWERS))):
+    if not _is_of(module, _SUFFIXES):
         return None
-    while not isinstance(getattr(inner, "encoder", None), modeling_clip.CLIPEncoder):
+    inner: Any = module
+    while not hasattr(inner, "encoder"):
         inner = inner.vision_model
     for index, block in enumerate(inner.encoder.layers):
         check_attention(index, block.self_attn)
@@ -156,6 +161,20 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
         pooling="cls",
         projection=getattr(module, "visual_projection", None),
     )
+
+
+def _is_of(module: nn.Module, suffixes: tuple[str, ...]) -> bool:
+    names = {
+        (f"{_LIBRARY}{name}.modeling_{name}", prefix + suffix)
+        for name, prefix in LAYOUTS.items()
+        for suffix in suffixes
+    }
+    return any((kind.__module__, kind.__name__) in names for kind in type(module).__mro__)
+
+
+def is_librarys(module: nn.Module, method: str = "forward") -> bool:
+    """Whether a module is of a class of transformers itself, without foreign hooks."""
+    return type(module).__module__.startswith(_LIBRARY) and has_no_foreign_hooks(module, method)
 
 
 def check_attention(index: int, attention: Any) -> None:
@@ -176,7 +195,7 @@ def check_attention(index: int, attention: Any) -> None:
 
 
 class HuggingFaceAdapter(ClipAdapter):
-    """A `CLIPModel` of transformers."""
+    """A `CLIPModel` of transformers, or another of `MODELS`."""
 
     model: Any
     tower: HuggingFaceTower
@@ -184,9 +203,7 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def is_unmodified(self) -> bool:
         """See `ClipAdapter`."""
-        own = type(self.model).__module__.startswith("transformers.models.")  # no subclass
-        features_unmodified = has_no_foreign_hooks(self.model, "get_image_features")
-        return own and features_unmodified and self.tower.is_unmodified
+        return is_librarys(self.model, "get_image_features") and self.tower.is_unmodified
 
     @property
     def text_readout(self) -> TextReadout | None:
@@ -228,7 +245,10 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def context_length(self) -> int:
         """See `ClipAdapter`."""
-        return int(self.model.config.text_config.max_position_embeddings)
+        config = self.model.config.text_config
+        # positions of RoBERTa's relatives begin after that of the padding token
+        taken = config.pad_token_id + 1 if config.model_type in _ROBERTAS else 0
+        return int(config.max_position_embeddings) - taken
 
     def _describe_preprocessing(self) -> object:
         return describe(self.processor)
@@ -241,11 +261,7 @@ def embedding_of(features: Any) -> Tensor:
     return embedding
 
 
-def adapter_of(model: nn.Module, *, name: str, **parts: Any) -> HuggingFaceAdapter | None:
-    """The adapter of a `CLIPModel`; None where the model is something else."""
-    from transformers import CLIPModel
-
-    if not isinstance(model, CLIPModel):
-        return None
-    tower = tower_of(model)
-    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **parts)
+def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> HuggingFaceAdapter | None:
+    """The adapter of one of `MODELS`; None where the model is something else."""
+    tower = tower_of(model) if _is_of(model, ("Model",)) else None
+    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **processors)

@@ -75,7 +75,7 @@ class Ranking:
             panels.append(Panel(shown, self.target, note_of(value)))
         rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
-        return grid(rows, legends=[Legend(colors, "low", "high")], caption=caption)
+        return grid(rows, legends=[Legend(colors, "low to high")], caption=caption)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``ranking.csv`` (rank, file, score) and ``ranking.png`` into a folder.

@@ -6,11 +6,11 @@ from :mod:`captum_clip.maps`. Nothing is computed here but colours.
 
 from .average import average
 from .captum_view import captum_image_attr
+from .contact_sheet import contact_sheet
 from .curves import curves
 from .layers import layers
 from .overlay import overlay
 from .saving import save_figure
-from .sheet import contact_sheet
 from .signs import signs
 from .style import HEAT, NEGATIVE, POSITIVE
 from .words import words

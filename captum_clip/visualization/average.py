@@ -51,8 +51,8 @@ def average(
         >>> from captum_clip import visualization
         >>> means = {"ViT": torch.rand(2, 7, 7), "ResNet": torch.rand(2, 9, 9)}
         >>> figure = visualization.average(means, names=["awe", "fear"])
-        >>> len(figure.axes)  # four maps and the legend
-        5
+        >>> len(figure.axes)  # four maps
+        4
     """
     if not rows:
         raise InputError("average: expected at least one row of maps, got none.")
@@ -79,7 +79,7 @@ def average(
             ]
         )
         labels += [label, *[""] * (len(panels) - len(labels) - 1)]
-    legend = Legend(colors, short_number(low), short_number(high))
+    legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
     return grid(panels, labels=labels, legends=[legend], caption=caption)
 
 

@@ -15,8 +15,8 @@ from matplotlib.ticker import PercentFormatter
 
 from ..errors import InputError
 from .arrays import as_names
-from .page import GREY, Page, Text
-from .style import FONT, NOTE_SIZE, TEXT_COLOR, TEXT_SIZE
+from .layout import fit, page, wrap
+from .style import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, TEXT_COLOR
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """Fractions, mean, lower and upper end, each (F,)."""
@@ -24,10 +24,7 @@ Series = Mapping[str, Curve]
 _Arrays = tuple[npt.NDArray[np.float64], ...]
 
 _PANEL = (3.1, 2.7)  # inches; taller where the legend is
-_MARGIN, _GAP, _PAD = 0.16, 0.4, 0.05
-_AXIS = (0.62, 0.44)  # room for the words left of and below the panels
-_SWATCH = 0.42  # length of a legend's line
-_LABEL = 2.1  # widest label of a legend
+_LABEL = 2.1  # widest label of a legend, in inches
 _DPI = 200
 _BAND = (0.03, 0.14)  # opacity, of many bands and of few
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -96,37 +93,40 @@ def curves(
         >>> len(figure.axes)
         2
     """
-    panels = [_checked(given) for given in ([series] if beside is None else [series, beside])]
-    words = as_names("curves", headers or None, len(panels))
+    panels = [_checked(panel) for panel in ([series] if beside is None else [series, beside])]
+    heads = as_names("curves", headers or None, len(panels))
     labels = list(dict.fromkeys(label for panel in panels for label in panel))
     pens = _pens(labels, reference, baselines)
+    width = len(panels) * (_PANEL[0] + 0.4) + _LABEL
 
-    names = {label: Text.of(label, _LABEL, NOTE_SIZE) for label in pens}
-    left = _MARGIN + _AXIS[0]
-    edge = left + len(panels) * (_PANEL[0] + _GAP)  # where the legend starts
-    width = edge + _SWATCH + 2 * _PAD + max(name.width for name in names.values()) + _MARGIN
-    above = Text.of(title, width - 2 * _MARGIN, TEXT_SIZE)
-    below = Text.of(caption, width - 2 * _MARGIN, NOTE_SIZE, GREY)
-    heads = [Text.of(header, _PANEL[0], TEXT_SIZE) for header in words]
-    top = _MARGIN + (above.height + 2 * _PAD if above.height else 0)
-    upper = top + max(head.height for head in heads) + _PAD  # edge of the panels
-    legend = sum(name.height + _PAD for name in names.values())
-    height = max(_PANEL[1], legend - _AXIS[1])
-    lower = upper + height + _AXIS[1]
-    page = Page.of(width, lower + below.height + _PAD + _MARGIN, _DPI)
-
-    page.text(above, _MARGIN, _MARGIN)
-    page.text(below, _MARGIN, lower + _PAD)
-    first: Axes | None = None
-    for number, (panel, head) in enumerate(zip(panels, heads, strict=True)):
-        x = left + number * (_PANEL[0] + _GAP)
-        page.text(head, x, upper - _PAD - head.height)
-        axes = _axes(page.figure, x, upper, height, first)
+    figure = page(_DPI)
+    wrap(figure.suptitle(title, x=0.01, ha="left", **TEXT), width)
+    wrap(figure.supxlabel(caption, x=0.01, ha="left", **NOTE), width)
+    plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, panel, head in zip(plots, panels, heads, strict=True):
+        _style(axes)
         _draw(axes, panel, pens)
-        _name(axes, xlabel, "" if first else ylabel)
-        first = first or axes
-    _draw_legend(page, names, pens, edge, upper)
-    return page.figure
+        wrap(axes.set_title(head, loc="left", **TEXT), _PANEL[0])
+        axes.set_xlabel(xlabel, **TEXT)
+    plots[0].set_ylabel(ylabel, **TEXT)
+    legend = plots[-1].legend(
+        [Line2D([], [], color=p.color, linestyle=p.dash, linewidth=p.width) for p in pens.values()],
+        list(pens),
+        loc="upper left",
+        bbox_to_anchor=(1.05, 1),
+        borderaxespad=0,
+        frameon=False,
+        prop={"family": FONT, "size": NOTE_SIZE},
+        labelcolor=TEXT_COLOR,
+        handlelength=4,
+        labelspacing=0.8,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+        wrap(text, _LABEL)
+    height = max(_PANEL[1], legend.get_window_extent().height / _DPI)
+    fit(figure, (1, len(panels)), (_PANEL[0], height), (0.1, 0.1))
+    return figure
 
 
 def _checked(series: Series) -> dict[str, _Arrays]:
@@ -176,25 +176,16 @@ def _pen(colors: Sequence[str], number: int, width: float, layer: float) -> _Pen
     return _Pen(colors[number % len(colors)], _DASHES[number % len(_DASHES)], width, layer)
 
 
-def _axes(figure: Figure, x: float, y: float, height: float, first: Axes | None) -> Axes:
-    """An empty panel with its top left corner at (x, y)."""
-    total_x, total_y = figure.get_size_inches()
-    box = (x / total_x, 1 - (y + height) / total_y, _PANEL[0] / total_x, height / total_y)
-    axes = figure.add_axes(box, sharey=first)
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.spines[["left", "bottom"]].set_color(NOTE_COLOR)
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.tick_params(
-        labelsize=NOTE_SIZE,
-        labelfontfamily=FONT,
-        labelcolor=TEXT_COLOR,
-        color=GREY,
-        labelleft=first is None,
+        labelsize=NOTE_SIZE, labelfontfamily=FONT, labelcolor=TEXT_COLOR, color=NOTE_COLOR
     )
-    return axes
 
 
 def _draw(axes: Axes, panel: Mapping[str, _Arrays], pens: Mapping[str, _Pen]) -> None:
@@ -213,29 +204,3 @@ def _draw(axes: Axes, panel: Mapping[str, _Arrays], pens: Mapping[str, _Pen]) ->
             zorder=pen.layer,
             label=label,
         )
-
-
-def _name(axes: Axes, xlabel: str, ylabel: str) -> None:
-    for write, words in ((axes.set_xlabel, xlabel), (axes.set_ylabel, ylabel)):
-        write(words, fontsize=TEXT_SIZE, family=FONT, color=TEXT_COLOR, parse_math=False)
-
-
-def _draw_legend(
-    page: Page, names: Mapping[str, Text], pens: Mapping[str, _Pen], x: float, y: float
-) -> None:
-    total_x, total_y = page.figure.get_size_inches()
-    for label, name in names.items():
-        pen = pens[label]
-        middle = 1 - (y + name.height / len(name.lines) / 2) / total_y
-        ends = [x / total_x, (x + _SWATCH) / total_x]
-        line = Line2D(
-            ends,
-            [middle, middle],
-            transform=page.figure.transFigure,
-            color=pen.color,
-            linestyle=pen.dash,
-            linewidth=pen.width,
-        )
-        page.figure.add_artist(line)
-        page.text(name, x + _SWATCH + 2 * _PAD, y)
-        y += name.height + _PAD

@@ -14,8 +14,8 @@ from .. import maps
 from ..errors import InputError
 from .arrays import Array, ArrayLike, as_array, as_images, as_names, as_scores
 from .blend import blend
-from .framing import as_references
 from .grid import Legend, Panel, folded, grid
+from .letterbox import as_references
 from .overlay import score_note
 from .style import ALPHA, colormap, short_number
 
@@ -74,8 +74,8 @@ def layers(
         >>> figure = visualization.layers(
         ...     torch.rand(1, 3, 32, 32), attention, gradients, names=["a horse", "a dog"]
         ... )
-        >>> len(figure.axes)  # three times image and layers, and the legend
-        13
+        >>> len(figure.axes)  # three times image and layers
+        12
     """
     pictures = as_images("layers", images)
     size = pictures.shape[1:3]
@@ -91,14 +91,13 @@ def layers(
     numbers = as_scores("layers", scores, (batch, count))
     others = as_references("layers", references, count, size)
     colors = None if cmap is None else colormap(cmap)
-    rows: list[list[Panel]] = []
+    rows: list[list[Panel | None]] = []
     labels: list[str] = []
 
     def add(label: str, lead: Panel, picture: Array, planes: Array, title: str) -> None:
         shown = _drawn(picture, planes, shared, colors, title)
-        blank = Panel(np.ones_like(picture))
         parts = folded(shown)
-        rows.extend([blank if row else lead, *part] for row, part in enumerate(parts))
+        rows.extend([None if row else lead, *part] for row, part in enumerate(parts))
         labels.extend([label, *[""] * (len(rows) - len(labels) - 1)])
 
     for index, picture in enumerate(pictures):
@@ -107,7 +106,7 @@ def layers(
             note = "" if numbers is None else score_note(numbers[index, column])
             lead = Panel(picture if other is None else other, title, note)
             add("gradient", lead, picture, second[index, column], title)
-    legend = Legend(MASK if colors is None else colors, "low", "high")
+    legend = Legend(MASK if colors is None else colors, "low to high")
     return grid(rows, labels=labels, legends=[legend], caption=caption)
 
 

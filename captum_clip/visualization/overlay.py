@@ -52,8 +52,8 @@ def overlay(
         >>> from captum_clip import visualization
         >>> images, heat = torch.rand(1, 3, 32, 32), torch.rand(1, 2, 4, 4)
         >>> figure = visualization.overlay(images, heat, names=["a horse", "a dog"])
-        >>> len(figure.axes)  # the image, two maps and the legend
-        4
+        >>> len(figure.axes)  # the image and two maps
+        3
     """
     pictures = as_images("overlay", images)
     maps = as_heat("overlay", heat, pictures)
@@ -73,7 +73,7 @@ def overlay(
             row.append(Panel(blend(picture, value, colors, alpha), title, note))
         rows.append(row)
     marks = as_labels("overlay", labels, len(rows))
-    legends = [Legend(colors, "low", "high")]
+    legends = [Legend(colors, "low to high")]
     return grid(rows, labels=marks, legends=legends, caption=caption)
 
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from .arrays import ArrayLike, as_heat, as_images, as_labels, as_names, as_scores
 from .blend import blend, check_alpha
-from .framing import REFERENCE, as_references
 from .grid import Legend, Panel, grid
+from .letterbox import REFERENCE, as_references
 from .overlay import note_of, score_note
 from .style import ALPHA, NEGATIVE, POSITIVE, colormap
 
@@ -87,6 +87,6 @@ def signs(
         rows,
         headers=["image", "speaks for it", "speaks against it", *last],
         labels=[marks[index] for index, _ in order] if marks else [],
-        legends=[Legend(colors[0], "", "for"), Legend(colors[1], "", "against")],
+        legends=[Legend(colors[0], "for"), Legend(colors[1], "against")],
         caption=caption,
     )

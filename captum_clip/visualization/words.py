@@ -93,9 +93,9 @@ def words(
             rows += folded([Panel(picture, "image"), *shown])
         if marks:
             beside += [marks[index], *[""] * (len(rows) - len(beside) - 1)]
-    legends = [Legend(layers[0][1], "low", "high")]
+    legends = [Legend(layers[0][1], "low to high")]
     if negative is not None:
-        legends = [Legend(layers[0][1], "", "for"), Legend(NEGATIVE, "", "against")]
+        legends = [Legend(layers[0][1], "for"), Legend(NEGATIVE, "against")]
     return grid(rows, labels=beside, legends=legends, caption=caption)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from captum_clip.app.model_cache import EMBEDDED, ModelCache
 from captum_clip.app.serve import open_port, warm
-from captum_clip.app.shelf import EMBEDDED, Shelf
 from captum_clip.cli import main
 from captum_clip.errors import InputError
 from captum_clip.models import ClipAdapter, load_clip
@@ -70,6 +70,6 @@ def test_warm_loads_the_first_and_the_embedded_models(monkeypatch: pytest.Monkey
         loaded.append(name)
         return load_clip(name, **options)
 
-    monkeypatch.setattr("captum_clip.app.shelf.load_clip", load)
-    warm(Shelf(["demo/resnet", "ViT-B/32"]))
+    monkeypatch.setattr("captum_clip.app.model_cache.load_clip", load)
+    warm(ModelCache(["demo/resnet", "ViT-B/32"]))
     assert loaded == list(reversed(EMBEDDED))

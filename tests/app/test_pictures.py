@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip.app import cards, files
-from captum_clip.app.answers import Answer, Question, ask, layers, pick, shown
+from captum_clip.app import downloads, html
+from captum_clip.app.model_cache import ModelCache
 from captum_clip.app.pictures import data_url, layer, photo, signed_heat, signed_layer
-from captum_clip.app.shelf import Shelf
+from captum_clip.app.queries import Query, Result, ask, layers, pick
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explanation import Explanation
 from captum_clip.visualization import NEGATIVE, POSITIVE
@@ -26,15 +26,15 @@ IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Shelf:
-    return Shelf()
+def cache() -> ModelCache:
+    return ModelCache()
 
 
 @pytest.fixture(scope="module")
-def answer(shelf: Shelf) -> Answer:
+def answer(cache: ModelCache) -> Result:
     """Both signs of two texts, of which one shows a word."""
-    question = Question(IMAGE, "a horse\na horse and a dog", "demo/vit", "last-grad", "both")
-    return pick(shelf, ask(shelf, question), 1, 5)
+    question = Query(IMAGE, "a horse\na horse and a dog", "demo/vit", "last-grad", "both")
+    return pick(cache, ask(cache, question), 1, 5)
 
 
 def pixels_of(url: str) -> npt.NDArray[np.float32]:
@@ -68,45 +68,45 @@ def test_signed_layer_shows_each_sign_in_its_colour() -> None:
     assert 0 < pixels[0, 1, 3] < 1
 
 
-def test_cards_say_texts_scores_norms_and_words(answer: Answer) -> None:
-    html = cards.cards(answer)
-    score, norms = answer.found.scores[0, 0], answer.words[1].norms
-    assert f"cosine {score:.3f}" in html
-    assert f"norm {norms[5]:.2f}, largest {norms[1:].max():.2f}" in html
-    assert html.count('aria-pressed="true"') == 2
-    assert 'data-text="1" data-word="5" aria-pressed="true">dog<' in html
-    assert html.count('class="map"') == 4
-    assert "speaks for the text" in html
-    assert "speaks against it" in html
+def test_cards_say_texts_scores_norms_and_words(answer: Result) -> None:
+    page = html.cards(answer)
+    score, norms = answer.explanation.scores[0, 0], answer.words[1].norms
+    assert f"cosine {score:.3f}" in page
+    assert f"norm {norms[5]:.2f}, largest {norms[1:].max():.2f}" in page
+    assert page.count('aria-pressed="true"') == 2
+    assert 'data-text="1" data-word="5" aria-pressed="true">dog<' in page
+    assert page.count('class="map"') == 4
+    assert "speaks for the text" in page
+    assert "speaks against it" in page
 
 
 @pytest.mark.parametrize("sign", ["positive", "negative"])
-def test_cards_of_one_sign_have_one_map_a_text(shelf: Shelf, sign: str) -> None:
-    question = Question(IMAGE, "a horse", "demo/resnet", "grad-cam", sign)  # type: ignore[arg-type]
-    html = cards.cards(ask(shelf, question))
-    assert html.count('class="map"') == 1
-    assert ("speaks against it" in html) == (sign == "negative")
+def test_cards_of_one_sign_have_one_map_a_text(cache: ModelCache, sign: str) -> None:
+    question = Query(IMAGE, "a horse", "demo/resnet", "grad-cam", sign)  # type: ignore[arg-type]
+    page = html.cards(ask(cache, question))
+    assert page.count('class="map"') == 1
+    assert ("speaks against it" in page) == (sign == "negative")
 
 
-def test_cards_escape_what_was_typed(shelf: Shelf) -> None:
+def test_cards_escape_what_was_typed(cache: ModelCache) -> None:
     """The demo's tokenizer drops the outer punctuation, the page shows it."""
-    answer = ask(shelf, Question(IMAGE, 'a <horse> & a "dog"', "demo/vit", "last-grad"))
-    html = cards.cards(answer)
-    assert "&lt;horse&gt;" in html
-    assert "<horse>" not in html
-    assert cards.problem("<b>") == '<p class="problem" role="alert">&lt;b&gt;</p>'
-    assert cards.problem("") == ""
+    answer = ask(cache, Query(IMAGE, 'a <horse> & a "dog"', "demo/vit", "last-grad"))
+    page = html.cards(answer)
+    assert "&lt;horse&gt;" in page
+    assert "<horse>" not in page
+    assert html.problem("<b>") == '<p class="problem" role="alert">&lt;b&gt;</p>'
+    assert html.problem("") == ""
 
 
-def test_layer_rows_have_a_picture_for_each_layer(shelf: Shelf, answer: Answer) -> None:
-    html = cards.layer_rows(layers(shelf, answer))
-    assert html.count('class="map"') == 12
-    assert html.count("layer 5<") == 2
+def test_layer_rows_have_a_picture_for_each_layer(cache: ModelCache, answer: Result) -> None:
+    page = html.layer_rows(layers(cache, answer))
+    assert page.count('class="map"') == 12
+    assert page.count("layer 5<") == 2
 
 
-def test_the_archive_holds_what_the_cards_show(answer: Answer, tmp_path: Path) -> None:
-    (tmp_path / "maps.npz").write_bytes(files.archive(answer))
-    found, expected = Explanation.load(tmp_path / "maps.npz"), shown(answer)
+def test_the_archive_holds_what_the_cards_show(answer: Result, tmp_path: Path) -> None:
+    (tmp_path / "maps.npz").write_bytes(downloads.archive(answer))
+    found, expected = Explanation.load(tmp_path / "maps.npz"), answer.shown()
     assert found.names == expected.names
     assert (found.model, found.method) == ("demo/vit", "last-grad")
     torch.testing.assert_close(found.scores, expected.scores)
@@ -115,12 +115,12 @@ def test_the_archive_holds_what_the_cards_show(answer: Answer, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("sign", ["positive", "negative", "both"])
-def test_the_picture_follows_the_opacity(shelf: Shelf, sign: str) -> None:
-    question = Question(IMAGE, "a horse", "demo/vit", "last-grad", sign)  # type: ignore[arg-type]
-    answer = ask(shelf, question)
+def test_the_picture_follows_the_opacity(cache: ModelCache, sign: str) -> None:
+    question = Query(IMAGE, "a horse", "demo/vit", "last-grad", sign)  # type: ignore[arg-type]
+    answer = ask(cache, question)
     pictures = []
     for opacity in (0.0, 0.5, 0.5):
-        with Image.open(io.BytesIO(files.picture(answer, opacity))) as picture:
+        with Image.open(io.BytesIO(downloads.picture(answer, opacity))) as picture:
             assert picture.format == "PNG"
             pictures.append(np.asarray(picture))
     assert pictures[0].shape == pictures[1].shape

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captum_clip.app import answers
+from captum_clip.app import queries
 from captum_clip.app.serve import open_port
 from captum_clip.errors import InputError
 
@@ -31,7 +31,7 @@ def address() -> Iterator[str]:
 
 def asked(address: str, image: dict[str, Any], session: str) -> tuple[bool, str]:
     """Whether the first function of the page answered for an image, and all that it said."""
-    data = [image, "a horse", "demo/vit", "last-grad", "positive", False]
+    data = [image, "a horse", "demo/vit", "last-grad", "positive", None, None]
     body = json.dumps({"data": data, "fn_index": 0, "session_hash": session}).encode()
     headers = {"Content-Type": "application/json"}
     join = urllib.request.Request(f"{address}/gradio_api/queue/join?", body, headers)
@@ -44,6 +44,7 @@ def asked(address: str, image: dict[str, Any], session: str) -> tuple[bool, str]
     raise AssertionError("no answer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [True, False])
 def test_no_client_reads_a_file_of_the_machine(address: str, tmp_path: Path, marked: bool) -> None:
     """A path that nobody uploaded is refused, with and without the mark of an upload."""
@@ -60,7 +61,7 @@ def test_no_client_reads_a_file_of_the_machine(address: str, tmp_path: Path, mar
 @pytest.mark.parametrize("seed", [float("nan"), float("inf"), -1.0, 0.5, None])
 def test_a_scene_that_is_no_number_is_a_sentence(seed: float | None) -> None:
     with pytest.raises(InputError, match="whole numbers from 0"):
-        answers.example(seed)
+        queries.example(seed)
 
 
 @pytest.mark.parametrize("host", ["a" * 70, ".x"])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from captum_clip import ClipSimilarity, LayerAttention, explain, figures, maps, targets
@@ -21,6 +20,7 @@ from captum_clip.visualization import grid
 from captum_clip.visualization.blend import blend
 from captum_clip.visualization.style import HEAT, colormap
 from tests import builders
+from tests.figure_parts import lines_of, pixels_of
 from tests.studies import folders
 
 BAD: Any = "nonsense"
@@ -46,14 +46,6 @@ def photo(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
     return Image.fromarray(blocks).resize((width, height))
 
 
-def pixels(figure: Figure) -> list[np.ndarray[Any, Any]]:
-    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
-
-
-def written(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
-
-
 # layers
 
 
@@ -63,8 +55,8 @@ def test_layers_draws_what_layer_attention_gives(vit: ClipAdapter, rows: Any) ->
     images = vit.preprocess(photo())
     method = LayerAttention(ClipSimilarity(vit, targets.text(vit, "a horse")))
     picture = vit.denormalize(images)[0].movedim(0, -1).numpy()
-    shown = pixels(figure)
-    assert len(shown) == 3 * 4 + 1
+    shown = pixels_of(figure)
+    assert len(shown) == 3 * 4
     for place, of, index in ((1, "attention", 0), (3, "attention", 2), (6, "gradient", 1)):
         raw = method.attribute(images, target=0, index=index, of=of, rows=rows)
         assert isinstance(raw, torch.Tensor)
@@ -73,7 +65,7 @@ def test_layers_draws_what_layer_attention_gives(vit: ClipAdapter, rows: Any) ->
     other = vit.denormalize(vit.preprocess(photo(1)))[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(shown[8], other, atol=1e-6)
     said = {"cls": "row CLS", "sum": "sum of all rows"}[rows]
-    assert any(said in line for line in written(figure))
+    assert any(said in line for line in lines_of(figure))
 
 
 def test_layers_of_a_resnet_there_are_none(resnet: ClipAdapter) -> None:
@@ -85,7 +77,7 @@ def test_layers_of_a_tower_without_cls_are_named_so() -> None:
     clip = builders.open_clip_vit_mean().load()
     assert any(
         "mean of all rows" in line
-        for line in written(figures.layers(photo(), "a horse", model=clip))
+        for line in lines_of(figures.layers(photo(), "a horse", model=clip))
     )
 
 
@@ -98,10 +90,10 @@ def test_compare_has_all_methods_that_fit_and_all_targets(
     figure = figures.compare(
         [photo(), photo(1)], ["a horse", "sky"], references=photo(2), models=[vit, resnet]
     )
-    lines = written(figure)
+    lines = lines_of(figure)
     names = ("rollout", "attention-grad-cam", "all-grad", "last-grad")
     assert {f"small ViT ({name})" for name in names} | {"small ResNet (grad-cam)"} <= set(lines)
-    assert len(figure.axes) == 2 * 3 * 6 + 2 + 1  # two references and the legend
+    assert len(pixels_of(figure)) == 2 * 3 * 6 + 2  # two references
     assert lines.count("sky") == 2 * 6
     assert lines.count("image 0") == 2 * 7
 
@@ -115,10 +107,10 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter) -> None:
     for row, (place, target) in enumerate(rows):
         picture = found.images[place].movedim(0, -1).numpy()
         heat = found.heat()["positive"][place, target].numpy()
-        np.testing.assert_allclose(pixels(figure)[3 * row], picture, atol=1e-6)
+        np.testing.assert_allclose(pixels_of(figure)[3 * row], picture, atol=1e-6)
         wanted = blend(picture, heat, colormap(HEAT), 0.9)
-        np.testing.assert_allclose(pixels(figure)[3 * row + 2], wanted, atol=1e-3)
-    assert f"cosine {found.scores[1, 1]:.3f}".replace("-", "\u2212") in written(figure)
+        np.testing.assert_allclose(pixels_of(figure)[3 * row + 2], wanted, atol=1e-3)
+    assert f"cosine {found.scores[1, 1]:.3f}".replace("-", "\u2212") in lines_of(figure)
 
 
 def test_a_shared_scale_is_that_of_a_column(vit: ClipAdapter) -> None:
@@ -130,12 +122,12 @@ def test_a_shared_scale_is_that_of_a_column(vit: ClipAdapter) -> None:
     for place in (0, 1):
         picture = found.images[place].movedim(0, -1).numpy()
         wanted = blend(picture, shares[place], colormap(HEAT), 0.9)
-        np.testing.assert_allclose(pixels(figure)[2 * place + 1], wanted, atol=1e-3)
+        np.testing.assert_allclose(pixels_of(figure)[2 * place + 1], wanted, atol=1e-3)
 
 
 def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
     figure = figures.compare(photo(), "a horse", models=vit, methods=["last-grad", "last-grad"])
-    assert {"last-grad", "last-grad (2)"} <= set(written(figure))
+    assert {"last-grad", "last-grad (2)"} <= set(lines_of(figure))
 
 
 # signs
@@ -143,8 +135,8 @@ def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
 
 def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapter) -> None:
     figure = figures.signs(photo(), ["a horse", "a dog"], references=photo(3), models=[vit, resnet])
-    assert len(figure.axes) == 2 * 3 * 3 + 2 + 2
-    lines = written(figure)
+    assert len(pixels_of(figure)) == 2 * 3 * 3 + 2
+    lines = lines_of(figure)
     assert lines.count("small ViT (last-grad)") == 3  # one for each target
     assert lines.count("(grad-cam)") == 3  # in a line of its own
 
@@ -152,8 +144,8 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
 def test_the_signs_of_a_row_share_a_scale_unless_told_otherwise(vit: ClipAdapter) -> None:
     found = explain(photo(), "a horse", model=vit, sign="both")
     both = found.heat()
-    shared = pixels(figures.signs(photo(), "a horse", models=vit, cmap="viridis"))
-    each = pixels(figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale="each"))
+    shared = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis"))
+    each = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale="each"))
     picture = found.images[0].movedim(0, -1).numpy()
     for place, sign in ((1, "positive"), (2, "negative")):
         own = maps.normalize(maps.upsample(found.maps[sign], (32, 32)))
@@ -174,8 +166,8 @@ def test_emotions_has_a_row_a_model_and_a_column_an_emotion(
     vit: ClipAdapter, resnet: ClipAdapter
 ) -> None:
     figure = figures.emotions(photo(), [probe(), probe()], models=[vit, resnet])
-    assert len(figure.axes) == 2 * 9 + 1
-    lines = written(figure)
+    assert len(figure.axes) == 2 * 9
+    lines = lines_of(figure)
     assert all(lines.count(name) == 2 for name in EMOTIONS)
     assert sum("peak 100%" in line for line in lines) >= 2
 
@@ -184,7 +176,7 @@ def test_some_emotions_can_be_chosen(vit: ClipAdapter) -> None:
     figure = figures.emotions(
         [photo(), photo(1)], probe(), names=["awe", "fear"], models=vit, scale="shared"
     )
-    assert len(figure.axes) == 2 * 3 + 1
+    assert len(figure.axes) == 2 * 3
 
 
 def test_emotions_need_a_probe_for_each_model(vit: ClipAdapter) -> None:
@@ -194,7 +186,7 @@ def test_emotions_need_a_probe_for_each_model(vit: ClipAdapter) -> None:
 
 def test_one_model_with_two_probes_shows_both(vit: ClipAdapter) -> None:
     other = EmotionProbe(-probe().weights, np.zeros(len(CLASSES)))
-    shown = pixels(figures.emotions(photo(), [probe(), other], names="awe", models=[vit, vit]))
+    shown = pixels_of(figures.emotions(photo(), [probe(), other], names="awe", models=[vit, vit]))
     assert not np.array_equal(shown[1], shown[3])
 
 
@@ -203,8 +195,8 @@ def test_one_model_with_two_probes_shows_both(vit: ClipAdapter) -> None:
 
 def test_words_has_a_row_a_model_with_its_own_norms(vit: ClipAdapter, resnet: ClipAdapter) -> None:
     figure = figures.words(photo(), "a horse", models=[vit, resnet])
-    lines = written(figure)
-    assert len(figure.axes) == 2 * 4 + 1
+    lines = lines_of(figure)
+    assert len(figure.axes) == 2 * 4
     for clip in (vit, resnet):
         for norm in targets.words(clip, "a horse").norms.tolist():
             assert f"norm {norm:.2f}" in lines
@@ -216,8 +208,10 @@ def test_words_can_be_shown_in_full_and_picked(vit: ClipAdapter) -> None:
     full = figures.words(
         photo(), "a horse and a dog", picked=["horse", "dog"], models=vit, scale="each"
     )
-    assert len(plain.axes) == len(full.axes) == 5
-    strongest = [any(np.array_equal(one, other) for other in pixels(plain)) for one in pixels(full)]
+    assert len(plain.axes) == len(full.axes) == 4
+    strongest = [
+        any(np.array_equal(one, other) for other in pixels_of(plain)) for one in pixels_of(full)
+    ]
     assert strongest.count(False) == 1  # the weaker word
 
 
@@ -241,15 +235,17 @@ def test_average_draws_the_mean_maps_of_a_study(study: Path) -> None:
     with np.load(file) as found:
         mean = maps.upsample(torch.from_numpy(found["stretched"]).float(), (224, 224)).numpy()
     share = (mean - mean.min()) / (mean.max() - mean.min())
-    np.testing.assert_allclose(pixels(figure)[1], colormap(HEAT)(share[1])[..., :3], atol=2 / 255)
-    lines = written(figure)
+    np.testing.assert_allclose(
+        pixels_of(figure)[1], colormap(HEAT)(share[1])[..., :3], atol=2 / 255
+    )
+    lines = lines_of(figure)
     assert {"a horse", "a dog", "mean of min-max maps of 3 images"} <= set(lines)
     assert any("(last-grad)" in line for line in lines)
 
 
 def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
     figure = figures.average([study, study], names="a dog", cmap="jet")
-    assert len(figure.axes) == 3
+    assert len(figure.axes) == 2
 
 
 def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
@@ -273,8 +269,8 @@ def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
 def test_models_that_see_images_of_other_shapes_stand_side_by_side(vit: ClipAdapter) -> None:
     wide = builders.open_clip_vit(image_size=(32, 64)).load(name="wide")
     figure = figures.words(photo(), "horse", models=[vit, wide])
-    assert {shape.shape[:2] for shape in pixels(figure)[:-1]} == {(32, 64)}
-    assert (pixels(figure)[0][:, :16] == 1).all()  # the margin of the square image
+    assert {shape.shape[:2] for shape in pixels_of(figure)} == {(32, 64)}
+    assert (pixels_of(figure)[0][:, :16] == 1).all()  # the margin of the square image
 
 
 @pytest.mark.parametrize(

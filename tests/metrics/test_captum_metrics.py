@@ -14,13 +14,9 @@ from captum_clip import attr
 from captum_clip.errors import InputError
 from captum_clip.metrics import gaussian_noise, infidelity, patch_removal, sensitivity
 from tests.attr import cases
+from tests.samples import normal
 
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-IMAGES, WEIGHTS = random(4, 3, 8, 12), random(2, 3, 8, 12, seed=1)
+IMAGES, WEIGHTS = normal(4, 3, 8, 12), normal(2, 3, 8, 12, seed=1)
 
 
 def linear(images: torch.Tensor) -> torch.Tensor:
@@ -53,7 +49,7 @@ def test_gradient_of_a_linear_scorer_has_no_infidelity_under_noise():
 
 def test_scale_of_a_map_makes_no_difference_unless_asked():
     """Normalised infidelity fits one factor."""
-    maps = random(4, 1, 2, 3, seed=2)
+    maps = normal(4, 1, 2, 3, seed=2)
     one, other = (infidelity(linear, IMAGES, m, 0) for m in (maps, -1e4 * maps))
     torch.testing.assert_close(one, other)
     raw, larger = (infidelity(linear, IMAGES, m, 0, normalize=False) for m in (maps, 100 * maps))
@@ -62,7 +58,7 @@ def test_scale_of_a_map_makes_no_difference_unless_asked():
 
 def test_infidelity_is_the_rest_of_a_regression():
     """The formula, written out over the same draws; a map of zeros explains nothing."""
-    maps, samples = random(4, 2, 3, seed=3), 20
+    maps, samples = normal(4, 2, 3, seed=3), 20
     found = infidelity(linear, IMAGES, maps, 0, samples=samples, seed=7)
     nothing = infidelity(linear, IMAGES, 0 * maps, 0, samples=samples, seed=7)
     draw = patch_removal((2, 3))
@@ -81,8 +77,8 @@ def test_infidelity_is_the_rest_of_a_regression():
 
 def test_infidelity_is_captums():
     """The same perturbations given to Captum directly."""
-    maps = random(4, 3, 8, 12, seed=4)
-    noise = random(4, 3, 8, 12, seed=5)
+    maps = normal(4, 3, 8, 12, seed=4)
+    noise = normal(4, 3, 8, 12, seed=5)
 
     def fixed(image, generator):
         index = next(i for i in range(4) if torch.equal(image, IMAGES[i]))
@@ -108,7 +104,7 @@ def test_infidelity_is_captums():
 @pytest.mark.parametrize("batch_size", [1, 7, 24, 1000])
 def test_draws_depend_on_the_image_alone(batch_size):
     """Neither on the batch size nor on the other images nor on the global generator."""
-    maps, options = random(4, 1, 2, 3, seed=6), dict[str, Any](samples=10, seed=3)
+    maps, options = normal(4, 1, 2, 3, seed=6), dict[str, Any](samples=10, seed=3)
     state = torch.get_rng_state()
     whole = infidelity(linear, IMAGES, maps, 1, **options)
     found = infidelity(linear, IMAGES, maps, 1, batch_size=batch_size, **options)

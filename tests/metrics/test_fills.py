@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import blur_fill, mean_fill, road_fill
+from tests.samples import normal
 
 
 def dense(image: torch.Tensor, removed: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,7 @@ def test_road_takes_few_steps_on_a_true_size(monkeypatch):
     from captum_clip.metrics import road
 
     monkeypatch.setattr(road, "_MOST_STEPS", 20)
-    image = torch.randn(1, 1, 224, 224, generator=torch.Generator().manual_seed(4))
+    image = normal(1, 1, 224, 224, seed=4)
     removed = torch.ones(1, 1, 224, 224, dtype=torch.bool)
     removed[..., 0], removed[..., :2, 3] = False, False
     twenty = road_fill(image, removed)

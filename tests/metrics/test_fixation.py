@@ -10,6 +10,7 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import auc_judd, cc, nss, sim
+from tests.samples import uniform
 
 OF_FIXATIONS, OF_DENSITIES = [nss, auc_judd], [cc, sim]
 EVERY = OF_FIXATIONS + OF_DENSITIES
@@ -46,14 +47,14 @@ PLAIN = {nss: plain_nss, cc: plain_cc, sim: plain_sim, auc_judd: plain_auc_judd}
 
 def truth(metric, *shape, seed=1):
     """Fixations or a density."""
-    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    drawn = uniform(*shape, seed=seed)
     return drawn > 0.8 if metric in OF_FIXATIONS else drawn
 
 
 @pytest.mark.parametrize("metric", EVERY)
 def test_metric_is_its_plain_definition(metric):
     """Each map of a batch (2, 3) against numpy and loops."""
-    maps = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    maps = uniform(2, 3, 9, 11, seed=0, dtype=torch.float64)
     known = truth(metric, 2, 3, 9, 11)
     found = metric(maps, known)
     assert found.shape == (2, 3)
@@ -80,7 +81,7 @@ def test_the_truth_as_a_map_is_perfect(metric, best):
 @pytest.mark.parametrize(("metric", "chance"), [(nss, 0), (auc_judd, 0.5), (cc, 0)])
 def test_random_maps_are_at_chance(metric, chance):
     """On average over many."""
-    maps = torch.rand(400, 16, 16, generator=torch.Generator().manual_seed(2))
+    maps = uniform(400, 16, 16, seed=2)
     found = metric(maps, truth(metric, 16, 16).expand(400, 16, 16))
     assert found.mean().item() == pytest.approx(chance, abs=0.02)
 
@@ -105,14 +106,14 @@ def test_constant_density_has_no_answer(metric):
 @pytest.mark.parametrize("metric", EVERY)
 def test_scale_and_offset_of_a_map_make_no_difference(metric):
     """They say nothing about where it is high."""
-    maps = torch.rand(3, 10, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    maps = uniform(3, 10, 10, seed=3, dtype=torch.float64)
     known = truth(metric, 3, 10, 10)
     torch.testing.assert_close(metric(5 * maps - 2, known), metric(maps, known))
 
 
 def test_area_ignores_a_monotone_change():
     """Only the order counts."""
-    maps = torch.rand(5, 10, 10, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    maps = uniform(5, 10, 10, seed=4, dtype=torch.float64)
     known = truth(auc_judd, 5, 10, 10)
     torch.testing.assert_close(auc_judd(maps.exp(), known), auc_judd(maps, known))
 
@@ -132,7 +133,7 @@ def test_area_is_the_mean_of_judds_jitter():
 @pytest.mark.parametrize("metric", EVERY)
 def test_maps_are_resized_and_half_precision_is_measured_in_single(metric):
     """A grid of 7 x 7 against a picture, in every floating-point type."""
-    maps = torch.rand(7, 7, generator=torch.Generator().manual_seed(5)).half()
+    maps = uniform(7, 7, seed=5).half()
     known = truth(metric, 224, 224)
     wanted = metric(maps.double(), known)
     found = metric(maps, known)

@@ -8,6 +8,7 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import coverage, energy_inside, pointing_game
+from tests.samples import uniform
 
 METRICS = [pointing_game, energy_inside]
 EVERY = [*METRICS, coverage]
@@ -36,7 +37,7 @@ def test_constant_map_is_at_chance(metric):
 @pytest.mark.parametrize("metric", EVERY)
 def test_each_map_is_measured_alone(metric):
     """Batches of any shape give what single maps give."""
-    maps = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    maps = uniform(2, 3, 7, 7, seed=0)
     masks = torch.stack([disc(28, 5 + 3 * i, 20 - 2 * i, 6) for i in range(6)]).view(2, 3, 28, 28)
     together = metric(maps, masks)
     assert together.shape == (2, 3)

@@ -7,6 +7,7 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import mosaic_cells, word_mosaic_game
+from tests.samples import normal, uniform
 
 CELLS = mosaic_cells(2, 2, (16, 16))
 
@@ -30,7 +31,7 @@ def test_signed_map_that_knows_its_cell_scores_one():
 
 def test_score_is_the_right_mass_over_all_mass():
     """Against the sums themselves."""
-    heat = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    heat = normal(4, 16, 16, seed=0)
     found = word_mosaic_game(heat, CELLS)
     for value, one, own in zip(found, heat, CELLS, strict=True):
         right = one[own].clamp(min=0).sum() - one[~own].clamp(max=0).sum()
@@ -50,7 +51,7 @@ def test_constant_map_is_at_chance():
 def test_one_positive_map_for_the_whole_caption_cannot_pass_one_in_n(words):
     """It is reached where all mass lies in the cells that the caption names."""
     named = CELLS[:words]
-    heat = torch.rand(50, 16, 16, generator=torch.Generator().manual_seed(words))
+    heat = uniform(50, 16, 16, seed=words)
     scores = torch.stack([word_mosaic_game(heat, own.expand(50, 16, 16)) for own in named])
     assert (scores.mean(0) <= 1 / words + 1e-6).all()
     best = torch.stack([word_mosaic_game(named.any(0).float(), own) for own in named])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -11,10 +12,9 @@ import torch
 from captum_clip.errors import InputError
 from captum_clip.metrics import effect_agreement, object_effect, object_mass, shapley_effects
 from tests.metrics import oracles
+from tests.samples import normal
 
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+random = partial(normal, dtype=torch.float64)
 
 
 def members(objects: int) -> torch.Tensor:

@@ -9,10 +9,7 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import blur_fill, mean_fill, perturbation_test
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+from tests.samples import uniform
 
 
 def brightness(images: torch.Tensor) -> torch.Tensor:
@@ -22,17 +19,17 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 
 def classes(images: torch.Tensor) -> torch.Tensor:
     """Three linear scores (B, 3)."""
-    weights = random(3, *images.shape[1:], seed=9).to(images) - 0.4
+    weights = uniform(3, *images.shape[1:], seed=9).to(images) - 0.4
     return torch.einsum("bchw,kchw->bk", images, weights)
 
 
-IMAGES = random(3, 3, 8, 12)
+IMAGES = uniform(3, 3, 8, 12)
 
 
 @pytest.mark.parametrize("mode", ["deletion", "insertion"])
 def test_curves_of_a_linear_scorer_are_partial_sums(mode):
     """What is left after n pixels is the sum of the others, in the order of the map."""
-    maps = random(3, 1, 8, 12, seed=1)
+    maps = uniform(3, 1, 8, 12, seed=1)
     found = perturbation_test(brightness, IMAGES, maps, fill=mean_fill(IMAGES), mode=mode)
     torch.testing.assert_close(
         found.score.fractions, torch.tensor([round(f * 9.6) for f in range(11)]).double() / 96
@@ -82,7 +79,7 @@ def test_true_contributions_have_the_largest_gap():
     best = perturbation_test(brightness, IMAGES, truth, fill=mean_fill(IMAGES)).score
     for seed in range(5):
         other = perturbation_test(
-            brightness, IMAGES, random(3, 1, 8, 12, seed=seed), fill=mean_fill(IMAGES)
+            brightness, IMAGES, uniform(3, 1, 8, 12, seed=seed), fill=mean_fill(IMAGES)
         ).score
         assert (other.gap < best.gap).all()
         assert (other.most_area > best.most_area).all()
@@ -92,7 +89,7 @@ def test_true_contributions_have_the_largest_gap():
 
 def test_constant_map_is_at_chance():
     """Its order is random: on average the score falls in proportion, and the gap is none."""
-    image = random(1, 3, 8, 12, seed=3).expand(400, 3, 8, 12)
+    image = uniform(1, 3, 8, 12, seed=3).expand(400, 3, 8, 12)
     flat = torch.full((400, 1, 3, 3), 0.1)  # not exact after resizing
     found = perturbation_test(
         brightness, image, flat, fill=mean_fill(image), fractions=[0, 0.25, 0.5, 1], batch_size=600
@@ -116,7 +113,7 @@ def test_ties_are_broken_without_a_side():
 
 def test_insertion_is_deletion_in_the_other_order_read_backwards():
     """Showing the most relevant first is removing the least relevant first, from the end."""
-    maps = random(3, 1, 4, 4, seed=4).round(decimals=1)  # with ties
+    maps = uniform(3, 1, 4, 4, seed=4).round(decimals=1)  # with ties
     one, other = (
         perturbation_test(classes, IMAGES, maps, 1, fill=blur_fill(IMAGES), mode=mode).score
         for mode in ("insertion", "deletion")
@@ -127,7 +124,7 @@ def test_insertion_is_deletion_in_the_other_order_read_backwards():
 
 def test_monotone_change_of_the_map_changes_nothing():
     """Only the order of the cells counts."""
-    maps = random(3, 4, 4, seed=5)
+    maps = uniform(3, 4, 4, seed=5)
     one, other = (
         perturbation_test(brightness, IMAGES, m, fill=mean_fill(IMAGES), unit="patch").score
         for m in (maps, maps.exp() * 7 - 3)
@@ -201,7 +198,7 @@ def test_work_is_twenty_forwards_an_image_in_full_batches():
 
 def test_maps_of_the_images_shape_are_added_up():
     """What Captum's input methods give."""
-    attributions = random(3, 3, 8, 12, seed=6) - 0.5
+    attributions = uniform(3, 3, 8, 12, seed=6) - 0.5
     one, other = (
         perturbation_test(brightness, IMAGES, m, fill=mean_fill(IMAGES)).score.most_first
         for m in (attributions, attributions.sum(1))
@@ -227,7 +224,7 @@ def test_half_precision_is_scored_in_its_own_type():
 def test_road_keeps_what_a_constant_fill_destroys():
     """A smooth image survives the removal of half its pixels up to the noise; with zeros not."""
     smooth = torch.linspace(1, 3, 16).expand(1, 3, 16, 16)
-    maps = random(1, 16, 16, seed=7)
+    maps = uniform(1, 16, 16, seed=7)
 
     def change(images):
         return (images - smooth).abs().mean((1, 2, 3))

@@ -9,6 +9,7 @@ from captum_clip.errors import InputError
 from captum_clip.metrics import rank_correlation
 from captum_clip.metrics.ranks import pearson
 from tests.metrics import oracles
+from tests.samples import normal, uniform
 
 
 def test_rank_correlation_is_spearmans():
@@ -36,7 +37,7 @@ def test_correlation_with_a_constant_is_nan(value):
 
 def test_only_the_order_counts():
     """The same map, a monotone change of it, and its negative."""
-    heat = torch.randn(5, 6, 6, generator=torch.Generator().manual_seed(1))
+    heat = normal(5, 6, 6, seed=1)
     torch.testing.assert_close(rank_correlation(heat, heat.exp() * 3), torch.ones(5))
     torch.testing.assert_close(rank_correlation(heat, -(heat**3)), -torch.ones(5))
 
@@ -50,7 +51,7 @@ def test_unrelated_maps_are_at_chance():
 
 def test_constant_map_has_no_ranks():
     """On either side; the other maps of the batch keep their answer."""
-    heat = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(3))
+    heat = uniform(2, 4, 4, seed=3)
     flat = torch.stack([torch.full((4, 4), 0.1), heat[1]])
     for found in (rank_correlation(heat, flat), rank_correlation(flat, heat)):
         assert found.isnan().tolist() == [True, False]

@@ -16,15 +16,14 @@ TEXTS = ["a horse", "a dog and a red house."]
 
 
 def own_text_features(built, texts):
-    if built.model.__class__.__name__ == "CLIPModel":
-        tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
-        return built.model.text_projection(built.model.text_model(**tokens).pooler_output)
-    if built.model.__class__.__name__ == "AlignModel":
-        tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
-        return built.model.text_projection(built.model.text_model(**tokens)[0][:, 0])
-    if built.model.__class__.__name__ == "SiglipModel":
+    if type(built.model).__name__ == "SiglipModel":
         tokens = built.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt")
         return built.model.text_model(input_ids=tokens["input_ids"]).pooler_output
+    if hasattr(built.model, "text_model"):
+        tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
+        out = built.model.text_model(**tokens)
+        reads_cls = type(built.model).__name__ in ("AlignModel", "AltCLIPModel", "ChineseCLIPModel")
+        return built.model.text_projection(out[0][:, 0] if reads_cls else out.pooler_output)
     return built.model.encode_text(built.tokenizer(texts))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from captum_clip.errors import UnsupportedModelError
-from captum_clip.models import tower_of
+from captum_clip.models import load_clip, tower_of
 from tests import builders
 
 
@@ -19,7 +19,7 @@ def small(name, dtype=torch.float32, **vision):
 
 def test_tower_of_names_what_it_does_not_know():
     with pytest.raises(
-        UnsupportedModelError, match=r"in a Linear.*CLIPVisionModelWithProjection.*ModifiedResNet"
+        UnsupportedModelError, match=r"in a Linear.*CLIPVisionModel, .*ModifiedResNet"
     ):
         tower_of(nn.Linear(2, 2))
 
@@ -68,6 +68,33 @@ def test_open_clip_timm_towers_are_refused_by_name():
 
     model.visual = TimmModel()
     with pytest.raises(UnsupportedModelError, match="CLIP has a TimmModel as its visual tower"):
+        tower_of(model)
+
+
+def test_a_tower_without_its_text_tower_is_refused_by_load_clip():
+    model = small("hf_vit").model.vision_model
+    with pytest.raises(UnsupportedModelError, match=r"has no text tower; pass the whole model, or"):
+        load_clip(model)
+
+
+def test_naflex_is_refused_with_what_would_run_instead():
+    from transformers import Siglip2Model
+
+    model = Siglip2Model.__new__(Siglip2Model)
+    nn.Module.__init__(model)
+    for ask in (load_clip, tower_of):
+        with pytest.raises(
+            UnsupportedModelError, match=r"Siglip2Model.*NaFlex.*take .*patch16-224"
+        ):
+            ask(model)
+
+
+def test_a_dual_encoder_with_another_vision_model_is_refused_by_name():
+    model = small("dual_encoder").model
+    model.vision_model = nn.Linear(2, 2)
+    with pytest.raises(
+        UnsupportedModelError, match=r"a Linear as its vision model; supported is C"
+    ):
         tower_of(model)
 
 

@@ -12,12 +12,13 @@ from captum_clip import Target, targets
 from captum_clip.errors import TargetError
 from captum_clip.similarity import ClipSimilarity
 from tests.attr import cases
+from tests.samples import normal
 
 
 @pytest.fixture
 def target():
     """Three rows of different lengths."""
-    rows = torch.randn(3, 24, generator=torch.Generator().manual_seed(1)) * 5
+    rows = normal(3, 24, seed=1) * 5
     return targets.embedding(rows, ["a", "b", "c"])
 
 

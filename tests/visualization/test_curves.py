@@ -13,6 +13,7 @@ from captum_clip.errors import InputError
 from captum_clip.evaluation.pictures import curve_bands, perturbation_curves
 from captum_clip.metrics import bootstrap_mean
 from captum_clip.visualization.curves import Curve, curves
+from tests.figure_parts import lines_of
 
 FRACTIONS = np.linspace(0, 1, 3)
 
@@ -20,10 +21,6 @@ FRACTIONS = np.linspace(0, 1, 3)
 def curve(height: float = 0.5) -> Curve:
     mean = height * (1 - FRACTIONS)
     return FRACTIONS, mean, mean - 0.1, mean + 0.1
-
-
-def words_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
 
 
 def pens_of(figure: Figure, panel: int = 0) -> dict[str, tuple[Any, ...]]:
@@ -60,8 +57,8 @@ def test_two_panels_share_scale_and_pens() -> None:
     assert left.get_ylim() == right.get_ylim()
     assert left.get_ylim()[1] > 3
     assert pens_of(figure, 0) == pens_of(figure, 1)
-    assert {"most", "least", "a", "b"} <= set(words_of(figure))
-    assert words_of(figure).count("a") == 1
+    assert {"most", "least", "a", "b"} <= set(lines_of(figure))
+    assert lines_of(figure).count("a") == 1
 
 
 def test_methods_look_different() -> None:
@@ -72,7 +69,7 @@ def test_methods_look_different() -> None:
     pens = pens_of(figure)
     assert len(set(pens.values())) == 40
     assert len({pens[name][:2] for name in labels}) == 30
-    names = [word for word in words_of(figure) if "method" in word or "baseline" in word]
+    names = [word for word in lines_of(figure) if "method" in word or "baseline" in word]
     assert names == labels + baselines
 
 
@@ -83,7 +80,7 @@ def test_reference_and_baselines_are_told_apart() -> None:
     pens = pens_of(figure)
     assert pens["ours"][2] > pens["theirs"][2] > pens["random"][2]
     assert len({pens["random"][0][i : i + 2] for i in (1, 3, 5)}) == 1  # grey: red = green = blue
-    assert [word for word in words_of(figure) if word in series] == ["ours", "theirs", "random"]
+    assert [word for word in lines_of(figure) if word in series] == ["ours", "theirs", "random"]
 
 
 def test_words_are_in_their_places() -> None:
@@ -91,7 +88,7 @@ def test_words_are_in_their_places() -> None:
     figure = curves(
         {"5 $ or 6 $": curve()}, title="above", xlabel="removed", ylabel="top-1", caption="below"
     )
-    assert {"above", "below", "5 $ or 6 $"} <= set(words_of(figure))
+    assert {"above", "below", "5 $ or 6 $"} <= set(lines_of(figure))
     assert not any(text.get_parse_math() for text in figure.texts)
     [axes] = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("removed", "top-1")
@@ -176,11 +173,11 @@ def test_perturbation_curves_say_what_they_show() -> None:
     figure = perturbation_curves(
         most, least, methods, title="Deletion", reference="ours", **options
     )
-    words = words_of(figure)
+    words = lines_of(figure)
     assert {"Deletion", "most relevant first", "least relevant first", "ours", "random"} <= {*words}
     assert "Bands: 95 % bootstrap intervals at each point, over 9 to 12 images." in words
     assert "lost" not in words
-    assert "lost" not in words_of(
+    assert "lost" not in lines_of(
         perturbation_curves(most, least, methods, reference="lost", **options)
     )
     mean = figure.axes[1].get_lines()[0].get_ydata()

@@ -10,18 +10,16 @@ import torch
 from PIL import Image
 
 from captum_clip import ClipSimilarity, LayerAttention, explain, targets
-from captum_clip.app.answers import (
-    MOST_TEXTS,
-    Answer,
-    Question,
+from captum_clip.app.model_cache import EMBEDDED, ModelCache
+from captum_clip.app.queries import (
+    MAX_TEXTS,
+    Query,
+    Result,
     ask,
     example,
     layers,
     pick,
-    sentence,
-    shown,
 )
-from captum_clip.app.shelf import EMBEDDED, Shelf
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
 
@@ -30,37 +28,37 @@ TEXTS = "a horse\n\n  a horse and   a dog \n"
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Shelf:
-    return Shelf()
+def cache() -> ModelCache:
+    return ModelCache()
 
 
 @pytest.fixture(scope="module", params=["positive", "negative", "both"])
-def answer(request: pytest.FixtureRequest, shelf: Shelf) -> Answer:
-    return ask(shelf, Question(IMAGE, TEXTS, "demo/vit", "last-grad", request.param))
+def answer(request: pytest.FixtureRequest, cache: ModelCache) -> Result:
+    return ask(cache, Query(IMAGE, TEXTS, "demo/vit", "last-grad", request.param))
 
 
-def test_ask_answers_as_explain_does(answer: Answer, shelf: Shelf) -> None:
+def test_ask_answers_as_explain_does(answer: Result, cache: ModelCache) -> None:
     """One text a line; lines without one and needless spaces do not count."""
-    sign = "both" if len(answer.found.maps) == 2 else next(iter(answer.found.maps))
+    sign = "both" if len(answer.explanation.maps) == 2 else next(iter(answer.explanation.maps))
     expected = explain(IMAGE, ["a horse", "a horse and a dog"], model="demo/vit", sign=sign)  # type: ignore[arg-type]
-    assert answer.found.names == expected.names
-    assert answer.found.maps.keys() == expected.maps.keys()
-    torch.testing.assert_close(answer.found.scores, expected.scores)
-    for kind, found in answer.found.maps.items():
+    assert answer.explanation.names == expected.names
+    assert answer.explanation.maps.keys() == expected.maps.keys()
+    torch.testing.assert_close(answer.explanation.scores, expected.scores)
+    for kind, found in answer.explanation.maps.items():
         torch.testing.assert_close(found, expected.maps[kind])
 
 
-def test_shown_is_what_was_found_until_a_word_is_picked(answer: Answer) -> None:
-    same = shown(answer)
-    assert same.names == answer.found.names
+def test_shown_is_what_was_found_until_a_word_is_picked(answer: Result) -> None:
+    same = answer.shown()
+    assert same.names == answer.explanation.names
     for sign, found in same.maps.items():
-        torch.testing.assert_close(found, answer.found.maps[sign], rtol=0, atol=0)
+        torch.testing.assert_close(found, answer.explanation.maps[sign], rtol=0, atol=0)
 
 
-def test_pick_shows_the_word_of_targets_words(answer: Answer, shelf: Shelf) -> None:
+def test_pick_shows_the_word_of_targets_words(answer: Result, cache: ModelCache) -> None:
     """The map, the norm and the brightness of the fifth word; the other text stays."""
-    picked = pick(shelf, answer, 1, 5)
-    found, clip = shown(picked), shelf.get("demo/vit")
+    picked = pick(cache, answer, 1, 5)
+    found, clip = picked.shown(), cache.get("demo/vit")
     words = targets.words(clip, "a horse and a dog")
     assert found.names == ("a horse", "'dog' in 'a horse and a dog'")
     torch.testing.assert_close(found.norms[1], words.norms[4])
@@ -71,28 +69,30 @@ def test_pick_shows_the_word_of_targets_words(answer: Answer, shelf: Shelf) -> N
         target = words if sign == "positive" else -words
         expected = explain(IMAGE, target, model=clip).maps["positive"]
         torch.testing.assert_close(maps[:, 1], expected[:, 4])
-        torch.testing.assert_close(maps[:, 0], answer.found.maps[sign][:, 0])
+        torch.testing.assert_close(maps[:, 0], answer.explanation.maps[sign][:, 0])
 
 
 def test_pick_goes_back_and_explains_a_text_once(
-    answer: Answer, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    answer: Result, cache: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picked = pick(shelf, answer, 1, 2)
-    monkeypatch.setattr("captum_clip.app.answers.explain", lambda *_, **__: pytest.fail("again"))
-    other = pick(shelf, picked, 1, 5)
-    assert (other.picks, pick(shelf, other, 1, 0).picks) == ((0, 5), (0, 0))
+    picked = pick(cache, answer, 1, 2)
+    monkeypatch.setattr("captum_clip.app.queries.explain", lambda *_, **__: pytest.fail("again"))
+    other = pick(cache, picked, 1, 5)
+    assert (other.picks, pick(cache, other, 1, 0).picks) == ((0, 5), (0, 0))
     assert answer.picks == (0, 0)
 
 
 @pytest.mark.parametrize(("text", "word"), [(2, 0), (-1, 1), (0, 3), (0, -1)])
-def test_pick_refuses_what_is_not_there(answer: Answer, shelf: Shelf, text: int, word: int) -> None:
+def test_pick_refuses_what_is_not_there(
+    answer: Result, cache: ModelCache, text: int, word: int
+) -> None:
     with pytest.raises(InputError, match="no longer there"):
-        pick(shelf, answer, text, word)
+        pick(cache, answer, text, word)
 
 
-def test_layers_are_those_of_layer_attention(answer: Answer, shelf: Shelf) -> None:
-    clip = shelf.get("demo/vit")
-    found = layers(shelf, answer, 1)
+def test_layers_are_those_of_layer_attention(answer: Result, cache: ModelCache) -> None:
+    clip = cache.get("demo/vit")
+    found = layers(cache, answer, 1)
     method = LayerAttention(ClipSimilarity(clip, targets.text(clip, "a horse and a dog")))
     pixels = clip.preprocess(IMAGE)
     assert found.attention.shape == found.gradient.shape == (1, 6, 7, 7)
@@ -103,10 +103,10 @@ def test_layers_are_those_of_layer_attention(answer: Answer, shelf: Shelf) -> No
         torch.testing.assert_close(found.gradient[:, [index]], expected)
 
 
-def test_layers_of_a_resnet_are_refused(shelf: Shelf) -> None:
-    answer = ask(shelf, Question(IMAGE, "a horse", "demo/resnet", "grad-cam"))
+def test_layers_of_a_resnet_are_refused(cache: ModelCache) -> None:
+    answer = ask(cache, Query(IMAGE, "a horse", "demo/resnet", "grad-cam"))
     with pytest.raises(InputError, match="the ResNet of demo/resnet has none"):
-        layers(shelf, answer)
+        layers(cache, answer)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_layers_of_a_resnet_are_refused(shelf: Shelf) -> None:
     [
         ({"image": None}, InputError, "Choose an image"),
         ({"texts": " \n"}, TargetError, "Type a text"),
-        ({"texts": "a dog\n" * (MOST_TEXTS + 1)}, TargetError, "13 texts; 12 go"),
+        ({"texts": "a dog\n" * (MAX_TEXTS + 1)}, TargetError, "13 texts, at most 12 at once"),
         ({"texts": "a unicorn"}, TargetError, "do not know 'unicorn'"),
         ({"texts": "a " * 20}, TargetError, "22 tokens"),
         ({"model": "ViT-B/32"}, InputError, "not offered here; choose demo/vit or demo/resnet"),
@@ -123,29 +123,29 @@ def test_layers_of_a_resnet_are_refused(shelf: Shelf) -> None:
     ],
 )
 def test_ask_refuses_with_a_reason(
-    shelf: Shelf, change: dict[str, str], kind: type[Exception], message: str
+    cache: ModelCache, change: dict[str, str], kind: type[Exception], message: str
 ) -> None:
     given = {"image": IMAGE, "texts": "a dog", "model": "demo/vit", "method": "last-grad"}
     with pytest.raises(kind, match=message):
-        ask(shelf, Question(**{**given, **change}))  # type: ignore[arg-type]
+        ask(cache, Query(**{**given, **change}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n\0\0"])
 def test_a_bad_image_is_named_without_its_folder(
-    shelf: Shelf, tmp_path: Path, content: bytes
+    cache: ModelCache, tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "holiday.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"'holiday\.png'") as caught:
-        ask(shelf, Question(str(path), "a dog", "demo/vit", "last-grad"))
+        ask(cache, Query(str(path), "a dog", "demo/vit", "last-grad"))
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_an_image_file_is_answered_as_its_array(shelf: Shelf, tmp_path: Path) -> None:
+def test_an_image_file_is_answered_as_its_array(cache: ModelCache, tmp_path: Path) -> None:
     path = tmp_path / "scene.png"
     Image.fromarray(IMAGE).save(path)
     found = [
-        ask(shelf, Question(image, "a dog", "demo/resnet", "grad-cam")).found.scores
+        ask(cache, Query(image, "a dog", "demo/resnet", "grad-cam")).explanation.scores
         for image in (str(path), IMAGE)
     ]
     torch.testing.assert_close(*found)
@@ -164,34 +164,21 @@ def test_example_refuses_a_number_that_is_none(seed: float | None) -> None:
         example(seed)
 
 
-@pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        ("targets.text: 'x' is empty", "'x' is empty."),
-        ("the text 'a: b' is long.", "The text 'a: b' is long."),
-        ("two\n lines: here", "Two lines: here."),
-        ("load_clip('x'): no model", "No model."),
-    ],
-)
-def test_sentence_is_one_sentence_without_the_caller(message: str, said: str) -> None:
-    assert sentence(InputError(message)) == said
-
-
-def test_shelf_offers_the_named_models_first_and_each_once() -> None:
-    assert Shelf().names == EMBEDDED
-    assert Shelf(["demo/resnet", "ViT-B/32", "ViT-B/32"]).names == (
+def test_cache_offers_the_named_models_first_and_each_once() -> None:
+    assert ModelCache().names == EMBEDDED
+    assert ModelCache(["demo/resnet", "ViT-B/32", "ViT-B/32"]).names == (
         "demo/resnet",
         "ViT-B/32",
         "demo/vit",
     )
 
 
-def test_shelf_refuses_a_name_that_leads_nowhere() -> None:
+def test_cache_refuses_a_name_that_leads_nowhere() -> None:
     with pytest.raises(InputError, match="nonsense"):
-        Shelf(["nonsense"])
+        ModelCache(["nonsense"])
 
 
-def test_shelf_loads_a_model_once_for_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_loads_a_model_once_for_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent.futures import ThreadPoolExecutor
     from time import sleep
 
@@ -202,9 +189,9 @@ def test_shelf_loads_a_model_once_for_many_at_once(monkeypatch: pytest.MonkeyPat
         sleep(0.05)
         return object()
 
-    monkeypatch.setattr("captum_clip.app.shelf.load_clip", load)
-    shelf = Shelf()
+    monkeypatch.setattr("captum_clip.app.model_cache.load_clip", load)
+    cache = ModelCache()
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(shelf.get, ["demo/vit"] * 8))
+        found = list(pool.map(cache.get, ["demo/vit"] * 8))
     assert loaded == ["demo/vit"]
     assert len(set(map(id, found))) == 1

@@ -16,7 +16,7 @@ REFERENCE: Final = "target image"
 """The heading over pictures that are targets themselves."""
 
 
-def frame(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
+def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
     """Resize planes to fit into a frame, their shape kept, and centre them in it.
 
     Args:
@@ -29,8 +29,8 @@ def frame(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from captum_clip.visualization.framing import frame
-        >>> frame(torch.zeros(1, 2, 4), (4, 4), 1.0)[0, :, 0]
+        >>> from captum_clip.visualization.letterbox import letterbox
+        >>> letterbox(torch.zeros(1, 2, 4), (4, 4), 1.0)[0, :, 0]
         tensor([1., 0., 0., 1.])
     """
     height, width = planes.shape[-2:]
@@ -66,5 +66,5 @@ def as_references(
 def _reference(caller: str, given: ArrayLike, size: tuple[int, int]) -> Array:
     [picture] = as_images(caller, as_array(caller, "references", given)[None])
     planes = torch.from_numpy(picture).movedim(-1, 0)
-    framed: Array = frame(planes, size, 1.0).movedim(0, -1).numpy().clip(0, 1)
+    framed: Array = letterbox(planes, size, 1.0).movedim(0, -1).numpy().clip(0, 1)
     return framed

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from .arrays import ArrayLike, as_heat, as_images, as_names, as_scores
 from .blend import blend, check_alpha
-from .framing import REFERENCE, as_references
 from .grid import Legend, Panel, grid
+from .letterbox import REFERENCE, as_references
 from .overlay import note_of
 from .style import ALPHA, HEAT, colormap
 
@@ -74,6 +74,6 @@ def contact_sheet(
     return grid(
         rows,
         headers=["image", *columns, *last],
-        legends=[Legend(colors, "low", "high")],
+        legends=[Legend(colors, "low to high")],
         caption=caption,
     )

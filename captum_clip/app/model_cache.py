@@ -14,7 +14,7 @@ EMBEDDED: Final = ("demo/vit", "demo/resnet")
 """Offered on every page; they come with the package."""
 
 
-class Shelf:
+class ModelCache:
     """Adapters by name; however many people ask at once, a model is loaded once.
 
     Args:
@@ -25,8 +25,8 @@ class Shelf:
         InputError: a name leads nowhere.
 
     Example:
-        >>> from captum_clip.app.shelf import Shelf
-        >>> Shelf(["demo/resnet"]).names
+        >>> from captum_clip.app.model_cache import ModelCache
+        >>> ModelCache(["demo/resnet"]).names
         ('demo/resnet', 'demo/vit')
     """
 

@@ -1,0 +1,106 @@
+"""What happens at each click: inputs of the page -> what it shows next, or a sentence why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ..attr.registry import MethodChoice, default_method, methods_for
+from ..errors import CaptumClipError
+from ..models.towers import Tower
+from . import html
+from .model_cache import ModelCache
+from .queries import Query, Result, ask, layers, pick
+
+_KNOWN_AS: Final = {"last-grad": "report", "all-grad": "Chefer"}
+
+_SPOKEN: Final = {
+    "captum-clip models --vocabulary lists them": "they are listed below the questions",
+    "sign='positive'": "\u201cfor it\u201d",
+}
+"""What an error says to those who type commands or Python -> to those who look at the page."""
+
+
+def offered_methods(tower: Tower) -> dict[str, str]:
+    """The methods for a tower, its default first: as they are offered, as they are called.
+
+    Those that follow the text stand before those that do not.
+    """
+    default = default_method(tower)
+    choices = [MethodChoice.of(name) for name in methods_for(tower.kind)]
+    choices.sort(key=lambda choice: (choice.name != default, not choice.needs_target, choice.name))
+    notes = {c.name: _KNOWN_AS.get(c.name, "" if c.needs_target else "no text") for c in choices}
+    return {f"{name} ({note})" if note else name: name for name, note in notes.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PageState:
+    """What the page shows.
+
+    Attributes:
+        result: what later clicks go on from; None where nothing was found.
+        cards: HTML of the texts' maps.
+        layers: HTML of the layer view.
+        problem: a sentence, empty where all went well.
+    """
+
+    result: Result | None = None
+    cards: str = html.WELCOME
+    layers: str = ""
+    problem: str = ""
+
+
+def show(
+    cache: ModelCache, query: Query, before: PageState, *, with_layers: bool = False
+) -> PageState:
+    """Answer a query; if that cannot be, the maps of the one before stay, and it is said."""
+    try:
+        result = ask(cache, query)
+    except CaptumClipError as error:
+        kept = "" if before.result is None else " The maps are still those of the query before."
+        return replace(before, problem=f"{sentence(error)}{kept}")
+    state = PageState(result, html.cards(result))
+    return open_layers(cache, state) if with_layers else state
+
+
+def pick_word(cache: ModelCache, before: PageState, text: int, word: int) -> PageState:
+    """Show a word of a text; if that cannot be, all stays as it was."""
+    if before.result is None:
+        return before
+    try:
+        result = pick(cache, before.result, text, word)
+    except CaptumClipError as error:
+        return replace(before, problem=sentence(error))
+    return replace(before, result=result, cards=html.cards(result), problem="")
+
+
+def open_layers(cache: ModelCache, before: PageState, text: int = 0) -> PageState:
+    """Fill the layer view, with the reason where there is none."""
+    if before.result is None:
+        return replace(before, layers=html.WELCOME)
+    try:
+        rows = html.layer_rows(layers(cache, before.result, text))
+    except CaptumClipError as error:
+        rows = html.problem(sentence(error))
+    return replace(before, layers=rows)
+
+
+def methods_of(cache: ModelCache, model: str) -> tuple[dict[str, str], str, str]:
+    """The methods of a model, the one it starts with, and a sentence if it cannot be loaded."""
+    try:
+        tower = cache.get(model).tower
+    except CaptumClipError as error:
+        return {}, "", sentence(error)
+    return offered_methods(tower), default_method(tower), ""
+
+
+def sentence(error: Exception) -> str:
+    """An error as it is said in the page: without the name of the function that raised it."""
+    text = " ".join(str(error).split())
+    for typed, spoken in _SPOKEN.items():
+        text = text.replace(typed, spoken)
+    caller, colon, rest = text.partition(": ")
+    if colon and " " not in caller and rest:
+        text = rest
+    text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,41 @@
+"""VisionTextDualEncoder of transformers: CLIP's vision tower beside any text model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from . import huggingface
+from .huggingface import HuggingFaceAdapter, HuggingFaceTower
+
+MODELS = ("VisionTextDualEncoderModel",)
+TOWERS = MODELS
+
+
+def tower_of(module: nn.Module) -> HuggingFaceTower | None:
+    """The vision tower in a `VisionTextDualEncoderModel`; None where the module is something else.
+
+    Raises:
+        UnsupportedModelError: its vision model is none with CLIP's layout.
+    """
+    from transformers import VisionTextDualEncoderModel
+
+    if not isinstance(module, VisionTextDualEncoderModel):
+        return None
+    model: Any = module
+    tower = huggingface.tower_of(model.vision_model)
+    if tower is None:
+        raise UnsupportedModelError(
+            f"the VisionTextDualEncoderModel has a {type(model.vision_model).__name__} as its "
+            "vision model; supported is CLIPVisionModel."
+        )
+    return replace(tower, projection=model.visual_projection)
+
+
+def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> HuggingFaceAdapter | None:
+    """The adapter of a `VisionTextDualEncoderModel`; None where the model is something else."""
+    tower = tower_of(model)
+    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **processors)

@@ -1,0 +1,105 @@
+"""Each click ends with new pictures or with a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from captum_clip.app import handlers
+from captum_clip.app.handlers import PageState, sentence
+from captum_clip.app.html import WELCOME
+from captum_clip.app.model_cache import ModelCache
+from captum_clip.app.queries import Query
+from captum_clip.attr.registry import default_method, methods_for
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError
+
+IMAGE = draw_scene(0, objects=["horse", "dog"]).image
+
+
+@pytest.fixture(scope="module")
+def cache() -> ModelCache:
+    return ModelCache()
+
+
+def ask(
+    cache: ModelCache,
+    texts: str,
+    before: PageState | None = None,
+    *,
+    model: str = "demo/vit",
+    layered: bool = False,
+) -> PageState:
+    query = Query(IMAGE, texts, model, default_method(cache.get(model).tower))
+    return handlers.show(cache, query, before or PageState(), with_layers=layered)
+
+
+def test_show_gives_cards_and_no_problem(cache: ModelCache) -> None:
+    turn = ask(cache, "a horse")
+    assert turn.result is not None
+    assert (turn.problem, turn.layers) == ("", "")
+    assert "horse" in turn.cards
+
+
+def test_a_problem_leaves_the_maps_and_says_so(cache: ModelCache) -> None:
+    first = ask(cache, "a unicorn")
+    assert first.problem.startswith("The demo models do not know 'unicorn'")
+    assert first.problem.endswith("they are listed below the questions.")
+    assert (first.result, first.cards, first.layers) == (None, WELCOME, "")
+    before = ask(cache, "a horse", layered=True)
+    after = ask(cache, "a unicorn", before, layered=True)
+    assert after.problem == f"{first.problem} The maps are still those of the query before."
+    fields = ("result", "cards", "layers")
+    assert all(getattr(after, name) is getattr(before, name) for name in fields)
+    assert ask(cache, "a dog", after).problem == ""
+
+
+def test_show_fills_the_layer_view_where_it_is_open(cache: ModelCache) -> None:
+    assert "layer 5" in ask(cache, "a horse", layered=True).layers
+    turn = ask(cache, "a horse", model="demo/resnet", layered=True)
+    assert "has none of" in turn.layers
+    assert turn.problem == ""
+    assert turn.result is not None
+
+
+def test_a_word_that_cannot_be_shown_changes_nothing_else(cache: ModelCache) -> None:
+    before = ask(cache, "a horse")
+    after = handlers.pick_word(cache, before, 0, 7)
+    assert "no longer there" in after.problem
+    assert (after.result, after.cards) == (before.result, before.cards)
+    assert handlers.pick_word(cache, after, 0, 2).problem == ""
+
+
+def test_clicks_before_a_question_do_nothing(cache: ModelCache) -> None:
+    empty = PageState()
+    assert handlers.pick_word(cache, empty, 0, 1) == empty
+    assert handlers.open_layers(cache, empty).layers == WELCOME
+
+
+def test_every_method_is_offered_for_its_tower(cache: ModelCache) -> None:
+    for name in ("demo/vit", "demo/resnet"):
+        tower = cache.get(name).tower
+        assert sorted(handlers.offered_methods(tower).values()) == sorted(methods_for(tower.kind))
+    for model in cache.names:
+        methods, first, problem = handlers.methods_of(cache, model)
+        assert first in methods.values()
+        assert problem == ""
+
+
+def test_a_model_that_cannot_be_loaded_is_said(cache: ModelCache) -> None:
+    methods, first, problem = handlers.methods_of(cache, "nonsense")
+    assert (methods, first) == ({}, "")
+    assert problem.startswith("'nonsense' is not offered here")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("targets.text: 'x' is empty", "'x' is empty."),
+        ("the text 'a: b' is long.", "The text 'a: b' is long."),
+        ("two\n lines: here", "Two lines: here."),
+        ("load_clip('x'): no model", "No model."),
+        ("Take sign='positive', or wait.", "Take \u201cfor it\u201d, or wait."),
+    ],
+)
+def test_sentence_is_one_sentence_without_the_caller(message: str, said: str) -> None:
+    assert sentence(InputError(message)) == said
