@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Final
 
 from .command import Command, Option
 
 _OTHERS: Final = (
-    "Other models: a folder, ORG/NAME of a transformers CLIP on the Hugging Face hub, "
-    "hf-hub:ORG/NAME or ARCHITECTURE/TAG of OpenCLIP."
+    "Other models: a folder, ORG/NAME of transformers on the Hugging Face hub, "
+    "hf-hub:ORG/NAME\nor ARCHITECTURE/TAG of OpenCLIP. One name of each family:"
 )
 
 
@@ -23,16 +24,22 @@ def _run(arguments: Namespace) -> None:
 
 def _print_models() -> None:
     from ..models import available
+    from ..models.examples import EXAMPLES
 
     rows = [("name", "tower", "library", "checkpoint", "also called")]
     for model in available():
         tower = {"vit": "ViT", "resnet": "ResNet"}[model.kind]
         rows.append((model.name, tower, model.library, model.checkpoint, ", ".join(model.aliases)))
+    _print_table(rows)
+    print(f"\n{_OTHERS}\n")
+    _print_table([("family", "name", "library"), *EXAMPLES])
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
-    print(f"\n{_OTHERS}")
 
 
 def _print_vocabulary() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,38 @@ _REFUSED["Siglip2VisionModel"] = _REFUSED["Siglip2Model"]
 def refused(class_name: str) -> str:
     """Why a class is not supported and what would run instead; empty where nothing is known."""
     return _REFUSED.get(class_name, "")
+
+
+def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
+    """The class of transformers for a checkpoint, by what its `config.json` says.
+
+    Args:
+        name: what the user asked for.
+        model_type: of the configuration.
+        architectures: classes that it was saved from, which may hold the model inside another.
+
+    Raises:
+        UnsupportedModelError: no family has such a class.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
+    candidates: list[str] = [*architectures, *((base,) if isinstance(base, str) else base)]
+    supported = [
+        model
+        for module, family in _FAMILIES.items()
+        if module.startswith("transformers.")
+        for model in family.MODELS
+    ]
+    for candidate in candidates:
+        if candidate in supported:
+            return candidate
+    reasons = filter(None, map(refused, candidates))
+    advice = next(reasons, f"supported are {', '.join(dict.fromkeys(supported))}")
+    raise UnsupportedModelError(
+        f"load_clip({name!r}): it is a transformers model of type {model_type!r}; {advice}. For an "
+        "OpenCLIP repository write 'hf-hub:ORG/NAME'."
+    )
 
 
 def _loaded() -> list[Any]:

@@ -12,9 +12,9 @@ from torch import nn
 from ..errors import InputError, UnsupportedModelError
 from . import hub
 from .base import ClipAdapter
-from .families import adapter_of
+from .families import adapter_of, transformers_class
 from .processors import Deferred
-from .resolve import Source, check_model_type, resolve
+from .resolve import Source, resolve
 
 
 def load_clip(
@@ -123,19 +123,19 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def _transformers_model(source: Source) -> nn.Module:
-    from transformers import AutoConfig, CLIPModel
+    import transformers
 
-    config = AutoConfig.from_pretrained(source.where)
-    check_model_type(source.name, config.model_type)
+    config = transformers.AutoConfig.from_pretrained(source.where)
+    name = transformers_class(source.name, config.model_type, config.architectures or ())
     model: nn.Module
-    model, info = CLIPModel.from_pretrained(
+    model, info = getattr(transformers, name).from_pretrained(
         source.where, dtype=torch.float32, output_loading_info=True
     )
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
             f"load_clip({source.name!r}): the checkpoint lacks {len(missing)} weights of a "
-            f"CLIPModel, such as {missing[0]}."
+            f"{name}, such as {missing[0]}."
         )
     return model
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError, UnsupportedModelError
 from . import hub
+from .families import transformers_class
 from .names import PUBLISHED, Library, published
 
 OPENAI = "openai"
@@ -153,35 +154,23 @@ def _embedded(name: str, folder: Path) -> Source:
 
 def _folder(name: str, folder: Path) -> Source:
     """A folder of transformers, or of OpenCLIP, which may hold a `config.json` as well."""
-    config = folder / "config.json"
-    kind = None
-    if config.is_file():
-        try:
-            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"load_clip({name!r}): {config} cannot be read ({error}).") from error
-    if kind != "clip" and (folder / "open_clip_config.json").is_file():
-        return Source(name, "open_clip", str(folder), local=True)
-    if not config.is_file():
+    path = folder / "config.json"
+    is_open_clip = (folder / "open_clip_config.json").is_file()
+    if not path.is_file() and not is_open_clip:
         raise InputError(
             f"load_clip({name!r}): the folder holds neither config.json (transformers) nor "
             "open_clip_config.json (OpenCLIP)."
         )
-    check_model_type(name, kind)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        transformers_class(name, config.get("model_type"), config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"load_clip({name!r}): {path} cannot be read ({error}).") from error
+    except UnsupportedModelError:
+        if not is_open_clip:
+            raise
+        return Source(name, "open_clip", str(folder), local=True)
     return Source(name, "transformers", str(folder), local=True)
-
-
-def check_model_type(name: str, kind: Any) -> None:
-    """Refuse models of transformers that are not `CLIPModel`.
-
-    Raises:
-        UnsupportedModelError: the type in the model's configuration is not "clip".
-    """
-    if kind != "clip":
-        raise UnsupportedModelError(
-            f"load_clip({name!r}): it is a transformers model of type {kind!r}; supported is "
-            "'clip' (CLIPModel). For an OpenCLIP repository write 'hf-hub:ORG/NAME'."
-        )
 
 
 def _open_clip_pair(name: str) -> Source | None:

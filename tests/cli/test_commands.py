@@ -28,6 +28,7 @@ from captum_clip.demo.export import export_model
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation
 from captum_clip.models import available
+from captum_clip.models.examples import EXAMPLES
 from tests import builders
 
 Capture = pytest.CaptureFixture[str]
@@ -201,6 +202,8 @@ def test_models_lists_every_name_with_its_checkpoint(capsys: Capture) -> None:
         assert known.checkpoint in line
         assert all(alias in line for alias in known.aliases)
     assert len(available()) == 12
+    for example in EXAMPLES:
+        assert any(example.name in line and example.family in line for line in lines)
 
 
 def test_models_vocabulary_lists_every_word(capsys: Capture) -> None:

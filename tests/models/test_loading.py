@@ -5,6 +5,7 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -13,6 +14,17 @@ from captum_clip.errors import InputError, TargetError
 from captum_clip.models import hub, load_clip
 from tests import builders
 from tests.models.checkpoints import assert_same, save_open_clip, save_transformers
+
+TRANSFORMERS = ["hf_vit", "siglip", *builders.LAYOUTS, "dual_encoder", "align"]
+OPEN_CLIP = {
+    "open_clip_vit": builders.VIT_CONFIG,
+    "timm_convnext": {
+        "timm_model_name": "test_convnext",
+        "timm_pool": "",
+        "timm_proj": "mlp",
+        "image_size": 96,
+    },
+}
 
 
 def test_a_transformers_folder_loads(tmp_path, capfd, offline):
@@ -34,6 +46,46 @@ def test_a_name_of_the_report_loads_from_the_hubs_cache(cache, capfd):
     assert clip.name == "ViT-B/32"
     assert_same(clip, built)
     assert_same(load_clip("openai/clip-vit-base-patch32"), built)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_every_family_of_transformers_loads_from_the_hubs_cache(cache, capfd, family):
+    built = builders.BUILDERS[family]()
+    save_transformers(built, cache("someone/small"))
+    capfd.readouterr()
+    clip = load_clip("someone/small")
+    assert_same(clip, built)
+    assert type(clip) is type(built.load())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("family", "whole", "inner"),
+    [
+        ("clipseg", "CLIPSegForImageSegmentation", "clip"),
+        ("owlvit", "OwlViTForObjectDetection", "owlvit"),
+        ("owlv2", "Owlv2ForObjectDetection", "owlv2"),
+    ],
+)
+def test_a_checkpoint_that_holds_the_model_inside_another_loads(
+    tmp_path, offline, family, whole, inner
+):
+    built = builders.BUILDERS[family]()
+    config = built.model.config
+    config.extract_layers = [0, 1, 2]  # CLIPSeg's decoder reads these
+    model = getattr(transformers, whole)(config)
+    setattr(model, inner, built.model)
+    save_transformers(built._replace(model=model), tmp_path)
+    assert_same(load_clip(tmp_path), built)
+
+
+@pytest.mark.parametrize(("family", "vision"), OPEN_CLIP.items())
+def test_every_family_of_open_clip_loads_from_the_hubs_cache(cache, capfd, family, vision):
+    built = builders.BUILDERS[family]()
+    save_open_clip(built, cache("someone/small"), vision)
+    capfd.readouterr()
+    assert_same(load_clip("hf-hub:someone/small"), built)
     assert capfd.readouterr() == ("", "")
 
 

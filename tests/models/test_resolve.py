@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 
 import captum_clip.demo
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import available, hub, load_clip
+from captum_clip.models.examples import EXAMPLES
+from captum_clip.models.open_clip import check_architecture
 from captum_clip.models.resolve import resolve
 from tests import builders
 from tests.models.checkpoints import save_open_clip
@@ -52,16 +55,30 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         load_clip(tmp_path)
 
 
+NAFLEX = '{"model_type": "siglip2", "architectures": ["Siglip2Model"]}'
+
+
 def test_a_folder_with_another_kind_of_model_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
-    with pytest.raises(UnsupportedModelError, match=r"of type 'siglip'; supported is 'clip'"):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(
+        UnsupportedModelError, match=r"of type 'bert'; supported are CLIPModel, .*hf-"
+    ):
         load_clip(tmp_path)
 
 
-def test_another_kind_of_model_on_the_hub_is_named(cache):
-    (cache("some/one") / "config.json").write_text('{"model_type": "siglip"}')
-    with pytest.raises(UnsupportedModelError, match=r"load_clip\('some/one'\).* type 'siglip'"):
+def test_another_kind_of_model_on_the_hub_is_named_with_what_would_run_instead(cache):
+    (cache("some/one") / "config.json").write_text(NAFLEX)
+    message = r"load_clip\('some/one'\).* type 'siglip2'; NaFlex gives .*siglip2-base-patch16-224"
+    with pytest.raises(UnsupportedModelError, match=message):
         load_clip("some/one")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_the_examples_of_families_lead_to_their_library(example):
+    source = resolve(example.name)
+    assert source.library == example.library
+    if source.tag is not None:
+        check_architecture(example.name, open_clip.get_model_config(source.where))
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
