@@ -6,10 +6,6 @@ draws it, and :func:`captum_clip.visualization.save_figure` writes it. On the co
 """
 
 from .average import average
-from .compare import compare
-from .emotions import emotions
-from .layers import layers
-from .signs import signs
-from .words import words
+from .report import compare, emotions, layers, signs, words
 
 __all__ = ["average", "compare", "emotions", "layers", "signs", "words"]

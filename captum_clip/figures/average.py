@@ -19,7 +19,7 @@ from ..runs import Storage, manifest, storage_of
 from ..studies import results
 from ..studies.plan import FORMAT
 from ..visualization.arrays import Array
-from . import subjects as common
+from .subjects import as_list
 
 _NO_MAP = "no map varies"
 
@@ -63,23 +63,21 @@ def average(
         >>> _ = run_study(statistics_study(images, folder / "study", **options))
         >>> figure = figures.average(folder / "study")
     """
-    places = common.listed(studies)
-    if not places:
+    folders = as_list(studies)
+    if not folders:
         raise InputError("figures.average: expected at least one folder of a study, got none.")
-    rows = [row for place in places for row in _read(storage_of(place))]
-    chosen = _common_names(rows) if names is None else tuple(common.listed(names))
-    shown, notes = {}, {}
-    for label, row in zip(_labels(rows), rows, strict=True):
-        means = row.means[_positions(row, chosen)]
-        shown[label] = np.nan_to_num(means)
-        notes[label] = ["" if np.isfinite(one).all() else _NO_MAP for one in means]
-    counts = sorted({row.images for row in rows})
+    rows = [row for folder in folders for row in _read(storage_of(folder))]
+    chosen = _common_names(rows) if names is None else tuple(as_list(names))
+    means = [row.means[_positions(row, chosen)] for row in rows]
+    labels = _labels(rows)
+    notes = [["" if np.isfinite(values).all() else _NO_MAP for values in maps] for maps in means]
+    counts = " and ".join(f"{count:,}" for count in sorted({row.images for row in rows}))
     return visualization.average(
-        shown,
+        {label: np.nan_to_num(maps) for label, maps in zip(labels, means, strict=True)},
         names=chosen,
-        notes=notes,
+        notes=dict(zip(labels, notes, strict=True)),
         cmap=cmap,
-        caption=f"mean of min-max maps of {' and '.join(f'{count:,}' for count in counts)} images",
+        caption=f"mean of min-max maps of {counts} images",
     )
 
 
@@ -107,13 +105,13 @@ def _read(study: Storage) -> list[_Row]:
 
 
 def _row(study: Storage, label: str, file: str) -> _Row:
-    with np.load(io.BytesIO(study.read(file) or b""), allow_pickle=False) as found:
+    with np.load(io.BytesIO(study.read(file) or b""), allow_pickle=False) as arrays:
         return _Row(
             study=Path(study.root).name,
             label=label,
-            names=tuple(found["names"].tolist()),
-            means=found["stretched"].astype(np.float32),
-            images=int(found["images"]),
+            names=tuple(arrays["names"].tolist()),
+            means=arrays["stretched"].astype(np.float32),
+            images=int(arrays["images"]),
         )
 
 
@@ -128,10 +126,10 @@ def _labels(rows: Sequence[_Row]) -> list[str]:
 
 
 def _common_names(rows: Sequence[_Row]) -> tuple[str, ...]:
-    found = tuple(name for name in rows[0].names if all(name in row.names for row in rows))
-    if not found:
+    names = tuple(name for name in rows[0].names if all(name in row.names for row in rows))
+    if not names:
         raise InputError("figures.average: the studies have no target in common.")
-    return found
+    return names
 
 
 def _positions(row: _Row, names: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""What every figure begins with: images, models with their methods, targets."""
+"""What every figure begins with: images, models with their methods, targets, explanations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import maps, targets
 from ..attr.registry import MethodChoice, default_method, methods_for
+from ..checks import check_nonempty
 from ..errors import InputError
 from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
@@ -25,19 +26,13 @@ Models: TypeAlias = Model | Sequence[Model]
 Methods: TypeAlias = str | type[Any] | Sequence[str | type[Any]]
 Device: TypeAlias = torch.device | str | None
 
-DEFAULT_MODEL: Final = "ViT-B/32"
 EACH: Final = "each map on a scale of its own"
 """How captions call it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model with one method.
-
-    Attributes:
-        clip: the model.
-        choice: the method.
-    """
+    """A model with one method."""
 
     clip: ClipAdapter
     choice: MethodChoice
@@ -47,7 +42,7 @@ class Subject:
         """What pictures call it."""
         return f"{self.clip.name} ({self.choice.name})"
 
-    def explain(self, image: ImageLike, target: Target, sign: Sign = "positive") -> Explanation:
+    def explain(self, image: ImageLike, target: Target, sign: Sign) -> Explanation:
         """Maps of one image."""
         options = self.choice.options
         return explain(
@@ -55,33 +50,71 @@ class Subject:
         )
 
 
-def listed(given: Any) -> list[Any]:
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Explanations that are drawn as the rows of a picture: of each image, by each subject."""
+
+    subjects: tuple[Subject, ...]
+    explanations: tuple[Explanation, ...]
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[ImageLike],
+        pairs: Sequence[tuple[Subject, Target]],
+        sign: Sign = "positive",
+    ) -> Rows:
+        """Explain every image by every subject."""
+        return cls(
+            tuple(subject for _ in images for subject, _ in pairs),
+            tuple(s.explain(image, target, sign) for image in images for s, target in pairs),
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that all images fit into."""
+        height, width = (max(e.images.shape[side] for e in self.explanations) for side in (-2, -1))
+        return height, width
+
+    @property
+    def pictures(self) -> Tensor:
+        """The images, of one size with white margins, (B, 3, H, W)."""
+        return torch.stack([letterbox(e.images[0], self.size, 1.0) for e in self.explanations])
+
+    @property
+    def scores(self) -> Tensor:
+        """Cosines (B, K)."""
+        return torch.cat([e.scores for e in self.explanations])
+
+    def letterboxed(self, heat: Iterable[Tensor]) -> Tensor:
+        """Maps (K, h, w) of each image -> (B, K, H, W), zero where the pictures have margins."""
+        return torch.stack([letterbox(values, self.size, 0.0) for values in heat])
+
+    def texts(self, scale: str) -> dict[str, Any]:
+        """Names, scores, labels and caption; `scale` says what the colours mean."""
+        texts: dict[str, Any] = {"names": self.explanations[0].names, "scores": self.scores}
+        labels = [subject.label for subject in self.subjects]
+        if len({*self.subjects}) == 1:
+            return {**texts, "caption": f"{labels[0]} \N{MIDDLE DOT} {scale}"}
+        return {**texts, "labels": labels, "caption": scale}
+
+
+def as_list(values: Any) -> list[Any]:
     """One or several of anything, as a list; a batch of images becomes its images."""
-    if isinstance(given, (list, tuple)):
-        return list(given)
-    return list(given) if getattr(given, "ndim", 0) == 4 else [given]
+    if isinstance(values, (list, tuple)):
+        return list(values)
+    return list(values) if getattr(values, "ndim", 0) == 4 else [values]
 
 
-def check_images(caller: str, images: Images) -> list[ImageLike]:
+def as_images(caller: str, images: Images) -> list[ImageLike]:
     """The images, at least one.
 
     Raises:
         InputError: there is none.
     """
-    found = listed(images)
-    if not found:
-        raise InputError(f"{caller}: expected at least one image, got none.")
-    return found
-
-
-def check_scale(caller: str, scale: str, choices: tuple[str, ...]) -> None:
-    """A scale by name.
-
-    Raises:
-        InputError: another one.
-    """
-    if scale not in choices:
-        raise InputError(f"{caller}: expected a scale of {', '.join(choices)}, got {scale!r}.")
+    listed = as_list(images)
+    check_nonempty(caller, "image", listed)
+    return listed
 
 
 def open_models(caller: str, models: Models, device: Device) -> list[ClipAdapter]:
@@ -90,10 +123,9 @@ def open_models(caller: str, models: Models, device: Device) -> list[ClipAdapter
     Raises:
         InputError: no model.
     """
-    found = [load_clip(model, device=device) for model in listed(models)]
-    if not found:
-        raise InputError(f"{caller}: expected at least one model, got none.")
-    return found
+    clips = [load_clip(model, device=device) for model in as_list(models)]
+    check_nonempty(caller, "model", clips)
+    return clips
 
 
 def subjects(
@@ -110,25 +142,18 @@ def subjects(
     Raises:
         InputError: no such method, or a model that none of them fits.
     """
-    found = []
+    chosen = []
     for clip in clips:
-        wanted = methods_for(clip.kind) if every else [default_method(clip.tower)]
-        choices = [MethodChoice.of(method) for method in (listed(methods) if methods else wanted)]
+        offered = methods_for(clip.kind) if every else [default_method(clip.tower)]
+        choices = [MethodChoice.of(method) for method in (as_list(methods) if methods else offered)]
         fitting = [choice for choice in choices if choice.fits(clip.kind)]
         if not fitting:
             raise InputError(
                 f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} "
                 f"fits {clip.name}, whose tower is a {clip.kind}."
             )
-        found += [Subject(clip, choice) for choice in fitting]
-    return found
-
-
-def titles(chosen: Sequence[Subject], images: int, said: str) -> dict[str, Any]:
-    """How a picture names its rows, one a subject for every image, and what is below them."""
-    if len(chosen) == 1:
-        return {"caption": f"{chosen[0].label} \N{MIDDLE DOT} {said}"}
-    return {"labels": [subject.label for subject in chosen] * images, "caption": said}
+        chosen += [Subject(clip, choice) for choice in fitting]
+    return chosen
 
 
 def open_target(
@@ -139,42 +164,31 @@ def open_target(
     Raises:
         InputError: neither a text nor an image.
     """
-    words = listed(texts)
-    pictures = listed(references)
-    if not words and not pictures:
+    texts, references = as_list(texts), as_list(references)
+    if not texts and not references:
         raise InputError(f"{caller}: expected a text or an image to explain, got neither.")
-    parts = [targets.text(clip, words)] if words else []
-    shown: list[Tensor | None] = [None] * len(words)
-    for number, picture in enumerate(pictures):
-        name = Path(picture).stem if isinstance(picture, (str, Path)) else f"image {number}"
-        pixels = clip.preprocess(picture)
-        parts.append(targets.image(clip, pixels, name))
-        shown.append(clip.denormalize(pixels)[0].cpu())
-    return targets.concatenate(parts), shown
+    parts = [targets.text(clip, texts)] if texts else []
+    pictures: list[Tensor | None] = [None] * len(texts)
+    for number, reference in enumerate(references):
+        path = isinstance(reference, (str, Path))
+        pixels = clip.preprocess(reference)
+        parts.append(
+            targets.image(clip, pixels, Path(reference).stem if path else f"image {number}")
+        )
+        pictures.append(clip.denormalize(pixels)[0].cpu())
+    return targets.concatenate(parts), pictures
 
 
-def stretched(found: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
-    """Maps (..., H, W) stretched to [0, 1]: each on its own, or all of them as one."""
+def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
+    """Maps (..., H, W) min-max normalised to [0, 1]: each on its own, or all of them as one."""
     if not shared:
-        return [maps.normalize(one) for one in found]
-    flat = torch.cat([one.reshape(1, -1) for one in found], dim=1)
-    parts = torch.split(maps.normalize(flat), [one.numel() for one in found], dim=1)
-    return [part.reshape(one.shape) for part, one in zip(parts, found, strict=True)]
+        return [maps.normalize(values) for values in raw]
+    flat = torch.cat([values.reshape(1, -1) for values in raw], dim=1)
+    parts = torch.split(maps.normalize(flat), [values.numel() for values in raw], dim=1)
+    return [part.reshape(values.shape) for part, values in zip(parts, raw, strict=True)]
 
 
-def large(found: Explanation, sign: str = "positive") -> Tensor:
-    """The raw maps of one image, (K, H, W)."""
-    height, width = found.images.shape[-2:]
-    return maps.upsample(found.maps[sign][0], (height, width))
-
-
-def side_by_side(images: Sequence[Tensor]) -> tuple[Tensor, tuple[int, int]]:
-    """Images (3, h, w) of any sizes -> (B, 3, H, W), and (H, W), the largest of each side."""
-    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
-    size = (height, width)
-    return torch.stack([letterbox(image, size, 1.0) for image in images]), size
-
-
-def framed(found: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
-    """Stretched maps (K, h, w) -> (B, K, H, W), nothing where their images leave a margin."""
-    return torch.stack([letterbox(one, size, 0.0) for one in found])
+def raw_maps(explanation: Explanation, sign: str = "positive") -> Tensor:
+    """The raw maps of one image at its size, (K, H, W)."""
+    height, width = explanation.images.shape[-2:]
+    return maps.upsample(explanation.maps[sign][0], (height, width))

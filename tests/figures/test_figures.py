@@ -295,6 +295,6 @@ def test_figures_say_what_is_wrong(vit: ClipAdapter, draw: Any, message: str) ->
 
 def test_maps_stretched_as_one_keep_their_order() -> None:
     first, second = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[2.0, 4.0]]])
-    one, other = subjects.stretched([first, second], shared=True)
+    one, other = subjects.min_max([first, second], shared=True)
     torch.testing.assert_close(one, first / 4)
     torch.testing.assert_close(other, second / 4)
