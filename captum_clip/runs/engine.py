@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol, TypeVar, get_args
 
 import torch
 
+from ..checks import check_choice
 from ..errors import InputError
 from .model_loader import ModelLoader
 from .units import Unit
@@ -55,16 +56,8 @@ class Engine:
 
 
 def check_engine(caller: str, name: str, workers: int, gpus: int) -> None:
-    """Raise an InputError for settings that no engine has.
-
-    Args:
-        caller: begins the message.
-        name: of the engine.
-        workers: processes.
-        gpus: that they share.
-    """
-    if name not in ENGINES:
-        raise InputError(f"{caller}: expected an engine of {', '.join(ENGINES)}, got {name!r}.")
+    """Raise an InputError for settings that no engine has; `caller` begins the message."""
+    check_choice(caller, name, ENGINES, name="an engine")
     if name == "local" and gpus > 1:
         raise InputError(
             f"{caller}: the local engine computes on one GPU; engine='ray' shares out {gpus} of "
@@ -94,10 +87,7 @@ class Work(Protocol[U]):
     """All that a process must know to compute any unit; it can be sent to another machine."""
 
     def open(self, models: ModelLoader) -> Worker[U]:
-        """Called once in each process.
-
-        Args:
-            models: loads the model, or has it already.
+        """Called once in each process; `models` loads the model, or has it already.
 
         Raises:
             CaptumClipError: a model that cannot be loaded, or is another one here.

@@ -70,8 +70,16 @@ def begin(kind: ManifestFormat, about: Content, output: Storage, engine: Engine)
                 "new or an empty folder."
             )
     else:
-        before = _parse(kind, content, output)
-        differences = kind.differences(before, json.loads(json.dumps(about)))
+        try:
+            before = _parse(kind, content)
+            differences = kind.differences(before, json.loads(json.dumps(about)))
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{output.root}/{NAME} is no manifest of {kind.a_noun} that this version can go on "
+                f"with ({error}); name another output folder."
+            ) from error
         if differences:
             raise InputError(
                 f"{output.root} holds {kind.a_noun} with other settings: {'; '.join(differences)}. "
@@ -112,17 +120,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _parse(kind: ManifestFormat, content: bytes, output: Storage) -> Content:
-    try:
-        manifest: Content = json.loads(content)
-        if manifest["format"] != kind.name:
-            raise ValueError(f"its format is {manifest['format']!r}")
-        for key, expected in {**kind.types, _ENVIRONMENTS: list}.items():
-            if not isinstance(manifest[key], expected):
-                raise TypeError(f"{key!r} is no {expected.__name__}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{output.root}/{NAME} is no manifest of {kind.a_noun} that this version can go on "
-            f"with ({error}); name another output folder."
-        ) from error
+def _parse(kind: ManifestFormat, content: bytes) -> Content:
+    manifest: Content = json.loads(content)
+    if manifest["format"] != kind.name:
+        raise ValueError(f"its format is {manifest['format']!r}")
+    for key, expected in {**kind.types, _ENVIRONMENTS: list}.items():
+        if not isinstance(manifest[key], expected):
+            raise TypeError(f"{key!r} is no {expected.__name__}")
     return manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from ..errors import InputError
 from .batch_explainer import Explained
 
 Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,47 +24,44 @@ class Accumulator:
 
     Attributes:
         images: N.
-        constant: (K,) maps that are constant, and part of nothing below but `scores` and `raw`.
-        scores: (K,) sum of the cosine similarities.
-        raw: (K, h, w) sum of the positive maps m.
-        stretched: (K, h, w) sum of a m + b.
-        measures: name -> (K,) sum.
-        centred: indices of (emotion, the same emotion centred) among the K.
-        correlated: (P,) images whose two maps both vary, a number for each pair.
-        correlation: (P,) sum of the correlations of the two maps over the grid.
+        constant: (K,) maps that are constant, and part of no sum but "score" and "raw".
+        correlated: (P,) images whose two maps both vary, a number for each pair of targets.
+        sums: "score" (K,), the cosine similarities; "raw" (K, h, w), the positive maps m;
+            "stretched" (K, h, w), a m + b; each measure (K,); "correlation" (P,) of the two maps
+            of each pair over the grid.
     """
 
     images: int
-    constant: npt.NDArray[np.int64]
-    scores: Array
-    raw: Array
-    stretched: Array
-    measures: dict[str, Array]
-    centred: tuple[tuple[int, int], ...]
-    correlated: npt.NDArray[np.int64]
-    correlation: Array
+    constant: Counts
+    correlated: Counts
+    sums: dict[str, Array]
 
     @classmethod
-    def of(cls, part: Explained, centred: Sequence[tuple[int, int]] = ()) -> Accumulator:
-        """The sums over the images of a batch or a shard."""
+    def of(cls, part: Explained, pairs: Sequence[tuple[int, int]] = ()) -> Accumulator:
+        """The sums over the images of a batch or a shard.
+
+        Args:
+            part: the images.
+            pairs: indices of (emotion, the same emotion centred) among the K targets.
+        """
         maps = part.maps.astype(np.float64).clip(min=0)  # (N, K, h, w)
         low, high = part.measures["low"], part.measures["high"]
         measures = {n: v for n, v in part.measures.items() if n not in ("low", "high")}
         constant = np.isnan(measures["spatial_variance"])
         scale = np.where(constant, 0, 1 / np.where(constant, 1, high - low))
         stretched = (maps - low[..., None, None]) * scale[..., None, None]
-        pairs = tuple(centred)
-        found = _correlations(maps, constant, pairs)
+        correlations = _correlations(maps, constant, pairs)
         return cls(
             images=len(maps),
             constant=constant.sum(0),
-            scores=part.scores.sum(0, dtype=np.float64),
-            raw=maps.sum(0),
-            stretched=stretched.sum(0),
-            measures={name: np.nansum(values, 0) for name, values in measures.items()},
-            centred=pairs,
-            correlated=(~np.isnan(found)).sum(0),
-            correlation=np.nansum(found, 0),
+            correlated=(~np.isnan(correlations)).sum(0),
+            sums={
+                "score": part.scores.sum(0, dtype=np.float64),
+                "raw": maps.sum(0),
+                "stretched": stretched.sum(0),
+                **{name: np.nansum(values, 0) for name, values in measures.items()},
+                "correlation": np.nansum(correlations, 0),
+            },
         )
 
     def merge(self, other: Accumulator) -> Accumulator:
@@ -72,52 +70,32 @@ class Accumulator:
         Raises:
             InputError: they are of different targets or maps.
         """
-        if self.raw.shape != other.raw.shape or self.measures.keys() != other.measures.keys():
+        shapes, others = ({n: s.shape for n, s in part.sums.items()} for part in (self, other))
+        if shapes != others:
             raise InputError(
-                f"Accumulator.merge: expected sums of the same targets and maps, got "
-                f"{self.raw.shape} and {other.raw.shape}."
+                f"Accumulator.merge: expected sums of the same targets and maps, got {shapes} and "
+                f"{others}."
             )
-        added = {
-            field.name: getattr(self, field.name) + getattr(other, field.name)
-            for field in fields(self)
-            if field.name not in ("measures", "centred")
-        }
-        measures = {name: self.measures[name] + other.measures[name] for name in self.measures}
-        return Accumulator(**added, measures=measures, centred=self.centred)
+        return Accumulator(
+            self.images + other.images,
+            self.constant + other.constant,
+            self.correlated + other.correlated,
+            {name: total + other.sums[name] for name, total in self.sums.items()},
+        )
 
     @property
-    def varying(self) -> npt.NDArray[np.int64]:
+    def varying(self) -> Counts:
         """(K,) maps that are not constant."""
         return self.images - self.constant
 
-    @property
-    def mean_raw(self) -> Array:
-        """(K, h, w) mean of the positive maps."""
-        return self.raw / self.images if self.images else np.full_like(self.raw, np.nan)
-
-    @property
-    def mean_stretched(self) -> Array:
-        """(K, h, w) mean of the stretched maps; upsampled it is their mean at full size."""
-        return _over(self.stretched, self.varying[:, None, None])
-
-    @property
-    def mean_score(self) -> Array:
-        """(K,) mean cosine similarity."""
-        return _over(self.scores, np.array(self.images))
-
-    def mean_of(self, measure: str) -> Array:
-        """(K,) mean of a measure over the maps that vary."""
-        return _over(self.measures[measure], self.varying)
-
-    @property
-    def mean_correlation(self) -> Array:
-        """(P,) mean correlation of each pair."""
-        return _over(self.correlation, self.correlated)
-
-
-def _over(sums: Array, counts: npt.NDArray[np.int64]) -> Array:
-    """A mean; NaN where there is nothing."""
-    return np.where(counts > 0, sums / np.where(counts > 0, counts, 1), np.nan)
+    def mean(self, name: str) -> Array:
+        """The mean of one of the sums, over the images that are in it; NaN where there is none."""
+        every = np.array(self.images)
+        counts = {"score": every, "raw": every, "correlation": self.correlated}
+        total, count = self.sums[name], counts.get(name, self.varying)
+        if total.ndim == 3:
+            count = count.reshape(-1, 1, 1)
+        return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
 
 
 def _correlations(
@@ -126,8 +104,11 @@ def _correlations(
     """Of the two maps of each pair, (N, P); NaN where one of them is constant."""
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     flat = maps.reshape(*maps.shape[:2], maps.shape[2] * maps.shape[3])
-    found = correlation(flat[:, first], flat[:, second])
-    return np.where(constant[:, first] | constant[:, second], np.nan, found)
+    return np.where(
+        constant[:, first] | constant[:, second],
+        np.nan,
+        correlation(flat[:, first], flat[:, second]),
+    )
 
 
 def correlation(first: Array, second: Array) -> Array:

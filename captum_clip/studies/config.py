@@ -167,13 +167,9 @@ class StudyConfig:
                 for subject in self.subjects
             ],
             "texts": list(self.texts),
-            "centred": self.centred,
-            "batch_size": self.batch_size,
-            "shard_size": self.shard_size,
+            **{name: getattr(self, name) for name in ("centred", "batch_size", "shard_size")},
             "seed": None if self.limit is None else self.seed,
-            "limit": self.limit,
-            "value_entropy": self.value_entropy,
-            "threads": self.threads,
+            **{name: getattr(self, name) for name in ("limit", "value_entropy", "threads")},
         }
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from ..errors import InputError
 from ..runs import Storage
+from .tables import to_csv
 
 NAME: Final = "images.csv"
 IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -44,11 +45,7 @@ class FileList:
 
     def to_csv(self) -> bytes:
         """As the output folder keeps it."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_HEADER)
-        writer.writerows(self.files)
-        return text.getvalue().encode("utf-8", _ESCAPED)
+        return to_csv(_HEADER, self.files)
 
     @classmethod
     def from_csv(cls, content: bytes) -> FileList:

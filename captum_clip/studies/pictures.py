@@ -19,7 +19,7 @@ def pictures(summaries: Sequence[Summary]) -> Iterator[tuple[str, bytes]]:
     """Name and content of each picture: one row a job, one column a target, eight a picture."""
     labels = [f"{s.job.label} \N{MIDDLE DOT} {s.job.method}" for s in summaries]
     names = summaries[0].job.names
-    means = [np.nan_to_num(summary.sums.mean_stretched) for summary in summaries]
+    means = [np.nan_to_num(summary.sums.mean("stretched")) for summary in summaries]
     scale = min(float(m.min()) for m in means), max(float(m.max()) for m in means)
     counts = {summary.sums.images for summary in summaries}
     caption = f"mean of min-max maps of {' and '.join(map(str, sorted(counts)))} images"
@@ -38,7 +38,7 @@ def pictures(summaries: Sequence[Summary]) -> Iterator[tuple[str, bytes]]:
 
 
 def _notes(summary: Summary) -> list[str]:
-    mean = summary.sums.mean_stretched
+    mean = summary.sums.mean("stretched")
     corner, centre = biases("corner_bias", mean), biases("centre_bias", mean)
     return [
         "no map varies" if np.isnan(c) else f"corner {c:.2f}, centre {m:.2f}"

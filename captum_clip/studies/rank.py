@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +15,10 @@ from torch import Tensor
 
 from .. import maps, targets
 from ..attr.registry import MethodChoice, default_method
+from ..checks import check_integer
 from ..errors import InputError, TargetError
-from ..files import replace_file
 from ..models import ClipAdapter
+from ..runs import storage_of
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from ..visualization.blend import blend
@@ -28,11 +27,10 @@ from ..visualization.overlay import note_of, score_note
 from ..visualization.saving import save_figure
 from ..visualization.style import ALPHA, HEAT, colormap
 from .features import find_images, image_features
-from .folders import make_folder
+from .tables import to_csv
 
 TABLE, PICTURE = "ranking.csv", "ranking.png"
 _WIDE: Final = 6  # panels in a row of the picture, two an image
-_ESCAPED: Final = "surrogateescape"  # names of files that are no UTF-8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,17 +87,12 @@ class Ranking:
         Raises:
             InputError: the folder cannot be made or written to.
         """
-        folder = make_folder(folder)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("rank", "file", "score"))
-        for place, (file, score) in enumerate(zip(self.files, self.scores, strict=True), 1):
-            writer.writerow((place, file.as_posix(), f"{score:.6f}"))
-
-        def write(file: BinaryIO) -> None:
-            file.write(text.getvalue().encode("utf-8", _ESCAPED))
-
-        replace_file(folder / TABLE, write)
+        folder = Path(folder).expanduser()
+        rows = [
+            (number, file.as_posix(), f"{score:.6f}")
+            for number, (file, score) in enumerate(zip(self.files, self.scores, strict=True), 1)
+        ]
+        storage_of(folder).write(TABLE, to_csv(("rank", "file", "score"), rows))
         return folder / TABLE, save_figure(self.plot(), folder / PICTURE)
 
 
@@ -141,8 +134,7 @@ def rank(
         >>> len(found.files), found.maps.shape
         (3, torch.Size([3, 1, 7, 7]))
     """
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise InputError(f"rank: expected top from 1, got {top!r}.")
+    check_integer("rank", "top", top)
     wanted = targets.text(clip, target) if isinstance(target, str) else target
     if len(wanted) != 1:
         raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")

@@ -75,16 +75,8 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         models = ModelLoader()
         plan = plan_study(config, files, models)
         begun = plan.begin_manifest(output, engine)
-        work = StudyWork(
-            jobs=plan.jobs,
-            names=files.names,
-            images=images,
-            batch_size=config.batch_size,
-            device=engine.device,
-            decoders=engine.processes if engine.name == "local" else None,
-        )
         compute_missing(
-            work,
+            StudyWork(plan, images),
             plan.shards,
             output,
             engine,

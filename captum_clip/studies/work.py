@@ -12,7 +12,7 @@ from ..runs import Advance, ModelLoader, Save, Storage
 from ..runs.workers import iterate_workers
 from .batch_explainer import BatchExplainer
 from .image_loader import Batch, ImageLoader
-from .jobs import Job
+from .plan import Plan
 from .shards import Shard, join, to_bytes
 
 
@@ -21,20 +21,12 @@ class StudyWork:
     """All that is to be computed; it can be sent to another process or machine.
 
     Attributes:
-        jobs: of the study.
-        names: of all image files.
-        images: where they are.
-        batch_size: images in every batch.
-        device: where to compute.
-        decoders: processes that decode; None is a thread, one batch ahead.
+        plan: jobs, files and settings.
+        images: where the files are.
     """
 
-    jobs: Sequence[Job]
-    names: Sequence[str]
+    plan: Plan
     images: Storage
-    batch_size: int
-    device: str
-    decoders: int | None
 
     def open(self, models: ModelLoader) -> StudyWorker:
         """What computes, in one process."""
@@ -47,6 +39,7 @@ class StudyWorker:
     def __init__(self, work: StudyWork, models: ModelLoader) -> None:
         self._work = work
         self._models = models
+        self._engine = work.plan.config.choose_engine()
         self._ready: tuple[int, BatchExplainer, ImageLoader] | None = None
 
     def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
@@ -55,7 +48,8 @@ class StudyWorker:
             explainer, loader = self._prepare(job)
             own = list(shards)
             batches = [batch for shard in own for batch in shard.batches]
-            with load_batches(loader, batches, self._work.decoders) as loaded:
+            decoders = self._engine.processes if self._engine.name == "local" else None
+            with load_batches(loader, batches, decoders) as loaded:
                 for shard in own:
                     parts = []
                     for batch in islice(loaded, len(shard.batches)):
@@ -66,9 +60,15 @@ class StudyWorker:
     def _prepare(self, number: int) -> tuple[BatchExplainer, ImageLoader]:
         if self._ready is None or self._ready[0] != number:
             self._ready = None  # lets go of the old model first
-            work, job = self._work, self._work.jobs[number]
-            clip = self._models.load_same(job.model, work.device, job.fingerprint, "study")
-            loader = ImageLoader(work.images, work.names, clip.processor, job.size, work.batch_size)
+            plan, job = self._work.plan, self._work.plan.jobs[number]
+            clip = self._models.load_same(job.model, self._engine.device, job.fingerprint, "study")
+            loader = ImageLoader(
+                self._work.images,
+                plan.files.names,
+                clip.processor,
+                job.size,
+                plan.config.batch_size,
+            )
             self._ready = number, BatchExplainer(job, clip), loader
         return self._ready[1:]
 

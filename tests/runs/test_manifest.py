@@ -19,6 +19,8 @@ ENGINE = Engine("local", 1, 0, 1)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    if "jobs" in before:
+        before["jobs"][0]["model"]
     return manifest.changes(before["config"], now["config"])
 
 
@@ -50,6 +52,7 @@ def test_settings_that_changed_are_said(tmp_path: Path) -> None:
         '{"format": "other"}',
         json.dumps({"format": KIND.name, "config": 3, "environments": []}),
         json.dumps({"format": KIND.name, "config": {}, "environments": None}),
+        json.dumps({"format": KIND.name, "config": {}, "environments": [], "jobs": ["a"]}),
     ],
 )
 def test_a_manifest_of_something_else_is_said(tmp_path: Path, content: str) -> None:

@@ -26,7 +26,7 @@ def test_a_worker_writes_the_shards_of_the_local_engine(
     source, output = storage_of(images), storage_of(tmp_path / "out")
     files = list_images(source, output, limit=None, seed=0)
     plan = plan_study(config, files, ModelLoader())
-    work = StudyWork(plan.jobs, files.names, source, 2, "cpu", decoders=None)
+    work = StudyWork(plan, source)
     worker = UnitWorker(work, plan.shards, output, 1)
     for number in range(len(plan.shards)):
         assert worker({"unit": [number]}) == {"unit": [number], "error": [""]}
@@ -35,8 +35,8 @@ def test_a_worker_writes_the_shards_of_the_local_engine(
     assert folders.content(tmp_path / "out") == {
         name: data for name, data in expected.items() if name.startswith("shards")
     }
-    other = replace(work, jobs=[replace(plan.jobs[0], fingerprint="another")])
-    [error] = UnitWorker(other, plan.shards, output, 1)({"unit": [0]})["error"]
+    other = replace(plan, jobs=(replace(plan.jobs[0], fingerprint="another"),))
+    [error] = UnitWorker(StudyWork(other, source), plan.shards, output, 1)({"unit": [0]})["error"]
     assert "not those that the study was begun with" in error
 
 
