@@ -9,11 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..runs import ModelLoader as Loader
-from ..runs import threads
 from ..targets import Target
-
-__all__ = ["Job", "Loader", "threads"]  # evaluations still ask for the last two here
 
 
 @dataclass(frozen=True, eq=False)

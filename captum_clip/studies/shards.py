@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from ..errors import InputError
 from ..runs import Arrays, to_npz
 from .batch_explainer import Explained
 
@@ -121,17 +120,3 @@ def parse_shard(arrays: Arrays, shard: Shard) -> Explained:
         raise ValueError("its measures are not those of its scores")
     why = {int(index): str(reason) for index, reason in zip(skipped, reasons, strict=True)}
     return Explained(indices, maps, scores, measures, why)
-
-
-def unfinished(storage: Any, units: Any, present: set[str], read: Any) -> list[Any]:
-    """For evaluations, until they use captum_clip.runs."""
-    pending = []
-    for unit in units:
-        if unit.name in present:
-            try:
-                read(storage, unit)
-                continue
-            except InputError:
-                storage.remove(unit.name)
-        pending.append(unit)
-    return pending
