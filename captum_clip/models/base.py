@@ -87,6 +87,11 @@ class ClipAdapter(ABC):
     def context_length(self) -> int | None:
         """The longest text in tokens, start and end included; None where nothing bounds it."""
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        """How many tokens the text tower knows; None where nothing tells."""
+        return None
+
     # What it is
 
     @property
@@ -161,8 +166,16 @@ class ClipAdapter(ABC):
                 raise InputError(f"preprocess: the tensors differ in size ({error}).") from error
             check_images(batch, "preprocess")
             return batch.to(self.device)
-        pictures = as_pil(images)
-        return self._process(pictures).to(self.device)
+        pixels = self._process(as_pil(images))
+        height, width = pixels.shape[-2:]
+        try:
+            self.grid(height, width)
+        except InputError as error:
+            raise InputError(
+                f"preprocess: the processor makes images of {height} x {width} pixels, which "
+                f"{self.name} cannot take; pass load_clip(..., processor=...) its own."
+            ) from error
+        return pixels.to(self.device)
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Preprocessed images (B, 3, H, W) -> colours in [0, 1], float32."""
@@ -217,6 +230,13 @@ class ClipAdapter(ABC):
             raise InputError(
                 f"tokenize: the tokenizer returned a {type(tokens).__name__}; expected a tensor "
                 "(N, T) or what a tokenizer of transformers returns."
+            )
+        largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
+        known = self.vocabulary_size
+        if known is not None and largest >= known:
+            raise TargetError(
+                f"tokenize: the tokenizer gives the token {largest}, and {self.name} knows "
+                f"{known}; pass load_clip(..., tokenizer=...) its own."
             )
         return tokens.to(self.device)
 

@@ -18,7 +18,11 @@ from ..errors import InputError, UnsupportedModelError
 Size = tuple[int, int]
 Positions = npt.NDArray[np.int64]
 
-_HUGGING_FACE = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+# Owlv2's is missing: it pads before it resizes
+_PREFIXES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip")
+_HUGGING_FACE = tuple(
+    f"{prefix}ImageProcessor{backend}" for prefix in _PREFIXES for backend in ("", "Fast", "Pil")
+)
 _RESIZING = {"torchvision": ("Resize",), "open_clip": ("ResizeKeepRatio",)}
 _CROPPING = {"torchvision": ("CenterCrop",), "open_clip": ("CenterCropOrPad",)}
 _STILL = {
@@ -66,8 +70,8 @@ def resize_masks(
     masks = np.asarray(masks)
     geometry = _fitting("resize_masks", processor, masks, size)
     rows, columns = (
-        _centres(whole, resized)[places]
-        for whole, resized, places in _axes(masks.shape[-2:], geometry)
+        _centres(whole, resized)[shown]
+        for whole, resized, shown in _axes(masks.shape[-2:], geometry)
     )
     shown = masks[..., rows[:, None], columns].astype(bool)
     return shown & (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
@@ -94,8 +98,8 @@ def resize_density(
     """
     density = np.asarray(density, dtype=np.float64)
     geometry = _fitting("resize_density", processor, density, size)
-    planes = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
-    resized = F.interpolate(planes, geometry.resized, mode="bilinear", antialias=True)
+    channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
+    resized = F.interpolate(channels, geometry.resized, mode="bilinear", antialias=True)
     shown = resized.numpy()[0][:, geometry.rows[:, None], geometry.columns]
     inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
     return np.where(inside, shown, 0.0).reshape(*density.shape[:-2], *inside.shape)
@@ -124,10 +128,10 @@ def resize_points(
     points = np.asarray(points)
     geometry = _fitting("resize_points", processor, points, size)
     flat = points.reshape(-1, *points.shape[-2:])
-    plane, row, column = np.nonzero(flat)
+    index, row, column = np.nonzero(flat)
     moved = np.zeros((len(flat), *geometry.resized), dtype=bool)
     (height, new_height, _), (width, new_width, _) = _axes(flat.shape[-2:], geometry)
-    moved[plane, _centres(new_height, height)[row], _centres(new_width, width)[column]] = True
+    moved[index, _centres(new_height, height)[row], _centres(new_width, width)[column]] = True
     inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
     shown = moved[:, geometry.rows[:, None], geometry.columns] & inside
     return shown.reshape(*points.shape[:-2], *inside.shape)
@@ -140,8 +144,8 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     is asked to crop an array of row and column numbers.
 
     Args:
-        processor: an image processor of transformers' CLIP, or torchvision's `Compose` of resizing,
-            centre crops and steps that move no pixel, as OpenCLIP's is.
+        processor: an image processor of transformers for a CLIP or SigLIP, or torchvision's
+            `Compose` of resizing, centre crops and steps that move no pixel, as OpenCLIP's is.
         size: height and width of the picture.
 
     Raises:
@@ -154,7 +158,8 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
         return _of_steps(inner.transforms, size)
     raise UnsupportedModelError(
         f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
-        "expected transformers' CLIPImageProcessor or a Compose of torchvision, as OpenCLIP's is."
+        "expected an image processor of transformers for a CLIP or SigLIP, or a Compose of "
+        "torchvision, as OpenCLIP's is."
     )
 
 
@@ -174,24 +179,27 @@ def _fitting(caller: str, processor: Any, array: npt.NDArray[Any], size: Size | 
 
 
 def _axes(size: tuple[int, ...], geometry: Geometry) -> Iterable[tuple[int, int, Positions]]:
-    """Length, resized length and shown places of both axes."""
-    places = (geometry.rows, geometry.columns)
-    return zip(size, geometry.resized, places, strict=True)
+    """Length, resized length and what is shown of both axes."""
+    return zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
 
 
 def _centres(whole: int, resized: int) -> Positions:
-    """The place out of `whole` that the centre of each of `resized` places falls into."""
+    """The pixel out of `whole` that the centre of each of `resized` pixels falls into."""
     return (2 * np.arange(resized, dtype=np.int64) + 1) * whole // (2 * resized)
 
 
 def _of_hugging_face(processor: Any, size: Size) -> Geometry:
-    def ask(picture: Tensor, **steps: bool) -> Tensor:
-        kept = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False}
-        options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
-        found: Tensor = processor(images=[picture.numpy()], **options)["pixel_values"][0]
-        return found
+    # EfficientNet's divides once more by the deviation, whatever `do_normalize` says
+    values = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
+    kept = {step: False for step in values if hasattr(processor, step)}
+    no_crop = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
 
-    shape = ask(torch.zeros(3, *size, dtype=torch.uint8), do_center_crop=False).shape
+    def ask(picture: Tensor, **steps: bool) -> Tensor:
+        options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
+        pixels: Tensor = processor(images=[picture.numpy()], **options)["pixel_values"][0]
+        return pixels
+
+    shape = ask(torch.zeros(3, *size, dtype=torch.uint8), **no_crop).shape
     resized = (shape[-2], shape[-1])
     rows, columns = _numbers(resized)
     return _read(resized, ask(torch.stack([rows, columns, columns]), do_resize=False))
@@ -202,13 +210,13 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     resized, numbers = size, _numbers(size)
     cropped = False
     for step in steps:
-        if _is_one(step, _RESIZING) and not cropped:
+        if _is_one_of(step, _RESIZING) and not cropped:
             picture = step(Image.new("RGB", resized[::-1]))
             resized = picture.size[::-1]
             numbers = _numbers(resized)
-        elif _is_one(step, _CROPPING):
+        elif _is_one_of(step, _CROPPING):
             numbers, cropped = step(numbers), True
-        elif not _is_one(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
+        elif not _is_one_of(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
             raise UnsupportedModelError(
                 f"what the step {step!r} of the preprocessing does to a picture is not known; for "
                 "masks and fixations expected Resize, then CenterCrop, then steps that move no "
@@ -217,7 +225,7 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     return _read(resized, numbers)
 
 
-def _is_one(step: Any, kinds: Mapping[str, Collection[str]]) -> bool:
+def _is_one_of(step: Any, kinds: Mapping[str, Collection[str]]) -> bool:
     return any(_is_a(step, library, names) for library, names in kinds.items())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
@@ -249,6 +250,11 @@ class HuggingFaceAdapter(ClipAdapter):
         # positions of RoBERTa's relatives begin after that of the padding token
         taken = config.pad_token_id + 1 if config.model_type in _ROBERTAS else 0
         return int(config.max_position_embeddings) - taken
+
+    @property
+    @override
+    def vocabulary_size(self) -> int:
+        return int(self.model.config.text_config.vocab_size)
 
     def _describe_preprocessing(self) -> object:
         return describe(self.processor)

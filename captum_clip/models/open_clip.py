@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from . import attention_pool, multihead, timm_cnn
@@ -373,6 +374,14 @@ class OpenClipAdapter(ClipAdapter):
         # 0 where a text model of transformers has no table of positions (mt5), or no tokenizer's
         lengths = (getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer))
         return min((int(length) for length in lengths if length), default=None)
+
+    @property
+    @override
+    def vocabulary_size(self) -> int | None:
+        # a text model of transformers keeps its own in its configuration
+        text = getattr(self.model, "text", self.model)
+        owner = getattr(text, "config", None) or text
+        return getattr(owner, "vocab_size", None)
 
     def _describe_preprocessing(self) -> object:
         return describe(self.processor)

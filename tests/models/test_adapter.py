@@ -116,6 +116,13 @@ def test_preprocess_is_the_processors_own(name):
     assert torch.equal(clip.preprocess(pictures[0]), images[:1])
 
 
+@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_resnet", "timm_convnext"])
+def test_a_processor_of_another_model_is_refused(name):
+    clip = builders.BUILDERS[name]().load(processor=builders.hf_processor(50))
+    with pytest.raises(InputError, match=r"makes images of 50 x 50 pixels, which .* cannot take"):
+        clip.preprocess(picture())
+
+
 def test_preprocess_takes_paths_arrays_and_bytes(tmp_path):
     clip = builders.hf_vit().load()
     path = tmp_path / "picture.png"

@@ -63,6 +63,16 @@ def test_a_text_over_the_context_is_refused_with_its_length(name):
         clip.tokenize(["a horse", longer])
 
 
+@pytest.mark.parametrize("name", ["hf_vit", "siglip"])
+def test_a_tokenizer_of_another_model_is_refused(name):
+    """OpenAI's tokens are 49,408, the small model's 259."""
+    clip = builders.BUILDERS[name]().load(tokenizer=builders.open_clip_tokenizer())
+    with pytest.raises(
+        TargetError, match=r"gives the token 49407, and .* knows 259; pass .*its own"
+    ):
+        clip.encode_text("a horse")
+
+
 def test_texts_must_be_texts():
     clip = builders.hf_vit().load()
     with pytest.raises(TargetError, match="expected texts, got int: 3"):

@@ -49,6 +49,12 @@ def own_steps(*steps: Any) -> Any:
     return transforms.Compose([*steps, transforms.ToTensor()])
 
 
+def of_family(prefix: str, **options: Any) -> Any:
+    """The processor of another family of transformers, which resizes to an exact size."""
+    exact = {} if prefix == "ChineseCLIP" else {"size": EXACT}
+    return getattr(transformers, f"{prefix}ImageProcessor")(**{**square(), **exact, **options})
+
+
 PROCESSORS = {
     "slow": slow(),
     "fast": fast(),
@@ -60,6 +66,12 @@ PROCESSORS = {
     "fast no resize": fast(do_resize=False, crop_size={"height": 19, "width": 26}),
     "fast no crop": fast(do_center_crop=False),
     "fast nothing": fast(do_resize=False, do_center_crop=False),
+    "siglip": of_family("Siglip"),
+    "chinese": of_family("ChineseCLIP"),
+    "vit": of_family("ViT"),
+    "owlvit": of_family("OwlViT"),
+    "blip": of_family("Blip"),
+    "efficientnet": of_family("EfficientNet", include_top=False, do_center_crop=True),
     "open_clip": open_clip(),
     "open_clip oblong": open_clip((28, 36)),
     "open_clip longest": open_clip(resize_mode="longest"),
@@ -114,6 +126,15 @@ def test_masks_are_cropped_to_the_pixel(name, size):
     assert (resize_masks(PROCESSORS[name], mask, truth.shape) == truth)[inside].all()
     if name in ("slow", "fast", "open_clip"):
         assert inside.all()
+
+
+def test_a_second_division_by_the_deviation_moves_no_pixel():
+    """EfficientNet's `include_top`, which does not follow `do_normalize`."""
+    with_it, without = (of_family("EfficientNet", include_top=top) for top in (True, False))
+    one, other = (geometry_of(processor, (50, 40)) for processor in (with_it, without))
+    assert one.resized == other.resized == (33, 30)
+    assert (one.rows == other.rows).all()
+    assert (one.columns == other.columns).all()
 
 
 @pytest.mark.parametrize("size", [(57, 33), (41, 91), (15, 201)])
@@ -235,7 +256,7 @@ def test_resizing_after_the_crop_is_refused():
 @pytest.mark.parametrize("processor", [None, len, object()])
 def test_unknown_processors_are_refused(processor):
     """The message says what is expected."""
-    with pytest.raises(UnsupportedModelError, match=r"expected transformers' CLIPImageProcessor"):
+    with pytest.raises(UnsupportedModelError, match=r"expected an image processor of transf"):
         resize_masks(processor, np.ones((4, 4), dtype=bool))
 
 
