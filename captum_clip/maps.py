@@ -47,7 +47,7 @@ def upsample(maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear") ->
     resized = F.interpolate(
         planes,
         (height, width),
-        mode=mode if smooth else "nearest-exact",
+        mode=mode if smooth else "nearest-exact",  # "nearest" asks for a pixel's corner
         align_corners=False if smooth else None,
     )
     return resized.reshape(*maps.shape[:-2], height, width)

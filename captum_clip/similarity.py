@@ -57,9 +57,11 @@ class ClipSimilarity(nn.Module):
         self.clip = clip
         self.target = target
         self.model = clip.model
+        # A buffer: Captum would tile a bank of five rows in `additional_forward_args` over a batch.
+        # Outside of inference mode: what is made in it can never take part in a gradient.
         with torch.inference_mode(False):
             self.register_buffer("bank", target.bank.to(clip.device), persistent=False)
-        self.training = clip.model.training
+        self.training = clip.model.training  # a new module would say that it trains
 
     def forward(self, images: Tensor) -> Tensor:
         """Cosine similarities (B, K) of preprocessed images (B, 3, H, W)."""

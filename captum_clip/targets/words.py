@@ -47,6 +47,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     checked_texts("targets.words", [text], allow_empty=False)
     parts = text.split()
     spans = _spans(parts, words)
+    # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
     without = [" ".join(parts[:start] + parts[stop:]) for start, stop in spans]
     rows = encode(clip, [text, *without])
     names = [_bare(" ".join(parts[start:stop])) for start, stop in spans]
