@@ -19,6 +19,9 @@ from torch import Tensor
 import captum_clip
 from captum_clip import attr
 from captum_clip.cli.parser import build_parser
+from captum_clip.evaluation import TASKS
+from captum_clip.evaluation.data import DemoScenes
+from captum_clip.evaluation.data.registry import READ
 from captum_clip.models import families
 from tests import oracles
 
@@ -121,9 +124,11 @@ def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
-    registries: list[dict[str, Any]] = [families._FAMILIES, attr.METHODS]
+    registries: list[dict[str, Any]] = [families._FAMILIES, attr.METHODS, TASKS, READ]
     before = [(registry, dict(registry)) for registry in registries]
+    tasks = DemoScenes.tasks
     yield
+    DemoScenes.tasks = tasks
     for registry, contents in before:
         registry.clear()
         registry.update(contents)
