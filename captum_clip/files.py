@@ -1,24 +1,31 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and which files of a folder are images."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from .errors import InputError
+
+IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the files that are taken for images."""
 
 DAMAGED: Final = (
     *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, NotImplementedError),
     *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error),
 )
 """All that zipfile and NumPy raise over bits that are not theirs."""
+
+_STUDY: Final = ("manifest.json", "images.csv")
+_RANKING: Final = ("ranking.csv", "ranking.png")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -38,3 +45,44 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):  # it would hide the reason
             temporary.unlink(missing_ok=True)
+
+
+def image_names(names: Iterable[str]) -> list[str]:
+    """Those of the names, relative to one folder, that are images; sorted.
+
+    Hidden files and folders are left out, and so are the pictures of earlier studies (all that is
+    in a folder with their ``manifest.json`` and ``images.csv``) and of ``captum-clip rank``.
+
+    Example:
+        >>> image_names(["b.png", "a/c.JPG", "notes.txt", ".cache/d.png"])
+        ['a/c.JPG', 'b.png']
+    """
+    known = set(names)
+    paths = [PurePosixPath(name) for name in known]
+    studies = {path.parent for path in paths if path.name == _STUDY[0]}
+    studies = {folder for folder in studies if str(folder / _STUDY[1]) in known}
+    return sorted(
+        str(path)
+        for path in paths
+        if path.suffix.lower() in IMAGE_ENDINGS
+        and not any(part.startswith(".") for part in path.parts)
+        and not studies.intersection(path.parents)
+        and not (path.name == _RANKING[1] and str(path.with_name(_RANKING[0])) in known)
+    )
+
+
+def draw_names(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
+    """A sample of names, in their order; None is all.
+
+    Those whose SHA-256 together with the seed is smallest: the same on every machine, and a larger
+    sample holds the smaller one.
+    """
+    names = list(names)
+    if limit is None:
+        return names
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+    drawn = set(sorted(names, key=rank)[:limit])
+    return [name for name in names if name in drawn]

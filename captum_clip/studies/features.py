@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from ..checks import check_integer
 from ..errors import InputError
+from ..files import image_names
 from ..models import ClipAdapter
 from ..models.images import as_pil
 from ..runs import storage_of
 from ..runs.workers import iterate_workers
 from .feature_cache import FeatureCache, Row, default_cache
-from .file_list import image_names, no_images
+from .file_list import no_images
 
 Array = npt.NDArray[np.uint8]
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Final
 
 from ..errors import InputError
+from ..files import IMAGE_ENDINGS, draw_names, image_names
 from ..runs import Storage
 from .tables import to_csv
 
 NAME: Final = "images.csv"
-IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings of the files that are taken for images."""
-
 _HEADER: Final = ("file", "bytes")
 _ESCAPED: Final = "surrogateescape"  # names of files that are no UTF-8
-_STUDY: Final = ("manifest.json", NAME)
-_RANKING: Final = ("ranking.csv", "ranking.png")
 
 
 @dataclass(frozen=True)
@@ -102,39 +95,9 @@ def list_images(images: Storage, output: Storage, *, limit: int | None, seed: in
     ]
     if not names:
         raise no_images(images.root)
-    if limit is not None:
-        names = sorted(names, key=lambda name: _draw(name, seed))[:limit]
-    return FileList(tuple((name, sizes[name]) for name in sorted(names)))
-
-
-def image_names(names: Iterable[str]) -> list[str]:
-    """Those of the names, relative to one folder, that are images; sorted.
-
-    Hidden files and folders are left out, and so are the pictures of earlier studies (all that is
-    in a folder with their ``manifest.json`` and ``images.csv``) and of ``captum-clip rank``.
-
-    Example:
-        >>> image_names(["b.png", "a/c.JPG", "notes.txt", ".cache/d.png"])
-        ['a/c.JPG', 'b.png']
-    """
-    known = set(names)
-    paths = [PurePosixPath(name) for name in known]
-    studies = {path.parent for path in paths if path.name == _STUDY[0]}
-    studies = {folder for folder in studies if str(folder / _STUDY[1]) in known}
-    return sorted(
-        str(path)
-        for path in paths
-        if path.suffix.lower() in IMAGE_ENDINGS
-        and not any(part.startswith(".") for part in path.parts)
-        and not studies.intersection(path.parents)
-        and not (path.name == _RANKING[1] and str(path.with_name(_RANKING[0])) in known)
-    )
+    return FileList(tuple((name, sizes[name]) for name in draw_names(names, limit, seed)))
 
 
 def no_images(folder: object) -> InputError:
     """What to say of a folder without an image file."""
     return InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {folder}.")
-
-
-def _draw(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}/{name}".encode("utf-8", _ESCAPED)).digest()

@@ -8,13 +8,13 @@ from typing import Any, Final, final
 import numpy as np
 from PIL import Image
 
+from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
 from ...errors import InputError
 from ..sample import Region, Sample
 from .base import DataSet
-from .files import check_number
 
 COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""
@@ -38,8 +38,8 @@ class _DemoData(DataSet):
 
     def __init__(self, number: int = 500, seed: int = 0) -> None:
         caller = type(self).__name__
-        check_number(caller, "number", number, least=1)
-        check_number(caller, "seed", seed, least=0)
+        check_integer(caller, "number", number)
+        check_integer(caller, "seed", seed, least=0)
         if number > _MOST:
             raise InputError(f"{caller}: expected a number of at most {_MOST}, got {number}.")
         self.number = number

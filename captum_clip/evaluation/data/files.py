@@ -6,16 +6,17 @@ import hashlib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ...checks import check_integer
 from ...errors import InputError
+from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil
 from ...runs import storage_of
-from ...studies.file_list import IMAGE_ENDINGS, image_names
 from ..sample import Mask
 
 Found = TypeVar("Found")
@@ -64,35 +65,15 @@ def image_stems(folder: str | Path, names: Iterable[str], *, under: str) -> dict
 
 
 def draw(caller: str, names: Iterable[str], *, limit: int | None, seed: int) -> tuple[str, ...]:
-    """A sample of names, in their order; None is all.
-
-    Those whose SHA-256 together with the seed is smallest, as studies draw theirs: the same
-    everywhere.
+    """A sample of names as :func:`captum_clip.files.draw_names` draws it; None is all.
 
     Raises:
         InputError: a limit below 1, or a seed below 0.
     """
-    check_number(caller, "seed", seed, least=0)
-    names = tuple(names)
-    if limit is None:
-        return names
-    check_number(caller, "limit", limit, least=1)
-
-    def place(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
-
-    drawn = set(sorted(names, key=place)[:limit])
-    return tuple(name for name in names if name in drawn)
-
-
-def check_number(caller: str, name: str, value: Any, *, least: int) -> None:
-    """Raise unless it is an integer of `least` or more.
-
-    Raises:
-        InputError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{caller}: expected {name} of {least} or more, got {value!r}.")
+    check_integer(caller, "seed", seed, least=0)
+    if limit is not None:
+        check_integer(caller, "limit", limit)
+    return tuple(draw_names(names, limit, seed))
 
 
 def digest(told: Mapping[str, object], under: Collection[str] | None = None) -> str:
