@@ -57,7 +57,7 @@ def _run(arguments: Namespace) -> None:
     }
     folder = make_folder(arguments.output)
     paths = [check_destination(folder / name, FORMATS) for name in pictures]
-    with steps(2 + len(_COLUMNS) + 3 + len(pictures)) as begin:
+    with steps(arguments, 2 + len(_COLUMNS) + 3 + len(pictures)) as begin:
         clips = {}
         for model in ("demo/vit", "demo/resnet"):
             begin(f"loading {model}")

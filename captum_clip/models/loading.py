@@ -88,7 +88,7 @@ def _load(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> ClipAdapter:
-    device = _device(device)
+    device = choose_device(device)
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
     # Parameters made under inference_mode could never take part in a gradient.
@@ -106,7 +106,12 @@ def _load(
     return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """A device by name; None is CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
     cuda = torch.cuda.is_available()
     try:
         chosen = torch.device(device or ("cuda" if cuda else "cpu"))
@@ -120,6 +125,40 @@ def _device(device: torch.device | str | None) -> torch.device:
             "device out to take what there is."
         )
     return chosen
+
+
+def load_processor(name: str) -> Any:
+    """The image processor of another model, for a checkpoint that was saved without one.
+
+    Args:
+        name: a folder or a repository of transformers, or a name of the report that leads to one.
+
+    Raises:
+        InputError: it holds none, or cannot be reached.
+    """
+    source = _files_of(name)
+    with source.loading():
+        return _processor(source, None)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of another model; as :func:`load_processor`."""
+    source = _files_of(name)
+    with source.loading():
+        return _tokenizer(source)
+
+
+def _files_of(name: str) -> Source:
+    folder = Path(name).expanduser()
+    if folder.is_dir():  # which may hold a processor alone
+        return Source(name, "transformers", str(folder), local=True)
+    source = resolve(name)
+    if source.library != "transformers":
+        raise InputError(
+            f"{name!r} is a model of OpenCLIP; expected a folder or a repository of transformers "
+            "with an image processor or a tokenizer."
+        )
+    return source
 
 
 def _transformers_model(source: Source) -> nn.Module:

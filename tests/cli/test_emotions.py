@@ -320,6 +320,19 @@ def test_explain_says_what_is_wrong_with_emotions(
     assert os.listdir(here) == []
 
 
+def test_a_probe_names_its_model(here, written, photo, model, capsys):
+    """No --model is needed with it, in any command that takes one."""
+    run("emotions", "fit", written, "--model", model, "-o", "p.safetensors", capsys=capsys)
+    probe = ["--emotions", "p.safetensors"]
+    assert f"({model}, " in run("explain", photo, *probe, "-o", "a.npz", capsys=capsys)
+    ranking = [f"{written}/images", *probe, "--emotion", "awe", "-o", "out"]
+    assert f"({model}, " in run("rank", *ranking, capsys=capsys)
+    run("figure", "emotions", photo, *probe, "--emotion", "awe", "-o", "a.png", capsys=capsys)
+    run("emotions", "check", f"{written}/held_out", *probe, capsys=capsys)
+    said = run("figure", "emotions", photo, *probe, *probe, "--model", model, capsys=capsys, code=2)
+    assert "for each of the 1 models" in said
+
+
 def test_explain_refuses_a_probe_of_another_model(here, photo, model, capsys):
     """By its fingerprint."""
     EmotionProbe(np.eye(9, 24), np.zeros(9), "other", "0" * 64).save("p.safetensors")
