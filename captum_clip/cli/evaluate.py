@@ -83,7 +83,8 @@ COMMAND: Final = Command(
         Option(
             "--data",
             "masks:FOLDER, imagenet-segmentation:FILE, voc:FOLDER, classes:FOLDER, "
-            "fixations:FOLDER, demo, demo-singles, demo-mosaics",
+            "fixations:FOLDER, demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
+            "demo, demo-singles, demo-mosaics",
             otherwise="the last three for embedded models",
             metavar="DATA",
             many=True,

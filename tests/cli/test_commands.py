@@ -23,8 +23,8 @@ from captum_clip.cli import main
 from captum_clip.cli import models as models_command
 from captum_clip.cli import parser as parser_module
 from captum_clip.cli.command import Command
-from captum_clip.demo.architectures import ARCHITECTURES
-from captum_clip.demo.export import export_model
+from captum_clip.demo.training.architectures import ARCHITECTURES
+from captum_clip.demo.training.export import export_model
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation
 from captum_clip.models import available
@@ -285,7 +285,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = architecture.build()
-        export_model(name, model, folder / name)
+        export_model(architecture, model, folder / name)
         monkeypatch.setitem(demo.MODELS, f"demo/{name}", folder / name)
     monkeypatch.setattr(demo_command, "_SCENES", demo_command._SCENES[:1])
 

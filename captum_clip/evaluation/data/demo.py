@@ -64,9 +64,9 @@ class _DemoData(DataSet):
 class DemoScenes(_DemoData):
     """Scenes of two and three objects in turn, each with all its subsets.
 
-    With seed 0 the scenes are those of ``captum_clip.demo.evaluate.draw_scenes("test", counts=(2,
-    3))``. Every object is a region named by its noun, "a horse", with its visible pixels; no noun
-    comes twice in a scene. Its reference is another test scene that shows this noun alone.
+    With seed 0 the scenes are the first of ``captum_clip.demo.training.evaluate.draw_scenes``.
+    Every object is a region named by its noun, "a horse", with its visible pixels; no noun comes
+    twice in a scene. Its reference is another test scene that shows this noun alone.
 
     Example:
         >>> scenes = DemoScenes(1)

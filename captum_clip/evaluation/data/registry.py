@@ -9,13 +9,18 @@ from ...errors import InputError
 from .base import DataSet
 from .class_folder import ClassFolder
 from .demo import DemoMosaics, DemoScenes, DemoSingles
+from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
 from .imagenet_segmentation import ImageNetSegmentation
 from .masked_folder import MaskedFolder
 from .pascal_voc import PascalVoc
 
 DRAWN: Final[dict[str, Callable[[int, int], DataSet]]] = {
-    one.name: one for one in (DemoScenes, DemoSingles, DemoMosaics)
+    one.name: one
+    for one in (
+        *(DemoScenes, DemoSingles, DemoMosaics),
+        *(DemoShortcut, DemoShortcutObject, DemoShortcutOther),
+    )
 }
 """Data sets that need no files."""
 
@@ -49,8 +54,9 @@ def open_data(
     """Open a data set by name.
 
     Args:
-        name: "demo", "demo-singles", "demo-mosaics", "masks:FOLDER",
-            "imagenet-segmentation:FILE", "voc:FOLDER", "classes:FOLDER" or "fixations:FOLDER".
+        name: "demo", "demo-singles", "demo-mosaics", "demo-shortcut", "demo-shortcut-object",
+            "demo-shortcut-other", "masks:FOLDER", "imagenet-segmentation:FILE", "voc:FOLDER",
+            "classes:FOLDER" or "fixations:FOLDER".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
         template: text of a class with "{}" for its name, of "imagenet-segmentation" and "classes";

@@ -7,8 +7,8 @@ import pytest
 
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import NOUNS
-from captum_clip.demo.evaluate import draw_scenes
 from captum_clip.demo.scenes import draw_scene
+from captum_clip.demo.training.evaluate import draw_scenes
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import DemoMosaics, DemoScenes, DemoSingles
