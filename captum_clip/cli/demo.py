@@ -45,7 +45,7 @@ def _run(arguments: Namespace) -> None:
     from ..checks import check_destination
     from ..demo.vocabulary import WORDS
     from ..models import load_clip
-    from ..studies.folders import make_folder
+    from ..files import make_folder
     from ..visualization import save_figure
     from ..visualization.saving import FORMATS
 

@@ -25,8 +25,8 @@ _FIGURES: Final = (
 
 
 def _write(arguments: Namespace) -> None:
+    from ..demo.artemis import HELD_OUT
     from ..studies import write_demo_artemis
-    from ..studies.demo_artemis import HELD_OUT
 
     folder = write_demo_artemis(
         arguments.output,

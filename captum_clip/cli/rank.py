@@ -16,8 +16,8 @@ from .progress import say_skipped, shows_bars
 def _run(arguments: Namespace) -> None:
     """Find the images and say where the list and the picture are."""
     from ..checks import check_integer
+    from ..files import make_folder
     from ..studies import rank
-    from ..studies.folders import make_folder
     from ..targets import emotion
 
     _check_target(arguments)
