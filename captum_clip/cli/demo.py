@@ -44,8 +44,8 @@ def _run(arguments: Namespace) -> None:
     """Draw the pictures and say where they are."""
     from ..checks import check_destination
     from ..demo.vocabulary import WORDS
-    from ..models import load_clip
     from ..files import make_folder
+    from ..models import load_clip
     from ..visualization import save_figure
     from ..visualization.saving import FORMATS
 

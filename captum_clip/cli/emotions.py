@@ -40,11 +40,10 @@ def _write(arguments: Namespace) -> None:
 
 def _fit(arguments: Namespace) -> None:
     from ..checks import check_destination
-    from ..emotions.files import WEIGHTS, check_ending
+    from ..emotions.files import WEIGHTS
     from ..studies import fit_emotions, score_emotions
 
     output = check_destination(arguments.output, (WEIGHTS,))
-    check_ending(output)
     data = _read(arguments.folder, arguments.csv, arguments.images)
     print(f"{arguments.folder}: {data.report}")
     test = None

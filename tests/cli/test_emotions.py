@@ -147,7 +147,6 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
         (["demo-data", "-o", "x", "--paintings", "many"], "invalid int value: 'many'"),
         (["fit", "none", "--model", "MODEL", "-o", "p.safetensors"], "there is no folder none"),
         (["fit", "DATA", "--model", "MODEL", "-o", "p.pt"], "must end in .safetensors"),
-        (["fit", "DATA", "--model", "nonsense", "-o", "p.SAFETENSORS"], "must end in .safetensors"),
         (["fit", "DATA", "--model", "MODEL", "-o", "no/p.safetensors"], "there is no folder no"),
         (["fit", "DATA", "-o", "p.safetensors"], "required: --model"),
         (["fit", "DATA", "--model", "nonsense", "-o", "p.safetensors"], "'nonsense' is neither"),

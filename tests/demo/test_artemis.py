@@ -136,7 +136,7 @@ def test_nothing_else_is_in_the_folder(folder):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"paintings": 15}, "paintings of 16 or more, got 15"), ({"seed": -1}, "a seed from 0 on")],
+    [({"paintings": 15}, "paintings of 16 or more, got 15"), ({"seed": -1}, "a seed of 0 or more")],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, options, message):
     """Before anything is written."""
