@@ -33,8 +33,9 @@ def write_probe(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
 
     if path.suffix.lower() != WEIGHTS:
         raise InputError(f"cannot write {path}: the name of a probe must end in {WEIGHTS}.")
-    text = json.dumps(facts, allow_nan=False)
-    header = {"format": _FORMAT, "facts": text, "sha256": _digest(arrays, text)}
+    facts = {**facts, "sha256": _digest(arrays)}
+    # one key only: safetensors writes several in any order
+    header = {_FORMAT: json.dumps(facts, allow_nan=False)}
     contents = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header)
     replace_file(path, lambda file: file.write(contents))
 
@@ -56,25 +57,25 @@ def read_probe(path: Path) -> tuple[Arrays, dict[str, Any]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{weights} is no safetensors file ({error}).") from error
-    if path == weights and header.get("format") == _FORMAT:
-        if header.get("sha256") != _digest(arrays, header.get("facts", "")):
+    if path == weights and _FORMAT in header:
+        facts = json.loads(header[_FORMAT])
+        if facts["sha256"] != _digest(arrays):
             raise InputError(f"{path} was damaged; save the probe again.")
-        return arrays, json.loads(header["facts"])
+        return arrays, facts
     beside = path.with_suffix(JSON)
-    facts = read_json(beside) if beside.is_file() else None
-    if not is_description(facts):
+    description = read_json(beside) if beside.is_file() else None
+    if not is_description(description):
         raise InputError(f"{path} does not describe an emotion probe ({_FORMAT}).")
-    if hashlib.sha256(contents).hexdigest() != facts.get("sha256"):
+    if hashlib.sha256(contents).hexdigest() != description.get("sha256"):
         raise InputError(
             f"{weights} is not the file that {beside.name} beside it describes: one of the two was "
             "replaced or damaged; save the probe again."
         )
-    return arrays, facts
+    return arrays, description
 
 
-def _digest(arrays: Arrays, facts: str) -> str:
-    contents = [arrays[name].tobytes() for name in sorted(arrays)]
-    return hashlib.sha256(b"".join([*contents, facts.encode()])).hexdigest()
+def _digest(arrays: Arrays) -> str:
+    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 
 def is_description(content: Any) -> TypeGuard[dict[str, Any]]:

@@ -92,7 +92,7 @@ def test_fit_prints_the_report_and_the_scores(here, written, model, capsys):
     assert "40 paintings kept; left out: nothing." in lines[0]
     assert "20 paintings kept; left out: nothing." in lines[1]
     assert lines[3].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
-    probe = EmotionProbe.load("p.json")
+    probe = EmotionProbe.load("p.safetensors")
     assert probe.scores is not None
     found = probe.scores.all
     figures = (found.nine, found.majority_nine, found.eight, found.majority_eight)
@@ -143,7 +143,7 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
     ("arguments", "message"),
     [
         (["demo-data"], "required: -o/--output"),
-        (["demo-data", "-o", "x", "--paintings", "3"], "16 paintings or more, got 3"),
+        (["demo-data", "-o", "x", "--paintings", "3"], "paintings of 16 or more, got 3"),
         (["demo-data", "-o", "x", "--paintings", "many"], "invalid int value: 'many'"),
         (["fit", "none", "--model", "MODEL", "-o", "p.safetensors"], "there is no folder none"),
         (["fit", "DATA", "--model", "MODEL", "-o", "p.pt"], "must end in .safetensors"),
