@@ -72,11 +72,11 @@ def load_clip(
     return _load(resolve(str(name_or_model)), processor, tokenizer, device, dtype)
 
 
-def _refuse(what: str, **options: Any) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
+def _refuse(model: str, **options: Any) -> None:
+    name = next((name for name, value in options.items() if value is not None), None)
+    if name is not None:
         raise InputError(
-            f"load_clip: {given[0]} was given with {what}, which is used as it is; set it "
+            f"load_clip: {name} was given with {model}, which is used as it is; set it "
             "yourself beforehand, for example model.to(device), or load by name."
         )
 
@@ -100,9 +100,9 @@ def _load(
             tokenizer = Deferred(partial(_tokenizer, source), "its tokenizer")
         if processor is None:
             processor = Deferred(partial(_processor, source, model), "its processor")
-        for part in (processor, tokenizer):
-            if isinstance(part, Deferred) and not source.local:
-                part.value()  # now, so that all of it is in the hub's cache
+        for deferred in (processor, tokenizer):
+            if isinstance(deferred, Deferred) and not source.local:
+                deferred.value()  # now, so that all of it is in the hub's cache
     return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
 
 
