@@ -13,7 +13,7 @@ import captum_clip.evaluation
 from captum_clip.cli import evaluate as command
 from captum_clip.cli import main
 from captum_clip.evaluation import TASKS, Evaluation, EvaluationConfig
-from captum_clip.evaluation.data.registry import FORMS
+from captum_clip.evaluation.data.registry import forms
 from tests.evaluation.cases import make_classes, make_masks, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, save_bytes
 from tests.studies import folders
@@ -191,5 +191,5 @@ def test_help_names_every_task_every_data_set_and_an_example(capsys: Capture) ->
     out, _ = run("--help", capsys=capsys)
     assert any(command.COMMAND.example in line for line in out)
     printed = "".join("".join(out).split())  # lines break at hyphens
-    for name in (*TASKS, *FORMS):
+    for name in (*TASKS, *forms()):
         assert name in printed

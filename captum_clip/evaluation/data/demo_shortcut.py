@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import final
 
 from PIL import Image
+from typing_extensions import override
 
 from ...demo.captions import article
 from ...demo.tags import TaggedScene, draw_tagged_scene
@@ -21,6 +22,7 @@ class _TaggedScenes(_DemoData):
 
     tasks = ("localization",)
 
+    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         drawn = draw_tagged_scene(scene)
         noun, mask = self._part(drawn)
@@ -43,6 +45,7 @@ class DemoShortcut(_TaggedScenes):
 
     name = "demo-shortcut"
 
+    @override
     def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
         return scene.noun, scene.tag_mask
 
@@ -53,6 +56,7 @@ class DemoShortcutObject(_TaggedScenes):
 
     name = "demo-shortcut-object"
 
+    @override
     def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
         return scene.noun, scene.object_mask
 
@@ -63,5 +67,6 @@ class DemoShortcutOther(_TaggedScenes):
 
     name = "demo-shortcut-other"
 
+    @override
     def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
         return scene.others[0].noun, scene.tag_mask
