@@ -131,7 +131,7 @@ def hf_vit(seed: int = 0, **vision: Any) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
-def siglip(seed: int = 0, **vision: Any) -> Small:
+def siglip(seed: int = 1, **vision: Any) -> Small:
     """A SigLIP of transformers: 3 layers, 4 heads, width 24, 4 x 4 patches and a probe."""
     from transformers import SiglipConfig, SiglipModel
 
@@ -261,12 +261,31 @@ def open_clip_custom_vit(seed: int = 0, **vision: Any) -> Small:
     return _open_clip(seed, {**VIT_CONFIG, **blocks, **vision}, custom_text=True)
 
 
+def coca(seed: int = 0, **vision: Any) -> Small:
+    """A CoCa, whose pool has five queries of another width than its keys."""
+    from open_clip.coca_model import CoCa
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    pool = {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 4}
+    text = {**TEXT_CONFIG, "context_length": 76, "embed_cls": True, "output_tokens": True}
+    decoder = {"width": 32, "heads": 4, "layers": 1, "context_length": 76, "vocab_size": 300}
+    with torch.random.fork_rng():
+        model = CoCa(24, decoder, text, {**VIT_CONFIG, **pool, "output_tokens": True, **vision})
+    processor = image_transform_v2(PreprocessCfg(size=IMAGE_SIZE), is_train=False)
+    return Small(randomize(model, seed), processor, open_clip_tokenizer())
+
+
+def open_clip_norms(seed: int = 0) -> Small:
+    """An OpenCLIP ViT with its own `Attention`, qk-norm and an inner norm."""
+    return open_clip_custom_vit(seed, qk_norm=True, scale_attn_inner=True)
+
+
 def open_clip_resnet(seed: int = 0, **vision: Any) -> Small:
     """An OpenCLIP ModifiedResNet: 256 channels, 4 heads, 3 x 3 positions."""
     return _open_clip(seed, {**RESNET_CONFIG, **vision})
 
 
-def _timm(seed: int, model: Any, size: int) -> Small:
+def timm_small(seed: int, model: Any, size: int) -> Small:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     processor = image_transform_v2(PreprocessCfg(size=size), is_train=False)
@@ -280,7 +299,7 @@ def timm_convnext(seed: int = 0, **vision: Any) -> Small:
     config = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp", **vision}
     with torch.random.fork_rng():
         model = CLIP(24, {"image_size": 96, **config}, dict(TEXT_CONFIG))
-    return _timm(seed, model, 96)
+    return timm_small(seed, model, 96)
 
 
 def timm_fastvit(seed: int = 0) -> Small:
@@ -294,7 +313,7 @@ def timm_fastvit(seed: int = 0) -> Small:
             layers=(1, 1, 1, 1), embed_dims=(8, 16, 32, 64), token_mixers=mixers, num_classes=24
         )
     built.model.visual.trunk = trunk
-    return _timm(seed, built.model, 96)
+    return timm_small(seed, built.model, 96)
 
 
 def align(seed: int = 0) -> Small:

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
-from tests import builders
+from tests import builders, timm_builders
 from tests.samples import normal
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
@@ -40,19 +40,12 @@ def open_clip_vit(**vision: Any) -> Any:
     return builders.open_clip_vit(**vision).model
 
 
-def timm_tower() -> Any:
+def timm_tower(name: str) -> Any:
     from open_clip import CLIP
 
-    vision = {"timm_model_name": "test_vit", "image_size": 160}
-    return CLIP(embed_dim=24, vision_cfg=vision, text_cfg=dict(builders.TEXT_CONFIG))
-
-
-def coca() -> Any:
-    from open_clip.coca_model import CoCa
-
-    decoder = {"width": 32, "heads": 4, "layers": 1, "context_length": 20, "vocab_size": 300}
-    parts = {"text_cfg": dict(builders.TEXT_CONFIG), "vision_cfg": dict(builders.VIT_CONFIG)}
-    return CoCa(embed_dim=24, multimodal_cfg=decoder, **parts)
+    vision = {"timm_model_name": name, "image_size": 224, "timm_proj": "linear"}
+    with torch.device("meta"):
+        return CLIP(embed_dim=24, vision_cfg=vision, text_cfg=dict(builders.TEXT_CONFIG))
 
 
 TOWERS: dict[str, Callable[[], Any]] = {
@@ -74,8 +67,17 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "OpenCLIP ViT, scaled_cosine": partial(open_clip_vit, scaled_cosine_attn=True),
     "OpenCLIP ViT, scale_heads": partial(open_clip_vit, scale_heads=True),
     "OpenCLIP ViT, inner_norm": partial(open_clip_vit, scale_attn_inner=True),
-    "OpenCLIP with a timm ViT (EVA, SigLIP)": timm_tower,
-    "OpenCLIP CoCa": coca,
+    "OpenCLIP SigLIP, SigLIP 2": lambda: timm_builders.timm_siglip().model,
+    "OpenCLIP EVA01": lambda: timm_builders.eva01().model,
+    "OpenCLIP EVA02": lambda: timm_builders.eva02().model,
+    "OpenCLIP EVA02-E": lambda: timm_builders.eva02_e().model,
+    "OpenCLIP PE-Core": lambda: timm_builders.pe_core().model,
+    "OpenCLIP MobileCLIP-B, MobileCLIP2-L": lambda: timm_builders.mobileclip().model,
+    "OpenCLIP ViTamin": lambda: timm_builders.vitamin().model,
+    "OpenCLIP gap_256": lambda: timm_builders.timm_gap().model,
+    "OpenCLIP relpos": partial(timm_tower, "vit_relpos_medium_patch16_cls_224"),
+    "OpenCLIP Swin": partial(timm_tower, "swin_base_patch4_window7_224"),
+    "OpenCLIP CoCa": lambda: builders.coca().model,
     "transformers SigLIP": lambda: builders.siglip().model,
 }
 

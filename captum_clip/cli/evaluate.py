@@ -6,11 +6,8 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import InputError
 from .command import (
     BATCH_SIZE,
-    DEFAULT_MODEL,
-    DEVICE,
     ENGINE,
     GPUS,
     METHODS,
@@ -22,7 +19,6 @@ from .command import (
     Command,
     Option,
 )
-from .inputs import count_gpus
 from .progress import images_bar, inside
 
 if TYPE_CHECKING:
@@ -36,9 +32,8 @@ def _run(arguments: Namespace) -> None:
     """Measure, or go on measuring, and say where the results are."""
     from ..evaluation import evaluate
 
-    config = _config(arguments)
-    with images_bar(arguments, "evaluate") as progress:
-        evaluation = evaluate(config, progress=progress)
+    with images_bar("evaluate") as progress:
+        evaluation = evaluate(_config(arguments), progress=progress)
     output = arguments.output
     print(f"tables   {inside(output, 'results.md')}")
     print(f"figures  {inside(output, 'results.csv')}")
@@ -53,25 +48,16 @@ def _run(arguments: Namespace) -> None:
 
 
 def _config(arguments: Namespace) -> EvaluationConfig:
-    from ..demo import MODELS
     from ..evaluation import EvaluationConfig
 
     fields: dict[str, Any] = {}
     for each in COMMAND.options:
         assert not isinstance(each, tuple)
         value = getattr(arguments, each.dest)
-        if value is not None and each is not DEVICE:
+        if value is not None:
             value = tuple(value) if isinstance(value, list) else value
             fields[_FIELDS.get(each.dest, each.dest)] = value
-    fields["gpus"] = count_gpus(arguments)
-    config = EvaluationConfig(**fields)
-    if not config.data and config.model not in MODELS:
-        raise InputError(
-            f"the data sets that are taken without --data are scenes drawn for the embedded models,"
-            f" and {config.model} is none of {', '.join(MODELS)}; give --data, such as voc:FOLDER "
-            "or classes:FOLDER, or --data demo for the scenes all the same."
-        )
-    return config
+    return EvaluationConfig(**fields)
 
 
 COMMAND: Final = Command(
@@ -79,13 +65,12 @@ COMMAND: Final = Command(
     "measure methods: which map is right",
     "captum-clip evaluate --model demo/vit -o evaluation",
     options=(
-        replace(MODEL, default=DEFAULT_MODEL, otherwise=""),
+        MODEL,
         Option(
             "--data",
             "masks:FOLDER, imagenet-segmentation:FILE, voc:FOLDER, classes:FOLDER, "
-            "fixations:FOLDER, demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
-            "demo, demo-singles, demo-mosaics",
-            otherwise="the last three for embedded models",
+            "fixations:FOLDER, demo, demo-singles, demo-mosaics",
+            otherwise="the last three",
             metavar="DATA",
             many=True,
         ),
@@ -137,7 +122,6 @@ COMMAND: Final = Command(
         ),
         Option("--text", "that fixations are compared with", metavar="TEXT"),
         replace(WORKERS, help="processes of Ray", default=1),
-        DEVICE,
         ENGINE,
         GPUS,
         THREADS,

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .command import (
     BATCH_SIZE,
-    DEFAULT_MODEL,
-    DEVICE,
     ENGINE,
     GPUS,
     METHODS,
@@ -17,13 +15,12 @@ from .command import (
     PROBES,
     RESULTS,
     SEED,
-    TEXTS,
+    TEXT,
     THREADS,
     WORKERS,
     Command,
     Option,
 )
-from .inputs import count_gpus, load_probe, model_names
 from .progress import images_bar, inside
 
 if TYPE_CHECKING:
@@ -45,8 +42,7 @@ _SETTINGS: Final = (
     THREADS,
     RESULTS,
 )
-_TOWERS: Final = {"statistics": (DEFAULT_MODEL,), "emotions": (DEFAULT_MODEL, "RN101")}
-_LISTS: Final = {"model": "models", "method": "methods", "texts": "texts", "emotions": "emotions"}
+_LISTS: Final = {"model": "models", "method": "methods", "text": "texts", "emotions": "emotions"}
 
 
 def _run(arguments: Namespace) -> None:
@@ -54,7 +50,7 @@ def _run(arguments: Namespace) -> None:
     from ..studies import run_study
 
     config = _config(arguments)
-    with images_bar(arguments, "study") as progress:
+    with images_bar("study") as progress:
         result = run_study(config, progress=progress)
     print(f"statistics  {inside(arguments.output, 'statistics.csv')}")
     print(f"mean maps   {inside(arguments.output, 'mean_maps.png')}")
@@ -80,10 +76,6 @@ def _config(arguments: Namespace) -> StudyConfig:
         if (values := getattr(arguments, option, None))
     }
     settings |= {setting.dest: getattr(arguments, setting.dest) for setting in _SETTINGS}
-    settings["gpus"] = count_gpus(arguments)
-    if "emotions" in settings and "models" not in settings:
-        probes = [load_probe(file) for file in settings["emotions"]]
-        settings["models"] = model_names(None, probes, _TOWERS[arguments.command])
     return make(arguments.images, settings.pop("output"), **settings)
 
 
@@ -98,7 +90,6 @@ def _study(name: str, help: str, example: str, *targets: Option, **defaults: str
             replace(MODELS, otherwise=defaults.get("models", MODELS.otherwise)),
             replace(METHODS, otherwise=defaults.get("methods", METHODS.otherwise)),
             *targets,
-            DEVICE,
             *_SETTINGS,
         ),
         run=_run,
@@ -115,17 +106,14 @@ COMMAND: Final = Command(
             "statistics",
             "mean maps, their spread, entropies and biases, for any texts and emotions",
             'photos --text "a horse" --text "a dog" -o horses',
-            *TEXTS,
+            TEXT,
             PROBES,
         ),
         _study(
             "corner-bias",
             "do methods favour the corners? three methods, a happy and a sad text",
             "photos -o corners",
-            *(
-                replace(option, otherwise='"this person is happy", "this person is sad"')
-                for option in TEXTS
-            ),
+            replace(TEXT, otherwise='"this person is happy", "this person is sad"'),
             methods="all-grad, attention-grad-cam and last-grad for ViTs, grad-cam for ResNets",
         ),
         _study(
@@ -133,7 +121,7 @@ COMMAND: Final = Command(
             "eight emotions, plain and centred, a ViT beside a ResNet",
             "photos --emotions vit.safetensors --emotions resnet.safetensors -o emotions",
             replace(PROBES, required=True),
-            models="those that --emotions were fitted on, or ViT-B/32 and RN101",
+            models="ViT-B/32 and RN101",
         ),
     ),
     metavar="STUDY",

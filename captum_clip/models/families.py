@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import align, dual_encoder, huggingface, open_clip, siglip
+from . import align, dual_encoder, huggingface, open_clip, siglip, timm_vit
 from .base import ClipAdapter
 from .towers import Tower
 
@@ -22,6 +22,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder": dual_encoder,
     "transformers.models.siglip.modeling_siglip": siglip,
     "open_clip": open_clip,
+    "timm.models.vision_transformer": timm_vit,
 }
 
 

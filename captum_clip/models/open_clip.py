@@ -11,164 +11,17 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError, UnsupportedModelError
-from . import attention_pool, multihead, timm_cnn
+from ..errors import UnsupportedModelError
+from . import attention_pool, open_clip_vit, timm_cnn, timm_vit
 from .base import ClipAdapter
+from .open_clip_vit import native_grid
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
-from .towers import (
-    AttentionLayer,
-    Exposed,
-    Pooling,
-    Projections,
-    ResNetTower,
-    Tower,
-    ViTTower,
-)
-from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
+from .text import Row, TextReadout
+from .towers import ResNetTower, Tower
+from .unmodified import is_linear, is_unmodified
 
-MODELS = ("CLIP", "CustomTextCLIP")
-TOWERS = ("CLIP", "CustomTextCLIP", "VisionTransformer", "ModifiedResNet", "TimmModel")
-
-_POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
-
-
-class _OpenClipLayer(AttentionLayer):
-    """What the two kinds of blocks have in common: one stacked weight for query, key and value."""
-
-    block: Any
-    attention: Any
-
-    def __init__(self, block: Any) -> None:
-        super().__init__(block, block.attn, block.attn.num_heads)
-
-    def projections(self) -> Projections:
-        """See `AttentionLayer`."""
-        return multihead.projections(self.attention)
-
-    @property
-    def scale(self) -> float:
-        """See `AttentionLayer`."""
-        return float(self.attention.head_dim**-0.5)
-
-
-class MultiheadLayer(_OpenClipLayer):
-    """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
-
-    def _batch_first(self, tokens: Tensor) -> Tensor:
-        return tokens if self.attention.batch_first else tokens.transpose(0, 1)
-
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """See `AttentionLayer`."""
-        return self._batch_first(args[0] if args else kwargs["query"])
-
-    def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """See `AttentionLayer`."""
-        return self._batch_first(args[0] if args else kwargs["q_x"])
-
-    def output(self, result: Any) -> Tensor:
-        """See `AttentionLayer`."""
-        return self._batch_first(result[0])  # (output, weights or None)
-
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        """See `AttentionLayer`."""
-        return (self._batch_first(output), *result[1:])
-
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """See `AttentionLayer`."""
-        block = self.block
-        hidden = residual + block.ls_1(attended)
-        out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-        return out
-
-
-class CustomLayer(_OpenClipLayer):
-    """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
-
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """See `AttentionLayer`."""
-        tokens: Tensor = args[0] if args else kwargs["x"]
-        return tokens
-
-    residual = tokens
-
-    def output(self, result: Any) -> Tensor:
-        """See `AttentionLayer`."""
-        output: Tensor = result
-        return output
-
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        """See `AttentionLayer`."""
-        return output
-
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """See `AttentionLayer`."""
-        block = self.block
-        hidden = residual + block.ls_1(block.ln_attn(attended))
-        out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-        return out
-
-    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        """See `AttentionLayer`."""
-        return {"heads_output": (self.attention.out_proj, False)}
-
-
-def _native_grid(
-    size: tuple[int, int], native: tuple[int, int], grid: tuple[int, int]
-) -> tuple[int, int]:
-    if size != native:
-        raise InputError(
-            f"the tower cannot take images of {size[0]} x {size[1]} pixels: OpenCLIP towers take "
-            f"their native size only, here {native[0]} x {native[1]}; resize or crop them, or let "
-            "the adapter's preprocess do it."
-        )
-    return grid
-
-
-@dataclass(frozen=True, eq=False)
-class OpenClipViT(ViTTower):
-    """A `VisionTransformer` that pools its CLS token or the mean of its patches."""
-
-    module: Any
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See `Tower`."""
-        return _native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
-
-    def embed(self, token: Tensor) -> Tensor:
-        """See `ViTTower`; for one token the order of norm and pooling makes no difference."""
-        normed: Tensor = self.module.ln_post(token)
-        return normed if self.module.proj is None else normed @ self.module.proj
-
-    @property
-    def is_unmodified(self) -> bool:
-        """See `Tower`."""
-        from open_clip import transformer as library
-
-        block: Any = self.layers[-1].block
-        blocks = (library.ResidualAttentionBlock, library.CustomResidualAttentionBlock)
-        return (
-            is_unmodified(self.module, (library.VisionTransformer,))
-            and is_unmodified(self.module.transformer, (library.Transformer,))
-            and is_unmodified(block, blocks)
-            and is_unmodified(block.attn, (nn.MultiheadAttention, library.Attention))
-            and all(has_no_foreign_hooks(module) for module in block.modules())
-        )
-
-    @property
-    def checkpointing(self) -> bool:
-        """See `ViTTower`."""
-        return bool(self.module.transformer.grad_checkpointing)
-
-    def nondeterminism(self) -> str | None:
-        """See `Tower`; dropout of patches or attention is a number here, not a `Dropout`."""
-        patches = self.module.patch_dropout
-        if patches.training and getattr(patches, "prob", 0) > 0:
-            return f"patch dropout {patches.prob}"
-        for layer in self.layers:
-            attention: Any = layer.attention
-            if attention.training and getattr(attention, "dropout", 0) > 0:
-                return f"attention dropout {attention.dropout}"
-        return super().nondeterminism()
+MODELS = ("CLIP", "CustomTextCLIP", "CoCa")
+TOWERS = (*MODELS, "VisionTransformer", "ModifiedResNet", "TimmModel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +33,7 @@ class OpenClipResNet(ResNetTower):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """See `Tower`."""
         side = int(self.module.image_size)
-        return _native_grid((height, width), (side, side), (side // 32, side // 32))
+        return native_grid((height, width), (side, side), (side // 32, side // 32))
 
     @property
     def embedding_dim(self) -> int:
@@ -218,20 +71,26 @@ class OpenClipResNet(ResNetTower):
         return attention_pool.shift_gradient(self.module.attnpool, features, gradient)
 
 
+def _models() -> tuple[type, ...]:
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.coca_model import CoCa
+
+    return CLIP, CustomTextCLIP, CoCa
+
+
 def tower_of(module: nn.Module) -> Tower | None:
     """The vision tower in a module of OpenCLIP; None where the module is none of `TOWERS`.
 
     Raises:
         UnsupportedModelError: a tower, a pooling or an attention that is not supported.
     """
-    from open_clip import CLIP, CustomTextCLIP
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
-    visual: Any = module.visual if isinstance(module, (CLIP, CustomTextCLIP)) else module
+    visual: Any = module.visual if isinstance(module, _models()) else module
     if isinstance(visual, VisionTransformer):
-        return _vit(visual)
+        return open_clip_vit.tower_of(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet(module=visual, stage=visual.layer4)
     if isinstance(visual, TimmModel):
@@ -245,67 +104,23 @@ def tower_of(module: nn.Module) -> Tower | None:
 
 
 def _timm(visual: Any) -> Tower:
-    tower = timm_cnn.tower_of(visual)
+    tower = timm_cnn.tower_of(visual) or timm_vit.tower_of(visual)
     if tower is None:
         raise UnsupportedModelError(
             f"the TimmModel has a {type(visual.trunk).__name__} of timm as its trunk; supported "
-            "are ConvNeXt and FastVit with average pooling."
+            "are VisionTransformer and Eva, and ConvNeXt and FastVit with average pooling."
         )
     return tower
-
-
-def _vit(visual: Any) -> OpenClipViT:
-    if getattr(visual, "attn_pool", None) is not None or visual.pool_type not in _POOLINGS:
-        pool = "an attentional pool" if visual.pool_type in _POOLINGS else "no single pooled token"
-        raise UnsupportedModelError(
-            f"the VisionTransformer has {pool} (pool_type={visual.pool_type!r}); supported are the "
-            "CLS token (pool_type='tok') and the mean of the patches (pool_type='avg')."
-        )
-    return OpenClipViT(
-        module=visual,
-        layers=tuple(_layer(i, block) for i, block in enumerate(visual.transformer.resblocks)),
-        pooling=_POOLINGS[visual.pool_type],
-    )
-
-
-def _layer(index: int, block: Any) -> AttentionLayer:
-    from open_clip.transformer import Attention
-
-    attention = getattr(block, "attn", None)
-    if isinstance(attention, nn.MultiheadAttention):
-        refused = {"separate query, key and value weights": attention.in_proj_weight is None}
-        refused |= dict.fromkeys(multihead.unsupported_parts(attention), True)
-    elif isinstance(attention, Attention):
-        refused = {
-            "an output map that is no torch.nn.Linear": not is_linear(attention.out_proj),
-            "qk_norm": not isinstance(attention.ln_q, nn.Identity),
-            "scaled_cosine": bool(attention.scaled_cosine),
-            "scale_heads": bool(attention.scale_heads),
-            "inner_norm": not isinstance(attention.ln_inner, nn.Identity),
-        }
-    else:
-        refused = {f"the class {type(attention).__name__}": True}
-    for what, found in refused.items():
-        if found:
-            raise UnsupportedModelError(
-                f"layer {index} of the VisionTransformer has an attention with {what}; supported "
-                "are torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's "
-                "Attention without qk_norm, scaled_cosine, scale_heads and inner_norm."
-            )
-    plain = isinstance(attention, nn.MultiheadAttention)
-    return MultiheadLayer(block) if plain else CustomLayer(block)
 
 
 def check_architecture(name: str, config: Mapping[str, Any]) -> None:
     """Refuse an architecture that is not supported, before its weights are downloaded.
 
     Raises:
-        UnsupportedModelError: its vision tower is not supported, or it has a text decoder (CoCa).
+        UnsupportedModelError: its vision tower is not supported.
     """
     from open_clip import CLIP
 
-    if "multimodal_cfg" in config:
-        raise UnsupportedModelError(f"load_clip({name!r}): the model has a text decoder (CoCa).")
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
     with torch.device("meta"):  # shapes without numbers, in a fraction of a second
         model = CLIP(config["embed_dim"], vision, text_cfg={"layers": 1})
@@ -316,7 +131,7 @@ def check_architecture(name: str, config: Mapping[str, Any]) -> None:
 
 
 class OpenClipAdapter(ClipAdapter):
-    """A `CLIP` or `CustomTextCLIP` of OpenCLIP."""
+    """A `CLIP`, `CustomTextCLIP` or `CoCa` of OpenCLIP."""
 
     model: Any
 
@@ -329,15 +144,20 @@ class OpenClipAdapter(ClipAdapter):
     @property
     def is_unmodified(self) -> bool:
         """See `ClipAdapter`."""
-        from open_clip import CLIP, CustomTextCLIP
+        own = is_unmodified(self.model, _models(), "encode_image")
+        captions = is_unmodified(self.model, _models(), "_encode_image")  # CoCa's, in two steps
+        return own and captions and self.tower.is_unmodified
 
-        own = is_unmodified(self.model, (CLIP, CustomTextCLIP), "encode_image")
-        return own and self.tower.is_unmodified
+    @property
+    @override
+    def text_readout(self) -> TextReadout | None:
+        return _text_readout(self.model)
 
     def image_features(self, images: Tensor) -> Tensor:
         """See `ClipAdapter`."""
         self.grid(*images.shape[-2:])
-        features = self.model.encode_image(images.to(self.dtype))
+        # CoCa would give unit rows by default
+        features = self.model.encode_image(images.to(self.dtype), normalize=False)
         embedding: Tensor = features[0] if isinstance(features, tuple) else features
         return embedding
 
@@ -387,11 +207,24 @@ class OpenClipAdapter(ClipAdapter):
         return describe(self.processor)
 
 
+def _text_readout(model: Any) -> TextReadout | None:
+    rows: dict[str, Row] = {"argmax": "end", "eos": "end", "first": "first", "last": "last"}
+    if not hasattr(model, "text"):  # CLIP has its text tower's parts as its own
+        row, causal = rows.get(model.text_pool_type), model.attn_mask is not None
+    elif hasattr(model.text, "pool_type"):
+        # a CLS of its own stands at the end
+        row = "last" if model.text.cls_emb is not None else rows.get(model.text.pool_type)
+        causal = model.text.attn_mask is not None
+    else:  # a model of transformers
+        pooler = type(getattr(model.text, "pooler", None)).__name__
+        poolers: dict[str, Row] = {"MeanPooler": "mean", "ClsPooler": "first"}
+        row, causal = poolers.get(pooler, "first" if "Cls" in pooler else None), False
+    return None if row is None else TextReadout(row, causal, padding="max_length")
+
+
 def adapter_of(model: nn.Module, *, name: str, **parts: Any) -> OpenClipAdapter | None:
     """The adapter of an OpenCLIP model; None where the model is something else."""
-    from open_clip import CLIP, CustomTextCLIP
-
-    if not isinstance(model, (CLIP, CustomTextCLIP)):
+    if not isinstance(model, _models()):
         return None
     tower = tower_of(model)
     return None if tower is None else OpenClipAdapter(model, tower, name=name, **parts)

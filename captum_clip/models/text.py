@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+Row = Literal["end", "last", "first", "mean"]
+
 
 class TextReadout(NamedTuple):
     """How a text tower reads its tokens.
@@ -17,6 +19,6 @@ class TextReadout(NamedTuple):
             gives another embedding.
     """
 
-    row: Literal["end", "last", "first", "mean"]
+    row: Row
     causal: bool
     padding: Literal["longest", "max_length"]

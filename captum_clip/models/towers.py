@@ -84,6 +84,10 @@ class Attention(ABC):
         """
         raise NotImplementedError
 
+    def head_parameters(self) -> Sequence[Tensor]:
+        """Further parameters (H d,) of the heads' outputs, such as an inner norm's."""
+        return ()
+
 
 class AttentionLayer(Attention):
     """One residual block of a ViT, seen from its self-attention.
@@ -188,7 +192,7 @@ class Tower(ABC):
             # DropPath of timm and transformers is no Dropout: it drops whole branches of a block
             rate = getattr(module, "drop_prob", None)
             if module.training and isinstance(rate, float) and rate > 0:
-                return f"{type(module).__name__} {rate}"
+                return f"{type(module).__name__} {rate:g}"
         return None
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from captum_clip import attr, targets
 from captum_clip.similarity import ClipSimilarity
-from tests import builders, explicit, oracles
+from tests import builders, explicit, oracles, timm_builders
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
@@ -20,7 +20,27 @@ AVERAGE_POOLED = ["timm_convnext", "timm_fastvit", "align"]
 CONVOLUTIONAL = ["open_clip_resnet", *AVERAGE_POOLED]
 TOWERS = [*VITS, *CONVOLUTIONAL]
 # What the further families read: the library's own modules run in their oracle.
-READOUTS: dict[str, tuple[oracles.Row, int]] = {"siglip": ("probe", 0)}
+READOUTS: dict[str, tuple[oracles.Row, int]] = {
+    "siglip": ("probe", 0),
+    "timm_siglip": ("probe", 0),
+    "timm_gap": ("mean", 0),
+    "timm_registers": ("cls", 3),
+    "mobileclip": ("cls", 1),
+    "vitamin": ("mean", 0),
+    "eva01": ("cls", 1),
+    "eva02": ("cls", 1),
+    "eva02_e": ("cls", 1),
+    "pe_core": ("probe", 1),
+    "coca": ("probe", 1),
+    "open_clip_norms": ("cls", 1),
+}
+CONTRACT = ["siglip", "eva02", "pe_core"]  # what every law is tried on
+BUILDERS = {
+    **builders.BUILDERS,
+    **timm_builders.BUILDERS,
+    "coca": builders.coca,
+    "open_clip_norms": builders.open_clip_norms,
+}
 METHODS = [method.__name__ for method in attr.METHODS.values()]
 COUNT = 4  # K
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -73,7 +93,7 @@ def adapter(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 @lru_cache
 def _built(name: str, dtype: torch.dtype) -> tuple[builders.Small, Any]:
-    small = builders.BUILDERS[name]()
+    small = BUILDERS[name]()
     small.model.to(dtype)
     return small, small.load()
 
@@ -81,7 +101,7 @@ def _built(name: str, dtype: torch.dtype) -> tuple[builders.Small, Any]:
 @lru_cache
 def upset(name: str) -> builders.Small:
     """The same model once more, for tests that turn its flags and gradients upside down."""
-    return builders.BUILDERS[name]()
+    return BUILDERS[name]()
 
 
 def rows(count: int = COUNT, width: int = 24) -> Tensor:
@@ -107,7 +127,7 @@ def images(
 def embed(model: Any, pixels: Tensor) -> Tensor:
     """The library's own image embeddings, asked for as a user would."""
     if hasattr(model, "visual"):
-        features: Any = model.encode_image(pixels)
+        features: Any = model.encode_image(pixels, normalize=False)
         return features[0] if isinstance(features, tuple) else features
     features = model.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True)
     return features if isinstance(features, Tensor) else features.pooler_output

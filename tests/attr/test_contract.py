@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.attr import cases
-from tests.attr.cases import CONVOLUTIONAL, READOUTS, VITS, Case
+from tests.attr.cases import CONTRACT, CONVOLUTIONAL, VITS, Case
 from tests.attr.laws import LAWS, UPSETTING
 from tests.attr.subject import Subject
 
@@ -21,7 +21,7 @@ VIT_METHODS = [
     Case("LayerAttention", {"index": 0, "of": "gradient"}),
 ]
 MATRIX = [
-    *((case, name) for case in VIT_METHODS for name in [*VITS, *READOUTS]),
+    *((case, name) for case in VIT_METHODS for name in [*VITS, *CONTRACT]),
     *((Case("ClipGradCam", {}), name) for name in CONVOLUTIONAL),
 ]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import load_clip, tower_of
-from tests import builders
+from tests import builders, timm_builders
 
 
 def small(name, dtype=torch.float32, **vision):
@@ -31,16 +31,11 @@ def test_siglip_head_with_more_than_a_linear_map_is_refused():
         tower_of(model)
 
 
-@pytest.mark.parametrize("option", ["qk_norm", "scaled_cosine_attn", "scale_heads"])
+@pytest.mark.parametrize("option", ["scaled_cosine_attn", "scale_heads"])
 def test_open_clip_attention_variants_are_refused_by_name(option):
     what = {"scaled_cosine_attn": "scaled_cosine"}.get(option, option)
     with pytest.raises(UnsupportedModelError, match=rf"layer 0 .* attention with {what};"):
         tower_of(small("open_clip_vit", **{option: True}).model)
-
-
-def test_open_clip_inner_norm_is_refused_by_name():
-    with pytest.raises(UnsupportedModelError, match="attention with inner_norm;"):
-        tower_of(small("open_clip_vit", scale_attn_inner=True).model)
 
 
 def test_open_clip_separate_weights_are_refused():
@@ -50,9 +45,60 @@ def test_open_clip_separate_weights_are_refused():
         tower_of(model)
 
 
-def test_open_clip_attentional_pool_is_refused():
-    with pytest.raises(UnsupportedModelError, match="an attentional pool"):
-        tower_of(small("open_clip_vit", attentional_pool=True, attn_pooler_heads=4).model)
+@pytest.mark.parametrize("pool", ["parallel", "cascade", True])
+def test_open_clip_pools_that_read_several_queries_are_refused(pool):
+    vision = {"attentional_pool": pool, "attn_pooler_heads": 4, "pool_type": "avg"}
+    with pytest.raises(UnsupportedModelError, match=r"an attentional pool .*the first query"):
+        tower_of(small("open_clip_vit", **vision).model)
+
+
+def timm_parts():
+    """What is said -> a model of timm that has it."""
+
+    def gated():
+        built = timm_builders.eva()
+        built.model.visual.trunk.blocks[0].attn.gate = nn.Linear(32, 32)
+        return built
+
+    return {
+        "a gated attention in layer 0": gated,
+        "grouped queries in layer 0": lambda: timm_builders.eva(
+            attn_type="rope", qkv_fused=False, num_kv_heads=2
+        ),
+        "rotary positions of each head's own": lambda: timm_builders.eva(
+            attn_type="rope", use_rot_pos_emb=True, rope_type="mixed"
+        ),
+        "the pooling 'max'": lambda: timm_builders.vision_transformer(global_pool="max"),
+        "a DiffAttention in layer 0": lambda: timm_builders.vision_transformer(attn_layer="diff"),
+        "a mean over its prefix tokens too": lambda: timm_builders.vision_transformer(
+            global_pool="avg", pool_include_prefix=True
+        ),
+        "a pool that leaves out the prefix tokens": lambda: timm_builders.vision_transformer(
+            global_pool="map"
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", timm_parts())
+def test_timm_parts_that_are_not_supported_are_named(what):
+    with pytest.raises(UnsupportedModelError, match=f"of timm has {what}; supported are"):
+        tower_of(timm_parts()[what]().model)
+
+
+def test_timm_pools_with_several_queries_are_refused():
+    from timm.layers import AttentionPoolLatent
+
+    model = timm_builders.timm_siglip().model
+    model.visual.trunk.attn_pool = AttentionPoolLatent(24, num_heads=4, latent_len=2)
+    with pytest.raises(UnsupportedModelError, match="a pool with 2 latent queries"):
+        tower_of(model)
+
+
+def test_drop_path_in_training_is_said():
+    tower = tower_of(timm_builders.eva(drop_path_rate=0.2).model)
+    assert tower.nondeterminism() is None
+    tower.module.train()
+    assert tower.nondeterminism() == "DropPath 0.1"
 
 
 def test_open_clip_without_pooling_is_refused():

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final, final
-
-from typing_extensions import override
+from typing import Any, Final, final
 
 from ...errors import InputError
 from ..sample import Sample
-from .files import FileData, digest, image_stems, list_files, read_mask, read_picture
+from .base import DataSet
+from .files import digest, draw, drawn, image_stems, list_files, read_mask, read_picture
 from .regions import usable_regions
 
 IMAGES, MASKS, ENDING = "images", "masks", ".png"
@@ -19,7 +18,7 @@ _FOLDERS: Final = (IMAGES, MASKS)
 
 
 @final
-class MaskedFolder(FileData):
+class MaskedFolder(DataSet):
     """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask a text.
 
     The mask's name is the text, as it stands but with spaces for underscores; every pixel of it
@@ -51,13 +50,14 @@ class MaskedFolder(FileData):
                 f"{MASKS}/{next(iter(images))}/a horse{ENDING}, found none that belongs to an "
                 "image."
             )
-        self._take(images, limit=limit, seed=seed, files=digest(files, _FOLDERS))
-        self.classes = tuple(sorted({_text(mask) for of in masks.values() for mask in of}))
+        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
+        self.classes = tuple(sorted({_text(one) for of in masks.values() for one in of}))
         self._images = {stem: images[stem] for stem in self.names}
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
+        self._identity = {"data": self.name, **drawn(limit, seed), "files": digest(files, _FOLDERS)}
 
-    @override
     def read(self, index: int) -> Sample:
+        """See :class:`DataSet`."""
         stem = self.names[index]
         image = read_picture(self.folder / self._images[stem])
         masks = [
@@ -66,6 +66,10 @@ class MaskedFolder(FileData):
         ]
         regions, dropped = usable_regions(stem, image.size, masks)
         return Sample(stem, image, regions, dropped=dropped)
+
+    def identity(self) -> dict[str, Any]:
+        """See :class:`DataSet`."""
+        return dict(self._identity)
 
 
 def _text(mask: str) -> str:

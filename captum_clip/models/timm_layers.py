@@ -1,0 +1,218 @@
+"""The blocks, attentions and pooling head of timm's vision transformers.
+
+One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with three attentions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from .towers import AttentionLayer, Exposed, Linear, Probe, Projections, Which
+from .unmodified import is_linear
+
+
+class TimmLayer(AttentionLayer):
+    """A block of timm and its attention: qk-norm, rotary positions and an inner norm are known."""
+
+    block: Any
+    attention: Any
+
+    def __init__(self, block: Any, *, rotary: bool) -> None:
+        super().__init__(block, block.attn, block.attn.num_heads)
+        self._rotary = rotary
+
+    @override
+    def projections(self) -> Projections:
+        own = self.attention
+        output = Linear(own.proj.weight, own.proj.bias)
+        if own.qkv is None:
+            separate = (own.q_proj, own.k_proj, own.v_proj)
+            query, key, value = (Linear(m.weight, m.bias) for m in separate)
+            return Projections(query, key, value, output)
+        if own.qkv.bias is not None:
+            biases = own.qkv.bias.chunk(3)
+        else:  # EVA keeps them beside its map, that of the keys as zeros
+            biases = tuple(getattr(own, f"{name}_bias", None) for name in "qkv")
+        query, key, value = map(Linear, own.qkv.weight.chunk(3), biases)
+        return Projections(query, key, value, output)
+
+    @property
+    @override
+    def scale(self) -> float:
+        return float(self.attention.scale)
+
+    @override
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        tokens: Tensor = args[0] if args else kwargs["x"]
+        return tokens
+
+    residual = tokens
+
+    @override
+    def output(self, result: Any) -> Tensor:
+        output: Tensor = result
+        return output
+
+    @override
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        return output
+
+    @override
+    def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs.get("rope")
+
+    @property
+    @override
+    def plain(self) -> bool:
+        norms = (self.attention.q_norm, self.attention.k_norm)
+        return not self._rotary and all(isinstance(norm, nn.Identity) for norm in norms)
+
+    @override
+    def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+        from timm.layers import apply_rot_embed_cat
+
+        own = self.attention
+        heads = own.q_norm(heads) if which == "query" else own.k_norm(heads)
+        prefix = getattr(own, "num_prefix_tokens", 0)  # these have no place to turn by
+        if context is None or heads.shape[2] <= prefix:
+            return heads
+        half = getattr(own, "rotate_half", False)
+        patches = apply_rot_embed_cat(heads[:, :, prefix:], context, half=half)
+        return torch.cat([heads[:, :, :prefix], patches.type_as(heads)], dim=2)
+
+    @property
+    @override
+    def linear(self) -> bool:
+        return isinstance(self.attention.norm, nn.Identity)
+
+    @override
+    def merge(self, heads_output: Tensor) -> Tensor:
+        output: Tensor = self.attention.proj(self.attention.norm(heads_output))
+        return output
+
+    @override
+    def head_parameters(self) -> Sequence[Tensor]:
+        return () if self.linear else tuple(self.attention.norm.parameters())
+
+    @override
+    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
+        # EVA's `qkv` is used by its weight, so a hook on it would never fire; the norm always runs
+        own = self.attention
+        modules: dict[Exposed, tuple[nn.Module, bool]] = {"heads_output": (own.norm, False)}
+        if own.qkv is None:
+            modules |= {
+                "query": (own.q_proj, True),
+                "key": (own.k_proj, True),
+                "value": (own.v_proj, True),
+            }
+        return modules
+
+    @override
+    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
+        from timm.models.eva import EvaBlock, EvaBlockPostNorm
+
+        block = self.block
+        if isinstance(block, EvaBlockPostNorm):
+            hidden: Tensor = residual + block.norm1(attended)
+            after: Tensor = block.norm2(block.mlp(hidden))
+        elif isinstance(block, EvaBlock):
+            hidden = residual + _scaled(attended, block.gamma_1)
+            after = _scaled(block.mlp(block.norm2(hidden)), block.gamma_2)
+        else:
+            hidden = residual + block.ls1(attended)
+            after = block.ls2(block.mlp(block.norm2(hidden)))
+        return hidden + after
+
+
+def _scaled(tokens: Tensor, gamma: Tensor | None) -> Tensor:
+    return tokens if gamma is None else gamma * tokens
+
+
+class TimmProbe(Probe):
+    """An `AttentionPoolLatent` with one latent query."""
+
+    def __init__(self, pool: Any, norm: nn.Module) -> None:
+        # the pool may add positions first: what its map of keys and values sees are the tokens
+        super().__init__(pool.kv, pool.proj, pool.num_heads)
+        self.pool = pool
+        self._norm = norm
+
+    @override
+    def projections(self) -> Projections:
+        pool = self.pool
+        weights = pool.kv.weight.chunk(2)
+        biases = (None, None) if pool.kv.bias is None else pool.kv.bias.chunk(2)
+        key, value = map(Linear, weights, biases)
+        query = Linear(pool.q.weight, pool.q.bias)
+        return Projections(query, key, value, Linear(pool.proj.weight, pool.proj.bias))
+
+    @property
+    @override
+    def scale(self) -> float:
+        return float(self.pool.scale)
+
+    @override
+    def query(self) -> Tensor:
+        query: Tensor = self.pool.q(self.pool.latent[0, 0])
+        return query.view(self.heads, -1)
+
+    @override
+    def modules(self) -> Sequence[nn.Module]:
+        return self._norm, self.pool
+
+    @override
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        tokens: Tensor = args[0]
+        return tokens
+
+    @override
+    def output(self, result: Any) -> Tensor:
+        output: Tensor = result
+        return output
+
+    @override
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        return output
+
+
+def unsupported_layers(trunk: Any) -> Iterator[str]:
+    """What of its blocks is not supported, in words."""
+    from timm.layers import Attention, AttentionRope
+    from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
+    from timm.models.vision_transformer import Block
+
+    for index, block in enumerate(trunk.blocks):
+        attention: Any = getattr(block, "attn", None)
+        if not isinstance(block, (Block, EvaBlock, EvaBlockPostNorm)):
+            yield f"a {type(block).__name__} as layer {index}"
+        elif not isinstance(attention, (Attention, AttentionRope, EvaAttention)):
+            yield f"a {type(attention).__name__} in layer {index}"
+        else:
+            yield from _unsupported_attention(index, attention)
+
+
+def _unsupported_attention(index: int, attention: Any) -> Iterator[str]:
+    if getattr(attention, "gate", None) is not None:
+        yield f"a gated attention in layer {index}"
+    if getattr(attention, "num_kv_groups", 1) > 1:
+        yield f"grouped queries in layer {index}"
+    names = ("q_proj", "k_proj", "v_proj") if attention.qkv is None else ("qkv",)
+    for name in (*names, "proj"):
+        if not is_linear(getattr(attention, name)):
+            yield f"a {type(getattr(attention, name)).__name__} as {name} in layer {index}"
+
+
+def unsupported_pool(pool: Any) -> Iterator[str]:
+    """What of an `AttentionPoolLatent` is not supported, in words."""
+    if pool.latent_len != 1:
+        yield f"a pool with {pool.latent_len} latent queries"
+    if not all(isinstance(norm, nn.Identity) for norm in (pool.q_norm, pool.k_norm)):
+        yield "a pool with norms of queries and keys"
+    for name in ("q", "kv", "proj"):
+        if not is_linear(getattr(pool, name)):
+            yield f"a pool with a {type(getattr(pool, name)).__name__} as {name}"
