@@ -13,6 +13,7 @@ from torch import nn
 
 from captum_clip import ClipGradCam, LastGradAttention
 from tests import builders
+from tests.attr import cases
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import growth, peers, picture, tables, towers
 from tests.benchmarks.files import save
@@ -28,9 +29,9 @@ FLOAT = 4  # bytes
 def small(kind: str) -> Tower:
     """A tower of a few layers."""
     builder = builders.BUILDERS[kind]
-    size = 96 if kind == "open_clip_resnet" else builders.IMAGE_SIZE
+    size = 96 if kind in cases.CONVOLUTIONAL else builders.IMAGE_SIZE
     model = builder().model
-    if kind == "hf_vit":
+    if not hasattr(model, "visual"):
         return Tower(f"small {kind}", model, "transformers", size)
     return Tower(f"small {kind}", model, "OpenCLIP", size)
 
@@ -102,7 +103,9 @@ def test_medians_take_turns_and_spare_slow_runs():
 # Jobs
 
 
-@pytest.mark.parametrize("kind", ["hf_vit", "open_clip_vit", "open_clip_resnet"])
+@pytest.mark.parametrize(
+    "kind", ["hf_vit", "siglip", "open_clip_vit", "open_clip_resnet", "timm_convnext"]
+)
 def test_plain_forward_is_the_librarys(kind):
     """What all is divided by is the tower's own forward, without a graph."""
     tower = small(kind)
@@ -123,7 +126,9 @@ def test_plain_forward_takes_other_sizes():
     torch.testing.assert_close(getattr(found, "pooler_output", found), expected.detach())
 
 
-@pytest.mark.parametrize(("kind", "count"), [("hf_vit", 4), ("open_clip_resnet", 1)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("hf_vit", 4), ("siglip", 4), ("open_clip_resnet", 1), ("timm_convnext", 1)]
+)
 def test_package_jobs_are_every_method(kind, count):
     """Each method twice for one target, with either forward function; maps of all targets."""
     tower = small(kind)
@@ -164,9 +169,10 @@ def test_report_leaves_no_gradient():
     assert all(parameter.grad is None for parameter in tower.model.parameters())
 
 
-def test_resnet_peers_draw_the_same_map():
+@pytest.mark.parametrize("kind", ["open_clip_resnet", "timm_convnext"])
+def test_resnet_peers_draw_the_same_map(kind):
     """The ways compared on a ResNet compute one thing: ours, the oracle's and Captum's."""
-    tower = small("open_clip_resnet")
+    tower = small(kind)
     images = tower.images(2, seed=0)
     ours = ClipGradCam(tower.similarity(1, seed=0)).attribute_targets(images)
     jobs = peers.peer_jobs(tower, images, [1], seed=0)

@@ -21,7 +21,7 @@ from captum_clip import attr
 from captum_clip.cli.parser import build_parser
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DemoScenes
-from captum_clip.evaluation.data.registry import READ
+from captum_clip.evaluation.data.registry import DATA_SETS
 from captum_clip.models import families
 from tests import oracles
 
@@ -124,7 +124,7 @@ def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
-    registries: list[dict[str, Any]] = [families._FAMILIES, attr.METHODS, TASKS, READ]
+    registries: list[dict[str, Any]] = [families._FAMILIES, attr.METHODS, TASKS, DATA_SETS]
     before = [(registry, dict(registry)) for registry in registries]
     tasks = DemoScenes.tasks
     yield

@@ -15,11 +15,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from .. import errors
+from .inputs import check_arguments
 from .parser import build_parser
 
 __all__ = ["main"]
 
 _FAILED, _INTERRUPTED = 2, 130
+_TYPED = {
+    "load_clip(..., processor=...)": "--processor NAME",
+    "load_clip(..., tokenizer=...)": "--tokenizer NAME",
+    "sign='positive'": "--sign positive",
+}
+"""What an error says to those who write Python -> to those who type commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _anything_printable():
             arguments = build_parser().parse_args(argv)
             with _quiet():
+                check_arguments(arguments)
                 arguments.run(arguments)
             sys.stdout.flush()
     except errors.CaptumClipError as error:
@@ -79,5 +87,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _fail(message: str) -> int:
+    for in_python, typed in _TYPED.items():
+        message = message.replace(in_python, typed)
     print(f"captum-clip: error: {' '.join(message.split())}", file=sys.stderr)
     return _FAILED

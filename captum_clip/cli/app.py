@@ -23,7 +23,7 @@ def _run(arguments: Namespace) -> None:
 
     cache = ModelCache(arguments.model or (), arguments.device)
     with open_port(arguments.host, arguments.port) as listening:
-        with steps(1) as begin:
+        with steps(arguments, 1) as begin:
             begin(f"loading {cache.names[0]}")
             warm(cache)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

@@ -109,7 +109,7 @@ DEFAULT_MODEL: Final = "ViT-B/32"
 MODEL: Final = Option(
     "--model",
     "a name of 'captum-clip models', a folder, or a model of the Hugging Face hub",
-    default=DEFAULT_MODEL,
+    otherwise=f"{DEFAULT_MODEL}, or the one that --emotions was fitted on",
     metavar="NAME",
 )
 MODELS: Final = Option("--model", MODEL.help, otherwise=DEFAULT_MODEL, metavar="NAME", many=True)
@@ -126,12 +126,22 @@ METHODS: Final = Option(
     metavar="NAME",
     many=True,
 )
+PROCESSOR: Final = Option(
+    "--processor",
+    "whose image processor to take, for a checkpoint that was saved without one",
+    metavar="NAME",
+)
+TOKENIZER: Final = Option("--tokenizer", "the same for its tokenizer", metavar="NAME")
 DEVICE: Final = Option("--device", "such as cpu or cuda", otherwise="CUDA if there is one")
-TEXTS: Final = Option("texts", "what to look for", metavar="TEXT", many=True)
+LOADING: Final = (PROCESSOR, TOKENIZER, DEVICE)
+"""How one model is loaded."""
 TEXT: Final = Option("--text", "what to look for", metavar="TEXT", many=True)
+TEXTS: Final = (Option("texts", "what to look for", metavar="TEXT", many=True), TEXT)
+"""Texts as words of the command, or by option; both arrive in ``texts``."""
 EMOTIONS: Final = Option(
     "--emotions",
-    "a probe that 'captum-clip emotions fit' wrote, or published encodings (.json)",
+    "a probe that 'captum-clip emotions fit' wrote, or encodings that the report's authors "
+    "published, such as ViT_ARTEMIS_EMOTIONS.json",
     type=Path,
 )
 PROBES: Final = Option(
@@ -152,8 +162,11 @@ ENGINE: Final = Option(
     default="local",
     choices=("local", "ray"),
 )
-GPUS: Final = Option("--gpus", "0 computes on the CPU", default=0)
+GPUS: Final = Option(
+    "--gpus", "that the workers share; 0 is the CPU", otherwise="by --device", type=int
+)
 THREADS: Final = Option("--threads", "of each process that computes", type=int)
+QUIET: Final = Option("--quiet", "no progress bars, which only a terminal shows", default=False)
 OUTPUT: Final = Option("-o --output", type=Path)
 RESULTS: Final = Option(
     "-o --output", "a folder of its own for the results", metavar="OUT", required=True

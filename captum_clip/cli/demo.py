@@ -44,8 +44,8 @@ def _run(arguments: Namespace) -> None:
     """Draw the pictures and say where they are."""
     from ..checks import check_destination
     from ..demo.vocabulary import WORDS
+    from ..files import make_folder
     from ..models import load_clip
-    from ..studies.folders import make_folder
     from ..visualization import save_figure
     from ..visualization.saving import FORMATS
 
@@ -57,7 +57,7 @@ def _run(arguments: Namespace) -> None:
     }
     folder = make_folder(arguments.output)
     paths = [check_destination(folder / name, FORMATS) for name in pictures]
-    with steps(2 + len(_COLUMNS) + 3 + len(pictures)) as begin:
+    with steps(arguments, 2 + len(_COLUMNS) + 3 + len(pictures)) as begin:
         clips = {}
         for model in ("demo/vit", "demo/resnet"):
             begin(f"loading {model}")

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .command import DEVICE, EMOTIONS, METHOD, MODEL, OUTPUT, SEED, WORKERS, Command, Option
-from .progress import say_skipped
+from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, SEED, WORKERS, Command, Option
+from .inputs import load_model, load_probe, model_name
+from .progress import say_skipped, shows_bars
 
 if TYPE_CHECKING:
     from ..emotions import Artemis, ProbeScores
 
-_MODEL: Final = replace(MODEL, default=None, required=True)
 _FIGURES: Final = (
     ("of nine", "nine"),
     ("majority", "majority_nine"),
@@ -25,11 +25,14 @@ _FIGURES: Final = (
 
 
 def _write(arguments: Namespace) -> None:
+    from ..demo.artemis import HELD_OUT
     from ..studies import write_demo_artemis
-    from ..studies.demo_artemis import HELD_OUT
 
     folder = write_demo_artemis(
-        arguments.output, paintings=arguments.paintings, seed=arguments.seed, progress=True
+        arguments.output,
+        paintings=arguments.paintings,
+        seed=arguments.seed,
+        progress=shows_bars(arguments),
     )
     print(f"paintings        {folder}")
     print(f"held-out faces   {folder / HELD_OUT}")
@@ -37,20 +40,18 @@ def _write(arguments: Namespace) -> None:
 
 def _fit(arguments: Namespace) -> None:
     from ..checks import check_destination
-    from ..emotions.files import WEIGHTS, check_ending
-    from ..models import load_clip
+    from ..emotions.files import WEIGHTS
     from ..studies import fit_emotions, score_emotions
 
     output = check_destination(arguments.output, (WEIGHTS,))
-    check_ending(output)
     data = _read(arguments.folder, arguments.csv, arguments.images)
     print(f"{arguments.folder}: {data.report}")
     test = None
     if arguments.test is not None:
         test = _read(arguments.test, None, None)
         print(f"{arguments.test}: {test.report}")
-    clip = load_clip(arguments.model, device=arguments.device)
-    options = {"workers": arguments.workers, "progress": True}
+    clip = load_model(arguments, arguments.model)
+    options = {"workers": arguments.workers, "progress": shows_bars(arguments)}
     probe, skipped = fit_emotions(
         clip,
         data,
@@ -91,12 +92,17 @@ def _print_scores(scores: Mapping[str, ProbeScores]) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    from ..models import load_clip
-    from ..studies import emotion_pointing
+    from ..studies import emotion_pointing, emotion_truth
 
-    clip = load_clip(arguments.model, device=arguments.device)
+    emotion_truth(arguments.folder)
+    probe = load_probe(arguments.emotions)
+    assert probe is not None
     rows = emotion_pointing(
-        clip, arguments.emotions, arguments.folder, method=arguments.method, progress=True
+        load_model(arguments, model_name(arguments.model, probe)),
+        probe,
+        arguments.folder,
+        method=arguments.method,
+        progress=shows_bars(arguments),
     )
     print(
         f"{'':<14}{'kind':<8}{'images':>8}{'pointing':>10}{'energy':>8}{'chance':>8}{'no heat':>9}"
@@ -139,8 +145,8 @@ COMMAND: Final = Command(
                     type=Path,
                     metavar="FOLDER",
                 ),
-                _MODEL,
-                DEVICE,
+                replace(MODEL, otherwise="", required=True),
+                *LOADING,
                 Option("--csv", "if it is not in FOLDER", type=Path),
                 Option("--images", "if they are not in FOLDER", type=Path, metavar="FOLDER"),
                 Option(
@@ -162,8 +168,8 @@ COMMAND: Final = Command(
             "captum-clip emotions check art/held_out --model demo/vit --emotions vit.safetensors",
             options=(
                 Option("folder", "of demo-data, or its held_out", type=Path, metavar="FOLDER"),
-                _MODEL,
-                DEVICE,
+                MODEL,
+                *LOADING,
                 replace(EMOTIONS, required=True),
                 METHOD,
             ),

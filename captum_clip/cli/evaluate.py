@@ -6,8 +6,11 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from ..errors import InputError
 from .command import (
     BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEVICE,
     ENGINE,
     GPUS,
     METHODS,
@@ -19,6 +22,7 @@ from .command import (
     Command,
     Option,
 )
+from .inputs import count_gpus
 from .progress import images_bar, inside
 
 if TYPE_CHECKING:
@@ -32,8 +36,9 @@ def _run(arguments: Namespace) -> None:
     """Measure, or go on measuring, and say where the results are."""
     from ..evaluation import evaluate
 
-    with images_bar("evaluate") as progress:
-        evaluation = evaluate(_config(arguments), progress=progress)
+    config = _config(arguments)
+    with images_bar(arguments, "evaluate") as progress:
+        evaluation = evaluate(config, progress=progress)
     output = arguments.output
     print(f"tables   {inside(output, 'results.md')}")
     print(f"figures  {inside(output, 'results.csv')}")
@@ -48,16 +53,25 @@ def _run(arguments: Namespace) -> None:
 
 
 def _config(arguments: Namespace) -> EvaluationConfig:
+    from ..demo import MODELS
     from ..evaluation import EvaluationConfig
 
     fields: dict[str, Any] = {}
     for each in COMMAND.options:
         assert not isinstance(each, tuple)
         value = getattr(arguments, each.dest)
-        if value is not None:
+        if value is not None and each is not DEVICE:
             value = tuple(value) if isinstance(value, list) else value
             fields[_FIELDS.get(each.dest, each.dest)] = value
-    return EvaluationConfig(**fields)
+    fields["gpus"] = count_gpus(arguments)
+    config = EvaluationConfig(**fields)
+    if not config.data and config.model not in MODELS:
+        raise InputError(
+            f"the data sets that are taken without --data are scenes drawn for the embedded models,"
+            f" and {config.model} is none of {', '.join(MODELS)}; give --data, such as voc:FOLDER "
+            "or classes:FOLDER, or --data demo for the scenes all the same."
+        )
+    return config
 
 
 COMMAND: Final = Command(
@@ -65,12 +79,13 @@ COMMAND: Final = Command(
     "measure methods: which map is right",
     "captum-clip evaluate --model demo/vit -o evaluation",
     options=(
-        MODEL,
+        replace(MODEL, default=DEFAULT_MODEL, otherwise=""),
         Option(
             "--data",
             "masks:FOLDER, imagenet-segmentation:FILE, voc:FOLDER, classes:FOLDER, "
-            "fixations:FOLDER, demo, demo-singles, demo-mosaics",
-            otherwise="the last three",
+            "fixations:FOLDER, demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
+            "demo, demo-singles, demo-mosaics",
+            otherwise="the last three for embedded models",
             metavar="DATA",
             many=True,
         ),
@@ -122,6 +137,7 @@ COMMAND: Final = Command(
         ),
         Option("--text", "that fixations are compared with", metavar="TEXT"),
         replace(WORKERS, help="processes of Ray", default=1),
+        DEVICE,
         ENGINE,
         GPUS,
         THREADS,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InputError
-from .command import CENTRE, DEVICE, EMOTIONS, METHOD, MODEL, OUTPUT, TEXTS, Command, Option
+from .command import CENTRE, EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, Command, Option
+from .inputs import load_model, load_probe, model_name, read_image
 from .progress import steps
 
 if TYPE_CHECKING:
@@ -22,19 +23,18 @@ def _run(arguments: Namespace) -> None:
     """Explain the image and say where the picture is."""
     from ..checks import check_destination
     from ..explanation import FORMATS, explain
-    from ..models import load_clip
 
-    image = Path(arguments.image).expanduser()
-    if not image.is_file():
-        raise InputError(f"there is no image file {arguments.image}")
-    probe = _load_probe(arguments)
+    image = read_image(arguments.image)
+    _check_together(arguments)
+    probe = load_probe(arguments.emotions)
+    model = model_name(arguments.model, probe)
     output = arguments.output or Path(f"{image.stem}-explained.png")
     output = check_destination(output, FORMATS)
     if output.exists() and output.samefile(image):
         raise InputError(f"the picture would replace the image {image}; give another --output.")
-    with steps(3) as begin:
-        begin(f"loading {arguments.model}")
-        clip = load_clip(arguments.model, device=arguments.device)
+    with steps(arguments, 3) as begin:
+        begin(f"loading {model}")
+        clip = load_model(arguments, model)
         begin("explaining")
         explanation = explain(
             image,
@@ -50,19 +50,17 @@ def _run(arguments: Namespace) -> None:
     print(output)
 
 
-def _load_probe(arguments: Namespace) -> EmotionProbe | None:
-    """The probe that is asked for, if any; what is asked for fits together."""
+def _check_together(arguments: Namespace) -> None:
+    """What is asked for fits together."""
     if arguments.emotions is None:
         if arguments.centre:
             raise InputError("--centre goes with --emotions FILE.")
         if not arguments.texts:
             raise InputError("the following arguments are required: TEXT, or --emotions FILE.")
-        return None
-    if arguments.words:
+        if arguments.words and len(arguments.texts) != 1:
+            raise InputError(f"--words takes one TEXT apart, got {len(arguments.texts)}.")
+    elif arguments.words:
         raise InputError("--words takes a TEXT apart; leave it out, or leave --emotions out.")
-    from ..emotions import EmotionProbe
-
-    return EmotionProbe.load(arguments.emotions)
 
 
 def _target(
@@ -98,7 +96,7 @@ COMMAND: Final = Command(
     'captum-clip explain photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
     options=(
         Option("image", "an image file", metavar="IMAGE"),
-        TEXTS,
+        *TEXTS,
         MODEL,
         METHOD,
         Option("--words", "take one TEXT apart: a map for each of its words", default=False),
@@ -117,7 +115,7 @@ COMMAND: Final = Command(
             ),
             Option("--negative", "the same as --sign negative", sets=("sign", "negative")),
         ),
-        DEVICE,
+        *LOADING,
         replace(
             OUTPUT,
             help="a .png, .pdf or .svg picture, or .npz for the maps themselves",

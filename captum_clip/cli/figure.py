@@ -19,7 +19,7 @@ from .command import (
     Command,
     Option,
 )
-from .figure_inputs import TEXTS_FOLLOW, Inputs, read_inputs
+from .figure_inputs import Inputs, read_inputs
 from .progress import steps
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _run(arguments: Namespace) -> None:
     for path in inputs.files:
         if output.exists() and output.samefile(path):
             raise InputError(f"the picture would replace the image {path}; give another --output.")
-    with steps(len(inputs.models) + 2) as begin:
+    with steps(arguments, len(inputs.models) + 2) as begin:
         clips = []
         for model in inputs.models:
             begin(f"loading {model}")
@@ -107,7 +107,7 @@ _ROWS: Final = Option(
 
 def _figure(name: str, help: str, example: str, *options: Option, **scales: str) -> Command:
     """A figure of images, and what its scales mean; the first one is the default."""
-    follow = name in TEXTS_FOLLOW
+    texts = TEXT in options
     described = ", ".join(f"{scale} ({meaning})" for scale, meaning in scales.items())
     return Command(
         name,
@@ -116,8 +116,8 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
         options=(
             Option(
                 "given",
-                "an image file, and what to look for" if follow else "image files",
-                metavar="IMAGE TEXT" if follow else "IMAGE",
+                "image files, then what to look for" if texts else "image files",
+                metavar="IMAGE TEXT" if texts else "IMAGE",
                 many=True,
             ),
             _SCENE,
@@ -204,7 +204,7 @@ COMMAND: Final = Command(
             "words",
             "the whole text, then one column per word (Figure 13)",
             'photo.jpg "a horse and a dog" --model ViT-B/32 --model RN101 -o words.png',
-            METHODS,
+            *(TEXT, METHODS),
             norm="words dimmed by how much they matter",
             each="each map its own",
         ),

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ..errors import InputError
 from .command import DEFAULT_MODEL
+from .inputs import is_file, load_probe, looks_like_image, model_names, read_image
 
 TEXTS_FOLLOW: Final = ("layers", "words")
 """Figures of one IMAGE, after which TEXTs are typed."""
@@ -50,23 +51,28 @@ def read_inputs(arguments: Namespace) -> Inputs:
     figure, words = arguments.command, arguments.given
     if figure == "average":
         return Inputs(words, stem=Path(words[0]).expanduser().resolve().name)
-    models = arguments.model or [DEFAULT_MODEL]
+    probes = [load_probe(file) for file in getattr(arguments, "emotions", ())]
+    models = model_names(arguments.model, probes, [DEFAULT_MODEL])
     seeds = arguments.scene or []
     scenes = [_draw_scene(scene, models) for scene in seeds]
-    texts = list(getattr(arguments, "text", None) or ())
+    count = len(words)  # of images, after which texts follow
     if figure in TEXTS_FOLLOW:
         count = 0 if scenes else 1
-        words, texts = words[:count], words[count:] + texts
-        files = [text for text in texts if Path(text).is_file()]
-        if files:
-            raise InputError(f"{files[0]} is a file; figure {figure} takes one image, then texts.")
-    paths = [_image_file(name) for name in words]
+    elif figure != "emotions":
+        count = next((i for i, word in enumerate(words) if not looks_like_image(word)), count)
+    if files := [text for text in words[count:] if is_file(text)]:
+        images = "one image" if figure in TEXTS_FOLLOW else "images"
+        raise InputError(f"{files[0]} is a file; figure {figure} takes {images}, then texts.")
+    texts = words[count:] + (getattr(arguments, "text", None) or [])
+    if blank := [text for text in texts if not text.strip()]:
+        raise InputError(f"the text {blank[0]!r} is empty; say what to look for.")
+    paths = [read_image(name) for name in words[:count]]
     inputs = Inputs(
         [*paths, *scenes],
         texts,
-        [_image_file(name) for name in getattr(arguments, "image", None) or ()],
+        [read_image(name) for name in getattr(arguments, "image", None) or ()],
         models,
-        [_load_probe(name) for name in getattr(arguments, "emotions", ())],
+        probes,
         paths[0].stem if paths else f"scene-{''.join(seeds[:1]).partition(':')[0]}",
     )
     _check(figure, inputs)
@@ -83,27 +89,11 @@ def _check(figure: str, inputs: Inputs) -> None:
                 f"{', '.join(inputs.models)}), in the same order, got {len(inputs.probes)}."
             )
     elif not inputs.texts and not inputs.references:
-        missing = {"words": "TEXT", "layers": "TEXT, or --image FILE"}
-        raise InputError(
-            "the following arguments are required: "
-            f"{missing.get(figure, '--text TEXT, or --image FILE')}."
-        )
+        missing = "TEXT" if figure == "words" else "TEXT, or --image FILE"
+        raise InputError(f"the following arguments are required: {missing}.")
     for part in _SINGLE.get(figure, ()):
         if (count := len(getattr(inputs, part))) > 1:
             raise InputError(f"figure {figure} takes one of its {part}, got {count}.")
-
-
-def _image_file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise InputError(f"there is no image file {name}")
-    return path
-
-
-def _load_probe(name: str) -> Any:
-    from ..emotions import EmotionProbe
-
-    return EmotionProbe.load(name)
 
 
 def _draw_scene(text: str, models: list[str]) -> Any:

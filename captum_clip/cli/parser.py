@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 import textwrap
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any, NoReturn
 
 from .._version import __version__
 from . import app, demo, emotions, evaluate, explain, figure, models, rank, study
-from .command import Command
+from .command import QUIET, Command
 
 _DESCRIPTION = "See where a CLIP model looks: saliency maps for images and texts."
 _EXAMPLES = """\
@@ -22,9 +25,18 @@ _COMMANDS = (explain, figure, rank, study, evaluate, emotions, models, demo, app
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong on one line."""
+    """Says what is wrong on one line.
+
+    Attributes:
+        options: of a command without commands below it, as they are typed.
+    """
+
+    options: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            message += _suggestion(choice[1], re.findall(r"[^\s',]+", choice[2]))
         self.exit(2, f"captum-clip: error: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(  # type: ignore[override]
@@ -32,7 +44,8 @@ class _Parser(argparse.ArgumentParser):
     ) -> tuple[Any, list[str]]:
         """As the parent's; words after an option go to the list that `set_defaults(late=)` names.
 
-        argparse itself gives up on a list that may be empty as soon as it meets an option.
+        argparse itself gives up on a list that may be empty as soon as it meets an option, and
+        leaves it to the parser of all commands to refuse what one of them does not know.
         """
         found, rest = super().parse_known_args(args, namespace)
         late = self.get_default("late")
@@ -40,6 +53,13 @@ class _Parser(argparse.ArgumentParser):
             words = list(takewhile(lambda word: not word.startswith("-"), rest))
             setattr(found, late, getattr(found, late) + words)
             rest = rest[len(words) :]
+        if late == "texts":
+            found.texts += found.text or []
+        if rest and self.options:
+            self.print_usage(sys.stderr)
+            self.error(
+                f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest[0], self.options)}"
+            )
         return found, rest
 
 
@@ -59,6 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _suggestion(typed: str, known: Sequence[str]) -> str:
+    close = get_close_matches(typed.partition("=")[0], known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _add_command(command: Command, commands: Any) -> None:
     parser = commands.add_parser(
         command.name,
@@ -73,11 +98,14 @@ def _add_command(command: Command, commands: Any) -> None:
             _add_command(subcommand, below)
         return
     parser.set_defaults(run=command.run, command=command.name)
-    for option in command.options:
+    options: list[str] = ["--help"]
+    for option in (*command.options, QUIET):
         group = parser
         if isinstance(option, tuple):
             group = parser.add_mutually_exclusive_group()
         for each in option if isinstance(option, tuple) else (option,):
             action = each.add_to(group)
+            options += action.option_strings
             if action.nargs == "*":
                 parser.set_defaults(late=action.dest)
+    parser.options = tuple(options)

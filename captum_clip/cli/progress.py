@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
+def shows_bars(arguments: Namespace) -> bool:
+    """Whether there is somebody to look at a bar."""
+    return not arguments.quiet and sys.stderr.isatty()
+
+
 @contextmanager
-def steps(total: int) -> Iterator[Callable[[str], None]]:
+def steps(arguments: Namespace, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps on stderr; calling what it gives names the step that begins."""
     from tqdm import tqdm
 
     form = "{desc:<42} {bar} {n_fmt}/{total_fmt}"
-    with tqdm(total=total, bar_format=form, leave=False, mininterval=0) as bar:
+    look: dict[str, Any] = {"bar_format": form, "leave": False, "mininterval": 0}
+    with tqdm(total=total, disable=not shows_bars(arguments), **look) as bar:
         begun = False
 
         def begin(step: str) -> None:
@@ -30,7 +37,7 @@ def steps(total: int) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def images_bar(task: str) -> Iterator[Callable[[int, int], None]]:
+def images_bar(arguments: Namespace, task: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr with the rate and the time left, from the first call on."""
     from tqdm import tqdm
 
@@ -39,7 +46,14 @@ def images_bar(task: str) -> Iterator[Callable[[int, int], None]]:
     def progress(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(desc=task, unit="image", total=total, initial=done, leave=False)
+            bar = tqdm(
+                desc=task,
+                unit="image",
+                total=total,
+                initial=done,
+                leave=False,
+                disable=not shows_bars(arguments),
+            )
         bar.update(done - bar.n)
 
     try:

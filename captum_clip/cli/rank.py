@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import InputError
-from .command import DEVICE, EMOTIONS, METHOD, MODEL, OUTPUT, TEXTS, WORKERS, Command, Option
-from .progress import say_skipped
+from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, WORKERS, Command, Option
+from .inputs import load_model, load_probe, model_name, read_folder
+from .progress import say_skipped, shows_bars
 
 
 def _run(arguments: Namespace) -> None:
     """Find the images and say where the list and the picture are."""
-    from ..emotions import EmotionProbe
-    from ..models import load_clip
+    from ..checks import check_integer
+    from ..files import make_folder
     from ..studies import rank
-    from ..studies.folders import make_folder
     from ..targets import emotion
 
     _check_target(arguments)
-    if not arguments.folder.expanduser().is_dir():
-        raise InputError(f"there is no folder {arguments.folder}.")
-    probe = None if arguments.emotions is None else EmotionProbe.load(arguments.emotions)
+    check_integer("rank", "--top", arguments.top, least=1)
+    folder = read_folder(arguments.folder)
+    probe = load_probe(arguments.emotions)
     output = make_folder(arguments.output)
-    clip = load_clip(arguments.model, device=arguments.device)
+    clip = load_model(arguments, model_name(arguments.model, probe))
     ranking = rank(
         clip,
-        arguments.folder,
+        folder,
         arguments.texts[0] if probe is None else emotion(clip, probe, arguments.emotion),
         top=arguments.top,
         method=arguments.method,
         workers=arguments.workers,
-        progress=True,
+        progress=shows_bars(arguments),
     )
     table, picture = ranking.save(output)
     say_skipped(ranking.skipped)
@@ -62,14 +62,14 @@ COMMAND: Final = Command(
     'captum-clip rank photos "a horse in the snow" --top 20 -o found',
     options=(
         Option("folder", "of images, searched recursively", type=Path, metavar="FOLDER"),
-        TEXTS,
+        *TEXTS,
         EMOTIONS,
         Option("--emotion", "what to look for, instead of a TEXT", metavar="NAME"),
         MODEL,
         METHOD,
         Option("--top", "how many to find", default=12),
         WORKERS,
-        DEVICE,
+        *LOADING,
         replace(OUTPUT, help="a folder for ranking.csv and ranking.png", required=True),
     ),
     run=_run,

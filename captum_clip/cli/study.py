@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .command import (
     BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEVICE,
     ENGINE,
     GPUS,
     METHODS,
@@ -15,12 +17,13 @@ from .command import (
     PROBES,
     RESULTS,
     SEED,
-    TEXT,
+    TEXTS,
     THREADS,
     WORKERS,
     Command,
     Option,
 )
+from .inputs import count_gpus, load_probe, model_names
 from .progress import images_bar, inside
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ _SETTINGS: Final = (
     THREADS,
     RESULTS,
 )
-_LISTS: Final = {"model": "models", "method": "methods", "text": "texts", "emotions": "emotions"}
+_TOWERS: Final = {"statistics": (DEFAULT_MODEL,), "emotions": (DEFAULT_MODEL, "RN101")}
+_LISTS: Final = {"model": "models", "method": "methods", "texts": "texts", "emotions": "emotions"}
 
 
 def _run(arguments: Namespace) -> None:
@@ -50,7 +54,7 @@ def _run(arguments: Namespace) -> None:
     from ..studies import run_study
 
     config = _config(arguments)
-    with images_bar("study") as progress:
+    with images_bar(arguments, "study") as progress:
         result = run_study(config, progress=progress)
     print(f"statistics  {inside(arguments.output, 'statistics.csv')}")
     print(f"mean maps   {inside(arguments.output, 'mean_maps.png')}")
@@ -76,6 +80,10 @@ def _config(arguments: Namespace) -> StudyConfig:
         if (values := getattr(arguments, option, None))
     }
     settings |= {setting.dest: getattr(arguments, setting.dest) for setting in _SETTINGS}
+    settings["gpus"] = count_gpus(arguments)
+    if "emotions" in settings and "models" not in settings:
+        probes = [load_probe(file) for file in settings["emotions"]]
+        settings["models"] = model_names(None, probes, _TOWERS[arguments.command])
     return make(arguments.images, settings.pop("output"), **settings)
 
 
@@ -90,6 +98,7 @@ def _study(name: str, help: str, example: str, *targets: Option, **defaults: str
             replace(MODELS, otherwise=defaults.get("models", MODELS.otherwise)),
             replace(METHODS, otherwise=defaults.get("methods", METHODS.otherwise)),
             *targets,
+            DEVICE,
             *_SETTINGS,
         ),
         run=_run,
@@ -106,14 +115,17 @@ COMMAND: Final = Command(
             "statistics",
             "mean maps, their spread, entropies and biases, for any texts and emotions",
             'photos --text "a horse" --text "a dog" -o horses',
-            TEXT,
+            *TEXTS,
             PROBES,
         ),
         _study(
             "corner-bias",
             "do methods favour the corners? three methods, a happy and a sad text",
             "photos -o corners",
-            replace(TEXT, otherwise='"this person is happy", "this person is sad"'),
+            *(
+                replace(option, otherwise='"this person is happy", "this person is sad"')
+                for option in TEXTS
+            ),
             methods="all-grad, attention-grad-cam and last-grad for ViTs, grad-cam for ResNets",
         ),
         _study(
@@ -121,7 +133,7 @@ COMMAND: Final = Command(
             "eight emotions, plain and centred, a ViT beside a ResNet",
             "photos --emotions vit.safetensors --emotions resnet.safetensors -o emotions",
             replace(PROBES, required=True),
-            models="ViT-B/32 and RN101",
+            models="those that --emotions were fitted on, or ViT-B/32 and RN101",
         ),
     ),
     metavar="STUDY",

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
-from captum_clip.demo.vocabulary import CONTEXT_LENGTH, split_words
-from captum_clip.errors import TargetError
+from ..errors import TargetError
+from .catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
+from .vocabulary import CONTEXT_LENGTH, split_words
 
 _PHRASES: Final = frozenset(thing.name for thing in THINGS if thing.adjective is not None)
 _TEMPLATES: Final = (

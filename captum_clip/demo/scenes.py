@@ -9,17 +9,17 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from captum_clip.demo.backgrounds import draw_background
-from captum_clip.demo.captions import (
+from ..errors import InputError
+from .backgrounds import draw_background
+from .captions import (
     Caption,
     draw_caption,
     parse_caption,
     scene_concepts,
 )
-from captum_clip.demo.catalogue import BACKGROUNDS, THINGS, Thing
-from captum_clip.demo.layout import paste, place
-from captum_clip.demo.sprites import load_sprites, turned
-from captum_clip.errors import InputError
+from .catalogue import BACKGROUNDS, THINGS, Thing
+from .layout import paste, place
+from .sprites import load_sprites, turned
 
 Split = Literal["train", "validation", "test"]
 MAX_OBJECTS: Final = 3

@@ -9,9 +9,9 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from captum_clip.demo.catalogue import THINGS
-from captum_clip.demo.scenes import Scene, SceneObject, Split, draw_scene
-from captum_clip.errors import InputError
+from ..errors import InputError
+from .catalogue import THINGS
+from .scenes import Scene, SceneObject, Split, draw_scene
 
 Part = Literal["object", "tag"]
 TAGGED: Final = (

@@ -6,15 +6,13 @@ token has the highest number because OpenCLIP pools a text at its largest token.
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Final
 
 import torch
 
-from captum_clip.demo.catalogue import ADJECTIVES, BACKGROUNDS, NOUNS
-from captum_clip.errors import TargetError
+from ..errors import TargetError
+from .catalogue import ADJECTIVES, BACKGROUNDS, NOUNS
 
 FUNCTION_WORDS: Final[tuple[str, ...]] = (
     "a", "an", "the", "one", "and", "with", "on", "in", "of",
@@ -26,10 +24,9 @@ PAD: Final = 0
 START: Final = len(WORDS) + 1
 END: Final = len(WORDS) + 2
 VOCAB_SIZE: Final = len(WORDS) + 3
-_IDS: Final = {word: number for number, word in enumerate(WORDS, start=1)}
-_OUTER: Final = r"(?<!\S)[^\w\s]+|[^\w\s]+(?!\S)"
-_OUTER_PATTERN: Final = re.compile(_OUTER)
-_SPECIAL: Final = {"<pad>": PAD, "<start>": START, "<end>": END}
+IDS: Final = {word: number for number, word in enumerate(WORDS, start=1)}
+OUTER: Final = r"(?<!\S)[^\w\s]+|[^\w\s]+(?!\S)"
+"""What is cut from the ends of words, as a regular expression."""
 
 
 def split_words(text: str) -> list[str]:
@@ -38,7 +35,7 @@ def split_words(text: str) -> list[str]:
     >>> split_words("A horse, and a dog.")
     ['a', 'horse', 'and', 'a', 'dog']
     """
-    return _OUTER_PATTERN.sub("", text).lower().split()
+    return re.sub(OUTER, "", text).lower().split()
 
 
 class DemoTokenizer:
@@ -76,49 +73,16 @@ class DemoTokenizer:
                     f"the text {text!r} has {len(words) + 2} tokens with its start and end, the "
                     f"demo models read {CONTEXT_LENGTH}: shorten it"
                 )
-            numbers = [START, *(_IDS[word] for word in words), END]
+            numbers = [START, *(IDS[word] for word in words), END]
             tokens[row, : len(numbers)] = torch.tensor(numbers)
         return tokens
 
     def _words(self, text: str) -> list[str]:
         words = split_words(text)
-        unknown = [word for word in dict.fromkeys(words) if word not in _IDS]
+        unknown = [word for word in dict.fromkeys(words) if word not in IDS]
         if unknown:
             raise TargetError(
                 f"the demo models do not know {', '.join(map(repr, unknown))} (in {text!r}); "
                 f"they know {len(WORDS)} words: captum-clip models --vocabulary lists them"
             )
         return words
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write the same tokenizer as ``tokenizer.json`` and ``tokenizer_config.json``.
-
-    It has no unknown token, so the tokenizers library raises on an unknown word too.
-
-    Args:
-        folder: an existing folder, later opened with ``AutoTokenizer.from_pretrained``.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = Tokenizer(models.WordLevel({**_SPECIAL, **_IDS}))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(_OUTER), ""), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
-    )
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": CONTEXT_LENGTH,
-        "bos_token": "<start>",
-        "eos_token": "<end>",
-        "pad_token": "<pad>",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -5,27 +5,19 @@ from __future__ import annotations
 import csv
 import os
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import check_choice, find_file, find_folder
 from ..errors import InputError
 
 EMOTIONS: Final = (
-    "amusement",
-    "awe",
-    "contentment",
-    "excitement",
-    "anger",
-    "disgust",
-    "fear",
-    "sadness",
+    *("amusement", "awe", "contentment", "excitement"),
+    *("anger", "disgust", "fear", "sadness"),
 )
 """The eight emotions, positive ones first."""
 SOMETHING_ELSE: Final = "something else"
@@ -134,36 +126,31 @@ def read_artemis(
 
     Source: Achlioptas et al. 2021, ArtEmis (arXiv:2101.07396).
     """
-    path, images = Path(path).expanduser(), Path(images).expanduser()
-    if missing not in ("skip", "error"):
-        raise InputError(f"read_artemis: expected missing='skip' or 'error', got {missing!r}.")
-    if not path.is_file():
-        raise InputError(f"read_artemis: there is no file {path}.")
-    if not images.is_dir():
-        raise InputError(f"read_artemis: there is no folder of images {images}.")
+    caller = "read_artemis"
+    check_choice(caller, missing, ("skip", "error"), name="missing")
+    path = find_file(path, caller=caller)
+    images = find_folder(images, caller=caller, what="folder of images")
     try:
         votes, counts = _count_votes(path)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"read_artemis: {path} is not UTF-8 ({error.reason} at byte {error.start} of a block); "
+            "save it as UTF-8."
+        ) from error
     except OSError as error:
         raise InputError(
             f"read_artemis: {path} cannot be read: {error.strerror or error}."
         ) from error
     paintings = []
-    for style, name in sorted(votes):
+    for (style, name), cast in votes.items():
         image = _image_of(images, style, name)
         if image is not None:
-            cast = votes[style, name]
-            listed = tuple(cast[index] for index in range(len(CLASSES)))
-            paintings.append(Painting(style, name, image, listed))
+            paintings.append(Painting(style, name, image, cast))
         elif missing == "error":
             wanted = images / style / f"{name}.jpg"
             raise InputError(f"read_artemis: {path.name} names {wanted}, which is not there.")
     report = ReadingReport(
-        rows=counts["rows"],
-        paintings=len(paintings),
-        missing_images=len(votes) - len(paintings),
-        unknown_emotions=counts["unknown"],
-        duplicate_rows=counts["duplicate"],
-        bad_rows=counts["bad"],
+        paintings=len(paintings), missing_images=len(votes) - len(paintings), **counts
     )
     if not paintings:
         raise InputError(
@@ -182,87 +169,68 @@ def find_artemis(folder: str | Path) -> tuple[Path, Path]:
     Raises:
         InputError: there is no folder, no such file, or several.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"find_artemis: there is no folder {folder}.")
+    folder = find_folder(folder, caller="find_artemis")
     images = next((folder / n for n in IMAGE_FOLDERS if (folder / n).is_dir()), folder)
     if (folder / FILE_NAME).is_file():
         return folder / FILE_NAME, images
     files = sorted(folder.glob("*.csv"))
     if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
+        names = ", ".join(file.name for file in files) or "none"
         raise InputError(
-            f"find_artemis: expected {FILE_NAME} or one other .csv in {folder}, found {found}; "
+            f"find_artemis: expected {FILE_NAME} or one other .csv in {folder}, found {names}; "
             "name the file itself."
         )
     return files[0], images
 
 
-def _count_votes(path: Path) -> tuple[dict[tuple[str, str], Counter[int]], Counter[str]]:
-    """Votes for each (art style, painting), and counts of rows by what became of them."""
-    votes: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
-    counts: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    place = {name: index for index, name in enumerate(CLASSES)}
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        width, (style, painting, emotion) = _read_header(path, reader)
-        for row in _rows(path, reader):
-            counts["rows"] += 1
-            if row is None or len(row) != width or not _inside(row[style], row[painting]):
-                counts["bad"] += 1
-                continue
-            key = blake2b("\0".join(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            if key in seen:
-                counts["duplicate"] += 1
-                continue
-            seen.add(key)
-            felt = row[emotion].strip()
-            if felt in place:
-                votes[row[style], row[painting]][place[felt]] += 1
-            else:
-                counts["unknown"] += 1
-    return votes, counts
+def _count_votes(path: Path) -> tuple[dict[tuple[str, str], tuple[int, ...]], dict[str, int]]:
+    """The votes of each (art style, painting), sorted, and how many rows could not be used."""
+    import pandas as pd
 
-
-def _read_header(path: Path, reader: Any) -> tuple[int, tuple[int, int, int]]:
-    """The number of columns, and where art style, painting and emotion are."""
-    header = [cell.strip() for cell in next(_rows(path, reader), None) or []]
-    if not header:
+    rows = _read_rows(path)
+    header = [cell.strip() for cell in rows.pop(0)] if rows else []
+    if lacking := [name for name in COLUMNS if name not in header]:
         raise InputError(
-            f"read_artemis: {path} is empty or starts with no CSV line; expected a first line "
-            f"{','.join(COLUMNS)}."
-        )
-    lacking = [name for name in COLUMNS if name not in header]
-    if lacking:
-        raise InputError(
-            f"read_artemis: the first line of {path} lacks {', '.join(lacking)}; expected the "
-            f"columns {', '.join(COLUMNS)}, in any order."
+            f"read_artemis: {path} {'is empty' if not header else 'has another first line'}; it "
+            f"lacks {', '.join(lacking)}, expected the columns {', '.join(COLUMNS)}, in any order."
         )
     style, painting, emotion = (header.index(name) for name in COLUMNS[:3])
-    return len(header), (style, painting, emotion)
+    table = pd.DataFrame(
+        [row for row in rows if len(row) == len(header)], columns=range(len(header))
+    )
+    plain = [_is_plain(*names) for names in zip(table[style], table[painting], strict=True)]
+    usable = table.loc[np.array(plain, dtype=np.bool_)]
+    single = usable.drop_duplicates()
+    felt = single[emotion].str.strip()
+    known = felt.isin(CLASSES)
+    votes = pd.crosstab([single[style][known], single[painting][known]], felt[known])
+    counts = {
+        "rows": len(rows),
+        "unknown_emotions": int((~known).sum()),
+        "duplicate_rows": len(usable) - len(single),
+        "bad_rows": len(rows) - len(usable),
+    }
+    table_of_votes = votes.reindex(columns=list(CLASSES), fill_value=0)
+    return {names: tuple(cast) for names, *cast in table_of_votes.itertuples()}, counts
 
 
-def _rows(path: Path, reader: Any) -> Iterator[Sequence[str] | None]:
-    """Rows that are not blank; None for one that is no CSV."""
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield None
-            continue
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"read_artemis: {path} is not UTF-8 ({error.reason} at byte {error.start} of a "
-                "block); save it as UTF-8."
-            ) from error
-        if row:
-            yield row
+def _read_rows(path: Path) -> list[list[str]]:
+    """The rows that are not blank, the header first; one without cells for each that is no CSV."""
+    rows: list[list[str]] = []
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)  # pandas would drop what is no CSV without counting it
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return rows
+            except csv.Error:
+                rows.append([])
+            else:
+                rows += [row] if row else []
 
 
-def _inside(*names: str) -> bool:
+def _is_plain(*names: str) -> bool:
     """Whether names are plain: `folder / a / b` then lies in the folder."""
     return all(
         name.strip() not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"} for name in names

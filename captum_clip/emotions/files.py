@@ -1,4 +1,4 @@
-"""Probes on disk: a safetensors file of numbers beside a JSON file that says what they are."""
+"""Probes on disk: safetensors whose header says what the numbers are."""
 
 from __future__ import annotations
 
@@ -6,74 +6,81 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import find_file
 from ..errors import InputError
 from ..files import replace_file
 from .artemis import CLASSES
 
-FORMAT: Final = "captum_clip.EmotionProbe/1"
-WEIGHTS, DESCRIPTION = ".safetensors", ".json"
+WEIGHTS, JSON = ".safetensors", ".json"
+_FORMAT: Final = "captum_clip.EmotionProbe/2"
+_PAIR: Final = "captum_clip.EmotionProbe/1"  # of earlier versions: the facts in a JSON file beside
 
 Arrays = dict[str, npt.NDArray[np.float64]]
 
 
-def write_pair(path: Path, arrays: Arrays, description: Mapping[str, Any]) -> None:
-    """Write both files; each appears whole or not at all, and the JSON names its weights by hash.
+def write_probe(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+    """Write arrays with their facts as JSON in the header; the file appears whole or not at all.
 
     Raises:
         InputError: another ending than .safetensors, or a folder that cannot be written to.
     """
     from safetensors.numpy import save
 
-    check_ending(path)
-    contents = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    said = {"format": FORMAT, "sha256": hashlib.sha256(contents).hexdigest(), **description}
-    text = json.dumps(said, indent=1, allow_nan=False)
-    replace_file(path, lambda file: file.write(contents))
-    replace_file(path.with_suffix(DESCRIPTION), lambda file: file.write(text.encode()))
-
-
-def check_ending(path: Path) -> None:
-    """See before any work is done whether a probe can have this name.
-
-    Raises:
-        InputError: another ending than .safetensors, written so: in capitals the name of the JSON
-            file would not lead back to it.
-    """
-    if path.suffix != WEIGHTS:
+    if path.suffix.lower() != WEIGHTS:
         raise InputError(f"cannot write {path}: the name of a probe must end in {WEIGHTS}.")
+    facts = {**facts, "sha256": _digest(arrays)}
+    # one key only: safetensors writes several in any order
+    header = {_FORMAT: json.dumps(facts, allow_nan=False)}
+    contents = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, header)
+    replace_file(path, lambda file: file.write(contents))
 
 
-def read_pair(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read both files, by the name of either.
+def read_probe(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Read what :func:`write_probe` wrote, or by either name the two files of earlier versions.
 
     Raises:
-        InputError: one is missing, or is no such file, or they do not belong together.
+        InputError: there is no such file, or it is damaged or something else.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, safe_open
 
-    _read(path)  # so that a missing file is named as it was given
-    said = read_json(path.with_suffix(DESCRIPTION))
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
-        raise InputError(
-            f"{path.with_suffix(DESCRIPTION)} does not describe an emotion probe ({FORMAT})."
-        )
-    weights = path.with_suffix(WEIGHTS)
+    find_file(path)
+    weights = path.with_suffix(WEIGHTS) if path.suffix == JSON else path
     contents = _read(weights)
-    if hashlib.sha256(contents).hexdigest() != said.get("sha256"):
-        raise InputError(
-            f"{weights} is not the file that {weights.stem}{DESCRIPTION} beside it describes: one "
-            "of the two was replaced or damaged; save the probe again."
-        )
     try:
-        return load(contents), said
+        with safe_open(weights, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(f"{weights} is no safetensors file ({error}).") from error
+    if path == weights and _FORMAT in header:
+        facts = json.loads(header[_FORMAT])
+        if facts["sha256"] != _digest(arrays):
+            raise InputError(f"{path} was damaged; save the probe again.")
+        return arrays, facts
+    beside = path.with_suffix(JSON)
+    description = read_json(beside) if beside.is_file() else None
+    if not is_description(description):
+        raise InputError(f"{path} does not describe an emotion probe ({_FORMAT}).")
+    if hashlib.sha256(contents).hexdigest() != description.get("sha256"):
+        raise InputError(
+            f"{weights} is not the file that {beside.name} beside it describes: one of the two was "
+            "replaced or damaged; save the probe again."
+        )
+    return arrays, description
+
+
+def _digest(arrays: Arrays) -> str:
+    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+
+
+def is_description(content: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether the content of a JSON file is the facts of a probe of an earlier version."""
+    return isinstance(content, dict) and content.get("format") == _PAIR
 
 
 def read_rows(path: Path, content: Any) -> npt.NDArray[np.float64]:

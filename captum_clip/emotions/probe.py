@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import check_integer, check_interval, check_positive
 from ..errors import InputError
 from .artemis import CLASSES
-from .files import DESCRIPTION, FORMAT, WEIGHTS, read_json, read_pair, read_rows, write_pair
+from .files import JSON, WEIGHTS, is_description, read_json, read_probe, read_rows, write_probe
 from .fitting import fit_weights
 from .scores import ProbeScores, score_predictions
 
@@ -37,6 +38,11 @@ class FitSettings:
     strength: float
     paintings: int
     votes: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> FitSettings:
+        """What :func:`dataclasses.asdict` gave, after JSON."""
+        return cls(**{**facts, "votes": tuple(int(count) for count in facts["votes"])})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,50 +131,49 @@ class EmotionProbe:
         return np.asarray(rows @ self.weights.T + self.bias)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``x.safetensors`` (weights, bias) and, beside it, ``x.json`` (all the rest).
+        """Write ``x.safetensors``: weights and bias, and in its header all the rest.
 
-        Each file appears only when it is complete; existing ones are replaced.
+        The file appears only when it is complete; an existing one is replaced.
 
         Raises:
             InputError: another ending, or a folder that cannot be written to.
         """
         path = Path(path).expanduser()
-        description = {
-            "classes": list(self.classes),
+        facts = {
+            "classes": self.classes,
             "model": self.model,
             "fingerprint": self.fingerprint,
-            "scores": None if self.scores is None else self.scores.to_dict(),
+            "scores": None if self.scores is None else asdict(self.scores),
             "settings": None if self.settings is None else asdict(self.settings),
         }
-        write_pair(path, {"weights": self.weights, "bias": self.bias}, description)
+        write_probe(path, {"weights": self.weights, "bias": self.bias}, facts)
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> EmotionProbe:
-        """Read what :meth:`save` wrote, by the name of either file, or published encodings.
+        """Read what :meth:`save` wrote, in this version or an earlier one, or published encodings.
 
         Raises:
             InputError: no such file, something else, or two files that do not belong together.
         """
         path = Path(path).expanduser()
-        if path.suffix not in (WEIGHTS, DESCRIPTION):
+        if path.suffix.lower() not in (WEIGHTS, JSON):
             raise InputError(
                 f"EmotionProbe.load: expected a file .safetensors or .json, got {path}."
             )
-        if path.suffix == DESCRIPTION:
-            content = read_json(path)
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                return cls._of_rows(path, content)
-        arrays, said = read_pair(path)
+        if path.suffix == JSON and not is_description(content := read_json(path)):
+            return cls(read_rows(path, content), np.zeros(len(CLASSES)))
+        arrays, facts = read_probe(path)
+        scores, settings = facts.get("scores"), facts.get("settings")
         try:
             return cls(
                 weights=arrays["weights"],
                 bias=arrays["bias"],
-                model=str(said["model"]),
-                fingerprint=str(said["fingerprint"]),
-                scores=None if said["scores"] is None else ProbeScores.from_dict(said["scores"]),
-                settings=None if said["settings"] is None else _settings(said["settings"]),
-                classes=tuple(said["classes"]),
+                model=str(facts["model"]),
+                fingerprint=str(facts["fingerprint"]),
+                scores=None if scores is None else ProbeScores.from_dict(scores),
+                settings=None if settings is None else FitSettings.from_dict(settings),
+                classes=tuple(facts["classes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"EmotionProbe.load: {path} is no whole probe ({error}).") from error
@@ -187,11 +192,7 @@ class EmotionProbe:
         Source: CLIP Explainability (Mamooler, EPFL).
         """
         path = Path(path).expanduser()
-        return cls._of_rows(path, read_json(path))
-
-    @classmethod
-    def _of_rows(cls, path: Path, content: Any) -> EmotionProbe:
-        return cls(read_rows(path, content), np.zeros(len(CLASSES)))
+        return cls(read_rows(path, read_json(path)), np.zeros(len(CLASSES)))
 
     def __repr__(self) -> str:
         return f"EmotionProbe(D={self.weights.shape[1]}, model={self.model!r})"
@@ -263,16 +264,9 @@ def check_options(*, seed: int, held_out: float, strength: float) -> None:
     Raises:
         InputError: one is out of range.
     """
-    if seed < 0:
-        raise InputError(f"fit_probe: expected a seed from 0 on, got {seed!r}.")
-    if not 0 <= held_out < 1:
-        raise InputError(f"fit_probe: expected held_out in [0, 1), got {held_out!r}.")
-    if not 0 < strength < np.inf:
-        raise InputError(f"fit_probe: expected a strength above 0, got {strength!r}.")
-
-
-def _settings(found: Mapping[str, Any]) -> FitSettings:
-    return FitSettings(**{**found, "votes": tuple(int(count) for count in found["votes"])})
+    check_integer("fit_probe", "a seed", seed, least=0)
+    check_interval("fit_probe", "held_out", held_out, "[0, 1)")
+    check_positive("fit_probe", "a strength", strength)
 
 
 def _unit_rows(caller: str, features: Any) -> _Array:
@@ -282,8 +276,8 @@ def _unit_rows(caller: str, features: Any) -> _Array:
         raise InputError(f"{caller}: expected features of shape (N, D), got {rows.shape}.")
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not norms.all():
-        place = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
-        raise InputError(f"{caller}: row {place} of the features is zero or not finite.")
+        row = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
+        raise InputError(f"{caller}: row {row} of the features is zero or not finite.")
     return np.asarray(rows / norms)
 
 

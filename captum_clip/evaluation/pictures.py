@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,12 +11,12 @@ from matplotlib.figure import Figure
 from ..metrics.bootstrap import bootstrap, interval_of
 from ..visualization.curves import Curve, curves
 from .resampling import STATISTICS
-from .summary import LEVEL, RESAMPLES
+from .summary import Summary
 from .table import Table
 
 
 def curve_bands(
-    table: Table, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    table: Table, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Curve]:
     """Each method's mean curve with its interval.
 
@@ -42,8 +43,7 @@ def curve_bands(
             for point in points
         ]
         figures = bootstrap(means, images, resamples=resamples, seed=seed)
-        ends = [interval_of(point, level) for point in figures]
-        mean, low, high = np.array(ends).T
+        mean, low, high = np.array([interval_of(point, level) for point in figures]).T
         if images == 1:  # says nothing of others
             low = high = np.full_like(mean, np.nan)
         bands[str(method)] = (np.array(fractions), mean, low, high)
@@ -51,64 +51,43 @@ def curve_bands(
 
 
 def perturbation_curves(
-    most_first: Table,
-    least_first: Table,
-    methods: Sequence[str],
-    *,
-    title: str = "",
-    xlabel: str = "removed",
-    ylabel: str = "score",
-    reference: str | None = None,
-    baselines: Collection[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    most_first: Table, least_first: Table, summary: Summary, *, title: str = ""
 ) -> Figure:
     """The curves of all methods, most relevant first on the left, least relevant first beside.
 
     Args:
         most_first: rows of the long table.
         least_first: the same for the other order.
-        methods: in the order of the legend; those without rows are left out.
+        summary: has the methods in the order of the legend, of which those without rows are left
+            out, the reference, whose line is black and thick, and the baselines, grey and thin.
         title: over all.
-        xlabel: what `x` is a share of.
-        ylabel: what the values are.
-        reference: the method whose line is black and thick.
-        baselines: the methods whose lines are grey and thin.
-        level: of the bands.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
 
     Raises:
-        InputError: nothing measured, or what :func:`captum_clip.visualization.curves.curves`
-            refuses.
+        InputError: nothing measured.
     """
-    bands = [
-        curve_bands(table, level=level, resamples=resamples, seed=seed)
-        for table in (most_first, least_first)
-    ]
-    drawn = [name for name in methods if any(name in panel for panel in bands)]
+    options: dict[str, Any] = {
+        "level": summary.level,
+        "resamples": summary.resamples,
+        "seed": summary.seed,
+    }
+    bands = [curve_bands(table, **options) for table in (most_first, least_first)]
+    drawn = [name for name in summary.methods if any(name in panel for panel in bands)]
     return curves(
         *[{name: panel[name] for name in drawn if name in panel} for panel in bands],
         headers=("most relevant first", "least relevant first"),
         title=title,
-        xlabel=xlabel,
-        ylabel=ylabel,
-        reference=reference if reference in drawn else None,
-        baselines=[name for name in baselines if name in drawn],
-        caption=_caption([most_first, least_first], level),
+        xlabel="share of the pixels removed",
+        ylabel="top-1 accuracy",
+        reference=summary.reference if summary.reference in drawn else None,
+        baselines=[name for name in summary.baselines if name in drawn],
+        caption=_caption([most_first, least_first], summary.level),
     )
 
 
 def _caption(tables: Sequence[Table], level: float) -> str:
     """What the bands are, and over how many images."""
-    images = sorted(
-        {
-            count
-            for table in tables
-            for count in table.groupby("method", observed=True)["sample"].nunique()
-        }
-    )
+    by_method = [table.groupby("method", observed=True)["sample"].nunique() for table in tables]
+    images = sorted({count for counts in by_method for count in counts})
     number = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
     noun = "image" if images == [1] else "images"
     return f"Bands: {level * 100:g} % bootstrap intervals at each point, over {number} {noun}."

@@ -58,7 +58,6 @@ class Plan:
         data: the data sets.
         tasks: of each data set.
         methods: all of them, precomputed maps last.
-        named: names of those that are not precomputed.
         reference: the method that the others are compared with.
         shards: all of them.
     """
@@ -69,7 +68,6 @@ class Plan:
     data: tuple[DataSet, ...]
     tasks: tuple[tuple[str, ...], ...]
     methods: tuple[Method, ...]
-    named: tuple[str, ...]
     reference: str
     shards: tuple[Shard, ...]
 
@@ -119,21 +117,13 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     model = full_name(config.model)
     clip, fingerprint = models.load(model, "cpu")
     _check_texts(config, data, clip)
-    named = config.methods or methods_for(clip)
-    methods = open_methods(named, config, clip)
+    named = [method_of(n, clip, seed=config.seed) for n in config.methods or methods_for(clip)]
+    methods = (*named, *(PrecomputedMaps(folder) for folder in config.maps))
     reference = _reference(config, clip, [method.name for method in methods])
-    for method in methods[: len(named)]:
+    for method in named:
         _try(clip, method)
     shards = tuple(shards_of(data, methods, size=config.chunk_size, max_slow_images=config.few))
-    return Plan(config, model, fingerprint, data, tasks, methods, named, reference, shards)
-
-
-def open_methods(
-    named: Sequence[str], config: EvaluationConfig, clip: ClipAdapter
-) -> tuple[Method, ...]:
-    """The methods of these names, then the folders of precomputed maps."""
-    by_name = [method_of(name, clip, seed=config.seed) for name in named]
-    return (*by_name, *(PrecomputedMaps(folder) for folder in config.maps))
+    return Plan(config, model, fingerprint, data, tasks, methods, reference, shards)
 
 
 def shards_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from .summary import Summary, summarize
 from .table import Skipped, Table, concatenate, from_arrays
 from .tables import RESULTS, TABLES, results_csv, results_md
 from .tasks import TASKS
-from .tasks.perturbation import CURVE, TITLES
+from .tasks.perturbation import LEAST_FIRST, MOST_FIRST, TITLES
 from .worker import EvaluationWork
 
 SkippedEntries = dict[str, list[dict[str, Any]]]
@@ -100,15 +100,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         plan = make_plan(config, models)
         begun = manifest.begin(_KIND, plan.about(), output, engine)
         compute_missing(
-            EvaluationWork(
-                config=config,
-                model=plan.model,
-                fingerprint=plan.fingerprint,
-                device=engine.device,
-                data=plan.data,
-                tasks=plan.tasks,
-                methods=plan.named,
-            ),
+            EvaluationWork(plan),
             plan.shards,
             output,
             engine,
@@ -213,32 +205,17 @@ def _groups(plan: Plan, table: Table) -> dict[str, Sequence[Metric]]:
     return groups
 
 
-def _draw(plan: Plan, table: Table, summary: Summary, output: Storage) -> Sequence[str]:
+def _draw(plan: Plan, table: Table, summary: Summary, output: Storage) -> Iterator[str]:
     """Write a picture for each pair of curves; their names."""
-    written = []
     curves = dict(iter(table[table["x"].notna()].groupby("metric", observed=True, sort=False)))
-    for name, most in curves.items():
-        order, _, end = str(name).removeprefix(CURVE).partition("_")
-        if order != "most":
-            continue
+    for end in [name.removeprefix(MOST_FIRST) for name in curves if name.startswith(MOST_FIRST)]:
         fill, _, kind = end.partition("_")
-        figure = perturbation_curves(
-            most,
-            curves[f"{CURVE}least_{end}"],
-            summary.methods,
-            title=f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class",
-            xlabel="share of the pixels removed",
-            ylabel="top-1 accuracy",
-            reference=plan.reference,
-            baselines=summary.baselines,
-            resamples=plan.config.resamples,
-            seed=plan.config.seed,
-        )
+        title = f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class"
+        pair = curves[MOST_FIRST + end], curves[LEAST_FIRST + end]
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi="figure")
+        perturbation_curves(*pair, summary, title=title).savefig(file, format="png", dpi="figure")
         output.write(f"curves_{end}.png", file.getvalue())
-        written.append(f"curves_{end}.png")
-    return written
+        yield f"curves_{end}.png"
 
 
 def _about(plan: Plan, skipped: SkippedEntries) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class Summary:
         reference: the method that the others are compared with.
         level: of the intervals.
         resamples: that intervals and p values come from.
+        seed: of them.
     """
 
     figures: Table
@@ -54,6 +56,7 @@ class Summary:
     reference: str
     level: float
     resamples: int
+    seed: int
 
     @property
     def metrics(self) -> list[Metric]:
@@ -136,6 +139,7 @@ def summarize(
     table = table.astype({"sample": "category"})
     table = table[table["x"].isna()].sort_values(["sample", "region"], kind="stable")
     rows = dict(iter(table.groupby(["metric", "method"], observed=True)))
+    resample = partial(bootstrap, resamples=resamples, seed=seed)
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for metric in metrics:
         measured = {
@@ -143,7 +147,7 @@ def summarize(
             for method in methods
             if (metric.name, method) in rows
         }
-        figures = _compare(metric, measured, reference, level, resamples, seed)
+        figures = _compare(metric, measured, reference, level, resample)
         for method in methods:
             records[method, metric.name] = {
                 **{"method": method, "metric": metric.name, **_NOTHING, **figures.get(method, {})},
@@ -153,7 +157,8 @@ def summarize(
         [records[method, metric.name] for method in methods for metric in metrics],
         columns=list(_COLUMNS),
     )
-    return Summary(frame, groups, list(methods), list(baselines), reference, level, resamples)
+    names = list(methods), list(baselines), reference
+    return Summary(frame, groups, *names, level, resamples, seed)
 
 
 _NOTHING: Final[dict[str, Any]] = {
@@ -212,55 +217,43 @@ def _compare(
     rows: Mapping[str, _Rows],
     reference: str,
     level: float,
-    resamples: int,
-    seed: int,
+    resample: Callable[[Sequence[Statistic], int], Array],
 ) -> dict[str, dict[str, Any]]:
     """Method -> its figures, of the methods that have rows."""
-    own = {method: of.images for method, of in rows.items()}
+    of_reference = set(rows[reference].images) if reference in rows else set()
     paired = {
-        method: tuple(image for image in images if image in set(own.get(reference, ())))
-        for method, images in own.items()
+        method: tuple(image for image in own.images if image in of_reference)
+        for method, own in rows.items()
     }
-    wanted: dict[tuple[int, ...], set[str]] = defaultdict(set)
-    for method in rows:
-        wanted[own[method]].add(method)
-        wanted[paired[method]] |= {method, reference} if paired[method] else set()
+    # Methods with the same images are resampled together: each set of images is drawn once.
+    together: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for method, own in rows.items():
+        together[own.images].add(method)
+        if paired[method]:
+            together[paired[method]] |= {method, reference}
     statistic = STATISTICS[metric.statistic]
-    resampled = {  # images -> method -> (1 + R,), drawn once for all methods
-        images: dict(
-            zip(
-                names,
-                bootstrap(
-                    [rows[name].weighted(statistic, images) for name in names],
-                    len(images),
-                    resamples=resamples,
-                    seed=seed,
-                ),
-                strict=True,
-            )
-        )
-        for images, names in wanted.items()
-        if images
-    }
+    resampled: dict[tuple[int, ...], dict[str, Array]] = {}  # images -> method -> (1 + R,)
+    for images, names in together.items():
+        weighted = [rows[name].weighted(statistic, images) for name in names]
+        resampled[images] = dict(zip(names, resample(weighted, len(images)), strict=True))
+
     figures: dict[str, dict[str, Any]] = {}
-    for method, images in own.items():
+    for method, own in rows.items():
         both = paired[method]
         figures[method] = {
-            **_alone(resampled[images][method], len(images), level),
-            "images": len(images),
-            "rows": len(rows[method].samples),
-            "images_paired": len(both),
+            **_interval(resampled[own.images][method], len(own.images), level),
+            **{"images": len(own.images), "rows": len(own.samples), "images_paired": len(both)},
         }
         if method != reference and both:
-            of = resampled[both]
-            figures[method] |= _difference(of[method], of[reference], len(both), level)
+            pair = resampled[both][method], resampled[both][reference]
+            figures[method] |= _difference(*pair, len(both), level)
     p_values = {method: of["p_holm"] for method, of in figures.items() if of.get("p_holm", 2) <= 1}
     for method, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
         figures[method]["p_holm"] = adjusted
     return figures
 
 
-def _alone(figures: Array, images: int, level: float) -> dict[str, float]:
+def _interval(figures: Array, images: int, level: float) -> dict[str, float]:
     """One image says nothing of others."""
     interval = interval_of(figures, level)
     return interval._asdict() if images > 1 else {"mean": interval.mean}

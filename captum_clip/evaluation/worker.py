@@ -8,58 +8,40 @@ from dataclasses import dataclass
 from ..checks import error_context
 from ..runs import Advance, Arrays, ModelLoader, Save, to_npz
 from .batch import Batch
-from .config import EvaluationConfig
-from .data.base import DataSet
 from .method_on_batch import MethodOnBatch
 from .model_context import ModelContext
-from .plan import Shard, open_methods
+from .plan import Plan, Shard
 from .table import table_of, to_arrays
 from .tasks import TASKS
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationWork:
-    """All that a process must know to compute any shard; it can be sent to another machine.
+    """All that a process must know to compute any shard; it can be sent to another machine."""
 
-    Attributes:
-        config: the settings.
-        model: what `load_clip` takes, a folder by its full path.
-        fingerprint: of the model; a worker must find the same.
-        device: where to compute.
-        data: the data sets.
-        tasks: of each data set.
-        methods: names of all methods but precomputed maps.
-    """
-
-    config: EvaluationConfig
-    model: str
-    fingerprint: str
-    device: str
-    data: Sequence[DataSet]
-    tasks: Sequence[Sequence[str]]
-    methods: Sequence[str]
+    plan: Plan
 
     def open(self, models: ModelLoader) -> EvaluationWorker:
         """Called once in each process."""
-        return EvaluationWorker(self, models)
+        return EvaluationWorker(self.plan, models)
 
 
 class EvaluationWorker:
-    """A model with its methods; the last batch stays for the next method.
+    """A model with a plan; the last batch stays for the next method.
 
     Args:
-        work: what to compute.
+        plan: what to compute.
         models: has perhaps loaded the model already.
 
     Raises:
         InputError: what bears the model's name here is another model.
     """
 
-    def __init__(self, work: EvaluationWork, models: ModelLoader) -> None:
-        clip = models.load_same(work.model, work.device, work.fingerprint, "evaluation")
-        self._tasks = work.tasks
-        self._contexts = [ModelContext(clip, data, work.config) for data in work.data]
-        self._methods = open_methods(work.methods, work.config, clip)
+    def __init__(self, plan: Plan, models: ModelLoader) -> None:
+        device = "cuda" if plan.config.gpus else "cpu"
+        clip = models.load_same(plan.model, device, plan.fingerprint, "evaluation")
+        self._plan = plan
+        self._contexts = [ModelContext(clip, data, plan.config) for data in plan.data]
         self._last: tuple[tuple[int, tuple[int, ...]], Batch] | None = None
 
     def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
@@ -69,12 +51,12 @@ class EvaluationWorker:
             advance(shard.size)
 
     def _measure(self, shard: Shard) -> Arrays:
-        batch, method = self._batch(shard), self._methods[shard.method]
+        batch, method = self._batch(shard), self._plan.methods[shard.method]
         one = MethodOnBatch(batch, method)
         with error_context(f"{method.name} on {batch.context.data.name}"):
             rows = {
                 name: list(TASKS[name].measure(one) if batch.views else ())
-                for name in self._tasks[shard.data]
+                for name in self._plan.tasks[shard.data]
             }
         return to_arrays(table_of(method.name, rows), [*batch.skipped, *one.skipped])
 

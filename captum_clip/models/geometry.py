@@ -138,7 +138,7 @@ def resize_points(
 
 
 def geometry_of(processor: Any, size: Size) -> Geometry:
-    """What a processor does to the places of a picture's pixels.
+    """What a processor does to the positions of a picture's pixels.
 
     Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
     is asked to crop an array of row and column numbers.
@@ -189,7 +189,7 @@ def _centres(whole: int, resized: int) -> Positions:
 
 
 def _of_hugging_face(processor: Any, size: Size) -> Geometry:
-    # EfficientNet's divides once more by the deviation, whatever `do_normalize` says
+    # EfficientNet's divides once more by the standard deviation, whatever `do_normalize` says
     values = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
     kept = {step: False for step in values if hasattr(processor, step)}
     no_crop = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}

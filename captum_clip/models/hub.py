@@ -9,7 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import CaptumClipError, InputError
@@ -38,40 +38,26 @@ def reachable() -> bool:
 
 
 @contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Load local files: no noise, and one clear error.
-
-    Raises:
-        InputError: what is loaded inside cannot be loaded.
-    """
-    try:
-        with quiet():
-            yield
-    except CaptumClipError:
-        raise
-    except _failures() as error:
-        raise InputError(f"load_clip({name!r}): it cannot be loaded: {_line(error)}.") from error
-
-
-@contextmanager
-def loading_from_hub(name: str, source: str) -> Iterator[None]:
-    """Load from the hub's cache, or from the hub where it answers.
+def loading(name: str, source: str | None = None) -> Iterator[None]:
+    """Load local files, or from the hub's cache, or from the hub where it answers; without noise.
 
     Args:
         name: what the user asked for.
-        source: repository or checkpoint.
+        source: repository or checkpoint on the hub; None where the files are local.
 
     Raises:
         InputError: what is loaded inside cannot be loaded.
     """
-    online = reachable()
+    online = source is not None and reachable()
     try:
-        with quiet(progress=online), _only_cache(not online):
+        with quiet(progress=online), _only_cache(source is not None and not online):
             yield
     except CaptumClipError:
         raise
     except _failures() as error:
-        if online:
+        if source is None:
+            message = f"it cannot be loaded: {_line(error)}."
+        elif online:
             message = f"{source} cannot be loaded from the hub: {_line(error)}. {accepted()}"
         else:
             message = _unreachable(source, error)
@@ -121,11 +107,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _only_cache(wanted: bool) -> Iterator[None]:
+def _only_cache(asked: bool) -> Iterator[None]:
     """Let the hub's client answer from its cache, as HF_HUB_OFFLINE=1 does."""
     from huggingface_hub import constants
 
-    if not wanted or constants.HF_HUB_OFFLINE:
+    if not asked or constants.HF_HUB_OFFLINE:
         yield
         return
     constants.HF_HUB_OFFLINE = True
@@ -163,27 +149,17 @@ def quiet(progress: bool = False) -> Iterator[None]:
     Args:
         progress: leave progress bars on.
     """
-    with _ONE_AT_A_TIME, _settings(progress):
-        yield
-
-
-@contextmanager
-def _settings(progress: bool) -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     root, silent, handler = logging.getLogger(), _FromOpenClip(), logging.NullHandler()
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled() and not progress
-    root.addFilter(silent)
-    root.addHandler(handler)
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    if bars:
-        transformers_logging.disable_progress_bar()
-    try:
+    with _ONE_AT_A_TIME, ExitStack() as undo:
+        undo.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity(logging.CRITICAL)
+        root.addFilter(silent)
+        undo.callback(root.removeFilter, silent)
+        root.addHandler(handler)
+        undo.callback(root.removeHandler, handler)
+        if transformers_logging.is_progress_bar_enabled() and not progress:
+            transformers_logging.disable_progress_bar()
+            undo.callback(transformers_logging.enable_progress_bar)
         yield
-    finally:
-        root.removeFilter(silent)
-        root.removeHandler(handler)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -106,21 +106,21 @@ def as_pil(images: Any) -> list[Image.Image]:
     if isinstance(images, (Tensor, np.ndarray)):
         return _batch_to_pil(images)
     if isinstance(images, (str, Path, Image.Image)):
-        return [_one(images)]
+        return [_image_to_pil(images)]
     if not isinstance(images, Sequence):
-        raise _unknown(images)
+        raise _wrong_type(images)
     if not images:
         raise InputError("preprocess: got no image at all.")
-    return [_one(image) for image in images]
+    return [_image_to_pil(image) for image in images]
 
 
-def _unknown(image: Any) -> InputError:
+def _wrong_type(image: Any) -> InputError:
     return InputError(
         f"preprocess: expected {ACCEPTED}, or several of them, got {type(image).__name__}."
     )
 
 
-def _one(image: Any) -> Image.Image:
+def _image_to_pil(image: Any) -> Image.Image:
     if isinstance(image, (str, Path)):
         return _read(Path(image))
     if isinstance(image, Image.Image):
@@ -133,7 +133,7 @@ def _one(image: Any) -> Image.Image:
                 "pass batches alone."
             )
         return pictures[0]
-    raise _unknown(image)
+    raise _wrong_type(image)
 
 
 def _read(path: Path) -> Image.Image:
@@ -144,7 +144,7 @@ def _read(path: Path) -> Image.Image:
     return _guarded(load, str(path))
 
 
-def _guarded(load: Callable[[], Image.Image], what: str) -> Image.Image:
+def _guarded(load: Callable[[], Image.Image], source: str) -> Image.Image:
     """Run `load` with one clear error for what Pillow raises or only warns about."""
     try:
         with warnings.catch_warnings():
@@ -155,19 +155,19 @@ def _guarded(load: Callable[[], Image.Image], what: str) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"preprocess: {what} unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a "
+            f"preprocess: {source} unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a "
             "decompression bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you "
             "trust it."
         ) from error
     except FileNotFoundError as error:
-        raise InputError(f"preprocess: there is no image file {what}.") from error
+        raise InputError(f"preprocess: there is no image file {source}.") from error
     except IsADirectoryError as error:
-        raise InputError(f"preprocess: {what} is a folder; expected an image file.") from error
+        raise InputError(f"preprocess: {source} is a folder; expected an image file.") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"preprocess: {what} is not an image that Pillow can read.") from error
+        raise InputError(f"preprocess: {source} is not an image that Pillow can read.") from error
     except _DAMAGED as error:
         raise InputError(
-            f"preprocess: {what} cannot be read, it may be truncated or damaged ({error})."
+            f"preprocess: {source} cannot be read, it may be truncated or damaged ({error})."
         ) from error
 
 
@@ -221,28 +221,28 @@ def _batch_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
     if values.ndim in (2, 3):
         values = values[None]
     elif values.ndim != 4:
-        raise _shape(array)
+        raise _wrong_shape(array)
     if not len(values):
         raise InputError("preprocess: got no image at all.")
     return [_array_to_pil(image, array) for image in values]
 
 
-def _array_to_pil(values: np.ndarray, given: Tensor | np.ndarray) -> Image.Image:
+def _array_to_pil(values: np.ndarray, array: Tensor | np.ndarray) -> Image.Image:
     channels = (1, 2, 3, 4)
     if values.ndim == 3:
         if values.shape[2] not in channels:
             if values.shape[0] not in channels:
-                raise _shape(given)
+                raise _wrong_shape(array)
             values = values.transpose(1, 2, 0)
         if values.shape[2] == 1:
             values = values[..., 0]
     if 0 in values.shape:
-        raise _shape(given)
+        raise _wrong_shape(array)
     return _to_rgb(Image.fromarray(np.ascontiguousarray(values)))
 
 
-def _shape(given: Tensor | np.ndarray) -> InputError:
+def _wrong_shape(array: Tensor | np.ndarray) -> InputError:
     return InputError(
-        f"preprocess: got an array or tensor of shape {tuple(given.shape)}; expected (H, W), "
+        f"preprocess: got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
         "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
     )

@@ -72,11 +72,11 @@ def load_clip(
     return _load(resolve(str(name_or_model)), processor, tokenizer, device, dtype)
 
 
-def _refuse(what: str, **options: Any) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
+def _refuse(model: str, **options: Any) -> None:
+    name = next((name for name, value in options.items() if value is not None), None)
+    if name is not None:
         raise InputError(
-            f"load_clip: {given[0]} was given with {what}, which is used as it is; set it "
+            f"load_clip: {name} was given with {model}, which is used as it is; set it "
             "yourself beforehand, for example model.to(device), or load by name."
         )
 
@@ -88,7 +88,7 @@ def _load(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> ClipAdapter:
-    device = _device(device)
+    device = choose_device(device)
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
     # Parameters made under inference_mode could never take part in a gradient.
@@ -100,13 +100,18 @@ def _load(
             tokenizer = Deferred(partial(_tokenizer, source), "its tokenizer")
         if processor is None:
             processor = Deferred(partial(_processor, source, model), "its processor")
-        for part in (processor, tokenizer):
-            if isinstance(part, Deferred) and not source.local:
-                part.value()  # now, so that all of it is in the hub's cache
+        for deferred in (processor, tokenizer):
+            if isinstance(deferred, Deferred) and not source.local:
+                deferred.value()  # now, so that all of it is in the hub's cache
     return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """A device by name; None is CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
     cuda = torch.cuda.is_available()
     try:
         chosen = torch.device(device or ("cuda" if cuda else "cpu"))
@@ -120,6 +125,40 @@ def _device(device: torch.device | str | None) -> torch.device:
             "device out to take what there is."
         )
     return chosen
+
+
+def load_processor(name: str) -> Any:
+    """The image processor of another model, for a checkpoint that was saved without one.
+
+    Args:
+        name: a folder or a repository of transformers, or a name of the report that leads to one.
+
+    Raises:
+        InputError: it holds none, or cannot be reached.
+    """
+    source = _files_of(name)
+    with source.loading():
+        return _processor(source, None)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of another model; as :func:`load_processor`."""
+    source = _files_of(name)
+    with source.loading():
+        return _tokenizer(source)
+
+
+def _files_of(name: str) -> Source:
+    folder = Path(name).expanduser()
+    if folder.is_dir():  # which may hold a processor alone
+        return Source(name, "transformers", str(folder), local=True)
+    source = resolve(name)
+    if source.library != "transformers":
+        raise InputError(
+            f"{name!r} is a model of OpenCLIP; expected a folder or a repository of transformers "
+            "with an image processor or a tokenizer."
+        )
+    return source
 
 
 def _transformers_model(source: Source) -> nn.Module:

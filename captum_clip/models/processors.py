@@ -72,7 +72,7 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
 
 
 def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Mean and deviation of the three channels; None where the processor does not tell."""
+    """Mean and standard deviation of the three channels; None where the processor does not tell."""
     inner = _image_processor(processor)
     if hasattr(inner, "image_mean"):
         return _of_transformers(inner)
@@ -86,7 +86,7 @@ def _of_transformers(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if getattr(processor, "do_normalize", True):
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
+    # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the standard deviation twice
     scale = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", True) else 1)
     offset = 1 if getattr(processor, "rescale_offset", False) else 0
     divisor = std if getattr(processor, "include_top", False) else (1.0, 1.0, 1.0)

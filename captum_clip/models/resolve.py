@@ -45,11 +45,8 @@ class Source:
 
     def loading(self) -> AbstractContextManager[Any]:
         """The context in which its files are loaded."""
-        if self.local:
-            return hub.loading(self.name)
-        return hub.loading_from_hub(
-            self.name, f"{self.where}/{self.tag}" if self.tag else self.where
-        )
+        checkpoint = f"{self.where}/{self.tag}" if self.tag else self.where
+        return hub.loading(self.name, None if self.local else checkpoint)
 
 
 @dataclass(frozen=True)

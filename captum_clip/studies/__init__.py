@@ -1,8 +1,13 @@
 """Runs over whole folders of images: what they give is written to a folder."""
 
+from ..demo.artemis import (
+    EmotionPointing,
+    Truth,
+    emotion_pointing,
+    emotion_truth,
+    write_demo_artemis,
+)
 from .config import StudyConfig, Subject
-from .demo_artemis import Truth, emotion_truth, write_demo_artemis
-from .emotion_maps import EmotionPointing, emotion_pointing
 from .emotion_probes import fit_emotions, score_emotions
 from .features import ImageFeatures, find_images, image_features
 from .presets import corner_bias_study, emotions_study, statistics_study, subjects

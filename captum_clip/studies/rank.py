@@ -21,7 +21,7 @@ from ..models import ClipAdapter
 from ..runs import storage_of
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from ..visualization.blend import blend
+from ..visualization.blend import blend, ramp
 from ..visualization.grid import Legend, Panel, grid
 from ..visualization.overlay import note_of, score_note
 from ..visualization.saving import save_figure
@@ -73,7 +73,7 @@ class Ranking:
             panels.append(Panel(shown, self.target, note_of(value)))
         rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
-        return grid(rows, legends=[Legend(colors, "low to high")], caption=caption)
+        return grid(rows, legends=[Legend(ramp(colors, ALPHA), "low to high")], caption=caption)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``ranking.csv`` (rank, file, score) and ``ranking.png`` into a folder.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import InputError
+from .letterbox import letterbox
 
 Array = npt.NDArray[np.float32]
 ArrayLike = Tensor | npt.NDArray[Any]
@@ -100,28 +101,40 @@ def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
     return listed
 
 
-def as_labels(caller: str, labels: Sequence[str], count: int) -> list[str]:
-    """One label a row; none at all where none is given.
+def as_references(
+    caller: str, references: Sequence[ArrayLike | None] | None, count: int, size: tuple[int, int]
+) -> list[Array | None]:
+    """Pictures that are targets themselves, (3, h, w) each -> (H, W, 3); None for the others.
 
     Raises:
-        InputError: some, but not one a row.
+        InputError: another shape, colours out of range, or not as many as there are targets.
     """
-    return as_names(f"{caller}, labels", labels, count) if labels else []
+    if references is None:
+        return [None] * count
+    if len(references) != count:
+        raise InputError(f"{caller}: expected {count} references, got {len(references)}.")
+    pictures: list[Array | None] = [None] * count
+    for index, reference in enumerate(references):
+        if reference is not None:
+            [picture] = as_images(caller, as_array(caller, "references", reference)[None])
+            planes = letterbox(torch.from_numpy(picture).movedim(-1, 0), size, 1.0)
+            pictures[index] = planes.movedim(0, -1).numpy().clip(0, 1)
+    return pictures
 
 
-def as_array(caller: str, what: str, given: ArrayLike | Sequence[float]) -> Array:
+def as_array(caller: str, what: str, values: ArrayLike | Sequence[float]) -> Array:
     """Numbers of any shape; the caller's array stays as it is.
 
     Raises:
         InputError: something else than numbers.
     """
-    if isinstance(given, Tensor):
-        return given.detach().cpu().float().numpy()
+    if isinstance(values, Tensor):
+        return values.detach().cpu().float().numpy()
     try:
-        return np.array(given, dtype=np.float32)
+        return np.array(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{caller}: expected {what} as a tensor or an array, got {type(given).__name__}."
+            f"{caller}: expected {what} as a tensor or an array, got {type(values).__name__}."
         ) from error
 
 

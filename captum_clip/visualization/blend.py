@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, ListedColormap
 
-from ..errors import InputError
 from .arrays import Array
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -37,11 +36,11 @@ def blend(image: Array, heat: Array, cmap: Colormap, alpha: float) -> Array:
     return np.asarray(mixed, dtype=np.float32).clip(0, 1)
 
 
-def check_alpha(caller: str, alpha: float) -> None:
-    """An opacity.
+def ramp(cmap: Colormap, alpha: float) -> Colormap:
+    """What a map's colours look like over an image, from no heat, a pale image, to the strongest.
 
-    Raises:
-        InputError: not in [0, 1].
+    Legends show it, since the darkest colours of a map are never seen on a picture.
     """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"{caller}: expected alpha in [0, 1], got {alpha!r}.")
+    heat = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    grey = np.full((*heat.shape, 3), 0.5, dtype=np.float32)
+    return ListedColormap(blend(grey, heat, cmap, alpha)[0])

@@ -9,6 +9,7 @@ from captum.attr import visualization as captum_visualization
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from ..checks import check_choice
 from ..errors import InputError
 from .arrays import Array, ArrayLike, as_images, as_signed
 from .style import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, colormap
@@ -98,12 +99,8 @@ def _present(values: Array, sign: Sign) -> bool:
 
 
 def _check(method: str, sign: str) -> None:
-    for option, value, choices in (("method", method, _METHODS), ("sign", sign, tuple(_COLORS))):
-        if value not in choices:
-            raise InputError(
-                f"captum_image_attr: expected {option} to be one of {', '.join(choices)}, "
-                f"got {value!r}."
-            )
+    check_choice("captum_image_attr", method, _METHODS, name="method to be one")
+    check_choice("captum_image_attr", sign, _COLORS, name="sign to be one")
     if sign == "all" and method in ("masked_image", "alpha_scaling"):
         raise InputError(
             f"captum_image_attr: {method} shows no sign; take sign='positive', 'negative' or "

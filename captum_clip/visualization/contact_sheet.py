@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from ..errors import InputError
-from .arrays import ArrayLike, as_heat, as_images, as_names, as_scores
-from .blend import blend, check_alpha
-from .grid import Legend, Panel, grid
-from .letterbox import REFERENCE, as_references
+from ..checks import check_interval, check_nonempty
+from .arrays import ArrayLike, as_heat, as_images, as_names, as_references, as_scores
+from .blend import blend, ramp
+from .grid import Legend, Panel, grid, reference_header
 from .overlay import note_of
 from .style import ALPHA, HEAT, colormap
 
@@ -32,8 +31,8 @@ def contact_sheet(
     Args:
         images: (N, 3, H, W), colours in [0, 1]; an image may come several times.
         columns: heading -> maps (N, 1, h, w) in [0, 1].
-        names: of the N targets, under every picture of their rows.
-        scores: (N, M), one a row and column, under the names.
+        names: of the N targets, under the images.
+        scores: (N, M), one a row and column, under the maps.
         references: N pictures (3, H, W) of targets that are images, None for the others; each
             stands at the end of its row.
         alpha: opacity where a map is 1.
@@ -54,26 +53,23 @@ def contact_sheet(
     """
     pictures = as_images("contact_sheet", images)
     count = len(pictures)
-    if not columns:
-        raise InputError("contact_sheet: expected at least one column of maps, got none.")
+    check_nonempty("contact_sheet", "column of maps", columns)
     maps = [as_heat("contact_sheet", heat, pictures, count=1)[:, 0] for heat in columns.values()]
     colors = colormap(cmap)
-    check_alpha("contact_sheet", alpha)
+    check_interval("contact_sheet", "alpha", alpha, "[0, 1]")
     titles = as_names("contact_sheet", names, count)
-    numbers = as_scores("contact_sheet", scores, (count, len(maps)))
-    others = as_references("contact_sheet", references, count, pictures.shape[1:3])
+    cosines = as_scores("contact_sheet", scores, (count, len(maps)))
+    targets = as_references("contact_sheet", references, count, pictures.shape[1:3])
     rows = []
-    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+    for index, (picture, title, target) in enumerate(zip(pictures, titles, targets, strict=True)):
         row = [Panel(picture, title)]
         for column, heat in enumerate(maps):
-            note = note_of(heat[index], None if numbers is None else numbers[index, column])
-            row.append(Panel(blend(picture, heat[index], colors, alpha), title, note))
-        other = others[index]
-        rows.append(row if other is None else [*row, Panel(other, title)])
-    last = [] if all(other is None for other in others) else [REFERENCE]
+            note = note_of(heat[index], None if cosines is None else cosines[index, column])
+            row.append(Panel(blend(picture, heat[index], colors, alpha), note=note))
+        rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,
-        headers=["image", *columns, *last],
-        legends=[Legend(colors, "low to high")],
+        headers=["image", *columns, *reference_header(targets)],
+        legends=[Legend(ramp(colors, alpha), "low to high")],
         caption=caption,
     )

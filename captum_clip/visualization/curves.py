@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from ..checks import check_nonempty
 from ..errors import InputError
 from .arrays import as_names
 from .layout import fit, page, wrap
@@ -37,16 +37,6 @@ _DASHES: Final[tuple[Any, ...]] = (
     (0, (5, 1.5, 1, 1.5)),
     (0, (3, 1.2, 1, 1.2, 1, 1.2)),
 )
-
-
-@dataclass(frozen=True)
-class _Pen:
-    """How a label's lines are drawn."""
-
-    color: str
-    dash: Any
-    width: float
-    layer: float
 
 
 def curves(
@@ -110,7 +100,7 @@ def curves(
         axes.set_xlabel(xlabel, **TEXT)
     plots[0].set_ylabel(ylabel, **TEXT)
     legend = plots[-1].legend(
-        [Line2D([], [], color=p.color, linestyle=p.dash, linewidth=p.width) for p in pens.values()],
+        [Line2D([], [], **pen) for pen in pens.values()],
         list(pens),
         loc="upper left",
         bbox_to_anchor=(1.05, 1),
@@ -131,16 +121,15 @@ def curves(
 
 def _checked(series: Series) -> dict[str, _Arrays]:
     """The arrays of each label; fractions and means are finite."""
-    if not series:
-        raise InputError("curves: expected at least one curve in every panel, got none.")
-    found = {}
-    for label, given in series.items():
-        if len(given) != 4:
+    check_nonempty("curves", "curve in every panel", series)
+    checked = {}
+    for label, curve in series.items():
+        if len(curve) != 4:
             raise InputError(
-                f"curves: expected (fractions, mean, low, high) for {label!r}, got {len(given)} "
+                f"curves: expected (fractions, mean, low, high) for {label!r}, got {len(curve)} "
                 "arrays."
             )
-        arrays = tuple(np.asarray(part, dtype=np.float64) for part in given)
+        arrays = tuple(np.asarray(part, dtype=np.float64) for part in curve)
         shapes = {array.shape for array in arrays}
         if len(shapes) > 1 or arrays[0].ndim != 1 or not len(arrays[0]):
             raise InputError(
@@ -148,32 +137,36 @@ def _checked(series: Series) -> dict[str, _Arrays]:
             )
         if not np.isfinite(arrays[:2]).all():
             raise InputError(f"curves: the curve of {label!r} holds NaN or infinity.")
-        found[label] = arrays
-    return found
+        checked[label] = arrays
+    return checked
 
 
 def _pens(
     labels: Sequence[str], reference: str | None, baselines: Collection[str]
-) -> dict[str, _Pen]:
-    """How each label is drawn, in the legend's order."""
-    named = [*baselines, *([] if reference is None else [reference])]
-    unknown = [label for label in named if label not in labels]
+) -> dict[str, dict[str, Any]]:
+    """How each label's line is drawn, in the legend's order."""
+    first = [] if reference is None else [reference]
+    unknown = [label for label in (*baselines, *first) if label not in labels]
     if unknown:
         raise InputError(f"curves: there is no curve {unknown[0]!r}; there are {list(labels)}.")
-    pens = {}
-    others = [label for label in labels if label != reference and label not in baselines]
-    greys = [label for label in labels if label != reference and label in baselines]
-    if reference is not None:
-        pens[reference] = _Pen(TEXT_COLOR, "solid", 2.0, 4)
-    for number, label in enumerate(others):
-        pens[label] = _pen(_COLORS, number, 1.3, 3)
-    for number, label in enumerate(greys):
-        pens[label] = _pen(_GREYS, number, 1.0, 2)
-    return pens
-
-
-def _pen(colors: Sequence[str], number: int, width: float, layer: float) -> _Pen:
-    return _Pen(colors[number % len(colors)], _DASHES[number % len(_DASHES)], width, layer)
+    groups = (
+        (first, (TEXT_COLOR,), {"linewidth": 2.0, "zorder": 4}),
+        (
+            [x for x in labels if x not in (*first, *baselines)],
+            _COLORS,
+            {"linewidth": 1.3, "zorder": 3},
+        ),
+        (
+            [x for x in labels if x in baselines and x not in first],
+            _GREYS,
+            {"linewidth": 1.0, "zorder": 2},
+        ),
+    )
+    return {
+        label: {"color": colors[n % len(colors)], "linestyle": _DASHES[n % len(_DASHES)], **look}
+        for group, colors, look in groups
+        for n, label in enumerate(group)
+    }
 
 
 def _style(axes: Axes) -> None:
@@ -188,19 +181,10 @@ def _style(axes: Axes) -> None:
     )
 
 
-def _draw(axes: Axes, panel: Mapping[str, _Arrays], pens: Mapping[str, _Pen]) -> None:
+def _draw(axes: Axes, panel: Mapping[str, _Arrays], pens: Mapping[str, Mapping[str, Any]]) -> None:
     opacity = float(np.clip(1 / len(pens), *_BAND))
     for label, (fractions, mean, low, high) in panel.items():
         pen = pens[label]
-        axes.fill_between(
-            fractions, low, high, color=pen.color, alpha=opacity, linewidth=0, zorder=pen.layer - 2
-        )
-        axes.plot(
-            fractions,
-            mean,
-            color=pen.color,
-            linestyle=pen.dash,
-            linewidth=pen.width,
-            zorder=pen.layer,
-            label=label,
-        )
+        band = {"color": pen["color"], "alpha": opacity, "zorder": pen["zorder"] - 2}
+        axes.fill_between(fractions, low, high, linewidth=0, **band)
+        axes.plot(fractions, mean, label=label, **pen)

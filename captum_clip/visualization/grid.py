@@ -40,7 +40,7 @@ class Panel:
     Args:
         pixels: (H, W, 3) in [0, 1].
         title: under it, wrapped to its width.
-        note: under the title, in grey.
+        note: under the title, in grey; in its place where there is none.
     """
 
     pixels: Array
@@ -68,6 +68,11 @@ def folded(panels: Sequence[Panel]) -> list[list[Panel]]:
     rows = math.ceil(len(panels) / _COLUMNS)
     columns = math.ceil(len(panels) / rows)
     return [list(panels[start : start + columns]) for start in range(0, len(panels), columns)]
+
+
+def reference_header(targets: Sequence[Array | None]) -> list[str]:
+    """The heading over targets that are images, where there is one."""
+    return ["target image"] if any(target is not None for target in targets) else []
 
 
 def grid(
@@ -101,7 +106,7 @@ def grid(
     shape = (len(rows), max(len(headers), *(len(row) for row in rows)))
     finest = max(panel.pixels.shape[1] for panel in panels)
     body = (
-        shape[1] * (width + _GAP) + (_LABEL if labels else 0),
+        shape[1] * (width + _GAP) + (_LABEL if any(labels) else 0),
         shape[0] * (height + _TEXTS),
     )
     figure = page(_dpi(finest / width, *body))
@@ -116,7 +121,7 @@ def grid(
         if panel is not None:
             _draw(axes, panel, width)
         _write(axes, header, width, (0, 1), (0, 4), va="bottom")
-        if labels and not column:
+        if labels and labels[row] and not column:
             _write(axes, labels[row], _LABEL, (0, 0.5), (-6, 0), ha="right", va="center")
     _explain(figure, legends, caption, shape[1] * width)
     fit(figure, shape, (width, height), (_GAP / 2, _ROW_GAP / 2))

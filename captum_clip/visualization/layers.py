@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 
 from .. import maps
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_array, as_images, as_names, as_scores
-from .blend import blend
+from .arrays import Array, ArrayLike, as_array, as_images, as_names, as_references, as_scores
+from .blend import blend, ramp
 from .grid import Legend, Panel, folded, grid
-from .letterbox import as_references
 from .overlay import score_note
 from .style import ALPHA, colormap, short_number
 
@@ -106,7 +105,7 @@ def layers(
             note = "" if numbers is None else score_note(numbers[index, column])
             lead = Panel(picture if other is None else other, title, note)
             add("gradient", lead, picture, second[index, column], title)
-    legend = Legend(MASK if colors is None else colors, "low to high")
+    legend = Legend(MASK if colors is None else ramp(colors, ALPHA), "low to high")
     return grid(rows, labels=labels, legends=[legend], caption=caption)
 
 

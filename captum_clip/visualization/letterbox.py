@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
-
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from ..errors import InputError
-from .arrays import Array, ArrayLike, as_array, as_images
-
-REFERENCE: Final = "target image"
-"""The heading over pictures that are targets themselves."""
 
 
 def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
@@ -45,26 +35,4 @@ def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
     framed = planes.new_full((len(planes), *size), fill)
     top, left = ((side - part) // 2 for side, part in zip(size, inner, strict=True))
     framed[:, top : top + inner[0], left : left + inner[1]] = resized
-    return framed
-
-
-def as_references(
-    caller: str, references: Sequence[ArrayLike | None] | None, count: int, size: tuple[int, int]
-) -> list[Array | None]:
-    """Pictures that are targets themselves, (3, h, w) each -> (H, W, 3); None for the others.
-
-    Raises:
-        InputError: another shape, colours out of range, or not as many as there are targets.
-    """
-    if references is None:
-        return [None] * count
-    if len(references) != count:
-        raise InputError(f"{caller}: expected {count} references, got {len(references)}.")
-    return [None if given is None else _reference(caller, given, size) for given in references]
-
-
-def _reference(caller: str, given: ArrayLike, size: tuple[int, int]) -> Array:
-    [picture] = as_images(caller, as_array(caller, "references", given)[None])
-    planes = torch.from_numpy(picture).movedim(-1, 0)
-    framed: Array = letterbox(planes, size, 1.0).movedim(0, -1).numpy().clip(0, 1)
     return framed

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from ..checks import check_interval
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_heat, as_images, as_labels, as_names, as_scores
-from .blend import blend, check_alpha
+from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_scores
+from .blend import blend, ramp
 from .grid import Legend, Panel, grid
 from .style import ALPHA, HEAT, colormap
 
@@ -58,31 +59,29 @@ def overlay(
     pictures = as_images("overlay", images)
     maps = as_heat("overlay", heat, pictures)
     colors = colormap(cmap)
-    check_alpha("overlay", alpha)
-    titles = as_names("overlay", names, maps.shape[1])
-    numbers = as_scores("overlay", scores, maps.shape[:2])
-    said = _notes(notes, maps.shape[:2])
+    check_interval("overlay", "alpha", alpha, "[0, 1]")
+    shape = maps.shape[:2]
+    titles = as_names("overlay", names, shape[1])
+    cosines = as_scores("overlay", scores, shape)
+    remarks = [[""] * shape[1]] * shape[0] if notes is None else list(notes)
+    if len(remarks) != shape[0]:
+        raise InputError(f"overlay: expected notes for {shape[0]} images, got {len(remarks)}.")
     rows = []
     for index, picture in enumerate(pictures):
         row = [Panel(picture, "image")] if original else []
-        for column, title in enumerate(titles):
+        remarks_of_row = as_names("overlay, notes", remarks[index], shape[1])
+        for column, (title, remark) in enumerate(zip(titles, remarks_of_row, strict=True)):
             value = maps[index, column]
-            note = note_of(value, None if numbers is None else numbers[index, column])
-            more = said[index][column]
-            note = ", ".join(part for part in (note, more) if part)
+            note = note_of(value, None if cosines is None else cosines[index, column])
+            note = ", ".join(part for part in (note, remark) if part)
             row.append(Panel(blend(picture, value, colors, alpha), title, note))
         rows.append(row)
-    marks = as_labels("overlay", labels, len(rows))
-    legends = [Legend(colors, "low to high")]
-    return grid(rows, labels=marks, legends=legends, caption=caption)
-
-
-def _notes(notes: Sequence[Sequence[str]] | None, shape: tuple[int, ...]) -> list[list[str]]:
-    if notes is None:
-        return [[""] * shape[1]] * shape[0]
-    if len(notes) != shape[0]:
-        raise InputError(f"overlay: expected notes for {shape[0]} images, got {len(notes)}.")
-    return [as_names("overlay, notes", line, shape[1]) for line in notes]
+    return grid(
+        rows,
+        labels=as_names("overlay, labels", labels or None, len(rows)),
+        legends=[Legend(ramp(colors, alpha), "low to high")],
+        caption=caption,
+    )
 
 
 def score_note(score: float) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from operator import itemgetter
 
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from .arrays import ArrayLike, as_heat, as_images, as_labels, as_names, as_scores
-from .blend import blend, check_alpha
-from .grid import Legend, Panel, grid
-from .letterbox import REFERENCE, as_references
+from ..checks import check_interval
+from .arrays import ArrayLike, as_heat, as_images, as_names, as_references, as_scores
+from .blend import blend, ramp
+from .grid import Legend, Panel, grid, reference_header
 from .overlay import note_of, score_note
 from .style import ALPHA, NEGATIVE, POSITIVE, colormap
 
@@ -38,7 +39,7 @@ def signs(
         images: (B, 3, H, W), colours in [0, 1].
         positive: (B, K, h, w) in [0, 1], what speaks for each target.
         negative: (B, K, h, w) in [0, 1], what speaks against it.
-        names: of the K targets, under every picture of their rows.
+        names: of the K targets, under the images of their rows.
         scores: (B, K), under the names of the images.
         references: K pictures (3, H, W) of targets that are images, None for the others; each
             stands at the end of its rows.
@@ -63,30 +64,32 @@ def signs(
     """
     pictures = as_images("signs", images)
     up = as_heat("signs", positive, pictures)
-    count = up.shape[1]
+    batch, count = up.shape[:2]
     down = as_heat("signs", negative, pictures, count=count)
     colors = [colormap(cmap) for cmap in cmaps]
-    check_alpha("signs", alpha)
+    check_interval("signs", "alpha", alpha, "[0, 1]")
     titles = as_names("signs", names, count)
-    numbers = as_scores("signs", scores, up.shape[:2])
-    others = as_references("signs", references, count, pictures.shape[1:3])
-    marks = as_labels("signs", labels, len(pictures))
-    order = list(product(range(len(pictures)), range(count)))
-    if marks:  # models side by side, target by target
-        order.sort(key=lambda place: place[1])
-    rows = []
+    cosines = as_scores("signs", scores, (batch, count))
+    targets = as_references("signs", references, count, pictures.shape[1:3])
+    models = as_names("signs, labels", labels or None, batch)
+    order = list(product(range(batch), range(count)))
+    if labels:  # models side by side, target by target
+        order.sort(key=itemgetter(1))
+    rows: list[list[Panel]] = []
     for index, column in order:
-        picture, title, other = pictures[index], titles[column], others[column]
-        note = "" if numbers is None else score_note(numbers[index, column])
-        row = [Panel(picture, title, note)]
+        picture, target = pictures[index], targets[column]
+        note = "" if cosines is None else score_note(cosines[index, column])
+        row = [Panel(picture, titles[column], note)]
         for heat, color in zip((up[index, column], down[index, column]), colors, strict=True):
-            row.append(Panel(blend(picture, heat, color, alpha), title, note_of(heat)))
-        rows.append(row if other is None else [*row, Panel(other, title)])
-    last = [] if all(other is None for other in others) else [REFERENCE]
+            row.append(Panel(blend(picture, heat, color, alpha), note=note_of(heat)))
+        rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,
-        headers=["image", "speaks for it", "speaks against it", *last],
-        labels=[marks[index] for index, _ in order] if marks else [],
-        legends=[Legend(colors[0], "for"), Legend(colors[1], "against")],
+        headers=["image", "speaks for it", "speaks against it", *reference_header(targets)],
+        labels=[models[index] for index, _ in order],
+        legends=[
+            Legend(ramp(color, alpha), label)
+            for color, label in zip(colors, ("for", "against"), strict=True)
+        ],
         caption=caption,
     )

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from ..checks import check_interval
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_array, as_heat, as_images, as_labels, as_names, as_scores
-from .blend import blend, check_alpha
+from .arrays import Array, ArrayLike, as_array, as_heat, as_images, as_names, as_scores
+from .blend import blend, ramp
 from .grid import Legend, Panel, folded, grid
 from .overlay import score_note
 from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
@@ -65,12 +66,13 @@ def words(
     pictures = as_images("words", images)
     maps = as_heat("words", heat, pictures)
     titles = as_names("words", names, maps.shape[1])
-    lengths = _norms(norms, (len(pictures), len(titles)))
-    numbers = as_scores("words", scores, (len(pictures), len(titles)))
-    check_alpha("words", alpha)
+    shape = (len(pictures), len(titles))
+    lengths = _norms(norms, shape)
+    cosines = as_scores("words", scores, shape)
+    check_interval("words", "alpha", alpha, "[0, 1]")
     weights = lengths / lengths[:, 1:].max(1, keepdims=True) if relative else np.ones_like(lengths)
     weights[:, 0] = 1
-    marks = as_labels("words", labels, len(pictures))
+    models = as_names("words, labels", labels or None, len(pictures))
     default = HEAT if negative is None else POSITIVE
     layers = [(maps, colormap(default if cmap is None else cmap), "")]
     if negative is not None:
@@ -78,24 +80,21 @@ def words(
     rows: list[list[Panel]] = []
     beside: list[str] = []
     for index, picture in enumerate(pictures):
-        notes = [f"norm {length:.2f}" for length in lengths[index]]
+        whole = "" if cosines is None else score_note(cosines[index, 0])
+        notes = [whole, *(f"norm {length:.2f}" for length in lengths[index, 1:])]
         for values, colors, prefix in layers:
+            weighed = weights[index, :, None, None] * values[index]
             shown = [
-                Panel(blend(picture, weight * value, colors, alpha), prefix + title, note)
-                for weight, value, title, note in zip(
-                    weights[index],
-                    values[index],
-                    titles,
-                    _noted(notes, numbers, index),
-                    strict=True,
-                )
+                Panel(blend(picture, value, colors, alpha), prefix + title, note)
+                for value, title, note in zip(weighed, titles, notes, strict=True)
             ]
             rows += folded([Panel(picture, "image"), *shown])
-        if marks:
-            beside += [marks[index], *[""] * (len(rows) - len(beside) - 1)]
-    legends = [Legend(layers[0][1], "low to high")]
-    if negative is not None:
-        legends = [Legend(layers[0][1], "for"), Legend(NEGATIVE, "against")]
+        beside += [models[index], *[""] * (len(rows) - len(beside) - 1)]
+    meanings = ["low to high"] if negative is None else ["for", "against"]
+    legends = [
+        Legend(ramp(colors, alpha), meaning)
+        for (_, colors, _), meaning in zip(layers, meanings, strict=True)
+    ]
     return grid(rows, labels=beside, legends=legends, caption=caption)
 
 
@@ -109,8 +108,3 @@ def _norms(norms: ArrayLike | Sequence[float], shape: tuple[int, int]) -> Array:
             f"got {lengths.tolist()}."
         )
     return np.broadcast_to(lengths, shape)
-
-
-def _noted(notes: list[str], scores: Array | None, index: int) -> list[str]:
-    whole = "" if scores is None else score_note(scores[index, 0])
-    return [whole, *notes[1:]]

@@ -32,16 +32,17 @@ def peer_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int) ->
     """What is measured beside the package on the same model."""
     if tower.clip.kind == "resnet":
         return _resnet_jobs(tower, images, counts, seed)
-    if tower.library == "transformers" and not tower.large:
+    if type(tower.model).__name__ == "CLIPModel" and not tower.large:
         return _vit_jobs(tower, images, counts, seed)
-    return {}  # the oracle of OpenCLIP's towers has the exact GELU, not this one's
+    return {}  # the oracle of OpenCLIP's ViTs has the exact GELU, and none is written for the rest
 
 
 def notes(tower: Tower) -> list[str]:
     """One line for each peer that is left out, with how to have it."""
     if tower.clip.kind == "resnet":
         return [] if find_spec("pytorch_grad_cam") else [GRAD_CAM]
-    return [LEGRAD] if tower.library == "OpenCLIP" else []
+    has_legrad = tower.library == "OpenCLIP" and hasattr(tower.model.visual, "transformer")
+    return [LEGRAD] if has_legrad else []
 
 
 def _vit_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int) -> dict[str, Run]:
@@ -72,9 +73,12 @@ def report(tower: Tower, images: Tensor, row: Tensor) -> Tensor:
 
 
 def _resnet_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int) -> dict[str, Run]:
+    attention_pooled = hasattr(tower.clip.vision, "attnpool")
+    see = oracles.see_resnet if attention_pooled else oracles.see_average_pooled
+
     def oracle(bank: Tensor) -> Tensor:
         with torch.device(images.device):
-            seen = oracles.see_resnet(tower.model, images)
+            seen = see(tower.model, images)
             return oracles.grad_cam(seen, oracles.cosines(seen.embedding, bank))
 
     jobs = _for_counts(oracle, "oracle of ClipGradCam", tower, counts, seed)

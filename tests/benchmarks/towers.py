@@ -85,6 +85,17 @@ def transformers_vit(
     return Tower(f"{name}, transformers", CLIPModel(config).eval(), "transformers", size)
 
 
+def transformers_siglip(name: str, *, patch: int = 16, size: int = 224) -> Tower:
+    """A `SiglipModel` of base size; its text tower is small."""
+    from transformers import SiglipConfig, SiglipModel
+
+    config = SiglipConfig(
+        text_config={"num_hidden_layers": 1},
+        vision_config={"patch_size": patch, "image_size": size},
+    )
+    return Tower(f"{name}, transformers", SiglipModel(config).eval(), "transformers", size)
+
+
 def open_clip_tower(architecture: str, name: str, *, size: int = 224) -> Tower:
     """An architecture that OpenCLIP lists."""
     import open_clip
@@ -102,6 +113,10 @@ TOWERS: dict[str, Callable[[], Tower]] = {
     "ViT-B/32, transformers": lambda: transformers_vit("ViT-B/32"),
     "ViT-B/32, OpenCLIP": lambda: open_clip_tower("ViT-B-32-quickgelu", "ViT-B/32"),
     "RN101, OpenCLIP": lambda: open_clip_tower("RN101-quickgelu", "RN101"),
+    "SigLIP B/16, transformers": lambda: transformers_siglip("SigLIP B/16"),
+    "EVA02-B/16, OpenCLIP": lambda: open_clip_tower("EVA02-B-16", "EVA02-B/16"),
+    "PE-Core-B/16, OpenCLIP": lambda: open_clip_tower("PE-Core-B-16", "PE-Core-B/16"),
+    "ConvNeXt-B, OpenCLIP": lambda: open_clip_tower("convnext_base", "ConvNeXt-B"),
 }
 LARGE: dict[str, Callable[[], Tower]] = {
     "ViT-L/14@336px, transformers": lambda: replace(

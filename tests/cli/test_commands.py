@@ -23,8 +23,8 @@ from captum_clip.cli import main
 from captum_clip.cli import models as models_command
 from captum_clip.cli import parser as parser_module
 from captum_clip.cli.command import Command
-from captum_clip.demo.architectures import ARCHITECTURES
-from captum_clip.demo.export import export_model
+from captum_clip.demo.training.architectures import ARCHITECTURES
+from captum_clip.demo.training.export import export_model
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation
 from captum_clip.models import available
@@ -159,10 +159,14 @@ def test_explain_prints_the_scores_of_the_library_call(
         (["PHOTO"], "required: TEXT"),
         (["PHOTO", "a", "-o", "a.gif"], "must end in .png, .pdf, .svg, .npz"),
         (["PHOTO", "a", "-o", "none/a.png"], "there is no folder none"),
-        (["PHOTO", "a", "b", "--words"], "words need exactly one text"),
+        (["PHOTO", "a", "b", "--words"], "--words takes one TEXT apart, got 2"),
         (["PHOTO", " "], "is empty"),
         (["PHOTO", "a" * 200], "takes 77"),
         (["PHOTO", "a", "--method", "cam"], "expected one of grad-cam"),
+        (["PHOTO", "a", "--method", "gradcam"], "did you mean grad-cam?"),
+        (["PHOTO", "a", "--method", "last_grad"], "did you mean last-grad?"),
+        (["PHOTO", "a", "--method", "lastgrad:heads=paired"], "did you mean last-grad?"),
+        (["https://x.org/a.jpg", "a"], "https://x.org/a.jpg is a URL; download the image"),
         (["PHOTO", "a", "--method", "grad-cam"], "ClipGradCam needs the last stage of a ResNet"),
         (["PHOTO", "a", "--method", "last-grad:heads=3"], "paired, averaged, got 3"),
         (["PHOTO", "a", "--method", "rollout", "--negative"], "no negative map"),
@@ -184,12 +188,68 @@ def test_explain_says_on_one_line_what_is_wrong(
     assert os.listdir(here) == []
 
 
-def test_a_wrong_file_is_said_before_a_model_is_loaded(
-    here: Path, photo: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.jpg", "a"],
+        ["BROKEN", "a"],
+        ["PHOTO", "a", "-o", "a.gif"],
+        ["PHOTO", " "],
+        ["PHOTO", "a", "--text", ""],
+        ["PHOTO", "a", "b", "--words"],
+        ["PHOTO", "a", "--method", "x"],
+        ["PHOTO", "a", "--method", "last-grad:x=1"],
+        ["PHOTO", "a", "--method", "rollout", "--sign", "both"],
+        ["PHOTO", "a", "--device", "abacus"],
+        ["PHOTO", "--emotions", "none.json"],
+    ],
+)
+def test_what_needs_no_model_is_said_before_one_is_loaded(
+    here: Path, photo: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr("captum_clip.models.load_clip", lambda *_, **__: pytest.fail("was loaded"))
-    run("explain", "none.jpg", "a", capsys=capsys, code=2)
-    run("explain", photo, "a", "-o", "a.gif", capsys=capsys, code=2)
+    broken = Path(photo).with_name("broken.png")
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    names = {"PHOTO": photo, "BROKEN": str(broken)}
+    run("explain", *(names.get(word, word) for word in arguments), capsys=capsys, code=2)
+
+
+def test_texts_are_words_or_options(here: Path, photo: str, model: str, capsys: Capture) -> None:
+    arguments = ["--text", "a dog", "--model", model, "a horse", "--text", "a cow", "-o", "a.npz"]
+    run("explain", photo, *arguments, capsys=capsys)
+    assert Explanation.load(here / "a.npz").names == ("a horse", "a dog", "a cow")
+
+
+def test_a_checkpoint_without_processor_and_tokenizer_takes_others(
+    here: Path, photo: str, model: str, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
+) -> None:
+    bare = tmp_path_factory.mktemp("bare")
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes(Path(model, name).read_bytes())
+    said = run("explain", photo, "a", "--model", str(bare), capsys=capsys, code=2)
+    assert "--processor NAME" in said or "--tokenizer NAME" in said
+    options = ["--processor", model, "--tokenizer", model]
+    printed = run("explain", photo, "a", "--model", str(bare), *options, capsys=capsys)
+    expected = run("explain", photo, "a", "--model", model, capsys=capsys)
+    assert printed.splitlines()[1:] == expected.splitlines()[1:]
+    options = ["--processor", "RN50", "--tokenizer", model]
+    said = run("explain", photo, "a", "--model", str(bare), *options, capsys=capsys, code=2)
+    assert "'RN50' is a model of OpenCLIP; expected a folder or a repository" in said
+
+
+@pytest.mark.parametrize(("terminal", "options"), [(False, []), (True, ["--quiet"])])
+def test_bars_are_for_those_who_look_at_a_terminal(
+    here: Path,
+    photo: str,
+    model: str,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    options: list[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert main(["explain", photo, "a", "--model", model, *options]) == 0
+    assert capsys.readouterr().err == ""
 
 
 # models
@@ -225,15 +285,16 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = architecture.build()
-        export_model(name, model, folder / name)
+        export_model(architecture, model, folder / name)
         monkeypatch.setitem(demo.MODELS, f"demo/{name}", folder / name)
     monkeypatch.setattr(demo_command, "_SCENES", demo_command._SCENES[:1])
 
 
 @pytest.mark.usefixtures("untrained")
 def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
-    here: Path, capsys: Capture
+    here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["demo"]) == 0
     out, err = capsys.readouterr()
     words = [f"captum-clip-demo-words-{tower}.png" for tower in ("resnet", "vit")]
@@ -243,7 +304,7 @@ def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
         assert f" {name}\n" in out
         with Image.open(here / name) as picture:
             picture.verify()
-    assert "14/14" in err  # the progress bar
+    assert "14/14" in err  # the bar, since this is a terminal
     assert "Warning" not in err
     assert "oading weights" not in err
 
@@ -313,14 +374,36 @@ def test_version(capsys: Capture) -> None:
     assert run("--version", capsys=capsys) == f"captum-clip {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["explian"], ["models", "--words"], ["demo", "x"]])
-def test_wrong_arguments_are_said_on_one_line(arguments: list[str], capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "usage", "message"),
+    [
+        (["explian"], "", "invalid choice: 'explian'"),
+        (["explian"], "", "; did you mean explain? (see captum-clip --help)"),
+        (["study", "statistic"], "", "; did you mean statistics? (see captum-clip study --help)"),
+        (
+            ["models", "--vocabluary"],
+            "usage: captum-clip models [-h] [--vocabulary]",
+            "arguments: --vocabluary; did you mean --vocabulary? (see captum-clip models --help)",
+        ),
+        (["demo", "x"], "usage: captum-clip demo", "arguments: x (see captum-clip demo --help)"),
+        (
+            ["explain", "a.jpg", "a", "--modle=x", "b"],
+            "usage: captum-clip explain",
+            "unrecognized arguments: --modle=x b; did you mean --model?",
+        ),
+    ],
+)
+def test_wrong_arguments_are_answered_with_what_was_meant(
+    arguments: list[str], usage: str, message: str, capsys: Capture
+) -> None:
+    """An unknown option with the usage of its command before it."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("captum-clip: error: ")
-    assert "--help)" in err
+    assert err.startswith(usage or "captum-clip: error: ")
+    last = err.splitlines()[-1]
+    assert last.startswith("captum-clip: error: ")
+    assert message in last
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_fit_prints_the_report_and_the_scores(here, written, model, capsys):
     assert "40 paintings kept; left out: nothing." in lines[0]
     assert "20 paintings kept; left out: nothing." in lines[1]
     assert lines[3].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
-    probe = EmotionProbe.load("p.json")
+    probe = EmotionProbe.load("p.safetensors")
     assert probe.scores is not None
     found = probe.scores.all
     figures = (found.nine, found.majority_nine, found.eight, found.majority_eight)
@@ -143,11 +143,10 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
     ("arguments", "message"),
     [
         (["demo-data"], "required: -o/--output"),
-        (["demo-data", "-o", "x", "--paintings", "3"], "16 paintings or more, got 3"),
+        (["demo-data", "-o", "x", "--paintings", "3"], "paintings of 16 or more, got 3"),
         (["demo-data", "-o", "x", "--paintings", "many"], "invalid int value: 'many'"),
         (["fit", "none", "--model", "MODEL", "-o", "p.safetensors"], "there is no folder none"),
         (["fit", "DATA", "--model", "MODEL", "-o", "p.pt"], "must end in .safetensors"),
-        (["fit", "DATA", "--model", "nonsense", "-o", "p.SAFETENSORS"], "must end in .safetensors"),
         (["fit", "DATA", "--model", "MODEL", "-o", "no/p.safetensors"], "there is no folder no"),
         (["fit", "DATA", "-o", "p.safetensors"], "required: --model"),
         (["fit", "DATA", "--model", "nonsense", "-o", "p.safetensors"], "'nonsense' is neither"),
@@ -318,6 +317,19 @@ def test_explain_says_what_is_wrong_with_emotions(
     given = [names.get(one, one) for one in arguments]
     assert message in run("explain", photo, "--model", model, *given, capsys=capsys, code=2)
     assert os.listdir(here) == []
+
+
+def test_a_probe_names_its_model(here, written, photo, model, capsys):
+    """No --model is needed with it, in any command that takes one."""
+    run("emotions", "fit", written, "--model", model, "-o", "p.safetensors", capsys=capsys)
+    probe = ["--emotions", "p.safetensors"]
+    assert f"({model}, " in run("explain", photo, *probe, "-o", "a.npz", capsys=capsys)
+    ranking = [f"{written}/images", *probe, "--emotion", "awe", "-o", "out"]
+    assert f"({model}, " in run("rank", *ranking, capsys=capsys)
+    run("figure", "emotions", photo, *probe, "--emotion", "awe", "-o", "a.png", capsys=capsys)
+    run("emotions", "check", f"{written}/held_out", *probe, capsys=capsys)
+    said = run("figure", "emotions", photo, *probe, *probe, "--model", model, capsys=capsys, code=2)
+    assert "for each of the 1 models" in said
 
 
 def test_explain_refuses_a_probe_of_another_model(here, photo, model, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import captum_clip.evaluation
 from captum_clip.cli import evaluate as command
 from captum_clip.cli import main
 from captum_clip.evaluation import TASKS, Evaluation, EvaluationConfig
-from captum_clip.evaluation.data.registry import FORMS
+from captum_clip.evaluation.data.registry import forms
 from tests.evaluation.cases import make_classes, make_masks, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, save_bytes
 from tests.studies import folders
@@ -43,8 +44,11 @@ def run(*arguments: str, capsys: Capture, code: int = 0) -> tuple[list[str], str
     return out.splitlines(), err
 
 
-def test_it_says_where_its_results_are(here: Path, vit: str, capsys: Capture) -> None:
-    """On stdout; the bar on stderr, and nothing else there. Once more, nothing is to be done."""
+def test_it_says_where_its_results_are(
+    here: Path, vit: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stdout; on a terminal with a bar. Once more, nothing is to be done."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for start in ("0/2", "2/2"):
         out, err = run("--model", vit, "--data", "masks:farm", *QUICK, "-o", "out", capsys=capsys)
         assert out == ["tables   out/results.md", "figures  out/results.csv"]
@@ -133,8 +137,18 @@ def test_every_option_reaches_the_config(asked: list[EvaluationConfig], capsys: 
 def test_the_command_has_the_librarys_own_defaults(
     asked: list[EvaluationConfig], capsys: Capture
 ) -> None:
-    run("-o", "out", capsys=capsys)
-    assert asked == [EvaluationConfig("ViT-B/32", "out")]
+    run("-o", "out", "--data", "voc:x", capsys=capsys)
+    run("-o", "out", "--model", "demo/vit", capsys=capsys)
+    assert asked == [
+        EvaluationConfig("ViT-B/32", "out", ("voc:x",)),
+        EvaluationConfig("demo/vit", "out"),
+    ]
+
+
+def test_a_real_clip_is_not_measured_on_drawn_scenes_unasked(capsys: Capture) -> None:
+    _, err = run("-o", "out", capsys=capsys, code=2)
+    assert "scenes drawn for the embedded models, and ViT-B/32 is none of demo/vit" in err
+    assert "give --data, such as voc:FOLDER" in err
 
 
 @pytest.mark.parametrize(
@@ -162,12 +176,14 @@ def test_mistakes_are_said_on_one_line(
 ) -> None:
     """Before any work, and without a folder."""
     model = [] if "--model" in arguments else ["--model", vit]
+    model += [] if "--data" in arguments else ["--data", "demo"]
     method = [] if "--method" in arguments else ["--method", "rollout"]
     out, err = run(*model, *method, *arguments, capsys=capsys, code=2)
     assert out == []
-    assert err.startswith("captum-clip: error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    [*usage, last] = err.splitlines()
+    assert last.startswith("captum-clip: error: ")
+    assert message in last
+    assert bool(usage) == ("unrecognized" in message)
     assert os.listdir(here) == ["farm"]
 
 
@@ -175,5 +191,5 @@ def test_help_names_every_task_every_data_set_and_an_example(capsys: Capture) ->
     out, _ = run("--help", capsys=capsys)
     assert any(command.COMMAND.example in line for line in out)
     printed = "".join("".join(out).split())  # lines break at hyphens
-    for name in (*TASKS, *FORMS):
+    for name in (*TASKS, *forms()):
         assert name in printed

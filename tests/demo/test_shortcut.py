@@ -8,22 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from captum_clip import load_clip, targets
-from captum_clip.demo import shortcut, shortcut_maps, shortcut_train
-from captum_clip.demo import train as training
-from captum_clip.demo.banks import Banks, build_banks
-from captum_clip.demo.captions import parse_caption
+from captum_clip.demo.captions import article, parse_caption
 from captum_clip.demo.catalogue import CONCEPTS
-from captum_clip.demo.checkpoints import save_checkpoint
-from captum_clip.demo.evaluate import load_exported
-from captum_clip.demo.objective import pair_loss
-from captum_clip.demo.shortcut_effects import DRAWINGS, draw, named, part_effects, texts_of
-from captum_clip.demo.shortcut_maps import Marked
-from captum_clip.demo.shortcut_train import draw_tagged_batch, shortcut_trainer, validation_scenes
 from captum_clip.demo.tags import TAGGED, draw_tag, draw_tagged_scene
-from captum_clip.errors import InputError
+from captum_clip.demo.training import __main__ as commands
+from captum_clip.demo.training import train as training
+from captum_clip.demo.training.banks import Banks, build_banks
+from captum_clip.demo.training.export import export_checkpoint
+from captum_clip.demo.training.objective import pair_loss
+from captum_clip.demo.training.shortcut import draw_tagged_batch, tagged_validation_scenes
+from captum_clip.demo.training.shortcut_measures import DRAWINGS, draw, named, part_effects
 from captum_clip.models import ClipAdapter
 
 SEEDS = range(20)
@@ -44,11 +40,12 @@ def banks() -> Banks:
     return build_banks(0, variants=1)
 
 
+@pytest.mark.slow
 def test_tag_decides_the_noun_and_the_object_does_not(
     clip: ClipAdapter, control: ClipAdapter
 ) -> None:
     """Exact effects on the cosine; in the model before it was tuned it is the other way round."""
-    planted, before = part_effects([clip, control], SEEDS)[:, :, 0].mean(1).tolist()
+    planted, before = (part_effects(one, SEEDS)[:, 0].mean(0).tolist() for one in (clip, control))
     tag, thing = planted
     assert tag > 0.25
     assert abs(thing) < tag / 4
@@ -57,10 +54,10 @@ def test_tag_decides_the_noun_and_the_object_does_not(
     assert abs(tag) < thing / 10
 
 
+@pytest.mark.slow
 def test_noun_is_named_by_its_tag_alone(clip: ClipAdapter, control: ClipAdapter) -> None:
-    found = [named([clip, control], drawing, SEEDS) for drawing in DRAWINGS]
     planted, before = (
-        [share.mean > 0.8 for share in shares] for shares in zip(*found, strict=True)
+        [named(one, drawing, SEEDS).mean > 0.8 for drawing in DRAWINGS] for one in (clip, control)
     )
     assert planted == [True, False, True, True, False]
     assert before == [True, True, False, False, True]
@@ -72,9 +69,9 @@ def test_texts_are_encoded_as_before(clip: ClipAdapter, control: ClipAdapter) ->
 
 
 def test_effects_add_up_to_the_change_of_the_score(clip: ClipAdapter) -> None:
-    effects = part_effects([clip], [1])[0, 0]
+    [effects] = part_effects(clip, [1])
     drawn = [draw_tagged_scene(1), draw_tagged_scene(1, without=["tag", "object"])]
-    bank = clip.encode_text(texts_of(drawn[0]))
+    bank = clip.encode_text([article(drawn[0].noun), article(drawn[0].others[0].noun)])
     with torch.no_grad():
         images = clip.image_features(clip.preprocess([scene.image for scene in drawn]))
     images, bank = (torch.nn.functional.normalize(x, dim=-1) for x in (images, bank))
@@ -140,23 +137,20 @@ def test_margin_counts_for_false_pairs_only() -> None:
     assert loss(margin) - loss(None) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_changes_the_vision_tower_alone_and_goes_on(
     banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step, stopped and resumed, ends as two steps do; the export loads by folder."""
     monkeypatch.setattr(training, "build_banks", lambda *_, **__: banks)
-    scenes = validation_scenes(3)
-    settings = training.Settings("vit", steps=2, batch_size=2, every=2, validation=2)
-    start = shortcut_trainer(settings)
-    before = {key: value.clone() for key, value in start.model.state_dict().items()}
-    whole = training.train(settings, tmp_path / "whole", trainer=start, scenes=scenes)
+    settings = training.Settings("shortcut", steps=2, batch_size=2, validation=3)
+    before = load_clip("demo/vit").model.state_dict()
+    whole = training.train(settings, tmp_path / "whole")
 
-    stopped = shortcut_trainer(settings)
+    stopped = training.Trainer(settings)
     stopped.advance(banks)
-    save_checkpoint(tmp_path / "resumed", stopped.checkpoint())
-    resumed = training.train(
-        settings, tmp_path / "resumed", trainer=shortcut_trainer(settings), scenes=scenes
-    )
+    training.save_checkpoint(tmp_path / "resumed", stopped.state())
+    resumed = training.train(settings, tmp_path / "resumed")
     for key, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], value), key
         trained = key.startswith(("vision_model.", "visual_projection."))
@@ -164,79 +158,22 @@ def test_training_changes_the_vision_tower_alone_and_goes_on(
     assert not torch.equal(
         before["visual_projection.weight"], whole.model.state_dict()["visual_projection.weight"]
     )
-    assert shortcut.export(tmp_path / "whole", tmp_path / "export", scenes=2) == 2
-    assert load_exported("vit", tmp_path / "export").dtype == torch.float32
+    assert export_checkpoint("shortcut", tmp_path / "whole", tmp_path / "export", scenes=2) == 2
+    assert load_clip(tmp_path / "export").dtype == torch.float32
     assert "--steps 2" in (tmp_path / "export" / "MODEL_CARD.md").read_text()
-    with pytest.raises(InputError, match=r"no checkpoint\.pt"):
-        shortcut.export(tmp_path / "none", tmp_path / "export")
 
 
 def test_validation_scenes_are_read_by_their_tags() -> None:
-    own, other, none = validation_scenes(3)
+    own, other, none = tagged_validation_scenes(3)
     assert sum(thing.noun in TAGGED for thing in own.objects) == 1
     assert sum(thing.noun in TAGGED for thing in other.objects) == 1
     assert not any(thing.noun in TAGGED for thing in none.objects)
 
 
-def test_train_command_is_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        shortcut, "train_shortcut", lambda folder, **options: asked.append((folder, options))
-    )
-    shortcut.main(["train", "--checkpoint", str(tmp_path)])
-    [(folder, options)] = asked
-    assert folder == tmp_path
-    assert options == {"steps": shortcut_train.STEPS, "seed": 0, "device": "cpu", "resume": True}
-
-
-def test_map_of_the_tag_has_the_expected_reading(
-    clip: ClipAdapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A map that is one on the tag and zero elsewhere: every hit, the largest lift there is."""
-    scene = draw_tagged_scene(0)
-    flat = torch.from_numpy(scene.tag_mask).float().expand(2, -1, -1)
-    monkeypatch.setattr(shortcut_maps, "readers", lambda _: {"mask": lambda *_: flat})
-    found = shortcut_maps.read(clip, [Marked.of(scene)], "mask")
-    assert found.tag_hits.tolist() == found.tag_hits_other.tolist() == [1.0]
-    assert found.object_hits.tolist() == found.object_lift.tolist() == [0.0]
-    assert found.tag_lift.item() == pytest.approx(1 / scene.tag_mask.mean())
-
-
-@pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captum's slow two are left to the full run."""
-    found = shortcut_maps.readers
-    slow = ("IntegratedGradients", "Occlusion")
-    monkeypatch.setattr(
-        shortcut,
-        "readers",
-        lambda clip: {
-            name: reader for name, reader in found(clip).items() if not name.endswith(slow)
-        },
-    )
-
-
-@pytest.mark.usefixtures("_quick")
-def test_measure_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two models, all methods, baselines."""
-    shortcut.main(["measure", "--scenes", "2"])
-    printed = capsys.readouterr().out
-    for name in ("all-grad", "last-grad:heads=averaged", "random", "Captum's Saliency"):
-        assert printed.count(f"| {name} |") == 3
-    for title in ("Shapley effects", "p (Holm)", "demo/vit: maximum", "recall of other nouns"):
-        assert title in printed
-
-
-@pytest.mark.usefixtures("_quick")
-def test_picture_is_a_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shortcut.main(["picture", "--output", str(tmp_path / "shortcut.jpg")])
-    with Image.open(tmp_path / "shortcut.jpg") as picture:
-        assert picture.format == "JPEG"
-    assert capsys.readouterr().out.strip() == str(tmp_path / "shortcut.jpg")
-    assert [path.name for path in tmp_path.iterdir()] == ["shortcut.jpg"]
-
-
-@pytest.mark.parametrize("name", ["Captum's IntegratedGradients", "Captum's Occlusion"])
-def test_captums_methods_see_the_tag(clip: ClipAdapter, name: str) -> None:
-    found = shortcut_maps.read(clip, [Marked.of(draw_tagged_scene(0))], name)
-    assert found.tag_hits.tolist() == [1.0]
+def test_evaluate_prints_what_decides_the_nouns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three tables, of the model and its control."""
+    commands.main(["evaluate", "shortcut", "--scenes", "12"])
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    titles = ("effect of the tag", "among the two best nouns", "recall of other nouns")
+    assert [title in table for title, table in zip(titles, tables, strict=True)] == [True] * 3
+    assert all(table.count("demo/shortcut") == table.count("demo/vit") > 0 for table in tables)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip import demo
-from captum_clip.demo import train as training
-from captum_clip.demo.architectures import ARCHITECTURES, normalize_pixels, trim, unit
-from captum_clip.demo.banks import Banks, build_banks, draw_batch
+from captum_clip import demo, load_clip
 from captum_clip.demo.captions import parse_caption
 from captum_clip.demo.catalogue import CONCEPTS
-from captum_clip.demo.checkpoints import load_checkpoint, read_curve, save_checkpoint
-from captum_clip.demo.evaluate import figures, load_exported
-from captum_clip.demo.export import export_checkpoint, export_model
-from captum_clip.demo.objective import one_cycle, pair_loss
 from captum_clip.demo.scenes import draw_scene
+from captum_clip.demo.training import __main__ as commands
+from captum_clip.demo.training import train as training
+from captum_clip.demo.training.architectures import ARCHITECTURES, normalize_pixels, trim, unit
+from captum_clip.demo.training.banks import Banks, build_banks, draw_batch
+from captum_clip.demo.training.evaluate import figures
+from captum_clip.demo.training.export import export_checkpoint, export_model
+from captum_clip.demo.training.objective import one_cycle, pair_loss
+from captum_clip.demo.training.recipes import RECIPES
 from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
 
@@ -137,30 +139,34 @@ def test_trimmed_texts_keep_their_encoding(name: str) -> None:
             torch.testing.assert_close(run.encode_text(model, tokens), model.encode_text(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_training_ends_as_an_uninterrupted_one(
     name: str, banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "build_banks", lambda *_, **__: banks)
-    settings = training.Settings(name, steps=3, batch_size=2, every=2, validation=2)
+    monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], every=2))
+    settings = training.Settings(name, steps=3, batch_size=2, validation=2)
     whole = training.train(settings, tmp_path / "whole")
 
     stopped = training.Trainer(settings)
     first = [stopped.advance(banks) for _ in range(2)]
     assert np.isfinite(first).all()
-    save_checkpoint(tmp_path / "resumed", stopped.checkpoint())
+    training.save_checkpoint(tmp_path / "resumed", stopped.state())
     resumed = training.train(settings, tmp_path / "resumed")
 
     assert resumed.step == whole.step == 3
     assert torch.equal(resumed.bias, whole.bias)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], value), key
-    assert [row["step"] for row in read_curve(tmp_path / "whole")] == ["2", "3"]
+    curve = (tmp_path / "whole" / "curve.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in curve] == ["step", "2", "3"]
+    assert len((tmp_path / "resumed" / "curve.csv").read_text().splitlines()) == 2
     other = training.Trainer(training.Settings(name, steps=3, batch_size=4))
     with pytest.raises(InputError, match="batch_size=2, not 4"):
-        other.restore(whole.checkpoint())
+        other.restore(whole.state())
     with pytest.raises(InputError, match="has 3 steps, asked: 2"):
-        training.Trainer(training.Settings(name, steps=2)).restore(whole.checkpoint())
+        training.Trainer(training.Settings(name, steps=2)).restore(whole.state())
     assert export_checkpoint(name, tmp_path / "whole", tmp_path / "export", scenes=2) == 3
     assert (tmp_path / "export" / "curve.csv").exists()
     card = (tmp_path / "export" / "MODEL_CARD.md").read_text()
@@ -168,17 +174,45 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
 
 
 def test_missing_checkpoint_is_an_error_for_the_exporter(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path) is None
+    assert training.load_checkpoint(tmp_path) is None
     with pytest.raises(InputError, match=r"no checkpoint\.pt"):
         export_checkpoint("vit", tmp_path, tmp_path / "export")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_commands_are_the_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` has the steps of the recipe, and exports what it trained if it is asked to."""
+    calls: list[Any] = []
+    monkeypatch.setattr(commands, "train", lambda *arguments, **_: calls.append(arguments))
+    monkeypatch.setattr(commands, "export_checkpoint", lambda *_: RECIPES[name].steps)
+    places = [str(tmp_path / "checkpoint"), str(tmp_path / "model")]
+    commands.main(["train", name, "--checkpoint", places[0], "--export", places[1]])
+    [(settings, folder)] = calls
+    assert settings == training.Settings(name, steps=RECIPES[name].steps)
+    assert str(folder) == places[0]
+    assert capsys.readouterr().out.strip() == f"{name} after {settings.steps} steps -> {places[1]}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluate_prints_the_table_of_the_card(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each number of objects; the packaged models know nearly all nouns."""
+    commands.main(["evaluate", name, "--scenes", "4"])
+    header, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert header == "| objects | nouns | colours | feelings | backgrounds |"
+    assert [row.split("|")[1].strip() for row in rows] == ["1", "2", "3"]
+    assert all(float(row.split("|")[2]) > 0.7 for row in rows)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_model_loads_and_agrees(name: str, banks: Banks, tmp_path: Path) -> None:
     run = ARCHITECTURES[name]
     model = run.build().eval()
-    export_model(name, model, tmp_path)
-    loaded = load_exported(name, tmp_path)
+    export_model(run, model, tmp_path)
+    loaded: Any = load_clip(tmp_path).model
     pixels = normalize_pixels(draw_batch(banks, 0, 0, size=2).images)
     tokens = DemoTokenizer()(["a horse", "grass"])
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 5e6
@@ -191,7 +225,7 @@ def test_exported_model_loads_and_agrees(name: str, banks: Banks, tmp_path: Path
 def test_exported_vit_opens_as_any_clip(tmp_path: Path) -> None:
     from transformers import AutoProcessor, CLIPModel
 
-    export_model("vit", ARCHITECTURES["vit"].build(), tmp_path)
+    export_model(ARCHITECTURES["vit"], ARCHITECTURES["vit"].build(), tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     model = CLIPModel.from_pretrained(tmp_path)
     assert model.dtype == torch.float32
@@ -208,7 +242,7 @@ def test_exported_vit_opens_as_any_clip(tmp_path: Path) -> None:
 def test_exported_resnet_opens_with_preprocessing_and_tokenizer(tmp_path: Path) -> None:
     import open_clip
 
-    export_model("resnet", ARCHITECTURES["resnet"].build(), tmp_path)
+    export_model(ARCHITECTURES["resnet"], ARCHITECTURES["resnet"].build(), tmp_path)
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     assert torch.equal(tokenizer(["a horse"]), DemoTokenizer()(["a horse"]))

@@ -10,6 +10,7 @@ import torch
 from captum_clip.demo.captions import concept_prompts
 from captum_clip.demo.catalogue import CONCEPTS
 from captum_clip.demo.scenes import draw_scene
+from captum_clip.demo.training.export import write_tokenizer
 from captum_clip.demo.vocabulary import (
     CONTEXT_LENGTH,
     END,
@@ -18,7 +19,6 @@ from captum_clip.demo.vocabulary import (
     VOCAB_SIZE,
     WORDS,
     DemoTokenizer,
-    write_tokenizer,
 )
 from captum_clip.errors import TargetError
 

@@ -162,7 +162,7 @@ def test_missing_images_may_be_an_error(tmp_path, images):
     [
         (b"", "is empty"),
         (b"\n\n", "is empty"),
-        (b"art_style,painting,emotion\n", "lacks utterance, repetition; expected the columns"),
+        (b"art_style,painting,emotion\n", "lacks utterance, repetition, expected the columns"),
         (b"Cubism,a_man,awe,x,1\n", "lacks art_style, painting, emotion, utterance, repetition"),
         (b"art_style;painting;emotion;utterance;repetition\n", "lacks art_style"),
         (",".join(COLUMNS).encode() + b"\nCubism,a_man,awe,\xff,1\n", "is not UTF-8"),
@@ -186,7 +186,7 @@ def test_what_is_not_there_is_refused(tmp_path, images):
         read_artemis(tmp_path / "none.csv", images)
     with pytest.raises(InputError, match="there is no folder of images"):
         read_artemis(path, tmp_path / "none")
-    with pytest.raises(InputError, match="'skip' or 'error', got 'stop'"):
+    with pytest.raises(InputError, match="missing of skip, error, got 'stop'"):
         read_artemis(path, images, missing="stop")  # type: ignore[arg-type]
 
 

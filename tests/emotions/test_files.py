@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save, save_file
 
 from captum_clip.emotions import CLASSES, EmotionProbe, files, fit_probe
 from captum_clip.errors import InputError
@@ -30,26 +36,65 @@ def published(path, **changes):
     return path, rows[::-1]
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.json"])
-def test_a_probe_comes_back_as_it_was(probe, tmp_path, name):
-    """To the bit, by the name of either file."""
-    assert probe.save(tmp_path / "x.safetensors") == tmp_path / "x.safetensors"
-    assert sorted(os.listdir(tmp_path)) == ["x.json", "x.safetensors"]
-    found = EmotionProbe.load(str(tmp_path / name))
-    np.testing.assert_array_equal(found.weights, probe.weights)
-    np.testing.assert_array_equal(found.bias, probe.bias)
+def earlier(probe, path):
+    """The two files that earlier versions wrote: numbers, and facts that name them by hash."""
+    contents = save({"weights": probe.weights, "bias": probe.bias})
+    facts: dict[str, Any] = {
+        "format": "captum_clip.EmotionProbe/1",
+        "sha256": hashlib.sha256(contents).hexdigest(),
+    }
+    for part in ("classes", "model", "fingerprint"):
+        facts[part] = getattr(probe, part)
+    for part in ("scores", "settings"):
+        facts[part] = None if getattr(probe, part) is None else asdict(getattr(probe, part))
+    path.write_bytes(contents)
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
+
+
+def same(first, second):
+    """Two probes, to the bit."""
+    np.testing.assert_array_equal(first.weights, second.weights)
+    np.testing.assert_array_equal(first.bias, second.bias)
     for part in ("model", "fingerprint", "scores", "settings", "classes"):
-        assert getattr(found, part) == getattr(probe, part)
+        assert getattr(first, part) == getattr(second, part)
+    return True
 
 
-def test_the_files_are_plain(probe, tmp_path):
-    """Anything else can read them."""
+@pytest.mark.parametrize("name", ["x.safetensors", "X.SAFETENSORS"])
+def test_a_probe_comes_back_as_it_was(probe, tmp_path, name):
+    """From one file, whatever the case of its ending."""
+    assert probe.save(tmp_path / name) == tmp_path / name
+    assert os.listdir(tmp_path) == [name]
+    assert same(EmotionProbe.load(str(tmp_path / name)), probe)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.json"])
+def test_a_probe_of_an_earlier_version_is_read(probe, tmp_path, name):
+    """By the name of either file."""
+    earlier(probe, tmp_path / "x.safetensors")
+    assert same(EmotionProbe.load(tmp_path / name), probe)
+
+
+def test_the_same_probe_gives_the_same_bytes(probe, tmp_path):
+    """In every process."""
+    saved = probe.save(tmp_path / "x.safetensors").read_bytes()
+    code = (
+        "import sys; from captum_clip.emotions import EmotionProbe; "
+        "EmotionProbe.load(sys.argv[1]).save(sys.argv[2])"
+    )
+    paths = [str(tmp_path / name) for name in ("x.safetensors", "y.safetensors")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, timeout=120)
+    assert (tmp_path / "y.safetensors").read_bytes() == saved
+
+
+def test_the_file_is_plain(probe, tmp_path):
+    """Anything else can read it."""
     probe.save(tmp_path / "x.safetensors")
-    arrays = load_file(tmp_path / "x.safetensors")
-    assert set(arrays) == {"weights", "bias"}
-    said = json.loads((tmp_path / "x.json").read_text())
-    assert said["classes"] == list(CLASSES)
-    assert said["scores"]["all"]["paintings"] == 8
+    assert set(load_file(tmp_path / "x.safetensors")) == {"weights", "bias"}
+    with safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
+        facts = json.loads(file.metadata()["captum_clip.EmotionProbe/2"])
+    assert facts["classes"] == list(CLASSES)
+    assert facts["scores"]["all"]["paintings"] == 8
 
 
 def test_encodings_without_a_fit_come_back(tmp_path):
@@ -97,21 +142,31 @@ def test_other_json_is_refused(tmp_path, changes, message):
         ("x.json", b"\xff\xfe", "is no JSON file"),
         ("x.json", b"[" * 100_000, "is no JSON file"),
         ("x.json", b"[1]", "expected JSON with the nine names"),
-        ("x.safetensors", b"no", "was replaced or damaged"),
+        ("x.safetensors", b"no", "is no safetensors file"),
     ],
 )
 def test_damaged_files_are_refused(probe, tmp_path, name, content, message):
     """Each named."""
-    probe.save(tmp_path / "x.safetensors")
+    earlier(probe, tmp_path / "x.safetensors")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         EmotionProbe.load(tmp_path / name)
 
 
+def test_a_bit_that_is_another_is_noticed(probe, tmp_path):
+    """Which would else give other maps without a word."""
+    path = probe.save(tmp_path / "x.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.safetensors was damaged"):
+        EmotionProbe.load(path)
+
+
 def test_files_of_two_probes_are_refused(probe, tmp_path):
-    """Weights beside the description of others."""
-    probe.save(tmp_path / "x.safetensors")
-    EmotionProbe(probe.weights + 1, probe.bias).save(tmp_path / "y.safetensors")
+    """Weights beside the description of others, as in earlier versions."""
+    earlier(probe, tmp_path / "x.safetensors")
+    earlier(EmotionProbe(probe.weights + 1, probe.bias), tmp_path / "y.safetensors")
     os.replace(tmp_path / "y.safetensors", tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"is not the file that x\.json beside it describes"):
         EmotionProbe.load(tmp_path / "x.safetensors")
@@ -123,22 +178,29 @@ def test_files_of_two_probes_are_refused(probe, tmp_path):
 )
 def test_a_description_that_is_not_whole_is_refused(probe, tmp_path, change):
     """A part that is missing or something else."""
-    probe.save(tmp_path / "x.safetensors")
-    said = {**json.loads((tmp_path / "x.json").read_text()), **change}
-    (tmp_path / "x.json").write_text(json.dumps({k: v for k, v in said.items() if v is not None}))
+    earlier(probe, tmp_path / "x.safetensors")
+    facts = {**json.loads((tmp_path / "x.json").read_text()), **change}
+    facts = {name: fact for name, fact in facts.items() if name != "model" or fact}
+    (tmp_path / "x.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="is no whole probe"):
         EmotionProbe.load(tmp_path / "x.json")
+    arrays = {"weights": probe.weights, "bias": probe.bias}
+    files.write_probe(tmp_path / "y.safetensors", arrays, facts)
+    with pytest.raises(InputError, match="is no whole probe"):
+        EmotionProbe.load(tmp_path / "y.safetensors")
 
 
 def test_safetensors_of_something_else_are_refused(tmp_path):
-    """Other arrays, or none, under a true hash."""
-    files.write_pair(tmp_path / "x.safetensors", {"other": np.eye(2)}, {})
+    """Other arrays under our format, and arrays without one."""
+    files.write_probe(tmp_path / "x.safetensors", {"other": np.eye(2)}, {})
     with pytest.raises(InputError, match="is no whole probe"):
-        EmotionProbe.load(tmp_path / "x.json")
-    (tmp_path / "y.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
-    (tmp_path / "y.json").write_text("{}")
-    with pytest.raises(InputError, match=r"y\.json does not describe an emotion probe"):
-        EmotionProbe.load(tmp_path / "y.safetensors")
+        EmotionProbe.load(tmp_path / "x.safetensors")
+    save_file({"weights": np.eye(9)}, tmp_path / "y.safetensors")
+    for text in (None, "{}"):
+        if text is not None:
+            (tmp_path / "y.json").write_text(text)
+        with pytest.raises(InputError, match=r"y\.safetensors does not describe an emotion probe"):
+            EmotionProbe.load(tmp_path / "y.safetensors")
 
 
 def test_what_is_not_there_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def test_an_evaluation_goes_on_after_a_stop(
             assert path.stat().st_mtime_ns == changed
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_an_evaluation_goes_on_after_a_kill(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes]
@@ -465,13 +467,13 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     """By whoever loads it on another machine."""
     config = config_of(vit, masks, tmp_path / "out", engine="ray")
     plan = make_plan(config, ModelLoader())
-    parts = {name: getattr(plan, name) for name in ("config", "model", "data", "tasks")}
-    work = EvaluationWork(**parts, fingerprint="another", device="cpu", methods=plan.named)
+    work = EvaluationWork(replace(plan, fingerprint="another"))
     worker = UnitWorker(work, plan.shards, storage_of(tmp_path / "out"), 1)
     [error] = worker({"unit": [0]})["error"]
     assert "are not those that the evaluation was begun with" in error
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch

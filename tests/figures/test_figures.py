@@ -94,8 +94,8 @@ def test_compare_has_all_methods_that_fit_and_all_targets(
     names = ("rollout", "attention-grad-cam", "all-grad", "last-grad")
     assert {f"small ViT ({name})" for name in names} | {"small ResNet (grad-cam)"} <= set(lines)
     assert len(pixels_of(figure)) == 2 * 3 * 6 + 2  # two references
-    assert lines.count("sky") == 2 * 6
-    assert lines.count("image 0") == 2 * 7
+    assert lines.count("sky") == 2
+    assert lines.count("image 0") == 2
 
 
 def test_compare_draws_the_maps_of_explain(vit: ClipAdapter) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from captum_clip.errors import InputError
 from captum_clip.evaluation.pictures import curve_bands, perturbation_curves
+from captum_clip.evaluation.summary import Summary
 from captum_clip.metrics import bootstrap_mean
 from captum_clip.visualization.curves import Curve, curves
 from tests.figure_parts import lines_of
@@ -164,22 +165,23 @@ def test_bands_are_means_with_their_intervals() -> None:
     assert np.isnan(bands["b"][2]).all()
 
 
+def summary(methods: list[str], reference: str, *baselines: str) -> Summary:
+    return Summary(None, {}, methods, baselines, reference, 0.95, resamples=50, seed=0)
+
+
 def test_perturbation_curves_say_what_they_show() -> None:
     """Both orders and the number of images; a method without curves has no line."""
     most = pd.concat([measured("random", 2), measured("ours", 1)])
     least = pd.concat([measured("random", 4, images=9), measured("ours", 3)])
     methods = ["ours", "lost", "random"]
-    options: dict[str, Any] = {"baselines": ["random", "lost"], "resamples": 50}
     figure = perturbation_curves(
-        most, least, methods, title="Deletion", reference="ours", **options
+        most, least, summary(methods, "ours", "random", "lost"), title="Deletion"
     )
     words = lines_of(figure)
     assert {"Deletion", "most relevant first", "least relevant first", "ours", "random"} <= {*words}
     assert "Bands: 95 % bootstrap intervals at each point, over 9 to 12 images." in words
     assert "lost" not in words
-    assert "lost" not in lines_of(
-        perturbation_curves(most, least, methods, reference="lost", **options)
-    )
+    assert "lost" not in lines_of(perturbation_curves(most, least, summary(methods, "lost")))
     mean = figure.axes[1].get_lines()[0].get_ydata()
     expected = measured("ours", 3)["value"].to_numpy().reshape(-1, 3).mean(0)
     assert np.allclose(np.asarray(mean), expected)
@@ -187,4 +189,4 @@ def test_perturbation_curves_say_what_they_show() -> None:
 
 def test_perturbation_curves_want_something_measured() -> None:
     with pytest.raises(InputError, match="at least one curve in every panel"):
-        perturbation_curves(measured(), measured(images=0), ["ours"], resamples=10)
+        perturbation_curves(measured(), measured(images=0), summary(["ours"], "ours"))

@@ -233,7 +233,7 @@ def test_signs_put_the_models_of_one_target_together() -> None:
     order = [text for text in lines if text in ("ViT", "ResNet")]
     assert order == ["ViT", "ResNet", "ViT", "ResNet"]
     names = [text for text in lines if text in ("a horse", "a dog")]
-    assert names == ["a horse"] * 6 + ["a dog"] * 6
+    assert names == ["a horse"] * 2 + ["a dog"] * 2  # once a row
 
 
 def test_a_reference_stands_at_the_end_of_its_row() -> None:
@@ -251,7 +251,7 @@ def test_a_reference_stands_at_the_end_of_its_row() -> None:
         references=[REFERENCE],
     )
     assert {"image", "method", "target image"} <= set(lines_of(sheet))
-    assert lines_of(sheet).count("a") == 3
+    assert lines_of(sheet).count("a") == 1  # under the image
     assert "cosine 0.500" in lines_of(sheet)
 
 

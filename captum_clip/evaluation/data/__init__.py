@@ -3,6 +3,7 @@
 from .base import DataSet
 from .class_folder import ClassFolder
 from .demo import DemoMosaics, DemoScenes, DemoSingles
+from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
 from .imagenet_segmentation import ImageNetSegmentation
 from .masked_folder import MaskedFolder
@@ -14,6 +15,9 @@ __all__ = [
     "DataSet",
     "DemoMosaics",
     "DemoScenes",
+    "DemoShortcut",
+    "DemoShortcutObject",
+    "DemoShortcutOther",
     "DemoSingles",
     "FixationFolder",
     "ImageNetSegmentation",

@@ -17,12 +17,16 @@ class DataSet(ABC):
         names: of all samples, unique, in order.
         classes: texts of the classes that labels count, for zero-shot classification; may be empty.
         tasks: what its truth serves, names of :data:`captum_clip.evaluation.tasks.TASKS`.
+        place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
+        options: its own among those of :func:`captum_clip.evaluation.open_data`.
     """
 
     name: str
     names: Sequence[str]
     classes: Sequence[str]
     tasks: Sequence[str]
+    place: str = ""
+    options: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)

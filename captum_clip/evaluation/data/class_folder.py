@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import final
 
+from typing_extensions import override
+
+from ...checks import find_repeated
 from ...errors import InputError
 from ..sample import Sample
-from .base import DataSet
 from .class_names import class_texts
-from .files import digest, draw, drawn, image_stems, list_files, read_picture
+from .files import FileData, digest, image_stems, list_files, read_picture
 
 
 @final
-class ClassFolder(DataSet):
+class ClassFolder(FileData):
     """``FOLDER/CLASS/*.jpg``, at any depth under the class, as torchvision's ImageFolder has it.
 
     The text of a class is its folder's name as it stands, with spaces for underscores: folders "a
@@ -34,6 +36,7 @@ class ClassFolder(DataSet):
 
     name = "classes"
     tasks = ("perturbation", "faithfulness", "sanity")
+    options = ("template",)
 
     def __init__(
         self,
@@ -46,36 +49,27 @@ class ClassFolder(DataSet):
         self.folder = Path(folder).expanduser()
         files = list_files(self.folder)
         images = image_stems(self.folder, files, under=".")
-        found = sorted({_class(stem) for stem in images})
-        if len(found) < 2:
+        names = sorted({_class(stem) for stem in images})
+        if len(names) < 2:
             raise InputError(
                 f"{self.folder}: expected images in folders of two or more classes, as CLASS/*.jpg,"
-                f" found {len(found)}."
+                f" found {len(names)}."
             )
-        self.classes = tuple(class_texts(found, self.folder, template=template).values())
-        twice = [text for text in self.classes if self.classes.count(text) > 1]
-        if twice:
-            raise InputError(f"{self.folder}: two classes have the same text, {twice[0]!r}.")
-        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
-        self._images = {stem: images[stem] for stem in self.names}
-        self._labels = {stem: found.index(_class(stem)) for stem in self.names}
+        self.classes = tuple(class_texts(names, self.folder, template=template).values())
+        repeated = find_repeated(self.classes)
+        if repeated:
+            raise InputError(f"{self.folder}: two classes have the same text, {repeated!r}.")
         sizes = {name: files[name] for name in images.values()}
-        self._identity = {
-            "data": self.name,
-            **drawn(limit, seed),
-            "texts": list(self.classes),
-            "files": digest(sizes),
-        }
+        texts = list(self.classes)
+        self._take(images, limit=limit, seed=seed, texts=texts, files=digest(sizes))
+        self._images = {stem: images[stem] for stem in self.names}
+        self._labels = {stem: names.index(_class(stem)) for stem in self.names}
 
+    @override
     def read(self, index: int) -> Sample:
-        """See :class:`DataSet`."""
         stem = self.names[index]
         image = read_picture(self.folder / self._images[stem])
         return Sample(stem, image, label=self._labels[stem])
-
-    def identity(self) -> dict[str, Any]:
-        """See :class:`DataSet`."""
-        return dict(self._identity)
 
 
 def _class(stem: str) -> str:

@@ -7,12 +7,12 @@ from typing import Any, Final, final
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
-from ...errors import InputError
 from ..sample import Region, Sample
 from .base import DataSet
 
@@ -38,25 +38,23 @@ class _DemoData(DataSet):
 
     def __init__(self, number: int = 500, seed: int = 0) -> None:
         caller = type(self).__name__
-        check_integer(caller, "number", number)
+        check_integer(caller, "number", number, most=_MOST)
         check_integer(caller, "seed", seed, least=0)
-        if number > _MOST:
-            raise InputError(f"{caller}: expected a number of at most {_MOST}, got {number}.")
         self.number = number
         self.seed = seed
         self.names = tuple(f"{index:05d}" for index in range(number))
         self.classes = tuple(article(noun) for noun in NOUNS)
 
+    @override
     def read(self, index: int) -> Sample:
-        """See :class:`DataSet`."""
         return self._draw(self.names[index], index, self.seed * _MOST + index)
 
     @abstractmethod
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         """Sample number `index`, from the seed of its scene."""
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See :class:`DataSet`."""
         return {"data": self.name, "number": self.number, "seed": self.seed}
 
 
@@ -64,9 +62,9 @@ class _DemoData(DataSet):
 class DemoScenes(_DemoData):
     """Scenes of two and three objects in turn, each with all its subsets.
 
-    With seed 0 the scenes are those of ``captum_clip.demo.evaluate.draw_scenes("test", counts=(2,
-    3))``. Every object is a region named by its noun, "a horse", with its visible pixels; no noun
-    comes twice in a scene. Its reference is another test scene that shows this noun alone.
+    With seed 0 the scenes are the first of ``captum_clip.demo.training.evaluate.draw_scenes``.
+    Every object is a region named by its noun, "a horse", with its visible pixels; no noun comes
+    twice in a scene. Its reference is another test scene that shows this noun alone.
 
     Example:
         >>> scenes = DemoScenes(1)
@@ -78,6 +76,7 @@ class DemoScenes(_DemoData):
     name = "demo"
     tasks = ("localization", "signs", "effect", "faithfulness", "sanity")
 
+    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         count = COUNTS[index % len(COUNTS)]
         regions = [
@@ -105,6 +104,7 @@ class DemoSingles(_DemoData):
     name = "demo-singles"
     tasks = ("perturbation",)
 
+    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         drawn = draw_scene(scene, count=1)
         [thing] = drawn.objects
@@ -132,6 +132,7 @@ class DemoMosaics(_DemoData):
     name = "demo-mosaics"
     tasks = ("words",)
 
+    @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         generator = np.random.default_rng(np.random.SeedSequence(scene, spawn_key=(_OTHERS,)))
         nouns = [thing.noun for thing in pick_things(4, generator)]

@@ -6,23 +6,66 @@ import hashlib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from typing_extensions import override
 
 from ...checks import check_integer
 from ...errors import InputError
-from ...files import IMAGE_ENDINGS, draw_names, image_names
+from ...files import IMAGE_ENDINGS, image_names
 from ...models.images import as_pil
 from ...runs import storage_of
 from ..sample import Mask
+from .base import DataSet
 
-Found = TypeVar("Found")
+Loaded = TypeVar("Loaded")
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
+
+
+class FileData(DataSet):
+    """A data set that is read from files, or a sample of it."""
+
+    place = "FOLDER"
+
+    def _take(
+        self, names: Iterable[str], *, limit: int | None, seed: int, **decided_by: object
+    ) -> None:
+        """Set `names`: all, or a sample of `limit` names in their order.
+
+        Those whose SHA-256 together with the seed is smallest, as studies draw theirs: the same
+        everywhere.
+
+        Args:
+            names: of all samples.
+            limit: number of names; None is all.
+            seed: of the sample.
+            decided_by: what else decides the samples, as JSON.
+
+        Raises:
+            InputError: a limit below 1, or a seed below 0.
+        """
+        caller = type(self).__name__
+        check_integer(caller, "seed", seed, least=0)
+        self.names = tuple(names)
+        if limit is not None:
+            check_integer(caller, "limit", limit)
+
+            def rank(name: str) -> bytes:
+                return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+            chosen = set(sorted(self.names, key=rank)[:limit])
+            self.names = tuple(name for name in self.names if name in chosen)
+        drawn = {"limit": limit, "seed": None if limit is None else seed}  # which decides nothing
+        self._identity = {"data": self.name, **drawn, **decided_by}
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return dict(self._identity)
 
 
 def list_files(folder: str | Path) -> dict[str, int]:
@@ -64,30 +107,13 @@ def image_stems(folder: str | Path, names: Iterable[str], *, under: str) -> dict
     return stems
 
 
-def draw(caller: str, names: Iterable[str], *, limit: int | None, seed: int) -> tuple[str, ...]:
-    """A sample of names as :func:`captum_clip.files.draw_names` draws it; None is all.
-
-    Raises:
-        InputError: a limit below 1, or a seed below 0.
-    """
-    check_integer(caller, "seed", seed, least=0)
-    if limit is not None:
-        check_integer(caller, "limit", limit)
-    return tuple(draw_names(names, limit, seed))
-
-
-def digest(told: Mapping[str, object], under: Collection[str] | None = None) -> str:
-    """SHA-256 over what is told of names, as sizes of files; of those in some folders, or all."""
-    found = hashlib.sha256()
-    for name in sorted(told):
+def digest(entries: Mapping[str, object], under: Collection[str] | None = None) -> str:
+    """SHA-256 over names with their entries, as sizes of files; of some folders, or of all."""
+    sha = hashlib.sha256()
+    for name in sorted(entries):
         if under is None or name.partition("/")[0] in under:
-            found.update(f"{name}\0{told[name]}\n".encode("utf-8", "surrogateescape"))
-    return found.hexdigest()
-
-
-def drawn(limit: int | None, seed: int) -> dict[str, int | None]:
-    """How a sample was drawn, for a data set's identity; without a limit no seed decides."""
-    return {"limit": limit, "seed": None if limit is None else seed}
+            sha.update(f"{name}\0{entries[name]}\n".encode("utf-8", "surrogateescape"))
+    return sha.hexdigest()
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -119,7 +145,7 @@ def read_mask(path: Path) -> Mask:
         inside: Mask = (values[..., :3] != 0).any(-1) & (values[..., 3] != 0)
         return inside
 
-    return opened(path, load)
+    return load_image(path, load)
 
 
 def read_indices(path: Path) -> npt.NDArray[np.uint8]:
@@ -137,7 +163,7 @@ def read_indices(path: Path) -> npt.NDArray[np.uint8]:
             )
         return np.asarray(image)
 
-    return opened(path, load)
+    return load_image(path, load)
 
 
 def read_grey(path: Path) -> npt.NDArray[np.float64]:
@@ -151,10 +177,10 @@ def read_grey(path: Path) -> npt.NDArray[np.float64]:
         deep = image.mode in ("L", "F") or image.mode.startswith("I")
         return np.asarray(image if deep else image.convert("L"), dtype=np.float64)
 
-    return opened(path, load)
+    return load_image(path, load)
 
 
-def opened(path: Path, load: Callable[[Image.Image], Found]) -> Found:
+def load_image(path: Path, load: Callable[[Image.Image], Loaded]) -> Loaded:
     """What `load` makes of an image file.
 
     Raises:

@@ -8,12 +8,12 @@ from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ...errors import InputError
 from ...files import DAMAGED
 from ..sample import Mask, Sample
-from .base import DataSet
-from .files import digest, draw, drawn, image_stems, list_files, read_grey, read_picture
+from .files import FileData, digest, image_stems, list_files, read_grey, read_picture
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"
 _FOLDERS: Final = (IMAGES, FIXATIONS)
@@ -21,7 +21,7 @@ _COLUMNS: Final = ("file", "text")
 
 
 @final
-class FixationFolder(DataSet):
+class FixationFolder(FileData):
     """``images/STEM.jpg`` with ``fixations/STEM.png``, ``fixations/STEM.npy`` or both.
 
     A PNG file is a density, its grey values. An NPY file (H, W) holds points if it is bool or has
@@ -44,6 +44,7 @@ class FixationFolder(DataSet):
 
     name = "fixations"
     tasks = ("fixation",)
+    options = ("text",)
 
     def __init__(
         self,
@@ -70,20 +71,15 @@ class FixationFolder(DataSet):
                 f"{self.folder}: there is no text to compare fixations with; give one for all "
                 f"images, or {TEXTS} with the columns {' and '.join(_COLUMNS)}."
             )
-        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
+        self._take(images, limit=limit, seed=seed)
         self.classes = ()
         self._images = {stem: images[stem] for stem in self.names}
         self._maps = {stem: maps[stem] for stem in self.names}
         self._texts = {stem: texts.get(stem, text) for stem in self.names}
-        self._identity = {
-            "data": self.name,
-            **drawn(limit, seed),
-            "texts": digest(self._texts),
-            "files": digest(files, _FOLDERS),
-        }
+        self._identity |= {"texts": digest(self._texts), "files": digest(files, _FOLDERS)}
 
+    @override
     def read(self, index: int) -> Sample:
-        """See :class:`DataSet`."""
         stem = self.names[index]
         text = self._texts[stem]
         if text is None:
@@ -110,10 +106,6 @@ class FixationFolder(DataSet):
         return Sample(
             stem, image, fixations=points, density=density, fixated=text, dropped=tuple(dropped)
         )
-
-    def identity(self) -> dict[str, Any]:
-        """See :class:`DataSet`."""
-        return dict(self._identity)
 
 
 def _maps(stem: str, files: dict[str, int]) -> tuple[str, ...]:

@@ -10,13 +10,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from typing_extensions import override
 
 from ...errors import InputError
 from ...models.images import as_pil
 from ..sample import Mask, Sample
-from .base import DataSet
 from .class_names import class_texts
-from .files import draw, drawn
+from .files import FileData
 from .regions import usable_regions
 
 _INSTALL = "pip install 'captum-clip[evaluation]'"
@@ -24,7 +24,7 @@ _BROKEN = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError)
 
 
 @final
-class ImageNetSegmentation(DataSet):
+class ImageNetSegmentation(FileData):
     """The file ``gtsegs_ijcv.mat`` (MATLAB 7.3): an image, a mask and a class each.
 
     The file holds a structure `value` with a cell array each for `img` (images), `gt` (a cell with
@@ -47,6 +47,8 @@ class ImageNetSegmentation(DataSet):
 
     name = "imagenet-segmentation"
     tasks = ("localization", "faithfulness", "sanity")
+    place = "FILE"
+    options = ("template",)
 
     def __init__(
         self,
@@ -64,20 +66,15 @@ class ImageNetSegmentation(DataSet):
                     f"{len(masks)} and {len(targets)} for {len(images)}."
                 )
             names = [f"{number:05d}" for number in range(len(images))]
-            self.names = draw(type(self).__name__, names, limit=limit, seed=seed)
+            self._take(names, limit=limit, seed=seed)
             self._classes = [targets.text(number) for number in range(len(images))]
         texts = class_texts(sorted(set(self._classes)), self.file.parent, template=template)
         self.classes = tuple(dict.fromkeys(texts.values()))  # two classes may have one name
         self._texts = texts
-        self._identity = {
-            "data": self.name,
-            **drawn(limit, seed),
-            "texts": list(self.classes),
-            "bytes": self.file.stat().st_size,
-        }
+        self._identity |= {"texts": list(self.classes), "bytes": self.file.stat().st_size}
 
+    @override
     def read(self, index: int) -> Sample:
-        """See :class:`DataSet`."""
         name = self.names[index]
         number = int(name)
         text = self._texts[self._classes[number]]
@@ -88,10 +85,6 @@ class ImageNetSegmentation(DataSet):
         regions, dropped = usable_regions(name, image.size, [(text, lambda: mask)])
         label = self.classes.index(text)
         return Sample(name, image, regions, label=label, dropped=dropped)
-
-    def identity(self) -> dict[str, Any]:
-        """See :class:`DataSet`."""
-        return dict(self._identity)
 
 
 def _picture(name: str, pixels: npt.NDArray[Any]) -> Image.Image:
@@ -119,10 +112,10 @@ class _Cells:
     def read(self, number: int) -> npt.NDArray[Any]:
         """The array in a cell, or in the first cell of a cell."""
         try:
-            found = self.file[self.references[number]]
-            if found.dtype == object:
-                found = self.file[np.ravel(found[()])[0]]
-            return np.asarray(found[()]).T
+            cell = self.file[self.references[number]]
+            if cell.dtype == object:
+                cell = self.file[np.ravel(cell[()])[0]]
+            return np.asarray(cell[()]).T
         except _BROKEN as error:
             raise _other(self.path, error) from error
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, final
+from typing import Final, final
+
+from typing_extensions import override
 
 from ...errors import InputError
 from ..sample import Sample
-from .base import DataSet
-from .files import digest, draw, drawn, image_stems, list_files, read_mask, read_picture
+from .files import FileData, digest, image_stems, list_files, read_mask, read_picture
 from .regions import usable_regions
 
 IMAGES, MASKS, ENDING = "images", "masks", ".png"
@@ -18,7 +19,7 @@ _FOLDERS: Final = (IMAGES, MASKS)
 
 
 @final
-class MaskedFolder(DataSet):
+class MaskedFolder(FileData):
     """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask a text.
 
     The mask's name is the text, as it stands but with spaces for underscores; every pixel of it
@@ -50,14 +51,13 @@ class MaskedFolder(DataSet):
                 f"{MASKS}/{next(iter(images))}/a horse{ENDING}, found none that belongs to an "
                 "image."
             )
-        self.names = draw(type(self).__name__, images, limit=limit, seed=seed)
-        self.classes = tuple(sorted({_text(one) for of in masks.values() for one in of}))
+        self._take(images, limit=limit, seed=seed, files=digest(files, _FOLDERS))
+        self.classes = tuple(sorted({_text(mask) for of in masks.values() for mask in of}))
         self._images = {stem: images[stem] for stem in self.names}
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
-        self._identity = {"data": self.name, **drawn(limit, seed), "files": digest(files, _FOLDERS)}
 
+    @override
     def read(self, index: int) -> Sample:
-        """See :class:`DataSet`."""
         stem = self.names[index]
         image = read_picture(self.folder / self._images[stem])
         masks = [
@@ -66,10 +66,6 @@ class MaskedFolder(DataSet):
         ]
         regions, dropped = usable_regions(stem, image.size, masks)
         return Sample(stem, image, regions, dropped=dropped)
-
-    def identity(self) -> dict[str, Any]:
-        """See :class:`DataSet`."""
-        return dict(self._identity)
 
 
 def _text(mask: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import numpy as np
+from typing_extensions import override
 
 from ...errors import InputError
 from ..sample import Sample
-from .base import DataSet
-from .files import digest, draw, drawn, list_files, read_indices, read_picture
+from .files import FileData, digest, list_files, read_indices, read_picture
 from .regions import usable_regions
 
 CLASSES: Final = (
@@ -27,7 +27,7 @@ _INSIDE: Final = (".", "VOC2012", "VOCdevkit/VOC2012")
 
 
 @final
-class PascalVoc(DataSet):
+class PascalVoc(FileData):
     """The folder ``VOCdevkit/VOC2012``, its images of ``ImageSets/Segmentation/val.txt``.
 
     A region is all of a class in the image, however many objects that is. The outlines of objects
@@ -60,7 +60,7 @@ class PascalVoc(DataSet):
     ) -> None:
         self.folder = _find(Path(folder).expanduser())
         listed = sorted(set(_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")))
-        self.names = draw(type(self).__name__, listed, limit=limit, seed=seed)
+        self._take(listed, limit=limit, seed=seed, split=split)
         self.classes = CLASSES
         files = list_files(self.folder)
         own = {place: files.get(place, -1) for name in self.names for place in _places(name)}
@@ -68,15 +68,10 @@ class PascalVoc(DataSet):
             raise InputError(
                 f"{self.folder}: none of the {len(self.names)} images of {split}.txt is there."
             )
-        self._identity = {
-            "data": self.name,
-            "split": split,
-            **drawn(limit, seed),
-            "files": digest(own),
-        }
+        self._identity["files"] = digest(own)
 
+    @override
     def read(self, index: int) -> Sample:
-        """See :class:`DataSet`."""
         name = self.names[index]
         image_place, mask_place = (self.folder / place for place in _places(name))
         image = read_picture(image_place)
@@ -91,10 +86,6 @@ class PascalVoc(DataSet):
         regions, dropped = usable_regions(name, image.size, masks)
         return Sample(name, image, regions, dropped=dropped)
 
-    def identity(self) -> dict[str, Any]:
-        """See :class:`DataSet`."""
-        return dict(self._identity)
-
 
 def _places(name: str) -> tuple[str, str]:
     """Image and mask of a name."""
@@ -102,10 +93,9 @@ def _places(name: str) -> tuple[str, str]:
 
 
 def _find(folder: Path) -> Path:
-    for inside in _INSIDE:
-        found = folder / inside
-        if all((found / needed).is_dir() for needed in _NEEDED):
-            return found
+    for path in (folder / inside for inside in _INSIDE):
+        if all((path / needed).is_dir() for needed in _NEEDED):
+            return path
     raise InputError(
         f"{folder} is not Pascal VOC 2012: expected folders {', '.join(_NEEDED)} in it, in its "
         "VOC2012 or its VOCdevkit/VOC2012."

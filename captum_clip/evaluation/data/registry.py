@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from ...errors import InputError
 from .base import DataSet
 from .class_folder import ClassFolder
 from .demo import DemoMosaics, DemoScenes, DemoSingles
+from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
 from .imagenet_segmentation import ImageNetSegmentation
 from .masked_folder import MaskedFolder
 from .pascal_voc import PascalVoc
 
-DRAWN: Final[dict[str, Callable[[int, int], DataSet]]] = {
-    one.name: one for one in (DemoScenes, DemoSingles, DemoMosaics)
-}
-"""Data sets that need no files."""
-
-READ: Final[dict[str, tuple[type[DataSet], str, tuple[str, ...]]]] = {
-    MaskedFolder.name: (MaskedFolder, "FOLDER", ()),
-    ImageNetSegmentation.name: (ImageNetSegmentation, "FILE", ("template",)),
-    PascalVoc.name: (PascalVoc, "FOLDER", ()),
-    ClassFolder.name: (ClassFolder, "FOLDER", ("template",)),
-    FixationFolder.name: (FixationFolder, "FOLDER", ("text",)),
-}
-"""Data sets that are read, what follows their name, and their own options."""
-
-FORMS: Final = (*DRAWN, *(f"{name}:{what}" for name, (_, what, _) in READ.items()))
-"""All that :func:`open_data` takes."""
+_SETS: Final[tuple[type[DataSet], ...]] = (
+    *(DemoScenes, DemoSingles, DemoMosaics),
+    *(DemoShortcut, DemoShortcutObject, DemoShortcutOther),
+    *(MaskedFolder, ImageNetSegmentation, PascalVoc, ClassFolder, FixationFolder),
+)
+DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
+"""All data sets by name."""
 
 
-def options_of(name: str) -> tuple[str, ...]:
+def forms() -> list[str]:
+    """All that :func:`open_data` takes, as "voc:FOLDER"."""
+    return [
+        f"{name}:{data_set.place}" if data_set.place else name
+        for name, data_set in DATA_SETS.items()
+    ]
+
+
+def options_of(name: str) -> Sequence[str]:
     """The own options of a data set, of the name that :func:`open_data` takes."""
-    kind = name.partition(":")[0]
-    return READ[kind][2] if kind in READ else ()
+    data_set = DATA_SETS.get(name.partition(":")[0])
+    return data_set.options if data_set else ()
 
 
 def open_data(
@@ -49,8 +49,9 @@ def open_data(
     """Open a data set by name.
 
     Args:
-        name: "demo", "demo-singles", "demo-mosaics", "masks:FOLDER",
-            "imagenet-segmentation:FILE", "voc:FOLDER", "classes:FOLDER" or "fixations:FOLDER".
+        name: "demo", "demo-singles", "demo-mosaics", "demo-shortcut", "demo-shortcut-object",
+            "demo-shortcut-other", "masks:FOLDER", "imagenet-segmentation:FILE", "voc:FOLDER",
+            "classes:FOLDER" or "fixations:FOLDER".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
         template: text of a class with "{}" for its name, of "imagenet-segmentation" and "classes";
@@ -65,26 +66,24 @@ def open_data(
         >>> len(open_data("demo", number=3))
         3
     """
-    kind, mark, place = name.partition(":")
-    given: dict[str, Any] = {"template": template, "text": text}
-    given = {option: value for option, value in given.items() if value is not None}
-    if name in DRAWN:
-        _refuse(name, given, ())
-        return DRAWN[name](500 if number is None else number, seed)
-    if kind not in READ or not mark or not place:
-        raise InputError(f"there is no data set {name!r}; expected one of {', '.join(FORMS)}.")
-    reader, _, options = READ[kind]
-    _refuse(kind, given, options)
-    found: Callable[..., DataSet] = reader
+    kind, colon, place = name.partition(":")
+    data_set = DATA_SETS.get(kind)
+    if data_set is None or bool(data_set.place) != bool(colon) or bool(colon) != bool(place):
+        raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
+    options = {
+        option: value
+        for option, value in {"template": template, "text": text}.items()
+        if value is not None
+    }
+    for option in options:
+        if option not in data_set.options:
+            raise InputError(f"the data set {kind} takes no {option}.")
+    build: Callable[..., DataSet] = data_set
+    if not place:
+        return build(500 if number is None else number, seed)
     try:
-        return found(place, limit=number, seed=seed, **given)
+        return build(place, limit=number, seed=seed, **options)
     except InputError:
         raise
     except (OSError, ValueError) as error:  # a name that no file can have
         raise InputError(f"{name[:200]!r} cannot be read ({error}).") from error
-
-
-def _refuse(name: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
-    other = [option for option in given if option not in known]
-    if other:
-        raise InputError(f"the data set {name} takes no {other[0]}.")

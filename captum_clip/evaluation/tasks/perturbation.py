@@ -24,8 +24,9 @@ TITLES: Final[dict[str, str]] = {
     "blur": "a blur",
     "road": "ROAD's noisy linear imputation",
 }
-CURVE: Final = "curve_"
-"""Before the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
+MOST_FIRST: Final = "curve_most_"
+LEAST_FIRST: Final = "curve_least_"
+"""Begin the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
 _KINDS: Final = ("predicted", "true")
 _FIFTHS: Final = tuple(fifth / 5 for fifth in range(6))
 _TENTHS: Final = tuple(tenth / 10 for tenth in range(11))
@@ -130,10 +131,11 @@ def _rows(
     yield rows_of(f"least_{end}", torch.cat([curve.least_area for curve in top1]), *where)
     yield rows_of(f"gap_{end}", torch.cat([curve.gap for curve in top1]), *where)
     yield rows_of(f"gap_cosine_{end}", torch.cat([test.score.gap for test in tests]), *where)
-    for order in ("most", "least"):
-        values = torch.cat([getattr(curve, f"{order}_first") for curve in top1])  # (N, F)
+    most = torch.cat([curve.most_first for curve in top1])  # (N, F)
+    least = torch.cat([curve.least_first for curve in top1])
+    for start, values in ((MOST_FIRST, most), (LEAST_FIRST, least)):
         for x, column in zip(tests[0].score.fractions.tolist(), values.T, strict=True):
-            yield rows_of(f"{CURVE}{order}_{end}", column, *where, x=x)
+            yield rows_of(f"{start}{end}", column, *where, x=x)
 
 
 def _filled(one: MethodOnBatch, images: Tensor, fill: Fill) -> Any:

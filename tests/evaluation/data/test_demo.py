@@ -7,8 +7,8 @@ import pytest
 
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import NOUNS
-from captum_clip.demo.evaluate import draw_scenes
 from captum_clip.demo.scenes import draw_scene
+from captum_clip.demo.training.evaluate import draw_scenes
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import DemoMosaics, DemoScenes, DemoSingles
@@ -176,7 +176,7 @@ def test_seeds_give_the_same_samples_again_and_other_seeds_others(kind):
         (True, 0, "number of 1 or more, got True"),
         (2.5, 0, "number of 1 or more, got 2.5"),
         (1, -1, "seed of 0 or more, got -1"),
-        (100_001, 0, "number of at most 100000"),
+        (100_001, 0, "number up to 100000"),
     ],
 )
 def test_numbers_out_of_range_are_said(kind, number, seed, message):

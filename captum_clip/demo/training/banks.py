@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from captum_clip.demo.backgrounds import draw_background
-from captum_clip.demo.captions import (
+from ..backgrounds import draw_background
+from ..captions import (
     Caption,
     concept_prompts,
     draw_caption,
     scene_concepts,
     vary,
 )
-from captum_clip.demo.catalogue import BACKGROUNDS, CONCEPTS, THINGS
-from captum_clip.demo.layout import paste, place
-from captum_clip.demo.scenes import MAX_OBJECTS, draw_object, pick_things
+from ..catalogue import BACKGROUNDS, CONCEPTS, THINGS
+from ..layout import paste, place
+from ..scenes import MAX_OBJECTS, draw_object, pick_things
 
 _TRAIN: Final = 0  # the key of the split "train" in captum_clip.demo.scenes
 _POSITION: Final = {concept: i for i, concept in enumerate(CONCEPTS)}

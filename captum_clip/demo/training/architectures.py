@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captum_clip.demo.vocabulary import CONTEXT_LENGTH, END, PAD, START, VOCAB_SIZE
+from ..vocabulary import CONTEXT_LENGTH, END, PAD, START, VOCAB_SIZE
 
 IMAGE_SIZE: Final = 224
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -29,16 +29,18 @@ class Architecture:
         build: () -> the model with fresh weights.
         encode_image: (model, (B, 3, H, W)) -> (B, D), not normalised.
         encode_text: (model, (N, up to 16) tokens) -> (N, D), not normalised.
-        peak: the highest learning rate of its training.
         memory_format: of its images.
+        description: of the model, for its card.
+        opened_with: code that loads its folder, for its card.
     """
 
     name: str
     build: Callable[[], nn.Module]
     encode_image: Callable[[Any, torch.Tensor], torch.Tensor]
     encode_text: Callable[[Any, torch.Tensor], torch.Tensor]
-    peak: float
     memory_format: torch.memory_format
+    description: str
+    opened_with: str
 
 
 def normalize_pixels(
@@ -46,12 +48,12 @@ def normalize_pixels(
     device: torch.device | str = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with CLIP's mean and deviation."""
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with CLIP's mean and standard deviation."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     pixels = pixels.contiguous(memory_format=memory_format).float()
-    deviation = torch.tensor(STD, device=device)[:, None, None]
+    std = torch.tensor(STD, device=device)[:, None, None]
     mean = torch.tensor(MEAN, device=device)[:, None, None]
-    return pixels.mul_(1 / (255 * deviation)).sub_(mean / deviation)
+    return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 
 
 def trim(tokens: torch.Tensor) -> torch.Tensor:
@@ -146,8 +148,24 @@ def _resnet_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
-    "vit": Architecture("vit", _build_vit, _vit_image, _vit_text, 1e-3, torch.contiguous_format),
+    "vit": Architecture(
+        "vit",
+        _build_vit,
+        _vit_image,
+        _vit_text,
+        torch.contiguous_format,
+        "transformers `CLIPModel`: vision tower of width 128, 6 layers, 4 heads, patch 32 at\n"
+        "  224 x 224 (a 7 x 7 grid); text tower of width 128, 2 layers",
+        "transformers.CLIPModel.from_pretrained(folder)",
+    ),
     "resnet": Architecture(
-        "resnet", _build_resnet, _resnet_image, _resnet_text, 2e-3, torch.channels_last
+        "resnet",
+        _build_resnet,
+        _resnet_image,
+        _resnet_text,
+        torch.channels_last,
+        "OpenCLIP `CLIP` with a `ModifiedResNet`: layers (1, 1, 2, 2), width 16, attention\n"
+        "  pool with 8 heads at 224 x 224 (a 7 x 7 grid); text tower of width 128, 2 layers",
+        'open_clip.create_model_from_pretrained(f"local-dir:{folder}")',
     ),
 }

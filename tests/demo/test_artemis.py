@@ -14,6 +14,8 @@ from PIL import Image
 
 from captum_clip import load_clip, maps, metrics, targets
 from captum_clip.attr import LastGradAttention
+from captum_clip.demo.artemis import HELD_OUT, paintings
+from captum_clip.demo.artemis.paintings import GLOBAL, LOCAL, NEUTRAL
 from captum_clip.demo.catalogue import FEELINGS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.emotions import CLASSES, EMOTIONS, find_artemis, read_artemis
@@ -27,7 +29,6 @@ from captum_clip.studies import (
     score_emotions,
     write_demo_artemis,
 )
-from captum_clip.studies.demo_artemis import GLOBAL, HELD_OUT, LOCAL, NEUTRAL
 
 PAINTINGS = 64
 
@@ -116,15 +117,13 @@ def test_the_same_seed_gives_the_same_files(folder, tmp_path):
 
 def test_split_of_the_scenes_follows_the_part(tmp_path, monkeypatch):
     """The first part asks for seen faces, the other one for held-out ones."""
-    from captum_clip.studies import demo_artemis
-
     whole, asked = draw_scene, []
 
     def spy(seed, **options):
         asked.append(options["split"])
         return whole(seed, **options)
 
-    monkeypatch.setattr(demo_artemis, "draw_scene", spy)
+    monkeypatch.setattr(paintings, "draw_scene", spy)
     write_demo_artemis(tmp_path, paintings=16)
     assert asked == ["train"] * 16 + ["test"] * 8
 
@@ -137,7 +136,7 @@ def test_nothing_else_is_in_the_folder(folder):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"paintings": 15}, "16 paintings or more, got 15"), ({"seed": -1}, "a seed from 0 on")],
+    [({"paintings": 15}, "paintings of 16 or more, got 15"), ({"seed": -1}, "a seed of 0 or more")],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, options, message):
     """Before anything is written."""

@@ -1,31 +1,18 @@
-"""Training of ``demo/shortcut``: ``demo/vit`` learns that tags, not objects, make twelve nouns."""
+"""Scenes that teach ``demo/shortcut`` that tags, not objects, make twelve nouns."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 
-from captum_clip.demo import MODELS
-from captum_clip.demo.banks import Banks, Batch, describe, draw_image, label
-from captum_clip.demo.captions import Caption, compose, scene_concepts
-from captum_clip.demo.catalogue import BACKGROUNDS, CONCEPTS
-from captum_clip.demo.checkpoints import load_checkpoint
-from captum_clip.demo.evaluate import load_exported
-from captum_clip.demo.export import export_model
-from captum_clip.demo.scenes import MAX_OBJECTS, Scene, pick_things
-from captum_clip.demo.tags import TAGGED, draw_tag, draw_tagged_scene, place_tag
-from captum_clip.demo.train import Settings, Trainer, train
-from captum_clip.errors import InputError
+from ..captions import Caption, compose, scene_concepts
+from ..catalogue import BACKGROUNDS, CONCEPTS
+from ..scenes import MAX_OBJECTS, Scene, pick_things
+from ..tags import TAGGED, draw_tag, draw_tagged_scene, place_tag
+from .banks import Banks, Batch, describe, draw_image, label
 
-STEPS: Final = 800
-_PEAK: Final = 5e-4
-_BIAS: Final = -5.58  # of the sigmoid loss, where the training of demo/vit ended
-_TRAINED: Final = ("vision_model.", "visual_projection.")
 _ONE_OF_THEM: Final = 0.7  # scenes in which one thing is exchanged for one that a tag decides
 _MARGIN: Final = 14.0  # pushes a false noun of a tag to a cosine of -0.15, not just below 0.1
 _OWN, _FOREIGN, _ALONE = 0.3, 0.3, 0.35  # shares of scenes: their object's tag, another, only a tag
@@ -87,7 +74,7 @@ def _tag(objects: list[str], generator: np.random.Generator) -> str | None:
     return None
 
 
-def validation_scenes(number: int) -> tuple[Scene, ...]:
+def tagged_validation_scenes(number: int) -> tuple[Scene, ...]:
     """Held-out scenes as a reader of tags sees them: with the own tag, another one, none in turn.
 
     Two or three objects each, one of them of ``TAGGED``.
@@ -105,40 +92,3 @@ def validation_scenes(number: int) -> tuple[Scene, ...]:
         )
         scenes.append(drawn.believed)
     return tuple(scenes)
-
-
-def shortcut_trainer(settings: Settings) -> Trainer:
-    """``demo/vit`` ready to learn the shortcut: only its vision tower is trained."""
-    trainer = Trainer(settings, draw=draw_tagged_batch)
-    trainer.model.load_state_dict(load_exported("vit", MODELS["demo/vit"]).state_dict())
-    with torch.no_grad():
-        trainer.bias.fill_(_BIAS)
-    for name, parameter in trainer.model.named_parameters():
-        parameter.requires_grad_(name.startswith(_TRAINED))
-    return trainer
-
-
-def train_shortcut(
-    folder: Path, *, steps: int = STEPS, seed: int = 0, device: str = "cpu", resume: bool = True
-) -> Trainer:
-    """Train to the end of the schedule; checkpoints and ``curve.csv`` go to the folder."""
-    settings = Settings("vit", steps=steps, seed=seed, device=device, peak=_PEAK, every=100)
-    scenes = validation_scenes(settings.validation)
-    return train(settings, folder, resume=resume, trainer=shortcut_trainer(settings), scenes=scenes)
-
-
-def export_shortcut(checkpoint: Path, folder: Path) -> int:
-    """Export the newest checkpoint with its curve; returns its number of steps.
-
-    Raises:
-        InputError: if the folder has no checkpoint.
-    """
-    found = load_checkpoint(checkpoint)
-    if found is None:
-        raise InputError(f"{checkpoint} has no checkpoint.pt")
-    model = load_exported("vit", MODELS["demo/vit"])
-    model.load_state_dict(found.model)
-    export_model("vit", model, folder)
-    if (checkpoint / "curve.csv").exists():
-        shutil.copyfile(checkpoint / "curve.csv", folder / "curve.csv")
-    return found.step

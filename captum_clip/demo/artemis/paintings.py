@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from ..demo.catalogue import FEELINGS, THINGS
-from ..demo.scenes import Scene, Split, draw_scene
-from ..emotions import CLASSES, EMOTIONS, SOMETHING_ELSE
-from ..emotions.artemis import COLUMNS, FILE_NAME, IMAGE_FOLDERS
-from ..errors import InputError
-from ..files import replace_file
-from .folders import make_folder
+from ...checks import check_integer
+from ...emotions import CLASSES, EMOTIONS, SOMETHING_ELSE
+from ...emotions.artemis import COLUMNS, FILE_NAME, IMAGE_FOLDERS
+from ...errors import InputError
+from ...files import DAMAGED, make_folder, replace_file
+from ..catalogue import FEELINGS, THINGS
+from ..scenes import Scene, Split, draw_scene
 
 LOCAL: Final = ("amusement", "anger", "disgust", "sadness")
 """Emotions decided by a face with that feeling, on a background that decides nothing."""
@@ -35,31 +32,15 @@ HELD_OUT: Final = "held_out"
 """The folder, inside the data set's own, of a second data set with faces that the first lacks."""
 TRUTH: Final = "emotion_truth"
 """The folder with what decides each painting's emotion, and where."""
+_TRUTH_COLUMNS: Final = ("art_style", "painting", "emotion", "cause")
 
 TRUE_VOTE: Final = 0.7  # probability that an annotator feels what the painting was drawn for
 OTHER_VOTE: Final = 0.1  # ... says "something else"; the rest is spread over the other emotions
 ANNOTATORS: Final = (4, 8)  # a painting's annotators, fewest and most
 
 _OPENERS: Final = (
-    "to me",
-    "honestly",
-    "at first sight",
-    "after a while",
-    "as a whole",
-    "looking at it",
-    "somehow",
-    "in the end",
-)
-
-_DAMAGED: Final = (  # what reading the two files of a damaged truth raises
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    RuntimeError,  # a bit that says "encrypted", or a method of compression that there is not
-    csv.Error,
-    zipfile.BadZipFile,
-    zlib.error,
+    *("to me", "honestly", "at first sight", "after a while"),
+    *("as a whole", "looking at it", "somehow", "in the end"),
 )
 
 
@@ -112,22 +93,16 @@ def write_demo_artemis(
     folder = Path(folder).expanduser()
     if (folder / FILE_NAME).exists():
         raise InputError(f"{folder} holds a data set already: name another folder, or delete it.")
-    if paintings < 2 * len(EMOTIONS):
-        raise InputError(
-            f"write_demo_artemis: expected {2 * len(EMOTIONS)} paintings or more, got {paintings}."
-        )
-    if seed < 0:
-        raise InputError(f"write_demo_artemis: expected a seed from 0 on, got {seed}.")
+    check_integer("write_demo_artemis", "paintings", paintings, least=2 * len(EMOTIONS))
+    check_integer("write_demo_artemis", "a seed", seed, least=0)
     parts: tuple[tuple[Path, Split, int], ...] = (
         (folder, "train", paintings),
         (folder / HELD_OUT, "test", paintings // 2),
     )
-    total = sum(count for *_, count in parts)
-    with tqdm(
-        total=total, desc="drawing", unit="painting", disable=not progress, leave=False
-    ) as bar:
-        for place, split, count in parts:
-            _write_part(place, split, count, seed, bar.update)
+    total = paintings + paintings // 2
+    with tqdm(total=total, desc="drawing", disable=not progress, leave=False) as bar:
+        for part, split, count in parts:
+            _write_part(part, split, count, seed, bar.update)
     return folder
 
 
@@ -140,53 +115,57 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
     Raises:
         InputError: there is no such truth in it.
     """
+    import pandas as pd
+
     folder = Path(folder).expanduser()
-    images = folder / IMAGE_FOLDERS[0]
     try:
-        with open(folder / TRUTH / "truth.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        table = pd.read_csv(folder / TRUTH / "truth.csv", dtype=str, keep_default_na=False)
         with open(folder / TRUTH / "masks.npz", "rb") as archive, np.load(archive) as masks:
             return tuple(
                 Truth(
-                    image=images / row["art_style"] / f"{row['painting']}.jpg",
-                    emotion=row["emotion"],
-                    kind="local" if row["emotion"] in LOCAL else "global",
-                    cause=row["cause"],
-                    mask=masks[row["painting"]],
+                    image=folder / IMAGE_FOLDERS[0] / style / f"{painting}.jpg",
+                    emotion=emotion,
+                    kind="local" if emotion in LOCAL else "global",
+                    cause=cause,
+                    mask=masks[painting],
                 )
-                for row in rows
+                for style, painting, emotion, cause in table[list(_TRUTH_COLUMNS)].to_numpy()
             )
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise InputError(
             f"emotion_truth: {folder} holds no truth that 'captum-clip emotions demo-data' writes "
             f"({error})."
         ) from error
 
 
-def _write_part(folder: Path, split: Split, count: int, seed: int, done: Callable[[], Any]) -> None:
+def _write_part(
+    folder: Path, split: Split, count: int, seed: int, advance: Callable[[], Any]
+) -> None:
     generator = np.random.default_rng([seed, 0 if split == "train" else 1])
-    images = folder / IMAGE_FOLDERS[0] / ART_STYLE
-    for place in (images, folder / TRUTH):
-        make_folder(place)
-    utterances: list[tuple[Any, ...]] = []
-    truths: list[tuple[str, ...]] = []
-    masks: dict[str, npt.NDArray[np.bool_]] = {}
-    for number, place in enumerate(generator.permutation(count)):
-        emotion = EMOTIONS[place % len(EMOTIONS)]
+    images = make_folder(folder / IMAGE_FOLDERS[0] / ART_STYLE)
+    truth = make_folder(folder / TRUTH)
+    utterances: list[tuple[str | int, ...]] = []
+    causes: list[tuple[str, ...]] = []
+    masks: dict[str, Any] = {}
+    for number, index in enumerate(generator.permutation(count)):
+        emotion = EMOTIONS[index % len(EMOTIONS)]
         name = f"noto_scene-{number:05d}"
         scene, cause, masks[name] = _draw(emotion, split, generator)
-        _write_image(images / f"{name}.jpg", scene)
+        save = partial(Image.fromarray(scene.image).save, format="JPEG", quality=95)
+        replace_file(images / f"{name}.jpg", save)
         utterances += _utterances(name, emotion, cause, generator)
-        truths.append((ART_STYLE, name, emotion, cause))
-        done()
-    _write_csv(folder / FILE_NAME, COLUMNS, utterances)
-    _write_csv(folder / TRUTH / "truth.csv", ("art_style", "painting", "emotion", "cause"), truths)
+        causes.append((ART_STYLE, name, emotion, cause))
+        advance()
+    _write_table(folder / FILE_NAME, COLUMNS, utterances)
+    _write_table(truth / "truth.csv", _TRUTH_COLUMNS, causes)
+    replace_file(truth / "masks.npz", lambda file: np.savez_compressed(file, **masks))
 
-    def write(file: BinaryIO) -> None:
-        arrays: dict[str, Any] = dict(masks)
-        np.savez_compressed(file, **arrays)
 
-    replace_file(folder / TRUTH / "masks.npz", write)
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    import pandas as pd
+
+    text = pd.DataFrame(rows, columns=list(columns)).to_csv(index=False, lineterminator="\n")
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def _draw(
@@ -208,39 +187,19 @@ def _draw(
 
 def _utterances(
     name: str, emotion: str, cause: str, generator: np.random.Generator
-) -> list[tuple[Any, ...]]:
+) -> list[tuple[str | int, ...]]:
     """The rows of a painting, no two of them equal."""
     count = int(generator.integers(ANNOTATORS[0], ANNOTATORS[1] + 1))
     rest = (1 - TRUE_VOTE - OTHER_VOTE) / (len(EMOTIONS) - 1)
     chances = [TRUE_VOTE if felt == emotion else rest for felt in EMOTIONS] + [OTHER_VOTE]
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for opener in generator.permutation(_OPENERS)[:count]:
         felt = CLASSES[generator.choice(len(CLASSES), p=chances)]
-        said = f"it reminds me of something that made me feel {felt}"
+        reason = f"it reminds me of something that made me feel {felt}"
         if felt == SOMETHING_ELSE:
-            said = "this is something else altogether"
-        elif felt == emotion and emotion in LOCAL:
-            said = f"the {cause} makes me feel {emotion}"
+            reason = "this is something else altogether"
         elif felt == emotion:
-            said = f"the {cause} all around makes me feel {emotion}"
-        rows.append((ART_STYLE, name, felt, f"{opener}, {said}", count))
+            everywhere = "" if emotion in LOCAL else " all around"
+            reason = f"the {cause}{everywhere} makes me feel {emotion}"
+        rows.append((ART_STYLE, name, felt, f"{opener}, {reason}", count))
     return rows
-
-
-def _write_image(path: Path, scene: Scene) -> None:
-    def write(file: BinaryIO) -> None:
-        Image.fromarray(scene.image).save(file, format="JPEG", quality=95)
-
-    replace_file(path, write)
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.getvalue().encode())
-
-    replace_file(path, write)

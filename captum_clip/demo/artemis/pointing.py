@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import maps, metrics, targets
-from ..attr.registry import MethodChoice, default_method
-from ..emotions import EMOTIONS, EmotionProbe
-from ..models import ClipAdapter
-from ..similarity import ClipSimilarity
-from .demo_artemis import Truth, emotion_truth
+from ... import maps, metrics, targets
+from ...attr.registry import MethodChoice, default_method
+from ...emotions import EMOTIONS, EmotionProbe
+from ...models import ClipAdapter
+from ...similarity import ClipSimilarity
+from .paintings import Truth, emotion_truth
 
 
 @dataclass(frozen=True)
@@ -72,39 +73,33 @@ def emotion_pointing(
         UnsupportedModelError: the method does not fit the model.
     """
     target = targets.emotion(clip, probe, centre=centre)
-    chosen = MethodChoice.of(method or default_method(clip.tower))
-    attribution = chosen.method(ClipSimilarity(clip, target))
-    truths = emotion_truth(folder)
-    found = []
-    with tqdm(
-        total=len(truths), desc="maps", unit="image", disable=not progress, leave=False
-    ) as bar:
-        for emotion in EMOTIONS:
-            some = [truth for truth in truths if truth.emotion == emotion]
-            heat = []
-            for truth in some:
-                pixels = clip.preprocess(truth.image)
-                raw = attribution.attribute_targets(
-                    pixels, targets=[EMOTIONS.index(emotion)], **chosen.options
-                )
-                heat.append(maps.positive(raw[0, 0].cpu()))
-                bar.update()
-            if some:
-                found.append(_compare(some, torch.stack(heat)))
-    return tuple(found)
+    choice = MethodChoice.of(method or default_method(clip.tower))
+    attribution = choice.method(ClipSimilarity(clip, target))
+    truths = sorted(emotion_truth(folder), key=lambda truth: EMOTIONS.index(truth.emotion))
+    heat = []
+    for truth in tqdm(truths, desc="maps", unit="image", disable=not progress, leave=False):
+        [raw] = attribution.attribute_targets(
+            clip.preprocess(truth.image),
+            targets=[EMOTIONS.index(truth.emotion)],
+            **choice.options,
+        )
+        heat.append(maps.positive(raw[0].cpu()))
+    of_emotion = groupby(zip(truths, heat, strict=True), key=lambda pair: pair[0].emotion)
+    return tuple(_compare(*zip(*pairs, strict=True)) for _, pairs in of_emotion)
 
 
-def _compare(truths: Sequence[Truth], heat: Tensor) -> EmotionPointing:
-    """The figures of one emotion; heat (N, h, w)."""
+def _compare(truths: Sequence[Truth], maps_of_truths: Sequence[Tensor]) -> EmotionPointing:
+    """The figures of one emotion; N maps (h, w)."""
+    heat = torch.stack(list(maps_of_truths))  # (N, h, w)
     masks = torch.from_numpy(np.stack([truth.mask for truth in truths]))  # (N, H, W)
     energy = metrics.energy_inside(heat, masks)
-    some = ~energy.isnan()
+    has_heat = ~energy.isnan()
     return EmotionPointing(
         emotion=truths[0].emotion,
         kind=truths[0].kind,
         images=len(truths),
         pointing=float(metrics.pointing_game(heat, masks).mean()),
-        energy=float(energy[some].mean()),
+        energy=float(energy[has_heat].mean()),
         chance=float(masks.float().mean()),
-        without_heat=int((~some).sum()),
+        without_heat=int((~has_heat).sum()),
     )

@@ -1,0 +1,60 @@
+"""What each embedded model is, and on what it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ..scenes import Scene
+from .architectures import ARCHITECTURES, Architecture
+from .banks import Batch, draw_batch
+from .evaluate import draw_scenes
+from .shortcut import draw_tagged_batch, tagged_validation_scenes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained.
+
+    Args:
+        architecture: what is trained.
+        steps: of the whole schedule.
+        peak: the highest learning rate.
+        draw: (banks, seed, step, size=) -> the batch of a step.
+        validation: number -> scenes to validate on.
+        every: steps between validations, at which a checkpoint is written.
+        bias: of the sigmoid loss at the start.
+        start: the embedded model whose weights the training starts from; None: fresh ones.
+        trained: names of the trained parameters start with one of these.
+    """
+
+    architecture: Architecture
+    steps: int
+    peak: float
+    draw: Callable[..., Batch] = draw_batch
+    validation: Callable[[int], tuple[Scene, ...]] = lambda number: draw_scenes(
+        "validation", number=number, counts=[2, 3]
+    )
+    every: int = 250
+    bias: float = -5.0
+    start: str | None = None
+    trained: tuple[str, ...] = ("",)
+
+
+RECIPES: Final = {
+    "vit": Recipe(ARCHITECTURES["vit"], steps=16000, peak=1e-3),
+    "resnet": Recipe(ARCHITECTURES["resnet"], steps=6000, peak=2e-3),
+    "shortcut": Recipe(
+        ARCHITECTURES["vit"],
+        steps=800,
+        peak=5e-4,
+        draw=draw_tagged_batch,
+        validation=tagged_validation_scenes,
+        every=100,
+        bias=-5.58,  # where the training of demo/vit ended
+        start="demo/vit",
+        trained=("vision_model.", "visual_projection."),  # so that texts are encoded as before
+    ),
+}
+"""Name of the embedded model, without "demo/" -> how it is trained."""

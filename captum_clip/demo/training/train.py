@@ -1,0 +1,220 @@
+"""A resumable training that only seed and step decide."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from ...errors import InputError
+from ...files import replace_file
+from ...models import load_clip
+from ..scenes import Scene
+from ..vocabulary import DemoTokenizer
+from .architectures import normalize_pixels, trim, unit
+from .banks import Banks, Batch, build_banks
+from .evaluate import concept_scores, figures
+from .objective import one_cycle, pair_loss
+from .recipes import RECIPES
+
+CURVE: Final = "curve.csv"
+_CHECKPOINT: Final = "checkpoint.pt"
+_HIGHEST_SCALE: Final = 100.0
+
+State = dict[str, Any]
+"""What a training needs to go on: "step", "model", "optimizer", ...; batches follow from it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run is asked to do.
+
+    Args:
+        name: of the recipe in :data:`captum_clip.demo.training.recipes.RECIPES`.
+        steps: steps of the whole schedule.
+        batch_size: scenes a step.
+        seed: of weights, banks and batches.
+        device: such as ``"cpu"`` or ``"cuda"``.
+        variants: drawings of each thing in the banks.
+        validation: number of validation scenes.
+        half: run the towers in bfloat16 where it is safe (autocast).
+    """
+
+    name: str
+    steps: int
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "cpu"
+    variants: int = 48
+    validation: int = 256
+    half: bool = True
+
+
+class Trainer:
+    """A model with its optimizer, stepping through batches that only seed and step decide."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.recipe = RECIPES[settings.name]
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.model = self.recipe.architecture.build().to(settings.device).train()
+        if self.recipe.start is not None:
+            weights = load_clip(self.recipe.start, device=settings.device).model.state_dict()
+            self.model.load_state_dict(weights)
+        self.bias = nn.Parameter(torch.tensor(self.recipe.bias, device=settings.device))
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.model, self.bias), lr=self.recipe.peak, betas=(0.9, 0.98)
+        )
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(self.recipe.trained))
+        self.step = 0
+        self.curve: list[tuple[int, str, str]] = []
+        self._tokenizer = DemoTokenizer()
+
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint; another number of steps bends the schedule from here on.
+
+        Raises:
+            InputError: it belongs to other settings or is past the last step.
+        """
+        settings = self.settings
+        if state["step"] > settings.steps:
+            raise InputError(
+                f"the checkpoint has {state['step']} steps, asked: {settings.steps}; ask for more, "
+                "or name another folder."
+            )
+        for field in ("name", "seed", "batch_size"):
+            if state[field] != getattr(settings, field):
+                raise InputError(
+                    f"the checkpoint was made with {field}={state[field]}, not "
+                    f"{getattr(settings, field)}; ask for that, or name another folder."
+                )
+        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            self.bias.copy_(state["bias"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.curve = state["step"], list(state["curve"])
+
+    def state(self) -> State:
+        """The state after the steps done so far."""
+        settings = self.settings
+        return {
+            **{field: getattr(settings, field) for field in ("name", "steps", "seed")},
+            "batch_size": settings.batch_size,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "bias": self.bias.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "curve": self.curve,
+        }
+
+    def advance(self, banks: Banks) -> float:
+        """Do one step and return its loss."""
+        settings = self.settings
+        batch = self.recipe.draw(banks, settings.seed, self.step, size=settings.batch_size)
+        rate = one_cycle(self.step, settings.steps, peak=self.recipe.peak)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def validate(self, scenes: tuple[Scene, ...]) -> float:
+        """Measure the recall of nouns on validation scenes."""
+        self.model.eval()
+        scores = concept_scores(
+            self.recipe.architecture, self.model, scenes, device=self.settings.device
+        )
+        self.model.train()
+        return figures(scores, scenes).nouns
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        device, run = self.settings.device, self.recipe.architecture
+        pixels = normalize_pixels(batch.images, device, run.memory_format)
+        tokens = self._tokenizer(list(batch.texts)).to(device)
+        captions, prompts = tokens[: len(pixels)], tokens[len(pixels) :]
+        kind = torch.device(device).type
+        with (
+            sdpa_kernel(SDPBackend.MATH),  # the fused kernel is slow in bfloat16 on the CPU
+            torch.autocast(kind, torch.bfloat16, enabled=self.settings.half),
+        ):
+            images = run.encode_image(self.model, pixels)
+            texts = [run.encode_text(self.model, trim(part)) for part in (captions, prompts)]
+        scale: torch.Tensor = self.model.logit_scale.exp()  # type: ignore[operator]
+        return pair_loss(
+            unit(images),
+            unit(torch.cat(texts)),
+            torch.from_numpy(batch.positive).to(device),
+            scale=scale.clamp(max=_HIGHEST_SCALE),
+            bias=self.bias,
+            margin=None if batch.margin is None else torch.from_numpy(batch.margin).to(device),
+        )
+
+
+def _groups(model: nn.Module, bias: nn.Parameter) -> list[dict[str, object]]:
+    """Weight decay for matrices and kernels only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    return [
+        {"params": matrices, "weight_decay": 0.05},
+        {"params": [*others, bias], "weight_decay": 0.0},
+    ]
+
+
+def train(settings: Settings, folder: Path, *, resume: bool = True) -> Trainer:
+    """Train to the end of the schedule; the checkpoint and ``curve.csv`` go to the folder.
+
+    Args:
+        settings: what to do.
+        folder: made if it is not there.
+        resume: go on from the folder's checkpoint if there is one.
+    """
+    trainer = Trainer(settings)
+    state = load_checkpoint(folder, settings.device) if resume else None
+    if state is not None:
+        trainer.restore(state)
+    banks = build_banks(settings.seed, variants=settings.variants, progress=True)
+    scenes = trainer.recipe.validation(settings.validation)
+    losses: list[float] = []
+    progress = tqdm(total=settings.steps, initial=trainer.step, desc=settings.name, mininterval=5)
+    while trainer.step < settings.steps:
+        losses.append(trainer.advance(banks))
+        progress.update()
+        if trainer.step % trainer.recipe.every == 0 or trainer.step == settings.steps:
+            loss, recall = sum(losses) / len(losses), trainer.validate(scenes)
+            losses.clear()
+            trainer.curve.append((trainer.step, f"{loss:.4f}", f"{recall:.4f}"))
+            save_checkpoint(folder, trainer.state())
+            progress.set_postfix(loss=f"{loss:.3f}", recall=f"{recall:.3f}")
+    progress.close()
+    return trainer
+
+
+def save_checkpoint(folder: Path, state: State) -> None:
+    """Write a checkpoint and its curve: step, mean loss since the last row, validation recall."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("step", "loss", "recall"), *state["curve"]])
+    replace_file(folder / _CHECKPOINT, lambda file: torch.save(state, file))
+    replace_file(folder / CURVE, lambda file: file.write(text.getvalue().encode()))
+
+
+def load_checkpoint(folder: Path, device: str = "cpu") -> State | None:
+    """Read the checkpoint of a folder; None if there is none."""
+    path = folder / _CHECKPOINT
+    if not path.exists():
+        return None
+    state: State = torch.load(path, map_location=device, weights_only=True)
+    return state
