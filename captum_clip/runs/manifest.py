@@ -60,7 +60,7 @@ def begin(kind: ManifestFormat, about: Content, output: Storage, engine: Engine)
     Raises:
         InputError: the folder holds a run with other settings, or something else.
     """
-    environments = [environment(engine)]
+    environments = [_environment(engine)]
     content = output.read(NAME)
     if content is None:
         other = [name for name, _ in output.files() if not name.startswith(".")]
@@ -90,7 +90,7 @@ def begin(kind: ManifestFormat, about: Content, output: Storage, engine: Engine)
     return {"format": kind.name, **about, _ENVIRONMENTS: environments, "state": "running"}
 
 
-def environment(engine: Engine) -> Content:
+def _environment(engine: Engine) -> Content:
     """Versions of what computes, and the number of threads."""
     versions: Content = {"captum_clip": __version__}
     for package in _PACKAGES:

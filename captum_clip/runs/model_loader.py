@@ -35,8 +35,8 @@ class ModelLoader:
         Raises:
             InputError: what bears the name here is another model.
         """
-        clip, found = self.load(model, device)
-        if found != fingerprint:
+        clip, loaded = self.load(model, device)
+        if loaded != fingerprint:
             raise InputError(
                 f"the weights or the preprocessing of {model} are not those that the {noun} was "
                 "begun with; give all machines the same, and leave them alone while it runs."

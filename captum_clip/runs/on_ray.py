@@ -18,24 +18,16 @@ from .units import U, Unit
 
 _TRIES: Final = 5  # of a unit, since Ray gives one that kills its worker to the next without end
 _RESUME: Final = "what is done is kept, start the same command again."
-_SILENT: Final = {
-    "enable_progress_bars": False,
-    "enable_operator_progress_bars": False,
-    "print_on_execution_start": False,
-}
+_BARS: Final = (
+    *("enable_progress_bars", "enable_operator_progress_bars"),
+    "print_on_execution_start",
+)
 
 
 def run_on_ray(
     work: Work[U], units: Sequence[U], output: Storage, engine: Engine, advance: Advance
 ) -> None:
-    """Compute and write every unit.
-
-    Args:
-        work: what computes them; each actor gets a copy.
-        units: those that are missing.
-        output: where each unit writes its file.
-        engine: how many actors, of what size.
-        advance: told how many images were done since the last call.
+    """Compute every unit in the engine's processes, which write their files themselves.
 
     Raises:
         CaptumClipError: Ray is missing or its workers die again and again, a model that a worker
@@ -43,7 +35,7 @@ def run_on_ray(
     """
     share = math.ceil(engine.processes / engine.gpus) if engine.gpus else 0  # workers a GPU
     count = len(units)
-    with _own_warnings(), connected(engine) as ray, _silent_data():
+    with _quiet(), connected(engine) as ray, _silent_data():
         try:
             rows = ray.data.from_items(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
@@ -114,7 +106,7 @@ def tries_of(name: str) -> str:
     return f"{folder}/.{file}.tries"
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
         import ray.data
@@ -129,32 +121,30 @@ def _ray() -> Any:
 @contextmanager
 def connected(engine: Engine) -> Iterator[Any]:
     """Ray: the caller's, or a cluster that there is, or one that is started here until the end."""
-    ray = _ray()
+    ray = _import_ray()
     if ray.is_initialized():
         _check_room(ray, engine)
         yield ray
         return
-    # Ray's own processes without log lines on the terminal.
-    with default_environment(RAY_BACKEND_LOG_LEVEL="fatal", RAY_USAGE_STATS_ENABLED="0"):
-        try:
-            with _silent_start():
-                _join_or_start(ray, engine)
-            _check_room(ray, engine)
-            yield ray
-        finally:
-            ray.shutdown()
+    try:
+        _join_or_start(ray, engine)
+        _check_room(ray, engine)
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def _join_or_start(ray: Any, engine: Engine) -> None:
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
     cpus = max(os.cpu_count() or 1, engine.processes * engine.threads)
-    try:
+    with _silent_stderr():
         try:
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-        except ValueError:  # Ray: a cluster that is there already has its CPUs
-            ray.init(**quiet)
-    except ConnectionError as error:
-        raise InputError(f"Ray cannot be reached: {error}") from error
+            try:
+                ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            except ValueError:  # Ray: a cluster that is there already has its CPUs
+                ray.init(**options)
+        except ConnectionError as error:
+            raise InputError(f"Ray cannot be reached: {error}") from error
 
 
 def _check_room(ray: Any, engine: Engine) -> None:
@@ -177,15 +167,16 @@ def _check_room(ray: Any, engine: Engine) -> None:
 
 
 @contextmanager
-def _own_warnings() -> Iterator[None]:
-    """Without the warnings that Ray's code gives about itself."""
-    with warnings.catch_warnings():
+def _quiet() -> Iterator[None]:
+    """Without log lines of Ray's own processes, and the warnings that its code gives of itself."""
+    quiet = default_environment(RAY_BACKEND_LOG_LEVEL="fatal", RAY_USAGE_STATS_ENABLED="0")
+    with quiet, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.")
         yield
 
 
 @contextmanager
-def _silent_start() -> Iterator[None]:
+def _silent_stderr() -> Iterator[None]:
     """Ray's native code tells the terminal that it has been told to be silent."""
     kept = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -207,8 +198,8 @@ def _silent_data() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
-        for name, value in _SILENT.items():
+        for name in _BARS:
             if name in vars(context):  # some versions lack one
                 stack.callback(setattr, context, name, getattr(context, name))
-                setattr(context, name, value)
+                setattr(context, name, False)
         yield

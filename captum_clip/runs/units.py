@@ -41,12 +41,7 @@ def to_npz(arrays: Arrays) -> bytes:
 
 
 def read_unit(storage: Storage, unit: U, parse: Callable[[Arrays, U], Content]) -> Content:
-    """Read a unit's file.
-
-    Args:
-        storage: the output folder.
-        unit: what was computed.
-        parse: what is made of its arrays; raises a ValueError where they are not those of the unit.
+    """Read a unit's file; `parse` raises a ValueError where the arrays are not those of the unit.
 
     Raises:
         InputError: the file is gone or damaged, or holds something else.
@@ -68,13 +63,7 @@ def read_unit(storage: Storage, unit: U, parse: Callable[[Arrays, U], Content]) 
 def unfinished(
     storage: Storage, units: Iterable[U], parse: Callable[[Arrays, U], object]
 ) -> list[U]:
-    """Units without a whole file, in their order; damaged files are taken away.
-
-    Args:
-        storage: the output folder.
-        units: all of them.
-        parse: as for :func:`read_unit`.
-    """
+    """Units without a file that `parse` can read, in order; damaged files are taken away."""
     present = {name for name, _ in storage.files()}
     missing = []
     for unit in units:

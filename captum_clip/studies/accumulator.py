@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
 from .batch_explainer import Explained
 
 Array = npt.NDArray[np.float64]
@@ -65,17 +64,7 @@ class Accumulator:
         )
 
     def merge(self, other: Accumulator) -> Accumulator:
-        """The sums over the images of both.
-
-        Raises:
-            InputError: they are of different targets or maps.
-        """
-        shapes, others = ({n: s.shape for n, s in part.sums.items()} for part in (self, other))
-        if shapes != others:
-            raise InputError(
-                f"Accumulator.merge: expected sums of the same targets and maps, got {shapes} and "
-                f"{others}."
-            )
+        """The sums over the images of both, which have the same targets."""
         return Accumulator(
             self.images + other.images,
             self.constant + other.constant,

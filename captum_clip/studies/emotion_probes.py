@@ -7,7 +7,6 @@ from typing import Any
 
 from ..emotions import Artemis, EmotionProbe, ProbeScores, fit_probe
 from ..emotions.probe import STRENGTH, check_options
-from ..errors import InputError
 from ..models import ClipAdapter
 from .features import ImageFeatures, image_features
 
@@ -38,17 +37,17 @@ def fit_emotions(
         InputError: no image could be read, or what :func:`captum_clip.emotions.fit_probe` says.
     """
     check_options(seed=seed, held_out=held_out, strength=strength)
-    found = _features(clip, data, options)
+    features = _features(clip, data, options)
     probe = fit_probe(
-        found.rows,
-        data.votes[list(found.indices)],
+        features.rows,
+        data.votes[list(features.indices)],
         seed=seed,
         held_out=held_out,
         strength=strength,
         model=clip.name,
         fingerprint=clip.fingerprint,
     )
-    return probe, found.skipped
+    return probe, features.skipped
 
 
 def score_emotions(
@@ -68,13 +67,11 @@ def score_emotions(
     Raises:
         InputError: no image could be read, or the probe takes other features.
     """
-    found = _features(clip, data, options)
-    return probe.score(found.rows, data.votes[list(found.indices)]), found.skipped
+    features = _features(clip, data, options)
+    return probe.score(features.rows, data.votes[list(features.indices)]), features.skipped
 
 
 def _features(clip: ClipAdapter, data: Artemis, options: dict[str, Any]) -> ImageFeatures:
-    found = image_features(clip, data.images, **options)
-    if not found.paths:
-        path, reason = next(iter(found.skipped.items()))
-        raise InputError(f"none of the {len(data.images)} images can be read; {path}: {reason}")
-    return found
+    features = image_features(clip, data.images, **options)
+    features.check_any()
+    return features

@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from ..checks import check_integer
 from ..errors import InputError
-from ..files import image_names
 from ..models import ClipAdapter
 from ..models.images import as_pil
 from ..runs import storage_of
 from ..runs.workers import iterate_workers
 from .feature_cache import FeatureCache, Row, default_cache
-from .file_list import no_images
+from .file_list import list_images
 
 Array = npt.NDArray[np.uint8]
 
@@ -32,7 +31,7 @@ class ImageFeatures:
     Attributes:
         rows: unit rows (N, D), float32.
         paths: of the N images, in the order they were given.
-        indices: their places in what was given.
+        indices: of these N in what was given.
         skipped: file -> why it could not be read.
     """
 
@@ -40,6 +39,14 @@ class ImageFeatures:
     paths: tuple[Path, ...]
     indices: tuple[int, ...]
     skipped: dict[Path, str]
+
+    def check_any(self, caller: str = "") -> None:
+        """Raise an InputError where no image could be read; `caller` begins it."""
+        if not self.paths:
+            path, reason = next(iter(self.skipped.items()), ("", "no file was given"))
+            raise InputError(
+                f"{caller}none of the {len(self.skipped)} images can be read; {path}: {reason}"
+            )
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -49,10 +56,7 @@ def find_images(folder: str | Path) -> list[Path]:
         InputError: there is no folder, or no image file in it.
     """
     folder = Path(folder).expanduser()
-    names = image_names(name for name, _ in storage_of(folder).files())
-    if not names:
-        raise no_images(folder)
-    return sorted(folder / name for name in names)
+    return sorted(folder / name for name in list_images(storage_of(folder)).names)
 
 
 def image_features(
@@ -149,11 +153,11 @@ def _batches(
 ) -> Iterator[list[tuple[bytes, Array]]]:
     """Pictures a batch at a time; the reasons of the others go to `failed`."""
     batch: list[tuple[bytes, Array]] = []
-    for key, found in files:
-        if isinstance(found, str):
-            failed[key] = found
+    for key, picture in files:
+        if isinstance(picture, str):
+            failed[key] = picture
             continue
-        batch.append((key, found))
+        batch.append((key, picture))
         if len(batch) == size:
             yield batch
             batch = []

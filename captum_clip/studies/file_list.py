@@ -68,7 +68,9 @@ class FileList:
         )
 
 
-def list_images(images: Storage, output: Storage, *, limit: int | None, seed: int) -> FileList:
+def list_images(
+    images: Storage, output: Storage | None = None, *, limit: int | None = None, seed: int = 0
+) -> FileList:
     """Image files of a folder and the folders in it, hidden ones and results left out.
 
     A sample is the files whose names have the smallest SHA-256 together with the seed, so it is the
@@ -83,7 +85,7 @@ def list_images(images: Storage, output: Storage, *, limit: int | None, seed: in
     Raises:
         InputError: there is no folder or no image file in it, or the output is the same folder.
     """
-    inside = output.name_inside(images)
+    inside = None if output is None else output.name_inside(images)
     if inside == ".":
         raise InputError(
             f"the results cannot go into the folder of the images, {images.root}; name another, "
@@ -94,10 +96,6 @@ def list_images(images: Storage, output: Storage, *, limit: int | None, seed: in
         name for name in image_names(sizes) if inside is None or not name.startswith(f"{inside}/")
     ]
     if not names:
-        raise no_images(images.root)
+        endings = ", ".join(IMAGE_ENDINGS)
+        raise InputError(f"there is no image file ({endings}) in {images.root}.")
     return FileList(tuple((name, sizes[name]) for name in draw_names(names, limit, seed)))
-
-
-def no_images(folder: object) -> InputError:
-    """What to say of a folder without an image file."""
-    return InputError(f"there is no image file ({', '.join(IMAGE_ENDINGS)}) in {folder}.")

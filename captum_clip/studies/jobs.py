@@ -49,15 +49,13 @@ class Job:
         """The rows as a target."""
         return Target(torch.tensor(self.rows), torch.ones(len(self.rows)), self.names)
 
-    def identity(self) -> dict[str, str]:
-        """What must not change between the runs of a study."""
+    def describe(self) -> dict[str, Any]:
+        """As the manifest tells it."""
         return {
             "model": self.label,
             "method": self.method,
             "fingerprint": self.fingerprint,
             "emotions": self.emotions,
+            "tower": self.kind,
+            "targets": list(self.names),
         }
-
-    def describe(self) -> dict[str, Any]:
-        """As the manifest tells it."""
-        return {**self.identity(), "tower": self.kind, "targets": list(self.names)}

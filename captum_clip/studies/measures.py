@@ -57,15 +57,15 @@ class Measures:
         varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
         span = torch.where(varies, high - low, 1)
         stretched = (wide - low[:, None, None]) / span[:, None, None]
-        found = {
+        measured = {
             "spatial_variance": self._variance(stretched),
             "spatial_entropy": self._entropy(stretched),
         }
         if self.values:
-            found[VALUE_ENTROPY] = self._value_entropy(small)
-        found = {name: torch.where(varies, value, torch.nan) for name, value in found.items()}
-        found = {"low": low, "high": high, **found}
-        return {name: value.reshape(shape) for name, value in found.items()}
+            measured[VALUE_ENTROPY] = self._value_entropy(small)
+        measured = {name: torch.where(varies, value, torch.nan) for name, value in measured.items()}
+        measured = {"low": low, "high": high, **measured}
+        return {name: value.reshape(shape) for name, value in measured.items()}
 
     def _extremes(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = (_outermost(axis).to(maps.device) for axis in self._axes)
@@ -100,8 +100,8 @@ class Measures:
         """By its definition to the bit, since it asks which values are the same."""
         return torch.cat(
             [
-                value_entropy(resizing.normalize(resizing.upsample(one, self.size)))
-                for one in torch.split(maps, 1)
+                value_entropy(resizing.normalize(resizing.upsample(part, self.size)))
+                for part in torch.split(maps, 1)
             ]
         )
 

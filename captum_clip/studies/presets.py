@@ -98,11 +98,11 @@ def subjects(
             f"{', '.join(models)}), in the same order, got {len(emotions)}."
         )
     files = [str(file) for file in emotions] if emotions else [None] * len(models)
-    found = []
+    chosen = []
     for model, file in zip(models, files, strict=True):
         fitting: Sequence[str | None] = _fitting(model, methods) if methods else [None]
-        found += [Subject(model, method, file) for method in fitting]
-    return tuple(found)
+        chosen += [Subject(model, method, file) for method in fitting]
+    return tuple(chosen)
 
 
 def _fitting(model: str, methods: Sequence[str]) -> list[str | None]:

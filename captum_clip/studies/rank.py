@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import maps, targets
 from ..attr.registry import MethodChoice, default_method
 from ..checks import check_integer
-from ..errors import InputError, TargetError
+from ..errors import TargetError
 from ..models import ClipAdapter
 from ..runs import storage_of
 from ..similarity import ClipSimilarity
@@ -66,9 +66,9 @@ class Ranking:
         colors = colormap(HEAT)
         panels = []
         pairs = zip(self.files, self.scores, self.images, heat, strict=True)
-        for place, (file, score, image, value) in enumerate(pairs, 1):
+        for number, (file, score, image, value) in enumerate(pairs, 1):
             picture = image.permute(1, 2, 0).numpy()
-            panels.append(Panel(picture, f"{place}. {_shown(file)}", score_note(float(score))))
+            panels.append(Panel(picture, f"{number}. {_shown(file)}", score_note(float(score))))
             shown = blend(picture, value[0], colors, ALPHA)
             panels.append(Panel(shown, self.target, note_of(value)))
         rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
@@ -146,26 +146,24 @@ def rank(
         listed = find_images(folder)
     else:
         folder, listed = None, [Path(path) for path in images]
-    found = image_features(clip, listed, **options)
-    if not found.paths:
-        path, reason = next(iter(found.skipped.items()), ("", "no file was given"))
-        raise InputError(f"rank: none of the {len(listed)} images can be read; {path}: {reason}")
-    scores = forward.score(torch.from_numpy(found.rows).to(clip.device))[:, 0].cpu().numpy()
+    features = image_features(clip, listed, **options)
+    features.check_any("rank: ")
+    scores = forward.score(torch.from_numpy(features.rows).to(clip.device))[:, 0].cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:top]
     pictures, raw = [], []
     for index in best:
-        pixels = clip.preprocess(found.paths[index])
+        pixels = clip.preprocess(features.paths[index])
         pictures.append(clip.denormalize(pixels).cpu())
         raw.append(maps.positive(attribution.attribute_targets(pixels, **chosen.options).cpu()))
-    files = [found.paths[index] for index in best]
+    files = [features.paths[index] for index in best]
     return Ranking(
         target=wanted.names[0],
         files=tuple(files if folder is None else [file.relative_to(folder) for file in files]),
         scores=scores[best],
         images=torch.cat(pictures),
         maps=torch.cat(raw),
-        ranked=len(found.paths),
-        skipped=found.skipped,
+        ranked=len(features.paths),
+        skipped=features.skipped,
         model=clip.name,
         method=chosen.name,
     )

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..runs import (
-    ModelLoader,
-    Progress,
-    Storage,
-    compute_missing,
-    manifest,
-    read_unit,
-    storage_of,
-    threads,
-)
+from ..runs import ModelLoader, Progress, Storage, compute_missing, read_unit, storage_of, threads
+from ..runs import manifest as manifests
 from . import file_list, results
 from .accumulator import Accumulator
 from .config import StudyConfig
@@ -81,7 +73,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
             output,
             engine,
             parse=parse_shard,
-            before={manifest.NAME: manifest.to_bytes(begun), file_list.NAME: files.to_csv()},
+            before={manifests.NAME: manifests.to_bytes(begun), file_list.NAME: files.to_csv()},
             result=results.STATISTICS,
             models=models,
             progress=progress,
@@ -89,7 +81,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         return _summarise(plan, begun, output)
 
 
-def _summarise(plan: Plan, begun: manifest.Content, output: Storage) -> StudyResult:
+def _summarise(plan: Plan, begun: manifests.Content, output: Storage) -> StudyResult:
     """One pass over all shards in order, then every file; the statistics come last."""
     summaries, reasons = [], []
     for number, job in enumerate(plan.jobs):
@@ -100,11 +92,11 @@ def _summarise(plan: Plan, begun: manifest.Content, output: Storage) -> StudyRes
     skipped_files = _skipped_files(plan, reasons)
     counts = [{"images": s.sums.images, "skipped": s.skipped} for s in summaries]
     done = {**begun, "state": "maps done", "counts": counts, "skipped": skipped_files}
-    output.write(manifest.NAME, manifest.to_bytes(done))
+    output.write(manifests.NAME, manifests.to_bytes(done))
     if not any(summary.sums.images for summary in summaries):
         raise InputError(
             f"none of the {len(plan.files)} images can be read; the first: "
-            f"{skipped_files[0]['reason']} All reasons are in {output.root}/{manifest.NAME}."
+            f"{skipped_files[0]['reason']} All reasons are in {output.root}/{manifests.NAME}."
         )
     for summary in summaries:
         output.write(f"{results.MEAN_MAPS}/{summary.job.key}.npz", results.mean_maps_npz(summary))

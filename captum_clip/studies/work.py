@@ -76,13 +76,7 @@ class StudyWorker:
 def load_batches(
     loader: ImageLoader, batches: Sequence[Sequence[int]], decoders: int | None
 ) -> AbstractContextManager[Iterator[Batch]]:
-    """Decoded batches in their order, a few ahead.
-
-    Args:
-        loader: reads them.
-        batches: numbers of the images of each.
-        decoders: processes that decode, 0 is none; None is a thread, one batch ahead.
-    """
+    """Batches in their order, decoded ahead in so many processes; None is a thread, one ahead."""
     if decoders is None:
         return nullcontext(_one_ahead(loader, batches))
     advice = (

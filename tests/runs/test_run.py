@@ -147,7 +147,7 @@ def test_a_worker_that_fits_nowhere_is_said(
 ) -> None:
     """On the caller's own Ray too; without a word it would be waited for without end."""
     cluster = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
-    monkeypatch.setattr(on_ray, "_ray", lambda: cluster)
+    monkeypatch.setattr(on_ray, "_import_ray", lambda: cluster)
     expected = pytest.raises(InputError, match=message) if message else nullcontext()
     with expected, on_ray.connected(Engine("ray", 1, gpus, count)) as ray:
         assert ray is cluster

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from captum_clip import maps as resizing
-from captum_clip.errors import InputError
 from captum_clip.studies.accumulator import Accumulator, correlation
 from captum_clip.studies.batch_explainer import Explained
 from captum_clip.studies.measures import Measures
@@ -82,11 +81,6 @@ def test_merged_halves_are_the_whole(at: int) -> None:
         assert merged.sums.keys() == whole.sums.keys()
         for name, expected in whole.sums.items():
             np.testing.assert_allclose(merged.sums[name], expected, rtol=1e-12, atol=1e-15)
-
-
-def test_sums_of_other_targets_are_not_merged() -> None:
-    with pytest.raises(InputError, match="the same targets and maps"):
-        Accumulator.of(some_part()).merge(Accumulator.of(some_part(targets=2)))
 
 
 def test_pairs_are_correlated_image_by_image() -> None:
