@@ -48,9 +48,7 @@ def compute_missing(
     Raises:
         CaptumClipError: a model that cannot be loaded, a disk that refuses, a worker that died.
     """
-    for name, _ in output.files():
-        if TEMPORARY.search(name):
-            output.remove(name)
+    _tidy_up(output)
     missing = unfinished(output, units, parse)
     advance = _counter(progress, units, missing)
     if not missing:
@@ -60,10 +58,17 @@ def compute_missing(
         output.write(name, content)
     if engine.name == "ray":
         run_on_ray(work, missing, output, engine, advance)
+        _tidy_up(output)  # a worker that was killed leaves files too, although the run goes on
     else:
         work.open(models).compute(
             missing, lambda unit, content: output.write(unit.name, content), advance
         )
+
+
+def _tidy_up(output: Storage) -> None:
+    for name, _ in output.files():
+        if TEMPORARY.search(name):
+            output.remove(name)
 
 
 def _counter(progress: Progress | None, units: Sequence[U], missing: Sequence[U]) -> Advance:

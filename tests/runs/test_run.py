@@ -26,7 +26,7 @@ from captum_clip.runs import (
     threads,
     to_npz,
 )
-from captum_clip.runs.run import TEMPORARY
+from captum_clip.runs import run as order
 from tests.runs.test_units import Squares, parse
 
 UNITS = [Squares(f"units/{number}.npz", (number, number + 1)) for number in range(4)]
@@ -52,20 +52,19 @@ class Work:
             advance(unit.size)
 
 
-def run(work: Work, output: Storage, **options: Any) -> list[tuple[int, int]]:
+def run(work: Work, output: Storage, engine: Engine = LOCAL) -> list[tuple[int, int]]:
     """What the progress was told."""
     told: list[tuple[int, int]] = []
     compute_missing(
         work,
         UNITS,
         output,
-        LOCAL,
+        engine,
         parse=parse,
         before={"manifest.json": b"{}"},
         result="results.csv",
         models=ModelLoader(),
         progress=lambda done, total: told.append((done, total)),
-        **options,
     )
     return told
 
@@ -98,11 +97,27 @@ def test_results_go_away_while_something_is_missing_and_only_then(tmp_path: Path
     assert output.read("manifest.json") == b"{}"
 
 
+def test_what_killed_workers_of_ray_leave_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-written files are no part of a folder that is the same to the byte."""
+    output = storage_of(tmp_path)
+
+    def on_ray(work: Work, units: Sequence[Squares], *_: Any) -> None:
+        work.compute(units, lambda unit, data: output.write(unit.name, data), lambda images: None)
+        output.write("units/..0.npz.tries.0f.part", b"1")
+
+    monkeypatch.setattr(order, "run_on_ray", on_ray)
+    run(Work(), output, engine=Engine("ray", 1, 0, 1))
+    names = sorted(name for name, _ in output.files())
+    assert names == sorted(["manifest.json", *(unit.name for unit in UNITS)])
+
+
 def test_temporary_files_are_known_by_their_names() -> None:
     for name in (".a.csv.0f.part", "units/x/.a.npz.tries"):
-        assert TEMPORARY.search(name)
+        assert order.TEMPORARY.search(name)
     for name in ("a.part", "units/x/a.tries", ".lock", "part"):
-        assert not TEMPORARY.search(name)
+        assert not order.TEMPORARY.search(name)
 
 
 def test_a_worker_of_ray_says_what_it_cannot_do(tmp_path: Path) -> None:
