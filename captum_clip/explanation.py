@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import torch
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,11 +20,13 @@ from .attr.registry import MethodChoice, default_method
 from .checks import check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import replace_file
+from .maps import Mode
 from .models import ClipAdapter, load_clip
 from .models.base import ImageLike
 from .similarity import ClipSimilarity
 from .targets import Target
 from .visualization import saving
+from .visualization.style import ALPHA
 
 Sign = Literal["positive", "negative", "both"]
 
@@ -79,42 +82,72 @@ class Explanation:
                 f"{tuple(self.scores.shape)} and maps {shapes} do not belong together."
             )
 
-    def plot(self) -> Figure:
+    def plot(
+        self,
+        *,
+        cmap: str | Colormap | None = None,
+        alpha: float = ALPHA,
+        interpolation: Mode = "bicubic",
+    ) -> Figure:
         """The maps over the images, resized, and min-max normalised one by one.
 
         One row an image and one column a target; with words, one column a word, dimmed by its norm;
         with both signs, one row an image and target, positive beside negative on a scale that the
         two share. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+
+        Args:
+            cmap: colour map, by name or as it is; by default inferno, blue for what speaks against
+                alone, and orange and blue where both signs are drawn.
+            alpha: opacity where a map is 1; where it is 0 the image shows through.
+            interpolation: between the cells of a map: "bicubic", kept within the map's range,
+                "bilinear", or "nearest", which shows the cells as they are.
+
+        Raises:
+            InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1].
         """
-        heat = self.heat()
+        heat = self.heat(interpolation)
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
         if list(self.maps) == ["negative"]:
             caption += " \N{MIDDLE DOT} what speaks against"
         shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
+        shown["alpha"] = alpha
         if not self.words and len(heat) == 2:
+            if cmap is not None:
+                shown["cmaps"] = (cmap, cmap)
             return visualization.signs(self.images, heat["positive"], heat["negative"], **shown)
         first, second = (*heat.values(), None)[:2]
         assert first is not None
-        if "positive" not in heat:
+        if cmap is not None:
+            shown["cmap"] = cmap
+        elif "positive" not in heat:
             shown["cmap"] = visualization.NEGATIVE
         if self.words:
             shown.update(norms=self.norms, negative=second)
             return visualization.words(self.images, first, **shown)
         return visualization.overlay(self.images, first, **shown)
 
-    def heat(self) -> dict[str, Tensor]:
-        """The maps as :meth:`plot` draws them, sign -> (B, K, H, W) in [0, 1].
+    def heat(self, interpolation: Mode = "bilinear") -> dict[str, Tensor]:
+        """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
 
-        Resized, then min-max normalised one by one; the two signs of a map share one scale.
+        The two signs of a map share one scale. :meth:`plot` draws them, with the interpolation
+        that it is given.
+
+        Raises:
+            InputError: an unknown interpolation.
         """
         size = (self.images.shape[-2], self.images.shape[-1])
         signs = [sign for sign in _SIGNS if sign in self.maps]
-        large = [maps.upsample(self.maps[sign], size) for sign in signs]
+        large = [
+            maps.upsample(
+                self.maps[sign], size, mode=interpolation, clamp=interpolation == "bicubic"
+            )
+            for sign in signs
+        ]
         shared = maps.normalize(torch.cat(large, dim=-1))
         return dict(zip(signs, shared.chunk(len(signs), dim=-1), strict=True))
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture (.png, .pdf, .svg) or everything (.npz).
+        """Write the picture (.png, .jpg, .pdf, .svg) or everything (.npz).
 
         The file appears under its name only when it is complete; an existing one is replaced.
 

@@ -15,7 +15,9 @@ Mode = Literal["bilinear", "bicubic", "nearest"]
 _MODES = ("bilinear", "bicubic", "nearest")
 
 
-def upsample(maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear") -> Tensor:
+def upsample(
+    maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
+) -> Tensor:
     """Resize maps (..., h, w) to (..., H, W).
 
     Pixel centres are kept in place (``align_corners=False``), as when an image is resized; the
@@ -25,6 +27,7 @@ def upsample(maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear") ->
         maps: (..., h, w).
         size: (H, W) in pixels.
         mode: "bilinear", "bicubic" (may leave the range of the values) or "nearest".
+        clamp: keep every map within the range that it had.
 
     Returns:
         (..., H, W), same type and device; differentiable.
@@ -50,6 +53,8 @@ def upsample(maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear") ->
         mode=mode if smooth else "nearest-exact",  # "nearest" asks for a pixel's corner
         align_corners=False if smooth else None,
     )
+    if clamp:
+        resized = resized.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
     return resized.reshape(*maps.shape[:-2], height, width)
 
 

@@ -15,8 +15,10 @@ import torch
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
+from captum_clip.visualization.blend import blend
+from captum_clip.visualization.style import colormap
 from tests import builders
-from tests.figure_parts import lines_of
+from tests.figure_parts import lines_of, pixels_of
 from tests.samples import picture
 
 TEXTS = ["a horse", "a dog"]
@@ -75,6 +77,35 @@ def test_the_picture_names_what_it_shows(found: Explanation) -> None:
     assert any(line.startswith("norm") for line in written) == found.words
 
 
+def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
+    found = explain(picture(), "a horse", model=vit)
+    colors = colormap("viridis")
+    drawn = pixels_of(found.plot(cmap=colors, alpha=0.5, interpolation="nearest"))[1]
+    cells = found.heat("nearest")["positive"][0, 0]
+    assert len(cells.unique()) <= found.maps["positive"].numel()
+    image = found.images[0].movedim(0, -1).numpy()
+    np.testing.assert_allclose(drawn, blend(image, cells.numpy(), colors, 0.5), atol=1e-6)
+    both = explain(picture(), "a horse", model=vit, sign="both")
+    for shown, sign in zip(pixels_of(both.plot(cmap="viridis"))[1:], both.maps, strict=True):
+        heat = both.heat("bicubic")[sign][0, 0].numpy()
+        np.testing.assert_allclose(shown, blend(image, heat, colors, 0.9), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cmap": "jetset"}, "no colour map 'jetset'"),
+        ({"alpha": 1.5}, r"alpha in \[0, 1\], got 1.5"),
+        ({"interpolation": "cubic"}, "a mode of bilinear, bicubic, nearest, got 'cubic'"),
+    ],
+)
+def test_plot_says_what_it_cannot_draw(
+    vit: ClipAdapter, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        explain(picture(), "a horse", model=vit).plot(**options)
+
+
 def test_the_two_signs_are_drawn_on_one_scale(vit: ClipAdapter) -> None:
     found = explain(picture(), "a", model=vit, sign="both")
     weak = replace(found, maps={**found.maps, "negative": 0.01 * found.maps["positive"]})
@@ -117,7 +148,7 @@ def test_parts_that_do_not_belong_together_are_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.jpg", r"must end in \.png, \.pdf, \.svg, \.npz"),
+        ("a.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg, \.npz"),
         ("none/a.png", "no folder"),
         ("a", "end"),
     ],

@@ -70,6 +70,15 @@ def test_upsample_takes_any_leading_dimensions(lead: tuple[int, ...]) -> None:
     torch.testing.assert_close(maps.upsample(given, (7, 9)), expected.reshape(*lead, 7, 9))
 
 
+def test_a_clamped_map_keeps_its_range_and_inside_it_its_values():
+    raw = torch.randn(2, 3, 4, 5)
+    free = maps.upsample(raw, (20, 30), mode="bicubic")
+    kept = maps.upsample(raw, (20, 30), mode="bicubic", clamp=True)
+    low, high = raw.amin((-2, -1), True), raw.amax((-2, -1), True)
+    assert (free > high).any()
+    assert torch.equal(kept, free.clamp(low, high))
+
+
 def test_upsample_is_linear() -> None:
     a, b = normal(2, 3, 3, seed=1), normal(2, 3, 3, seed=2)
     left = maps.upsample(2 * a - b, (10, 8), mode="bicubic")

@@ -45,7 +45,9 @@ def cards(result: Result) -> str:
 def layer_rows(found: Layers) -> str:
     """Two rows: the attention of every layer, and the gradient with respect to it."""
     size = (found.image.shape[-2], found.image.shape[-1])
-    attention = maps.normalize(maps.upsample(found.attention, size))[0]  # (n, H, W)
+    attention = maps.normalize(maps.upsample(found.attention, size, mode="bicubic", clamp=True))[
+        0
+    ]  # (n, H, W)
     signed = zip(*(part[0] for part in signed_heat(found.gradient, size)), strict=True)
     rows = {
         "attention": [layer(values, colormap(HEAT)) for values in attention],

@@ -54,7 +54,7 @@ def signed_layer(positive: Tensor, negative: Tensor, cmaps: tuple[Colormap, Colo
 
 def signed_heat(raw: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Signed maps (..., h, w) -> positive and negative ones (..., H, W) on one scale, in [0, 1]."""
-    large = maps.upsample(raw, size)
+    large = maps.upsample(raw, size, mode="bicubic", clamp=True)
     pair = torch.cat([maps.positive(large), maps.negative(large)], dim=-1)
     up, down = maps.normalize(pair).chunk(2, dim=-1)
     return up, down

@@ -99,7 +99,7 @@ class Result:
     def heat(self) -> dict[str, Tensor]:
         """Sign -> the maps of the cards (1, K, H, W) in [0, 1], those of words dimmed."""
         weights = self.weights[:, None, None]
-        return {sign: weights * values for sign, values in self.shown().heat().items()}
+        return {sign: weights * values for sign, values in self.shown().heat("bicubic").items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,10 +50,10 @@ def _run(arguments: Namespace) -> None:
     from ..visualization.saving import FORMATS
 
     pictures: dict[str, tuple[str, Callable[[_Clips, _Begin], Figure]]] = {
-        "captum-clip-demo.png": ("methods", _methods),
-        "captum-clip-demo-words-vit.png": ("words", partial(_words, "demo/vit")),
-        "captum-clip-demo-words-resnet.png": ("words", partial(_words, "demo/resnet")),
-        "captum-clip-demo-signs.png": ("signs", _signs),
+        "captum-clip-demo.jpg": ("methods", _methods),
+        "captum-clip-demo-words-vit.jpg": ("words", partial(_words, "demo/vit")),
+        "captum-clip-demo-words-resnet.jpg": ("words", partial(_words, "demo/resnet")),
+        "captum-clip-demo-signs.jpg": ("signs", _signs),
     }
     folder = make_folder(arguments.output)
     paths = [check_destination(folder / name, FORMATS) for name in pictures]
@@ -79,18 +79,22 @@ def _methods(clips: _Clips, begin: _Begin) -> Figure:
     from ..visualization import contact_sheet
 
     texts = [_texts(objects) for _, objects in _SCENES]
-    columns, images = {}, []
+    columns, scores, images = {}, [], []
     for model, method in _COLUMNS:
         begin(f"{model} {method}")
         rows = [
             explain(_scene(row), texts[row], model=clips[model], method=method)
             for row in range(len(_SCENES))
         ]
-        heat = torch.cat([row.heat()["positive"][0] for row in rows])[:, None]
+        heat = torch.cat([row.heat("bicubic")["positive"][0] for row in rows])[:, None]
         columns[f"{model} \N{MIDDLE DOT} {method}"] = heat
         images = [image for row in rows for image in row.images.expand(len(row.names), -1, -1, -1)]
+        scores.append(torch.cat([row.scores[0] for row in rows]))
     return contact_sheet(
-        torch.stack(images), columns, names=[name for row in texts for name in row]
+        torch.stack(images),
+        columns,
+        names=[name for row in texts for name in row],
+        scores=torch.stack(scores, dim=1),
     )
 
 

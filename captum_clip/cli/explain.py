@@ -118,7 +118,7 @@ COMMAND: Final = Command(
         *LOADING,
         replace(
             OUTPUT,
-            help="a .png, .pdf or .svg picture, or .npz for the maps themselves",
+            help="a .png, .jpg, .pdf or .svg picture, or .npz for the maps themselves",
             otherwise="IMAGE-explained.png in the current folder",
         ),
     ),

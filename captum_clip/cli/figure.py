@@ -85,7 +85,7 @@ _COLORMAP: Final = Option(
 )
 _OUTPUT: Final = replace(
     OUTPUT,
-    help="a .png, .pdf or .svg picture",
+    help="a .png, .jpg, .pdf or .svg picture",
     otherwise="IMAGE-FIGURE.png in the current folder",
 )
 _SCENE: Final = Option(

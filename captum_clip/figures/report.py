@@ -236,7 +236,7 @@ def signs(
     rows = Rows.of(images, [(subject, opened[subject.clip][0]) for subject in chosen], "both")
     positive, negative = (
         [
-            e.heat()[sign][0] if scale == "shared" else maps.normalize(raw_maps(e, sign))
+            e.heat("bicubic")[sign][0] if scale == "shared" else maps.normalize(raw_maps(e, sign))
             for e in rows.explanations
         ]
         for sign in ("positive", "negative")

@@ -191,4 +191,4 @@ def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
 def raw_maps(explanation: Explanation, sign: str = "positive") -> Tensor:
     """The raw maps of one image at its size, (K, H, W)."""
     height, width = explanation.images.shape[-2:]
-    return maps.upsample(explanation.maps[sign][0], (height, width))
+    return maps.upsample(explanation.maps[sign][0], (height, width), mode="bicubic", clamp=True)

@@ -62,7 +62,7 @@ class Ranking:
     def plot(self) -> Figure:
         """Each image with its place, name and score, and its map beside it; best first."""
         size = (self.images.shape[-2], self.images.shape[-1])
-        heat = maps.normalize(maps.upsample(self.maps, size)).numpy()
+        heat = maps.normalize(maps.upsample(self.maps, size, mode="bicubic", clamp=True)).numpy()
         colors = colormap(HEAT)
         panels = []
         pairs = zip(self.files, self.scores, self.images, heat, strict=True)

@@ -53,7 +53,7 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
     size = images.shape[1:3]
     if array.shape[-2:] != size:
-        array = maps.upsample(torch.from_numpy(array), size).numpy()
+        array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
     return array.clip(0, 1)
 
 

@@ -92,4 +92,5 @@ def _as_means(label: str, given: ArrayLike) -> Array:
         )
     if not torch.isfinite(tensor).all():
         raise InputError(f"average: the maps of {label!r} hold NaN or infinity.")
-    return np.asarray(maps.upsample(tensor, (_SIDE, _SIDE)).numpy(), dtype=np.float32)
+    large = maps.upsample(tensor, (_SIDE, _SIDE), mode="bicubic", clamp=True)
+    return np.asarray(large.numpy(), dtype=np.float32)

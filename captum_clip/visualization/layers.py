@@ -117,7 +117,7 @@ def _raw(what: str, given: ArrayLike, dimensions: int, size: tuple[int, int]) ->
         raise InputError(f"layers: expected {what} {shape}, got {array.shape}.")
     if not np.isfinite(array).all():
         raise InputError(f"layers: {what} holds NaN or infinity.")
-    large: Array = maps.upsample(torch.from_numpy(array), size).numpy()
+    large: Array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
     return large
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from matplotlib.figure import Figure
 
 from ..checks import check_destination
 from ..files import replace_file
 
-FORMATS: Final = (".png", ".pdf", ".svg")
+FORMATS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 # without the time of day, the same picture is the same file
-_METADATA: Final = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_METADATA: Final = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_JPEG: Final = {"quality": 90, "subsampling": 0}  # letters stay crisp
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, PDF or SVG, by the ending of the name.
+    """Write a figure as PNG, JPEG, PDF or SVG, by the ending of the name.
 
     The file appears under its name only when it is complete.
 
@@ -34,7 +35,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix.lower()
 
     def write(file: BinaryIO) -> None:
-        figure.savefig(file, format=kind[1:], dpi="figure", metadata=_METADATA[kind])
+        options: dict[str, Any] = {"metadata": _METADATA.get(kind, {})}
+        if kind in (".jpg", ".jpeg"):
+            options = {"pil_kwargs": _JPEG}
+        figure.savefig(file, format=kind[1:], dpi="figure", **options)
 
     replace_file(path, write)
     return path

@@ -10,7 +10,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..checks import check_interval
-from .arrays import ArrayLike, as_heat, as_images, as_names, as_references, as_scores
+from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_references, as_scores
 from .blend import blend, ramp
 from .grid import Legend, Panel, grid, reference_header
 from .overlay import note_of, score_note
@@ -33,7 +33,7 @@ def signs(
     """Positive beside negative saliency: one row an image (or a model) and target.
 
     Both maps of a row should share one scale, so that a weak one looks weak: normalise them as one
-    map, or divide both by the larger maximum.
+    map, or divide both by the larger maximum. The peak of the weaker one is under its picture.
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
@@ -81,7 +81,7 @@ def signs(
         note = "" if cosines is None else score_note(cosines[index, column])
         row = [Panel(picture, titles[column], note)]
         for heat, color in zip((up[index, column], down[index, column]), colors, strict=True):
-            row.append(Panel(blend(picture, heat, color, alpha), note=note_of(heat)))
+            row.append(Panel(blend(picture, heat, color, alpha), note=_peak(heat)))
         rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,
@@ -93,3 +93,8 @@ def signs(
         ],
         caption=caption,
     )
+
+
+def _peak(heat: Array) -> str:
+    """Why a picture looks empty: how high the map is, where it is not as high as it could be."""
+    return note_of(heat) or (f"peak {heat.max():.0%}" if heat.max() < 0.95 else "")

@@ -157,7 +157,7 @@ def test_explain_prints_the_scores_of_the_library_call(
     [
         (["none.jpg", "a"], "there is no image file none.jpg"),
         (["PHOTO"], "required: TEXT"),
-        (["PHOTO", "a", "-o", "a.gif"], "must end in .png, .pdf, .svg, .npz"),
+        (["PHOTO", "a", "-o", "a.gif"], "must end in .png, .jpg, .jpeg, .pdf, .svg, .npz"),
         (["PHOTO", "a", "-o", "none/a.png"], "there is no folder none"),
         (["PHOTO", "a", "b", "--words"], "--words takes one TEXT apart, got 2"),
         (["PHOTO", " "], "is empty"),
@@ -297,8 +297,8 @@ def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["demo"]) == 0
     out, err = capsys.readouterr()
-    words = [f"captum-clip-demo-words-{tower}.png" for tower in ("resnet", "vit")]
-    names = ["captum-clip-demo-signs.png", *words, "captum-clip-demo.png"]
+    words = [f"captum-clip-demo-words-{tower}.jpg" for tower in ("resnet", "vit")]
+    names = ["captum-clip-demo-signs.jpg", *words, "captum-clip-demo.jpg"]
     assert sorted(os.listdir(here)) == names
     for name in names:
         assert f" {name}\n" in out

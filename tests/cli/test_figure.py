@@ -153,7 +153,7 @@ def test_a_scene_is_drawn_for_the_embedded_models(
         ("emotions PHOTO --emotions none.json", "none.json"),
         ("emotions PHOTO --emotions EMOTIONS --model a --model b", "for each of the 2 models"),
         ("emotions PHOTO --emotions EMOTIONS --model VIT --emotion joy", "'joy'"),
-        ("words PHOTO a -o a.gif", "must end in .png, .pdf, .svg"),
+        ("words PHOTO a -o a.gif", "must end in .png, .jpg, .jpeg, .pdf, .svg"),
         ("words PHOTO a -o none/a.png", "there is no folder none"),
         ("words PHOTO a --colormap jetset", "no colour map 'jetset'"),
         ("words PHOTO a --scale shared", "invalid choice: 'shared'"),

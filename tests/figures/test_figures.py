@@ -46,6 +46,10 @@ def photo(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
     return Image.fromarray(blocks).resize((width, height))
 
 
+def enlarged(raw: torch.Tensor, side: int) -> torch.Tensor:
+    return maps.upsample(raw, (side, side), mode="bicubic", clamp=True)
+
+
 # layers
 
 
@@ -60,7 +64,7 @@ def test_layers_draws_what_layer_attention_gives(vit: ClipAdapter, rows: Any) ->
     for place, of, index in ((1, "attention", 0), (3, "attention", 2), (6, "gradient", 1)):
         raw = method.attribute(images, target=0, index=index, of=of, rows=rows)
         assert isinstance(raw, torch.Tensor)
-        share = maps.normalize(maps.upsample(raw, (32, 32)))[0, 0, ..., None].numpy()
+        share = maps.normalize(enlarged(raw, 32))[0, 0, ..., None].numpy()
         np.testing.assert_allclose(shown[place], picture * share, atol=1e-4)
     other = vit.denormalize(vit.preprocess(photo(1)))[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(shown[8], other, atol=1e-6)
@@ -106,7 +110,7 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter) -> None:
     rows = [(picture, target) for picture in range(2) for target in range(2)]
     for row, (place, target) in enumerate(rows):
         picture = found.images[place].movedim(0, -1).numpy()
-        heat = found.heat()["positive"][place, target].numpy()
+        heat = found.heat("bicubic")["positive"][place, target].numpy()
         np.testing.assert_allclose(pixels_of(figure)[3 * row], picture, atol=1e-6)
         wanted = blend(picture, heat, colormap(HEAT), 0.9)
         np.testing.assert_allclose(pixels_of(figure)[3 * row + 2], wanted, atol=1e-3)
@@ -116,13 +120,15 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter) -> None:
 def test_a_shared_scale_is_that_of_a_column(vit: ClipAdapter) -> None:
     given = [photo(), photo(1)]
     found = explain(given, "a horse", model=vit)
-    large = maps.upsample(found.maps["positive"], (32, 32))[:, 0]
-    shares = ((large - large.min()) / (large.max() - large.min())).numpy()
+    large = enlarged(found.maps["positive"], 32)[:, 0]
+    shares = maps.normalize(large.reshape(1, -1)).reshape(large.shape).numpy()
     figure = figures.compare(given, "a horse", models=vit, methods="last-grad", scale="shared")
     for place in (0, 1):
         picture = found.images[place].movedim(0, -1).numpy()
         wanted = blend(picture, shares[place], colormap(HEAT), 0.9)
-        np.testing.assert_allclose(pixels_of(figure)[2 * place + 1], wanted, atol=1e-3)
+        gap = np.abs(pixels_of(figure)[2 * place + 1] - wanted)
+        assert gap.max() < 2 / 255  # a value between two colours may take either
+        assert gap.mean() < 1e-5
 
 
 def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
@@ -143,12 +149,12 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
 
 def test_the_signs_of_a_row_share_a_scale_unless_told_otherwise(vit: ClipAdapter) -> None:
     found = explain(photo(), "a horse", model=vit, sign="both")
-    both = found.heat()
+    both = found.heat("bicubic")
     shared = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis"))
     each = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale="each"))
     picture = found.images[0].movedim(0, -1).numpy()
     for place, sign in ((1, "positive"), (2, "negative")):
-        own = maps.normalize(maps.upsample(found.maps[sign], (32, 32)))
+        own = maps.normalize(enlarged(found.maps[sign], 32))
         for shown, heat in ((shared, both[sign]), (each, own)):
             wanted = blend(picture, heat[0, 0].numpy(), colormap("viridis"), 0.9)
             np.testing.assert_allclose(shown[place], wanted, atol=1e-3)
@@ -233,7 +239,7 @@ def test_average_draws_the_mean_maps_of_a_study(study: Path) -> None:
     figure = figures.average(study)
     [file] = (study / "mean_maps").iterdir()
     with np.load(file) as found:
-        mean = maps.upsample(torch.from_numpy(found["stretched"]).float(), (224, 224)).numpy()
+        mean = enlarged(torch.from_numpy(found["stretched"]).float(), 224).numpy()
     share = (mean - mean.min()) / (mean.max() - mean.min())
     np.testing.assert_allclose(
         pixels_of(figure)[1], colormap(HEAT)(share[1])[..., :3], atol=2 / 255

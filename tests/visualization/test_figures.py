@@ -188,8 +188,8 @@ def test_layers_say_their_range_and_their_target() -> None:
     lines = lines_of(draw_layers())
     assert {"attention", "gradient", "layer 0", "cosine 0.250", "model"} <= set(lines)
     assert lines.count("a horse") == lines.count("another image") == 4
-    assert "layer 1: \u22120.1 to 0.076" in lines
-    assert "layer 1: \u22120.18 to 0" in lines  # no minus zero
+    assert "layer 1: \u22120.1 to 0.097" in lines
+    assert "layer 1: \u22120.2 to 0" in lines  # no minus zero
 
 
 def test_many_layers_are_folded_under_each_other() -> None:
@@ -234,6 +234,11 @@ def test_signs_put_the_models_of_one_target_together() -> None:
     assert order == ["ViT", "ResNet", "ViT", "ResNet"]
     names = [text for text in lines if text in ("a horse", "a dog")]
     assert names == ["a horse"] * 2 + ["a dog"] * 2  # once a row
+
+
+def test_the_weaker_sign_says_how_weak_it_is() -> None:
+    peaks = [line for line in lines_of(draw_signs()) if line.startswith("peak")]
+    assert peaks == ["peak 50%"] * 2 + ["peak 49%"] * 2  # of the four, none of the stronger ones
 
 
 def test_a_reference_stands_at_the_end_of_its_row() -> None:

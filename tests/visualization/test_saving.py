@@ -24,7 +24,13 @@ def figure() -> Figure:
 
 @pytest.mark.parametrize(
     ("ending", "start"),
-    [(".png", b"\x89PNG"), (".PNG", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")],
+    [
+        (".jpg", b"\xff\xd8\xff"),
+        (".png", b"\x89PNG"),
+        (".PNG", b"\x89PNG"),
+        (".pdf", b"%PDF"),
+        (".svg", b"<?xml"),
+    ],
 )
 def test_the_ending_decides_the_format(
     figure: Figure, tmp_path: Path, ending: str, start: bytes
@@ -39,7 +45,7 @@ def test_the_figures_own_resolution_is_kept(figure: Figure, tmp_path: Path) -> N
         assert picture.size == (50, 50)
 
 
-@pytest.mark.parametrize("ending", [".png", ".pdf"])
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".pdf"])
 def test_the_same_figure_is_the_same_file(figure: Figure, tmp_path: Path, ending: str) -> None:
     one = save_figure(figure, tmp_path / f"one{ending}").read_bytes()
     assert save_figure(figure, tmp_path / f"two{ending}").read_bytes() == one
@@ -48,7 +54,7 @@ def test_the_same_figure_is_the_same_file(figure: Figure, tmp_path: Path, ending
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("picture.jpg", r"must end in \.png, \.pdf, \.svg"),
+        ("picture.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg"),
         ("picture", "must end in"),
         ("none/picture.png", "there is no folder"),
         ("folder.png", "it is a folder"),
