@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from typing_extensions import override
 
+from ...checks import find_file
 from ...errors import InputError
 from ...models.images import as_pil
 from ..sample import Mask, Sample
@@ -59,94 +60,78 @@ class ImageNetSegmentation(FileData):
         template: str = "a photo of a {}",
     ) -> None:
         self.file = Path(file).expanduser()
-        with _opened(self.file) as (images, masks, targets):
+        with _opened(self.file) as cells:
+            images, masks, targets = (cells(name) for name in ("img", "gt", "target"))
             if not len(images) == len(masks) == len(targets) or not len(images):
                 raise InputError(
                     f"{self.file}: expected as many masks and classes as images, one or more, got "
                     f"{len(masks)} and {len(targets)} for {len(images)}."
                 )
-            names = [f"{number:05d}" for number in range(len(images))]
-            self._take(names, limit=limit, seed=seed)
-            self._classes = [targets.text(number) for number in range(len(images))]
-        texts = class_texts(sorted(set(self._classes)), self.file.parent, template=template)
-        self.classes = tuple(dict.fromkeys(texts.values()))  # two classes may have one name
-        self._texts = texts
-        self._identity |= {"texts": list(self.classes), "bytes": self.file.stat().st_size}
+            self._classes = [_text(target) for target in targets]
+        names = [f"{number:05d}" for number in range(len(images))]
+        self._texts = class_texts(sorted(set(self._classes)), self.file.parent, template=template)
+        self.classes = tuple(dict.fromkeys(self._texts.values()))  # two may have one name
+        size = self.file.stat().st_size
+        self._take(names, limit=limit, seed=seed, texts=list(self.classes), bytes=size)
 
     @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
-        number = int(name)
-        text = self._texts[self._classes[number]]
-        with _opened(self.file) as (images, masks, _):
-            pixels = images.read(number)
-            mask: Mask = masks.read(number) != 0
-        image = _picture(name, pixels)
+        text = self._texts[self._classes[int(name)]]
+        with _opened(self.file) as cells:
+            pixels = cells("img")[int(name)]
+            mask: Mask = cells("gt")[int(name)] != 0
+        if pixels.ndim not in (2, 3) or pixels.dtype != np.uint8:
+            raise InputError(
+                f"{name}: expected an image (H, W, 3) of uint8, got {pixels.shape} of "
+                f"{pixels.dtype}."
+            )
+        image = as_pil(pixels)[0]
         regions, dropped = usable_regions(name, image.size, [(text, lambda: mask)])
         label = self.classes.index(text)
         return Sample(name, image, regions, label=label, dropped=dropped)
 
 
-def _picture(name: str, pixels: npt.NDArray[Any]) -> Image.Image:
-    if pixels.ndim not in (2, 3) or pixels.dtype != np.uint8:
-        raise InputError(
-            f"{name}: expected an image (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}."
-        )
-    return as_pil(pixels)[0]
-
-
-class _Cells:
+class _Cells(Sequence[npt.NDArray[Any]]):
     """A cell array of MATLAB: references to arrays, which h5py shows with their axes reversed."""
 
-    def __init__(self, path: Path, file: Any, name: str) -> None:
-        self.path = path
-        self.file = file
-        try:
-            self.references = np.ravel(file[f"value/{name}"][()])
-        except _BROKEN as error:
-            raise _other(path, error) from error
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._references = file, np.ravel(file[f"value/{name}"][()])
 
+    @override
     def __len__(self) -> int:
-        return len(self.references)
+        return len(self._references)
 
-    def read(self, number: int) -> npt.NDArray[Any]:
+    @override
+    def __getitem__(self, number: Any) -> Any:
         """The array in a cell, or in the first cell of a cell."""
-        try:
-            cell = self.file[self.references[number]]
-            if cell.dtype == object:
-                cell = self.file[np.ravel(cell[()])[0]]
-            return np.asarray(cell[()]).T
-        except _BROKEN as error:
-            raise _other(self.path, error) from error
+        cell = self._file[self._references[number]]
+        if cell.dtype == object:
+            cell = self._file[np.ravel(cell[()])[0]]
+        return np.asarray(cell[()]).T
 
-    def text(self, number: int) -> str:
-        """The characters in a cell."""
-        codes = self.read(number).ravel()
-        if codes.dtype.kind not in "iu":
-            raise _other(self.path, f"the class of image {number} is no text")
-        return "".join(map(chr, codes))
+
+def _text(codes: npt.NDArray[Any]) -> str:
+    if codes.dtype.kind not in "iu":
+        raise TypeError("the class of an image is no text")
+    return "".join(map(chr, codes.ravel()))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[_Cells, _Cells, _Cells]]:
-    """Images, masks and classes of the file, which is closed again."""
+def _opened(path: Path) -> Iterator[Callable[[str], _Cells]]:
+    """Cell arrays of the file by name, while it is open; what is wrong in it is said."""
     try:
         import h5py
     except ModuleNotFoundError as error:
         raise InputError(f"reading {path.name} needs h5py: {_INSTALL}.") from error
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
+    find_file(path)
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise _other(path, error) from error
-    with file:
-        images, masks, targets = (_Cells(path, file, name) for name in ("img", "gt", "target"))
-        yield images, masks, targets
-
-
-def _other(path: Path, reason: object) -> InputError:
-    return InputError(
-        f"{path} cannot be read as gtsegs_ijcv.mat, which is a file of MATLAB 7.3 with value/img, "
-        f"value/gt and value/target ({reason})."
-    )
+        with h5py.File(path, "r") as file:
+            yield partial(_Cells, file)
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise InputError(
+            f"{path} cannot be read as gtsegs_ijcv.mat, which is a file of MATLAB 7.3 with "
+            f"value/img, value/gt and value/target ({error})."
+        ) from error
