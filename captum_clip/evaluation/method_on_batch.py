@@ -56,7 +56,7 @@ class MethodOnBatch:
         texts = [region.text for view in self.batch.views for region in view.regions]
         masks = torch.cat([view.masks for view in self.batch.views])
         queries = queries_of(views, _targets(self.batch, texts), texts)
-        kept, raw = self.finite_maps(queries)
+        kept, raw = self.compute_finite(queries)
         return queries.part(kept), masks[kept], raw
 
     @property
@@ -82,33 +82,33 @@ class MethodOnBatch:
     @cached_property
     def negative(self) -> Tensor | None:
         """What speaks against it, (N, h, w), not below zero; None where the method has none."""
-        return self.negative_maps(self.regions, self.raw)
+        return self.compute_negative(self.regions, self.raw)
 
     @cached_property
     def signed(self) -> Tensor:
         """What speaks for the target less what speaks against it."""
         return self.positive if self.negative is None else self.positive - self.negative
 
-    def maps(self, queries: Queries, clip: ClipAdapter | None = None) -> Tensor:
+    def compute(self, queries: Queries, clip: ClipAdapter | None = None) -> Tensor:
         """The method's maps (N, h, w), a batch at a time; of another model where one is given."""
         parts = queries.split(self.config.batch_size)
         return torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
 
-    def finite_maps(self, queries: Queries) -> tuple[list[int], Tensor]:
+    def compute_finite(self, queries: Queries) -> tuple[list[int], Tensor]:
         """Indices of the queries with a finite map, and these maps (n, h, w).
 
         Why the others have none goes to `skipped`.
         """
         if not len(queries):
             return [], queries.rows[:, None]
-        raw = self.maps(queries)
+        raw = self.compute(queries)
         finite = torch.isfinite(raw).flatten(1).all(1)
         for index in (~finite).nonzero()[:, 0].tolist():
             reason = self.method.why_not(queries.names[index], queries.texts[index])
             self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
         return finite.nonzero()[:, 0].tolist(), raw[finite]
 
-    def negative_maps(self, queries: Queries, raw: Tensor) -> Tensor | None:
+    def compute_negative(self, queries: Queries, raw: Tensor) -> Tensor | None:
         """The negative maps (N, h, w) that go with finite maps; None where the method has none."""
         size = self.config.batch_size
         pairs = zip(queries.split(size), torch.split(raw, size), strict=True)

@@ -97,21 +97,11 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     Raises:
         CaptumClipError: a model, a data set, a method or a task that cannot be worked with.
     """
-    options = {"template": config.template, "text": config.text}
-    _check_options(config, options)
-    data = tuple(
-        open_data(
-            name,
-            number=config.images,
-            seed=config.seed,
-            **{option: options[option] for option in options_of(name)},
-        )
-        for name in config.data or DATA
-    )
+    data = _open_data(config)
     tasks = _tasks(config, data)
     if not config.data:
-        data = tuple(one for one, some in zip(data, tasks, strict=True) if some)
-        tasks = tuple(some for some in tasks if some)
+        data = tuple(data_set for data_set, own in zip(data, tasks, strict=True) if own)
+        tasks = tuple(own for own in tasks if own)
     if config.maps:
         _check_names(data)
     model = full_name(config.model)
@@ -138,63 +128,70 @@ def shards_of(
         max_slow_images: samples of a data set that costly methods see.
     """
     shards = []
-    for place, one in enumerate(data):
-        for start in range(0, len(one), size):
+    for place, data_set in enumerate(data):
+        folder = f"{FOLDER}/{place:02d}-{slug(data_set.name)}"
+        for start in range(0, len(data_set), size):
             for number, method in enumerate(methods):
-                end = min(start + size, len(one), max_slow_images if method.costly else len(one))
-                folder = f"{FOLDER}/{place:02d}-{slug(one.name)}"
+                seen = max_slow_images if method.costly else len(data_set)
+                numbers = tuple(range(start, min(start + size, len(data_set), seen)))
                 name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
-                if start < end:
-                    shards.append(Shard(place, number, tuple(range(start, end)), name))
+                if numbers:
+                    shards.append(Shard(place, number, numbers, name))
     return shards
 
 
-def _check_options(config: EvaluationConfig, options: dict[str, str | None]) -> None:
-    """Every option serves a data set; each gets its own only."""
-    known = {option for name in config.data or DATA for option in options_of(name)}
+def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
+    """The data sets, each with the options that it takes; every option serves one of them."""
+    names = config.data or DATA
+    options = {"template": config.template, "text": config.text}
     for option, value in options.items():
-        if value is not None and option not in known:
-            raise InputError(
-                f"evaluate: none of the data {', '.join(config.data or DATA)} takes a {option}."
-            )
+        if value is not None and not any(option in options_of(name) for name in names):
+            raise InputError(f"evaluate: none of the data {', '.join(names)} takes a {option}.")
+    return tuple(
+        open_data(
+            name,
+            number=config.images,
+            seed=config.seed,
+            **{option: options[option] for option in options_of(name)},
+        )
+        for name in names
+    )
 
 
 def _check_texts(config: EvaluationConfig, data: Sequence[DataSet], clip: ClipAdapter) -> None:
     """What the model cannot read as a text is said before any long work."""
-    for one in data:
-        if one.classes and config.against == "text":
-            with error_context(one.name):
-                clip.tokenize(list(one.classes))
+    for data_set in data:
+        if data_set.classes and config.against == "text":
+            with error_context(data_set.name):
+                clip.tokenize(list(data_set.classes))
 
 
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:
     """The tasks of each data set, each of one data set only."""
-    unknown = [name for name in config.tasks if name not in TASKS]
-    if unknown:
-        raise InputError(
-            f"evaluate: there is no task {unknown[0]!r}; there are {', '.join(TASKS)}."
-        )
+    for name in config.tasks:
+        if name not in TASKS:
+            raise InputError(f"evaluate: there is no task {name!r}; there are {', '.join(TASKS)}.")
     wanted = _wanted(config)
-    tasks = tuple(tuple(name for name in wanted if name in one.tasks) for one in data)
+    tasks = tuple(tuple(name for name in wanted if name in data_set.tasks) for data_set in data)
     for name in wanted:
-        of = [one.name for one, own in zip(data, tasks, strict=True) if name in own]
-        if len(of) > 1:
+        serving = [data_set.name for data_set in data if name in data_set.tasks]
+        if len(serving) > 1:
             raise InputError(
-                f"evaluate: {' and '.join(of)} are both measured by {name}; give each its own "
+                f"evaluate: {' and '.join(serving)} are both measured by {name}; give each its own "
                 "output folder, so that one table has one data set."
             )
-        if name in config.tasks and not of:
-            served = ", ".join(dict.fromkeys(task for one in data for task in one.tasks))
+        if name in config.tasks and not serving:
+            served = ", ".join(dict.fromkeys(task for data_set in data for task in data_set.tasks))
             which = "the data" if config.data else "the demo's data"
             raise InputError(
                 f"evaluate: {which} do not serve the task {name}, they serve {served}; give data "
                 "that do."
             )
-    for one, own in zip(data, tasks, strict=True):
+    for data_set, own in zip(data, tasks, strict=True):
         if not own and config.data:
             raise InputError(
-                f"evaluate: {one.name} serves none of {', '.join(wanted)}; it serves "
-                f"{', '.join(one.tasks)}."
+                f"evaluate: {data_set.name} serves none of {', '.join(wanted)}; it serves "
+                f"{', '.join(data_set.tasks)}."
             )
     return tasks
 
@@ -202,14 +199,13 @@ def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str
 def _check_names(data: Sequence[DataSet]) -> None:
     """Precomputed maps are known by the names of their samples alone."""
     owners: dict[str, str] = {}
-    for one in data:
-        for name in one.names:
-            other = owners.setdefault(name, one.name)
-            if other != one.name:
+    for data_set in data:
+        for name in data_set.names:
+            if owners.setdefault(name, data_set.name) != data_set.name:
                 raise InputError(
-                    f"evaluate: {other} and {one.name} both have a sample {name}, so that maps "
-                    "made elsewhere cannot be told apart; name one data set, and measure the other "
-                    "in an output folder of its own."
+                    f"evaluate: {owners[name]} and {data_set.name} both have a sample {name}, so "
+                    "that maps made elsewhere cannot be told apart; name one data set, and measure "
+                    "the other in an output folder of its own."
                 )
 
 

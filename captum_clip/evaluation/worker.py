@@ -52,13 +52,13 @@ class EvaluationWorker:
 
     def _measure(self, shard: Shard) -> Arrays:
         batch, method = self._batch(shard), self._plan.methods[shard.method]
-        one = MethodOnBatch(batch, method)
+        maps = MethodOnBatch(batch, method)
         with error_context(f"{method.name} on {batch.context.data.name}"):
             rows = {
-                name: list(TASKS[name].measure(one) if batch.views else ())
+                name: list(TASKS[name].measure(maps) if batch.views else ())
                 for name in self._plan.tasks[shard.data]
             }
-        return to_arrays(table_of(method.name, rows), [*batch.skipped, *one.skipped])
+        return to_arrays(table_of(method.name, rows), [*batch.skipped, *maps.skipped])
 
     def _batch(self, shard: Shard) -> Batch:
         key = (shard.data, shard.numbers)

@@ -27,5 +27,5 @@ class Task(ABC):
         """Title of a table -> its metrics."""
 
     @abstractmethod
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Measure one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it."""

@@ -34,21 +34,21 @@ class Effect(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Samples of which a map is missing are left out.
 
         A row is a pair of a text and an object, whose region is "a horse / a dog".
         """
-        queries = one.regions
+        queries = maps.regions
         columns: dict[str, list[Tensor]] = defaultdict(list)
         numbers: list[int] = []
         pairs: list[tuple[str, str]] = []
-        for view in one.batch.views if len(queries) else ():
+        for view in maps.batch.views if len(queries) else ():
             own = [i for i, number in enumerate(queries.numbers) if number == view.number]
-            scores = one.batch.subset_scores.get(view.number)
+            scores = maps.batch.subset_scores.get(view.number)
             if scores is None or len(own) != len(view.regions):
                 continue
-            mass = metrics.object_mass(one.signed[own].double(), view.masks)  # (texts, objects)
+            mass = metrics.object_mass(maps.signed[own].double(), view.masks)  # (texts, objects)
             columns["mass"].append(mass.flatten())
             columns["effect"].append(metrics.shapley_effects(scores).flatten())
             columns["removal"].append(_removals(scores).flatten())

@@ -51,25 +51,25 @@ class Faithfulness(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
-        first = one.first_queries
-        kept, raw = one.finite_maps(first)
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        first = maps.first_queries
+        kept, raw = maps.compute_finite(first)
         if not kept:
             return
-        changes = one.batch.remember("changes", lambda: _changes(one, first))[kept]
+        changes = maps.batch.remember("changes", lambda: _changes(maps, first))[kept]
         queries = first.part(kept)
-        ratio = {"numerator": _infidelity(one, queries, raw), "denominator": changes}
+        ratio = {"numerator": _infidelity(maps, queries, raw), "denominator": changes}
         yield rows_of("infidelity", ratio, queries.numbers, queries.texts)
-        slow = one.slow(queries)
-        attribute = one.method.attribute(one.clip, slow.rows)
+        slow = maps.slow(queries)
+        attribute = maps.method.attribute(maps.clip, slow.rows)
         if attribute is not None and len(slow):
             parts = _successive(slow.numbers)
-            values = torch.cat([_sensitivity(one, attribute, slow, part) for part in parts])
+            values = torch.cat([_sensitivity(maps, attribute, slow, part) for part in parts])
             yield rows_of("sensitivity", values, slow.numbers, slow.texts)
 
 
 def _sensitivity(
-    one: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
+    maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
 ) -> Tensor:
     """Of images with successive numbers, each with the draws of its own number."""
     return metrics.sensitivity(
@@ -78,8 +78,8 @@ def _sensitivity(
         list(indices),
         radius=_RADIUS,
         samples=_DRAWS,
-        batch_size=one.config.batch_size,
-        seed=one.config.seed + queries.numbers[indices[0]],
+        batch_size=maps.config.batch_size,
+        seed=maps.config.seed + queries.numbers[indices[0]],
     )
 
 
@@ -93,24 +93,24 @@ def _successive(numbers: Sequence[int]) -> list[list[int]]:
     return parts
 
 
-def _changes(one: MethodOnBatch, queries: Queries) -> Tensor:
+def _changes(maps: MethodOnBatch, queries: Queries) -> Tensor:
     """The mean square of the score's change: the infidelity of a map of zeros."""
-    grid = one.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
-    return _infidelity(one, queries, torch.zeros(len(queries), *grid).to(queries.pixels))
+    grid = maps.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
+    return _infidelity(maps, queries, torch.zeros(len(queries), *grid).to(queries.pixels))
 
 
-def _infidelity(one: MethodOnBatch, queries: Queries, raw: Tensor) -> Tensor:
+def _infidelity(maps: MethodOnBatch, queries: Queries, raw: Tensor) -> Tensor:
     """Of each image with the draws of its own number, whatever else is in the batch."""
-    grid = one.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
+    grid = maps.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
     values = [
         metrics.infidelity(
-            one.context.forward(queries.rows[index : index + 1]),
+            maps.context.forward(queries.rows[index : index + 1]),
             queries.pixels[index : index + 1],
             raw[index : index + 1].to(queries.pixels),
             perturbation=metrics.patch_removal(grid),
-            samples=one.config.draws,
-            batch_size=one.config.batch_size,
-            seed=one.config.seed + number,
+            samples=maps.config.draws,
+            batch_size=maps.config.batch_size,
+            seed=maps.config.seed + number,
         )
         for index, number in enumerate(queries.numbers)
     ]

@@ -39,18 +39,18 @@ class Fixation(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Each metric where its kind of fixations is known."""
-        views = [view for view in one.batch.views if view.sample.fixated is not None]
+        views = [view for view in maps.batch.views if view.sample.fixated is not None]
         if not views:
             return
         texts = [view.sample.fixated or "" for view in views]
-        kept, raw = one.finite_maps(queries_of(views, one.context.encode(texts), texts))
+        kept, raw = maps.compute_finite(queries_of(views, maps.context.encode(texts), texts))
         if not kept:
             return
         for index, heat in zip(kept, resizing.positive(raw), strict=True):
             view = views[index]
-            points, density = _points(one, view), _density(one, view)
+            points, density = _points(maps, view), _density(maps, view)
             for metric, truth in (
                 *((metrics.nss, points), (metrics.auc_judd, points)),
                 *((metrics.cc, density), (metrics.sim, density)),
@@ -60,24 +60,24 @@ class Fixation(Task):
                     yield rows_of(metric.__name__, value, [view.number], [texts[index]])
 
 
-def _points(one: MethodOnBatch, view: View) -> Tensor | None:
+def _points(maps: MethodOnBatch, view: View) -> Tensor | None:
     """Fixations (H, W) in the crop; None where there are none in it, or every pixel is one."""
     if view.sample.fixations is None:
         return None
     size = (view.pixels.shape[-2], view.pixels.shape[-1])
-    points = resize_points(one.clip.processor, view.sample.fixations, size) > 0
+    points = resize_points(maps.clip.processor, view.sample.fixations, size) > 0
     if not points.any() or points.all():
-        one.skipped.append((view.number, "the crop shows none of the fixations, or nothing else"))
+        maps.skipped.append((view.number, "the crop shows none of the fixations, or nothing else"))
         return None
     return torch.from_numpy(np.ascontiguousarray(points)).to(view.pixels.device)
 
 
-def _density(one: MethodOnBatch, view: View) -> Tensor | None:
+def _density(maps: MethodOnBatch, view: View) -> Tensor | None:
     if view.sample.density is None:
         return None
     size = (view.pixels.shape[-2], view.pixels.shape[-1])
-    density = resize_density(one.clip.processor, view.sample.density, size)
+    density = resize_density(maps.clip.processor, view.sample.density, size)
     if not density.any():
-        one.skipped.append((view.number, "the crop shows nothing of the density of fixations"))
+        maps.skipped.append((view.number, "the crop shows nothing of the density of fixations"))
         return None
     return torch.from_numpy(density).to(view.pixels.device)

@@ -47,12 +47,12 @@ class Localization(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
-        queries = one.regions
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        queries = maps.regions
         if not len(queries):
             return
         where = queries.numbers, queries.texts
-        heat, masks = one.positive, one.masks
+        heat, masks = maps.positive, maps.masks
         at_mean = metrics.segmentation_scores(heat, masks, threshold="mean")
         at_half = metrics.segmentation_scores(heat, masks, threshold=0.5)
         yield rows_of("pointing", metrics.pointing_game(heat, masks), *where)

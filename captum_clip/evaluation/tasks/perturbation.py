@@ -47,12 +47,12 @@ class Perturbation(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Only samples with a class."""
-        views = [view for view in one.batch.views if view.sample.label is not None]
+        views = [view for view in maps.batch.views if view.sample.label is not None]
         if not views:
             return
-        predicted = dict(zip(one.batch.views, one.batch.predicted.tolist(), strict=True))
+        predicted = dict(zip(maps.batch.views, maps.batch.predicted.tolist(), strict=True))
         chosen = {
             "predicted": [predicted[view] for view in views],
             "true": [view.sample.label or 0 for view in views],
@@ -61,16 +61,16 @@ class Perturbation(Task):
         pairs = list(dict.fromkeys(pair for of in chosen.values() for pair in enumerate(of)))
         queries = queries_of(
             [views[place] for place, _ in pairs],
-            one.context.classes[[label for _, label in pairs]],
-            [one.context.data.classes[label] for _, label in pairs],
+            maps.context.classes[[label for _, label in pairs]],
+            [maps.context.data.classes[label] for _, label in pairs],
         )
         truth = [(label, chosen["true"][place]) for place, label in pairs]
-        kept, raw = one.finite_maps(queries)
-        for fill in one.config.fills:
+        kept, raw = maps.compute_finite(queries)
+        for fill in maps.config.fills:
             tests = {
-                pairs[index]: _test(one, queries.part([index]), heat, fill, *truth[index])
+                pairs[index]: _test(maps, queries.part([index]), heat, fill, *truth[index])
                 for index, heat in zip(kept, raw, strict=True)
-                if fill != "road" or queries.numbers[index] < one.config.few  # ROAD takes long
+                if fill != "road" or queries.numbers[index] < maps.config.few  # ROAD takes long
             }
             for kind, labels in chosen.items():
                 own = [pair for pair in enumerate(labels) if pair in tests]
@@ -79,7 +79,7 @@ class Perturbation(Task):
                         f"{fill}_{kind}",
                         [tests[pair] for pair in own],
                         [views[place].number for place, _ in own],
-                        [one.context.data.classes[label] for _, label in own],
+                        [maps.context.data.classes[label] for _, label in own],
                     )
 
 
@@ -103,19 +103,19 @@ def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
 
 
 def _test(
-    one: MethodOnBatch, query: Queries, heat: Tensor, fill: Fill, target: int, label: int
+    maps: MethodOnBatch, query: Queries, heat: Tensor, fill: Fill, target: int, label: int
 ) -> metrics.PerturbationTest:
     """The test of one image with one map (h, w), of class `target`."""
     return metrics.perturbation_test(
-        one.context.forward(one.context.classes),
+        maps.context.forward(maps.context.classes),
         query.pixels,
         heat[None].to(query.pixels),
         [target],
-        fill=_filled(one, query.pixels, fill),
+        fill=_filled(maps, query.pixels, fill),
         labels=[label],
         fractions=_FIFTHS if fill == "road" else _TENTHS,
-        batch_size=one.config.batch_size,
-        seed=one.config.seed + query.numbers[0],
+        batch_size=maps.config.batch_size,
+        seed=maps.config.seed + query.numbers[0],
     )
 
 
@@ -138,9 +138,9 @@ def _rows(
             yield rows_of(f"{start}{end}", column, *where, x=x)
 
 
-def _filled(one: MethodOnBatch, images: Tensor, fill: Fill) -> Any:
+def _filled(maps: MethodOnBatch, images: Tensor, fill: Fill) -> Any:
     if fill == "road":
         return "road"
     if fill == "black":
-        return one.clip.color((0, 0, 0))
+        return maps.clip.color((0, 0, 0))
     return metrics.blur_fill(images) if fill == "blur" else metrics.mean_fill(images)

@@ -53,37 +53,37 @@ class Sanity(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """A constant map has no ranks and is left out."""
-        context = one.context
-        if one.method.attribute(one.clip, context.encode([""])) is None:
+        context = maps.context
+        if maps.method.attribute(maps.clip, context.encode([""])) is None:
             return
-        first = one.slow(one.first_queries)
-        kept, raw = one.finite_maps(first)
+        first = maps.slow(maps.first_queries)
+        kept, raw = maps.compute_finite(first)
         if not kept:
             return
         queries = first.part(kept)
         empty = context.encode([""]).expand_as(queries.rows)
-        other = context.encode([_other(one, number) for number in queries.numbers])
+        other = context.encode([_other(maps, number) for number in queries.numbers])
         changed = {
-            "empty_prompt": (queries.with_targets(empty), one.clip),
-            "other_prompt": (queries.with_targets(other), one.clip),
+            "empty_prompt": (queries.with_targets(empty), maps.clip),
+            "other_prompt": (queries.with_targets(other), maps.clip),
             "random_parameters": (queries, context.random_copy),
             "renumbered_heads": (queries, context.renumbered_copy),
         }
         for name, (asked, clip) in changed.items():
             if clip is not None:
-                correlation = metrics.rank_correlation(raw, one.maps(asked, clip))
+                correlation = metrics.rank_correlation(raw, maps.compute(asked, clip))
                 yield rows_of(name, correlation, queries.numbers, queries.texts)
 
 
-def _other(one: MethodOnBatch, number: int) -> str:
+def _other(maps: MethodOnBatch, number: int) -> str:
     """A text that names nothing in the sample; the same for every method and batch.
 
     Where all texts name something in it, the empty text.
     """
-    [view] = [view for view in one.batch.views if view.number == number]
-    classes = one.context.data.classes
+    [view] = [view for view in maps.batch.views if view.number == number]
+    classes = maps.context.data.classes
     shown = {region.text for region in view.regions}
     if view.sample.label is not None:
         shown.add(classes[view.sample.label])
@@ -91,6 +91,6 @@ def _other(one: MethodOnBatch, number: int) -> str:
     if not texts:
         return ""
     digest = hashlib.sha256(
-        f"{one.config.seed} {view.sample.name}".encode("utf-8", "surrogateescape")
+        f"{maps.config.seed} {view.sample.name}".encode("utf-8", "surrogateescape")
     ).digest()
     return texts[int.from_bytes(digest[:8], "big") % len(texts)]

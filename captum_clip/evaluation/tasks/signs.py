@@ -60,26 +60,26 @@ class Signs(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Regions without another one beside them are left out."""
-        queries = one.regions
+        queries = maps.regions
         if not len(queries):
             return
-        unions = {view.number: view.masks.any(0) for view in one.batch.views}
+        unions = {view.number: view.masks.any(0) for view in maps.batch.views}
         whole = torch.stack([unions[number] for number in queries.numbers])  # (N, H, W)
-        parts = [one.masks, whole & ~one.masks, ~whole]
+        parts = [maps.masks, whole & ~maps.masks, ~whole]
         several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
         kept = several.nonzero()[:, 0].tolist()
         if not kept:
             return
         where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
         masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
-        positive = one.positive[kept]
+        positive = maps.positive[kept]
         for name, mask in masks.items():
             yield rows_of(f"positive_{name}", _share(positive, mask), *where)
-        if one.negative is None:
+        if maps.negative is None:
             return
-        negative = one.negative[kept]
+        negative = maps.negative[kept]
         for name, mask in masks.items():
             yield rows_of(f"negative_{name}", _share(negative, mask), *where)
         correlation = metrics.rank_correlation(positive, negative)

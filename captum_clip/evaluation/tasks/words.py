@@ -59,33 +59,33 @@ class Words(Task):
         }
 
     @override
-    def measure(self, one: MethodOnBatch) -> Iterator[Arrays]:
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Samples with a caption."""
-        views = [v for v in one.batch.views if v.sample.caption and len(v.regions) <= _MOST]
+        views = [v for v in maps.batch.views if v.sample.caption and len(v.regions) <= _MOST]
         if not views:
             return
         owners = [view for view in views for _ in view.regions]
         words = [region.text for view in views for region in view.regions]
         captions = [view.sample.caption or "" for view in owners]
         rows = [
-            targets.words(one.clip, caption, [word]).bank[0]
+            targets.words(maps.clip, caption, [word]).bank[0]
             for caption, word in zip(captions, words, strict=True)
         ]
         everything = queries_of(owners, torch.stack(rows), words)
-        kept, raw = one.finite_maps(everything)
+        kept, raw = maps.compute_finite(everything)
         if not kept:
             return
         queries, counts = everything.part(kept), [len(owners[i].regions) for i in kept]
         masks = torch.cat([view.masks for view in views])[kept]
-        positive, negative = resizing.positive(raw), one.negative_maps(queries, raw)
+        positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
         signed = positive if negative is None else positive - negative
         yield from _by_count("words", metrics.word_mosaic_game(signed, masks), queries, counts)
         hits = metrics.pointing_game(positive, masks)
         yield from _by_count("word_pointing", hits, queries, counts)
 
         texts = tuple(captions[i] for i in kept)
-        whole = replace(queries, rows=one.context.encode(texts), texts=texts)
-        known, raw = one.finite_maps(whole)
+        whole = replace(queries, rows=maps.context.encode(texts), texts=texts)
+        known, raw = maps.compute_finite(whole)
         if known:
             share = metrics.word_mosaic_game(resizing.positive(raw), masks[known])
             counts = [counts[i] for i in known]
