@@ -45,7 +45,13 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 
 # Examples with names of the hub run on the embedded models, which need no network.
-INSTEAD = {'"ViT-B/32"': '"demo/vit"', '"RN101"': '"demo/resnet"'}
+INSTEAD = {
+    '"ViT-B/32"': '"demo/vit"',
+    '"RN101"': '"demo/resnet"',
+    '"google/siglip2-base-patch16-224"': '"demo/vit"',
+    '"ViT-B-16-SigLIP2/webli"': '"demo/vit"',
+    '"hf-hub:timm/ViT-B-16-SigLIP2"': '"demo/vit"',
+}
 
 # What an example takes for granted, and the files that it reads.
 PICTURES = """
@@ -76,6 +82,12 @@ from captum_clip.studies import write_demo_artemis
 write_demo_artemis("art", paintings=80)
 Path("art/artemis_dataset_release_v0.csv").rename("artemis_dataset_release_v0.csv")
 Path("art/images").rename("wikiart")
+""",
+    "models": """
+from captum_clip import load_clip
+
+clip = load_clip("demo/vit")
+model, processor, tokenizer = clip.model, clip.processor, clip.tokenizer
 """,
     "metrics": """
 import torch

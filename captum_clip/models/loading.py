@@ -199,11 +199,20 @@ def _open_clip_model(source: Source) -> nn.Module:
     return model
 
 
+def native_size(visual: Any) -> tuple[int, int]:
+    """Height and width of the images that a tower of OpenCLIP was made for."""
+    # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384
+    embed = getattr(getattr(visual, "trunk", None), "patch_embed", None)
+    size = getattr(embed, "img_size", None) or visual.image_size
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
 def _processor(source: Source, model: Any) -> Any:
     if source.library == "open_clip":
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        return image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        settings = {**model.visual.preprocess_cfg, "size": native_size(model.visual)}
+        return image_transform_v2(PreprocessCfg(**settings), is_train=False)
     from transformers import AutoImageProcessor
 
     with hub.quiet():

@@ -89,6 +89,27 @@ def test_every_family_of_open_clip_loads_from_the_hubs_cache(cache, capfd, famil
     assert capfd.readouterr() == ("", "")
 
 
+TIMM = {
+    "probe": ({"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}, 96),
+    "cls": ({"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None}, 24),
+}
+
+
+@pytest.mark.parametrize(("config", "length"), TIMM.values(), ids=TIMM)
+def test_a_vision_transformer_of_timm_loads_from_the_hubs_cache(cache, capfd, config, length):
+    vision = {**config, "image_size": 160}
+    with torch.random.fork_rng():
+        model = open_clip.CLIP(length, vision, dict(builders.TEXT_CONFIG))
+    built = builders.timm_small(0, model, 160)
+    save_open_clip(built, cache("someone/small"), vision, embed_dim=length)
+    capfd.readouterr()
+    clip = load_clip("hf-hub:someone/small")
+    assert_same(clip, built)
+    assert clip.kind == "vit"
+    assert clip.embedding_dim == length
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_an_open_clip_name_on_the_hub_loads_from_its_cache(cache, capfd, weights):
     built = builders.open_clip_vit()

@@ -104,6 +104,12 @@ def test_available_lists_the_embedded_models_and_the_reports():
     assert "ResNet50x4" in next(row for row in rows if row.name == "RN50x4").aliases
 
 
+def test_the_page_of_models_lists_every_example():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    for example in EXAMPLES:
+        assert f"| {example.family} | `{example.name}` |" in page
+
+
 def test_importing_the_models_loads_neither_library():
     code = "import captum_clip.models, sys; print({'transformers', 'open_clip'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,54 @@
+"""OpenCLIP's architectures, of true size on the meta device: nearly all are accepted."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.coca_model import CoCa
+
+from captum_clip.errors import UnsupportedModelError
+from captum_clip.models.families import adapter_of
+from captum_clip.models.loading import native_size
+
+SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1}
+
+
+def built(architecture: str) -> Any:
+    """The whole model without numbers, beside a small text tower."""
+    config = copy.deepcopy(open_clip.get_model_config(architecture))
+    config["vision_cfg"]["timm_model_pretrained"] = False
+    config["text_cfg"] = {
+        **SMALL_TEXT,
+        **{
+            key: config["text_cfg"][key]
+            for key in ("embed_cls", "output_tokens")
+            if key in config["text_cfg"]
+        },
+    }
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    if "multimodal_cfg" in config:
+        kind = CoCa
+        config["multimodal_cfg"].update(SMALL_TEXT)
+    with torch.device("meta"):
+        return kind(**config)
+
+
+def test_nearly_all_architectures_are_accepted():
+    """With a grid and embeddings of the configured length; the refused ones are printed."""
+    refused = {}
+    for architecture in open_clip.list_models():
+        model = built(architecture)
+        try:
+            clip = adapter_of(model, name=architecture, processor=None, tokenizer=None)
+        except UnsupportedModelError as error:
+            refused[architecture] = str(error)
+            continue
+        rows, columns = clip.grid(*native_size(model.visual))
+        assert min(rows, columns) > 1
+        assert clip.embedding_dim == open_clip.get_model_config(architecture)["embed_dim"]
+    for message in refused.values():
+        print(message)
+    assert len(open_clip.list_models()) - len(refused) >= 142
