@@ -33,10 +33,12 @@ def _run(arguments: Namespace) -> None:
     from ..checks import check_destination
     from ..models import load_clip
     from ..visualization import save_figure
+    from ..visualization.layers import MASK
     from ..visualization.saving import FORMATS
     from ..visualization.style import colormap
 
-    if arguments.colormap is not None:
+    masks = arguments.command == "layers" and arguments.colormap == MASK
+    if arguments.colormap is not None and not masks:
         colormap(arguments.colormap)
     inputs = read_inputs(arguments)
     default = Path(f"{inputs.stem}-{arguments.command}.png")
@@ -80,7 +82,8 @@ def _draw(arguments: Namespace, inputs: Inputs, clips: list[ClipAdapter]) -> Fig
 
 _COLORMAP: Final = Option(
     "--colormap",
-    "of matplotlib, such as viridis or jet, the report's own, which is not perceptually uniform",
+    "of matplotlib, such as viridis or jet, the report's own, which is not perceptually uniform; "
+    "of layers also mask, the report's: the image multiplied with each map",
     metavar="NAME",
 )
 _OUTPUT: Final = replace(

@@ -54,9 +54,10 @@ def layers(
 ) -> Figure:
     """The attention of every layer, and for each target the gradient with respect to it.
 
-    Figures 2 and 3 of the report. Heads are averaged, the gradient keeps its sign, and the image
-    is masked: low is dark. See :class:`captum_clip.LayerAttention` for the maps and
-    :func:`captum_clip.visualization.layers` for the picture.
+    Figures 2 and 3 of the report. Heads are averaged, and the gradient keeps its sign: orange where
+    more attention would raise the cosine, blue where it would lower it. See
+    :class:`captum_clip.LayerAttention` for the maps and :func:`captum_clip.visualization.layers`
+    for the picture.
 
     Args:
         image: one of what ``ClipAdapter.preprocess`` takes.
@@ -65,7 +66,8 @@ def layers(
         model: a name, a model or an adapter, with a vision transformer.
         rows: "cls", the row of the CLS token, or "sum" of all rows.
         scale: "each" map its own, or "shared" by all layers.
-        cmap: lay the maps over the image in these colours, instead of masking it.
+        cmap: lay all maps over the image in these colours; "mask" multiplies the image with them,
+            low is dark, as the report does.
         device: where a model that is loaded by name goes.
 
     Raises:

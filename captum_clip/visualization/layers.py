@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from .arrays import Array, ArrayLike, as_array, as_images, as_names, as_referenc
 from .blend import blend, ramp
 from .grid import Legend, Panel, folded, grid
 from .overlay import score_note
-from .style import ALPHA, colormap, short_number
+from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, short_number
 
-MASK: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["#000000", "#ffffff"])
-"""How much of the image a mask leaves: nothing where the map is low, all where it is high."""
+MASK: Final = "mask"
+"""In place of a colour map: multiply the image with the map, as the report does."""
+_Draw: TypeAlias = Callable[[Array, Array, bool], Array]
+"""An image (H, W, 3) and maps (L, H, W), on one scale or each its own -> pictures (L, H, W, 3)."""
+_BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["black", "white"])
 
 
 def layers(
@@ -36,13 +40,15 @@ def layers(
 ) -> Figure:
     r"""Attention of every layer, then for each target the gradient with respect to it.
 
-    A map :math:`m` is upsampled and stretched to [0, 1], and the image is multiplied with it, so
-    that low is dark:
+    Attention is upsampled, min-max normalised to [0, 1] and laid over the image. A gradient keeps
+    its sign: orange where more attention would raise the cosine, blue where it would lower it, the
+    image where it changes nothing, on a scale that ends at the largest absolute value. The smallest
+    and largest value of each map are under its picture.
+
+    With ``cmap="mask"`` the picture is the report's: the image :math:`I` is multiplied with each
+    map :math:`m`, attention and gradient alike, so that low is dark:
 
     .. math:: I \cdot \frac{m - \min m}{\max m - \min m}
-
-    A gradient keeps its sign: its darkest places speak against the target most. The smallest and
-    largest value of each map are under its picture.
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
@@ -53,9 +59,10 @@ def layers(
         scores: (B, K), beside the first picture of each target.
         references: K pictures (3, H, W) of targets that are images, None for the others; each
             stands in place of the image before its gradients.
-        shared: stretch the attention maps of all layers as one, and the gradients of a target;
-            by default each map on its own.
-        cmap: lay the maps over the image in these colours, instead of masking it.
+        shared: one scale for the attention maps of all layers, and one for the gradients of a
+            target; by default each map on its own.
+        cmap: lay all maps, min-max normalised, over the image in these colours; "mask" multiplies
+            the image with them.
         caption: below the pictures.
 
     Returns:
@@ -78,35 +85,44 @@ def layers(
     """
     pictures = as_images("layers", images)
     size = pictures.shape[1:3]
-    first = _raw("attention", attention, 4, size)
-    second = _raw("gradients", gradients, 5, size)
-    batch, count = second.shape[:2]
-    if batch != len(pictures) or first.shape[:2] != (batch, second.shape[2]):
+    attended = _raw("attention", attention, 4, size)  # (B, L, H, W)
+    slopes = _raw("gradients", gradients, 5, size)  # (B, K, L, H, W)
+    batch, count = slopes.shape[:2]
+    if batch != len(pictures) or attended.shape[:2] != (batch, slopes.shape[2]):
         raise InputError(
-            f"layers: attention {first.shape} and gradients {second.shape} of "
+            f"layers: attention {attended.shape} and gradients {slopes.shape} of "
             f"{len(pictures)} images do not belong together."
         )
     titles = as_names("layers", names, count)
-    numbers = as_scores("layers", scores, (batch, count))
-    others = as_references("layers", references, count, size)
-    colors = None if cmap is None else colormap(cmap)
+    cosines = as_scores("layers", scores, (batch, count))
+    targets = as_references("layers", references, count, size)
+    draw_attention, draw_gradients, legends = _look(cmap)
     rows: list[list[Panel | None]] = []
     labels: list[str] = []
 
-    def add(label: str, lead: Panel, picture: Array, planes: Array, title: str) -> None:
-        shown = _drawn(picture, planes, shared, colors, title)
-        parts = folded(shown)
+    def add(label: str, lead: Panel, pixels: Array, values: Array) -> None:
+        parts = folded(
+            [
+                Panel(
+                    drawn,
+                    f"layer {number}",
+                    f"{short_number(raw.min())} to {short_number(raw.max())}",
+                )
+                for number, (drawn, raw) in enumerate(zip(pixels, values, strict=True))
+            ]
+        )
         rows.extend([None if row else lead, *part] for row, part in enumerate(parts))
         labels.extend([label, *[""] * (len(rows) - len(labels) - 1)])
 
     for index, picture in enumerate(pictures):
-        add("attention", Panel(picture, "image"), picture, first[index], "")
-        for column, (title, other) in enumerate(zip(titles, others, strict=True)):
-            note = "" if numbers is None else score_note(numbers[index, column])
-            lead = Panel(picture if other is None else other, title, note)
-            add("gradient", lead, picture, second[index, column], title)
-    legend = Legend(MASK if colors is None else ramp(colors, ALPHA), "low to high")
-    return grid(rows, labels=labels, legends=[legend], caption=caption)
+        drawn = draw_attention(picture, attended[index], shared)
+        add("attention", Panel(picture, "image"), drawn, attended[index])
+        for column, (title, target) in enumerate(zip(titles, targets, strict=True)):
+            note = "" if cosines is None else score_note(cosines[index, column])
+            lead = Panel(picture if target is None else target, title, note)
+            drawn = draw_gradients(picture, slopes[index, column], shared)
+            add("gradient", lead, drawn, slopes[index, column])
+    return grid(rows, labels=labels, legends=legends, caption=caption)
 
 
 def _raw(what: str, given: ArrayLike, dimensions: int, size: tuple[int, int]) -> Array:
@@ -121,22 +137,45 @@ def _raw(what: str, given: ArrayLike, dimensions: int, size: tuple[int, int]) ->
     return large
 
 
-def _drawn(
-    picture: Array, planes: Array, shared: bool, colors: Colormap | None, title: str
-) -> list[Panel]:
-    """Maps (L, H, W) of one kind, one picture each."""
-    tensor = torch.from_numpy(planes)
-    flat = tensor.reshape(1, -1) if shared else tensor.flatten(1)
-    shares = maps.normalize(flat[:, None]).reshape(planes.shape).numpy()
-    panels = []
-    for number, (plane, share) in enumerate(zip(planes, shares, strict=True)):
-        masked = (
-            picture * share[..., None] if colors is None else blend(picture, share, colors, ALPHA)
+def _look(cmap: str | Colormap | None) -> tuple[_Draw, _Draw, list[Legend]]:
+    """How attention and gradients are drawn, and the legends that say so."""
+    if cmap is None:
+        legends = [
+            Legend(ramp(colormap(HEAT), ALPHA), "attention, low to high"),
+            Legend(ramp(POSITIVE, ALPHA), "raises the cosine"),
+            Legend(ramp(NEGATIVE, ALPHA), "lowers it"),
+        ]
+        return partial(_overlaid, colormap(HEAT)), _signed, legends
+    if cmap == MASK:
+        return _masked, _masked, [Legend(_BLACK_TO_WHITE, "low to high")]
+    colors = colormap(cmap)
+    draw = partial(_overlaid, colors)
+    return draw, draw, [Legend(ramp(colors, ALPHA), "low to high")]
+
+
+def _min_max(values: Array, shared: bool) -> Array:
+    """Maps (L, H, W) to [0, 1], each on its own or as one."""
+    flat = torch.from_numpy(values).reshape(1 if shared else len(values), 1, -1)
+    return maps.normalize(flat).reshape(values.shape).numpy()
+
+
+def _overlaid(colors: Colormap, picture: Array, values: Array, shared: bool) -> Array:
+    return np.stack([blend(picture, heat, colors, ALPHA) for heat in _min_max(values, shared)])
+
+
+def _masked(picture: Array, values: Array, shared: bool) -> Array:
+    return picture * _min_max(values, shared)[..., None]
+
+
+def _signed(picture: Array, values: Array, shared: bool) -> Array:
+    largest = np.abs(values).max(axis=None if shared else (-2, -1), keepdims=True)
+    heat = values / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
+    drawn = [
+        np.where(
+            signed[..., None] < 0,
+            blend(picture, (-signed).clip(0), NEGATIVE, ALPHA),
+            blend(picture, signed.clip(0), POSITIVE, ALPHA),
         )
-        note = f"{short_number(plane.min())} to {short_number(plane.max())}"
-        layer = f"layer {number}"
-        if title:
-            panels.append(Panel(masked, title, f"{layer}: {note}"))
-        else:
-            panels.append(Panel(masked, layer, note))
-    return panels
+        for signed in heat
+    ]
+    return np.stack(drawn)

@@ -68,7 +68,7 @@ def run(line: str, given: dict[str, str], capsys: Capture, code: int = 0) -> str
 @pytest.mark.parametrize(
     ("line", "pictures"),
     [
-        ("layers PHOTO a_horse a_dog --model VIT", 3 * 4),
+        ("layers PHOTO a_horse a_dog --model VIT --colormap mask", 3 * 4),
         ("layers PHOTO --model VIT a_horse --image OTHER --rows sum --colormap jet", 3 * 4),
         ("compare PHOTO OTHER --text a_horse --model VIT", 2 * 5),
         ("compare PHOTO --text sky --model VIT --method all-grad --method last-grad", 3),

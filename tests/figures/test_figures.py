@@ -55,7 +55,9 @@ def enlarged(raw: torch.Tensor, side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", ["cls", "sum"])
 def test_layers_draws_what_layer_attention_gives(vit: ClipAdapter, rows: Any) -> None:
-    figure = figures.layers(photo(), "a horse", references=[photo(1)], model=vit, rows=rows)
+    figure = figures.layers(
+        photo(), "a horse", references=[photo(1)], model=vit, rows=rows, cmap="mask"
+    )
     images = vit.preprocess(photo())
     method = LayerAttention(ClipSimilarity(vit, targets.text(vit, "a horse")))
     picture = vit.denormalize(images)[0].movedim(0, -1).numpy()

@@ -19,6 +19,7 @@ from PIL import Image
 from captum_clip import visualization
 from captum_clip.errors import InputError
 from captum_clip.visualization import grid
+from captum_clip.visualization.blend import blend
 from captum_clip.visualization.letterbox import letterbox
 from tests.figure_parts import lines_of, pixels_of, texts_of
 
@@ -165,20 +166,36 @@ def test_other_colours_or_parts_are_a_difference(name: str, changes: dict[str, A
 def test_layers_multiply_the_image_with_each_stretched_map() -> None:
     """I (m - min m) / (max m - min m), so a constant added or a factor changes nothing."""
     attention, gradients = torch.rand(1, 2, *SIZE), torch.randn(1, 1, 2, *SIZE)
-    shown = pixels_of(visualization.layers(image(), attention, gradients))
+    shown = pixels_of(visualization.layers(image(), attention, gradients, cmap="mask"))
     picture = image()[0].movedim(0, -1).numpy()
     for place, raw in ((1, attention[0, 0]), (2, attention[0, 1]), (5, gradients[0, 0, 1])):
         share = ((raw - raw.min()) / (raw.max() - raw.min())).numpy()
         np.testing.assert_allclose(shown[place], picture * share[..., None], atol=1e-5)
-    again = pixels_of(visualization.layers(image(), 7 * attention + 3, gradients))
+    again = pixels_of(visualization.layers(image(), 7 * attention + 3, gradients, cmap="mask"))
     np.testing.assert_allclose(again[1], shown[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_are_orange_above_zero_and_blue_below(shared: bool) -> None:
+    gradients = torch.randn(1, 1, 2, *SIZE) * torch.tensor([1.0, 0.3]).view(2, 1, 1)
+    figure = visualization.layers(image(), torch.rand(1, 2, *SIZE), gradients, shared=shared)
+    picture = image()[0].movedim(0, -1).numpy()
+    for place, raw in zip((4, 5), gradients[0, 0].numpy(), strict=True):
+        heat = raw / (gradients.abs().max().item() if shared else np.abs(raw).max())
+        for cmap, sign in ((visualization.POSITIVE, 1), (visualization.NEGATIVE, -1)):
+            there = sign * heat > 0
+            wanted = blend(picture, (sign * heat).clip(0), cmap, 0.9)
+            np.testing.assert_allclose(pixels_of(figure)[place][there], wanted[there], atol=1e-6)
+    assert {"attention, low to high", "raises the cosine", "lowers it"} <= set(lines_of(figure))
 
 
 def test_a_shared_scale_keeps_a_weak_layer_dark() -> None:
     attention = torch.stack([bump(1, height=0.1), bump(1, height=1.0)])[None]
     gradients = attention[:, None]
-    own = pixels_of(visualization.layers(image(), attention, gradients))
-    shared = pixels_of(visualization.layers(image(), attention, gradients, shared=True))
+    own = pixels_of(visualization.layers(image(), attention, gradients, cmap="mask"))
+    shared = pixels_of(
+        visualization.layers(image(), attention, gradients, cmap="mask", shared=True)
+    )
     np.testing.assert_allclose(own[1], own[2], atol=1e-5)
     np.testing.assert_allclose(shared[1], 0.1 * own[1], atol=1e-5)
     np.testing.assert_allclose(shared[2], own[2], atol=1e-5)
@@ -187,9 +204,9 @@ def test_a_shared_scale_keeps_a_weak_layer_dark() -> None:
 def test_layers_say_their_range_and_their_target() -> None:
     lines = lines_of(draw_layers())
     assert {"attention", "gradient", "layer 0", "cosine 0.250", "model"} <= set(lines)
-    assert lines.count("a horse") == lines.count("another image") == 4
-    assert "layer 1: \u22120.1 to 0.097" in lines
-    assert "layer 1: \u22120.2 to 0" in lines  # no minus zero
+    assert lines.count("a horse") == lines.count("another image") == 1
+    assert "\u22120.1 to 0.097" in lines
+    assert "\u22120.2 to 0" in lines  # no minus zero
 
 
 def test_many_layers_are_folded_under_each_other() -> None:
