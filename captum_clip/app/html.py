@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from typing import Final
 
 from matplotlib.colors import Colormap
 from torch import Tensor
@@ -17,6 +18,8 @@ from .queries import Layers, Result
 WELCOME = '<p class="hint">The maps will be here.</p>'
 """In place of the cards, before anything was asked."""
 
+_WORDS: Final = {"positive": "for", "negative": "against"}
+
 
 def cards(result: Result) -> str:
     """The image, then a card for each text: its maps, its cosine, its words to click."""
@@ -29,7 +32,8 @@ def cards(result: Result) -> str:
         pictures = "".join(
             _picture(
                 data_url(layer(values[0, text], colors[sign])),
-                f"what speaks {'for' if sign == 'positive' else 'against'} {name}",
+                f"what speaks {_WORDS[sign]} {name}",
+                mark=_WORDS[sign] if len(heat) == 2 else "",  # colours alone are not for everybody
             )
             for sign, values in heat.items()
         )
@@ -59,7 +63,7 @@ def layer_rows(found: Layers) -> str:
             _card(_picture(data_url(pixels), f"{title}, layer {index}"), "", f"layer {index}")
             for index, pixels in enumerate(pictures)
         )
-        body += f'<h4>{title}</h4><div class="layers">{each}</div>'
+        body += f'<h2>{title}</h2><div class="layers">{each}</div>'
     note = (
         f"For \u201c{escape(found.text)}\u201d: where each layer attends, heads averaged, and "
         "where more attention would raise the cosine (orange) or lower it (blue). Each picture has "
@@ -93,10 +97,10 @@ def _photo(image: Tensor) -> str:
     return f"--photo:url({photo(image)});--shape:{image.shape[-1]}/{image.shape[-2]}"
 
 
-def _picture(url: str, description: str, *, kind: str = "map") -> str:
-    return (
-        f'<span class="picture"><img class="{kind}" src="{url}" alt="{escape(description)}"></span>'
-    )
+def _picture(url: str, description: str, *, kind: str = "map", mark: str = "") -> str:
+    sign = mark and f'<span class="sign" aria-hidden="true">{mark}</span>'
+    image = f'<img class="{kind}" src="{url}" alt="{escape(description)}">'
+    return f'<span class="picture">{image}{sign}</span>'
 
 
 def _card(pictures: str, title: str, note: str, *, wide: bool = False) -> str:

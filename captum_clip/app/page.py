@@ -5,6 +5,7 @@ built.
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +56,7 @@ def build(cache: ModelCache, uploads: str) -> Any:
         _connect(page, cache, parts)
         _connect_browser(page, parts)
     page.queue(api_open=False, max_size=_MAX_QUEUE)
+    page.preprocess_data = partial(_checked_inputs, page.preprocess_data)
     return page
 
 
@@ -81,7 +83,11 @@ def _query(cache: ModelCache, uploads: str) -> dict[str, Any]:
         seed = gr.Number(_FIRST_SCENE, label="Example scene no.", precision=0, min_width=150)
         draw = gr.Button("Draw it", size="md", min_width=90, elem_id="draw")
     texts = gr.Textbox(
-        label="Texts, one per line", lines=3, max_lines=6, placeholder="a horse", elem_id="texts"
+        label="Texts, one per line (Ctrl+Enter shows the maps)",
+        lines=3,
+        max_lines=6,
+        placeholder="a horse",
+        elem_id="texts",
     )
     with gr.Row(elem_classes="tight"):
         model = gr.Dropdown(
@@ -161,7 +167,8 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
         return *_outputs(state), update
 
     def pick(before: PageState, event: gr.EventData) -> Any:
-        indices = (str(event.text), str(event.word))
+        data = event._data if isinstance(event._data, dict) else {}
+        indices = (str(data.get("text")), str(data.get("word")))
         if not all(re.fullmatch(r"-?\d{1,6}", index) for index in indices):
             raise gr.Error("This is no word of a text.", print_exception=False)
         return _outputs(handlers.pick_word(cache, before, *map(int, indices)))
@@ -205,12 +212,27 @@ def _connect_browser(page: Any, parts: dict[str, Any]) -> None:
             return ""
         return as_url(downloads.archive(state.result), "application/octet-stream")
 
+    page.load(None, None, None, js=SCRIPTS["keys"])
     for event in (parts["opacity"].change, page.load):
         event(None, parts["opacity"], None, js=SCRIPTS["opacity"])
     inputs = {"png": [parts["state"], parts["opacity"]], "npz": [parts["state"]]}
     for ending, make in (("png", png), ("npz", npz)):
         made = parts[ending].click(make, inputs[ending], parts["file"], **_QUIET)
         made.then(None, parts["file"], None, js=SCRIPTS["save"].replace("ENDING", ending))
+
+
+async def _checked_inputs(preprocess: Callable[..., Any], event: Any, *args: Any) -> Any:
+    """As Gradio reads inputs; what no browser would send is refused without a traceback."""
+    import gradio as gr
+
+    try:
+        if event.fn is None:
+            raise TypeError("the browser answers this event alone")
+        return await preprocess(event, *args)
+    except Exception as error:
+        if isinstance(error, gr.Error) and not error.print_exception:
+            raise
+        raise gr.Error("This is nothing that the page asks.", print_exception=False) from error
 
 
 def _uploaded_path(uploads: str, payload: Any) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
+import re
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -62,13 +64,20 @@ def warm(cache: ModelCache) -> None:
         ask(cache, Query(image, texts, name, method))
 
 
-def serve(cache: ModelCache, listening: socket.socket) -> None:
-    """Answer until Ctrl-C or the end of the session; uploaded images are gone then."""
+def serve(cache: ModelCache, listening: socket.socket, hosts: Collection[str] = ()) -> None:
+    """Answer until Ctrl-C or the end of the session; uploaded images are gone then.
+
+    Args:
+        cache: with the models.
+        listening: of :func:`open_port`.
+        hosts: names that the page is reached by, beside localhost, this machine's name and
+            addresses; a request that names another one is refused.
+    """
     with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder, _settings(folder):
         import uvicorn
 
         config = uvicorn.Config(
-            _application(cache, folder),
+            _guarded(_application(cache, folder), {"localhost", socket.gethostname(), *hosts}),
             log_config=None,
             log_level="critical",  # it calls it an error when a page is open at the end
             timeout_graceful_shutdown=1,
@@ -119,11 +128,15 @@ def _application(cache: ModelCache, folder: str) -> _App:
         theme=style.theme(),
         css=style.CSS,
     )
-    return _with_policy(outer)
+    app: _App = outer
+    return app
 
 
-def _with_policy(app: _App) -> _App:
-    """The same application, whose answers forbid the browser to ask other servers."""
+def _guarded(app: _App, hosts: Collection[str]) -> _App:
+    """The same application, for these hosts, whose answers forbid to ask other servers.
+
+    A page from elsewhere, whose name was made to lead to this machine, so reaches nothing.
+    """
 
     async def answer(scope: _Message, receive: Any, send: Callable[[_Message], Any]) -> None:
         async def sending(message: _Message) -> None:
@@ -132,6 +145,20 @@ def _with_policy(app: _App) -> _App:
                 message["headers"] = [*message.get("headers", ()), policy]
             await send(message)
 
+        if scope["type"] == "http" and not _is_host(dict(scope["headers"]).get(b"host"), hosts):
+            await send({"type": "http.response.start", "status": 421, "headers": []})
+            await send({"type": "http.response.body", "body": b"This page has another name.\n"})
+            return
         await app(scope, receive, sending)
 
     return answer
+
+
+def _is_host(header: bytes | None, hosts: Collection[str]) -> bool:
+    """Whether a request names an address or one of the hosts, with or without a port."""
+    name = re.sub(r":\d+$", "", (header or b"").decode("latin-1")).strip("[]").lower()
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in {host.lower() for host in hosts}
+    return True

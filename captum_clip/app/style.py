@@ -20,6 +20,17 @@ embedded models know drawn scenes only: what they do says nothing about photogra
 """
 
 SCRIPTS: Final = {
+    # Gradio leaves a list open when Tab moves on from it; Escape closes it.
+    "keys": """() => {
+        document.addEventListener('keydown', event => {
+            if (event.key === 'Enter' && (event.ctrlKey || event.metaKey))
+                document.querySelector('#show').click();
+        });
+        document.addEventListener('focusout', event => {
+            if (event.target.matches('[role=combobox]')) event.target.dispatchEvent(
+                new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
+        });
+    }""",
     "word": """
         element.addEventListener('click', event => {
             const word = event.target.closest('button.word');
@@ -43,7 +54,14 @@ SCRIPTS: Final = {
 
 CSS: Final = """
 .gradio-container { max-width: 1400px !important; margin: 0 auto; --accent: #a63a00;
-    --faint: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
+    --bright: #a63a00; --faint: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
+.dark .gradio-container { --bright: #fdba74; }
+.gradio-container :focus-visible, .gradio-container label:has(input[type=radio]:focus-visible),
+#question input[type=number]:focus-visible {
+    outline: 3px solid var(--bright) !important; outline-offset: 2px; }
+.gradio-container button, #model input, #method input, #opacity input {
+    min-height: 24px; min-width: 24px; }
+button[role=tab][aria-selected=true] { color: var(--bright) !important; }
 .gradio-container .block, .gradio-container .form { box-shadow: none; }
 #introduction h1 { font-size: 1.5rem; margin: 0 0 .1rem; }
 #introduction p { margin: 0; color: var(--faint); }
@@ -59,13 +77,15 @@ CSS: Final = """
 .card.wide { grid-column: span 2; max-width: 520px; }
 .card .title { margin-bottom: .25rem; font-size: .92rem; line-height: 1.6; }
 .card figcaption { font-size: .82rem; color: var(--faint); font-variant-numeric: tabular-nums; }
-.layers { display: grid; gap: .5rem; margin-bottom: .5rem; max-width: 1100px;
+.layers { display: grid; gap: .5rem; margin-bottom: .5rem;  /* a max-width would not wrap */
     grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); }
-#layers h4 { margin: .2rem 0; }
+#layers h2 { margin: .2rem 0; font-size: 1rem; }
 .pictures { display: flex; gap: 6px; }
 .picture { flex: 1; position: relative; aspect-ratio: var(--shape); overflow: hidden;
     border-radius: 6px; background: var(--photo) center / 100% 100%; }
 .picture img { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
+.picture .sign { position: absolute; left: 4px; top: 4px; padding: 0 .35rem; font-size: .76rem;
+    border-radius: 4px; background: #fffd; color: #222; }
 .picture img.map { opacity: var(--opacity, .9); }
 button.word { border: 1px solid transparent; border-radius: 6px; padding: 0 .28rem;
     background: none; color: inherit; cursor: pointer; font: inherit;

@@ -30,7 +30,7 @@ def _run(arguments: Namespace) -> None:
         print(f"http://{host}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         if arguments.host not in _LOCAL:
             print("everyone who reaches this machine on the network can use the page", flush=True)
-        serve(cache, listening)
+        serve(cache, listening, (arguments.host, *(arguments.allow_host or ())))
 
 
 COMMAND: Final = Command(
@@ -42,6 +42,12 @@ COMMAND: Final = Command(
             "--host",
             "who can connect: this machine, or 0.0.0.0 for all that reach it",
             default="127.0.0.1",
+        ),
+        Option(
+            "--allow-host",
+            "a name that the page is reached by, such as that of a proxy",
+            metavar="NAME",
+            many=True,
         ),
         Option("--port", "0 for any that is free", default=7860),
         replace(

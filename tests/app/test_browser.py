@@ -32,6 +32,7 @@ from captum_clip.explanation import Explanation
 from captum_clip.visualization.style import HEAT, colormap
 
 if find_spec("playwright") is not None:  # without it the tests below fail, others do not
+    from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 pytestmark = pytest.mark.slow
@@ -375,6 +376,66 @@ def test_nobody_else_was_asked(used: tuple[Page, list[str]], page: Page, address
     requests = used[1]
     assert len(requests) > 10
     assert [u for u in requests if not u.startswith((f"{address}/", "data:", "blob:"))] == []
+
+
+FOCUSED = """() => {
+    const element = document.activeElement, label = element.closest('label');
+    const box = (element.type === 'radio' ? label : element).getBoundingClientRect();
+    return {
+        name: element.getAttribute('aria-label') || element.value || element.innerText,
+        tag: element.tagName,
+        size: Math.min(box.width, box.height),
+        outline: getComputedStyle(element).outlineStyle,
+        list: element.getAttribute('role') === 'combobox',
+    };
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_the_page_needs_no_mouse(fresh: Page, width: int) -> None:
+    """Tab reaches all, each with a visible focus and room for a finger; lists close behind it."""
+    page = fresh
+    page.set_viewport_size({"width": width, "height": 900})
+    upload(page, png(IMAGE))
+    page.locator("#texts textarea").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a horse and a dog")
+    page.keyboard.press("Control+Enter")
+    found = explain(IMAGE, "a horse and a dog", model="demo/vit", words=True)
+    expect(notes(page).nth(1)).to_have_text(f"cosine {found.scores[0, 0]:.3f}")
+    expect(page.locator("#texts textarea")).to_have_value("a horse and a dog")
+    visited: list[str] = []
+    while (focused := page.evaluate(FOCUSED))["name"] != "dog":
+        assert focused["tag"] != "BODY", visited
+        assert focused["outline"] == "solid", focused
+        assert focused["size"] >= 24, focused
+        visited.append(focused["name"])
+        page.keyboard.press("Tab")
+        lists = int(page.evaluate(FOCUSED)["list"])
+        expect(page.get_by_role("listbox")).to_have_count(lists)
+    assert {"Model", "Method", "Show the maps", "whole text", "horse"} <= set(visited)
+    page.keyboard.press("Enter")
+    expect(notes(page).nth(1)).to_contain_text(f"norm {found.norms[5]:.2f}")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 420])
+def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: int) -> None:
+    """The accessibility checker, on the maps of both signs and on the layers."""
+    page, _ = opened(browser, f"{address}/?__theme={theme}")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.locator("#sign").get_by_label("both").check()
+    show(page)
+    expect(page.locator("#cards .sign")).to_have_text(["for", "against"] * 3)
+    page.wait_for_timeout(500)
+    results = [Axe().run(page)]
+    page.get_by_role("tab", name="Layer by layer").click()
+    expect(page.locator("#layers img")).to_have_count(12)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_timeout(500)
+    results.append(Axe().run(page))
+    assert [result.generate_report() for result in results if result.violations_count] == []
+    page.context.close()
 
 
 def test_ctrl_c_ends_quietly_and_takes_the_uploads_away(

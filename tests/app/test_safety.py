@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import subprocess
@@ -20,19 +21,27 @@ from captum_clip.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes to stderr."""
+    return tmp_path_factory.mktemp("terminal") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def address(terminal: Path) -> Iterator[str]:
     """The command as a user starts it, on a free port."""
-    command = [sys.executable, "-m", "captum_clip", "app", "--port", "0"]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "captum_clip", "app", "--port", "0", "--allow-host", "me.org"]
+    with (
+        terminal.open("w") as stderr,
+        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=stderr) as process,
+    ):
         assert process.stdout is not None
         yield process.stdout.readline().split()[0]
         process.terminate()
 
 
-def asked(address: str, image: dict[str, Any], session: str) -> tuple[bool, str]:
-    """Whether the first function of the page answered for an image, and all that it said."""
-    data = [image, "a horse", "demo/vit", "last-grad", "positive", None, None]
-    body = json.dumps({"data": data, "fn_index": 0, "session_hash": session}).encode()
+def asked(address: str, data: list[Any], session: str, function: int = 0) -> tuple[bool, str]:
+    """Whether a function of the page answered, the first one shows maps, and all that it said."""
+    body = json.dumps({"data": data, "fn_index": function, "session_hash": session}).encode()
     headers = {"Content-Type": "application/json"}
     join = urllib.request.Request(f"{address}/gradio_api/queue/join?", body, headers)
     urllib.request.urlopen(join).read()
@@ -54,9 +63,43 @@ def test_no_client_reads_a_file_of_the_machine(address: str, tmp_path: Path, mar
     image: dict[str, Any] = {"path": str(secret)}
     if marked:
         image["meta"] = {"_type": "gradio.FileData"}
-    success, said = asked(address, image, f"secret{marked}")
+    data = [image, "a horse", "demo/vit", "last-grad", "positive", None, None]
+    success, said = asked(address, data, f"secret{marked}")
     assert not success
     assert "base64" not in said
+
+
+@pytest.mark.slow
+def test_what_no_browser_sends_is_refused_without_a_traceback(address: str, terminal: Path) -> None:
+    """To every function of the page."""
+    wrong: list[list[Any]] = [[], [None] * 7, [{"path": 3}, 5, 6, 7, 8, None, None], ["x"] * 50]
+    for number, data in enumerate(wrong):
+        for function in range(14):
+            success, said = asked(address, data, f"wrong{number}-{function}", function)
+            assert "Traceback" not in said
+            assert success or "needed" not in said
+    assert "Traceback" not in terminal.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("ME.org", 200),
+        ("evil.example", 421),
+        ("evil.example:7860", 421),
+        ("", 421),
+    ],
+)
+def test_a_foreign_host_is_refused(address: str, host: str, status: int) -> None:
+    """A name that somebody made to lead to this machine."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/", headers={"Host": host})
+    assert connection.getresponse().status == status
+    connection.close()
 
 
 @pytest.mark.parametrize("seed", [float("nan"), float("inf"), -1.0, 0.5, None])
