@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
-from torch import Tensor
 
-from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
-from tests import builders, timm_builders
-from tests.samples import normal
-
-PAGE = Path(__file__).parents[1] / "docs" / "support.md"
-METHODS: dict[str, Any] = attr.METHODS
+from tests.support import METHODS, PAGE, TOWERS, similarity_of, what_happens
 
 
 def table_of(*columns: str) -> dict[str, dict[str, str]]:
@@ -32,79 +23,8 @@ def table_of(*columns: str) -> dict[str, dict[str, str]]:
     for row in cells[start + 2 :]:
         if len(row) != len(cells[start]):
             break
-        rows[row[0].replace("`", "")] = dict(zip(cells[start][1:], row[1:], strict=True))
+        rows[row[0]] = dict(zip(cells[start][1:], row[1:], strict=True))
     return rows
-
-
-def open_clip_vit(**vision: Any) -> Any:
-    return builders.open_clip_vit(**vision).model
-
-
-def timm_tower(name: str) -> Any:
-    from open_clip import CLIP
-
-    vision = {"timm_model_name": name, "image_size": 224, "timm_proj": "linear"}
-    with torch.device("meta"):
-        return CLIP(embed_dim=24, vision_cfg=vision, text_cfg=dict(builders.TEXT_CONFIG))
-
-
-TOWERS: dict[str, Callable[[], Any]] = {
-    "demo/vit": lambda: load_clip("demo/vit").model,
-    "demo/resnet": lambda: load_clip("demo/resnet").model,
-    "transformers CLIP": lambda: builders.hf_vit().model,
-    "OpenCLIP ViT, CLS pooling": open_clip_vit,
-    "OpenCLIP ViT, own attention, LayerScale": lambda: builders.open_clip_custom_vit().model,
-    "OpenCLIP ViT, mean pooling": lambda: builders.open_clip_vit_mean().model,
-    "OpenCLIP ResNet": lambda: builders.open_clip_resnet().model,
-    "OpenCLIP ConvNeXt": lambda: builders.timm_convnext().model,
-    "OpenCLIP FastViT (MobileCLIP S)": lambda: builders.timm_fastvit().model,
-    "transformers ALIGN": lambda: builders.align().model,
-    "OpenCLIP ViT, attention pooling": partial(
-        open_clip_vit, attentional_pool=True, attn_pooler_heads=4
-    ),
-    "OpenCLIP ViT, no pooling": partial(open_clip_vit, pool_type="none"),
-    "OpenCLIP ViT, qk_norm": partial(open_clip_vit, qk_norm=True),
-    "OpenCLIP ViT, scaled_cosine": partial(open_clip_vit, scaled_cosine_attn=True),
-    "OpenCLIP ViT, scale_heads": partial(open_clip_vit, scale_heads=True),
-    "OpenCLIP ViT, inner_norm": partial(open_clip_vit, scale_attn_inner=True),
-    "OpenCLIP SigLIP, SigLIP 2": lambda: timm_builders.timm_siglip().model,
-    "OpenCLIP EVA01": lambda: timm_builders.eva01().model,
-    "OpenCLIP EVA02": lambda: timm_builders.eva02().model,
-    "OpenCLIP EVA02-E": lambda: timm_builders.eva02_e().model,
-    "OpenCLIP PE-Core": lambda: timm_builders.pe_core().model,
-    "OpenCLIP MobileCLIP-B, MobileCLIP2-L": lambda: timm_builders.mobileclip().model,
-    "OpenCLIP ViTamin": lambda: timm_builders.vitamin().model,
-    "OpenCLIP gap_256": lambda: timm_builders.timm_gap().model,
-    "OpenCLIP relpos": partial(timm_tower, "vit_relpos_medium_patch16_cls_224"),
-    "OpenCLIP Swin": partial(timm_tower, "swin_base_patch4_window7_224"),
-    "OpenCLIP CoCa": lambda: builders.coca().model,
-    "transformers SigLIP": lambda: builders.siglip().model,
-}
-
-
-def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
-    """The cosine with two random rows, and images of the model's size."""
-    clip = load_clip(model)
-    vision: Any = clip.vision
-    size = (vision if hasattr(vision, "image_size") else vision.config).image_size
-    side = size[0] if isinstance(size, tuple) else size
-    images = normal(1, 3, side, side, seed=0)
-    with torch.no_grad():
-        width = clip.encode_image(images).shape[1]
-    rows = normal(2, width, seed=1)
-    return ClipSimilarity(clip, targets.embedding(rows)), images
-
-
-def what_happens(model: Any, method: str) -> str:
-    """The cell of a model and a method, by running it."""
-    try:
-        forward, images = similarity_of(model)
-        found = METHODS[method](forward).attribute_targets(images)
-    except UnsupportedModelError:
-        return "raises"
-    assert found.shape[:2] == (1, 2)
-    assert torch.isfinite(found).all()
-    return "yes"
 
 
 @pytest.mark.parametrize("name", TOWERS)

@@ -1,0 +1,136 @@
+"""The table of models and methods in docs/support.md: ``python -m tests.support`` writes it.
+
+Every cell is run, on a small model of each tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_clip import ClipSimilarity, attr, load_clip, targets
+from captum_clip.errors import UnsupportedModelError
+from tests import builders, timm_builders
+from tests.samples import normal
+
+PAGE = Path(__file__).parents[1] / "docs" / "support.md"
+METHODS: dict[str, Any] = attr.METHODS
+
+
+def open_clip_vit(**vision: Any) -> Any:
+    return builders.open_clip_vit(**vision).model
+
+
+def timm_tower(name: str) -> Any:
+    from open_clip import CLIP
+
+    vision = {"timm_model_name": name, "image_size": 224, "timm_proj": "linear"}
+    with torch.device("meta"):
+        return CLIP(embed_dim=24, vision_cfg=vision, text_cfg=dict(builders.TEXT_CONFIG))
+
+
+def naflex() -> nn.Module:
+    """A `Siglip2Model`, of which nothing but the class is looked at."""
+    from transformers import Siglip2Model
+
+    model = Siglip2Model.__new__(Siglip2Model)
+    nn.Module.__init__(model)
+    return model
+
+
+TOWERS: dict[str, Callable[[], Any]] = {
+    "demo/vit": lambda: load_clip("demo/vit").model,
+    "demo/resnet": lambda: load_clip("demo/resnet").model,
+    "transformers CLIP": lambda: builders.hf_vit().model,
+    "transformers SigLIP": lambda: builders.siglip().model,
+    "transformers MetaClip2": lambda: builders.BUILDERS["metaclip2"]().model,
+    "transformers AltCLIP": lambda: builders.BUILDERS["altclip"]().model,
+    "transformers ChineseCLIP": lambda: builders.BUILDERS["chinese_clip"]().model,
+    "transformers CLIPSeg": lambda: builders.BUILDERS["clipseg"]().model,
+    "transformers OwlViT": lambda: builders.BUILDERS["owlvit"]().model,
+    "transformers Owlv2": lambda: builders.BUILDERS["owlv2"]().model,
+    "transformers VisionTextDualEncoder": lambda: builders.BUILDERS["dual_encoder"]().model,
+    "transformers ALIGN": lambda: builders.align().model,
+    "OpenCLIP ViT, CLS pooling": open_clip_vit,
+    "OpenCLIP ViT, own attention, LayerScale": lambda: builders.open_clip_custom_vit().model,
+    "OpenCLIP ViT, qk_norm": partial(open_clip_vit, qk_norm=True),
+    "OpenCLIP ViT, inner_norm": partial(open_clip_vit, scale_attn_inner=True),
+    "OpenCLIP ViT, mean pooling": lambda: builders.open_clip_vit_mean().model,
+    "OpenCLIP ViT, attention pooling": partial(
+        open_clip_vit, attentional_pool=True, attn_pooler_heads=4
+    ),
+    "OpenCLIP CoCa": lambda: builders.coca().model,
+    "OpenCLIP ResNet": lambda: builders.open_clip_resnet().model,
+    "OpenCLIP SigLIP, SigLIP 2": lambda: timm_builders.timm_siglip().model,
+    "OpenCLIP EVA01": lambda: timm_builders.eva01().model,
+    "OpenCLIP EVA02": lambda: timm_builders.eva02().model,
+    "OpenCLIP EVA02-E": lambda: timm_builders.eva02_e().model,
+    "OpenCLIP PE-Core": lambda: timm_builders.pe_core().model,
+    "OpenCLIP MobileCLIP-B, MobileCLIP2-L": lambda: timm_builders.mobileclip().model,
+    "OpenCLIP ViTamin": lambda: timm_builders.vitamin().model,
+    "OpenCLIP gap_256": lambda: timm_builders.timm_gap().model,
+    "OpenCLIP ConvNeXt": lambda: builders.timm_convnext().model,
+    "OpenCLIP FastViT (MobileCLIP S)": lambda: builders.timm_fastvit().model,
+    "OpenCLIP ViT, no pooling": partial(open_clip_vit, pool_type="none"),
+    "OpenCLIP ViT, scaled_cosine": partial(open_clip_vit, scaled_cosine_attn=True),
+    "OpenCLIP ViT, scale_heads": partial(open_clip_vit, scale_heads=True),
+    "OpenCLIP relpos": partial(timm_tower, "vit_relpos_medium_patch16_cls_224"),
+    "OpenCLIP Swin": partial(timm_tower, "swin_base_patch4_window7_224"),
+    "transformers NaFlex (Siglip2Model)": naflex,
+}
+
+
+def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
+    """The cosine with two random rows, and images of the model's size."""
+    clip = load_clip(model)
+    vision: Any = clip.vision
+    size = (vision if hasattr(vision, "image_size") else vision.config).image_size
+    side = size[0] if isinstance(size, tuple) else size
+    images = normal(1, 3, side, side, seed=0)
+    with torch.no_grad():
+        width = clip.encode_image(images).shape[1]
+    rows = normal(2, width, seed=1)
+    return ClipSimilarity(clip, targets.embedding(rows)), images
+
+
+def what_happens(model: Any, method: str) -> str:
+    """The cell of a model and a method, by running it."""
+    try:
+        forward, images = similarity_of(model)
+        found = METHODS[method](forward).attribute_targets(images)
+    except UnsupportedModelError:
+        return "raises"
+    assert found.shape[:2] == (1, 2)
+    assert torch.isfinite(found).all()
+    return "yes"
+
+
+def row_of(name: str) -> list[str]:
+    """The cells of a tower."""
+    model = TOWERS[name]()
+    return [what_happens(model, method) for method in METHODS]
+
+
+def table() -> str:
+    """The whole table, in Markdown."""
+    rows = [["tower", *(f"`{method}`" for method in METHODS)]]
+    rows += [[name, *row_of(name)] for name in TOWERS]
+    head, *lines = ("| " + " | ".join(cells) + " |" for cells in rows)
+    return "\n".join([head, "|---" * (1 + len(METHODS)) + "|", *lines])
+
+
+def main() -> None:
+    """Write the table in its place."""
+    text = PAGE.read_text(encoding="utf-8")
+    start = text.index("| tower |")
+    end = text.index("\n\n", start)
+    PAGE.write_text(text[:start] + table() + text[end:], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
