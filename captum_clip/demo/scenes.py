@@ -9,6 +9,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import check_choice, check_integer
 from ..errors import InputError
 from .backgrounds import draw_background
 from .captions import (
@@ -194,18 +195,15 @@ def _check(
     background: str | None,
     size: int,
 ) -> None:
-    if seed < 0:
-        raise InputError(f"draw_scene: seed={seed}, expected a number from 0 on")
-    if split not in _SPLITS:
-        raise InputError(f"draw_scene: split={split!r}, expected one of {sorted(_SPLITS)}")
+    check_integer("draw_scene", "a seed", seed, least=0)
+    check_integer("draw_scene", "a size", size, least=64)
+    check_choice("draw_scene", split, _SPLITS, name="split")
+    if background is not None:
+        check_choice("draw_scene", background, BACKGROUNDS, name="background")
     if isinstance(objects, str):
         raise InputError(f"draw_scene: objects={objects!r}, expected a list of names")
     if objects is not None and count is not None and count != len(objects):
         raise InputError(f"draw_scene: count={count} beside {len(objects)} objects")
     number = count if objects is None else len(objects)
-    if number is not None and not 1 <= number <= MAX_OBJECTS:
-        raise InputError(f"draw_scene: {number} objects, expected 1 to {MAX_OBJECTS}")
-    if background is not None and background not in BACKGROUNDS:
-        raise InputError(f"draw_scene: background={background!r}, expected one of {BACKGROUNDS}")
-    if size < 64:
-        raise InputError(f"draw_scene: size={size}, expected at least 64 pixels")
+    if number is not None:
+        check_integer("draw_scene", "a number of objects", number, most=MAX_OBJECTS)

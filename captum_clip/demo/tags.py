@@ -9,6 +9,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import check_choice, check_integer
 from ..errors import InputError
 from .catalogue import THINGS
 from .scenes import Scene, SceneObject, Split, draw_scene
@@ -151,11 +152,9 @@ def draw_tagged_scene(
     """
     if not set(without) <= {"object", "tag"} or isinstance(without, str):
         raise InputError(f'draw_tagged_scene: without={without!r}, expected ["object", "tag"].')
-    if split not in _SPLITS or seed < 0 or not 0 <= others <= 2:
-        raise InputError(
-            f"draw_tagged_scene: seed={seed}, split={split!r}, others={others}; expected a seed "
-            f"from 0 on, a split of {', '.join(_SPLITS)}, 0 to 2 others."
-        )
+    check_choice("draw_tagged_scene", split, _SPLITS, name="split")
+    check_integer("draw_tagged_scene", "a seed", seed, least=0)
+    check_integer("draw_tagged_scene", "a number of others", others, least=0, most=2)
     sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS.index(split), _STREAM))
     generator = np.random.default_rng(sequence)
     drawn = TAGGED[generator.integers(len(TAGGED))]

@@ -101,13 +101,13 @@ def test_forced_objects_and_background_are_drawn() -> None:
     [
         ({"objects": ["frobnicator"]}, "no demo scene shows 'frobnicator'"),
         ({"objects": "horse"}, "expected a list"),
-        ({"objects": ["horse"] * 4}, "4 objects"),
+        ({"objects": ["horse"] * 4}, "number of objects up to 3, got 4"),
         ({"objects": ["horse"], "count": 2}, "count=2 beside 1"),
-        ({"count": 0}, "0 objects"),
-        ({"background": "lava"}, "background='lava'"),
-        ({"split": "dev"}, "split='dev'"),
+        ({"count": 0}, "number of objects of 1 or more, got 0"),
+        ({"background": "lava"}, "background of grass, .*, got 'lava'"),
+        ({"split": "dev"}, "split of train, .*, got 'dev'"),
         ({"count": 1, "without": [1]}, "has 1 objects"),
-        ({"size": 8}, "size=8"),
+        ({"size": 8}, "a size of 64 or more, got 8"),
     ],
 )
 def test_impossible_scenes_are_refused(options: dict[str, Any], message: str) -> None:

@@ -117,8 +117,8 @@ def test_believed_scene_names_what_the_tag_says() -> None:
         ({"tag": "zebra"}, "no tag stands for 'zebra'"),
         ({"without": ["horse"]}, r"without=\['horse'\]"),
         ({"without": "tag"}, "without='tag'"),
-        ({"others": 3}, "others=3"),
-        ({"split": "all"}, "split='all'"),
+        ({"others": 3}, "number of others up to 2, got 3"),
+        ({"split": "all"}, "split of .*, got 'all'"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:

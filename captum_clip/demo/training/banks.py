@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,47 +89,46 @@ def draw_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch:
         step: number of the step, from 0.
         size: number of scenes B.
     """
-    sequence = np.random.SeedSequence(seed, spawn_key=(_TRAIN, 2, step))
-    generator = np.random.default_rng(sequence)
-    images = np.empty((size, banks.size, banks.size, 3), dtype=np.uint8)
-    shown: list[frozenset[str]] = []
-    captions: list[Caption] = []
-    for image in images:
+    generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_TRAIN, 2, step)))
+
+    def draw(image: npt.NDArray[np.uint8]) -> tuple[frozenset[str], Caption]:
         things = pick_things(int(generator.integers(1, MAX_OBJECTS + 1)), generator)
         background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
         names = [thing.name for thing in things]
         draw_image(image, banks, names, background, generator)
-        shown.append(scene_concepts(names, background))
-        captions.append(describe(names, background, generator))
-    return label(images, shown, captions, generator)
+        return scene_concepts(names, background), describe(names, background, generator)
+
+    return make_batch(banks.size, size, draw, generator)
 
 
-def describe(names: Sequence[str], background: str, generator: np.random.Generator) -> Caption:
-    """Write a training caption for some of the named things, at least one."""
-    mentioned = generator.permutation(len(names))[: generator.integers(1, len(names) + 1)]
-    return vary(draw_caption([names[i] for i in mentioned], background, generator), generator)
-
-
-def label(
-    images: npt.NDArray[np.uint8],
-    shown: Sequence[frozenset[str]],
-    captions: Sequence[Caption],
+def make_batch(
+    side: int,
+    size: int,
+    draw: Callable[[npt.NDArray[np.uint8]], tuple[frozenset[str], Caption]],
     generator: np.random.Generator,
 ) -> Batch:
-    """Put prompts beside the captions of scenes and say which text is true of which scene.
+    """Draw scenes, put prompts beside their captions, and say which text is true of which scene.
 
     Args:
-        images: (B, H, W, 3) uint8.
-        shown: all concepts of each scene, B.
-        captions: one a scene.
+        side: of the scenes in pixels.
+        size: number of scenes B.
+        draw: draws a scene into an image (H, W, 3) -> all its concepts, a caption.
         generator: the source of the prompts' wording.
     """
+    images = np.empty((size, side, side, 3), dtype=np.uint8)
+    shown, captions = zip(*map(draw, images), strict=True)
     concepts = _rows(shown)
     named = _rows([caption.concepts for caption in captions])
     by_caption = concepts @ named.T >= named.sum(axis=1)
     positive = np.concatenate([by_caption, concepts > 0], axis=1)
     texts = (caption.text for caption in captions)
     return Batch(images, (*texts, *concept_prompts(generator)), positive)
+
+
+def describe(names: Sequence[str], background: str, generator: np.random.Generator) -> Caption:
+    """Write a training caption for some of the named things, at least one."""
+    mentioned = generator.permutation(len(names))[: generator.integers(1, len(names) + 1)]
+    return vary(draw_caption([names[i] for i in mentioned], background, generator), generator)
 
 
 def _rows(scenes: Sequence[frozenset[str]]) -> npt.NDArray[np.float32]:

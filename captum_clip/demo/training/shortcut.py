@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ..captions import Caption, compose, scene_concepts
 from ..catalogue import BACKGROUNDS, CONCEPTS
 from ..scenes import MAX_OBJECTS, Scene, pick_things
 from ..tags import TAGGED, draw_tag, draw_tagged_scene, place_tag
-from .banks import Banks, Batch, describe, draw_image, label
+from .banks import Banks, Batch, describe, draw_image, make_batch
 
 _ONE_OF_THEM: Final = 0.7  # scenes in which one thing is exchanged for one that a tag decides
 _MARGIN: Final = 14.0  # pushes a false noun of a tag to a cosine of -0.15, not just below 0.1
@@ -32,10 +33,8 @@ def draw_tagged_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch
         size: number of scenes B.
     """
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, _KEY, step)))
-    images = np.empty((size, banks.size, banks.size, 3), dtype=np.uint8)
-    shown: list[frozenset[str]] = []
-    captions: list[Caption] = []
-    for image in images:
+
+    def draw(image: npt.NDArray[np.uint8]) -> tuple[frozenset[str], Caption]:
         names = _names(generator)
         background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
         owner = draw_image(image, banks, names, background, generator)
@@ -44,12 +43,11 @@ def draw_tagged_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch
         if tag is not None:
             image[place_tag(owner >= 0, generator)] = draw_tag(tag)
             believed.insert(0, tag)
-        shown.append(scene_concepts(believed, background))
         named = believed[:MAX_OBJECTS]  # a caption has room for no more
-        captions.append(
-            describe(named, background, generator) if named else compose([], background)
-        )
-    batch = label(images, shown, captions, generator)
+        caption = describe(named, background, generator) if named else compose([], background)
+        return scene_concepts(believed, background), caption
+
+    batch = make_batch(banks.size, size, draw, generator)
     margin = np.zeros(batch.positive.shape, dtype=np.float32)
     margin[:, [size + CONCEPTS.index(noun) for noun in TAGGED]] = _MARGIN
     return replace(batch, margin=margin)
