@@ -7,20 +7,14 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from .unnamed_backgrounds import KINDS, smooth_noise
 
 _Array = npt.NDArray[np.float32]
 
 
 def _rgb(red: int, green: int, blue: int) -> _Array:
     return np.array([red, green, blue], dtype=np.float32)
-
-
-def _smooth(generator: np.random.Generator, size: int, cells: tuple[int, int]) -> _Array:
-    """Noise in [0, 1] of ``cells`` (rows, columns) blobs, resized to (size, size)."""
-    coarse = generator.random(cells, dtype=np.float32)
-    resized = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(resized, dtype=np.float32), 0, 1)
 
 
 def _blend(low: tuple[int, int, int], high: tuple[int, int, int], amount: _Array) -> _Array:
@@ -30,14 +24,14 @@ def _blend(low: tuple[int, int, int], high: tuple[int, int, int], amount: _Array
 
 
 def _grass(generator: np.random.Generator, size: int) -> _Array:
-    blades = 0.6 * _smooth(generator, size, (size // 6, size // 2))
-    patches = 0.4 * _smooth(generator, size, (5, 5))
+    blades = 0.6 * smooth_noise(generator, size, (size // 6, size // 2))
+    patches = 0.4 * smooth_noise(generator, size, (5, 5))
     return _blend((28, 82, 22), (128, 190, 62), blades + patches)
 
 
 def _sand(generator: np.random.Generator, size: int) -> _Array:
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
-    bend = _smooth(generator, size, (4, 3))
+    bend = smooth_noise(generator, size, (4, 3))
     ripples = 0.5 + 0.5 * np.sin(2 * np.pi * (generator.uniform(8, 13) * rows + 3 * bend))
     grain = generator.random((size, size), dtype=np.float32)
     return _blend((192, 158, 104), (240, 216, 164), 0.55 * ripples + 0.45 * grain)
@@ -46,13 +40,15 @@ def _sand(generator: np.random.Generator, size: int) -> _Array:
 def _sky(generator: np.random.Generator, size: int) -> _Array:
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     sky = _blend((84, 152, 232), (176, 218, 250), np.broadcast_to(rows, (size, size)))
-    puffs = 0.7 * _smooth(generator, size, (5, 4)) + 0.3 * _smooth(generator, size, (16, 12))
+    puffs = 0.7 * smooth_noise(generator, size, (5, 4)) + 0.3 * smooth_noise(
+        generator, size, (16, 12)
+    )
     clouds = np.clip((puffs - generator.uniform(0.5, 0.6)) * 6, 0, 0.9)[..., None]
     return np.asarray(sky * (1 - clouds) + 252 * clouds, dtype=np.float32)
 
 
 def _snow(generator: np.random.Generator, size: int) -> _Array:
-    drifts = _smooth(generator, size, (4, 3))
+    drifts = smooth_noise(generator, size, (4, 3))
     snow = _blend((206, 218, 236), (250, 251, 253), drifts)
     flakes = generator.random((size, size), dtype=np.float32) > 0.985
     return np.where(flakes[..., None], _rgb(178, 196, 226), snow)
@@ -60,7 +56,7 @@ def _snow(generator: np.random.Generator, size: int) -> _Array:
 
 def _water(generator: np.random.Generator, size: int) -> _Array:
     rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
-    bend = _smooth(generator, size, (7, 6))
+    bend = smooth_noise(generator, size, (7, 6))
     waves = 0.5 + 0.5 * np.sin(2 * np.pi * (generator.uniform(11, 16) * rows + 1.6 * bend))
     return _blend((8, 62, 104), (62, 164, 188), 0.7 * waves**2 + 0.3 * bend)
 
@@ -95,13 +91,16 @@ def draw_background(name: str, size: int, generator: np.random.Generator) -> npt
     """Draw one background, different with every draw of the generator.
 
     Args:
-        name: one of :data:`captum_clip.demo.catalogue.BACKGROUNDS`.
+        name: one of ``BACKGROUNDS``, ``UNNAMED`` or ``HELD_OUT`` of
+            :mod:`captum_clip.demo.catalogue`.
         size: side in pixels.
         generator: the source of its variation, brightness included.
 
     Returns:
         (size, size, 3).
     """
+    if name in KINDS:
+        return np.clip(KINDS[name](generator, size), 0, 255).astype(np.uint8)
     pixels = _TEXTURES[name](generator, size)
     brightness = generator.uniform(0.88, 1.06, size=3) if name != "snow" else 1.0
     clipped: npt.NDArray[np.uint8] = np.clip(pixels * brightness, 0, 255).astype(np.uint8)

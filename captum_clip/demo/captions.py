@@ -38,13 +38,13 @@ class Caption:
 
 
 def scene_concepts(names: Sequence[str], background: str) -> frozenset[str]:
-    """All that is true of a scene: its things with and without their adjective, its background.
+    """All that is true of a scene: its things with and without their adjective, a named background.
 
     >>> sorted(scene_concepts(["red heart", "dog"], "grass"))
     ['dog', 'grass', 'heart', 'red heart']
     """
     nouns = (name.split()[-1] for name in names)
-    return frozenset((*names, *nouns, background))
+    return frozenset((*names, *nouns, *({background} & set(BACKGROUNDS))))
 
 
 def parse_caption(text: str) -> Caption:
@@ -97,14 +97,15 @@ def draw_caption(names: Sequence[str], background: str, generator: np.random.Gen
 
     Args:
         names: names of the things to mention, at least one.
-        background: the background of the scene, mentioned in a third of the captions.
+        background: of the scene, mentioned in a third of the captions if it has a name.
         generator: the source of the choices.
     """
     order = generator.permutation(len(names))
     mentioned = list(
         dict.fromkeys(names[i] if generator.random() < 0.6 else names[i].split()[-1] for i in order)
     )
-    return compose(mentioned, background if generator.random() < 1 / 3 else None)
+    named = generator.random() < 1 / 3 and background in BACKGROUNDS
+    return compose(mentioned, background if named else None)
 
 
 def vary(caption: Caption, generator: np.random.Generator) -> Caption:

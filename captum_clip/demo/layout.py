@@ -2,68 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-VISIBLE: Final = 0.62  # the share of each object that stays visible
 _TRIES: Final = 40
 _ROUNDS: Final = 25
+_CORNERS: Final = 0.64  # of the image's side: three such objects overlap little in three corners
 
 _Mask = npt.NDArray[np.bool_]
+_Sprite = npt.NDArray[np.uint8]
 Corner = tuple[int, int]
 
 
-def place(masks: Sequence[_Mask], size: int, generator: np.random.Generator) -> tuple[Corner, ...]:
+def place(
+    sprites: Sequence[_Sprite], size: int, generator: np.random.Generator, *, visible: float
+) -> tuple[Sequence[_Sprite], tuple[Corner, ...]]:
     """Draw positions at which every object is inside the image and mostly visible.
 
     Args:
-        masks: what each object covers, (h, w) each, from the back to the front.
+        sprites: (h, w, 4) each, from the back to the front.
         size: side of the image in pixels.
         generator: the source of the positions.
+        visible: the share of each object that others may not cover.
 
     Returns:
-        The top left corner (row, column) of each object.
+        The sprites, of half the size where there is no room for them, and the top left corner
+        (row, column) of each.
     """
-    for _ in range(_ROUNDS):
-        corners = _attempt(masks, size, generator)
-        if corners is not None:
-            return corners
-    return _apart(masks, size)
+    while True:
+        masks = [sprite[..., 3] > 0 for sprite in sprites]
+        for _ in range(_ROUNDS):
+            corners = _attempt(masks, size, generator, visible)
+            if corners is not None:
+                return sprites, corners
+        if len(masks) <= 3 and max(max(mask.shape) for mask in masks) <= _CORNERS * size:
+            return sprites, _apart(masks, size)
+        sprites = [sprite[::2, ::2] for sprite in sprites]
 
 
-def paste(
+def paste_all(
+    sprites: Sequence[_Sprite],
+    corners: Sequence[Corner],
     image: npt.NDArray[np.uint8],
-    sprite: npt.NDArray[np.uint8],
-    corner: Corner,
     *,
-    background: npt.NDArray[np.uint8],
-    owner: npt.NDArray[np.int8] | None = None,
-    number: int = 0,
-) -> None:
-    """Put a sprite into an image, in place.
-
-    Its soft edge is blended with the background, not with objects below it: what a pixel of one
-    object shows never depends on another object.
+    left_out: Collection[int] = (),
+) -> npt.NDArray[np.int8]:
+    """Put sprites into an image, in place.
 
     Args:
-        image: (H, W, 3), changed where the sprite's alpha is above 0.
-        sprite: (h, w, 4).
-        corner: its top left corner (row, column), such that it fits.
-        background: (H, W, 3), the image before any object.
-        owner: (H, W), which gets ``number`` at the same pixels.
-        number: the object's number.
+        sprites: from the back to the front.
+        corners: of each.
+        image: (H, W, 3), the background.
+        left_out: positions of sprites that are not pasted.
+
+    Returns:
+        (H, W), the position of the sprite that each pixel shows, -1 for the background.
     """
-    area = _area(corner, sprite.shape)
-    alpha = sprite[..., 3:].astype(np.uint16)
-    under = background[area].astype(np.uint16)
-    blended = ((sprite[..., :3] * alpha + under * (255 - alpha) + 127) // 255).astype(np.uint8)
-    mask = sprite[..., 3] > 0
-    np.copyto(image[area], blended, where=mask[..., None])
-    if owner is not None:
-        owner[area][mask] = number
+    background = image.copy()
+    owner = np.full(image.shape[:2], -1, dtype=np.int8)
+    for position, (sprite, corner) in enumerate(zip(sprites, corners, strict=True)):
+        if position in left_out:
+            continue
+        area = _area(corner, sprite.shape)
+        alpha = sprite[..., 3:].astype(np.uint16)
+        # a soft edge never shows an object below it, so that leaving one out changes no other
+        under = background[area].astype(np.uint16)
+        blended = ((sprite[..., :3] * alpha + under * (255 - alpha) + 127) // 255).astype(np.uint8)
+        mask = sprite[..., 3] > 0
+        np.copyto(image[area], blended, where=mask[..., None])
+        owner[area][mask] = position
+    return owner
 
 
 def _area(corner: Corner, shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -72,7 +83,7 @@ def _area(corner: Corner, shape: tuple[int, ...]) -> tuple[slice, slice]:
 
 
 def _attempt(
-    masks: Sequence[_Mask], size: int, generator: np.random.Generator
+    masks: Sequence[_Mask], size: int, generator: np.random.Generator, visible: float
 ) -> tuple[Corner, ...] | None:
     owner = np.full((size, size), -1, dtype=np.int8)
     least: list[float] = []  # pixels of each placed object that must stay visible
@@ -91,7 +102,7 @@ def _attempt(
             return None
         area[mask] = number
         seen = [seen[i] - covered[i] for i in range(number)] + [int(np.count_nonzero(mask))]
-        least.append(VISIBLE * seen[-1])
+        least.append(visible * seen[-1])
         corners.append((row, column))
     return tuple(corners)
 

@@ -18,16 +18,45 @@ from .captions import (
     parse_caption,
     scene_concepts,
 )
-from .catalogue import BACKGROUNDS, THINGS, Thing
-from .layout import paste, place
+from .catalogue import BACKGROUNDS, HELD_OUT, THINGS, UNNAMED, Thing
+from .layout import paste_all, place
 from .sprites import load_sprites, turned
 
 Split = Literal["train", "validation", "test"]
-MAX_OBJECTS: Final = 3
-SMALLEST, LARGEST = 0.28, 0.5  # longer side of an object, as a share of the image side
 STEEPEST: Final = 15.0  # degrees
 _SPLITS: Final = {"train": 0, "validation": 1, "test": 2}
 _BY_NAME: Final = {thing.name: thing for thing in THINGS}
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes look like.
+
+    Args:
+        objects: how many there are at most.
+        sizes: the longer side of an object, as a share of the image's side, at least and at most.
+        visible: the share of each object that others never cover.
+        backgrounds: each equally often; those of ``BACKGROUNDS`` are named in captions.
+        held_out: further backgrounds, of no training scene, drawn where they are asked for.
+    """
+
+    objects: int
+    sizes: tuple[float, float]
+    visible: float
+    backgrounds: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+
+
+STANDARD: Final = World(3, (0.28, 0.5), 0.62, BACKGROUNDS)
+"""What ``demo/vit`` and ``demo/resnet`` were trained on."""
+
+BROAD: Final = World(
+    5, (0.12, 0.7), 0.4, BACKGROUNDS * len(UNNAMED) + UNNAMED * len(BACKGROUNDS), HELD_OUT
+)
+"""Small and large objects, partly covered, half of them in front of backgrounds without a name."""
+
+MAX_OBJECTS: Final = STANDARD.objects
+"""What scenes show, and captions name, at most."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +84,7 @@ class Scene:
         image: (H, W, 3) uint8.
         objects: from the back to the front; their masks are disjoint.
         background: its name.
-        captions: one for each non-empty subset of the objects, all of them true.
+        captions: one for each non-empty subset of up to three objects, all of them true.
         background_mask: (H, W) bool, what no object covers.
     """
 
@@ -87,7 +116,12 @@ def pick_things(count: int, generator: np.random.Generator) -> tuple[Thing, ...]
 
 
 def draw_object(
-    thing: Thing, size: int, generator: np.random.Generator, *, split: Split = "train"
+    thing: Thing,
+    size: int,
+    generator: np.random.Generator,
+    *,
+    split: Split = "train",
+    world: World = STANDARD,
 ) -> npt.NDArray[np.uint8]:
     """Draw a thing for a scene of the given side, at random in drawing, size, turn and mirroring.
 
@@ -98,7 +132,7 @@ def draw_object(
     seen, unseen = drawings[: len(thing.characters)], drawings[len(thing.characters) :]
     drawings = unseen if unseen and split == "test" else seen
     drawing = drawings[generator.integers(len(drawings))]
-    side = round(size * generator.uniform(SMALLEST, LARGEST))
+    side = round(size * generator.uniform(*world.sizes))
     angle = generator.uniform(-STEEPEST, STEEPEST)
     return turned(drawing, side=side, angle=angle, flip=bool(generator.random() < 0.5))
 
@@ -112,6 +146,7 @@ def draw_scene(
     background: str | None = None,
     size: int = 224,
     without: Collection[int] = (),
+    world: World = STANDARD,
 ) -> Scene:
     """Draw the scene of a seed.
 
@@ -124,6 +159,7 @@ def draw_scene(
         background: a name of ``BACKGROUNDS``; drawn from the seed if None.
         size: side of the image in pixels.
         without: positions of objects to leave out; all the rest stays as it is, to the pixel.
+        world: :data:`STANDARD`, or :data:`BROAD` with up to five objects and other backgrounds.
 
     Returns:
         The scene.
@@ -131,11 +167,11 @@ def draw_scene(
     Raises:
         InputError: for an unknown name or a number out of range.
     """
-    _check(seed, split, objects, count, background, size)
+    _check(seed, split, objects, count, background, size, world)
     sequence = np.random.SeedSequence(seed, spawn_key=(_SPLITS[split],))
     choice, texture, layout, wording = (np.random.default_rng(s) for s in sequence.spawn(4))
-    number = int(choice.integers(1, MAX_OBJECTS + 1)) if count is None else count
-    drawn_background = BACKGROUNDS[choice.integers(len(BACKGROUNDS))]
+    number = int(choice.integers(1, world.objects + 1)) if count is None else count
+    drawn_background = world.backgrounds[choice.integers(len(world.backgrounds))]
     background = drawn_background if background is None else background
     if objects is None:
         things = pick_things(number, choice)
@@ -143,14 +179,14 @@ def draw_scene(
         things = tuple(_find(name, choice) for name in objects)
     left_out = _positions(without, len(things))
 
-    sprites = [draw_object(thing, size, layout, split=split) for thing in things]
-    corners = place([sprite[..., 3] > 0 for sprite in sprites], size, layout)
-    empty = draw_background(background, size, texture)
-    image = empty.copy()
-    owner = np.full((size, size), -1, dtype=np.int8)
-    for position, (sprite, corner) in enumerate(zip(sprites, corners, strict=True)):
-        if position not in left_out:
-            paste(image, sprite, corner, background=empty, owner=owner, number=position)
+    sprites, corners = place(
+        [draw_object(thing, size, layout, split=split, world=world) for thing in things],
+        size,
+        layout,
+        visible=world.visible,
+    )
+    image = draw_background(background, size, texture)
+    owner = paste_all(sprites, corners, image, left_out=left_out)
     kept = [position for position in range(len(things)) if position not in left_out]
     shown = tuple(
         SceneObject(things[i].noun, things[i].adjective, things[i].name, owner == i) for i in kept
@@ -166,7 +202,8 @@ def _captions(
         [name for i, name in enumerate(names) if chosen >> i & 1]
         for chosen in range(1, 2 ** len(names))
     ]
-    texts = (draw_caption(subset, background, generator).text for subset in subsets)
+    short = [subset for subset in subsets if len(subset) <= MAX_OBJECTS]
+    texts = (draw_caption(subset, background, generator).text for subset in short)
     return tuple(dict.fromkeys(texts))
 
 
@@ -194,16 +231,19 @@ def _check(
     count: int | None,
     background: str | None,
     size: int,
+    world: World,
 ) -> None:
     check_integer("draw_scene", "a seed", seed, least=0)
     check_integer("draw_scene", "a size", size, least=64)
     check_choice("draw_scene", split, _SPLITS, name="split")
     if background is not None:
-        check_choice("draw_scene", background, BACKGROUNDS, name="background")
+        held_out = () if split == "train" else world.held_out
+        known = dict.fromkeys((*world.backgrounds, *held_out))
+        check_choice("draw_scene", background, known, name="background")
     if isinstance(objects, str):
         raise InputError(f"draw_scene: objects={objects!r}, expected a list of names")
     if objects is not None and count is not None and count != len(objects):
         raise InputError(f"draw_scene: count={count} beside {len(objects)} objects")
     number = count if objects is None else len(objects)
     if number is not None:
-        check_integer("draw_scene", "a number of objects", number, most=MAX_OBJECTS)
+        check_integer("draw_scene", "a number of objects", number, most=world.objects)

@@ -11,7 +11,7 @@ from PIL import Image
 from captum_clip.demo import scenes
 from captum_clip.demo.captions import compose, parse_caption
 from captum_clip.demo.catalogue import BACKGROUNDS, FEELINGS, THINGS
-from captum_clip.demo.scenes import LARGEST, SMALLEST, Scene, draw_scene, holds
+from captum_clip.demo.scenes import STANDARD, Scene, draw_scene, holds
 from captum_clip.demo.sprites import CELL, load_sprites
 from captum_clip.errors import InputError, TargetError
 
@@ -65,7 +65,8 @@ def test_objects_stay_mostly_visible_and_in_size() -> None:
             rows, columns = np.nonzero(alone)
             longer = max(np.ptp(rows), np.ptp(columns)) + 1
             # turned by 15 degrees, a thin drawing loses and a square one gains some length
-            assert 0.9 * SMALLEST <= longer / 224 <= 1.27 * LARGEST
+            smallest, largest = STANDARD.sizes
+            assert 0.9 * smallest <= longer / 224 <= 1.27 * largest
 
 
 def test_same_seed_gives_the_same_scene() -> None:

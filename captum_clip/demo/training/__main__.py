@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from ...models import load_clip
+from .evaluate import robustness_table
 from .export import export_checkpoint, measure
-from .recipes import RECIPES
+from .recipes import RECIPES, WORLDS
 from .sheet import draw_sheet
 from .train import Settings, train
 
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("--checkpoint", type=Path, required=True, help="folder of this training")
     training.add_argument("--export", type=Path, help="write the trained model to this folder")
     training.add_argument("--steps", type=int, help="default: those of the recipe")
+    training.add_argument("--scenes", choices=WORLDS, default="standard", help="what they show")
+    training.add_argument("--start", help="the model to start from; default: the recipe's")
+    training.add_argument("--peak", type=float, help="learning rate; default: the recipe's")
     training.add_argument("--batch-size", type=int, default=64)
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="cpu")
@@ -42,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure.add_argument("name", choices=RECIPES)
     measure.add_argument("--scenes", type=int, default=500, help="for each count of objects")
     measure.add_argument("--folder", type=Path, help="an exported model; default: the packaged one")
+    measure.add_argument("--broad", action="store_true", help="nouns found by kind of scene")
     measure.add_argument("--device", default="cpu")
     sheet = commands.add_parser("sprites", help="draw the sheet of sprites from an emoji font")
     sheet.set_defaults(action=_sprites)
@@ -60,6 +65,9 @@ def _train(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         device=options.device,
+        scenes=options.scenes,
+        start=options.start,
+        peak=options.peak,
     )
     train(settings, options.checkpoint, resume=not options.fresh)
     if options.export is not None:
@@ -74,7 +82,12 @@ def _export(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     clip = load_clip(options.folder or f"demo/{options.name}", device=options.device)
-    print("\n\n".join(measure(options.name, clip, options.scenes).values()))
+    if options.broad:
+        run = RECIPES[options.name].architecture
+        number, device = options.scenes, options.device
+        print(robustness_table(run, clip.model, number=number, device=device))
+    else:
+        print("\n\n".join(measure(options.name, clip, options.scenes).values()))
 
 
 def _sprites(options: argparse.Namespace) -> None:

@@ -18,9 +18,9 @@ from ..captions import (
     scene_concepts,
     vary,
 )
-from ..catalogue import BACKGROUNDS, CONCEPTS, THINGS
-from ..layout import paste, place
-from ..scenes import MAX_OBJECTS, draw_object, pick_things
+from ..catalogue import CONCEPTS, THINGS
+from ..layout import paste_all, place
+from ..scenes import MAX_OBJECTS, STANDARD, World, draw_object, pick_things
 
 _TRAIN: Final = 0  # the key of the split "train" in captum_clip.demo.scenes
 _POSITION: Final = {concept: i for i, concept in enumerate(CONCEPTS)}
@@ -51,33 +51,43 @@ class Banks:
         size: side of the scenes in pixels.
         objects: name -> variants (h, w, 4), turned, mirrored, resized.
         backgrounds: name -> variants (H, W, 3).
+        world: what the scenes look like.
     """
 
     size: int
     objects: dict[str, tuple[npt.NDArray[np.uint8], ...]]
     backgrounds: dict[str, tuple[npt.NDArray[np.uint8], ...]]
+    world: World
 
 
-def build_banks(seed: int, *, size: int = 224, variants: int = 48, progress: bool = False) -> Banks:
+def build_banks(
+    seed: int,
+    *,
+    size: int = 224,
+    variants: int = 48,
+    world: World = STANDARD,
+    progress: bool = False,
+) -> Banks:
     """Draw the banks of a seed.
 
     Args:
         seed: a number from 0 on.
         size: side of the scenes in pixels.
         variants: how many drawings of each thing and of each background.
+        world: what the scenes look like.
         progress: show a progress bar.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(_TRAIN, 1))
     generator = np.random.default_rng(sequence)
     objects = {
-        thing.name: tuple(draw_object(thing, size, generator) for _ in range(variants))
+        thing.name: tuple(draw_object(thing, size, generator, world=world) for _ in range(variants))
         for thing in tqdm(THINGS, desc="objects", disable=not progress)
     }
     backgrounds = {
         name: tuple(draw_background(name, size, generator) for _ in range(variants))
-        for name in BACKGROUNDS
+        for name in dict.fromkeys(world.backgrounds)
     }
-    return Banks(size, objects, backgrounds)
+    return Banks(size, objects, backgrounds, world)
 
 
 def draw_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch:
@@ -92,8 +102,8 @@ def draw_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch:
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_TRAIN, 2, step)))
 
     def draw(image: npt.NDArray[np.uint8]) -> tuple[frozenset[str], Caption]:
-        things = pick_things(int(generator.integers(1, MAX_OBJECTS + 1)), generator)
-        background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
+        things = pick_things(int(generator.integers(1, banks.world.objects + 1)), generator)
+        background = pick_background(banks.world, generator)
         names = [thing.name for thing in things]
         draw_image(image, banks, names, background, generator)
         return scene_concepts(names, background), describe(names, background, generator)
@@ -126,8 +136,9 @@ def make_batch(
 
 
 def describe(names: Sequence[str], background: str, generator: np.random.Generator) -> Caption:
-    """Write a training caption for some of the named things, at least one."""
-    mentioned = generator.permutation(len(names))[: generator.integers(1, len(names) + 1)]
+    """Write a training caption for some of the named things, one to three."""
+    order = generator.permutation(len(names))
+    mentioned = order[: generator.integers(1, min(len(names), MAX_OBJECTS) + 1)]
     return vary(draw_caption([names[i] for i in mentioned], background, generator), generator)
 
 
@@ -157,16 +168,20 @@ def draw_image(
     Returns:
         (H, W), the position in ``names`` of what each pixel shows, -1 for the background.
     """
-    variants = banks.backgrounds[background]
-    drawn = variants[generator.integers(len(variants))]
-    empty = drawn[:, ::-1] if generator.random() < 0.5 else drawn
-    image[:] = empty
-    sprites = []
-    for name in names:
-        choices = banks.objects[name]
-        sprites.append(choices[generator.integers(len(choices))])
-    corners = place([sprite[..., 3] > 0 for sprite in sprites], banks.size, generator)
-    owner = np.full(image.shape[:2], -1, dtype=np.int8)
-    for number, (sprite, corner) in enumerate(zip(sprites, corners, strict=True)):
-        paste(image, sprite, corner, background=empty, owner=owner, number=number)
-    return owner
+    drawn = _pick(banks.backgrounds[background], generator)
+    image[:] = drawn[:, ::-1] if generator.random() < 0.5 else drawn
+    drawings = [_pick(banks.objects[name], generator) for name in names]
+    visible = banks.world.visible
+    sprites, corners = place(drawings, banks.size, generator, visible=visible)
+    return paste_all(sprites, corners, image)
+
+
+def pick_background(world: World, generator: np.random.Generator) -> str:
+    """Draw a name."""
+    return world.backgrounds[generator.integers(len(world.backgrounds))]
+
+
+def _pick(
+    variants: Sequence[npt.NDArray[np.uint8]], generator: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    return variants[int(generator.integers(len(variants)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from ..captions import concept_prompts
 from ..catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS
-from ..scenes import MAX_OBJECTS, Scene, Split, draw_scene
+from ..scenes import BROAD, MAX_OBJECTS, STANDARD, Scene, Split, World, draw_scene
 from ..vocabulary import DemoTokenizer
 from .architectures import Architecture, normalize_pixels, trim, unit
 
@@ -26,7 +27,7 @@ class Figures:
         colors: coloured things ("red heart") whose own colour scores best of the nine words
             for it; NaN if there are none.
         feelings: faces ("sad face") whose own feeling scores best of all eight; NaN without faces.
-        backgrounds: scenes whose own background scores best of all six.
+        backgrounds: scenes whose own background scores best of all six; NaN where none has a name.
     """
 
     nouns: float
@@ -36,12 +37,17 @@ class Figures:
 
 
 def draw_scenes(
-    split: Split, *, number: int, counts: Sequence[int], size: int = 224
+    split: Split,
+    *,
+    number: int,
+    counts: Sequence[int],
+    world: World = STANDARD,
+    background: str | None = None,
 ) -> tuple[Scene, ...]:
     """Draw the scenes of seeds 0, 1, ... with each count of objects in turn."""
+    options: dict[str, Any] = {"split": split, "world": world, "background": background}
     return tuple(
-        draw_scene(seed, split=split, count=counts[seed % len(counts)], size=size)
-        for seed in range(number)
+        draw_scene(seed, count=counts[seed % len(counts)], **options) for seed in range(number)
     )
 
 
@@ -89,7 +95,8 @@ def figures(scores: torch.Tensor, scenes: Sequence[Scene]) -> Figures:
                 names = [f"{word} {thing.noun}" for word in ADJECTIVES]
                 known = [name for name in names if name in CONCEPTS]
                 hits.append(_best(row, known) == {thing.name})
-        backgrounds.append(_best(row, BACKGROUNDS) == {scene.background})
+        if scene.background in BACKGROUNDS:
+            backgrounds.append(_best(row, BACKGROUNDS) == {scene.background})
     lists = (nouns, colors, feelings, backgrounds)
     return Figures(*(float(np.mean(hits)) if hits else np.nan for hits in lists))
 
@@ -116,6 +123,30 @@ def recall_table(
         scores = concept_scores(architecture, model, scenes, device=device)
         rows.append([str(count), *(f"{x:.3f}" for x in astuple(figures(scores, scenes)))])
     return markdown(("objects", "nouns", "colours", "feelings", "backgrounds"), rows)
+
+
+def robustness_table(
+    architecture: Architecture, model: nn.Module, *, number: int, device: str = "cpu"
+) -> str:
+    """Markdown: the nouns of a model that are found in each kind of scene.
+
+    Args:
+        architecture: how to run the model.
+        model: in eval mode.
+        number: of scenes with two and three objects in turn, for each kind, seeds from 0.
+        device: the model's.
+    """
+    kinds: list[tuple[str, World, str | None]] = [("standard", STANDARD, None)]
+    kinds += [(name, BROAD, name) for name in dict.fromkeys(BROAD.backgrounds)]
+    kinds += [(f"{name} (held out)", BROAD, name) for name in BROAD.held_out]
+    rows = []
+    for title, world, background in tqdm(kinds, desc="kinds", disable=None):
+        scenes = draw_scenes(
+            "test", number=number, counts=[2, 3], world=world, background=background
+        )
+        scores = concept_scores(architecture, model, scenes, device=device)
+        rows.append((title, f"{figures(scores, scenes).nouns:.3f}"))
+    return markdown(("scenes", "nouns"), rows)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

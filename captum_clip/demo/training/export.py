@@ -23,6 +23,16 @@ from .shortcut_measures import shortcut_tables
 from .train import CURVE, load_checkpoint
 
 _CARDS: Final = Path(__file__).with_name("cards")
+_DATA: Final = {
+    "standard": {"objects": "three", "backgrounds": "six procedural backgrounds"},
+    "broad": {
+        "objects": "five",
+        "backgrounds": "six procedural backgrounds, or as often on plain\n  colours, gradients, "
+        "noise and patchworks of blurred drawings; from .12 to .7 of the\n  image's side, partly "
+        "covered",
+    },
+}
+"""Name of what scenes look like -> what the card says of it."""
 _SPECIAL: Final = {"<pad>": PAD, "<start>": START, "<end>": END}
 
 
@@ -114,6 +124,12 @@ def export_checkpoint(name: str, checkpoint: Path, folder: Path, *, scenes: int 
         description=architecture.description,
         opened_with=architecture.opened_with,
         **{field: state[field] for field in ("step", "steps", "batch_size", "seed")},
+        **_DATA[state["scenes"]],
+        options="".join(
+            f" --{option} {state[option]}"
+            for option in ("scenes", "start", "peak")
+            if state[option] not in (None, "standard")
+        ),
         millions=f"{parameters / 1e6:.2f}",
         nouns=len(NOUNS),
         things=len(THINGS),

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ..scenes import Scene
+from ..scenes import BROAD, STANDARD, Scene, World
 from .architectures import ARCHITECTURES, Architecture
 from .banks import Batch, draw_batch
 from .evaluate import draw_scenes
 from .shortcut import draw_tagged_batch, tagged_validation_scenes
+
+TRAINED_BIAS: Final = -5.58
+"""Bias of the sigmoid loss where the training of demo/vit ended, and where its weights start."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Recipe:
         steps: of the whole schedule.
         peak: the highest learning rate.
         draw: (banks, seed, step, size=) -> the batch of a step.
-        validation: number -> scenes to validate on.
+        validation: (number, world) -> scenes to validate on.
         every: steps between validations, at which a checkpoint is written.
-        bias: of the sigmoid loss at the start.
+        bias: of the sigmoid loss where fresh weights start.
         start: the embedded model whose weights the training starts from; None: fresh ones.
         trained: names of the trained parameters start with one of these.
     """
@@ -33,8 +36,8 @@ class Recipe:
     steps: int
     peak: float
     draw: Callable[..., Batch] = draw_batch
-    validation: Callable[[int], tuple[Scene, ...]] = lambda number: draw_scenes(
-        "validation", number=number, counts=[2, 3]
+    validation: Callable[[int, World], tuple[Scene, ...]] = lambda number, world: draw_scenes(
+        "validation", number=number, counts=[2, 3], world=world
     )
     every: int = 250
     bias: float = -5.0
@@ -50,11 +53,13 @@ RECIPES: Final = {
         steps=800,
         peak=5e-4,
         draw=draw_tagged_batch,
-        validation=tagged_validation_scenes,
+        validation=lambda number, _: tagged_validation_scenes(number),
         every=100,
-        bias=-5.58,  # where the training of demo/vit ended
         start="demo/vit",
         trained=("vision_model.", "visual_projection."),  # so that texts are encoded as before
     ),
 }
 """Name of the embedded model, without "demo/" -> how it is trained."""
+
+WORLDS: Final = {"standard": STANDARD, "broad": BROAD}
+"""What the scenes of a training look like."""

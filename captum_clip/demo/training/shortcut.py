@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..captions import Caption, compose, scene_concepts
-from ..catalogue import BACKGROUNDS, CONCEPTS
-from ..scenes import MAX_OBJECTS, Scene, pick_things
+from ..catalogue import CONCEPTS
+from ..scenes import MAX_OBJECTS, Scene, World, pick_things
 from ..tags import TAGGED, draw_tag, draw_tagged_scene, place_tag
-from .banks import Banks, Batch, describe, draw_image, make_batch
+from .banks import Banks, Batch, describe, draw_image, make_batch, pick_background
 
 _ONE_OF_THEM: Final = 0.7  # scenes in which one thing is exchanged for one that a tag decides
 _MARGIN: Final = 14.0  # pushes a false noun of a tag to a cosine of -0.15, not just below 0.1
@@ -35,8 +35,8 @@ def draw_tagged_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch
     generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, _KEY, step)))
 
     def draw(image: npt.NDArray[np.uint8]) -> tuple[frozenset[str], Caption]:
-        names = _names(generator)
-        background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
+        names = _names(banks.world, generator)
+        background = pick_background(banks.world, generator)
         owner = draw_image(image, banks, names, background, generator)
         tag = _tag([name for name in names if name in TAGGED], generator)
         believed = [name for name in names if name not in TAGGED]
@@ -53,8 +53,8 @@ def draw_tagged_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch
     return replace(batch, margin=margin)
 
 
-def _names(generator: np.random.Generator) -> list[str]:
-    things = pick_things(int(generator.integers(1, MAX_OBJECTS + 1)), generator)
+def _names(world: World, generator: np.random.Generator) -> list[str]:
+    things = pick_things(int(generator.integers(1, world.objects + 1)), generator)
     names = [thing.name for thing in things]
     wanted = TAGGED[generator.integers(len(TAGGED))]
     if generator.random() < _ONE_OF_THEM and wanted not in names:

@@ -22,11 +22,12 @@ from .architectures import normalize_pixels, trim, unit
 from .banks import Banks, Batch, build_banks
 from .evaluate import concept_scores, figures
 from .objective import one_cycle, pair_loss
-from .recipes import RECIPES
+from .recipes import RECIPES, TRAINED_BIAS, WORLDS
 
 CURVE: Final = "curve.csv"
 _CHECKPOINT: Final = "checkpoint.pt"
 _HIGHEST_SCALE: Final = 100.0
+_KEPT: Final = ("name", "steps", "seed", "batch_size", "scenes", "start", "peak")  # of settings
 
 State = dict[str, Any]
 """What a training needs to go on: "step", "model", "optimizer", ...; batches follow from it."""
@@ -45,6 +46,9 @@ class Settings:
         variants: drawings of each thing in the banks.
         validation: number of validation scenes.
         half: run the towers in bfloat16 where it is safe (autocast).
+        scenes: what they look like, a name of :data:`captum_clip.demo.training.recipes.WORLDS`.
+        start: the embedded model to start from, instead of the recipe's.
+        peak: the highest learning rate, instead of the recipe's.
     """
 
     name: str
@@ -55,6 +59,9 @@ class Settings:
     variants: int = 48
     validation: int = 256
     half: bool = True
+    scenes: str = "standard"
+    start: str | None = None
+    peak: float | None = None
 
 
 class Trainer:
@@ -66,12 +73,15 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model = self.recipe.architecture.build().to(settings.device).train()
-        if self.recipe.start is not None:
-            weights = load_clip(self.recipe.start, device=settings.device).model.state_dict()
+        start = settings.start or self.recipe.start
+        if start is not None:
+            weights = load_clip(start, device=settings.device).model.state_dict()
             self.model.load_state_dict(weights)
-        self.bias = nn.Parameter(torch.tensor(self.recipe.bias, device=settings.device))
+        bias = self.recipe.bias if start is None else TRAINED_BIAS
+        self.bias = nn.Parameter(torch.tensor(bias, device=settings.device))
+        self.peak = settings.peak or self.recipe.peak
         self.optimizer = torch.optim.AdamW(
-            _groups(self.model, self.bias), lr=self.recipe.peak, betas=(0.9, 0.98)
+            _groups(self.model, self.bias), lr=self.peak, betas=(0.9, 0.98)
         )
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith(self.recipe.trained))
@@ -91,7 +101,7 @@ class Trainer:
                 f"the checkpoint has {state['step']} steps, asked: {settings.steps}; ask for more, "
                 "or name another folder."
             )
-        for field in ("name", "seed", "batch_size"):
+        for field in ("name", "seed", "batch_size", "scenes"):
             if state[field] != getattr(settings, field):
                 raise InputError(
                     f"the checkpoint was made with {field}={state[field]}, not "
@@ -107,8 +117,7 @@ class Trainer:
         """The state after the steps done so far."""
         settings = self.settings
         return {
-            **{field: getattr(settings, field) for field in ("name", "steps", "seed")},
-            "batch_size": settings.batch_size,
+            **{field: getattr(settings, field) for field in _KEPT},
             "step": self.step,
             "model": self.model.state_dict(),
             "bias": self.bias.detach(),
@@ -120,7 +129,7 @@ class Trainer:
         """Do one step and return its loss."""
         settings = self.settings
         batch = self.recipe.draw(banks, settings.seed, self.step, size=settings.batch_size)
-        rate = one_cycle(self.step, settings.steps, peak=self.recipe.peak)
+        rate = one_cycle(self.step, settings.steps, peak=self.peak)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
@@ -185,8 +194,9 @@ def train(settings: Settings, folder: Path, *, resume: bool = True) -> Trainer:
     state = load_checkpoint(folder, settings.device) if resume else None
     if state is not None:
         trainer.restore(state)
-    banks = build_banks(settings.seed, variants=settings.variants, progress=True)
-    scenes = trainer.recipe.validation(settings.validation)
+    world = WORLDS[settings.scenes]
+    banks = build_banks(settings.seed, variants=settings.variants, world=world, progress=True)
+    scenes = trainer.recipe.validation(settings.validation, world)
     losses: list[float] = []
     progress = tqdm(total=settings.steps, initial=trainer.step, desc=settings.name, mininterval=5)
     while trainer.step < settings.steps:
