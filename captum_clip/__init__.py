@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         AttentionGradCam,
         AttentionRollout,
         ClipGradCam,
+        DirectContribution,
         LastGradAttention,
         LayerAttention,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "AttentionRollout",
     "ClipGradCam",
     "ClipSimilarity",
+    "DirectContribution",
     "Explanation",
     "LastGradAttention",
     "LayerAttention",
@@ -64,7 +66,11 @@ _HOMES = {
     "Target": "targets",
     "explain": "explanation",
     "load_clip": "models",
-} | {name: "attr" for name in __all__ if name.endswith(("Attention", "Cam", "Rollout"))}
+} | {
+    name: "attr"
+    for name in __all__
+    if name.endswith(("Attention", "Cam", "Rollout", "Contribution"))
+}
 """Public name -> the module that it is imported from when it is first used."""
 
 # Hidden from mypy, which would take any name for one that exists.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class LayerRecord:
 
 
 Visit = Callable[[int, LayerRecord], None]
+Leaf = Literal["final", "embedding"]
 
 
 @dataclass
@@ -59,6 +60,9 @@ class Recording:
     stopped: bool = False  # the forward was left early, as planned
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     residual: Tensor | None = None  # (B, s, D), what entered the block that stopped it
+    final: Tensor | None = None  # (B, s, D), the last block's output
+    embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf
+    projected: Tensor | None = None  # (B, E), of the projection after the tower, in the graph
     features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
     shift: Tensor | None = None  # (B, C), zero, added to the features at all positions
 
@@ -153,8 +157,9 @@ def record_vit(
     *,
     visit: tuple[range, Visit] | None = None,
     keep: range = range(0),
-    leaf: int | None = None,
+    leaf: int | Leaf | None = None,
     stop: int | None = None,
+    final: bool = False,
 ) -> Iterator[Recording]:
     """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
 
@@ -164,23 +169,61 @@ def record_vit(
         tower: the tower; its forward runs inside the ``with``.
         visit: layers, and what to call as ``visit(layer, record)`` when their attention starts.
         keep: layers whose tokens, queries, keys, values and outputs are kept.
-        leaf: layer whose attention output becomes a leaf; from there on the graph is recorded.
+        leaf: layer whose attention output becomes a leaf; from there on the graph is recorded. Or
+            the last block's output ("final"), or the tower's ("embedding").
         stop: layer at whose attention the forward ends; its tokens and residual are kept.
+        final: whether the last block's output is kept.
     """
+    layer = leaf if isinstance(leaf, int) else None
 
     def plan(hooks: _Hooks, record: Recording) -> None:
-        for index in sorted({*keep, *(visit[0] if visit else ()), *_given(leaf), *_given(stop)}):
+        for index in sorted({*keep, *(visit[0] if visit else ()), *_given(layer), *_given(stop)}):
             attention = tower.attentions[index]
             _plan_entrance(hooks, record, index, attention, visit=visit, keep=keep, stop=stop)
             if index == stop:
                 continue
             if index in keep and isinstance(attention, AttentionLayer):
                 _plan_exposed(hooks, record, index, attention)
-            if index in keep or index == leaf:
-                _plan_output(hooks, record, index, attention, leaf=index == leaf)
+            if index in keep or index == layer:
+                _plan_output(hooks, record, index, attention, leaf=index == layer)
+        if final or leaf == "final":
+            _plan_final(hooks, record, tower, leaf=leaf == "final")
+        if leaf == "embedding":
+            _plan_embedding(hooks, record, tower)
 
     with _recording(tower, plan, gradient=leaf is not None) as record:
         yield record
+
+
+def _plan_final(hooks: _Hooks, record: Recording, tower: ViTTower, *, leaf: bool) -> None:
+    block = tower.layers[-1]
+
+    def leave(result: Any) -> Any:
+        output = block.leaving(result)
+        record.final = output = _leaf(output) if leaf else output
+        return block.left(result, output)
+
+    hooks.after(block.block, leave)
+
+
+def _plan_embedding(hooks: _Hooks, record: Recording, tower: Tower) -> None:
+    def leave(result: Any) -> Any:
+        record.embedding = _leaf(tower.embedding(result))
+        return tower.with_embedding(result, record.embedding)
+
+    def project(result: Tensor) -> None:
+        record.projected = result
+
+    hooks.after(tower.module, leave)
+    if tower.projection_module is not None:
+        hooks.after(tower.projection_module, project)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """The tensor as the beginning of the graph."""
+    torch.set_grad_enabled(True)
+    # the module's own tensor, since a part of it would not be upstream of what follows
+    return tensor.detach().requires_grad_()
 
 
 def _given(index: int | None) -> tuple[int, ...]:
@@ -240,11 +283,7 @@ def _plan_output(
     hooks: _Hooks, record: Recording, index: int, attention: Attention, *, leaf: bool
 ) -> None:
     def started(tensor: Tensor) -> Tensor:
-        if not leaf:
-            return tensor
-        torch.set_grad_enabled(True)
-        # the module's own tensor, since a part of it would not be upstream of what follows
-        return tensor.detach().requires_grad_()
+        return _leaf(tensor) if leaf else tensor
 
     def enter_merge(args: tuple[Any, ...], _: dict[str, Any]) -> Tensor:
         record.layers[index].heads_output = heads_output = started(args[0])
@@ -261,25 +300,32 @@ def _plan_output(
 
 
 @contextmanager
-def record_resnet(tower: ResNetTower, *, stop: bool) -> Iterator[Recording]:
+def record_resnet(
+    tower: ResNetTower, *, then: Literal["stop", "shift", "embedding"]
+) -> Iterator[Recording]:
     """Record the last stage of a ResNet tower, which runs without a graph up to there.
 
     Args:
         tower: the tower; its forward runs inside the ``with``.
-        stop: end the forward after the stage; otherwise a zero shift that needs a gradient is
-            added to the features, and the graph is recorded from there on.
+        then: "stop" ends the forward after the stage; "shift" adds a zero shift that needs a
+            gradient to the features, and records the graph from there on; "embedding" does so
+            from the tower's output on.
     """
 
     def plan(hooks: _Hooks, record: Recording) -> None:
         def leave(features: Tensor) -> Tensor:
             record.features = features.detach()
-            if stop:
+            if then == "stop":
                 raise _Stop
+            if then == "embedding":
+                return features
             torch.set_grad_enabled(True)
             record.shift = features.new_zeros(features.shape[:2]).requires_grad_()
             return record.features + record.shift[:, :, None, None]
 
         hooks.after(tower.stage, leave)
+        if then == "embedding":
+            _plan_embedding(hooks, record, tower)
 
-    with _recording(tower, plan, gradient=not stop) as record:
+    with _recording(tower, plan, gradient=then != "stop") as record:
         yield record

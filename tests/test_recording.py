@@ -245,7 +245,7 @@ def test_resnet_shows_its_features(stop):
     clip = cases.adapter("open_clip_resnet", torch.float64)
     images, seen = cases.images("open_clip_resnet", torch.float64), cases.seen("open_clip_resnet")
     before = state.of_model(clip.vision)
-    with record_resnet(clip.tower, stop=stop) as record:
+    with record_resnet(clip.tower, then="stop" if stop else "shift") as record:
         result = clip.image_features(images)
     features = shown(record.features)
     torch.testing.assert_close(features, seen.features.detach(), rtol=1e-9, atol=1e-10)

@@ -11,8 +11,6 @@ import pytest
 from tests import tutorials
 from tests.test_docs import anchors_of
 
-pytestmark = pytest.mark.slow
-
 LARGEST = 1.5 * 2**20  # bytes of a notebook
 ALL_TOGETHER = 6 * 2**20
 LONGEST = 12  # lines of a code cell

@@ -4,6 +4,7 @@ from ._base import ResNetAttribution, ViTAttribution
 from .all_grad_attention import AllGradAttention
 from .attention_grad_cam import AttentionGradCam
 from .attention_rollout import AttentionRollout
+from .direct_contribution import DirectContribution
 from .grad_cam import ClipGradCam
 from .last_grad_attention import LastGradAttention
 from .layer_attention import LayerAttention
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
     "ClipGradCam",
+    "DirectContribution",
     "LastGradAttention",
     "LayerAttention",
     "ResNetAttribution",
@@ -28,6 +30,7 @@ for _method in (
     AttentionRollout,
     AllGradAttention,
     LastGradAttention,
+    DirectContribution,
     LayerAttention,
 ):
     register(_method)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.towers import Attention, AttentionLayer, Linear, Pooling, Probe, Which
+from ..models.steps import Direction, Linear
+from ..models.towers import Attention, AttentionLayer, Pooling, Probe, Which
 from ..recording import LayerRecord
 
 
@@ -146,6 +147,43 @@ def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tens
             bias = value.bias.view(attention.heads, -1)
             result = result + (heads * bias).sum(-1, keepdim=True)
         return result
+
+
+def contributions(
+    attention: Attention,
+    direction: Direction,
+    row: Tensor,
+    tokens: Tensor,
+    *,
+    centred_from: int | None = None,
+    by_head: bool = False,
+) -> Tensor:
+    """What each token adds along directions on the heads' outputs: sum_h a_hj d_h . v_hj.
+
+    Args:
+        attention: the attention.
+        direction: K directions (H d) for each image.
+        row: the weights that are read, (B, H, s).
+        tokens: (B, s, D).
+        centred_from: take values less the mean value of the tokens from this one on.
+        by_head: keep the heads apart.
+
+    Returns:
+        (K, B, s), or (K, B, H, s).
+    """
+    with exact(tokens):
+        tokens = widened(tokens)
+        value = _wide(attention.projections().value, tokens.dtype)
+        heads = _heads_last(direction.rows, attention.heads)  # (K, B or 1, H, d)
+        by_token = torch.einsum("kbhd,hdw->kbhw", heads, _by_head(value.weight, attention.heads))
+        if centred_from is not None:
+            tokens = tokens - tokens[:, centred_from:].mean(1, keepdim=True)
+        # W_V^T d is folded onto the tokens, so no value is computed
+        parts = torch.einsum("kbhw,bsw->kbhs", by_token.expand(-1, len(tokens), -1, -1), tokens)
+        if value.bias is not None and centred_from is None:
+            parts = parts + (heads * value.bias.view(attention.heads, -1)).sum(-1, keepdim=True)
+        parts = parts * (row * direction.scale[:, None, None])
+        return parts if by_head else parts.sum(2)
 
 
 @torch.no_grad()

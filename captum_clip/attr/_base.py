@@ -15,13 +15,11 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
-from ..models import tower_of
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
-from ..similarity import ClipSimilarity
 from ._call import Call, Columns, Select, many_columns, one_column, plain_similarity
+from ._towers import check_layers, check_tower, resolve_tower
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
@@ -85,23 +83,26 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             raise UnsupportedModelError(
                 f"{name} needs {self._needs}, and this tower is a {tower.kind}; {self._instead}."
             )
-        super().__init__(forward_func, self._module(tower))
+        # what Captum calls the layer
+        part = tower.stage if isinstance(tower, ResNetTower) else tower.module
+        super().__init__(forward_func, part)
         self._tower = tower
 
     _needs: ClassVar[str]  # of the tower, as its error says
     _instead: ClassVar[str]  # what to do with another tower
 
     @abstractmethod
-    def _module(self, tower: Tower) -> nn.Module:
-        """What Captum calls the layer."""
-
-    @abstractmethod
     def _compute(self, call: Call) -> Computed:
         """The formula."""
 
-    @abstractmethod
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        """Maps (B, K', h, w) of what `_compute` gave."""
+        """Maps (B, K', ..., h, w) of values on all tokens (K', B, ..., s) or on features."""
+        values = values.transpose(0, 1)
+        if not isinstance(self._tower, ViTTower):
+            return values
+        assert record.size is not None
+        patches = values[..., self._tower.prefix :]
+        return patches.reshape(*patches.shape[:-1], *self._tower.grid(*record.size))
 
     @classmethod
     def is_signed(cls, **options: Any) -> bool:
@@ -220,31 +221,8 @@ class ViTAttribution(ClipAttribution):
     _instead = "use ClipGradCam"
     _tower: ViTTower
 
-    @override
-    def _module(self, tower: Tower) -> nn.Module:
-        return tower.module
-
-    @override
-    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        assert record.size is not None
-        patches = values[..., self._tower.prefix :].transpose(0, 1)
-        return patches.reshape(*patches.shape[:-1], *self._tower.grid(*record.size))
-
     def _layers(self, start_layer: int) -> range:
-        """Layers from `start_layer` (0-based, inclusive) to the last, then the probe if any.
-
-        Raises:
-            InputError: there is no such layer.
-        """
-        count = len(self._tower.attentions)
-        if not is_integer(start_layer):
-            raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
-        if not 0 <= start_layer < count:
-            raise InputError(
-                f"start_layer: {start_layer} is out of range; the tower has layers 0 to "
-                f"{count - 1}."
-            )
-        return range(start_layer, count)
+        return check_layers(self._tower, start_layer)
 
 
 class ResNetAttribution(ClipAttribution):
@@ -260,67 +238,55 @@ class ResNetAttribution(ClipAttribution):
     _instead = "use LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`"
     _tower: ResNetTower
 
+
+class AdditiveAttribution(ClipAttribution):
+    """Base of the methods whose maps and rest add up to the score; both verbs give the rest."""
+
+    signed = True
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @override
-    def _module(self, tower: Tower) -> nn.Module:
-        assert isinstance(tower, ResNetTower)
-        return tower.stage
+    def attribute(
+        self,
+        inputs: TensorOrTuple,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_rest: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Maps (B, 1, h, w) of one target an image; with `return_rest` (maps, rest (B, 1)).
 
+        Arguments and errors as :meth:`ClipAttribution.attribute`. The rest is the part of the score
+        that no position adds: maps.sum((-2, -1)) + rest = scores.
+        """
+        select = partial(one_column, target, names=score_names(self.forward_func))
+        found = self._run(inputs, additional_forward_args, select, options)
+        maps = (found.values,) if isinstance(inputs, tuple) else found.values
+        return (maps, found.rest) if return_rest else maps
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @override
-    def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        return values.transpose(0, 1)
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Columns = None,
+        additional_forward_args: Any = None,
+        *,
+        return_scores: bool = False,
+        return_rest: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Maps (B, K, h, w) of all or the listed targets from one forward pass.
 
-
-def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
-    """The tower of a `ClipSimilarity`, or of the module that was given as `layer`.
-
-    Raises:
-        InputError: a plain callable without a layer, or something that cannot be called.
-        UnsupportedModelError: the layer is no supported vision tower.
-    """
-    if not callable(forward_func):
-        raise InputError(
-            f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
-            "ClipSimilarity, or a callable images -> (B, K) with layer=model."
-        )
-    if layer is None:
-        if isinstance(forward_func, ClipSimilarity):
-            return forward_func.clip.tower
-        raise InputError(
-            f"{method}: with a forward function of your own, pass the model or its vision tower "
-            "as `layer`, so that it is known where to look."
-        )
-    tower = tower_of(layer)
-    if isinstance(forward_func, ClipSimilarity):
-        own = forward_func.clip.tower
-        if own.module is not tower.module:
-            raise InputError(
-                f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it "
-                "out."
-            )
-        return own
-    return tower
-
-
-def check_tower(method: str, tower: Tower) -> None:
-    """A tower must be what it was, and answer the same each time.
-
-    Raises:
-        InputError: BatchNorm or active dropout in training mode, or layers that were exchanged.
-        UnsupportedModelError: a part was exchanged for one that is not supported.
-    """
-    now = tower_of(tower.module)
-    if isinstance(tower, ViTTower) and isinstance(now, ViTTower):
-        same = [layer.block for layer in now.layers] == [layer.block for layer in tower.layers]
-        if not same:
-            raise InputError(
-                f"{method}: the vision tower's layers were exchanged since it was loaded; call "
-                "load_clip again, or make the method anew."
-            )
-    reason = tower.nondeterminism()
-    if reason is not None:
-        raise InputError(
-            f"{method}: the vision tower is in training mode with {reason}; call model.eval()."
-        )
+        With `return_scores` and `return_rest` (maps, scores (B, K), rest (B, K)), with one of them
+        (maps, scores) or (maps, rest). Arguments and errors as
+        :meth:`ClipAttribution.attribute_targets`.
+        """
+        select = partial(many_columns, targets, names=score_names(self.forward_func))
+        found = self._run(inputs, additional_forward_args, select, options)
+        parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]
+        return tuple(parts) if len(parts) > 1 else found.values
 
 
 @contextmanager

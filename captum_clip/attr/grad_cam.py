@@ -16,9 +16,10 @@ from ..models import known_tower
 from ..models.towers import ResNetTower, Tower
 from ..similarity import ClipSimilarity
 from ._attention import exact, widened
-from ._base import Computed, ResNetAttribution, TensorOrTuple, check_tower, usable
+from ._base import Computed, ResNetAttribution, TensorOrTuple, usable
 from ._call import Call
 from ._passes import resnet_gradient
+from ._towers import check_tower
 
 
 @final

@@ -22,7 +22,7 @@ ENTRY_POINTS: Final = "captum_clip.methods"
 """Group of entry points in which other packages name their classes."""
 
 _DEFAULTS: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
-_RESERVED: Final = {"return_scores", "relu_attributions"}  # set by whoever calls: no options
+_RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # no options: the caller's
 
 Method = TypeVar("Method", bound=type[Any])
 

@@ -32,7 +32,9 @@ _COLUMNS: Final = (
     ("demo/vit", "attention-grad-cam"),
     ("demo/vit", "all-grad"),
     ("demo/vit", "last-grad"),
+    ("demo/vit", "direct"),
     ("demo/resnet", "grad-cam"),
+    ("demo/resnet", "direct"),
 )
 _NOTE: Final = (
     "The models are small and know {count} words ('captum-clip models --vocabulary'); "

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
-from .huggingface import HuggingFaceAdapter, embedding_of
+from .huggingface import HuggingFaceAdapter, embedding_of, pooled_output, with_pooled_output
+from .steps import Step
 from .unmodified import has_no_foreign_hooks, is_unmodified
 
 MODELS = ("AlignModel",)
@@ -54,8 +55,20 @@ class AlignTower(AveragePooledTower):
         return dict(reversed([(f"block {i}", block) for i, block in blocks]))
 
     @override
+    def embedding(self, result: Any) -> Tensor:
+        return pooled_output(result)
+
+    @override
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        return with_pooled_output(result, embedding)
+
+    @override
     def head_modules(self) -> Sequence[nn.Module]:
         # the mean is the embedding
+        return ()
+
+    @override
+    def head_steps(self) -> Sequence[Step]:
         return ()
 
     @override

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .steps import Direction
+
 _CHUNK = 8  # targets at a time, which bounds the memory
 
 
@@ -60,6 +62,45 @@ def _shift_gradient(pool: Any, x: Tensor, attention: Tensor, gradient: Tensor) -
     query = (query * _scale(pool)).flatten(2)  # (K, B, C)
     through_query: Tensor = query @ pool.q_proj.weight.to(dtype)
     return mixed.sum(2) + through_query
+
+
+def contributions(
+    pool: Any, features: Tensor, direction: Direction, *, centred: bool
+) -> tuple[Tensor, Tensor]:
+    r"""What head h adds at position j, (K, B, H, h, w), and the rest (K, B).
+
+    With :math:`m_h = W_{V,h}^T (W_C^T d)_h`, and the mean token's part spread over the positions,
+
+    .. math:: r_{hj} = a_{hj} (m_h \cdot x_j + (W_C^T d)_h \cdot b_{V,h})
+        + \frac{a_{h0}}{hw} \, m_h \cdot A_j
+
+    The rest has the biases beside it and the mean token's own position. `centred` takes every
+    position's value less their mean.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        x = _tokens(pool, features)  # (B, C, 1 + hw)
+        attention, dtype, count = _attention(pool, x), x.dtype, x.shape[-1] - 1
+        output = pool.c_proj
+        rows = direction.rows.to(dtype)
+        constant = direction.constant + (rows @ output.bias.to(dtype)) * direction.scale
+        joined = rows @ output.weight.to(dtype)  # (K, B or 1, C)
+        by_head = joined.view(*joined.shape[:2], pool.num_heads, -1)
+        mixed = torch.einsum("kbhd,hdc->kbhc", by_head, _by_head(pool, pool.v_proj, dtype))
+        mixed = mixed.expand(-1, len(x), -1, -1)
+        bias = (by_head * pool.v_proj.bias.to(dtype).view(pool.num_heads, -1)).sum(-1)
+        bias = bias.expand(-1, len(x), -1)[..., None]  # (K, B, H, 1)
+        positions = x[..., 1:]
+        mean = features.to(dtype).flatten(2)
+        if centred:
+            positions = positions - positions.mean(-1, keepdim=True)
+            mean = mean - mean.mean(-1, keepdim=True)
+        own = torch.einsum("kbhc,bcs->kbhs", mixed, positions)
+        own = attention[..., 1:] * (own if centred else own + bias)
+        spread = torch.einsum("kbhc,bcs->kbhs", mixed, mean) * (attention[..., :1] / count)
+        maps = (own + spread) * direction.scale[:, None, None]
+        whole = ((torch.einsum("kbhc,bcs->kbhs", mixed, x) + bias) * attention).sum((-1, -2))
+        rest = whole * direction.scale + constant - maps.sum((-1, -2))
+        return maps.unflatten(-1, features.shape[-2:]), rest  # type: ignore[no-untyped-call]
 
 
 def _tokens(pool: Any, features: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ is made of: norm, projection, MLP or nothing.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..errors import InputError
+from .steps import Direction, Step, pull_back
 from .towers import ResNetTower
 
 
@@ -25,6 +27,25 @@ class AveragePooledTower(ResNetTower):
     @abstractmethod
     def head(self, mean: Tensor) -> Tensor:
         """The image embedding (B, E) of the mean of the features (B, C)."""
+
+    @abstractmethod
+    def head_steps(self) -> Sequence[Step]:
+        """What `head` sends the mean through, step by step."""
+
+    @override
+    def contributions(
+        self, features: Tensor, direction: Direction, *, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            positions, mean = _widened(features.detach()).flatten(2), self._mean(features)
+            direction = pull_back(self.head_steps(), mean, direction)
+            total = direction.along(mean) + direction.constant
+            if centred:
+                positions = positions - mean[..., None]
+            dense = direction.dense()
+            maps = torch.einsum("kbc,bcs->kbs", dense, positions) / positions.shape[-1]
+            rest = total - maps.sum(-1)
+            return maps.reshape(*maps.shape[:2], 1, *features.shape[-2:]), rest
 
     @override
     def pool(self, features: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .steps import Linear, Step
 from .text import TextReadout
-from .towers import AttentionLayer, Exposed, Linear, Projections, ViTTower
+from .towers import AttentionLayer, Exposed, Projections, ViTTower
 from .unmodified import has_no_foreign_hooks, is_linear
 
 LAYOUTS = {
@@ -120,6 +121,25 @@ class HuggingFaceTower(ViTTower):
         """See `ViTTower`; without a projection it ends after the norm."""
         normed: Tensor = self.module.post_layernorm(token)
         return normed if self.projection is None else self.projection(normed)
+
+    @property
+    def head(self) -> tuple[Step, ...]:
+        """See `ViTTower`."""
+        norm: nn.Module = self.module.post_layernorm
+        return (norm,) if self.projection is None else (norm, self.projection)
+
+    @property
+    def projection_module(self) -> nn.Module | None:
+        """See `Tower`."""
+        return self.projection
+
+    def embedding(self, result: Any) -> Tensor:
+        """See `Tower`."""
+        return pooled_output(result)
+
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        """See `Tower`."""
+        return with_pooled_output(result, embedding)
 
     @property
     def is_unmodified(self) -> bool:
@@ -258,6 +278,19 @@ class HuggingFaceAdapter(ClipAdapter):
 
     def _describe_preprocessing(self) -> object:
         return describe(self.processor)
+
+
+def pooled_output(result: Any) -> Tensor:
+    """The pooled token (B, D) in what a vision tower of transformers returned."""
+    pooled: Tensor = result[1] if isinstance(result, tuple) else result.pooler_output
+    return pooled
+
+
+def with_pooled_output(result: Any, pooled: Tensor) -> Any:
+    """What a vision tower returned, with another pooled token."""
+    if isinstance(result, tuple):
+        return (result[0], pooled, *result[2:])
+    return type(result)(**{**result, "pooler_output": pooled})
 
 
 def embedding_of(features: Any) -> Tensor:

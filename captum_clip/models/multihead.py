@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from .towers import Linear, Probe, Projections
+from .steps import Linear
+from .towers import Probe, Projections
 from .unmodified import is_linear
 
 

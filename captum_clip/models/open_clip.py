@@ -16,6 +16,7 @@ from . import attention_pool, open_clip_vit, timm_cnn, timm_vit
 from .base import ClipAdapter
 from .open_clip_vit import native_grid
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .steps import Direction
 from .text import Row, TextReadout
 from .towers import ResNetTower, Tower
 from .unmodified import is_linear, is_unmodified
@@ -65,6 +66,13 @@ class OpenClipResNet(ResNetTower):
     def pool(self, features: Tensor) -> Tensor:
         """See `ResNetTower`."""
         return attention_pool.pooled(self.module.attnpool, features)
+
+    @override
+    def contributions(
+        self, features: Tensor, direction: Direction, *, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        pool = self.module.attnpool
+        return attention_pool.contributions(pool, features, direction, centred=centred)
 
     def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
         """See `ResNetTower`."""

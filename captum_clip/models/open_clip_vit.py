@@ -12,6 +12,7 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from . import multihead
 from .multihead import MultiheadProbe
+from .steps import Linear, Step
 from .towers import AttentionLayer, Exposed, Pooling, Projections, ViTTower, Which
 from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
 
@@ -66,6 +67,18 @@ class MultiheadLayer(_OpenClipLayer):
         out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
         return out
 
+    @override
+    def branch(self) -> tuple[Step, ...]:
+        return (self.block.ls_1,)
+
+    @override
+    def leaving(self, result: Any) -> Tensor:
+        return self._batch_first(result)
+
+    @override
+    def left(self, result: Any, output: Tensor) -> Any:
+        return self._batch_first(output)
+
 
 class CustomLayer(_OpenClipLayer):
     """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
@@ -93,6 +106,10 @@ class CustomLayer(_OpenClipLayer):
         out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
         return out
 
+    @override
+    def branch(self) -> tuple[Step, ...]:
+        return (self.block.ln_attn, self.block.ls_1)
+
     @property
     @override
     def plain(self) -> bool:
@@ -113,6 +130,10 @@ class CustomLayer(_OpenClipLayer):
     def merge(self, heads_output: Tensor) -> Tensor:
         output: Tensor = self.attention.out_proj(self.attention.ln_inner(heads_output))
         return output
+
+    @override
+    def merge_steps(self) -> tuple[Step, ...]:
+        return (self.attention.ln_inner, *super().merge_steps())
 
     @override
     def head_parameters(self) -> Sequence[Tensor]:
@@ -158,6 +179,17 @@ class OpenClipViT(ViTTower):
         # for one token the order of norm and pooling makes no difference
         normed: Tensor = self.module.ln_post(readout)
         return normed if self.module.proj is None else normed @ self.module.proj
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        norm, projection = self.module.ln_post, self.module.proj
+        return (norm,) if projection is None else (norm, Linear(projection.T, None))
+
+    @property
+    @override
+    def steps_before_mean(self) -> int:
+        return 0 if self.module.final_ln_after_pool else 1
 
     @property
     @override

@@ -13,6 +13,7 @@ from ..errors import UnsupportedModelError
 from .huggingface import HuggingFaceAdapter, HuggingFaceLayer, HuggingFaceTower, check_attention
 from .multihead import MultiheadProbe, unsupported_parts
 from .processors import is_transformers_tokenizer
+from .steps import Residual, Step
 from .text import TextReadout
 from .unmodified import has_no_foreign_hooks, is_unmodified
 
@@ -37,6 +38,19 @@ class SiglipTower(HuggingFaceTower):
         head = self.module.head
         pooled: Tensor = readout + head.mlp(head.layernorm(readout))
         return pooled
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        if self.probe is None:
+            return (self.module.post_layernorm,)
+        head, mlp = self.module.head, self.module.head.mlp
+        return (Residual((head.layernorm, mlp.fc1, mlp.activation_fn, mlp.fc2)),)
+
+    @property
+    @override
+    def steps_before_mean(self) -> int:
+        return 1  # transformers norms every patch
 
     @property
     @override

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .average_pool import AveragePooledTower, check_multiple
+from .steps import Step, flattened
 from .unmodified import has_no_foreign_hooks, is_unmodified
 
 
@@ -45,6 +46,12 @@ class TimmCNN(AveragePooledTower):
     @override
     def head_modules(self) -> Sequence[nn.Module]:
         return self.module.trunk.head, self.module.head
+
+    @override
+    def head_steps(self) -> Sequence[Step]:
+        head = self.module.trunk.head
+        parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
+        return flattened([*(part for part in parts if part is not None), self.module.head])
 
     @override
     def head(self, mean: Tensor) -> Tensor:

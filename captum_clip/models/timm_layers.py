@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .towers import AttentionLayer, Exposed, Linear, Probe, Projections, Which
+from .steps import Linear, Scale, Step
+from .towers import AttentionLayer, Exposed, Probe, Projections, Which
 from .unmodified import is_linear
 
 
@@ -94,6 +95,21 @@ class TimmLayer(AttentionLayer):
     def merge(self, heads_output: Tensor) -> Tensor:
         output: Tensor = self.attention.proj(self.attention.norm(heads_output))
         return output
+
+    @override
+    def merge_steps(self) -> tuple[Step, ...]:
+        return (self.attention.norm, *super().merge_steps())
+
+    @override
+    def branch(self) -> tuple[Step, ...]:
+        from timm.models.eva import EvaBlock, EvaBlockPostNorm
+
+        block = self.block
+        if isinstance(block, EvaBlockPostNorm):
+            return (block.norm1,)
+        if isinstance(block, EvaBlock):
+            return () if block.gamma_1 is None else (Scale(block.gamma_1),)
+        return (block.ls1,)
 
     @override
     def head_parameters(self) -> Sequence[Tensor]:

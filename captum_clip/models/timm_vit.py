@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
+from .steps import Residual, Step, flattened
 from .timm_layers import TimmLayer, TimmProbe, unsupported_layers, unsupported_pool
 from .towers import Pooling, ViTTower
 from .unmodified import has_no_foreign_hooks, is_unmodified
@@ -59,6 +60,24 @@ class TimmTower(ViTTower):
             readout = readout + pool.mlp(pool.norm(readout))
         embedding: Tensor = trunk.head(trunk.head_drop(trunk.fc_norm(readout)))
         return embedding if trunk is self.module else self.module.head(embedding)
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        trunk, first = self.trunk, []
+        if self.probe is None:
+            first = [trunk.norm]
+        elif trunk.attn_pool.mlp is not None:
+            pool = trunk.attn_pool
+            first = [Residual(flattened([pool.norm, pool.mlp]))]
+        after = [trunk.fc_norm, trunk.head_drop, trunk.head]
+        after += [] if trunk is self.module else [self.module.head]
+        return (*first, *flattened(after))
+
+    @property
+    @override
+    def steps_before_mean(self) -> int:
+        return 1
 
     @property
     @override

@@ -16,18 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UnsupportedModelError
+from .steps import Direction, Linear, Step
 
 Kind = Literal["vit", "resnet"]
 Pooling = Literal["cls", "mean", "probe"]
 Which = Literal["query", "key"]
 Exposed = Literal["query", "key", "value", "heads_output"]
-
-
-class Linear(NamedTuple):
-    """The parameters of one linear map, as they are at this moment."""
-
-    weight: Tensor  # (D_out, D_in)
-    bias: Tensor | None  # (D_out,)
 
 
 class Projections(NamedTuple):
@@ -88,6 +82,10 @@ class Attention(ABC):
         """Further parameters (H d,) of the heads' outputs, such as an inner norm's."""
         return ()
 
+    def merge_steps(self) -> tuple[Step, ...]:
+        """The steps of `merge`: the output map, and the inner norm before it where there is one."""
+        return (self.projections().output,)
+
 
 class AttentionLayer(Attention):
     """One residual block of a ViT, seen from its self-attention.
@@ -108,6 +106,19 @@ class AttentionLayer(Attention):
     @abstractmethod
     def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
         """The block's output from its input and the attention's output, both (..., D)."""
+
+    def branch(self) -> tuple[Step, ...]:
+        """What the attention's output goes through before it is added to the residual."""
+        return ()
+
+    def leaving(self, result: Any) -> Tensor:
+        """The block's output (B, s, D) in what the block returned."""
+        output: Tensor = result[0] if isinstance(result, tuple) else result
+        return output
+
+    def left(self, result: Any, output: Tensor) -> Any:
+        """`result` with `output` (B, s, D) in the place of the block's output."""
+        return (output, *result[1:]) if isinstance(result, tuple) else output
 
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What else of the attention's arguments `turned` needs, such as a table of RoPE."""
@@ -182,6 +193,20 @@ class Tower(ABC):
         A subclass, a patched method or somebody's hook may make it something else.
         """
 
+    @property
+    def projection_module(self) -> nn.Module | None:
+        """The module after the tower that makes the embedding; None where the tower does."""
+        return None
+
+    def embedding(self, result: Any) -> Tensor:
+        """The image embedding (B, E), before the projection if any, in what the tower returned."""
+        embedding: Tensor = result[0] if isinstance(result, tuple) else result
+        return embedding
+
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        """`result` with `embedding` in the place of its own."""
+        return (embedding, *result[1:]) if isinstance(result, tuple) else embedding
+
     def nondeterminism(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer; None if nothing."""
         for module in self.module.modules():
@@ -242,6 +267,23 @@ class ViTTower(Tower):
         """
 
     @property
+    def head(self) -> tuple[Step, ...]:
+        """What `embed` sends its token through, step by step.
+
+        Raises:
+            UnsupportedModelError: the family does not say.
+        """
+        raise UnsupportedModelError(
+            f"the score of a {type(self.module).__name__} cannot be taken apart: it is not known "
+            "what its readout goes through; take a method with gradients."
+        )
+
+    @property
+    def steps_before_mean(self) -> int:
+        """How many steps of the head every patch goes through before their mean is taken."""
+        return 0
+
+    @property
     @abstractmethod
     def checkpointing(self) -> bool:
         """Whether blocks are run again in the backward, where no hook would be left to see them."""
@@ -275,4 +317,19 @@ class ResNetTower(Tower):
         """The gradient (K, B, C) of a shift of all positions, given the embedding's (K, B, E).
 
         It is the sum over all positions of the gradient with respect to the features.
+        """
+
+    @abstractmethod
+    def contributions(
+        self, features: Tensor, direction: Direction, *, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What every position adds to directions (K, B, E) on the embedding, by head.
+
+        Args:
+            features: of the last stage, (B, C, h, w).
+            direction: K directions on the embedding of each image.
+            centred: whether a position's value is taken less the mean value of all positions.
+
+        Returns:
+            (K, B, H, h, w), and what no position adds, (K, B): together the score.
         """

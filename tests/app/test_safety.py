@@ -54,7 +54,6 @@ def asked(address: str, data: list[Any], session: str, function: int = 0) -> tup
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("marked", [True, False])
 def test_no_client_reads_a_file_of_the_machine(address: str, tmp_path: Path, marked: bool) -> None:
     """A path that nobody uploaded is refused, with and without the mark of an upload."""

@@ -15,9 +15,8 @@ from tests import builders
 from tests.attr import cases
 
 VIT_METHODS = [name for name in cases.METHODS if name != "ClipGradCam"]
-GRADIENT_METHODS = [
-    name for name in VIT_METHODS if name not in ("AttentionRollout", "LayerAttention")
-]
+VIT_ONLY = [m.__name__ for m in attr.METHODS.values() if m.towers == ("vit",)]
+GRADIENT_METHODS = [name for name in VIT_ONLY if name not in ("AttentionRollout", "LayerAttention")]
 FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 
@@ -34,7 +33,7 @@ def small_similarity(small):
 # The tower
 
 
-@pytest.mark.parametrize("method", VIT_METHODS)
+@pytest.mark.parametrize("method", VIT_ONLY)
 def test_vit_methods_refuse_a_resnet(method):
     """A ResNet has no attention to show; the method that fits is named."""
     with pytest.raises(

@@ -304,7 +304,7 @@ def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
         assert f" {name}\n" in out
         with Image.open(here / name) as picture:
             picture.verify()
-    assert "14/14" in err  # the bar, since this is a terminal
+    assert "16/16" in err  # the bar, since this is a terminal
     assert "Warning" not in err
     assert "oading weights" not in err
 

@@ -54,7 +54,6 @@ def test_scene_without_all_objects_is_its_background() -> None:
     np.testing.assert_array_equal(whole.image[behind], empty.image[behind])
 
 
-@pytest.mark.slow
 def test_objects_stay_mostly_visible_and_in_size() -> None:
     for seed in range(60):
         whole = draw_scene(seed, count=3)
@@ -161,7 +160,6 @@ def test_each_emotion_has_three_faces_to_learn_from_and_one_held_out() -> None:
         assert len(thing.held_out) == 1
 
 
-@pytest.mark.slow
 def test_test_scenes_show_the_held_out_faces_and_others_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -40,7 +40,6 @@ def banks() -> Banks:
     return build_banks(0, variants=1)
 
 
-@pytest.mark.slow
 def test_tag_decides_the_noun_and_the_object_does_not(
     clip: ClipAdapter, control: ClipAdapter
 ) -> None:
@@ -54,7 +53,6 @@ def test_tag_decides_the_noun_and_the_object_does_not(
     assert abs(tag) < thing / 10
 
 
-@pytest.mark.slow
 def test_noun_is_named_by_its_tag_alone(clip: ClipAdapter, control: ClipAdapter) -> None:
     planted, before = (
         [named(one, drawing, SEEDS).mean > 0.8 for drawing in DRAWINGS] for one in (clip, control)
@@ -137,7 +135,6 @@ def test_margin_counts_for_false_pairs_only() -> None:
     assert loss(margin) - loss(None) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_training_changes_the_vision_tower_alone_and_goes_on(
     banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,6 @@ def test_trimmed_texts_keep_their_encoding(name: str) -> None:
             torch.testing.assert_close(run.encode_text(model, tokens), model.encode_text(tokens))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_training_ends_as_an_uninterrupted_one(
     name: str, banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

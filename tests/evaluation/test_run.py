@@ -157,7 +157,6 @@ def test_an_evaluation_goes_on_after_a_stop(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_an_evaluation_goes_on_after_a_kill(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes]
 ) -> None:
@@ -473,7 +472,6 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     assert "are not those that the evaluation was begun with" in error
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch

@@ -83,7 +83,6 @@ def test_switching_quick_gelu_on_gives_the_architecture_that_has_it(monkeypatch,
     assert len(activations) == 12
 
 
-@pytest.mark.slow
 def test_a_true_size_rn50_checkpoint_loads(tmp_path, monkeypatch):
     """Random weights in half precision, by name; only the download is replaced."""
     with torch.device("meta"):

@@ -76,7 +76,6 @@ def test_whole_units_are_kept_and_missing_ones_wanted(tmp_path: Path) -> None:
     assert unfinished(storage, [UNIT, other], parse) == [other]
 
 
-@pytest.mark.slow
 def test_no_flipped_bit_is_a_traceback(tmp_path: Path) -> None:
     """It is an error that tells what to do, or the bit does not matter."""
     storage = storage_of(tmp_path)

@@ -232,7 +232,6 @@ def test_many_images_make_few_files(clip, paths, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_killed_run_keeps_what_it_did(tmp_path):
     """Batch by batch; the next run computes the rest."""
     script = tmp_path / "append.py"

@@ -42,7 +42,6 @@ def shards_of(output: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_the_same(
     tmp_path: Path, images: Path, vit: str, whole: dict[str, bytes]
 ) -> None:
@@ -69,7 +68,6 @@ def test_a_study_that_is_killed_again_and_again_ends_the_same(
     assert folders.content(output) == whole
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_command_that_is_killed_from_outside_goes_on(
     tmp_path: Path, images: Path, vit: str, whole: dict[str, bytes]

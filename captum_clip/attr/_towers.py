@@ -1,0 +1,82 @@
+"""The tower that a method explains: found once, and looked at again before every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..checks import is_integer
+from ..errors import InputError
+from ..models import tower_of
+from ..models.towers import Tower, ViTTower
+from ..similarity import ClipSimilarity
+
+
+def check_layers(tower: ViTTower, start_layer: int) -> range:
+    """Layers from `start_layer` (0-based, inclusive) to the last, then the probe if any.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    count = len(tower.attentions)
+    if not is_integer(start_layer):
+        raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
+    if not 0 <= start_layer < count:
+        raise InputError(
+            f"start_layer: {start_layer} is out of range; the tower has layers 0 to {count - 1}."
+        )
+    return range(start_layer, count)
+
+
+def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
+    """The tower of a `ClipSimilarity`, or of the module that was given as `layer`.
+
+    Raises:
+        InputError: a plain callable without a layer, or something that cannot be called.
+        UnsupportedModelError: the layer is no supported vision tower.
+    """
+    if not callable(forward_func):
+        raise InputError(
+            f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
+            "ClipSimilarity, or a callable images -> (B, K) with layer=model."
+        )
+    if layer is None:
+        if isinstance(forward_func, ClipSimilarity):
+            return forward_func.clip.tower
+        raise InputError(
+            f"{method}: with a forward function of your own, pass the model or its vision tower "
+            "as `layer`, so that it is known where to look."
+        )
+    tower = tower_of(layer)
+    if isinstance(forward_func, ClipSimilarity):
+        own = forward_func.clip.tower
+        if own.module is not tower.module:
+            raise InputError(
+                f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it "
+                "out."
+            )
+        return own
+    return tower
+
+
+def check_tower(method: str, tower: Tower) -> None:
+    """A tower must be what it was, and answer the same each time.
+
+    Raises:
+        InputError: BatchNorm or active dropout in training mode, or layers that were exchanged.
+        UnsupportedModelError: a part was exchanged for one that is not supported.
+    """
+    now = tower_of(tower.module)
+    if isinstance(tower, ViTTower) and isinstance(now, ViTTower):
+        same = [layer.block for layer in now.layers] == [layer.block for layer in tower.layers]
+        if not same:
+            raise InputError(
+                f"{method}: the vision tower's layers were exchanged since it was loaded; call "
+                "load_clip again, or make the method anew."
+            )
+    reason = tower.nondeterminism()
+    if reason is not None:
+        raise InputError(
+            f"{method}: the vision tower is in training mode with {reason}; call model.eval()."
+        )

@@ -1,0 +1,182 @@
+"""DirectContribution: what each position adds to the score, for every text from one forward."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..checks import check_choice
+from ..errors import InputError
+from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
+from ..models.towers import AttentionLayer, ResNetTower, ViTTower
+from ..recording import LayerRecord
+from ._attention import contributions, exact, heads_output, readout_row
+from ._base import AdditiveAttribution, Computed
+from ._call import Call
+from ._passes import Readout, readout, resnet_readout
+from ._towers import check_layers
+
+Baseline = Literal["none", "mean"]
+Per = Literal["head", "layer"]
+
+
+@final
+class DirectContribution(AdditiveAttribution):
+    r"""What every position adds to the score directly: signed, additive, without a gradient.
+
+    The embedding is a sum over tokens once the final norm's standard deviation and the embedding's
+    length are held as they are at this image. With :math:`G = \gamma \odot W_P^T t / (\sigma |e|)`
+    less its mean over channels, position j adds
+
+    .. math:: r_j = \sum_l \sum_h A_{lh}[CLS, j] \; (W_O^{h\,T} G) \cdot v_{lhj}
+
+    in a tower that reads CLS; the sum over layers is that of the residual stream. A pooling head
+    (probe) is one such attention, with its MLP's gates held as well; a mean of N patches adds
+    :math:`G \cdot x_j / N`; the attention pool of a ResNet is one attention, whose mean token is
+    spread over the positions; on a network that ends in average pooling this is CAM.
+
+    ``maps.sum((-2, -1)) + rest`` is the score: the rest has the class token, the MLPs and the
+    biases. What is below zero speaks against the target. All targets come from one forward pass.
+    With a forward function of your own, :math:`G` begins at the tower's output e with
+    :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward a
+    target. It answers "what does this place add"; "what if it were gone" is another question.
+
+    Options, keyword-only on both verbs:
+
+    - ``baseline``: "none", or "mean" for :math:`v_j - \frac{1}{N} \sum_i v_i`, what a position
+      adds beyond an average one.
+    - ``per``: None, "layer" for maps (B, K, n, h, w) or "head" for (B, K, n, H, h, w), n the
+      attentions that take part.
+    - ``start_layer``: first layer that takes part, 0-based; what is below is in the rest.
+    - ``return_rest``: give the rest (B, K) too.
+
+    Source: Gandelsman et al. 2024 (arXiv:2310.05916), who use it for heads and texts; Zhou et al.
+    2016 (arXiv:1512.04150), CAM.
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> maps, rest = DirectContribution(forward).attribute_targets(images, return_rest=True)
+        >>> bool((maps.sum((-2, -1)) + rest - forward(images)).abs().max() < 1e-5)
+        True
+    """
+
+    name = "direct"
+    towers = ("vit", "resnet")
+    _tower: ViTTower | ResNetTower
+
+    @override
+    def _compute(
+        self,
+        call: Call,
+        *,
+        baseline: Baseline = "none",
+        per: Per | None = None,
+        start_layer: int = 0,
+    ) -> Computed:
+        check_choice("baseline", baseline, ("none", "mean"))
+        if per is not None:
+            check_choice("per", per, ("head", "layer"))
+        tower = self._tower
+        if isinstance(tower, ResNetTower):
+            return _of_resnet(tower, call, baseline, per, start_layer)
+        layers = check_layers(tower, start_layer)
+        if tower.pooling == "mean":
+            return _of_mean(tower, call, baseline, per)
+        if tower.pooling == "probe":
+            layers = layers[-1:]  # only the pool reads the tokens
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def visit(index: int, record: LayerRecord) -> None:
+            assert record.tokens is not None
+            row = readout_row(tower.attentions[index], record)
+            seen[index] = record.tokens, row
+
+        found = readout(tower, call, (layers, visit))
+        with torch.no_grad(), exact(found.token):
+            return _of_rows(tower, found, seen, baseline, per)
+
+
+def _of_rows(
+    tower: ViTTower,
+    found: Readout,
+    seen: dict[int, tuple[Tensor, Tensor]],
+    baseline: Baseline,
+    per: Per | None,
+) -> Computed:
+    """From the row of every attention that takes part."""
+    token, prefix = found.token, tower.prefix
+    direction = pull_back(found.steps, token, found.direction)
+    total = direction.along(token) + direction.constant  # (K', B)
+    values = []
+    for index, (tokens, row) in seen.items():
+        attention = tower.attentions[index]
+        branch = attention.branch() if isinstance(attention, AttentionLayer) else ()
+        steps: tuple[Step, ...] = (*attention.merge_steps(), *branch)
+        # linear steps are the same wherever they are read
+        heads = heads_output(attention, row, tokens) if needs_token(steps) else token
+        at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
+        values.append(
+            contributions(
+                attention,
+                at_heads,
+                row,
+                tokens,
+                centred_from=prefix if baseline == "mean" else None,
+                by_head=per == "head",
+            )
+        )
+    maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
+    rest = total - maps[..., prefix:].flatten(2).sum(-1)
+    return Computed(found.record, maps, found.scored.chosen, rest.T)
+
+
+def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -> Computed:
+    """From the last tokens themselves, whose mean is read."""
+    if per is not None:
+        raise InputError(
+            f"per: a mean of patches is read by no attention, so there is nothing to keep per "
+            f"{per}; leave it out."
+        )
+    found = readout(tower, call, (range(0), lambda index, record: None))
+    with torch.no_grad(), exact(found.token):
+        token, before = found.token, tower.steps_before_mean  # (B, N, D)
+        batch, count, _ = token.shape
+        flat = token.flatten(0, 1)
+        mean = run_steps(found.steps[:before], token).mean(1)
+        direction = pull_back(found.steps[before:], mean, found.direction)
+        constant = direction.constant
+        direction = pull_back(found.steps[:before], flat, direction.repeated(count))
+        total = direction.along(flat) + direction.constant
+        total = total.reshape(-1, batch, count).mean(-1) + constant
+        if baseline == "mean":
+            flat = (token - token.mean(1, keepdim=True)).flatten(0, 1)
+        maps = direction.along(flat).reshape(-1, batch, count) / count
+        rest = total - maps.sum(-1)
+        padding = maps.new_zeros(*maps.shape[:-1], tower.prefix)
+    maps = torch.cat([padding, maps], -1)
+    return Computed(found.record, maps, found.scored.chosen, rest.T)
+
+
+def _of_resnet(
+    tower: ResNetTower, call: Call, baseline: Baseline, per: Per | None, start_layer: int
+) -> Computed:
+    """From the features that the pool reads."""
+    if start_layer:
+        raise InputError("start_layer: a ResNet has one pool, which is always read; leave it out.")
+    record, scored, direction = resnet_readout(tower, call)
+    assert record.features is not None
+    with torch.no_grad():
+        maps, rest = tower.contributions(
+            record.features, direction, centred=baseline == "mean"
+        )  # (K', B, H, h, w)
+    if per == "head" and maps.shape[2] == 1:
+        raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
+    maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
+    return Computed(record, maps, scored.chosen, rest.T)

@@ -1,0 +1,230 @@
+r"""What follows a pooled token, read backwards with its gates held as they are at this token.
+
+A norm with its standard deviation held, an activation with its gate :math:`f(x) / x` held, and a
+linear map are affine, so a direction :math:`d` on their output is a direction on their input plus a
+constant: :math:`d \cdot f(x) = d' \cdot x + c`. So an embedding's score is taken apart exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UnsupportedModelError
+from .unmodified import has_no_foreign_hooks, is_linear
+
+
+class Linear(NamedTuple):
+    """The parameters of one linear map, as they are at this moment."""
+
+    weight: Tensor  # (D_out, D_in)
+    bias: Tensor | None  # (D_out,)
+
+
+class Scale(NamedTuple):
+    """A factor for each channel, as LayerScale has them."""
+
+    factors: Tensor  # (D,)
+
+
+class Residual(NamedTuple):
+    """Steps beside which their input runs on: x + steps(x)."""
+
+    steps: tuple[Step, ...]
+
+
+Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
+"""Something that a token goes through by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """K directions at each of B tokens, d_kb = scale_b rows_kb, and the constants beside them.
+
+    Attributes:
+        rows: (K, 1, D) where the images differ by a factor alone, else (K, B, D).
+        scale: (B,).
+        constant: (K, B), what does not depend on the token.
+    """
+
+    rows: Tensor
+    scale: Tensor
+    constant: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, scale: Tensor) -> Direction:
+        """Directions without a constant."""
+        return cls(rows, scale, rows.new_zeros(len(rows), len(scale)))
+
+    def dense(self) -> Tensor:
+        """All of them, (K, B, D)."""
+        return self.rows * self.scale[:, None]
+
+    def repeated(self, count: int) -> Direction:
+        """The same without its constant for `count` tokens of each image, (B count, D)."""
+        rows = self.rows
+        if rows.shape[1] > 1:
+            rows = rows.repeat_interleave(count, 1)
+        return Direction.of(rows, self.scale.repeat_interleave(count))
+
+    def along(self, tokens: Tensor) -> Tensor:
+        """The products with one token (B, D) each, (K, B)."""
+        if self.rows.shape[1] == 1:
+            return self.rows[:, 0] @ tokens.T * self.scale
+        return torch.einsum("kbd,bd->kb", self.rows, tokens) * self.scale
+
+    def _through(self, rows: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Direction:
+        """On the input of an affine map whose transposed weight gave `rows`."""
+        constant = self.constant
+        if bias is not None:
+            constant = constant + (self.rows @ bias) * self.scale
+        return Direction(rows, self.scale if scale is None else self.scale * scale, constant)
+
+
+def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Direction:
+    """A direction on the output of some steps -> the one on their input, at that token (B, D).
+
+    Raises:
+        UnsupportedModelError: a step that is no linear map, known norm or activation.
+    """
+    steps = tuple(_plain(step) for step in steps)
+    inputs = []
+    for step in steps:
+        inputs.append(token)
+        token = _forward(step, token) if len(inputs) < len(steps) else token
+    for step, entered in zip(reversed(steps), reversed(inputs), strict=True):
+        direction = _pull_back(step, entered, direction)
+    return direction
+
+
+def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
+    """The steps of some modules in a row; `Sequential` and timm's `Mlp` are taken apart."""
+    steps: list[Step] = []
+    for module in modules:
+        if type(module) is nn.Sequential:
+            steps += flattened(module)
+        elif type(module).__name__ == "Mlp":
+            names = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
+            steps += flattened(getattr(module, name) for name in names)
+        else:
+            steps.append(module)
+    return tuple(steps)
+
+
+def needs_token(steps: Sequence[Step]) -> bool:
+    """Whether a direction's way through the steps depends on the token that takes it."""
+    plain = (_plain(step) for step in steps)
+    return not all(isinstance(step, (Linear, Scale, nn.Identity)) for step in plain)
+
+
+def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
+    """The output of some steps for tokens (..., D)."""
+    for step in steps:
+        token = _forward(_plain(step), token)
+    return token
+
+
+def _plain(step: Step) -> Step:
+    """A linear map or LayerScale as its parameters, which may be of another dtype than tokens."""
+    if not isinstance(step, nn.Module):
+        return step
+    module: Any = step
+    if is_linear(step):
+        return Linear(module.weight, module.bias)
+    if type(step).__name__.endswith("LayerScale"):  # each library has its own class
+        return Scale(module.lambda1 if hasattr(module, "lambda1") else module.gamma)
+    return step
+
+
+def _forward(step: Step, token: Tensor) -> Tensor:
+    if isinstance(step, Linear):
+        weight, bias = (None if p is None else p.to(token.dtype) for p in step)
+        assert weight is not None
+        return F.linear(token, weight, bias)
+    if isinstance(step, Scale):
+        return token * step.factors.to(token.dtype)
+    if isinstance(step, Residual):
+        branch = token
+        for inner in step.steps:
+            branch = _forward(_plain(inner), branch)
+        return token + branch
+    if isinstance(step, nn.LayerNorm):  # OpenCLIP's own casts its result back to the input's dtype
+        weight, bias = (None if p is None else p.to(token.dtype) for p in (step.weight, step.bias))
+        return F.layer_norm(token, step.normalized_shape, weight, bias, step.eps)
+    result: Tensor = step(token)
+    return result
+
+
+def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
+    if isinstance(step, Residual):
+        branch = pull_back(step.steps, token, Direction.of(direction.rows, direction.scale))
+        dense = direction.dense() + branch.dense()
+        ones = torch.ones_like(direction.scale)
+        return Direction(dense, ones, direction.constant + branch.constant)
+    if isinstance(step, Linear):
+        weight, bias = (None if p is None else p.to(token.dtype) for p in step)
+        assert weight is not None
+        return direction._through(direction.rows @ weight, bias)
+    if isinstance(step, Scale):
+        return direction._through(direction.rows * step.factors.to(token.dtype), None)
+    if not has_no_foreign_hooks(step):
+        raise UnsupportedModelError(
+            f"{type(step).__name__} after the pooled token has a hook or a patched forward, so "
+            "what it computes is not known; remove it, or take another method."
+        )
+    if isinstance(step, (nn.Identity, nn.Dropout, nn.Flatten)):  # dropout is not active
+        return direction
+    if isinstance(step, nn.LayerNorm):
+        return _through_layer_norm(step, token, direction)
+    if _is_rms_norm(step):
+        return _through_rms_norm(step, token, direction)
+    if _is_activation(step):
+        after: Tensor = step(token)
+        gate = torch.where(token == 0, torch.zeros_like(token), after / token)
+        rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
+        dense = direction.dense()
+        constant = direction.constant + torch.einsum("kbd,bd->kb", dense, rest)
+        return Direction(dense * gate, torch.ones_like(direction.scale), constant)
+    raise UnsupportedModelError(
+        f"a {type(step).__name__} follows the pooled token; a score can be taken apart through "
+        "linear maps, LayerNorm, RMSNorm and activations only. Take a method with gradients."
+    )
+
+
+def _through_layer_norm(norm: nn.LayerNorm, token: Tensor, direction: Direction) -> Direction:
+    """Centring is linear; only the standard deviation is held."""
+    scale = (token.var(-1, correction=0) + norm.eps).rsqrt()
+    rows, bias = direction.rows, None
+    if norm.weight is not None:
+        rows = rows * norm.weight.to(rows.dtype)
+    if norm.bias is not None:
+        bias = norm.bias.to(rows.dtype)
+    return direction._through(rows - rows.mean(-1, keepdim=True), bias, scale)
+
+
+def _through_rms_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
+    eps = getattr(norm, "variance_epsilon", None)
+    eps = getattr(norm, "eps", None) if eps is None else eps
+    eps = torch.finfo(token.dtype).eps if eps is None else eps
+    scale = (token.square().mean(-1) + eps).rsqrt()
+    rows = direction.rows
+    if norm.weight is not None:
+        rows = rows * norm.weight.to(rows.dtype)
+    return direction._through(rows, None, scale)
+
+
+def _is_rms_norm(step: nn.Module) -> bool:
+    return isinstance(step, nn.RMSNorm) or type(step).__name__.lower().endswith("rmsnorm")
+
+
+_ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Hardswish)
+
+
+def _is_activation(step: nn.Module) -> bool:
+    name = type(step).__name__
+    return isinstance(step, _ACTIVATIONS) or "GELU" in name or name.endswith("Activation")

@@ -1,0 +1,322 @@
+"""DirectContribution equals its equation, position by position, and adds up to the score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captum_clip import ClipSimilarity, DirectContribution, targets
+from captum_clip.errors import InputError, UnsupportedModelError
+from tests import builders, oracles
+from tests.attr import cases
+from tests.attr.cases import CLS_TOWERS, CONVOLUTIONAL, FORWARDS, READOUTS, TOLERANCE, TOWERS
+
+EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
+HEADS = 4
+
+
+def explain(
+    name: str, forward: str = "similarity", dtype: Any = torch.float64, **options: Any
+) -> Any:
+    """Maps, scores and rest of a small model's images."""
+    function, layer = FORWARDS[forward](name, dtype)
+    method = DirectContribution(function, layer)
+    return method.attribute_targets(
+        cases.images(name, dtype), return_scores=True, return_rest=True, **options
+    )
+
+
+def caught(model: Any, modules: dict[str, nn.Module], pixels: Tensor) -> dict[str, tuple[Any, Any]]:
+    """What entered some modules and what they returned."""
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: Any, args: Any, kwargs: Any, result: Any) -> None:
+            seen[name] = (next(iter([*args, *kwargs.values()])), result)
+
+        return hook
+
+    handles = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in modules.items()]
+    with torch.no_grad():
+        cases.embed(model, pixels)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def frozen_norm(norm: Any, vectors: Tensor, at: Tensor) -> Tensor:
+    """What vectors add to a norm's output whose deviation is that of `at`, less its bias."""
+    if isinstance(norm, nn.Identity):
+        return vectors
+    sigma = (at.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    while sigma.ndim < vectors.ndim:
+        sigma = sigma[:, None]
+    return (vectors - vectors.mean(-1, keepdim=True)) / sigma * norm.weight
+
+
+def vit_parts(name: str) -> tuple[Tensor, Tensor]:
+    """What every head of every layer adds to the embedding, (B, n, H, s, E), and the embedding."""
+    model = cases.built(name, torch.float64).model
+    pixels = cases.images(name).double()
+    view = cases.seen(name)
+    hf = not hasattr(model, "visual")
+    blocks = model.vision_model.encoder.layers if hf else model.visual.transformer.resblocks
+    attentions = {str(i): b.self_attn if hf else b.attn for i, b in enumerate(blocks)}
+    seen = caught(model, attentions, pixels)
+    end = model.vision_model.post_layernorm if hf else model.visual.ln_post
+    projection = model.visual_projection.weight.T if hf else model.visual.proj
+    parts = []
+    for index, block in enumerate(blocks):
+        own = attentions[str(index)]
+        if hf:
+            value, output = own.v_proj, own.out_proj
+            weight, bias = value.weight, value.bias
+        else:
+            weight, bias = own.in_proj_weight.chunk(3)[2], own.in_proj_bias.chunk(3)[2]
+            output = own.out_proj
+        tokens = seen[str(index)][0]
+        if not hf and not getattr(own, "batch_first", True):
+            tokens = tokens.transpose(0, 1)
+        batch, count, width = tokens.shape
+        values = (tokens @ weight.T + bias).reshape(batch, count, HEADS, -1).transpose(1, 2)
+        each = view.attention[index][:, :, 0, :, None] * values  # (B, H, s, d)
+        per_head = output.weight.reshape(width, HEADS, -1)  # (D, H, d)
+        added = torch.einsum("bhsd,whd->bhsw", each, per_head)
+        whole = added.sum((1, 2)) + output.bias  # the attention's output for CLS
+        added = frozen_norm(getattr(block, "ln_attn", nn.Identity()), added, whole)
+        added = added * getattr(getattr(block, "ls_1", None), "gamma", 1)
+        parts.append(frozen_norm(end, added, view.hidden[:, 0]) @ projection)
+    return torch.stack(parts, 1).detach(), view.embedding.detach()
+
+
+def shown(parts: Tensor, bank: Tensor, embedding: Tensor) -> Tensor:
+    """Parts (B, ..., N, E) along K rows over the embedding's length, (B, K, ..., N)."""
+    rows = bank[None] / embedding.norm(dim=-1)[:, None, None]
+    return torch.einsum("b...ne,bke->bk...n", parts, rows)
+
+
+@pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
+@pytest.mark.parametrize("name", CLS_TOWERS)
+def test_direct_equals_its_equation_on_a_tower_that_reads_cls(name: str, forward: str) -> None:
+    """By head, by layer and in all; from a later layer on; less the mean value."""
+    scale = 1 if forward == "similarity" else 20
+    parts, embedding = vit_parts(name)
+    wanted = scale * shown(parts, cases.rows(), embedding)[..., 1:]  # (B, K, n, H, N)
+    assert (wanted < 0).any()
+    grid = (4, 4)
+    by_head = explain(name, forward, per="head")[0]
+    torch.testing.assert_close(by_head, wanted.unflatten(-1, grid), rtol=1e-9, atol=1e-12)
+    by_layer = explain(name, forward, per="layer")[0]
+    torch.testing.assert_close(by_layer, wanted.sum(3).unflatten(-1, grid), rtol=1e-9, atol=1e-12)
+    later = explain(name, forward, start_layer=1)[0]
+    expected = wanted[:, :, 1:].sum((2, 3)).unflatten(-1, grid)
+    torch.testing.assert_close(later, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CLS_TOWERS)
+def test_baseline_takes_every_value_less_the_mean_value(name: str) -> None:
+    """With v less its mean the value bias and a common shift of all patches drop out."""
+    parts, embedding = vit_parts(name)
+    wanted = shown(parts, cases.rows(), embedding)[..., 1:]
+    view = cases.seen(name)
+    weights = torch.stack([a[:, :, 0, 1:] for a in view.attention], 1)[:, None]  # (B, 1, n, H, N)
+    values = wanted / weights  # what a patch would add with a weight of one
+    wanted = (weights * (values - values.mean(-1, keepdim=True))).sum((2, 3)).detach()
+    found = explain(name, baseline="mean")[0]
+    torch.testing.assert_close(found, wanted.unflatten(-1, (4, 4)), rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
+def test_direct_equals_its_equation_on_a_mean_of_patches(forward: str, after: bool) -> None:
+    """Every patch's own norm, or that of the mean, is held as it is."""
+    small = builders.open_clip_vit_mean(final_ln_after_pool=after)
+    small.model.double()
+    pixels, bank = small.images(3).double(), cases.rows()
+    view = oracles.see(small.model, pixels)
+    tokens = view.hidden[:, 1:]
+    visual = small.model.visual
+    at = tokens.mean(1) if after else tokens
+    added = frozen_norm(visual.ln_post, tokens, at) @ visual.proj / tokens.shape[1]
+    wanted = shown(added, bank, view.embedding).unflatten(-1, view.grid).detach()
+    if forward == "similarity":
+        method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(bank)))
+    else:
+        method = DirectContribution(
+            lambda x: F.normalize(small.model.encode_image(x), dim=-1) @ bank.T, small.model
+        )
+    found = method.attribute_targets(pixels)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
+def test_direct_equals_its_equation_on_an_attention_pool(forward: str) -> None:
+    """Every position through its own value and through the mean token's."""
+    name, scale = "open_clip_resnet", 1 if forward == "similarity" else 20
+    view, pool = cases.seen(name), cases.built(name, torch.float64).model.visual.attnpool
+    features = view.features.detach().flatten(2).transpose(1, 2)  # (B, N, C)
+    tokens = torch.cat([features.mean(1, keepdim=True), features], 1) + pool.positional_embedding
+    batch, count, width = tokens.shape
+    query, key, value = (
+        (tokens @ m.weight.T + m.bias).reshape(batch, count, pool.num_heads, -1).transpose(1, 2)
+        for m in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    weights = (query[:, :, :1] @ key.mT / value.shape[-1] ** 0.5).softmax(-1)[:, :, 0]  # (B, H, s)
+    own = weights[..., 1:, None] * value[:, :, 1:]
+    spread = (features @ pool.v_proj.weight.T).reshape(batch, count - 1, pool.num_heads, -1)
+    spread = weights[..., :1, None] * spread.transpose(1, 2) / (count - 1)
+    per_head = pool.c_proj.weight.reshape(-1, pool.num_heads, width // pool.num_heads)
+    parts = torch.einsum("bhsd,ehd->bhse", own + spread, per_head)
+    wanted = scale * shown(parts, cases.rows(), view.embedding).detach()
+    found = explain(name, forward, per="head")[0][:, :, 0]
+    torch.testing.assert_close(found, wanted.unflatten(-1, (3, 3)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
+def test_direct_is_cam_where_the_embedding_is_the_mean_of_the_features(forward: str) -> None:
+    """Zhou et al. 2016: the class's weights times the features."""
+    view, scale = cases.seen("align"), 1 if forward == "similarity" else 20
+    features = view.features.detach()
+    weights = cases.rows()[None] / view.embedding.norm(dim=-1)[:, None, None]
+    cam = torch.einsum("bkc,bchw->bkhw", weights, features) / features[0, 0].numel()
+    found = explain("align", forward)[0]
+    torch.testing.assert_close(found, scale * cam.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"baseline": "mean"}, {"per": "layer"}, {"per": "head"}, {"start_layer": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", TOWERS)
+def test_maps_and_rest_add_up_to_the_score(
+    name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
+) -> None:
+    """On every tower, with every option, whatever the forward function makes of the embedding."""
+    unfit = {"start_layer": CONVOLUTIONAL, "per": ["open_clip_vit_mean"]}
+    averaged = options == {"per": "head"} and name in cases.AVERAGE_POOLED
+    if averaged or (name in unfit.get(next(iter(options), ""), []) and options != {"per": "layer"}):
+        with pytest.raises(InputError, match=r"^(start_layer|per): "):
+            explain(name, forward, dtype, **options)
+        return
+    if name == "open_clip_vit_mean" and "per" in options:
+        with pytest.raises(InputError, match="a mean of patches is read by no attention"):
+            explain(name, forward, dtype, **options)
+        return
+    maps, scores, rest = explain(name, forward, dtype, **options)
+    assert rest.shape == scores.shape == (3, cases.COUNT)
+    function, _ = FORWARDS[forward](name, dtype)
+    with torch.no_grad():
+        wanted = function(cases.images(name, dtype))
+    total = maps.flatten(2).sum(-1) + rest
+    bound = EXACT[dtype] * wanted.abs().max().item()
+    assert (total - wanted).abs().max().item() <= bound
+    assert (scores - wanted).abs().max().item() <= bound
+    # a plain mean of features leaves nothing over
+    bare = name == "align" and "baseline" not in options
+    assert (rest.abs() > 1e-3 * wanted.abs().max()).any() != bare
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("options", [{}, {"baseline": "mean"}, {"per": "head"}], ids=str)
+@pytest.mark.parametrize("name", READOUTS)
+def test_maps_and_rest_add_up_to_the_score_of_every_family(
+    name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
+) -> None:
+    """Rotary positions, inner norms, LayerScale, norms after the attention, pools with an MLP."""
+    if READOUTS[name][0] == "mean" and "per" in options:
+        with pytest.raises(InputError, match="a mean of patches is read by no attention"):
+            explain(name, forward, dtype, **options)
+        return
+    maps, scores, rest = explain(name, forward, dtype, **options)
+    function, _ = FORWARDS[forward](name, dtype)
+    with torch.no_grad():
+        wanted = function(cases.images(name, dtype))
+    bound = EXACT[dtype] * wanted.abs().max().item()
+    assert (maps.flatten(2).sum(-1) + rest - wanted).abs().max().item() <= bound
+    assert (scores - wanted).abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("name", [*TOWERS, *READOUTS])
+def test_a_cosine_of_ones_own_gives_the_similaritys_map(name: str) -> None:
+    """F9: the gradient of a cosine is orthogonal to the embedding, and the length is put back."""
+    ours, theirs = explain(name)[0], explain(name, "callable, layer=model")[0]
+    torch.testing.assert_close(theirs, 20 * ours, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
+def test_scores_beside_the_projection_are_explained_at_the_tower(name: str) -> None:
+    """A score that also uses the embedding before the projection still adds up."""
+    model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
+
+    def forward(images: Tensor) -> Tensor:
+        if name == "hf_vit":
+            pooled = model.vision_model(images).pooler_output
+            return (model.visual_projection(pooled)[:, :2] + pooled[:, :2].square()).tanh()
+        return model.visual(images)[:, :2].tanh()
+
+    maps, rest = DirectContribution(forward, model).attribute_targets(pixels, return_rest=True)
+    torch.testing.assert_close(maps.sum((-2, -1)) + rest, forward(pixels).detach())
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_direct_is_linear_in_the_target(name: str) -> None:
+    """The map of the negated target is the negated map: what speaks against is below zero."""
+    maps = explain(name)[0]  # rows 1 and 3 are rows 0 and 2 negated
+    torch.testing.assert_close(maps[:, 1], -maps[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_rest_has_the_shape_of_the_targets_that_are_asked_for() -> None:
+    """One target an image, tuples as Captum passes them, and a list of targets."""
+    method = DirectContribution(cases.similarity("hf_vit"))
+    pixels = cases.images("hf_vit")
+    every, rest = method.attribute_targets(pixels, return_rest=True)
+    maps, one = method.attribute((pixels,), target=[2, 0, 1], return_rest=True)
+    picked = torch.arange(3), torch.tensor([2, 0, 1])
+    torch.testing.assert_close(maps[0], every[picked][:, None])
+    torch.testing.assert_close(one, rest[picked][:, None])
+    some, scores, part = method.attribute_targets(
+        pixels, [3, 1], return_scores=True, return_rest=True
+    )
+    torch.testing.assert_close(part, rest[:, [3, 1]])
+    assert some.shape[1] == scores.shape[1] == 2
+    assert method.attribute(pixels, target=0).shape == (3, 1, 4, 4)
+    assert not method.has_convergence_delta()
+
+
+def test_direct_needs_no_gradient() -> None:
+    """It runs inside inference mode, and nothing of it can be differentiated."""
+    method, pixels = DirectContribution(cases.similarity("hf_vit")), cases.images("hf_vit")
+    wanted = method.attribute_targets(pixels)
+    with torch.inference_mode():
+        torch.testing.assert_close(method.attribute_targets(pixels), wanted)
+    assert not wanted.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "zero"}, "baseline: expected one of none, mean, got 'zero'"),
+        ({"per": "token"}, "per: expected one of head, layer, got 'token'"),
+        ({"start_layer": 3}, "start_layer: 3 is out of range; the tower has layers 0 to 2"),
+    ],
+)
+def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        explain("hf_vit", **options)
+
+
+def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
+    """What it computes is not known, so the score cannot be taken apart."""
+    small = builders.hf_vit()
+    small.model.vision_model.post_layernorm = nn.BatchNorm1d(32).eval()
+    method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.rows())))
+    with pytest.raises(UnsupportedModelError, match="a BatchNorm1d follows the pooled token"):
+        method.attribute_targets(small.images(3))
