@@ -101,8 +101,15 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         if not isinstance(self._tower, ViTTower):
             return values
         assert record.size is not None
-        patches = values[..., self._tower.prefix :]
-        return patches.reshape(*patches.shape[:-1], *self._tower.grid(*record.size))
+        prefix, (rows, columns) = self._tower.prefix, self._tower.grid(*record.size)
+        if values.shape[-1] != prefix + rows * columns:
+            raise UnsupportedModelError(
+                f"{type(self).__name__}: the vision tower ran on {values.shape[-1]} tokens, but "
+                f"{prefix} before the patches and a grid of {rows} x {columns} make "
+                f"{prefix + rows * columns}; take away what adds or drops tokens, such as prompts."
+            )
+        patches = values[..., prefix:]
+        return patches.reshape(*patches.shape[:-1], rows, columns)
 
     @classmethod
     def is_signed(cls, **options: Any) -> bool:

@@ -198,3 +198,13 @@ def test_an_unsupported_clip_is_no_layer_for_grad_cam() -> None:
     visual.pool_type = "none"
     with pytest.raises(UnsupportedModelError, match="no single pooled token"):
         attr.ClipGradCam(lambda pixels: pixels.sum((2, 3)), visual)
+
+
+def test_tokens_that_do_not_fit_the_grid_are_counted() -> None:
+    """Visual prompts, or patches that were dropped."""
+    built = double("hf_vit")
+    embeddings = built.model.vision_model.embeddings
+    embeddings.register_forward_hook(lambda *call: torch.cat([call[-1], call[-1][:, 1:3]], 1))
+    message = r"ran on 19 tokens, but 1 before the patches and a grid of 4 x 4 make 17; take away"
+    with pytest.raises(UnsupportedModelError, match=message):
+        attr.LastGradAttention(similarity_of(built)).attribute_targets(built.images())
