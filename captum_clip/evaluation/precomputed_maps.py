@@ -17,6 +17,7 @@ from .. import maps as resizing
 from ..errors import InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter
+from .data.files import digest
 from .methods import Method, Queries
 
 
@@ -48,9 +49,16 @@ class PrecomputedMaps(Method):
             )
         self.name = self.folder.resolve().name
         self.what = f"maps read from files, {len(files)} of them, resized to the image"
-        negative = [_negative(path) for path in files]  # reads all of them, and so checks them
+        negative = [  # of every file, so that all of them are checked
+            any(np.nanmin(heat) < 0 for heat in _read(path).values() if np.isfinite(heat).any())
+            for path in files
+        ]
         self.signed = any(negative)
-        self._digest = _digest(self.folder, files)
+        digests = {
+            path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
+        self._digest = digest(digests)
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
@@ -79,20 +87,6 @@ class PrecomputedMaps(Method):
         return super().why_not(sample, text)
 
 
-def _negative(path: Path) -> bool:
-    return any(np.nanmin(heat) < 0 for heat in _read(path).values() if np.isfinite(heat).any())
-
-
-def _digest(folder: Path, files: list[Path]) -> str:
-    """SHA-256 over the names and contents of files."""
-    digest = hashlib.sha256()
-    for path in files:
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Text -> map (h, w), float32; a file is read again when it has changed.
 
@@ -119,12 +113,10 @@ def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
             f"{path}: expected maps (K, h, w) of numbers and names (K,) of text, got maps "
             f"{heat.shape} {heat.dtype} and names {names.shape} {names.dtype}."
         )
-    texts = [_text(name) for name in names.tolist()]
+    texts = (
+        np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
+    ).tolist()
     if len({*texts}) < len(texts):
         raise InputError(f"{path}: expected each name once, got {texts}.")
     with np.errstate(over="ignore"):  # what does not fit becomes infinity
         return dict(zip(texts, heat.astype(np.float32), strict=True))
-
-
-def _text(name: str | bytes) -> str:
-    return name if isinstance(name, str) else name.decode("utf-8", "replace")

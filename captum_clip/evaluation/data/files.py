@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ...checks import check_integer
 from ...errors import InputError
-from ...files import IMAGE_ENDINGS, image_names
+from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil
 from ...runs import storage_of
 from ..sample import Mask
@@ -35,10 +35,7 @@ class FileData(DataSet):
     def _take(
         self, names: Iterable[str], *, limit: int | None, seed: int, **decided_by: object
     ) -> None:
-        """Set `names`: all, or a sample of `limit` names in their order.
-
-        Those whose SHA-256 together with the seed is smallest, as studies draw theirs: the same
-        everywhere.
+        """Set `names`, all or a sample of :func:`captum_clip.files.draw_names`, and the identity.
 
         Args:
             names: of all samples.
@@ -49,17 +46,10 @@ class FileData(DataSet):
         Raises:
             InputError: a limit below 1, or a seed below 0.
         """
-        caller = type(self).__name__
-        check_integer(caller, "seed", seed, least=0)
-        self.names = tuple(names)
+        check_integer(type(self).__name__, "seed", seed, least=0)
         if limit is not None:
-            check_integer(caller, "limit", limit)
-
-            def rank(name: str) -> bytes:
-                return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
-
-            chosen = set(sorted(self.names, key=rank)[:limit])
-            self.names = tuple(name for name in self.names if name in chosen)
+            check_integer(type(self).__name__, "limit", limit)
+        self.names = tuple(draw_names(names, limit, seed))
         drawn = {"limit": limit, "seed": None if limit is None else seed}  # which decides nothing
         self._identity = {"data": self.name, **drawn, **decided_by}
 
