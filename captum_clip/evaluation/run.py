@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -32,7 +33,7 @@ from .table import Skipped, Table, concatenate, from_arrays
 from .tables import RESULTS, TABLES, results_csv, results_md
 from .tasks import TASKS
 from .tasks.perturbation import LEAST_FIRST, MOST_FIRST, TITLES
-from .worker import EvaluationWork
+from .worker import EvaluationWorker
 
 SkippedEntries = dict[str, list[dict[str, Any]]]
 
@@ -100,7 +101,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         plan = make_plan(config, models)
         begun = manifest.begin(_KIND, plan.about(), output, engine)
         compute_missing(
-            EvaluationWork(plan),
+            partial(EvaluationWorker, plan),
             plan.shards,
             output,
             engine,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..checks import error_context
 from ..runs import Advance, Arrays, ModelLoader, Save, to_npz
@@ -13,17 +12,6 @@ from .model_context import ModelContext
 from .plan import Plan, Shard
 from .table import table_of, to_arrays
 from .tasks import TASKS
-
-
-@dataclass(frozen=True, eq=False)
-class EvaluationWork:
-    """All that a process must know to compute any shard; it can be sent to another machine."""
-
-    plan: Plan
-
-    def open(self, models: ModelLoader) -> EvaluationWorker:
-        """Called once in each process."""
-        return EvaluationWorker(self.plan, models)
 
 
 class EvaluationWorker:

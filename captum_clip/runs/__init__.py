@@ -1,6 +1,6 @@
 """One engine for everything that is long: units of work, their files, resume, local and Ray."""
 
-from .engine import ENGINES, Advance, Engine, EngineName, Save, Work, Worker, check_engine, threads
+from .engine import ENGINES, Advance, Engine, EngineName, Save, Worker, check_engine, threads
 from .model_loader import ModelLoader, full_name, label_of
 from .run import Progress, compute_missing
 from .storage import Storage, storage_of
@@ -17,7 +17,6 @@ __all__ = [
     "Save",
     "Storage",
     "Unit",
-    "Work",
     "Worker",
     "check_engine",
     "compute_missing",

@@ -12,7 +12,6 @@ import torch
 
 from ..checks import check_choice
 from ..errors import InputError
-from .model_loader import ModelLoader
 from .units import Unit
 
 EngineName = Literal["local", "ray"]
@@ -70,7 +69,7 @@ def check_engine(caller: str, name: str, workers: int, gpus: int) -> None:
 
 
 class Worker(Protocol[U]):
-    """Opened once in each process; the same unit is the same bytes in every one of them."""
+    """Made once in each process; the same unit is the same bytes in every one of them."""
 
     def compute(self, units: Sequence[U], save: Save, advance: Advance) -> None:
         """Compute units in their order.
@@ -80,17 +79,6 @@ class Worker(Protocol[U]):
                 with Ray one.
             save: to be called with each unit and the content of its file, once it is computed.
             advance: told how many images were done, at the latest after each unit.
-        """
-
-
-class Work(Protocol[U]):
-    """All that a process must know to compute any unit; it can be sent to another machine."""
-
-    def open(self, models: ModelLoader) -> Worker[U]:
-        """Called once in each process; `models` loads the model, or has it already.
-
-        Raises:
-            CaptumClipError: a model that cannot be loaded, or is another one here.
         """
 
 

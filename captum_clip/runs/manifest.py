@@ -60,34 +60,44 @@ def begin(kind: ManifestFormat, about: Content, output: Storage, engine: Engine)
     Raises:
         InputError: the folder holds a run with other settings, or something else.
     """
-    environments = [_environment(engine)]
+    now = _environment(engine)
     content = output.read(NAME)
     if content is None:
-        other = [name for name, _ in output.files() if not name.startswith(".")]
-        if other:
-            raise InputError(
-                f"{output.root} holds files that are no {kind.noun}'s, such as {other[0]}; name a "
-                "new or an empty folder."
-            )
+        _check_empty(kind, output)
+        environments = [now]
     else:
-        try:
-            before = _parse(kind, content)
-            differences = kind.differences(before, json.loads(json.dumps(about)))
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{output.root}/{NAME} is no manifest of {kind.a_noun} that this version can go on "
-                f"with ({error}); name another output folder."
-            ) from error
-        if differences:
-            raise InputError(
-                f"{output.root} holds {kind.a_noun} with other settings: {'; '.join(differences)}. "
-                f"Take another output folder, or the settings of that {kind.noun} to go on with it."
-            )
-        earlier = before[_ENVIRONMENTS]
-        environments = earlier if environments[0] in earlier else [*earlier, *environments]
+        earlier = _read_same(kind, about, content, output)[_ENVIRONMENTS]
+        environments = earlier if now in earlier else [*earlier, now]
     return {"format": kind.name, **about, _ENVIRONMENTS: environments, "state": "running"}
+
+
+def _check_empty(kind: ManifestFormat, output: Storage) -> None:
+    other = [name for name, _ in output.files() if not name.startswith(".")]
+    if other:
+        raise InputError(
+            f"{output.root} holds files that are no {kind.noun}'s, such as {other[0]}; name a new "
+            "or an empty folder."
+        )
+
+
+def _read_same(kind: ManifestFormat, about: Content, content: bytes, output: Storage) -> Content:
+    """The manifest in the folder, if it is of a run with the same settings."""
+    try:
+        before = _parse(kind, content)
+        differences = kind.differences(before, json.loads(json.dumps(about)))
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{output.root}/{NAME} is no manifest of {kind.a_noun} that this version can go on "
+            f"with ({error}); name another output folder."
+        ) from error
+    if differences:
+        raise InputError(
+            f"{output.root} holds {kind.a_noun} with other settings: {'; '.join(differences)}. "
+            f"Take another output folder, or the settings of that {kind.noun} to go on with it."
+        )
+    return before
 
 
 def _environment(engine: Engine) -> Content:

@@ -6,12 +6,12 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Generic
 
 from ..errors import CaptumClipError, InputError
-from .engine import Advance, Engine, Work, Worker, default_environment, threads
+from .engine import Advance, Engine, Worker, default_environment, threads
 from .model_loader import ModelLoader
 from .storage import Storage
 from .units import U, Unit
@@ -25,7 +25,11 @@ _BARS: Final = (
 
 
 def run_on_ray(
-    work: Work[U], units: Sequence[U], output: Storage, engine: Engine, advance: Advance
+    make_worker: Callable[[ModelLoader], Worker[U]],
+    units: Sequence[U],
+    output: Storage,
+    engine: Engine,
+    advance: Advance,
 ) -> None:
     """Compute every unit in the engine's processes, which write their files themselves.
 
@@ -41,7 +45,7 @@ def run_on_ray(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
                 UnitWorker,
-                fn_constructor_args=(work, units, output, engine.threads),
+                fn_constructor_args=(make_worker, units, output, engine.threads),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(engine.processes, count)),
                 num_cpus=engine.threads,
@@ -59,8 +63,14 @@ def run_on_ray(
 class UnitWorker(Generic[U]):
     """An actor of Ray Data: computes one unit at a time, and writes its file itself."""
 
-    def __init__(self, work: Work[U], units: Sequence[U], output: Storage, count: int) -> None:
-        self._work = work
+    def __init__(
+        self,
+        make_worker: Callable[[ModelLoader], Worker[U]],
+        units: Sequence[U],
+        output: Storage,
+        count: int,
+    ) -> None:
+        self._make_worker = make_worker
         self._units = units
         self._output = output
         self._threads = count
@@ -73,7 +83,7 @@ class UnitWorker(Generic[U]):
         try:
             with threads(self._threads), self._counted(unit.name):
                 if self._worker is None:  # here, so that its errors travel as text too
-                    self._worker = self._work.open(ModelLoader())
+                    self._worker = self._make_worker(ModelLoader())
                 self._worker.compute([unit], self._save, lambda images: None)
         except CaptumClipError as error:
             return {"unit": [number], "error": [str(error)]}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from .engine import Advance, Engine, Work
+from .engine import Advance, Engine, Worker
 from .model_loader import ModelLoader
 from .on_ray import run_on_ray
 from .storage import Storage
@@ -20,7 +20,7 @@ TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.(part|tries)$")
 
 
 def compute_missing(
-    work: Work[U],
+    make_worker: Callable[[ModelLoader], Worker[U]],
     units: Sequence[U],
     output: Storage,
     engine: Engine,
@@ -34,7 +34,8 @@ def compute_missing(
     """Compute every unit that has no whole file; afterwards each of them has one.
 
     Args:
-        work: what computes them.
+        make_worker: called once in each process with what loads models, or has them already; it
+            can be sent to another machine, as ``functools.partial(StudyWorker, plan)`` can.
         units: all of them.
         output: a folder that this run has locked.
         engine: where to compute.
@@ -57,10 +58,10 @@ def compute_missing(
     for name, content in before.items():
         output.write(name, content)
     if engine.name == "ray":
-        run_on_ray(work, missing, output, engine, advance)
+        run_on_ray(make_worker, missing, output, engine, advance)
         _tidy_up(output)  # a worker that was killed leaves files too, although the run goes on
     else:
-        work.open(models).compute(
+        make_worker(models).compute(
             missing, lambda unit, content: output.write(unit.name, content), advance
         )
 

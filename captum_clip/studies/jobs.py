@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from ..targets import Target
 
 
@@ -24,8 +20,7 @@ class Job:
         kind: of its tower.
         size: (H, W) of the images that it sees.
         method: with its options, as on the command line.
-        names: of the K targets.
-        rows: the targets (K, D), unit length.
+        target: K directions.
         centred: indices of (emotion, the same emotion centred) among the targets.
         emotions: SHA-256 of the emotions' rows; "" where there are none.
         value_entropy: whether to measure it.
@@ -38,16 +33,10 @@ class Job:
     kind: str
     size: tuple[int, int]
     method: str
-    names: tuple[str, ...]
-    rows: npt.NDArray[np.float32]
+    target: Target
     centred: tuple[tuple[int, int], ...]
     emotions: str
     value_entropy: bool
-
-    @property
-    def target(self) -> Target:
-        """The rows as a target."""
-        return Target(torch.tensor(self.rows), torch.ones(len(self.rows)), self.names)
 
     def describe(self) -> dict[str, Any]:
         """As the manifest tells it."""
@@ -57,5 +46,5 @@ class Job:
             "fingerprint": self.fingerprint,
             "emotions": self.emotions,
             "tower": self.kind,
-            "targets": list(self.names),
+            "targets": list(self.target.names),
         }

@@ -18,7 +18,7 @@ FIRST: Final = "mean_maps.png"
 def pictures(summaries: Sequence[Summary]) -> Iterator[tuple[str, bytes]]:
     """Name and content of each picture: one row a job, one column a target, eight a picture."""
     labels = [f"{s.job.label} \N{MIDDLE DOT} {s.job.method}" for s in summaries]
-    names = summaries[0].job.names
+    names = summaries[0].job.target.names
     means = [np.nan_to_num(summary.sums.mean("stretched")) for summary in summaries]
     scale = min(float(m.min()) for m in means), max(float(m.max()) for m in means)
     counts = {summary.sums.images for summary in summaries}

@@ -38,12 +38,14 @@ class Plan:
     Attributes:
         config: the settings.
         jobs: its subjects, made ready.
-        files: its images.
+        images: where the images are.
+        files: which they are.
         shards: all that is to be computed.
     """
 
     config: StudyConfig
     jobs: tuple[Job, ...]
+    images: Storage
     files: FileList
     shards: tuple[Shard, ...]
 
@@ -89,7 +91,7 @@ def _changes(before: Content, now: Content) -> list[str]:
     ]
 
 
-def plan_study(config: StudyConfig, files: FileList, models: ModelLoader) -> Plan:
+def plan_study(config: StudyConfig, images: Storage, files: FileList, models: ModelLoader) -> Plan:
     """Load every model on the CPU, make its targets, and try the method on one black image.
 
     Raises:
@@ -109,7 +111,7 @@ def plan_study(config: StudyConfig, files: FileList, models: ModelLoader) -> Pla
         batch_size=config.batch_size,
         batches_per_shard=config.batches_per_shard,
     )
-    return Plan(config, jobs, files, tuple(shards))
+    return Plan(config, jobs, images, files, tuple(shards))
 
 
 def _plan_job(config: StudyConfig, number: int, models: ModelLoader) -> Job:
@@ -127,8 +129,7 @@ def _plan_job(config: StudyConfig, number: int, models: ModelLoader) -> Job:
         kind=clip.kind,
         size=(blank.shape[-2], blank.shape[-1]),
         method=choice.name,
-        names=target.names,
-        rows=target.bank.cpu().numpy(),
+        target=target,
         centred=centred,
         emotions=digest,
         value_entropy=config.value_entropy,

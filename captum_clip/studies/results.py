@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from .. import maps, metrics
@@ -53,13 +52,13 @@ def statistics_csv(summaries: Sequence[Summary]) -> bytes:
 
 def _statistics(summary: Summary) -> Iterable[dict[str, Any]]:
     job, sums = summary.job, summary.sums
-    nothing = np.full(len(job.names), np.nan)
+    nothing = np.full(len(job.target), np.nan)
     columns = {name: sums.mean(name) for name in ("score", *ALWAYS)}
     columns[VALUE_ENTROPY] = sums.mean(VALUE_ENTROPY) if job.value_entropy else nothing
     for kind, suffix in (("stretched", ""), ("raw", "_raw")):
         for measure in ("corner_bias", "centre_bias"):
             columns[f"{measure}{suffix}"] = biases(measure, sums.mean(kind))
-    for index, name in enumerate(job.names):
+    for index, name in enumerate(job.target.names):
         yield {
             "model": job.label,
             "method": job.method,
@@ -87,7 +86,7 @@ def mean_maps_npz(summary: Summary) -> bytes:
     """The mean maps of one job on its own grid; see docs/studies.md for their full size."""
     return to_npz(
         {
-            "names": np.array(summary.job.names, dtype=np.str_),
+            "names": np.array(summary.job.target.names, dtype=np.str_),
             "raw": summary.sums.mean("raw"),
             "stretched": summary.sums.mean("stretched"),
             "size": np.array(summary.job.size),
@@ -106,7 +105,7 @@ def correlations_csv(summaries: Sequence[Summary]) -> bytes:
             correlation(*(_flat(s.sums.mean(kind), (height, width)) for s in (first, second)))
             for kind in ("stretched", "raw")
         )
-        for index, name in enumerate(first.job.names):
+        for index, name in enumerate(first.job.target.names):
             rows.append(
                 {
                     "model_a": first.job.label,
@@ -134,6 +133,7 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
     rows = []
     for summary in summaries:
         job, sums = summary.job, summary.sums
+        bank = job.target.bank.double().numpy()
         mean, correlations = sums.mean("stretched"), sums.mean("correlation")
         for pair, (plain, centred) in enumerate(job.centred):
             means = [_flat(mean[[index]], summary.grid) for index in (plain, centred)]
@@ -141,9 +141,9 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
                 {
                     "model": job.label,
                     "method": job.method,
-                    "emotion": job.names[plain],
+                    "emotion": job.target.names[plain],
                     "images": int(sums.correlated[pair]),
-                    "cosine": _cosine(job.rows[plain], job.rows[centred]),
+                    "cosine": _cosine(bank[plain], bank[centred]),
                     "map_correlation": float(correlations[pair]),
                     "mean_map_correlation": float(correlation(*means)[0]),
                 }
@@ -151,9 +151,8 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
     return _table(rows)
 
 
-def _cosine(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
+def _cosine(a: Array, b: Array) -> float:
     """Of two rows that are of unit length but for their rounding."""
-    a, b = first.astype(np.float64), second.astype(np.float64)
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 

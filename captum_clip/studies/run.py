@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import InputError
@@ -18,7 +19,7 @@ from .pictures import pictures
 from .plan import Plan, plan_study
 from .results import Summary
 from .shards import Shard, parse_shard
-from .work import StudyWork
+from .worker import StudyWorker
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     engine.check_device()
     with threads(engine.threads), output.lock():
         models = ModelLoader()
-        plan = plan_study(config, files, models)
+        plan = plan_study(config, images, files, models)
         begun = plan.begin_manifest(output, engine)
         compute_missing(
-            StudyWork(plan, images),
+            partial(StudyWorker, plan),
             plan.shards,
             output,
             engine,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.evaluation import Evaluation, EvaluationConfig, Summary, evaluate
 from captum_clip.evaluation.plan import make_plan
 from captum_clip.evaluation.table import COLUMNS
-from captum_clip.evaluation.worker import EvaluationWork, EvaluationWorker
+from captum_clip.evaluation.worker import EvaluationWorker
 from captum_clip.runs import ModelLoader, storage_of
 from captum_clip.runs.on_ray import UnitWorker
 from tests.evaluation.cases import TEXTS, make_classes, random_maps
@@ -466,7 +467,7 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     """By whoever loads it on another machine."""
     config = config_of(vit, masks, tmp_path / "out", engine="ray")
     plan = make_plan(config, ModelLoader())
-    work = EvaluationWork(replace(plan, fingerprint="another"))
+    work = partial(EvaluationWorker, replace(plan, fingerprint="another"))
     worker = UnitWorker(work, plan.shards, storage_of(tmp_path / "out"), 1)
     [error] = worker({"unit": [0]})["error"]
     assert "are not those that the evaluation was begun with" in error

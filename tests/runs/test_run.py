@@ -40,7 +40,7 @@ class Work:
     fails_at: str = ""
     computed: list[str] = field(default_factory=list)
 
-    def open(self, models: ModelLoader) -> Work:
+    def make(self, models: ModelLoader) -> Work:
         return self
 
     def compute(self, units: Sequence[Squares], save: Save, advance: Advance) -> None:
@@ -56,7 +56,7 @@ def run(work: Work, output: Storage, engine: Engine = LOCAL) -> list[tuple[int, 
     """What the progress was told."""
     told: list[tuple[int, int]] = []
     compute_missing(
-        work,
+        work.make,
         UNITS,
         output,
         engine,
@@ -103,8 +103,9 @@ def test_what_killed_workers_of_ray_leave_goes_away(
     """Half-written files are no part of a folder that is the same to the byte."""
     output = storage_of(tmp_path)
 
-    def on_ray(work: Work, units: Sequence[Squares], *_: Any) -> None:
-        work.compute(units, lambda unit, data: output.write(unit.name, data), lambda images: None)
+    def on_ray(make: Any, units: Sequence[Squares], *_: Any) -> None:
+        worker = make(ModelLoader())
+        worker.compute(units, lambda unit, data: output.write(unit.name, data), lambda images: None)
         output.write("units/..0.npz.tries.0f.part", b"1")
 
     monkeypatch.setattr(order, "run_on_ray", on_ray)
@@ -123,7 +124,7 @@ def test_temporary_files_are_known_by_their_names() -> None:
 def test_a_worker_of_ray_says_what_it_cannot_do(tmp_path: Path) -> None:
     """Called as Ray calls it, without Ray: errors travel as text, and deaths are counted."""
     output = storage_of(tmp_path)
-    worker = on_ray.UnitWorker(Work(fails_at=UNITS[1].name), UNITS, output, 1)
+    worker = on_ray.UnitWorker(Work(fails_at=UNITS[1].name).make, UNITS, output, 1)
     assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
     assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
     assert [name for name, _ in output.files()] == [UNITS[0].name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from captum_clip.runs.on_ray import UnitWorker
 from captum_clip.studies import run_study
 from captum_clip.studies.file_list import list_images
 from captum_clip.studies.plan import plan_study
-from captum_clip.studies.work import StudyWork
+from captum_clip.studies.worker import StudyWorker
 from tests.studies import folders
 
 
@@ -25,9 +26,8 @@ def test_a_worker_writes_the_shards_of_the_local_engine(
     config = folders.config_of(images, tmp_path / "out", vit, engine="ray", workers=1)
     source, output = storage_of(images), storage_of(tmp_path / "out")
     files = list_images(source, output, limit=None, seed=0)
-    plan = plan_study(config, files, ModelLoader())
-    work = StudyWork(plan, source)
-    worker = UnitWorker(work, plan.shards, output, 1)
+    plan = plan_study(config, source, files, ModelLoader())
+    worker = UnitWorker(partial(StudyWorker, plan), plan.shards, output, 1)
     for number in range(len(plan.shards)):
         assert worker({"unit": [number]}) == {"unit": [number], "error": [""]}
     run_study(folders.config_of(images, tmp_path / "local", vit))
@@ -36,7 +36,9 @@ def test_a_worker_writes_the_shards_of_the_local_engine(
         name: data for name, data in expected.items() if name.startswith("shards")
     }
     other = replace(plan, jobs=(replace(plan.jobs[0], fingerprint="another"),))
-    [error] = UnitWorker(StudyWork(other, source), plan.shards, output, 1)({"unit": [0]})["error"]
+    [error] = UnitWorker(partial(StudyWorker, other), plan.shards, output, 1)({"unit": [0]})[
+        "error"
+    ]
     assert "not those that the study was begun with" in error
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import groupby, islice
 
-from ..runs import Advance, ModelLoader, Save, Storage
+from ..runs import Advance, ModelLoader, Save
 from ..runs.workers import iterate_workers
 from .batch_explainer import BatchExplainer
 from .image_loader import Batch, ImageLoader
@@ -16,30 +15,18 @@ from .plan import Plan
 from .shards import Shard, join, to_bytes
 
 
-@dataclass(frozen=True, eq=False)
-class StudyWork:
-    """All that is to be computed; it can be sent to another process or machine.
+class StudyWorker:
+    """Computes shards; the last model stays for the next one.
 
-    Attributes:
+    Args:
         plan: jobs, files and settings.
-        images: where the files are.
+        models: loads models, or has one already.
     """
 
-    plan: Plan
-    images: Storage
-
-    def open(self, models: ModelLoader) -> StudyWorker:
-        """What computes, in one process."""
-        return StudyWorker(self, models)
-
-
-class StudyWorker:
-    """Computes shards; the last model stays for the next one."""
-
-    def __init__(self, work: StudyWork, models: ModelLoader) -> None:
-        self._work = work
+    def __init__(self, plan: Plan, models: ModelLoader) -> None:
+        self._plan = plan
         self._models = models
-        self._engine = work.plan.config.choose_engine()
+        self._engine = plan.config.choose_engine()
         self._ready: tuple[int, BatchExplainer, ImageLoader] | None = None
 
     def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
@@ -60,15 +47,10 @@ class StudyWorker:
     def _prepare(self, number: int) -> tuple[BatchExplainer, ImageLoader]:
         if self._ready is None or self._ready[0] != number:
             self._ready = None  # lets go of the old model first
-            plan, job = self._work.plan, self._work.plan.jobs[number]
+            plan, job = self._plan, self._plan.jobs[number]
             clip = self._models.load_same(job.model, self._engine.device, job.fingerprint, "study")
-            loader = ImageLoader(
-                self._work.images,
-                plan.files.names,
-                clip.processor,
-                job.size,
-                plan.config.batch_size,
-            )
+            names, size = plan.files.names, plan.config.batch_size
+            loader = ImageLoader(plan.images, names, clip.processor, job.size, size)
             self._ready = number, BatchExplainer(job, clip), loader
         return self._ready[1:]
 
