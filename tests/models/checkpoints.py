@@ -20,7 +20,9 @@ def save_transformers(built, folder, parts=True):
         built.tokenizer.save_pretrained(folder)
 
 
-def save_open_clip(built, folder, config, weights="open_clip_model.safetensors", **model):
+def save_open_clip(
+    built, folder, config, weights="open_clip_model.safetensors", preprocess=None, **model
+):
     folder.mkdir(exist_ok=True)
     state = {key: value.contiguous() for key, value in built.model.state_dict().items()}
     if weights.endswith("safetensors"):
@@ -34,7 +36,7 @@ def save_open_clip(built, folder, config, weights="open_clip_model.safetensors",
             "text_cfg": builders.TEXT_CONFIG,
             **model,
         },
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, **(preprocess or {})},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip
 import pytest
 import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 import captum_clip.demo
 from captum_clip.errors import InputError, TargetError
@@ -89,7 +92,7 @@ def test_every_family_of_open_clip_loads_from_the_hubs_cache(cache, capfd, famil
     assert capfd.readouterr() == ("", "")
 
 
-TIMM = {
+TIMM: dict[str, tuple[dict[str, Any], int]] = {
     "probe": ({"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}, 96),
     "cls": ({"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None}, 24),
 }
@@ -270,3 +273,42 @@ def test_embedded_names_load_with_the_embedded_tokenizer(embedded, monkeypatch, 
     if kind == "resnet":
         with pytest.raises(TargetError, match=r"has 17 tokens .* takes 16"):
             clip.encode_text("a " * 15)
+
+
+def test_a_siglip_of_open_clip_loads_with_its_own_tokenizer_and_processor(cache, capfd):
+    """Texts padded to the context, the last token read; pictures squashed, not cropped."""
+    text = {
+        **builders.TEXT_CONFIG,
+        "context_length": 64,
+        "vocab_size": 259,
+        "hf_tokenizer_name": "someone/small",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+    }
+    vision = {**TIMM["probe"][0], "image_size": 160}
+    with torch.random.fork_rng():
+        model = open_clip.CustomTextCLIP(96, dict(vision), dict(text))
+    snapshot = cache("someone/small")
+    builders.byte_tokenizer(64).save_pretrained(snapshot)
+    missing = snapshot.parents[1] / ".no_exist" / snapshot.name / "config.json"
+    missing.parent.mkdir(parents=True)
+    missing.touch()  # as the hub's client notes what a repository does not have
+    built = builders.Small(builders.randomize(model, 0), None, None)
+    options = {"embed_dim": 96, "text_cfg": text, "custom_text": True}
+    save_open_clip(built, snapshot, vision, preprocess={"resize_mode": "squash"}, **options)
+    capfd.readouterr()
+    clip = load_clip("hf-hub:someone/small")
+    assert clip.context_length == 64
+    assert clip.tokenize("A horse!").shape == (1, 64)
+    assert torch.equal(clip.tokenize("A horse!"), clip.tokenize("a horse"))  # canonicalized
+    with torch.no_grad():
+        features = built.model.encode_text(clip.tokenize("a horse"))
+    torch.testing.assert_close(clip.encode_text("a horse").detach(), F.normalize(features, dim=-1))
+    wide = Image.new("RGB", (90, 40), "red")
+    wide.paste("blue", (0, 0, 10, 40))  # a centre crop would cut it off
+    assert clip.denormalize(clip.preprocess(wide))[0, 2, 80, 2] > 0.9
+    with pytest.raises(TargetError, match=r"has 66 tokens .* takes 64"):
+        clip.encode_text("a" * 64)
+    assert capfd.readouterr() == ("", "")
