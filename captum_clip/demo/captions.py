@@ -142,8 +142,8 @@ def concept_prompts(generator: np.random.Generator | None = None) -> tuple[str, 
     prompts = []
     for concept in CONCEPTS:
         if concept in BACKGROUNDS or bare:
-            said = concept
+            phrase = concept
         else:
-            said = f"the {concept}" if the else article(concept)
-        prompts.append(template.format(said))
+            phrase = f"the {concept}" if the else article(concept)
+        prompts.append(template.format(phrase))
     return tuple(prompts)

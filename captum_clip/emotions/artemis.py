@@ -71,8 +71,8 @@ class ReadingReport:
 
     def __str__(self) -> str:
         left_out = [
-            f"{count:,} {one if count == 1 else many}"
-            for count, one, many in (
+            f"{count:,} {singular if count == 1 else plural}"
+            for count, singular, plural in (
                 (self.missing_images, "painting without an image", "paintings without an image"),
                 (self.unknown_emotions, "row of an unknown emotion", "rows of unknown emotions"),
                 (self.duplicate_rows, "duplicate row", "duplicate rows"),

@@ -16,7 +16,7 @@ _TOLERANCE = 1e-9  # of the largest partial derivative of the mean loss
 
 
 def fit_weights(rows: _Array, votes: npt.NDArray[Any], *, strength: float) -> tuple[_Array, _Array]:
-    r"""Weights W (C, D) and biases b (C,) that foretell votes v (N, C) from rows x (N, D).
+    r"""Weights W (C, D) and biases b (C,) that predict votes v (N, C) from rows x (N, D).
 
     .. math:: \min_{W, b} \; -\frac{1}{V} \sum_{n, c} v_{nc} \log p_{nc}
         + \frac{\lambda}{2} |W|^2, \quad p_n = \text{softmax}(W x_n + b), \; V = \sum_{n, c} v_{nc}

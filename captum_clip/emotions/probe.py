@@ -42,7 +42,7 @@ class FitSettings:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> FitSettings:
         """What :func:`dataclasses.asdict` gave, after JSON."""
-        return cls(**{**facts, "votes": tuple(int(count) for count in facts["votes"])})
+        return cls(**{**facts, "votes": tuple(facts["votes"])})
 
 
 @dataclass(frozen=True, eq=False, repr=False)

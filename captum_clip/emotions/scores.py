@@ -1,4 +1,4 @@
-"""How well a probe foretells what most annotators felt."""
+"""How well a probe predicts what most annotators felt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of paintings whose single most voted class was foretold; 0 paintings give zeros.
+    """Shares of paintings whose single most voted class was predicted; 0 paintings give zeros.
 
     A painting whose most votes are shared by two classes has no single one, and counts as wrong
-    whatever is foretold; so does a tie of the prediction.
+    whatever is predicted; so does a tie of the prediction.
 
     Attributes:
         paintings: how many.
@@ -60,14 +60,10 @@ class ProbeScores:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> ProbeScores:
+    def from_dict(cls, facts: Mapping[str, Any]) -> ProbeScores:
         """What :meth:`to_dict` gave."""
-        return cls(
-            all=Accuracy(**found["all"]),
-            agreed=Accuracy(**found["agreed"]),
-            tied=int(found["tied"]),
-            confusion=tuple(tuple(int(count) for count in row) for row in found["confusion"]),
-        )
+        confusion = tuple(map(tuple, facts["confusion"]))
+        return cls(Accuracy(**facts["all"]), Accuracy(**facts["agreed"]), facts["tied"], confusion)
 
 
 def score_predictions(predicted: _Array, votes: _Array, training_votes: _Array) -> ProbeScores:

@@ -144,7 +144,7 @@ def test_evaluate_prints_the_nouns_found_by_kind_of_scene(
 ) -> None:
     commands.main(["evaluate", "vit", "--scenes", "4", "--broad"])
     header, _, *rows = capsys.readouterr().out.strip().splitlines()
-    assert header == "| scenes | nouns |"
+    assert header == "| scenes | nouns | colours | feelings | backgrounds |"
     names = [row.split("|")[1].strip() for row in rows]
     kinds = [*BACKGROUNDS, *UNNAMED, *(f"{name} (held out)" for name in HELD_OUT)]
     assert names == ["standard", *kinds]

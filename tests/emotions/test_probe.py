@@ -125,7 +125,7 @@ def test_nothing_need_be_held_out():
     assert probe.settings == FitSettings(0, 0, 1e-3, 60, tuple(problem()[1].sum(0).tolist()))
 
 
-def test_a_class_without_votes_is_never_foretold():
+def test_a_class_without_votes_is_never_predicted():
     """Its probability is zero, its row too; the others are fitted as if it were not there."""
     features, votes = problem()
     votes[:, CLASSES.index("fear")] = 0

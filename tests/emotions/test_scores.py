@@ -28,7 +28,7 @@ VOTES = np.array(
 TRAINING = np.array(votes_of(awe=10, fear=9, else_=11))
 
 
-def foretold(*names):
+def certain(*names):
     """Certain predictions."""
     return np.eye(9)[[CLASSES.index(name) for name in names]]
 
@@ -36,7 +36,7 @@ def foretold(*names):
 def test_scores_by_hand():
     """Over nine and over eight, all and agreed, each beside its majority."""
     found = score_predictions(
-        foretold("awe", "awe", "something else", "something else", "fear"), VOTES, TRAINING
+        certain("awe", "awe", "something else", "something else", "fear"), VOTES, TRAINING
     )
     assert found.all.paintings == 5
     assert found.all.nine == pytest.approx(4 / 5)
@@ -52,14 +52,14 @@ def test_scores_by_hand():
 
 def test_argmax_over_eight_leaves_something_else_out_on_both_sides():
     """The best of the eight emotions, however likely the ninth class is."""
-    predicted = foretold("something else") + 0.5 * foretold("anger")
+    predicted = certain("something else") + 0.5 * certain("anger")
     found = score_predictions(predicted, VOTES[[2]], TRAINING)
     assert (found.all.nine, found.all.eight) == (1.0, 1.0)
 
 
 def test_ties_are_wrong_on_either_side():
     """A painting with a tie, and a prediction that cannot decide."""
-    found = score_predictions(foretold("fear"), VOTES[[1]], TRAINING)
+    found = score_predictions(certain("fear"), VOTES[[1]], TRAINING)
     assert (found.all.nine, found.all.eight, found.tied) == (0.0, 0.0, 1)
     found = score_predictions(np.ones((1, 9)), VOTES[[0]], TRAINING)
     assert (found.all.nine, found.all.eight, found.tied) == (0.0, 0.0, 0)
@@ -68,15 +68,15 @@ def test_ties_are_wrong_on_either_side():
 
 def test_of_equal_training_votes_the_first_class_is_the_majority():
     """So that the baseline is one answer."""
-    found = score_predictions(foretold("fear"), VOTES[[0]], np.ones(9, dtype=int))
+    found = score_predictions(certain("fear"), VOTES[[0]], np.ones(9, dtype=int))
     assert found.all.majority_nine == 0.0
-    found = score_predictions(foretold("fear"), np.array([votes_of(amusement=2)]), np.ones(9))
+    found = score_predictions(certain("fear"), np.array([votes_of(amusement=2)]), np.ones(9))
     assert found.all.majority_nine == 1.0
 
 
 def test_no_painting_gives_zeros():
     """Nobody agreed, so there is nothing to be right about."""
-    found = score_predictions(foretold("fear"), VOTES[[4]], TRAINING)
+    found = score_predictions(certain("fear"), VOTES[[4]], TRAINING)
     assert found.agreed == type(found.agreed)(0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_the_order_of_paintings():
 
 def test_scores_survive_json():
     """As a probe keeps them."""
-    found = score_predictions(foretold("awe"), VOTES[[0]], TRAINING)
+    found = score_predictions(certain("awe"), VOTES[[0]], TRAINING)
     assert ProbeScores.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 

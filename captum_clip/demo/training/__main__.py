@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ...models import load_clip
-from .evaluate import robustness_table
+from .evaluate import by_kind, recall_table
 from .export import export_checkpoint, measure
 from .recipes import RECIPES, WORLDS
 from .sheet import draw_sheet
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure.add_argument("name", choices=RECIPES)
     measure.add_argument("--scenes", type=int, default=500, help="for each count of objects")
     measure.add_argument("--folder", type=Path, help="an exported model; default: the packaged one")
-    measure.add_argument("--broad", action="store_true", help="nouns found by kind of scene")
+    measure.add_argument("--broad", action="store_true", help="by kind of background")
     measure.add_argument("--device", default="cpu")
     sheet = commands.add_parser("sprites", help="draw the sheet of sprites from an emoji font")
     sheet.set_defaults(action=_sprites)
@@ -84,8 +84,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     clip = load_clip(options.folder or f"demo/{options.name}", device=options.device)
     if options.broad:
         run = RECIPES[options.name].architecture
-        number, device = options.scenes, options.device
-        print(robustness_table(run, clip.model, number=number, device=device))
+        groups, device = by_kind(options.scenes), options.device
+        print(recall_table(run, clip.model, groups, heading="scenes", device=device))
     else:
         print("\n\n".join(measure(options.name, clip, options.scenes).values()))
 

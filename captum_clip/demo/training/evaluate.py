@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -106,47 +106,35 @@ def _best(row: torch.Tensor, names: Sequence[str], number: int = 1) -> set[str]:
     return {names[int(i)] for i in row[columns].topk(number).indices}
 
 
+def by_objects(number: int) -> Iterator[tuple[str, tuple[Scene, ...]]]:
+    """Test scenes with one, two and three objects, so many of each, seeds from 0."""
+    for count in range(1, MAX_OBJECTS + 1):
+        yield str(count), draw_scenes("test", number=number, counts=[count])
+
+
+def by_kind(number: int) -> Iterator[tuple[str, tuple[Scene, ...]]]:
+    """Test scenes with two and three objects: standard ones, then broad ones by background."""
+    yield "standard", draw_scenes("test", number=number, counts=[2, 3])
+    for name in dict.fromkeys((*BROAD.backgrounds, *BROAD.held_out)):
+        title = f"{name} (held out)" if name in BROAD.held_out else name
+        options: dict[str, Any] = {"world": BROAD, "background": name}
+        yield title, draw_scenes("test", number=number, counts=[2, 3], **options)
+
+
 def recall_table(
-    architecture: Architecture, model: nn.Module, *, number: int, device: str = "cpu"
+    architecture: Architecture,
+    model: nn.Module,
+    groups: Iterable[tuple[str, Sequence[Scene]]],
+    *,
+    heading: str,
+    device: str = "cpu",
 ) -> str:
-    """Markdown: the figures of a model on test scenes with one, two and three objects.
-
-    Args:
-        architecture: how to run the model.
-        model: in eval mode.
-        number: of scenes for each count of objects, seeds from 0.
-        device: the model's.
-    """
+    """Markdown: the figures of a model, in eval mode, on each of some named groups of scenes."""
     rows = []
-    for count in tqdm(range(1, MAX_OBJECTS + 1), desc="objects", disable=None):
-        scenes = draw_scenes("test", number=number, counts=[count])
-        scores = concept_scores(architecture, model, scenes, device=device)
-        rows.append([str(count), *(f"{x:.3f}" for x in astuple(figures(scores, scenes)))])
-    return markdown(("objects", "nouns", "colours", "feelings", "backgrounds"), rows)
-
-
-def robustness_table(
-    architecture: Architecture, model: nn.Module, *, number: int, device: str = "cpu"
-) -> str:
-    """Markdown: the nouns of a model that are found in each kind of scene.
-
-    Args:
-        architecture: how to run the model.
-        model: in eval mode.
-        number: of scenes with two and three objects in turn, for each kind, seeds from 0.
-        device: the model's.
-    """
-    kinds: list[tuple[str, World, str | None]] = [("standard", STANDARD, None)]
-    kinds += [(name, BROAD, name) for name in dict.fromkeys(BROAD.backgrounds)]
-    kinds += [(f"{name} (held out)", BROAD, name) for name in BROAD.held_out]
-    rows = []
-    for title, world, background in tqdm(kinds, desc="kinds", disable=None):
-        scenes = draw_scenes(
-            "test", number=number, counts=[2, 3], world=world, background=background
-        )
-        scores = concept_scores(architecture, model, scenes, device=device)
-        rows.append((title, f"{figures(scores, scenes).nouns:.3f}"))
-    return markdown(("scenes", "nouns"), rows)
+    for title, scenes in tqdm(groups, desc="scenes", disable=None):
+        measured = figures(concept_scores(architecture, model, scenes, device=device), scenes)
+        rows.append((title, *(f"{figure:.3f}" for figure in astuple(measured))))
+    return markdown((heading, "nouns", "colours", "feelings", "backgrounds"), rows)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ from ..catalogue import NOUNS, THINGS
 from ..tags import TAGGED
 from ..vocabulary import CONTEXT_LENGTH, END, IDS, OUTER, PAD, START
 from .architectures import IMAGE_SIZE, MEAN, RESNET_CONFIG, STD, Architecture
-from .evaluate import recall_table
+from .evaluate import by_objects, recall_table
 from .recipes import RECIPES
 from .shortcut_measures import shortcut_tables
 from .train import CURVE, load_checkpoint
@@ -152,10 +152,9 @@ def measure(name: str, clip: ClipAdapter, scenes: int) -> dict[str, str]:
     """
     if name == "shortcut":
         return shortcut_tables({"demo/shortcut": clip, "demo/vit": load_clip("demo/vit")}, scenes)
-    architecture = RECIPES[name].architecture
-    return {
-        "recall": recall_table(architecture, clip.model, number=scenes, device=str(clip.device))
-    }
+    run, device = RECIPES[name].architecture, str(clip.device)
+    groups = by_objects(scenes)
+    return {"recall": recall_table(run, clip.model, groups, heading="objects", device=device)}
 
 
 def write_tokenizer(folder: Path) -> None:
