@@ -5,9 +5,9 @@ from typing import Any
 
 from .config import EvaluationConfig
 from .data import open_data
+from .data.base import Region, Sample
 from .methods import methods_for
 from .run import Evaluation, evaluate
-from .sample import Region, Sample
 from .summary import Summary
 from .tasks import TASKS
 

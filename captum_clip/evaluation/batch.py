@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.geometry import resize_masks
+from .data.base import Region, Sample
 from .model_context import ModelContext
-from .sample import Region, Sample
 
 
 @dataclass(frozen=True, eq=False)

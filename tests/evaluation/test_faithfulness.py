@@ -11,9 +11,9 @@ import torch
 
 from captum_clip import ClipSimilarity, attr, metrics, targets
 from captum_clip.evaluation.data import DemoScenes
+from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import method_of
 from captum_clip.evaluation.model_context import ModelContext
-from captum_clip.evaluation.sample import Region, Sample
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.tasks.faithfulness import _successive
 from captum_clip.evaluation.tasks.sanity import _other

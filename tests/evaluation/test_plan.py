@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Attributed, Drawn
 from captum_clip.evaluation.plan import shards_of
-from captum_clip.evaluation.sample import Sample
 from tests.evaluation.cases import Listed, picture
 
 

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import captum_clip.evaluation
 from captum_clip.errors import CaptumClipError, InputError
@@ -231,28 +229,6 @@ def test_other_intervals_need_no_other_maps(output: Path, vit: str, masks: str) 
 def test_another_model_in_the_same_folder_is_refused(output: Path, resnet: str, masks: str) -> None:
     with pytest.raises(InputError, match='name was "small-vit" and is "small-resnet"'):
         evaluate(config_of(resnet, masks, output, methods=("grad-cam",)))
-
-
-def test_other_files_in_the_folder_are_refused(tmp_path: Path, vit: str, masks: str) -> None:
-    save_bytes(b"", tmp_path / "out" / "thesis.txt")
-    with pytest.raises(InputError, match=r"holds files that are no evaluation's, such as thesis"):
-        evaluate(config_of(vit, masks, tmp_path / "out"))
-    assert set(content(tmp_path / "out")) == {"thesis.txt"}
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "captum_clip study 1"}', "\x00"])
-def test_a_foreign_manifest_is_refused(output: Path, vit: str, masks: str, text: str) -> None:
-    (output / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"is no manifest of an evaluation that this version"):
-        evaluate(config_of(vit, masks, output))
-
-
-def test_two_runs_at_once_are_refused(tmp_path: Path, vit: str, masks: str) -> None:
-    with (
-        storage_of(tmp_path / "out").lock(),
-        pytest.raises(InputError, match=r"is at work in .*out; wait for it"),
-    ):
-        evaluate(config_of(vit, masks, tmp_path / "out"))
 
 
 def test_a_refused_evaluation_leaves_no_folder(tmp_path: Path, vit: str, masks: str) -> None:
@@ -487,16 +463,3 @@ def test_ray_gives_the_same_bytes(
     assert content(tmp_path / "out") == whole
     assert said[0] == 0
     assert said[-1] == 9
-
-
-def test_threads_are_put_back(output: Path, vit: str, masks: str) -> None:
-    before = torch.get_num_threads()
-    found: list[Evaluation] = []
-    thread = threading.Thread(
-        target=lambda: found.append(evaluate(config_of(vit, masks, output, threads=2)))
-    )
-    thread.start()
-    thread.join()
-    assert torch.get_num_threads() == before
-    assert found[0].output == str(output)
-    assert found[0].summary.reference == "last-grad"

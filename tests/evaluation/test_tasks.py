@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_clip import attr, maps, metrics, targets
 from captum_clip.evaluation.data import DemoScenes
+from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, Queries
-from captum_clip.evaluation.sample import Sample
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (

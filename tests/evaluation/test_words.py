@@ -10,8 +10,8 @@ import torch
 
 from captum_clip import attr, metrics, targets
 from captum_clip.evaluation.data import DemoMosaics
+from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import methods_for
-from captum_clip.evaluation.sample import Region, Sample
 from tests.evaluation.cases import (
     Listed,
     Rows,

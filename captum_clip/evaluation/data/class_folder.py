@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ...checks import find_repeated
 from ...errors import InputError
-from ..sample import Sample
+from .base import Sample
 from .class_names import class_texts
 from .files import FileData, digest, image_stems, list_files, read_picture
 

@@ -13,8 +13,7 @@ from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
-from ..sample import Region, Sample
-from .base import DataSet
+from .base import DataSet, Region, Sample
 
 COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""

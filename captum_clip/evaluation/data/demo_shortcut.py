@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ...demo.captions import article
 from ...demo.tags import TaggedScene, draw_tagged_scene
-from ..sample import Mask, Region, Sample
+from .base import Mask, Region, Sample
 from .demo import _DemoData
 
 

@@ -18,8 +18,7 @@ from ...errors import InputError
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil
 from ...runs import storage_of
-from ..sample import Mask
-from .base import DataSet
+from .base import DataSet, Mask, Region
 
 Loaded = TypeVar("Loaded")
 
@@ -189,3 +188,49 @@ def load_image(path: Path, load: Callable[[Image.Image], Loaded]) -> Loaded:
         raise InputError(f"there is no image file {path}.") from error
     except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path} cannot be read as an image ({error}).") from error
+
+
+def usable_regions(
+    sample: str, size: tuple[int, int], masks: Iterable[tuple[str, Callable[[], Mask]]]
+) -> tuple[tuple[Region, ...], tuple[str, ...]]:
+    """Read masks, and keep those that can be used.
+
+    Args:
+        sample: its name, for the messages.
+        size: (width, height) of the image, as Pillow has it.
+        masks: text of each region, and what reads its mask.
+
+    Returns:
+        The regions, and a reason for each mask that was left out: it cannot be read, has another
+        size than its image, is empty or full, or its text was there already.
+
+    Raises:
+        InputError: no region is left.
+    """
+    regions: list[Region] = []
+    dropped: list[str] = []
+    for text, read in masks:
+        try:
+            mask = read()
+            _check_mask(mask, size)
+            if any(region.text == text for region in regions):
+                raise InputError("the image has another region of the same text.")
+        except InputError as error:
+            dropped.append(f"{sample}, {text!r}: {str(error).rstrip('.')}")
+        else:
+            regions.append(Region(text, mask))
+    if not regions:
+        reason = "; ".join(dropped) or f"{sample} has no mask"
+        raise InputError(f"there is no region to compare a map with: {reason}.")
+    return tuple(regions), tuple(dropped)
+
+
+def _check_mask(mask: Mask, size: tuple[int, int]) -> None:
+    width, height = size
+    if mask.shape != (height, width):
+        shape = " x ".join(map(str, mask.shape))
+        raise InputError(f"the mask has {shape} pixels, its image {height} x {width}.")
+    if not mask.any():
+        raise InputError("the mask is empty.")
+    if mask.all():
+        raise InputError("the mask is full.")

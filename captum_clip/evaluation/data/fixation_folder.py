@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ...errors import InputError
 from ...files import DAMAGED
-from ..sample import Mask, Sample
+from .base import Mask, Sample
 from .files import FileData, digest, image_stems, list_files, read_grey, read_picture
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"

@@ -15,10 +15,9 @@ from typing_extensions import override
 from ...checks import find_file
 from ...errors import InputError
 from ...models.images import as_pil
-from ..sample import Mask, Sample
+from .base import Mask, Sample
 from .class_names import class_texts
-from .files import FileData
-from .regions import usable_regions
+from .files import FileData, usable_regions
 
 _INSTALL = "pip install 'captum-clip[evaluation]'"
 _BROKEN = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError)  # by h5py

@@ -10,9 +10,16 @@ from typing import Final, final
 from typing_extensions import override
 
 from ...errors import InputError
-from ..sample import Sample
-from .files import FileData, digest, image_stems, list_files, read_mask, read_picture
-from .regions import usable_regions
+from .base import Sample
+from .files import (
+    FileData,
+    digest,
+    image_stems,
+    list_files,
+    read_mask,
+    read_picture,
+    usable_regions,
+)
 
 IMAGES, MASKS, ENDING = "images", "masks", ".png"
 _FOLDERS: Final = (IMAGES, MASKS)

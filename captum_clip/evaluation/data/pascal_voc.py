@@ -10,9 +10,8 @@ import numpy as np
 from typing_extensions import override
 
 from ...errors import InputError
-from ..sample import Sample
-from .files import FileData, digest, list_files, read_indices, read_picture
-from .regions import usable_regions
+from .base import Sample
+from .files import FileData, digest, list_files, read_indices, read_picture, usable_regions
 
 CLASSES: Final = (
     "an aeroplane", "a bicycle", "a bird", "a boat", "a bottle", "a bus", "a car", "a cat",
