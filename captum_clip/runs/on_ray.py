@@ -19,7 +19,8 @@ from .units import U, Unit
 _TRIES: Final = 5  # of a unit, since Ray gives one that kills its worker to the next without end
 _RESUME: Final = "what is done is kept, start the same command again."
 _BARS: Final = (
-    *("enable_progress_bars", "enable_operator_progress_bars"),
+    "enable_progress_bars",
+    "enable_operator_progress_bars",
     "print_on_execution_start",
 )
 

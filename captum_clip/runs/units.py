@@ -48,11 +48,7 @@ def read_unit(storage: Storage, unit: U, parse: Callable[[Arrays, U], Content]) 
     """
     content = storage.read(unit.name)
     try:
-        if content is None:
-            raise FileNotFoundError("it is gone")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return parse(arrays, unit)
+        return _load(content, unit, parse)
     except DAMAGED as error:
         raise InputError(
             f"{storage.root}/{unit.name} cannot be used ({error}); delete it and start the same "
@@ -67,14 +63,23 @@ def unfinished(
     present = {name for name, _ in storage.files()}
     missing = []
     for unit in units:
-        if unit.name in present:
-            try:
-                read_unit(storage, unit, parse)
-                continue
-            except InputError:
+        # What the storage refuses ends the run: a file that cannot be reached is not damaged.
+        content = storage.read(unit.name) if unit.name in present else None
+        try:
+            _load(content, unit, parse)
+        except DAMAGED:
+            missing.append(unit)
+            if content is not None:
                 storage.remove(unit.name)
-        missing.append(unit)
     return missing
+
+
+def _load(content: bytes | None, unit: U, parse: Callable[[Arrays, U], Content]) -> Content:
+    if content is None:
+        raise FileNotFoundError("it is gone")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return parse(arrays, unit)
 
 
 def slug(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from captum_clip.errors import InputError
 from captum_clip.runs import Arrays, read_unit, slug, storage_of, to_npz
@@ -74,6 +75,23 @@ def test_whole_units_are_kept_and_missing_ones_wanted(tmp_path: Path) -> None:
     storage, other = storage_of(tmp_path), Squares("units/1.npz", (4,))
     storage.write(UNIT.name, WHOLE)
     assert unfinished(storage, [UNIT, other], parse) == [other]
+
+
+def test_a_file_that_cannot_be_reached_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that is away must not cost what was computed."""
+    storage = storage_of(tmp_path)
+    storage.write(UNIT.name, WHOLE)
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError("no leave")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "cat_file", refuse)
+        with pytest.raises(InputError, match="cannot be read: no leave"):
+            unfinished(storage, [UNIT], parse)
+    assert storage.read(UNIT.name) == WHOLE
 
 
 def test_no_flipped_bit_is_a_traceback(tmp_path: Path) -> None:
