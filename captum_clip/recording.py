@@ -59,7 +59,7 @@ class Recording:
     batch: int = 0
     stopped: bool = False  # the forward was left early, as planned
     layers: dict[int, LayerRecord] = field(default_factory=dict)
-    residual: Tensor | None = None  # (B, s, D), what entered the block that stopped it
+    residual: Tensor | None = None  # (B, s, D), what entered the last block
     final: Tensor | None = None  # (B, s, D), the last block's output
     embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf
     projected: Tensor | None = None  # (B, E), of the projection after the tower, in the graph
@@ -198,11 +198,16 @@ def record_vit(
 def _plan_final(hooks: _Hooks, record: Recording, tower: ViTTower, *, leaf: bool) -> None:
     block = tower.layers[-1]
 
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.residual = block.residual(args, kwargs)
+
     def leave(result: Any) -> Any:
         output = block.leaving(result)
         record.final = output = _leaf(output) if leaf else output
         return block.left(result, output)
 
+    if leaf:
+        hooks.before(block.block, enter)
     hooks.after(block.block, leave)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
-from ..models.steps import Direction, Step, run_steps
 from ..models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
+from ..models.unmodified import has_no_foreign_hooks
 from ..recording import LayerRecord, Recording, Visit, record_resnet, record_vit
 from . import _attention
 from ._call import Call, TargetScores
@@ -46,10 +46,14 @@ def last_gradient(
     """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
     last = len(tower.attentions) - 1
     attention = tower.attentions[last]
-    if _stops(tower, call):
+    if tower.pooling == "cls" and not keep and _own_code(tower, call):
+        short = _from_last_block(tower, call, visit)
+        if short is not None:
+            return short
+    if stops(tower, call):
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        seen, tokens = _seen(record, last)
+        seen, tokens = layer_record(record, last)
         with torch.no_grad():
             weights = _attention.readout_row(attention, seen)
             heads = _attention.heads_output(attention, weights, tokens)
@@ -61,7 +65,7 @@ def last_gradient(
     with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
         scores = call.scores()
     scored = TargetScores.of(scores, call, record)
-    seen, tokens = _seen(record, last)
+    seen, tokens = layer_record(record, last)
     leaf, _ = seen.point(attention)
     output = scored.stacked_gradients(leaf)  # (K', B, s, D)
     if tower.pooling == "probe":
@@ -74,7 +78,41 @@ def last_gradient(
         return LastGradient(record, scored, row, _attention.readout_row(attention, seen))
 
 
-def _stops(tower: ViTTower, call: Call) -> bool:
+def _own_code(tower: Tower, call: Call) -> bool:
+    """Whether a callable of the user's own runs a tower whose last part is the library's code."""
+    return call.similarity is None and tower.is_unmodified
+
+
+def _from_last_block(
+    tower: ViTTower, call: Call, visit: tuple[range, Visit] | None
+) -> LastGradient | None:
+    """The same where the last block's output is the leaf, so K backwards run the user's tail alone.
+
+    The block itself is passed by one token, for all targets at once. None where the scores read
+    more than CLS.
+    """
+    last = len(tower.layers) - 1
+    attention = tower.layers[last]
+    with record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="final") as record:
+        scores = call.scores()
+    scored = TargetScores.of(scores, call, record)
+    assert record.final is not None
+    rows = []
+    for (gradient,) in scored.gradients(record.final):
+        if gradient[:, 1:].any():
+            return None
+        rows.append(gradient[:, 0])
+    seen, tokens = layer_record(record, last)
+    with torch.no_grad():
+        weights = _attention.readout_row(attention, seen)
+        heads = _attention.heads_output(attention, weights, tokens)
+    token = readout_token(tower, record, heads.requires_grad_())
+    (gradient,) = torch.autograd.grad(token, heads, torch.stack(rows), is_grads_batched=True)
+    row = _attention.row_gradient(attention, gradient, tokens)
+    return LastGradient(record, scored, row, weights)
+
+
+def stops(tower: ViTTower, call: Call) -> bool:
     """Whether the forward may end at the last attention, the rest being one token's tail."""
     return call.similarity is not None and tower.pooling != "mean"
 
@@ -88,7 +126,7 @@ def _check_first_query(gradient: Tensor) -> None:
         )
 
 
-def _seen(record: Recording, index: int) -> tuple[LayerRecord, Tensor]:
+def layer_record(record: Recording, index: int) -> tuple[LayerRecord, Tensor]:
     """What a layer showed, and its tokens."""
     seen = record.layers[index]
     if seen.tokens is None:
@@ -102,11 +140,11 @@ def _seen(record: Recording, index: int) -> tuple[LayerRecord, Tensor]:
 def _tail(tower: ViTTower, call: Call, record: Recording, heads: Tensor) -> TargetScores:
     """The scores of a stopped forward, from the last heads' outputs for what is read, (B, D)."""
     assert call.similarity is not None
-    embedding = tower.embed(_readout_token(tower, record, heads))
+    embedding = tower.embed(readout_token(tower, record, heads))
     return TargetScores.of(call.similarity.score(embedding), call, record)
 
 
-def _readout_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
+def readout_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
     """What `ViTTower.embed` takes, (B, D), from the last heads' outputs for what is read."""
     last = len(tower.attentions) - 1
     attention = tower.attentions[last]
@@ -115,7 +153,7 @@ def _readout_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
         assert record.residual is not None
         residual = record.residual[:, 0]
         return attention.tail(residual, attended.to(residual.dtype))
-    return attended.to(_seen(record, last)[1].dtype)
+    return attended.to(layer_record(record, last)[1].dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +184,7 @@ class AllGradients:
         probe, index = self.tower.probe, len(self.tower.layers)
         if probe is None:
             return None
-        seen, tokens = _seen(self.record, index)
+        seen, tokens = layer_record(self.record, index)
         _check_first_query(gradient)
         gradient = _attention.heads_gradient(probe, gradient[None, :, 0], seen)
         row = _attention.row_gradient(probe, gradient, tokens)[0]
@@ -161,11 +199,11 @@ def all_gradients(
     _refuse_checkpointing(tower)
     first = start if first is None else first
     last = len(tower.attentions) - 1
-    if _stops(tower, call) and start < last:
+    if stops(tower, call) and start < last:
         with record_vit(tower, keep=range(first, last), leaf=start, stop=last) as record:
             call.scores()
         points = _points(tower, record, range(start, last))
-        seen, tokens = _seen(record, last)
+        seen, tokens = layer_record(record, last)
         row = _attention.readout_row(tower.attentions[last], seen)
         heads = _attention.heads_output(tower.attentions[last], row, tokens)
         scored = _tail(tower, call, record, heads)
@@ -177,7 +215,7 @@ def all_gradients(
 
 
 def _points(tower: ViTTower, record: Recording, indices: range) -> tuple[Tensor, ...]:
-    return tuple(_seen(record, i)[0].point(tower.attentions[i])[0] for i in indices)
+    return tuple(layer_record(record, i)[0].point(tower.attentions[i])[0] for i in indices)
 
 
 def without_gradient(
@@ -186,13 +224,13 @@ def without_gradient(
     """Run once without any graph and visit the tokens of some layers."""
     last = len(tower.attentions) - 1
     with torch.no_grad():
-        if not _stops(tower, call):
+        if not stops(tower, call):
             with record_vit(tower, visit=visit) as record:
                 scores = call.scores()
             return record, TargetScores.of(scores, call, record)
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        seen, tokens = _seen(record, last)
+        seen, tokens = layer_record(record, last)
         row = _attention.readout_row(tower.attentions[last], seen)
         heads = _attention.heads_output(tower.attentions[last], row, tokens)
         return record, _tail(tower, call, record, heads)
@@ -205,131 +243,19 @@ def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:
     return record
 
 
-@dataclass(frozen=True, eq=False)
-class Readout:
-    """What an embedding is read from, and K' directions on the embedding that give the scores.
-
-    Attributes:
-        direction: y = d . e, the length of the embedding e held as it is.
-        steps: of the tower's head, from what is read to e.
-        token: (B, D) what `ViTTower.embed` takes; with a mean of patches what that is the mean of,
-            (B, N, D).
-        heads: (B, D) the last attention's outputs of heads for what is read, where it stands there.
-    """
-
-    record: Recording
-    scored: TargetScores
-    direction: Direction
-    steps: tuple[Step, ...]
-    token: Tensor
-    heads: Tensor | None = None
-
-
-def readout(tower: ViTTower, call: Call, visit: tuple[range, Visit]) -> Readout:
-    """Run once, without a graph up to the embedding, and visit the tokens of some layers."""
-    last, steps = len(tower.attentions) - 1, tower.head
-    probe = range(last, last + 1) if tower.pooling == "probe" else range(0)
-    if call.similarity is None:
-        with record_vit(
-            tower, visit=visit, keep=probe, leaf="embedding", final=not probe
-        ) as record:
-            scores = call.scores()
-        scored, direction, projected = _embedding_direction(tower, call, record, scores)
-        steps = steps if projected or tower.projection_module is None else steps[:-1]
-    else:
-        stop = last if _stops(tower, call) else None
-        with (
-            torch.no_grad(),
-            record_vit(tower, visit=visit, stop=stop, final=stop is None) as record,
-        ):
-            call.scores()
-    with torch.no_grad():
-        heads = None
-        if record.stopped or probe:
-            seen, tokens = _seen(record, last)
-            row = _attention.readout_row(tower.attentions[last], seen)
-            heads = _attention.heads_output(tower.attentions[last], row, tokens)
-            token = _readout_token(tower, record, heads)
-        else:
-            assert record.final is not None
-            token = record.final.detach()
-            token = token[:, tower.prefix :] if tower.pooling == "mean" else token[:, 0]
-        if call.similarity is not None:
-            embedding = _embedded(tower, token)
-            scored = TargetScores.of(call.similarity.score(embedding), call, record)
-            direction = _cosine_direction(call.similarity.bank, scored.columns, embedding)
-    return Readout(record, scored, direction, steps, _attention.widened(token), heads)
-
-
-def _embedded(tower: ViTTower, token: Tensor) -> Tensor:
-    """The embedding (B, E) of what is read."""
-    if tower.pooling != "mean":
-        return tower.embed(token)
-    before = tower.steps_before_mean
-    mean = run_steps(tower.head[:before], token).mean(1)
-    return run_steps(tower.head[before:], mean)
-
-
-def _cosine_direction(bank: Tensor, columns: Tensor, embedding: Tensor) -> Direction:
-    """The rows of the bank that are asked for, over the embedding's length."""
-    embedding = _attention.widened(embedding)
-    same = bool((columns == columns[:, :1]).all())  # every image is asked about the same rows
-    rows = bank.to(embedding.dtype)[columns[:, :1] if same else columns]
-    return Direction.of(rows, embedding.norm(dim=-1).clamp(min=1e-12).reciprocal())
-
-
-def _embedding_direction(
-    tower: Tower, call: Call, record: Recording, scores: Tensor
-) -> tuple[TargetScores, Direction, bool]:
-    r"""Directions :math:`g + (y - g \cdot e) e / |e|^2` on the embedding, g its gradient.
-
-    So d . e = y whatever the scores are, and d = t / |e| where y is the cosine of e and t. The
-    flag says whether e is the output of the projection after the tower.
-    """
-    scored = TargetScores.of(scores, call, record)
-    assert record.embedding is not None
-    point, projected = record.embedding, False
-    if record.projected is not None and record.projected.requires_grad:
-        projected = _leads_through(scores, record.projected, record.embedding)
-        point = record.projected if projected else point
-    gradient = _attention.widened(scored.stacked_gradients(point))  # (K', B, E)
-    embedding = _attention.widened(point.detach())
-    along = scored.chosen.T.to(gradient.dtype) - (gradient * embedding).sum(-1)
-    length = embedding.square().sum(-1, keepdim=True).clamp(min=1e-24)
-    rows = gradient + along[..., None] * (embedding / length)
-    return scored, Direction.of(rows, rows.new_ones(len(embedding))), projected
-
-
-def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool:
-    """Whether the scores depend on the tower's embedding through its projection alone."""
-    points = (projected, embedding)
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-        scores.sum(), points, retain_graph=True, allow_unused=True
-    )
-    inner, whole = gradients
-    if inner is None or whole is None:
-        return False
-    (through,) = torch.autograd.grad(projected, embedding, inner, retain_graph=True)
-    return bool(torch.allclose(through, whole, rtol=1e-3, atol=1e-6 * float(whole.abs().max())))
-
-
-def resnet_readout(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Direction]:
-    """Run once: the last stage's features and K' directions on the embedding."""
-    similarity = call.similarity
-    with record_resnet(tower, then="embedding" if similarity is None else "stop") as record:
-        scores = call.scores()
-    if similarity is None:
-        return record, *_embedding_direction(tower, call, record, scores)[:2]
-    assert record.features is not None
-    with torch.no_grad():
-        embedding = tower.pool(record.features)
-        scored = TargetScores.of(similarity.score(embedding), call, record)
-        return record, scored, _cosine_direction(similarity.bank, scored.columns, embedding)
-
-
 def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Tensor]:
     """Run once: the last stage's features, the scores, and d y / d shift (K', B, C)."""
     similarity = call.similarity
+    if _own_code(tower, call) and has_no_foreign_hooks(tower.stage):
+        # K backwards run the user's tail alone, and the pool is passed in closed form
+        with record_resnet(tower, then="embedding") as record:
+            scores = call.scores()
+        assert record.features is not None
+        assert record.embedding is not None
+        scored = TargetScores.of(scores, call, record)
+        gradient = scored.stacked_gradients(record.embedding)
+        with torch.no_grad():
+            return record, scored, tower.shift_gradient(record.features, gradient)
     with record_resnet(tower, then="shift" if similarity is None else "stop") as record:
         scores = call.scores()
     assert record.features is not None

@@ -16,7 +16,7 @@ from ..recording import LayerRecord
 from ._attention import contributions, exact, heads_output, readout_row
 from ._base import AdditiveAttribution, Computed
 from ._call import Call
-from ._passes import Readout, readout, resnet_readout
+from ._readout import Readout, readout, resnet_readout
 from ._towers import check_layers
 
 Baseline = Literal["none", "mean"]

@@ -1,0 +1,137 @@
+"""What an embedding is read from, and the texts as directions on it: no gradient is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.steps import Direction, Step, run_steps
+from ..models.towers import ResNetTower, Tower, ViTTower
+from ..recording import Recording, Visit, record_resnet, record_vit
+from . import _attention
+from ._call import Call, TargetScores
+from ._passes import layer_record, readout_token, stops
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """What an embedding is read from, and K' directions on the embedding that give the scores.
+
+    Attributes:
+        direction: y = d . e, the length of the embedding e held as it is.
+        steps: of the tower's head, from what is read to e.
+        token: (B, D) what `ViTTower.embed` takes; with a mean of patches what that is the mean of,
+            (B, N, D).
+        heads: (B, D) the last attention's outputs of heads for what is read, where it stands there.
+    """
+
+    record: Recording
+    scored: TargetScores
+    direction: Direction
+    steps: tuple[Step, ...]
+    token: Tensor
+    heads: Tensor | None = None
+
+
+def readout(tower: ViTTower, call: Call, visit: tuple[range, Visit]) -> Readout:
+    """Run once, without a graph up to the embedding, and visit the tokens of some layers."""
+    last, steps = len(tower.attentions) - 1, tower.head
+    probe = range(last, last + 1) if tower.pooling == "probe" else range(0)
+    if call.similarity is None:
+        with record_vit(
+            tower, visit=visit, keep=probe, leaf="embedding", final=not probe
+        ) as record:
+            scores = call.scores()
+        scored, direction, projected = _embedding_direction(tower, call, record, scores)
+        steps = steps if projected or tower.projection_module is None else steps[:-1]
+    else:
+        stop = last if stops(tower, call) else None
+        with (
+            torch.no_grad(),
+            record_vit(tower, visit=visit, stop=stop, final=stop is None) as record,
+        ):
+            call.scores()
+    with torch.no_grad():
+        heads = None
+        if record.stopped or probe:
+            seen, tokens = layer_record(record, last)
+            row = _attention.readout_row(tower.attentions[last], seen)
+            heads = _attention.heads_output(tower.attentions[last], row, tokens)
+            token = readout_token(tower, record, heads)
+        else:
+            assert record.final is not None
+            token = record.final.detach()
+            token = token[:, tower.prefix :] if tower.pooling == "mean" else token[:, 0]
+        if call.similarity is not None:
+            embedding = _embedded(tower, token)
+            scored = TargetScores.of(call.similarity.score(embedding), call, record)
+            direction = _cosine_direction(call.similarity.bank, scored.columns, embedding)
+    return Readout(record, scored, direction, steps, _attention.widened(token), heads)
+
+
+def _embedded(tower: ViTTower, token: Tensor) -> Tensor:
+    """The embedding (B, E) of what is read."""
+    if tower.pooling != "mean":
+        return tower.embed(token)
+    before = tower.steps_before_mean
+    mean = run_steps(tower.head[:before], token).mean(1)
+    return run_steps(tower.head[before:], mean)
+
+
+def _cosine_direction(bank: Tensor, columns: Tensor, embedding: Tensor) -> Direction:
+    """The rows of the bank that are asked for, over the embedding's length."""
+    embedding = _attention.widened(embedding)
+    same = bool((columns == columns[:, :1]).all())  # every image is asked about the same rows
+    rows = bank.to(embedding.dtype)[columns[:, :1] if same else columns]
+    return Direction.of(rows, embedding.norm(dim=-1).clamp(min=1e-12).reciprocal())
+
+
+def _embedding_direction(
+    tower: Tower, call: Call, record: Recording, scores: Tensor
+) -> tuple[TargetScores, Direction, bool]:
+    r"""Directions :math:`g + (y - g \cdot e) e / |e|^2` on the embedding, g its gradient.
+
+    So d . e = y whatever the scores are, and d = t / |e| where y is the cosine of e and t. The
+    flag says whether e is the output of the projection after the tower.
+    """
+    scored = TargetScores.of(scores, call, record)
+    assert record.embedding is not None
+    point, projected = record.embedding, False
+    if record.projected is not None and record.projected.requires_grad:
+        projected = _leads_through(scores, record.projected, record.embedding)
+        point = record.projected if projected else point
+    gradient = _attention.widened(scored.stacked_gradients(point))  # (K', B, E)
+    embedding = _attention.widened(point.detach())
+    along = scored.chosen.T.to(gradient.dtype) - (gradient * embedding).sum(-1)
+    length = embedding.square().sum(-1, keepdim=True).clamp(min=1e-24)
+    rows = gradient + along[..., None] * (embedding / length)
+    return scored, Direction.of(rows, rows.new_ones(len(embedding))), projected
+
+
+def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool:
+    """Whether the scores depend on the tower's embedding through its projection alone."""
+    points = (projected, embedding)
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        scores.sum(), points, retain_graph=True, allow_unused=True
+    )
+    inner, whole = gradients
+    if inner is None or whole is None:
+        return False
+    (through,) = torch.autograd.grad(projected, embedding, inner, retain_graph=True)
+    return bool(torch.allclose(through, whole, rtol=1e-3, atol=1e-6 * float(whole.abs().max())))
+
+
+def resnet_readout(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Direction]:
+    """Run once: the last stage's features and K' directions on the embedding."""
+    similarity = call.similarity
+    with record_resnet(tower, then="embedding" if similarity is None else "stop") as record:
+        scores = call.scores()
+    if similarity is None:
+        return record, *_embedding_direction(tower, call, record, scores)[:2]
+    assert record.features is not None
+    with torch.no_grad():
+        embedding = tower.pool(record.features)
+        scored = TargetScores.of(similarity.score(embedding), call, record)
+        return record, scored, _cosine_direction(similarity.bank, scored.columns, embedding)

@@ -1,0 +1,95 @@
+"""A forward function of one's own takes the short way where the tower is the library's, exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_clip import attr
+from captum_clip.attr import _passes
+from tests.attr import cases
+
+CASES = [
+    *(
+        (name, method)
+        for name in cases.CLS_TOWERS
+        for method in ("last-grad", "attention-grad-cam")
+    ),
+    *((name, "last-grad") for name in ("eva02", "open_clip_norms", "timm_registers")),
+    *((name, "grad-cam") for name in cases.CONVOLUTIONAL),
+]
+
+
+def explain(name: str, method: str, forward: Any = None) -> Tensor:
+    """All maps for a callable that scales cosines."""
+    model = cases.built(name, torch.float64).model
+    own = forward or cases.own_callable(name, torch.float64)
+    maps: Tensor = attr.METHODS[method](own, model).attribute_targets(
+        cases.images(name, torch.float64)
+    )
+    return maps
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_the_short_way_equals_the_general_one(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = explain(name, method)
+    asked = []
+    monkeypatch.setattr(_passes, "_own_code", lambda *_: asked.append(1))
+    torch.testing.assert_close(short, explain(name, method), rtol=1e-9, atol=1e-12)
+    assert asked  # the general way was taken
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_the_short_way_records_no_graph_in_the_last_block(name: str) -> None:
+    """So a target costs a backward through the user's own lines, and nothing else."""
+    model = cases.built(name, torch.float64).model
+    seen = []
+    own = cases.own_callable(name, torch.float64)
+
+    def forward(images: Tensor) -> Tensor:
+        scores = own(images)
+        node, names = scores.grad_fn, set()
+        while node is not None:
+            names.add(type(node).__name__)
+            node = next((n for n, _ in node.next_functions if n is not None), None)
+        seen.append(names)
+        return scores
+
+    attr.LastGradAttention(forward, model).attribute_targets(cases.images(name, torch.float64))
+    assert len(seen) == 1
+    assert not any("Gelu" in name or "Sigmoid" in name for name in seen[0])
+
+
+def test_scores_of_more_than_cls_take_the_general_way() -> None:
+    """A callable that reads patches as well runs once more, with whole matrices."""
+    model = cases.built("hf_vit", torch.float64).model
+    calls = []
+
+    def forward(images: Tensor) -> Tensor:
+        calls.append(1)
+        hidden = model.vision_model(images).last_hidden_state
+        return hidden[:, 0, :3] + hidden[:, 1:, :3].mean(1)
+
+    maps = explain("hf_vit", "last-grad", forward)
+    assert len(calls) > 1
+    assert (maps > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("hf_vit", "last-grad"), ("open_clip_resnet", "grad-cam")]
+)
+def test_a_foreign_hook_takes_the_general_way(name: str, method: str) -> None:
+    """What a hook makes of the last block or stage is not known."""
+    wanted = explain(name, method)
+    tower = cases.adapter(name, torch.float64).tower
+    module = tower.layers[-1].block if name == "hf_vit" else tower.stage
+    handle = module.register_forward_hook(lambda module, args, result: None)
+    try:
+        torch.testing.assert_close(explain(name, method), wanted, rtol=1e-9, atol=1e-12)
+    finally:
+        handle.remove()
