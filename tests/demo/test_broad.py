@@ -117,6 +117,7 @@ def test_batch_is_true_to_its_captions(banks: Banks) -> None:
     assert 0 < sum(not concepts & set(BACKGROUNDS) for concepts in shown) < 24
 
 
+@pytest.mark.slow
 def test_training_on_broad_scenes_starts_from_a_model_and_resumes(
     banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +127,7 @@ def test_training_on_broad_scenes_starts_from_a_model_and_resumes(
     whole = training.train(settings, tmp_path / "whole")
     stopped = training.Trainer(settings)
     assert stopped.validate(stopped.recipe.validation(8, BROAD)) > 0.2  # not of fresh weights
-    stopped.advance(banks)
+    stopped.advance(training.Batches(settings, banks)[stopped.step])
     training.save_checkpoint(tmp_path / "resumed", stopped.state())
     resumed = training.train(settings, tmp_path / "resumed")
     for key, value in whole.model.state_dict().items():

@@ -149,7 +149,7 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
     whole = training.train(settings, tmp_path / "whole")
 
     stopped = training.Trainer(settings)
-    first = [stopped.advance(banks) for _ in range(2)]
+    first = [stopped.advance(training.Batches(settings, banks)[stopped.step]) for _ in range(2)]
     assert np.isfinite(first).all()
     training.save_checkpoint(tmp_path / "resumed", stopped.state())
     resumed = training.train(settings, tmp_path / "resumed")
@@ -170,6 +170,17 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
     assert (tmp_path / "export" / "curve.csv").exists()
     card = (tmp_path / "export" / "MODEL_CARD.md").read_text()
     assert f"{name} --steps 3" in card
+
+
+def test_batches_drawn_in_other_processes_are_the_same(
+    banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "build_banks", lambda *_, **__: banks)
+    settings = training.Settings("vit", steps=3, batch_size=2, validation=2)
+    alone = training.train(settings, tmp_path / "alone")
+    helped = training.train(replace(settings, workers=2), tmp_path / "helped")
+    for key, value in alone.model.state_dict().items():
+        assert torch.equal(helped.model.state_dict()[key], value), key
 
 
 def test_missing_checkpoint_is_an_error_for_the_exporter(tmp_path: Path) -> None:

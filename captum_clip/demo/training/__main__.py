@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--device", default="cpu")
     training.add_argument("--threads", type=int, help="CPU threads")
+    training.add_argument("--workers", type=int, default=0, help="processes that draw scenes")
     training.add_argument("--fresh", action="store_true", help="ignore the folder's checkpoint")
     export = commands.add_parser("export", help="write the newest checkpoint as a model")
     export.set_defaults(action=_export)
@@ -68,6 +69,7 @@ def _train(options: argparse.Namespace) -> None:
         scenes=options.scenes,
         start=options.start,
         peak=options.peak,
+        workers=options.workers,
     )
     train(settings, options.checkpoint, resume=not options.fresh)
     if options.export is not None:

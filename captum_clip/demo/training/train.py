@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...errors import InputError
@@ -49,6 +50,7 @@ class Settings:
         scenes: what they look like, a name of :data:`captum_clip.demo.training.recipes.WORLDS`.
         start: the embedded model to start from, instead of the recipe's.
         peak: the highest learning rate, instead of the recipe's.
+        workers: processes that draw batches; 0: the training's own.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Settings:
     scenes: str = "standard"
     start: str | None = None
     peak: float | None = None
+    workers: int = 0
 
 
 class Trainer:
@@ -125,11 +128,9 @@ class Trainer:
             "curve": self.curve,
         }
 
-    def advance(self, banks: Banks) -> float:
-        """Do one step and return its loss."""
-        settings = self.settings
-        batch = self.recipe.draw(banks, settings.seed, self.step, size=settings.batch_size)
-        rate = one_cycle(self.step, settings.steps, peak=self.peak)
+    def advance(self, batch: Batch) -> float:
+        """Do one step on the batch that belongs to it, and return its loss."""
+        rate = one_cycle(self.step, self.settings.steps, peak=self.peak)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._loss(batch)
@@ -172,6 +173,18 @@ class Trainer:
         )
 
 
+class Batches(Dataset[Batch]):
+    """The batch of each step."""
+
+    def __init__(self, settings: Settings, banks: Banks) -> None:
+        self._settings, self._banks = settings, banks
+
+    def __getitem__(self, step: int) -> Batch:
+        settings = self._settings
+        draw = RECIPES[settings.name].draw
+        return draw(self._banks, settings.seed, step, size=settings.batch_size)
+
+
 def _groups(model: nn.Module, bias: nn.Parameter) -> list[dict[str, object]]:
     """Weight decay for matrices and kernels only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -197,10 +210,14 @@ def train(settings: Settings, folder: Path, *, resume: bool = True) -> Trainer:
     world = WORLDS[settings.scenes]
     banks = build_banks(settings.seed, variants=settings.variants, world=world, progress=True)
     scenes = trainer.recipe.validation(settings.validation, world)
+    steps = range(trainer.step, settings.steps)
+    batches = DataLoader(
+        Batches(settings, banks), batch_size=None, sampler=steps, num_workers=settings.workers
+    )
     losses: list[float] = []
     progress = tqdm(total=settings.steps, initial=trainer.step, desc=settings.name, mininterval=5)
-    while trainer.step < settings.steps:
-        losses.append(trainer.advance(banks))
+    for batch in batches:
+        losses.append(trainer.advance(batch))
         progress.update()
         if trainer.step % trainer.recipe.every == 0 or trainer.step == settings.steps:
             loss, recall = sum(losses) / len(losses), trainer.validate(scenes)

@@ -47,6 +47,7 @@ def pointing(folder, model, data, methods=METHODS, images=6):
     return {row["method"]: float(row["mean"]) for row in rows}
 
 
+@pytest.mark.slow
 def test_methods_show_the_tag_where_it_is_the_reason(tmp_path):
     """As docs/shortcut.md finds: gradients do, and only there; rollout whatever the text."""
     planted = pointing(tmp_path, "demo/shortcut", "demo-shortcut")
