@@ -28,6 +28,12 @@ from .table import Table
 
 LEVEL: Final = 0.95
 RESAMPLES: Final = 2000
+_DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
+_COLUMNS: Final = (
+    *("method", "metric", "mean", "low", "high", "images", "rows", *_DIFFERENCE),
+    *("reference", "images_paired", "better"),
+)
+_UNMEASURED: Final = {"images": 0, "rows": 0, "images_paired": 0}
 _ROUNDING: Final = 1e-12  # relative; two figures that differ by less are equal
 
 
@@ -150,28 +156,15 @@ def summarize(
         figures = _compare(metric, measured, reference, level, resample)
         for method in methods:
             records[method, metric.name] = {
-                **{"method": method, "metric": metric.name, **_NOTHING, **figures.get(method, {})},
+                **{"method": method, "metric": metric.name, **figures.get(method, _UNMEASURED)},
                 **{"reference": reference, "better": metric.better},
             }
     frame = pd.DataFrame(
         [records[method, metric.name] for method in methods for metric in metrics],
         columns=list(_COLUMNS),
-    )
+    ).astype(dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float))
     names = list(methods), list(baselines), reference
     return Summary(frame, groups, *names, level, resamples, seed)
-
-
-_NOTHING: Final[dict[str, Any]] = {
-    **dict.fromkeys(("mean", "low", "high"), np.nan),
-    **dict.fromkeys(("images", "rows"), 0),
-    **dict.fromkeys(("difference", "difference_low", "difference_high", "p_holm"), np.nan),
-    "images_paired": 0,
-}
-_COLUMNS: Final = (
-    *("method", "metric", "mean", "low", "high", "images", "rows"),
-    *("difference", "difference_low", "difference_high", "p_holm"),
-    *("reference", "images_paired", "better"),
-)
 
 
 def _check(metrics: Sequence[str], methods: Sequence[str], named: Sequence[str]) -> None:
@@ -265,5 +258,4 @@ def _difference(own: Array, other: Array, images: int, level: float) -> dict[str
     gaps = np.where(np.abs(own - other) <= rounding, 0.0, own - other)
     if images == 1:
         return {"difference": float(gaps[0])}
-    names = ("difference", "difference_low", "difference_high", "p_holm")
-    return dict(zip(names, difference_of(gaps, level), strict=True))
+    return dict(zip(_DIFFERENCE, difference_of(gaps, level), strict=True))

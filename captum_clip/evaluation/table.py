@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from ..runs import Arrays
@@ -18,7 +17,8 @@ Table: TypeAlias = "DataFrame"
 COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "value")
 """Columns of the table; docs/evaluation.md says what each holds."""
 
-_TEXTS: Final = ("task", "metric", "method", "region", "part")
+_NUMBERS: Final[dict[str, type]] = {"sample": np.int64, "x": np.float64, "value": np.float64}
+_TEXTS: Final = tuple(name for name in COLUMNS if name not in _NUMBERS)
 
 Skipped = list[tuple[int, str]]
 """Number of a sample, and why it, or a region or map of it, was left out."""
@@ -66,17 +66,15 @@ def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
     """
     import pandas as pd
 
-    blocks = [
-        {**block, **{"task": np.full(len(block["value"]), task, dtype=object)}}
-        for task, blocks in rows.items()
-        for block in blocks
-    ]
-    columns: dict[str, Any] = {}
-    for name in COLUMNS:
-        dtype = {"sample": np.int64, "x": np.float64, "value": np.float64}.get(name, object)
-        empty: npt.NDArray[Any] = np.empty(0, dtype=dtype)
-        columns[name] = np.concatenate([empty, *(block[name] for block in blocks if name in block)])
-    columns["method"] = np.full(len(columns["value"]), method, dtype=object)
+    blocks: list[Arrays] = [{name: np.empty(0, _NUMBERS.get(name, object)) for name in COLUMNS}]
+    for task, of_task in rows.items():
+        for block in of_task:
+            texts = {"task": task, "method": method}
+            size = len(block["value"])
+            blocks.append({**block, **{n: np.full(size, t, object) for n, t in texts.items()}})
+    columns: dict[str, Any] = {
+        name: np.concatenate([block[name] for block in blocks]) for name in COLUMNS
+    }
     for name in _TEXTS:
         columns[name] = _category(*pd.factorize(columns[name]))
     return pd.DataFrame(columns)
@@ -84,7 +82,7 @@ def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
 
 def to_arrays(table: Table, skipped: Skipped) -> Arrays:
     """The table of one method, with what was skipped, as the arrays of a file."""
-    arrays = {name: table[name].to_numpy() for name in ("sample", "x", "value")}
+    arrays = {name: table[name].to_numpy() for name in _NUMBERS}
     for name in _TEXTS:  # long, with few different entries
         arrays[name] = table[name].cat.codes.to_numpy()
         arrays[f"{name} names"] = np.array(table[name].cat.categories, dtype=np.str_)

@@ -31,19 +31,10 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
-    check_template(template)
-    known = _read(folder / FILE)
-    return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
-
-
-def check_template(template: str) -> None:
-    """Raise unless it has one place for a name.
-
-    Raises:
-        InputError: it has none, or several.
-    """
     if not isinstance(template, str) or template.count("{}") != 1:
         raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+    known = _read(folder / FILE)
+    return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -66,13 +57,13 @@ def _read(path: Path) -> dict[str, str]:
 def _name(name: str) -> str:
     if not _SYNSET.fullmatch(name):
         return name.replace("_", " ").strip()
-    found = _imagenet().get(name) or _wordnet().get(name)
-    if found is None:
+    known = _imagenet().get(name) or _wordnet().get(name)
+    if known is None:
         raise InputError(
             f"the class {name} is not one of ImageNet's; give its name in a file {FILE}: {name}, a "
             "tab, the name."
         )
-    return found
+    return known
 
 
 @lru_cache(maxsize=1)
@@ -90,5 +81,5 @@ def _wordnet() -> dict[str, str]:
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-22k")
-    told = zip(info.label_names(), info.label_descriptions(), strict=True)
-    return {number: description.partition(",")[0].strip() for number, description in told}
+    named = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return {number: description.partition(",")[0].strip() for number, description in named}
