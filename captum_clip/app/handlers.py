@@ -79,7 +79,7 @@ def open_layers(cache: ModelCache, before: PageState, text: int = 0) -> PageStat
     if before.result is None:
         return replace(before, layers=html.WELCOME)
     try:
-        rows = html.layer_rows(layers(cache, before.result, text))
+        rows = html.layer_rows(before.result, text, *layers(cache, before.result, text))
     except CaptumClipError as error:
         rows = html.problem(sentence(error))
     return replace(before, layers=rows)

@@ -12,8 +12,8 @@ from torch import Tensor
 from .. import maps
 from ..visualization.overlay import score_note
 from ..visualization.style import HEAT, NEGATIVE, POSITIVE, colormap
-from .pictures import data_url, gradient, layer, photo, signed_heat, signed_layer
-from .queries import Layers, Result
+from .pictures import css_gradient, data_url, layer, photo, signed_heat, signed_layer
+from .queries import Result
 
 WELCOME = '<p class="hint">The maps will be here.</p>'
 """In place of the cards, before anything was asked."""
@@ -46,15 +46,14 @@ def cards(result: Result) -> str:
     return f'<div class="cards" style="{_photo(image)}">{"".join(parts)}</div>{foot}'
 
 
-def layer_rows(found: Layers) -> str:
-    """Two rows: the attention of every layer, and the gradient with respect to it."""
-    size = (found.image.shape[-2], found.image.shape[-1])
-    attention = maps.normalize(maps.upsample(found.attention, size, mode="bicubic", clamp=True))[
-        0
-    ]  # (n, H, W)
-    signed = zip(*(part[0] for part in signed_heat(found.gradient, size)), strict=True)
+def layer_rows(result: Result, text: int, attention: Tensor, gradient: Tensor) -> str:
+    """Two rows: the attention of every layer, and the gradient with respect to it, (1, n, h, w)."""
+    image = result.explanation.images[0]
+    size = (image.shape[-2], image.shape[-1])
+    large = maps.upsample(attention, size, mode="bicubic", clamp=True)
+    signed = zip(*(part[0] for part in signed_heat(gradient, size)), strict=True)
     rows = {
-        "attention": [layer(values, colormap(HEAT)) for values in attention],
+        "attention": [layer(values, colormap(HEAT)) for values in maps.normalize(large)[0]],
         "gradient": [signed_layer(up, down, (POSITIVE, NEGATIVE)) for up, down in signed],
     }
     body = ""
@@ -64,12 +63,13 @@ def layer_rows(found: Layers) -> str:
             for index, pixels in enumerate(pictures)
         )
         body += f'<h2>{title}</h2><div class="layers">{each}</div>'
+    name = escape(result.explanation.names[text])
     note = (
-        f"For \u201c{escape(found.text)}\u201d: where each layer attends, heads averaged, and "
-        "where more attention would raise the cosine (orange) or lower it (blue). Each picture has "
-        "a scale of its own; layers count from 0, as in LayerAttention."
+        f"For \u201c{name}\u201d: where each layer attends, heads averaged, and where more "
+        "attention would raise the cosine (orange) or lower it (blue). Each picture has a scale of "
+        "its own; layers count from 0, as in LayerAttention."
     )
-    return f'<div style="{_photo(found.image[0])}"><p class="hint">{note}</p>{body}</div>'
+    return f'<div style="{_photo(image)}"><p class="hint">{note}</p>{body}</div>'
 
 
 def problem(sentence: str) -> str:
@@ -87,7 +87,7 @@ def _legend(signs: Iterable[str]) -> str:
     colors = _colors(signs)
     meaning = {"positive": "speaks for the text", "negative": "speaks against it"}
     return "".join(
-        f'<span class="legend"><i style="background:{gradient(colors[sign])}"></i>'
+        f'<span class="legend"><i style="background:{css_gradient(colors[sign])}"></i>'
         f"{meaning[sign]}: low to high</span>"
         for sign in signs
     )

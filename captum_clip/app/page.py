@@ -64,7 +64,7 @@ def _query(cache: ModelCache, uploads: str) -> dict[str, Any]:
     """What is asked: components by name."""
     import gradio as gr
 
-    methods, method, _ = handlers.methods_of(cache, cache.names[0])
+    methods, _, _ = handlers.methods_of(cache, cache.names[0])
     image = gr.Image(
         type="filepath",
         format="png",
@@ -90,28 +90,13 @@ def _query(cache: ModelCache, uploads: str) -> dict[str, Any]:
         elem_id="texts",
     )
     with gr.Row(elem_classes="tight"):
-        model = gr.Dropdown(
-            list(cache.names),
-            value=cache.names[0],
-            label="Model",
-            scale=4,
-            min_width=110,
-            elem_id="model",
-        )
-        method = gr.Dropdown(
-            list(methods.items()),
-            value=method,
-            label="Method",
-            scale=5,
-            min_width=140,
-            elem_id="method",
-        )
-    sign = gr.Radio(
-        list(_SIGNS.items()),
-        value="positive",
-        label="What speaks for a text, or against it",
-        elem_id="sign",
-    )
+        names = list(cache.names)  # the first one is chosen
+        model = gr.Dropdown(names, label="Model", scale=4, min_width=110, elem_id="model")
+        pairs = list(methods.items())
+        method = gr.Dropdown(pairs, label="Method", scale=5, min_width=140, elem_id="method")
+    signs = list(_SIGNS.items())
+    question = "What speaks for a text, or against it"
+    sign = gr.Radio(signs, value="positive", label=question, elem_id="sign")
     show = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
         gr.HTML(f'<p class="hint">{" ".join(WORDS)}</p>')

@@ -72,6 +72,6 @@ def as_url(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def gradient(cmap: Colormap) -> str:
+def css_gradient(cmap: Colormap) -> str:
     """The colours of a map from low to high, as CSS."""
     return f"linear-gradient(90deg, {', '.join(to_hex(cmap(i / 8)) for i in range(9))})"

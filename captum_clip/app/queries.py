@@ -102,23 +102,6 @@ class Result:
         return {sign: weights * values for sign, values in self.shown().heat("bicubic").items()}
 
 
-@dataclass(frozen=True, eq=False)
-class Layers:
-    """A text, layer by layer.
-
-    Attributes:
-        text: the text.
-        image: what the model saw, (1, 3, H, W), colours in [0, 1].
-        attention: of each of the n layers, heads averaged, (1, n, h, w).
-        gradient: of the cosine with respect to each attention, signed, (1, n, h, w).
-    """
-
-    text: str
-    image: Tensor
-    attention: Tensor
-    gradient: Tensor
-
-
 def ask(cache: ModelCache, query: Query) -> Result:
     """Explain the image for each text.
 
@@ -174,8 +157,11 @@ def pick(cache: ModelCache, result: Result, text: int, word: int) -> Result:
     return replace(result, words=words, picks=picks)
 
 
-def layers(cache: ModelCache, result: Result, text: int = 0) -> Layers:
+def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Tensor]:
     """The attention of every layer, and the gradient of the text's cosine with respect to it.
+
+    Returns:
+        Both (1, n, h, w) for n layers, heads averaged; the gradient is signed.
 
     Raises:
         CaptumClipError: the model is no vision transformer.
@@ -189,8 +175,8 @@ def layers(cache: ModelCache, result: Result, text: int = 0) -> Layers:
         )
     if not 0 <= text < len(result.explanation.names):
         raise InputError("There is no such text; ask again.")
-    name = result.explanation.names[text]
-    method = LayerAttention(ClipSimilarity(clip, targets.text(clip, name)))
+    target = targets.text(clip, result.explanation.names[text])
+    method = LayerAttention(ClipSimilarity(clip, target))
 
     def all_layers(of: str) -> Tensor:
         each = [
@@ -199,8 +185,7 @@ def layers(cache: ModelCache, result: Result, text: int = 0) -> Layers:
         ]
         return torch.cat(each, dim=1).cpu()
 
-    image = result.explanation.images
-    return Layers(name, image, all_layers("attention"), all_layers("gradient"))
+    return all_layers("attention"), all_layers("gradient")
 
 
 def example(seed: float | None) -> tuple[ImageLike, str]:

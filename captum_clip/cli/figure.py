@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError
-from .command import (
-    CENTRE,
-    DEVICE,
-    METHODS,
-    MODELS,
-    OUTPUT,
-    PROBES,
-    TEXT,
-    Command,
-    Option,
-)
+from .command import CENTRE, DEVICE, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
 from .figure_inputs import Inputs, read_inputs
 from .progress import steps
 

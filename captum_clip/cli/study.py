@@ -10,15 +10,12 @@ from .command import (
     BATCH_SIZE,
     DEFAULT_MODEL,
     DEVICE,
-    ENGINE,
-    GPUS,
     METHODS,
     MODELS,
     PROBES,
-    RESULTS,
+    RUN,
     SEED,
     TEXTS,
-    THREADS,
     WORKERS,
     Command,
     Option,
@@ -40,10 +37,7 @@ _SETTINGS: Final = (
         type=int,
         help="processes that decode images (local, default 2) or that compute (ray, default 1)",
     ),
-    ENGINE,
-    GPUS,
-    THREADS,
-    RESULTS,
+    *RUN,
 )
 _TOWERS: Final = {"statistics": (DEFAULT_MODEL,), "emotions": (DEFAULT_MODEL, "RN101")}
 _LISTS: Final = {"model": "models", "method": "methods", "texts": "texts", "emotions": "emotions"}
@@ -79,7 +73,8 @@ def _config(arguments: Namespace) -> StudyConfig:
         for option, name in _LISTS.items()
         if (values := getattr(arguments, option, None))
     }
-    settings |= {setting.dest: getattr(arguments, setting.dest) for setting in _SETTINGS}
+    given = [option.dest for option in _SETTINGS if option is not DEVICE]
+    settings |= {name: getattr(arguments, name) for name in given}
     settings["gpus"] = count_gpus(arguments)
     if "emotions" in settings and "models" not in settings:
         probes = [load_probe(file) for file in settings["emotions"]]
@@ -98,7 +93,6 @@ def _study(name: str, help: str, example: str, *targets: Option, **defaults: str
             replace(MODELS, otherwise=defaults.get("models", MODELS.otherwise)),
             replace(METHODS, otherwise=defaults.get("methods", METHODS.otherwise)),
             *targets,
-            DEVICE,
             *_SETTINGS,
         ),
         run=_run,

@@ -99,7 +99,7 @@ def test_cards_escape_what_was_typed(cache: ModelCache) -> None:
 
 
 def test_layer_rows_have_a_picture_for_each_layer(cache: ModelCache, answer: Result) -> None:
-    page = html.layer_rows(layers(cache, answer))
+    page = html.layer_rows(answer, 0, *layers(cache, answer))
     assert page.count('class="map"') == 12
     assert page.count("layer 5<") == 2
 

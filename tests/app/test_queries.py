@@ -92,15 +92,15 @@ def test_pick_refuses_what_is_not_there(
 
 def test_layers_are_those_of_layer_attention(answer: Result, cache: ModelCache) -> None:
     clip = cache.get("demo/vit")
-    found = layers(cache, answer, 1)
+    attention, gradient = layers(cache, answer, 1)
     method = LayerAttention(ClipSimilarity(clip, targets.text(clip, "a horse and a dog")))
     pixels = clip.preprocess(IMAGE)
-    assert found.attention.shape == found.gradient.shape == (1, 6, 7, 7)
+    assert attention.shape == gradient.shape == (1, 6, 7, 7)
     for index in (0, 5):
         expected = method.attribute(pixels, target=0, index=index)
-        torch.testing.assert_close(found.attention[:, [index]], expected)
+        torch.testing.assert_close(attention[:, [index]], expected)
         expected = method.attribute(pixels, target=0, index=index, of="gradient")
-        torch.testing.assert_close(found.gradient[:, [index]], expected)
+        torch.testing.assert_close(gradient[:, [index]], expected)
 
 
 def test_layers_of_a_resnet_are_refused(cache: ModelCache) -> None:
