@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import TargetError
 from .catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS, THINGS
-from .vocabulary import CONTEXT_LENGTH, split_words
+from .vocabulary import CONTEXT_LENGTH, FUNCTION_WORDS, split_words
 
 _PHRASES: Final = frozenset(thing.name for thing in THINGS if thing.adjective is not None)
 _TEMPLATES: Final = (
@@ -117,15 +117,11 @@ def vary(caption: Caption, generator: np.random.Generator) -> Caption:
         text = _TEMPLATES[generator.integers(len(_TEMPLATES))].format(text)
     words = text.split()
     if generator.random() < 0.2:
-        kept = [w for w in words if generator.random() < 0.6 or _is_content(w)]
+        kept = [w for w in words if generator.random() < 0.6 or w not in FUNCTION_WORDS]
         words = kept or words
     if len(words) + 2 > CONTEXT_LENGTH:
         words = caption.text.split()
     return Caption(" ".join(words), caption.concepts)
-
-
-def _is_content(word: str) -> bool:
-    return word in NOUNS or word in ADJECTIVES or word in BACKGROUNDS
 
 
 def concept_prompts(generator: np.random.Generator | None = None) -> tuple[str, ...]:

@@ -106,12 +106,15 @@ def holds(caption: Caption | str, scene: Scene) -> bool:
     return caption.holds(scene.concepts)
 
 
-def pick_things(count: int, generator: np.random.Generator) -> tuple[Thing, ...]:
-    """Draw things with different nouns, each thing equally often."""
+def pick_things(
+    count: int, generator: np.random.Generator, *, without: Collection[str] = ()
+) -> tuple[Thing, ...]:
+    """Draw things with different nouns, none of them left out, each thing equally often."""
     picked: dict[str, Thing] = {}
     while len(picked) < count:
         thing = THINGS[generator.integers(len(THINGS))]
-        picked.setdefault(thing.noun, thing)
+        if thing.noun not in without:
+            picked.setdefault(thing.noun, thing)
     return tuple(picked.values())
 
 

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from ..checks import check_choice, check_integer
 from ..errors import InputError
-from .catalogue import THINGS
-from .scenes import Scene, SceneObject, Split, draw_scene
+from .scenes import Scene, SceneObject, Split, draw_scene, pick_things
 
 Part = Literal["object", "tag"]
 TAGGED: Final = (
@@ -160,7 +159,8 @@ def draw_tagged_scene(
     drawn = TAGGED[generator.integers(len(TAGGED))]
     noun = drawn if noun is None else _checked("draw_tagged_scene", noun)
     tag = noun if tag is None else _checked("draw_tagged_scene", tag)
-    names = [noun, *pick_others(others, generator)]
+    things = pick_things(others, generator, without=TAGGED)
+    names = [noun, *(thing.name for thing in things)]
     names = [names[i] for i in generator.permutation(len(names))]
 
     scene = draw_scene(seed, split=split, objects=names, size=size)
@@ -172,16 +172,6 @@ def draw_tagged_scene(
     if "tag" not in without:
         image[area], mask[area] = draw_tag(tag), True
     return TaggedScene(image, noun, tag, scene, mask)
-
-
-def pick_others(count: int, generator: np.random.Generator) -> tuple[str, ...]:
-    """Draw the names of things that no tag decides, with different nouns."""
-    picked: dict[str, str] = {}
-    while len(picked) < count:
-        thing = THINGS[generator.integers(len(THINGS))]
-        if thing.noun not in TAGGED:
-            picked.setdefault(thing.noun, thing.name)
-    return tuple(picked.values())
 
 
 def _grown(rows: slice, columns: slice) -> tuple[slice, slice]:

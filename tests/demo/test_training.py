@@ -172,6 +172,7 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
     assert f"{name} --steps 3" in card
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")  # Python 3.12, in torch
 def test_batches_drawn_in_other_processes_are_the_same(
     banks: Banks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
