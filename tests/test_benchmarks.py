@@ -39,6 +39,7 @@ def small(kind: str) -> Tower:
 # Memory
 
 
+@pytest.mark.slow
 def test_peak_of_allocations_is_exact():
     """The largest sum of what lives at once, not the sum of all nor what is left."""
     size = 1 << 16
@@ -54,6 +55,7 @@ def test_peak_of_allocations_is_exact():
     assert peak(run, CPU) == 3 * size * FLOAT
 
 
+@pytest.mark.slow
 def test_peak_of_a_chain_is_two_links():
     """Of a product after another only what enters and what leaves is alive."""
     images, weights = torch.randn(64, 256), [torch.randn(256, 256) for _ in range(5)]
@@ -66,6 +68,7 @@ def test_peak_of_a_chain_is_two_links():
     assert peak(run, CPU) == 2 * images.numel() * FLOAT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 5])
 def test_peak_of_a_graph_grows_with_depth(layers):
     """A graph keeps one tensor a layer; without a graph there are two at any depth."""
@@ -76,6 +79,7 @@ def test_peak_of_a_graph_grows_with_depth(layers):
     assert peak(torch.no_grad()(lambda: model(images)), CPU) == 2 * size
 
 
+@pytest.mark.slow
 def test_peak_leaves_out_what_was_there():
     """Weights and images do not count."""
     weight = torch.randn(512, 512)

@@ -146,6 +146,7 @@ def _restored_registries() -> Iterator[None]:
         registry.update(contents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if [*blocks_of(p)]], ids=lambda p: p.stem)
 def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other in one namespace, as a reader would type them."""

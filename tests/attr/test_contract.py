@@ -29,8 +29,10 @@ MATRIX = [
 ]
 
 
+# A tower of each kind; the others are left to a run of all tests.
+QUICK = {"hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"}
 CHECKED = [
-    (law, case, name)
+    pytest.param(law, case, name, marks=() if name in QUICK else pytest.mark.slow)
     for law in LAWS
     for case, name in MATRIX
     # its equation is not one of attentions in a graph: test_direct.py has it

@@ -28,6 +28,7 @@ def test_masks_cover_every_pixel_exactly_once(seed: int) -> None:
     np.testing.assert_array_equal(_masks(scene).sum(axis=0), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_scene_without_an_object_changes_its_pixels_only(seed: int, position: int) -> None:

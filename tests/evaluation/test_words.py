@@ -77,6 +77,7 @@ def test_words_do_not_depend_on_the_batch(name: str) -> None:
         same_rows(alone[metric], expected, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
 def test_no_map_of_a_whole_caption_exceeds_its_bound(name: str) -> None:
     """For every method: one positive map shares its mass among the n cells."""
