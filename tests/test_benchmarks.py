@@ -131,7 +131,7 @@ def test_plain_forward_takes_other_sizes():
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("hf_vit", 4), ("siglip", 4), ("open_clip_resnet", 1), ("timm_convnext", 1)]
+    ("kind", "count"), [("hf_vit", 5), ("siglip", 5), ("open_clip_resnet", 2), ("timm_convnext", 2)]
 )
 def test_package_jobs_are_every_method(kind, count):
     """Each method twice for one target, with either forward function; maps of all targets."""

@@ -70,9 +70,9 @@ def run(line: str, given: dict[str, str], capsys: Capture, code: int = 0) -> str
     [
         ("layers PHOTO a_horse a_dog --model VIT --colormap mask", 3 * 4),
         ("layers PHOTO --model VIT a_horse --image OTHER --rows sum --colormap jet", 3 * 4),
-        ("compare PHOTO OTHER --text a_horse --model VIT", 2 * 5),
+        ("compare PHOTO OTHER --text a_horse --model VIT", 2 * 6),
         ("compare PHOTO --text sky --model VIT --method all-grad --method last-grad", 3),
-        ("compare PHOTO --text sky --text grass --model VIT --model RESNET --scale shared", 2 * 6),
+        ("compare PHOTO --text sky --text grass --model VIT --model RESNET --scale shared", 2 * 8),
         ("signs PHOTO --text a_horse --image OTHER --model VIT --model RESNET", 4 * 3 + 2),
         ("signs PHOTO OTHER a_horse --text sky --model VIT", 4 * 3),
         ("words PHOTO --text a_horse --model VIT", 4),
