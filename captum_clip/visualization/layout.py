@@ -47,7 +47,10 @@ def fit(
         pad: beside, and over and under each plot with its texts, in inches.
     """
     rows, columns = shape
-    room = _LINE * (4 + max(text.get_text().count("\n") for text in figure.findobj(Text)))
+    # not by findobj, which would make the ticks of every picture
+    texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
+    texts += [legend.get_title() for legend in figure.legends]
+    room = _LINE * (4 + max((text.get_text().count("\n") for text in texts), default=0))
     width, height = columns * (size[0] + 3), rows * (size[1] + room) + room
     layout = ConstrainedLayoutEngine(w_pad=pad[0], h_pad=pad[1], wspace=0, hspace=0)
     # What stands around the plots takes as much room in a figure of any size, so that it is
