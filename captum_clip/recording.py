@@ -62,7 +62,7 @@ class Recording:
     residual: Tensor | None = None  # (B, s, D), what entered the last block
     final: Tensor | None = None  # (B, s, D), the last block's output
     embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf
-    projected: Tensor | None = None  # (B, E), of the projection after the tower, in the graph
+    projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
     shift: Tensor | None = None  # (B, C), zero, added to the features at all positions
 

@@ -31,7 +31,9 @@ class Small(NamedTuple):
     def images(self, batch: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
         """Random preprocessed images of the model's native size."""
         visual = getattr(self.model, "visual", None)
-        size = (visual or self.model.config.vision_config).image_size
+        config = None if visual is not None else self.model.config
+        parts = (getattr(config, f"{part}_config", None) for part in ("vision", "image"))
+        size = (visual or next(filter(None, parts))).image_size
         height, width = size if isinstance(size, tuple) else (size, size)
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(batch, 3, height, width, generator=generator).to(dtype)
@@ -185,8 +187,68 @@ def hf_layout(prefix: str, seed: int = 0, text: Mapping[str, Any] = MappingProxy
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH_SIZE,
+}
+_BERT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 259,
+    "max_position_embeddings": 77,
+}
+
 # 78 positions, of which the one before the first token's is that of padding
 _ALTCLIP = {"project_dim": 32, "max_position_embeddings": 78}
+
+
+def blip(seed: int = 0) -> Small:
+    """BLIP's retrieval head: CLS of a ViT of 3 layers, and of a BERT of 2."""
+    from transformers import BlipConfig, BlipForImageTextRetrieval
+
+    vision = {**_VISION, "hidden_act": "gelu"}
+    text = {**_BERT, "encoder_hidden_size": 32, "bos_token_id": 257, "eos_token_id": 258}
+    config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=24)
+    with torch.random.fork_rng():
+        model = BlipForImageTextRetrieval(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
+def aimv2(seed: int = 0, **vision: Any) -> Small:
+    """AIMv2: a ViT of 3 layers, read by a learned query, and a causal text tower."""
+    from transformers import Aimv2Config, Aimv2Model
+
+    text = {**_BERT, "eos_token_id": 258}
+    config = Aimv2Config(
+        text_config=text, vision_config={**_VISION, "use_head": True, **vision}, projection_dim=24
+    )
+    with torch.random.fork_rng():
+        model = Aimv2Model(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
+def flava(seed: int = 0) -> Small:
+    """FLAVA: first tokens of two ViTs of 3 and 2 layers."""
+    from transformers import FlavaConfig, FlavaModel
+
+    config = FlavaConfig(
+        image_config=_VISION,
+        text_config=_BERT,
+        multimodal_config={**_BERT, "num_hidden_layers": 1},
+        image_codebook_config={},
+        hidden_size=32,
+        projection_dim=24,
+        init_codebook=False,
+    )
+    with torch.random.fork_rng():
+        model = FlavaModel(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
 def dual_encoder(seed: int = 0) -> Small:
@@ -371,4 +433,7 @@ BUILDERS: dict[str, Callable[..., Small]] = {
     **{name: partial(hf_layout, prefix) for name, prefix in LAYOUTS.items()},
     "altclip": partial(hf_layout, "AltCLIP", text=_ALTCLIP),
     "dual_encoder": dual_encoder,
+    "blip": blip,
+    "aimv2": aimv2,
+    "flava": flava,
 }

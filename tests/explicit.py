@@ -47,6 +47,9 @@ def explicit_attention(batch: int) -> Iterator[list[Tensor]]:
     def weigh(logits: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """torch.nn.MultiheadAttention puts images and heads on one axis, (B H, rows, s)."""
         weights = softmax(logits, dim, *args, **kwargs)
+        if logits.ndim == 4:
+            seen.append(weights)
+            return weights
         seen.append(weights.unflatten(0, (batch, -1)))
         return seen[-1].flatten(0, 1)
 

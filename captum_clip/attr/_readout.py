@@ -104,6 +104,8 @@ def _embedding_direction(
         point = record.projected if projected else point
     gradient = _attention.widened(scored.stacked_gradients(point))  # (K', B, E)
     embedding = _attention.widened(point.detach())
+    if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
+        gradient, embedding = gradient[:, :, 0], embedding[:, 0]
     along = scored.chosen.T.to(gradient.dtype) - (gradient * embedding).sum(-1)
     length = embedding.square().sum(-1, keepdim=True).clamp(min=1e-24)
     rows = gradient + along[..., None] * (embedding / length)

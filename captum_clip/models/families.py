@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import align, dual_encoder, huggingface, open_clip, siglip, timm_vit
+from . import aimv2, align, blip, dual_encoder, flava, huggingface, open_clip, siglip, timm_vit
 from .base import ClipAdapter
 from .towers import Tower
 
@@ -19,6 +19,9 @@ from .towers import Tower
 _FAMILIES: dict[str, ModuleType] = {
     **{f"transformers.models.{name}.modeling_{name}": huggingface for name in huggingface.LAYOUTS},
     "transformers.models.align.modeling_align": align,
+    "transformers.models.aimv2.modeling_aimv2": aimv2,
+    "transformers.models.blip.modeling_blip": blip,
+    "transformers.models.flava.modeling_flava": flava,
     "transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder": dual_encoder,
     "transformers.models.siglip.modeling_siglip": siglip,
     "open_clip": open_clip,
@@ -27,6 +30,8 @@ _FAMILIES: dict[str, ModuleType] = {
 
 
 _REFUSED = {
+    "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
+    "Salesforce/blip-itm-base-coco",
     "Siglip2Model": "NaFlex gives every image a grid of its own; take a checkpoint of fixed size, "
     "such as google/siglip2-base-patch16-224",
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "

@@ -205,14 +205,23 @@ def check_attention(index: int, attention: Any) -> None:
         UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
     """
     for name in _PROJECTIONS:
-        linear = getattr(attention, name)
-        if not is_linear(linear):
-            raise UnsupportedModelError(
-                f"layer {index} of the vision tower has a {type(linear).__name__} as {name}; "
-                "expected torch.nn.Linear with floating-point weights. Merge adapters such as LoRA "
-                "into the weights first, load the model without quantisation, and "
-                "remove hooks from it, which may change what it computes."
-            )
+        check_linear(index, name, getattr(attention, name))
+
+
+def check_linear(where: int | str, name: str, linear: nn.Module) -> None:
+    """Refuse a map that is more than linear, in a layer by its index or in another part.
+
+    Raises:
+        UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
+    """
+    if not is_linear(linear):
+        part = f"layer {where} of the vision tower" if isinstance(where, int) else where
+        raise UnsupportedModelError(
+            f"{part} has a {type(linear).__name__} as {name}; expected torch.nn.Linear with "
+            "floating-point weights. Merge adapters such as LoRA into the weights first, load the "
+            "model without quantisation, and remove hooks from it, which may change what it "
+            "computes."
+        )
 
 
 class HuggingFaceAdapter(ClipAdapter):
@@ -253,9 +262,13 @@ class HuggingFaceAdapter(ClipAdapter):
 
     def _tokenize(self, texts: list[str]) -> Any:
         tokenizer = self._require_tokenizer()
-        if is_transformers_tokenizer(tokenizer):
-            return tokenizer(texts, padding=True, return_tensors="pt")
-        return tokenizer(texts)
+        if not is_transformers_tokenizer(tokenizer):
+            return tokenizer(texts)
+        readout = self.text_readout
+        if readout is not None and readout.padding == "max_length":
+            length = self.context_length
+            return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+        return tokenizer(texts, padding=True, return_tensors="pt")
 
     def _count(self, text: str) -> int | None:
         return count_tokens(self._require_tokenizer(), text)

@@ -12,7 +12,6 @@ from typing_extensions import override
 from ..errors import UnsupportedModelError
 from .huggingface import HuggingFaceAdapter, HuggingFaceLayer, HuggingFaceTower, check_attention
 from .multihead import MultiheadProbe, unsupported_parts
-from .processors import is_transformers_tokenizer
 from .steps import Residual, Step
 from .text import TextReadout
 from .unmodified import has_no_foreign_hooks, is_unmodified
@@ -129,22 +128,12 @@ class SiglipAdapter(HuggingFaceAdapter):
     @property
     @override
     def text_readout(self) -> TextReadout:
+        # the last position is read, so with other padding it is another embedding
         return TextReadout("last", causal=False, padding="max_length")
 
     @override
-    def _tokenize(self, texts: list[str]) -> Any:
-        tokenizer = self._require_tokenizer()
-        if not is_transformers_tokenizer(tokenizer):
-            return tokenizer(texts)
-        length = self.context_length
-        # the last position is read, so with other padding it is another embedding; the model was
-        # trained without a mask, which the tokenizers of SigLIP 2 would give
-        return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")[
-            "input_ids"
-        ]
-
-    @override
     def _text_features(self, tokens: Any) -> Tensor:
+        # it was trained without a mask, which the tokenizers of SigLIP 2 give
         ids = tokens if isinstance(tokens, torch.Tensor) else tokens["input_ids"]
         return super()._text_features(ids)
 

@@ -33,6 +33,9 @@ READOUTS: dict[str, tuple[oracles.Row, int]] = {
     "pe_core": ("probe", 1),
     "coca": ("probe", 1),
     "open_clip_norms": ("cls", 1),
+    "blip": ("cls", 1),
+    "aimv2": ("probe", 0),
+    "flava": ("cls", 1),
 }
 CONTRACT = ["siglip", "eva02", "pe_core"]  # what every law is tried on
 BUILDERS = {
@@ -129,7 +132,12 @@ def embed(model: Any, pixels: Tensor) -> Tensor:
     if hasattr(model, "visual"):
         features: Any = model.encode_image(pixels, normalize=False)
         return features[0] if isinstance(features, tuple) else features
+    if hasattr(model, "vision_proj"):  # BLIP
+        hidden = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)[0]
+        return model.vision_proj(hidden[:, 0])
     features = model.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True)
+    if hasattr(model, "image_model"):  # FLAVA projects all tokens
+        features = getattr(features, "pooler_output", features)[:, 0]
     return features if isinstance(features, Tensor) else features.pooler_output
 
 

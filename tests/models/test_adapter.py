@@ -20,6 +20,10 @@ TEXTS = ["a horse", "a dog and a red house."]
 
 
 def own_image_features(built, images):
+    if hasattr(built.model, "vision_proj"):  # BLIP
+        return built.model.vision_proj(built.model.vision_model(images)[0][:, 0])
+    if hasattr(built.model, "image_model"):  # FLAVA
+        return built.model.image_projection(built.model.image_model(images)[0][:, 0])
     if hasattr(built.model, "visual_projection"):
         size = images.shape[-2:]
         out = built.model.vision_model(images, interpolate_pos_encoding=size != (32, 32))
@@ -227,8 +231,8 @@ def test_the_adapter_tells_what_it_is(name):
     built = builders.BUILDERS[name]()
     clip = built.load(name="mine")
     assert clip.model is built.model
-    own = getattr(built.model, "visual", None) or built.model.vision_model
-    assert clip.vision is own
+    names = ("visual", "vision_model", "image_model")
+    assert clip.vision in [getattr(built.model, own, None) for own in names]
     assert clip.kind == ("resnet" if name in CONVOLUTIONAL else "vit")
     assert clip.device == torch.device("cpu")
     assert clip.dtype == torch.float32

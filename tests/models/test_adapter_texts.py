@@ -12,6 +12,7 @@ from captum_clip.errors import InputError, TargetError
 from tests import builders
 
 ALL = list(builders.BUILDERS)
+READING_CLS = ("AlignModel", "AltCLIPModel", "ChineseCLIPModel", "FlavaModel")
 TEXTS = ["a horse", "a dog and a red house."]
 
 
@@ -19,11 +20,16 @@ def own_text_features(built, texts):
     if type(built.model).__name__ == "SiglipModel":
         tokens = built.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt")
         return built.model.text_model(input_ids=tokens["input_ids"]).pooler_output
-    if hasattr(built.model, "text_model"):
+    if hasattr(built.model, "text_proj"):  # BLIP
         tokens = built.tokenizer(texts, padding=True, return_tensors="pt")
+        return built.model.text_proj(built.model.text_encoder(**tokens)[0][:, 0])
+    if hasattr(built.model, "text_model"):
+        padding = "max_length" if type(built.model).__name__ == "Aimv2Model" else "longest"
+        length = 77 if padding == "max_length" else None
+        tokens = built.tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
         out = built.model.text_model(**tokens)
-        reads_cls = type(built.model).__name__ in ("AlignModel", "AltCLIPModel", "ChineseCLIPModel")
-        return built.model.text_projection(out[0][:, 0] if reads_cls else out.pooler_output)
+        row = out[0][:, 0] if type(built.model).__name__ in READING_CLS else out.pooler_output
+        return built.model.text_projection(row)
     return built.model.encode_text(built.tokenizer(texts))
 
 

@@ -18,7 +18,16 @@ from captum_clip.models import hub, load_clip
 from tests import builders
 from tests.models.checkpoints import assert_same, save_open_clip, save_transformers
 
-TRANSFORMERS = ["hf_vit", "siglip", *builders.LAYOUTS, "dual_encoder", "align"]
+TRANSFORMERS = [
+    "hf_vit",
+    "siglip",
+    *builders.LAYOUTS,
+    "dual_encoder",
+    "align",
+    "blip",
+    "aimv2",
+    "flava",
+]
 OPEN_CLIP = {
     "open_clip_vit": builders.VIT_CONFIG,
     "timm_convnext": {
