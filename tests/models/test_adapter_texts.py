@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from captum_clip.errors import InputError, TargetError
 from tests import builders
+from tests.samples import picture
 
 ALL = list(builders.BUILDERS)
 READING_CLS = ("AlignModel", "AltCLIPModel", "ChineseCLIPModel", "FlavaModel")
@@ -31,11 +30,6 @@ def own_text_features(built, texts):
         row = out[0][:, 0] if type(built.model).__name__ in READING_CLS else out.pooler_output
         return built.model.text_projection(row)
     return built.model.encode_text(built.tokenizer(texts))
-
-
-def picture(size=(50, 40), seed=0):
-    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    return Image.fromarray(values)
 
 
 @pytest.mark.parametrize("name", ALL)
