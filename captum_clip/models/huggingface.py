@@ -238,6 +238,8 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     def text_readout(self) -> TextReadout | None:
         """See `ClipAdapter`."""
+        if type(self.model).__name__ in ("AltCLIPModel", "ChineseCLIPModel"):  # a BERT's CLS
+            return TextReadout("first", causal=False, padding="longest")
         return TextReadout("end", causal=True, padding="longest")
 
     def image_features(self, images: Tensor) -> Tensor:

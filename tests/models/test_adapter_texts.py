@@ -159,3 +159,24 @@ def test_a_processor_with_a_tokenizer_serves_for_both():
     clip = built.load(processor=Both(), tokenizer=None)
     torch.testing.assert_close(clip.encode_text(TEXTS), built.load().encode_text(TEXTS))
     assert clip.preprocess(picture()).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_vit", *builders.LAYOUTS, "align", "siglip", "blip", "aimv2", "flava"]
+)
+def test_the_text_readout_is_what_the_text_tower_does(name):
+    """The row that has a gradient, and whether a later token changes the rows before it."""
+    clip = builders.BUILDERS[name]().load()
+    tower = getattr(clip.model, "text_model", None) or clip.model.text_encoder
+    seen = []
+    tower.register_forward_hook(lambda *call: seen.append(call[-1][0]))
+    row, causal, _ = clip.text_readout
+    features = [clip.encode_text(text) for text in ("abc", "abd")]
+    ids = clip.tokenize("abc")
+    ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
+    (gradient,) = torch.autograd.grad(features[0].sum(), seen[0])
+    read = gradient[0].abs().sum(-1).nonzero().flatten().tolist()
+    end = ids[0].tolist().index(258)
+    assert read == [{"first": 0, "end": end, "last": ids.shape[1] - 1}[row]]
+    before = (seen[0] - seen[1])[0, : end - 1].abs().max()
+    assert (before == 0) == causal
