@@ -184,6 +184,8 @@ class OpenClipAdapter(ClipAdapter):
             padding = True if length is None else "max_length"
             padded = tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
             return padded["input_ids"]
+        if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
+            return tokenizer(texts, context_length=self.context_length)
         return tokenizer(texts)
 
     def _count(self, text: str) -> int | None:

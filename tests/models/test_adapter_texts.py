@@ -150,6 +150,17 @@ def test_a_text_tower_without_a_table_of_positions_takes_what_its_tokenizer_make
     assert clip.tokenize(["a horse", "a"]).shape == (2, 9)
 
 
+@torch.no_grad()
+def test_texts_are_padded_to_the_models_context_not_the_tokenizers():
+    """CoCa takes 76 tokens, and OpenCLIP's usual tokenizer pads to 77."""
+    built = builders.coca()
+    clip = built.load()
+    tokens = clip.tokenize(TEXTS)
+    assert tokens.shape == (2, 76)
+    expected = built.model.encode_text(tokens)
+    torch.testing.assert_close(clip.encode_text(TEXTS), F.normalize(expected, dim=-1))
+
+
 def test_a_processor_with_a_tokenizer_serves_for_both():
     built = builders.hf_vit()
 
