@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         AttentionGradCam,
         AttentionRollout,
         ClipGradCam,
+        ConservativePropagation,
         DirectContribution,
         LastGradAttention,
         LayerAttention,
@@ -40,6 +41,7 @@ __all__ = [
     "AttentionRollout",
     "ClipGradCam",
     "ClipSimilarity",
+    "ConservativePropagation",
     "DirectContribution",
     "Explanation",
     "LastGradAttention",
@@ -69,7 +71,7 @@ _HOMES = {
 } | {
     name: "attr"
     for name in __all__
-    if name.endswith(("Attention", "Cam", "Rollout", "Contribution"))
+    if name.endswith(("Attention", "Cam", "Rollout", "Contribution", "Propagation"))
 }
 """Public name -> the module that it is imported from when it is first used."""
 

@@ -4,6 +4,7 @@ from ._base import ResNetAttribution, ViTAttribution
 from .all_grad_attention import AllGradAttention
 from .attention_grad_cam import AttentionGradCam
 from .attention_rollout import AttentionRollout
+from .conservative_propagation import ConservativePropagation
 from .direct_contribution import DirectContribution
 from .grad_cam import ClipGradCam
 from .last_grad_attention import LastGradAttention
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionGradCam",
     "AttentionRollout",
     "ClipGradCam",
+    "ConservativePropagation",
     "DirectContribution",
     "LastGradAttention",
     "LayerAttention",
@@ -31,6 +33,7 @@ for _method in (
     AllGradAttention,
     LastGradAttention,
     DirectContribution,
+    ConservativePropagation,
     LayerAttention,
 ):
     register(_method)

@@ -114,6 +114,14 @@ def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
         return heads.flatten(1)
 
 
+def attended(layer: AttentionLayer, weights: Tensor, record: LayerRecord) -> Tensor:
+    """The heads' outputs side by side (B, s, D) for whole weights (B, H, s, s)."""
+    assert record.tokens is not None
+    with exact(record.tokens):
+        value = _projected(layer, record, 2, None)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+
 def merged(attention: Attention, heads: Tensor) -> Tensor:
     """The attention's output (..., D) from the heads' outputs side by side."""
     with exact(heads):

@@ -60,7 +60,7 @@ def last_gradient(
         scored = _tail(tower, call, record, heads.requires_grad_())
         row = _attention.row_gradient(attention, scored.stacked_gradients(heads), tokens)
         return LastGradient(record, scored, row, weights)
-    _refuse_checkpointing(tower)
+    refuse_checkpointing(tower)
     keep = keep or range(last, last + 1)
     with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
         scores = call.scores()
@@ -196,7 +196,7 @@ def all_gradients(
     tower: ViTTower, call: Call, start: int, first: int | None = None
 ) -> AllGradients:
     """Run once with a graph from the attention of layer `start` on, tokens kept from `first`."""
-    _refuse_checkpointing(tower)
+    refuse_checkpointing(tower)
     first = start if first is None else first
     last = len(tower.attentions) - 1
     if stops(tower, call) and start < last:
@@ -271,7 +271,7 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetSc
         return record, scored, tower.shift_gradient(record.features, gradient)
 
 
-def _refuse_checkpointing(tower: ViTTower) -> None:
+def refuse_checkpointing(tower: ViTTower) -> None:
     if tower.checkpointing:
         raise UnsupportedModelError(
             "The vision tower checkpoints its activations, so its blocks run again in the "

@@ -112,6 +112,16 @@ def _embedding_direction(
     return scored, Direction.of(rows, rows.new_ones(len(embedding))), projected
 
 
+def direction_in_graph(
+    tower: ViTTower, call: Call, record: Recording, scores: Tensor
+) -> tuple[TargetScores, Direction, Tensor]:
+    """Scores, K' directions on an embedding of a graph that leads further back, and it."""
+    scored, direction, projected = _embedding_direction(tower, call, record, scores)
+    embedding = record.projected if projected else record.embedding
+    assert embedding is not None
+    return scored, direction, embedding[:, 0] if embedding.ndim == 3 else embedding
+
+
 def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool:
     """Whether the scores depend on the tower's embedding through its projection alone."""
     points = (projected, embedding)

@@ -55,11 +55,14 @@ class Option:
             kind = self.type or number
             metavar = self.metavar or ("N" if kind is int else "FILE" if kind is Path else None)
             settings |= {"type": kind, "choices": self.choices, "metavar": metavar}
-            if self.name.startswith("-"):
+            if not self.name.startswith("-"):
+                settings["nargs"] = {(True, False): "*", (True, True): "+"}.get(
+                    (self.many, self.required)
+                )
+            else:
                 settings["required"] = self.required
-                settings |= {"action": "append"} if self.many else {}
-            elif self.many:
-                settings["nargs"] = "+" if self.required else "*"
+                if self.many:
+                    settings["action"] = "append"
         action: argparse.Action = parser.add_argument(*self.name.split(), **settings)
         return action
 
@@ -112,8 +115,8 @@ MODEL: Final = Option(
 MODELS: Final = Option("--model", MODEL.help, otherwise=DEFAULT_MODEL, metavar="NAME", many=True)
 METHOD: Final = Option(
     "--method",
-    "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, direct, or grad-cam "
-    "(default for ResNets); options after a colon, as in last-grad:heads=averaged",
+    "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, direct, conservative, or "
+    "grad-cam (default for ResNets); options after a colon, as in last-grad:heads=averaged",
     metavar="NAME",
 )
 METHODS: Final = Option(

@@ -42,8 +42,11 @@ def looks_like_image(name: str) -> bool:
     """Whether a word names an image, there or not, rather than being a text."""
     from PIL import Image
 
-    endings = Image.registered_extensions()
-    return "://" in name or is_file(name) or Path(name).suffix.lower() in endings
+    return (
+        "://" in name
+        or is_file(name)
+        or Path(name).suffix.lower() in (Image.registered_extensions())
+    )
 
 
 def is_file(name: str) -> bool:

@@ -108,6 +108,12 @@ class Aimv2Tower(HuggingFaceTower):
 
     @property
     @override
+    def patches(self) -> nn.Module:
+        module: nn.Module = self.module.embeddings.patch_embed
+        return module
+
+    @property
+    @override
     def head(self) -> tuple[Step, ...]:
         return () if self.projection is None else (self.projection,)
 

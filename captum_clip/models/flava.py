@@ -79,6 +79,12 @@ class FlavaTower(HuggingFaceTower):
 
     @property
     @override
+    def patches(self) -> nn.Module:
+        module: nn.Module = self.module.embeddings.patch_embeddings.projection
+        return module
+
+    @property
+    @override
     def head(self) -> tuple[Step, ...]:
         norm: nn.Module = self.module.layernorm
         return (norm,) if self.projection is None else (norm, self.projection)

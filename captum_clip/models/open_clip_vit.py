@@ -212,6 +212,12 @@ class OpenClipViT(ViTTower):
 
     @property
     @override
+    def patches(self) -> nn.Module:
+        module: nn.Module = self.module.conv1
+        return module
+
+    @property
+    @override
     def checkpointing(self) -> bool:
         return bool(self.module.transformer.grad_checkpointing)
 

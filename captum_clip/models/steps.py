@@ -129,6 +129,28 @@ def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     return token
 
 
+def holds_gate(module: nn.Module) -> bool:
+    """Whether a module is a norm or an activation, linear once its gate is held."""
+    return isinstance(module, nn.LayerNorm) or _is_rms_norm(module) or _is_activation(module)
+
+
+def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
+    """The module's result, whose graph has the gate as a constant: 1 / sigma, or f(x) / x."""
+    if _is_activation(module):
+        gate = torch.where(token == 0, torch.zeros_like(token), result / token).detach()
+        return token * gate + (result - token * gate).detach()
+    wide = token.to(torch.promote_types(token.dtype, torch.float32))
+    centred = wide - wide.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else wide
+    scale = (centred.square().mean(-1, keepdim=True) + _epsilon(module, wide)).rsqrt().detach()
+    normed = centred * scale
+    if module.weight is not None:
+        normed = normed * module.weight
+    if getattr(module, "bias", None) is not None:
+        normed = normed + module.bias
+    normed = normed.to(result.dtype)
+    return normed + (result - normed).detach()  # some norms compute in single precision
+
+
 def _plain(step: Step) -> Step:
     """A linear map or LayerScale as its parameters, which may be of another dtype than tokens."""
     if not isinstance(step, nn.Module):
@@ -208,14 +230,18 @@ def _through_layer_norm(norm: nn.LayerNorm, token: Tensor, direction: Direction)
 
 
 def _through_rms_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
-    eps = getattr(norm, "variance_epsilon", None)
-    eps = getattr(norm, "eps", None) if eps is None else eps
-    eps = torch.finfo(token.dtype).eps if eps is None else eps
-    scale = (token.square().mean(-1) + eps).rsqrt()
+    scale = (token.square().mean(-1) + _epsilon(norm, token)).rsqrt()
     rows = direction.rows
     if norm.weight is not None:
         rows = rows * norm.weight.to(rows.dtype)
     return direction._through(rows, None, scale)
+
+
+def _epsilon(norm: Any, token: Tensor) -> float:
+    """What a norm adds to the variance; transformers has its own name for it."""
+    eps = getattr(norm, "variance_epsilon", None)
+    eps = getattr(norm, "eps", None) if eps is None else eps
+    return float(torch.finfo(token.dtype).eps if eps is None else eps)
 
 
 def _is_rms_norm(step: nn.Module) -> bool:

@@ -98,6 +98,12 @@ class TimmTower(ViTTower):
 
     @property
     @override
+    def patches(self) -> nn.Module:
+        module: nn.Module = self.trunk.patch_embed
+        return module
+
+    @property
+    @override
     def checkpointing(self) -> bool:
         return bool(self.trunk.grad_checkpointing)
 

@@ -279,6 +279,18 @@ class ViTTower(Tower):
         )
 
     @property
+    def patches(self) -> nn.Module:
+        """The module that projects the patches, before positions are added.
+
+        Raises:
+            UnsupportedModelError: the family does not say.
+        """
+        raise UnsupportedModelError(
+            f"it is not known where a {type(self.module).__name__} projects its patches; take "
+            "another method."
+        )
+
+    @property
     def steps_before_mean(self) -> int:
         """How many steps of the head every patch goes through before their mean is taken."""
         return 0

@@ -19,6 +19,7 @@ VIT_METHODS = [
     Case("LastGradAttention", {"heads": "averaged"}),
     Case("DirectContribution", {}),
     Case("DirectContribution", {"baseline": "mean"}),
+    Case("ConservativePropagation", {}),
     Case("LayerAttention", {}),
     Case("LayerAttention", {"index": 0, "of": "gradient"}),
 ]
@@ -31,12 +32,13 @@ MATRIX = [
 
 # A tower of each kind; the others are left to a run of all tests.
 QUICK = {"hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"}
+ADDITIVE = ("DirectContribution", "ConservativePropagation")
 CHECKED = [
     pytest.param(law, case, name, marks=() if name in QUICK else pytest.mark.slow)
     for law in LAWS
     for case, name in MATRIX
-    # its equation is not one of attentions in a graph: test_direct.py has it
-    if not (law == "equals_its_oracle" and case.method == "DirectContribution")
+    # their equations are not those of attentions in a graph: test_direct.py, test_conservative.py
+    if not (law == "equals_its_oracle" and case.method in ADDITIVE)
 ]
 
 

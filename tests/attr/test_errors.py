@@ -15,7 +15,7 @@ from tests import builders
 from tests.attr import cases
 
 VIT_METHODS = [name for name in cases.METHODS if name != "ClipGradCam"]
-VIT_ONLY = [m.__name__ for m in attr.METHODS.values() if m.towers == ("vit",)]
+VIT_ONLY = [m.__name__ for m in attr.METHODS.values() if issubclass(m, attr.ViTAttribution)]
 FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 

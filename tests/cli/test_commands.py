@@ -320,7 +320,7 @@ def test_demo_shows_scenes_of_known_things_with_every_method() -> None:
 
     known = {*NOUNS, *(thing.name for thing in THINGS)}
     assert {name for _, objects in demo_command._SCENES for name in objects} <= known
-    assert {method for _, method in demo_command._COLUMNS} == {
+    assert {method for _, method in demo_command._COLUMNS} <= {
         *methods_for("vit"),
         *methods_for("resnet"),
     }

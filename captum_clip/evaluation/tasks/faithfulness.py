@@ -25,6 +25,7 @@ class Faithfulness(Task):
     """Captum's infidelity and sensitivity; one target an image, its first."""
 
     name = "faithfulness"
+    what = "infidelity and sensitivity of captum.metrics"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

@@ -36,6 +36,7 @@ class Perturbation(Task):
     """Deletion by pixels, of the predicted and of the true class."""
 
     name = "perturbation"
+    what = "deletion curves of zero-shot classification"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
@@ -73,11 +74,13 @@ class Perturbation(Task):
             }
             for kind, labels in chosen.items():
                 own = [pair for pair in enumerate(labels) if pair in tests]
-                numbers = [views[place].number for place, _ in own]
-                classes = [maps.context.data.classes[label] for _, label in own]
                 if own:
-                    of = [tests[pair] for pair in own]
-                    yield from _rows(f"{fill}_{kind}", of, numbers, classes)
+                    yield from _rows(
+                        f"{fill}_{kind}",
+                        [tests[pair] for pair in own],
+                        [views[place].number for place, _ in own],
+                        [maps.context.data.classes[label] for _, label in own],
+                    )
 
 
 def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:

@@ -1,0 +1,189 @@
+"""Forwards of a tower that run without a graph up to a leaf, or end where nobody needs more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
+from .hooks import Hooks
+from .records import (
+    LayerRecord,
+    Leaf,
+    Recording,
+    Stop,
+    Visit,
+    as_leaf,
+    plan_embedding,
+    recording,
+)
+
+
+@contextmanager
+def record_vit(
+    tower: ViTTower,
+    *,
+    visit: tuple[range, Visit] | None = None,
+    keep: range = range(0),
+    leaf: int | Leaf | None = None,
+    stop: int | None = None,
+    final: bool = False,
+) -> Iterator[Recording]:
+    """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
+
+    An index is that of a layer; a probe's attention comes after the last one.
+
+    Args:
+        tower: the tower; its forward runs inside the ``with``.
+        visit: layers, and what to call as ``visit(layer, record)`` when their attention starts.
+        keep: layers whose tokens, queries, keys, values and outputs are kept.
+        leaf: layer whose attention output becomes a leaf; from there on the graph is recorded. Or
+            the last block's output ("final"), or the tower's ("embedding").
+        stop: layer at whose attention the forward ends; its tokens and residual are kept.
+        final: whether the last block's output is kept.
+    """
+    layer = leaf if isinstance(leaf, int) else None
+
+    def plan(hooks: Hooks, record: Recording) -> None:
+        for index in sorted({*keep, *(visit[0] if visit else ()), *_given(layer), *_given(stop)}):
+            attention = tower.attentions[index]
+            _plan_entrance(hooks, record, index, attention, visit=visit, keep=keep, stop=stop)
+            if index == stop:
+                continue
+            if index in keep and isinstance(attention, AttentionLayer):
+                _plan_exposed(hooks, record, index, attention)
+            if index in keep or index == layer:
+                _plan_output(hooks, record, index, attention, leaf=index == layer)
+        if final or leaf == "final":
+            _plan_final(hooks, record, tower, leaf=leaf == "final")
+        if leaf == "embedding":
+            plan_embedding(hooks, record, tower)
+
+    with recording(tower, plan, gradient=leaf is not None) as record:
+        yield record
+
+
+def _plan_final(hooks: Hooks, record: Recording, tower: ViTTower, *, leaf: bool) -> None:
+    block = tower.layers[-1]
+
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.residual = block.residual(args, kwargs)
+
+    def leave(result: Any) -> Any:
+        output = block.leaving(result)
+        record.final = output = as_leaf(output) if leaf else output
+        return block.left(result, output)
+
+    if leaf:
+        hooks.before(block.block, enter)
+    hooks.after(block.block, leave)
+
+
+def _given(index: int | None) -> tuple[int, ...]:
+    return () if index is None else (index,)
+
+
+def _plan_entrance(
+    hooks: Hooks,
+    record: Recording,
+    index: int,
+    attention: Attention,
+    *,
+    visit: tuple[range, Visit] | None,
+    keep: range,
+    stop: int | None,
+) -> None:
+    seen = record.layers.setdefault(index, LayerRecord())
+
+    def enter_block(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(attention, AttentionLayer)
+        record.residual = attention.residual(args, kwargs)
+
+    def enter_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens, context = attention.tokens(args, kwargs), None
+        if isinstance(attention, AttentionLayer):
+            context = attention.context(args, kwargs)
+        if visit is not None and index in visit[0]:
+            visit[1](index, LayerRecord(tokens=tokens, context=context))
+        if index in keep or index == stop:
+            seen.tokens, seen.context = tokens, context
+        if index == stop:
+            raise Stop
+
+    if index == stop and isinstance(attention, AttentionLayer):
+        hooks.before(attention.block, enter_block)
+    hooks.before(attention.inlet, enter_attention)
+
+
+def _plan_exposed(hooks: Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+    def show(name: str, tensor: Tensor) -> None:
+        in_graph = name == "heads_output"
+        setattr(record.layers[index], name, tensor if in_graph else tensor.detach())
+
+    def show_input(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        show(name, args[0])
+
+    for name, (module, from_output) in layer.qkv_modules().items():
+        if name == "heads_output" and not layer.linear:
+            continue  # it is the point that is differentiated, see `_plan_output`
+        if from_output:
+            hooks.after(module, partial(show, name))
+        else:
+            hooks.before(module, partial(show_input, name))
+
+
+def _plan_output(
+    hooks: Hooks, record: Recording, index: int, attention: Attention, *, leaf: bool
+) -> None:
+    def started(tensor: Tensor) -> Tensor:
+        return as_leaf(tensor) if leaf else tensor
+
+    def enter_merge(args: tuple[Any, ...], _: dict[str, Any]) -> Tensor:
+        record.layers[index].heads_output = heads_output = started(args[0])
+        return heads_output
+
+    def leave(result: Any) -> Any:
+        record.layers[index].output = output = started(attention.output(result))
+        return attention.replaced(result, output)  # also unchanged, it may be a view: an ancestor
+
+    if isinstance(attention, AttentionLayer) and not attention.linear:
+        hooks.before(attention.qkv_modules()["heads_output"][0], enter_merge)
+    else:
+        hooks.after(attention.outlet, leave)
+
+
+@contextmanager
+def record_resnet(
+    tower: ResNetTower, *, then: Literal["stop", "shift", "embedding"]
+) -> Iterator[Recording]:
+    """Record the last stage of a ResNet tower, which runs without a graph up to there.
+
+    Args:
+        tower: the tower; its forward runs inside the ``with``.
+        then: "stop" ends the forward after the stage; "shift" adds a zero shift that needs a
+            gradient to the features, and records the graph from there on; "embedding" does so
+            from the tower's output on.
+    """
+
+    def plan(hooks: Hooks, record: Recording) -> None:
+        def leave(features: Tensor) -> Tensor:
+            record.features = features.detach()
+            if then == "stop":
+                raise Stop
+            if then == "embedding":
+                return features
+            torch.set_grad_enabled(True)
+            record.shift = features.new_zeros(features.shape[:2]).requires_grad_()
+            return record.features + record.shift[:, :, None, None]
+
+        hooks.after(tower.stage, leave)
+        if then == "embedding":
+            plan_embedding(hooks, record, tower)
+
+    with recording(tower, plan, gradient=then != "stop") as record:
+        yield record
