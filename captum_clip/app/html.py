@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
+import numpy as np
 from matplotlib.colors import Colormap
+from PIL import Image
 from torch import Tensor
 
 from .. import maps
@@ -18,6 +20,7 @@ from .queries import Result
 WELCOME = '<p class="hint">The maps will be here.</p>'
 """In place of the cards, before anything was asked."""
 
+_THUMBNAIL: Final = 520  # pixels
 _WORDS: Final = {"positive": "for", "negative": "against"}
 
 
@@ -28,6 +31,9 @@ def cards(result: Result) -> str:
     image = shown.images[0]
     plain = _picture(data_url(image.permute(1, 2, 0).numpy()), "the image", kind="plain")
     parts = [_card(plain, "<b>image</b>", "as the model sees it")]
+    if result.photo is not None:
+        note = "the model sees the frame"
+        parts.insert(0, _card(_framed(result.photo, result.crop), "<b>photo</b>", note))
     for text, (name, score) in enumerate(zip(shown.names, shown.scores[0].tolist(), strict=True)):
         pictures = "".join(
             _picture(
@@ -101,6 +107,17 @@ def _picture(url: str, description: str, *, kind: str = "map", mark: str = "") -
     sign = mark and f'<span class="sign" aria-hidden="true">{mark}</span>'
     image = f'<img class="{kind}" src="{url}" alt="{escape(description)}">'
     return f'<span class="picture">{image}{sign}</span>'
+
+
+def _framed(photo: Image.Image, crop: tuple[float, float, float, float]) -> str:
+    """A whole photo, with a frame around a part of it."""
+    small = photo.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    url = data_url(np.asarray(small, dtype=np.float32) / np.float32(255))
+    sides = zip(("left", "top", "width", "height"), crop, strict=True)
+    place = ";".join(f"{side}:{share:.2%}" for side, share in sides)
+    picture = f'<img class="plain" src="{url}" alt="the whole photo"><i style="{place}"></i>'
+    return f'<span class="picture" style="--shape:{small.width}/{small.height}">{picture}</span>'
 
 
 def _card(pictures: str, title: str, note: str, *, wide: bool = False) -> str:

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .. import targets
 from ..attr import LayerAttention
 from ..demo.scenes import draw_scene
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, explain
+from ..models import ClipAdapter
 from ..models.base import ImageLike
+from ..models.geometry import geometry_of
+from ..models.images import as_pil
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from .model_cache import ModelCache
@@ -52,6 +56,8 @@ class Result:
         model: its name in the cache.
         sign: of the query.
         pixels: the image as the model took it, (1, 3, H, W).
+        photo: the whole image where the model saw a part of it, else None.
+        crop: that part, left, top, width and height in [0, 1].
         explanation: maps and scores of the K texts.
         words: a text's position -> maps of the text and of its words, for texts taken apart.
         picks: for each text what is shown: 0 the text, n its n-th word.
@@ -61,6 +67,8 @@ class Result:
     sign: Sign
     pixels: Tensor
     explanation: Explanation
+    photo: Image.Image | None = None
+    crop: tuple[float, float, float, float] = (0, 0, 1, 1)
     words: Mapping[int, Explanation] = field(default_factory=dict)
     picks: tuple[int, ...] = ()
 
@@ -119,7 +127,8 @@ def ask(cache: ModelCache, query: Query) -> Result:
         raise TargetError(f"These are {len(texts)} texts, at most {MAX_TEXTS} at once.")
     clip = cache.get(query.model)
     try:
-        pixels = clip.preprocess(query.image)
+        (photo,) = as_pil(query.image)
+        pixels = clip.preprocess(photo)
     except InputError as error:
         # where the server keeps an upload is nobody's business
         if isinstance(query.image, (str, Path)):
@@ -127,7 +136,24 @@ def ask(cache: ModelCache, query: Query) -> Result:
             raise InputError(str(error).replace(str(path), repr(path.name))) from error
         raise
     explanation = explain(pixels, texts, model=clip, method=query.method, sign=query.sign)
-    return Result(query.model, query.sign, pixels, explanation, picks=(0,) * len(texts))
+    crop = _crop_of(clip, photo)
+    whole = None if crop == (0, 0, 1, 1) else photo
+    picks = (0,) * len(texts)
+    return Result(query.model, query.sign, pixels, explanation, whole, crop, picks=picks)
+
+
+def _crop_of(clip: ClipAdapter, photo: Image.Image) -> tuple[float, float, float, float]:
+    """Which part of a photo the model sees; all of it where its processor is not known."""
+    try:
+        geometry = geometry_of(clip.processor, (photo.height, photo.width))
+    except UnsupportedModelError:
+        return 0, 0, 1, 1
+    spans = []
+    for seen, length in zip((geometry.columns, geometry.rows), geometry.resized[::-1], strict=True):
+        seen = seen[seen >= 0]  # -1 is padding
+        spans.append((seen.min() / length, (seen.max() + 1 - seen.min()) / length))
+    (left, width), (top, height) = spans
+    return float(left), float(top), float(width), float(height)
 
 
 def pick(cache: ModelCache, result: Result, text: int, word: int) -> Result:

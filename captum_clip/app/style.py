@@ -84,6 +84,7 @@ button[role=tab][aria-selected=true] { color: var(--bright) !important; }
 .picture { flex: 1; position: relative; aspect-ratio: var(--shape); overflow: hidden;
     border-radius: 6px; background: var(--photo) center / 100% 100%; }
 .picture img { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
+.picture i { position: absolute; outline: 2px solid #fff; box-shadow: 0 0 0 999px #0009; }
 .picture .sign { position: absolute; left: 4px; top: 4px; padding: 0 .35rem; font-size: .76rem;
     border-radius: 4px; background: #fffd; color: #222; }
 .picture img.map { opacity: var(--opacity, .9); }

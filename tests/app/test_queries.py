@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from captum_clip import ClipSimilarity, LayerAttention, explain, targets
+from captum_clip.app import html
 from captum_clip.app.model_cache import EMBEDDED, ModelCache
 from captum_clip.app.queries import (
     MAX_TEXTS,
@@ -149,6 +150,20 @@ def test_an_image_file_is_answered_as_its_array(cache: ModelCache, tmp_path: Pat
         for image in (str(path), IMAGE)
     ]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [((60, 30), (0.25, 0, 0.5, 1)), ((30, 60), (0, 0.25, 1, 0.5)), ((50, 50), (0, 0, 1, 1))],
+)
+def test_the_photo_is_kept_with_the_part_that_the_model_sees(
+    cache: ModelCache, size: tuple[int, int], crop: tuple[float, ...]
+) -> None:
+    image = Image.new("RGB", size, "red")
+    result = ask(cache, Query(image, "a horse", "demo/vit", "last-grad"))
+    assert result.crop == pytest.approx(crop, abs=0.01)
+    assert (result.photo is None) == (size == (50, 50))
+    assert ("the model sees the frame" in html.cards(result)) == (size != (50, 50))
 
 
 def test_example_is_a_scene_with_texts_that_are_true_of_it() -> None:
