@@ -55,14 +55,11 @@ class Option:
             kind = self.type or number
             metavar = self.metavar or ("N" if kind is int else "FILE" if kind is Path else None)
             settings |= {"type": kind, "choices": self.choices, "metavar": metavar}
-            if not self.name.startswith("-"):
-                settings["nargs"] = {(True, False): "*", (True, True): "+"}.get(
-                    (self.many, self.required)
-                )
-            else:
+            if self.name.startswith("-"):
                 settings["required"] = self.required
-                if self.many:
-                    settings["action"] = "append"
+                settings |= {"action": "append"} if self.many else {}
+            elif self.many:
+                settings["nargs"] = "+" if self.required else "*"
         action: argparse.Action = parser.add_argument(*self.name.split(), **settings)
         return action
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from .command import OUTPUT, Command
+from .command import DEVICE, OUTPUT, Command
 from .progress import steps
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _run(arguments: Namespace) -> None:
         clips = {}
         for model in ("demo/vit", "demo/resnet"):
             begin(f"loading {model}")
-            clips[model] = load_clip(model)
+            clips[model] = load_clip(model, device=arguments.device)
         for path, (_, draw) in zip(paths, pictures.values(), strict=True):
             figure = draw(clips, begin)
             begin(f"drawing {path.name}")
@@ -140,6 +140,7 @@ COMMAND: Final = Command(
             otherwise="the current folder",
             metavar="FOLDER",
         ),
+        DEVICE,
     ),
     run=_run,
 )

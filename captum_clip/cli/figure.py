@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError
-from .command import CENTRE, DEVICE, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
+from .command import CENTRE, LOADING, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
 from .figure_inputs import Inputs, read_inputs
+from .inputs import load_model
 from .progress import steps
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 def _run(arguments: Namespace) -> None:
     """Draw the figure and say where it is."""
     from ..checks import check_destination
-    from ..models import load_clip
     from ..visualization import save_figure
     from ..visualization.layers import MASK
     from ..visualization.saving import FORMATS
@@ -40,7 +40,7 @@ def _run(arguments: Namespace) -> None:
         clips = []
         for model in inputs.models:
             begin(f"loading {model}")
-            clips.append(load_clip(model, device=arguments.device))
+            clips.append(load_model(arguments, model))
         begin("computing")
         figure = _draw(arguments, inputs, clips)
         begin("drawing")
@@ -115,7 +115,7 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
             ),
             _SCENE,
             MODELS,
-            DEVICE,
+            *LOADING,
             *options,
             Option(
                 "--scale", f"of the colours: {described}", next(iter(scales)), choices=(*scales,)

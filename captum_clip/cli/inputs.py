@@ -42,11 +42,8 @@ def looks_like_image(name: str) -> bool:
     """Whether a word names an image, there or not, rather than being a text."""
     from PIL import Image
 
-    return (
-        "://" in name
-        or is_file(name)
-        or Path(name).suffix.lower() in (Image.registered_extensions())
-    )
+    endings = Image.registered_extensions()
+    return "://" in name or is_file(name) or Path(name).suffix.lower() in endings
 
 
 def is_file(name: str) -> bool:

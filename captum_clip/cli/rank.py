@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import InputError
-from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, WORKERS, Command, Option
+from .command import EMOTIONS, LOADING, METHOD, MODEL, RESULTS, TEXTS, WORKERS, Command, Option
 from .inputs import load_model, load_probe, model_name, read_folder
 from .progress import say_skipped, shows_bars
 
@@ -70,7 +70,7 @@ COMMAND: Final = Command(
         Option("--top", "how many to find", default=12),
         WORKERS,
         *LOADING,
-        replace(OUTPUT, help="a folder for ranking.csv and ranking.png", required=True),
+        replace(RESULTS, help="a folder for ranking.csv and ranking.png"),
     ),
     run=_run,
 )

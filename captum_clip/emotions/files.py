@@ -49,7 +49,7 @@ def read_probe(path: Path) -> tuple[Arrays, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     find_file(path)
-    weights = path.with_suffix(WEIGHTS) if path.suffix == JSON else path
+    weights = path.with_suffix(WEIGHTS) if path.suffix.lower() == JSON else path
     contents = _read(weights)
     try:
         with safe_open(weights, framework="numpy") as file:

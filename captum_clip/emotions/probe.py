@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,7 +92,7 @@ class EmotionProbe:
 
     @classmethod
     def fit(cls, features: Any, votes: Any, **options: Any) -> EmotionProbe:
-        """See :func:`fit_probe`."""
+        """The same as :func:`fit_probe`."""
         return fit_probe(features, votes, **options)
 
     def predict(self, features: Any) -> _Array:
@@ -161,7 +161,7 @@ class EmotionProbe:
             raise InputError(
                 f"EmotionProbe.load: expected a file .safetensors or .json, got {path}."
             )
-        if path.suffix == JSON and not is_description(content := read_json(path)):
+        if path.suffix.lower() == JSON and not is_description(content := read_json(path)):
             return cls(read_rows(path, content), np.zeros(len(CLASSES)))
         arrays, facts = read_probe(path)
         scores, settings = facts.get("scores"), facts.get("settings")
@@ -252,10 +252,7 @@ def fit_probe(
     totals = tuple(int(count) for count in counts[train].sum(0))
     settings = FitSettings(seed, held_out, strength, len(train), totals)
     probe = EmotionProbe(weights, bias, model, fingerprint, None, settings)
-    if not tested:
-        return probe
-    scores = probe.score(rows[test], counts[test])
-    return EmotionProbe(weights, bias, model, fingerprint, scores, settings)
+    return replace(probe, scores=probe.score(rows[test], counts[test])) if tested else probe
 
 
 def check_options(*, seed: int, held_out: float, strength: float) -> None:

@@ -122,11 +122,9 @@ class MethodOnBatch:
 
         For what is measured once an image; samples with neither are left out.
         """
+        classes = self.context.data.classes
         views = [v for v in self.batch.views if v.regions or v.sample.label is not None]
-        texts = [
-            view.regions[0].text if view.regions else self.context.data.classes[label or 0]
-            for view, label in ((view, view.sample.label) for view in views)
-        ]
+        texts = [v.regions[0].text if v.regions else classes[v.sample.label or 0] for v in views]
         if not views:
             return Queries(self.batch.pixels[:0], self.context.encode([""])[:0], (), (), ())
         return queries_of(views, self.context.encode(texts), texts)

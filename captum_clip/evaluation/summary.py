@@ -26,8 +26,6 @@ from .metric import Metric
 from .resampling import STATISTICS, RowStatistic
 from .table import Table
 
-LEVEL: Final = 0.95
-RESAMPLES: Final = 2000
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
 _COLUMNS: Final = (
     *("method", "metric", "mean", "low", "high", "images", "rows", *_DIFFERENCE),
@@ -101,8 +99,8 @@ def summarize(
     *,
     reference: str,
     baselines: Sequence[str] = (),
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    resamples: int = 2000,
     seed: int = 0,
 ) -> Summary:
     r"""Each method's figure by each metric, and its difference to a reference method.

@@ -13,6 +13,7 @@ from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
 from .huggingface import HuggingFaceAdapter, embedding_of, pooled_output, with_pooled_output
 from .steps import Step
+from .text import TextReadout
 from .unmodified import has_no_foreign_hooks, is_unmodified
 
 MODELS = ("AlignModel",)
@@ -95,6 +96,11 @@ class AlignAdapter(HuggingFaceAdapter):
     """An `AlignModel` of transformers."""
 
     tower: Any
+
+    @property
+    @override
+    def text_readout(self) -> TextReadout:
+        return TextReadout("first", causal=False, padding="longest")
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from . import huggingface
@@ -13,6 +14,15 @@ from .huggingface import HuggingFaceAdapter, HuggingFaceTower
 
 MODELS = ("VisionTextDualEncoderModel",)
 TOWERS = MODELS
+
+
+class DualEncoderAdapter(HuggingFaceAdapter):
+    """A `VisionTextDualEncoderModel`."""
+
+    @property
+    @override
+    def text_readout(self) -> None:
+        return None  # any text model with a pooled output
 
 
 def tower_of(module: nn.Module) -> HuggingFaceTower | None:
@@ -35,7 +45,7 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
     return replace(tower, projection=model.visual_projection)
 
 
-def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> HuggingFaceAdapter | None:
+def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> DualEncoderAdapter | None:
     """The adapter of a `VisionTextDualEncoderModel`; None where the model is something else."""
     tower = tower_of(model)
-    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **processors)
+    return None if tower is None else DualEncoderAdapter(model, tower, name=name, **processors)

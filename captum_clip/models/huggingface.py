@@ -49,40 +49,40 @@ class HuggingFaceLayer(AttentionLayer):
     def __init__(self, block: Any) -> None:
         super().__init__(block, block.self_attn, block.self_attn.num_heads)
 
+    @override
     def projections(self) -> Projections:
-        """See `AttentionLayer`."""
         maps = (getattr(self.attention, name) for name in _PROJECTIONS)
         return Projections(*(Linear(m.weight, m.bias) for m in maps))
 
     @property
+    @override
     def scale(self) -> float:
-        """See `AttentionLayer`."""
         return float(self.attention.scale)
 
+    @override
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """See `AttentionLayer`."""
         tokens: Tensor = args[0] if args else kwargs["hidden_states"]
         return tokens
 
     residual = tokens
 
+    @override
     def output(self, result: Any) -> Tensor:
-        """See `AttentionLayer`."""
         output: Tensor = result[0]  # (output, weights or None)
         return output
 
+    @override
     def replaced(self, result: Any, output: Tensor) -> Any:
-        """See `AttentionLayer`."""
         return (output, *result[1:])
 
+    @override
     def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """See `AttentionLayer`."""
         hidden = residual + attended
         out: Tensor = hidden + self.block.mlp(self.block.layer_norm2(hidden))
         return out
 
+    @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        """See `AttentionLayer`."""
         attention = self.attention
         return {
             "query": (attention.q_proj, True),
@@ -105,8 +105,9 @@ class HuggingFaceTower(ViTTower):
         side = int(self.module.config.image_size)
         return side, side
 
+    @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See `Tower`; positions are interpolated for other sizes than the native one."""
+        # positions are interpolated for other sizes than the native one
         patch = int(self.module.config.patch_size)
         fits = height % patch == 0 and width % patch == 0 and min(height, width) >= patch
         if not fits and (height, width) != self.native:
@@ -117,33 +118,34 @@ class HuggingFaceTower(ViTTower):
             )
         return height // patch, width // patch
 
+    @override
     def embed(self, token: Tensor) -> Tensor:
-        """See `ViTTower`; without a projection it ends after the norm."""
+        # without a projection it ends after the norm
         normed: Tensor = self.module.post_layernorm(token)
         return normed if self.projection is None else self.projection(normed)
 
     @property
+    @override
     def head(self) -> tuple[Step, ...]:
-        """See `ViTTower`."""
         norm: nn.Module = self.module.post_layernorm
         return (norm,) if self.projection is None else (norm, self.projection)
 
     @property
+    @override
     def projection_module(self) -> nn.Module | None:
-        """See `Tower`."""
         return self.projection
 
+    @override
     def embedding(self, result: Any) -> Tensor:
-        """See `Tower`."""
         return pooled_output(result)
 
+    @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        """See `Tower`."""
         return with_pooled_output(result, embedding)
 
     @property
+    @override
     def is_unmodified(self) -> bool:
-        """See `Tower`."""
         block: Any = self.layers[-1].block
         own = (self.module, self.module.encoder, block, block.self_attn)
         return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, block.modules()))
@@ -155,13 +157,14 @@ class HuggingFaceTower(ViTTower):
         return module
 
     @property
+    @override
     def checkpointing(self) -> bool:
-        """See `ViTTower`."""
         blocks = self.module.encoder.layers
         return any(block.gradient_checkpointing and block.training for block in blocks)
 
+    @override
     def nondeterminism(self) -> str | None:
-        """See `Tower`; attention dropout is a number here, not a module."""
+        # attention dropout is a number here, not a module
         for layer in self.layers:
             attention: Any = layer.attention
             if attention.training and attention.dropout > 0:
@@ -237,17 +240,19 @@ class HuggingFaceAdapter(ClipAdapter):
     tower: HuggingFaceTower
 
     @property
+    @override
     def is_unmodified(self) -> bool:
-        """See `ClipAdapter`."""
         return is_librarys(self.model, "get_image_features") and self.tower.is_unmodified
 
     @property
+    @override
     def text_readout(self) -> TextReadout | None:
-        """See `ClipAdapter`."""
+        if type(self.model).__name__ in ("AltCLIPModel", "ChineseCLIPModel"):  # a BERT's CLS
+            return TextReadout("first", causal=False, padding="longest")
         return TextReadout("end", causal=True, padding="longest")
 
+    @override
     def image_features(self, images: Tensor) -> Tensor:
-        """See `ClipAdapter`."""
         height, width = images.shape[-2:]
         self.grid(height, width)
         features = self.model.get_image_features(
@@ -283,8 +288,8 @@ class HuggingFaceAdapter(ClipAdapter):
         return statistics(self.processor)
 
     @property
+    @override
     def context_length(self) -> int:
-        """See `ClipAdapter`."""
         config = self.model.config.text_config
         # positions of RoBERTa's relatives begin after that of the padding token
         taken = config.pad_token_id + 1 if config.model_type in _ROBERTAS else 0

@@ -31,19 +31,19 @@ class OpenClipResNet(ResNetTower):
 
     module: Any
 
+    @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """See `Tower`."""
         side = int(self.module.image_size)
         return native_grid((height, width), (side, side), (side // 32, side // 32))
 
     @property
+    @override
     def embedding_dim(self) -> int:
-        """See `Tower`."""
         return int(self.module.attnpool.c_proj.out_features)
 
     @property
+    @override
     def is_unmodified(self) -> bool:
-        """See `Tower`."""
         from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 
         pool = self.module.attnpool
@@ -53,18 +53,18 @@ class OpenClipResNet(ResNetTower):
             and all(is_linear(getattr(pool, f"{name}_proj")) for name in "qkvc")
         )
 
+    @override
     def stages(self) -> Mapping[str, nn.Module]:
-        """See `ResNetTower`."""
         return {
             name: getattr(self.module, name) for name in ("layer4", "layer3", "layer2", "layer1")
         }
 
+    @override
     def head_modules(self) -> Sequence[nn.Module]:
-        """See `ResNetTower`."""
         return (self.module.attnpool,)
 
+    @override
     def pool(self, features: Tensor) -> Tensor:
-        """See `ResNetTower`."""
         return attention_pool.pooled(self.module.attnpool, features)
 
     @override
@@ -74,8 +74,8 @@ class OpenClipResNet(ResNetTower):
         pool = self.module.attnpool
         return attention_pool.contributions(pool, features, direction, centred=centred)
 
+    @override
     def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
-        """See `ResNetTower`."""
         return attention_pool.shift_gradient(self.module.attnpool, features, gradient)
 
 
@@ -144,14 +144,15 @@ class OpenClipAdapter(ClipAdapter):
     model: Any
 
     @property
+    @override
     def dtype(self) -> torch.dtype:
-        """See `ClipAdapter`; in OpenCLIP's mixed precision the first convolution tells."""
+        # in OpenCLIP's mixed precision the first convolution tells
         modules = self.tower.module.modules()
         return next(m for m in modules if isinstance(m, nn.Conv2d)).weight.dtype
 
     @property
+    @override
     def is_unmodified(self) -> bool:
-        """See `ClipAdapter`."""
         own = is_unmodified(self.model, _models(), "encode_image")
         captions = is_unmodified(self.model, _models(), "_encode_image")  # CoCa's, in two steps
         return own and captions and self.tower.is_unmodified
@@ -161,8 +162,8 @@ class OpenClipAdapter(ClipAdapter):
     def text_readout(self) -> TextReadout | None:
         return _text_readout(self.model)
 
+    @override
     def image_features(self, images: Tensor) -> Tensor:
-        """See `ClipAdapter`."""
         self.grid(*images.shape[-2:])
         # CoCa would give unit rows by default
         features = self.model.encode_image(images.to(self.dtype), normalize=False)
@@ -183,6 +184,8 @@ class OpenClipAdapter(ClipAdapter):
             padding = True if length is None else "max_length"
             padded = tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
             return padded["input_ids"]
+        if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
+            return tokenizer(texts, context_length=self.context_length)
         return tokenizer(texts)
 
     def _count(self, text: str) -> int | None:
@@ -197,8 +200,9 @@ class OpenClipAdapter(ClipAdapter):
         return told
 
     @property
+    @override
     def context_length(self) -> int | None:
-        """See `ClipAdapter`; the tokenizer may cut before the model does."""
+        # the tokenizer may cut before the model does
         # 0 where a text model of transformers has no table of positions (mt5), or no tokenizer's
         lengths = (getattr(owner, "context_length", 0) for owner in (self.model, self.tokenizer))
         return min((int(length) for length in lengths if length), default=None)

@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from captum_clip import demo
+from captum_clip.attr.registry import methods_for
 from captum_clip.cli import main
 from captum_clip.studies import run_study
 from captum_clip.visualization import grid
 from tests.studies import folders
 
 Capture = pytest.CaptureFixture[str]
+VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resnet"))
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +72,12 @@ def run(line: str, given: dict[str, str], capsys: Capture, code: int = 0) -> str
     [
         ("layers PHOTO a_horse a_dog --model VIT --colormap mask", 3 * 4),
         ("layers PHOTO --model VIT a_horse --image OTHER --rows sum --colormap jet", 3 * 4),
-        ("compare PHOTO OTHER --text a_horse --model VIT", 2 * 6),
+        ("compare PHOTO OTHER --text a_horse --model VIT", 2 * (1 + VIT_METHODS)),
         ("compare PHOTO --text sky --model VIT --method all-grad --method last-grad", 3),
-        ("compare PHOTO --text sky --text grass --model VIT --model RESNET --scale shared", 2 * 8),
+        (
+            "compare PHOTO --text sky --text grass --model VIT --model RESNET --scale shared",
+            2 * (1 + VIT_METHODS + RESNET_METHODS),
+        ),
         ("signs PHOTO --text a_horse --image OTHER --model VIT --model RESNET", 4 * 3 + 2),
         ("signs PHOTO OTHER a_horse --text sky --model VIT", 4 * 3),
         ("words PHOTO --text a_horse --model VIT", 4),

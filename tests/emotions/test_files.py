@@ -106,10 +106,11 @@ def test_encodings_without_a_fit_come_back(tmp_path):
     assert (found.scores, found.settings) == (None, None)
 
 
+@pytest.mark.parametrize("name", ["p.json", "P.JSON"])
 @pytest.mark.parametrize("read", [EmotionProbe.read_encodings, EmotionProbe.load])
-def test_published_encodings_are_rows_in_the_order_of_the_classes(tmp_path, read):
+def test_published_encodings_are_rows_in_the_order_of_the_classes(tmp_path, read, name):
     """Whichever order the file has; without a bias, of an unknown model."""
-    path, rows = published(tmp_path / "p.json")
+    path, rows = published(tmp_path / name)
     found = read(path)
     np.testing.assert_array_equal(found.weights, rows)
     assert (found.bias == 0).all()

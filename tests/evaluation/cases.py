@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clip import ClipSimilarity, load_clip, targets
+from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.evaluation.batch import Batch
 from captum_clip.evaluation.config import EvaluationConfig
 from captum_clip.evaluation.data import DataSet
@@ -28,6 +28,10 @@ from captum_clip.runs import Arrays
 from tests import builders
 from tests.evaluation.data.writing import LEFT, RIGHT, noise, save, save_mask
 
+KINDS: dict[str, tuple[str, Any]] = {
+    "demo/vit": ("last-grad", attr.LastGradAttention),
+    "demo/resnet": ("grad-cam", attr.ClipGradCam),
+}
 TEXTS = ("a horse", "a red barn", "a dog")
 
 

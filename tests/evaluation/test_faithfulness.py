@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip import ClipSimilarity, attr, metrics, targets
+from captum_clip import ClipSimilarity, metrics, targets
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import method_of
@@ -18,6 +18,7 @@ from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.tasks.faithfulness import _successive
 from captum_clip.evaluation.tasks.sanity import _other
 from tests.evaluation.cases import (
+    KINDS,
     TEXTS,
     Listed,
     Rows,
@@ -34,10 +35,6 @@ from tests.evaluation.cases import (
     two_regions,
 )
 
-KINDS: dict[str, tuple[str, Any]] = {
-    "demo/vit": ("last-grad", attr.LastGradAttention),
-    "demo/resnet": ("grad-cam", attr.ClipGradCam),
-}
 MODELS = list(KINDS)
 GRID = (7, 7)
 

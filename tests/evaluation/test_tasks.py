@@ -17,6 +17,7 @@ from captum_clip.evaluation.methods import Method, Queries
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
+    KINDS,
     Listed,
     Rows,
     context,
@@ -33,10 +34,6 @@ from tests.evaluation.cases import (
     two_regions,
 )
 
-KINDS: dict[str, tuple[str, Any]] = {
-    "demo/vit": ("last-grad", attr.LastGradAttention),
-    "demo/resnet": ("grad-cam", attr.ClipGradCam),
-}
 MODELS = list(KINDS)
 SCENES = DemoScenes(3)  # of two, three and two objects
 COUNTS = [2, 3, 2]

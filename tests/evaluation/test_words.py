@@ -13,6 +13,7 @@ from captum_clip.evaluation.data import DemoMosaics
 from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import methods_for
 from tests.evaluation.cases import (
+    KINDS,
     Listed,
     Rows,
     context,
@@ -25,10 +26,6 @@ from tests.evaluation.cases import (
     same_rows,
 )
 
-KINDS: dict[str, tuple[str, Any]] = {
-    "demo/vit": ("last-grad", attr.LastGradAttention),
-    "demo/resnet": ("grad-cam", attr.ClipGradCam),
-}
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
 

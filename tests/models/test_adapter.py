@@ -14,6 +14,7 @@ from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import load_clip
 from tests import builders
 from tests.attr.cases import CONVOLUTIONAL
+from tests.samples import picture
 
 ALL = list(builders.BUILDERS)
 TEXTS = ["a horse", "a dog and a red house."]
@@ -31,11 +32,6 @@ def own_image_features(built, images):
     if hasattr(built.model, "vision_model"):
         return built.model.vision_model(images).pooler_output
     return built.model.encode_image(images)
-
-
-def picture(size=(50, 40), seed=0):
-    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    return Image.fromarray(values)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -108,7 +104,7 @@ def test_image_embeddings_are_differentiable_in_the_images(name):
 def test_preprocess_is_the_processors_own(name):
     built = builders.BUILDERS[name]()
     clip = built.load()
-    pictures = [picture(), picture((80, 40), 1)]
+    pictures = [picture(), picture(seed=1, width=80)]
     images = clip.preprocess(pictures)
     if hasattr(built.processor, "image_mean"):
         expected = built.processor(images=pictures, return_tensors="pt")["pixel_values"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from captum_clip.errors import InputError, TargetError
 from tests import builders
+from tests.samples import picture
 
 ALL = list(builders.BUILDERS)
 READING_CLS = ("AlignModel", "AltCLIPModel", "ChineseCLIPModel", "FlavaModel")
@@ -31,11 +30,6 @@ def own_text_features(built, texts):
         row = out[0][:, 0] if type(built.model).__name__ in READING_CLS else out.pooler_output
         return built.model.text_projection(row)
     return built.model.encode_text(built.tokenizer(texts))
-
-
-def picture(size=(50, 40), seed=0):
-    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    return Image.fromarray(values)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -156,6 +150,17 @@ def test_a_text_tower_without_a_table_of_positions_takes_what_its_tokenizer_make
     assert clip.tokenize(["a horse", "a"]).shape == (2, 9)
 
 
+@torch.no_grad()
+def test_texts_are_padded_to_the_models_context_not_the_tokenizers():
+    """CoCa takes 76 tokens, and OpenCLIP's usual tokenizer pads to 77."""
+    built = builders.coca()
+    clip = built.load()
+    tokens = clip.tokenize(TEXTS)
+    assert tokens.shape == (2, 76)
+    expected = built.model.encode_text(tokens)
+    torch.testing.assert_close(clip.encode_text(TEXTS), F.normalize(expected, dim=-1))
+
+
 def test_a_processor_with_a_tokenizer_serves_for_both():
     built = builders.hf_vit()
 
@@ -165,3 +170,24 @@ def test_a_processor_with_a_tokenizer_serves_for_both():
     clip = built.load(processor=Both(), tokenizer=None)
     torch.testing.assert_close(clip.encode_text(TEXTS), built.load().encode_text(TEXTS))
     assert clip.preprocess(picture()).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_vit", *builders.LAYOUTS, "align", "siglip", "blip", "aimv2", "flava"]
+)
+def test_the_text_readout_is_what_the_text_tower_does(name):
+    """The row that has a gradient, and whether a later token changes the rows before it."""
+    clip = builders.BUILDERS[name]().load()
+    tower = getattr(clip.model, "text_model", None) or clip.model.text_encoder
+    seen = []
+    tower.register_forward_hook(lambda *call: seen.append(call[-1][0]))
+    row, causal, _ = clip.text_readout
+    features = [clip.encode_text(text) for text in ("abc", "abd")]
+    ids = clip.tokenize("abc")
+    ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
+    (gradient,) = torch.autograd.grad(features[0].sum(), seen[0])
+    read = gradient[0].abs().sum(-1).nonzero().flatten().tolist()
+    end = ids[0].tolist().index(258)
+    assert read == [{"first": 0, "end": end, "last": ids.shape[1] - 1}[row]]
+    before = (seen[0] - seen[1])[0, : end - 1].abs().max()
+    assert (before == 0) == causal

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import load_clip, tower_of
-from tests import builders, timm_builders
-
-
-def small(name, dtype=torch.float32, **vision):
-    built = builders.BUILDERS[name](**vision)
-    built.model.to(dtype)
-    return built
+from tests import timm_builders
+from tests.models.small import small
 
 
 def test_tower_of_names_what_it_does_not_know():

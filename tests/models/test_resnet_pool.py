@@ -6,15 +6,9 @@ import pytest
 import torch
 
 from captum_clip.models import ResNetTower, tower_of
-from tests import builders
+from tests.models.small import small
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-
-def small(name, dtype=torch.float32, **vision):
-    built = builders.BUILDERS[name](**vision)
-    built.model.to(dtype)
-    return built
 
 
 def resnet_of(model) -> ResNetTower:

@@ -11,17 +11,11 @@ from torch import nn
 
 from captum_clip.errors import InputError
 from captum_clip.models import ViTTower, tower_of
-from tests import builders
+from tests.models.small import small
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-
-def small(name, dtype=torch.float32, **vision):
-    built = builders.BUILDERS[name](**vision)
-    built.model.to(dtype)
-    return built
 
 
 def vit_of(model) -> ViTTower:

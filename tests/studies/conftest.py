@@ -21,18 +21,6 @@ def small_pictures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small vision transformer in a folder."""
-    return folders.make_vit(tmp_path_factory.mktemp("models") / "small-vit")
-
-
-@pytest.fixture(scope="session")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small ResNet in a folder."""
-    return folders.make_resnet(tmp_path_factory.mktemp("models") / "small-resnet")
-
-
-@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven images, two of them in a folder within."""
     return folders.make_images(tmp_path_factory.mktemp("images"))

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ...errors import InputError
 from ...files import DAMAGED
-from .base import Mask, Sample
+from .base import Sample
 from .files import FileData, digest, image_stems, list_files, read_grey, read_picture
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"
@@ -85,27 +85,20 @@ class FixationFolder(FileData):
         if text is None:
             raise InputError(f"{stem}: {TEXTS} has no text for it.")
         image = read_picture(self.folder / self._images[stem])
-        points: Mask | None = None
-        density: npt.NDArray[np.float64] | None = None
+        truth: dict[str, Any] = {}
         dropped: list[str] = []
         for place in self._maps[stem]:
             try:
-                found = _read(self.folder / place, image.size)
-                if found.dtype != np.bool_ and density is not None:
-                    raise InputError(f"{place}: the image has another density.")
+                kind, values = _read(self.folder / place, image.size)
+                if kind in truth:
+                    raise InputError(f"{place}: the image has another {kind}.")
+                truth[kind] = values
             except InputError as error:
                 dropped.append(str(error).rstrip("."))
-            else:
-                if found.dtype == np.bool_:
-                    points = found
-                else:
-                    density = found
-        if points is None and density is None:
+        if not truth:
             reason = "; ".join(dropped) or f"{stem} has none"
             raise InputError(f"there are no fixations to compare a map with: {reason}.")
-        return Sample(
-            stem, image, fixations=points, density=density, fixated=text, dropped=tuple(dropped)
-        )
+        return Sample(stem, image, fixated=text, dropped=tuple(dropped), **truth)
 
 
 def _maps(stem: str, files: dict[str, int]) -> tuple[str, ...]:
@@ -139,29 +132,29 @@ def _stem(file: str) -> str:
     return str(path.with_suffix(""))
 
 
-def _read(path: Path, size: tuple[int, int]) -> npt.NDArray[Any]:
-    """Points as bool, a density as numbers."""
-    found: npt.NDArray[Any] = read_grey(path) if path.suffix == ".png" else _load(path)
+def _read(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray[Any]]:
+    """What a file has of a sample, "fixations" (bool) or "density", with its values."""
+    values: npt.NDArray[Any] = read_grey(path) if path.suffix == ".png" else _load(path)
     width, height = size
-    if found.shape != (height, width):
-        shape = " x ".join(map(str, found.shape))
+    if values.shape != (height, width):
+        shape = " x ".join(map(str, values.shape))
         raise InputError(f"{path} has {shape} values, its image {height} x {width} pixels.")
-    if not np.isfinite(found).all() or (found < 0).any():
+    if not np.isfinite(values).all() or (values < 0).any():
         raise InputError(f"{path}: expected finite values from 0 on.")
-    if not found.any():
+    if not values.any():
         raise InputError(f"{path}: nobody looked at the image.")
-    if path.suffix == ".png" or not np.isin(found, (0, 1)).all():
-        return found.astype(np.float64)
-    if found.all():
+    if path.suffix == ".png" or not np.isin(values, (0, 1)).all():
+        return "density", values.astype(np.float64)
+    if values.all():
         raise InputError(f"{path}: every pixel is a fixation.")
-    return found.astype(np.bool_)
+    return "fixations", values.astype(np.bool_)
 
 
 def _load(path: Path) -> npt.NDArray[Any]:
     try:
-        found = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except DAMAGED as error:
         raise InputError(f"{path} cannot be read as an array ({error}).") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise InputError(f"{path}: expected an array of numbers.")
-    return found
+    return array

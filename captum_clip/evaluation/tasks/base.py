@@ -16,11 +16,9 @@ class Task(ABC):
 
     Attributes:
         name: on the command line and in the tables.
-        what: one line.
     """
 
     name: str
-    what: str
 
     @abstractmethod
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

@@ -22,7 +22,6 @@ class Effect(Task):
     """Signed mass in each object against the object's exact Shapley effect."""
 
     name = "effect"
-    what = "signed mass in each object against its exact effect on the cosine"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

@@ -25,7 +25,6 @@ class Faithfulness(Task):
     """Captum's infidelity and sensitivity; one target an image, its first."""
 
     name = "faithfulness"
-    what = "infidelity and sensitivity of captum.metrics"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

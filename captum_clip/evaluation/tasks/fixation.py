@@ -25,7 +25,6 @@ class Fixation(Task):
     """Positive maps against human fixations: points and densities."""
 
     name = "fixation"
-    what = "maps against human fixations"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

@@ -22,7 +22,6 @@ class Localization(Task):
     """Positive maps against the masks of what they name."""
 
     name = "localization"
-    what = "positive maps against masks"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

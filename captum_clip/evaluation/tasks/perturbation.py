@@ -36,7 +36,6 @@ class Perturbation(Task):
     """Deletion by pixels, of the predicted and of the true class."""
 
     name = "perturbation"
-    what = "deletion curves of zero-shot classification"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
@@ -74,13 +73,11 @@ class Perturbation(Task):
             }
             for kind, labels in chosen.items():
                 own = [pair for pair in enumerate(labels) if pair in tests]
+                numbers = [views[place].number for place, _ in own]
+                classes = [maps.context.data.classes[label] for _, label in own]
                 if own:
-                    yield from _rows(
-                        f"{fill}_{kind}",
-                        [tests[pair] for pair in own],
-                        [views[place].number for place, _ in own],
-                        [maps.context.data.classes[label] for _, label in own],
-                    )
+                    of = [tests[pair] for pair in own]
+                    yield from _rows(f"{fill}_{kind}", of, numbers, classes)
 
 
 def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:

@@ -20,7 +20,6 @@ class Sanity(Task):
     """Rank correlation with the map of another model or prompt; one target an image, its first."""
 
     name = "sanity"
-    what = "rank correlation with maps of random parameters, other prompts, permuted heads"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

@@ -28,7 +28,6 @@ class Signs(Task):
     """Mass of both signs in the target, in other regions and in the background."""
 
     name = "signs"
-    what = "where positive and negative maps lie"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:

@@ -26,7 +26,6 @@ class Words(Task):
     """Signed maps of words, and the maps of whole captions beside them."""
 
     name = "words"
-    what = "the word-wise mosaic game"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
