@@ -6,6 +6,7 @@ is quick.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 after an error that was said on one line, 130 after an interruption.
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         with _anything_printable():
             arguments = build_parser().parse_args(argv)
@@ -52,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        return _fail("the output cannot be written: no space is left on its device.")
     except SystemExit as stop:  # --help, --version and wrong arguments
         return int(stop.code or 0)
     return 0
@@ -84,6 +93,11 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def _drop_output() -> None:
+    """What is still to be written goes nowhere, so that nothing fails at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

@@ -488,6 +488,26 @@ def test_python_m_is_the_same_command() -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        ("> /dev/full", 2, "captum-clip: error: the output cannot be written: no space is left"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("> /dev/full 2>&-", 2, ""),
+    ],
+)
+def test_streams_that_take_nothing_are_no_mistake_of_the_program(
+    streams: str, code: int, said: str
+) -> None:
+    command = f"{shlex.quote(sys.executable)} -m captum_clip models {streams}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert done.stderr.startswith(said)
+
+
 def test_a_reader_that_has_enough_is_no_failure() -> None:
     code = "import sys; from captum_clip.cli import main; sys.exit(main(['models']))"
     process = subprocess.Popen(
