@@ -31,7 +31,7 @@ MATRIX = [
 
 
 # A tower of each kind; the others are left to a run of all tests.
-QUICK = {"hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"}
+QUICK = {"hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"}
 ADDITIVE = ("DirectContribution", "ConservativePropagation")
 CHECKED = [
     pytest.param(law, case, name, marks=() if name in QUICK else pytest.mark.slow)
