@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -206,14 +207,23 @@ def _by_name(method: str, stem: str) -> type[Any]:
     by_class = {kind.__name__: name for name, kind in methods.items()}
     name = by_class.get(stem, stem)
     if name not in methods:
-        plain = {re.sub("[^a-z0-9]", "", known.lower()): known for known in (*methods, *by_class)}
-        close = get_close_matches(re.sub("[^a-z0-9]", "", stem.lower()), plain, n=1)
-        hint = f" (did you mean {plain[close[0]]}?)" if close else ""
+        hint = suggestion(stem, (*methods, *by_class))
         raise InputError(
             f"method: expected one of {', '.join(methods)}, with options as in "
             f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."
         )
     return methods[name]
+
+
+def suggestion(typed: str, names: Iterable[str]) -> str:
+    """The name that was probably meant, as a question in brackets; empty where none is close.
+
+    >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
+    (' (did you mean last-grad?)', '')
+    """
+    plain = {re.sub("[^a-z0-9]", "", name.lower()): name for name in names}
+    close = get_close_matches(re.sub("[^a-z0-9]", "", typed.lower()), plain, n=1)
+    return f" (did you mean {plain[close[0]]}?)" if close else ""
 
 
 def _known(method: Any) -> type[Any]:

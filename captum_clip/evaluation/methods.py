@@ -300,9 +300,11 @@ def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
     except InputError as error:
         if text.partition(":")[0] in registry.registered():
             raise
+        names = (*registry.registered(), *REFERENCES, *BASELINES)
+        hint = registry.suggestion(text.partition(":")[0], names)
         raise InputError(
-            f"there is no method {text!r}; there are {', '.join(registry.registered())}, "
-            f"{', '.join((*REFERENCES, *BASELINES))}, with options as in last-grad:heads=averaged."
+            f"there is no method {text!r}{hint}; there are {', '.join(names)}, with options as in "
+            "last-grad:heads=averaged."
         ) from error
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
     what = f"{choice.method.__name__} of {choice.method.__module__.partition('.')[0]}"

@@ -228,7 +228,11 @@ def test_centre_is_highest_in_the_middle() -> None:
 @pytest.mark.parametrize(
     ("name", "method", "message"),
     [
-        (VIT, "gradcam", "there is no method 'gradcam'; there are grad-cam, .*random, centre"),
+        (
+            VIT,
+            "gradcam",
+            r"no method 'gradcam' \(did you mean grad-cam\?\); there are grad-cam, .*centre",
+        ),
         (VIT, "last-grad:head=paired", "last-grad has no option 'head'"),
         (VIT, "last-grad:heads", "cannot read 'heads'"),
         (VIT, "layer:index=x", "index: 'x' is no layer"),
