@@ -251,6 +251,18 @@ def flava(seed: int = 0) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
+def tipsv2(seed: int = 0) -> Small:
+    """TIPSv2: CLS, a register, LayerScale and no projection; texts read as their mean."""
+    from transformers import Tipsv2Config, Tipsv2Model
+
+    vision = {**_VISION, "hidden_size": 24, "layerscale_value": 0.5}
+    vision.pop("intermediate_size")
+    config = Tipsv2Config(text_config={**_BERT, "hidden_size": 24}, vision_config=vision)
+    with torch.random.fork_rng():
+        model = Tipsv2Model(config)
+    return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
 def dual_encoder(seed: int = 0) -> Small:
     """A CLIP vision tower and a BERT."""
     from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
@@ -436,4 +448,5 @@ BUILDERS: dict[str, Callable[..., Small]] = {
     "blip": blip,
     "aimv2": aimv2,
     "flava": flava,
+    "tipsv2": tipsv2,
 }

@@ -58,6 +58,7 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "transformers BLIP, retrieval head": lambda: builders.blip().model,
     "transformers AIMv2": lambda: builders.aimv2().model,
     "transformers FLAVA": lambda: builders.flava().model,
+    "transformers TIPSv2": lambda: builders.tipsv2().model,
     "transformers ALIGN": lambda: builders.align().model,
     "OpenCLIP ViT, CLS pooling": open_clip_vit,
     "OpenCLIP ViT, own attention, LayerScale": lambda: builders.open_clip_custom_vit().model,

@@ -17,6 +17,7 @@ from .huggingface import (
     HuggingFaceTower,
     check_attention,
     check_linear,
+    embedding_of,
     is_librarys,
 )
 from .steps import Linear, Step
@@ -134,12 +135,23 @@ class Aimv2Adapter(HuggingFaceAdapter):
     @property
     @override
     def text_readout(self) -> TextReadout:
-        # transformers leaves the causal mask out where no text is padded
-        return TextReadout("end", causal=True, padding="max_length")
+        return TextReadout("end", causal=True, padding="longest")
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
         return super().image_features(images.to(self.dtype))  # not cast inside
+
+    @override
+    def _text_features(self, tokens: Any) -> Tensor:
+        ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
+        # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
+        # text would be encoded otherwise alone than beside a longer one. Under a causal mask the
+        # padding, which follows the end token, does not matter.
+        length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
+        lowest = torch.finfo(dtype).min
+        mask = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
+        mask = mask.expand(len(ids), 1, -1, -1)
+        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
 def tower_of(module: nn.Module) -> Aimv2Tower | None:

@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .huggingface import HuggingFaceAdapter, HuggingFaceLayer, HuggingFaceTower, check_linear
+from .huggingface import (
+    HuggingFaceAdapter,
+    HuggingFaceLayer,
+    HuggingFaceTower,
+    check_linear,
+    first_token,
+    with_first_token,
+)
 from .steps import Linear
 from .text import TextReadout
-from .towers import Exposed, Projections, Tower
+from .towers import Exposed, Projections
 
 MODELS = ("BlipForImageTextRetrieval",)
 TOWERS = (*MODELS, "BlipVisionModel")
@@ -41,19 +47,11 @@ class BlipTower(HuggingFaceTower):
     @override
     def embedding(self, result: Any) -> Tensor:
         # all tokens are normed once; the pooled output is normed twice, and the head leaves it
-        tokens: Tensor = result[0]
-        return tokens[:, 0]
+        return first_token(result)
 
     @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        tokens = torch.cat([embedding[:, None], result[0][:, 1:]], 1)
-        if isinstance(result, tuple):
-            return (tokens, *result[1:])
-        return type(result)(**{**result, "last_hidden_state": tokens})
-
-    @override
-    def nondeterminism(self) -> str | None:
-        return Tower.nondeterminism(self)  # here attention dropout is a module
+        return with_first_token(result, embedding)
 
 
 class BlipAdapter(HuggingFaceAdapter):

@@ -41,6 +41,7 @@ EXAMPLES: tuple[Example, ...] = (
     _open_clip("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k"),
     _transformers("AltCLIP", "BAAI/AltCLIP"),
     _transformers("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16"),
+    _transformers("TIPSv2", "google/tipsv2-b14"),
     _transformers("ALIGN", "kakaobrain/align-base"),
     _transformers("BLIP", "Salesforce/blip-itm-base-coco"),
     _transformers("AIMv2", "apple/aimv2-large-patch14-224-lit"),

@@ -10,7 +10,18 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import aimv2, align, blip, dual_encoder, flava, huggingface, open_clip, siglip, timm_vit
+from . import (
+    aimv2,
+    align,
+    blip,
+    dual_encoder,
+    flava,
+    huggingface,
+    open_clip,
+    siglip,
+    timm_vit,
+    tipsv2,
+)
 from .base import ClipAdapter
 from .towers import Tower
 
@@ -22,6 +33,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "transformers.models.aimv2.modeling_aimv2": aimv2,
     "transformers.models.blip.modeling_blip": blip,
     "transformers.models.flava.modeling_flava": flava,
+    "transformers.models.tipsv2.modeling_tipsv2": tipsv2,
     "transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder": dual_encoder,
     "transformers.models.siglip.modeling_siglip": siglip,
     "open_clip": open_clip,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -15,12 +14,12 @@ from .huggingface import (
     HuggingFaceLayer,
     HuggingFaceTower,
     check_linear,
-    is_librarys,
+    first_token,
+    with_first_token,
 )
 from .steps import Linear, Step
 from .text import TextReadout
-from .towers import AttentionLayer, Exposed, Projections, Tower
-from .unmodified import has_no_foreign_hooks
+from .towers import AttentionLayer, Exposed, Projections
 
 MODELS = ("FlavaModel",)
 TOWERS = (*MODELS, "FlavaImageModel")
@@ -92,33 +91,11 @@ class FlavaTower(HuggingFaceTower):
     @override
     def embedding(self, result: Any) -> Tensor:
         # the library projects all tokens, and its score reads the first
-        tokens: Tensor = result[0]
-        return tokens[:, 0]
+        return first_token(result)
 
     @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        tokens = torch.cat([embedding[:, None], result[0][:, 1:]], 1)
-        if isinstance(result, tuple):
-            return (tokens, *result[1:])
-        return type(result)(**{**result, "last_hidden_state": tokens})
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        block: Any = self.layers[-1].block
-        own = (self.module, self.module.encoder, block, block.attention)
-        return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, block.modules()))
-
-    @property
-    @override
-    def checkpointing(self) -> bool:
-        return any(
-            block.gradient_checkpointing and block.training for block in self.module.encoder.layer
-        )
-
-    @override
-    def nondeterminism(self) -> str | None:
-        return Tower.nondeterminism(self)  # here attention dropout is a module
+        return with_first_token(result, embedding)
 
 
 class FlavaAdapter(HuggingFaceAdapter):

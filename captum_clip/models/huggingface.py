@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
@@ -146,8 +147,8 @@ class HuggingFaceTower(ViTTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        block: Any = self.layers[-1].block
-        own = (self.module, self.module.encoder, block, block.self_attn)
+        block, attention = self.layers[-1].block, self.layers[-1].attention
+        own = (self.module, self.module.encoder, block, attention)
         return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, block.modules()))
 
     @property
@@ -159,16 +160,17 @@ class HuggingFaceTower(ViTTower):
     @property
     @override
     def checkpointing(self) -> bool:
-        blocks = self.module.encoder.layers
+        blocks: list[Any] = [layer.block for layer in self.layers]
         return any(block.gradient_checkpointing and block.training for block in blocks)
 
     @override
     def nondeterminism(self) -> str | None:
-        # attention dropout is a number here, not a module
+        # attention dropout is a number here, mostly not a module
         for layer in self.layers:
             attention: Any = layer.attention
-            if attention.training and attention.dropout > 0:
-                return f"attention dropout {attention.dropout}"
+            rate = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0))
+            if attention.training and isinstance(rate, float) and rate > 0:
+                return f"attention dropout {rate}"
         return super().nondeterminism()
 
 
@@ -315,6 +317,20 @@ def with_pooled_output(result: Any, pooled: Tensor) -> Any:
     if isinstance(result, tuple):
         return (result[0], pooled, *result[2:])
     return type(result)(**{**result, "pooler_output": pooled})
+
+
+def first_token(result: Any) -> Tensor:
+    """The first token (B, D) of the last states that a vision tower of transformers returned."""
+    states: Tensor = result[0]
+    return states[:, 0]
+
+
+def with_first_token(result: Any, token: Tensor) -> Any:
+    """What a vision tower returned, with another first token."""
+    states = torch.cat([token[:, None], result[0][:, 1:]], 1)
+    if isinstance(result, tuple):
+        return (states, *result[1:])
+    return type(result)(**{**result, "last_hidden_state": states})
 
 
 def embedding_of(features: Any) -> Tensor:

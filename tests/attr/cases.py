@@ -36,6 +36,7 @@ READOUTS: dict[str, tuple[oracles.Row, int]] = {
     "blip": ("cls", 1),
     "aimv2": ("probe", 0),
     "flava": ("cls", 1),
+    "tipsv2": ("cls", 2),
 }
 CONTRACT = ["siglip", "eva02", "pe_core"]  # what every law is tried on
 BUILDERS = {
@@ -135,6 +136,8 @@ def embed(model: Any, pixels: Tensor) -> Tensor:
     if hasattr(model, "vision_proj"):  # BLIP
         hidden = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)[0]
         return model.vision_proj(hidden[:, 0])
+    if type(model).__name__ == "Tipsv2Model":  # interpolates where it has to
+        return model.get_image_features(pixels).pooler_output
     features = model.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True)
     if hasattr(model, "image_model"):  # FLAVA projects all tokens
         features = getattr(features, "pooler_output", features)[:, 0]

@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_plain_forward(name: str, forward: str, dtype: t
 @torch.no_grad()
 def without_constants(model: nn.Module) -> nn.Module:
     """No bias, position, class token or register: then the patches alone make the score."""
-    constants = ("bias", "class_embedding", "cls_token", "reg_token", "position", "pos_embed")
+    constants = ("bias", "class_embedding", "cls_token", "reg", "position", "pos_embed")
     for name, value in model.named_parameters():
         last = name.rsplit(".", 1)[-1]
         if any(word in name for word in constants[1:]) or "bias" in last:

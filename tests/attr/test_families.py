@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.attr import cases
+from captum_clip import ClipSimilarity, attr, targets
+from tests.attr import cases, state
 from tests.attr.cases import FORWARDS, READOUTS, TOLERANCE, VIT_CASES, Case
 
 FAMILIES = list(READOUTS)
@@ -40,3 +41,42 @@ def test_probe_alone_may_take_part(method, name, forward):
     found = method.attribute_targets(cases.images(name, torch.float64), **case.options)
     wanted = cases.expected(name, case, scale=1 if forward == "similarity" else 20)
     cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("name", ["siglip", "tipsv2", "flava", "blip"])
+@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention"])
+def test_method_equals_its_equation_on_wide_images(method, name):
+    """Where the library interpolates its positions, images may have another shape."""
+    case = Case(method, {})
+    found = case.kind(cases.similarity(name, torch.float64)).attribute_targets(
+        cases.images(name, torch.float64, wide=True)
+    )
+    assert found.shape == (3, 4, 4, 6)
+    wanted = cases.expected(name, case, wide=True)
+    cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", ["AttentionGradCam", "AllGradAttention"])
+def test_half_precision_gives_single(method, name, dtype):
+    """Maps in float32, close to those of the float32 model."""
+    small = cases.BUILDERS[name]()
+    kind, target = getattr(attr, method), targets.embedding(cases.rows())
+    images = cases.images(name)
+    wanted = kind(ClipSimilarity(small.load(), target)).attribute_targets(images)
+    small.model.to(dtype)
+    found = kind(ClipSimilarity(small.load(), target)).attribute_targets(images)
+    assert found.dtype == torch.float32
+    error = (found - wanted).norm() / wanted.norm()
+    assert error < (0.02 if dtype == torch.float16 else 0.15)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
+def test_model_is_the_same_afterwards(method, name):
+    """Every parameter, buffer, hook and flag."""
+    model = cases.built(name).model
+    before = state.of_model(model)
+    getattr(attr, method)(cases.similarity(name)).attribute_targets(cases.images(name))
+    state.assert_same(before, state.of_model(model))

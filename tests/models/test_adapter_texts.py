@@ -28,7 +28,7 @@ def own_text_features(built, texts):
         tokens = built.tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
         out = built.model.text_model(**tokens)
         row = out[0][:, 0] if type(built.model).__name__ in READING_CLS else out.pooler_output
-        return built.model.text_projection(row)
+        return getattr(built.model, "text_projection", torch.nn.Identity())(row)
     return built.model.encode_text(built.tokenizer(texts))
 
 

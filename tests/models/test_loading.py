@@ -27,6 +27,7 @@ TRANSFORMERS = [
     "blip",
     "aimv2",
     "flava",
+    "tipsv2",
 ]
 OPEN_CLIP = {
     "open_clip_vit": builders.VIT_CONFIG,

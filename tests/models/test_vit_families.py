@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from captum_clip import ClipSimilarity, attr, load_clip, targets
+from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.variants import randomization_stages, randomize_parameters, renumber_heads
 from captum_clip.recording import record_vit
+from tests import builders, timm_builders
 from tests.attr import cases
 
 FAMILIES = list(cases.READOUTS)
@@ -122,5 +125,97 @@ def test_randomising_goes_from_the_top_down(name):
         assert all(parameters[key] is not p for module in pool for p in module.parameters())
 
 
-def test_siglip_reads_the_last_position_of_a_text():
-    assert cases.adapter("siglip").text_readout == ("last", False, "max_length")
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_image_embeddings_are_the_librarys_own(name):
+    """In unit length, for other batches too."""
+    built, clip = cases.built(name), cases.adapter(name)
+    for batch in (1, 4):
+        images = built.images(batch)
+        expected = F.normalize(cases.embed(built.model, images), dim=-1)
+        torch.testing.assert_close(clip.encode_image(images), expected, rtol=0, atol=1e-6)
+    assert clip.embedding_dim == expected.shape[1]
+
+
+OWN_TEXTS = {
+    "aimv2": lambda model, ids, mask: model.get_text_features(ids, mask).pooler_output,
+    "tipsv2": lambda model, ids, mask: model.get_text_features(ids, mask).pooler_output,
+    "flava": lambda model, ids, mask: model.get_text_features(ids, mask).pooler_output[:, 0],
+    "blip": lambda model, ids, mask: model.text_proj(model.text_encoder(ids, mask)[0][:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", OWN_TEXTS)
+@torch.no_grad()
+def test_text_embeddings_are_the_librarys_own(name):
+    """A text alone and beside a longer one are the same."""
+    built, clip, texts = cases.built(name), cases.adapter(name), ["a horse", "a dog on a bench"]
+    padded = built.tokenizer(texts, padding=True, return_tensors="pt")
+    expected = OWN_TEXTS[name](built.model, padded["input_ids"], padded["attention_mask"])
+    found = clip.encode_text(texts)
+    torch.testing.assert_close(found, F.normalize(expected, dim=-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(clip.encode_text(texts[0]), found[:1], rtol=0, atol=1e-6)
+
+
+READ_TEXTS = {
+    "tipsv2": ("mean", False, "max_length"),
+    "open_clip_vit": ("end", True, "max_length"),
+    "open_clip_custom_vit": ("end", True, "max_length"),
+    "coca": ("last", True, "max_length"),
+}
+
+
+@pytest.mark.parametrize("name", READ_TEXTS)
+def test_text_readout_says_how_texts_are_read(name):
+    assert cases.adapter(name).text_readout == READ_TEXTS[name]
+
+
+def test_aimv2_with_learned_positions_takes_its_native_size_only():
+    with pytest.raises(InputError, match="those of 32 x 32"):
+        cases.adapter("aimv2").grid(32, 48)
+    native = builders.aimv2(is_native=True).load()
+    assert native.grid(32, 48) == (4, 6)
+    assert native.encode_image(torch.zeros(1, 3, 32, 48)).shape == (1, 24)
+
+
+def test_timm_tower_of_another_size_is_made_for_it():
+    """OpenCLIP's `set_input_size` gives the tower other positions, which it then takes only."""
+    small = timm_builders.eva02()
+    small.model.visual.set_input_size((48, 32))
+    clip = small.load()
+    assert clip.grid(48, 32) == (6, 4)
+    with pytest.raises(InputError, match="native size only, here 48 x 32"):
+        clip.grid(32, 32)
+    forward = ClipSimilarity(clip, targets.embedding(cases.rows()))
+    maps = attr.LastGradAttention(forward).attribute_targets(torch.ones(1, 3, 48, 32))
+    assert maps.shape == (1, 4, 6, 4)
+
+
+def test_timm_tower_alone_is_explained_by_its_logits():
+    """A classifier of timm with a callable of one's own."""
+    trunk = timm_builders.timm_registers().model.visual.trunk
+    method = attr.AttentionGradCam(trunk, layer=trunk)
+    assert method.attribute(torch.ones(1, 3, 32, 32), target=3).shape == (1, 1, 4, 4)
+
+
+PARTS = {
+    "tipsv2": ("vision_model.encoder.layer.1.attention", "q_proj"),
+    "aimv2": ("vision_model.head", "output_proj"),
+    "blip": ("vision_model.encoder.layers.1.self_attn", "qkv"),
+    "flava": ("image_model.encoder.layer.1.attention.output", "dense"),
+    "siglip": ("vision_model.encoder.layers.1.self_attn", "out_proj"),
+    "eva02": ("visual.trunk.blocks.1.attn", "v_proj"),
+    "eva01": ("visual.trunk.blocks.1.attn", "qkv"),
+    "pe_core": ("visual.trunk.attn_pool", "kv"),
+    "coca": ("visual.attn_pool.attn", "out_proj"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_map_that_is_more_than_linear_is_refused(name):
+    """Adapters such as LoRA are never folded into weights, whichever family it is."""
+    model, (owner, part) = cases.BUILDERS[name]().model, PARTS[name]
+    module = model.get_submodule(owner)
+    setattr(module, part, torch.nn.Sequential(getattr(module, part)))
+    with pytest.raises(UnsupportedModelError, match="LoRA"):
+        load_clip(model)
