@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Literal, final
 
 import torch
@@ -102,40 +104,44 @@ class LastGradAttention(ViTAttribution):
         kept = self._tower.pooling == "mean"
         record = last.record if kept else run_again(self._tower, call, keep=layers)
         assert last.output is not None
-        maps = []
+        attention, maps = self._attention(record, heads, len(last.output)), []
         for output in last.output:  # (B, s, D), one target after the other
             gradient = matrix_gradient(
                 self._tower.layers[-1], output, last.record.layers[layers[-1]]
             )
             start = start_row(output, self._tower.prefix)
-            maps.append(self._propagated(start, gradient, record, layers, heads))
+            gradient = _combined(gradient, heads, dim=1)
+            maps.append(_propagated(start, gradient, attention, layers))
         return torch.stack(maps)
 
     def _below_probe(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         found = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        maps = []
+        attention, maps = self._attention(found.record, heads, len(found.scored.columns)), []
         for gradients in found.scored.gradients(*found.points):
             last = found.last_row(gradients[-1])
             assert last is not None
             start = weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
-            gradient = found.layer_gradient(layers[-2], gradients[0])
-            maps.append(self._propagated(start, gradient, found.record, layers[:-1], heads))
+            gradient = _combined(found.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
+            maps.append(_propagated(start, gradient, attention, layers[:-1]))
         return Computed(found.record, torch.stack(maps), found.scored.chosen)
 
-    def _propagated(
-        self, start: Tensor, gradient: Tensor, record: Recording, layers: range, heads: Heads
-    ) -> Tensor:
-        """One target's map (B, s) from a row (B, s) and the last gradient (B, H, s, s)."""
-        gradient = _combined(gradient, heads, dim=1)
-        matrices = (
-            weighted(gradient, _combined(self._matrix(record, index), heads, dim=1), dim=1)
-            for index in reversed(layers)
-        )
-        return propagated(start, matrices)
+    def _attention(self, record: Recording, heads: Heads, count: int) -> Callable[[int], Tensor]:
+        """What gives the attention (B, H, s, s) of a kept layer, for `count` targets."""
 
-    def _matrix(self, record: Recording, index: int) -> Tensor:
-        return all_rows(self._tower.layers[index], record.layers[index])
+        def attention(index: int) -> Tensor:
+            matrix = all_rows(self._tower.layers[index], record.layers[index])
+            return _combined(matrix, heads, dim=1)
+
+        return cache(attention) if count > 1 else attention  # every target needs it again
+
+
+def _propagated(
+    start: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
+) -> Tensor:
+    """One target's map (B, s) from a row (B, s) and the last gradient (B, H, s, s)."""
+    matrices = (weighted(gradient, attention(index), dim=1) for index in reversed(layers))
+    return propagated(start, matrices)
 
 
 def _combined(tensor: Tensor, heads: Heads, *, dim: int) -> Tensor:

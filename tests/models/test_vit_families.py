@@ -219,3 +219,25 @@ def test_map_that_is_more_than_linear_is_refused(name):
     setattr(module, part, torch.nn.Sequential(getattr(module, part)))
     with pytest.raises(UnsupportedModelError, match="LoRA"):
         load_clip(model)
+
+
+@pytest.mark.parametrize(
+    ("pooler", "row"),
+    [
+        ("mean_pooler", "mean"),
+        ("cls_pooler", "first"),
+        ("cls_last_hidden_state_pooler", "first"),
+        ("max_pooler", None),
+    ],
+)
+def test_text_models_of_transformers_in_open_clip_say_their_pooling(pooler, row):
+    from open_clip import CustomTextCLIP
+    from open_clip.hf_model import HFTextEncoder
+    from transformers import RobertaConfig
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = HFTextEncoder("", 24, config=RobertaConfig(**small), pooler_type=pooler)
+    model = CustomTextCLIP(24, dict(builders.VIT_CONFIG), dict(builders.TEXT_CONFIG))
+    model.text = text
+    readout = load_clip(model).text_readout
+    assert readout == (None if row is None else (row, False, "max_length"))
