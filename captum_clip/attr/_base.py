@@ -233,15 +233,15 @@ class ViTAttribution(ClipAttribution):
 
 
 class ResNetAttribution(ClipAttribution):
-    """Base of the methods for CLIP ResNets; `_compute` gives maps on the features (K', B, h, w).
+    """Base of the methods for convolutional towers; `_compute` gives maps (K', B, h, w).
 
     Raises:
-        UnsupportedModelError: the tower is no ResNet.
+        UnsupportedModelError: the tower is not convolutional.
         InputError: a callable without a layer.
     """
 
     towers = ("resnet",)
-    _needs = "the last stage of a ResNet"
+    _needs = "the last stage of a convolutional tower"
     _instead = "use LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`"
     _tower: ResNetTower
 

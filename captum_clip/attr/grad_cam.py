@@ -1,4 +1,4 @@
-"""ClipGradCam: Grad-CAM on the last stage of a CLIP ResNet."""
+"""ClipGradCam: Grad-CAM on the last stage of a convolutional tower."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._towers import check_tower
 
 @final
 class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
-    r"""Grad-CAM for CLIP ResNets (equations 1 and 2 of the report), a Captum `LayerGradCam`.
+    r"""Grad-CAM for convolutional towers (equations 1, 2 of the report), a Captum `LayerGradCam`.
 
     .. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial y}{\partial A^k_{ij}}, \quad
               L = \sum_k \alpha_k A^k
@@ -35,14 +35,15 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     With the last stage as its layer the forward runs without a graph up to there. A
     :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
-    single mean query; the gradient enters as one shift of all positions. Any other layer, and
+    single mean query, or through what follows the average (ConvNeXt, FastViT, ALIGN); the gradient
+    enters as one shift of all positions. Any other layer, and
     ``attribute_to_layer_input``, ``attr_dim_summation=False`` and ``grad_kwargs``, go to Captum's
     `LayerGradCam` as they are, which returns maps that may carry a graph.
 
     Args:
         forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
             images -> (B,) or (B, K) that runs the tower exactly once.
-        layer: the model or its ResNet tower mean the last stage, which is the default with a
+        layer: the model or its convolutional tower mean the last stage, which is the default with a
             `ClipSimilarity`; or any other module, as in Captum.
 
     Raises:
@@ -114,7 +115,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     def _run(self, *call: Any) -> Computed:
         if self._tower is None:
             raise UnsupportedModelError(
-                "ClipGradCam.attribute_targets needs the last stage of a CLIP ResNet; with another "
+                "ClipGradCam.attribute_targets needs the last stage of the tower; with another "
                 "layer call attribute once a target."
             )
         return super()._run(*call)

@@ -101,7 +101,7 @@ class ClipAdapter(ABC):
 
     @property
     def kind(self) -> Kind:
-        """Either "vit" or "resnet"."""
+        """Either "vit" or "resnet", which stands for all convolutional towers."""
         return self.tower.kind
 
     @property

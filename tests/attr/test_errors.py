@@ -47,7 +47,7 @@ def test_grad_cam_refuses_a_vit(name):
     """A ViT has no convolutional stage; the methods that fit are named."""
     with pytest.raises(
         UnsupportedModelError,
-        match=r"ClipGradCam needs the last stage of a ResNet.*vit; use LastGradAttention or",
+        match=r"needs the last stage of a convolutional tower.*vit; use LastGradAttention or",
     ):
         make("ClipGradCam", cases.similarity(name))
     with pytest.raises(UnsupportedModelError, match=r"this tower is a vit"):

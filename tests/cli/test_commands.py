@@ -167,7 +167,10 @@ def test_explain_prints_the_scores_of_the_library_call(
         (["PHOTO", "a", "--method", "last_grad"], "did you mean last-grad?"),
         (["PHOTO", "a", "--method", "lastgrad:heads=paired"], "did you mean last-grad?"),
         (["https://x.org/a.jpg", "a"], "https://x.org/a.jpg is a URL; download the image"),
-        (["PHOTO", "a", "--method", "grad-cam"], "ClipGradCam needs the last stage of a ResNet"),
+        (
+            ["PHOTO", "a", "--method", "grad-cam"],
+            "ClipGradCam needs the last stage of a convolutional tower",
+        ),
         (["PHOTO", "a", "--method", "last-grad:heads=3"], "paired, averaged, got 3"),
         (["PHOTO", "a", "--method", "rollout", "--negative"], "no negative map"),
         (["PHOTO", "a", "--negative", "--sign", "both"], "not allowed with"),

@@ -334,7 +334,7 @@ def test_images_and_results_may_be_behind_fsspec(
     [
         ({"images": "/nowhere"}, "there is no folder /nowhere"),
         ({"subjects": (Subject("nonsense"),)}, "'nonsense' is neither"),
-        ({"subjects": "grad-cam"}, "ClipGradCam needs the last stage of a ResNet"),
+        ({"subjects": "grad-cam"}, "ClipGradCam needs the last stage of a convolutional tower"),
         ({"subjects": "last-grad:heads=3"}, "paired, averaged, got 3"),
         ({"texts": ("a" * 200,)}, "takes 77"),
         ({"gpus": 1}, "CUDA"),
