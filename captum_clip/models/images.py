@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..errors import InputError
 
 ACCEPTED = "a path, a PIL image, an array or a uint8 tensor"
+NARROW: Final = 200
+"""How often the shorter side of a picture may go into the longer one."""
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (
@@ -124,7 +127,7 @@ def _image_to_pil(image: Any) -> Image.Image:
     if isinstance(image, (str, Path)):
         return _read(Path(image))
     if isinstance(image, Image.Image):
-        return _guarded(lambda: _to_rgb(image), "the PIL image")
+        return _guarded(lambda: _to_rgb(image, "the PIL image"), "the PIL image")
     if isinstance(image, (Tensor, np.ndarray)):
         pictures = _batch_to_pil(image)
         if len(pictures) != 1:
@@ -138,8 +141,12 @@ def _image_to_pil(image: Any) -> Image.Image:
 
 def _read(path: Path) -> Image.Image:
     def load() -> Image.Image:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            # opened, a named pipe would wait for a writer for ever
+            raise InputError(f"preprocess: {path} is no file but a pipe or a device.")
         with Image.open(path) as image:
-            return _to_rgb(image)
+            return _to_rgb(image, str(path))
 
     return _guarded(load, str(path))
 
@@ -171,8 +178,31 @@ def _guarded(load: Callable[[], Image.Image], source: str) -> Image.Image:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def check_sides(size: tuple[int, int], source: str) -> None:
+    """Refuse a picture without pixels, or one so narrow that resizing makes it gigantic.
+
+    A processor that makes the shorter side of 60000 x 1 pixels 224 long would take 36 GB.
+
+    Args:
+        size: width and height.
+        source: what the picture is, for the message.
+
+    Raises:
+        InputError: a side is 0, or more than :data:`NARROW` times the other.
+    """
+    width, height = size
+    if not width or not height:
+        raise InputError(f"preprocess: {source} has no pixels, {width} x {height}.")
+    if max(size) > NARROW * min(size):
+        raise InputError(
+            f"preprocess: {source} is too long and narrow, {width} x {height}; crop it so that one "
+            f"side is at most {NARROW} times the other."
+        )
+
+
+def _to_rgb(image: Image.Image, source: str) -> Image.Image:
     """The right way up, RGB, on white where transparent."""
+    check_sides(image.size, source)  # before anything is unpacked
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
@@ -238,7 +268,7 @@ def _array_to_pil(values: np.ndarray, array: Tensor | np.ndarray) -> Image.Image
             values = values[..., 0]
     if 0 in values.shape:
         raise _wrong_shape(array)
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)))
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), "the array or tensor")
 
 
 def _wrong_shape(array: Tensor | np.ndarray) -> InputError:

@@ -57,6 +57,8 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
         InputError: the processor does not give one tensor (3, H, W) an image, all of one size.
     """
     inner = _image_processor(processor)
+    for image in images:
+        _check_resized(inner, image)
     if hasattr(inner, "image_mean"):
         tensors = list(inner(images=images, return_tensors="pt")["pixel_values"])
     else:
@@ -69,6 +71,28 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
                 "expected one tensor (3, H, W) an image, all of the same size."
             )
     return torch.stack(tensors).float()
+
+
+def _check_resized(processor: Any, image: Image.Image) -> None:
+    """Refuse a picture that keeps its shape and becomes larger than Pillow would open.
+
+    Raises:
+        InputError: it would.
+    """
+    size: Any = getattr(processor, "size", None)  # a dictionary or what behaves as one
+    shorter = size.get("shortest_edge") if hasattr(size, "get") else size
+    for step in getattr(processor, "transforms", ()):  # torchvision's Compose
+        if type(step).__name__ in ("Resize", "ResizeKeepRatio"):
+            shorter = step.size
+    most = Image.MAX_IMAGE_PIXELS
+    if isinstance(shorter, int) and most is not None:
+        longer = shorter * max(image.size) // min(image.size)
+        if shorter * longer > most:
+            raise InputError(
+                f"preprocess: resized so that its shorter side is {shorter} pixels, a picture of "
+                f"{image.width} x {image.height} has {shorter * longer} pixels, more than {most}; "
+                "crop it, or raise PIL.Image.MAX_IMAGE_PIXELS where you trust it."
+            )
 
 
 def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None:

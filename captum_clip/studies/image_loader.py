@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,6 @@ from ..errors import InputError
 from ..models.images import as_pil
 from ..models.processors import process
 from ..runs import Storage
-
-_NARROW: Final = 200  # the longer side over the shorter, which is resized to the model's
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +75,6 @@ class ImageLoader:
         """
         try:
             [picture] = as_pil(path)
-            if max(picture.size) > _NARROW * min(picture.size):
-                raise InputError(
-                    f"{name} is too long and narrow, {picture.width} x {picture.height}."
-                )
             pixels = process(self.processor, [picture])[0]
         except InputError as error:
             reason = str(error).removeprefix("preprocess: ").replace(str(path), name)

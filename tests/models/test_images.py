@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 
 import numpy as np
@@ -209,6 +210,37 @@ def test_broken_files_raise_nothing_else(tmp_path):
             path.write_bytes(bytes(broken[: generator.randint(len(broken) // 2, len(broken))]))
             with contextlib.suppress(InputError):
                 assert as_pil(path), kind
+
+
+def test_narrow_pictures_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    """Resized so that its shorter side is 224 pixels long, this one would take 36 GB."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (60000, 1)).save(path)
+    assert path.stat().st_size < 1000
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was unpacked"))
+    with pytest.raises(InputError, match=r"bomb\.png is too long and narrow, 60000 x 1; crop it"):
+        as_pil(path)
+
+
+@pytest.mark.parametrize("image", [solid("L", 9, (1, 201)), np.zeros((201, 1), np.uint8)])
+def test_narrow_pictures_in_memory_are_refused(image):
+    with pytest.raises(InputError, match="is too long and narrow, 1 x 201"):
+        as_pil([image])
+    assert as_pil(solid("L", 9, (1, 200)))
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0)])
+def test_pictures_without_pixels_are_refused(size):
+    with pytest.raises(InputError, match=f"has no pixels, {size[0]} x {size[1]}"):
+        as_pil(Image.new("RGB", size))
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    """Opened, it would wait for a writer for ever."""
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"pipe\.png is no file but a pipe or a device"):
+        as_pil(path)
 
 
 @pytest.mark.parametrize("factor", [1, 3])
