@@ -237,8 +237,8 @@ def explain(
         texts: one or several, or a :class:`captum_clip.Target`.
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
-            options, as "last-grad:heads=averaged"; by default "last-grad" for vision transformers
-            and "grad-cam" for ResNets.
+            options, as "last-grad:heads=averaged"; by default "last-grad" for vision transformers,
+            "conservative" for those with a pooling head (SigLIP), "grad-cam" for ResNets.
         sign: "positive", "negative" or "both".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.

@@ -124,7 +124,7 @@ def methods_for(kind: str) -> tuple[str, ...]:
 def default_method(tower: Tower) -> str:
     """The method for a tower where none is named."""
     if isinstance(tower, ViTTower) and tower.pooling == "probe":
-        return "attention-grad-cam"  # equation 6 says nothing of a pool without tokens below
+        return "conservative"  # the report knows no pooling head; there attention says little
     return _DEFAULTS[tower.kind]
 
 

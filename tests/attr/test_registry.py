@@ -20,6 +20,7 @@ from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.evaluation.methods import methods_for as evaluated
+from tests.attr import cases
 
 
 def picture() -> Any:
@@ -173,3 +174,20 @@ def test_grad_cam_is_still_captums() -> None:
     assert issubclass(attr.ClipGradCam, LayerGradCam)
     ours = list(inspect.signature(attr.ClipGradCam.attribute).parameters)
     assert ours == list(inspect.signature(LayerGradCam.attribute).parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("hf_vit", "last-grad"),
+        ("open_clip_vit_mean", "last-grad"),
+        ("siglip", "conservative"),
+        ("open_clip_resnet", "grad-cam"),
+        ("timm_convnext", "grad-cam"),
+    ],
+)
+def test_the_default_is_the_towers_own(name: str, method: str) -> None:
+    """The report's methods on CLIP's towers; elsewhere what our scenes say."""
+    clip = cases.adapter(name)
+    assert registry.default_method(clip.tower) == method
+    assert explain(cases.images(name), targets.embedding(cases.rows()), model=clip).method == method

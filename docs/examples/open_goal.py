@@ -1,0 +1,136 @@
+"""Three tries at one map for both questions: what does a place add, and what if it were gone?
+
+``python docs/examples/open_goal.py --images 500`` prints the table of docs/open_goal.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from typing import final
+
+import torch
+from torch import Tensor
+
+from captum_clip import ConservativePropagation, DirectContribution
+from captum_clip.attr import ViTAttribution, register
+from captum_clip.attr._attention import all_rows, attended, contributions, merged, readout_row
+from captum_clip.attr._base import Computed
+from captum_clip.attr._call import Call
+from captum_clip.attr._readout import direction_in_graph, readout
+from captum_clip.evaluation import EvaluationConfig, evaluate
+from captum_clip.models.steps import Direction, pull_back
+from captum_clip.recording import LayerRecord, record_gates_held
+
+
+@register
+@final
+class DirectAndConservative(ViTAttribution):
+    """The mean of the two decompositions; both add up to the score, and so does their mean."""
+
+    name = "mean-of-both"
+    signed = True
+
+    def _compute(self, call: Call) -> Computed:
+        direct = DirectContribution(call.forward, self._tower.module)._compute(call)
+        conservative = ConservativePropagation(call.forward, self._tower.module)._compute(call)
+        return direct._replace(values=(direct.values + conservative.values) / 2)
+
+
+@register
+@final
+class Competition(ViTAttribution):
+    r"""What CLS loses at every layer where a patch is taken from its softmax.
+
+    .. math:: r_j = \sum_l \sum_h \frac{A_{lh}[CLS, j]}{1 - A_{lh}[CLS, j]} \,
+        g_{lh} \cdot (v_{lhj} - o_{lh}), \quad o_{lh} = \sum_i A_{lh}[CLS, i] \, v_{lhi}
+
+    with g as in DirectContribution: the others share the weight that becomes free.
+    """
+
+    name = "competition"
+    signed = True
+
+    def _compute(self, call: Call) -> Computed:
+        tower, seen = self._tower, {}
+
+        def visit(index: int, record: LayerRecord) -> None:
+            seen[index] = record.tokens, readout_row(tower.attentions[index], record)
+
+        found = readout(tower, call, (range(len(tower.layers)), visit))
+        with torch.no_grad():
+            direction = pull_back(found.steps, found.token, found.direction)
+            maps = torch.zeros(1)
+            for index, (tokens, row) in seen.items():
+                layer = tower.layers[index]
+                steps = (*layer.merge_steps(), *layer.branch())
+                at_heads = pull_back(
+                    steps, found.token, Direction.of(direction.rows, direction.scale)
+                )
+                added = contributions(layer, at_heads, row, tokens, by_head=True)  # (K, B, H, s)
+                share = row / (1 - row)
+                maps = maps + (share * (added / row - added.sum(-1, keepdim=True))).sum(2)
+        return Computed(found.record, maps, found.scored.chosen)
+
+
+@register
+@final
+class AttentionFree(ViTAttribution):
+    """ConservativePropagation whose attention may change: the softmax competes in every layer."""
+
+    name = "attention-free"
+    signed = True
+
+    def _compute(self, call: Call) -> Computed:
+        tower = self._tower
+
+        def attend(index: int, seen: LayerRecord) -> Tensor:
+            layer = tower.layers[index]
+            weights = all_rows.__wrapped__(layer, seen)  # with its graph
+            return merged(layer, attended(layer, weights, seen))
+
+        with record_gates_held(tower, attend) as record:
+            scores = call.scores()
+        scored, direction, embedding = direction_in_graph(tower, call, record, scores)
+        maps = []
+        for rows in direction.dense():
+            (gradient,) = torch.autograd.grad(embedding, record.patches, rows, retain_graph=True)
+            maps.append((gradient * record.patches.detach()).sum(1).flatten(1))
+        stacked = torch.stack(maps)
+        padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
+        return Computed(record, torch.cat([padding, stacked], -1), scored.chosen)
+
+
+METHODS = ("direct", "conservative", "mean-of-both", "competition", "attention-free")
+COLUMNS = (
+    "pointing",
+    "effect_spearman",
+    "effect_spearman_others",
+    "removal_spearman",
+    "removal_spearman_others",
+)
+
+
+def main() -> None:
+    """Measure the tries on the embedded vision transformer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = EvaluationConfig(
+            model="demo/vit",
+            output=f"{folder}/out",
+            data=("demo",),
+            methods=METHODS,
+            tasks=("localization", "effect"),
+            images=options.images,
+            threads=options.threads,
+        )
+        figures = evaluate(config).summary.figures
+    table = figures.pivot(index="method", columns="metric", values="value")
+    print(table.loc[list(METHODS), list(COLUMNS)].round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
