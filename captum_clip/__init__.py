@@ -27,8 +27,11 @@ if TYPE_CHECKING:
         ClipGradCam,
         ConservativePropagation,
         DirectContribution,
+        GradEclip,
         LastGradAttention,
         LayerAttention,
+        LeGrad,
+        PatchSimilarity,
     )
     from .explanation import Explanation, explain
     from .models import load_clip
@@ -44,8 +47,11 @@ __all__ = [
     "ConservativePropagation",
     "DirectContribution",
     "Explanation",
+    "GradEclip",
     "LastGradAttention",
     "LayerAttention",
+    "LeGrad",
+    "PatchSimilarity",
     "Target",
     "__version__",
     "attr",
@@ -62,16 +68,12 @@ __all__ = [
     "visualization",
 ]
 
-_HOMES = {
+_HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "ClipSimilarity": "similarity",
     "Explanation": "explanation",
     "Target": "targets",
     "explain": "explanation",
     "load_clip": "models",
-} | {
-    name: "attr"
-    for name in __all__
-    if name.endswith(("Attention", "Cam", "Rollout", "Contribution", "Propagation"))
 }
 """Public name -> the module that it is imported from when it is first used."""
 

@@ -17,10 +17,24 @@ from torch.nn import functional as F
 
 from tests.oracles import Row, Seen
 
+Inputs = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, each (B, H, rows, d)
+
 
 @contextmanager
-def explicit_attention(batch: int) -> Iterator[list[Tensor]]:
-    """Collect the attentions (B, H, rows, s) of a forward of `batch` images, in their order."""
+def explicit_attention(
+    batch: int,
+    inputs: list[Inputs] | None = None,
+    exchange: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    last: int = -1,
+) -> Iterator[list[Tensor]]:
+    """Collect the attentions (B, H, rows, s) of a forward of `batch` images, in their order.
+
+    Args:
+        batch: B.
+        inputs: takes what every attention is made of.
+        exchange: gives the outputs of heads of the attention number `last` instead.
+        last: see `exchange`.
+    """
     seen: list[Tensor] = []
     softmax = F.softmax
 
@@ -42,6 +56,10 @@ def explicit_attention(batch: int) -> Iterator[list[Tensor]]:
             assert attn_mask.dtype != torch.bool
             logits = logits + attn_mask
         seen.append(softmax(logits, dim=-1))
+        if inputs is not None:
+            inputs.append((query, key, value))
+        if exchange is not None and len(seen) - 1 == last:
+            return exchange(query, key, value)
         return seen[-1] @ value
 
     def weigh(logits: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:

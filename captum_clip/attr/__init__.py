@@ -7,8 +7,11 @@ from .attention_rollout import AttentionRollout
 from .conservative_propagation import ConservativePropagation
 from .direct_contribution import DirectContribution
 from .grad_cam import ClipGradCam
+from .grad_eclip import GradEclip
 from .last_grad_attention import LastGradAttention
 from .layer_attention import LayerAttention
+from .legrad import LeGrad
+from .patch_similarity import PatchSimilarity
 from .registry import METHODS, register
 
 __all__ = [
@@ -19,8 +22,11 @@ __all__ = [
     "ClipGradCam",
     "ConservativePropagation",
     "DirectContribution",
+    "GradEclip",
     "LastGradAttention",
     "LayerAttention",
+    "LeGrad",
+    "PatchSimilarity",
     "ResNetAttribution",
     "ViTAttribution",
     "register",
@@ -34,6 +40,9 @@ for _method in (
     LastGradAttention,
     DirectContribution,
     ConservativePropagation,
+    LeGrad,
+    GradEclip,
+    PatchSimilarity,
     LayerAttention,
 ):
     register(_method)

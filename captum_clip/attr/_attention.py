@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,13 +74,23 @@ def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
 @torch.no_grad()
 def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     """The whole attention (B, H, s, s) of a kept layer."""
-    assert record.tokens is not None
-    with exact(record.tokens):
-        query = _projected(layer, record, 0, record.query)
-        key = _projected(layer, record, 1, record.key)
-        if not layer.plain:
-            query, key = _turned(layer, "query", query, record), _turned(layer, "key", key, record)
+    query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
+    with exact(query):
         return ((query * layer.scale) @ key.transpose(-1, -2)).softmax(-1)
+
+
+@torch.no_grad()
+def projected_heads(
+    attention: Attention, which: Literal["query", "key", "value"], record: LayerRecord
+) -> Tensor:
+    """Queries, keys or values of all tokens (B, H, s, d), as they enter the products."""
+    assert record.tokens is not None
+    index = ("query", "key", "value").index(which)
+    with exact(record.tokens):
+        heads = _projected(attention, record, index, getattr(record, which))
+        if which == "value" or not isinstance(attention, AttentionLayer) or attention.plain:
+            return heads
+        return _turned(attention, which, heads, record)
 
 
 def _turned(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRecord) -> Tensor:
@@ -89,13 +100,13 @@ def _turned(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRec
 
 
 def _projected(
-    layer: AttentionLayer, record: LayerRecord, which: int, exposed: Tensor | None
+    attention: Attention, record: LayerRecord, which: int, exposed: Tensor | None
 ) -> Tensor:
     if exposed is None:
         assert record.tokens is not None
         tokens = widened(record.tokens)
-        exposed = F.linear(tokens, *_wide(layer.projections()[which], tokens.dtype))
-    return _split(widened(exposed), layer.heads)  # (B, H, s, d)
+        exposed = F.linear(tokens, *_wide(attention.projections()[which], tokens.dtype))
+    return _split(widened(exposed), attention.heads)  # (B, H, s, d)
 
 
 def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
@@ -196,10 +207,10 @@ def contributions(
 
 @torch.no_grad()
 def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord) -> Tensor:
-    """D y / d A (B, H, s, s) of a kept layer, given the gradient (B, s, D) at `record.point`."""
+    """D y / d A (..., H, s, s) of a kept layer, given the gradient (..., s, D) at its point."""
     heads = heads_gradient(layer, gradient, record)
+    value = projected_heads(layer, "value", record)
     with exact(gradient):
-        value = _projected(layer, record, 2, record.value)
         return _split(heads, layer.heads) @ value.transpose(-1, -2)
 
 

@@ -272,6 +272,11 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetSc
 
 
 def refuse_checkpointing(tower: ViTTower) -> None:
+    """A block that runs again in the backward would be seen by no hook.
+
+    Raises:
+        UnsupportedModelError: the tower checkpoints its activations.
+    """
     if tower.checkpointing:
         raise UnsupportedModelError(
             "The vision tower checkpoints its activations, so its blocks run again in the "

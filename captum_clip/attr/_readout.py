@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..models.towers import ResNetTower, Tower, ViTTower
 from ..recording import Recording, Visit, record_resnet, record_vit
 from . import _attention
 from ._call import Call, TargetScores
-from ._passes import layer_record, readout_token, stops
+from ._passes import layer_record, readout_token, refuse_checkpointing, stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,8 @@ class Readout:
     """What an embedding is read from, and K' directions on the embedding that give the scores.
 
     Attributes:
-        direction: y = d . e, the length of the embedding e held as it is.
+        direction: y = d . e, the length of the embedding e held as it is. It is the direction's
+            scale, so its rows are the texts' own where y is a cosine.
         steps: of the tower's head, from what is read to e.
         token: (B, D) what `ViTTower.embed` takes; with a mean of patches what that is the mean of,
             (B, N, D).
@@ -45,7 +47,7 @@ def readout(tower: ViTTower, call: Call, visit: tuple[range, Visit]) -> Readout:
         ) as record:
             scores = call.scores()
         scored, direction, projected = _embedding_direction(tower, call, record, scores)
-        steps = steps if projected or tower.projection_module is None else steps[:-1]
+        steps = _head(tower, projected)
     else:
         stop = last if stops(tower, call) else None
         with (
@@ -69,6 +71,43 @@ def readout(tower: ViTTower, call: Call, visit: tuple[range, Visit]) -> Readout:
             scored = TargetScores.of(call.similarity.score(embedding), call, record)
             direction = _cosine_direction(call.similarity.bank, scored.columns, embedding)
     return Readout(record, scored, direction, steps, _attention.widened(token), heads)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockOutputs:
+    """The outputs of some blocks, and the texts to compare them with.
+
+    Attributes:
+        record: with the blocks' `outputs`, in the graph from their attention on.
+        texts: (K', B, E), so that y = t . e / |e|.
+        steps: of the tower's head, from what is read to e.
+    """
+
+    record: Recording
+    scored: TargetScores
+    texts: Tensor
+    steps: tuple[Step, ...]
+
+
+def block_outputs(tower: ViTTower, call: Call, layers: range) -> BlockOutputs:
+    """Run once, with a graph from the attention of the first of the layers on.
+
+    With a probe, which is differentiated itself, there is no graph before the embedding.
+    """
+    refuse_checkpointing(tower)
+    probe = tower.pooling == "probe"
+    leaf: int | Literal["embedding"] = "embedding" if probe else layers[0]
+    keep = range(0) if probe else layers
+    with record_vit(tower, keep=keep, leaf=leaf, outputs=layers) as record:
+        scores = call.scores()
+    scored, direction, projected = _embedding_direction(tower, call, record, scores)
+    return BlockOutputs(record, scored, direction.rows, _head(tower, projected))
+
+
+def _head(tower: ViTTower, projected: bool) -> tuple[Step, ...]:
+    """The steps of the head up to the embedding that the scores are made of."""
+    whole = projected or tower.projection_module is None
+    return tower.head if whole else tower.head[:-1]
 
 
 def _embedded(tower: ViTTower, token: Tensor) -> Tensor:
@@ -107,9 +146,9 @@ def _embedding_direction(
     if embedding.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
         gradient, embedding = gradient[:, :, 0], embedding[:, 0]
     along = scored.chosen.T.to(gradient.dtype) - (gradient * embedding).sum(-1)
-    length = embedding.square().sum(-1, keepdim=True).clamp(min=1e-24)
-    rows = gradient + along[..., None] * (embedding / length)
-    return scored, Direction.of(rows, rows.new_ones(len(embedding))), projected
+    length = embedding.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    rows = gradient * length + along[..., None] * (embedding / length)
+    return scored, Direction.of(rows, length[:, 0].reciprocal()), projected
 
 
 def direction_in_graph(

@@ -112,8 +112,9 @@ MODEL: Final = Option(
 MODELS: Final = Option("--model", MODEL.help, otherwise=DEFAULT_MODEL, metavar="NAME", many=True)
 METHOD: Final = Option(
     "--method",
-    "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, direct, conservative, or "
-    "grad-cam (default for ResNets); options after a colon, as in last-grad:heads=averaged",
+    "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, direct, conservative, "
+    "legrad, grad-eclip, patches, or grad-cam (default for ResNets); options after a colon, as in "
+    "last-grad:heads=averaged",
     metavar="NAME",
 )
 METHODS: Final = Option(

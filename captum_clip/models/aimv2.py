@@ -72,6 +72,11 @@ class Aimv2Probe(Probe):
         return query.view(self.heads, -1)
 
     @override
+    def keyed(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self._modules[0](hidden)
+        return normed
+
+    @override
     def modules(self) -> Sequence[nn.Module]:
         return self._modules
 

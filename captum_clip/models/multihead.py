@@ -44,6 +44,7 @@ class MultiheadProbe(Probe):
     Args:
         attention: takes queries, keys and values.
         embedded_query: what it takes as its first query, (D,), now.
+        norm: what the last block's output goes through to become keys and values.
         modules: all that lies between the last block and the image embedding.
     """
 
@@ -51,11 +52,13 @@ class MultiheadProbe(Probe):
         self,
         attention: nn.MultiheadAttention,
         embedded_query: Callable[[], Tensor],
+        norm: nn.Module,
         modules: Sequence[nn.Module],
     ) -> None:
         super().__init__(attention, attention, attention.num_heads)
         self.attention: Any = attention
         self._embedded_query = embedded_query
+        self._norm = norm
         self._modules = tuple(modules)
 
     @override
@@ -71,6 +74,11 @@ class MultiheadProbe(Probe):
     def query(self) -> Tensor:
         query = F.linear(self._embedded_query(), *self.projections().query)
         return query.view(self.heads, -1)
+
+    @override
+    def keyed(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self._norm(hidden)
+        return normed
 
     @override
     def modules(self) -> Sequence[nn.Module]:

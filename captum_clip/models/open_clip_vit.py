@@ -266,7 +266,8 @@ def _probe(visual: Any, pool: Any) -> MultiheadProbe:
             "the library's own. Merge adapters such as LoRA into the weights first, load the model "
             "without quantisation, and remove hooks from it."
         )
-    return MultiheadProbe(pool.attn, lambda: pool.ln_q(pool.query[0]), [pool, visual.ln_post])
+    modules = [pool, visual.ln_post]
+    return MultiheadProbe(pool.attn, lambda: pool.ln_q(pool.query[0]), pool.ln_k, modules)
 
 
 def _layer(index: int, block: Any) -> AttentionLayer:

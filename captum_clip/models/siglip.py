@@ -109,7 +109,8 @@ def _probe(vision: Any) -> MultiheadProbe:
             "library's own. Merge adapters such as LoRA into the weights first, load the model "
             "without quantisation, and remove hooks from it."
         )
-    return MultiheadProbe(head.attention, lambda: head.probe[0, 0], [vision.post_layernorm, head])
+    norm = vision.post_layernorm
+    return MultiheadProbe(head.attention, lambda: head.probe[0, 0], norm, [norm, head])
 
 
 class SiglipAdapter(HuggingFaceAdapter):

@@ -178,6 +178,12 @@ class TimmProbe(Probe):
         return query.view(self.heads, -1)
 
     @override
+    def keyed(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self._norm(hidden)
+        positions = self.pool.pos_embed
+        return normed if positions is None else normed + positions.to(normed.dtype)
+
+    @override
     def modules(self) -> Sequence[nn.Module]:
         return self._norm, self.pool
 

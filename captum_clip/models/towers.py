@@ -161,6 +161,10 @@ class Probe(Attention):
         """The first query (H, d), which no image changes, not yet scaled."""
 
     @abstractmethod
+    def keyed(self, hidden: Tensor) -> Tensor:
+        """What keys and values are made of, (B, s, D), from a block's output (B, s, D)."""
+
+    @abstractmethod
     def modules(self) -> Sequence[nn.Module]:
         """All that lies between the last block and the image embedding."""
 

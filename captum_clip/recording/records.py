@@ -59,8 +59,9 @@ class Recording:
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     residual: Tensor | None = None  # (B, s, D), what entered the last block
     final: Tensor | None = None  # (B, s, D), the last block's output
+    outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
     patches: Tensor | None = None  # the projected patches before positions are added, a leaf
-    embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf unless patches are
+    embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf or in the graph
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
     shift: Tensor | None = None  # (B, C), zero, added to the features at all positions

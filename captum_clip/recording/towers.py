@@ -33,6 +33,7 @@ def record_vit(
     leaf: int | Leaf | None = None,
     stop: int | None = None,
     final: bool = False,
+    outputs: range = range(0),
 ) -> Iterator[Recording]:
     """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
 
@@ -46,6 +47,8 @@ def record_vit(
             the last block's output ("final"), or the tower's ("embedding").
         stop: layer at whose attention the forward ends; its tokens and residual are kept.
         final: whether the last block's output is kept.
+        outputs: layers whose block's output is kept, in the graph where there is one, and with
+            them the tower's output.
     """
     layer = leaf if isinstance(leaf, int) else None
 
@@ -61,8 +64,10 @@ def record_vit(
                 _plan_output(hooks, record, index, attention, leaf=index == layer)
         if final or leaf == "final":
             _plan_final(hooks, record, tower, leaf=leaf == "final")
-        if leaf == "embedding":
-            plan_embedding(hooks, record, tower)
+        for index in outputs:
+            _plan_block(hooks, record, index, tower.layers[index])
+        if leaf == "embedding" or outputs:
+            plan_embedding(hooks, record, tower, leaf=leaf == "embedding")
 
     with recording(tower, plan, gradient=leaf is not None) as record:
         yield record
@@ -82,6 +87,13 @@ def _plan_final(hooks: Hooks, record: Recording, tower: ViTTower, *, leaf: bool)
     if leaf:
         hooks.before(block.block, enter)
     hooks.after(block.block, leave)
+
+
+def _plan_block(hooks: Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+    def leave(result: Any) -> None:
+        record.outputs[index] = layer.leaving(result)
+
+    hooks.after(layer.block, leave)
 
 
 def _given(index: int | None) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ VIT_METHODS = [
     Case("DirectContribution", {}),
     Case("DirectContribution", {"baseline": "mean"}),
     Case("ConservativePropagation", {}),
+    Case("LeGrad", {}),
+    Case("GradEclip", {}),
+    Case("PatchSimilarity", {"attention": "kk"}),
     Case("LayerAttention", {}),
     Case("LayerAttention", {"index": 0, "of": "gradient"}),
 ]
@@ -32,13 +35,17 @@ MATRIX = [
 
 # A tower of each kind; the others are left to a run of all tests.
 QUICK = {"hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet"}
-ADDITIVE = ("DirectContribution", "ConservativePropagation")
+# Their oracles see more than attentions in a graph, in files of their own.
+OWN_ORACLES = {
+    "DirectContribution": "test_direct.py",
+    "ConservativePropagation": "test_conservative.py",
+    **dict.fromkeys(("LeGrad", "GradEclip", "PatchSimilarity"), "test_others_methods.py"),
+}
 CHECKED = [
     pytest.param(law, case, name, marks=() if name in QUICK else pytest.mark.slow)
     for law in LAWS
     for case, name in MATRIX
-    # their equations are not those of attentions in a graph: test_direct.py, test_conservative.py
-    if not (law == "equals_its_oracle" and case.method in ADDITIVE)
+    if not (law == "equals_its_oracle" and case.method in OWN_ORACLES)
 ]
 
 

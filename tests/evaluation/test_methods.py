@@ -127,7 +127,8 @@ def test_methods_for_are_those_of_the_tower() -> None:
     assert {*REFERENCES, *BASELINES} <= vit
     assert vit - resnet == {
         *("all-grad", "attention-grad-cam", "attention-grad-cam:weights=pooled", "rollout"),
-        *("last-grad", "last-grad:heads=averaged", "conservative"),
+        *("last-grad", "last-grad:heads=averaged"),
+        *("conservative", "legrad", "grad-eclip", "patches"),
         *("last-attention", "summed-attention", "last-gradient"),
     }
     assert resnet - vit == {"grad-cam"}

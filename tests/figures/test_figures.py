@@ -97,9 +97,12 @@ def test_compare_has_all_methods_that_fit_and_all_targets(
         [photo(), photo(1)], ["a horse", "sky"], references=photo(2), models=[vit, resnet]
     )
     lines = lines_of(figure)
-    names = (*("rollout", "attention-grad-cam", "all-grad", "last-grad", "direct", "conservative"),)
+    names = (
+        *("rollout", "attention-grad-cam", "all-grad", "last-grad", "direct", "conservative"),
+        *("legrad", "grad-eclip", "patches"),
+    )
     assert {f"small ViT ({name})" for name in names} | {"small ResNet (grad-cam)"} <= set(lines)
-    assert len(pixels_of(figure)) == 2 * 3 * 9 + 2  # two references
+    assert len(pixels_of(figure)) == 2 * 3 * 12 + 2  # two references
     assert lines.count("sky") == 2
     assert lines.count("image 0") == 2
 

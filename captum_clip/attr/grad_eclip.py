@@ -1,0 +1,97 @@
+"""GradEclip: the last attention's values along the gradient, weighted with a loosened attention."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from ..models.towers import Probe
+from ..recording import LayerRecord
+from ._attention import (
+    exact,
+    heads_gradient,
+    projected_heads,
+    read_row,
+    row_gradient,
+    start_row,
+)
+from ._base import Computed, ViTAttribution
+from ._call import Call
+from ._passes import last_gradient, layer_record
+
+
+@final
+class GradEclip(ViTAttribution):
+    r"""Grad-ECLIP with the model's own heads: gradient times value, times a loosened attention.
+
+    .. math:: L_p = \Bigl(\sum_h \frac{\partial y}{\partial A_{n,h}[CLS, p]}\Bigr)^+ \lambda_p,
+              \quad \lambda = \text{min-max over patches of } \cos(q_{CLS}, k_p)
+
+    where :math:`\partial y / \partial A_{n,h}[CLS, p]` is the gradient at head h's output times
+    the value :math:`v_{hp}`, and q and k are a token's queries and keys of all heads side by side,
+    as they enter the attention. The min-max weights take the softmax's place, which is too sparse
+    for a map.
+
+    The authors' code runs the last block again with one head of full width, so that it explains
+    another score than the model's; here the model's own heads and its own score stand.
+
+    A pooling head (SigLIP, PE-Core) has the probe's query in the place of CLS's. Where CLS has no
+    gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for
+    it. The map is non-negative; the negative map is the map of ``-target``.
+
+    Source: Zhao et al., ICML 2024 (Gradient-based Visual Explanation for Transformer-based CLIP).
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, GradEclip, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> GradEclip(forward).attribute(images, target=0).shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    name = "grad-eclip"
+
+    @override
+    def _compute(self, call: Call) -> Computed:
+        tower = self._tower
+        last = last_gradient(tower, call)
+        seen, tokens = layer_record(last.record, len(tower.attentions) - 1)
+        if last.row is not None:  # (K', B, H, s)
+            maps = last.row.sum(2).clamp(min=0) * self._loosened(seen, None)
+            return Computed(last.record, maps, last.scored.chosen)
+        assert last.output is not None
+        attention, general = tower.attentions[-1], []
+        for output in last.output:  # (B, s, D), one target after the other
+            start = start_row(output, tower.prefix)
+            gradient = read_row(start, heads_gradient(attention, output, seen))
+            row = row_gradient(attention, gradient[None], tokens)[0].sum(1)  # (B, s)
+            general.append(row.clamp(min=0) * self._loosened(seen, start))
+        return Computed(last.record, torch.stack(general), last.scored.chosen)
+
+    @torch.no_grad()
+    def _loosened(self, seen: LayerRecord, start: Tensor | None) -> Tensor:
+        """Min-max over the patches of the cosine between keys and the query that is read, (B, s).
+
+        The query is CLS's or the probe's, or that of a row `start` (B, s) of tokens.
+        """
+        attention, prefix = self._tower.attentions[-1], self._tower.prefix
+        assert seen.tokens is not None
+        key = projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
+        with exact(key):
+            if isinstance(attention, Probe):
+                query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
+            elif start is None:
+                first = LayerRecord(tokens=seen.tokens[:, :1], context=seen.context)
+                query = projected_heads(attention, "query", first).flatten(1)  # (B, D)
+            else:
+                queries = projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
+                query = read_row(start, queries)
+            cosine = F.cosine_similarity(query[:, None], key, dim=-1)
+        low, high = cosine[:, prefix:].aminmax(dim=1, keepdim=True)
+        return (cosine - low) / (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)

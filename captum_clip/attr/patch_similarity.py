@@ -1,0 +1,93 @@
+"""PatchSimilarity: how similar each patch is to the text when the last attention lets it be."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from ..checks import check_choice
+from ..errors import UnsupportedModelError
+from ..models.steps import run_steps
+from ..models.towers import AttentionLayer, Probe
+from ..recording import LayerRecord
+from ._attention import exact, projected_heads
+from ._base import Computed, ViTAttribution
+from ._call import Call
+from ._readout import readout
+
+Mixing = Literal["identity", "qq", "kk"]
+
+
+@final
+class PatchSimilarity(ViTAttribution):
+    r"""The cosine of every patch with the text, the last attention exchanged (MaskCLIP, ClearCLIP).
+
+    .. math:: L_p = \cos\bigl(t, \; P \, \mathrm{LN}(W_O S V + b)_p\bigr)
+
+    with V the values of the last attention, and S the identity (MaskCLIP), or
+    :math:`\mathrm{softmax}(q q^T / \sqrt{d})` or :math:`\mathrm{softmax}(k k^T / \sqrt{d})` head
+    by head (ClearCLIP); the residual and the MLP of the block are left out, the tower's own norm
+    and projection P follow. It is a dense similarity for segmentation and **not the model's
+    score**: the model does not read the patches so, and a place may be similar to a text without
+    having any effect on the score.
+
+    In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's: with the
+    identity a patch's value is the cosine that the image would have if the probe attended to that
+    patch alone, its MLP included. With a forward function of your own, t is the direction of the
+    score at the tower's output, as in :class:`DirectContribution`.
+
+    The map is signed and costs one forward, without a gradient, for any number of texts.
+
+    Option, keyword-only on both verbs: ``attention``, "identity", "qq" or "kk" for S.
+
+    Raises:
+        UnsupportedModelError: "qq" in a tower with a pooling head, whose patches have no queries.
+
+    Source: Zhou et al. 2022 (arXiv:2112.01071), MaskCLIP; Lan et al. 2024 (arXiv:2407.12442),
+    ClearCLIP.
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, PatchSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> PatchSimilarity(forward).attribute_targets(images, attention="kk").shape
+        torch.Size([1, 2, 7, 7])
+    """
+
+    name = "patches"
+    signed = True
+
+    @override
+    def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
+        check_choice("attention", attention, ("identity", "qq", "kk"))
+        tower, last = self._tower, len(self._tower.attentions) - 1
+        own = tower.attentions[last]
+        if isinstance(own, Probe) and attention == "qq":
+            raise UnsupportedModelError(
+                "PatchSimilarity: attention='qq' needs a query of every patch, and this tower's "
+                "last attention is a pooling head's, whose only query is its probe's; take 'kk' "
+                "or 'identity'."
+            )
+        seen: list[LayerRecord] = []
+        layer = (range(last, last + 1), lambda index, record: seen.append(record))
+        found = readout(tower, call, layer)
+        with torch.no_grad(), exact(found.token):
+            mixed = projected_heads(own, "value", seen[0])  # (B, H, s, d)
+            if attention != "identity":
+                which: Literal["query", "key"] = "query" if attention == "qq" else "key"
+                heads = projected_heads(own, which, seen[0])
+                mixed = ((heads * own.scale) @ heads.mT).softmax(-1) @ mixed
+            batch, _, count, _ = mixed.shape
+            branch = own.branch() if isinstance(own, AttentionLayer) else ()
+            flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
+            flat = run_steps((*own.merge_steps(), *branch, *found.steps), flat)
+            patches = F.normalize(flat, dim=-1).view(batch, count, -1)  # (B, s, E)
+            rows: Tensor = found.direction.rows.expand(-1, batch, -1)
+            maps = torch.einsum("kbe,bse->kbs", rows, patches)
+        return Computed(found.record, maps, found.scored.chosen)
