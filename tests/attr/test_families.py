@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, attr, targets
+from captum_clip.errors import CaptureError
+from tests import explicit, oracles
 from tests.attr import cases, state
 from tests.attr.cases import FORWARDS, READOUTS, TOLERANCE, VIT_CASES, Case
 
@@ -80,3 +83,47 @@ def test_model_is_the_same_afterwards(method, name):
     before = state.of_model(model)
     getattr(attr, method)(cases.similarity(name)).attribute_targets(cases.images(name))
     state.assert_same(before, state.of_model(model))
+
+
+@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
+def test_scores_of_a_pools_other_queries_are_refused(method):
+    """CoCa's captions are made of them: no image embedding is."""
+    model = cases.built("coca").model
+
+    def forward(pixels):
+        return model.visual(pixels)[1].mean((1, 2))
+
+    with pytest.raises(CaptureError, match="several queries of the tower's pooling head"):
+        getattr(attr, method)(forward, model).attribute(cases.images("coca"))
+
+
+@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
+def test_scores_that_do_not_come_from_the_pool_are_refused(method):
+    """The tokens of SigLIP beside its pooling head."""
+    model = cases.built("siglip").model
+
+    def forward(pixels):
+        return model.vision_model(pixel_values=pixels).last_hidden_state.mean((1, 2))
+
+    with pytest.raises(CaptureError, match=r"do not depend on|No gradient leads from"):
+        getattr(attr, method)(forward, model).attribute(cases.images("siglip"))
+
+
+@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
+def test_a_score_that_also_reads_the_tokens_equals_the_equation(method):
+    """Beside the pool the last layer's tokens may have a part; the gradients are the score's."""
+    model = cases.built("siglip", torch.float64).model
+    direction = torch.linspace(-1, 1, 24, dtype=torch.float64)
+
+    def score(pixels):
+        seen = model.vision_model(pixel_values=pixels)
+        beside = seen.last_hidden_state.tanh().mean(1) @ direction
+        return F.normalize(seen.pooler_output, dim=-1) @ cases.rows().T + beside[:, None]
+
+    images, case = cases.images("siglip", torch.float64), Case(method, {})
+    found = case.kind(score, model).attribute_targets(images)
+    tower = cases.adapter("siglip").tower
+    heads = [attention.heads for attention in tower.attentions]
+    view = explicit.see(score, images, heads=heads, grid=(4, 4), row="probe", prefix=0)
+    wanted = oracles.maps(method, view, view.embedding)
+    cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
