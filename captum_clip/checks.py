@@ -99,9 +99,36 @@ def as_list(values: str | Iterable[_T]) -> list[str | _T]:
     return [values] if isinstance(values, str) else list(values)
 
 
+def expand(path: str | Path, *, caller: str = "") -> Path:
+    """A path with its ``~`` expanded, of a file that may or may not be there.
+
+    Raises:
+        InputError: no file can have such a path: a part of it is too long, a character that no
+            name has, an unknown user after ``~``, or links that lead in a circle.
+    """
+    start = f"{caller}: " * bool(caller)
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{start}expected a path, got {type(path).__name__}.")
+    try:
+        expanded = Path(path).expanduser()
+        os.stat(expanded)
+    except (FileNotFoundError, NotADirectoryError):
+        return expanded
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise InputError(f"{start}{excerpt(str(path))} cannot be a path: {reason}.") from error
+    return expanded
+
+
+def excerpt(text: str, longest: int = 80) -> str:
+    """A text that fits into a message, with escapes for what cannot be printed."""
+    short = text if len(text) <= longest else f"{text[:longest]}..."
+    return short if short.isprintable() else ascii(short)
+
+
 def find_file(path: str | Path, *, caller: str = "", what: str = "file") -> Path:
     """A file that exists, ``~`` expanded; InputError where there is none."""
-    file = Path(path).expanduser()
+    file = expand(path, caller=caller)
     if not file.is_file():
         raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}.")
     return file
@@ -109,7 +136,7 @@ def find_file(path: str | Path, *, caller: str = "", what: str = "file") -> Path
 
 def find_folder(path: str | Path, *, caller: str = "", what: str = "folder") -> Path:
     """A folder that exists, ``~`` expanded; InputError where there is none."""
-    folder = Path(path).expanduser()
+    folder = expand(path, caller=caller)
     if not folder.is_dir():
         raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}.")
     return folder
@@ -129,7 +156,7 @@ def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
         InputError: another ending, no such folder, a folder without leave to write, or a folder of
             the file's name.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if path.suffix.lower() not in formats:
         raise InputError(f"cannot write {path}: the name must end in {', '.join(formats)}.")
     if not path.parent.is_dir():

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
+from .checks import expand
 from .errors import InputError
 
 IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -34,7 +35,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         InputError: the folder or the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if path.is_symlink():  # its file is replaced, and not the link
+        path = Path(os.path.realpath(path))
+    # a name may have 255 bytes, and this one is longer
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as file:
             write(file)
@@ -94,7 +98,7 @@ def make_folder(folder: str | Path) -> Path:
     Raises:
         InputError: it cannot be made, or not be written to.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
-from captum_clip import checks
+from captum_clip import checks, files, load_clip
+from captum_clip.cli.inputs import read_folder, read_image
+from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
+from captum_clip.evaluation import data as datasets
+from captum_clip.explanation import Explanation
+from captum_clip.models.images import as_pil
+from captum_clip.runs import storage_of
+from captum_clip.studies.features import find_images, image_features
 
 
 @pytest.mark.parametrize("value", [1, 7])
@@ -109,3 +116,64 @@ def test_check_destination_refuses_a_folder_without_leave_to_write(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(InputError, match="not writable"):
         checks.check_destination(tmp_path / "picture.png", (".png",))
+
+
+BAD_PATHS = {
+    "a name of more than 255 bytes": "a horse and a dog " * 300,
+    "an unknown user": "~nosuchuser/a",
+    "a NUL": "a\0b",
+    "a lone surrogate": "a\ud800b",
+    "links in a circle": "circle/a",
+}
+
+
+@pytest.fixture
+def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "circle")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("circle")
+@pytest.mark.parametrize("path", BAD_PATHS.values(), ids=BAD_PATHS)
+@pytest.mark.parametrize(
+    "take",
+    [
+        checks.expand,
+        checks.find_file,
+        checks.find_folder,
+        lambda path: checks.check_destination(f"{path}/a.png", (".png",)),
+        files.make_folder,
+        storage_of,
+        load_clip,
+        as_pil,
+        Explanation.load,
+        find_images,
+        EmotionProbe.load,
+        datasets.MaskedFolder,
+        datasets.ClassFolder,
+        read_image,
+        read_folder,
+    ],
+)
+def test_paths_that_no_file_can_have_are_input_errors(take: Any, path: str) -> None:
+    """Each in one sentence that does not repeat a whole long text."""
+    with pytest.raises(InputError) as caught:
+        take(path)
+    assert 30 <= len(str(caught.value)) < 500
+
+
+def test_image_features_leaves_out_names_that_no_file_can_have() -> None:
+    """As it does with any file that cannot be read."""
+    bad = [path for path in BAD_PATHS.values() if "circle" not in path]
+    features = image_features(load_clip("demo/vit"), bad, cache=False)
+    assert [str(path) for path in features.skipped] == bad
+
+
+def test_expand_takes_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for path in (tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "a" / "below a file"):
+        assert checks.expand(str(path)) == path
+    assert checks.expand("~") == Path.home()
+    with pytest.raises(InputError, match=r"^f: expected a path, got int\.$"):
+        checks.expand(3, caller="f")  # type: ignore[arg-type]

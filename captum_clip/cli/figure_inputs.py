@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ..checks import expand
 from ..errors import InputError
 from .command import DEFAULT_MODEL
 from .inputs import is_file, load_probe, looks_like_image, model_names, read_image
@@ -50,7 +51,7 @@ def read_inputs(arguments: Namespace) -> Inputs:
     """
     figure, words = arguments.command, arguments.given
     if figure == "average":
-        return Inputs(words, stem=Path(words[0]).expanduser().resolve().name)
+        return Inputs(words, stem=expand(words[0]).resolve().name)
     probes = [load_probe(file) for file in getattr(arguments, "emotions", ())]
     models = model_names(arguments.model, probes, [DEFAULT_MODEL])
     seeds = arguments.scene or []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import as_list
+from ..checks import as_list, expand
 from ..errors import InputError
 from .command import DEFAULT_MODEL
 
@@ -64,9 +64,9 @@ def read_image(name: str) -> Path:
 
     if "://" in name:
         raise InputError(f"{name} is a URL; download the image, then give the file.")
-    if not is_file(name):
-        raise InputError(f"there is no image file {name}")
-    path = Path(name).expanduser()
+    path = expand(name)
+    if not path.is_file():
+        raise InputError(f"there is no image file {name}.")
     as_pil(path)
     return path
 
@@ -79,7 +79,7 @@ def read_folder(name: str | Path) -> Path:
     """
     if ":/" in str(name):
         raise InputError(f"{name} is a URL; give a folder of this machine.")
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if not folder.is_dir():
         raise InputError(f"there is no folder {name}.")
     return folder

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import check_integer, check_interval, check_positive
+from ..checks import check_integer, check_interval, check_positive, expand
 from ..errors import InputError
 from .artemis import CLASSES
 from .files import JSON, WEIGHTS, is_description, read_json, read_probe, read_rows, write_probe
@@ -138,7 +138,7 @@ class EmotionProbe:
         Raises:
             InputError: another ending, or a folder that cannot be written to.
         """
-        path = Path(path).expanduser()
+        path = expand(path)
         facts = {
             "classes": self.classes,
             "model": self.model,
@@ -156,7 +156,7 @@ class EmotionProbe:
         Raises:
             InputError: no such file, something else, or two files that do not belong together.
         """
-        path = Path(path).expanduser()
+        path = expand(path)
         if path.suffix.lower() not in (WEIGHTS, JSON):
             raise InputError(
                 f"EmotionProbe.load: expected a file .safetensors or .json, got {path}."
@@ -191,7 +191,7 @@ class EmotionProbe:
 
         Source: CLIP Explainability (Mamooler, EPFL).
         """
-        path = Path(path).expanduser()
+        path = expand(path)
         return cls(read_rows(path, read_json(path)), np.zeros(len(CLASSES)))
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from .. import maps as resizing
+from ..checks import expand
 from ..errors import InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter
@@ -37,7 +38,7 @@ class PrecomputedMaps(Method):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand(folder)
         try:
             files = sorted(self.folder.rglob("*.npz")) if self.folder.is_dir() else []
         except (OSError, ValueError):  # a name that no folder can have

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..checks import excerpt
 from ..errors import InputError
 
 ACCEPTED = "a path, a PIL image, an array or a uint8 tensor"
@@ -140,15 +141,17 @@ def _image_to_pil(image: Any) -> Image.Image:
 
 
 def _read(path: Path) -> Image.Image:
+    source = excerpt(str(path), 300)
+
     def load() -> Image.Image:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             # opened, a named pipe would wait for a writer for ever
-            raise InputError(f"preprocess: {path} is no file but a pipe or a device.")
+            raise InputError(f"preprocess: {source} is no file but a pipe or a device.")
         with Image.open(path) as image:
-            return _to_rgb(image, str(path))
+            return _to_rgb(image, source)
 
-    return _guarded(load, str(path))
+    return _guarded(load, source)
 
 
 def _guarded(load: Callable[[], Image.Image], source: str) -> Image.Image:
@@ -173,8 +176,9 @@ def _guarded(load: Callable[[], Image.Image], source: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise InputError(f"preprocess: {source} is not an image that Pillow can read.") from error
     except _DAMAGED as error:
+        reason = getattr(error, "strerror", None) or error  # without the path once more
         raise InputError(
-            f"preprocess: {source} cannot be read, it may be truncated or damaged ({error})."
+            f"preprocess: {source} cannot be read, it may be truncated or damaged ({reason})."
         ) from error
 
 

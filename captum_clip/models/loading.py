@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import expand
 from ..errors import InputError, UnsupportedModelError
 from . import hub
 from .base import ClipAdapter
@@ -67,7 +68,7 @@ def load_clip(
             f"load_clip: expected a name, a folder or a CLIP model, got "
             f"{type(name_or_model).__name__}."
         )
-    if isinstance(name_or_model, Path) and not name_or_model.expanduser().is_dir():
+    if isinstance(name_or_model, Path) and not expand(name_or_model).is_dir():
         raise InputError(f"load_clip: there is no folder {name_or_model}.")
     return _load(resolve(str(name_or_model)), processor, tokenizer, device, dtype)
 
@@ -149,7 +150,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _files_of(name: str) -> Source:
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if folder.is_dir():  # which may hold a processor alone
         return Source(name, "transformers", str(folder), local=True)
     source = resolve(name)

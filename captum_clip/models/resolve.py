@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checks import expand
 from ..errors import InputError, UnsupportedModelError
 from . import hub
 from .families import transformers_class
@@ -114,7 +115,7 @@ def resolve(name: str) -> Source:
         return Source(row.name, row.library, row.checkpoint, tag)
     if name in MODELS:
         return _embedded(name, MODELS[name])
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if folder.is_dir():
         return _folder(name, folder)
     if name.startswith("demo/"):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from ..checks import expand
 from ..errors import InputError
 from ..models import ClipAdapter, load_clip
 from ..models.names import published
@@ -48,10 +47,10 @@ def label_of(model: str) -> str:
     """How results call a model: its name; of a folder the last part, without the path."""
     if model.startswith("demo/") or published(model) is not None:
         return model
-    folder = Path(model).expanduser()
+    folder = expand(model)
     return folder.resolve().name if folder.is_dir() else model
 
 
 def full_name(model: str) -> str:
     """A model's name as any process on any machine understands it."""
-    return model if label_of(model) == model else str(Path(model).expanduser().resolve())
+    return model if label_of(model) == model else str(expand(model).resolve())

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final, final
 
 from filelock import FileLock, Timeout
 
+from ..checks import expand
 from ..errors import InputError
 from ..files import replace_file
 
@@ -31,7 +32,7 @@ def storage_of(location: str | Path) -> Storage:
         storage = Storage(text.rstrip("/"), is_local=False)
         storage.connect()
         return storage
-    return Storage(Path(rest or text).expanduser().resolve().as_posix(), is_local=True)
+    return Storage(expand(rest or text).resolve().as_posix(), is_local=True)
 
 
 @final

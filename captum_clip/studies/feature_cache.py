@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import expand
 from ..errors import InputError
 
 Row = npt.NDArray[np.float32]
@@ -26,9 +27,9 @@ def default_cache() -> Path:
     """Where features are kept: ``$CAPTUM_CLIP_CACHE/features``, else the user's cache folder."""
     chosen = os.environ.get("CAPTUM_CLIP_CACHE")
     if chosen:
-        return Path(chosen).expanduser() / "features"
+        return expand(chosen) / "features"
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "captum_clip" / "features"
+    return expand(home) / "captum_clip" / "features"
 
 
 class FeatureCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ..checks import check_integer
+from ..checks import check_integer, expand
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.images import as_pil
@@ -55,7 +56,7 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         InputError: there is no folder, or no image file in it.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     return sorted(folder / name for name in list_images(storage_of(folder)).names)
 
 
@@ -90,7 +91,7 @@ def image_features(
     """
     check_integer("image_features", "batch_size", batch_size)
     check_integer("image_features", "workers", workers, least=0)
-    listed = [Path(path).expanduser() for path in paths]
+    listed = [Path(os.path.expanduser(path)) for path in paths]
     keys, skipped = _hashes(listed, progress)
     sources = {key: path for path, key in keys.items()}  # one file of each content
     store = _open_cache(cache, clip)
@@ -123,7 +124,7 @@ def image_features(
 def _open_cache(cache: str | Path | bool, clip: ClipAdapter) -> FeatureCache:
     if cache is False:
         return FeatureCache(None)
-    folder = default_cache() if cache is True else Path(cache).expanduser()
+    folder = default_cache() if cache is True else expand(cache)
     return FeatureCache(folder / clip.fingerprint)
 
 
@@ -136,6 +137,8 @@ def _hashes(paths: list[Path], progress: bool) -> tuple[dict[Path, bytes], dict[
             keys[path] = hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
             reasons[path] = error.strerror or str(error)
+        except ValueError as error:  # a name that no file can have
+            reasons[path] = str(error)
     return keys, reasons
 
 

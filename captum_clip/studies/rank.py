@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import maps, targets
 from ..attr.registry import MethodChoice, default_method
-from ..checks import check_integer
+from ..checks import check_integer, expand
 from ..errors import TargetError
 from ..models import ClipAdapter
 from ..runs import storage_of
@@ -87,7 +87,7 @@ class Ranking:
         Raises:
             InputError: the folder cannot be made or written to.
         """
-        folder = Path(folder).expanduser()
+        folder = expand(folder)
         rows = [
             (number, file.as_posix(), f"{score:.6f}")
             for number, (file, score) in enumerate(zip(self.files, self.scores, strict=True), 1)
@@ -142,7 +142,7 @@ def rank(
     forward = ClipSimilarity(clip, wanted)
     attribution = chosen.method(forward)
     if isinstance(images, (str, Path)):
-        folder = Path(images).expanduser()
+        folder = expand(images)
         listed = find_images(folder)
     else:
         folder, listed = None, [Path(path) for path in images]

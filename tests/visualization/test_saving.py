@@ -110,3 +110,20 @@ def test_reason_is_told_where_the_rest_cannot_be_removed_either(tmp_path, monkey
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
     with pytest.raises(InputError, match=r"cannot write .*a\.npz: Permission denied"):
         replace_file(tmp_path / "a.npz", lambda file: file.write(b"1"))
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    """The file that it leads to is replaced, and it stays a link."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "a")
+    replace_file(tmp_path / "link", lambda file: file.write(b"1"))
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a"]
+    assert (tmp_path / "folder" / "a").read_bytes() == b"1"
+
+
+def test_a_name_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    """The one that it has while it is written is not longer."""
+    path = tmp_path / f"{'a' * 251}.png"
+    replace_file(path, lambda file: file.write(b"1"))
+    assert path.read_bytes() == b"1"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from ...checks import check_integer
+from ...checks import check_integer, expand
 from ...emotions import CLASSES, EMOTIONS, SOMETHING_ELSE
 from ...emotions.artemis import COLUMNS, FILE_NAME, IMAGE_FOLDERS
 from ...errors import InputError
@@ -90,7 +90,7 @@ def write_demo_artemis(
         InputError: fewer than 16 paintings, a seed below 0, a folder that cannot be written to or
             that holds a data set.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     if (folder / FILE_NAME).exists():
         raise InputError(f"{folder} holds a data set already: name another folder, or delete it.")
     check_integer("write_demo_artemis", "paintings", paintings, least=2 * len(EMOTIONS))
@@ -117,7 +117,7 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
     """
     import pandas as pd
 
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     try:
         table = pd.read_csv(folder / TRUTH / "truth.csv", dtype=str, keep_default_na=False)
         with open(folder / TRUTH / "masks.npz", "rb") as archive, np.load(archive) as masks:

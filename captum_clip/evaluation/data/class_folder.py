@@ -7,7 +7,7 @@ from typing import final
 
 from typing_extensions import override
 
-from ...checks import find_repeated
+from ...checks import expand, find_repeated
 from ...errors import InputError
 from .base import Sample
 from .class_names import class_texts
@@ -46,7 +46,7 @@ class ClassFolder(FileData):
         seed: int = 0,
         template: str = "{}",
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand(folder)
         files = list_files(self.folder)
         images = image_stems(self.folder, files, under=".")
         names = sorted({_class(stem) for stem in images})

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from ...checks import expand
 from ...errors import InputError
 from ...files import DAMAGED
 from .base import Sample
@@ -54,7 +55,7 @@ class FixationFolder(FileData):
         limit: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand(folder)
         files = list_files(self.folder)
         images = image_stems(self.folder, files, under=IMAGES)
         maps = {stem: _maps(stem, files) for stem in images}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from ...checks import find_file
+from ...checks import expand, find_file
 from ...errors import InputError
 from ...models.images import as_pil
 from .base import Mask, Sample
@@ -58,7 +58,7 @@ class ImageNetSegmentation(FileData):
         seed: int = 0,
         template: str = "a photo of a {}",
     ) -> None:
-        self.file = Path(file).expanduser()
+        self.file = expand(file)
         with _opened(self.file) as cells:
             images, masks, targets = (cells(name) for name in ("img", "gt", "target"))
             if not len(images) == len(masks) == len(targets) or not len(images):

@@ -9,6 +9,7 @@ from typing import Final, final
 
 from typing_extensions import override
 
+from ...checks import expand
 from ...errors import InputError
 from .base import Sample
 from .files import (
@@ -45,7 +46,7 @@ class MaskedFolder(FileData):
     tasks = ("localization", "signs", "faithfulness", "sanity")
 
     def __init__(self, folder: str | Path, *, limit: int | None = None, seed: int = 0) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand(folder)
         files = list_files(self.folder)
         images = image_stems(self.folder, files, under=IMAGES)
         masks: dict[str, list[str]] = defaultdict(list)

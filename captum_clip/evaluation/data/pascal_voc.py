@@ -9,6 +9,7 @@ from typing import Final, final
 import numpy as np
 from typing_extensions import override
 
+from ...checks import expand
 from ...errors import InputError
 from .base import Sample
 from .files import FileData, digest, list_files, read_indices, read_picture, usable_regions
@@ -57,7 +58,7 @@ class PascalVoc(FileData):
         limit: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.folder = _find(Path(folder).expanduser())
+        self.folder = _find(expand(folder))
         listed = sorted(set(_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")))
         self._take(listed, limit=limit, seed=seed, split=split)
         self.classes = CLASSES
