@@ -184,7 +184,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         options: dict[str, Any],
     ) -> Computed:
         """The formula's result, with the maps (B, K', h, w) as its values."""
-        check_tower(type(self).__name__, self._tower)
+        check_tower(type(self).__name__, self.forward_func, self._tower)
         with explaining(self.forward_func, inputs, extra, select) as call:
             found = self._compute(call, **options)
             maps = self._on_grid(found.record, found.values.detach())

@@ -9,7 +9,7 @@ from torch import nn
 from ..checks import is_integer
 from ..errors import InputError
 from ..models import tower_of
-from ..models.towers import Tower, ViTTower
+from ..models.towers import ResNetTower, Tower, ViTTower
 from ..similarity import ClipSimilarity
 
 
@@ -60,23 +60,34 @@ def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> To
     return tower
 
 
-def check_tower(method: str, tower: Tower) -> None:
+def check_tower(method: str, forward_func: Any, tower: Tower) -> None:
     """A tower must be what it was, and answer the same each time.
 
     Raises:
-        InputError: BatchNorm or active dropout in training mode, or layers that were exchanged.
+        InputError: BatchNorm or active dropout in training mode, or parts that were exchanged.
         UnsupportedModelError: a part was exchanged for one that is not supported.
     """
-    now = tower_of(tower.module)
-    if isinstance(tower, ViTTower) and isinstance(now, ViTTower):
-        same = [layer.block for layer in now.layers] == [layer.block for layer in tower.layers]
-        if not same:
-            raise InputError(
-                f"{method}: the vision tower's layers were exchanged since it was loaded; call "
-                "load_clip again, or make the method anew."
-            )
+    is_similarity = isinstance(forward_func, ClipSimilarity)
+    now = tower_of(forward_func.clip.model if is_similarity else tower.module)
+    # of a callable's own model only the tower is known, not what projects its output
+    before, after = (_parts(t, projection=is_similarity) for t in (tower, now))
+    if [id(part) for part in before] != [id(part) for part in after]:
+        raise InputError(
+            f"{method}: the vision tower, a layer of it or its projection was exchanged since it "
+            "was loaded; call load_clip again, or make the method anew."
+        )
     reason = tower.nondeterminism()
     if reason is not None:
         raise InputError(
             f"{method}: the vision tower is in training mode with {reason}; call model.eval()."
         )
+
+
+def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
+    """The modules that a tower keeps, and hooks would be set on."""
+    parts = [tower.module, *([tower.projection_module] if projection else [])]
+    if isinstance(tower, ResNetTower):
+        return [*parts, tower.stage]
+    assert isinstance(tower, ViTTower)
+    parts += [layer.block for layer in tower.layers]
+    return parts + [part for a in tower.attentions for part in (a.inlet, a.outlet)]

@@ -95,7 +95,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         """Maps (B, 1, h, w) of one target an image; arguments as in Captum's `LayerGradCam`."""
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
             if self._tower is not None:
-                check_tower("ClipGradCam", self._tower)
+                check_tower("ClipGradCam", self.forward_func, self._tower)
             with torch.inference_mode(False):
                 return LayerGradCam.attribute.__wrapped__(  # type: ignore[no-any-return]
                     self,

@@ -43,7 +43,8 @@ class MultiheadProbe(Probe):
 
     Args:
         attention: takes queries, keys and values.
-        embedded_query: what it takes as its first query, (D,), now.
+        embedded_query: what it takes as its first query, (D,), now; a `partial`, whose module is
+            copied with a deep copy of the model, which a lambda's is not.
         norm: what the last block's output goes through to become keys and values.
         modules: all that lies between the last block and the image embedding.
     """

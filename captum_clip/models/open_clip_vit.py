@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -266,8 +267,13 @@ def _probe(visual: Any, pool: Any) -> MultiheadProbe:
             "the library's own. Merge adapters such as LoRA into the weights first, load the model "
             "without quantisation, and remove hooks from it."
         )
-    modules = [pool, visual.ln_post]
-    return MultiheadProbe(pool.attn, lambda: pool.ln_q(pool.query[0]), pool.ln_k, modules)
+    query, modules = partial(_embedded_query, pool), [pool, visual.ln_post]
+    return MultiheadProbe(pool.attn, query, pool.ln_k, modules)
+
+
+def _embedded_query(pool: Any) -> Tensor:
+    query: Tensor = pool.ln_q(pool.query[0])
+    return query
 
 
 def _layer(index: int, block: Any) -> AttentionLayer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,8 +110,13 @@ def _probe(vision: Any) -> MultiheadProbe:
             "library's own. Merge adapters such as LoRA into the weights first, load the model "
             "without quantisation, and remove hooks from it."
         )
-    norm = vision.post_layernorm
-    return MultiheadProbe(head.attention, lambda: head.probe[0, 0], norm, [norm, head])
+    query, norm = partial(_embedded_query, head), vision.post_layernorm
+    return MultiheadProbe(head.attention, query, norm, [norm, head])
+
+
+def _embedded_query(head: Any) -> Tensor:
+    query: Tensor = head.probe[0, 0]
+    return query
 
 
 class SiglipAdapter(HuggingFaceAdapter):

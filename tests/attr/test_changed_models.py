@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import builders
+from tests.attr import cases
 
 VITS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 METHODS = [attr.LastGradAttention, attr.AttentionGradCam, attr.AllGradAttention]
@@ -167,8 +169,45 @@ def test_layers_that_were_exchanged_are_named() -> None:
     method = attr.LastGradAttention(similarity_of(built))
     blocks: Any = built.model.vision_model.encoder.layers
     blocks[0] = copy.deepcopy(blocks[0])
-    with pytest.raises(InputError, match=r"layers were exchanged.*load_clip again"):
+    with pytest.raises(
+        InputError, match=r"a layer of it or its projection was exchanged.*load_clip again"
+    ):
         method.attribute(built.images(dtype=torch.float64), target=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "part"),
+    [
+        ("hf_vit", "", "visual_projection"),
+        ("blip", "", "vision_proj"),
+        ("hf_vit", "vision_model.encoder.layers.0", "self_attn"),
+        ("siglip", "vision_model", "head"),
+        ("open_clip_vit", "", "visual"),
+        ("open_clip_resnet", "visual", "layer4"),
+    ],
+)
+def test_a_part_that_was_exchanged_is_named(name: str, owner: str, part: str) -> None:
+    """Adapters put themselves in a part's place; its old weights would explain another score."""
+    small = cases.BUILDERS[name]()
+    similarity = ClipSimilarity(small.load(), targets.embedding(cases.rows().float()))
+    methods = [m for m in attr.METHODS.values() if similarity.clip.kind in m.towers]
+    made = [method(similarity) for method in methods]
+    module = small.model.get_submodule(owner)
+    setattr(module, part, copy.deepcopy(getattr(module, part)))
+    for method in made:
+        with pytest.raises(InputError, match="was exchanged since it was loaded; call load_clip"):
+            method.attribute(small.images(), target=0)
+
+
+@pytest.mark.parametrize("name", ["siglip", "coca", "pe_core", "aimv2", "hf_vit"])
+def test_a_deep_copy_of_a_similarity_is_explained_with_its_own_weights(name: str) -> None:
+    """As the sanity checks have it, which randomise a copy; it can be pickled too."""
+    similarity = copy.deepcopy(cases.similarity(name))
+    builders.randomize(similarity.clip.model, seed=9)
+    method = pickle.loads(pickle.dumps(attr.AttentionGradCam(similarity)))
+    images = cases.images(name)
+    _, scores = method.attribute_targets(images, return_scores=True)
+    torch.testing.assert_close(scores, similarity(images).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_callable_may_change_its_images() -> None:
