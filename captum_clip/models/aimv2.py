@@ -143,10 +143,6 @@ class Aimv2Adapter(HuggingFaceAdapter):
         return TextReadout("end", causal=True, padding="longest")
 
     @override
-    def image_features(self, images: Tensor) -> Tensor:
-        return super().image_features(images.to(self.dtype))  # not cast inside
-
-    @override
     def _text_features(self, tokens: Any) -> Tensor:
         ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
         # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a

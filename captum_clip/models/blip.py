@@ -74,7 +74,8 @@ class BlipAdapter(HuggingFaceAdapter):
         height, width = images.shape[-2:]
         self.grid(height, width)
         resized = (height, width) != self.tower.native
-        result = self.model.vision_model(pixel_values=images, interpolate_pos_encoding=resized)
+        pixels = images.to(self.dtype)
+        result = self.model.vision_model(pixel_values=pixels, interpolate_pos_encoding=resized)
         features: Tensor = self.model.vision_proj(self.tower.embedding(result))
         return features
 

@@ -110,7 +110,7 @@ class FlavaAdapter(HuggingFaceAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        return super().image_features(images.to(self.dtype))[:, 0]
+        return super().image_features(images)[:, 0]
 
     @override
     def _text_features(self, tokens: Any) -> Tensor:

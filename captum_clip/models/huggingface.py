@@ -255,13 +255,12 @@ class HuggingFaceAdapter(ClipAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        self.grid(height, width)
-        features = self.model.get_image_features(
-            pixel_values=images,  # cast inside
-            interpolate_pos_encoding=(height, width) != self.tower.native,
-        )
-        return embedding_of(features)
+        size = (images.shape[-2], images.shape[-1])
+        self.grid(*size)
+        # not every class, in every version, casts pixels inside or knows of interpolation
+        options = {} if size == self.tower.native else {"interpolate_pos_encoding": True}
+        pixels = images.to(self.dtype)
+        return embedding_of(self.model.get_image_features(pixel_values=pixels, **options))
 
     def _text_features(self, tokens: Any) -> Tensor:
         if isinstance(tokens, Tensor):
