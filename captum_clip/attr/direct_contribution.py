@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ..errors import InputError
+from ..models.average_pool import AveragePooledTower
 from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
 from ..models.towers import AttentionLayer, ResNetTower, ViTTower
 from ..recording import LayerRecord
@@ -170,13 +171,13 @@ def _of_resnet(
     """From the features that the pool reads."""
     if start_layer:
         raise InputError("start_layer: a ResNet has one pool, which is always read; leave it out.")
+    if per == "head" and isinstance(tower, AveragePooledTower):
+        raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
     record, scored, direction = resnet_readout(tower, call)
     assert record.features is not None
     with torch.no_grad():
         maps, rest = tower.contributions(
             record.features, direction, centred=baseline == "mean"
         )  # (K', B, H, h, w)
-    if per == "head" and maps.shape[2] == 1:
-        raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
     maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
     return Computed(record, maps, scored.chosen, rest.T)

@@ -1,4 +1,4 @@
-"""``captum-clip figure``: the figures of the report, on the user's own images."""
+"""``captum-clip figure``: the figures of the report, and heads, on the user's own images."""
 
 from __future__ import annotations
 
@@ -60,6 +60,10 @@ def _draw(arguments: Namespace, inputs: Inputs, clips: list[ClipAdapter]) -> Fig
     if arguments.command == "layers":
         options |= {"references": inputs.references, "model": clips[0], "rows": arguments.rows}
         return figures.layers(inputs.images[0], inputs.texts, **options)
+    if arguments.command == "heads":
+        options |= {"references": inputs.references, "model": clips[0]}
+        options |= {"count": arguments.count, "sign": arguments.sign}
+        return figures.heads(inputs.images[0], inputs.texts, **options)
     options |= {"models": clips, "methods": arguments.method}
     if arguments.command == "emotions":
         options |= {"names": arguments.emotion, "centre": arguments.centre}
@@ -96,6 +100,13 @@ _ROWS: Final = Option(
     default="cls",
     choices=("cls", "sum"),
 )
+_COUNT: Final = Option("--count", "heads to show, at most", default=8)
+_SIGN: Final = Option(
+    "--sign",
+    "the heads that add most (positive), those that take most away (negative), or both",
+    default="positive",
+    choices=("positive", "negative", "both"),
+)
 
 
 def _figure(name: str, help: str, example: str, *options: Option, **scales: str) -> Command:
@@ -129,7 +140,7 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
 
 COMMAND: Final = Command(
     "figure",
-    "draw a figure of the report: layers, compare, average, signs, emotions, words",
+    "draw a figure: layers, compare, average, signs, emotions, words (of the report), heads",
     'captum-clip figure layers photo.jpg "a horse" -o layers.png',
     commands=(
         _figure(
@@ -200,6 +211,14 @@ COMMAND: Final = Command(
             *(TEXT, METHODS),
             norm="words dimmed by how much they matter",
             each="each map its own",
+        ),
+        _figure(
+            "heads",
+            "the attention heads that add most to the score, and all that is left of the sum",
+            'photo.jpg "a horse" -o heads.png',
+            *(TEXT, _REFERENCE, _COUNT, _SIGN),
+            each="each map its own",
+            shared="one for all maps",
         ),
     ),
     metavar="FIGURE",

@@ -12,9 +12,13 @@ from ..errors import InputError
 from .command import DEFAULT_MODEL
 from .inputs import is_file, load_probe, looks_like_image, model_names, read_image
 
-TEXTS_FOLLOW: Final = ("layers", "words")
+TEXTS_FOLLOW: Final = ("layers", "words", "heads")
 """Figures of one IMAGE, after which TEXTs are typed."""
-_SINGLE: Final = {"layers": ("images", "models"), "words": ("texts",)}
+_SINGLE: Final = {
+    "layers": ("images", "models"),
+    "words": ("texts",),
+    "heads": ("images", "targets", "models"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,11 @@ class Inputs:
     models: list[str] = field(default_factory=list)
     probes: list[Any] = field(default_factory=list)
     stem: str = ""
+
+    @property
+    def targets(self) -> list[Any]:
+        """Texts and images to look for."""
+        return [*self.texts, *self.references]
 
     @property
     def files(self) -> list[Path]:
@@ -89,7 +98,7 @@ def _check(figure: str, inputs: Inputs) -> None:
                 f"expected an --emotions FILE for each of the {len(inputs.models)} models ("
                 f"{', '.join(inputs.models)}), in the same order, got {len(inputs.probes)}."
             )
-    elif not inputs.texts and not inputs.references:
+    elif not inputs.targets:
         missing = "TEXT" if figure == "words" else "TEXT, or --image FILE"
         raise InputError(f"the following arguments are required: {missing}.")
     for part in _SINGLE.get(figure, ()):

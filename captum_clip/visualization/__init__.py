@@ -8,6 +8,7 @@ from .average import average
 from .captum_view import captum_image_attr
 from .contact_sheet import contact_sheet
 from .curves import curves
+from .heads import heads
 from .layers import layers
 from .overlay import overlay
 from .saving import save_figure
@@ -23,6 +24,7 @@ __all__ = [
     "captum_image_attr",
     "contact_sheet",
     "curves",
+    "heads",
     "layers",
     "overlay",
     "save_figure",

@@ -57,6 +57,21 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     return array.clip(0, 1)
 
 
+def as_raw(caller: str, what: str, raw: ArrayLike, shape: str, size: tuple[int, int]) -> Array:
+    """Raw maps of a shape such as "(B, L, h, w)" -> (..., H, W), upsampled.
+
+    Raises:
+        InputError: another number of axes, an empty one, NaN or infinity.
+    """
+    array = as_array(caller, what, raw)
+    if array.ndim != shape.count(",") + 1 or 0 in array.shape:
+        raise InputError(f"{caller}: expected {what} {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{caller}: {what} holds NaN or infinity.")
+    large: Array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
+    return large
+
+
 def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Array:
     """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero.
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from .. import maps
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_array, as_images, as_names, as_references, as_scores
+from .arrays import Array, ArrayLike, as_images, as_names, as_raw, as_references, as_scores
 from .blend import blend, ramp
 from .grid import Legend, Panel, folded, grid
 from .overlay import score_note
@@ -85,8 +85,8 @@ def layers(
     """
     pictures = as_images("layers", images)
     size = pictures.shape[1:3]
-    attended = _raw("attention", attention, 4, size)  # (B, L, H, W)
-    slopes = _raw("gradients", gradients, 5, size)  # (B, K, L, H, W)
+    attended = as_raw("layers", "attention", attention, "(B, L, h, w)", size)  # (B, L, H, W)
+    slopes = as_raw("layers", "gradients", gradients, "(B, K, L, h, w)", size)  # (B, K, L, H, W)
     batch, count = slopes.shape[:2]
     if batch != len(pictures) or attended.shape[:2] != (batch, slopes.shape[2]):
         raise InputError(
@@ -125,18 +125,6 @@ def layers(
     return grid(rows, labels=labels, legends=legends, caption=caption)
 
 
-def _raw(what: str, given: ArrayLike, dimensions: int, size: tuple[int, int]) -> Array:
-    """Raw maps (..., h, w) -> (..., H, W)."""
-    array = as_array("layers", what, given)
-    if array.ndim != dimensions or 0 in array.shape:
-        shape = {4: "(B, L, h, w)", 5: "(B, K, L, h, w)"}[dimensions]
-        raise InputError(f"layers: expected {what} {shape}, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"layers: {what} holds NaN or infinity.")
-    large: Array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
-    return large
-
-
 def _look(cmap: str | Colormap | None) -> tuple[_Draw, _Draw, list[Legend]]:
     """How attention and gradients are drawn, and the legends that say so."""
     if cmap is None:
@@ -145,11 +133,11 @@ def _look(cmap: str | Colormap | None) -> tuple[_Draw, _Draw, list[Legend]]:
             Legend(ramp(POSITIVE, ALPHA), "raises the cosine"),
             Legend(ramp(NEGATIVE, ALPHA), "lowers it"),
         ]
-        return partial(_overlaid, colormap(HEAT)), _signed, legends
+        return partial(draw_overlaid, colormap(HEAT)), draw_signed, legends
     if cmap == MASK:
         return _masked, _masked, [Legend(_BLACK_TO_WHITE, "low to high")]
     colors = colormap(cmap)
-    draw = partial(_overlaid, colors)
+    draw = partial(draw_overlaid, colors)
     return draw, draw, [Legend(ramp(colors, ALPHA), "low to high")]
 
 
@@ -159,7 +147,8 @@ def _min_max(values: Array, shared: bool) -> Array:
     return maps.normalize(flat).reshape(values.shape).numpy()
 
 
-def _overlaid(colors: Colormap, picture: Array, values: Array, shared: bool) -> Array:
+def draw_overlaid(colors: Colormap, picture: Array, values: Array, shared: bool) -> Array:
+    """Maps (L, H, W), min-max normalised, over an image in some colours."""
     return np.stack([blend(picture, heat, colors, ALPHA) for heat in _min_max(values, shared)])
 
 
@@ -167,7 +156,8 @@ def _masked(picture: Array, values: Array, shared: bool) -> Array:
     return picture * _min_max(values, shared)[..., None]
 
 
-def _signed(picture: Array, values: Array, shared: bool) -> Array:
+def draw_signed(picture: Array, values: Array, shared: bool) -> Array:
+    """Maps (L, H, W) over an image: orange above zero, blue below it."""
     largest = np.abs(values).max(axis=None if shared else (-2, -1), keepdims=True)
     heat = values / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
     drawn = [

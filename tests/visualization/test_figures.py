@@ -20,7 +20,9 @@ from captum_clip import visualization
 from captum_clip.errors import InputError
 from captum_clip.visualization import grid
 from captum_clip.visualization.blend import blend
+from captum_clip.visualization.heads import sum_notes
 from captum_clip.visualization.letterbox import letterbox
+from captum_clip.visualization.overlay import score_note
 from tests.figure_parts import lines_of, pixels_of, texts_of
 
 BASELINE = Path(__file__).with_name("baseline")
@@ -239,6 +241,53 @@ def test_layers_refuse_what_is_not_finite() -> None:
     bad = torch.full((1, 2, 4, 4), torch.nan)
     with pytest.raises(InputError, match="attention holds NaN"):
         visualization.layers(image(), bad, bad[:, None])
+
+
+# Heads
+
+
+def test_numbers_under_the_pictures_add_up_to_the_score() -> None:
+    """Each is rounded up or down, whichever lets the sum come out."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.001, 0.1, 10):
+        parts = scale * torch.randn(9, 2, 3, generator=generator).numpy()
+        score, notes = sum_notes(parts, 0.25)
+        numbers = [float(note.split(",")[0].replace("\u2212", "-")) for note in notes]
+        exact = [*parts.sum((-2, -1)), 0.25]
+        np.testing.assert_allclose(numbers, exact, rtol=0, atol=1e-3)
+        assert score == score_note(sum(numbers))
+        shares = [int(note.split(", ")[1][:-1].replace("\u2212", "-")) for note in notes]
+        assert sum(shares) == 100
+        np.testing.assert_allclose(shares, [100 * e / sum(exact) for e in exact], atol=1.001)
+
+
+def test_a_score_of_zero_has_no_shares() -> None:
+    parts = np.array([[[0.1, 0.02]], [[-0.12, 0.0]], [[0.0001, 0.0]]])
+    assert sum_notes(parts, 0.0) == ("cosine 0.000", ["+0.120", "\u22120.120", "0.000", "0.000"])
+
+
+@pytest.mark.parametrize(
+    ("contributions", "options", "message"),
+    [
+        ((2, 4, 6), {}, r"heads: expected contributions \(1, M, h, w\), got \(2, 4, 6\)"),
+        ((2, 2, 4, 6), {}, "heads: expected one image, got 1 with the maps of 2"),
+        ((1, 3, 4, 6), {}, "heads, labels: expected 3 names, got 2"),
+        ((1, 2, 4, 6), {"rest": float("nan")}, "heads: expected a finite rest, got nan"),
+        ((1, 2, 4, 6), {"cmap": "jetset"}, "no colour map 'jetset'"),
+    ],
+)
+def test_heads_say_what_does_not_fit(
+    contributions: tuple[int, ...], options: dict[str, Any], message: str
+) -> None:
+    given = {"rest": 0.1, "labels": ["head 0", "head 1"], **options}
+    with pytest.raises(InputError, match=message):
+        visualization.heads(image(), torch.rand(contributions), **given)
+
+
+def test_heads_refuse_what_is_not_finite() -> None:
+    bad = torch.full((1, 1, 4, 6), torch.inf)
+    with pytest.raises(InputError, match="heads: contributions holds NaN or infinity"):
+        visualization.heads(image(), bad, 0.1, labels=["head 0"])
 
 
 # Names, labels and pictures of other sizes
