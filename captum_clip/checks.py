@@ -52,15 +52,15 @@ def check_integer(
 ) -> None:
     """Raise InputError unless a value is a whole number from `least` to `most`."""
     if not is_integer(value, least=least):
-        raise InputError(f"{caller}: expected {name} of {least} or more, got {value!r}.")
+        raise InputError(f"{caller}: expected {name} of {least} or more, got {show(value)}.")
     if most is not None and value > most:
-        raise InputError(f"{caller}: expected {name} up to {most}, got {value!r}.")
+        raise InputError(f"{caller}: expected {name} up to {most}, got {show(value)}.")
 
 
 def check_positive(caller: str, name: str, value: Any) -> None:
     """Raise InputError unless a value is a finite number above 0."""
     if not is_number(value) or not 0 < value < float("inf"):
-        raise InputError(f"{caller}: expected {name} above 0, got {value!r}.")
+        raise InputError(f"{caller}: expected {name} above 0, got {show(value)}.")
 
 
 def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
@@ -69,13 +69,13 @@ def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
     inside = is_number(value) and low <= value <= high
     open_ends = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
     if not inside or value in open_ends:
-        raise InputError(f"{caller}: expected {name} in {interval}, got {value!r}.")
+        raise InputError(f"{caller}: expected {name} in {interval}, got {show(value)}.")
 
 
 def check_choice(caller: str, value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is one of the choices; `name` says what is chosen."""
     if value not in tuple(choices):
-        raise InputError(f"{caller}: expected {name} of {', '.join(choices)}, got {value!r}.")
+        raise InputError(f"{caller}: expected {name} of {', '.join(choices)}, got {show(value)}.")
 
 
 def check_nonempty(caller: str, name: str, values: Collection[Any]) -> None:
@@ -118,6 +118,15 @@ def expand(path: str | Path, *, caller: str = "") -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise InputError(f"{start}{excerpt(str(path))} cannot be a path: {reason}.") from error
     return expanded
+
+
+def show(value: Any, longest: int = 100) -> str:
+    """A value for a message: its repr, shortened, also of a number with thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def excerpt(text: str, longest: int = 80) -> str:

@@ -19,7 +19,7 @@ from . import maps, targets, visualization
 from .attr.registry import MethodChoice, default_method
 from .checks import check_destination, check_integer, find_file
 from .errors import InputError, TargetError
-from .files import replace_file
+from .files import DAMAGED, replace_file
 from .maps import Mode
 from .models import ClipAdapter, load_clip
 from .models.base import ImageLike
@@ -198,7 +198,7 @@ class Explanation:
                 words=bool(arrays["words"]),
                 **{part: torch.from_numpy(arrays[part]) for part in ("scores", "norms", "images")},
             )
-        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"Explanation.load: {path} is no file of Explanation.save ({error})."
             ) from error

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"
 DAMAGED: Final = (
     *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, NotImplementedError),
     *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(SyntaxError, tokenize.TokenError, IndexError, AttributeError),  # NumPy reads headers as code
 )
 """All that zipfile and NumPy raise over bits that are not theirs."""
 

@@ -15,6 +15,20 @@ Mode = Literal["bilinear", "bicubic", "nearest"]
 _MODES = ("bilinear", "bicubic", "nearest")
 
 
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def unusable(tensor: Tensor) -> str:
+    """Why nothing can be computed with a tensor, in words; "" for one of plain numbers."""
+    if tensor.is_meta:
+        return "a tensor without values, on the meta device"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "a sparse or nested tensor"
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype not in _COMPUTED):
+        return f"a tensor of {tensor.dtype}"
+    return ""
+
+
 def upsample(
     maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
 ) -> Tensor:
@@ -186,6 +200,8 @@ def check_maps(caller: str, maps: Any) -> None:
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         kind = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(f"{caller}: expected maps as a floating-point tensor, got {kind}.")
+    if reason := unusable(maps):
+        raise InputError(f"{caller}: expected maps as a tensor of plain numbers, got {reason}.")
     if maps.ndim < 2 or 0 in maps.shape:
         raise InputError(
             f"{caller}: expected maps (..., h, w), none of them empty, got {tuple(maps.shape)}."

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import is_integer
 from ..errors import InputError
+from ..maps import unusable
 
 Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
@@ -69,6 +70,8 @@ def check_device(caller: str, maps: Tensor, others: Tensor, *, what: str) -> Non
 
 def check_images(caller: str, images: Any) -> None:
     """Images are finite floating-point tensors (B, C, H, W)."""
+    if isinstance(images, Tensor) and (reason := unusable(images)):
+        raise InputError(f"{caller}: expected images as a tensor of plain numbers, got {reason}.")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         raise InputError(
             f"{caller}: expected preprocessed images as a floating-point tensor (B, C, H, W), got "

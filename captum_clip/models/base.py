@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import as_list, is_number, show
 from ..errors import InputError, TargetError
+from ..maps import unusable
 from .images import as_pil, check_images, is_preprocessed
 from .processors import Deferred
 from .text import TextReadout
@@ -160,6 +162,8 @@ class ClipAdapter(ABC):
         """
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
+            if reason := next(filter(None, map(unusable, tensors)), ""):
+                raise InputError(f"preprocess: expected a tensor of plain numbers, got {reason}.")
             try:
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
             except RuntimeError as error:
@@ -178,14 +182,20 @@ class ClipAdapter(ABC):
         return pixels.to(self.device)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """Preprocessed images (B, 3, H, W) -> colours in [0, 1], float32."""
+        """Preprocessed images (B, 3, H, W) -> colours in [0, 1], float32.
+
+        Raises:
+            InputError: images of the wrong shape or type, or with NaN or infinity.
+        """
+        check_images(images, "denormalize")
         mean, std = self._channel_statistics("denormalize", images.device)
         return (images.detach().float() * std + mean).clamp(0, 1)
 
     def color(self, rgb: Sequence[float]) -> Tensor:
         """A constant colour, rgb in [0, 1], as a normalised tensor (1, 3, 1, 1)."""
-        if len(rgb) != 3 or not all(0 <= channel <= 1 for channel in rgb):
-            raise InputError(f"color: expected three numbers in [0, 1], got {rgb!r}.")
+        numbers = isinstance(rgb, (Sequence, np.ndarray, Tensor)) and all(map(is_number, rgb))
+        if not numbers or len(rgb) != 3 or not all(0 <= channel <= 1 for channel in rgb):
+            raise InputError(f"color: expected three numbers in [0, 1], got {show(rgb)}.")
         mean, std = self._channel_statistics("color", self.device)
         value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)
         return ((value - mean) / std).to(self.dtype)
@@ -201,10 +211,26 @@ class ClipAdapter(ABC):
         return mean, std
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable."""
+        """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable.
+
+        Raises:
+            InputError: images of the wrong shape, type, size or device, or with NaN or infinity.
+        """
+        check_images(images, "encode_image")
+        if images.device != self.device:
+            raise InputError(
+                f"encode_image: the images are on {images.device}, the model on {self.device}; "
+                "pass images.to(clip.device)."
+            )
+        self.grid(images.shape[-2], images.shape[-1])
         return F.normalize(self.image_features(images), dim=-1)
 
     # Texts
+
+    def is_blank(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a text, as it may of punctuation or an emoji."""
+        count = self._count(text)
+        return count is not None and count <= (self._count("") or 0)
 
     def tokenize(self, texts: str | Sequence[str]) -> Any:
         """Texts as the text tower takes them, on the model's device.
@@ -213,12 +239,16 @@ class ClipAdapter(ABC):
             TargetError: a text is longer than the context, which would cut it without a word.
             InputError: there is no tokenizer.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not isinstance(texts, Iterable):
+            raise TargetError(f"tokenize: expected a text or several, got {type(texts).__name__}.")
+        texts = as_list(texts)
         if not texts:
             raise TargetError("tokenize: got no text at all.")
         for text in texts:
             if not isinstance(text, str):
-                raise TargetError(f"tokenize: expected texts, got {type(text).__name__}: {text!r}.")
+                raise TargetError(
+                    f"tokenize: expected texts, got {type(text).__name__}: {show(text)}."
+                )
             count, longest = self._count(text), self.context_length
             if count is not None and longest is not None and count > longest:
                 raise TargetError(

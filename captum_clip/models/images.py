@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checks import excerpt
 from ..errors import InputError
+from ..maps import unusable
 
 ACCEPTED = "a path, a PIL image, an array or a uint8 tensor"
 NARROW: Final = 200
@@ -68,6 +69,8 @@ def check_images(images: Any, caller: str) -> None:
             f"{caller}: expected a tensor of preprocessed images (B, 3, H, W), got "
             f"{type(images).__name__}; clip.preprocess(images) makes it."
         )
+    if reason := unusable(images):
+        raise InputError(f"{caller}: expected images as a tensor of plain numbers, got {reason}.")
     shape = tuple(images.shape)
     if images.ndim != 4:
         raise InputError(
@@ -240,6 +243,8 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 def _batch_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
     """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB pictures."""
+    if isinstance(array, Tensor) and (reason := unusable(array)):
+        raise InputError(f"preprocess: expected a tensor of plain numbers, got {reason}.")
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import is_integer
+from ..checks import is_integer, show
 from ..errors import TargetError
+from ..maps import unusable
 
 _ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
 
@@ -50,6 +52,8 @@ class Target:
         if not isinstance(rows, Tensor) or rows.ndim != 2 or 0 in rows.shape:
             shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise TargetError(f"Target: expected rows of shape (K, D), got {shape}.")
+        if reason := unusable(rows):
+            raise TargetError(f"Target: expected rows of plain numbers, got {reason}.")
         if len(names) != len(rows):
             raise TargetError(f"Target: {len(rows)} rows need as many names, got {len(names)}.")
         zero = max(_ZERO, torch.finfo(rows.dtype).eps if rows.is_floating_point() else 0)
@@ -101,15 +105,22 @@ class Target:
         elif isinstance(key, str):
             chosen = [index for index, name in enumerate(self.names) if name == key]
         else:
-            listed = key.tolist() if isinstance(key, Tensor) else key
-            chosen = [listed] if isinstance(listed, int) else list(listed)
+            listed = key.tolist() if isinstance(key, (Tensor, np.ndarray, np.integer)) else key
+            if isinstance(listed, Iterable):
+                chosen = [
+                    index.item() if isinstance(index, np.integer) else index for index in listed
+                ]
+            else:
+                chosen = [listed]
             if not all(is_integer(index) for index in chosen):
-                raise TargetError(f"Target: expected indices, a slice or a name, got {key!r}.")
+                raise TargetError(f"Target: expected indices, a slice or a name, got {show(key)}.")
             if any(not -len(self) <= index < len(self) for index in chosen):
-                raise IndexError(f"Target: index {key} is out of range for {len(self)} rows.")
+                raise IndexError(f"Target: index {show(key)} is out of range for {len(self)} rows.")
             chosen = [index % len(self) for index in chosen]
         if not chosen:
-            raise TargetError(f"Target: {key!r} picks no row; the names are {list(self.names)}.")
+            raise TargetError(
+                f"Target: {show(key)} picks no row; the names are {list(self.names)}."
+            )
         return chosen
 
     def to(self, device: torch.device | str) -> Target:

@@ -36,7 +36,7 @@ def embedding(rows: Tensor | Any, names: Sequence[str] | None = None) -> Target:
             f"targets.embedding: expected numbers (K, D) or (D,), got {type(rows).__name__}."
         ) from error
     tensor = tensor[None] if tensor.ndim == 1 else tensor
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() and not tensor.is_complex():
         tensor = tensor.float()
     if names is None:
         names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]

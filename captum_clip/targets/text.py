@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import as_list
+from ..checks import as_list, show
 from ..errors import TargetError
 from ..models import ClipAdapter
 from .base import Target
@@ -44,13 +44,20 @@ def text(
         ('horse', 'dog')
     """
     texts = checked_texts("targets.text", texts, allow_empty=allow_empty)
+    for text in texts:
+        if not allow_empty and clip.is_blank(text):
+            raise TargetError(
+                f"targets.text: {show(text)} means as much as an empty text to {clip.name}, whose "
+                "tokenizer leaves nothing of it; pass allow_empty=True to mean it."
+            )
     if templates is None:
         return Target.of(encode(clip, texts), texts)
     templates = as_list(templates)
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise TargetError(
-                f"targets.text: expected a template with one {{}} for the text, got {template!r}."
+                "targets.text: expected a template with one {} for the text, got "
+                f"{show(template)}."
             )
     if not templates:
         raise TargetError("targets.text: templates is empty; leave it out to use the bare texts.")
@@ -68,7 +75,7 @@ def checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool)
         raise TargetError(f"{caller}: expected at least one text, got an empty list.")
     for text in listed:
         if not isinstance(text, str):
-            raise TargetError(f"{caller}: expected texts, got {type(text).__name__}: {text!r}.")
+            raise TargetError(f"{caller}: expected texts, got {type(text).__name__}: {show(text)}.")
         if not text.strip() and not allow_empty:
             raise TargetError(f"{caller}: {text!r} is empty; pass allow_empty=True to mean it.")
     return listed
