@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from .explanation import Explanation, explain
     from .models import load_clip
-    from .similarity import ClipSimilarity
+    from .similarity import ClipSimilarity, TextSimilarity
     from .targets import Target
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "LeGrad",
     "PatchSimilarity",
     "Target",
+    "TextSimilarity",
     "__version__",
     "attr",
     "emotions",
@@ -72,6 +73,7 @@ _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "ClipSimilarity": "similarity",
     "Explanation": "explanation",
     "Target": "targets",
+    "TextSimilarity": "similarity",
     "explain": "explanation",
     "load_clip": "models",
 }

@@ -1,18 +1,79 @@
-"""The forward function: images -> CLIP cosine similarities, all that Captum sees."""
+"""The forward functions: images or texts -> CLIP cosine similarities, all that Captum sees."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from .errors import InputError, TargetError
 from .models import ClipAdapter
 from .models.images import check_images
+from .models.text import check_ids
+from .models.towers import Tower
 from .targets.base import Target
 
 
-class ClipSimilarity(nn.Module):
+class Similarity(nn.Module, ABC):
+    """What both forward functions have in common: the rows of a target, and the cosine."""
+
+    bank: Tensor
+
+    def __init__(self, clip: ClipAdapter, target: Target) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(clip, ClipAdapter):
+            raise InputError(
+                f"{name}: expected an adapter from load_clip(...), got "
+                f"{type(clip).__name__}; pass {name}(load_clip(model), target)."
+            )
+        if not isinstance(target, Target):
+            raise TargetError(
+                f"{name}: expected a Target, got {type(target).__name__}; make one with "
+                f"captum_clip.targets, for example {self._example}."
+            )
+        dimension = clip.embedding_dim
+        if dimension is not None:
+            self._check_rows(target.bank, dimension, clip.name)
+        self.clip = clip
+        self.target = target
+        self.model = clip.model
+        # A buffer: Captum would tile a bank of five rows in `additional_forward_args` over a batch.
+        # Outside of inference mode: what is made in it can never take part in a gradient.
+        with torch.inference_mode(False):
+            self.register_buffer("bank", target.bank.to(clip.device), persistent=False)
+        self.training = clip.model.training  # a new module would say that it trains
+
+    _example: str
+
+    @property
+    @abstractmethod
+    def tower(self) -> Tower:
+        """The tower that makes the embeddings."""
+
+    @property
+    @abstractmethod
+    def is_unmodified(self) -> bool:
+        """Whether an embedding is the library's own code from the tower's last part to its end."""
+
+    def score(self, embedding: Tensor) -> Tensor:
+        """Cosine similarities (..., K) of embeddings (..., E) of any length."""
+        self._check_rows(self.bank, embedding.shape[-1], self.clip.name)
+        dtype = torch.promote_types(embedding.dtype, torch.float32)
+        return F.normalize(embedding.to(dtype), dim=-1) @ self.bank.to(dtype).T
+
+    def _check_rows(self, bank: Tensor, dimension: int, name: str) -> None:
+        if bank.shape[1] != dimension:
+            raise TargetError(
+                f"{type(self).__name__}: the target has rows of {bank.shape[1]} numbers, and "
+                f"{name} embeds in {dimension}; make it with this model."
+            )
+
+
+class ClipSimilarity(Similarity):
     r"""Images (B, 3, H, W) -> cosine similarities (B, K) to the K rows of a target.
 
     .. math:: y_k = \frac{e \cdot t_k}{|e|}, \quad e = \text{image embedding}, \; |t_k| = 1
@@ -37,31 +98,17 @@ class ClipSimilarity(nn.Module):
         torch.Size([1, 2])
     """
 
-    bank: Tensor
+    _example = "targets.text(clip, 'a horse')"
 
-    def __init__(self, clip: ClipAdapter, target: Target) -> None:
-        super().__init__()
-        if not isinstance(clip, ClipAdapter):
-            raise InputError(
-                f"ClipSimilarity: expected an adapter from load_clip(...), got "
-                f"{type(clip).__name__}; pass ClipSimilarity(load_clip(model), target)."
-            )
-        if not isinstance(target, Target):
-            raise TargetError(
-                f"ClipSimilarity: expected a Target, got {type(target).__name__}; make one with "
-                "captum_clip.targets, for example targets.text(clip, 'a horse')."
-            )
-        dimension = clip.embedding_dim
-        if dimension is not None:
-            _check_rows(target.bank, dimension, clip.name)
-        self.clip = clip
-        self.target = target
-        self.model = clip.model
-        # A buffer: Captum would tile a bank of five rows in `additional_forward_args` over a batch.
-        # Outside of inference mode: what is made in it can never take part in a gradient.
-        with torch.inference_mode(False):
-            self.register_buffer("bank", target.bank.to(clip.device), persistent=False)
-        self.training = clip.model.training  # a new module would say that it trains
+    @property
+    @override
+    def tower(self) -> Tower:
+        return self.clip.tower
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        return self.clip.is_unmodified
 
     def forward(self, images: Tensor) -> Tensor:
         """Cosine similarities (B, K) of preprocessed images (B, 3, H, W)."""
@@ -74,16 +121,65 @@ class ClipSimilarity(nn.Module):
         self.clip.grid(images.shape[-2], images.shape[-1])
         return self.score(self.clip.image_features(images))
 
-    def score(self, embedding: Tensor) -> Tensor:
-        """Cosine similarities (..., K) of image embeddings (..., E) of any length."""
-        _check_rows(self.bank, embedding.shape[-1], self.clip.name)
-        dtype = torch.promote_types(embedding.dtype, torch.float32)
-        return F.normalize(embedding.to(dtype), dim=-1) @ self.bank.to(dtype).T
 
+class TextSimilarity(Similarity):
+    r"""Token ids (B, T) -> cosine similarities (B, K) to the K images of a target.
 
-def _check_rows(bank: Tensor, dimension: int, name: str) -> None:
-    if bank.shape[1] != dimension:
-        raise TargetError(
-            f"ClipSimilarity: the target has rows of {bank.shape[1]} numbers, and {name} embeds in "
-            f"{dimension}; make it with this model."
-        )
+    .. math:: y_k = \frac{e \cdot t_k}{|e|}, \quad e = \text{text embedding}, \; |t_k| = 1
+
+    The forward function of the text tower: methods that need no grid, such as
+    :class:`captum_clip.DirectContribution`, give maps (B, 1, T) on it, one value a token, and
+    Captum's ``LayerIntegratedGradients`` works on the token embeddings. Padding is what is 0 in the
+    attention mask, which is passed to Captum and to the methods as ``additional_forward_args``.
+    Texts are padded as the model was trained, so take ids and mask from ``clip.text_inputs``.
+
+    Args:
+        clip: an adapter from :func:`captum_clip.load_clip`; its model is used as it is.
+        target: K rows of images, from ``targets.image``, or of your own (``targets.embedding``).
+
+    Raises:
+        UnsupportedModelError: a text tower that cannot be explained.
+        InputError: token ids of the wrong shape, type or device, too many, or unknown ones.
+        TargetError: a target of texts, or of another embedding size.
+
+    Example:
+        >>> from captum_clip import DirectContribution, TextSimilarity, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> scene = draw_scene(0, objects=["horse"])
+        >>> forward = TextSimilarity(clip, targets.image(clip, scene.image))
+        >>> ids, mask = clip.text_inputs("a horse and a dog")
+        >>> values = DirectContribution(forward).attribute(ids, additional_forward_args=mask)
+        >>> values.shape  # start, five words, end
+        torch.Size([1, 1, 7])
+    """
+
+    _example = "targets.image(clip, image)"
+
+    def __init__(self, clip: ClipAdapter, target: Target) -> None:
+        super().__init__(clip, target)
+        if target.source == "text":
+            raise TargetError(
+                "TextSimilarity: the target is made of texts, and a text is compared with images; "
+                "make it with targets.image(clip, images)."
+            )
+        self._tower = clip.text_tower
+
+    @property
+    @override
+    def tower(self) -> Tower:
+        return self._tower
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        return self._tower.is_unmodified
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Cosine similarities (B, K) of texts, token ids (B, T), with padding 0 in the mask."""
+        return self.score(self.features(ids, attention_mask))
+
+    def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The library's own text embeddings (B, E)."""
+        check_ids(ids, attention_mask, self._tower, self.clip.name, self.clip.device)
+        return self.clip.text_features(ids, attention_mask)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.reading import Reading
 from ..models.steps import Direction, Linear
 from ..models.towers import Attention, AttentionLayer, Pooling, Probe, Which
 from ..recording import LayerRecord
@@ -61,14 +62,16 @@ def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
         if isinstance(attention, Probe):
             q = attention.query().to(tokens.dtype)[None]  # (1, H, d)
         else:
-            q = _heads_last(F.linear(tokens[:, 0], *query), attention.heads)  # (B, H, d)
+            q = _heads_last(
+                F.linear(record.reading.read(tokens), *query), attention.heads
+            )  # (B, H, d)
         if isinstance(attention, AttentionLayer) and not attention.plain:
             q = _turned(attention, "query", q[:, :, None], record)
             k = _turned(attention, "key", _split(F.linear(tokens, *key), attention.heads), record)
-            return ((q * attention.scale) @ k.mT)[:, :, 0].softmax(-1)
+            return record.reading.masked(((q * attention.scale) @ k.mT)[:, :, 0]).softmax(-1)
         by_head = _by_head(key.weight, attention.heads)
         q = torch.einsum("bhd,hdw->bhw", q * attention.scale, by_head)
-        return (q @ tokens.transpose(1, 2)).softmax(-1)
+        return record.reading.masked(q @ tokens.transpose(1, 2)).softmax(-1)
 
 
 @torch.no_grad()
@@ -76,7 +79,8 @@ def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     """The whole attention (B, H, s, s) of a kept layer."""
     query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
     with exact(query):
-        return ((query * layer.scale) @ key.transpose(-1, -2)).softmax(-1)
+        products = (query * layer.scale) @ key.transpose(-1, -2)
+        return record.reading.masked(products).softmax(-1)
 
 
 @torch.no_grad()
@@ -174,7 +178,7 @@ def contributions(
     row: Tensor,
     tokens: Tensor,
     *,
-    centred_from: int | None = None,
+    mean: Tensor | None = None,
     by_head: bool = False,
 ) -> Tensor:
     """What each token adds along directions on the heads' outputs: sum_h a_hj d_h . v_hj.
@@ -184,7 +188,7 @@ def contributions(
         direction: K directions (H d) for each image.
         row: the weights that are read, (B, H, s).
         tokens: (B, s, D).
-        centred_from: take values less the mean value of the tokens from this one on.
+        mean: token (B, 1, D) whose value is taken from that of every token.
         by_head: keep the heads apart.
 
     Returns:
@@ -195,11 +199,11 @@ def contributions(
         value = _wide(attention.projections().value, tokens.dtype)
         heads = _heads_last(direction.rows, attention.heads)  # (K, B or 1, H, d)
         by_token = torch.einsum("kbhd,hdw->kbhw", heads, _by_head(value.weight, attention.heads))
-        if centred_from is not None:
-            tokens = tokens - tokens[:, centred_from:].mean(1, keepdim=True)
+        if mean is not None:
+            tokens = tokens - mean
         # W_V^T d is folded onto the tokens, so no value is computed
         parts = torch.einsum("kbhw,bsw->kbhs", by_token.expand(-1, len(tokens), -1, -1), tokens)
-        if value.bias is not None and centred_from is None:
+        if value.bias is not None and mean is None:
             parts = parts + (heads * value.bias.view(attention.heads, -1)).sum(-1, keepdim=True)
         parts = parts * (row * direction.scale[:, None, None])
         return parts if by_head else parts.sum(2)
@@ -237,30 +241,29 @@ def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     return steps / gradient.shape[2]
 
 
-def pooled_row(pooling: Pooling, like: Tensor, prefix: int) -> Tensor:
+def pooled_row(pooling: Pooling, like: Tensor, prefix: int, reading: Reading) -> Tensor:
     """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows.
 
     A probe reads its own row, so below it the mean stands for the tokens.
     """
-    row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
     if pooling == "cls":
-        row[:, 0] = 1
-    else:
-        row[:, prefix:] = 1 / (row.shape[1] - prefix)
+        return reading.row_of(like)
+    row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+    row[:, prefix:] = 1 / (row.shape[1] - prefix)
     return row
 
 
-def start_row(gradient: Tensor, prefix: int) -> Tensor:
+def start_row(gradient: Tensor, prefix: int, reading: Reading) -> Tensor:
     """The row to read, (B, s), given the gradient (B, s, D) of the last attention's output.
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows.
     """
     like = gradient[..., 0]
-    mean = pooled_row("mean", like, prefix)
-    if prefix == 0:  # the first token is a patch
+    mean = pooled_row("mean", like, prefix, reading)
+    if prefix == 0 and reading.rows is None:  # the first token is a patch
         return mean
-    cls = pooled_row("cls", like, prefix)
-    return torch.where(gradient[:, 0].any(-1, keepdim=True), cls, mean)
+    cls = reading.row_of(like)
+    return torch.where(reading.read(gradient).any(-1, keepdim=True), cls, mean)
 
 
 def read_row(row: Tensor, matrix: Tensor) -> Tensor:

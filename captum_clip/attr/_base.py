@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
+from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
+from ..similarity import TextSimilarity
 from ._call import Call, Columns, Select, many_columns, one_column, plain_similarity
 from ._towers import check_layers, check_tower, resolve_tower
 
@@ -79,6 +81,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
         name = type(self).__name__
         tower = resolve_tower(name, forward_func, layer)
+        if tower.kind == "text" and "text" not in self.towers:
+            raise UnsupportedModelError(
+                f"{name} needs {self._needs}, and a text has words, not a grid; use "
+                "DirectContribution, ConservativePropagation or LastGradAttention."
+            )
         if tower.kind not in self.towers:
             raise UnsupportedModelError(
                 f"{name} needs {self._needs}, and this tower is a {tower.kind}; {self._instead}."
@@ -96,9 +103,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """The formula."""
 
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
-        """Maps (B, K', ..., h, w) of values on all tokens (K', B, ..., s) or on features."""
+        """Maps (B, K', ..., h, w), of texts (B, K', ..., T), of values (K', B, ...) as computed."""
         values = values.transpose(0, 1)
-        if not isinstance(self._tower, ViTTower):
+        if not isinstance(self._tower, ViTTower) or isinstance(self._tower, TextTower):
             return values
         assert record.size is not None
         prefix, (rows, columns) = self._tower.prefix, self._tower.grid(*record.size)
@@ -223,7 +230,7 @@ class ViTAttribution(ClipAttribution):
         InputError: a callable without a layer.
     """
 
-    towers = ("vit",)
+    towers: ClassVar[tuple[Kind, ...]] = ("vit",)
     _needs = "the attention of a vision transformer"
     _instead = "use ClipGradCam"
     _tower: ViTTower
@@ -315,8 +322,7 @@ def explaining(
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"attribute: expected a tensor of images, got {type(tensor).__name__}; "
-                "clip.preprocess(images) makes one."
+                f"attribute: expected a tensor of {_wanted(forward_func, tensor)} makes one."
             )
     extra = additional_forward_args
     extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
@@ -327,6 +333,14 @@ def explaining(
         images = tuple(t.detach() for t in usable(tensors))
         extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
         yield Call(forward_func, images, extra, select)
+
+
+def _wanted(forward_func: Callable[..., Tensor], inputs: object) -> str:
+    """What the forward function takes, what it was given, and what makes the one."""
+    wanted, maker = "images", "clip.preprocess(images)"
+    if isinstance(forward_func, TextSimilarity):
+        wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
+    return f"{wanted}, got {type(inputs).__name__}; {maker}"
 
 
 def usable(inputs: TensorOrTuple) -> TensorOrTuple:

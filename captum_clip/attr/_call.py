@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import CaptureError, TargetError
 from ..models.unmodified import is_unmodified
 from ..recording import Recording
-from ..similarity import ClipSimilarity
+from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 Columns = Sequence[int] | Tensor | None
 Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
@@ -32,10 +32,10 @@ class Call:
     select: Select
 
     @cached_property
-    def similarity(self) -> ClipSimilarity | None:
+    def similarity(self) -> Similarity | None:
         """The forward function where what it does after the tower is known."""
         similarity = plain_similarity(self.forward)
-        return similarity if similarity is not None and similarity.clip.is_unmodified else None
+        return similarity if similarity is not None and similarity.is_unmodified else None
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K).
@@ -55,12 +55,16 @@ class Call:
             )
         return scores[:, None] if scores.ndim == 1 else scores
 
+    def embeddings(self) -> Tensor:
+        """Run a `TextSimilarity` to the embeddings of its texts, (B, E)."""
+        assert isinstance(self.similarity, TextSimilarity)
+        return self.similarity.features(*self.images, *self.extra)
 
-def plain_similarity(forward: Callable[..., Tensor]) -> ClipSimilarity | None:
-    """The forward function where it is a `ClipSimilarity` that nobody made into something else."""
-    if isinstance(forward, ClipSimilarity) and is_unmodified(forward, (ClipSimilarity,)):
-        return forward
-    return None
+
+def plain_similarity(forward: Callable[..., Tensor]) -> Similarity | None:
+    """The forward function where it is the package's own and nobody made it something else."""
+    own = (ClipSimilarity, TextSimilarity)
+    return forward if isinstance(forward, own) and is_unmodified(forward, own) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,7 +151,7 @@ def readout_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
     attended = _attention.merged(attention, heads)
     if isinstance(attention, AttentionLayer):
         assert record.residual is not None
-        residual = record.residual[:, 0]
+        residual = record.reading.read(record.residual)
         return attention.tail(residual, attended.to(residual.dtype))
     return attended.to(layer_record(record, last)[1].dtype)
 

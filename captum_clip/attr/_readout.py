@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.steps import Direction, Step, run_steps
+from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
 from ..recording import Recording, Visit, record_resnet, record_vit
 from . import _attention
@@ -152,9 +153,21 @@ def _embedding_direction(
 
 
 def direction_in_graph(
-    tower: ViTTower, call: Call, record: Recording, scores: Tensor
+    tower: ViTTower, call: Call, record: Recording, result: Tensor
 ) -> tuple[TargetScores, Direction, Tensor]:
-    """Scores, K' directions on an embedding of a graph that leads further back, and it."""
+    """Scores, K' directions on an embedding of a graph that leads further back, and it.
+
+    `result` is what the forward gave: scores, or the embeddings of texts.
+    """
+    if isinstance(tower, TextTower):
+        assert call.similarity is not None
+        scored = TargetScores.of(call.similarity.score(result.detach()), call, record)
+        return (
+            scored,
+            _cosine_direction(call.similarity.bank, scored.columns, result.detach()),
+            result,
+        )
+    scores = result
     scored, direction, projected = _embedding_direction(tower, call, record, scores)
     embedding = record.projected if projected else record.embedding
     assert embedding is not None

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from ..checks import is_integer
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from ..models import tower_of
+from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
-from ..similarity import ClipSimilarity
+from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 
 def check_layers(tower: ViTTower, start_layer: int) -> range:
@@ -41,6 +42,10 @@ def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> To
             f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
             "ClipSimilarity, or a callable images -> (B, K) with layer=model."
         )
+    if isinstance(forward_func, TextSimilarity):
+        if layer is not None:
+            raise InputError(f"{method}: a TextSimilarity knows its tower; leave `layer` out.")
+        return forward_func.tower
     if layer is None:
         if isinstance(forward_func, ClipSimilarity):
             return forward_func.clip.tower
@@ -67,25 +72,41 @@ def check_tower(method: str, forward_func: Any, tower: Tower) -> None:
         InputError: BatchNorm or active dropout in training mode, or parts that were exchanged.
         UnsupportedModelError: a part was exchanged for one that is not supported.
     """
-    is_similarity = isinstance(forward_func, ClipSimilarity)
-    now = tower_of(forward_func.clip.model if is_similarity else tower.module)
+    if isinstance(tower, TextTower) and not tower.is_unmodified:
+        raise UnsupportedModelError(
+            f"{method}: the text tower is not its library's own code from the last block on; take "
+            "hooks and patched methods away."
+        )
+    is_similarity = isinstance(forward_func, Similarity)
+    if isinstance(forward_func, TextSimilarity):
+        now: Tower = forward_func.clip.text_tower
+    else:
+        now = tower_of(forward_func.clip.model if is_similarity else tower.module)
     # of a callable's own model only the tower is known, not what projects its output
     before, after = (_parts(t, projection=is_similarity) for t in (tower, now))
     if [id(part) for part in before] != [id(part) for part in after]:
         raise InputError(
-            f"{method}: the vision tower, a layer of it or its projection was exchanged since it "
+            f"{method}: the {_noun(tower)}, a layer of it or its projection was exchanged since it "
             "was loaded; call load_clip again, or make the method anew."
         )
     reason = tower.nondeterminism()
     if reason is not None:
         raise InputError(
-            f"{method}: the vision tower is in training mode with {reason}; call model.eval()."
+            f"{method}: the {_noun(tower)} is in training mode with {reason}; call model.eval()."
         )
+
+
+def _noun(tower: Tower) -> str:
+    return "text tower" if isinstance(tower, TextTower) else "vision tower"
 
 
 def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
     """The modules that a tower keeps, and hooks would be set on."""
-    parts = [tower.module, *([tower.projection_module] if projection else [])]
+    parts: list[nn.Module | None]
+    if isinstance(tower, TextTower):
+        parts = [tower.embedding_table, tower.norm]
+    else:
+        parts = [tower.module, *([tower.projection_module] if projection else [])]
     if isinstance(tower, ResNetTower):
         return [*parts, tower.stage]
     assert isinstance(tower, ViTTower)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ._attention import all_rows, pooled_row, propagated, start_row, weighted
+from ._attention import all_rows, propagated, start_row, weighted
 from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import AllGradients, all_gradients
@@ -48,6 +48,7 @@ class AllGradAttention(ViTAttribution):
     """
 
     name = "all-grad"
+    towers = ("vit", "text")
 
     @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
@@ -73,15 +74,17 @@ class AllGradAttention(ViTAttribution):
         attention: Callable[[int], Tensor],
     ) -> Tensor:
         """One target's map (B, s) from the gradients at every point."""
-        last = found.last_row(gradients[-1])
+        last, reading = found.last_row(gradients[-1]), found.record.reading
         if last is None:
-            start = start_row(gradients[-1], self._tower.prefix)
+            start = start_row(gradients[-1], self._tower.prefix, reading)
         else:
             layers, start = layers[:-1], weighted(*last, dim=1)  # (B, s)
             if self._tower.pooling == "cls":  # no residual runs around a probe
-                start = start + pooled_row("cls", start, self._tower.prefix)
+                start = start + reading.row_of(start)
         steps = (
             weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
             for index, gradient in reversed(list(zip(layers, gradients, strict=False)))
         )
-        return propagated(start, steps)
+        row = propagated(start, steps)
+        # no token keeps the 1 that its own row began with
+        return row if reading.rows is None else row - reading.row_of(row)

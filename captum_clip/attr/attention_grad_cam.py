@@ -49,6 +49,7 @@ class AttentionGradCam(ViTAttribution):
     """
 
     name = "attention-grad-cam"
+    towers = ("vit", "text")
 
     @override
     def _compute(self, call: Call, *, weights: Weights = "elementwise") -> Computed:
@@ -72,7 +73,7 @@ class AttentionGradCam(ViTAttribution):
         maps = []
         for output in last.output:
             gradient = matrix_gradient(layer, output, kept)
-            start = start_row(output, prefix)  # (B, s)
+            start = start_row(output, prefix, last.record.reading)  # (B, s)
             if weights == "elementwise":
                 maps.append(read_row(start, weighted(gradient, attention, dim=1)))
             else:

@@ -43,6 +43,7 @@ class AttentionRollout(ViTAttribution):
     """
 
     name = "rollout"
+    towers = ("vit", "text")
     needs_target = False
 
     @override
@@ -61,7 +62,8 @@ class AttentionRollout(ViTAttribution):
         if tower.pooling == "probe":  # no residual runs around the pool
             row, layers = means[layers[-1]][:, 0], layers[:-1]
         else:
-            row = pooled_row(tower.pooling, means[layers[-1]][:, 0], tower.prefix)
+            like = means[layers[-1]][:, 0]
+            row = pooled_row(tower.pooling, like, tower.prefix, record.reading)
         for index in reversed(layers):
             mean = means[index]
             row = (row + (mean[:, 0] if mean.shape[1] == 1 else read_row(row, mean))) / 2

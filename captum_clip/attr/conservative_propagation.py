@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..models.text import TextTower
 from ..models.towers import AttentionLayer, ViTTower
 from ..recording import LayerRecord, record_gates_held
 from ._attention import all_rows, attended, heads_output, merged, readout_row, widened
@@ -48,7 +49,7 @@ class ConservativePropagation(AdditiveAttribution):
     """
 
     name = "conservative"
-    towers = ("vit",)
+    towers = ("vit", "text")
     _needs = "the layers of a vision transformer"
     _instead = "use DirectContribution or ClipGradCam"
     _tower: ViTTower
@@ -58,8 +59,8 @@ class ConservativePropagation(AdditiveAttribution):
         tower = self._tower
         refuse_checkpointing(tower)
         with record_gates_held(tower, self._attend) as record:
-            scores = call.scores()
-        scored, direction, embedding = direction_in_graph(tower, call, record, scores)
+            result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
+        scored, direction, embedding = direction_in_graph(tower, call, record, result)
         patches = record.patches
         assert patches is not None
         channels = 1 if patches.ndim == 4 and isinstance(tower.patches, nn.Conv2d) else -1

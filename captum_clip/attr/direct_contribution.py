@@ -14,7 +14,7 @@ from ..models.average_pool import AveragePooledTower
 from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
 from ..models.towers import AttentionLayer, ResNetTower, ViTTower
 from ..recording import LayerRecord
-from ._attention import contributions, exact, heads_output, readout_row
+from ._attention import contributions, exact, heads_output, readout_row, widened
 from ._base import AdditiveAttribution, Computed
 from ._call import Call
 from ._readout import Readout, readout, resnet_readout
@@ -69,7 +69,7 @@ class DirectContribution(AdditiveAttribution):
     """
 
     name = "direct"
-    towers = ("vit", "resnet")
+    towers = ("vit", "resnet", "text")
     _tower: ViTTower | ResNetTower
 
     @override
@@ -112,7 +112,7 @@ def _of_rows(
     per: Per | None,
 ) -> Computed:
     """From the row of every attention that takes part."""
-    token, prefix = found.token, tower.prefix
+    token, prefix, reading = found.token, tower.prefix, found.record.reading
     direction = pull_back(found.steps, token, found.direction)
     total = direction.along(token) + direction.constant  # (K', B)
     values = []
@@ -129,7 +129,7 @@ def _of_rows(
                 at_heads,
                 row,
                 tokens,
-                centred_from=prefix if baseline == "mean" else None,
+                mean=reading.mean(widened(tokens), prefix) if baseline == "mean" else None,
                 by_head=per == "head",
             )
         )

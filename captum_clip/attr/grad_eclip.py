@@ -56,6 +56,7 @@ class GradEclip(ViTAttribution):
     """
 
     name = "grad-eclip"
+    towers = ("vit", "text")
 
     @override
     def _compute(self, call: Call) -> Computed:
@@ -68,7 +69,7 @@ class GradEclip(ViTAttribution):
         assert last.output is not None
         attention, general = tower.attentions[-1], []
         for output in last.output:  # (B, s, D), one target after the other
-            start = start_row(output, tower.prefix)
+            start = start_row(output, tower.prefix, seen.reading)
             gradient = read_row(start, heads_gradient(attention, output, seen))
             row = row_gradient(attention, gradient[None], tokens)[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
@@ -87,11 +88,17 @@ class GradEclip(ViTAttribution):
             if isinstance(attention, Probe):
                 query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
             elif start is None:
-                first = LayerRecord(tokens=seen.tokens[:, :1], context=seen.context)
+                read = seen.reading.read(seen.tokens)[:, None]
+                first = LayerRecord(tokens=read, context=seen.context)
                 query = projected_heads(attention, "query", first).flatten(1)  # (B, D)
             else:
                 queries = projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
                 query = read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
-        low, high = cosine[:, prefix:].aminmax(dim=1, keepdim=True)
-        return (cosine - low) / (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
+        others = cosine[:, prefix:]
+        hidden = seen.reading.hidden()
+        low = (others if hidden is None else others.masked_fill(hidden, torch.inf)).amin(1)
+        high = (others if hidden is None else others.masked_fill(hidden, -torch.inf)).amax(1)
+        span = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
+        weights = (cosine - low[:, None]) / span[:, None]
+        return weights if hidden is None else weights.masked_fill(hidden, 0)

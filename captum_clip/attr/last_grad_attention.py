@@ -72,6 +72,7 @@ class LastGradAttention(ViTAttribution):
     """
 
     name = "last-grad"
+    towers = ("vit", "text")
 
     @override
     def _compute(self, call: Call, *, heads: Heads = "paired", start_layer: int = 0) -> Computed:
@@ -96,7 +97,8 @@ class LastGradAttention(ViTAttribution):
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
         for step in weighted_rows(gradient, torch.stack([rows[index] for index in layers])):
-            maps = (1 + step[..., :1]) * maps + step  # (K', B, s)
+            own = last.record.reading.read(step[..., None])  # (K', B, 1)
+            maps = (1 + own) * maps + step  # (K', B, s)
         return Computed(last.record, maps, last.scored.chosen)
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Tensor:
@@ -109,7 +111,7 @@ class LastGradAttention(ViTAttribution):
             gradient = matrix_gradient(
                 self._tower.layers[-1], output, last.record.layers[layers[-1]]
             )
-            start = start_row(output, self._tower.prefix)
+            start = start_row(output, self._tower.prefix, record.reading)
             gradient = _combined(gradient, heads, dim=1)
             maps.append(_propagated(start, gradient, attention, layers))
         return torch.stack(maps)

@@ -100,7 +100,8 @@ class LayerAttention(ViTAttribution):
                 shown.append(readout_row(attention, seen).mean(1))
                 return
             matrix = all_rows(attention, seen).mean(1)
-            mean = read_row(pooled_row(tower.pooling, matrix[:, 0], tower.prefix), matrix)
+            row = pooled_row(tower.pooling, matrix[:, 0], tower.prefix, seen.reading)
+            mean = read_row(row, matrix)
             shown.append(mean if rows == "cls" else matrix.sum(1))
 
         record, scored = without_gradient(tower, call, (range(index, index + 1), visit))
@@ -123,9 +124,11 @@ class LayerAttention(ViTAttribution):
         if rows == "sum":
             chosen = output.sum(2)
         elif is_last:
-            chosen = torch.stack([(start_row(g, prefix)[..., None] * g).sum(1) for g in output])
+            starts = [start_row(gradient, prefix, record.reading) for gradient in output]
+            chosen = (torch.stack(starts)[..., None] * output).sum(2)
         else:
-            row = pooled_row(self._tower.pooling, output[0, ..., 0], prefix)  # (B, s)
+            like = output[0, ..., 0]
+            row = pooled_row(self._tower.pooling, like, prefix, record.reading)  # (B, s)
             chosen = (row[..., None] * output).sum(2)
         gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
         maps = gradient.mean(2)  # (K', B, H, s) -> (K', B, s)

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
-from .huggingface import (
-    HuggingFaceAdapter,
-    HuggingFaceLayer,
-    HuggingFaceTower,
-    check_attention,
-    check_linear,
-    embedding_of,
-    is_librarys,
-)
+from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of
+from .huggingface_layers import HuggingFaceLayer, check_attention, check_linear, is_librarys
 from .steps import Linear, Step
 from .text import TextReadout
 from .towers import AttentionLayer, Probe, Projections

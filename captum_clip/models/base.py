@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import as_list, is_number, show
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
 from .images import as_pil, check_images, is_preprocessed
 from .processors import Deferred
-from .text import TextReadout
+from .text import SUPPORTED, TextReadout, TextTower
 from .towers import Kind, Tower
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -82,6 +82,23 @@ class ClipAdapter(ABC):
     @property
     def text_readout(self) -> TextReadout | None:
         """How a text embedding reads its tokens; None where the family does not say."""
+        return None
+
+    @property
+    def text_tower(self) -> TextTower:
+        """The text tower as the methods see it.
+
+        Raises:
+            UnsupportedModelError: its family does not say what a text embedding is made of.
+        """
+        tower = self._text_tower()
+        if tower is None:
+            raise UnsupportedModelError(
+                f"the text tower of {self.name} cannot be explained; {SUPPORTED}."
+            )
+        return tower
+
+    def _text_tower(self) -> TextTower | None:
         return None
 
     @property
@@ -273,6 +290,22 @@ class ClipAdapter(ABC):
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Unit text embeddings (N, E)."""
         return F.normalize(self._text_features(self.tokenize(texts)), dim=-1)
+
+    def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Token ids (N, T) and attention mask, as the model was trained to take them.
+
+        The mask, 0 at padding, is None where the text tower takes none. Errors as `tokenize`.
+        """
+        tokens = self.tokenize(texts)
+        if isinstance(tokens, Tensor):
+            return tokens, None
+        return tokens["input_ids"], tokens.get("attention_mask")
+
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The library's own text embeddings (N, E) of token ids (N, T); differentiable."""
+        return self._text_features(
+            ids if mask is None else {"input_ids": ids, "attention_mask": mask}
+        )
 
     # Parts
 

@@ -9,14 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .huggingface import (
-    HuggingFaceAdapter,
-    HuggingFaceLayer,
-    HuggingFaceTower,
-    check_linear,
-    first_token,
-    with_first_token,
-)
+from .huggingface import HuggingFaceAdapter, HuggingFaceTower, first_token, with_first_token
+from .huggingface_layers import HuggingFaceLayer, check_linear
 from .steps import Linear, Step
 from .text import TextReadout
 from .towers import AttentionLayer, Exposed, Projections

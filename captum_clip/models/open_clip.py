@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from . import attention_pool, open_clip_vit, timm_cnn, timm_vit
+from . import attention_pool, open_clip_text, open_clip_vit, timm_cnn, timm_vit
 from .base import ClipAdapter
 from .open_clip_vit import native_grid
 from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
@@ -161,6 +161,10 @@ class OpenClipAdapter(ClipAdapter):
     @override
     def text_readout(self) -> TextReadout | None:
         return _text_readout(self.model)
+
+    @override
+    def _text_tower(self) -> open_clip_text.OpenClipTextTower | None:
+        return open_clip_text.text_tower_of(self.model, self.text_readout)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

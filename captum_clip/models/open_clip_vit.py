@@ -254,7 +254,7 @@ def tower_of(visual: Any) -> OpenClipViT:
         )
     return OpenClipViT(
         module=visual,
-        layers=tuple(_layer(i, block) for i, block in enumerate(visual.transformer.resblocks)),
+        layers=tuple(layer_of(i, block) for i, block in enumerate(visual.transformer.resblocks)),
         pooling=pooling,
         probe=None if pool is None else _probe(visual, pool),
     )
@@ -276,7 +276,12 @@ def _embedded_query(pool: Any) -> Tensor:
     return query
 
 
-def _layer(index: int, block: Any) -> AttentionLayer:
+def layer_of(index: int, block: Any) -> AttentionLayer:
+    """One block of OpenCLIP, of an image or a text tower.
+
+    Raises:
+        UnsupportedModelError: an attention that is not supported.
+    """
     from open_clip.transformer import Attention
 
     attention = getattr(block, "attn", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from .huggingface import HuggingFaceAdapter, HuggingFaceLayer, HuggingFaceTower, check_attention
+from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of
+from .huggingface_layers import HuggingFaceLayer, check_attention
 from .multihead import MultiheadProbe, unsupported_parts
 from .steps import Residual, Step
 from .text import TextReadout
@@ -143,6 +145,14 @@ class SiglipAdapter(HuggingFaceAdapter):
         # it was trained without a mask, which the tokenizers of SigLIP 2 give
         ids = tokens if isinstance(tokens, torch.Tensor) else tokens["input_ids"]
         return super()._text_features(ids)
+
+    @override
+    def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
+        return super().text_inputs(texts)[0], None
+
+    @override
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
 def adapter_of(model: nn.Module, *, name: str, **parts: Any) -> SiglipAdapter | None:

@@ -1,10 +1,28 @@
-"""How a text embedding reads its tokens."""
+"""How a text embedding reads its tokens, and the text tower as the methods see it."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..errors import InputError
+from .reading import Entry, Reading
+from .steps import Linear, Step, run_steps
+from .towers import Kind, Pooling, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
+
+SUPPORTED: Final = (
+    "supported are those of CLIP, CLIPSeg, MetaClip2, OwlViT, Owlv2 and SigLIP of transformers, "
+    "and OpenCLIP's TextTransformer without a class token or a mask of padding"
+)
+"""The text towers that can be explained, in words."""
 
 
 class TextReadout(NamedTuple):
@@ -22,3 +40,122 @@ class TextReadout(NamedTuple):
     row: Row
     causal: bool
     padding: Literal["longest", "max_length"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextTower(ViTTower):
+    """A text transformer, whose embedding reads one token of every text.
+
+    It is what a vision transformer is, with words for patches: no token stands before them, the
+    one that is read differs from text to text, and a token may not see every other one.
+    """
+
+    pooling: Pooling = "cls"
+    prefix: int = 0
+    readout: TextReadout
+    norm: nn.Module
+    projection: nn.Module | Linear | None
+    longest: int
+    vocabulary: int
+
+    @property
+    @override
+    def kind(self) -> Kind:
+        return "text"
+
+    @property
+    @override
+    def patches(self) -> nn.Module:
+        return self.embedding_table
+
+    @property
+    @abstractmethod
+    def embedding_table(self) -> nn.Module:
+        """The module that looks tokens up, before positions are added."""
+
+    @abstractmethod
+    def end_rows(self, ids: Tensor) -> Tensor:
+        """Positions (B,) of the end tokens of texts (B, T)."""
+
+    def check(self, ids: Tensor, mask: Tensor | None) -> None:
+        """What this family takes beyond what all take.
+
+        Raises:
+            InputError: a mask or a length that it does not take.
+        """
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        raise InputError("a text has no grid; its maps have one value a token.")
+
+    def reading(self, ids: Tensor, mask: Tensor | None) -> Reading:
+        """Which tokens of texts (B, T) are read, and which see which, with padding 0 in `mask`."""
+        batch, length = ids.shape
+        if self.readout.row == "end":
+            rows = self.end_rows(ids)
+        else:
+            rows = ids.new_full((batch,), length - 1 if self.readout.row == "last" else 0)
+        if not self.readout.causal and mask is None:
+            return Reading(rows.long())
+        visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
+        visible = (visible.tril() if self.readout.causal else visible).expand(batch, -1, -1)
+        if mask is not None:
+            visible = visible & (mask != 0)[:, None]
+        return Reading(rows.long(), visible)
+
+    @override
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+        ids = args[0] if args else kwargs["input_ids"]
+        reading = self.reading(ids, kwargs.get("attention_mask"))
+        return Entry((1, ids.shape[1]), len(ids), reading)
+
+    @override
+    def embed(self, readout: Tensor) -> Tensor:
+        normed: Tensor = self.norm(readout)  # for one token the order of norm and pooling is none
+        return normed if self.projection is None else run_steps(self.head[1:], normed)
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        return (self.norm,) if self.projection is None else (self.norm, self.projection)
+
+
+def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
+    """Say clearly what is wrong with token ids (B, T) and their mask.
+
+    Raises:
+        InputError: they are something else, or more than the tower takes.
+    """
+    if not isinstance(ids, Tensor):
+        raise InputError(
+            f"TextSimilarity: expected token ids (B, T), got {type(ids).__name__}; "
+            "ids, mask = clip.text_inputs(texts) makes them."
+        )
+    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in ids.shape:
+        raise InputError(
+            f"TextSimilarity: expected token ids (B, T) of whole numbers, got {tuple(ids.shape)} "
+            f"of {ids.dtype}; ids, mask = clip.text_inputs(texts) makes them."
+        )
+    if ids.shape[1] > tower.longest:
+        raise InputError(
+            f"TextSimilarity: the texts have {ids.shape[1]} tokens, and {name} takes "
+            f"{tower.longest}; shorten them."
+        )
+    if ids.device != device:
+        raise InputError(
+            f"TextSimilarity: the token ids are on {ids.device}, the model on {device}; pass "
+            "ids.to(clip.device)."
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= tower.vocabulary:
+        raise InputError(
+            f"TextSimilarity: token ids from {low} to {high} were given, and {name} knows 0 to "
+            f"{tower.vocabulary - 1}; make them with its own tokenizer."
+        )
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(
+            f"TextSimilarity: expected an attention_mask of shape {tuple(ids.shape)} like the "
+            f"token ids, got {shape}."
+        )
+    tower.check(ids, mask)

@@ -16,9 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UnsupportedModelError
+from .images import check_images
+from .reading import Entry, Reading
 from .steps import Direction, Linear, Step
 
-Kind = Literal["vit", "resnet"]
+Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "probe"]
 Which = Literal["query", "key"]
 Exposed = Literal["query", "key", "value", "heads_output"]
@@ -198,6 +200,17 @@ class Tower(ABC):
         """
 
     @property
+    def entrance(self) -> nn.Module:
+        """The module that the images enter, called once in a forward."""
+        return self.module
+
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+        """What the arguments of the entrance say of the images."""
+        images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        check_images(images, "the vision tower")
+        return Entry((images.shape[-2], images.shape[-1]), len(images), Reading())
+
+    @property
     def projection_module(self) -> nn.Module | None:
         """The module after the tower that makes the embedding; None where the tower does."""
         return None
@@ -248,7 +261,7 @@ class ViTTower(Tower):
 
     @property
     def kind(self) -> Kind:
-        """Always "vit"."""
+        """Says "vit"."""
         return "vit"
 
     @property

@@ -41,7 +41,7 @@ def record_gates_held(
             if module not in stem and holds_gate(module):
                 hooks.replace(module, partial(_gate_held, module, _is_gate(tower, module)))
         for index, attention in enumerate(tower.attentions):
-            _plan_attend(hooks, index, attention, attend)
+            _plan_attend(hooks, record, index, attention, attend)
         plan_embedding(hooks, record, tower, leaf=False)
 
     with recording(tower, plan, gradient=True) as record:
@@ -65,6 +65,7 @@ def _gate_held(module: nn.Module, gates: bool, args: tuple[Any, ...], result: Te
 
 def _plan_attend(
     hooks: Hooks,
+    record: Recording,
     index: int,
     attention: Attention,
     attend: Callable[[int, LayerRecord], Tensor],
@@ -72,7 +73,7 @@ def _plan_attend(
     seen = LayerRecord()
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.tokens = attention.tokens(args, kwargs)
+        seen.tokens, seen.reading = attention.tokens(args, kwargs), record.reading
         if isinstance(attention, AttentionLayer):
             seen.context = attention.context(args, kwargs)
         torch.set_grad_enabled(False)  # the attention's own graph would have its weights in it

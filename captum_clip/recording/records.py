@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError
-from ..models.images import check_images
+from ..models.reading import Reading
 from ..models.towers import Attention, Tower
 from .hooks import Hooks
 
@@ -31,6 +31,7 @@ class LayerRecord:
     value: Tensor | None = None
     heads_output: Tensor | None = None  # in the graph, where there is one
     output: Tensor | None = None  # in the graph, where there is one
+    reading: Reading = field(default_factory=Reading)
 
     def point(self, attention: Attention) -> tuple[Tensor, bool]:
         """What of the attention lies in the graph, and whether that is the heads' output.
@@ -55,6 +56,7 @@ class Recording:
 
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
+    reading: Reading = field(default_factory=Reading)
     stopped: bool = False  # the forward was left early, as planned
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     residual: Tensor | None = None  # (B, s, D), what entered the last block
@@ -97,12 +99,10 @@ def recording(
                 "The forward function ran the vision tower under torch.no_grad() or "
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
-        images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        check_images(images, "the vision tower")
-        record.size, record.batch = (images.shape[-2], images.shape[-1]), len(images)
+        record.size, record.batch, record.reading = tower.enter(args, kwargs)
         torch.set_grad_enabled(False)  # the graph begins only where a plan turns it on
 
-    hooks.before(tower.module, enter)
+    hooks.before(tower.entrance, enter)
     try:
         plan(hooks, record)
         yield record

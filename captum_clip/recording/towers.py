@@ -121,9 +121,9 @@ def _plan_entrance(
         if isinstance(attention, AttentionLayer):
             context = attention.context(args, kwargs)
         if visit is not None and index in visit[0]:
-            visit[1](index, LayerRecord(tokens=tokens, context=context))
+            visit[1](index, LayerRecord(tokens, context, reading=record.reading))
         if index in keep or index == stop:
-            seen.tokens, seen.context = tokens, context
+            seen.tokens, seen.context, seen.reading = tokens, context, record.reading
         if index == stop:
             raise Stop
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..checks import is_integer, show
 from ..errors import TargetError
 from ..maps import unusable
 
+Source = Literal["text", "image"]
 _ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
 
 
@@ -24,6 +26,7 @@ class Target:
         bank: unit rows (K, D), L2-normalised after all arithmetic.
         norms: lengths (K,) that the rows had before; a word whose row is short hardly matters.
         names: one name a row.
+        source: "text" or "image" where all rows come from embeddings of such; None elsewhere.
 
     ``-t`` negates (negative saliency), ``a - b`` subtracts unit rows, ``t[i]`` picks rows (an
     index, a slice, a list or a name), ``len(t)`` is K. There is no ``+``: several targets go side
@@ -33,6 +36,7 @@ class Target:
     bank: Tensor
     norms: Tensor
     names: tuple[str, ...]
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         # Made under inference_mode, tensors could never take part in a gradient; copies can.
@@ -43,7 +47,7 @@ class Target:
                     object.__setattr__(self, part, tensor.clone())
 
     @classmethod
-    def of(cls, rows: Tensor, names: Sequence[str]) -> Target:
+    def of(cls, rows: Tensor, names: Sequence[str], source: Source | None = None) -> Target:
         """A target of rows (K, D) of any length; kept detached, in at least float32.
 
         Raises:
@@ -67,7 +71,7 @@ class Target:
                     f"Target: {name!r} has no direction (length {norm:.1e}); with it and without "
                     "it the model sees the same, so there is nothing to explain."
                 )
-        return cls(rows / norms[:, None], norms, tuple(names))
+        return cls(rows / norms[:, None], norms, tuple(names), source)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,7 +80,8 @@ class Target:
         return (self[index] for index in range(len(self)))
 
     def __neg__(self) -> Target:
-        return Target(-self.bank, self.norms, tuple(f"not {name}" for name in self.names))
+        names = tuple(f"not {name}" for name in self.names)
+        return Target(-self.bank, self.norms, names, self.source)
 
     def __sub__(self, other: Target) -> Target:
         if not isinstance(other, Target):
@@ -91,13 +96,12 @@ class Target:
         left = self.names if len(self) == len(rows) else self.names * len(rows)
         right = other.names if len(other) == len(rows) else other.names * len(rows)
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
-        return Target.of(rows, names)
+        return Target.of(rows, names, _common_source([self, other]))
 
     def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> Target:
         chosen = self._positions(key)
-        return Target(
-            self.bank[chosen], self.norms[chosen], tuple(self.names[index] for index in chosen)
-        )
+        names = tuple(self.names[index] for index in chosen)
+        return Target(self.bank[chosen], self.norms[chosen], names, self.source)
 
     def _positions(self, key: int | str | slice | Sequence[int] | Tensor) -> list[int]:
         if isinstance(key, slice):
@@ -125,10 +129,15 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same target on another device."""
-        return Target(self.bank.to(device), self.norms.to(device), self.names)
+        return Target(self.bank.to(device), self.norms.to(device), self.names, self.source)
 
     def __repr__(self) -> str:
         return f"Target({list(self.names)})"
+
+
+def _common_source(targets: Sequence[Target]) -> Source | None:
+    sources = {target.source for target in targets}
+    return sources.pop() if len(sources) == 1 else None
 
 
 def _check_sizes(caller: str, targets: Sequence[Target]) -> None:
@@ -154,4 +163,5 @@ def concatenate(targets: Sequence[Target]) -> Target:
         torch.cat([target.bank.to(device) for target in targets]),
         torch.cat([target.norms.to(device) for target in targets]),
         tuple(name for target in targets for name in target.names),
+        _common_source(targets),
     )

@@ -35,7 +35,7 @@ def image(
         rows = clip.encode_image(pixels)
     if names is None:
         names = _names(images, len(rows))
-    return Target.of(rows, as_list(names))
+    return Target.of(rows, as_list(names), "image")
 
 
 def _names(images: Any, count: int) -> list[str]:

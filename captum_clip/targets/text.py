@@ -51,7 +51,7 @@ def text(
                 "tokenizer leaves nothing of it; pass allow_empty=True to mean it."
             )
     if templates is None:
-        return Target.of(encode(clip, texts), texts)
+        return Target.of(encode(clip, texts), texts, "text")
     templates = as_list(templates)
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
@@ -63,7 +63,7 @@ def text(
         raise TargetError("targets.text: templates is empty; leave it out to use the bare texts.")
     prompts = [template.replace("{}", text) for text in texts for template in templates]
     rows = F.normalize(encode(clip, prompts), dim=-1)
-    return Target.of(rows.view(len(texts), len(templates), -1).mean(1), texts)
+    return Target.of(rows.view(len(texts), len(templates), -1).mean(1), texts, "text")
 
 
 def checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:

@@ -51,7 +51,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     without = [" ".join(parts[:start] + parts[stop:]) for start, stop in spans]
     rows = encode(clip, [text, *without])
     names = [_bare(" ".join(parts[start:stop])) for start, stop in spans]
-    return Target.of(rows[:1] - rows[1:], names)
+    return Target.of(rows[:1] - rows[1:], names, "text")
 
 
 def _bare(word: str) -> str:

@@ -1,0 +1,69 @@
+"""What entered a tower: which of its tokens is read, and which tokens see which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Which token of every sequence is read, and which tokens attend to which.
+
+    Attributes:
+        rows: (B,), the token that is read; None for the first one everywhere.
+        visible: (B, s, s), whether a token (row) attends to another (column); None for all.
+    """
+
+    rows: Tensor | None = None
+    visible: Tensor | None = None
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """The token that is read, (..., B, s, D) -> (..., B, D)."""
+        if self.rows is None:
+            return tokens[..., 0, :]
+        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
+
+    def row_of(self, like: Tensor) -> Tensor:
+        """1 at the token that is read and 0 elsewhere, (B, s), for values (B, s)."""
+        row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        if self.rows is None:
+            row[:, 0] = 1
+            return row
+        return row.scatter_(1, self.rows[:, None], 1)
+
+    def hidden(self) -> Tensor | None:
+        """The tokens that the row that is read does not see, (B, s); None where it sees all."""
+        return None if self.visible is None else ~self.read(self.visible)
+
+    def masked(self, products: Tensor) -> Tensor:
+        """Queries times keys, (B, H, s) of the row that is read or (B, H, s, s), before softmax."""
+        if self.visible is None:
+            return products
+        visible = self.read(self.visible) if products.ndim == 3 else self.visible
+        # minus infinity would make NaN of a row that sees nothing, such as one of padding
+        return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
+
+    def mean(self, tokens: Tensor, start: int) -> Tensor:
+        """Mean (B, 1, D) of the tokens from `start` on, of those that the row sees."""
+        if self.visible is None:
+            return tokens[:, start:].mean(1, keepdim=True)
+        seen = self.read(self.visible)[:, start:, None].to(tokens.dtype)
+        return (tokens[:, start:] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+
+
+class Entry(NamedTuple):
+    """What entered a tower.
+
+    Attributes:
+        size: height and width of images; (1, T) for texts.
+        batch: B.
+        reading: of its tokens.
+    """
+
+    size: tuple[int, int]
+    batch: int
+    reading: Reading

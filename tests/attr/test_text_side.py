@@ -1,0 +1,462 @@
+"""The text side: every method on token ids, against text towers written out in plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from captum.attr import LayerIntegratedGradients
+from torch import Tensor, nn
+
+from captum_clip import TextSimilarity, attr, load_clip, targets
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from tests import builders, oracles
+from tests.attr import state
+
+TEXTS = ["a horse and a dog", "a dog"]
+MODELS: dict[str, Callable[[], builders.Small]] = {
+    "hf_vit": builders.hf_vit,
+    "siglip": builders.siglip,
+    "open_clip_vit": builders.open_clip_vit,
+    "open_clip_text": partial(builders._open_clip, 3, builders.VIT_CONFIG, custom_text=True),
+    "metaclip": partial(builders.hf_layout, "MetaClip2"),
+}
+METHODS = [
+    "AttentionGradCam",
+    "AttentionRollout",
+    "AllGradAttention",
+    "LastGradAttention",
+    "GradEclip",
+    "DirectContribution",
+    "ConservativePropagation",
+]
+ADDITIVE = METHODS[-2:]
+
+
+@cache
+def small(name: str) -> builders.Small:
+    built = MODELS[name]()
+    return built._replace(model=built.model.double())
+
+
+def bank(name: str) -> Tensor:
+    """Three rows, as of images, one of them against another."""
+    model: Any = small(name).model
+    with torch.no_grad():
+        size = small(name).load().text_features(*small(name).load().text_inputs(TEXTS)).shape[1]
+    assert isinstance(model, nn.Module)
+    rows = torch.randn(2, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return nn.functional.normalize(torch.cat([rows, -rows[:1]]), dim=1)
+
+
+@cache
+def similarity(name: str) -> TextSimilarity:
+    return TextSimilarity(small(name).load(), targets.embedding(bank(name)))
+
+
+def inputs(name: str) -> tuple[Tensor, Tensor | None]:
+    ids, mask = small(name).load().text_inputs(TEXTS)
+    return ids, mask
+
+
+class Plain(NamedTuple):
+    """What a plain text tower computed; tensors in autograd's graph."""
+
+    scores: Tensor  # (B, K)
+    attentions: list[Tensor]  # n x (B, H, s, s)
+    written: list[Tensor]  # n x (B, s, s, D): what every token writes to every row
+    words: Tensor  # (B, s, D), the embedded tokens
+    hidden: Tensor  # (B, s, D), the last block's output
+    rows: Tensor  # (B,)
+    query: Tensor  # (B, s, D), of the last attention, all heads side by side
+    keys: Tensor  # (B, s, D)
+    visible: Tensor  # (B, s, s)
+
+
+def constant(tensor: Tensor, hold: bool) -> Tensor:
+    return tensor.detach() if hold else tensor
+
+
+def layer_norm(x: Tensor, norm: Any, hold: bool) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    sigma = constant((centred.square().mean(-1, keepdim=True) + norm.eps).sqrt(), hold)
+    return centred / sigma * norm.weight + norm.bias
+
+
+def parts(model: Any) -> dict[str, Any]:
+    """The parameters of a text tower, whichever library it comes from."""
+    if hasattr(model, "text_model"):
+        tower = model.text_model
+        blocks = [
+            {
+                "heads": block.self_attn.num_heads,
+                "qkvo": [
+                    (m.weight, m.bias)
+                    for m in (getattr(block.self_attn, f"{n}_proj") for n in ("q", "k", "v", "out"))
+                ],
+                "norms": (block.layer_norm1, block.layer_norm2),
+                "mlp": (block.mlp.fc1, block.mlp.fc2),
+                "gate": block.mlp.activation_fn,
+            }
+            for block in tower.encoder.layers
+        ]
+        head = tower.head if hasattr(tower, "head") else model.text_projection
+        table, positions = tower.embeddings.token_embedding, tower.embeddings.position_embedding
+        return {
+            "table": table.weight,
+            "positions": positions.weight,
+            "blocks": blocks,
+            "norm": tower.final_layer_norm,
+            "head": (head.weight, head.bias),
+        }
+    tower = getattr(model, "text", model)
+    blocks = []
+    for block in tower.transformer.resblocks:
+        pairs = zip(
+            block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True
+        )
+        blocks.append(
+            {
+                "heads": block.attn.num_heads,
+                "qkvo": [*pairs, (block.attn.out_proj.weight, block.attn.out_proj.bias)],
+                "norms": (block.ln_1, block.ln_2),
+                "mlp": (block.mlp.c_fc, block.mlp.c_proj),
+                "gate": oracles.exact_gelu,
+            }
+        )
+    return {
+        "table": tower.token_embedding.weight,
+        "positions": tower.positional_embedding,
+        "blocks": blocks,
+        "norm": tower.ln_final,
+        "head": (tower.text_projection.T, None),
+    }
+
+
+def run(name: str, ids: Tensor, mask: Tensor | None, *, hold: bool = False) -> Plain:
+    """The text tower in plain tensors; with `hold`, every gate is a constant."""
+    tower, length = parts(small(name).model), ids.shape[1]
+    causal = name != "siglip"
+    visible = torch.ones(len(ids), length, length, dtype=torch.bool)
+    visible = visible.tril() if causal else visible
+    if mask is not None:
+        visible = visible & mask.bool()[:, None]
+    words = tower["table"][ids].detach().requires_grad_()
+    x = words + tower["positions"][:length]
+    attentions, written = [], []
+    for block in tower["blocks"]:
+        heads, (q, k, v, out) = block["heads"], block["qkvo"]
+        normed = layer_norm(x, block["norms"][0], hold)
+        query, key, value = (
+            (normed @ weight.T + bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for weight, bias in (q, k, v)
+        )
+        logits = query @ key.mT * query.shape[-1] ** -0.5
+        weights = logits.masked_fill(~visible[:, None], -1e300).softmax(-1)
+        attentions.append(weights)
+        weights = constant(weights, hold)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        # (B, H, i, j) (B, H, j, d) (D, H, d) -> what j writes to i
+        split = out[0].unflatten(1, (heads, -1))
+        written.append(torch.einsum("bhij,bhjd,ohd->bijo", weights, value, split).detach())
+        x = x + mixed @ out[0].T + out[1]
+        first, second = block["mlp"]
+        inner = layer_norm(x, block["norms"][1], hold) @ first.weight.T + first.bias
+        opened = block["gate"](inner)
+        inner = inner * (opened / inner).detach() if hold else opened
+        x = x + inner @ second.weight.T + second.bias
+    rows = read_rows(name, ids)
+    token = x[torch.arange(len(ids)), rows]
+    weight, bias = tower["head"]
+    embedding = layer_norm(token, tower["norm"], hold) @ weight.T
+    embedding = embedding if bias is None else embedding + bias
+    length_of = constant(embedding.norm(dim=-1, keepdim=True), hold)
+    scores = embedding / length_of @ bank(name).T
+    query, key = (each.transpose(1, 2).flatten(2) for each in (query, key))
+    return Plain(scores, attentions, written, words, x, rows, query, key, visible)
+
+
+def read_rows(name: str, ids: Tensor) -> Tensor:
+    if name == "siglip":
+        return torch.full((len(ids),), ids.shape[1] - 1)
+    if name.startswith("open_clip"):
+        return ids.argmax(-1)
+    return (ids == 258).int().argmax(-1)
+
+
+def gradients(y: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(y, tensors, retain_graph=True))
+
+
+def with_matrices(matrices: list[Tensor], rows: Tensor) -> Tensor:
+    """Row p of R - I, where R <- R + A R layer by layer from the first one."""
+    r = torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype)
+    for matrix in matrices:
+        r = r + matrix @ r
+    r = r - torch.eye(r.shape[-1], dtype=r.dtype)
+    return r[torch.arange(len(rows)), rows]
+
+
+def directions(name: str, seen: Plain) -> Tensor:
+    """G (B, K, D): the target through the projection and the frozen norm, over |e|."""
+    tower = parts(small(name).model)
+    weight, bias = tower["head"]
+    token = seen.hidden[torch.arange(len(seen.rows)), seen.rows].detach()
+    centred = token - token.mean(-1, keepdim=True)
+    sigma = (centred.square().mean(-1, keepdim=True) + tower["norm"].eps).sqrt()
+    embedding = (centred / sigma * tower["norm"].weight + tower["norm"].bias) @ weight.T
+    embedding = embedding if bias is None else embedding + bias
+    g = (bank(name) @ weight) * tower["norm"].weight  # (K, D)
+    g = g - g.mean(-1, keepdim=True)
+    return g / (sigma * embedding.norm(dim=-1, keepdim=True))[:, None]
+
+
+def expected(method: str, name: str, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """The method's values (B, K, T) from its equation."""
+    seen = run(name, ids, mask, hold=method == "ConservativePropagation")
+    batch = torch.arange(len(ids))
+    if method == "AttentionRollout":
+        row = torch.eye(ids.shape[1], dtype=torch.float64)[seen.rows]
+        for weights in reversed(seen.attentions):
+            row = (row + torch.einsum("bi,bij->bj", row, weights.mean(1))) / 2
+        return row[:, None].expand(-1, 3, -1).detach()
+    if method == "DirectContribution":
+        g, added = directions(name, seen), torch.stack(seen.written).sum(0)[batch, seen.rows]
+        return torch.einsum("bkd,bjd->bkj", g, added).detach()
+    if method == "GradEclip":
+        return grad_eclip(seen)
+    columns = []
+    for y in seen.scores.sum(0):
+        if method == "ConservativePropagation":
+            (gradient,) = gradients(y, [seen.words])
+            columns.append((gradient * seen.words).sum(-1))
+            continue
+        taken = gradients(y, seen.attentions)
+        last = [taken[-1]] * len(taken) if method == "LastGradAttention" else taken
+        matrices = [
+            (gradient * weights).clamp(min=0).mean(1)
+            for gradient, weights in zip(last, seen.attentions, strict=True)
+        ]
+        if method == "AttentionGradCam":
+            columns.append(matrices[-1][batch, seen.rows])
+        else:
+            columns.append(with_matrices(matrices, seen.rows))
+    return torch.stack(columns, 1).detach()
+
+
+def grad_eclip(seen: Plain) -> Tensor:
+    """The gradient of the last attention's row, over heads, times min-max of the keys' cosines."""
+    batch = torch.arange(len(seen.rows))
+    query, keys = seen.query[batch, seen.rows].detach(), seen.keys.detach()
+    cosine = nn.functional.cosine_similarity(query[:, None], keys, dim=-1)
+    columns = []
+    for y in seen.scores.sum(0):
+        (gradient,) = gradients(y, [seen.attentions[-1]])
+        positive = gradient[batch, :, seen.rows].sum(1).clamp(min=0)
+        values = torch.zeros_like(positive)
+        for b in batch:
+            sees = seen.visible[b, seen.rows[b]]
+            mine = cosine[b][sees]
+            values[b, sees] = positive[b][sees] * (mine - mine.min()) / (mine.max() - mine.min())
+        columns.append(values)
+    return torch.stack(columns, 1)
+
+
+def explain(method: str, name: str, ids: Tensor, mask: Tensor | None, **options: Any) -> Any:
+    explainer = getattr(attr, method)(similarity(name))
+    return explainer.attribute_targets(ids, additional_forward_args=mask, **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_equals_its_equation_on_words(method: str, name: str) -> None:
+    """With every attention in autograd's graph, at the row that the tower reads."""
+    ids, mask = inputs(name)
+    wanted = expected(method, name, ids, mask)
+    assert wanted.abs().max() > 1e-4
+    values = explain(method, name, ids, mask)
+    assert values.shape == (2, 3, ids.shape[1])
+    torch.testing.assert_close(values, wanted, rtol=1e-10, atol=1e-12)
+    one = getattr(attr, method)(similarity(name)).attribute(
+        ids, target=1, additional_forward_args=mask
+    )
+    torch.testing.assert_close(one, wanted[:, 1:2], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_plain_tower_is_the_librarys(name: str) -> None:
+    """Otherwise the oracle would say nothing."""
+    ids, mask = inputs(name)
+    with torch.no_grad():
+        wanted = run(name, ids, mask).scores
+        torch.testing.assert_close(similarity(name)(ids, mask), wanted, rtol=1e-10, atol=1e-12)
+        whole = small(name).load().encode_text(TEXTS) @ bank(name).T
+    torch.testing.assert_close(whole, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"baseline": "mean"}, {"per": "head"}, {"start_layer": 1}])
+@pytest.mark.parametrize("name", MODELS)
+def test_values_and_rest_add_up_to_the_score(name: str, options: dict[str, Any]) -> None:
+    ids, mask = inputs(name)
+    for method in ADDITIVE if not options else ADDITIVE[:1]:
+        values, scores, rest = explain(
+            method, name, ids, mask, return_scores=True, return_rest=True, **options
+        )
+        while values.ndim > 3:
+            values = values.sum(2)
+        with torch.no_grad():
+            wanted = similarity(name)(ids, mask)
+        torch.testing.assert_close(scores, wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(values.sum(-1) + rest, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_changes_nothing(method: str) -> None:
+    """A short text has the same values alone and beside a long one, and its padding has none."""
+    ids, mask = inputs("hf_vit")
+    assert mask is not None
+    count = int(mask[1].sum())
+    together = explain(method, "hf_vit", ids, mask)[1]
+    alone = explain(method, "hf_vit", ids[1:, :count], mask[1:, :count])[0]
+    torch.testing.assert_close(together[:, :count], alone, rtol=1e-10, atol=1e-12)
+    assert together[:, count:].abs().max() == 0
+
+
+def test_a_mask_is_honoured_where_every_token_sees_every_other() -> None:
+    """Masked tokens of a SigLIP get nothing, and the others what a plain tower gives them."""
+    ids, mask = inputs("siglip")
+    assert mask is None
+    mask = torch.ones_like(ids)
+    mask[:, 3] = 0
+    for method in METHODS:
+        values = explain(method, "siglip", ids, mask)
+        wanted = expected(method, "siglip", ids, mask)
+        torch.testing.assert_close(values, wanted, rtol=1e-10, atol=1e-12)
+        assert values[..., 3].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "siglip", "open_clip_vit"])
+def test_captums_integrated_gradients_work_on_the_token_embeddings(name: str) -> None:
+    """Against a reference of padding for words, as Captum's users do it, it is complete."""
+    forward, (ids, mask) = similarity(name), inputs(name)
+    table = forward.tower.patches  # type: ignore[attr-defined]
+    positions = torch.arange(ids.shape[1])
+    words = (positions > 0) & (positions < read_rows(name, ids)[:, None])
+    reference = ids.masked_fill(words, 0)  # start and end stay, or another row would be read
+    explainer = LayerIntegratedGradients(forward, table)
+    values, delta = explainer.attribute(
+        ids,
+        reference,
+        target=0,
+        additional_forward_args=mask,
+        n_steps=200,
+        return_convergence_delta=True,
+    )
+    assert values.shape[:2] == ids.shape
+    assert values.abs().max() > 1e-3
+    assert delta.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_nothing_is_left_on_the_model(name: str) -> None:
+    model = small(name).model
+    before = state.of_model(model)
+    for method in METHODS:
+        explain(method, name, *inputs(name))
+    state.assert_same(before, state.of_model(model))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_values_do_not_depend_on_the_callers_mode(mode: Any) -> None:
+    ids, mask = inputs("hf_vit")
+    for method in METHODS:
+        wanted = explain(method, "hf_vit", ids, mask)
+        with mode():
+            torch.testing.assert_close(explain(method, "hf_vit", ids, mask), wanted)
+
+
+# What is refused, before any work
+
+
+def test_a_target_of_texts_is_refused() -> None:
+    clip = small("hf_vit").load()
+    for target in (targets.text(clip, "a horse"), -targets.text(clip, TEXTS)[:1]):
+        with pytest.raises(TargetError, match=r"made of texts.*targets\.image"):
+            TextSimilarity(clip, target)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"input_ids": 1}, "expected token ids .* got dict; ids, mask = clip.text_inputs"),
+        (torch.zeros(1, 78, dtype=torch.long), "have 78 tokens, and .* takes 77; shorten"),
+        (torch.zeros(1, 7), "of whole numbers, got .* of torch.float32"),
+        (torch.zeros(7, dtype=torch.long), "expected token ids .*B, T"),
+        (torch.full((1, 7), 300), "from 300 to 300 were given, and .* knows 0 to 258"),
+    ],
+)
+def test_token_ids_that_are_none_are_refused(ids: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        similarity("hf_vit")(ids)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    ids, _ = inputs("hf_vit")
+    with pytest.raises(InputError, match=r"expected an attention_mask of shape \(2, 19\)"):
+        similarity("hf_vit")(ids, torch.ones(2, 3))
+
+
+def test_open_clip_takes_no_mask_and_its_own_length() -> None:
+    ids, _ = inputs("open_clip_vit")
+    with pytest.raises(InputError, match="takes no attention_mask"):
+        similarity("open_clip_vit")(ids, torch.ones_like(ids))
+    with pytest.raises(InputError, match="have 5 tokens, and OpenCLIP's CLIP takes 77 exactly"):
+        similarity("open_clip_vit")(ids[:, :5])
+
+
+@pytest.mark.parametrize("method", ["ClipGradCam", "LayerAttention"])
+def test_a_method_that_needs_a_grid_is_refused(method: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"a text has words, not a grid; use Direct"):
+        getattr(attr, method)(similarity("hf_vit"))
+
+
+def test_other_text_towers_are_refused_with_what_is_supported() -> None:
+    clip = builders.coca().load()
+    with pytest.raises(UnsupportedModelError, match="cannot be explained; supported are those of"):
+        TextSimilarity(clip, targets.embedding(torch.eye(24)[:1]))
+
+
+def test_a_text_tower_with_a_hook_is_refused() -> None:
+    own = builders.hf_vit()
+    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
+    ids, mask = own.load().text_inputs(TEXTS)
+    handle = own.model.text_model.final_layer_norm.register_forward_hook(lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match="not its library's own code"):
+        attr.DirectContribution(forward).attribute(ids, additional_forward_args=mask)
+    handle.remove()
+    attr.DirectContribution(forward).attribute(ids, additional_forward_args=mask)
+
+
+def test_dropout_in_training_is_refused() -> None:
+    own = builders.hf_vit()
+    own.model.train()
+    own.model.text_model.encoder.layers[0].self_attn.dropout = 0.1
+    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
+    with pytest.raises(InputError, match=r"text tower is in training mode .* call model\.eval"):
+        attr.DirectContribution(forward).attribute(own.load().text_inputs(TEXTS)[0])
+
+
+@pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])
+def test_the_word_of_the_object_that_is_there_gets_more(name: str) -> None:
+    """On the embedded models, of "a horse and a dog" where only the horse is there."""
+    clip = load_clip(name)
+    pictures = [draw_scene(seed, objects=["horse"]).image for seed in range(4)]
+    forward = TextSimilarity(clip, targets.image(clip, pictures))
+    ids, mask = clip.text_inputs(TEXTS[0])
+    for method in (attr.DirectContribution, attr.ConservativePropagation):
+        values = method(forward).attribute_targets(ids, additional_forward_args=mask)[0]
+        assert (values[:, 2] > values[:, 5]).all()
