@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, BinaryIO, Final, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from ..checks import excerpt
 from ..errors import InputError
 from ..maps import unusable
+
+_Loaded = TypeVar("_Loaded")
 
 ACCEPTED = "a path, a PIL image, an array or a uint8 tensor"
 NARROW: Final = 200
@@ -143,21 +146,58 @@ def _image_to_pil(image: Any) -> Image.Image:
     raise _wrong_type(image)
 
 
-def _read(path: Path) -> Image.Image:
+def read_file(path: Path) -> bytes:
+    """The content of an image file, for those who need it beside the picture.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     source = excerpt(str(path), 300)
 
+    def load() -> bytes:
+        _check_regular(path, source)
+        return path.read_bytes()
+
+    return _guarded(load, source)
+
+
+def decode_file(content: bytes, path: Path) -> Image.Image:
+    """The RGB picture of a file whose content was read, the right way up.
+
+    Raises:
+        InputError: it is no image, or a damaged one.
+    """
+    return _open(io.BytesIO(content), excerpt(str(path), 300))
+
+
+def is_away(error: InputError) -> bool:
+    """Whether an image could not be read because its disk refused, and not for what it holds."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno is not None
+
+
+def _read(path: Path) -> Image.Image:
+    source = excerpt(str(path), 300)
+    _guarded(lambda: _check_regular(path, source), source)
+    return _open(path, source)
+
+
+def _open(file: Path | BinaryIO, source: str) -> Image.Image:
     def load() -> Image.Image:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            # opened, a named pipe would wait for a writer for ever
-            raise InputError(f"preprocess: {source} is no file but a pipe or a device.")
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return _to_rgb(image, source)
 
     return _guarded(load, source)
 
 
-def _guarded(load: Callable[[], Image.Image], source: str) -> Image.Image:
+def _check_regular(path: Path, source: str) -> None:
+    """Opened, a named pipe would wait for a writer for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"preprocess: {source} is no file but a pipe or a device.")
+
+
+def _guarded(load: Callable[[], _Loaded], source: str) -> _Loaded:
     """Run `load` with one clear error for what Pillow raises or only warns about."""
     try:
         with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..checks import check_integer, expand
 from ..errors import InputError
 from ..models import ClipAdapter
-from ..models.images import as_pil
+from ..models.images import decode_file, read_file
 from ..runs import storage_of
 from ..runs.workers import iterate_workers
 from .feature_cache import FeatureCache, Row, default_cache
@@ -93,29 +93,30 @@ def image_features(
     check_integer("image_features", "workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
     keys, skipped = _hashes(listed, progress)
-    sources = {key: path for path, key in keys.items()}  # one file of each content
     store = _open_cache(cache, clip)
-    rows = store.find(sources)
-    missing = [(key, path) for key, path in sources.items() if key not in rows]
-    failed: dict[bytes, str] = {}
+    rows = store.find(set(keys.values()))
+    failed: dict[bytes, tuple[Path, str]] = {}
     advice = "take fewer workers, and start again"
-    with iterate_workers(_decode, missing, workers, advice=advice) as decoded:
-        bar = tqdm(
-            decoded,
-            total=len(missing),
-            desc="image features",
-            unit="image",
-            disable=not (progress and missing),
-            leave=False,
-        )
-        for batch in _batches(bar, batch_size, failed):
-            computed = _encode(clip, [pixels for _, pixels in batch])
-            fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
-            store.append(fresh)
-            rows.update(fresh)
+    # Again where a file changed after its sum was taken: others of that content have no row yet.
+    while missing := {k: path for path, k in keys.items() if k not in rows and k not in failed}:
+        with iterate_workers(_decode, list(missing.values()), workers, advice=advice) as decoded:
+            bar = tqdm(
+                decoded,
+                total=len(missing),
+                desc="image features",
+                unit="image",
+                disable=not progress,
+                leave=False,
+            )
+            for batch in _batches(_pictures(bar, keys, failed, skipped), batch_size):
+                computed = _encode(clip, [pixels for _, pixels in batch])
+                fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
+                store.append(fresh)
+                rows.update(fresh)
     for path, key in keys.items():
         if key in failed:  # the reason starts with the one file of this content that was decoded
-            skipped[path] = failed[key].replace(str(sources[key]), str(path), 1)
+            source, reason = failed[key]
+            skipped[path] = reason.replace(str(source), str(path), 1)
     kept = [index for index, path in enumerate(listed) if path not in skipped]
     stacked = np.stack([rows[keys[listed[i]]] for i in kept]) if kept else np.zeros((0, 0), "f4")
     return ImageFeatures(stacked, tuple(listed[i] for i in kept), tuple(kept), skipped)
@@ -134,33 +135,53 @@ def _hashes(paths: list[Path], progress: bool) -> tuple[dict[Path, bytes], dict[
     reasons: dict[Path, str] = {}
     for path in tqdm(paths, desc="reading files", unit="image", disable=not progress, leave=False):
         try:
-            keys[path] = hashlib.sha256(path.read_bytes()).digest()
-        except OSError as error:
-            reasons[path] = error.strerror or str(error)
-        except ValueError as error:  # a name that no file can have
-            reasons[path] = str(error)
+            keys[path] = hashlib.sha256(read_file(path)).digest()
+        except InputError as error:
+            reasons[path] = _reason(error)
     return keys, reasons
 
 
-def _decode(file: tuple[bytes, Path]) -> tuple[bytes, Array | str]:
-    """The picture (H, W, 3) of a file with its key, or the reason why there is none."""
-    key, path = file
+def _decode(path: Path) -> tuple[Path, bytes | None, Array | str]:
+    """A file with the SHA-256 and the picture (H, W, 3) of what is in it now, or why not."""
+    key = None
     try:
-        return key, np.asarray(as_pil(path)[0])
+        content = read_file(path)
+        key = hashlib.sha256(content).digest()
+        return path, key, np.asarray(decode_file(content, path))
     except InputError as error:
-        return key, str(error).removeprefix("preprocess: ")
+        return path, key, _reason(error)
+
+
+def _reason(error: InputError) -> str:
+    return str(error).removeprefix("preprocess: ")
+
+
+def _pictures(
+    decoded: Iterable[tuple[Path, bytes | None, Array | str]],
+    keys: dict[Path, bytes],
+    failed: dict[bytes, tuple[Path, str]],
+    skipped: dict[Path, str],
+) -> Iterator[tuple[bytes, Array]]:
+    """Pictures with their keys, which go to `keys`; reasons go to `failed`, or to `skipped`."""
+    for path, key, picture in decoded:
+        if key is None:
+            skipped[path] = str(picture)
+            del keys[path]
+            continue
+        keys[path] = key
+        if isinstance(picture, str):
+            failed[key] = path, picture
+        else:
+            yield key, picture
 
 
 def _batches(
-    files: Iterable[tuple[bytes, Array | str]], size: int, failed: dict[bytes, str]
+    pictures: Iterable[tuple[bytes, Array]], size: int
 ) -> Iterator[list[tuple[bytes, Array]]]:
-    """Pictures a batch at a time; the reasons of the others go to `failed`."""
+    """Pictures a batch at a time."""
     batch: list[tuple[bytes, Array]] = []
-    for key, picture in files:
-        if isinstance(picture, str):
-            failed[key] = picture
-            continue
-        batch.append((key, picture))
+    for picture in pictures:
+        batch.append(picture)
         if len(batch) == size:
             yield batch
             batch = []

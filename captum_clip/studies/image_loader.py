@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.images import as_pil
+from ..models.images import as_pil, is_away
 from ..models.processors import process
 from ..runs import Storage
+
+AGAIN: Final = " It is tried again when the same command is started again."
+"""Ends the reason where the disk refused, which it may not do the next time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +68,21 @@ class ImageLoader:
                 try:
                     pixels[row] = self._read(path, name)
                 except InputError as error:
+                    cause = error.__cause__
                     reasons[index] = str(error)
+                    if isinstance(cause, InputError) and is_away(cause):
+                        self._check_folder()
+                        reasons[index] += AGAIN
         return Batch(pixels, tuple(indices), reasons)
+
+    def _check_folder(self) -> None:
+        """Raise an InputError where not the image is away, but the whole folder."""
+        root = self.images.root
+        if self.images.is_local and not os.path.isdir(root):
+            raise InputError(
+                f"the folder {root} is away; what is done is kept; start the same command again "
+                "when it is back."
+            )
 
     def _read(self, path: Path, name: str) -> Tensor:
         """One image as the model takes it.

@@ -18,7 +18,7 @@ from .jobs import Job
 from .pictures import pictures
 from .plan import Plan, plan_study
 from .results import Summary
-from .shards import Shard, parse_shard
+from .shards import Shard, parse_final, parse_shard
 from .worker import StudyWorker
 
 
@@ -73,7 +73,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
             plan.shards,
             output,
             engine,
-            parse=parse_shard,
+            parse=parse_final,
             before={manifests.NAME: manifests.to_bytes(begun), file_list.NAME: files.to_csv()},
             result=results.STATISTICS,
             models=models,

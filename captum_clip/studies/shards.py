@@ -10,6 +10,7 @@ import numpy as np
 
 from ..runs import Arrays, to_npz
 from .batch_explainer import Explained
+from .image_loader import AGAIN
 
 FOLDER: Final = "shards"
 _START: Final = "measure_"
@@ -120,3 +121,15 @@ def parse_shard(arrays: Arrays, shard: Shard) -> Explained:
         raise ValueError("its measures are not those of its scores")
     why = {int(index): str(reason) for index, reason in zip(skipped, reasons, strict=True)}
     return Explained(indices, maps, scores, measures, why)
+
+
+def parse_final(arrays: Arrays, shard: Shard) -> Explained:
+    """The same of a shard that need not be computed again.
+
+    Raises:
+        ValueError: as :func:`parse_shard`, or a disk refused one of its images.
+    """
+    explained = parse_shard(arrays, shard)
+    if any(reason.endswith(AGAIN) for reason in explained.skipped.values()):
+        raise ValueError("some of its images could not be read")
+    return explained

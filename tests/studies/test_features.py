@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.studies import find_images, image_features
+from captum_clip.studies import features, find_images, image_features
 from captum_clip.studies.feature_cache import FeatureCache, default_cache
 from tests import builders
 
@@ -147,10 +147,52 @@ def test_files_that_cannot_be_read_are_left_out_with_a_reason(clip, paths, tmp_p
     assert (found.paths, found.indices) == ((paths[1], paths[2]), (1, 5))
     np.testing.assert_array_equal(found.rows, wanted.rows)
     assert list(found.skipped) == [missing, tmp_path, broken, text, huge]
-    assert "No such file" in found.skipped[missing]
+    assert "there is no image file" in found.skipped[missing]
     assert "may be truncated or damaged" in found.skipped[broken]
     assert "not an image" in found.skipped[text]
     assert "decompression bomb" in found.skipped[huge]
+
+
+def test_a_file_that_changes_meanwhile_gives_its_row_to_its_own_content(
+    clip, paths, tmp_path, monkeypatch
+):
+    """Between its sum and its picture: the cache must not keep another picture's row under it."""
+    twin = tmp_path / "twin.png"
+    twin.write_bytes(paths[0].read_bytes())
+    wanted = image_features(clip, [*paths[:3], paths[5]], cache=False, batch_size=1).rows
+    hashes = features._hashes
+
+    def change(listed, progress):
+        result = hashes(listed, progress)
+        paths[0].write_bytes(paths[5].read_bytes())
+        paths[1].unlink()
+        paths[2].write_bytes(b"no image")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_hashes", change)
+        found = image_features(clip, [twin, *paths[:3]], cache=tmp_path / "cache", batch_size=1)
+    assert found.paths == (twin, paths[0])
+    assert list(found.skipped) == [paths[1], paths[2]]
+    np.testing.assert_array_equal(found.rows, wanted[[0, 3]])
+    again = image_features(clip, [twin, paths[0]], cache=tmp_path / "cache", batch_size=1)
+    np.testing.assert_array_equal(again.rows, wanted[[0, 3]])
+
+
+def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
+    """Opened, it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    found = image_features(clip, [tmp_path / "pipe.png", paths[0]], cache=False)
+    assert found.paths == (paths[0],)
+    assert "is no file but a pipe" in found.skipped[tmp_path / "pipe.png"]
+
+
+def test_narrow_pictures_are_left_out(clip, paths, tmp_path):
+    """They do not end a search among thousands."""
+    Image.new("1", (60000, 1)).save(tmp_path / "bomb.png")
+    found = image_features(clip, [tmp_path / "bomb.png", paths[0]], cache=False)
+    assert found.paths == (paths[0],)
+    assert "too long and narrow" in found.skipped[tmp_path / "bomb.png"]
 
 
 def test_files_of_equal_content_have_reasons_of_their_own(clip, tmp_path):
@@ -294,11 +336,11 @@ def test_a_worker_that_dies_is_said(clip, paths, monkeypatch):
     """With what to do."""
     parent = os.getpid()
 
-    def die(path):
+    def die(*_):
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("captum_clip.studies.features.as_pil", die)
+    monkeypatch.setattr("captum_clip.studies.features.decode_file", die)
     with pytest.raises(InputError, match=r"a process that decodes images died.*take fewer workers"):
         image_features(clip, paths, cache=False, workers=1)
 

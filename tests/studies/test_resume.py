@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,4 +225,42 @@ def test_a_decoding_process_that_dies_is_said(
         with pytest.raises(InputError, match="a process that decodes images died"):
             run_study(folders.config_of(images, output, vit, workers=1))
     run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole
+
+
+def test_images_that_were_away_are_tried_again(
+    tmp_path: Path, vit: str, whole: dict[str, bytes]
+) -> None:
+    """Those that a disk refused: moved back, they are in the results of the next run."""
+    images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
+    (images / "image0.png").rename(tmp_path / "kept.png")
+    (images / "image0.png").symlink_to(tmp_path / "away" / "image0.png")
+    config = folders.config_of(images, output, vit)
+    assert "tried again" in run_study(config).skipped["image0.png"]
+    assert len(shards_of(output)) == 2
+    (tmp_path / "away").mkdir()
+    shutil.copy(tmp_path / "kept.png", tmp_path / "away" / "image0.png")
+    (output / "images.csv").write_bytes(whole["images.csv"])  # with the size that it has now
+    assert run_study(config).skipped == {}
+    assert folders.content(output) == whole
+
+
+def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
+    tmp_path: Path, vit: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are not remembered as files that cannot be read."""
+    images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
+    config, load = folders.config_of(images, output, vit), ImageLoader.load
+
+    def vanish(self: ImageLoader, indices: Sequence[int]) -> Any:
+        if 4 in indices:
+            images.rename(tmp_path / "away")
+        return load(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageLoader, "load", vanish)
+        with pytest.raises(InputError, match=r"images is away; .* start the same command again"):
+            run_study(config)
+    (tmp_path / "away").rename(images)
+    assert run_study(config).skipped == {}
     assert folders.content(output) == whole
