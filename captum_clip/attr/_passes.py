@@ -129,11 +129,7 @@ def _check_first_query(gradient: Tensor) -> None:
 def layer_record(record: Recording, index: int) -> tuple[LayerRecord, Tensor]:
     """What a layer showed, and its tokens."""
     seen = record.layers[index]
-    if seen.tokens is None:
-        raise CaptureError(
-            f"Layer {index} of the vision tower ran without its hooks; it was compiled, or "
-            "exchanged during the forward. Explain the model without torch.compile."
-        )
+    assert seen.tokens is not None
     return seen, seen.tokens
 
 

@@ -131,12 +131,15 @@ def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
 
 def holds_gate(module: nn.Module) -> bool:
     """Whether a module is a norm or an activation, linear once its gate is held."""
-    return isinstance(module, nn.LayerNorm) or _is_rms_norm(module) or _is_activation(module)
+    return isinstance(module, nn.LayerNorm) or _is_rms_norm(module) or is_activation(module)
 
 
 def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
-    """The module's result, whose graph has the gate as a constant: 1 / sigma, or f(x) / x."""
-    if _is_activation(module):
+    """The module's result but for rounding, whose graph has its gate as a constant.
+
+    That is 1 / sigma of a norm, f(x) / x of an activation.
+    """
+    if is_activation(module):
         gate = torch.where(token == 0, torch.zeros_like(token), result / token).detach()
         return token * gate + (result - token * gate).detach()
     wide = token.to(torch.promote_types(token.dtype, torch.float32))
@@ -147,8 +150,7 @@ def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
         normed = normed * module.weight
     if getattr(module, "bias", None) is not None:
         normed = normed + module.bias
-    normed = normed.to(result.dtype)
-    return normed + (result - normed).detach()  # some norms compute in single precision
+    return normed.to(result.dtype)
 
 
 def _plain(step: Step) -> Step:
@@ -205,7 +207,7 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
         return _through_layer_norm(step, token, direction)
     if _is_rms_norm(step):
         return _through_rms_norm(step, token, direction)
-    if _is_activation(step):
+    if is_activation(step):
         after: Tensor = step(token)
         gate = torch.where(token == 0, torch.zeros_like(token), after / token)
         rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
@@ -248,9 +250,25 @@ def _is_rms_norm(step: nn.Module) -> bool:
     return isinstance(step, nn.RMSNorm) or type(step).__name__.lower().endswith("rmsnorm")
 
 
-_ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Hardswish)
+_ACTIVATIONS = (
+    nn.GELU,
+    nn.ReLU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Mish,
+    nn.Softplus,
+)
 
 
-def _is_activation(step: nn.Module) -> bool:
+def is_activation(step: nn.Module) -> bool:
+    """Whether a module is a function of each number by itself."""
     name = type(step).__name__
     return isinstance(step, _ACTIVATIONS) or "GELU" in name or name.endswith("Activation")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.steps import holds_gate, with_gate_held
+from ..errors import UnsupportedModelError
+from ..models.steps import holds_gate, is_activation, with_gate_held
 from ..models.towers import Attention, AttentionLayer, ViTTower
 from .hooks import Hooks
 from .records import LayerRecord, Recording, as_leaf, plan_embedding, recording
@@ -32,14 +33,23 @@ def record_gates_held(
 
     def plan(hooks: Hooks, record: Recording) -> None:
         def start(result: Tensor) -> Tensor:
+            record.unseen.pop(tower.patches, None)
             record.patches = as_leaf(result)
             return record.patches
 
+        record.unseen[tower.patches] = "The patch projection"
         hooks.after(tower.patches, start)
-        stem = set(tower.patches.modules())
+        stem, gates = set(tower.patches.modules()), _gates(tower)
         for module in tower.module.modules():
-            if module not in stem and holds_gate(module):
-                hooks.replace(module, partial(_gate_held, module, _is_gate(tower, module)))
+            if module in stem:
+                continue
+            if holds_gate(module):
+                hooks.replace(module, partial(_gate_held, record, module, module in gates))
+            elif _is_unknown(module):
+                hooks.after(module, partial(_refuse_unknown, module))
+        for index, layer in enumerate(tower.layers):
+            held = filter(holds_gate, layer.block.modules())
+            record.unseen.update(dict.fromkeys(held, f"Layer {index}"))
         for index, attention in enumerate(tower.attentions):
             _plan_attend(hooks, record, index, attention, attend)
         plan_embedding(hooks, record, tower, leaf=False)
@@ -48,19 +58,64 @@ def record_gates_held(
         yield record
 
 
-def _is_gate(tower: ViTTower, module: nn.Module) -> bool:
-    """Whether an activation gates another branch (SwiGLU), which is then the linear one."""
-    for owner in tower.module.modules():
-        gated = "glu" in type(owner).__name__.lower() or hasattr(owner, "gate_proj")
-        if gated and module in owner.children():
-            return not isinstance(module, nn.LayerNorm)
-    return False
+def _gates(tower: ViTTower) -> set[nn.Module]:
+    """The activations that gate another branch (SwiGLU), which is then the linear one."""
+    gated = (
+        owner
+        for owner in tower.module.modules()
+        if "glu" in type(owner).__name__.lower() or "gate_proj" in owner._modules
+    )
+    return {child for owner in gated for child in owner.children() if is_activation(child)}
 
 
-def _gate_held(module: nn.Module, gates: bool, args: tuple[Any, ...], result: Tensor) -> Tensor:
+def _is_unknown(module: nn.Module) -> bool:
+    """Whether a module without parts may be more than linear without being known as a gate."""
+    if next(module.children(), None) is not None or isinstance(module, nn.Linear):
+        return False
+    where = type(module).__module__
+    return where.split(".")[0] not in _LIBRARIES or where == "torch.nn.modules.activation"
+
+
+_LIBRARIES = ("torch", "transformers", "timm", "open_clip")
+
+
+def _refuse_unknown(module: nn.Module, _: Any) -> None:
+    if torch.is_grad_enabled():  # otherwise inside an attention, whose output is replaced
+        raise UnsupportedModelError(
+            f"the vision tower has a {type(module).__name__}, of which it is not known whether it "
+            "is linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
+            "Take another method."
+        )
+
+
+def _gate_held(
+    record: Recording, module: nn.Module, gates: bool, args: tuple[Any, ...], result: Tensor
+) -> Tensor:
+    record.unseen.pop(module, None)
     if not torch.is_grad_enabled():  # inside an attention, whose output is replaced
         return result
-    return result.detach() if gates else with_gate_held(module, args[0], result)
+    if getattr(module, "inplace", False):
+        raise UnsupportedModelError(
+            f"a {type(module).__name__} of the vision tower works in place, so what entered it is "
+            "lost; make it with inplace=False."
+        )
+    if gates:
+        return result.detach()
+    held = with_gate_held(module, args[0], result)
+    return _with_value(held, result, f"a {type(module).__name__}")
+
+
+def _with_value(held: Tensor, own: Tensor, part: str) -> Tensor:
+    """A tensor of the graph, with the library's own value, which may differ by rounding."""
+    difference = (own - held).detach()
+    bound = 1e-2 if torch.finfo(own.dtype).eps < 1e-4 else 1e-1
+    if difference.float().norm() > bound * own.detach().float().norm():
+        raise UnsupportedModelError(
+            f"{part} of the vision tower gives something else than its parameters say; a hook, a "
+            "patched forward or a class of its own changes it. Remove that, or take a method with "
+            "gradients, such as AllGradAttention."
+        )
+    return held + difference
 
 
 def _plan_attend(
@@ -71,6 +126,7 @@ def _plan_attend(
     attend: Callable[[int, LayerRecord], Tensor],
 ) -> None:
     seen = LayerRecord()
+    record.unseen[index] = f"Layer {index}"
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.tokens, seen.reading = attention.tokens(args, kwargs), record.reading
@@ -79,12 +135,13 @@ def _plan_attend(
         torch.set_grad_enabled(False)  # the attention's own graph would have its weights in it
 
     def leave(result: Any) -> Any:
+        record.unseen.pop(index, None)
         torch.set_grad_enabled(True)
-        output = attend(index, seen)
-        whole = attention.output(result).to(output.dtype)
+        whole, held = attention.output(result), attend(index, seen)
         # of a probe's queries only the first one is read
-        output = torch.cat([output, whole[:, output.shape[1] :]], 1)
-        return attention.replaced(result, output.to(attention.output(result).dtype))
+        own, others = whole[:, : held.shape[1]], whole[:, held.shape[1] :]
+        held = _with_value(held.to(own.dtype), own, f"the attention of layer {index}")
+        return attention.replaced(result, torch.cat([held, others], 1))
 
     hooks.before(attention.inlet, enter)
     hooks.after(attention.outlet, leave)

@@ -67,6 +67,7 @@ class Recording:
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
     shift: Tensor | None = None  # (B, C), zero, added to the features at all positions
+    unseen: dict[object, str] = field(default_factory=dict)  # what must still run, in words
 
     def finish(self) -> None:
         """Say clearly that the tower was not run.
@@ -79,6 +80,18 @@ class Recording:
                 "The forward function did not run the vision tower that was given as `layer`; "
                 "it must run it exactly once, and through the module's call."
             )
+
+    def check_all_seen(self) -> None:
+        """Say clearly that a hook did not act, which would leave its part out of the map.
+
+        Raises:
+            CaptureError: a part ran without its hooks.
+        """
+        for part in self.unseen.values():
+            raise CaptureError(
+                f"{part} of the vision tower ran without its hooks; it was compiled, or exchanged "
+                "during the forward. Explain the model without torch.compile."
+            ) from None
 
 
 @contextmanager
@@ -112,6 +125,7 @@ def recording(
     finally:
         hooks.remove()
         torch.set_grad_enabled(mode)
+    record.check_all_seen()
 
 
 def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool = True) -> None:

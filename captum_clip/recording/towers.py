@@ -75,11 +75,13 @@ def record_vit(
 
 def _plan_final(hooks: Hooks, record: Recording, tower: ViTTower, *, leaf: bool) -> None:
     block = tower.layers[-1]
+    record.unseen["final"] = f"Layer {len(tower.layers) - 1}"
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record.residual = block.residual(args, kwargs)
 
     def leave(result: Any) -> Any:
+        record.unseen.pop("final", None)
         output = block.leaving(result)
         record.final = output = as_leaf(output) if leaf else output
         return block.left(result, output)
@@ -90,7 +92,10 @@ def _plan_final(hooks: Hooks, record: Recording, tower: ViTTower, *, leaf: bool)
 
 
 def _plan_block(hooks: Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+    record.unseen[layer.block] = f"Layer {index}"
+
     def leave(result: Any) -> None:
+        record.unseen.pop(layer.block, None)
         record.outputs[index] = layer.leaving(result)
 
     hooks.after(layer.block, leave)
@@ -111,12 +116,14 @@ def _plan_entrance(
     stop: int | None,
 ) -> None:
     seen = record.layers.setdefault(index, LayerRecord())
+    record.unseen[index] = f"Layer {index}"
 
     def enter_block(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(attention, AttentionLayer)
         record.residual = attention.residual(args, kwargs)
 
     def enter_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.unseen.pop(index, None)
         tokens, context = attention.tokens(args, kwargs), None
         if isinstance(attention, AttentionLayer):
             context = attention.context(args, kwargs)
@@ -183,7 +190,10 @@ def record_resnet(
     """
 
     def plan(hooks: Hooks, record: Recording) -> None:
+        record.unseen[tower.stage] = "The last stage"
+
         def leave(features: Tensor) -> Tensor:
+            record.unseen.pop(tower.stage, None)
             record.features = features.detach()
             if then == "stop":
                 raise Stop

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
-from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
+from captum_clip.recording.hooks import Hooks
 from tests import builders
 from tests.attr import cases
 
@@ -247,3 +248,103 @@ def test_tokens_that_do_not_fit_the_grid_are_counted() -> None:
     message = r"ran on 19 tokens, but 1 before the patches and a grid of 4 x 4 make 17; take away"
     with pytest.raises(UnsupportedModelError, match=message):
         attr.LastGradAttention(similarity_of(built)).attribute_targets(built.images())
+
+
+def quarter(module: nn.Module, args: Any, out: Any) -> Any:
+    """A hook that takes most of an attention's output away."""
+    return scaled(out, 0.25)
+
+
+class Cubed(nn.Module):
+    """An activation of somebody's own."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Cubes."""
+        return tokens**3
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip", "eva02"])
+def test_conservative_refuses_a_hook_that_changes_an_attention_or_a_norm(name: str) -> None:
+    """Its own product of weights and values would be another model's; one that looks may stay."""
+    small = cases.BUILDERS[name]()
+    method: Any = attr.ConservativePropagation(similarity_of(small))
+    layer = method._tower.layers[0]
+    norm = next(m for m in layer.block.modules() if isinstance(m, nn.LayerNorm))
+    expected = method.attribute(small.images(), target=0)
+    for module in (layer.attention, norm):
+        handle = module.register_forward_hook(lambda module, args, out: None)
+        assert torch.equal(method.attribute(small.images(), target=0), expected)
+        handle.remove()
+        handle = module.register_forward_hook(quarter)
+        with pytest.raises(UnsupportedModelError, match=r"something else than its parameters say"):
+            method.attribute(small.images(), target=0)
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        (Cubed(), r"has a Cubed, of which it is not known whether it is linear"),
+        (nn.GLU(), r"has a GLU, of which it is not known"),
+        (nn.SiLU(inplace=True), r"SiLU of the vision tower works in place.*inplace=False"),
+    ],
+)
+def test_conservative_refuses_an_activation_that_it_cannot_hold(
+    activation: nn.Module, message: str
+) -> None:
+    small = builders.hf_vit()
+    mlp: Any = small.model.vision_model.encoder.layers[1].mlp
+    mlp.activation_fn = activation
+    if isinstance(activation, nn.GLU):
+        mlp.fc1 = nn.Linear(32, 96)
+    with pytest.raises(UnsupportedModelError, match=message):
+        attr.ConservativePropagation(similarity_of(small)).attribute(small.images(), target=0)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.Mish(), nn.SELU()])
+def test_conservative_holds_every_activation_of_torch(activation: nn.Module) -> None:
+    """Without constants the maps add up to the score, which an activation not held would upset."""
+    small = builders.hf_vit()
+    for layer in small.model.vision_model.encoder.layers:
+        layer.mlp.activation_fn = activation
+    small.model.double()
+    with torch.no_grad():
+        for name, value in small.model.vision_model.named_parameters():
+            if any(word in name for word in ("bias", "class_embedding", "position")):
+                value.zero_()
+    method = attr.ConservativePropagation(similarity_of(small))
+    _, rest = method.attribute_targets(small.images(2, torch.float64), return_rest=True)
+    assert rest.abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "methods"),
+    [
+        ("hf_vit", "vision_model.encoder.layers.2.self_attn", list(attr.METHODS)),
+        ("hf_vit", "vision_model.encoder.layers.2", ["legrad"]),
+        ("siglip", "vision_model.head.attention", ["rollout", "all-grad", "last-grad", "direct"]),
+        ("open_clip_resnet", "visual.layer4", ["grad-cam", "direct"]),
+        ("hf_vit", "vision_model.encoder.layers.0.mlp.activation_fn", ["conservative"]),
+        ("hf_vit", "vision_model.embeddings.patch_embedding", ["conservative"]),
+    ],
+)
+def test_a_part_that_runs_without_its_hooks_is_named(
+    name: str, part: str, methods: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in code that was compiled before; left out in silence it would be another's map."""
+    small = cases.BUILDERS[name]()
+    silent = small.model.get_submodule(part)
+    for way in ("before", "after", "replace"):
+        register = getattr(Hooks, way)
+
+        def unless_silent(hooks: Any, module: Any, hook: Any, register: Any = register) -> None:
+            if module is not silent:
+                register(hooks, module, hook)
+
+        monkeypatch.setattr(Hooks, way, unless_silent)
+    for method in (attr.METHODS[each] for each in methods):
+        similarity = similarity_of(small)
+        if similarity.clip.kind in method.towers:
+            made = method(similarity)
+            with pytest.raises(CaptureError, match=r"ran without its hooks.*torch.compile"):
+                made.attribute(small.images(), target=0)
