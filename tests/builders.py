@@ -33,7 +33,7 @@ class Small(NamedTuple):
         visual = getattr(self.model, "visual", None)
         config = None if visual is not None else self.model.config
         parts = (getattr(config, f"{part}_config", None) for part in ("vision", "image"))
-        size = (visual or next(filter(None, parts))).image_size
+        size = getattr(visual or next(filter(None, parts)), "image_size", IMAGE_SIZE)  # NaFlex
         height, width = size if isinstance(size, tuple) else (size, size)
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(batch, 3, height, width, generator=generator).to(dtype)
@@ -153,6 +153,28 @@ def siglip(seed: int = 1, **vision: Any) -> Small:
     with torch.random.fork_rng():
         model = SiglipModel(config)
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
+
+
+def naflex(seed: int = 0) -> Small:
+    """A SigLIP 2 NaFlex: 3 layers, 4 heads, width 24, at most 16 patches of 8 x 8."""
+    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model
+
+    shared = {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 4}
+    text = {"num_hidden_layers": 2, "vocab_size": 259, "max_position_embeddings": 77}
+    special = {"pad_token_id": 0, "bos_token_id": 257, "eos_token_id": 258}
+    config = Siglip2Config(
+        text_config={**shared, **text, **special, "projection_size": 24},
+        vision_config={
+            **shared,
+            "num_hidden_layers": 3,
+            "patch_size": PATCH_SIZE,
+            "num_patches": (IMAGE_SIZE // PATCH_SIZE) ** 2,
+        },
+    )
+    with torch.random.fork_rng():
+        model = Siglip2Model(config)
+    processor = Siglip2ImageProcessor(patch_size=PATCH_SIZE, max_num_patches=16)
+    return Small(randomize(model, seed), processor, byte_tokenizer())
 
 
 def hf_layout(prefix: str, seed: int = 0, text: Mapping[str, Any] = MappingProxyType({})) -> Small:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import UnsupportedModelError
@@ -34,20 +34,12 @@ def timm_tower(name: str) -> Any:
         return CLIP(embed_dim=24, vision_cfg=vision, text_cfg=dict(builders.TEXT_CONFIG))
 
 
-def naflex() -> nn.Module:
-    """A `Siglip2Model`, of which nothing but the class is looked at."""
-    from transformers import Siglip2Model
-
-    model = Siglip2Model.__new__(Siglip2Model)
-    nn.Module.__init__(model)
-    return model
-
-
 TOWERS: dict[str, Callable[[], Any]] = {
     "demo/vit": lambda: load_clip("demo/vit").model,
     "demo/resnet": lambda: load_clip("demo/resnet").model,
     "transformers CLIP": lambda: builders.hf_vit().model,
     "transformers SigLIP": lambda: builders.siglip().model,
+    "transformers SigLIP 2 NaFlex": lambda: builders.naflex().model,
     "transformers MetaClip2": lambda: builders.BUILDERS["metaclip2"]().model,
     "transformers AltCLIP": lambda: builders.BUILDERS["altclip"]().model,
     "transformers ChineseCLIP": lambda: builders.BUILDERS["chinese_clip"]().model,
@@ -85,7 +77,6 @@ TOWERS: dict[str, Callable[[], Any]] = {
     "OpenCLIP ViT, scale_heads": partial(open_clip_vit, scale_heads=True),
     "OpenCLIP relpos": partial(timm_tower, "vit_relpos_medium_patch16_cls_224"),
     "OpenCLIP Swin": partial(timm_tower, "swin_base_patch4_window7_224"),
-    "transformers NaFlex (Siglip2Model)": naflex,
 }
 
 
@@ -93,7 +84,7 @@ def similarity_of(model: Any) -> tuple[ClipSimilarity, Tensor]:
     """The cosine with two random rows, and images of the model's size."""
     clip = load_clip(model)
     vision: Any = clip.vision
-    size = (vision if hasattr(vision, "image_size") else vision.config).image_size
+    size = getattr(vision if hasattr(vision, "image_size") else vision.config, "image_size", 32)
     side = size[0] if isinstance(size, tuple) else size
     images = normal(1, 3, side, side, seed=0)
     with torch.no_grad():

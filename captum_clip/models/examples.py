@@ -25,6 +25,7 @@ def _open_clip(family: str, name: str) -> Example:
 
 EXAMPLES: tuple[Example, ...] = (
     _transformers("SigLIP 2", "google/siglip2-base-patch16-224"),
+    _transformers("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex"),
     _transformers("SigLIP", "google/siglip-base-patch16-224"),
     _open_clip("SigLIP 2", "ViT-B-16-SigLIP2/webli"),
     _open_clip("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k"),

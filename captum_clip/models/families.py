@@ -17,6 +17,7 @@ from . import (
     dual_encoder,
     flava,
     huggingface,
+    naflex,
     open_clip,
     siglip,
     timm_vit,
@@ -36,6 +37,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "transformers.models.tipsv2.modeling_tipsv2": tipsv2,
     "transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder": dual_encoder,
     "transformers.models.siglip.modeling_siglip": siglip,
+    "transformers.models.siglip2.modeling_siglip2": naflex,
     "open_clip": open_clip,
     "timm.models.vision_transformer": timm_vit,
 }
@@ -44,12 +46,9 @@ _FAMILIES: dict[str, ModuleType] = {
 _REFUSED = {
     "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
     "Salesforce/blip-itm-base-coco",
-    "Siglip2Model": "NaFlex gives every image a grid of its own; take a checkpoint of fixed size, "
-    "such as google/siglip2-base-patch16-224",
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
     "image has no one embedding; take a CLIP or SigLIP",
 }
-_REFUSED["Siglip2VisionModel"] = _REFUSED["Siglip2Model"]
 
 
 def refused(class_name: str) -> str:

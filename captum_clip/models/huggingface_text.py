@@ -13,7 +13,7 @@ from .huggingface_layers import HuggingFaceLayer, check_attention, is_librarys
 from .text import TextReadout, TextTower
 from .unmodified import has_no_foreign_hooks
 
-LAYOUTS: Final = ("CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "Siglip")
+LAYOUTS: Final = ("CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "Siglip", "Siglip2")
 """What the classes of models are called whose text tower has this layout."""
 
 

@@ -94,7 +94,7 @@ def tower_of(module: nn.Module) -> SiglipTower | None:
         inner = inner.vision_model
     for index, block in enumerate(inner.encoder.layers):
         check_attention(index, block.self_attn)
-    probe = _probe(inner) if getattr(inner, "head", None) is not None else None
+    probe = probe_of(inner)
     return SiglipTower(
         module=inner,
         layers=tuple(HuggingFaceLayer(block) for block in inner.encoder.layers),
@@ -104,13 +104,20 @@ def tower_of(module: nn.Module) -> SiglipTower | None:
     )
 
 
-def _probe(vision: Any) -> MultiheadProbe:
-    head = vision.head
+def probe_of(vision: Any) -> MultiheadProbe | None:
+    """The pooling head of a SigLIP vision model; None where it has none.
+
+    Raises:
+        UnsupportedModelError: its attention is more than the library's own.
+    """
+    head = getattr(vision, "head", None)
+    if head is None:
+        return None
     for what in unsupported_parts(head.attention):
         raise UnsupportedModelError(
-            f"the pooling head of the SiglipVisionModel has an attention with {what}; expected the "
-            "library's own. Merge adapters such as LoRA into the weights first, load the model "
-            "without quantisation, and remove hooks from it."
+            f"the pooling head of the {type(vision).__name__} has an attention with {what}; "
+            "expected the library's own. Merge adapters such as LoRA into the weights first, load "
+            "the model without quantisation, and remove hooks from it."
         )
     query, norm = partial(_embedded_query, head), vision.post_layernorm
     return MultiheadProbe(head.attention, query, norm, [norm, head])

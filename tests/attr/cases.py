@@ -37,11 +37,13 @@ READOUTS: dict[str, tuple[oracles.Row, int]] = {
     "aimv2": ("probe", 0),
     "flava": ("cls", 1),
     "tipsv2": ("cls", 2),
+    "naflex": ("probe", 0),
 }
 CONTRACT = ["siglip", "eva02", "pe_core"]  # what every law is tried on
 BUILDERS = {
     **builders.BUILDERS,
     **timm_builders.BUILDERS,
+    "naflex": builders.naflex,
     "coca": builders.coca,
     "open_clip_norms": builders.open_clip_norms,
 }
@@ -136,6 +138,12 @@ def embed(model: Any, pixels: Tensor) -> Tensor:
     if hasattr(model, "vision_proj"):  # BLIP
         hidden = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)[0]
         return model.vision_proj(hidden[:, 0])
+    if type(model).__name__ == "Siglip2Model":  # takes patches
+        grid = [side // 8 for side in pixels.shape[-2:]]
+        patches = pixels.reshape(len(pixels), 3, grid[0], 8, grid[1], 8).permute(0, 2, 4, 3, 5, 1)
+        patches = patches.reshape(len(pixels), grid[0] * grid[1], -1)
+        mask, shapes = torch.ones(patches.shape[:2]), torch.tensor([grid] * len(pixels))
+        return model.get_image_features(patches, mask, shapes).pooler_output
     if type(model).__name__ == "Tipsv2Model":  # interpolates where it has to
         return model.get_image_features(pixels).pooler_output
     features = model.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True)

@@ -21,6 +21,7 @@ TEXTS = ["a horse and a dog", "a dog"]
 MODELS: dict[str, Callable[[], builders.Small]] = {
     "hf_vit": builders.hf_vit,
     "siglip": builders.siglip,
+    "naflex": builders.naflex,
     "open_clip_vit": builders.open_clip_vit,
     "open_clip_text": partial(builders._open_clip, 3, builders.VIT_CONFIG, custom_text=True),
     "metaclip": partial(builders.hf_layout, "MetaClip2"),

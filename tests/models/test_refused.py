@@ -117,18 +117,6 @@ def test_a_tower_without_its_text_tower_is_refused_by_load_clip():
         load_clip(model)
 
 
-def test_naflex_is_refused_with_what_would_run_instead():
-    from transformers import Siglip2Model
-
-    model = Siglip2Model.__new__(Siglip2Model)
-    nn.Module.__init__(model)
-    for ask in (load_clip, tower_of):
-        with pytest.raises(
-            UnsupportedModelError, match=r"Siglip2Model.*NaFlex.*take .*patch16-224"
-        ):
-            ask(model)
-
-
 def test_a_dual_encoder_with_another_vision_model_is_refused_by_name():
     model = small("dual_encoder").model
     model.vision_model = nn.Linear(2, 2)

@@ -55,7 +55,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         load_clip(tmp_path)
 
 
-NAFLEX = '{"model_type": "siglip2", "architectures": ["Siglip2Model"]}'
+BLIP_2 = '{"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval"]}'
 
 
 def test_a_folder_with_another_kind_of_model_is_named(tmp_path):
@@ -67,8 +67,8 @@ def test_a_folder_with_another_kind_of_model_is_named(tmp_path):
 
 
 def test_another_kind_of_model_on_the_hub_is_named_with_what_would_run_instead(cache):
-    (cache("some/one") / "config.json").write_text(NAFLEX)
-    message = r"load_clip\('some/one'\).* type 'siglip2'; NaFlex gives .*siglip2-base-patch16-224"
+    (cache("some/one") / "config.json").write_text(BLIP_2)
+    message = r"load_clip\('some/one'\).* type 'blip-2'; its score is .*take a CLIP or SigLIP"
     with pytest.raises(UnsupportedModelError, match=message):
         load_clip("some/one")
 

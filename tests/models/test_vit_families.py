@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
-from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.variants import randomization_stages, randomize_parameters, renumber_heads
 from captum_clip.recording import record_vit
 from tests import builders, timm_builders
 from tests.attr import cases
+from tests.samples import picture
 
 FAMILIES = list(cases.READOUTS)
 PROBES = [name for name in FAMILIES if cases.READOUTS[name][0] == "probe"]
@@ -53,7 +54,7 @@ def test_layers_show_tokens_and_blocks(name):
         for layer in found.layers
     ]
     with record_vit(found, keep=range(len(found.attentions))) as record:
-        found.module(images)
+        cases.embed(cases.built(name, torch.float64).model, images)
     for handle in handles:
         handle.remove()
     for index, layer in enumerate(found.layers):
@@ -241,3 +242,34 @@ def test_text_models_of_transformers_in_open_clip_say_their_pooling(pooler, row)
     model.text = text
     readout = load_clip(model).text_readout
     assert readout == (None if row is None else (row, False, "max_length"))
+
+
+@torch.no_grad()
+def test_naflex_sees_a_picture_in_its_own_shape():
+    """The processor's patches are joined, and the embedding is that of the padded patches."""
+    built = cases.built("naflex")
+    clip, wide = built.load(), picture(height=24, width=40)
+    images = clip.preprocess(wide)
+    given = built.processor(images=[wide], return_tensors="pt")
+    rows, columns = given["spatial_shapes"][0].tolist()
+    assert images.shape == (1, 3, 8 * rows, 8 * columns)
+    assert clip.grid(*images.shape[-2:]) == (rows, columns)
+    assert rows < columns
+    assert rows * columns < 16  # the processor pads to 16
+    expected = F.normalize(built.model.get_image_features(**given).pooler_output, dim=-1)
+    torch.testing.assert_close(clip.encode_image(images), expected, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="sees every picture in its own shape, and these differ"):
+        clip.preprocess([wide, picture(height=40, width=24)])
+
+
+def test_naflex_refuses_padded_patches_in_a_callable_of_ones_own():
+    built = cases.built("naflex")
+    given = built.processor(images=[picture(height=24, width=40)], return_tensors="pt")
+
+    def forward(patches):
+        more = (given["pixel_attention_mask"], given["spatial_shapes"])
+        return built.model.get_image_features(patches, *more).pooler_output
+
+    method = attr.AttentionGradCam(forward, built.model)
+    with pytest.raises(CaptureError, match="different grids or on padded patches"):
+        method.attribute(given["pixel_values"], target=0)
