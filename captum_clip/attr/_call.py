@@ -113,6 +113,15 @@ class TargetScores:
                 )
             )
 
+    def depend_on(self, leaves: Sequence[Tensor]) -> bool:
+        """Whether a score has a gradient at one of the leaves."""
+        if not self.scores.requires_grad or not leaves:
+            return False
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            self.scores.sum(), leaves, retain_graph=True, allow_unused=True
+        )
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
         """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
         if not self.batched or len(self.columns) == 1:

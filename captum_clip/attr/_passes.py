@@ -249,9 +249,10 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetSc
         assert record.features is not None
         assert record.embedding is not None
         scored = TargetScores.of(scores, call, record)
-        gradient = scored.stacked_gradients(record.embedding)
-        with torch.no_grad():
-            return record, scored, tower.shift_gradient(record.features, gradient)
+        if not scored.depend_on(record.beside):
+            gradient = scored.stacked_gradients(record.embedding)
+            with torch.no_grad():
+                return record, scored, tower.shift_gradient(record.features, gradient)
     with record_resnet(tower, then="shift" if similarity is None else "stop") as record:
         scores = call.scores()
     assert record.features is not None

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import CaptureError
 from ..models.steps import Direction, Step, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
@@ -137,6 +138,12 @@ def _embedding_direction(
     flag says whether e is the output of the projection after the tower.
     """
     scored = TargetScores.of(scores, call, record)
+    if scored.depend_on(record.beside):
+        raise CaptureError(
+            "The scores depend on more of what the vision tower returned than the image embedding, "
+            "such as hidden states, so they cannot be taken apart; take a method with gradients, "
+            "such as AllGradAttention, or ClipGradCam on a ResNet."
+        )
     assert record.embedding is not None
     point, projected = record.embedding, False
     if record.projected is not None and record.projected.requires_grad:
@@ -183,8 +190,12 @@ def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool
     inner, whole = gradients
     if inner is None or whole is None:
         return False
-    (through,) = torch.autograd.grad(projected, embedding, inner, retain_graph=True)
-    return bool(torch.allclose(through, whole, rtol=1e-3, atol=1e-6 * float(whole.abs().max())))
+    through: Tensor | None = torch.autograd.grad(
+        projected, embedding, inner, retain_graph=True, allow_unused=True
+    )[0]
+    return through is not None and bool(
+        torch.allclose(through, whole, rtol=1e-3, atol=1e-6 * float(whole.abs().max()))
+    )
 
 
 def resnet_readout(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Direction]:

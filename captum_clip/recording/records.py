@@ -64,6 +64,7 @@ class Recording:
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
     patches: Tensor | None = None  # the projected patches before positions are added, a leaf
     embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf or in the graph
+    beside: list[Tensor] = field(default_factory=list)  # all else that it returned, as leaves
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
     shift: Tensor | None = None  # (B, C), zero, added to the features at all positions
@@ -134,6 +135,8 @@ def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool 
     def leave(result: Any) -> Any:
         embedding = tower.embedding(result)
         record.embedding = as_leaf(embedding) if leaf else embedding
+        if not isinstance(result, Tensor):
+            result = _as_leaves(result, record.beside)
         return tower.with_embedding(result, record.embedding)
 
     def project(result: Tensor) -> None:
@@ -142,6 +145,21 @@ def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool 
     hooks.after(tower.module, leave)
     if tower.projection_module is not None:
         hooks.after(tower.projection_module, project)
+
+
+def _as_leaves(part: Any, leaves: list[Tensor]) -> Any:
+    """A part of what a tower returned with its tensors as leaves, which are collected.
+
+    A score that reads hidden states beside the embedding has a gradient there.
+    """
+    if isinstance(part, Tensor) and part.is_floating_point():
+        leaves.append(part.detach().requires_grad_())
+        return leaves[-1]
+    if isinstance(part, dict):  # an output of transformers
+        return type(part)(**{name: _as_leaves(value, leaves) for name, value in part.items()})
+    if isinstance(part, (tuple, list)):
+        return type(part)(_as_leaves(value, leaves) for value in part)
+    return part
 
 
 def as_leaf(tensor: Tensor) -> Tensor:

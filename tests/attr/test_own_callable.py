@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from torch import Tensor
 
 from captum_clip import attr
 from captum_clip.attr import _passes
+from captum_clip.errors import CaptureError
 from tests.attr import cases
 
 CASES = [
@@ -93,3 +95,41 @@ def test_a_foreign_hook_takes_the_general_way(name: str, method: str) -> None:
         torch.testing.assert_close(explain(name, method), wanted, rtol=1e-9, atol=1e-12)
     finally:
         handle.remove()
+
+
+def reading_more(model: Any, what: str) -> Any:
+    """A forward function whose score reads hidden states beside the embedding."""
+    bank = cases.rows()
+
+    def forward(images: Tensor) -> Tensor:
+        result = model.vision_model(images, output_hidden_states=what == "an early layer")
+        project = getattr(model, "visual_projection", torch.nn.Identity())
+        cosines = torch.nn.functional.normalize(project(result.pooler_output), dim=-1) @ bank.T
+        if what == "projected patches":
+            return cosines + (project(result.last_hidden_state[:, 1:]) @ bank.T).amax(1)
+        states = result.hidden_states[1] if what == "an early layer" else result.last_hidden_state
+        return cosines + states.square().flatten(1).mean(1)[:, None]
+
+    return forward
+
+
+@pytest.mark.parametrize("what", ["hidden states", "projected patches", "an early layer"])
+@pytest.mark.parametrize("method", ["direct", "conservative"])
+def test_a_score_that_reads_more_than_the_embedding_is_not_taken_apart(
+    method: str, what: str
+) -> None:
+    """The part that is read from elsewhere would be missing in the map."""
+    forward = reading_more(cases.built("hf_vit", torch.float64).model, what)
+    with pytest.raises(CaptureError, match=r"more of what the vision tower returned.*AllGrad"):
+        explain("hf_vit", method, forward)
+
+
+def test_grad_cam_of_a_score_that_reads_the_features_too_takes_the_general_way() -> None:
+    """Its gradient does not lead through the pool alone."""
+    model = cases.built("align", torch.float64).model
+    forward = reading_more(model, "hidden states")
+    expected = LayerGradCam(forward, model.vision_model.encoder.blocks[-1]).attribute(
+        cases.images("align", torch.float64), target=1
+    )
+    found = explain("align", "grad-cam", forward)[:, 1:2]
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
