@@ -141,7 +141,7 @@ def parts(model: Any) -> dict[str, Any]:
 def run(name: str, ids: Tensor, mask: Tensor | None, *, hold: bool = False) -> Plain:
     """The text tower in plain tensors; with `hold`, every gate is a constant."""
     tower, length = parts(small(name).model), ids.shape[1]
-    causal = name != "siglip"
+    causal = name not in ("siglip", "naflex")
     visible = torch.ones(len(ids), length, length, dtype=torch.bool)
     visible = visible.tril() if causal else visible
     if mask is not None:
@@ -182,7 +182,7 @@ def run(name: str, ids: Tensor, mask: Tensor | None, *, hold: bool = False) -> P
 
 
 def read_rows(name: str, ids: Tensor) -> Tensor:
-    if name == "siglip":
+    if name in ("siglip", "naflex"):
         return torch.full((len(ids),), ids.shape[1] - 1)
     if name.startswith("open_clip"):
         return ids.argmax(-1)
