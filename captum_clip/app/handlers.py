@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from ..attr.registry import MethodChoice, default_method, methods_for
 from ..errors import CaptumClipError
 from ..models.towers import Tower
 from . import html
 from .model_cache import ModelCache
-from .queries import Query, Result, ask, layers, pick
+from .queries import Query, Result, ask, heads, layers, pick
+
+View = Literal["texts", "layers", "heads"]
+"""The tabs of the page."""
 
 _KNOWN_AS: Final = {"last-grad": "report", "all-grad": "Chefer"}
 
 _SPOKEN: Final = {
     "captum-clip models --vocabulary lists them": "they are listed below the questions",
     "sign='positive'": "\u201cfor it\u201d",
+    "so there is nothing to keep per head; leave it out": "so it has no heads to show",
+    "leave it out, or take a ViT": "choose a vision transformer",
 }
 """What an error says to those who type commands or Python -> to those who look at the page."""
 
@@ -41,26 +46,29 @@ class PageState:
         result: what later clicks go on from; None where nothing was found.
         cards: HTML of the texts' maps.
         layers: HTML of the layer view.
+        heads: HTML of the heads' view.
         problem: a sentence, empty where all went well.
     """
 
     result: Result | None = None
     cards: str = html.WELCOME
     layers: str = ""
+    heads: str = ""
     problem: str = ""
 
 
-def show(
-    cache: ModelCache, query: Query, before: PageState, *, with_layers: bool = False
-) -> PageState:
-    """Answer a query; if that cannot be, the maps of the one before stay, and it is said."""
+def show(cache: ModelCache, query: Query, before: PageState, view: View = "texts") -> PageState:
+    """Answer a query; if that cannot be, the maps of the one before stay, and it is said.
+
+    Of the other views the one that is open is filled too.
+    """
     try:
         result = ask(cache, query)
     except CaptumClipError as error:
         kept = "" if before.result is None else " The maps are still those of the query before."
         return replace(before, problem=f"{sentence(error)}{kept}")
     state = PageState(result, html.cards(result))
-    return open_layers(cache, state) if with_layers else state
+    return state if view == "texts" else open_view(cache, state, view)
 
 
 def pick_word(cache: ModelCache, before: PageState, text: int, word: int) -> PageState:
@@ -74,15 +82,23 @@ def pick_word(cache: ModelCache, before: PageState, text: int, word: int) -> Pag
     return replace(before, result=result, cards=html.cards(result), problem="")
 
 
-def open_layers(cache: ModelCache, before: PageState, text: int = 0) -> PageState:
-    """Fill the layer view, with the reason where there is none."""
-    if before.result is None:
-        return replace(before, layers=html.WELCOME)
-    try:
-        rows = html.layer_rows(before.result, text, *layers(cache, before.result, text))
-    except CaptumClipError as error:
-        rows = html.problem(sentence(error))
-    return replace(before, layers=rows)
+def open_view(
+    cache: ModelCache, before: PageState, view: Literal["layers", "heads"], text: int = 0
+) -> PageState:
+    """Fill the view of a text's layers or heads, with the reason where there are none."""
+    shown = html.WELCOME
+    if before.result is not None:
+        try:
+            shown = _draw(cache, before.result, view, text)
+        except CaptumClipError as error:
+            shown = html.problem(sentence(error))
+    return replace(before, heads=shown) if view == "heads" else replace(before, layers=shown)
+
+
+def _draw(cache: ModelCache, result: Result, view: Literal["layers", "heads"], text: int) -> str:
+    if view == "heads":
+        return html.head_cards(result, text, heads(cache, result, text))
+    return html.layer_rows(result, text, *layers(cache, result, text))
 
 
 def methods_of(cache: ModelCache, model: str) -> tuple[dict[str, str], str, str]:

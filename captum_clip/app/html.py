@@ -1,4 +1,4 @@
-"""What was found, as HTML: a card per text, a row of pictures of the layers."""
+"""What was found, as HTML: a card per text, pictures of the layers and of the heads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from html import escape
 from typing import Final
 
 import numpy as np
+import torch
 from matplotlib.colors import Colormap
 from PIL import Image
 from torch import Tensor
 
 from .. import maps
+from ..figures.heads import ScoreParts
+from ..visualization.heads import REST, sum_notes
 from ..visualization.overlay import score_note
 from ..visualization.style import HEAT, NEGATIVE, POSITIVE, colormap
 from .pictures import css_gradient, data_url, layer, photo, signed_heat, signed_layer
@@ -76,6 +79,39 @@ def layer_rows(result: Result, text: int, attention: Tensor, gradient: Tensor) -
         "its own; layers count from 0, as in LayerAttention."
     )
     return f'<div style="{_photo(image)}"><p class="hint">{note}</p>{body}</div>'
+
+
+def head_cards(result: Result, text: int, parts: ScoreParts) -> str:
+    """A card for each of the heads, for all others together, and for the rest."""
+    image = result.explanation.images[0]
+    # the rest has no map: the pale photo alone
+    raw = torch.cat([parts.maps, torch.zeros_like(parts.maps[:1])])
+    pairs = zip(*signed_heat(raw, (image.shape[-2], image.shape[-1])), strict=True)
+    total, notes = sum_notes(parts.maps.numpy(), parts.rest)
+    cards = "".join(
+        _card(
+            _picture(data_url(signed_layer(up, down, (POSITIVE, NEGATIVE))), label),
+            "",
+            f"{label}<br>{note}",
+        )
+        for (up, down), label, note in zip(pairs, [*parts.labels, REST], notes, strict=True)
+    )
+    name = escape(result.explanation.names[text])
+    what = {
+        "positive": "the heads that add most",
+        "negative": "the heads that take most away",
+        "both": "the heads that add most, then those that take most away",
+    }[result.sign]
+    note = (
+        f"\u201c{name}\u201d has the {total}; here are {what}, with what each adds and its share. "
+        "With all other heads and the rest (class token, MLPs, biases) the numbers add up to the "
+        "cosine. Orange adds to it, blue takes away; each picture has a scale of its own; layers "
+        "and heads count from 0, as in DirectContribution."
+    )
+    return (
+        f'<div style="{_photo(image)}"><p class="hint">{note}</p>'
+        f'<div class="layers">{cards}</div></div>'
+    )
 
 
 def problem(sentence: str) -> str:

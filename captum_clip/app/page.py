@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError
@@ -29,6 +29,10 @@ _QUIET: Final[dict[str, Any]] = {
 }
 _UPLOAD_SECONDS: Final = 3600
 _FIRST_SCENE: Final = 5  # one that is answered well
+_VIEWS: Final[dict[Literal["layers", "heads"], str]] = {
+    "layers": "Layer by layer",
+    "heads": "Heads",
+}
 _SIGNS: Final = {"for it": "positive", "against it": "negative", "both": "both"}
 
 
@@ -110,7 +114,7 @@ def _result() -> dict[str, Any]:
     """What is answered: components by name."""
     import gradio as gr
 
-    parts: dict[str, Any] = {"state": gr.State(PageState()), "layered": gr.State(False)}
+    parts: dict[str, Any] = {"state": gr.State(PageState()), "view": gr.State("texts")}
     parts["problem"] = gr.HTML("", elem_id="problem")
     with gr.Tabs():
         with gr.Tab("Texts and their words") as parts["texts_tab"]:
@@ -123,9 +127,12 @@ def _result() -> dict[str, Any]:
                     parts[name] = gr.Button(
                         f"Download {label}", size="md", elem_id=name, min_width=140
                     )
-        with gr.Tab("Layer by layer") as parts["layers_tab"]:
-            parts["text"] = gr.Radio([], label="Text", visible=False, elem_id="text")
-            parts["layers"] = gr.HTML(html.WELCOME, elem_id="layers")
+        for view, label in _VIEWS.items():
+            with gr.Tab(label) as parts[f"{view}_tab"]:
+                parts[f"{view}_text"] = gr.Radio(
+                    [], label="Text", visible=False, elem_id=f"{view}-text"
+                )
+                parts[view] = gr.HTML(html.WELCOME, elem_id=view)
     parts["file"] = gr.Textbox(visible="hidden", elem_id="file")
     gr.HTML(ABOUT, elem_id="about")
     return parts
@@ -142,14 +149,14 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
             raise gr.Error(handlers.sentence(error), print_exception=False) from error
 
     def show(
-        image: Any, texts: str, model: str, method: str, sign: Any, before: PageState, layered: bool
+        image: Any, texts: str, model: str, method: str, sign: Any, before: PageState, view: Any
     ) -> Any:
         query = Query(image, texts, model, method, sign)
-        state = handlers.show(cache, query, before, with_layers=layered)
+        state = handlers.show(cache, query, before, view)
         names = () if state.result is None else state.result.explanation.names
         choices = [(name, index) for index, name in enumerate(names)]
         update = gr.update(choices=choices, value=0 if choices else None, visible=len(choices) > 1)
-        return *_outputs(state), update
+        return *_outputs(state), *len(_VIEWS) * [update]
 
     def pick(before: PageState, event: gr.EventData) -> Any:
         data = event._data if isinstance(event._data, dict) else {}
@@ -158,8 +165,9 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
             raise gr.Error("This is no word of a text.", print_exception=False)
         return _outputs(handlers.pick_word(cache, before, *map(int, indices)))
 
-    def open_layers(before: PageState, text: int | None) -> Any:
-        return *_outputs(handlers.open_layers(cache, before, text or 0)), True
+    def open_view(view: Any, before: PageState, text: int | None) -> Any:
+        state = handlers.open_view(cache, before, view, text or 0)
+        return *_outputs(state), view, None if state.result is None else text or 0
 
     def choose(model: str) -> Any:
         methods, method, problem = handlers.methods_of(cache, model)
@@ -168,9 +176,9 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
     def of(*names: str) -> list[Any]:
         return [parts[name] for name in names]
 
-    shown = of("state", "cards", "layers", "problem")
-    query = of("image", "texts", "model", "method", "sign", "state", "layered")
-    showing = {"inputs": query, "outputs": [*shown, parts["text"]]}
+    shown = of("state", "cards", "layers", "heads", "problem")
+    query = of("image", "texts", "model", "method", "sign", "state", "view")
+    showing = {"inputs": query, "outputs": [*shown, *of("layers_text", "heads_text")]}
     parts["show"].click(show, **showing, **{**_QUIET, "show_progress": "minimal"}).then(
         None, None, None, js=SCRIPTS["scroll"]
     )
@@ -179,9 +187,11 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
         drawn.success(show, **showing, **_QUIET)
     parts["model"].input(choose, parts["model"], of("method", "problem"), **_QUIET)
     parts["cards"].click(pick, parts["state"], shown, **_QUIET)
-    for event in (parts["layers_tab"].select, parts["text"].input):
-        event(open_layers, of("state", "text"), [*shown, parts["layered"]], **_QUIET)
-    parts["texts_tab"].select(lambda: False, None, parts["layered"], **_QUIET)
+    for view in _VIEWS:
+        for event in (parts[f"{view}_tab"].select, parts[f"{view}_text"].input):
+            outputs = [*shown, *of("view", f"{view}_text")]
+            event(partial(open_view, view), of("state", f"{view}_text"), outputs, **_QUIET)
+    parts["texts_tab"].select(lambda: "texts", None, parts["view"], **_QUIET)
 
 
 def _connect_browser(page: Any, parts: dict[str, Any]) -> None:
@@ -236,5 +246,5 @@ def _uploaded_path(uploads: str, payload: Any) -> str | None:
     return str(path)
 
 
-def _outputs(state: PageState) -> tuple[PageState, str, str, str]:
-    return state, state.cards, state.layers, html.problem(state.problem)
+def _outputs(state: PageState) -> tuple[PageState, str, str, str, str]:
+    return state, state.cards, state.layers, state.heads, html.problem(state.problem)

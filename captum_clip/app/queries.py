@@ -17,12 +17,14 @@ from ..attr import LayerAttention
 from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, explain
+from ..figures.heads import ScoreParts, score_parts
 from ..models import ClipAdapter
 from ..models.base import ImageLike
 from ..models.geometry import geometry_of
 from ..models.images import as_pil
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
+from ..targets import Target
 from .model_cache import ModelCache
 
 MAX_TEXTS: Final = 12
@@ -199,10 +201,7 @@ def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Te
             f"The layer view shows attention, which the ResNet of {result.model} has none of; "
             "choose a vision transformer, such as demo/vit."
         )
-    if not 0 <= text < len(result.explanation.names):
-        raise InputError("There is no such text; ask again.")
-    target = targets.text(clip, result.explanation.names[text])
-    method = LayerAttention(ClipSimilarity(clip, target))
+    method = LayerAttention(ClipSimilarity(clip, _target_of(clip, result, text)))
 
     def all_layers(of: str) -> Tensor:
         each = [
@@ -212,6 +211,22 @@ def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Te
         return torch.cat(each, dim=1).cpu()
 
     return all_layers("attention"), all_layers("gradient")
+
+
+def heads(cache: ModelCache, result: Result, text: int = 0) -> ScoreParts:
+    """The heads that a text's cosine comes from: those of the query's sign, and what is left.
+
+    Raises:
+        CaptumClipError: no attention reads the model's embedding.
+    """
+    clip = cache.get(result.model)
+    return score_parts(clip, _target_of(clip, result, text), result.pixels, sign=result.sign)
+
+
+def _target_of(clip: ClipAdapter, result: Result, text: int) -> Target:
+    if not 0 <= text < len(result.explanation.names):
+        raise InputError("There is no such text; ask again.")
+    return targets.text(clip, result.explanation.names[text])
 
 
 def example(seed: float | None) -> tuple[ImageLike, str]:

@@ -104,6 +104,7 @@ button.word.whole[aria-pressed=true] { background: var(--border-color-primary); 
 @media (max-width: 560px) {
     .cards { grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
     .layers { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); }
+    button[role=tab] { font-size: .82rem !important; padding: 0 .35rem !important; }
 }
 """
 

@@ -24,12 +24,14 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import explain
-from captum_clip.app.pictures import layer
+from captum_clip import explain, load_clip, targets
+from captum_clip.app.pictures import layer, signed_heat, signed_layer
 from captum_clip.app.serve import open_port
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explanation import Explanation
-from captum_clip.visualization.style import HEAT, colormap
+from captum_clip.figures.heads import score_parts
+from captum_clip.visualization.heads import REST, sum_notes
+from captum_clip.visualization.style import HEAT, NEGATIVE, POSITIVE, colormap
 
 if find_spec("playwright") is not None:  # without it the tests below fail, others do not
     from axe_playwright_python.sync_playwright import Axe
@@ -134,9 +136,9 @@ def notes(page: Page) -> Any:
     return page.locator("#cards figcaption")
 
 
-def map_of(page: Page, text: int) -> npt.NDArray[np.float32]:
-    """The colours and opacities (H, W, 4) that lie over the image of a text."""
-    url = page.locator("#cards img.map").nth(text).get_attribute("src")
+def map_of(page: Page, index: int, view: str = "#cards") -> npt.NDArray[np.float32]:
+    """The colours and opacities (H, W, 4) that lie over the image of a text, or of a head."""
+    url = page.locator(f"{view} img.map").nth(index).get_attribute("src")
     assert url is not None
     with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
         return np.asarray(picture, dtype=np.float32) / np.float32(255)
@@ -263,6 +265,8 @@ def test_both_signs_of_a_resnet(fresh: Page) -> None:
     )
     page.get_by_role("tab", name="Layer by layer").click()
     expect(page.locator("#layers .problem")).to_contain_text("ResNet of demo/resnet has none")
+    page.get_by_role("tab", name="Heads").click()
+    expect(page.locator("#heads figcaption").first).to_contain_text("of the pool")
 
 
 def test_layers_follow_the_chosen_text(page: Page) -> None:
@@ -270,8 +274,35 @@ def test_layers_follow_the_chosen_text(page: Page) -> None:
     page.get_by_role("tab", name="Layer by layer").click()
     expect(page.locator("#layers img")).to_have_count(12)
     expect(page.locator("#layers .hint")).to_contain_text("“a horse”")
-    page.locator("#text").get_by_label("a dog").check()
+    expect(page.locator("#layers-text").get_by_label("a horse")).to_be_checked()
+    page.locator("#layers-text").get_by_label("a dog").check()
     expect(page.locator("#layers .hint")).to_contain_text("“a dog”")
+
+
+def test_heads_follow_the_chosen_text_and_the_sign(fresh: Page) -> None:
+    """The library's own maps and numbers, also where a query is asked while they are looked at."""
+    page, clip = fresh, load_clip("demo/vit")
+    ask(page, IMAGE, "a horse", "a dog")
+    page.get_by_role("tab", name="Heads").click()
+    for text, sign in (("a horse", "positive"), ("a dog", "positive"), ("a horse", "both")):
+        if sign == "both":
+            page.locator("#sign").get_by_label("both").check()
+            show(page)
+        expect(page.locator("#heads .hint")).to_contain_text("“a horse”")
+        page.locator("#heads-text").get_by_label(text).check()
+        target = targets.text(clip, text)
+        parts = score_parts(clip, target, clip.preprocess(IMAGE), sign=sign)  # type: ignore[arg-type]
+        score, numbers = sum_notes(parts.maps.numpy(), parts.rest)
+        expect(page.locator("#heads .hint")).to_contain_text(f"“{text}” has the {score}")
+        said = [
+            f"{label}{note}" for label, note in zip([*parts.labels, REST], numbers, strict=True)
+        ]
+        expect(page.locator("#heads figcaption")).to_have_text(said)
+        up, down = signed_heat(parts.maps[0], (IMAGE.shape[0], IMAGE.shape[1]))
+        drawn = map_of(page, 0, "#heads")
+        np.testing.assert_allclose(
+            drawn, signed_layer(up, down, (POSITIVE, NEGATIVE)), atol=2 / 255
+        )
 
 
 def test_two_people_at_once_get_their_own(browser: Browser, address: str) -> None:
@@ -413,15 +444,21 @@ def test_the_page_needs_no_mouse(fresh: Page, width: int) -> None:
         page.keyboard.press("Tab")
         lists = int(page.evaluate(FOCUSED)["list"])
         expect(page.get_by_role("listbox")).to_have_count(lists)
-    assert {"Model", "Method", "Show the maps", "whole text", "horse"} <= set(visited)
+    assert {"Model", "Method", "Show the maps", "Layer by layer", "Heads", "horse"} <= set(visited)
+    assert "whole text" in visited
     page.keyboard.press("Enter")
     expect(notes(page).nth(1)).to_contain_text(f"norm {found.norms[5]:.2f}")
+    while page.evaluate(FOCUSED)["name"] != "Heads":
+        assert page.evaluate(FOCUSED)["tag"] != "BODY"
+        page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#heads .hint")).to_contain_text("“a horse and a dog”")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 420])
 def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: int) -> None:
-    """The accessibility checker, on the maps of both signs and on the layers."""
+    """The accessibility checker, on the maps of both signs, on the layers and on the heads."""
     page, _ = opened(browser, f"{address}/?__theme={theme}")
     page.set_viewport_size({"width": width, "height": 900})
     page.locator("#sign").get_by_label("both").check()
@@ -429,11 +466,12 @@ def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: in
     expect(page.locator("#cards .sign")).to_have_text(["for", "against"] * 3)
     page.wait_for_timeout(500)
     results = [Axe().run(page)]
-    page.get_by_role("tab", name="Layer by layer").click()
-    expect(page.locator("#layers img")).to_have_count(12)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.wait_for_timeout(500)
-    results.append(Axe().run(page))
+    for tab, view in (("Layer by layer", "#layers"), ("Heads", "#heads")):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.locator(f"{view} img").nth(11)).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.wait_for_timeout(500)
+        results.append(Axe().run(page))
     assert [result.generate_report() for result in results if result.violations_count] == []
     page.context.close()
 

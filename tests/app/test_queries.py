@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import ClipSimilarity, LayerAttention, explain, targets
+from captum_clip import ClipSimilarity, DirectContribution, LayerAttention, explain, targets
 from captum_clip.app import html
 from captum_clip.app.model_cache import EMBEDDED, ModelCache
 from captum_clip.app.queries import (
@@ -18,11 +19,13 @@ from captum_clip.app.queries import (
     Result,
     ask,
     example,
+    heads,
     layers,
     pick,
 )
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
+from captum_clip.visualization.heads import sum_notes
 
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 TEXTS = "a horse\n\n  a horse and   a dog \n"
@@ -108,6 +111,26 @@ def test_layers_of_a_resnet_are_refused(cache: ModelCache) -> None:
     answer = ask(cache, Query(IMAGE, "a horse", "demo/resnet", "grad-cam"))
     with pytest.raises(InputError, match="the ResNet of demo/resnet has none"):
         layers(cache, answer)
+
+
+def test_heads_are_those_of_direct_contribution(answer: Result, cache: ModelCache) -> None:
+    """Those of the sign that was asked for; with the rest they add up to the text's cosine."""
+    clip = cache.get("demo/vit")
+    parts = heads(cache, answer, 1)
+    method = DirectContribution(ClipSimilarity(clip, targets.text(clip, "a horse and a dog")))
+    expected = method.attribute(clip.preprocess(IMAGE), target=0, per="head")[0, 0]
+    layer, head = map(int, re.findall(r"\d+", parts.labels[0]))
+    torch.testing.assert_close(parts.maps[0], expected[layer, head])
+    sums = expected.sum((-2, -1))
+    assert expected[layer, head].sum() == (sums.min() if answer.sign == "negative" else sums.max())
+    cosine = ClipSimilarity(clip, targets.text(clip, "a horse and a dog"))(answer.pixels)
+    assert parts.maps.sum().item() + parts.rest == pytest.approx(cosine.item(), abs=1e-5)
+    total, notes = sum_notes(parts.maps.numpy(), parts.rest)
+    drawn = html.head_cards(answer, 1, parts)
+    assert drawn.count("<img") == len(notes) == len(parts.labels) + 1
+    assert all(text in drawn for text in (total, *notes, *parts.labels))
+    with pytest.raises(InputError, match="no such text"):
+        heads(cache, answer, 2)
 
 
 @pytest.mark.parametrize(
