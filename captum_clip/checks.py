@@ -120,6 +120,15 @@ def expand(path: str | Path, *, caller: str = "") -> Path:
     return expanded
 
 
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written, as one with half of a surrogate pair in it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def show(value: Any, longest: int = 100) -> str:
     """A value for a message: its repr, shortened, also of a number with thousands of digits."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import struct
 import tokenize
@@ -100,6 +101,8 @@ def make_folder(folder: str | Path) -> Path:
     Raises:
         InputError: it cannot be made, or not be written to.
     """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
+        raise InputError(f"{folder} is a URL; give a folder of this machine.")
     folder = expand(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +111,13 @@ class ClipSimilarity(Similarity):
     def is_unmodified(self) -> bool:
         return self.clip.is_unmodified
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *more: Any) -> Tensor:
         """Cosine similarities (B, K) of preprocessed images (B, 3, H, W)."""
+        if more:  # Captum hands over a tuple of inputs, and additional_forward_args
+            raise InputError(
+                f"ClipSimilarity: expected one tensor of images alone, got {len(more)} more "
+                "arguments; pass one tensor as inputs, and no additional_forward_args."
+            )
         check_images(images, "ClipSimilarity")
         if images.device != self.clip.device:
             raise InputError(

@@ -15,7 +15,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
@@ -195,6 +195,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         with explaining(self.forward_func, inputs, extra, select) as call:
             found = self._compute(call, **options)
             maps = self._on_grid(found.record, found.values.detach())
+            # ClipSimilarity has checked its images; of those that overflow the maps say so
+            if plain_similarity(self.forward_func) is None and not maps.isfinite().all():
+                raise CaptureError(
+                    f"{type(self).__name__}: the forward function or its gradient holds NaN or "
+                    "infinity; look for a division by zero or an overflow in it."
+                )
             return found._replace(values=maps.contiguous())
 
 

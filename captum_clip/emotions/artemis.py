@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import check_choice, find_file, find_folder
+from ..checks import check_choice, find_file, find_folder, find_repeated
 from ..errors import InputError
 
 EMOTIONS: Final = (
@@ -194,6 +194,10 @@ def _count_votes(path: Path) -> tuple[dict[tuple[str, str], tuple[int, ...]], di
             f"read_artemis: {path} {'is empty' if not header else 'has another first line'}; it "
             f"lacks {', '.join(lacking)}, expected the columns {', '.join(COLUMNS)}, in any order."
         )
+    if twice := find_repeated([name for name in header if name in COLUMNS]):
+        raise InputError(
+            f"read_artemis: {path} has two columns {twice}; leave the one that counts."
+        )
     style, painting, emotion = (header.index(name) for name in COLUMNS[:3])
     table = pd.DataFrame(
         [row for row in rows if len(row) == len(header)], columns=range(len(header))
@@ -218,14 +222,21 @@ def _read_rows(path: Path) -> list[list[str]]:
     """The rows that are not blank, the header first; one without cells for each that is no CSV."""
     rows: list[list[str]] = []
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)  # pandas would drop what is no CSV without counting it
+        # pandas would drop what is no CSV without counting it
+        reader = csv.reader(file, strict=True)
         while True:
+            before = reader.line_num
             try:
                 row = next(reader)
             except StopIteration:
                 return rows
-            except csv.Error:
-                rows.append([])
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise InputError(
+                        f"read_artemis: {path}, line {before + 1}: a quote is opened and never "
+                        "closed, which would swallow all the rows that follow; close it."
+                    ) from error
+                rows += [[]] * (reader.line_num - before)  # of all that an open quote swallowed
             else:
                 rows += [row] if row else []
 

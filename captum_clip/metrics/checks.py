@@ -116,7 +116,7 @@ def checked_scores(caller: str, forward: Forward, images: Tensor, largest: int |
 
     Without a target it must have one column only.
     """
-    scores = forward(images)
+    scores = forward(images.clone())  # which may change them
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(images):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(

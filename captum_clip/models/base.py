@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import as_list, is_number, show
+from ..checks import as_list, is_encodable, is_number, show
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
 from .images import as_pil, check_images, is_preprocessed
@@ -266,6 +266,10 @@ class ClipAdapter(ABC):
                 raise TargetError(
                     f"tokenize: expected texts, got {type(text).__name__}: {show(text)}."
                 )
+            if not is_encodable(text):
+                raise TargetError(
+                    f"tokenize: {show(text)} holds half a character (a surrogate); take it out."
+                )
             count, longest = self._count(text), self.context_length
             if count is not None and longest is not None and count > longest:
                 raise TargetError(
@@ -335,6 +339,11 @@ class ClipAdapter(ABC):
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
                 f"pass load_clip(..., {option}=...)."
+            )
+        if not callable(part):
+            raise InputError(
+                f"{self.name} was given a {type(part).__name__} as its {option}, which cannot be "
+                f"called; pass load_clip(..., {option}=...) one of its library."
             )
         return part
 

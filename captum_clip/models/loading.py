@@ -93,7 +93,8 @@ def _load(
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
     # Parameters made under inference_mode could never take part in a gradient.
-    with source.loading(), torch.inference_mode(False):
+    # Weights are drawn at random before they are loaded: the caller's random numbers stay.
+    with source.loading(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         load = _transformers_model if source.library == "transformers" else _open_clip_model
         model = load(source)
         model.to(device=device, dtype=dtype or torch.float32).eval()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import CaptumClipError, InputError
@@ -37,6 +38,7 @@ def iterate_workers(
         batch_size=None,
         num_workers=min(workers, len(items)),
         collate_fn=_unchanged,
+        generator=torch.Generator(),  # it draws a seed for its workers from the caller's otherwise
     )
     results = _results(loader, advice)
     # Hugging Face's tokenizers print a warning in processes that are forked after their use.

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from ..attr.registry import MethodChoice
-from ..checks import check_integer, find_repeated
+from ..checks import check_integer, find_repeated, show
 from ..errors import InputError
 from ..runs import Engine, EngineName, check_engine, label_of
 
@@ -103,6 +103,11 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         for name in ("images", "output"):
+            if not isinstance(getattr(self, name), (str, Path)) or not str(getattr(self, name)):
+                raise InputError(
+                    f"StudyConfig: expected {name} as a folder or a URL, got "
+                    f"{show(getattr(self, name))}."
+                )
             object.__setattr__(self, name, str(getattr(self, name)))
         for name in ("subjects", "texts"):
             object.__setattr__(self, name, tuple(_listed(name, getattr(self, name))))

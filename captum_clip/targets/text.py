@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import as_list, show
+from ..checks import as_list, is_encodable, show
 from ..errors import TargetError
 from ..models import ClipAdapter
 from .base import Target
@@ -76,6 +76,10 @@ def checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool)
     for text in listed:
         if not isinstance(text, str):
             raise TargetError(f"{caller}: expected texts, got {type(text).__name__}: {show(text)}.")
+        if not is_encodable(text):
+            raise TargetError(
+                f"{caller}: {show(text)} holds half a character (a surrogate); take it out."
+            )
         if not text.strip() and not allow_empty:
             raise TargetError(f"{caller}: {text!r} is empty; pass allow_empty=True to mean it.")
     return listed

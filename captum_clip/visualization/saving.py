@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -13,6 +15,7 @@ from ..files import replace_file
 FORMATS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 # without the time of day, the same picture is the same file
 _METADATA: Final = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _JPEG: Final = {"quality": 90, "subsampling": 0}  # letters stay crisp
 
 
@@ -38,7 +41,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         options: dict[str, Any] = {"metadata": _METADATA.get(kind, {})}
         if kind in (".jpg", ".jpeg"):
             options = {"pil_kwargs": _JPEG}
-        figure.savefig(file, format=kind[1:], dpi="figure", **options)
+        if kind != ".svg":
+            figure.savefig(file, format=kind[1:], dpi="figure", **options)
+            return
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", dpi="figure", **options)
+        file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
 
     replace_file(path, write)
     return path

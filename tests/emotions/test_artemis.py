@@ -227,3 +227,25 @@ def test_votes_of_no_painting_have_a_shape(tmp_path, images):
     found = read_artemis(written(tmp_path, ROWS), images)
     assert type(found)((), found.report).votes.shape == (0, 9)
     assert found.votes.dtype == np.int64
+
+
+@pytest.mark.parametrize("twice", COLUMNS[:3])
+def test_a_column_that_comes_twice_is_refused(tmp_path, images, twice):
+    """The second one would be ignored."""
+    path = written(tmp_path, [(*row, "x") for row in ROWS], (*COLUMNS, twice))
+    with pytest.raises(InputError, match=f"has two columns {twice}; leave the one that counts"):
+        read_artemis(path, images)
+
+
+def test_rows_that_an_open_quote_swallows_are_counted_or_said(tmp_path, images):
+    """Up to the next quote they are bad rows; up to the end of the file nothing could be used."""
+    path = written(tmp_path, ROWS[:1])
+    line = "Cubism,a_man,awe,{},1\n"
+    path.write_text(
+        path.read_text() + line.format('"open') + 3 * line.format("x") + line.format('"x"')
+    )
+    found = read_artemis(path, images)
+    assert (found.report.rows, found.report.bad_rows) == (6, 5)
+    path.write_text(path.read_text() + line.format('"open') + 3 * line.format("x"))
+    with pytest.raises(InputError, match="line 8: a quote is opened and never closed"):
+        read_artemis(path, images)

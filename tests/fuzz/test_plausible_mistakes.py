@@ -6,17 +6,34 @@ import random
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from captum.attr import IntegratedGradients
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-from captum_clip import ClipSimilarity, Explanation, explain, load_clip, maps, metrics, targets
-from captum_clip.errors import CaptumClipError, InputError, TargetError
+from captum_clip import (
+    ClipSimilarity,
+    Explanation,
+    LastGradAttention,
+    explain,
+    load_clip,
+    maps,
+    metrics,
+    targets,
+)
+from captum_clip.errors import CaptumClipError, CaptureError, InputError, TargetError
+from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
+from captum_clip.studies import StudyConfig, Subject, rank
+from captum_clip.visualization import save_figure
 
 ODD_TENSORS: dict[str, Callable[[], Tensor]] = {
     "meta": lambda: torch.zeros(1, 3, 32, 32, device="meta"),
@@ -180,3 +197,92 @@ def test_what_numpy_raises_over_a_damaged_file_is_an_input_error(
     monkeypatch.setattr(np, "load", fail)
     with pytest.raises(CaptumClipError, match=r"is no file of Explanation\.save"):
         Explanation.load(path)
+
+
+@pytest.mark.parametrize("verb", ["attribute", "attribute_targets"])
+def test_similarities_take_one_tensor_of_images_alone(clip: ClipAdapter, verb: str) -> None:
+    """Captum hands a tuple of inputs, and additional arguments, over to the forward function."""
+    forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
+    images = torch.zeros(1, 3, 224, 224)
+    call = getattr(LastGradAttention(forward), verb)
+    with pytest.raises(InputError, match="expected one tensor of images alone, got 1 more"):
+        call(images, additional_forward_args=3)
+    with pytest.raises(InputError, match="expected one tensor of images alone, got 1 more"):
+        call((images, images))
+    with pytest.raises(InputError, match="expected one tensor of images alone, got 1 more"):
+        IntegratedGradients(forward).attribute(images, target=0, additional_forward_args=3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_said(clip: ClipAdapter, value: float) -> None:
+    """Of a forward function of the user's own, which would give a map of NaN without a word."""
+    similarity = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+
+    def forward(images: Tensor) -> Tensor:
+        return similarity(images)[:, :1] * value
+
+    method = LastGradAttention(forward, layer=clip.vision)
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(CaptureError, match="the forward function or its gradient holds NaN"):
+        method.attribute(images)
+
+
+@pytest.mark.parametrize("option", ["processor", "tokenizer"])
+def test_what_is_no_processor_or_tokenizer_is_said_where_it_is_needed(option: str) -> None:
+    options: dict[str, Any] = {option: 3}
+    clip = load_clip(load_clip("demo/vit").model, **options)
+    need = {
+        "processor": lambda: clip.preprocess(np.zeros((9, 9, 3), np.uint8)),
+        "tokenizer": lambda: clip.encode_text("a horse"),
+    }
+    with pytest.raises(InputError, match=f"was given a int as its {option}, which cannot"):
+        need[option]()
+
+
+@pytest.mark.parametrize("name", ["images", "output"])
+@pytest.mark.parametrize("value", [None, "", 3])
+def test_studies_need_folders(name: str, value: Any) -> None:
+    """None would be a folder of that name."""
+    places = {"images": "images", "output": "out", name: value}
+    with pytest.raises(InputError, match=f"expected {name} as a folder or a URL, got {value!r}"):
+        StudyConfig(**places, subjects=(Subject("demo/vit"),), texts=("a horse",))
+
+
+def test_half_a_character_is_no_text(clip: ClipAdapter) -> None:
+    for take in (partial(targets.text, clip), partial(targets.words, clip), clip.encode_text):
+        with pytest.raises(TargetError, match=r"'a \\ud800' holds half a character"):
+            take("a \ud800")
+
+
+@pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])
+def test_the_callers_random_numbers_stay(name: str, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state().clone()
+    clip = load_clip(name)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    rank(clip, tmp_path, "a horse", cache=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_forward_functions_of_metrics_get_copies() -> None:
+    def forward(images: Tensor) -> Tensor:
+        return images.mul_(0).mean((1, 2, 3))
+
+    images, heat = torch.ones(1, 3, 8, 8), torch.ones(1, 1, 2, 2)
+    metrics.infidelity(forward, images, heat)
+    assert torch.equal(images, torch.ones(1, 3, 8, 8))
+
+
+def test_a_url_is_no_folder_for_results() -> None:
+    for folder in ("s3://bucket/found", Path("s3://bucket/found")):
+        with pytest.raises(InputError, match="is a URL; give a folder of this machine"):
+            make_folder(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("text", ["a\x01b", "a\x0bb", "a\ufffeb"])
+def test_svg_files_are_well_formed_whatever_the_texts_hold(tmp_path: Path, text: str) -> None:
+    figure = Figure(figsize=(1, 1))
+    figure.text(0, 0, text)
+    content = save_figure(figure, tmp_path / "a.svg").read_text("utf-8")
+    assert ElementTree.fromstring(content).tag.endswith("svg")
+    assert "a\ufffdb" in content

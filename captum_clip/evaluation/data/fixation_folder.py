@@ -111,7 +111,7 @@ def _texts(path: Path) -> dict[str, str]:
     """Stem of each image -> its text."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+            header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
     if tuple(header) != _COLUMNS:
