@@ -9,10 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import check_choice
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from ..models.average_pool import AveragePooledTower
 from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
-from ..models.towers import AttentionLayer, ResNetTower, ViTTower
+from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
+from ..models.unmodified import has_no_foreign_hooks, is_of_a_library
 from ..recording import LayerRecord
 from ._attention import contributions, exact, heads_output, readout_row, widened
 from ._base import AdditiveAttribution, Computed
@@ -92,6 +93,8 @@ class DirectContribution(AdditiveAttribution):
             return _of_mean(tower, call, baseline, per)
         if tower.pooling == "probe":
             layers = layers[-1:]  # only the pool reads the tokens
+        for index in layers:
+            _check_unchanged(index, tower.attentions[index])
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def visit(index: int, record: LayerRecord) -> None:
@@ -102,6 +105,24 @@ class DirectContribution(AdditiveAttribution):
         found = readout(tower, call, (layers, visit))
         with torch.no_grad(), exact(found.token):
             return _of_rows(tower, found, seen, baseline, per)
+
+
+def _check_unchanged(index: int, attention: Attention) -> None:
+    """What an attention adds is told from its parameters, so it must be what they say.
+
+    Raises:
+        UnsupportedModelError: a hook or somebody's own code may change it.
+    """
+    modules = [attention.inlet, attention.outlet]
+    if isinstance(attention, AttentionLayer):
+        modules.append(attention.block)
+    for module in modules:
+        if not (is_of_a_library(module) and has_no_foreign_hooks(module)):
+            raise UnsupportedModelError(
+                f"DirectContribution: the {type(module).__name__} of layer {index} has a hook, a "
+                "patched forward or code of its own, so what it adds is not known; remove that, or "
+                "take a method with gradients, such as AllGradAttention."
+            )
 
 
 def _of_rows(

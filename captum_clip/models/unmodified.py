@@ -10,6 +10,7 @@ from torch import nn
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _MARK = "_captum_clip_recording"
+_LIBRARIES = ("torch", "transformers", "timm", "open_clip")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -28,6 +29,11 @@ def has_no_foreign_hooks(module: nn.Module, method: str = "forward") -> bool:
 def is_unmodified(module: nn.Module, kinds: tuple[type, ...], method: str = "forward") -> bool:
     """Whether a module is exactly of one of these classes, without foreign hooks."""
     return type(module) in kinds and has_no_foreign_hooks(module, method)
+
+
+def is_of_a_library(module: nn.Module) -> bool:
+    """Whether a module's class is one of the libraries' that models come from."""
+    return type(module).__module__.split(".")[0] in _LIBRARIES
 
 
 def is_linear(module: Any) -> bool:

@@ -348,3 +348,21 @@ def test_a_part_that_runs_without_its_hooks_is_named(
             made = method(similarity)
             with pytest.raises(CaptureError, match=r"ran without its hooks.*torch.compile"):
                 made.attribute(small.images(), target=0)
+
+
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "eva02"])
+@pytest.mark.parametrize("where", ["attention", "block", "forward"])
+def test_direct_refuses_a_layer_that_may_add_something_else(name: str, where: str) -> None:
+    """The values are computed from the parameters, so a hook's change would be missing."""
+    small = cases.BUILDERS[name]()
+    method: Any = attr.DirectContribution(similarity_of(small))
+    layer = method._tower.layers[0]
+    module = layer.block if where == "block" else layer.attention
+    if where == "forward":
+        forward = module.forward
+        module.forward = lambda *args, **kwargs: scaled(forward(*args, **kwargs), 2)
+    else:
+        module.register_forward_hook(quarter)
+    with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a hook.*AllGradAttention"):
+        method.attribute(small.images(), target=0)
+    assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1
