@@ -10,7 +10,9 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ from .parser import build_parser
 
 __all__ = ["main"]
 
-_FAILED, _INTERRUPTED = 2, 130
+_FAILED, _INTERRUPTED, _TERMINATED = 2, 130, 143
 _TYPED = {
     "load_clip(..., processor=...)": "--processor NAME",
     "load_clip(..., tokenizer=...)": "--tokenizer NAME",
@@ -37,13 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, 2 after an error that was said on one line, 130 after an interruption.
+        Exit code: 0, 2 after an error that was said on one line, 130 after an interruption,
+        143 after SIGTERM.
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
-        with _anything_printable():
+        with _stopping_in_order(), _anything_printable():
             arguments = build_parser().parse_args(argv)
             with _quiet():
                 check_arguments(arguments)
@@ -65,6 +68,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, --version and wrong arguments
         return int(stop.code or 0)
     return 0
+
+
+@contextmanager
+def _stopping_in_order() -> Iterator[None]:
+    """Whoever ends the process with SIGTERM finds no half-written files, as after Ctrl-C."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(_TERMINATED)
+
+    # only the main thread may set a handler, and one that somebody has set stays
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from captum_clip.demo.training.architectures import ARCHITECTURES
 from captum_clip.demo.training.export import export_model
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation
+from captum_clip.files import replace_file
 from captum_clip.models import available
 from captum_clip.models.examples import EXAMPLES
 from tests import builders
@@ -526,3 +529,31 @@ def test_a_reader_that_has_enough_is_no_failure() -> None:
     process.stderr.close()
     assert process.wait(timeout=120) == 0
     assert b"BrokenPipe" not in said
+
+
+def test_a_process_that_is_ended_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, as batch systems send it, while a file is written."""
+
+    def write(*_: Any) -> None:
+        replace_file(tmp_path / "a", lambda file: os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(models_command, "_print_models", write)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["models"]) == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interruption_of_the_imports_says_nothing() -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'captum_clip.cli.parser': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_module('captum_clip', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (130, "")
