@@ -11,6 +11,7 @@ from ..errors import InputError, UnsupportedModelError
 from ..models import tower_of
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
+from ..models.unmodified import runs_library_code
 from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 
@@ -89,6 +90,13 @@ def check_tower(method: str, forward_func: Any, tower: Tower) -> None:
             f"{method}: the {_noun(tower)}, a layer of it or its projection was exchanged since it "
             "was loaded; call load_clip again, or make the method anew."
         )
+    for index, attention in enumerate(tower.attentions if isinstance(tower, ViTTower) else ()):
+        for module in (attention.inlet, attention.outlet):
+            if not runs_library_code(module):
+                raise UnsupportedModelError(
+                    f"{method}: the {type(module).__name__} of layer {index} has a forward of its "
+                    "own, so what it attends to is not known; use the library's own."
+                )
     reason = tower.nondeterminism()
     if reason is not None:
         raise InputError(

@@ -13,7 +13,7 @@ from ..errors import InputError, UnsupportedModelError
 from ..models.average_pool import AveragePooledTower
 from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
 from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
-from ..models.unmodified import has_no_foreign_hooks, is_of_a_library
+from ..models.unmodified import has_no_foreign_hooks, runs_library_code
 from ..recording import LayerRecord
 from ._attention import contributions, exact, heads_output, readout_row, widened
 from ._base import AdditiveAttribution, Computed
@@ -117,7 +117,7 @@ def _check_unchanged(index: int, attention: Attention) -> None:
     if isinstance(attention, AttentionLayer):
         modules.append(attention.block)
     for module in modules:
-        if not (is_of_a_library(module) and has_no_foreign_hooks(module)):
+        if not (runs_library_code(module) and has_no_foreign_hooks(module)):
             raise UnsupportedModelError(
                 f"DirectContribution: the {type(module).__name__} of layer {index} has a hook, a "
                 "patched forward or code of its own, so what it adds is not known; remove that, or "

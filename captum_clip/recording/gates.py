@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..models.steps import holds_gate, is_activation, with_gate_held
 from ..models.towers import Attention, AttentionLayer, ViTTower
-from ..models.unmodified import is_of_a_library
+from ..models.unmodified import runs_library_code
 from .hooks import Hooks
 from .records import LayerRecord, Recording, as_leaf, plan_embedding, recording
 
@@ -73,7 +73,7 @@ def _is_unknown(module: nn.Module) -> bool:
     """Whether a module without parts may be more than linear without being known as a gate."""
     if next(module.children(), None) is not None or isinstance(module, nn.Linear):
         return False
-    return not is_of_a_library(module) or type(module).__module__ == "torch.nn.modules.activation"
+    return not runs_library_code(module) or type(module).__module__ == "torch.nn.modules.activation"
 
 
 def _refuse_unknown(module: nn.Module, _: Any) -> None:

@@ -351,18 +351,40 @@ def test_a_part_that_runs_without_its_hooks_is_named(
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "eva02"])
-@pytest.mark.parametrize("where", ["attention", "block", "forward"])
+@pytest.mark.parametrize("where", ["attention", "block"])
 def test_direct_refuses_a_layer_that_may_add_something_else(name: str, where: str) -> None:
     """The values are computed from the parameters, so a hook's change would be missing."""
     small = cases.BUILDERS[name]()
     method: Any = attr.DirectContribution(similarity_of(small))
     layer = method._tower.layers[0]
     module = layer.block if where == "block" else layer.attention
-    if where == "forward":
-        forward = module.forward
-        module.forward = lambda *args, **kwargs: scaled(forward(*args, **kwargs), 2)
-    else:
-        module.register_forward_hook(quarter)
+    module.register_forward_hook(quarter)
     with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a hook.*AllGradAttention"):
         method.attribute(small.images(), target=0)
     assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1
+
+
+@pytest.mark.parametrize("way", ["patched", "subclass", "patched class"])
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip", "eva02"])
+def test_an_attention_with_code_of_its_own_is_refused(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are computed again from queries and keys, and it may be another attention."""
+    small = cases.BUILDERS[name]()
+    similarity = similarity_of(small)
+    attention: Any = similarity.clip.tower.layers[0].attention
+    forward = type(attention).forward
+
+    def flat(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *(0 * tensor for tensor in args), **kwargs)
+
+    made = [method(similarity) for method in attr.METHODS.values() if "vit" in method.towers]
+    if way == "patched":
+        attention.forward = partial(flat, attention)
+    elif way == "subclass":
+        attention.__class__ = type("Flat", (type(attention),), {"forward": flat})
+    else:
+        monkeypatch.setattr(type(attention), "forward", flat)
+    for method in made:
+        with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a forward of its own"):
+            method.attribute(small.images(), target=0)
