@@ -4,6 +4,7 @@ from ._base import ResNetAttribution, ViTAttribution
 from .all_grad_attention import AllGradAttention
 from .attention_grad_cam import AttentionGradCam
 from .attention_rollout import AttentionRollout
+from .cam_family import CamFamily
 from .conservative_propagation import ConservativePropagation
 from .direct_contribution import DirectContribution
 from .grad_cam import ClipGradCam
@@ -19,6 +20,7 @@ __all__ = [
     "AllGradAttention",
     "AttentionGradCam",
     "AttentionRollout",
+    "CamFamily",
     "ClipGradCam",
     "ConservativePropagation",
     "DirectContribution",
@@ -44,5 +46,6 @@ for _method in (
     GradEclip,
     PatchSimilarity,
     LayerAttention,
+    CamFamily,
 ):
     register(_method)

@@ -59,6 +59,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             of ``-target`` is the negative map.
         needs_target: its maps depend on the target.
         costly: it takes many forward passes a map, so an evaluation gives it fewer images.
+        leading: the option whose value follows its name without being named: ``cam:LayerCAM``.
         listed: whether it is offered beside the others, or only taken where it is named.
     """
 
@@ -68,6 +69,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     needs_target: ClassVar[bool] = True
     costly: ClassVar[bool] = False
     listed: ClassVar[bool] = True
+    leading: ClassVar[str | None] = None
 
     _tower: Tower
 
@@ -127,6 +129,15 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def depends_on_target(cls, **options: Any) -> bool:
         """`needs_target` with these options."""
         return cls.needs_target
+
+    @classmethod
+    def is_costly(cls, **options: Any) -> bool:
+        """`costly` with these options."""
+        return cls.costly
+
+    @classmethod
+    def check_options(cls, **options: Any) -> None:
+        """Raise InputError for options that only the class itself can tell, before any work."""
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
@@ -214,7 +225,7 @@ def _with_options(method: type[ClipAttribution], verb: str) -> Any:
     options = inspect.signature(method._compute).parameters.values()
     fixed = (p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)
     signature = signature.replace(
-        parameters=[*fixed, *(p for p in options if p.kind is p.KEYWORD_ONLY)]
+        parameters=[*fixed, *(p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD))]
     )
 
     @wraps(inherited)

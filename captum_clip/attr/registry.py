@@ -153,18 +153,15 @@ class MethodChoice:
         if isinstance(method, str):
             stem, _, text = method.partition(":")
             method_class = _by_name(method, stem)
+            leading = getattr(method_class, "leading", None)
+            if leading and text:
+                value, _, text = text.partition(":")
+                options = {leading: value, **options}
             options = {**_parsed(method, text), **options}
         else:
             method_class = _known(method)
-        name = method_class.name
-        known = _option_names(method_class)
-        for option in options:
-            if option not in known:
-                raise InputError(
-                    f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}."
-                )
-        listed = ",".join(f"{option}={value}" for option, value in options.items())
-        return cls(method_class, options, f"{name}:{listed}" if listed else name)
+        _check_options(method_class, options)
+        return cls(method_class, options, _full_name(method_class, options))
 
     def fits(self, kind: str) -> bool:
         """Whether it explains a kind of tower."""
@@ -187,6 +184,8 @@ class MethodChoice:
     @property
     def costly(self) -> bool:
         """Whether it takes many forward passes a map."""
+        if issubclass(self.method, ClipAttribution):
+            return self.method.is_costly(**self.options)
         return bool(getattr(self.method, "costly", False))
 
     def check_negative(self) -> None:
@@ -237,10 +236,24 @@ def _known(method: Any) -> type[Any]:
     return known
 
 
-def _option_names(method: type[Any]) -> list[str]:
+def _check_options(method: type[Any], options: dict[str, Any]) -> None:
     parameters = inspect.signature(method.attribute_targets).parameters.values()
-    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return [name for name in keywords if name not in _RESERVED]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _RESERVED]
+    takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for option in options:
+        if option in _RESERVED or not (takes_others or option in known):
+            raise InputError(
+                f"{method.name} has no option {option!r}; it has {', '.join(known) or 'none'}."
+            )
+    if issubclass(method, ClipAttribution):
+        method.check_options(**options)
+
+
+def _full_name(method: type[Any], options: dict[str, Any]) -> str:
+    leading = getattr(method, "leading", None)
+    first = [str(options[leading])] if leading in options else []
+    listed = ",".join(f"{name}={value}" for name, value in options.items() if name != leading)
+    return ":".join([method.name, *first, *([listed] if listed else [])])
 
 
 def _parsed(method: str, text: str) -> dict[str, Any]:

@@ -113,8 +113,8 @@ MODELS: Final = Option("--model", MODEL.help, otherwise=DEFAULT_MODEL, metavar="
 METHOD: Final = Option(
     "--method",
     "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, direct, conservative, "
-    "legrad, grad-eclip, patches, or grad-cam (default for ResNets); options after a colon, as in "
-    "last-grad:heads=averaged",
+    "legrad, grad-eclip, patches, grad-cam (default for ResNets), or a class of pytorch-grad-cam "
+    "as cam:LayerCAM; options after a colon, as in last-grad:heads=averaged",
     metavar="NAME",
 )
 METHODS: Final = Option(

@@ -1,5 +1,6 @@
 """Recordings of a forward: what a method needs of a model, after which all is as it was."""
 
+from .features import record_features
 from .gates import record_gates_held
 from .records import LayerRecord, Recording, Visit
 from .towers import record_resnet, record_vit
@@ -8,6 +9,7 @@ __all__ = [
     "LayerRecord",
     "Recording",
     "Visit",
+    "record_features",
     "record_gates_held",
     "record_resnet",
     "record_vit",

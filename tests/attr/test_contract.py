@@ -23,6 +23,7 @@ VIT_METHODS = [
     Case("LeGrad", {}),
     Case("GradEclip", {}),
     Case("PatchSimilarity", {"attention": "kk"}),
+    Case("CamFamily", {}),
     Case("LayerAttention", {}),
     Case("LayerAttention", {"index": 0, "of": "gradient"}),
 ]
@@ -30,6 +31,7 @@ MATRIX = [
     *((case, name) for case in VIT_METHODS for name in [*VITS, *CONTRACT]),
     *((Case("ClipGradCam", {}), name) for name in CONVOLUTIONAL),
     *((Case("DirectContribution", {}), name) for name in CONVOLUTIONAL),
+    *((Case("CamFamily", {"variant": "LayerCAM"}), name) for name in CONVOLUTIONAL),
 ]
 
 
@@ -40,6 +42,7 @@ OWN_ORACLES = {
     "DirectContribution": "test_direct.py",
     "ConservativePropagation": "test_conservative.py",
     **dict.fromkeys(("LeGrad", "GradEclip", "PatchSimilarity"), "test_others_methods.py"),
+    "CamFamily": "test_cam_family.py",
 }
 CHECKED = [
     pytest.param(law, case, name, marks=() if name in QUICK else pytest.mark.slow)

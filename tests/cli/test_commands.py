@@ -165,7 +165,7 @@ def test_explain_prints_the_scores_of_the_library_call(
         (["PHOTO", "a", "b", "--words"], "--words takes one TEXT apart, got 2"),
         (["PHOTO", " "], "is empty"),
         (["PHOTO", "a" * 200], "takes 77"),
-        (["PHOTO", "a", "--method", "cam"], "expected one of grad-cam"),
+        (["PHOTO", "a", "--method", "camera"], "expected one of grad-cam"),
         (["PHOTO", "a", "--method", "gradcam"], "did you mean grad-cam?"),
         (["PHOTO", "a", "--method", "last_grad"], "did you mean last-grad?"),
         (["PHOTO", "a", "--method", "lastgrad:heads=paired"], "did you mean last-grad?"),

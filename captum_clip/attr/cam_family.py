@@ -1,0 +1,174 @@
+"""CamFamily: Grad-CAM++, LayerCAM, Score-CAM and the others of pytorch-grad-cam."""
+
+from __future__ import annotations
+
+import inspect
+from ast import literal_eval
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..errors import InputError, UnsupportedModelError
+from ..models.towers import ResNetTower, ViTTower
+from ..recording import record_features
+from ._attention import widened
+from ._base import ClipAttribution, Computed
+from ._call import Call, TargetScores
+
+_WHOLE_NETWORK = ("FullGrad", "ShapleyCAM")  # they differentiate more than one layer
+_WITHOUT_TARGET = ("EigenCAM", "KPCA_CAM", "FEM")
+_MANY_FORWARDS = ("ScoreCAM", "AblationCAM")  # one a channel
+_NOT_ON_TOKENS = {
+    "AblationCAM": "it puts a value far below all others in a channel's place, which presumes "
+    "features that are never negative",
+    "HiResCAM": "gradient times feature summed over channels is zero where a layer norm follows",
+}
+_OURS = ("self", "model", "target_layers", "reshape_transform", "ablation_layer")
+
+
+@final
+class CamFamily(ClipAttribution):
+    """A class of pytorch-grad-cam on the last features: ``cam:GradCAMPlusPlus``, ``cam:LayerCAM``.
+
+    Its own formula runs on the features (B, C, h, w) of a convolutional tower's last stage, or of a
+    vision transformer on the patches that enter the last block (with a pooling head or a mean of
+    patches, that leave it), laid out on their grid. The map is what that formula gives, negative
+    values set to zero as there, but neither resized nor scaled. The model is never handed to the
+    library, which would set it to eval mode, hook it and fill its parameters' gradients.
+
+    The map is non-negative; the negative map is the map of ``-target``. Score-CAM and Ablation-CAM
+    take a forward for each channel, the others one forward, and a backward a target.
+
+    Options, keyword-only on both verbs:
+
+    - ``variant``: the class, "GradCAM" if none is named.
+    - ``eigen_smooth``: the first principal component of the weighted features, where it has that.
+    - whatever else its constructor takes: ``cam:AblationCAM:ratio_channels_to_ablate=0.5``.
+
+    Raises:
+        InputError: pytorch-grad-cam is not installed (``pip install 'captum-clip[cam]'``), or has
+            no such class or option.
+        UnsupportedModelError: Ablation-CAM or HiResCAM on a vision transformer, where they mean
+            nothing.
+
+    Source: github.com/jacobgil/pytorch-grad-cam, which names the paper of each class.
+    """
+
+    name = "cam"
+    towers = ("vit", "resnet")
+    listed = False  # a family, of which one is named
+    leading = "variant"
+    _needs = "features on a grid"
+    _tower: ViTTower | ResNetTower
+
+    @classmethod
+    @override
+    def depends_on_target(cls, *, variant: str = "GradCAM", **options: Any) -> bool:
+        return variant not in _WITHOUT_TARGET
+
+    @classmethod
+    @override
+    def is_costly(cls, *, variant: str = "GradCAM", **options: Any) -> bool:
+        return variant in _MANY_FORWARDS
+
+    @classmethod
+    @override
+    def check_options(cls, *, variant: str = "GradCAM", **options: Any) -> None:
+        known = _parameters(_class_of(variant))
+        for option in options:
+            if option not in known:
+                raise InputError(
+                    f"cam:{variant} has no option {option!r}; it has {', '.join(known)}."
+                )
+
+    @override
+    def _compute(self, call: Call, *, variant: str = "GradCAM", **options: Any) -> Computed:
+        self.check_options(variant=variant, **options)
+        tower = self._tower
+        if isinstance(tower, ViTTower) and variant in _NOT_ON_TOKENS:
+            raise UnsupportedModelError(
+                f"cam:{variant} says nothing on a vision transformer: {_NOT_ON_TOKENS[variant]}; "
+                "take LayerCAM or GradCAM."
+            )
+        options = {name: _value(value) for name, value in options.items()}
+        smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
+        with record_features(tower) as record:
+            scores = call.scores()
+        assert record.features is not None
+        scored, leaf = TargetScores.of(scores, call, record), record.features
+        network = _Network(call, tower, leaf.device)
+        cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
+        cam.activations_and_grads.release()  # what it would record is at hand
+        features, images = widened(leaf.detach()).cpu().numpy(), call.images[0]
+        maps = []
+        for columns, (gradient,) in zip(scored.columns, scored.gradients(leaf), strict=True):
+            targets = [_Column(int(column)) for column in columns]
+            slope = widened(gradient).cpu().numpy()
+            found = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
+            maps.append(torch.from_numpy(found).clamp(min=0).to(leaf.device))
+        return Computed(record, torch.stack(maps).to(widened(leaf).dtype), scored.chosen)
+
+    @override
+    def _on_grid(self, record: Any, values: Tensor) -> Tensor:
+        return values.transpose(0, 1)
+
+
+class _Network(nn.Module):
+    """What the library is given for a model: the forward function, and the layer to look at."""
+
+    def __init__(self, call: Call, tower: ViTTower | ResNetTower, device: torch.device) -> None:
+        super().__init__()
+        self.features = nn.Identity()
+        self.anchor = nn.Parameter(torch.zeros((), device=device))  # tells the device
+        self._call, self._tower = (call,), tower  # no submodule, so no flag of it is touched
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """The scores, the features having passed the layer."""
+        call = self._call[0]
+        with record_features(self._tower, through=lambda features: self.features(features)):
+            scores: Tensor = call.forward(images, *call.extra)
+        return scores[:, None] if scores.ndim == 1 else scores
+
+
+class _Column:
+    """One image's score."""
+
+    def __init__(self, column: int) -> None:
+        self.column = column
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return scores[self.column]
+
+
+def _class_of(variant: str) -> Any:
+    try:
+        import pytorch_grad_cam as library
+        from pytorch_grad_cam.base_cam import BaseCAM
+    except ImportError as error:
+        raise InputError("cam needs pytorch-grad-cam: pip install 'captum-clip[cam]'.") from error
+    refused = (*_WHOLE_NETWORK, "RandomCAM", "BaseCAM")  # RandomCAM draws from a global generator
+    known = [
+        name
+        for name, kind in vars(library).items()
+        if isinstance(kind, type) and issubclass(kind, BaseCAM) and name not in refused
+    ]
+    if variant not in known:
+        raise InputError(f"cam: expected one of {', '.join(sorted(known))}, got {variant!r}.")
+    return getattr(library, variant)
+
+
+def _parameters(kind: Any) -> Sequence[str]:
+    own = [name for name in inspect.signature(kind.__init__).parameters if name not in _OURS]
+    return "eigen_smooth", *own
+
+
+def _value(value: Any) -> Any:
+    """A number or a truth value where a command line's text says one."""
+    try:
+        return literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
