@@ -147,8 +147,12 @@ def test_an_image_as_target_stands_in_place_of_the_image(vit: ClipAdapter) -> No
 def test_a_tower_without_heads_is_refused_by_the_method(
     build: Callable[[], builders.Small], sentence: str
 ) -> None:
+    """Before the image is run."""
+    small = build()
+    vision = getattr(small.model, "visual", None) or small.model.vision_model
+    vision.register_forward_pre_hook(lambda *_: pytest.fail("was run"))
     with pytest.raises(InputError, match=sentence):
-        figures.heads(photo(), "a horse", model=build().load())
+        figures.heads(photo(), "a horse", model=small.load())
 
 
 @pytest.mark.parametrize(
