@@ -183,6 +183,7 @@ def test_layers_that_were_exchanged_are_named() -> None:
         ("blip", "", "vision_proj"),
         ("hf_vit", "vision_model.encoder.layers.0", "self_attn"),
         ("siglip", "vision_model", "head"),
+        ("siglip", "vision_model", "post_layernorm"),
         ("open_clip_vit", "", "visual"),
         ("open_clip_resnet", "visual", "layer4"),
     ],
