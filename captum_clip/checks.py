@@ -95,7 +95,9 @@ def find_repeated(values: Iterable[_T]) -> _T | None:
 
 
 def as_list(values: str | Iterable[_T]) -> list[str | _T]:
-    """One text or several, as a list."""
+    """One text or several, as a list; InputError for what is neither."""
+    if not isinstance(values, Iterable):
+        raise InputError(f"expected one value or several, got {type(values).__name__}.")
     return [values] if isinstance(values, str) else list(values)
 
 

@@ -5,14 +5,17 @@ Captum's `target` picks the columns (K', B) of a score (B, K): one score for eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import show
 from ..errors import CaptureError, TargetError
 from ..models.unmodified import is_unmodified
 from ..recording import Recording
@@ -162,7 +165,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
                 "say which with target=0, or take all with attribute_targets."
             )
         target = 0
-    if isinstance(target, Tensor):
+    if isinstance(target, (Tensor, np.ndarray)):
         target = target.tolist()
     if isinstance(target, (list, tuple)):
         flat = [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in target]
@@ -190,7 +193,7 @@ def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] 
     elif isinstance(targets, Tensor):
         flat = targets.reshape(-1).tolist()
     else:
-        flat = [targets] if isinstance(targets, int) else list(targets)
+        flat = list(targets) if isinstance(targets, Iterable) else [targets]
     if not flat:
         raise TargetError("attribute_targets: targets is empty; leave it out to take all.")
     return _checked(flat, count, names)[:, None].expand(-1, batch)
@@ -198,17 +201,17 @@ def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] 
 
 def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
     for index in flat:
-        if isinstance(index, bool) or not isinstance(index, int):
+        if isinstance(index, bool) or not isinstance(index, Integral):  # NumPy's too
             raise TargetError(
-                f"target: expected an index or one index an image, got {index!r} "
+                f"target: expected an index or one index an image, got {show(index)} "
                 f"({type(index).__name__})."
             )
-        if not -count <= index < count:
+        if not -count <= int(index) < count:
             raise TargetError(
-                f"target: {index} is out of range; there are {count} scores an image"
+                f"target: {show(index)} is out of range; there are {count} scores an image"
                 f"{_named(names)}."
             )
-    return torch.tensor(flat) % count
+    return torch.tensor([int(index) for index in flat]) % count
 
 
 def _named(names: Sequence[str]) -> str:

@@ -144,6 +144,8 @@ def as_array(caller: str, what: str, values: ArrayLike | Sequence[float]) -> Arr
         InputError: something else than numbers.
     """
     if isinstance(values, Tensor):
+        if reason := maps.unusable(values):
+            raise InputError(f"{caller}: expected {what} of plain numbers, got {reason}.")
         return values.detach().cpu().float().numpy()
     try:
         return np.array(values, dtype=np.float32)

@@ -29,6 +29,7 @@ from captum_clip import (
     metrics,
     targets,
 )
+from captum_clip.checks import as_list
 from captum_clip.errors import CaptumClipError, CaptureError, InputError, TargetError
 from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
@@ -286,3 +287,28 @@ def test_svg_files_are_well_formed_whatever_the_texts_hold(tmp_path: Path, text:
     content = save_figure(figure, tmp_path / "a.svg").read_text("utf-8")
     assert ElementTree.fromstring(content).tag.endswith("svg")
     assert "a\ufffdb" in content
+
+
+@pytest.mark.parametrize("target", [np.int64(1), np.array([1]), [np.int32(1)]])
+def test_integers_of_numpy_are_targets(clip: ClipAdapter, target: Any) -> None:
+    method = LastGradAttention(ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"])))
+    images = torch.zeros(1, 3, 224, 224)
+    assert torch.equal(method.attribute(images, target=target), method.attribute(images, target=1))
+    assert torch.equal(method.attribute_targets(images, target), method.attribute(images, target=1))
+
+
+@pytest.mark.parametrize("target", [1j, 1.5, None, object(), 10**50, "x"])
+def test_what_is_no_target_is_said(clip: ClipAdapter, target: Any) -> None:
+    method = LastGradAttention(ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"])))
+    with pytest.raises(TargetError):
+        method.attribute(torch.zeros(1, 3, 224, 224), target=target)
+    if target is not None:
+        with pytest.raises(TargetError):
+            method.attribute_targets(torch.zeros(1, 3, 224, 224), target)
+
+
+def test_as_list_takes_what_can_be_listed_only() -> None:
+    assert as_list("a") == ["a"]
+    assert as_list(("a", "b")) == ["a", "b"]
+    with pytest.raises(InputError, match="expected one value or several, got int"):
+        as_list(3)  # type: ignore[arg-type]
