@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from .models import ClipAdapter, load_clip
 from .models.base import ImageLike
 from .similarity import ClipSimilarity
 from .targets import Target
+from .text_maps import TextMap, from_json, text_maps
 from .visualization import saving
 from .visualization.style import ALPHA
 
 Sign = Literal["positive", "negative", "both"]
+Side = Literal["image", "text", "both"]
 
 FORMATS: Final = (*saving.FORMATS, ".npz")
 """Endings of the files that :meth:`Explanation.save` writes."""
@@ -51,6 +54,8 @@ class Explanation:
         method: its command-line name with its options.
         images: what the model saw, (B, 3, H, W), colours in [0, 1].
         words: whether the first target is a text and the others are its words.
+        text_maps: of the text side, for each text its words with their values; start, end and
+            padding are left out. Where only the text side was asked for, `maps` is empty.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -64,6 +69,7 @@ class Explanation:
     method: str
     images: Tensor
     words: bool = False
+    text_maps: tuple[TextMap, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.images), len(self.names))
@@ -71,7 +77,8 @@ class Explanation:
             self.images.ndim == 4
             and self.scores.shape == shape
             and self.norms.shape == shape[1:]
-            and len(self.maps) > 0
+            and len(self.maps) + len(self.text_maps) > 0
+            and len(self.text_maps) in (0, len(self.names))
             and all(sign in _SIGNS and m.ndim == 4 for sign, m in self.maps.items())
             and all(m.shape[:2] == shape for m in self.maps.values())
         )
@@ -93,7 +100,8 @@ class Explanation:
 
         One row an image and one column a target; with words, one column a word, dimmed by its norm;
         with both signs, one row an image and target, positive beside negative on a scale that the
-        two share. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+        two share. With the text side one row a text: the image, or its map, beside the words in
+        their colours. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
 
         Args:
             cmap: colour map, by name or as it is; by default inferno, blue for what speaks against
@@ -111,16 +119,19 @@ class Explanation:
             caption += " \N{MIDDLE DOT} what speaks against"
         shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
         shown["alpha"] = alpha
-        if not self.words and len(heat) == 2:
+        if not self.words and not self.text_maps and len(heat) == 2:
             if cmap is not None:
                 shown["cmaps"] = (cmap, cmap)
             return visualization.signs(self.images, heat["positive"], heat["negative"], **shown)
-        first, second = (*heat.values(), None)[:2]
-        assert first is not None
+        first, second = (*heat.values(), None, None)[:2]
         if cmap is not None:
             shown["cmap"] = cmap
-        elif "positive" not in heat:
+        elif list(heat) == ["negative"]:
             shown["cmap"] = visualization.NEGATIVE
+        if self.text_maps:
+            del shown["names"]
+            return visualization.sentences(self.images, self.text_maps, heat=first, **shown)
+        assert first is not None
         if self.words:
             shown.update(norms=self.norms, negative=second)
             return visualization.words(self.images, first, **shown)
@@ -137,6 +148,8 @@ class Explanation:
         """
         size = (self.images.shape[-2], self.images.shape[-1])
         signs = [sign for sign in _SIGNS if sign in self.maps]
+        if not signs:
+            return {}
         large = [
             maps.upsample(
                 self.maps[sign], size, mode=interpolation, clamp=interpolation == "bicubic"
@@ -167,6 +180,9 @@ class Explanation:
             value = getattr(self, part)
             arrays[part] = value.numpy() if isinstance(value, Tensor) else np.array(value)
 
+        if self.text_maps:
+            arrays["text_maps"] = np.array(json.dumps(self.text_maps))
+
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **arrays)
 
@@ -196,6 +212,7 @@ class Explanation:
                 model=str(arrays["model"]),
                 method=str(arrays["method"]),
                 words=bool(arrays["words"]),
+                text_maps=from_json(str(arrays.get("text_maps", "[]"))),
                 **{part: torch.from_numpy(arrays[part]) for part in ("scores", "norms", "images")},
             )
         except DAMAGED as error:
@@ -218,6 +235,7 @@ def explain(
     method: str | type[Any] | None = None,
     sign: Sign = "positive",
     words: bool | Sequence[str | tuple[int, int]] = False,
+    side: Side = "image",
     batch_size: int | None = None,
     processor: Any = None,
     tokenizer: Any = None,
@@ -242,6 +260,8 @@ def explain(
         sign: "positive", "negative" or "both".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
+        side: "image" for where in the image, "text" for which words of the texts, "both". On the
+            text side a method without a grid, by default "conservative", for one image.
         batch_size: images at a time, with a progress bar; all at once by default.
         processor: the model's image processor, where it has none yet; pictures are drawn with its
             mean and deviation, also where the images are tensors.
@@ -264,13 +284,17 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'last-grad')
         >>> figure = explanation.plot()
     """
-    _check_arguments(texts, sign, words, batch_size)
+    _check_arguments(texts, sign, words, batch_size, side)
     chosen = None if method is None else MethodChoice.of(method, options)
     clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
+    on_text = chosen or MethodChoice.of("conservative", options if side == "text" else {})
+    if side == "text":
+        return _of_text(clip, image, texts, on_text, sign)
     if chosen is None:
         chosen = MethodChoice.of(default_method(clip.tower), options)
     if sign != "positive":
         chosen.check_negative()
+    beside = None if side == "image" else _of_text(clip, image, texts, on_text, sign)
     pieces = _pieces(image, batch_size)
     target = _target(clip, texts, words)
     signed = {"positive": target, "negative": -target}
@@ -294,13 +318,46 @@ def explain(
         names=target.names,
         norms=target.norms.cpu(),
         model=clip.name,
-        method=chosen.name,
+        method=chosen.name if beside is None else _both(chosen.name, beside.method),
         images=_joined(images),
         words=bool(words),
+        text_maps=() if beside is None else beside.text_maps,
     )
 
 
-def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any) -> None:
+def _of_text(
+    clip: ClipAdapter, image: Any, texts: Any, choice: MethodChoice, sign: Sign
+) -> Explanation:
+    """The text side alone."""
+    if sign != "positive":
+        choice.check_negative()
+    pixels, target = clip.preprocess(image), targets.text(clip, texts)
+    by_word, scores = text_maps(clip, pixels, target.names, choice, sign)
+    return Explanation(
+        maps={},
+        scores=-scores if sign == "negative" else scores,
+        names=target.names,
+        norms=target.norms.cpu(),
+        model=clip.name,
+        method=choice.name,
+        images=clip.denormalize(pixels).cpu(),
+        text_maps=by_word,
+    )
+
+
+def _both(image: str, text: str) -> str:
+    return image if image == text else f"{image}, words {text}"
+
+
+def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any, side: Any) -> None:
+    if side not in ("image", "text", "both"):
+        raise InputError(f"explain: expected side image, text or both, got {side!r}.")
+    if side != "image" and (isinstance(texts, Target) or words):
+        given = "a Target" if isinstance(texts, Target) else f"words={words!r}"
+        raise InputError(
+            f"explain: side={side!r} explains whole texts word by word, got {given}; pass the "
+            "texts, and leave `words` out."
+        )
     if sign not in (*_SIGNS, "both"):
         raise InputError(f"explain: expected sign positive, negative or both, got {sign!r}.")
     if batch_size is not None:

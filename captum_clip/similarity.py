@@ -156,8 +156,8 @@ class TextSimilarity(Similarity):
         >>> forward = TextSimilarity(clip, targets.image(clip, scene.image))
         >>> ids, mask = clip.text_inputs("a horse and a dog")
         >>> values = DirectContribution(forward).attribute(ids, additional_forward_args=mask)
-        >>> values.shape  # start, five words, end
-        torch.Size([1, 1, 7])
+        >>> values.shape  # start, five words, end, padding
+        torch.Size([1, 1, 16])
     """
 
     _example = "targets.image(clip, image)"

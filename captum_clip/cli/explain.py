@@ -43,6 +43,7 @@ def _run(arguments: Namespace) -> None:
             method=arguments.method,
             sign=arguments.sign,
             words=arguments.words,
+            side=arguments.side,
         )
         begin("drawing")
         explanation.save(output)
@@ -52,6 +53,9 @@ def _run(arguments: Namespace) -> None:
 
 def _check_together(arguments: Namespace) -> None:
     """What is asked for fits together."""
+    if arguments.side != "image" and (arguments.words or arguments.emotions is not None):
+        option = "--words" if arguments.words else "--emotions"
+        raise InputError(f"--side {arguments.side} explains whole TEXTs; leave {option} out.")
     if arguments.emotions is None:
         if arguments.centre:
             raise InputError("--centre goes with --emotions FILE.")
@@ -82,12 +86,15 @@ def _print_scores(arguments: Namespace, explanation: Explanation) -> None:
         rows = "to the text, and to what each word adds"
     elif arguments.emotions is not None:
         rows = "to each text and emotion" if arguments.texts else "to each emotion"
-    source = f"{explanation.model}, {explanation.method}, {' and '.join(explanation.maps)}"
-    print(f"cosine similarity {rows} ({source}):")
+    parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
+    print(f"cosine similarity {rows} ({', '.join(filter(None, parts))}):")
     targets = zip(explanation.names, explanation.scores[0], explanation.norms, strict=True)
     for index, (name, score, norm) in enumerate(targets):
         length = f"   norm {norm:.2f}" if explanation.words and index > 0 else ""
         print(f"  {score:6.3f}  {name}{length}")
+        if explanation.text_maps:
+            values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])
+            print(f"          {'  '.join(values)}")
 
 
 COMMAND: Final = Command(
@@ -100,6 +107,13 @@ COMMAND: Final = Command(
         MODEL,
         METHOD,
         Option("--words", "take one TEXT apart: a map for each of its words", default=False),
+        Option(
+            "--side",
+            "where in the image, which words of the TEXTs, or both; words are explained by "
+            "conservative, or by a --method that needs no grid",
+            default="image",
+            choices=("image", "text", "both"),
+        ),
         replace(
             EMOTIONS,
             help=f"{EMOTIONS.help}: a map for each of its eight emotions, after those of the "

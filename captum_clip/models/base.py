@@ -295,6 +295,10 @@ class ClipAdapter(ABC):
         """Unit text embeddings (N, E)."""
         return F.normalize(self._text_features(self.tokenize(texts)), dim=-1)
 
+    def count_tokens(self, text: str) -> int | None:
+        """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
+        return self._count(text)
+
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Token ids (N, T) and attention mask, as the model was trained to take them.
 

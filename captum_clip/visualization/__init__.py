@@ -12,6 +12,7 @@ from .heads import heads
 from .layers import layers
 from .overlay import overlay
 from .saving import save_figure
+from .sentences import sentences
 from .signs import signs
 from .style import HEAT, NEGATIVE, POSITIVE
 from .words import words
@@ -28,6 +29,7 @@ __all__ = [
     "layers",
     "overlay",
     "save_figure",
+    "sentences",
     "signs",
     "words",
 ]

@@ -1,0 +1,124 @@
+"""Texts whose words are coloured by what they add, beside the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from ..checks import check_interval
+from ..errors import InputError
+from . import layout
+from .arrays import ArrayLike, as_heat, as_images, as_scores
+from .blend import blend
+from .overlay import score_note
+from .style import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, colormap, short_number
+
+DPI: Final = 150.0
+_SIDE: Final = 1.6  # of a picture, in inches
+_WIDTH: Final = 4.4  # of a text, in inches
+_LINE: Final = 0.42  # between lines of words, in inches
+_MARGIN: Final = 0.1
+_LEAST: Final = 0.005  # of the largest value, to be written
+
+
+def sentences(
+    images: ArrayLike,
+    texts: Sequence[Sequence[tuple[str, float]]],
+    *,
+    scores: ArrayLike | None = None,
+    heat: ArrayLike | None = None,
+    alpha: float = ALPHA,
+    cmap: str | Colormap = HEAT,
+    caption: str = "",
+) -> Figure:
+    """One row a text: the image, or its map, and beside it the words in their colours.
+
+    Orange speaks for the image and blue against it, on a scale of its own for each text; the value
+    stands under its word.
+
+    Args:
+        images: one image (1, 3, H, W), colours in [0, 1].
+        texts: K texts, each a list of (word, value), such as ``Explanation.text_maps``.
+        scores: (1, K), under the pictures.
+        heat: (1, K, h, w) in [0, 1], drawn over the image.
+        alpha: opacity where the heat is 1.
+        cmap: colour map of the heat.
+        caption: below all.
+
+    Returns:
+        A figure.
+
+    Raises:
+        InputError: shapes or ranges that do not fit, values that are not finite, no words.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> texts = [[("a", 0.01), ("horse", 0.2), ("and", 0.0), ("a", 0.0), ("dog", -0.1)]]
+        >>> figure = visualization.sentences(torch.rand(1, 3, 32, 32), texts)
+        >>> len(figure.axes)  # the image and the words
+        2
+    """
+    pictures = as_images("sentences", images)
+    if len(pictures) != 1 or not texts or not all(texts):
+        raise InputError(
+            f"sentences: expected one image and texts with words, got {len(pictures)} images and "
+            f"{len(texts)} texts."
+        )
+    if not all(np.isfinite(value) for words in texts for _, value in words):
+        raise InputError("sentences: the values of words hold NaN or infinity.")
+    check_interval("sentences", "alpha", alpha, "[0, 1]")
+    shape, colors = (1, len(texts)), colormap(cmap)
+    cosines = as_scores("sentences", scores, shape)
+    maps = None if heat is None else as_heat("sentences", heat, pictures, shape[1])
+    figure = layout.page(DPI)
+    row_height = _SIDE + 0.45
+    width, height = _SIDE + _WIDTH + 3 * _MARGIN, len(texts) * row_height + 0.3
+    figure.set_size_inches(width, height)
+    for index, words in enumerate(texts):
+        top = height - index * row_height - _MARGIN
+        picture = pictures[0]
+        if maps is not None:
+            picture = blend(picture, maps[0, index], colors, alpha)
+        box = (_MARGIN / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
+        axes = figure.add_axes(box)
+        axes.imshow(picture)
+        axes.set_axis_off()
+        if cosines is not None:
+            note: dict[str, Any] = {**NOTE, "transform": axes.transAxes, "ha": "center"}
+            axes.text(0.5, -0.03, score_note(cosines[0, index]), va="top", **note)
+        left = (_SIDE + 2 * _MARGIN) / width
+        beside = figure.add_axes((left, (top - _SIDE) / height, _WIDTH / width, _SIDE / height))
+        _draw_words(beside, words)
+    if caption:
+        figure.text(_MARGIN / width, 0.08 / height, caption, va="bottom", ha="left", **NOTE)
+    return figure
+
+
+def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
+    """The words from left to right, in as many lines as they need, in inches from the top left."""
+    axes.set(xlim=(0, _WIDTH), ylim=(_SIDE, 0))
+    axes.set_axis_off()
+    largest = max(abs(value) for _, value in words) or 1.0
+    x, y = 0.0, 0.25
+    for word, value in words:
+        share = abs(value) / largest
+        tint = np.array((POSITIVE if value >= 0 else NEGATIVE)(0.45)[:3])
+        box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": 1 - share * (1 - tint)}
+        drawn = axes.text(
+            0, 0, word, va="center", ha="center", bbox=box, **{**TEXT, "fontsize": 10}
+        )
+        # a value that rounding leaves nothing of would be longer than its word
+        number = short_number(value) if share >= _LEAST else "0"
+        note = axes.text(0, 0, number, va="top", ha="center", **{**NOTE, "fontsize": 6})
+        width = max(text.get_window_extent().width for text in (drawn, note)) / DPI + 0.13
+        if x > 0 and x + width > _WIDTH:
+            x, y = 0.0, y + _LINE
+        drawn.set_position((x + width / 2, y))
+        note.set_position((x + width / 2, y + 0.14))
+        x += width

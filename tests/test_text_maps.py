@@ -1,0 +1,184 @@
+"""`explain` on the text side: words with their values, in an explanation, a picture and a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captum_clip import (
+    DirectContribution,
+    TextSimilarity,
+    explain,
+    load_clip,
+    targets,
+    visualization,
+)
+from captum_clip.cli import main
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError, UnsupportedModelError
+from captum_clip.explanation import Explanation, Sign
+from captum_clip.targets import word_tokens
+from captum_clip.visualization import saving
+from tests import builders
+
+TEXTS = ["a horse and a dog", "a dog."]
+IMAGE = draw_scene(0, objects=["horse"]).image
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    return load_clip("demo/vit")
+
+
+def spell_bytes(clip: Any, ids: list[int]) -> str:
+    return "".join(clip.tokenizer.convert_ids_to_tokens(ids)).replace("\u0120", "")
+
+
+@pytest.mark.parametrize(
+    ("builder", "decode"),
+    [
+        (builders.open_clip_vit, lambda clip, ids: clip.tokenizer.decode(ids).strip()),
+        (builders.hf_vit, spell_bytes),
+        (builders.siglip, spell_bytes),
+    ],
+)
+def test_the_tokens_of_a_word_spell_it(builder: Any, decode: Any) -> None:
+    """Whether a word is one token, several sub-words or a token a byte."""
+    clip = builder().load()
+    text = "an unbelievably horselike creature, isn't it?"
+    ids = clip.text_inputs(text)[0][0].tolist()
+    spelled = [(word, decode(clip, ids[r.start : r.stop])) for word, r in word_tokens(clip, text)]
+    assert [word for word, _ in spelled] == text.split()
+    for word, tokens in spelled:
+        assert tokens.replace(" ", "") == word
+    assert any(len(span) > 1 for _, span in word_tokens(clip, text))
+
+
+def test_words_have_the_values_of_their_tokens(clip: Any) -> None:
+    found = explain(IMAGE, TEXTS, model=clip, side="text", method="direct")
+    pixels = clip.preprocess(IMAGE)
+    forward = TextSimilarity(clip, targets.image(clip, pixels))
+    ids, mask = clip.text_inputs(TEXTS)
+    values = DirectContribution(forward).attribute(ids, additional_forward_args=mask)[:, 0]
+    assert found.maps == {}
+    words, by_word = zip(*found.text_maps[0], strict=True)
+    assert list(words) == TEXTS[0].split()
+    assert list(by_word) == pytest.approx(values[0, 1:6].tolist())
+    assert found.text_maps[1][1][1] == pytest.approx(values[1, 2].item())
+    torch.testing.assert_close(found.scores, forward(ids, mask).T.detach())
+
+
+def test_sub_words_are_summed() -> None:
+    small = builders.hf_vit().load()
+    image, text = torch.randn(1, 3, 32, 32), "a horse"
+    (words,) = explain(image, text, model=small, side="text", method="direct").text_maps
+    forward = TextSimilarity(small, targets.image(small, image))
+    ids, mask = small.text_inputs(text)
+    values = DirectContribution(forward).attribute(ids, additional_forward_args=mask)[0, 0]
+    assert [value for _, value in words] == pytest.approx(
+        [values[1].item(), values[2:8].sum().item()], abs=1e-6
+    )
+
+
+def test_both_sides_are_those_of_each_alone(clip: Any) -> None:
+    both = explain(IMAGE, TEXTS, model=clip, side="both")
+    alone, words = (
+        explain(IMAGE, TEXTS, model=clip),
+        explain(IMAGE, TEXTS, model=clip, side="text"),
+    )
+    assert torch.equal(both.maps["positive"], alone.maps["positive"])
+    assert both.text_maps == words.text_maps
+    assert (alone.text_maps, both.method) == ((), "last-grad, words conservative")
+    torch.testing.assert_close(both.scores, words.scores)
+    assert explain(IMAGE, TEXTS, model=clip, side="both", method="direct").method == "direct"
+
+
+def test_signs_of_a_method_without_signs(clip: Any) -> None:
+    """For, against, and the difference of the two."""
+    signs: tuple[Sign, ...] = ("positive", "negative", "both")
+    found = (
+        explain(IMAGE, TEXTS, model=clip, side="text", method="all-grad", sign=s) for s in signs
+    )
+    by_sign = [[value for _, value in each.text_maps[0]] for each in found]
+    positive, negative, both = map(torch.tensor, by_sign)
+    assert (positive >= 0).all()
+    assert (negative <= 0).all()
+    torch.testing.assert_close(both, positive + negative)
+
+
+def test_an_explanation_of_words_is_saved_and_drawn(clip: Any, tmp_path: Path) -> None:
+    found = explain(IMAGE, TEXTS, model=clip, side="both")
+    read = Explanation.load(found.save(tmp_path / "words.npz"))
+    assert (read.text_maps, read.names) == (found.text_maps, found.names)
+    for shown in (found, explain(IMAGE, TEXTS, model=clip, side="text")):
+        figure = shown.plot()
+        for axes, text in zip(figure.axes[1::2], TEXTS, strict=True):
+            assert [drawn.get_text() for drawn in axes.texts[::2]] == text.split()
+        saving.save_figure(figure, tmp_path / "words.png")
+
+
+def test_words_that_do_not_fit_a_line_go_on_the_next() -> None:
+    words = [("horse", 0.1 * index) for index in range(30)]
+    figure = visualization.sentences(torch.rand(1, 3, 8, 8), [words])
+    drawn = [text for text in figure.axes[1].texts if text.get_text() == "horse"]
+    assert len(drawn) == 30
+    assert len({text.get_position()[1] for text in drawn}) > 1
+    assert all(0 < text.get_position()[0] < 4.4 for text in drawn)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"side": "words"}, "expected side image, text or both, got 'words'"),
+        ({"side": "text", "words": True}, "explains whole texts word by word, got words=True"),
+        ({"side": "text", "method": "direct", "per": "head"}, "leave `per` out"),
+        (
+            {"side": "text", "method": "rollout", "sign": "negative"},
+            "does not depend on the target",
+        ),
+    ],
+)
+def test_what_makes_no_sense_on_the_text_side_is_refused(
+    clip: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        explain(IMAGE, TEXTS[0], model=clip, **options)
+
+
+def test_targets_several_images_and_methods_with_a_grid_are_refused(clip: Any) -> None:
+    with pytest.raises(InputError, match="got a Target; pass the texts"):
+        explain(IMAGE, targets.text(clip, TEXTS), model=clip, side="text")
+    with pytest.raises(InputError, match="one image at a time, got 2"):
+        explain([IMAGE, IMAGE], TEXTS, model=clip, side="text")
+    with pytest.raises(UnsupportedModelError, match="a text has words, not a grid"):
+        explain(IMAGE, TEXTS, model="demo/resnet", side="text", method="grad-cam")
+
+
+def test_pictures_without_words_or_with_nan_are_refused() -> None:
+    image = torch.rand(1, 3, 8, 8)
+    nothing: list[Any] = [[], [[]]]
+    for texts in nothing:
+        with pytest.raises(InputError, match="expected one image and texts with words"):
+            visualization.sentences(image, texts)
+    with pytest.raises(InputError, match="hold NaN or infinity"):
+        visualization.sentences(image, [[("a", float("nan"))]])
+
+
+def test_the_command_prints_the_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(IMAGE).save("photo.png")
+    arguments = ["explain", "photo.png", TEXTS[0], "--model", "demo/vit", "--side", "text"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "(demo/vit, conservative):" in printed
+    assert "horse +0.2" in printed
+    assert (tmp_path / "photo-explained.png").stat().st_size > 1000
+    assert main([*arguments, "--words"]) == 2
+    assert "--side text explains whole TEXTs; leave --words out." in capsys.readouterr().err
