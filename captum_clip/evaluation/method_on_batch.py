@@ -94,27 +94,38 @@ class MethodOnBatch:
         parts = queries.split(self.config.batch_size)
         return torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
 
-    def compute_finite(self, queries: Queries) -> tuple[list[int], Tensor]:
+    def compute_finite(
+        self, queries: Queries, clip: ClipAdapter | None = None
+    ) -> tuple[list[int], Tensor]:
         """Indices of the queries with a finite map, and these maps (n, h, w).
 
         Why the others have none goes to `skipped`.
         """
         if not len(queries):
             return [], queries.rows[:, None]
-        raw = self.compute(queries)
-        finite = torch.isfinite(raw).flatten(1).all(1)
+        raw = self.compute(queries, clip)
+        finite = finite_maps(raw)
         for index in (~finite).nonzero()[:, 0].tolist():
             reason = self.method.why_not(queries.names[index], queries.texts[index])
             self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
         return finite.nonzero()[:, 0].tolist(), raw[finite]
 
     def compute_negative(self, queries: Queries, raw: Tensor) -> Tensor | None:
-        """The negative maps (N, h, w) that go with finite maps; None where the method has none."""
+        """The negative maps (N, h, w) that go with finite maps; None where the method has none.
+
+        NaN where there is none; why goes to `skipped`.
+        """
         size = self.config.batch_size
         pairs = zip(queries.split(size), torch.split(raw, size), strict=True)
         parts = [self.method.negative_maps(self.clip, *pair) for pair in pairs]
         known = [part for part in parts if part is not None]
-        return torch.cat(known) if known else None
+        if not known:
+            return None
+        negative = torch.cat(known)
+        for index in (~finite_maps(negative)).nonzero()[:, 0].tolist():
+            reason = self.method.why_not(queries.names[index], f"not {queries.texts[index]}")
+            self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
+        return negative
 
     @cached_property
     def first_queries(self) -> Queries:
@@ -133,6 +144,11 @@ class MethodOnBatch:
         """Those of the data set's first images, for what takes long."""
         limit = self.config.few
         return queries.part([i for i, number in enumerate(queries.numbers) if number < limit])
+
+
+def finite_maps(raw: Tensor) -> Tensor:
+    """Whether each of the maps (N, h, w) is finite, (N,)."""
+    return torch.isfinite(raw).flatten(1).all(1)
 
 
 def queries_of(views: Sequence[View], rows: Tensor, texts: Sequence[str]) -> Queries:

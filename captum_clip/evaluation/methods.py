@@ -13,7 +13,6 @@ from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor
 from typing_extensions import override
 
-from .. import maps as resizing
 from ..attr import LayerAttention, registry
 from ..attr.registry import MethodChoice
 from ..errors import InputError
@@ -99,6 +98,8 @@ class Method(ABC):
     def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
         """What speaks against the targets, (N, h, w), not below zero; None where there is no such.
 
+        NaN where the map of a negated target has it.
+
         Args:
             clip: the model.
             queries: images and targets.
@@ -107,7 +108,7 @@ class Method(ABC):
         if self.signed:
             return (-raw).clamp(min=0)
         if self.negative_from_negated_target:
-            return resizing.positive(self.maps(clip, queries.with_targets(-queries.rows)))
+            return self.maps(clip, queries.with_targets(-queries.rows)).clamp(min=0)
         return None
 
     def identity(self) -> dict[str, Any]:

@@ -179,6 +179,25 @@ def test_sanity_correlates_with_the_other_map(name: str) -> None:
     assert (got["random_parameters"].values < 0.95).all()
 
 
+def test_another_prompt_without_a_map_is_left_out_and_said() -> None:
+    """And does not end the run; the other comparisons have their rows."""
+    clip = model("hf_vit")
+    method = method_of("last-grad", clip)
+    maps, empty = method.maps, targets.text(clip, "", allow_empty=True).bank[0]
+
+    def without_empty(clip: Any, queries: Any) -> Any:
+        heat = maps(clip, queries)
+        heat[(queries.rows @ empty) > 0.9999, 0, 0] = torch.nan
+        return heat
+
+    method.maps = without_empty  # type: ignore[method-assign]
+    asked = on_batch(context(clip, Listed(two_regions("first"))), method)
+    found = joined(TASKS["sanity"].measure(asked))
+    assert "empty_prompt" not in found
+    assert {"other_prompt", "random_parameters"} <= set(found)
+    assert asked.skipped == [(0, "last-grad: the map of 'a horse' holds NaN or infinity")]
+
+
 def test_prompts_do_not_reach_what_ignores_them() -> None:
     for method in ("empty-text", "rollout"):
         for metric in ("empty_prompt", "other_prompt"):

@@ -244,6 +244,37 @@ def test_a_map_with_nan_is_left_out_and_said() -> None:
     assert asked.skipped == [(0, reason), (1, reason)]
 
 
+class BrokenNegated(Broken):
+    """No map of a target that points away from the rows that it is given."""
+
+    signed = False
+    negative_from_negated_target = True
+
+    def __init__(self, without: Tensor) -> None:
+        super().__init__()
+        self.row = without
+
+    def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        heat = super().maps(clip, queries)
+        heat[(queries.rows @ self.row) < -0.99, 0, 0] = torch.nan
+        return heat
+
+
+def test_a_negated_target_without_a_map_is_left_out_and_said() -> None:
+    """Of what needs it: the positive map has its rows all the same."""
+    clip = model("hf_vit")
+    first = two_regions("first")
+    scene = Sample("scene", first.image, first.regions, subsets=(first.image,) * 4)
+    asked = on_batch(
+        context(clip, Listed(scene)), BrokenNegated(targets.text(clip, "a dog").bank[0])
+    )
+    got = joined(TASKS["signs"].measure(asked))
+    assert got["positive_others"].regions == ("a horse", "a dog")
+    assert got["negative_others"].regions == ("a horse",)
+    assert joined(TASKS["effect"].measure(asked)) == {}
+    assert asked.skipped == [(0, "broken: the map of 'not a dog' holds NaN or infinity")]
+
+
 @pytest.mark.parametrize("task", list(TASKS))
 def test_without_any_map_nothing_is_measured(task: str) -> None:
     """Every task ends without rows and with reasons, whatever the sample tells."""

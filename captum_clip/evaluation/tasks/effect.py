@@ -12,7 +12,7 @@ from typing_extensions import override
 from ... import metrics
 from ...runs import Arrays
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch
+from ..method_on_batch import MethodOnBatch, finite_maps
 from ..metric import Metric
 from ..table import rows_of
 from .base import Task
@@ -46,6 +46,8 @@ class Effect(Task):
             own = [i for i, number in enumerate(queries.numbers) if number == view.number]
             scores = maps.batch.subset_scores.get(view.number)
             if scores is None or len(own) != len(view.regions):
+                continue
+            if not finite_maps(maps.signed[own]).all():
                 continue
             mass = metrics.object_mass(maps.signed[own].double(), view.masks)  # (texts, objects)
             columns["mass"].append(mass.flatten())

@@ -72,8 +72,11 @@ class Sanity(Task):
         }
         for name, (asked, clip) in changed.items():
             if clip is not None:
-                correlation = metrics.rank_correlation(raw, maps.compute(asked, clip))
-                yield rows_of(name, correlation, queries.numbers, queries.texts)
+                own, other_maps = maps.compute_finite(asked, clip)
+                if own:
+                    part = queries.part(own)
+                    correlation = metrics.rank_correlation(raw[own], other_maps)
+                    yield rows_of(name, correlation, part.numbers, part.texts)
 
 
 def _other(maps: MethodOnBatch, number: int) -> str:

@@ -12,7 +12,7 @@ from ... import maps as resizing
 from ... import metrics
 from ...runs import Arrays
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch
+from ..method_on_batch import MethodOnBatch, finite_maps
 from ..metric import Metric
 from ..table import rows_of
 from .base import Task
@@ -78,7 +78,13 @@ class Signs(Task):
             yield rows_of(f"positive_{name}", _share(positive, mask), *where)
         if maps.negative is None:
             return
-        negative = maps.negative[kept]
+        finite = finite_maps(maps.negative[kept])
+        if not finite.any():
+            return
+        kept = [index for index, is_finite in zip(kept, finite.tolist(), strict=True) if is_finite]
+        where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
+        positive, negative = positive[finite], maps.negative[kept]
+        masks = {name: mask[finite] for name, mask in masks.items()}
         for name, mask in masks.items():
             yield rows_of(f"negative_{name}", _share(negative, mask), *where)
         correlation = metrics.rank_correlation(positive, negative)

@@ -13,7 +13,7 @@ from ... import maps as resizing
 from ... import metrics, targets
 from ...runs import Arrays
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, queries_of
+from ..method_on_batch import MethodOnBatch, finite_maps, queries_of
 from ..methods import Queries
 from ..metric import Metric
 from ..table import rows_of
@@ -78,7 +78,10 @@ class Words(Task):
         masks = torch.cat([view.masks for view in views])[kept]
         positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
         signed = positive if negative is None else positive - negative
-        yield from _by_count("words", metrics.word_mosaic_game(signed, masks), queries, counts)
+        own = finite_maps(signed).nonzero()[:, 0].tolist()
+        if own:
+            game = metrics.word_mosaic_game(signed[own], masks[own])
+            yield from _by_count("words", game, queries.part(own), [counts[i] for i in own])
         hits = metrics.pointing_game(positive, masks)
         yield from _by_count("word_pointing", hits, queries, counts)
 
