@@ -179,6 +179,34 @@ def test_sanity_correlates_with_the_other_map(name: str) -> None:
     assert (got["random_parameters"].values < 0.95).all()
 
 
+def test_an_image_whose_map_is_nan_under_noise_is_left_out_and_said() -> None:
+    """The other ones of its batch keep their rows."""
+    clip = model("hf_vit")
+    data = context(clip, Listed(two_regions("first"), two_regions("second", seed=1)))
+    whole = joined(TASKS["faithfulness"].measure(on_batch(data, "last-grad")))["sensitivity"]
+    method = method_of("last-grad", clip)
+    bind, exact = method.attribute, on_batch(data, method).first_queries.pixels
+
+    def attribute(clip: Any, rows: Any) -> Any:
+        explain = bind(clip, rows)
+        assert explain is not None
+
+        def broken(images: Any, target: Any = None, **options: Any) -> Any:
+            heat = explain(images, target=target, **options)
+            distance = (images - exact[:1]).abs().amax((1, 2, 3))
+            heat[(distance > 0) & (distance < 0.1)] = torch.nan
+            return heat
+
+        return broken
+
+    method.attribute = attribute  # type: ignore[method-assign]
+    asked = on_batch(data, method)
+    found = joined(TASKS["faithfulness"].measure(asked))["sensitivity"]
+    assert found.owners.tolist() == [1]
+    assert found.values == pytest.approx(whole.values[1:], rel=1e-4)
+    assert [number for number, _ in asked.skipped] == [0]
+
+
 def test_another_prompt_without_a_map_is_left_out_and_said() -> None:
     """And does not end the run; the other comparisons have their rows."""
     clip = model("hf_vit")

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ... import metrics
+from ...errors import InputError
 from ...runs import Arrays
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch
@@ -62,9 +63,31 @@ class Faithfulness(Task):
         slow = maps.slow(queries)
         attribute = maps.method.attribute(maps.clip, slow.rows)
         if attribute is not None and len(slow):
-            parts = _successive(slow.numbers)
-            values = torch.cat([_sensitivity(maps, attribute, slow, part) for part in parts])
-            yield rows_of("sensitivity", values, slow.numbers, slow.texts)
+            measured = {
+                index: value
+                for part in _successive(slow.numbers)
+                for index, value in _finite_sensitivity(maps, attribute, slow, part).items()
+            }
+            if measured:
+                part = slow.part(list(measured))
+                values = torch.cat(list(measured.values()))
+                yield rows_of("sensitivity", values, part.numbers, part.texts)
+
+
+def _finite_sensitivity(
+    maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
+) -> dict[int, Tensor]:
+    """Index -> sensitivity (1,); without those where a map under noise is NaN, which is said."""
+    try:
+        values = _sensitivity(maps, attribute, queries, indices)
+        return {index: values[row : row + 1] for row, index in enumerate(indices)}
+    except InputError as error:
+        if len(indices) == 1:
+            reason = f"{maps.method.name}: {error}"
+            maps.skipped.append((queries.numbers[indices[0]], reason))
+            return {}
+    alone = [_finite_sensitivity(maps, attribute, queries, [index]) for index in indices]
+    return {index: value for found in alone for index, value in found.items()}
 
 
 def _sensitivity(
