@@ -48,7 +48,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     The keyword-only arguments of `_compute` are the method's options; both verbs take them.
 
     Args:
-        forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
+        forward_func: a :class:`captum_clip.ClipSimilarity`, a
+            :class:`captum_clip.TextSimilarity`, whose maps are (B, K, T), or a callable
             images -> (B,) or (B, K) that runs the tower exactly once.
         layer: with a callable of your own, the model or its vision tower.
 

@@ -36,8 +36,8 @@ def register(method: Method) -> Method:
     command line), name it in the entry point group ``captum_clip.methods`` of its package.
 
     Args:
-        method: a class with `name`, `towers` ("vit", "resnet") and the verbs `attribute` and
-            `attribute_targets`, made from a forward function.
+        method: a class with `name`, `towers` ("vit", "resnet", "text") and the verbs `attribute`
+            and `attribute_targets`, made from a forward function.
 
     Returns:
         The class.
