@@ -138,8 +138,8 @@ def test_features_are_kept(clip, folder, tmp_path, monkeypatch):
     ("text", "options", "error", "message"),
     [
         ("a horse", {"top": 0}, InputError, "top of 1 or more, got 0"),
-        ("a horse", {"method": "cam"}, InputError, "expected one of grad-cam"),
-        ("a horse", {"method": "grad-cam"}, UnsupportedModelError, "ResNet"),
+        ("a horse", {"method": "none"}, InputError, "expected one of grad-cam"),
+        ("a horse", {"method": "grad-cam"}, UnsupportedModelError, "convolutional"),
         ("a horse", {"workers": -1}, InputError, "workers of 0 or more"),
         (" ", {}, TargetError, "is empty"),
     ],
