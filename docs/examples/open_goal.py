@@ -14,7 +14,13 @@ from torch import Tensor
 
 from captum_clip import ConservativePropagation, DirectContribution
 from captum_clip.attr import ViTAttribution, register
-from captum_clip.attr._attention import all_rows, attended, contributions, merged, readout_row
+from captum_clip.attr._attention import (
+    attended,
+    contributions,
+    merged,
+    projected_heads,
+    readout_row,
+)
 from captum_clip.attr._base import Computed
 from captum_clip.attr._call import Call
 from captum_clip.attr._readout import direction_in_graph, readout
@@ -86,7 +92,10 @@ class AttentionFree(ViTAttribution):
 
         def attend(index: int, seen: LayerRecord) -> Tensor:
             layer = tower.layers[index]
-            weights = all_rows.__wrapped__(layer, seen)  # with its graph
+            query, key = (
+                projected_heads.__wrapped__(layer, which, seen) for which in ("query", "key")
+            )  # with their graph
+            weights = ((query * layer.scale) @ key.mT).softmax(-1)
             return merged(layer, attended(layer, weights, seen))
 
         with record_gates_held(tower, attend) as record:
@@ -116,20 +125,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--method", nargs="+", default=METHODS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = EvaluationConfig(
             model="demo/vit",
             output=f"{folder}/out",
             data=("demo",),
-            methods=METHODS,
+            methods=tuple(options.method),
             tasks=("localization", "effect"),
             images=options.images,
             threads=options.threads,
         )
         figures = evaluate(config).summary.figures
-    table = figures.pivot(index="method", columns="metric", values="value")
-    print(table.loc[list(METHODS), list(COLUMNS)].round(3).to_string())
+    table = figures.pivot(index="method", columns="metric", values="mean")
+    print(table.loc[list(options.method), list(COLUMNS)].round(3).to_string())
 
 
 if __name__ == "__main__":
