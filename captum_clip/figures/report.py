@@ -153,8 +153,8 @@ def compare(
         >>> from captum_clip.demo.scenes import draw_scene
         >>> image = draw_scene(0, objects=["horse", "dog"]).image
         >>> figure = figures.compare(image, "a horse", models="demo/vit")
-        >>> len(figure.axes)  # the image and six methods
-        7
+        >>> len(figure.axes)  # the image and nine methods
+        10
     """
     caller = "figures.compare"
     check_choice(caller, scale, ("each", "shared"), name="a scale")

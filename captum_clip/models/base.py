@@ -344,7 +344,8 @@ class ClipAdapter(ABC):
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
                 f"pass load_clip(..., {option}=...)."
             )
-        if not callable(part):
+        # an object that only holds an image processor, as a processor of both does, serves too
+        if not callable(part) and not hasattr(part, "image_processor"):
             raise InputError(
                 f"{self.name} was given a {type(part).__name__} as its {option}, which cannot be "
                 f"called; pass load_clip(..., {option}=...) one of its library."

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_clip import targets
@@ -70,5 +70,8 @@ class Subject:
         """A module half-way through the tower."""
         tower = self.small.load().tower
         if tower.kind == "vit":
-            return tower.layers[1].block
+            block = tower.layers[1].block
+            if self.case.method == "DirectContribution":  # it refuses hooks on whole blocks
+                return next(m for m in block.modules() if isinstance(m, nn.LayerNorm))
+            return block
         return list(tower.stages().values())[1]
