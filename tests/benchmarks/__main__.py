@@ -54,6 +54,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--targets", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="TOWER", help="towers whose name holds this")
+    parser.add_argument("--method", nargs="+", metavar="CLASS", help="methods of this package")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write a CSV")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/growth.png"))
@@ -84,6 +85,9 @@ def jobs_of(tower: Tower, batch: int, arguments: argparse.Namespace) -> dict[str
     """Everything that is measured on one tower, the plain forward first."""
     images = tower.images(batch, arguments.seed)
     jobs = package_jobs(tower, images, arguments.targets, arguments.seed)
+    if arguments.method:
+        wanted = (PLAIN, *(f"{method}," for method in arguments.method))
+        jobs = {name: run for name, run in jobs.items() if name.startswith(wanted)}
     if arguments.peers:
         jobs |= peer_jobs(tower, images, arguments.targets, arguments.seed)
     return jobs

@@ -17,6 +17,10 @@ from .towers import Tower
 PLAIN = "plain forward"
 
 
+# One does not depend on the target, the others repeat their backward for each.
+_ONCE = (attr.AttentionRollout, attr.AllGradAttention, attr.ConservativePropagation)
+
+
 def methods_of(tower: Tower) -> list[type[Any]]:
     """The methods that the tower's kind and size allow."""
     resnet = tower.clip.kind == "resnet"
@@ -39,8 +43,8 @@ def package_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int)
             return forward(pixels)
 
         for method in methods_of(tower):
-            if count > 1 and method in (attr.AttentionRollout, attr.AllGradAttention):
-                continue  # one does not depend on the target, one repeats its backward
+            if count > 1 and method in _ONCE:
+                continue
             for what, made in (
                 ("", method(similarity)),
                 (", own callable", method(own, tower.model)),
