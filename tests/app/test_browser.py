@@ -149,7 +149,9 @@ def expected_map(found: Explanation, text: int, weight: float = 1) -> npt.NDArra
 
 
 def check_map(page: Page, text: int, expected: npt.NDArray[np.float32]) -> None:
-    np.testing.assert_allclose(map_of(page, text), expected, atol=2 / 255)
+    # a value between two of the map's 256 colours may take either, and is then rounded to bytes
+    step = np.abs(np.diff(colormap(HEAT)(np.arange(256)), axis=0)).max()
+    np.testing.assert_allclose(map_of(page, text), expected, atol=step + 1 / 255)
 
 
 def ask(page: Page, image: npt.NDArray[np.uint8], *texts: str) -> Explanation:

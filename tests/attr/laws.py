@@ -170,7 +170,7 @@ def works_in_every_mode(subject: Subject) -> None:
         assert torch.equal(subject.all(inside), many)
         assert torch.is_inference_mode_enabled()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tolerance = PRECISIONS[subject.small.load().kind][torch.bfloat16]
+        tolerance = precisions(subject)[torch.bfloat16]
         maps_close(subject.one(), wanted, tolerance)
         maps_close(subject.all(), many, tolerance)
 
@@ -182,9 +182,20 @@ PRECISIONS = {
 }
 
 
+def precisions(subject: Subject) -> dict[torch.dtype, float]:
+    """How far half precision may be off.
+
+    The gradients of the CAM family pass the last block in the tower's own precision, where the
+    package's own methods compute in single precision.
+    """
+    factor = 1.5 if subject.case.method == "CamFamily" else 1
+    bounds = PRECISIONS[subject.small.load().kind]
+    return {dtype: factor * bound for dtype, bound in bounds.items()}
+
+
 def half_precision_gives_single(subject: Subject) -> None:
     """float16 and bfloat16 towers give float32 maps close to those of the float32 tower."""
-    for dtype, tolerance in PRECISIONS[subject.small.load().kind].items():
+    for dtype, tolerance in precisions(subject).items():
         small = subject.small._replace(model=copy.deepcopy(subject.model).to(dtype))
         function, layer = subject.build(small)
         exact, exact_layer = subject.build(small._replace(model=copy.deepcopy(small.model).float()))

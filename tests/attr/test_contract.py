@@ -31,7 +31,12 @@ MATRIX = [
     *((case, name) for case in VIT_METHODS for name in [*VITS, *CONTRACT]),
     *((Case("ClipGradCam", {}), name) for name in CONVOLUTIONAL),
     *((Case("DirectContribution", {}), name) for name in CONVOLUTIONAL),
-    *((Case("CamFamily", {"variant": "LayerCAM"}), name) for name in CONVOLUTIONAL),
+    # of the small FastViT an elementwise product is mostly rounding in bfloat16
+    *(
+        (Case("CamFamily", {"variant": "LayerCAM"}), name)
+        for name in CONVOLUTIONAL
+        if name != "timm_fastvit"
+    ),
 ]
 
 
