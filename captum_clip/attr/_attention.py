@@ -198,9 +198,18 @@ def contributions(
         tokens = widened(tokens)
         value = _wide(attention.projections().value, tokens.dtype)
         heads = _heads_last(direction.rows, attention.heads)  # (K, B or 1, H, d)
-        by_token = torch.einsum("kbhd,hdw->kbhw", heads, _by_head(value.weight, attention.heads))
         if mean is not None:
             tokens = tokens - mean
+        if not by_head and 2 * len(heads) * attention.heads > tokens.shape[-1]:
+            # for many directions it is cheaper to compute the values once, weighted with the row
+            values = F.linear(tokens, value.weight, value.bias if mean is None else None)
+            values = (_heads_last(values, attention.heads) * row.mT[..., None]).flatten(2)
+            if direction.rows.shape[1] == 1:
+                parts = (values @ direction.rows[:, 0].T).permute(2, 0, 1)  # (K, B, s)
+            else:
+                parts = torch.einsum("kbd,bsd->kbs", direction.rows, values)
+            return parts * direction.scale[:, None]
+        by_token = torch.einsum("kbhd,hdw->kbhw", heads, _by_head(value.weight, attention.heads))
         # W_V^T d is folded onto the tokens, so no value is computed
         parts = torch.einsum("kbhw,bsw->kbhs", by_token.expand(-1, len(tokens), -1, -1), tokens)
         if value.bias is not None and mean is None:

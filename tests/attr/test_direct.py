@@ -320,3 +320,17 @@ def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
     method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.rows())))
     with pytest.raises(UnsupportedModelError, match="a BatchNorm1d follows the pooled token"):
         method.attribute_targets(small.images(3))
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean"])
+@pytest.mark.parametrize("forward", ["similarity", "callable"])
+@pytest.mark.parametrize("name", ["hf_vit", "eva02", "siglip"])
+def test_many_targets_give_the_maps_of_few(name: str, forward: str, baseline: str) -> None:
+    """Values computed once for many targets, and directions folded onto tokens for few."""
+    similarity = cases.similarity(name, torch.float64, count=16)
+    function: Any = similarity if forward == "similarity" else lambda images: similarity(images)
+    layer = None if forward == "similarity" else cases.built(name, torch.float64).model
+    method, pixels = DirectContribution(function, layer), cases.images(name, torch.float64)
+    many = method.attribute_targets(pixels, baseline=baseline)
+    few = [method.attribute_targets(pixels, [k, k + 1], baseline=baseline) for k in range(0, 16, 2)]
+    torch.testing.assert_close(many, torch.cat(few, 1), rtol=1e-9, atol=1e-12)
