@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -243,3 +244,16 @@ def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.stem == "index" or f"({page.name})" in index, page.name
+
+
+@pytest.mark.slow
+def test_the_tries_at_the_open_goal_run_and_differ():
+    """Each is a method of its own: none falls back to the one that it was made from."""
+    script = ROOT / "docs" / "examples" / "open_goal.py"
+    command = [sys.executable, str(script), "--images", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        *("direct", "conservative", "mean-of-both", "competition", "attention-free")
+    ]
+    assert len({tuple(row[1:]) for row in rows}) == len(rows)
