@@ -13,6 +13,7 @@ from .map_statistics import (
     spatial_variance,
     value_entropy,
 )
+from .masked_changes import MaskedChanges, faithfulness_correlation, masked_changes
 from .mosaic import mosaic_cells, word_mosaic_game
 from .object_effect import (
     Agreement,
@@ -32,6 +33,7 @@ __all__ = [
     "Curves",
     "Difference",
     "Interval",
+    "MaskedChanges",
     "ObjectEffect",
     "PerturbationTest",
     "SegmentationScores",
@@ -44,9 +46,11 @@ __all__ = [
     "coverage",
     "effect_agreement",
     "energy_inside",
+    "faithfulness_correlation",
     "gaussian_noise",
     "holm",
     "infidelity",
+    "masked_changes",
     "mean_fill",
     "mosaic_cells",
     "nss",

@@ -12,7 +12,16 @@ from torch import Tensor
 from ..checks import check_positive
 from ..errors import InputError
 from ..maps import check_maps, expand_to_input
-from .checks import Forward, Targets, check_count, check_images, checked_scores, checked_targets
+from .checks import (
+    Forward,
+    Seed,
+    Targets,
+    check_count,
+    check_images,
+    checked_scores,
+    checked_targets,
+    seeds_of,
+)
 from .perturbations import Perturbation, patch_removal
 from .resize import as_planes, at_least_single
 
@@ -27,7 +36,7 @@ def infidelity(
     samples: int = 50,
     normalize: bool = True,
     batch_size: int = 32,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Tensor:
     r"""Infidelity of maps: how far they are from predicting what perturbations do to the score.
 
@@ -36,8 +45,10 @@ def infidelity(
 
     by `captum.metrics.infidelity`. With beta (`normalize`) the scale of the map makes no
     difference, nor does its sign as a whole, since beta may be negative; without it beta is 1.
-    Zero is perfect, and a map that tells nothing gets the mean square of the score's change, the
-    unit that a figure is to be read in.
+    Zero is perfect, and a map of zeros gets the mean square of the score's change, the unit that a
+    figure is to be read in. There is no intercept: a map with one value everywhere tells how much
+    an average cell counts, and that alone explains most of the square, so it may beat maps that
+    tell one cell from another. :func:`faithfulness_correlation` has an offset.
 
     Args:
         forward: images (B, C, H, W) -> scores (B,) or (B, K).
@@ -50,7 +61,8 @@ def infidelity(
         samples: perturbations an image.
         normalize: see above; without it maps must be on the scale of the score.
         batch_size: images a forward pass.
-        seed: image i draws from seed + i, so that a set may come in batches of any size.
+        seed: image i draws from seed + i, so that a set may come in batches of any size; or the
+            seed of each image.
 
     Returns:
         (B,), at least in single precision; arithmetic in double.
@@ -109,7 +121,7 @@ def sensitivity(
     radius: float = 0.02,
     samples: int = 10,
     batch_size: int = 32,
-    seed: int = 0,
+    seed: Seed = 0,
     **options: Any,
 ) -> Tensor:
     r"""The largest relative change of maps under small noise, `captum.metrics.sensitivity_max`.
@@ -126,7 +138,8 @@ def sensitivity(
         radius: r, in units of the normalised images.
         samples: draws an image.
         batch_size: images a call of `attribute`.
-        seed: image i draws from seed + i, so that a set may come in batches of any size.
+        seed: image i draws from seed + i, so that a set may come in batches of any size; or the
+            seed of each image.
         **options: passed on to `attribute` as they are.
 
     Returns:
@@ -195,17 +208,16 @@ def _default_removal(maps: Tensor, images: Tensor) -> Perturbation:
 
 
 def _batches(
-    caller: str, images: Tensor, samples: int, batch_size: int, seed: int
+    caller: str, images: Tensor, samples: int, batch_size: int, seed: Seed
 ) -> Iterator[tuple[slice, int, list[torch.Generator]]]:
     """Parts of a batch, how many perturbed images fit at a time, and a generator an image."""
     check_count(caller, "samples", samples)
     check_count(caller, "batch_size", batch_size)
-    check_count(caller, "seed", seed, least=0)
+    seeds = seeds_of(caller, seed, len(images))
     size = max(1, batch_size // samples)
     for start in range(0, len(images), size):
-        indices = range(start, min(start + size, len(images)))
-        generators = [torch.Generator().manual_seed(seed + index) for index in indices]
-        most = min(batch_size, len(indices) * samples)
+        generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + size]]
+        most = min(batch_size, len(generators) * samples)
         yield slice(start, start + size), most, generators
 
 

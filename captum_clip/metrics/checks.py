@@ -14,6 +14,7 @@ from ..maps import unusable
 
 Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
+Seed = int | Sequence[int]
 
 
 def describe(value: Any) -> str:
@@ -89,6 +90,19 @@ def check_count(caller: str, name: str, value: Any, *, least: int = 1) -> None:
         raise InputError(
             f"{caller}: expected {name} as a whole number from {least}, got {value!r}."
         )
+
+
+def seeds_of(caller: str, seed: Any, count: int) -> list[int]:
+    """The seed of each of `count` images: seed + i, or as they are listed."""
+    if not isinstance(seed, list | tuple):
+        check_count(caller, "seed", seed, least=0)
+        return [seed + index for index in range(count)]
+    if len(seed) != count or not all(is_integer(value, least=0) for value in seed):
+        raise InputError(
+            f"{caller}: expected seed as a whole number from 0, or one for each of {count} images, "
+            f"got {list(seed)}."
+        )
+    return list(seed)
 
 
 def checked_targets(caller: str, targets: Targets, images: Tensor, *, name: str) -> Tensor:

@@ -16,7 +16,11 @@ Perturbation = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def patch_removal(
-    grid: tuple[int, int], *, share: float = 0.2, fill: float | Tensor = 0.0
+    grid: tuple[int, int],
+    *,
+    share: float = 0.2,
+    fill: float | Tensor = 0.0,
+    shifted: bool = False,
 ) -> Perturbation:
     """Remove cells of a grid at random: the perturbation for maps that give each region a value.
 
@@ -24,6 +28,7 @@ def patch_removal(
         grid: rows and columns, as ``clip.grid(height, width)`` gives them.
         share: the chance of each cell to be removed, above 0 and up to 1.
         fill: what takes its place; zero is the mean colour of normalised images.
+        shifted: by half a cell, so that no cell is a patch of a ViT.
 
     Returns:
         A function (image (C, H, W), generator) -> (1 where removed and 0 elsewhere, the image
@@ -47,8 +52,9 @@ def patch_removal(
         raise InputError(f"patch_removal: expected a share above 0 and up to 1, got {share!r}.")
 
     def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        drawn = torch.rand(grid, generator=generator).to(image.device) < share
-        removed = drawn[cell_indices(grid, image)].expand_as(image)
+        drawn = torch.rand(rows + shifted, columns + shifted, generator=generator) < share
+        cells = cell_indices(grid, image, shifted=shifted)
+        removed = drawn.to(image.device)[cells].expand_as(image)
         filled = torch.as_tensor(fill).to(image)
         return removed.to(image.dtype), torch.where(removed, filled, image)
 

@@ -59,17 +59,30 @@ def maps_at_masks(caller: str, maps: Tensor, masks: Tensor, *, what: str = "mask
     return resize_to_masks(maps, masks)
 
 
-def cell_indices(grid: tuple[int, int], images: Tensor) -> tuple[Tensor, Tensor]:
+def cell_indices(
+    grid: tuple[int, int], images: Tensor, *, shifted: bool = False
+) -> tuple[Tensor, Tensor]:
     """The row (H, 1) and the column (W,) of the cell that each pixel of images (..., H, W) lies in.
+
+    Args:
+        grid: number of rows and columns.
+        images: (..., H, W).
+        shifted: by half a cell, so that there is one row and one column more.
 
     Example:
         >>> import torch
         >>> cell_indices((1, 2), torch.zeros(1, 4))
         (tensor([[0]]), tensor([0, 0, 1, 1]))
+        >>> cell_indices((1, 2), torch.zeros(1, 4), shifted=True)
+        (tensor([[0]]), tensor([0, 1, 1, 2]))
     """
+
+    def owners(pixels: int, cells: int) -> Tensor:
+        starts = 2 * cells * torch.arange(pixels, device=images.device)
+        return (starts + pixels * shifted) // (2 * pixels)
+
     (rows, columns), (height, width) = grid, images.shape[-2:]
-    row = torch.arange(height, device=images.device) * rows // height
-    return row[:, None], torch.arange(width, device=images.device) * columns // width
+    return owners(height, rows)[:, None], owners(width, columns)
 
 
 def rounding(maps: Tensor) -> Tensor:
