@@ -98,10 +98,11 @@ class Explanation:
     ) -> Figure:
         """The maps over the images, resized, and min-max normalised one by one.
 
-        One row an image and one column a target; with words, one column a word, dimmed by its norm;
-        with both signs, one row an image and target, positive beside negative on a scale that the
-        two share. With the text side one row a text: the image, or its map, beside the words in
-        their colours. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+        One row per image and one column per target; with words, one column per word, dimmed by its
+        norm; with both signs, one row per image and target, positive beside negative on a scale
+        that the two share. With the text side one row per text: the image, or its map, beside the
+        words in their colours. For another look pass the maps to
+        :mod:`captum_clip.visualization` yourself.
 
         Args:
             cmap: colour map, by name or as it is; by default inferno, blue for what speaks against

@@ -134,7 +134,7 @@ class TextSimilarity(Similarity):
     .. math:: y_k = \frac{e \cdot t_k}{|e|}, \quad e = \text{text embedding}, \; |t_k| = 1
 
     The forward function of the text tower: methods that need no grid, such as
-    :class:`captum_clip.DirectContribution`, give maps (B, 1, T) on it, one value a token, and
+    :class:`captum_clip.DirectContribution`, give maps (B, 1, T) on it, one value per token, and
     Captum's ``LayerIntegratedGradients`` works on the token embeddings. Padding is what is 0 in the
     attention mask, which is passed to Captum and to the methods as ``additional_forward_args``.
     Texts are padded as the model was trained, so take ids and mask from ``clip.text_inputs``.

@@ -52,7 +52,7 @@ def text_maps(
         ids, additional_forward_args=mask, return_scores=True, **choice.options
     )
     if values.ndim != 3:
-        raise InputError(f"explain: {choice.name} gives several values a token; leave `per` out.")
+        raise InputError(f"explain: {choice.name} gives several values per token; leave `per` out.")
     positive, negative = values.cpu().unbind(1)  # (K, T)
     if choice.signed or sign == "positive":
         signed = positive

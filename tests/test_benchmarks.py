@@ -156,7 +156,7 @@ def test_package_jobs_of_a_large_tower_build_no_whole_graph():
 
 
 def test_oracle_draws_the_same_map():
-    """The ways compared on a ViT compute one thing: ours, the oracle's and the report's."""
+    """The ways compared on a ViT compute one thing: ours, the oracle's and Mamooler's."""
     tower = small("hf_vit")
     images = tower.images(2, seed=0)
     ours = LastGradAttention(tower.similarity(1, seed=0)).attribute_targets(images)
@@ -336,7 +336,7 @@ def test_command_prints_and_writes_every_row(tmp_path, monkeypatch, capsys, quic
     printed = capsys.readouterr().out
     assert "| small hf_vit | forwards | ms | MiB, batch 1 (x forward) | MiB, batch 2" in printed
     assert "| LastGradAttention, 1 target, own callable |" in printed
-    assert "the report's way" in printed
+    assert "Mamooler's way" in printed
     with open(tmp_path / "benchmarks.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     jobs = {row["job"] for row in rows}

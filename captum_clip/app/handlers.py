@@ -15,7 +15,7 @@ from .queries import Query, Result, ask, heads, layers, pick
 View = Literal["texts", "layers", "heads"]
 """The tabs of the page."""
 
-_KNOWN_AS: Final = {"last-grad": "report", "all-grad": "Chefer"}
+_KNOWN_AS: Final = {"last-grad": "Mamooler", "all-grad": "Chefer"}
 
 _SPOKEN: Final = {
     "captum-clip models --vocabulary lists them": "they are listed below the questions",

@@ -59,7 +59,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         signed: what speaks against the target is below zero in its maps. Where it is not, the map
             of ``-target`` is the negative map.
         needs_target: its maps depend on the target.
-        costly: it takes many forward passes a map, so an evaluation gives it fewer images.
+        costly: it takes many forward passes per map, so an evaluation gives it fewer images.
         leading: the option whose value follows its name without being named: ``cam:LayerCAM``.
         listed: whether it is offered beside the others, or only taken where it is named.
     """
@@ -148,16 +148,16 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         additional_forward_args: Any = None,
         **options: Any,
     ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image, raw, on the tower's grid.
+        """Maps (B, 1, h, w) of one target per image, raw, on the tower's grid.
 
         Args:
             inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
-            target: index of a score, or one index an image; None where there is only one score.
+            target: index of a score, or one index per image; None where there is only one score.
             additional_forward_args: further arguments of the forward function.
             **options: see the class.
 
         Raises:
-            TargetError: the target is missing, out of range, or not one an image.
+            TargetError: the target is missing, out of range, or not one per image.
             InputError: images, or an option, that are none.
             CaptureError: the forward function does not run the tower exactly once.
         """
@@ -287,7 +287,7 @@ class AdditiveAttribution(ClipAttribution):
         return_rest: bool = False,
         **options: Any,
     ) -> Any:
-        """Maps (B, 1, h, w) of one target an image; with `return_rest` (maps, rest (B, 1)).
+        """Maps (B, 1, h, w) of one target per image; with `return_rest` (maps, rest (B, 1)).
 
         Arguments and errors as :meth:`ClipAttribution.attribute`. The rest is the part of the score
         that no position adds: maps.sum((-2, -1)) + rest = scores.

@@ -150,13 +150,13 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     """Captum's `target` -> (1, B), the score's column for each image.
 
     Args:
-        target: None (only where there is one column), an index, or one index an image.
+        target: None (only where there is one column), an index, or one index per image.
         batch: B.
         count: K.
         names: of the columns, for the message.
 
     Raises:
-        TargetError: missing, out of range, or not one an image.
+        TargetError: missing, out of range, or not one per image.
     """
     if target is None:
         if count != 1:
@@ -176,7 +176,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     if len(flat) != batch:
         images = f"{batch} image{'s' * (batch > 1)}"
         raise TargetError(
-            f"attribute: got {len(flat)} targets for {images}; give one, or one an image. For "
+            f"attribute: got {len(flat)} targets for {images}; give one, or one per image. For "
             "several maps of an image call attribute_targets."
         )
     return _checked(flat, count, names)[None]
@@ -203,7 +203,7 @@ def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
     for index in flat:
         if isinstance(index, bool) or not isinstance(index, Integral):  # NumPy's too
             raise TargetError(
-                f"target: expected an index or one index an image, got {show(index)} "
+                f"target: expected an index or one index per image, got {show(index)} "
                 f"({type(index).__name__})."
             )
         if not -count <= int(index) < count:

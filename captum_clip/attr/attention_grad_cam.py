@@ -23,13 +23,13 @@ class AttentionGradCam(ViTAttribution):
 
     .. math:: L = E_h[(\nabla A_n \odot A_n)^+][CLS, patches]
 
-    with ``weights="elementwise"`` (the default, the form of the report's code), and
+    with ``weights="elementwise"`` (the default, the form of Mamooler's code), and
 
     .. math:: L = \bigl(E_h[g_h \, A_{n,h}]\bigr)^+[CLS, patches], \quad
               g_h = \text{mean of } \nabla A_{n,h}[CLS, patches]
 
-    with ``weights="pooled"`` (the form of Chefer et al., to which the report's text refers: the
-    gradient is one number a head, and the ReLU comes after the mean over heads).
+    with ``weights="pooled"`` (the form of Chefer et al., to which Mamooler's text refers: the
+    gradient is one number per head, and the ReLU comes after the mean over heads).
 
     Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows is
     read, and pooled over, in its place. In a tower with a pooling head (SigLIP, PE-Core) the last

@@ -40,7 +40,7 @@ class CamFamily(ClipAttribution):
     library, which would set it to eval mode, hook it and fill its parameters' gradients.
 
     The map is non-negative; the negative map is the map of ``-target``. Score-CAM and Ablation-CAM
-    take a forward for each channel, the others one forward, and a backward a target.
+    take a forward for each channel, the others one forward, and a backward per target.
 
     Options, keyword-only on both verbs:
 
@@ -49,7 +49,7 @@ class CamFamily(ClipAttribution):
     - whatever else its constructor takes: ``cam:AblationCAM:ratio_channels_to_ablate=0.5``.
 
     Raises:
-        InputError: pytorch-grad-cam is not installed (``pip install 'captum-clip[cam]'``), or has
+        InputError: pytorch-grad-cam is not installed (``pip install grad-cam``), or has
             no such class or option.
         UnsupportedModelError: Ablation-CAM or HiResCAM on a vision transformer, where they mean
             nothing.
@@ -149,7 +149,7 @@ def _class_of(variant: str) -> Any:
         import pytorch_grad_cam as library
         from pytorch_grad_cam.base_cam import BaseCAM
     except ImportError as error:
-        raise InputError("cam needs pytorch-grad-cam: pip install 'captum-clip[cam]'.") from error
+        raise InputError("cam needs pytorch-grad-cam: pip install grad-cam.") from error
     refused = (*_WHOLE_NETWORK, "RandomCAM", "BaseCAM")  # RandomCAM draws from a global generator
     known = [
         name

@@ -30,7 +30,7 @@ class ConservativePropagation(AdditiveAttribution):
     is neither made nor lost on the way: ``maps.sum((-2, -1)) + rest`` is the score, and the rest
     has what class token, positions and biases add. A gated MLP (SwiGLU) keeps its gate.
 
-    One forward, and a backward a target. What is below zero speaks against the target. With a
+    One forward, and a backward per target. What is below zero speaks against the target. With a
     forward function of your own the score's gradient is taken at the tower's output, as
     :class:`DirectContribution` does. For vision transformers only.
 

@@ -24,7 +24,7 @@ from ._towers import check_tower
 
 @final
 class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
-    r"""Grad-CAM for convolutional towers (equations 1, 2 of the report), a Captum `LayerGradCam`.
+    r"""Grad-CAM for convolutional towers (equations 1, 2 of Mamooler), a Captum `LayerGradCam`.
 
     .. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial y}{\partial A^k_{ij}}, \quad
               L = \sum_k \alpha_k A^k
@@ -92,7 +92,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> TensorOrTuple:
-        """Maps (B, 1, h, w) of one target an image; arguments as in Captum's `LayerGradCam`."""
+        """Maps (B, 1, h, w) of one target per image; arguments as in Captum's `LayerGradCam`."""
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
             if self._tower is not None:
                 check_tower("ClipGradCam", self.forward_func, self._tower)

@@ -1,4 +1,4 @@
-"""LastGradAttention, the report's method: the last layer's gradient with every attention."""
+"""LastGradAttention, Mamooler's method: the last layer's gradient with every attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Heads = Literal["paired", "averaged"]
 
 @final
 class LastGradAttention(ViTAttribution):
-    r"""Relevance propagation with only the last layer's gradient (equation 6 of the report).
+    r"""Relevance propagation with only the last layer's gradient (equation 6 of Mamooler).
 
     .. math:: \bar A_l = E_h[(\nabla A_n \odot A_l)^+], \quad
               R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)

@@ -36,7 +36,7 @@ class LayerAttention(ViTAttribution):
     .. math:: E_h[A_l] \quad \text{or} \quad E_h[\nabla A_l]
 
     of which ``rows="cls"`` shows row CLS and ``rows="sum"`` the sum of all rows, both without the
-    CLS column. The gradient keeps its sign. The layer-wise view of the report's Figures 2 and 3.
+    CLS column. The gradient keeps its sign. The layer-wise view of Mamooler's Figures 2 and 3.
     In towers with mean pooling ``rows="cls"`` is the mean of the patches' rows; so it is for the
     last layer's gradient wherever a forward function leaves row CLS without one.
 

@@ -124,7 +124,7 @@ def methods_for(kind: str) -> tuple[str, ...]:
 def default_method(tower: Tower) -> str:
     """The method for a tower where none is named."""
     if isinstance(tower, ViTTower) and tower.pooling == "probe":
-        return "conservative"  # the report knows no pooling head; there attention says little
+        return "conservative"  # Mamooler knows no pooling head; there attention says little
     return _DEFAULTS[tower.kind]
 
 
@@ -183,7 +183,7 @@ class MethodChoice:
 
     @property
     def costly(self) -> bool:
-        """Whether it takes many forward passes a map."""
+        """Whether it takes many forward passes per map."""
         if issubclass(self.method, ClipAttribution):
             return self.method.is_costly(**self.options)
         return bool(getattr(self.method, "costly", False))

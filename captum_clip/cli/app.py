@@ -17,7 +17,7 @@ _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 def _run(arguments: Namespace) -> None:
     """Load the models, say where the page is, and answer until Ctrl-C."""
     if find_spec("gradio") is None:
-        raise InputError("the page needs Gradio: pip install 'captum-clip[app]'")
+        raise InputError("the page needs Gradio: pip install 'gradio>=6.17'")
     from ..app.model_cache import ModelCache
     from ..app.serve import open_port, serve, warm
 
@@ -49,11 +49,11 @@ COMMAND: Final = Command(
             metavar="NAME",
             many=True,
         ),
-        Option("--port", "0 for any that is free", default=7860),
+        Option("--port", "the port; 0 takes any that is free", default=7860),
         replace(
             MODELS,
-            help="the first is loaded at the start, others when they are chosen; the embedded "
-            "models are always offered",
+            help="a model to offer; the first is loaded at the start, others when they are chosen; "
+            "the embedded models are always offered",
             otherwise="demo/vit",
         ),
         DEVICE,

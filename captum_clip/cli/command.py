@@ -126,10 +126,10 @@ METHODS: Final = Option(
 )
 PROCESSOR: Final = Option(
     "--processor",
-    "whose image processor to take, for a checkpoint that was saved without one",
+    "a model whose image processor to use, for a checkpoint that was saved without one",
     metavar="NAME",
 )
-TOKENIZER: Final = Option("--tokenizer", "the same for its tokenizer", metavar="NAME")
+TOKENIZER: Final = Option("--tokenizer", "a model whose tokenizer to use, likewise", metavar="NAME")
 DEVICE: Final = Option("--device", "such as cpu or cuda", otherwise="CUDA if there is one")
 LOADING: Final = (PROCESSOR, TOKENIZER, DEVICE)
 """How one model is loaded."""
@@ -138,8 +138,8 @@ TEXTS: Final = (Option("texts", "what to look for", metavar="TEXT", many=True), 
 """Texts as words of the command, or by option; both arrive in ``texts``."""
 EMOTIONS: Final = Option(
     "--emotions",
-    "a probe that 'captum-clip emotions fit' wrote, or encodings that the report's authors "
-    "published, such as ViT_ARTEMIS_EMOTIONS.json",
+    "a probe that 'captum-clip emotions fit' wrote, or encodings that Mamooler published, such as "
+    "ViT_ARTEMIS_EMOTIONS.json",
     type=Path,
 )
 PROBES: Final = Option(
@@ -152,7 +152,7 @@ CENTRE: Final = Option(
     "--centre", "subtract the mean of all nine rows from those of the emotions", default=False
 )
 BATCH_SIZE: Final = Option("--batch-size", "images per forward pass", default=16)
-SEED: Final = Option("--seed", "of every random choice", default=0, metavar="S")
+SEED: Final = Option("--seed", "seed of every random choice", default=0, metavar="S")
 WORKERS: Final = Option("--workers", "processes that read the images", default=0)
 ENGINE: Final = Option(
     "--engine",
@@ -161,10 +161,12 @@ ENGINE: Final = Option(
     choices=("local", "ray"),
 )
 GPUS: Final = Option(
-    "--gpus", "that the workers share; 0 is the CPU", otherwise="by --device", type=int
+    "--gpus", "GPUs that the workers share; 0 is the CPU", otherwise="by --device", type=int
 )
-THREADS: Final = Option("--threads", "of each process that computes", type=int)
-QUIET: Final = Option("--quiet", "no progress bars, which only a terminal shows", default=False)
+THREADS: Final = Option("--threads", "threads of each process that computes", type=int)
+QUIET: Final = Option(
+    "--quiet", "hide the progress bars, which only a terminal shows", default=False
+)
 OUTPUT: Final = Option("-o --output", type=Path)
 RESULTS: Final = Option(
     "-o --output", "a folder of its own for the results", metavar="OUT", required=True

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     _Clips: TypeAlias = dict[str, ClipAdapter]
     _Begin: TypeAlias = Callable[[str], None]
 
-# The pairs of the report and one of phrases, in the first held-out scenes that there are.
+# Mamooler's pairs and one of phrases, in the first held-out scenes that there are.
 _SCENES: Final = (
     (0, ("horse", "dog")),
     (1, ("elephant", "zebra")),
@@ -130,7 +130,7 @@ def _texts(objects: tuple[str, ...]) -> list[str]:
 
 COMMAND: Final = Command(
     "demo",
-    "draw what the embedded models see, without a network",
+    "draw maps on the embedded models, without a network",
     "captum-clip demo -o pictures",
     options=(
         replace(

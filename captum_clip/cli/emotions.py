@@ -127,10 +127,10 @@ COMMAND: Final = Command(
                 replace(OUTPUT, metavar="FOLDER", required=True),
                 Option(
                     "--paintings",
-                    "in FOLDER itself; FOLDER/held_out gets half as many",
+                    "paintings in FOLDER itself; FOLDER/held_out gets half as many",
                     default=400,
                 ),
-                replace(SEED, help="of scenes and votes"),
+                replace(SEED, help="seed of scenes and votes"),
             ),
             run=_write,
         ),
@@ -141,22 +141,27 @@ COMMAND: Final = Command(
             options=(
                 Option(
                     "folder",
-                    "with artemis_dataset_release_v0.csv and images/ART_STYLE/PAINTING.jpg",
+                    "with artemis_dataset_release_v0.csv and images/ART_STYLE/PAINTING.jpg in it",
                     type=Path,
                     metavar="FOLDER",
                 ),
                 replace(MODEL, otherwise="", required=True),
                 *LOADING,
-                Option("--csv", "if it is not in FOLDER", type=Path),
-                Option("--images", "if they are not in FOLDER", type=Path, metavar="FOLDER"),
+                Option("--csv", "the annotations, if they are not in FOLDER", type=Path),
+                Option(
+                    "--images", "the images, if they are not in FOLDER", type=Path, metavar="FOLDER"
+                ),
                 Option(
                     "--test", "a second data set to score the probe on", type=Path, metavar="FOLDER"
                 ),
                 Option(
-                    "--held-out", "of the paintings, for the scores", default=0.2, metavar="SHARE"
+                    "--held-out",
+                    "share of the paintings kept for the scores",
+                    default=0.2,
+                    metavar="SHARE",
                 ),
-                Option("--strength", "of the penalty on the weights", default=1e-3),
-                replace(SEED, help="of the split into paintings to fit and to score"),
+                Option("--strength", "strength of the penalty on the weights", default=1e-3),
+                replace(SEED, help="seed of the split into paintings to fit and to score"),
                 WORKERS,
                 replace(OUTPUT, help="a .safetensors file", required=True),
             ),
@@ -164,10 +169,15 @@ COMMAND: Final = Command(
         ),
         Command(
             "check",
-            "measure where the maps of emotions point, on a data set of demo-data",
+            "measure where the maps of emotions point, on a data set written by demo-data",
             "captum-clip emotions check art/held_out --model demo/vit --emotions vit.safetensors",
             options=(
-                Option("folder", "of demo-data, or its held_out", type=Path, metavar="FOLDER"),
+                Option(
+                    "folder",
+                    "a folder written by demo-data, or its held_out",
+                    type=Path,
+                    metavar="FOLDER",
+                ),
                 MODEL,
                 *LOADING,
                 replace(EMOTIONS, required=True),

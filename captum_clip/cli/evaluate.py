@@ -64,7 +64,7 @@ def _config(arguments: Namespace) -> EvaluationConfig:
     config = EvaluationConfig(**fields)
     if not config.data and config.model not in MODELS:
         raise InputError(
-            f"the data sets that are taken without --data are scenes drawn for the embedded models,"
+            f"the data sets used without --data are scenes drawn for the embedded models,"
             f" and {config.model} is none of {', '.join(MODELS)}; give --data, such as voc:FOLDER "
             "or classes:FOLDER, or --data demo for the scenes all the same."
         )
@@ -73,7 +73,7 @@ def _config(arguments: Namespace) -> EvaluationConfig:
 
 COMMAND: Final = Command(
     "evaluate",
-    "measure methods: which map is right",
+    "measure which map is right: methods by metrics, with intervals",
     "captum-clip evaluate --model demo/vit -o evaluation",
     options=(
         replace(MODEL, default=DEFAULT_MODEL, otherwise=""),
@@ -105,7 +105,10 @@ COMMAND: Final = Command(
             many=True,
         ),
         Option(
-            "--reference", "compare with it", otherwise="the tower's own method", metavar="NAME"
+            "--reference",
+            "the method that all others are compared with",
+            otherwise="the tower's own method",
+            metavar="NAME",
         ),
         Option(
             "--against",
@@ -115,16 +118,18 @@ COMMAND: Final = Command(
         ),
         Option("--images", "images of each data set at most", default=500),
         Option(
-            "--few", "images for what is slow: sensitivity, sanity, ROAD, Captum's own", default=64
+            "--few", "images for slow measures: sensitivity, sanity, ROAD, Captum's own", default=64
         ),
         SEED,
         Option("--draws", "perturbations per image for infidelity", default=10),
         replace(BATCH_SIZE, default=32),
-        Option("--chunk-size", "images per unit of work, what a stop can cost", default=32),
-        Option("--resamples", "of the bootstrap", default=2000),
+        Option(
+            "--chunk-size", "images per unit of work; a stop costs at most one unit", default=32
+        ),
+        Option("--resamples", "bootstrap resamples", default=2000),
         Option(
             "--fill",
-            "of removed pixels",
+            "what removed pixels become",
             otherwise="mean and road",
             choices=("mean", "black", "blur", "road"),
             many=True,
@@ -132,7 +137,7 @@ COMMAND: Final = Command(
         Option(
             "--template", 'text of a class, as "a photo of a {}" (class folders)', metavar="TEXT"
         ),
-        Option("--text", "that fixations are compared with", metavar="TEXT"),
+        Option("--text", "the text that fixations are compared with", metavar="TEXT"),
         replace(WORKERS, help="processes of Ray", default=1),
         *RUN,
     ),

@@ -106,7 +106,7 @@ COMMAND: Final = Command(
         *TEXTS,
         MODEL,
         METHOD,
-        Option("--words", "take one TEXT apart: a map for each of its words", default=False),
+        Option("--words", "take one TEXT apart, with a map for each of its words", default=False),
         Option(
             "--side",
             "where in the image, which words of the TEXTs, or both; words are explained by "

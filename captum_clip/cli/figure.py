@@ -1,4 +1,4 @@
-"""``captum-clip figure``: the figures of the report, and heads, on the user's own images."""
+"""``captum-clip figure``: Mamooler's figures, and heads, on the user's own images."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _draw(arguments: Namespace, inputs: Inputs, clips: list[ClipAdapter]) -> Fig
 
 _COLORMAP: Final = Option(
     "--colormap",
-    "of matplotlib, such as viridis or jet, the report's own, which is not perceptually uniform; "
-    "of layers also mask, the report's: the image multiplied with each map",
+    "a colormap of matplotlib, such as viridis or jet (Mamooler's, which is not perceptually "
+    "uniform); for layers also mask, as Mamooler drew them: the image multiplied by each map",
     metavar="NAME",
 )
 _OUTPUT: Final = replace(
@@ -96,11 +96,11 @@ _REFERENCE: Final = Option(
 )
 _ROWS: Final = Option(
     "--rows",
-    "of the attention: that of the CLS token, or the sum of all",
+    "which row of the attention: that of the CLS token, or the sum of all rows",
     default="cls",
     choices=("cls", "sum"),
 )
-_COUNT: Final = Option("--count", "heads to show, at most", default=8)
+_COUNT: Final = Option("--count", "the most heads to show", default=8)
 _SIGN: Final = Option(
     "--sign",
     "the heads that add most (positive), those that take most away (negative), or both",
@@ -129,7 +129,10 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
             *LOADING,
             *options,
             Option(
-                "--scale", f"of the colours: {described}", next(iter(scales)), choices=(*scales,)
+                "--scale",
+                f"scale of the colours: {described}",
+                next(iter(scales)),
+                choices=(*scales,),
             ),
             _COLORMAP,
             _OUTPUT,
@@ -140,12 +143,12 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
 
 COMMAND: Final = Command(
     "figure",
-    "draw a figure: layers, compare, average, signs, emotions, words (of the report), heads",
+    "draw one of Mamooler's figures on your own images, or the heads behind a score",
     'captum-clip figure layers photo.jpg "a horse" -o layers.png',
     commands=(
         _figure(
             "layers",
-            "for every layer its attention and the gradient with respect to it (Figures 2, 3)",
+            "the attention of every layer, and the gradient with respect to it (Figures 2, 3)",
             'photo.jpg "a horse" -o layers.png',
             *(TEXT, _REFERENCE, _ROWS),
             each="each map its own",
@@ -185,7 +188,7 @@ COMMAND: Final = Command(
         ),
         _figure(
             "signs",
-            "what speaks for each target beside what speaks against it (Figures 7 to 10)",
+            "what speaks for each target, and what speaks against it (Figures 7 to 10)",
             'photo.jpg --text "a horse" --image other.jpg --model ViT-B/32 --model RN101 '
             "-o signs.png",
             *(TEXT, _REFERENCE, METHODS),
@@ -214,7 +217,7 @@ COMMAND: Final = Command(
         ),
         _figure(
             "heads",
-            "the attention heads that add most to the score, and all that is left of the sum",
+            "the attention heads that add most to the score, and the rest of the sum",
             'photo.jpg "a horse" -o heads.png',
             *(TEXT, _REFERENCE, _COUNT, _SIGN),
             each="each map its own",

@@ -61,7 +61,7 @@ COMMAND: Final = Command(
     "find the images of a folder that fit a text or an emotion best",
     'captum-clip rank photos "a horse in the snow" --top 20 -o found',
     options=(
-        Option("folder", "of images, searched recursively", type=Path, metavar="FOLDER"),
+        Option("folder", "a folder of images, searched recursively", type=Path, metavar="FOLDER"),
         *TEXTS,
         EMOTIONS,
         Option("--emotion", "what to look for, instead of a TEXT", metavar="NAME"),

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _SETTINGS: Final = (
     BATCH_SIZE,
     Option("--limit", "study a sample of N images", type=int),
-    replace(SEED, help="of the sample"),
-    Option("--value-entropy", "measure it as well (slow)", default=False),
+    replace(SEED, help="seed of the sample"),
+    Option("--value-entropy", "measure the entropy of values as well (slow)", default=False),
     replace(
         WORKERS,
         default=None,
@@ -89,7 +89,7 @@ def _study(name: str, help: str, example: str, *targets: Option, **defaults: str
         help,
         f"captum-clip study {name} {example}",
         options=(
-            Option("images", "of images, searched recursively", metavar="FOLDER"),
+            Option("images", "a folder of images, searched recursively", metavar="FOLDER"),
             replace(MODELS, otherwise=defaults.get("models", MODELS.otherwise)),
             replace(METHODS, otherwise=defaults.get("methods", METHODS.otherwise)),
             *targets,

@@ -125,7 +125,7 @@ def vary(caption: Caption, generator: np.random.Generator) -> Caption:
 
 
 def concept_prompts(generator: np.random.Generator | None = None) -> tuple[str, ...]:
-    """One prompt a concept, in the order of ``CONCEPTS``: "a horse", ..., "grass".
+    """One prompt per concept, in the order of ``CONCEPTS``: "a horse", ..., "grass".
 
     Args:
         generator: if given, one wording is drawn for all of them.

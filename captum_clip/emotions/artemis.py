@@ -1,4 +1,4 @@
-"""The ArtEmis data set as its authors publish it: one row an utterance, one image a painting."""
+"""The ArtEmis data set as its authors publish it: one row per utterance, one image per painting."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Artemis:
 def read_artemis(
     path: str | Path, images: str | Path, *, missing: Literal["skip", "error"] = "skip"
 ) -> Artemis:
-    """Read the CSV of the data set into one entry a painting.
+    """Read the CSV of the data set into one entry per painting.
 
     A row is one utterance: its emotion is one vote for its painting. Columns may come in any order
     and among others; utterances and repetitions are not needed and not kept.

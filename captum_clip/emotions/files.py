@@ -84,7 +84,7 @@ def is_description(content: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def read_rows(path: Path, content: Any) -> npt.NDArray[np.float64]:
-    """Rows (9, D) of the JSON that the report's authors published: nine names -> D numbers each.
+    """Rows (9, D) of the JSON that Mamooler published: nine names -> D numbers each.
 
     Raises:
         InputError: something else.

@@ -39,7 +39,7 @@ def fit_weights(rows: _Array, votes: npt.NDArray[Any], *, strength: float) -> tu
     except ModuleNotFoundError as error:
         raise InputError(
             "fit_probe: fitting needs scikit-learn, which is not installed; "
-            "pip install 'captum-clip[emotions]'."
+            "pip install scikit-learn."
         ) from error
     voted = np.flatnonzero(votes.sum(0))
     if len(voted) < 3:

@@ -1,4 +1,4 @@
-"""EmotionProbe: one direction an emotion, fitted to votes or read from a file."""
+"""EmotionProbe: one direction per emotion, fitted to votes or read from a file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FitSettings:
         held_out: share of the paintings that were kept for the scores.
         strength: of the penalty, lambda in :func:`fit_probe`.
         paintings: of the training split.
-        votes: of the training split, one count a class.
+        votes: of the training split, one count per class.
     """
 
     seed: int
@@ -180,7 +180,7 @@ class EmotionProbe:
 
     @classmethod
     def read_encodings(cls, path: str | Path) -> EmotionProbe:
-        """Read encodings as the report's authors published them.
+        """Read encodings as Mamooler published them.
 
         Args:
             path: JSON, the nine names -> D numbers each. They are weights without a bias, and
@@ -230,7 +230,7 @@ def fit_probe(
 
     Raises:
         InputError: features or votes that are none, too few of them, an option out of range, or
-            scikit-learn is not installed (``pip install 'captum-clip[emotions]'``).
+            scikit-learn is not installed (``pip install scikit-learn``).
 
     Source: CLIP Explainability (Mamooler, EPFL), emotions; Achlioptas et al. 2021
     (arXiv:2101.07396).
@@ -279,7 +279,7 @@ def _unit_rows(caller: str, features: Any) -> _Array:
 
 
 def _checked_votes(caller: str, votes: Any, count: int) -> npt.NDArray[np.int64]:
-    """Votes as whole numbers (N, 9), at least one a row."""
+    """Votes as whole numbers (N, 9), at least one per row."""
     counts = np.asarray(votes)
     if counts.shape != (count, len(CLASSES)):
         raise InputError(

@@ -39,7 +39,7 @@ class EvaluationConfig:
             that fit the tower, baselines too.
         maps: folders of maps made elsewhere, each a method.
         reference: the method that the others are compared with; the tower's own by default.
-        tasks: names of tasks; none means all that the data serve.
+        tasks: names of tasks; none means all that the data support.
         against: explain regions by their text, or by another picture of the same thing; then only
             "localization" and "signs" are measured.
         images: at most so many of each data set.

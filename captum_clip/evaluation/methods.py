@@ -77,7 +77,7 @@ class Method(ABC):
         signed: what speaks against the target is below zero in its maps.
         negative_from_negated_target: its maps are not signed, and the map of the negated target is
             the negative map.
-        costly: it takes many forward passes a map, so it sees the first images only.
+        costly: it takes many forward passes per map, so it sees the first images only.
     """
 
     name: str
@@ -233,8 +233,8 @@ REFERENCES: Final = {
         ),
         Attributed(
             "noise-tunnel",
-            f"Captum's NoiseTunnel over Saliency (absolute gradients), {_DRAWS} draws of deviation "
-            f"{_DEVIATION}, channels added",
+            f"Captum's NoiseTunnel over Saliency (absolute gradients), {_DRAWS} draws of standard "
+            f"deviation {_DEVIATION}, channels added",
             _noise_tunnel,
             costly=True,
         ),
@@ -284,7 +284,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
         what = "uniform in [-1, 1] in each cell of the model's grid"
         return Drawn(name, what, _random(seed), signed=True)
     if name == "centre":
-        what = "a Gaussian at the centre, of a deviation of a quarter of each side"
+        what = "a Gaussian at the centre, its standard deviation a quarter of each side"
         return Drawn(name, what, lambda grid, number: _gaussian(grid))
     if name == "empty-text":
         return _registered(registry.default_method(clip.tower), name=name, empty=True)

@@ -75,7 +75,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
     """Measure what is not there yet, then write all tables.
 
     Started again after a stop, it goes on with the shards that are there, and ends with the same
-    figures. What the folder holds is told in docs/evaluation.md.
+    figures. docs/evaluation.md says what the folder holds.
 
     Args:
         config: what to measure.

@@ -1,4 +1,4 @@
-"""The figures of the report *CLIP Explainability*, and heads, on your own images: each one call.
+"""The figures of Mamooler's *CLIP Explainability*, and heads, on your own images: each one call.
 
 Images, texts and models go in, a matplotlib figure comes out; :mod:`captum_clip.visualization`
 draws it, and :func:`captum_clip.visualization.save_figure` writes it. On the command line:

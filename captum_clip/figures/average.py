@@ -1,4 +1,4 @@
-"""Mean maps of methods, of emotions and of towers (the report's Figures 6 and 12)."""
+"""Mean maps of methods, of emotions and of towers (Mamooler's Figures 6 and 12)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def average(
     names: str | Sequence[str] | None = None,
     cmap: str | Colormap = visualization.HEAT,
 ) -> Figure:
-    """Mean maps of finished studies, all on one scale: a row a model and method, a column a target.
+    """Mean maps of finished studies on one scale: a row per model and method, a column per target.
 
     Args:
         studies: one or several output folders of ``captum-clip study``.
@@ -116,7 +116,7 @@ def _row(study: Storage, label: str, file: str) -> _Row:
 
 
 def _labels(rows: Sequence[_Row]) -> list[str]:
-    """One a row, no two the same: with the study's name where a model and method come twice."""
+    """One per row, no two the same: with the study's name where a model and method come twice."""
     labels = [row.label for row in rows]
     if len(set(labels)) < len(labels):
         labels = [f"{row.study}: {row.label}" for row in rows]

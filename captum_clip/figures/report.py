@@ -1,4 +1,4 @@
-"""The figures of the report that show one's own images: each a call."""
+"""Mamooler's figures that show one's own images: each a call."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def layers(
 ) -> Figure:
     """The attention of every layer, and for each target the gradient with respect to it.
 
-    Figures 2 and 3 of the report. Heads are averaged, and the gradient keeps its sign: orange where
+    Mamooler's Figures 2 and 3. Heads are averaged, and the gradient keeps its sign: orange where
     more attention would raise the cosine, blue where it would lower it. See
     :class:`captum_clip.LayerAttention` for the maps and :func:`captum_clip.visualization.layers`
     for the picture.
@@ -67,7 +67,7 @@ def layers(
         rows: "cls", the row of the CLS token, or "sum" of all rows.
         scale: "each" map its own, or "shared" by all layers.
         cmap: lay all maps over the image in these colours; "mask" multiplies the image with them,
-            low is dark, as the report does.
+            low is dark, as Mamooler does.
         device: where a model that is loaded by name goes.
 
     Raises:
@@ -129,9 +129,9 @@ def compare(
     cmap: str | Colormap = visualization.HEAT,
     device: Device = None,
 ) -> Figure:
-    """Methods beside each other: a row an image and target, a column a model and method.
+    """Methods beside each other: one row per image and target, one column per model and method.
 
-    Figures 4 and 5 of the report.
+    Mamooler's Figures 4 and 5.
 
     Args:
         images: one or several of what ``ClipAdapter.preprocess`` takes.
@@ -179,7 +179,7 @@ def compare(
         scores=torch.stack([column.scores.flatten() for column in columns], dim=1),
         references=reference_pictures * len(images),
         cmap=cmap,
-        caption={"each": EACH, "shared": "one scale a column"}[scale],
+        caption={"each": EACH, "shared": "one scale per column"}[scale],
     )
 
 
@@ -204,9 +204,9 @@ def signs(
     cmap: str | Colormap | None = None,
     device: Device = None,
 ) -> Figure:
-    """What speaks for each target beside what speaks against it: a row an image, model and target.
+    """What speaks for and against each target: one row per image, model and target.
 
-    Figures 7 to 10 of the report.
+    Mamooler's Figures 7 to 10.
 
     Args:
         images: one or several of what ``ClipAdapter.preprocess`` takes.
@@ -266,9 +266,9 @@ def emotions(
     cmap: str | Colormap = visualization.HEAT,
     device: Device = None,
 ) -> Figure:
-    """What makes an image amusing, sad or fearful: a row an image and model, a column an emotion.
+    """What makes an image sad or fearful: one row per image and model, one column per emotion.
 
-    Figure 11 of the report.
+    Mamooler's Figure 11.
 
     Args:
         images: one or several of what ``ClipAdapter.preprocess`` takes.
@@ -319,7 +319,7 @@ def emotions(
         rows.letterboxed([min_max([row], shared=scale == "shared")[0] for row in raw]),
         notes=[_peaks(row) for row in raw],
         cmap=cmap,
-        **rows.texts({"each": peaks, "shared": "one scale a row"}[scale]),
+        **rows.texts({"each": peaks, "shared": "one scale per row"}[scale]),
     )
 
 
@@ -340,9 +340,9 @@ def words(
     cmap: str | Colormap = visualization.HEAT,
     device: Device = None,
 ) -> Figure:
-    """The whole text, then what each of its words adds: a row an image and model.
+    """The whole text, then what each of its words adds: one row per image and model.
 
-    Figure 13 of the report.
+    Mamooler's Figure 13.
 
     Args:
         images: one or several of what ``ClipAdapter.preprocess`` takes.

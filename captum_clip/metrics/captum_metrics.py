@@ -55,7 +55,7 @@ def infidelity(
         images: (B, C, H, W), preprocessed.
         maps: (B, 1, h, w) or (B, h, w), whose cells are spread over their pixels and channels by
             :func:`captum_clip.maps.expand_to_input`; or of the images' shape, taken as they are.
-        target: column of the scores, one for all or one an image; None with one column.
+        target: column of the scores, one for all or one per image; None with one column.
         perturbation: draws I; by default :func:`patch_removal` on the map's own grid, where I is 1
             on removed cells. :func:`gaussian_noise` suits gradients.
         samples: perturbations an image.
@@ -134,7 +134,7 @@ def sensitivity(
         attribute: images, ``target=`` and the options -> maps (B, ...): the `attribute` of any
             method of Captum or of this package. It is called with a tensor, with gradients on.
         images: (B, C, H, W), preprocessed.
-        target: one for all or one an image; None where the method needs none.
+        target: one for all or one per image; None where the method needs none.
         radius: r, in units of the normalised images.
         samples: draws an image.
         batch_size: images a call of `attribute`.
@@ -210,7 +210,7 @@ def _default_removal(maps: Tensor, images: Tensor) -> Perturbation:
 def _batches(
     caller: str, images: Tensor, samples: int, batch_size: int, seed: Seed
 ) -> Iterator[tuple[slice, int, list[torch.Generator]]]:
-    """Parts of a batch, how many perturbed images fit at a time, and a generator an image."""
+    """Parts of a batch, how many perturbed images fit at a time, and a generator per image."""
     check_count(caller, "samples", samples)
     check_count(caller, "batch_size", batch_size)
     seeds = seeds_of(caller, seed, len(images))

@@ -41,7 +41,7 @@ def check_finite(caller: str, name: str, value: Any) -> None:
 
 
 def check_masks(caller: str, maps: Tensor, masks: Any, *, what: str = "masks") -> None:
-    """Masks are bool tensors (..., H, W), one a map, each with something inside and outside it."""
+    """Masks are bool tensors (..., H, W), one per map, none empty and none full."""
     check_bool(caller, what, masks)
     if masks.ndim < 2 or masks.shape[:-2] != maps.shape[:-2]:
         raise InputError(
@@ -112,7 +112,7 @@ def checked_targets(caller: str, targets: Targets, images: Tensor, *, name: str)
         index = torch.as_tensor(0 if targets is None else targets, device=images.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{caller}: expected {name} as an index or one an image, got {targets!r}."
+            f"{caller}: expected {name} as an index or one per image, got {targets!r}."
         ) from error
     whole = not index.is_floating_point() and not index.is_complex() and index.dtype != torch.bool
     if not whole or index.ndim > 1 or (index.ndim == 1 and len(index) != count):

@@ -89,19 +89,19 @@ def perturbation_test(
     .. math:: x_f = x \odot (1 - R_f) + \text{fill} \odot R_f
 
     The perturbed images of all steps are stacked and scored `batch_size` at a time, without
-    gradients: twenty forward passes an image for eleven fractions, since both orders begin and end
+    gradients: twenty forward passes per image for eleven fractions, since both orders begin and end
     alike.
 
     Args:
         forward: images (B, C, H, W) -> scores (B,) or (B, K).
         images: (B, C, H, W), preprocessed.
         maps: (B, 1, h, w) or (B, h, w), or of the images' shape, whose channels are added up.
-        targets: column of the score curves, one for all or one an image; the map's target as a
+        targets: column of the score curves, one for all or one per image; the map's target as a
             rule. None for the labels, or for the only column.
         fill: what takes the place of removed pixels: a tensor that can be broadcast to the images
             (:func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black), or "road",
-            :func:`road_fill` with Gaussian noise of deviation 0.01.
-        labels: the classes of the top-1 curves, one for all or one an image: the true ones,
+            :func:`road_fill` with Gaussian noise of standard deviation 0.01.
+        labels: the classes of the top-1 curves, one for all or one per image: the true ones,
             whatever target the map is of. A tie for the highest score counts as wrong.
         mode: "deletion" or "insertion".
         unit: "pixel" (the map is resized to the image, bilinear) or "patch" (cells of the map's own

@@ -43,7 +43,7 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
         (B, C, H, W), same type and device.
 
     Raises:
-        InputError: no such images, or a deviation that is not above 0.
+        InputError: no such images, or a standard deviation that is not above 0.
 
     Example:
         >>> import torch
@@ -53,7 +53,9 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     """
     check_images("blur_fill", images)
     if not deviation > 0:
-        raise InputError(f"blur_fill: expected a deviation above 0 pixels, got {deviation!r}.")
+        raise InputError(
+            f"blur_fill: expected a standard deviation above 0 pixels, got {deviation!r}."
+        )
     reach = max(1, round(3 * deviation))
     steps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
     kernel = (-0.5 * (steps / deviation) ** 2).exp()

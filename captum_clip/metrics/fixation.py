@@ -22,7 +22,7 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
 
     Args:
         maps: (..., h, w); resized to the fixations first (bilinear).
-        fixations: (..., H, W) bool, one a map, pixels that somebody looked at.
+        fixations: (..., H, W) bool, one per map, pixels that somebody looked at.
 
     Returns:
         (...); NaN for a constant map.
@@ -56,7 +56,7 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
 
     Args:
         maps: (..., h, w); resized to the densities first (bilinear).
-        densities: (..., H, W), one a map, fixations blurred as a rule by 1 degree of sight.
+        densities: (..., H, W), one per map, fixations blurred as a rule by 1 degree of sight.
 
     Returns:
         (...) from -1 to 1; NaN for a constant map or density.
@@ -89,7 +89,7 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
 
     Args:
         maps: (..., h, w); resized to the densities first (bilinear).
-        densities: (..., H, W), one a map, fixations blurred as a rule by 1 degree of sight.
+        densities: (..., H, W), one per map, fixations blurred as a rule by 1 degree of sight.
 
     Returns:
         (...) from 0 to 1; NaN for a constant map or density.
@@ -128,7 +128,7 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
 
     Args:
         maps: (..., h, w); resized to the fixations first (bilinear).
-        fixations: (..., H, W) bool, one a map, pixels that somebody looked at.
+        fixations: (..., H, W) bool, one per map, pixels that somebody looked at.
 
     Returns:
         (...) from 0 to 1; for a constant map chance, 0.5 + 0.5 / (number of fixations + 1).

@@ -23,7 +23,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
 
     Args:
         maps: (..., h, w).
-        masks: (..., H, W) bool, one a map, none empty or full.
+        masks: (..., H, W) bool, one per map, none empty or full.
         tolerance: pixels; a maximum this far from the mask (Euclidean distance) still counts. The
             paper takes 15.
 
@@ -59,7 +59,7 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         maps: (..., h, w), signed or not; only what is above zero counts.
-        masks: (..., H, W) bool, one a map, none empty or full.
+        masks: (..., H, W) bool, one per map, none empty or full.
 
     Returns:
         (...) from 0 to 1; NaN for a map without positive mass.
@@ -90,7 +90,7 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
 
     Args:
         maps: (..., h, w).
-        masks: (..., H, W) bool, one a map, none empty or full.
+        masks: (..., H, W) bool, one per map, none empty or full.
         area: share of the image, above 0 and below 1.
 
     Returns:

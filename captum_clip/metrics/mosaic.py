@@ -19,11 +19,11 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
     is constant gets the share of the image in C if it is positive, and the rest if it is negative.
 
     One non-negative map of a whole caption that names n cells divides its mass among them, so the
-    mean over its n words is at most 1/n. A signed map a word (:func:`captum_clip.targets.words`)
+    mean over its n words is at most 1/n. A signed map per word (:func:`captum_clip.targets.words`)
     has no such bound.
 
     Args:
-        maps: (..., h, w), signed or not, one a word.
+        maps: (..., h, w), signed or not, one per word.
         cells: (..., H, W) bool, the word's own cell; :func:`mosaic_cells` makes them.
 
     Returns:

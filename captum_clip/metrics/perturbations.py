@@ -71,7 +71,7 @@ def gaussian_noise(deviation: float = 0.1) -> Perturbation:
         A function (image (C, H, W), generator) -> (noise, image - noise).
 
     Raises:
-        InputError: a deviation that is not above 0.
+        InputError: a standard deviation that is not above 0.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ def gaussian_noise(deviation: float = 0.1) -> Perturbation:
         >>> torch.equal(left, 1 - noise)
         True
     """
-    check_positive("gaussian_noise", "a deviation", deviation)
+    check_positive("gaussian_noise", "a standard deviation", deviation)
 
     def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = torch.randn(image.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Maps as metrics take them: one plane an image, or at the size of their masks."""
+"""Maps as metrics take them: one plane per image, or at the size of their masks."""
 
 from __future__ import annotations
 

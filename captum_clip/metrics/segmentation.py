@@ -90,7 +90,7 @@ def segmentation_scores(
 
     Args:
         maps: (..., h, w).
-        masks: (..., H, W) bool, one a map, none empty or full.
+        masks: (..., H, W) bool, one per map, none empty or full.
         threshold: "mean" (each map's own mean), "otsu" (each map's own, which parts its values
             into two groups of largest variance between, 256 bins), or a number in [0, 1).
 

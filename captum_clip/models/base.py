@@ -221,7 +221,7 @@ class ClipAdapter(ABC):
         statistics = self._statistics()
         if statistics is None:
             raise InputError(
-                f"{caller}: the mean and deviation of the images are not known; pass "
+                f"{caller}: the mean and standard deviation of the images are not known; pass "
                 f"load_clip(..., processor=...) the image processor of {self.name}."
             )
         mean, std = (torch.tensor(list(s), device=device).view(1, 3, 1, 1) for s in statistics)

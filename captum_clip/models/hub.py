@@ -67,7 +67,7 @@ def loading(name: str, source: str | None = None) -> Iterator[None]:
 def accepted() -> str:
     """What a name may be."""
     return (
-        "A name is one of the report's ('captum-clip models' lists them), a folder, "
+        "A name is one of Mamooler's ('captum-clip models' lists them), a folder, "
         "'hf-hub:ORG/NAME' or 'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers "
         f"model on the hub; {EMBEDDED}."
     )

@@ -28,7 +28,7 @@ def load_clip(
 ) -> ClipAdapter:
     """A CLIP model with its preprocessing and tokenizer behind one face.
 
-    A name is looked up in this order: the report's and the embedded models (:func:`available`), an
+    A name is looked up in this order: Mamooler's and the embedded models (:func:`available`), an
     existing folder (of transformers or OpenCLIP), ``hf-hub:ORG/NAME`` (OpenCLIP), an
     ``ARCHITECTURE/TAG`` that OpenCLIP lists, else a transformers repository on the hub. Where
     OpenCLIP lists weights as trained with QuickGELU (OpenAI's, DFN's, MetaCLIP's and others), it is
@@ -133,7 +133,7 @@ def load_processor(name: str) -> Any:
     """The image processor of another model, for a checkpoint that was saved without one.
 
     Args:
-        name: a folder or a repository of transformers, or a name of the report that leads to one.
+        name: a folder or a repository of transformers, or a name of Mamooler's that leads to one.
 
     Raises:
         InputError: it holds none, or cannot be reached.

@@ -1,8 +1,8 @@
-"""The nine CLIP models of the report: their names, checkpoints and architectures.
+"""The nine CLIP models of Mamooler's report: their names, checkpoints and architectures.
 
 The columns are those of Tables I and II of *CLIP Explainability*, which follow the tables of the
-CLIP paper (Radford et al., 2021). Two slips of the report are put right here: its Table II gives
-224 as the input resolution of ViT-L/14-336px (it is 336), and its text says that the text encoders
+CLIP paper (Radford et al., 2021). Two slips in it are put right here: Table II gives
+224 as the input resolution of ViT-L/14-336px (it is 336), and the text says that the text encoders
 of ViT-B/32 and RN101 have 12 heads (they have 8, at width 512).
 """
 
@@ -20,7 +20,7 @@ class PublishedModel:
 
     Attributes:
         name: as OpenAI writes it.
-        aliases: other accepted spellings, the report's among them.
+        aliases: other accepted spellings, Mamooler's among them.
         library: what loads it.
         checkpoint: repository on the Hugging Face hub, or OpenCLIP's architecture (tag `openai`).
         embedding_dim: length of the embeddings.
@@ -89,7 +89,7 @@ _BY_NAME = {spelling.casefold(): row for row in PUBLISHED for spelling in (row.n
 
 
 def published(name: str) -> PublishedModel | None:
-    """The row of a name of the report in any of its spellings; None for other names.
+    """The row of a name of Mamooler's in any of its spellings; None for other names.
 
     Example:
         >>> published("ResNet50x4").checkpoint

@@ -72,7 +72,7 @@ class AvailableModel:
 
 
 def available() -> list[AvailableModel]:
-    """The models with short names: the embedded ones, then the report's.
+    """The models with short names: the embedded ones, then Mamooler's.
 
     Example:
         >>> [model.name for model in available()][:3]

@@ -86,7 +86,7 @@ class TextTower(ViTTower):
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        raise InputError("a text has no grid; its maps have one value a token.")
+        raise InputError("a text has no grid; its maps have one value per token.")
 
     def reading(self, ids: Tensor, mask: Tensor | None) -> Reading:
         """Which tokens of texts (B, T) are read, and which see which, with padding 0 in `mask`."""

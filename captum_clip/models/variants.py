@@ -20,7 +20,7 @@ ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
 
 @torch.no_grad()
 def renumber_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model:
-    """A copy of the model that computes the same function with the heads of one layer renumbered.
+    """A copy of the model that computes the same function with the heads of one layer permuted.
 
     Head h of the copy is head ``permutation[h]`` of the original: the rows of the query, key and
     value maps move, and the columns of the output map with them.
@@ -100,11 +100,11 @@ def randomize_parameters(
 ) -> ModelOrClip:
     """A copy of the model with random parameters in its vision tower (Adebayo et al. 2018).
 
-    Cascading randomisation goes from the top to the bottom: ``stages=1`` is the head alone,
+    Cascading randomisation goes from the output down: ``stages=1`` is the head alone,
     ``stages=2`` the head and the last layer, and so on. With one seed a stage gets the same
     parameters however many are randomised. Each tensor is drawn anew from a normal distribution
-    with the mean and the deviation of its trained values, so that activations stay in range; a
-    tensor without any deviation stays. So do the text tower, and with it all targets, and the
+    with the mean and the standard deviation of its trained values, so that activations stay in
+    range; a tensor of one value stays. So do the text tower, and with it all targets, and the
     running statistics of batch norms.
 
     Args:

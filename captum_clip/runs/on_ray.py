@@ -123,7 +123,7 @@ def _import_ray() -> Any:
         import ray.data
     except ImportError as error:
         raise InputError(
-            "engine='ray' needs Ray Data: pip install 'captum-clip[ray]', or leave the engine out "
+            "engine='ray' needs Ray Data: pip install 'ray[data]', or leave the engine out "
             "to compute on this machine."
         ) from error
     return ray

@@ -65,7 +65,7 @@ class StudyConfig:
     """A study of saliency maps over a folder of images.
 
     Attributes:
-        images: a folder, searched through to the bottom, or a URL that fsspec knows.
+        images: a folder, searched recursively, or a URL that fsspec knows.
         output: a folder or URL of its own for the results.
         subjects: models with their methods, one or several.
         texts: targets of all of them.

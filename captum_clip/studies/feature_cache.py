@@ -1,8 +1,8 @@
 """Rows of numbers on disk, keyed by content: what was computed once is not computed again.
 
-One folder a model, one file a process that wrote, records of one size appended to it. So processes
-never share a file, a record that was cut off or damaged is found by its checksum and computed
-again, and what was appended before a process was killed stays.
+One folder per model, one file per process that wrote, records of one size appended to it. So
+processes never share a file, a record that was cut off or damaged is found by its checksum and
+computed again, and what was appended before a process was killed stays.
 """
 
 from __future__ import annotations

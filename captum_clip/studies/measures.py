@@ -113,7 +113,7 @@ class Measures:
 
 
 def _interpolation(pixels: int, cells: int) -> Tensor:
-    unit = torch.eye(cells, dtype=torch.float64)[:, :, None]  # one column a cell
+    unit = torch.eye(cells, dtype=torch.float64)[:, :, None]  # one column per cell
     return resizing.upsample(unit, (pixels, 1))[:, :, 0].T
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from .. import visualization
 from .results import Summary, biases
 
-_COLUMNS: Final = 8  # targets a picture
+_COLUMNS: Final = 8  # targets per picture
 FIRST: Final = "mean_maps.png"
 
 
 def pictures(summaries: Sequence[Summary]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each picture: one row a job, one column a target, eight a picture."""
+    """Name and content of each picture: a row per job, a column per target, eight per picture."""
     labels = [f"{s.job.label} \N{MIDDLE DOT} {s.job.method}" for s in summaries]
     names = summaries[0].job.target.names
     means = [np.nan_to_num(summary.sums.mean("stretched")) for summary in summaries]

@@ -1,4 +1,4 @@
-"""The three studies of the report as configs."""
+"""Mamooler's three studies as configs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .config import StudyConfig, Subject
 
 CORNER_TEXTS: Final = ("this person is happy", "this person is sad")
 CORNER_METHODS: Final = ("all-grad", "attention-grad-cam", "last-grad", "grad-cam")
-"""The report's three for vision transformers, Grad-CAM for ResNets."""
+"""Mamooler's three for vision transformers, Grad-CAM for ResNets."""
 MODELS: Final = ("ViT-B/32",)
 TOWERS: Final = ("ViT-B/32", "RN101")
 
@@ -28,7 +28,7 @@ def statistics_study(
     emotions: Sequence[str | Path] = (),
     **settings: Any,
 ) -> StudyConfig:
-    """Saliency statistics (report, Tables III and IV): any texts and emotions.
+    """Saliency statistics (Mamooler, Tables III and IV): any texts and emotions.
 
     Args:
         images: a folder.
@@ -55,7 +55,7 @@ def corner_bias_study(
     methods: Sequence[str] = CORNER_METHODS,
     **settings: Any,
 ) -> StudyConfig:
-    """Do methods favour the corners (report, Figure 6)? Arguments as :func:`statistics_study`."""
+    """Do methods favour the corners (Mamooler, Figure 6)? Arguments as :func:`statistics_study`."""
     chosen = subjects(models, methods)
     return StudyConfig(str(images), str(output), chosen, tuple(texts), **settings)
 
@@ -69,7 +69,7 @@ def emotions_study(
     methods: Sequence[str] = (),
     **settings: Any,
 ) -> StudyConfig:
-    """Eight emotions, plain and centred, ViT beside ResNet (report, Figures 11 and 12).
+    """Eight emotions, plain and centred, ViT beside ResNet (Mamooler, Figures 11 and 12).
 
     All sixteen come from one forward pass. Arguments as :func:`statistics_study`.
     """

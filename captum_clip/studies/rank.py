@@ -30,7 +30,7 @@ from .features import find_images, image_features
 from .tables import to_csv
 
 TABLE, PICTURE = "ranking.csv", "ranking.png"
-_WIDE: Final = 6  # panels in a row of the picture, two an image
+_WIDE: Final = 6  # panels in a row of the picture, two per image
 
 
 @dataclass(frozen=True, eq=False, repr=False)

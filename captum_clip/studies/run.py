@@ -41,7 +41,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     """Compute what is not there yet, then all statistics.
 
     Started again after a stop, it goes on with the shards that are there, and the folder ends up
-    the same, to the byte. What the folder holds is told in docs/studies.md.
+    the same, to the byte. docs/studies.md says what the folder holds.
 
     Args:
         config: what to compute.

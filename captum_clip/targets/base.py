@@ -25,7 +25,7 @@ class Target:
     Attributes:
         bank: unit rows (K, D), L2-normalised after all arithmetic.
         norms: lengths (K,) that the rows had before; a word whose row is short hardly matters.
-        names: one name a row.
+        names: one name per row.
         source: "text" or "image" where all rows come from embeddings of such; None elsewhere.
 
     ``-t`` negates (negative saliency), ``a - b`` subtracts unit rows, ``t[i]`` picks rows (an

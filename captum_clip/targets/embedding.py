@@ -18,7 +18,7 @@ def embedding(rows: Tensor | Any, names: Sequence[str] | None = None) -> Target:
 
     Args:
         rows: directions in the model's embedding space.
-        names: one name a row; "embedding 0", "embedding 1", ... where none is given.
+        names: one name per row; "embedding 0", "embedding 1", ... where none is given.
 
     Raises:
         TargetError: not numbers, wrong shape, not finite, or a row of zeros.

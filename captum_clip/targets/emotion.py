@@ -21,7 +21,7 @@ def emotion(
     *,
     centre: bool = False,
 ) -> Target:
-    r"""One row an emotion: the weights of its output neuron in a linear probe.
+    r"""One row per emotion: the weights of its output neuron in a linear probe.
 
     .. math:: row_e = W_e \quad \text{or, with centre,} \quad row_e = W_e - \frac{1}{9} \sum_c W_c
 
@@ -33,7 +33,7 @@ def emotion(
     Args:
         clip: the adapter.
         probe: fitted on features of the same model, or a file of one: what ``EmotionProbe.save``
-            wrote, or the encodings that the report's authors published.
+            wrote, or the encodings that Mamooler published.
         names: which of ``probe.classes``; the eight emotions by default, "something else" on
             request.
         centre: subtract the mean row.

@@ -24,7 +24,7 @@ def image(
     Args:
         clip: the adapter.
         images: what :meth:`ClipAdapter.preprocess` takes.
-        names: one name an image; file stems or "image 0", "image 1", ... where none is given.
+        names: one name per image; file stems or "image 0", "image 1", ... where none is given.
 
     Raises:
         InputError: an image cannot be read.

@@ -21,7 +21,7 @@ def text(
     templates: str | Sequence[str] | None = None,
     allow_empty: bool = False,
 ) -> Target:
-    r"""One row a text: its L2-normalised text embedding.
+    r"""One row per text: its L2-normalised text embedding.
 
     With prompt templates a row is the mean of the unit embeddings of the text in every template,
     normalised again (Radford et al. 2021, section 3.1.4):

@@ -25,7 +25,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     The text is split at white space and words are taken out by position, so a repeated word gives
     a row for each occurrence, and the punctuation of the other words stays. ``.norms`` holds the
     length of each difference: how much the word matters to the text at all. The rows themselves
-    have unit length, so a word map differs from the report's own, which keeps the length, by
+    have unit length, so a word map differs from Mamooler's, which keeps the length, by
     second order. Where nothing is left, the empty encoding is subtracted.
 
     Args:

@@ -40,7 +40,7 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3).
 
     Raises:
-        InputError: another shape, not one a picture, not `count` a picture, or out of range.
+        InputError: another shape, not one per picture, not `count` per picture, or out of range.
     """
     array = as_array(caller, "maps", heat)
     batch = len(images)

@@ -27,7 +27,7 @@ def average(
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """Mean maps: one row a model or method, one column a target or emotion, all on one scale.
+    """Mean maps: one row per model or method, one column per target or emotion, all on one scale.
 
     The darkest colour is the smallest value of all maps and the lightest the largest, so that
     pictures can be compared and weak structure is seen; the legend says both.

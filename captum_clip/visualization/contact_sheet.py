@@ -26,13 +26,13 @@ def contact_sheet(
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """Methods beside each other: one row an image and its target, one column a method.
+    """Methods beside each other: one row per image and its target, one column per method.
 
     Args:
         images: (N, 3, H, W), colours in [0, 1]; an image may come several times.
         columns: heading -> maps (N, 1, h, w) in [0, 1].
         names: of the N targets, under the images.
-        scores: (N, M), one a row and column, under the maps.
+        scores: (N, M), one per row and column, under the maps.
         references: N pictures (3, H, W) of targets that are images, None for the others; each
             stands at the end of its row.
         alpha: opacity where a map is 1.

@@ -20,7 +20,7 @@ from .overlay import score_note
 from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, short_number
 
 MASK: Final = "mask"
-"""In place of a colour map: multiply the image with the map, as the report does."""
+"""In place of a colour map: multiply the image with the map, as Mamooler does."""
 _Draw: TypeAlias = Callable[[Array, Array, bool], Array]
 """An image (H, W, 3) and maps (L, H, W), on one scale or each its own -> pictures (L, H, W, 3)."""
 _BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["black", "white"])
@@ -45,16 +45,16 @@ def layers(
     image where it changes nothing, on a scale that ends at the largest absolute value. The smallest
     and largest value of each map are under its picture.
 
-    With ``cmap="mask"`` the picture is the report's: the image :math:`I` is multiplied with each
+    With ``cmap="mask"`` the picture is Mamooler's: the image :math:`I` is multiplied with each
     map :math:`m`, attention and gradient alike, so that low is dark:
 
     .. math:: I \cdot \frac{m - \min m}{\max m - \min m}
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
-        attention: (B, L, h, w), one raw map a layer, such as those of
+        attention: (B, L, h, w), one raw map per layer, such as those of
             :class:`captum_clip.LayerAttention`.
-        gradients: (B, K, L, h, w), one raw map a target and layer.
+        gradients: (B, K, L, h, w), one raw map per target and layer.
         names: of the K targets, under their pictures.
         scores: (B, K), beside the first picture of each target.
         references: K pictures (3, H, W) of targets that are images, None for the others; each

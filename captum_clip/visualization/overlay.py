@@ -28,7 +28,7 @@ def overlay(
     original: bool = True,
     caption: str = "",
 ) -> Figure:
-    """Heat maps over images: one row an image (or a model), one column a target or an emotion.
+    """Heat maps over images: one row per image (or model), one column per target or emotion.
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].

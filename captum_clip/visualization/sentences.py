@@ -36,7 +36,7 @@ def sentences(
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """One row a text: the image, or its map, and beside it the words in their colours.
+    """One row per text: the image, or its map, and beside it the words in their colours.
 
     Orange speaks for the image and blue against it, on a scale of its own for each text; the value
     stands under its word.

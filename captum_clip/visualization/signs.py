@@ -30,7 +30,7 @@ def signs(
     cmaps: tuple[str | Colormap, str | Colormap] = (POSITIVE, NEGATIVE),
     caption: str = "",
 ) -> Figure:
-    """Positive beside negative saliency: one row an image (or a model) and target.
+    """Positive beside negative saliency: one row per image (or model) and target.
 
     Both maps of a row should share one scale, so that a weak one looks weak: normalise them as one
     map, or divide both by the larger maximum. The peak of the weaker one is under its picture.

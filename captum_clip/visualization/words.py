@@ -31,7 +31,7 @@ def words(
     cmap: str | Colormap | None = None,
     caption: str = "",
 ) -> Figure:
-    r"""The image, the map of the whole text, then one map a word with the word's norm.
+    r"""The image, the map of the whole text, then one map per word with the word's norm.
 
     The norm :math:`n_w` is the length of what the text's encoding loses without the word. By
     default the map of each word is weighed with :math:`n_w / \max_v n_v`, so that "a" does not

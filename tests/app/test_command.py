@@ -27,7 +27,7 @@ def test_without_gradio_the_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("captum_clip.cli.app.find_spec", lambda _: None)
-    assert "pip install 'captum-clip[app]'" in failure(capsys)
+    assert "pip install 'gradio>=6.17'" in failure(capsys)
 
 
 @pytest.mark.parametrize(

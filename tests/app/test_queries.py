@@ -42,7 +42,7 @@ def answer(request: pytest.FixtureRequest, cache: ModelCache) -> Result:
 
 
 def test_ask_answers_as_explain_does(answer: Result, cache: ModelCache) -> None:
-    """One text a line; lines without one and needless spaces do not count."""
+    """One text per line; lines without one and needless spaces do not count."""
     sign = "both" if len(answer.explanation.maps) == 2 else next(iter(answer.explanation.maps))
     expected = explain(IMAGE, ["a horse", "a horse and a dog"], model="demo/vit", sign=sign)  # type: ignore[arg-type]
     assert answer.explanation.names == expected.names

@@ -74,7 +74,7 @@ def all_targets_equal_each(subject: Subject) -> None:
 
 
 def takes_a_target_an_image(subject: Subject) -> None:
-    """A list or a tensor holds one target an image, and an index may count from the end."""
+    """A list or a tensor holds one target per image, and an index may count from the end."""
     picked = [2, 0, 1]
     wanted = torch.cat([subject.one(subject.images[i : i + 1], k) for i, k in enumerate(picked)])
     for each in (picked, torch.tensor(picked), tuple(picked)):

@@ -56,7 +56,7 @@ class Subject:
         return self.kind(self.function, self.layer)
 
     def one(self, images: Any = None, target: Any = 1, method: Any = None) -> Any:
-        """Maps of one target an image."""
+        """Maps of one target per image."""
         images = self.images if images is None else images
         return (method or self.method).attribute(images, target=target, **self.options)
 

@@ -188,5 +188,5 @@ def test_a_name_that_is_none_is_said_before_any_work(name: str, message: str) ->
 
 def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    with pytest.raises(InputError, match=r"pip install 'captum-clip\[cam\]'"):
+    with pytest.raises(InputError, match=r"pip install grad-cam"):
         MethodChoice.of("cam:LayerCAM")

@@ -88,7 +88,7 @@ def test_kernel_shap_runs(setting):
 
 
 def test_noise_tunnel_runs(setting):
-    """NoiseTunnel around a Captum method, with one target an image."""
+    """NoiseTunnel around a Captum method, with one target per image."""
     forward, images = setting
     tunnel = captum_attr.NoiseTunnel(captum_attr.Saliency(forward))
     maps = tunnel.attribute(images.clone(), nt_samples=2, stdevs=0.1, target=[2, 0])

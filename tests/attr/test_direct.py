@@ -274,7 +274,7 @@ def test_direct_is_linear_in_the_target(name: str) -> None:
 
 
 def test_rest_has_the_shape_of_the_targets_that_are_asked_for() -> None:
-    """One target an image, tuples as Captum passes them, and a list of targets."""
+    """One target per image, tuples as Captum passes them, and a list of targets."""
     method = DirectContribution(cases.similarity("hf_vit"))
     pixels = cases.images("hf_vit")
     every, rest = method.attribute_targets(pixels, return_rest=True)

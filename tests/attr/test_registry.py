@@ -189,7 +189,7 @@ def test_grad_cam_is_still_captums() -> None:
     ],
 )
 def test_the_default_is_the_towers_own(name: str, method: str) -> None:
-    """The report's methods on CLIP's towers; elsewhere what our scenes say."""
+    """Mamooler's methods on CLIP's towers; elsewhere what our scenes say."""
     clip = cases.adapter(name)
     assert registry.default_method(clip.tower) == method
     assert explain(cases.images(name), targets.embedding(cases.rows()), model=clip).method == method

@@ -53,12 +53,12 @@ def _vit_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int) ->
 
     jobs = _for_counts(oracle, "oracle of LastGradAttention", tower, counts, seed)
     bank = tower.bank(1, seed)
-    jobs[f"the report's way, 1 target{AGAIN}"] = lambda: report(tower, images, bank[0])
+    jobs[f"Mamooler's way, 1 target{AGAIN}"] = lambda: report(tower, images, bank[0])
     return jobs
 
 
 def report(tower: Tower, images: Tensor, row: Tensor) -> Tensor:
-    """Equation 6 the report's way, all attention kept and a full backward: maps (B, h, w)."""
+    """Equation 6 Mamooler's way, all attention kept and a full backward: maps (B, h, w)."""
     with torch.device(images.device):
         seen = oracles.see(tower.model, images)
         for attention in seen.attention:

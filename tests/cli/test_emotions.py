@@ -48,7 +48,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encodings(tmp_path_factory):
-    """A file as the report's authors published theirs, for the small model."""
+    """A file as Mamooler published theirs, for the small model."""
     path = tmp_path_factory.mktemp("published") / "published.json"
     rows = np.random.default_rng(0).normal(size=(9, 24)) + 0.5
     path.write_text(json.dumps(dict(zip(CLASSES, rows.tolist(), strict=True))))

@@ -106,7 +106,7 @@ def test_every_option_reaches_the_config(asked: list[StudyConfig], capsys: Captu
 def test_each_study_has_the_librarys_own_defaults(
     asked: list[StudyConfig], vit: str, here: Path, capsys: Capture
 ) -> None:
-    """For published encodings, which name no model, those of the report."""
+    """For published encodings, which name no model, Mamooler's."""
     run("corner-bias", "photos", "--model", vit, "-o", "out", capsys=capsys)
     folders.make_emotions(here / "a.json")
     files = ["--emotions", "a.json", "--emotions", "a.json"]

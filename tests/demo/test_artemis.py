@@ -65,7 +65,7 @@ def rows_of(folder):
 
 @pytest.mark.parametrize(("part", "count"), [("", PAINTINGS), (HELD_OUT, PAINTINGS // 2)])
 def test_files_are_those_of_the_data_set(folder, part, count):
-    """Official name and columns, one image a painting, repetition = its number of rows."""
+    """Official name and columns, one image per painting, repetition = its number of rows."""
     with open(folder / part / FILE_NAME, encoding="utf-8") as file:
         assert file.readline().strip() == ",".join(COLUMNS)
     rows = rows_of(folder / part)

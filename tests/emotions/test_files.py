@@ -29,7 +29,7 @@ def probe():
 
 
 def published(path, **changes):
-    """A small file as the report's authors published theirs."""
+    """A small file as Mamooler published theirs."""
     rows = np.random.default_rng(1).normal(size=(9, 6))
     content = {**dict(zip(reversed(CLASSES), rows.tolist(), strict=True)), **changes}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))

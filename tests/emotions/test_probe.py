@@ -67,7 +67,7 @@ def test_rows_of_weights_sum_to_zero():
 
 
 def test_known_answer():
-    """Nine directions, one a class: the weights point along them, alike for all by symmetry."""
+    """Nine directions, one per class: the weights point along them, alike for all by symmetry."""
     features, votes = np.eye(9).repeat(3, 0), 4 * np.eye(9, dtype=int).repeat(3, 0)
     probe = fit_probe(features, votes, held_out=0)
     size = probe.weights[0, 0]
@@ -204,7 +204,7 @@ def test_a_fit_that_does_not_converge_is_refused(monkeypatch):
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     """What to install."""
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(InputError, match=r"pip install 'captum-clip\[emotions\]'"):
+    with pytest.raises(InputError, match=r"pip install scikit-learn"):
         fit_probe(FEATURES, VOTES)
 
 

@@ -195,7 +195,7 @@ def make_classes(folder: Path, count: int = 2) -> str:
 
 
 def random_maps(folder: Path, samples: Sequence[str], texts: Sequence[str], **given: Any) -> Path:
-    """A folder of maps that another method made, one a text."""
+    """A folder of maps that another method made, one per text."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, sample in enumerate(samples):
         shape = (len(texts), *given.get("grid", (5, 3)))

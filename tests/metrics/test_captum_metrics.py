@@ -247,5 +247,5 @@ def test_sensitivity_and_changes_refuse_what_they_cannot_do():
         patch_removal((0, 2))
     with pytest.raises(InputError, match="a share above 0 and up to 1, got 0"):
         patch_removal((2, 2), share=0)
-    with pytest.raises(InputError, match="a deviation above 0, got 0"):
+    with pytest.raises(InputError, match="a standard deviation above 0, got 0"):
         gaussian_noise(0)

@@ -256,7 +256,7 @@ HEAT = torch.ones(3, 1, 2, 2)
         ({"targets": None}, "returns 3 scores an image; say which one"),
         ({"targets": [0, 1]}, r"one for each of 3 images, got torch.int64 of shape \(2,\)"),
         ({"targets": 0.5}, "expected targets as an index or one"),
-        ({"targets": "cat"}, "expected targets as an index or one an image, got 'cat'"),
+        ({"targets": "cat"}, "expected targets as an index or one per image, got 'cat'"),
         ({"targets": -1}, "targets from 0 on"),
         ({"fill": "black"}, r'as a tensor or "road", got \'black\''),
         ({"fill": torch.zeros(4, 3, 1, 1)}, r"a fill \(4, 3, 1, 1\) cannot be broadcast"),

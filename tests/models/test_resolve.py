@@ -45,7 +45,7 @@ def test_names_are_resolved_in_their_order(tmp_path, monkeypatch):
     for name in ("ViT-B/32", "hf-hub:some/one", "RN50/yfcc15m", "some/one"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text('{"model_type": "clip"}')
-    assert not resolve("ViT-B/32").local  # the report's names come first
+    assert not resolve("ViT-B/32").local  # Mamooler's names come first
     for name in ("hf-hub:some/one", "RN50/yfcc15m", "some/one"):
         assert resolve(name).local  # then folders
 

@@ -39,7 +39,7 @@ def make_resnet(folder: Path) -> str:
 
 
 def make_emotions(path: Path, size: int = 24, offset: float = 1.0) -> Path:
-    """Encodings as the report's authors published them: rows that do not sum to zero."""
+    """Encodings as Mamooler published them: rows that do not sum to zero."""
     rows = np.random.default_rng(1).normal(size=(len(CLASSES), size)) + offset
     path.write_text(json.dumps(dict(zip(CLASSES, rows.tolist(), strict=True))))
     return path

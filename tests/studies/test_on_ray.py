@@ -47,5 +47,5 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     config = folders.config_of(images, tmp_path / "out", vit, engine="ray", workers=1)
-    with pytest.raises(InputError, match=r"pip install 'captum-clip\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install 'ray\[data\]'"):
         run_study(config)

@@ -1,4 +1,4 @@
-"""The report's studies as configs."""
+"""Mamooler's studies as configs."""
 
 from __future__ import annotations
 

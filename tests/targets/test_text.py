@@ -181,7 +181,7 @@ def test_image_file_is_named_after_itself(clip, tmp_path):
 
 
 def test_image_wants_as_many_names(clip):
-    """One name an image."""
+    """One name per image."""
     name = next(n for n in LIBRARIES if cases.adapter(n) is clip)
     with pytest.raises(TargetError, match=r"3 rows need as many names, got 1"):
         targets.image(clip, cases.images(name), names=["one"])
@@ -232,6 +232,6 @@ def test_bad_embedding_is_refused(rows, message):
 
 
 def test_embedding_wants_as_many_names():
-    """One name a row."""
+    """One name per row."""
     with pytest.raises(TargetError, match=r"2 rows need as many names, got 3"):
         targets.embedding(torch.eye(2), ["a", "b", "c"])

@@ -1,4 +1,4 @@
-"""The figures of the report as pictures: what is in them, and three compared with stored ones.
+"""Mamooler's figures as pictures: what is in them, and three compared with stored ones.
 
 ``python -m tests.visualization.test_figures`` writes the stored pictures anew; look at them.
 """

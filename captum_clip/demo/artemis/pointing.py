@@ -54,7 +54,7 @@ def emotion_pointing(
     centre: bool = False,
     progress: bool = False,
 ) -> tuple[EmotionPointing, ...]:
-    """Compare maps with the truth of a part of the demo's data set, one entry an emotion.
+    """Compare maps with the truth of a part of the demo's data set, one entry per emotion.
 
     Each painting gets the map of the emotion that it was drawn for; its positive part is resized
     to the painting, and compared with the face or the background that decides that emotion.

@@ -32,7 +32,7 @@ class Batch:
 
     Args:
         images: (B, H, W, 3) uint8.
-        texts: one caption a scene, then one prompt a concept, T = B + len(CONCEPTS).
+        texts: one caption per scene, then one prompt per concept, T = B + len(CONCEPTS).
         positive: (B, T) bool, whether the text is true of the scene.
         margin: (B, T) of the loss of false pairs, none if None.
     """

@@ -20,7 +20,7 @@ def draw_sheet(font: Path) -> Image.Image:
         font: a colour emoji font with bitmaps of 109 pixels (Noto Color Emoji).
 
     Returns:
-        The sheet, 14 cells of 96 x 96 a row; each drawing trimmed, scaled and centred.
+        The sheet, 14 cells of 96 x 96 per row; each drawing trimmed, scaled and centred.
 
     Raises:
         ValueError: if the font does not draw one of the characters.

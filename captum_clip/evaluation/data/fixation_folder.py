@@ -122,7 +122,7 @@ def _texts(path: Path) -> dict[str, str]:
         if len(row) != 2 or not row[1].strip() or not PurePosixPath(row[0].strip()).name
     ]
     if wrong:
-        raise InputError(f"{path}: expected a file and a text a line, got {wrong[0]}.")
+        raise InputError(f"{path}: expected a file and a text per line, got {wrong[0]}.")
     return {_stem(file): text for file, text in rows}
 
 

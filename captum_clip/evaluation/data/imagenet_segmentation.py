@@ -19,7 +19,7 @@ from .base import Mask, Sample
 from .class_names import class_texts
 from .files import FileData, usable_regions
 
-_INSTALL = "pip install 'captum-clip[evaluation]'"
+_INSTALL = "pip install h5py"
 _BROKEN = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError)  # by h5py
 
 

@@ -28,7 +28,7 @@ _FOLDERS: Final = (IMAGES, MASKS)
 
 @final
 class MaskedFolder(FileData):
-    """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask a text.
+    """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask per text.
 
     The mask's name is the text, as it stands but with spaces for underscores; every pixel of it
     that is not 0 is inside. An image without masks is a sample that cannot be read.

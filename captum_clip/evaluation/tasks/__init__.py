@@ -1,4 +1,4 @@
-"""What an evaluation measures, a task a file."""
+"""What an evaluation measures, one task per file."""
 
 from typing import Final
 

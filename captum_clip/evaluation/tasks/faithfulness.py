@@ -23,7 +23,7 @@ _DRAWS = 5
 
 
 class Faithfulness(Task):
-    """Captum's infidelity and sensitivity; one target an image, its first."""
+    """Captum's infidelity and sensitivity; one target per image, its first."""
 
     name = "faithfulness"
 

@@ -17,7 +17,7 @@ from .base import Task
 
 
 class Sanity(Task):
-    """Rank correlation with the map of another model or prompt; one target an image, its first."""
+    """Rank correlation with the map of another model or prompt; one target per image, its first."""
 
     name = "sanity"
 

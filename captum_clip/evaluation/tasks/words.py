@@ -32,7 +32,7 @@ class Words(Task):
         share = "(positive mass in the word's own cell + negative mass outside) / all mass"
         counts = range(1, _MOST + 1)
         return {
-            "Mosaic game, a signed map a word": [
+            "Mosaic game, a signed map per word": [
                 Metric(
                     f"words_{count}",
                     f"{share}; caption of {count} of the four cells, target: what the word adds to "

@@ -196,8 +196,8 @@ def test_images_without_fixations_cannot_be_read(folder):
     [
         ("", r"expected the columns file, text, got \[\]"),
         ("image,text\na,b\n", r"got \['image', 'text'\]"),
-        ("file,text\nboth\n", r"expected a file and a text a line, got \['both'\]"),
-        ("file,text\nboth, \n", "expected a file and a text a line"),
+        ("file,text\nboth\n", r"expected a file and a text per line, got \['both'\]"),
+        ("file,text\nboth, \n", "expected a file and a text per line"),
     ],
 )
 def test_bad_lists_of_texts_are_said(folder, content, message):

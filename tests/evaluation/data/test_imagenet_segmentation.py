@@ -149,5 +149,5 @@ def test_unknown_classes_are_said(tmp_path):
 def test_missing_h5py_names_the_extra(file, monkeypatch):
     """The message is the command that installs it."""
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"pip install 'captum-clip\[evaluation\]'"):
+    with pytest.raises(InputError, match=r"pip install h5py"):
         ImageNetSegmentation(file)
