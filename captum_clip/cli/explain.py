@@ -1,4 +1,4 @@
-"""``captum-clip explain``: one image, one or several texts or emotions, one picture."""
+"""``captum-clip explain``: an image, or each of a folder, with texts or emotions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import InputError
 from .command import CENTRE, EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, Command, Option
-from .inputs import load_model, load_probe, model_name, read_image
+from .inputs import is_folder, load_model, load_probe, model_name, read_image
+from .picture_folder import check_folder, draw_pictures
 from .progress import steps
 
 if TYPE_CHECKING:
@@ -20,35 +21,66 @@ if TYPE_CHECKING:
 
 
 def _run(arguments: Namespace) -> None:
-    """Explain the image and say where the picture is."""
-    from ..checks import check_destination
-    from ..explanation import FORMATS, explain
-
-    image = read_image(arguments.image)
+    """Explain the image, or each of a folder, and say where the pictures are."""
     _check_together(arguments)
     probe = load_probe(arguments.emotions)
     model = model_name(arguments.model, probe)
-    output = arguments.output or Path(f"{image.stem}-explained.png")
-    output = check_destination(output, FORMATS)
+    if is_folder(arguments.image):
+        _explain_folder(arguments, model, probe)
+    else:
+        _explain_image(arguments, model, probe)
+
+
+def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None) -> None:
+    from ..checks import check_destination
+    from ..explanation import FORMATS
+
+    image = read_image(arguments.image)
+    output = check_destination(arguments.output or Path(f"{image.stem}-explained.png"), FORMATS)
     if output.exists() and output.samefile(image):
         raise InputError(f"the picture would replace the image {image}; give another --output.")
     with steps(arguments, 3) as begin:
         begin(f"loading {model}")
         clip = load_model(arguments, model)
         begin("explaining")
-        explanation = explain(
-            image,
-            _target(arguments, clip, probe),
-            model=clip,
-            method=arguments.method,
-            sign=arguments.sign,
-            words=arguments.words,
-            side=arguments.side,
-        )
+        explanation = _explain(arguments, image, clip, _target(arguments, clip, probe))
         begin("drawing")
         explanation.save(output)
     _print_scores(arguments, explanation)
     print(output)
+
+
+def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None) -> None:
+    folder, output = check_folder(arguments, arguments.image)
+    with steps(arguments, 1) as begin:
+        begin(f"loading {model}")
+        clip = load_model(arguments, model)
+        target = _target(arguments, clip, probe)
+    draw_pictures(
+        arguments,
+        folder,
+        output,
+        lambda path: _explain(arguments, path, clip, target).plot(),
+        clips=[clip],
+        texts=arguments.texts,
+        files=[] if probe is None else [arguments.emotions],
+    )
+
+
+def _explain(
+    arguments: Namespace, image: Path, clip: ClipAdapter, target: list[str] | Target
+) -> Explanation:
+    from ..explanation import explain
+
+    return explain(
+        image,
+        target,
+        model=clip,
+        method=arguments.method,
+        sign=arguments.sign,
+        words=arguments.words,
+        side=arguments.side,
+    )
 
 
 def _check_together(arguments: Namespace) -> None:
@@ -102,7 +134,12 @@ COMMAND: Final = Command(
     "draw where a model looks for each text",
     'captum-clip explain photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
     options=(
-        Option("image", "an image file", metavar="IMAGE"),
+        Option(
+            "image",
+            "an image file, or a folder of which each image gets a picture, and all a contact "
+            "sheet; rerun after an interruption, it resumes",
+            metavar="IMAGE",
+        ),
         *TEXTS,
         MODEL,
         METHOD,
@@ -132,8 +169,9 @@ COMMAND: Final = Command(
         *LOADING,
         replace(
             OUTPUT,
-            help="a .png, .jpg, .pdf or .svg picture, or .npz for the maps themselves",
-            otherwise="IMAGE-explained.png in the current folder",
+            help="a .png, .jpg, .pdf or .svg picture, or .npz for the maps themselves; for a "
+            "folder of images a folder of pictures",
+            otherwise="IMAGE-explained.png, or FOLDER-explained, in the current folder",
         ),
     ),
     run=_run,

@@ -11,6 +11,7 @@ from ..errors import InputError
 from .command import CENTRE, LOADING, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
 from .figure_inputs import Inputs, read_inputs
 from .inputs import load_model
+from .picture_folder import check_folder, draw_pictures
 from .progress import steps
 
 if TYPE_CHECKING:
@@ -31,21 +32,40 @@ def _run(arguments: Namespace) -> None:
     if arguments.colormap is not None and not masks:
         colormap(arguments.colormap)
     inputs = read_inputs(arguments)
+    if inputs.folder is not None:
+        folder, output = check_folder(arguments, inputs.folder)
+        clips = _load(arguments, inputs.models)
+        draw_pictures(
+            arguments,
+            folder,
+            output,
+            lambda path: _draw(arguments, replace(inputs, images=[path]), clips),
+            clips=clips,
+            texts=inputs.texts,
+            files=[*inputs.references, *(getattr(arguments, "emotions", None) or ())],
+        )
+        return
     default = Path(f"{inputs.stem}-{arguments.command}.png")
     output = check_destination(arguments.output or default, FORMATS)
     for path in inputs.files:
         if output.exists() and output.samefile(path):
             raise InputError(f"the picture would replace the image {path}; give another --output.")
-    with steps(arguments, len(inputs.models) + 2) as begin:
-        clips = []
-        for model in inputs.models:
-            begin(f"loading {model}")
-            clips.append(load_model(arguments, model))
+    clips = _load(arguments, inputs.models)
+    with steps(arguments, 2) as begin:
         begin("computing")
         figure = _draw(arguments, inputs, clips)
         begin("drawing")
         save_figure(figure, output)
     print(output)
+
+
+def _load(arguments: Namespace, models: list[str]) -> list[ClipAdapter]:
+    with steps(arguments, len(models)) as begin:
+        clips = []
+        for model in models:
+            begin(f"loading {model}")
+            clips.append(load_model(arguments, model))
+    return clips
 
 
 def _draw(arguments: Namespace, inputs: Inputs, clips: list[ClipAdapter]) -> Figure:
@@ -83,7 +103,7 @@ _COLORMAP: Final = Option(
 _OUTPUT: Final = replace(
     OUTPUT,
     help="a .png, .jpg, .pdf or .svg picture",
-    otherwise="IMAGE-FIGURE.png in the current folder",
+    otherwise="IMAGE-FIGURE.png, or FOLDER-FIGURE, in the current folder",
 )
 _SCENE: Final = Option(
     "--scene",
@@ -112,6 +132,7 @@ _SIGN: Final = Option(
 def _figure(name: str, help: str, example: str, *options: Option, **scales: str) -> Command:
     """A figure of images, and what its scales mean; the first one is the default."""
     texts = TEXT in options
+    then = "; then what to look for" if texts else ""
     described = ", ".join(f"{scale} ({meaning})" for scale, meaning in scales.items())
     return Command(
         name,
@@ -120,7 +141,7 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
         options=(
             Option(
                 "given",
-                "image files, then what to look for" if texts else "image files",
+                f"image files, or a folder of which each image gets a picture{then}",
                 metavar="IMAGE TEXT" if texts else "IMAGE",
                 many=True,
             ),

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..checks import expand
 from ..errors import InputError
 from .command import DEFAULT_MODEL
-from .inputs import is_file, load_probe, looks_like_image, model_names, read_image
+from .inputs import is_file, is_folder, load_probe, looks_like_image, model_names, read_image
 
 TEXTS_FOLLOW: Final = ("layers", "words", "heads")
 """Figures of one IMAGE, after which TEXTs are typed."""
@@ -32,6 +32,7 @@ class Inputs:
         models: names.
         probes: of emotions, one per model.
         stem: what the picture is called after.
+        folder: of images that get a picture each, instead of `images`.
     """
 
     images: list[Any]
@@ -40,6 +41,7 @@ class Inputs:
     models: list[str] = field(default_factory=list)
     probes: list[Any] = field(default_factory=list)
     stem: str = ""
+    folder: str | None = None
 
     @property
     def targets(self) -> list[Any]:
@@ -65,18 +67,22 @@ def read_inputs(arguments: Namespace) -> Inputs:
     models = model_names(arguments.model, probes, [DEFAULT_MODEL])
     seeds = arguments.scene or []
     scenes = [_draw_scene(scene, models) for scene in seeds]
+    folder = words[0] if words and not scenes and is_folder(words[0]) else None
     count = len(words)  # of images, after which texts follow
-    if figure in TEXTS_FOLLOW:
+    if folder is not None:
+        count = 1
+    elif figure in TEXTS_FOLLOW:
         count = 0 if scenes else 1
     elif figure != "emotions":
         count = next((i for i, word in enumerate(words) if not looks_like_image(word)), count)
     if files := [text for text in words[count:] if is_file(text)]:
         images = "one image" if figure in TEXTS_FOLLOW else "images"
+        images = "one folder" if folder is not None else images
         raise InputError(f"{files[0]} is a file; figure {figure} takes {images}, then texts.")
     texts = words[count:] + (getattr(arguments, "text", None) or [])
     if blank := [text for text in texts if not text.strip()]:
         raise InputError(f"the text {blank[0]!r} is empty; say what to look for.")
-    paths = [read_image(name) for name in words[:count]]
+    paths = [] if folder is not None else [read_image(name) for name in words[:count]]
     inputs = Inputs(
         [*paths, *scenes],
         texts,
@@ -84,15 +90,18 @@ def read_inputs(arguments: Namespace) -> Inputs:
         models,
         probes,
         paths[0].stem if paths else f"scene-{''.join(seeds[:1]).partition(':')[0]}",
+        folder,
     )
     _check(figure, inputs)
     return inputs
 
 
 def _check(figure: str, inputs: Inputs) -> None:
-    if not inputs.images:
+    if not inputs.images and inputs.folder is None:
         raise InputError("the following arguments are required: IMAGE, or --scene SEED.")
     if figure == "emotions":
+        if inputs.texts:
+            raise InputError(f"figure emotions takes no texts, got {inputs.texts[0]!r}.")
         if len(inputs.probes) != len(inputs.models):
             raise InputError(
                 f"expected an --emotions FILE for each of the {len(inputs.models)} models ("

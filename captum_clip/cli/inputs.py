@@ -54,6 +54,14 @@ def is_file(name: str) -> bool:
         return False
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is such a folder."""
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def read_image(name: str) -> Path:
     """The path of an image that can be read.
 

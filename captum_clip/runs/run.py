@@ -49,7 +49,7 @@ def compute_missing(
     Raises:
         CaptumClipError: a model that cannot be loaded, a disk that refuses, a worker that died.
     """
-    _tidy_up(output)
+    tidy_up(output)
     missing = unfinished(output, units, parse)
     advance = _counter(progress, units, missing)
     if not missing:
@@ -59,14 +59,15 @@ def compute_missing(
         output.write(name, content)
     if engine.name == "ray":
         run_on_ray(make_worker, missing, output, engine, advance)
-        _tidy_up(output)  # a worker that was killed leaves files too, although the run goes on
+        tidy_up(output)  # a worker that was killed leaves files too, although the run goes on
     else:
         make_worker(models).compute(
             missing, lambda unit, content: output.write(unit.name, content), advance
         )
 
 
-def _tidy_up(output: Storage) -> None:
+def tidy_up(output: Storage) -> None:
+    """Remove what a run that was killed left half-written."""
     for name, _ in output.files():
         if TEMPORARY.search(name):
             output.remove(name)
