@@ -2,7 +2,7 @@
 
 from .bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
 from .captum_metrics import infidelity, sensitivity
-from .deletion import Curves, PerturbationTest, perturbation_test
+from .deletion import Curves, PerturbationTest, area_between, perturbation_test
 from .fills import blur_fill, mean_fill
 from .fixation import auc_judd, cc, nss, sim
 from .localization import coverage, energy_inside, pointing_game
@@ -13,8 +13,13 @@ from .map_statistics import (
     spatial_variance,
     value_entropy,
 )
-from .masked_changes import MaskedChanges, faithfulness_correlation, masked_changes
-from .mosaic import mosaic_cells, word_mosaic_game
+from .masked_changes import (
+    MaskedChanges,
+    faithfulness_correlation,
+    masked_changes,
+    p_faithfulness,
+)
+from .mosaic import grid_pointing_game, mosaic_cells, word_mosaic_game
 from .object_effect import (
     Agreement,
     ObjectEffect,
@@ -26,7 +31,7 @@ from .object_effect import (
 from .perturbations import gaussian_noise, patch_removal
 from .ranks import rank_correlation
 from .road import road_fill
-from .segmentation import SegmentationScores, segmentation_scores
+from .segmentation import SegmentationScores, segmentation_scores, two_class_average_precision
 
 __all__ = [
     "Agreement",
@@ -37,6 +42,7 @@ __all__ = [
     "ObjectEffect",
     "PerturbationTest",
     "SegmentationScores",
+    "area_between",
     "auc_judd",
     "blur_fill",
     "bootstrap_mean",
@@ -48,6 +54,7 @@ __all__ = [
     "energy_inside",
     "faithfulness_correlation",
     "gaussian_noise",
+    "grid_pointing_game",
     "holm",
     "infidelity",
     "masked_changes",
@@ -56,6 +63,7 @@ __all__ = [
     "nss",
     "object_effect",
     "object_mass",
+    "p_faithfulness",
     "paired_difference",
     "patch_removal",
     "perturbation_test",
@@ -68,6 +76,7 @@ __all__ = [
     "sim",
     "spatial_entropy",
     "spatial_variance",
+    "two_class_average_precision",
     "value_entropy",
     "word_mosaic_game",
 ]

@@ -49,6 +49,15 @@ class Curves:
         """(B,) the area of least first minus that of most first; for deletion high is good."""
         return self.least_area - self.most_area
 
+    @property
+    def reversed(self) -> Curves:
+        """The curves of insertion into the fill of a deletion, or the other way round.
+
+        What is shown first is what is removed last.
+        """
+        shown = 1 - self.fractions.flip(0)
+        return Curves(shown, self.least_first.flip(-1), self.most_first.flip(-1))
+
 
 @dataclass(frozen=True, eq=False)
 class PerturbationTest:
@@ -160,6 +169,67 @@ def perturbation_test(
     rows = [[states.index(state) for state in order] for order in (most, least)]
     score, *top1 = (Curves(real, *(table[:, row] for row in rows)) for table in tables)
     return PerturbationTest(score, top1[0] if top1 else None)
+
+
+def area_between(
+    deletion: Curves, insertion: Curves | None = None, *, normalize: bool = False
+) -> Tensor:
+    r"""AID, the area between the insertion and the deletion curve, most relevant first.
+
+    .. math:: AID = \int_0^1 I(f) - D(f) \, df
+
+    High is good, and a random order gets 0 where both start from the same fill. FIxLIP normalises
+    each curve by its ends, so that images with large and small scores count alike:
+
+    .. math:: y' = \frac{y - y(\text{nothing left})}{y(\text{whole image}) - y(\text{nothing left})}
+
+    and takes the mean of the n + 1 points of n units, which is n / (n + 1) of the area.
+
+    Args:
+        deletion: curves of :func:`perturbation_test`.
+        insertion: those of ``mode="insertion"``, perhaps into another fill: insertion usually
+            starts from a blurred image and deletion ends in one colour (RISE). None is
+            ``deletion.reversed``, insertion into the same fill, as FIxLIP has it.
+        normalize: as FIxLIP does.
+
+    Returns:
+        (B,) in units of the score, or normalised: NaN where nothing scores as high as the image.
+
+    Raises:
+        InputError: curves of other numbers of images, or without their ends, fractions 0 and 1.
+
+    Source: Baniecki et al. 2025, FIxLIP (arXiv:2508.05430); Petsiuk et al. 2018
+    (arXiv:1806.07421), whose insertion starts from a blur.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> images = torch.tensor([4.0, 3.0, 2.0, 1.0]).view(1, 1, 2, 2)
+        >>> fill = metrics.mean_fill(images)
+        >>> fractions = [0, 0.25, 0.5, 0.75, 1]
+        >>> score = lambda x: x.sum((1, 2, 3))
+        >>> test = metrics.perturbation_test(score, images, images, fill=fill, fractions=fractions)
+        >>> metrics.area_between(test.score, normalize=True)
+        tensor([0.2500])
+    """
+    shown = deletion.reversed if insertion is None else insertion
+    ends = [float(curves.fractions[end]) for curves in (deletion, shown) for end in (0, -1)]
+    if ends != [0, 1, 0, 1] or len(shown.most_first) != len(deletion.most_first):
+        raise InputError(
+            "area_between: expected deletion and insertion of the same images over fractions from "
+            f"0 to 1, got {len(deletion.most_first)} and {len(shown.most_first)} images from "
+            f"{ends[0]} to {ends[1]} and from {ends[2]} to {ends[3]}."
+        )
+    inserted, deleted = shown.most_area, deletion.most_area
+    if not normalize:
+        return inserted - deleted
+    return _scaled(inserted, shown.most_first.flip(-1)) - _scaled(deleted, deletion.most_first)
+
+
+def _scaled(area: Tensor, curve: Tensor) -> Tensor:
+    """An area (B,) in units of what is lost from the first to the last point of a curve (B, F)."""
+    whole, nothing = curve[:, 0], curve[:, -1]
+    return torch.where(whole > nothing, (area - nothing) / (whole - nothing), torch.nan)
 
 
 def _tables(

@@ -1,4 +1,4 @@
-"""The word-wise mosaic game: does the map of a word lie in the word's own cell?"""
+"""Mosaic games: does the map of a word or a class lie in its own cell?"""
 
 from __future__ import annotations
 
@@ -43,6 +43,44 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
     heat = maps_at_masks("word_mosaic_game", maps, cells, what="cells")
     right = torch.where(cells, heat.clamp(min=0), (-heat).clamp(min=0))
     return right.sum((-2, -1)) / heat.abs().sum((-2, -1))
+
+
+def grid_pointing_game(maps: Tensor, cells: Tensor) -> Tensor:
+    r"""GridPG: the share of a map's positive mass in the cell of its class, in a grid of pictures.
+
+    .. math:: L = \frac{\sum_{p \in C} m_p^+}{\sum_p m_p^+}
+
+    Maps are resized to the grid first (bilinear). The authors take pictures that the model puts
+    into their classes with confidence, each of another class. A map of one value gets the share of
+    the grid that a cell has, one without positive mass 0, as theirs does.
+
+    FIxLIP plays it with captions of one to four objects in 2 x 2 cells, and a map for each object;
+    where a method has one map of the whole caption, which bounds the mean over n objects by 1/n,
+    that map is each object's.
+
+    Args:
+        maps: (..., h, w), signed or not; only what is above zero counts.
+        cells: (..., H, W) bool, one a map; :func:`mosaic_cells` makes them.
+
+    Returns:
+        (...) from 0 to 1.
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, other, empty or full cells.
+
+    Source: Böhle et al. 2021 (arXiv:2104.00032); Rao et al. 2022 (arXiv:2205.10435), who call it
+    GridPG; Baniecki et al. 2025, FIxLIP (arXiv:2508.05430).
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> cells = metrics.mosaic_cells(2, 2, (2, 2))
+        >>> metrics.grid_pointing_game(torch.tensor([[3.0, 1.0], [-4.0, 0.0]]), cells[0])
+        tensor(0.7500)
+    """
+    mass = maps_at_masks("grid_pointing_game", maps, cells, what="cells").clamp(min=0)
+    whole = mass.sum((-2, -1))
+    return (mass * cells).sum((-2, -1)) / torch.where(whole > 0, whole, 1)
 
 
 def mosaic_cells(rows: int, columns: int, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import is_number
 from ..errors import InputError
 from ..maps import normalize
+from .checks import check_bool
 from .resize import count_pixels, maps_at_masks
 
 Threshold = float | Literal["mean", "otsu"]
@@ -45,21 +46,43 @@ class SegmentationScores:
     @property
     def pixel_accuracy(self) -> float:
         """The share of all pixels of the set that are decided rightly."""
-        right = self.true_positive + self.true_negative
-        wrong = self.false_positive + self.false_negative
-        return _ratio(right, right + wrong)
+        return float(self._summed.image_accuracy)
 
     @property
     def mean_iou(self) -> float:
         """The mean of the IoU of object and background, each over all pixels of the set."""
-        wrong = self.false_positive + self.false_negative
-        object_iou = _ratio(self.true_positive, self.true_positive + wrong)
-        return (object_iou + _ratio(self.true_negative, self.true_negative + wrong)) / 2
+        return float(self._summed.image_iou)
+
+    @property
+    def image_accuracy(self) -> Tensor:
+        """(N,) the share of each image's pixels that are decided rightly."""
+        right = self.true_positive + self.true_negative
+        return right / (right + self._wrong)
+
+    @property
+    def image_iou(self) -> Tensor:
+        """(N,) the mean of the IoU of object and background in each image."""
+        of_background = self.true_negative / (self.true_negative + self._wrong)
+        return (self.object_iou + of_background) / 2
+
+    @property
+    def object_iou(self) -> Tensor:
+        """(N,) the IoU of the object in each image."""
+        return self.true_positive / (self.true_positive + self._wrong)
 
     @property
     def mean_average_precision(self) -> float:
         """The mean over the images of the set."""
         return float(self.average_precision.double().mean())
+
+    @property
+    def _wrong(self) -> Tensor:
+        return self.false_positive + self.false_negative
+
+    @property
+    def _summed(self) -> SegmentationScores:
+        """All images as one."""
+        return SegmentationScores(*(getattr(self, field.name).sum() for field in fields(self)))
 
     @classmethod
     def concatenate(cls, parts: Sequence[SegmentationScores]) -> SegmentationScores:
@@ -75,7 +98,7 @@ class SegmentationScores:
 
 
 def segmentation_scores(
-    maps: Tensor, masks: Tensor, *, threshold: Threshold = "mean"
+    maps: Tensor, masks: Tensor, *, threshold: Threshold = "mean", counted: Tensor | None = None
 ) -> SegmentationScores:
     r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
 
@@ -93,15 +116,19 @@ def segmentation_scores(
         masks: (..., H, W) bool, one per map, none empty or full.
         threshold: "mean" (each map's own mean), "otsu" (each map's own, which parts its values
             into two groups of largest variance between, 256 bins), or a number in [0, 1).
+        counted: (..., H, W) bool, the pixels that count, some of each object among them; the others
+            are void, or have no label where only points have one. None is all.
 
     Returns:
         Counts and average precision of each image; its properties are the figures of the set.
 
     Raises:
         InputError: maps that are no finite floating-point tensor, other, empty or full masks, an
-            unknown threshold.
+            unknown threshold, pixels that count of another shape or none of an object.
 
-    Source: Chefer et al. 2021 (arXiv:2103.15679); Otsu 1979.
+    Source: Chefer et al. 2021 (arXiv:2103.15679); Otsu 1979. The point-wise IoU of Open Images V7
+    (Benenson and Ferrari 2022, arXiv:2210.14142) is :attr:`SegmentationScores.object_iou` where
+    the labelled points alone count.
 
     Example:
         >>> import torch
@@ -112,25 +139,78 @@ def segmentation_scores(
         >>> scores.pixel_accuracy, round(scores.mean_iou, 3), scores.mean_average_precision
         (0.75, 0.583, 1.0)
     """
-    caller = "segmentation_scores"
-    heat = normalize(maps_at_masks(caller, maps, masks))
-    heat = heat.reshape(-1, *masks.shape[-2:])  # (N, H, W)
-    inside = masks.reshape(heat.shape)
-    marked = heat > _level(caller, heat, threshold)[:, None, None]
+    heat, inside, valid = _checked("segmentation_scores", maps, masks, counted)
+    marked = heat > _level(heat, threshold)[:, None, None]
     return SegmentationScores(
-        true_positive=count_pixels(marked & inside),
-        false_positive=count_pixels(marked & ~inside),
-        false_negative=count_pixels(~marked & inside),
-        true_negative=count_pixels(~marked & ~inside),
-        average_precision=_average_precision(heat.flatten(1), inside.flatten(1)).to(heat.dtype),
+        true_positive=count_pixels(marked & inside & valid),
+        false_positive=count_pixels(marked & ~inside & valid),
+        false_negative=count_pixels(~marked & inside & valid),
+        true_negative=count_pixels(~marked & ~inside & valid),
+        average_precision=_average_precision(*(x.flatten(1) for x in (heat, inside, valid))),
     )
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return float(part.sum() / whole.sum())
+def two_class_average_precision(
+    maps: Tensor, masks: Tensor, *, counted: Tensor | None = None
+) -> Tensor:
+    r"""The average precision that published tests on ImageNet-Segmentation report.
+
+    Object and background are two classes whose pixels are ranked together, those of the object by
+    the min-max normalised map m, those of the background by 1 - m:
+
+    .. math:: AP\bigl([m, 1 - m], [M, \lnot M]\bigr)
+
+    with AP as in :func:`segmentation_scores`, whose own is that of the object alone. As there is as
+    much right as wrong among twice the pixels, a constant map gets 1/2.
+
+    Args:
+        maps: (..., h, w).
+        masks: (..., H, W) bool, one a map, none empty or full.
+        counted: (..., H, W) bool, the pixels that count; None is all.
+
+    Returns:
+        (N,) of each image; mAP is their mean.
+
+    Raises:
+        InputError: as :func:`segmentation_scores`.
+
+    Source: the code of Chefer et al. 2021 (arXiv:2012.09838), which LeGrad (arXiv:2404.03214) and
+    others follow.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import metrics
+        >>> heat = torch.tensor([[1.0, 0.6], [0.0, 0.0]])
+        >>> mask = torch.tensor([[True, False], [False, False]])
+        >>> metrics.two_class_average_precision(heat, mask)  # 1 1 1 | .6 wrong | .4
+        tensor([0.9500])
+    """
+    heat, inside, valid = _checked("two_class_average_precision", maps, masks, counted)
+    rest = torch.where(heat.amax((-2, -1), keepdim=True) > 0, 1 - heat, 0)  # 0, 0 of a constant
+    pairs = ((heat, rest), (inside, ~inside), (valid, valid))
+    return _average_precision(*(torch.cat([x.flatten(1) for x in pair], 1) for pair in pairs))
 
 
-def _level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
+def _checked(
+    caller: str, maps: Tensor, masks: Tensor, counted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Min-max normalised maps, masks, and the pixels that count, each (N, H, W)."""
+    heat = normalize(maps_at_masks(caller, maps, masks))
+    valid = torch.ones_like(masks) if counted is None else counted
+    check_bool(caller, "counted", valid)
+    if valid.shape != masks.shape or valid.device != masks.device:
+        raise InputError(
+            f"{caller}: expected counted as large as the masks, {tuple(masks.shape)} on "
+            f"{masks.device}, got {tuple(valid.shape)} on {valid.device}."
+        )
+    lost = int((~(valid & masks).flatten(-2).any(-1)).sum())
+    if lost:
+        raise InputError(f"{caller}: of {lost} objects no pixel counts; leave those images out.")
+    size = masks.shape[-2:]
+    return heat.reshape(-1, *size), masks.reshape(-1, *size), valid.reshape(-1, *size)
+
+
+def _level(heat: Tensor, threshold: Threshold) -> Tensor:
     """The threshold (N,) of each map."""
     if threshold == "mean":
         return heat.mean((-2, -1))
@@ -138,7 +218,8 @@ def _level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
         return _otsu(heat.flatten(1))
     if not is_number(threshold) or not 0 <= threshold < 1:
         raise InputError(
-            f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got {threshold!r}.'
+            'segmentation_scores: expected threshold "mean", "otsu" or a number in [0, 1), got '
+            f"{threshold!r}."
         )
     return heat.new_full((len(heat),), threshold)
 
@@ -156,14 +237,14 @@ def _otsu(values: Tensor) -> Tensor:
     return centres[between[:, :-1].argmax(1)].to(values.dtype)
 
 
-def _average_precision(values: Tensor, inside: Tensor) -> Tensor:
-    """Average precision (N,) of values (N, P) against truth (N, P) bool."""
+def _average_precision(values: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
+    """Average precision (N,) of values (N, P) against truth (N, P) bool, at pixels (N, P) bool."""
     ordered, order = values.sort(1, descending=True)
-    hits = inside.gather(1, order).double().cumsum(1)
-    places = torch.arange(1, values.shape[1] + 1, device=values.device)
+    hits = (inside & valid).gather(1, order).double().cumsum(1)
+    places = valid.gather(1, order).cumsum(1).clamp(min=1)  # where 0, there are no hits either
     last = torch.ones_like(inside)  # the last pixel of each group of equal values
     last[:, :-1] = ordered[:, 1:] < ordered[:, :-1]
     ends = torch.where(last, hits, 0).cummax(1).values  # hits up to the last finished group
     gained = torch.where(last, ends, 0)
     gained[:, 1:] -= torch.where(last[:, 1:], ends[:, :-1], 0)
-    return (gained * hits / places).sum(1) / hits[:, -1]
+    return ((gained * hits / places).sum(1) / hits[:, -1]).to(values.dtype)

@@ -13,10 +13,12 @@ from captum_clip.metrics import (
     faithfulness_correlation,
     infidelity,
     masked_changes,
+    p_faithfulness,
     patch_removal,
     sensitivity,
 )
 from captum_clip.metrics.masked_changes import infidelity_of
+from tests.metrics import oracles
 from tests.samples import normal
 
 IMAGES, WEIGHTS = normal(4, 3, 8, 12), normal(2, 3, 8, 12, seed=1)
@@ -57,6 +59,21 @@ def test_correlation_is_numpys_of_masks_drawn_one_by_one():
         assert torch.equal(found.masks[index], taken)
         wanted = np.corrcoef(told, changes)[0, 1]
         assert faithfulness_correlation(maps, found)[index].item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.7])
+def test_p_faithfulness_is_fixlips(p):
+    """Their way: values of the coalitions that stay, less that of none, against the cells' sums."""
+    maps = normal(4, *GRID, seed=2)
+    score = lambda images: linear(images).tanh()  # noqa: E731
+    found = masked_changes(score, IMAGES, 1, grid=GRID, share=1 - p, samples=40, shifted=False)
+    for index, image in enumerate(IMAGES):
+        stay = ~found.masks[index]
+        values = score(torch.where(stay[:, None], image, 0))[:, 1] - score(0 * image[None])[0, 1]
+        sums = (stay[:, ::4, ::4] * maps[index]).sum((1, 2))
+        wanted = oracles.spearman(sums.double().round(decimals=5), values)
+        assert p_faithfulness(maps, found)[index].item() == pytest.approx(wanted, abs=1e-3)
+    assert found.masks.double().mean().item() == pytest.approx(1 - p, abs=0.1)
 
 
 def test_no_cell_of_the_shifted_grid_is_a_patch():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captum_clip.errors import InputError
-from captum_clip.metrics import mosaic_cells, word_mosaic_game
+from captum_clip.metrics import grid_pointing_game, mosaic_cells, word_mosaic_game
 from tests.samples import normal, uniform
 
 CELLS = mosaic_cells(2, 2, (16, 16))
@@ -45,6 +45,20 @@ def test_constant_map_is_at_chance():
     for sign, chance in ((1, 0.25), (-1, 0.75)):
         flat = torch.full((4, 7, 7), 0.3 * sign)
         torch.testing.assert_close(word_mosaic_game(flat, CELLS), torch.full((4,), chance))
+
+
+def test_grid_pointing_game_is_the_authors_share_of_positive_mass():
+    """Their way: average the positive part over each cell, and divide by all cells."""
+    heat = normal(4, 16, 16, seed=1)
+    pooled = torch.nn.functional.avg_pool2d(heat.clamp(min=0)[:, None], 8).flatten(1)
+    wanted = torch.diagonal(pooled / pooled.sum(1, keepdim=True))
+    found = grid_pointing_game(heat, CELLS)
+    torch.testing.assert_close(found, wanted)
+    assert grid_pointing_game(-heat.abs(), CELLS).tolist() == [0.0] * 4
+    assert grid_pointing_game(torch.ones(4, 7, 7), CELLS).tolist() == [0.25] * 4
+    torch.testing.assert_close(
+        grid_pointing_game(heat.abs(), CELLS), word_mosaic_game(heat.abs(), CELLS)
+    )
 
 
 @pytest.mark.parametrize("words", [1, 2, 3, 4])

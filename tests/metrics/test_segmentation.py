@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from captum_clip.errors import InputError
-from captum_clip.metrics import SegmentationScores, segmentation_scores
+from captum_clip.metrics import (
+    SegmentationScores,
+    segmentation_scores,
+    two_class_average_precision,
+)
+from tests.samples import normal
+
+CORNER = torch.tensor([[True, False], [False, False]])
 
 
 def case(count=6, side=20, seed=0):
@@ -149,3 +156,62 @@ def test_what_cannot_be_segmented_is_refused(maps, masks, message):
     """One sentence that says what was given."""
     with pytest.raises(InputError, match=message):
         segmentation_scores(maps, masks)
+
+
+def test_images_are_scored_one_by_one_as_legrad_does():
+    """Worked by hand: each image's own accuracy and IoU, of which LeGrad takes the mean."""
+    maps = torch.tensor([[[9.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]])
+    masks = torch.tensor([[[1, 1], [0, 0]], [[1, 0], [0, 0]]]).bool()
+    found = segmentation_scores(maps, masks, threshold=0.5)
+    assert found.image_accuracy.tolist() == [3 / 4, 2 / 4]
+    assert found.object_iou.tolist() == pytest.approx([1 / 2, 1 / 3])
+    assert found.image_iou.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, (1 / 3 + 1 / 3) / 2])
+    assert found.image_iou.mean().item() != pytest.approx(found.mean_iou)
+
+
+def test_average_precision_of_two_classes_is_the_published_one():
+    """Scikit-learn's of both classes' pixels in one list, as the authors' code has it."""
+    from sklearn.metrics import average_precision_score
+
+    _, masks = case()
+    maps = normal(*masks.shape).clamp(min=0) + masks  # ties of the background, none across classes
+    found = two_class_average_precision(maps, masks)
+    for value, heat, mask in zip(found, maps, masks, strict=True):
+        stretched = (heat - heat.min()) / (heat.max() - heat.min())
+        scores = torch.stack([1 - stretched, stretched]).flatten()
+        truth = torch.stack([~mask, mask]).flatten()
+        assert value.item() == pytest.approx(average_precision_score(truth, scores), rel=1e-5)
+    assert two_class_average_precision(torch.ones(2, 2), CORNER).item() == 0.5
+
+
+def test_pixels_that_do_not_count_change_nothing():
+    """Not what the map or the mask has there, in no count and no precision."""
+    maps, masks = case()
+    counted = torch.rand(masks.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    found = segmentation_scores(maps, masks, threshold=0.5, counted=counted)
+    assert (found.true_positive + found.false_negative == (masks & counted).sum((1, 2))).all()
+    turned = segmentation_scores(maps, masks ^ ~counted, threshold=0.5, counted=counted)
+    assert torch.equal(turned.average_precision, found.average_precision)
+    assert torch.equal(turned.image_iou, found.image_iou)
+    both = two_class_average_precision(maps, masks, counted=counted)
+    assert torch.equal(two_class_average_precision(maps, masks ^ ~counted, counted=counted), both)
+
+
+def test_points_are_scored_as_open_images_does():
+    """Three points on the object, one of them missed, and two beside it, one of them marked."""
+    heat = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.2, 0.0]])
+    yes = torch.tensor([[True, True, True], [False, False, False]])
+    no = torch.tensor([[False, False, False], [True, True, False]])
+    found = segmentation_scores(heat, yes, threshold=0.5, counted=yes | no)
+    assert found.object_iou.tolist() == [2 / 4]
+    assert found.image_accuracy.tolist() == pytest.approx([3 / 5])
+
+
+def test_pixels_that_count_are_checked():
+    maps, masks = case(count=2)
+    with pytest.raises(InputError, match=r"segmentation_scores: expected counted as large as the"):
+        segmentation_scores(maps, masks, counted=masks[0])
+    with pytest.raises(InputError, match="of 2 objects no pixel counts; leave those images out"):
+        two_class_average_precision(maps, masks, counted=~masks)
+    with pytest.raises(InputError, match="expected counted as a bool tensor"):
+        segmentation_scores(maps, masks, counted=masks.int())
