@@ -8,6 +8,7 @@ from typing import Final
 
 from ..errors import InputError
 from ..models import ClipAdapter, load_clip
+from ..models.loading import load_processor, load_tokenizer
 from ..models.resolve import resolve
 
 EMBEDDED: Final = ("demo/vit", "demo/resnet")
@@ -20,9 +21,11 @@ class ModelCache:
     Args:
         names: the models that someone asked for; the embedded ones are offered after them.
         device: where they go; CUDA if there is one by default.
+        processor: whose image processor the models that someone asked for get, by name.
+        tokenizer: the same for the tokenizer.
 
     Raises:
-        InputError: a name leads nowhere.
+        InputError: a name leads nowhere, or has no processor or tokenizer.
 
     Example:
         >>> from captum_clip.app.model_cache import ModelCache
@@ -30,11 +33,22 @@ class ModelCache:
         ('demo/resnet', 'demo/vit')
     """
 
-    def __init__(self, names: Sequence[str] = (), device: str | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        device: str | None = None,
+        *,
+        processor: str | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
         self.names = tuple(dict.fromkeys((*names, *EMBEDDED)))
         for name in self.names:
             resolve(name)
         self._device = device
+        self._parts = {
+            "processor": None if processor is None else load_processor(processor),
+            "tokenizer": None if tokenizer is None else load_tokenizer(tokenizer),
+        }
         self._locks = {name: Lock() for name in self.names}
         self._loaded: dict[str, ClipAdapter] = {}
 
@@ -48,5 +62,6 @@ class ModelCache:
             raise InputError(f"{name!r} is not offered here; choose {' or '.join(self.names)}.")
         with self._locks[name]:
             if name not in self._loaded:
-                self._loaded[name] = load_clip(name, device=self._device)
+                parts = {} if name in EMBEDDED else self._parts
+                self._loaded[name] = load_clip(name, device=self._device, **parts)
             return self._loaded[name]

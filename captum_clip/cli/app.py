@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from ..errors import InputError
-from .command import DEVICE, MODELS, Command, Option
+from .command import LOADING, MODELS, Command, Option
 from .progress import steps
 
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
@@ -21,7 +21,12 @@ def _run(arguments: Namespace) -> None:
     from ..app.model_cache import ModelCache
     from ..app.serve import open_port, serve, warm
 
-    cache = ModelCache(arguments.model or (), arguments.device)
+    cache = ModelCache(
+        arguments.model or (),
+        arguments.device,
+        processor=arguments.processor,
+        tokenizer=arguments.tokenizer,
+    )
     with open_port(arguments.host, arguments.port) as listening:
         with steps(arguments, 1) as begin:
             begin(f"loading {cache.names[0]}")
@@ -56,7 +61,7 @@ COMMAND: Final = Command(
             "the embedded models are always offered",
             otherwise="demo/vit",
         ),
-        DEVICE,
+        *LOADING,
     ),
     run=_run,
 )

@@ -171,5 +171,5 @@ OUTPUT: Final = Option("-o --output", type=Path)
 RESULTS: Final = Option(
     "-o --output", "a folder of its own for the results", metavar="OUT", required=True
 )
-RUN: Final = (DEVICE, ENGINE, GPUS, THREADS, RESULTS)
+RUN: Final = (*LOADING, ENGINE, GPUS, THREADS, RESULTS)
 """How a long run is computed, and where it writes."""

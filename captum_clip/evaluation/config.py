@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 from ..checks import check_choice, check_integer, find_repeated
 from ..errors import InputError
-from ..runs import EngineName, check_engine
+from ..runs import EngineName, check_engine, given_parts
 
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]
@@ -58,6 +58,9 @@ class EvaluationConfig:
         workers: processes of Ray.
         gpus: 0 computes on the CPU; with Ray the number that the workers share.
         threads: of each process; None is PyTorch's own number.
+        processor: whose image processor the model gets, by name or folder, for a checkpoint that
+            was saved without one.
+        tokenizer: the same for the tokenizer.
 
     Raises:
         InputError: something that cannot be measured, said in one sentence.
@@ -85,6 +88,8 @@ class EvaluationConfig:
     workers: int = 1
     gpus: int = 0
     threads: int | None = None
+    processor: str | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "output"):
@@ -114,8 +119,10 @@ class EvaluationConfig:
         for fill in self.fills or ("none",):
             check_choice("evaluate", fill, FILLS, name="fills")
         check_engine("evaluate", self.engine, self.workers, self.gpus)
+        given_parts("evaluate", processor=self.processor, tokenizer=self.tokenizer)
 
     def identity(self) -> dict[str, Any]:
         """All that decides the results, as JSON; places, the engine and the bootstrap do not."""
         values = {name: getattr(self, name) for name in _DECIDING}
+        values |= given_parts("", processor=self.processor, tokenizer=self.tokenizer)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -97,7 +97,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
     engine = Engine(config.engine, config.workers, config.gpus, count)
     engine.check_device()
     with threads(count), output.lock():
-        models = ModelLoader()
+        models = ModelLoader(config.processor, config.tokenizer)
         plan = make_plan(config, models)
         begun = manifest.begin(_KIND, plan.about(), output, engine)
         compute_missing(

@@ -1,7 +1,7 @@
 """One engine for everything that is long: units of work, their files, resume, local and Ray."""
 
 from .engine import ENGINES, Advance, Engine, EngineName, Save, Worker, check_engine, threads
-from .model_loader import ModelLoader, full_name, label_of
+from .model_loader import ModelLoader, full_name, given_parts, label_of
 from .run import Progress, compute_missing
 from .storage import Storage, storage_of
 from .units import Arrays, Unit, read_unit, slug, to_npz
@@ -21,6 +21,7 @@ __all__ = [
     "check_engine",
     "compute_missing",
     "full_name",
+    "given_parts",
     "label_of",
     "read_unit",
     "slug",

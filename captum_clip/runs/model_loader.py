@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from ..checks import expand
 from ..errors import InputError
 from ..models import ClipAdapter, load_clip
+from ..models.loading import load_processor, load_tokenizer
 from ..models.names import published
 
 
 class ModelLoader:
-    """Loads models by name, and keeps the last one for as long as it is asked for again."""
+    """Loads models by name, and keeps the last one for as long as it is asked for again.
 
-    def __init__(self) -> None:
+    Sent to another process it loads there for itself.
+
+    Args:
+        processor: whose image processor the models get, where it is not their own.
+        tokenizer: the same for the tokenizer.
+    """
+
+    def __init__(self, processor: str | None = None, tokenizer: str | None = None) -> None:
+        self._parts = tuple(
+            None if name is None else full_name(name) for name in (processor, tokenizer)
+        )
         self._loaded: tuple[tuple[str, str], ClipAdapter, str] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., ModelLoader], tuple[str | None, ...]]:
+        return ModelLoader, self._parts
 
     def load(self, model: str, device: str) -> tuple[ClipAdapter, str]:
         """The model and its fingerprint."""
         if self._loaded is None or self._loaded[0] != (model, device):
             self._loaded = None  # lets go of the old one first
-            clip = load_clip(model, device=device)
+            processor, tokenizer = self._parts
+            clip = load_clip(
+                model,
+                processor=None if processor is None else load_processor(processor),
+                tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+                device=device,
+            )
             self._loaded = ((model, device), clip, clip.fingerprint)
         return self._loaded[1:]
 
@@ -45,12 +68,32 @@ class ModelLoader:
 
 def label_of(model: str) -> str:
     """How results call a model: its name; of a folder the last part, without the path."""
-    if model.startswith("demo/") or published(model) is not None:
-        return model
-    folder = expand(model)
-    return folder.resolve().name if folder.is_dir() else model
+    folder = _folder_of(model)
+    return model if folder is None else folder.name
 
 
 def full_name(model: str) -> str:
     """A model's name as any process on any machine understands it."""
-    return model if label_of(model) == model else str(expand(model).resolve())
+    return str(_folder_of(model) or model)
+
+
+def given_parts(caller: str, **parts: str | None) -> dict[str, str]:
+    """The processor and the tokenizer that replace the models' own, as a manifest tells them.
+
+    Raises:
+        InputError: one is not given by name.
+    """
+    for part, name in parts.items():
+        if name is not None and not (isinstance(name, str) and name):
+            raise InputError(
+                f"{caller}: expected {part} by name or folder, so that any worker can load it, got "
+                f"{type(name).__name__}."
+            )
+    return {part: label_of(name) for part, name in parts.items() if name is not None}
+
+
+def _folder_of(model: str) -> Path | None:
+    if model.startswith("demo/") or published(model) is not None:
+        return None
+    folder = expand(model)
+    return folder.resolve() if folder.is_dir() else None

@@ -30,6 +30,7 @@ def run_on_ray(
     units: Sequence[U],
     output: Storage,
     engine: Engine,
+    models: ModelLoader,
     advance: Advance,
 ) -> None:
     """Compute every unit in the engine's processes, which write their files themselves.
@@ -46,7 +47,7 @@ def run_on_ray(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
             ).map_batches(
                 UnitWorker,
-                fn_constructor_args=(make_worker, units, output, engine.threads),
+                fn_constructor_args=(make_worker, units, output, engine.threads, models),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(engine.processes, count)),
                 num_cpus=engine.threads,
@@ -70,11 +71,13 @@ class UnitWorker(Generic[U]):
         units: Sequence[U],
         output: Storage,
         count: int,
+        models: ModelLoader,
     ) -> None:
         self._make_worker = make_worker
         self._units = units
         self._output = output
         self._threads = count
+        self._models = models
         self._worker: Worker[U] | None = None
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
@@ -84,7 +87,7 @@ class UnitWorker(Generic[U]):
         try:
             with threads(self._threads), self._counted(unit.name):
                 if self._worker is None:  # here, so that its errors travel as text too
-                    self._worker = self._make_worker(ModelLoader())
+                    self._worker = self._make_worker(self._models)
                 self._worker.compute([unit], self._save, lambda images: None)
         except CaptumClipError as error:
             return {"unit": [number], "error": [str(error)]}

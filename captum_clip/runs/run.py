@@ -43,7 +43,7 @@ def compute_missing(
         before: files that are written first, in this order, where anything is missing. The
             manifest comes first: a folder without one is taken for somebody else's.
         result: the file that says that all is done; it goes away where something is missing.
-        models: with the local engine, has perhaps loaded the model already.
+        models: has perhaps loaded the model already; a process of Ray loads it for itself.
         progress: called now and then, first with what an earlier run had done.
 
     Raises:
@@ -58,7 +58,7 @@ def compute_missing(
     for name, content in before.items():
         output.write(name, content)
     if engine.name == "ray":
-        run_on_ray(make_worker, missing, output, engine, advance)
+        run_on_ray(make_worker, missing, output, engine, models, advance)
         tidy_up(output)  # a worker that was killed leaves files too, although the run goes on
     else:
         make_worker(models).compute(

@@ -13,7 +13,7 @@ import torch
 from ..attr.registry import MethodChoice
 from ..checks import check_integer, find_repeated, show
 from ..errors import InputError
-from ..runs import Engine, EngineName, check_engine, label_of
+from ..runs import Engine, EngineName, check_engine, given_parts, label_of
 
 _LEAST: Final = {
     **{"batch_size": 1, "shard_size": 1, "seed": 0, "gpus": 0},
@@ -81,6 +81,9 @@ class StudyConfig:
         gpus: 0 computes on the CPU; 1 on a GPU; with Ray the number that the workers share.
         threads: of each process that computes; None is PyTorch's own number. The same results to
             the bit need the same number.
+        processor: whose image processor all models get, by name or folder, for checkpoints that
+            were saved without one.
+        tokenizer: the same for the tokenizer.
 
     Raises:
         InputError: something that cannot be studied, said in one sentence.
@@ -100,6 +103,8 @@ class StudyConfig:
     workers: int | None = None
     gpus: int = 0
     threads: int | None = None
+    processor: str | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("images", "output"):
@@ -109,6 +114,7 @@ class StudyConfig:
                     f"{show(getattr(self, name))}."
                 )
             object.__setattr__(self, name, str(getattr(self, name)))
+        given_parts("StudyConfig", processor=self.processor, tokenizer=self.tokenizer)
         for name in ("subjects", "texts"):
             object.__setattr__(self, name, tuple(_listed(name, getattr(self, name))))
         for name, least in _LEAST.items():
@@ -175,6 +181,7 @@ class StudyConfig:
             **{name: getattr(self, name) for name in ("centred", "batch_size", "shard_size")},
             "seed": None if self.limit is None else self.seed,
             **{name: getattr(self, name) for name in ("limit", "value_entropy", "threads")},
+            **given_parts("", processor=self.processor, tokenizer=self.tokenizer),
         }
 
 

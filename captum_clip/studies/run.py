@@ -65,7 +65,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     engine = config.choose_engine()
     engine.check_device()
     with threads(engine.threads), output.lock():
-        models = ModelLoader()
+        models = ModelLoader(config.processor, config.tokenizer)
         plan = plan_study(config, images, files, models)
         begun = plan.begin_manifest(output, engine)
         compute_missing(

@@ -10,7 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import ClipSimilarity, DirectContribution, LayerAttention, explain, targets
+from captum_clip import (
+    ClipSimilarity,
+    DirectContribution,
+    LayerAttention,
+    explain,
+    load_clip,
+    targets,
+)
 from captum_clip.app import html
 from captum_clip.app.model_cache import EMBEDDED, ModelCache
 from captum_clip.app.queries import (
@@ -209,6 +216,18 @@ def test_cache_offers_the_named_models_first_and_each_once() -> None:
         "ViT-B/32",
         "demo/vit",
     )
+
+
+def test_cache_gives_processor_and_tokenizer_to_the_named_models(tmp_path: Path, vit: str) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(Path(vit, name).read_bytes())
+    cache = ModelCache([str(tmp_path)], processor=vit, tokenizer=vit)
+    bare, whole = cache.get(str(tmp_path)), load_clip(vit)
+    assert torch.equal(bare.encode_text(["a horse"]), whole.encode_text(["a horse"]))
+    assert bare.fingerprint == whole.fingerprint
+    assert cache.get("demo/vit").fingerprint == load_clip("demo/vit").fingerprint
+    with pytest.raises(InputError, match="nonsense"):
+        ModelCache(tokenizer="nonsense")
 
 
 def test_cache_refuses_a_name_that_leads_nowhere() -> None:

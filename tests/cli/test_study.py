@@ -82,8 +82,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[StudyConfig]:
 
 def test_every_option_reaches_the_config(asked: list[StudyConfig], capsys: Capture) -> None:
     options = "--batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3"
+    parts = "--processor p --tokenizer t"
     models = "--model a --model b --emotions a.json --emotions b.json --text x --text y"
-    arguments = f"statistics photos {models} {options} --value-entropy -o out"
+    arguments = f"statistics photos {models} {options} {parts} --value-entropy -o out"
     run(*arguments.split(), capsys=capsys)
     assert asked == [
         StudyConfig(
@@ -99,6 +100,8 @@ def test_every_option_reaches_the_config(asked: list[StudyConfig], capsys: Captu
             gpus=2,
             threads=3,
             value_entropy=True,
+            processor="p",
+            tokenizer="t",
         )
     ]
 

@@ -444,7 +444,7 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     config = config_of(vit, masks, tmp_path / "out", engine="ray")
     plan = make_plan(config, ModelLoader())
     work = partial(EvaluationWorker, replace(plan, fingerprint="another"))
-    worker = UnitWorker(work, plan.shards, storage_of(tmp_path / "out"), 1)
+    worker = UnitWorker(work, plan.shards, storage_of(tmp_path / "out"), 1, ModelLoader())
     [error] = worker({"unit": [0]})["error"]
     assert "are not those that the evaluation was begun with" in error
 

@@ -124,7 +124,7 @@ def test_temporary_files_are_known_by_their_names() -> None:
 def test_a_worker_of_ray_says_what_it_cannot_do(tmp_path: Path) -> None:
     """Called as Ray calls it, without Ray: errors travel as text, and deaths are counted."""
     output = storage_of(tmp_path)
-    worker = on_ray.UnitWorker(Work(fails_at=UNITS[1].name).make, UNITS, output, 1)
+    worker = on_ray.UnitWorker(Work(fails_at=UNITS[1].name).make, UNITS, output, 1, ModelLoader())
     assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
     assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
     assert [name for name, _ in output.files()] == [UNITS[0].name]

@@ -27,7 +27,7 @@ def test_a_worker_writes_the_shards_of_the_local_engine(
     source, output = storage_of(images), storage_of(tmp_path / "out")
     files = list_images(source, output, limit=None, seed=0)
     plan = plan_study(config, source, files, ModelLoader())
-    worker = UnitWorker(partial(StudyWorker, plan), plan.shards, output, 1)
+    worker = UnitWorker(partial(StudyWorker, plan), plan.shards, output, 1, ModelLoader())
     for number in range(len(plan.shards)):
         assert worker({"unit": [number]}) == {"unit": [number], "error": [""]}
     run_study(folders.config_of(images, tmp_path / "local", vit))
@@ -36,9 +36,9 @@ def test_a_worker_writes_the_shards_of_the_local_engine(
         name: data for name, data in expected.items() if name.startswith("shards")
     }
     other = replace(plan, jobs=(replace(plan.jobs[0], fingerprint="another"),))
-    [error] = UnitWorker(partial(StudyWorker, other), plan.shards, output, 1)({"unit": [0]})[
-        "error"
-    ]
+    [error] = UnitWorker(partial(StudyWorker, other), plan.shards, output, 1, ModelLoader())(
+        {"unit": [0]}
+    )["error"]
     assert "not those that the study was begun with" in error
 
 
