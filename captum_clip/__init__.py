@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         LeGrad,
         PatchSimilarity,
     )
-    from .explanation import Explanation, explain
+    from .explained import Explanation
+    from .explanation import explain
     from .models import load_clip
     from .similarity import ClipSimilarity, TextSimilarity
     from .targets import Target
@@ -73,7 +74,7 @@ __all__ = [
 
 _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "ClipSimilarity": "similarity",
-    "Explanation": "explanation",
+    "Explanation": "explained",
     "Target": "targets",
     "TextSimilarity": "similarity",
     "explain": "explanation",

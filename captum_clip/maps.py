@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,8 @@ from .errors import InputError
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 _MODES = ("bilinear", "bicubic", "nearest")
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge in pixels of a picture."""
 
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -70,6 +73,81 @@ def upsample(
     if clamp:
         resized = resized.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
     return resized.reshape(*maps.shape[:-2], height, width)
+
+
+def uncrop(
+    maps: Tensor,
+    box: Box,
+    size: tuple[int, int],
+    *,
+    mode: Mode = "bilinear",
+    clamp: bool = False,
+) -> Tensor:
+    """Lay maps (..., h, w) of a part of a picture on the whole, (..., H, W), zero elsewhere.
+
+    The map is resized as by :func:`upsample`, so that its edges lie on those of the box.
+
+    Args:
+        maps: (..., h, w).
+        box: left, top, right and bottom edge of the part in pixels, not rounded; it may reach
+            beyond the picture, as where an image was padded.
+        size: (H, W) of the picture.
+        mode: as of :func:`upsample`.
+        clamp: keep every map within the range that it had.
+
+    Raises:
+        InputError: as :func:`upsample`, or a box without an area or outside of the picture.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import maps
+        >>> maps.uncrop(torch.tensor([[1.0, 2.0]]), (1, 0, 3, 1), (1, 4))
+        tensor([[0., 1., 2., 0.]])
+    """
+    height, width = _checked_size(size)
+    if tuple(box) == (0, 0, width, height):
+        return upsample(maps, size, mode=mode, clamp=clamp)
+    check_maps("uncrop", maps)
+    check_choice("uncrop", mode, _MODES, name="a mode")
+    rows, columns = inside(box, size)
+    y, x = (
+        (2 * (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5 - low) / (high - low))
+        for part, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2]))
+    )
+    where = torch.stack([(x - 1).expand(len(y), -1), (y - 1)[:, None].expand(-1, len(x))], dim=-1)
+    planes = maps.reshape(1, -1, *maps.shape[-2:])  # (1, N, h, w)
+    part = F.grid_sample(
+        planes, where.to(maps)[None], mode=mode, padding_mode="border", align_corners=False
+    )
+    if clamp:
+        part = part.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
+    whole = maps.new_zeros(*maps.shape[:-2], height, width)
+    whole[..., rows, columns] = part.reshape(*maps.shape[:-2], len(y), len(x))
+    return whole
+
+
+def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and the columns of a picture (H, W) whose centres lie in a box, one at least.
+
+    Raises:
+        InputError: the box has no area in the picture.
+
+    Example:
+        >>> from captum_clip import maps
+        >>> maps.inside((0.2, -1, 2.6, 3), (4, 4))
+        (slice(0, 3, None), slice(0, 3, None))
+    """
+    left, top, right, bottom = box
+    ends = []
+    for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
+        low, high = max(low, 0), min(high, length)
+        if not low < high:
+            raise InputError(f"uncrop: the box {box} holds nothing of a picture {size}.")
+        start, stop = (math.ceil(end - 0.5) for end in (low, high))
+        if start == stop:  # narrower than a pixel
+            start, stop = int(low), int(low) + 1
+        ends.append(slice(start, stop))
+    return ends[0], ends[1]
 
 
 def normalize(maps: Tensor) -> Tensor:

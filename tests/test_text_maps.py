@@ -99,9 +99,10 @@ def test_both_sides_are_those_of_each_alone(clip: Any) -> None:
 def test_signs_of_a_method_without_signs(clip: Any) -> None:
     """For, against, and the difference of the two."""
     signs: tuple[Sign, ...] = ("positive", "negative", "both")
-    found = (
+    found = [
         explain(IMAGE, TEXTS, model=clip, side="text", method="all-grad", sign=s) for s in signs
-    )
+    ]
+    assert torch.equal(found[0].scores, found[1].scores)
     by_sign = [[value for _, value in each.text_maps[0]] for each in found]
     positive, negative, both = map(torch.tensor, by_sign)
     assert (positive >= 0).all()

@@ -35,7 +35,7 @@ class Option:
     metavar: str | None = None
     many: bool = False
     required: bool = False
-    sets: tuple[str, str] | None = None
+    sets: tuple[str, Any] | None = None
 
     @property
     def dest(self) -> str:

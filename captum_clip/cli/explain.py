@@ -14,6 +14,8 @@ from .picture_folder import check_folder, draw_pictures
 from .progress import steps
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..emotions import EmotionProbe
     from ..explanation import Explanation
     from ..models import ClipAdapter
@@ -45,7 +47,7 @@ def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None)
         begin("explaining")
         explanation = _explain(arguments, image, clip, _target(arguments, clip, probe))
         begin("drawing")
-        explanation.save(output)
+        explanation.save(output, original=_draws_original(arguments, explanation))
     _print_scores(arguments, explanation)
     print(output)
 
@@ -56,11 +58,16 @@ def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None
         begin(f"loading {model}")
         clip = load_model(arguments, model)
         target = _target(arguments, clip, probe)
+
+    def draw(path: Path) -> Figure:
+        explanation = _explain(arguments, path, clip, target)
+        return explanation.plot(original=_draws_original(arguments, explanation))
+
     draw_pictures(
         arguments,
         folder,
         output,
-        lambda path: _explain(arguments, path, clip, target).plot(),
+        draw,
         clips=[clip],
         texts=arguments.texts,
         files=[] if probe is None else [arguments.emotions],
@@ -80,7 +87,15 @@ def _explain(
         sign=arguments.sign,
         words=arguments.words,
         side=arguments.side,
+        whole=arguments.whole,
     )
+
+
+def _draws_original(arguments: Namespace, explanation: Explanation) -> bool:
+    """Whether to draw the whole photo: as is asked for, else where the model saw another."""
+    if arguments.original is not None:
+        return bool(arguments.original)
+    return not all(crop.is_whole for crop in explanation.crops)
 
 
 def _check_together(arguments: Namespace) -> None:
@@ -165,6 +180,21 @@ COMMAND: Final = Command(
                 choices=("positive", "negative", "both"),
             ),
             Option("--negative", "the same as --sign negative", sets=("sign", "negative")),
+        ),
+        Option(
+            "--whole",
+            "pad the image to a square, so that the model sees all of it; otherwise its processor "
+            "may cut off what is beside the middle",
+            default=False,
+        ),
+        (
+            Option(
+                "--original",
+                "draw the whole image, grey where the model saw nothing of it (default where it "
+                "was cropped or padded)",
+                sets=("original", True),
+            ),
+            Option("--no-original", "draw what the model saw", sets=("original", False)),
         ),
         *LOADING,
         replace(

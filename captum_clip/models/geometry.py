@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError, UnsupportedModelError
+from ..maps import Box
 
 Size = tuple[int, int]
 Positions = npt.NDArray[np.int64]
 
 # Owlv2's is missing: it pads before it resizes
-_PREFIXES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip")
+_PREFIXES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip", "Flava")
 _HUGGING_FACE = tuple(
     f"{prefix}ImageProcessor{backend}" for prefix in _PREFIXES for backend in ("", "Fast", "Pil")
 )
@@ -29,6 +30,7 @@ _STILL = {
     "torchvision": ("ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize"),
     "open_clip": ("MaybeConvertMode",),
 }
+_NAFLEX = tuple(f"Siglip2ImageProcessor{backend}" for backend in ("", "Fast", "Pil"))
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 
@@ -45,6 +47,58 @@ class Geometry:
     resized: Size
     rows: Positions
     columns: Positions
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where in its photo a preprocessed image lies.
+
+    Attributes:
+        size: height and width of the photo, the right way up, in pixels.
+        box: left, top, right and bottom edge of the image in pixels of the photo, outside of the
+            photo where the image is padded.
+    """
+
+    size: Size
+    box: Box
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the image shows the photo and nothing else."""
+        height, width = self.size
+        return self.box == (0, 0, width, height)
+
+    def scaled(self, size: Size) -> Box:
+        """The box on the photo resized to a height and width."""
+        down, across = (new / old for new, old in zip(size, self.size, strict=True))
+        left, top, right, bottom = self.box
+        return left * across, top * down, right * across, bottom * down
+
+    def of_photo(self, size: Size) -> Box:
+        """The photo's box on the image, of a height and width; outside of it where it was cut."""
+        (height, width), (left, top, right, bottom) = self.size, self.box
+        down, across = size[0] / (bottom - top), size[1] / (right - left)
+        return -left * across, -top * down, (width - left) * across, (height - top) * down
+
+
+def crop_of(processor: Any, size: Size) -> Crop:
+    """Which part of a photo a processor shows to the model.
+
+    Args:
+        processor: of a model, `clip.processor`.
+        size: height and width of the photo.
+
+    Raises:
+        UnsupportedModelError: a processor that does something unknown to the picture.
+    """
+    geometry = geometry_of(processor, size)
+    edges = []
+    for length, resized, shown in _axes(size, geometry):
+        first = int((shown >= 0).argmax())
+        start = int(shown[first]) - first
+        edges.append([at * length / resized for at in (start, start + len(shown))])
+    (top, bottom), (left, right) = edges
+    return Crop(size, (left, top, right, bottom))
 
 
 def resize_masks(
@@ -144,8 +198,9 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     is asked to crop an array of row and column numbers.
 
     Args:
-        processor: an image processor of transformers for a CLIP or SigLIP, or torchvision's
-            `Compose` of resizing, centre crops and steps that move no pixel, as OpenCLIP's is.
+        processor: an image processor of transformers for a CLIP or SigLIP, NaFlex too, or
+            torchvision's `Compose` of resizing, centre crops and steps that move no pixel, as
+            OpenCLIP's is.
         size: height and width of the picture.
 
     Raises:
@@ -154,6 +209,11 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     inner = getattr(processor, "image_processor", processor)
     if _is_a(inner, "transformers", _HUGGING_FACE):
         return _of_hugging_face(inner, size)
+    if _is_a(inner, "transformers", _NAFLEX):
+        picture = np.zeros((*size, 3), dtype=np.uint8)
+        patches = inner(images=[picture], return_tensors="np")["spatial_shapes"][0]
+        resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
+        return Geometry(resized, *map(np.arange, resized))
     if _is_a(inner, "torchvision", ("Compose",)):
         return _of_steps(inner.transforms, size)
     raise UnsupportedModelError(

@@ -40,7 +40,8 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3).
 
     Raises:
-        InputError: another shape, not one per picture, not `count` per picture, or out of range.
+        InputError: another shape, not one per picture, not `count` per picture, out of range, or of
+            another aspect ratio than the images.
     """
     array = as_array(caller, "maps", heat)
     batch = len(images)
@@ -53,6 +54,7 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
     size = images.shape[1:3]
     if array.shape[-2:] != size:
+        _check_shape(caller, array.shape[-2:], size)
         array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
     return array.clip(0, 1)
 
@@ -68,8 +70,27 @@ def as_raw(caller: str, what: str, raw: ArrayLike, shape: str, size: tuple[int, 
         raise InputError(f"{caller}: expected {what} {shape}, got {array.shape}.")
     if not np.isfinite(array).all():
         raise InputError(f"{caller}: {what} holds NaN or infinity.")
+    _check_shape(caller, array.shape[-2:], size)
     large: Array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
     return large
+
+
+def _check_shape(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:
+    """Refuse a map of a crop on a whole photo, which would silently stretch it.
+
+    A tower's cells are square, and there are as many of them as go into the image, or one more.
+    """
+    (height, width), (rows, columns) = size, grid
+    fitting = (
+        height / (rows + 1) < width / columns and width / (columns + 1) < height / rows,
+        height * (columns - 1) < width * rows and width * (rows - 1) < height * columns,
+    )
+    if not any(fitting):
+        raise InputError(
+            f"{caller}: maps of {rows} x {columns} and images of {height} x {width} differ in "
+            "shape, as the map of a crop and its photo do; explain(photo, ...).plot(original=True) "
+            "lays a map on the whole photo, maps.uncrop one of your own."
+        )
 
 
 def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Array:

@@ -32,7 +32,8 @@ def overlay(
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
-        heat: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser.
+        heat: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser. Of these images, not
+            of a crop: :meth:`captum_clip.Explanation.plot` lays that on the whole photo.
         names: of the K targets, under their pictures.
         scores: (B, K), under the names.
         notes: B times K short lines, after the scores.
@@ -46,7 +47,7 @@ def overlay(
         A figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
 
     Raises:
-        InputError: shapes or ranges that do not fit, an unknown colour map.
+        InputError: shapes, aspect ratios or ranges that do not fit, an unknown colour map.
 
     Example:
         >>> import torch

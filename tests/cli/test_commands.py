@@ -109,6 +109,22 @@ def test_explain_passes_its_options_on(
     assert (list(found.maps), found.method) == (signs, method)
 
 
+def test_explain_draws_the_whole_photo_where_it_was_cropped(
+    here: Path, photo: str, model: str, capsys: Capture
+) -> None:
+    def size(*options: str, image: str = photo) -> tuple[int, int]:
+        arguments = [image, "a", "--model", model, *options, "-o", "drawn.png"]
+        run("explain", *arguments, capsys=capsys)
+        with Image.open(here / "drawn.png") as drawn:
+            return drawn.size
+
+    assert size() == size("--original") == size("--whole")
+    assert size() != size("--no-original") == size("--no-original", "--whole")
+    with Image.open(photo) as picture:
+        picture.resize((40, 40)).save(here / "square.png")
+    assert size(image="square.png") == size("--no-original")
+
+
 def test_explain_words_prints_the_norms(
     here: Path, photo: str, model: str, capsys: Capture
 ) -> None:

@@ -221,13 +221,13 @@ def test_many_layers_are_folded_under_each_other() -> None:
 @pytest.mark.parametrize(
     ("attention", "gradients", "options", "message"),
     [
-        ((1, 2, 4), (1, 1, 2, 4, 4), {}, r"attention \(B, L, h, w\), got \(1, 2, 4\)"),
-        ((1, 2, 4, 4), (1, 2, 4, 4), {}, r"gradients \(B, K, L, h, w\), got \(1, 2, 4, 4\)"),
-        ((1, 2, 4, 4), (1, 1, 3, 4, 4), {}, "do not belong together"),
-        ((2, 2, 4, 4), (2, 1, 2, 4, 4), {}, "of 1 images do not belong together"),
-        ((1, 2, 4, 4), (1, 1, 2, 4, 4), {"names": ["a", "b"]}, "expected 1 names, got 2"),
-        ((1, 2, 4, 4), (1, 1, 2, 4, 4), {"references": []}, "expected 1 references, got 0"),
-        ((1, 2, 4, 4), (1, 1, 2, 4, 4), {"cmap": "jetset"}, "no colour map 'jetset'"),
+        ((1, 2, 4), (1, 1, 2, 4, 6), {}, r"attention \(B, L, h, w\), got \(1, 2, 4\)"),
+        ((1, 2, 4, 6), (1, 2, 4, 6), {}, r"gradients \(B, K, L, h, w\), got \(1, 2, 4, 6\)"),
+        ((1, 2, 4, 6), (1, 1, 3, 4, 6), {}, "do not belong together"),
+        ((2, 2, 4, 6), (2, 1, 2, 4, 6), {}, "of 1 images do not belong together"),
+        ((1, 2, 4, 6), (1, 1, 2, 4, 6), {"names": ["a", "b"]}, "expected 1 names, got 2"),
+        ((1, 2, 4, 6), (1, 1, 2, 4, 6), {"references": []}, "expected 1 references, got 0"),
+        ((1, 2, 4, 6), (1, 1, 2, 4, 6), {"cmap": "jetset"}, "no colour map 'jetset'"),
     ],
 )
 def test_layers_say_what_does_not_fit(

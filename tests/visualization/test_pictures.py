@@ -50,9 +50,11 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     ),
     "wide letters": lambda: visualization.overlay(IMAGES, HEAT, names=["W" * 40, LONG, "M W" * 9]),
     "narrow": lambda: visualization.overlay(
-        random(1, 3, 64, 24), HEAT[:1, :1], original=False, caption=LONG
+        random(1, 3, 64, 24), random(1, 1, 8, 3), original=False, caption=LONG
     ),
-    "not square": lambda: visualization.overlay(random(1, 3, 32, 64), HEAT[:1], names=NAMES),
+    "not square": lambda: visualization.overlay(
+        random(1, 3, 32, 64), random(1, 3, 4, 8), names=NAMES
+    ),
 }
 
 

@@ -1,0 +1,168 @@
+"""Photos and what a model sees of them: a crop, or all with padding; and maps laid on photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import maps
+from .errors import InputError, UnsupportedModelError
+from .maps import Box, Mode
+from .models import ClipAdapter
+from .models.base import ImageLike
+from .models.geometry import Crop, Size, crop_of
+from .models.images import as_pil, is_preprocessed
+from .visualization.letterbox import letterbox
+
+_DRAWN: Final = 1024
+"""Pixels that the longer side of a photo is drawn with, at most."""
+_PADDED: Final = 2048
+"""The same before a photo is made square, so that a long narrow one does not fill the memory."""
+_LUMA: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+_CONTRAST, _GREY = 0.3, 0.5  # of what the model did not see
+
+
+class Seen(NamedTuple):
+    """Preprocessed images (B, 3, H, W), where they lie in their photos, and these as given.
+
+    There are no photos of tensors, and no crops by a processor that is not known.
+    """
+
+    pixels: Tensor
+    crops: tuple[Crop, ...] = ()
+    photos: tuple[ImageLike, ...] = ()
+
+
+def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
+    """Images as the model takes them, with what it sees of each.
+
+    Args:
+        clip: the adapter.
+        images: what ``ClipAdapter.preprocess`` takes.
+        whole: pad each to a square with the mean colour first, so that nothing is cut away.
+
+    Raises:
+        InputError: as ``ClipAdapter.preprocess``, or tensors where the whole is asked for.
+    """
+    if is_preprocessed(images):
+        if whole:
+            raise InputError(
+                "explain: whole=True pads pictures before they are preprocessed, and these are "
+                "tensors that were; pass files, PIL images or uint8 arrays."
+            )
+        return Seen(clip.preprocess(images))
+    pictures = as_pil(images)
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    photos = tuple(images) if several else (images,)
+    known: dict[Size, Crop] = {}
+    try:
+        for picture in pictures:
+            size = (picture.height, picture.width)
+            known[size] = known.get(size) or _crop(clip, size, whole)
+    except UnsupportedModelError:
+        known = {}
+    crops = tuple(known[picture.height, picture.width] for picture in pictures if known)
+    if whole:
+        mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
+        color = tuple((255 * mean).round().int().tolist())
+        pictures = [_padded(picture, color) for picture in pictures]
+    return Seen(clip.preprocess(pictures), crops, photos)
+
+
+def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
+    if not whole:
+        return crop_of(clip.processor, size)
+    (height, width), side = _small(size), max(_small(size))
+    across, down = size[1] / width, size[0] / height
+    x, y = (side - width) // 2, (side - height) // 2
+    left, top, right, bottom = crop_of(clip.processor, (side, side)).box
+    box = ((left - x) * across, (top - y) * down, (right - x) * across, (bottom - y) * down)
+    return Crop(size, box)
+
+
+def _small(size: Size, longest: int = _PADDED) -> Size:
+    """A height and width made to fit."""
+    scale = min(1.0, longest / max(size))
+    return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+
+
+def _padded(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """A picture in the middle of a square."""
+    height, width = _small((picture.height, picture.width))
+    side = max(height, width)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(picture.resize((width, height)), ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def lay_on_photos(
+    photos: Sequence[ImageLike],
+    crops: Sequence[Crop],
+    raw: Mapping[str, Tensor],
+    mode: Mode,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Photos and the maps of what the model saw of them, as pictures of one size.
+
+    Args:
+        photos: B of what ``ClipAdapter.preprocess`` takes, not preprocessed.
+        crops: B of them.
+        raw: sign -> maps (B, K, h, w).
+        mode: of :func:`captum_clip.maps.upsample`.
+
+    Returns:
+        The photos (B, 3, H, W), grey where the model saw nothing of them, and sign -> maps
+        (B, K, H, W) in [0, 1], as :meth:`captum_clip.Explanation.heat` gives them.
+
+    Raises:
+        InputError: another number of photos, or one of another size.
+    """
+    pictures = [picture for photo in photos for picture in as_pil(photo)]
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    if sizes != [crop.size for crop in crops]:
+        raise InputError(
+            f"plot: the photos that were explained have heights and widths "
+            f"{[crop.size for crop in crops]}, those to lay the maps on {sizes}; pass the same."
+        )
+    drawn, heat = [], []
+    for index, (picture, crop) in enumerate(zip(pictures, crops, strict=True)):
+        size = _small(crop.size, _DRAWN)
+        small = picture.resize(size[::-1])
+        colors = torch.from_numpy(np.array(small, dtype=np.float32)).movedim(-1, 0) / 255
+        rows, columns = maps.inside(crop.scaled(size), size)
+        image = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
+        image[:, rows, columns] = colors[:, rows, columns]
+        drawn.append(image)
+        of_image = {sign: values[index] for sign, values in raw.items()}
+        heat.append(normalized(of_image, size, mode, crop.scaled(size)))
+    frame = (max(i.shape[1] for i in drawn), max(i.shape[2] for i in drawn))
+    return (
+        torch.stack([letterbox(image, frame, 1.0) for image in drawn]),
+        {sign: torch.stack([letterbox(h[sign], frame, 0.0) for h in heat]) for sign in raw},
+    )
+
+
+def normalized(
+    raw: Mapping[str, Tensor], size: Size, mode: Mode, box: Box, shown: Box | None = None
+) -> dict[str, Tensor]:
+    """Raw maps (..., h, w) of a box of a picture -> (..., H, W) in [0, 1], zero elsewhere.
+
+    Each map is min-max normalised over the pixels that lie in the box, and in `shown` where that
+    is given; its signs share one scale.
+    """
+    if not raw:
+        return {}
+    rows, columns = maps.inside(box if shown is None else shown, size)
+    large = [
+        maps.uncrop(values, box, size, mode=mode, clamp=mode == "bicubic")
+        for values in raw.values()
+    ]
+    parts = torch.cat([values[..., rows, columns] for values in large], dim=-1)
+    heat = [torch.zeros_like(values) for values in large]
+    for whole, part in zip(heat, maps.normalize(parts).chunk(len(heat), dim=-1), strict=True):
+        whole[..., rows, columns] = part
+    return dict(zip(raw, heat, strict=True))
