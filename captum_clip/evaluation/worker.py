@@ -35,7 +35,7 @@ class EvaluationWorker:
     def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
         """Compute shards in their order."""
         for shard in units:
-            save(shard, to_npz(self._measure(shard)))
+            save(shard, to_npz(self._measure(shard), shard))
             advance(shard.size)
 
     def _measure(self, shard: Shard) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..files import DAMAGED
 from .storage import Storage
 
+_NAME: Final = "unit"
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -33,10 +34,16 @@ U = TypeVar("U", bound=Unit)
 Content = TypeVar("Content")
 
 
-def to_npz(arrays: Arrays) -> bytes:
-    """Arrays as the content of an .npz file; the same arrays are the same bytes."""
+def to_npz(arrays: Arrays, unit: Unit | None = None) -> bytes:
+    """Arrays as the content of an .npz file; the same arrays are the same bytes.
+
+    Args:
+        arrays: by name.
+        unit: whose file it is, kept in it as "unit", by which an exchange of two files is noticed.
+    """
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    own = {} if unit is None else {_NAME: np.array(unit.name)}
+    np.savez(file, **arrays, **own)  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -79,6 +86,9 @@ def _load(content: bytes | None, unit: U, parse: Callable[[Arrays, U], Content])
         raise FileNotFoundError("it is gone")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
+    name = str(arrays.pop(_NAME, unit.name))  # earlier versions wrote none
+    if name != unit.name:
+        raise ValueError(f"it was written as {name}")
     return parse(arrays, unit)
 
 

@@ -83,19 +83,18 @@ def join(parts: Sequence[Explained]) -> Explained:
     )
 
 
-def to_bytes(shard: Explained) -> bytes:
-    """The shard as the content of an .npz file."""
-    skipped = sorted(shard.skipped)
-    return to_npz(
-        {
-            "places": shard.indices,
-            "maps": shard.maps,
-            "scores": shard.scores,
-            "skipped": np.array(skipped, dtype=np.int64),
-            "reasons": np.array([shard.skipped[index] for index in skipped], dtype=np.str_),
-            **{f"{_START}{name}": values for name, values in shard.measures.items()},
-        }
-    )
+def to_bytes(explained: Explained, shard: Shard) -> bytes:
+    """What is known of a shard's images as the content of its .npz file."""
+    skipped = sorted(explained.skipped)
+    arrays: Arrays = {
+        "places": explained.indices,
+        "maps": explained.maps,
+        "scores": explained.scores,
+        "skipped": np.array(skipped, dtype=np.int64),
+        "reasons": np.array([explained.skipped[index] for index in skipped], dtype=np.str_),
+        **{f"{_START}{name}": values for name, values in explained.measures.items()},
+    }
+    return to_npz(arrays, shard)
 
 
 def parse_shard(arrays: Arrays, shard: Shard) -> Explained:

@@ -41,8 +41,9 @@ FLIPPED = WHOLE.replace(np.float64(9).tobytes(), np.float64(8).tobytes())
 
 def test_a_unit_is_read_as_it_was_written(tmp_path: Path) -> None:
     storage = storage_of(tmp_path)
-    storage.write(UNIT.name, WHOLE)
-    assert read_unit(storage, UNIT, parse) == [4.0, 9.0]
+    for content in (WHOLE, to_npz({"squares": np.array([4.0, 9.0])}, UNIT)):
+        storage.write(UNIT.name, content)
+        assert read_unit(storage, UNIT, parse) == [4.0, 9.0]
     assert to_npz({"squares": np.array([4.0, 9.0])}) == WHOLE
 
 
@@ -57,6 +58,10 @@ def test_a_unit_is_read_as_it_was_written(tmp_path: Path) -> None:
         (to_npz({"squares": np.zeros(3)}), "it holds other numbers"),
         (to_npz({"cubes": np.zeros(2)}), "squares"),
         (to_npz({"squares": np.array([{}])}), "pickle"),
+        (
+            to_npz({"squares": np.zeros(2)}, Squares("units/1.npz", (2, 3))),
+            r"it was written as units/1\.npz",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_and_wanted_again(

@@ -112,6 +112,21 @@ def test_a_lost_or_damaged_shard_is_computed_again(
     assert folders.content(output) == whole
 
 
+def test_shards_of_two_methods_that_were_exchanged_are_computed_again(
+    tmp_path: Path, images: Path, vit: str
+) -> None:
+    """Their images and their shapes are the same."""
+    config = folders.config_of(images, tmp_path / "out", vit)
+    config = replace(config, subjects=(Subject(vit, "last-grad"), Subject(vit, "all-grad")))
+    run_study(config)
+    before = folders.content(tmp_path / "out")
+    first, _, other, _ = sorted(name for name in before if name.startswith("shards/"))
+    (tmp_path / "out" / first).write_bytes(before[other])
+    (tmp_path / "out" / other).write_bytes(before[first])
+    run_study(config)
+    assert folders.content(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -45,7 +45,7 @@ def test_shards_hold_every_image_once_for_each_job(images: int) -> None:
 
 def test_a_shard_is_read_as_it_was_written(tmp_path: Path) -> None:
     storage, shard = storage_of(tmp_path), some_shard()
-    storage.write(SHARD.name, to_bytes(shard))
+    storage.write(SHARD.name, to_bytes(shard, SHARD))
     found = read_unit(storage, SHARD, parse_shard)
     for name in ("indices", "maps", "scores"):
         np.testing.assert_array_equal(getattr(found, name), getattr(shard, name))
@@ -53,7 +53,7 @@ def test_a_shard_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found.measures.keys() == shard.measures.keys()
     np.testing.assert_array_equal(found.measures["low"], shard.measures["low"])
     assert found.skipped == {1: "image 1 is broken"}
-    assert to_bytes(found) == to_bytes(shard)
+    assert to_bytes(found, SHARD) == to_bytes(shard, SHARD)
 
 
 def test_batches_are_joined_in_their_order() -> None:
@@ -80,7 +80,7 @@ def test_a_shard_without_all_that_belongs_in_it_is_damaged(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     """Statistics would end in a traceback over it, at every start."""
-    with np.load(io.BytesIO(to_bytes(some_shard()))) as file:
+    with np.load(io.BytesIO(to_bytes(some_shard(), SHARD))) as file:
         arrays = {name: file[name] for name in file.files}
     arrays = {name: array for name, array in {**arrays, **change}.items() if array is not None}
     content = io.BytesIO()
