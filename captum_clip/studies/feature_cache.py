@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def default_cache() -> Path:
     return expand(home) / "captum_clip" / "features"
 
 
-class FeatureCache:
-    """The rows of one model.
+class FeatureCache(Mapping[bytes, Row]):
+    """The rows (D,) of one model by key, a SHA-256, as they were when it was opened.
 
     Args:
         folder: of this model, made where there is none; None keeps nothing.
@@ -45,23 +45,29 @@ class FeatureCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._name = secrets.token_hex(8)
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise _refusal(folder, error) from error
+        self._places: dict[bytes, tuple[Any, int]] = {}
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refusal(folder, error) from error
+        for path in sorted(folder.glob("*.*.rows")):
+            records = _read(path)
+            for number, record in enumerate(records):
+                if _checksum(record) == record["crc"]:
+                    self._places.setdefault(record["key"].tobytes(), (records, number))
 
-    def find(self, keys: Collection[bytes]) -> dict[bytes, Row]:
-        """Those of the keys, SHA-256 sums, that there are, with their rows (D,)."""
-        wanted = set(keys)
-        rows: dict[bytes, Row] = {}
-        files = [] if self._folder is None else sorted(self._folder.glob("*.*.rows"))
-        for path in files:
-            for record in _read(path):
-                key = record["key"].tobytes()
-                if key in wanted and key not in rows and _checksum(record) == record["crc"]:
-                    rows[key] = record["row"].copy()
-        return rows
+    def __getitem__(self, key: bytes) -> Row:
+        records, number = self._places[key]
+        row: Row = records[number]["row"].copy()
+        return row
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def append(self, rows: Sequence[tuple[bytes, Row]]) -> None:
         """Add (key, row) pairs.

@@ -6,7 +6,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ from .feature_cache import FeatureCache, Row, default_cache
 from .file_list import list_images
 
 Array = npt.NDArray[np.uint8]
+_NO_ROWS: Final = np.zeros((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,33 +96,25 @@ def image_features(
     check_integer("image_features", "batch_size", batch_size)
     check_integer("image_features", "workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
-    keys, skipped = _hashes(listed, progress)
     store = _open_cache(cache, clip)
-    rows = store.find(set(keys.values()))
-    failed: dict[bytes, tuple[Path, str]] = {}
-    advice = "take fewer workers, and start again"
-    # Again where a file changed after its sum was taken: others of that content have no row yet.
-    while missing := {k: path for path, k in keys.items() if k not in rows and k not in failed}:
-        with iterate_workers(_decode, list(missing.values()), workers, advice=advice) as decoded:
-            bar = tqdm(
-                decoded,
-                total=len(missing),
-                desc="image features",
-                unit="image",
-                disable=not progress,
-                leave=False,
-            )
-            for batch in _batches(_pictures(bar, keys, failed, skipped), batch_size):
-                computed = _encode(clip, [pixels for _, pixels in batch])
-                fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
-                store.append(fresh)
-                rows.update(fresh)
-    for path, key in keys.items():
-        if key in failed:  # the reason starts with the one file of this content that was decoded
-            source, reason = failed[key]
-            skipped[path] = reason.replace(str(source), str(path), 1)
+    rows: dict[bytes, Row] = {}
+    keys: dict[Path, bytes] = {}
+    skipped: dict[Path, str] = {}
+    read = partial(_read, frozenset(store))
+    files = list(dict.fromkeys(listed))
+    bar: Any = {"desc": "image features", "unit": "image", "leave": False, "disable": not progress}
+    with iterate_workers(
+        read, files, workers, advice="take fewer workers, and start again"
+    ) as found:
+        pictures = _missing(tqdm(found, total=len(files), **bar), keys, skipped)
+        while batch := list(islice(pictures, batch_size)):
+            computed = _encode(clip, [pixels for _, pixels in batch])
+            fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
+            store.append(fresh)
+            rows.update(fresh)
     kept = [index for index, path in enumerate(listed) if path not in skipped]
-    stacked = np.stack([rows[keys[listed[i]]] for i in kept]) if kept else np.zeros((0, 0), "f4")
+    own = [keys[listed[index]] for index in kept]
+    stacked = np.stack([rows[k] if k in rows else store[k] for k in own]) if own else _NO_ROWS
     return ImageFeatures(stacked, tuple(listed[i] for i in kept), tuple(kept), skipped)
 
 
@@ -129,64 +125,35 @@ def _open_cache(cache: str | Path | bool, clip: ClipAdapter) -> FeatureCache:
     return FeatureCache(folder / clip.fingerprint)
 
 
-def _hashes(paths: list[Path], progress: bool) -> tuple[dict[Path, bytes], dict[Path, str]]:
-    """Of each file the SHA-256, or why it cannot be read."""
-    keys: dict[Path, bytes] = {}
-    reasons: dict[Path, str] = {}
-    for path in tqdm(paths, desc="reading files", unit="image", disable=not progress, leave=False):
-        try:
-            keys[path] = hashlib.sha256(read_file(path)).digest()
-        except InputError as error:
-            reasons[path] = _reason(error)
-    return keys, reasons
+def _read(known: frozenset[bytes], path: Path) -> tuple[Path, bytes, Array | None, str]:
+    """Of a file, read once: the SHA-256 and the picture (H, W, 3) of its content, or why not.
 
-
-def _decode(path: Path) -> tuple[Path, bytes | None, Array | str]:
-    """A file with the SHA-256 and the picture (H, W, 3) of what is in it now, or why not."""
-    key = None
+    Of what is known there is no picture.
+    """
     try:
         content = read_file(path)
         key = hashlib.sha256(content).digest()
-        return path, key, np.asarray(decode_file(content, path))
+        picture = None if key in known else np.asarray(decode_file(content, path))
+        return path, key, picture, ""
     except InputError as error:
-        return path, key, _reason(error)
+        return path, b"", None, str(error).removeprefix("preprocess: ")
 
 
-def _reason(error: InputError) -> str:
-    return str(error).removeprefix("preprocess: ")
-
-
-def _pictures(
-    decoded: Iterable[tuple[Path, bytes | None, Array | str]],
+def _missing(
+    files: Iterable[tuple[Path, bytes, Array | None, str]],
     keys: dict[Path, bytes],
-    failed: dict[bytes, tuple[Path, str]],
     skipped: dict[Path, str],
 ) -> Iterator[tuple[bytes, Array]]:
-    """Pictures with their keys, which go to `keys`; reasons go to `failed`, or to `skipped`."""
-    for path, key, picture in decoded:
-        if key is None:
-            skipped[path] = str(picture)
-            del keys[path]
+    """Pictures to compute with their keys, each content once; fills `keys` and `skipped`."""
+    seen = set()
+    for path, key, picture, reason in files:
+        if reason:
+            skipped[path] = reason
             continue
         keys[path] = key
-        if isinstance(picture, str):
-            failed[key] = path, picture
-        else:
+        if picture is not None and key not in seen:
+            seen.add(key)
             yield key, picture
-
-
-def _batches(
-    pictures: Iterable[tuple[bytes, Array]], size: int
-) -> Iterator[list[tuple[bytes, Array]]]:
-    """Pictures a batch at a time."""
-    batch: list[tuple[bytes, Array]] = []
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _encode(clip: ClipAdapter, pictures: list[Array]) -> Row:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from captum_clip.errors import InputError
+from captum_clip.models.images import read_file
 from captum_clip.studies import features, find_images, image_features
 from captum_clip.studies.feature_cache import FeatureCache, default_cache
 from tests import builders
@@ -146,37 +147,32 @@ def test_files_that_cannot_be_read_are_left_out_with_a_reason(clip, paths, tmp_p
     found = image_features(clip, listed, cache=tmp_path / "cache")
     assert (found.paths, found.indices) == ((paths[1], paths[2]), (1, 5))
     np.testing.assert_array_equal(found.rows, wanted.rows)
-    assert list(found.skipped) == [missing, tmp_path, broken, text, huge]
+    assert list(found.skipped) == [broken, text, missing, huge, tmp_path]
     assert "there is no image file" in found.skipped[missing]
     assert "may be truncated or damaged" in found.skipped[broken]
     assert "not an image" in found.skipped[text]
     assert "decompression bomb" in found.skipped[huge]
 
 
-def test_a_file_that_changes_meanwhile_gives_its_row_to_its_own_content(
-    clip, paths, tmp_path, monkeypatch
-):
-    """Between its sum and its picture: the cache must not keep another picture's row under it."""
-    twin = tmp_path / "twin.png"
-    twin.write_bytes(paths[0].read_bytes())
-    wanted = image_features(clip, [*paths[:3], paths[5]], cache=False, batch_size=1).rows
-    hashes = features._hashes
+def test_a_file_is_read_once_and_its_row_is_that_of_these_bytes(clip, paths, tmp_path, monkeypatch):
+    """Whatever is in it a moment later: the cache must not keep another picture's row under it."""
+    wanted = image_features(clip, paths[:2], cache=False, batch_size=1).rows
+    times = []
 
-    def change(listed, progress):
-        result = hashes(listed, progress)
-        paths[0].write_bytes(paths[5].read_bytes())
-        paths[1].unlink()
-        paths[2].write_bytes(b"no image")
-        return result
+    def read_and_change(path):
+        content = read_file(path)
+        times.append(path)
+        path.write_bytes(paths[5].read_bytes())
+        return content
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_hashes", change)
-        found = image_features(clip, [twin, *paths[:3]], cache=tmp_path / "cache", batch_size=1)
-    assert found.paths == (twin, paths[0])
-    assert list(found.skipped) == [paths[1], paths[2]]
-    np.testing.assert_array_equal(found.rows, wanted[[0, 3]])
-    again = image_features(clip, [twin, paths[0]], cache=tmp_path / "cache", batch_size=1)
-    np.testing.assert_array_equal(again.rows, wanted[[0, 3]])
+        patch.setattr(features, "read_file", read_and_change)
+        found = image_features(clip, [*paths[:2], paths[0]], cache=tmp_path, batch_size=1)
+    assert times == paths[:2]
+    np.testing.assert_array_equal(found.rows, wanted[[0, 1, 0]])
+    draw(paths[0], 0)
+    again = image_features(clip, paths[:1], cache=tmp_path, batch_size=1)
+    np.testing.assert_array_equal(again.rows, wanted[:1])
 
 
 def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
@@ -196,7 +192,7 @@ def test_narrow_pictures_are_left_out(clip, paths, tmp_path):
 
 
 def test_files_of_equal_content_have_reasons_of_their_own(clip, tmp_path):
-    """Though only one of them is decoded."""
+    """Each by its own path."""
     files = [tmp_path / name for name in ("a.png", "b.png")]
     for file in files:
         file.write_bytes(b"no image")
@@ -259,10 +255,11 @@ def test_writers_do_not_disturb_each_other(tmp_path):
     for index, key in enumerate(keys):
         writers[index % 2].append([(key, rows[index])])
     assert len(os.listdir(tmp_path)) == 2
-    found = FeatureCache(tmp_path).find(keys)
+    found = FeatureCache(tmp_path)
+    assert len(found) == 40
     for key, row in zip(keys, rows, strict=True):
         np.testing.assert_array_equal(found[key], row)
-    assert FeatureCache(tmp_path).find([b"x" * 32]) == {}
+    assert b"x" * 32 not in found
 
 
 def test_many_images_make_few_files(clip, paths, tmp_path):
@@ -297,13 +294,11 @@ def test_a_killed_run_keeps_what_it_did(tmp_path):
     process = subprocess.Popen([sys.executable, str(script), str(cache)], env=environment)
     keys = [number.to_bytes(32, "little") for number in range(10**4)]
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (
-        cache.is_dir() and len(FeatureCache(cache).find(keys)) > 20
-    ):
+    while time.monotonic() < deadline and not (cache.is_dir() and len(FeatureCache(cache)) > 20):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = FeatureCache(cache).find(keys)
+    found = FeatureCache(cache)
     assert len(found) > 20
     assert list(found) == keys[: len(found)]
     assert all((row == number).all() for number, row in enumerate(found.values()))
