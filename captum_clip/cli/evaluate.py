@@ -79,8 +79,9 @@ COMMAND: Final = Command(
         replace(MODEL, default=DEFAULT_MODEL, otherwise=""),
         Option(
             "--data",
-            "masks:FOLDER, imagenet-segmentation:FILE, voc:FOLDER, classes:FOLDER, "
-            "fixations:FOLDER, demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
+            "masks:FOLDER, imagenet-segmentation:FILE, imagenet-s:FOLDER, voc:FOLDER, "
+            "open-images:FOLDER, classes:FOLDER, mosaics:FOLDER, fixations:FOLDER, "
+            "demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
             "demo, demo-singles, demo-mosaics",
             otherwise="the last three for embedded models",
             metavar="DATA",
@@ -99,7 +100,8 @@ COMMAND: Final = Command(
         ),
         Option(
             "--task",
-            "localization, signs, effect, words, perturbation, faithfulness, sanity, fixation",
+            "localization, points, signs, effect, words, grid, perturbation, faithfulness, fixlip, "
+            "sanity, fixation",
             otherwise="all that the data support",
             metavar="NAME",
             many=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from ..models import ClipAdapter
 from ..models.geometry import resize_masks
 from .data.base import Region, Sample
 from .model_context import ModelContext
+
+Remembered = TypeVar("Remembered")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,7 @@ class View:
         pixels: (3, H, W), preprocessed.
         regions: those of which something is inside the crop, and something outside them.
         masks: (n, H, W) bool, one a region.
+        void: (H, W) bool, pixels that count for nothing; None where all count.
     """
 
     number: int
@@ -35,6 +38,7 @@ class View:
     pixels: Tensor
     regions: tuple[Region, ...]
     masks: Tensor
+    void: Tensor | None = None
 
 
 class Batch:
@@ -53,7 +57,7 @@ class Batch:
         self.context: Final = context
         self.views: Final[list[View]] = []
         self.skipped: Final[list[tuple[int, str]]] = []
-        self._remembered: dict[str, Tensor] = {}
+        self._remembered: dict[str, Any] = {}
         for number in numbers:
             try:
                 sample = context.data.read(number)
@@ -69,11 +73,12 @@ class Batch:
         """All images (S, 3, H, W)."""
         return torch.stack([view.pixels for view in self.views])
 
-    def remember(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    def remember(self, name: str, compute: Callable[[], Remembered]) -> Remembered:
         """What `compute` gave when a method first asked for it."""
         if name not in self._remembered:
             self._remembered[name] = compute()
-        return self._remembered[name]
+        remembered: Remembered = self._remembered[name]
+        return remembered
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -98,8 +103,10 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     size = (pixels.shape[-2], pixels.shape[-1])
     if not sample.regions:
         return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
-    stacked = np.stack([region.mask for region in sample.regions])
-    masks = torch.from_numpy(resize_masks(clip.processor, stacked, size))
+    void = [] if sample.void is None else [sample.void]
+    stacked = np.stack([*(region.mask for region in sample.regions), *void])
+    resized = torch.from_numpy(resize_masks(clip.processor, stacked, size)).to(pixels.device)
+    masks = resized[: len(sample.regions)]
     shares = masks.flatten(1).float().mean(1).tolist()
     kept = [index for index, share in enumerate(shares) if 0 < share < 1]
     left_out = [
@@ -110,4 +117,5 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     if not kept:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
     regions = tuple(sample.regions[index] for index in kept)
-    return View(number, sample, pixels, regions, masks[kept].to(pixels.device)), left_out
+    left = resized[-1] if void else None
+    return View(number, sample, pixels, regions, masks[kept], left), left_out

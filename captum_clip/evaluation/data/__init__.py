@@ -5,13 +5,17 @@ from .class_folder import ClassFolder
 from .demo import DemoMosaics, DemoScenes, DemoSingles
 from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
+from .imagenet_s import ImageNetS
 from .imagenet_segmentation import ImageNetSegmentation
 from .masked_folder import MaskedFolder
+from .mosaics import ClassMosaics
+from .open_images import OpenImagesPoints
 from .pascal_voc import PascalVoc
 from .registry import open_data
 
 __all__ = [
     "ClassFolder",
+    "ClassMosaics",
     "DataSet",
     "DemoMosaics",
     "DemoScenes",
@@ -20,8 +24,10 @@ __all__ = [
     "DemoShortcutOther",
     "DemoSingles",
     "FixationFolder",
+    "ImageNetS",
     "ImageNetSegmentation",
     "MaskedFolder",
+    "OpenImagesPoints",
     "PascalVoc",
     "open_data",
 ]

@@ -22,11 +22,28 @@ class Region:
         text: names it, as "a horse"; in a sample with a caption a word of that caption.
         mask: (H, W) bool at the image's size, neither empty nor full.
         reference: another picture of what the text names, for maps of an image against an image.
+        label: number of its class among the data set's classes; None where it has none.
     """
 
     text: str
     mask: Mask
     reference: Image.Image | None = None
+    label: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPoints:
+    """Single pixels of which somebody said whether they are of what a text names.
+
+    Attributes:
+        text: names it.
+        yes: (H, W) bool, pixels of it, one or more.
+        no: (H, W) bool, pixels that are not.
+    """
+
+    text: str
+    yes: Mask
+    no: Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +58,11 @@ class Sample:
         caption: a text that names the regions word by word; None where regions have own texts.
         subsets: the scene with every subset of its regions, 2^n images of one size; region i is
             there where bit i of the index is set.
+        points: labelled pixels of some texts, where there are no masks.
         fixations: (H, W) bool, the pixels that somebody looked at, neither none nor all.
         density: (H, W) of fixations, finite and from 0 on, with some mass.
         fixated: the text that fixations and density are compared with.
+        void: (H, W) bool, pixels of which no truth is known and which count for nothing.
         dropped: why parts of the sample cannot be used, such as a region whose mask is empty.
     """
 
@@ -53,9 +72,11 @@ class Sample:
     label: int | None = None
     caption: str | None = None
     subsets: tuple[Image.Image, ...] = ()
+    points: tuple[LabelledPoints, ...] = ()
     fixations: Mask | None = None
     density: npt.NDArray[np.float64] | None = None
     fixated: str | None = None
+    void: Mask | None = None
     dropped: tuple[str, ...] = ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import final
+from typing import Final, final
 
 from typing_extensions import override
 
@@ -35,7 +35,7 @@ class ClassFolder(FileData):
     """
 
     name = "classes"
-    tasks = ("perturbation", "faithfulness", "sanity")
+    tasks = ("perturbation", "faithfulness", "fixlip", "sanity")
     options = ("template",)
 
     def __init__(
@@ -61,6 +61,7 @@ class ClassFolder(FileData):
             raise InputError(f"{self.folder}: two classes have the same text, {repeated!r}.")
         sizes = {name: files[name] for name in images.values()}
         texts = list(self.classes)
+        self.folders: Final = tuple(names)
         self._take(images, limit=limit, seed=seed, texts=texts, files=digest(sizes))
         self._images = {stem: images[stem] for stem in self.names}
         self._labels = {stem: names.index(_class(stem)) for stem in self.names}
@@ -70,6 +71,10 @@ class ClassFolder(FileData):
         stem = self.names[index]
         image = read_picture(self.folder / self._images[stem])
         return Sample(stem, image, label=self._labels[stem])
+
+    def files_of(self, label: int) -> list[str]:
+        """The files of a class, relative to the folder, in order."""
+        return [self._images[stem] for stem, own in self._labels.items() if own == label]
 
 
 def _class(stem: str) -> str:

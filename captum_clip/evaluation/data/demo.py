@@ -14,6 +14,7 @@ from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
 from .base import DataSet, Region, Sample
+from .mosaics import mosaic_sample
 
 COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""
@@ -73,7 +74,7 @@ class DemoScenes(_DemoData):
     """
 
     name = "demo"
-    tasks = ("localization", "signs", "effect", "faithfulness", "sanity")
+    tasks = ("localization", "signs", "effect", "faithfulness", "fixlip", "sanity")
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
@@ -129,22 +130,19 @@ class DemoMosaics(_DemoData):
     """
 
     name = "demo-mosaics"
-    tasks = ("words",)
+    tasks = ("words", "grid")
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         generator = np.random.default_rng(np.random.SeedSequence(scene, spawn_key=(_OTHERS,)))
         nouns = [thing.noun for thing in pick_things(4, generator)]
-        pixels = np.empty((2, 2, _CELL, _CELL, 3), dtype=np.uint8)
-        for cell, noun in enumerate(nouns):
-            pixels[divmod(cell, 2)] = _cell(noun, _OTHERS + 4 * scene + cell, generator)
-        mosaic = pixels.transpose(0, 2, 1, 3, 4).reshape(2 * _CELL, 2 * _CELL, 3)
-        places = np.arange(2 * _CELL) // _CELL
-        cells = 2 * places[:, None] + places
-        named = [int(cell) for cell in generator.permutation(4)[: 1 + index % 4]]
-        regions = tuple(Region(nouns[cell], cells == cell) for cell in named)
-        caption = compose([nouns[cell] for cell in named]).text
-        return Sample(name, Image.fromarray(mosaic), regions, caption=caption)
+        seeds = range(_OTHERS + 4 * scene, _OTHERS + 4 * scene + 4)
+        cells = [_cell(noun, seed, generator) for noun, seed in zip(nouns, seeds, strict=True)]
+        named = generator.permutation(4)[: 1 + index % 4].tolist()
+        labels = [NOUNS.index(noun) for noun in nouns]
+        return mosaic_sample(
+            name, np.stack(cells), nouns, labels, named, caption=lambda words: compose(words).text
+        )
 
 
 def _picture(scene: Scene) -> Image.Image:

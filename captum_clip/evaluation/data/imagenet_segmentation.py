@@ -46,7 +46,7 @@ class ImageNetSegmentation(FileData):
     """
 
     name = "imagenet-segmentation"
-    tasks = ("localization", "faithfulness", "sanity")
+    tasks = ("localization", "faithfulness", "fixlip", "sanity")
     place = "FILE"
     options = ("template",)
 

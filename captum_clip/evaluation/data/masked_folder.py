@@ -43,7 +43,7 @@ class MaskedFolder(FileData):
     """
 
     name = "masks"
-    tasks = ("localization", "signs", "faithfulness", "sanity")
+    tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
 
     def __init__(self, folder: str | Path, *, limit: int | None = None, seed: int = 0) -> None:
         self.folder = expand(folder)

@@ -48,7 +48,7 @@ class PascalVoc(FileData):
     """
 
     name = "voc"
-    tasks = ("localization", "signs", "faithfulness", "sanity")
+    tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
 
     def __init__(
         self,

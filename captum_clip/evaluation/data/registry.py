@@ -11,14 +11,18 @@ from .class_folder import ClassFolder
 from .demo import DemoMosaics, DemoScenes, DemoSingles
 from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
+from .imagenet_s import ImageNetS
 from .imagenet_segmentation import ImageNetSegmentation
 from .masked_folder import MaskedFolder
+from .mosaics import ClassMosaics
+from .open_images import OpenImagesPoints
 from .pascal_voc import PascalVoc
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, DemoSingles, DemoMosaics),
     *(DemoShortcut, DemoShortcutObject, DemoShortcutOther),
-    *(MaskedFolder, ImageNetSegmentation, PascalVoc, ClassFolder, FixationFolder),
+    *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc, OpenImagesPoints),
+    *(ClassFolder, ClassMosaics, FixationFolder),
 )
 DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
 """All data sets by name."""
@@ -50,11 +54,12 @@ def open_data(
 
     Args:
         name: "demo", "demo-singles", "demo-mosaics", "demo-shortcut", "demo-shortcut-object",
-            "demo-shortcut-other", "masks:FOLDER", "imagenet-segmentation:FILE", "voc:FOLDER",
-            "classes:FOLDER" or "fixations:FOLDER".
+            "demo-shortcut-other", "masks:FOLDER", "imagenet-segmentation:FILE",
+            "imagenet-s:FOLDER", "voc:FOLDER", "open-images:FOLDER", "classes:FOLDER",
+            "mosaics:FOLDER" or "fixations:FOLDER".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
-        template: text of a class with "{}" for its name, of "imagenet-segmentation" and "classes";
+        template: text of a class with "{}" for its name, of data whose classes have names only;
             None is the data set's own.
         text: that fixations are compared with where no texts.csv names another.
 

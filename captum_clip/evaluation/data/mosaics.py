@@ -1,0 +1,134 @@
+"""Mosaics of 2 x 2 pictures of different classes, of which captions name one to four."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+from PIL import Image, ImageOps
+from typing_extensions import override
+
+from ...errors import InputError
+from .base import Region, Sample
+from .class_folder import ClassFolder
+from .class_names import class_texts
+from .files import FileData, read_picture
+
+_SIDE: Final = 224  # of a cell, in pixels
+
+
+@final
+class ClassMosaics(FileData):
+    """Mosaics of the pictures of a class folder (:class:`.ClassFolder`), each of another class.
+
+    Each picture is cropped to the square in its middle. A mosaic is drawn from its own number, as
+    many as there are pictures for. Captions are the names of the classes side by side, as in
+    FIxLIP's pointing game; the template makes the texts of the classes, which GridPG explains.
+
+    Args:
+        folder: that holds the folders of the classes.
+        limit: take so many mosaics; None is all.
+        seed: of the sample.
+        template: text of a class, with "{}" for its name.
+
+    Raises:
+        InputError: what a class folder cannot be made of, or fewer than four classes.
+    """
+
+    name = "mosaics"
+    tasks = ("words", "grid")
+    options = ("template",)
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = "a photo of a {}",
+    ) -> None:
+        pictures = ClassFolder(folder, template=template)
+        self.folder, self.classes = pictures.folder, pictures.classes
+        bare = class_texts(pictures.folders, self.folder, template="{}")
+        self._words = tuple(bare.values())
+        if len(self._words) < 4:
+            raise InputError(
+                f"{self.folder}: a mosaic needs four classes, there are {len(self._words)}."
+            )
+        self._take(
+            (f"{number:05d}" for number in range(max(1, len(pictures) // 4))),
+            limit=limit,
+            seed=seed,
+            pictures=pictures.identity(),
+        )
+        self._cells = {name: _draw(pictures, self._words, int(name)) for name in self.names}
+
+    @override
+    def read(self, index: int) -> Sample:
+        name = self.names[index]
+        files, labels = zip(*self._cells[name], strict=True)
+        pictures = [read_picture(self.folder / file) for file in files]
+        cells = [ImageOps.fit(picture, (_SIDE, _SIDE)) for picture in pictures]
+        return mosaic_sample(
+            name,
+            np.stack([np.asarray(cell) for cell in cells]),
+            [self._words[label] for label in labels],
+            labels,
+            _generator(int(name), 1).permutation(4)[: 1 + int(name) % 4].tolist(),
+            caption=" ".join,
+        )
+
+
+def mosaic_sample(
+    name: str,
+    cells: Any,
+    words: Sequence[str],
+    labels: Sequence[int],
+    named: Sequence[int],
+    *,
+    caption: Callable[[list[str]], str],
+) -> Sample:
+    """Put four pictures together, with the named ones as regions.
+
+    Args:
+        name: of the sample.
+        cells: (4, S, S, 3) of uint8, row by row.
+        words: what each shows, as the caption has it.
+        labels: number of each one's class.
+        named: which of them the caption names, in its order.
+        caption: makes it of the words.
+    """
+    side = cells.shape[1]
+    mosaic = cells.reshape(2, 2, side, side, 3).swapaxes(1, 2).reshape(2 * side, 2 * side, 3)
+    places = np.arange(2 * side) // side
+    owners = 2 * places[:, None] + places
+    regions = [Region(words[cell], owners == cell, label=labels[cell]) for cell in named]
+    text = caption([words[cell] for cell in named])
+    return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)
+
+
+def _draw(pictures: ClassFolder, words: Sequence[str], number: int) -> list[tuple[str, int]]:
+    """File and class of four pictures, of classes of which no name is part of another."""
+    generator = _generator(number, 0)
+    chosen: list[int] = []
+    for label in generator.permutation(len(words)).tolist():
+        parts = [words[label], *(words[other] for other in chosen)]
+        if not any(a != b and f" {a} " in f" {b} " for a in parts for b in parts):
+            chosen.append(label)
+        if len(chosen) == 4:
+            break
+    else:
+        raise InputError(
+            f"{pictures.folder}: expected four classes of which no name is part of another."
+        )
+    by_class = [pictures.files_of(label) for label in chosen]
+    return [
+        (files[generator.integers(len(files))], label)
+        for files, label in zip(by_class, chosen, strict=True)
+    ]
+
+
+def _generator(number: int, use: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(number, spawn_key=(use,)))

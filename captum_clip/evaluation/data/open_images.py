@@ -1,0 +1,146 @@
+"""Points of Open Images V7: yes or no, is this pixel of that class?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+from typing_extensions import override
+
+from ...checks import expand
+from ...errors import InputError
+from .base import LabelledPoints, Mask, Sample
+from .files import FileData, digest, image_stems, list_files, read_picture
+
+IMAGES: Final = "images"
+_POINTS, _NAMES = "point-labels.csv", "class-descriptions"
+_COLUMNS: Final = ("ImageId", "X", "Y", "Label", "EstimatedYesNo")
+
+Points = dict[str, list[tuple[float, float, bool]]]
+"""Label -> its points: x and y from 0 to 1, and whether they are of the class."""
+
+
+@final
+class OpenImagesPoints(FileData):
+    """``oidv7-val-annotations-point-labels.csv`` with ``images/ID.jpg``.
+
+    A class counts in an image where a point says yes; the points that say no are beside it, those
+    of which nobody is sure are left out. Texts are made of the names in
+    ``oidv7-class-descriptions.csv``, in small letters, where that is there, else of the column
+    TextLabel.
+
+    Args:
+        folder: that has them; any one ``*point-labels.csv`` will do.
+        limit: take a sample of this many images; None is all of which there are points.
+        seed: of the sample.
+        template: text of a class, with "{}" for its name.
+
+    Raises:
+        InputError: there is no such folder or table, no image with points, or a class without name.
+
+    Source: Benenson and Ferrari 2022 (arXiv:2210.14142); as a test of saliency maps: Bousselham et
+    al. 2025, LeGrad (arXiv:2404.03214).
+    """
+
+    name = "open-images"
+    tasks = ("points",)
+    options = ("template",)
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = "a photo of a {}",
+    ) -> None:
+        self.folder = expand(folder)
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+        files = list_files(self.folder)
+        images = image_stems(self.folder, files, under=IMAGES)
+        points, names = _read(self.folder, files, images)
+        if not points:
+            raise InputError(f"{self.folder}: no image in {IMAGES}/ has points that say yes.")
+        self._take(points, limit=limit, seed=seed, files=digest(files), template=template)
+        self._images = {stem: images[stem] for stem in self.names}
+        self._points: dict[str, Points] = {}
+        for stem in self.names:
+            own = points[stem].items()
+            self._points[stem] = {template.replace("{}", names[label]): of for label, of in own}
+        self.classes = tuple(sorted({text for own in self._points.values() for text in own}))
+
+    @override
+    def read(self, index: int) -> Sample:
+        stem = self.names[index]
+        image = read_picture(self.folder / self._images[stem])
+        points = [
+            LabelledPoints(text, _marked(image.size, own, True), _marked(image.size, own, False))
+            for text, own in self._points[stem].items()
+        ]
+        return Sample(stem, image, points=tuple(points))
+
+
+def _read(
+    folder: Path, files: dict[str, int], images: Collection[str]
+) -> tuple[dict[str, Points], dict[str, str]]:
+    """Stem -> label -> points, of images and labels to which one says yes; and label -> name."""
+    tables = {
+        ending: [name for name in files if ending in name and name.endswith(".csv")]
+        for ending in (_POINTS, _NAMES)
+    }
+    if len(tables[_POINTS]) != 1:
+        raise InputError(
+            f"{folder}: expected one table oidv7-val-annotations-{_POINTS} or the like, found "
+            f"{len(tables[_POINTS])}."
+        )
+    rows = _table(folder / tables[_POINTS][0], _COLUMNS)
+    names = {}
+    if "TextLabel" in rows:
+        told = rows.dropna(subset=["TextLabel"])
+        names = dict(zip(told["Label"], told["TextLabel"].str.strip(), strict=True))
+    for name in tables[_NAMES]:
+        described = _table(folder / name, ("LabelName", "DisplayName"))
+        names |= dict(
+            zip(described["LabelName"], described["DisplayName"].str.lower(), strict=True)
+        )
+    rows = rows[rows["ImageId"].isin(images)]
+    found: dict[str, Points] = {}
+    for (image, label), own in rows.groupby(["ImageId", "Label"], sort=True):
+        said = own["EstimatedYesNo"].str.lower()
+        if not (said == "yes").any():
+            continue
+        if not names.get(label):
+            raise InputError(f"{folder}: no table says what the class {label} is called.")
+        sure = said.isin(("yes", "no"))
+        columns = own["X"][sure], own["Y"][sure], said[sure] == "yes"
+        found.setdefault(image, {})[label] = [*zip(*columns, strict=True)]
+    return found, names
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> Any:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype={"ImageId": str, "Label": str, "TextLabel": str})
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(f"{path}: expected the columns {', '.join(columns)}; {missing[0]} is not.")
+    places = [column for column in ("X", "Y") if column in columns]
+    if places and not table[places].apply(lambda column: column.between(0, 1)).all(axis=None):
+        raise InputError(f"{path}: expected X and Y from 0 to 1.")
+    return table
+
+
+def _marked(size: tuple[int, int], points: list[tuple[float, float, bool]], wanted: bool) -> Mask:
+    """The pixels (H, W) of the points that say yes, or no."""
+    width, height = size
+    mask = np.zeros((height, width), dtype=bool)
+    for x, y, yes in points:
+        if yes == wanted:
+            mask[min(int(y * height), height - 1), min(int(x * width), width - 1)] = True
+    return mask

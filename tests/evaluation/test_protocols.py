@@ -1,0 +1,175 @@
+"""Other people's protocols in the harness: one image at a time, and from their own files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import maps, metrics, targets
+from captum_clip.evaluation import EvaluationConfig, evaluate
+from captum_clip.evaluation.data import DemoMosaics
+from captum_clip.evaluation.data.base import LabelledPoints, Sample
+from captum_clip.evaluation.tasks import TASKS
+from captum_clip.models.geometry import resize_points
+from tests.evaluation.cases import (
+    KINDS,
+    TEXTS,
+    Listed,
+    context,
+    direct,
+    measured,
+    model,
+    on_batch,
+    picture,
+    rows,
+    same_rows,
+    two_regions,
+)
+from tests.evaluation.data.test_imagenet_s import save_numbers
+from tests.evaluation.data.writing import LEFT, noise, save, save_open_images
+from tests.evaluation.test_tasks import Broken
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_grid_is_the_share_of_cells_that_are_known_alone(name: str) -> None:
+    clip, data = model(name), DemoMosaics(6)
+    classes = targets.text(clip, list(data.classes)).bank
+    owners, wanted, unsure = [], [], 0
+    for number in range(len(data)):
+        sample = data.read(number)
+        [pixels] = clip.preprocess([sample.image])
+        for region in sample.regions:
+            places = region.mask.nonzero()
+            top, left = places[0].min(), places[1].min()
+            alone = sample.image.crop((left, top, left + 112, top + 112))
+            scores = (clip.encode_image(clip.preprocess([alone])) @ classes.T)[0]
+            assert region.label is not None
+            if (100 * scores).softmax(0)[region.label] < 0.5:
+                unsure += 1
+                continue
+            row = targets.text(clip, data.classes[region.label]).bank[0]
+            heat = direct(clip, KINDS[name][1], pixels, row).clamp(min=0)
+            owners.append(number)
+            wanted.append(metrics.grid_pointing_game(heat, torch.from_numpy(region.mask)))
+    assert wanted
+    got = measured("grid", context(clip, data), KINDS[name][0])
+    same_rows(got["grid_pg"], rows(owners, wanted), 1e-4)
+
+
+def test_cells_of_another_class_are_no_cells_of_the_grid() -> None:
+    """The model sees a horse, so what is called a dog is not asked for."""
+    data = DemoMosaics(2)
+    samples = [data.read(number) for number in range(2)]
+    moved = [
+        replace(s, regions=tuple(replace(r, label=((r.label or 0) + 1) % 9) for r in s.regions))
+        for s in samples
+    ]
+    listed = Listed(*moved, classes=data.classes)
+    assert measured("grid", context(model("demo/vit"), listed), "random") == {}
+    asked = on_batch(context(model("demo/vit"), data), Broken(*data.classes))
+    assert [*TASKS["grid"].measure(asked)] == []
+    assert {reason.partition(" the map")[0] for _, reason in asked.skipped} == {"broken:"}
+
+
+def test_points_are_scored_where_they_are_in_the_crop() -> None:
+    """A wide picture is cropped, and a class of which the crop shows no point is skipped."""
+    clip = model("hf_vit")
+    image = picture(0, 32).resize((64, 32))
+    yes, no, lost = (np.zeros((32, 64), dtype=bool) for _ in range(3))
+    yes[[5, 20, 30], [20, 40, 45]] = True
+    no[[0, 31, 16], [17, 47, 2]] = True  # the last is outside
+    lost[3, 1] = True
+    points = (LabelledPoints(TEXTS[0], yes, no), LabelledPoints(TEXTS[1], lost, no))
+    every = context(clip, Listed(Sample("wide", image, points=points)))
+    got = measured("points", every, "last-grad")
+    [pixels] = clip.preprocess([image])
+    heat = direct(clip, KINDS["demo/vit"][1], pixels, targets.text(clip, TEXTS[0]).bank[0])
+    large = maps.normalize(maps.upsample(heat.clamp(min=0)[None], pixels.shape[-2:]))[0] > 0.5
+    moved = torch.from_numpy(resize_points(clip.processor, np.stack([yes, no])))
+    assert moved.flatten(1).sum(1).tolist() == [3, 2]
+    hit, wrong = int(large[moved[0]].sum()), int(large[moved[1]].sum())
+    same_rows(got["p_miou"], rows([0], [hit / (3 + wrong)]))
+    same_rows(got["point_accuracy"], rows([0], [(hit + 2 - wrong) / 5]))
+
+
+def test_fixlip_is_its_metrics_on_the_models_cells() -> None:
+    clip = model("demo/vit")
+    data = Listed(*(replace(two_regions(n, i), image=picture(i, 224)) for i, n in enumerate("ab")))
+    for sample in data.samples:  # whose masks would be too small
+        object.__setattr__(sample, "regions", ())
+        object.__setattr__(sample, "label", 0)
+    every = context(clip, data, few=1, draws=8)
+    got = measured("fixlip", every, "last-grad")
+    sample = data.read(0)
+    pixels = clip.preprocess([sample.image])
+    row = targets.text(clip, TEXTS[0]).bank
+    heat = direct(clip, KINDS["demo/vit"][1], pixels[0], row[0])[None]
+    forward = every.forward(row)
+    options: dict[str, Any] = {"unit": "patch"}
+    removed = metrics.perturbation_test(
+        forward, pixels, heat, fill=metrics.mean_fill(pixels), **options
+    ).score
+    shown = metrics.perturbation_test(
+        forward, pixels, heat, fill=metrics.blur_fill(pixels), mode="insertion", **options
+    ).score
+    same_rows(got["aid_blur"], rows([0], metrics.area_between(removed, shown)), 1e-4)
+    scaled = metrics.area_between(removed, normalize=True)
+    if scaled.isfinite().all():
+        same_rows(got["aid"], rows([0], scaled), 1e-4)
+    for stay in (30, 50, 70):
+        drawn = metrics.masked_changes(
+            forward, pixels, grid=(7, 7), share=1 - stay / 100, samples=8, shifted=False
+        )
+        wanted = metrics.p_faithfulness(heat, drawn)
+        same_rows(got[f"p_faithfulness_{stay}"], rows([0], wanted), 1e-4)
+
+
+def make_mosaics(folder: Path) -> str:
+    for grey, name in enumerate(("horse", "dog", "donut", "phone")):
+        for number in range(2):
+            save(
+                Image.new("RGB", (40, 40), (60 * grey, 9, number)), folder / f"{name}/{number}.png"
+            )
+    return f"mosaics:{folder}"
+
+
+def make_imagenet_s(folder: Path) -> str:
+    for number, name in enumerate(("n01440764", "n02007558"), start=1):
+        save(noise(seed=number), folder / f"validation/{name}/one.JPEG")
+        save_numbers(number * LEFT, folder / f"validation-segmentation/{name}/one.png")
+    (folder / "classnames.txt").write_text("n01440764\thorse\nn02007558\tdog\n")
+    return f"imagenet-s:{folder}"
+
+
+def make_open_images(folder: Path) -> str:
+    save(noise(), folder / "images/a.jpg")
+    points = ["a,0.5,0.5,/m/1,yes,", "a,0.4,0.4,/m/1,no,"]
+    return f"open-images:{save_open_images(folder, points, names={'/m/1': 'horse'})}"
+
+
+@pytest.mark.parametrize(
+    ("make", "measures"),
+    [
+        (make_mosaics, {"words_1", "caption_2"}),
+        (make_imagenet_s, {"mean_iou", "aid_blur"}),
+        (make_open_images, {"p_miou", "point_accuracy"}),
+    ],
+)
+def test_protocols_run_on_their_own_files(make: Any, measures: set[str], tmp_path: Path) -> None:
+    config = EvaluationConfig(
+        *("demo/vit", str(tmp_path / "out")),
+        data=(make(tmp_path / "data"),),
+        methods=("last-grad", "random"),
+        template="a {}",
+        resamples=20,
+        draws=4,
+    )
+    table = evaluate(config).table
+    assert measures <= set(table["metric"])
+    assert set(table["method"]) == {"last-grad", "random"}
