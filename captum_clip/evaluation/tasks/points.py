@@ -47,6 +47,8 @@ class Points(Task):
         views, texts = [view for view, _ in pairs], [points.text for _, points in pairs]
         queries = queries_of(views, maps.context.encode(texts), texts)
         kept, raw = maps.compute_finite(queries)
+        if not kept:
+            return
         for index, heat in zip(kept, resizing.positive(raw), strict=True):
             view, points = pairs[index]
             size = (view.pixels.shape[-2], view.pixels.shape[-1])
