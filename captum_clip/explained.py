@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
@@ -15,13 +16,15 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import photos, visualization
+from . import photos, regions, visualization
 from .checks import check_destination, find_file
 from .errors import InputError
 from .files import DAMAGED, replace_file
 from .maps import Mode
+from .metrics.segmentation import Threshold
 from .models.base import ImageLike
 from .models.geometry import Crop
+from .regions import Region
 from .text_maps import TextMap, from_json
 from .visualization import saving
 from .visualization.style import ALPHA
@@ -191,6 +194,38 @@ class Explanation:
                 "them, as in plot(original='photo.jpg')."
             )
         return self.photos
+
+    def regions(self, threshold: Threshold = "otsu") -> list[Region]:
+        """What the maps mark, as masks and boxes at the photos' size, for tools that take those.
+
+        Each map is resized (bicubic, within its range), min-max normalised as by :meth:`heat`, and
+        marks what is above the threshold. Where it is not known which part of a photo an image is,
+        the size is that of :attr:`images`.
+
+        Args:
+            threshold: "otsu" or "mean", each map's own over what the model saw, or a number in
+                [0, 1): with both signs a share of the stronger one's maximum.
+
+        Returns:
+            One for each image, target and sign, in this order.
+
+        Raises:
+            InputError: an unknown threshold, or an explanation of the text side alone.
+        """
+        raw = self._signed()
+        if not raw:
+            raise InputError("regions: this explanation is of words alone, which lie nowhere.")
+        size = (self.images.shape[-2], self.images.shape[-1])
+        crops = self.crops or [Crop(size, (0, 0, size[1], size[0]))] * len(self.images)
+        found = []
+        for (index, crop), (column, name) in product(enumerate(crops), enumerate(self.names)):
+            one = {sign: values[index, column] for sign, values in raw.items()}
+            heat = photos.normalized(one, crop.size, "bicubic", crop.box)
+            found += [
+                regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
+                for sign, values in heat.items()
+            ]
+        return found
 
     def save(self, path: str | Path, **look: Any) -> Path:
         """Write the picture (.png, .jpg, .pdf, .svg) or everything (.npz).

@@ -111,14 +111,12 @@ def uncrop(
     check_choice("uncrop", mode, _MODES, name="a mode")
     rows, columns = inside(box, size)
     y, x = (
-        (2 * (torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5 - low) / (high - low))
+        ((2 * torch.arange(part.start, part.stop).double() + 1 - 2 * low) / (high - low)).to(maps)
         for part, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2]))
     )
     where = torch.stack([(x - 1).expand(len(y), -1), (y - 1)[:, None].expand(-1, len(x))], dim=-1)
     planes = maps.reshape(1, -1, *maps.shape[-2:])  # (1, N, h, w)
-    part = F.grid_sample(
-        planes, where.to(maps)[None], mode=mode, padding_mode="border", align_corners=False
-    )
+    part = F.grid_sample(planes, where[None], mode=mode, padding_mode="border", align_corners=False)
     if clamp:
         part = part.clamp(planes.amin((-2, -1), True), planes.amax((-2, -1), True))
     whole = maps.new_zeros(*maps.shape[:-2], height, width)

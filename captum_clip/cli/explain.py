@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError
 from .command import CENTRE, EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, Command, Option
@@ -48,6 +48,7 @@ def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None)
         explanation = _explain(arguments, image, clip, _target(arguments, clip, probe))
         begin("drawing")
         explanation.save(output, original=_draws_original(arguments, explanation))
+        _save_regions(arguments, explanation)
     _print_scores(arguments, explanation)
     print(output)
 
@@ -61,6 +62,7 @@ def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None
 
     def draw(path: Path) -> Figure:
         explanation = _explain(arguments, path, clip, target)
+        _save_regions(arguments, explanation, path.relative_to(folder))
         return explanation.plot(original=_draws_original(arguments, explanation))
 
     draw_pictures(
@@ -98,8 +100,38 @@ def _draws_original(arguments: Namespace, explanation: Explanation) -> bool:
     return not all(crop.is_whole for crop in explanation.crops)
 
 
+def _save_regions(arguments: Namespace, explanation: Explanation, image: Path = Path()) -> None:
+    """Write the regions where they are asked for, those of an image of a folder below it."""
+    if arguments.regions is None:
+        return
+    from ..regions import save_regions
+
+    about = {
+        "photo": str(image if image.name else arguments.image),
+        "model": explanation.model,
+        "method": explanation.method,
+        "threshold": arguments.threshold,
+    }
+    found = explanation.regions(arguments.threshold)
+    save_regions(found, Path(arguments.regions) / image, about)
+
+
+def _threshold(typed: str) -> Any:
+    if typed in ("otsu", "mean"):
+        return typed
+    try:
+        level = float(typed)
+    except ValueError:
+        level = -1
+    if not 0 <= level < 1:
+        raise ArgumentTypeError(f"expected otsu, mean or a number in [0, 1), got {typed}")
+    return level
+
+
 def _check_together(arguments: Namespace) -> None:
     """What is asked for fits together."""
+    if arguments.side == "text" and arguments.regions is not None:
+        raise InputError("--regions are places in the image; leave --side text out.")
     if arguments.side != "image" and (arguments.words or arguments.emotions is not None):
         option = "--words" if arguments.words else "--emotions"
         raise InputError(f"--side {arguments.side} explains whole TEXTs; leave {option} out.")
@@ -195,6 +227,19 @@ COMMAND: Final = Command(
                 sets=("original", True),
             ),
             Option("--no-original", "draw what the model saw", sets=("original", False)),
+        ),
+        Option(
+            "--regions",
+            "a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as "
+            "JSON, in pixels of the image",
+            metavar="FOLDER",
+        ),
+        Option(
+            "--threshold",
+            "what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)",
+            default="otsu",
+            type=_threshold,
+            metavar="LEVEL",
         ),
         *LOADING,
         replace(

@@ -140,7 +140,7 @@ def segmentation_scores(
         (0.75, 0.583, 1.0)
     """
     heat, inside, valid = _checked("segmentation_scores", maps, masks, counted)
-    marked = heat > _level(heat, threshold)[:, None, None]
+    marked = heat > threshold_level("segmentation_scores", heat, threshold)[:, None, None]
     return SegmentationScores(
         true_positive=count_pixels(marked & inside & valid),
         false_positive=count_pixels(marked & ~inside & valid),
@@ -210,16 +210,19 @@ def _checked(
     return heat.reshape(-1, *size), masks.reshape(-1, *size), valid.reshape(-1, *size)
 
 
-def _level(heat: Tensor, threshold: Threshold) -> Tensor:
-    """The threshold (N,) of each map."""
+def threshold_level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
+    """The threshold (N,) of each map (N, H, W) in [0, 1].
+
+    Raises:
+        InputError: an unknown threshold.
+    """
     if threshold == "mean":
         return heat.mean((-2, -1))
     if threshold == "otsu":
         return _otsu(heat.flatten(1))
     if not is_number(threshold) or not 0 <= threshold < 1:
         raise InputError(
-            'segmentation_scores: expected threshold "mean", "otsu" or a number in [0, 1), got '
-            f"{threshold!r}."
+            f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got {threshold!r}.'
         )
     return heat.new_full((len(heat),), threshold)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -123,6 +124,18 @@ def test_explain_draws_the_whole_photo_where_it_was_cropped(
     with Image.open(photo) as picture:
         picture.resize((40, 40)).save(here / "square.png")
     assert size(image="square.png") == size("--no-original")
+
+
+def test_explain_writes_the_regions(here: Path, photo: str, model: str, capsys: Capture) -> None:
+    arguments = [photo, "a horse", "a dog", "--model", model, "--sign", "both"]
+    run("explain", *arguments, "--regions", "out", "--threshold", "0.5", capsys=capsys)
+    content = json.loads((here / "out/regions.json").read_text())
+    assert content["photo"] == photo
+    assert content["threshold"] == 0.5
+    assert len(content["regions"]) == 4
+    assert {row["mask"] for row in content["regions"]} < set(os.listdir(here / "out"))
+    said = run("explain", photo, "a", "--threshold", "2", capsys=capsys, code=2)
+    assert "--threshold: expected otsu, mean or a number in [0, 1), got 2" in said
 
 
 def test_explain_words_prints_the_norms(

@@ -1,0 +1,149 @@
+"""Regions lie where the map is high, at the photo's size, in the formats that other tools take."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage  # type: ignore[import-untyped]
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from captum_clip import maps
+from captum_clip.errors import InputError
+from captum_clip.explained import Explanation
+from captum_clip.explanation import explain
+from captum_clip.models import ClipAdapter
+from captum_clip.regions import _boxes, region, save_regions
+from tests import builders
+from tests.samples import picture
+
+
+@pytest.fixture(scope="module")
+def vit() -> ClipAdapter:
+    adapter: ClipAdapter = builders.hf_vit().load()
+    return adapter
+
+
+@pytest.fixture
+def found(vit: ClipAdapter) -> Explanation:
+    """Of a photo of 40 x 80, whose middle is seen, with one cell of the map at 1."""
+    one = torch.zeros(1, 1, 4, 4)
+    one[..., 1, 2] = 1
+    explanation = explain(picture(0, 40, 80), "a horse", model=vit)
+    return replace(explanation, maps={"positive": one, "negative": 0.1 * one.flip(-1)})
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_boxes_are_those_of_the_parts_that_touch(share: float, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((30, 41)) < share
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    expected = [
+        [columns.start, rows.start, columns.stop, rows.stop]
+        for rows, columns in ndimage.find_objects(labels)
+    ]
+    assert sorted(_boxes(mask).tolist()) == sorted(expected)
+    sizes = np.bincount(labels.ravel())[1:]
+    largest = expected[int(sizes.argmax())]
+    assert (sizes == sizes.max()).sum() > 1 or _boxes(mask)[0].tolist() == largest
+    assert count == len(_boxes(mask))
+
+
+def test_a_mask_without_pixels_has_no_boxes() -> None:
+    assert _boxes(np.zeros((3, 4), dtype=bool)).shape == (0, 4)
+
+
+def test_a_region_lies_in_the_photo(found: Explanation) -> None:
+    positive, negative = found.regions(0.5)
+    assert (positive.image, positive.target, positive.sign) == (0, "a horse", "positive")
+    assert positive.mask.shape == (40, 80)
+    assert positive.boxes.shape == (1, 4)
+    [[left, top, right, bottom]] = positive.boxes.tolist()
+    assert 38 <= left < 40 < 50 < right <= 52  # the cell has columns 40 to 50, rows 10 to 20
+    assert 8 <= top < 10 < 20 < bottom <= 22
+    assert positive.peak is not None
+    assert abs(positive.peak[0] - 45) + abs(positive.peak[1] - 15) <= 1
+    # a tenth of the other sign, on whose scale it is
+    assert not negative.mask.any()
+    assert negative.boxes.shape == (0, 4)
+    assert found.regions(0.05)[1].mask.any()
+
+
+def test_the_threshold_is_that_of_what_the_model_saw() -> None:
+    heat = torch.zeros(10, 40)
+    heat[:, 10:20] = torch.linspace(0, 1, 10)
+    seen = heat[:, 10:20]
+    about: dict[str, Any] = {"image": 0, "target": "a", "sign": "positive"}
+    marked = region(heat, (10, 0, 20, 10), "mean", **about).mask
+    assert torch.equal(torch.as_tensor(marked[:, 10:20]), seen > seen.mean())
+    assert region(torch.zeros(4, 4), (0, 0, 4, 4), "otsu", **about).peak is None
+    heat[:, 10:20] = torch.tensor([0.1] * 6 + [0.9] * 4)
+    assert region(heat, (10, 0, 20, 10), "otsu", **about).mask.sum() == 40
+
+
+def test_without_photos_the_image_counts(vit: ClipAdapter) -> None:
+    found = explain(vit.preprocess(picture()), ["a", "b"], model=vit, sign="both")
+    regions = found.regions("mean")
+    pairs = [(r.target, r.sign) for r in regions]
+    assert pairs == [(t, s) for t in "ab" for s in ("positive", "negative")]
+    heat = found.heat("bicubic")["positive"][0, 1]
+    assert torch.equal(torch.as_tensor(regions[2].mask), heat > heat.mean())
+
+
+def test_torchvision_moves_regions_like_pictures(found: Explanation) -> None:
+    [positive, _] = found.regions()
+    assert isinstance(positive.mask, tv_tensors.Mask)
+    assert isinstance(positive.boxes, tv_tensors.BoundingBoxes)
+    mask, boxes = v2.Resize((80, 160))(positive.mask, positive.boxes)
+    assert mask.shape == (80, 160)
+    torch.testing.assert_close(boxes.as_subclass(torch.Tensor), 2 * torch.as_tensor(positive.boxes))
+
+
+def test_without_torchvision_there_are_tensors(
+    found: Explanation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    assert type(found.regions()[0].mask) is type(found.regions()[0].boxes) is torch.Tensor
+
+
+def test_regions_are_written_as_json_and_png(found: Explanation, tmp_path: Path) -> None:
+    regions = found.regions(0.5)
+    path = save_regions(regions, tmp_path / "out", {"model": found.model})
+    content = json.loads(path.read_text("utf-8"))
+    assert content["model"] == found.model
+    for row, one in zip(content["regions"], regions, strict=True):
+        assert row["boxes"] == one.boxes.tolist()
+        assert row["size"] == [40, 80]
+        assert (row["target"], row["sign"], row["image"]) == ("a horse", one.sign, 0)
+        with Image.open(path.parent / row["mask"]) as mask:
+            np.testing.assert_array_equal(np.asarray(mask), one.mask.numpy())
+    assert content["regions"][0]["peak"] == list(regions[0].peak or ())
+    assert len(list(path.parent.iterdir())) == 3
+
+
+@pytest.mark.parametrize("threshold", ["median", 1.0, -0.1, True])
+def test_an_unknown_threshold_is_said(found: Explanation, threshold: Any) -> None:
+    with pytest.raises(InputError, match=r'regions: expected threshold "mean", "otsu" or a number'):
+        found.regions(threshold)
+
+
+def test_words_alone_lie_nowhere(vit: ClipAdapter) -> None:
+    with pytest.raises(InputError, match="words alone, which lie nowhere"):
+        explain(picture(), "a horse", model=vit, side="text").regions()
+
+
+def test_a_large_photo_has_its_own_size(vit: ClipAdapter) -> None:
+    [one] = explain(picture(0, 1200, 1800), "a horse", model=vit).regions()
+    assert one.mask.shape == (1200, 1800)
+    rows, columns = maps.inside((300, 0, 1500, 1200), (1200, 1800))
+    outside = torch.as_tensor(one.mask).clone()
+    outside[rows, columns] = False
+    assert not outside.any()
