@@ -11,13 +11,14 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
-from .huggingface import HuggingFaceAdapter, embedding_of, pooled_output, with_pooled_output
+from .huggingface import HuggingFaceAdapter, pooled_output, with_pooled_output
+from .huggingface_layers import is_librarys, vision_of
 from .steps import Step
 from .text import TextReadout
-from .unmodified import has_no_foreign_hooks, is_unmodified
+from .unmodified import has_no_foreign_hooks
 
 MODELS = ("AlignModel",)
-TOWERS = ("AlignModel", "AlignVisionModel")
+TOWERS = (*MODELS, "AlignVisionModel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +80,8 @@ class AlignTower(AveragePooledTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        from transformers.models.align import modeling_align as align
-
-        return (
-            is_unmodified(self.module, (align.AlignVisionModel,))
-            and is_unmodified(self.module.encoder, (align.AlignVisionEncoder,))
-            and has_no_foreign_hooks(self.module.pooler)
-        )
+        parts = (self.module, self.module.encoder)
+        return all(map(is_librarys, parts)) and has_no_foreign_hooks(self.module.pooler)
 
 
 def _strided(length: int, kernel: int, before: int, after: int) -> int:
@@ -96,16 +92,11 @@ class AlignAdapter(HuggingFaceAdapter):
     """An `AlignModel` of transformers."""
 
     tower: Any
-
-    @property
-    @override
-    def text_readout(self) -> TextReadout:
-        return TextReadout("first", causal=False, padding="longest")
+    text_readout = TextReadout("first", causal=False, padding="longest")
 
     @override
-    def image_features(self, images: Tensor) -> Tensor:
-        self.grid(*images.shape[-2:])
-        return embedding_of(self.model.get_image_features(images.to(self.dtype)))
+    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
+        return {"pixel_values": images.to(self.dtype)}
 
 
 def tower_of(module: nn.Module) -> AlignTower | None:
@@ -114,10 +105,8 @@ def tower_of(module: nn.Module) -> AlignTower | None:
     Raises:
         UnsupportedModelError: it takes the maximum of its features.
     """
-    from transformers.models.align import modeling_align as align
-
-    inner: Any = module.vision_model if isinstance(module, align.AlignModel) else module
-    if not isinstance(inner, align.AlignVisionModel):
+    inner = vision_of(module, "align", TOWERS)
+    if inner is None:
         return None
     if not isinstance(inner.pooler, nn.AvgPool2d):
         raise UnsupportedModelError(
@@ -127,9 +116,4 @@ def tower_of(module: nn.Module) -> AlignTower | None:
     return AlignTower(module=inner, stage=inner.encoder.blocks[-1])
 
 
-def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> AlignAdapter | None:
-    """The adapter of an `AlignModel`; None where the model is something else."""
-    from transformers import AlignModel
-
-    tower = tower_of(model) if isinstance(model, AlignModel) else None
-    return None if tower is None else AlignAdapter(model, tower, name=name, **processors)
+ADAPTER = AlignAdapter

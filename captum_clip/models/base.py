@@ -18,7 +18,7 @@ from ..checks import as_list, is_encodable, is_number, show
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
 from .images import as_pil, check_images, is_preprocessed
-from .processors import Deferred
+from .processors import Deferred, count_tokens, describe, process, statistics
 from .text import SUPPORTED, TextReadout, TextTower
 from .towers import Kind, Tower
 
@@ -63,21 +63,17 @@ class ClipAdapter(ABC):
     def _text_features(self, tokens: Any) -> Tensor:
         """The library's own text embeddings (N, E) of what `tokenize` returned."""
 
-    @abstractmethod
     def _process(self, images: list[Image.Image]) -> Tensor:
         """RGB pictures -> (B, 3, H, W), float32 on the CPU."""
+        return process(self._require_processor(), images)
 
     @abstractmethod
     def _tokenize(self, texts: list[str]) -> Any:
         """Texts -> what `_text_features` takes, on the CPU."""
 
-    @abstractmethod
-    def _count(self, text: str) -> int | None:
-        """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
-
-    @abstractmethod
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """Mean and standard deviation of the three channels; None where nothing tells."""
+        return statistics(self.processor)
 
     @property
     def text_readout(self) -> TextReadout | None:
@@ -157,12 +153,8 @@ class ClipAdapter(ABC):
             flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(flat.numpy())
-        digest.update(repr(self._describe_preprocessing()).encode())
+        digest.update(repr(describe(self.processor)).encode())
         return digest.hexdigest()
-
-    @abstractmethod
-    def _describe_preprocessing(self) -> object:
-        """Something whose repr changes exactly when the preprocessing does."""
 
     # Images
 
@@ -246,8 +238,8 @@ class ClipAdapter(ABC):
 
     def is_blank(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a text, as it may of punctuation or an emoji."""
-        count = self._count(text)
-        return count is not None and count <= (self._count("") or 0)
+        count = self.count_tokens(text)
+        return count is not None and count <= (self.count_tokens("") or 0)
 
     def tokenize(self, texts: str | Sequence[str]) -> Any:
         """Texts as the text tower takes them, on the model's device.
@@ -270,7 +262,7 @@ class ClipAdapter(ABC):
                 raise TargetError(
                     f"tokenize: {show(text)} holds half a character (a surrogate); take it out."
                 )
-            count, longest = self._count(text), self.context_length
+            count, longest = self.count_tokens(text), self.context_length
             if count is not None and longest is not None and count > longest:
                 raise TargetError(
                     f"tokenize: the text has {count} tokens with start and end, {self.name} takes "
@@ -297,7 +289,7 @@ class ClipAdapter(ABC):
 
     def count_tokens(self, text: str) -> int | None:
         """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
-        return self._count(text)
+        return count_tokens(self._require_tokenizer(), text)
 
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Token ids (N, T) and attention mask, as the model was trained to take them.

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from . import huggingface
@@ -19,10 +18,7 @@ TOWERS = MODELS
 class DualEncoderAdapter(HuggingFaceAdapter):
     """A `VisionTextDualEncoderModel`."""
 
-    @property
-    @override
-    def text_readout(self) -> None:
-        return None  # any text model with a pooled output
+    text_readout = None  # any text model with a pooled output
 
 
 def tower_of(module: nn.Module) -> HuggingFaceTower | None:
@@ -45,7 +41,4 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
     return replace(tower, projection=model.visual_projection)
 
 
-def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> DualEncoderAdapter | None:
-    """The adapter of a `VisionTextDualEncoderModel`; None where the model is something else."""
-    tower = tower_of(model)
-    return None if tower is None else DualEncoderAdapter(model, tower, name=name, **processors)
+ADAPTER = DualEncoderAdapter

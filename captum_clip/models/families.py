@@ -143,11 +143,13 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     Raises:
         UnsupportedModelError: it is something else, or built in a way that is not supported.
     """
+    names = {kind.__name__ for kind in type(model).__mro__}
     for family in _loaded():
-        adapter: ClipAdapter | None = family.adapter_of(
-            model, name=name, processor=processor, tokenizer=tokenizer
-        )
-        if adapter is not None:
+        tower = family.tower_of(model) if names.intersection(family.MODELS) else None
+        if tower is not None:
+            adapter: ClipAdapter = family.ADAPTER(
+                model, tower, name=name, processor=processor, tokenizer=tokenizer
+            )
             return adapter
     if known_tower(model) is not None:
         raise UnsupportedModelError(
@@ -155,5 +157,5 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
             "this one as `layer` to a method, with a forward function of your own."
         )
     kind = type(model).__name__
-    names = f"supported are {_supported('MODELS')}, or the name of such a model"
-    raise UnsupportedModelError(f"load_clip does not support a {kind}; {refused(kind) or names}.")
+    advice = refused(kind) or f"supported are {_supported('MODELS')}, or the name of such a model"
+    raise UnsupportedModelError(f"load_clip does not support a {kind}; {advice}.")

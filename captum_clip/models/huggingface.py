@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
 from . import huggingface_text
 from .base import ClipAdapter
-from .huggingface_layers import LIBRARY, HuggingFaceLayer, check_attention, is_librarys
-from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .huggingface_layers import HuggingFaceLayer, is_librarys, layers_of, vision_of
+from .processors import is_transformers_tokenizer
 from .steps import Step
 from .text import TextReadout, TextTower
-from .towers import ViTTower
+from .towers import ViTTower, with_first_part
 from .unmodified import has_no_foreign_hooks
 
 LAYOUTS = {
@@ -37,16 +36,35 @@ TOWERS = tuple(
     f"{prefix}{kind}" for kind in ("Model", "VisionModel") for prefix in LAYOUTS.values()
 )
 
-_SUFFIXES = ("Model", "VisionModel", "VisionModelWithProjection", "VisionTransformer")
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
+Tower = TypeVar("Tower", bound="HuggingFaceTower")
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HuggingFaceTower(ViTTower):
-    """The vision transformer of a `CLIPModel`, with the model's projection where there is one."""
+    """The vision transformer of a `CLIPModel`, with the model's projection where there is one.
+
+    Relatives say what their parts are called.
+    """
 
     module: Any
-    projection: nn.Module | None
+    projection: nn.Module | None = None
+
+    layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
+    blocks: ClassVar[str] = "encoder.layers"
+    final_norm: ClassVar[str | None] = "post_layernorm"
+    patch_map: ClassVar[str] = "embeddings.patch_embedding"
+
+    @classmethod
+    def of(cls: type[Tower], module: Any, **parts: Any) -> Tower:
+        """The tower in a vision transformer; CLS is read where `parts` say nothing else.
+
+        Raises:
+            UnsupportedModelError: its attention is not made of plain linear maps.
+        """
+        layers = layers_of(cls.layer_class, attrgetter(cls.blocks)(module))
+        return cls(module=module, layers=layers, **{"pooling": "cls", **parts})
 
     @property
     def native(self) -> tuple[int, int]:
@@ -67,17 +85,12 @@ class HuggingFaceTower(ViTTower):
             )
         return height // patch, width // patch
 
-    @override
-    def embed(self, token: Tensor) -> Tensor:
-        # without a projection it ends after the norm
-        normed: Tensor = self.module.post_layernorm(token)
-        return normed if self.projection is None else self.projection(normed)
-
     @property
     @override
     def head(self) -> tuple[Step, ...]:
-        norm: nn.Module = self.module.post_layernorm
-        return (norm,) if self.projection is None else (norm, self.projection)
+        # without a projection it ends after the norm
+        norm = None if self.final_norm is None else getattr(self.module, self.final_norm)
+        return tuple(step for step in (norm, self.projection) if step is not None)
 
     @property
     @override
@@ -102,7 +115,7 @@ class HuggingFaceTower(ViTTower):
     @property
     @override
     def patches(self) -> nn.Module:
-        module: nn.Module = self.module.embeddings.patch_embedding
+        module: nn.Module = attrgetter(self.patch_map)(self.module)
         return module
 
     @property
@@ -111,15 +124,21 @@ class HuggingFaceTower(ViTTower):
         blocks: list[Any] = [layer.block for layer in self.layers]
         return any(block.gradient_checkpointing and block.training for block in blocks)
 
+
+class FirstTokenTower(HuggingFaceTower):
+    """A vision transformer whose first token is read by the model around it."""
+
     @override
-    def nondeterminism(self) -> str | None:
-        # attention dropout is a number here, mostly not a module
-        for layer in self.layers:
-            attention: Any = layer.attention
-            rate = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0))
-            if attention.training and isinstance(rate, float) and rate > 0:
-                return f"attention dropout {rate}"
-        return super().nondeterminism()
+    def embedding(self, result: Any) -> Tensor:
+        states: Tensor = result[0]
+        return states[:, 0]
+
+    @override
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        states = torch.cat([embedding[:, None], result[0][:, 1:]], 1)
+        if isinstance(result, tuple):
+            return with_first_part(result, states)
+        return type(result)(**{**result, "last_hidden_state": states})
 
 
 def tower_of(module: nn.Module) -> HuggingFaceTower | None:
@@ -128,28 +147,15 @@ def tower_of(module: nn.Module) -> HuggingFaceTower | None:
     Raises:
         UnsupportedModelError: its attention is not made of plain linear maps.
     """
-    if not _is_of(module, _SUFFIXES):
-        return None
-    inner: Any = module
-    while not hasattr(inner, "encoder"):
-        inner = inner.vision_model
-    for index, block in enumerate(inner.encoder.layers):
-        check_attention(index, block.self_attn)
-    return HuggingFaceTower(
-        module=inner,
-        layers=tuple(HuggingFaceLayer(block) for block in inner.encoder.layers),
-        pooling="cls",
-        projection=getattr(module, "visual_projection", None),
-    )
+    for library, prefix in LAYOUTS.items():
+        inner = vision_of(module, library, [prefix + suffix for suffix in _SUFFIXES])
+        if inner is not None:
+            projection = getattr(module, "visual_projection", None)
+            return HuggingFaceTower.of(inner, projection=projection)
+    return None
 
 
-def _is_of(module: nn.Module, suffixes: tuple[str, ...]) -> bool:
-    names = {
-        (f"{LIBRARY}{name}.modeling_{name}", prefix + suffix)
-        for name, prefix in LAYOUTS.items()
-        for suffix in suffixes
-    }
-    return any((kind.__module__, kind.__name__) in names for kind in type(module).__mro__)
+_SUFFIXES = ("Model", "VisionModel", "VisionModelWithProjection", "VisionTransformer")
 
 
 class HuggingFaceAdapter(ClipAdapter):
@@ -176,22 +182,17 @@ class HuggingFaceAdapter(ClipAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        size = (images.shape[-2], images.shape[-1])
-        self.grid(*size)
+        self.grid(images.shape[-2], images.shape[-1])
+        return embedding_of(self.model.get_image_features(**self._vision_inputs(images)))
+
+    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         # not every class, in every version, casts pixels inside or knows of interpolation
-        options = {} if size == self.tower.native else {"interpolate_pos_encoding": True}
-        pixels = images.to(self.dtype)
-        return embedding_of(self.model.get_image_features(pixel_values=pixels, **options))
+        resized = tuple(images.shape[-2:]) != self.tower.native
+        options = {"interpolate_pos_encoding": True} if resized else {}
+        return {"pixel_values": images.to(self.dtype), **options}
 
     def _text_features(self, tokens: Any) -> Tensor:
-        if isinstance(tokens, Tensor):
-            tokens = {"input_ids": tokens}
-        # some tokenizers give token types as well, which CLIP does not take
-        known = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
-        return embedding_of(self.model.get_text_features(**known))
-
-    def _process(self, images: list[Image.Image]) -> Tensor:
-        return process(self._require_processor(), images)
+        return embedding_of(self.model.get_text_features(**text_arguments(tokens)))
 
     def _tokenize(self, texts: list[str]) -> Any:
         tokenizer = self._require_tokenizer()
@@ -202,12 +203,6 @@ class HuggingFaceAdapter(ClipAdapter):
             length = self.context_length
             return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
         return tokenizer(texts, padding=True, return_tensors="pt")
-
-    def _count(self, text: str) -> int | None:
-        return count_tokens(self._require_tokenizer(), text)
-
-    def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        return statistics(self.processor)
 
     @property
     @override
@@ -221,9 +216,6 @@ class HuggingFaceAdapter(ClipAdapter):
     @override
     def vocabulary_size(self) -> int:
         return int(self.model.config.text_config.vocab_size)
-
-    def _describe_preprocessing(self) -> object:
-        return describe(self.processor)
 
 
 def pooled_output(result: Any) -> Tensor:
@@ -239,18 +231,12 @@ def with_pooled_output(result: Any, pooled: Tensor) -> Any:
     return type(result)(**{**result, "pooler_output": pooled})
 
 
-def first_token(result: Any) -> Tensor:
-    """The first token (B, D) of the last states that a vision tower of transformers returned."""
-    states: Tensor = result[0]
-    return states[:, 0]
-
-
-def with_first_token(result: Any, token: Tensor) -> Any:
-    """What a vision tower returned, with another first token."""
-    states = torch.cat([token[:, None], result[0][:, 1:]], 1)
-    if isinstance(result, tuple):
-        return (states, *result[1:])
-    return type(result)(**{**result, "last_hidden_state": states})
+def text_arguments(tokens: Any) -> dict[str, Tensor]:
+    """Token ids and their mask as a text model of transformers takes them."""
+    if isinstance(tokens, Tensor):
+        return {"input_ids": tokens}
+    # some tokenizers give token types as well, which CLIP does not take
+    return {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
 
 
 def embedding_of(features: Any) -> Tensor:
@@ -260,7 +246,4 @@ def embedding_of(features: Any) -> Tensor:
     return embedding
 
 
-def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> HuggingFaceAdapter | None:
-    """The adapter of one of `MODELS`; None where the model is something else."""
-    tower = tower_of(model) if _is_of(model, ("Model",)) else None
-    return None if tower is None else HuggingFaceAdapter(model, tower, name=name, **processors)
+ADAPTER = HuggingFaceAdapter

@@ -1,72 +1,118 @@
-"""A block of transformers' CLIP and SigLIP, of images and of texts, and what is asked of it."""
+"""A block of transformers' CLIP and its relatives, of images and of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Any, Final, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from .steps import Linear
+from .multihead import linear_maps
+from .steps import Linear, Step
 from .towers import AttentionLayer, Exposed, Projections
 from .unmodified import has_no_foreign_hooks, is_linear
 
 LIBRARY: Final = "transformers.models."
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class HuggingFaceLayer(AttentionLayer):
-    """A `CLIPEncoderLayer` and its `CLIPAttention`."""
+    """A `CLIPEncoderLayer` and its `CLIPAttention`; others say what their parts are called."""
 
     block: Any
     attention: Any
 
+    attention_part = "self_attn"
+    heads_part = "num_heads"
+    maps: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Query, key, value and output; or one for the first three, and the output."""
+    branch_parts: tuple[str, ...] = ()
+    mlp_parts: tuple[str, ...] = ("layer_norm2", "mlp")
+
     def __init__(self, block: Any) -> None:
-        super().__init__(block, block.self_attn, block.self_attn.num_heads)
+        attention = attrgetter(self.attention_part)(block)
+        super().__init__(block, attention, attrgetter(self.heads_part)(attention))
 
     @override
     def projections(self) -> Projections:
-        maps = (getattr(self.attention, name) for name in _PROJECTIONS)
-        return Projections(*(Linear(m.weight, m.bias) for m in maps))
+        *inputs, output = _parts(self.attention, self.maps)
+        if len(inputs) == 1:
+            first = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
+        else:
+            first = tuple(Linear(m.weight, m.bias) for m in inputs)
+        return Projections._make((*first, Linear(output.weight, output.bias)))
 
     @property
     @override
     def scale(self) -> float:
-        return float(self.attention.scale)
+        own = self.attention
+        scale = getattr(own, "scale", getattr(own, "scaling", None))
+        return super().scale if scale is None else float(scale)
 
     @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        tokens: Tensor = args[0] if args else kwargs["hidden_states"]
-        return tokens
-
-    residual = tokens
+    def branch(self) -> tuple[Step, ...]:
+        return _parts(self.block, self.branch_parts)
 
     @override
-    def output(self, result: Any) -> Tensor:
-        output: Tensor = result[0]  # (output, weights or None)
-        return output
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return (output, *result[1:])
-
-    @override
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        hidden = residual + attended
-        out: Tensor = hidden + self.block.mlp(self.block.layer_norm2(hidden))
-        return out
+    def mlp_branch(self) -> tuple[Step, ...]:
+        return _parts(self.block, self.mlp_parts)
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        attention = self.attention
-        return {
-            "query": (attention.q_proj, True),
-            "key": (attention.k_proj, True),
-            "value": (attention.v_proj, True),
-            "heads_output": (attention.out_proj, False),
-        }
+        *inputs, output = _parts(self.attention, self.maps)
+        names: tuple[Exposed, ...] = ("query", "key", "value") if len(inputs) == 3 else ()
+        exposed = {name: (module, True) for name, module in zip(names, inputs, strict=False)}
+        return {**exposed, "heads_output": (output, False)}
+
+
+def _parts(owner: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(attrgetter(name)(owner) for name in names)
+
+
+Layer = TypeVar("Layer", bound=HuggingFaceLayer)
+
+
+def layers_of(
+    kind: type[Layer], blocks: Iterable[nn.Module], tower: str = "vision tower"
+) -> tuple[Layer, ...]:
+    """The blocks of a tower, each as a layer.
+
+    Raises:
+        UnsupportedModelError: one that is wrapped in another module, or has maps that are more than
+            linear, whose weights would not tell it all.
+    """
+    layers = []
+    for index, block in enumerate(blocks):
+        try:
+            layers.append(kind(block))
+        except AttributeError as error:
+            raise UnsupportedModelError(
+                f"layer {index} of the {tower} is a {type(block).__name__} without the parts of "
+                f"the library's own ({error}); put the block itself in the place of what wraps it, "
+                "and watch it with a forward hook."
+            ) from error
+        for name in kind.maps:
+            check_linear(
+                f"layer {index} of the {tower}", name, attrgetter(name)(layers[-1].attention)
+            )
+    return tuple(layers)
+
+
+def check_linear(where: str, name: str, linear: nn.Module) -> None:
+    """Refuse a map that is more than linear.
+
+    Raises:
+        UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
+    """
+    if not is_linear(linear):
+        raise UnsupportedModelError(
+            f"{where} has a {type(linear).__name__} as {name.rpartition('.')[2]}; expected "
+            "torch.nn.Linear with floating-point weights. Merge adapters such as LoRA into the "
+            "weights first, load the model without quantisation, and remove hooks from it, which "
+            "may change what it computes."
+        )
 
 
 def is_librarys(module: nn.Module, method: str = "forward") -> bool:
@@ -74,27 +120,20 @@ def is_librarys(module: nn.Module, method: str = "forward") -> bool:
     return type(module).__module__.startswith(LIBRARY) and has_no_foreign_hooks(module, method)
 
 
-def check_attention(index: int, attention: Any, tower: str = "vision tower") -> None:
-    """Refuse projections that are more than a linear map, whose weights would not tell it all.
+def vision_of(module: nn.Module, library: str, classes: Iterable[str]) -> Any:
+    """The vision transformer in a module of one of some classes of transformers; None elsewhere.
 
-    Raises:
-        UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
+    Args:
+        module: anything.
+        library: the folder of transformers in which the classes are.
+        classes: their names.
     """
-    for name in _PROJECTIONS:
-        check_linear(f"layer {index} of the {tower}", name, getattr(attention, name))
-
-
-def check_linear(where: int | str, name: str, linear: nn.Module) -> None:
-    """Refuse a map that is more than linear, in a layer by its index or in another part.
-
-    Raises:
-        UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
-    """
-    if not is_linear(linear):
-        part = f"layer {where} of the vision tower" if isinstance(where, int) else where
-        raise UnsupportedModelError(
-            f"{part} has a {type(linear).__name__} as {name}; expected torch.nn.Linear with "
-            "floating-point weights. Merge adapters such as LoRA into the weights first, load the "
-            "model without quantisation, and remove hooks from it, which may change what it "
-            "computes."
-        )
+    path = f"{LIBRARY}{library}.modeling_{library}"
+    if not any(
+        kind.__module__ == path and kind.__name__ in classes for kind in type(module).__mro__
+    ):
+        return None
+    inner: Any = module
+    while not hasattr(inner, "encoder"):
+        inner = inner.image_model if hasattr(inner, "image_model") else inner.vision_model
+    return inner

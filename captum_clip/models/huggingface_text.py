@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .huggingface_layers import HuggingFaceLayer, check_attention, is_librarys
+from .huggingface_layers import HuggingFaceLayer, is_librarys, layers_of
 from .text import TextReadout, TextTower
 from .unmodified import has_no_foreign_hooks
 
@@ -56,14 +56,6 @@ class HuggingFaceTextTower(TextTower):
         blocks = self.module.encoder.layers
         return any(block.gradient_checkpointing and block.training for block in blocks)
 
-    @override
-    def nondeterminism(self) -> str | None:
-        for layer in self.layers:
-            attention: Any = layer.attention
-            if attention.training and attention.dropout > 0:
-                return f"attention dropout {attention.dropout}"
-        return super().nondeterminism()
-
 
 def text_tower_of(model: Any, readout: TextReadout | None) -> HuggingFaceTextTower | None:
     """The text tower of a model of `LAYOUTS`; None where the model is something else.
@@ -77,13 +69,11 @@ def text_tower_of(model: Any, readout: TextReadout | None) -> HuggingFaceTextTow
     module = model.text_model
     while not hasattr(module, "encoder"):
         module = module.text_model
-    for index, block in enumerate(module.encoder.layers):
-        check_attention(index, block.self_attn, "text tower")
     config = module.config
     return HuggingFaceTextTower(
         module=module,
         model=model,
-        layers=tuple(HuggingFaceLayer(block) for block in module.encoder.layers),
+        layers=layers_of(HuggingFaceLayer, module.encoder.layers, "text tower"),
         readout=readout,
         norm=module.final_layer_norm,
         projection=module.head if hasattr(module, "head") else model.text_projection,

@@ -9,9 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ..errors import UnsupportedModelError
 from .steps import Linear
-from .towers import Probe, Projections
+from .towers import Attention, Probe, Projections
 from .unmodified import is_linear
+
+
+def linear_maps(weights: Sequence[Tensor], biases: Any) -> tuple[Linear, ...]:
+    """Some weights of one module with their parts of its stacked bias, which may be None."""
+    parts = (None,) * len(weights) if biases is None else biases.chunk(len(weights))
+    return tuple(map(Linear, weights, parts))
 
 
 def projections(attention: Any) -> Projections:
@@ -20,12 +27,9 @@ def projections(attention: Any) -> Projections:
         weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
     else:
         weights = attention.in_proj_weight.chunk(3)
-    stacked = attention.in_proj_bias
-    biases = (None, None, None) if stacked is None else stacked.chunk(3)
-    query, key, value = map(Linear, weights, biases)
-    return Projections(
-        query, key, value, Linear(attention.out_proj.weight, attention.out_proj.bias)
-    )
+    output = attention.out_proj
+    last = Linear(output.weight, output.bias)
+    return Projections._make((*linear_maps(weights, attention.in_proj_bias), last))
 
 
 def unsupported_parts(attention: Any) -> Iterator[str]:
@@ -38,38 +42,68 @@ def unsupported_parts(attention: Any) -> Iterator[str]:
         yield "add_zero_attn"
 
 
-class MultiheadProbe(Probe):
+class Multihead(Attention):
+    """A `torch.nn.MultiheadAttention`, whose tokens may have the batch second."""
+
+    attention: Any
+    token_argument = (0, "query")
+
+    @override
+    def projections(self) -> Projections:
+        return projections(self.attention)
+
+    @override
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        return self._batch_first(super().tokens(args, kwargs))
+
+    @override
+    def output(self, result: Any) -> Tensor:
+        return self._batch_first(super().output(result))
+
+    @override
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        return super().replaced(result, self._batch_first(output))
+
+    def _batch_first(self, tokens: Tensor) -> Tensor:
+        return tokens if self.attention.batch_first else tokens.transpose(0, 1)
+
+
+class MultiheadProbe(Multihead, Probe):
     """A pooling head around a `torch.nn.MultiheadAttention`.
 
     Args:
+        where: what it is the head of, in words.
         attention: takes queries, keys and values.
         embedded_query: what it takes as its first query, (D,), now; a `partial`, whose module is
             copied with a deep copy of the model, which a lambda's is not.
         norm: what the last block's output goes through to become keys and values.
         modules: all that lies between the last block and the image embedding.
+
+    Raises:
+        UnsupportedModelError: an attention that is more than the library's own.
     """
+
+    token_argument = (1, "key")
 
     def __init__(
         self,
+        where: str,
         attention: nn.MultiheadAttention,
         embedded_query: Callable[[], Tensor],
         norm: nn.Module,
         modules: Sequence[nn.Module],
     ) -> None:
         super().__init__(attention, attention, attention.num_heads)
-        self.attention: Any = attention
+        self.attention = attention
+        for what in unsupported_parts(attention):
+            raise UnsupportedModelError(
+                f"{where} has an attention with {what}; expected the library's own. Merge adapters "
+                "such as LoRA into the weights first, load the model without quantisation, and "
+                "remove hooks from it."
+            )
         self._embedded_query = embedded_query
         self._norm = norm
         self._modules = tuple(modules)
-
-    @override
-    def projections(self) -> Projections:
-        return projections(self.attention)
-
-    @property
-    @override
-    def scale(self) -> float:
-        return float(self.attention.head_dim**-0.5)
 
     @override
     def query(self) -> Tensor:
@@ -84,19 +118,3 @@ class MultiheadProbe(Probe):
     @override
     def modules(self) -> Sequence[nn.Module]:
         return self._modules
-
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        tokens: Tensor = args[1] if len(args) > 1 else kwargs["key"]
-        return self._batch_first(tokens)
-
-    @override
-    def output(self, result: Any) -> Tensor:
-        return self._batch_first(result[0])  # (output, weights or None)
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return (self._batch_first(output), *result[1:])
-
-    def _batch_first(self, tokens: Tensor) -> Tensor:
-        return tokens if self.attention.batch_first else tokens.transpose(0, 1)

@@ -7,7 +7,6 @@ cut into patches for the model, without padding. So the images of one batch have
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +15,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import CaptureError, InputError
-from .huggingface import embedding_of
-from .huggingface_layers import HuggingFaceLayer, check_attention
+from .huggingface_layers import vision_of
 from .reading import Entry, Reading
-from .siglip import SiglipAdapter, SiglipTower, probe_of
-from .unmodified import has_no_foreign_hooks, is_unmodified
+from .siglip import SiglipAdapter, SiglipTower
 
 MODELS = ("Siglip2Model",)
-TOWERS = ("Siglip2Model", "Siglip2VisionModel")
+TOWERS = (*MODELS, "Siglip2VisionModel", "Siglip2VisionTransformer")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class NaFlexTower(SiglipTower):
     """The vision transformer of a `Siglip2Model`."""
 
@@ -55,46 +51,11 @@ class NaFlexTower(SiglipTower):
             )
         return Entry((rows * self.patch, columns * self.patch), len(shapes), Reading())
 
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        from transformers.models.siglip2 import modeling_siglip2 as siglip2
-
-        head: Any = getattr(self.module, "head", None)
-        plain = getattr(siglip2, "Siglip2VisionTransformer", siglip2.Siglip2VisionModel)
-        return (
-            self.probe is not None
-            and is_unmodified(self.module, (plain,))
-            and is_unmodified(self.module.encoder, (siglip2.Siglip2Encoder,))
-            and is_unmodified(head, (siglip2.Siglip2MultiheadAttentionPoolingHead,))
-            and all(has_no_foreign_hooks(module) for module in head.modules())
-        )
-
 
 def tower_of(module: nn.Module) -> NaFlexTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`.
-
-    Raises:
-        UnsupportedModelError: its attention is not made of plain linear maps.
-    """
-    from transformers.models.siglip2 import modeling_siglip2 as siglip2
-
-    plain = getattr(siglip2, "Siglip2VisionTransformer", siglip2.Siglip2VisionModel)
-    if not isinstance(module, (plain, siglip2.Siglip2Model, siglip2.Siglip2VisionModel)):
-        return None
-    inner: Any = module
-    while not isinstance(getattr(inner, "encoder", None), siglip2.Siglip2Encoder):
-        inner = inner.vision_model
-    for index, block in enumerate(inner.encoder.layers):
-        check_attention(index, block.self_attn)
-    probe = probe_of(inner)
-    return NaFlexTower(
-        module=inner,
-        layers=tuple(HuggingFaceLayer(block) for block in inner.encoder.layers),
-        pooling="mean" if probe is None else "probe",
-        prefix=0,
-        probe=probe,
-    )
+    """The vision tower in a module of transformers; None where the module is none of `TOWERS`."""
+    inner = vision_of(module, "siglip2", TOWERS)
+    return None if inner is None else NaFlexTower.of(inner)
 
 
 class NaFlexAdapter(SiglipAdapter):
@@ -102,24 +63,17 @@ class NaFlexAdapter(SiglipAdapter):
 
     tower: NaFlexTower
 
-    @property
     @override
-    def is_unmodified(self) -> bool:
-        from transformers import Siglip2Model
-
-        own = is_unmodified(self.model, (Siglip2Model,), "get_image_features")
-        return own and self.tower.is_unmodified
-
-    @override
-    def image_features(self, images: Tensor) -> Tensor:
-        grid = self.grid(*images.shape[-2:])
+    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         patches = _cut(images, self.tower.patch)
         mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=images.device)
-        shapes = torch.tensor([grid], device=images.device).expand(len(images), -1)
-        features = self.model.get_image_features(
-            pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes
-        )
-        return embedding_of(features)
+        grid = torch.tensor([self.grid(images.shape[-2], images.shape[-1])], device=images.device)
+        shapes = grid.expand(len(images), -1)
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": mask,
+            "spatial_shapes": shapes,
+        }
 
     @override
     def _process(self, images: list[Image.Image]) -> Tensor:
@@ -152,9 +106,4 @@ def _joined(patches: Tensor, rows: int, side: int) -> Tensor:
     return pieces.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * side, count // rows * side)
 
 
-def adapter_of(model: nn.Module, *, name: str, **processors: Any) -> NaFlexAdapter | None:
-    """The adapter of a `Siglip2Model`; None where the model is something else."""
-    from transformers import Siglip2Model
-
-    tower = tower_of(model) if isinstance(model, Siglip2Model) else None
-    return None if tower is None else NaFlexAdapter(model, tower, name=name, **processors)
+ADAPTER = NaFlexAdapter

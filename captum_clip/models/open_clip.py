@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -15,7 +14,7 @@ from ..errors import UnsupportedModelError
 from . import attention_pool, open_clip_text, open_clip_vit, timm_cnn, timm_vit
 from .base import ClipAdapter
 from .open_clip_vit import native_grid
-from .processors import count_tokens, describe, is_transformers_tokenizer, process, statistics
+from .processors import is_transformers_tokenizer, statistics
 from .steps import Direction
 from .text import Row, TextReadout
 from .towers import ResNetTower, Tower
@@ -178,9 +177,6 @@ class OpenClipAdapter(ClipAdapter):
         features: Tensor = self.model.encode_text(tokens)
         return features
 
-    def _process(self, images: list[Image.Image]) -> Tensor:
-        return process(self._require_processor(), images)
-
     def _tokenize(self, texts: list[str]) -> Any:
         tokenizer = self._require_tokenizer()
         if is_transformers_tokenizer(tokenizer):
@@ -192,9 +188,7 @@ class OpenClipAdapter(ClipAdapter):
             return tokenizer(texts, context_length=self.context_length)
         return tokenizer(texts)
 
-    def _count(self, text: str) -> int | None:
-        return count_tokens(self._require_tokenizer(), text)
-
+    @override
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         told = statistics(self.processor)
         if told is None and self.processor is None:  # what OpenCLIP noted on the model
@@ -219,9 +213,6 @@ class OpenClipAdapter(ClipAdapter):
         owner = getattr(text, "config", None) or text
         return getattr(owner, "vocab_size", None)
 
-    def _describe_preprocessing(self) -> object:
-        return describe(self.processor)
-
 
 def _text_readout(model: Any) -> TextReadout | None:
     rows: dict[str, Row] = {"argmax": "end", "eos": "end", "first": "first", "last": "last"}
@@ -238,9 +229,4 @@ def _text_readout(model: Any) -> TextReadout | None:
     return None if row is None else TextReadout(row, causal, padding="max_length")
 
 
-def adapter_of(model: nn.Module, *, name: str, **parts: Any) -> OpenClipAdapter | None:
-    """The adapter of an OpenCLIP model; None where the model is something else."""
-    if not isinstance(model, _models()):
-        return None
-    tower = tower_of(model)
-    return None if tower is None else OpenClipAdapter(model, tower, name=name, **parts)
+ADAPTER = OpenClipAdapter

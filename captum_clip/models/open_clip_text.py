@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
-from .open_clip_vit import layer_of
+from .open_clip_vit import layer_of, runs_blocks
 from .steps import Linear
 from .text import TextReadout, TextTower
 from .unmodified import has_no_foreign_hooks, is_unmodified
@@ -64,32 +64,21 @@ class OpenClipTextTower(TextTower):
     @override
     def is_unmodified(self) -> bool:
         from open_clip import CLIP, CustomTextCLIP
-        from open_clip import transformer as library
+        from open_clip.transformer import TextTransformer, Transformer
 
-        block: Any = self.layers[-1].block
-        blocks = (library.ResidualAttentionBlock, library.CustomResidualAttentionBlock)
-        own_code = self.owner is self.model or is_unmodified(self.owner, (library.TextTransformer,))
+        owners = {} if self.owner is self.model else {self.owner: (TextTransformer,)}
         return (
-            own_code
-            and is_unmodified(self.model, (CLIP, CustomTextCLIP), "encode_text")
-            and is_unmodified(self.owner.transformer, (library.Transformer,))
-            and is_unmodified(block, blocks)
-            and is_unmodified(block.attn, (nn.MultiheadAttention, library.Attention))
-            and all(map(has_no_foreign_hooks, (self.norm, *block.modules())))
+            is_unmodified(self.model, (CLIP, CustomTextCLIP), "encode_text")
+            and has_no_foreign_hooks(self.norm)
+            and runs_blocks(
+                {**owners, self.owner.transformer: (Transformer,)}, self.layers[-1].block
+            )
         )
 
     @property
     @override
     def checkpointing(self) -> bool:
         return bool(self.owner.transformer.grad_checkpointing)
-
-    @override
-    def nondeterminism(self) -> str | None:
-        for layer in self.layers:
-            attention: Any = layer.attention
-            if attention.training and getattr(attention, "dropout", 0) > 0:
-                return f"attention dropout {attention.dropout}"
-        return super().nondeterminism()
 
 
 def text_tower_of(model: Any, readout: TextReadout | None) -> OpenClipTextTower | None:

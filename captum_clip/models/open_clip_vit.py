@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,65 +12,31 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from . import multihead
-from .multihead import MultiheadProbe
+from .multihead import Multihead, MultiheadProbe
 from .steps import Linear, Step
-from .towers import AttentionLayer, Exposed, Pooling, Projections, ViTTower, Which
+from .towers import AttentionLayer, Pooling, Projections, ViTTower, Which
 from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
 
 
-class _OpenClipLayer(AttentionLayer):
-    """What the two kinds of blocks have in common: one stacked weight for query, key and value."""
-
-    block: Any
-    attention: Any
-
-    def __init__(self, block: Any) -> None:
-        super().__init__(block, block.attn, block.attn.num_heads)
-
-    @override
-    def projections(self) -> Projections:
-        return multihead.projections(self.attention)
-
-    @property
-    @override
-    def scale(self) -> float:
-        return float(self.attention.head_dim**-0.5)
-
-
-class MultiheadLayer(_OpenClipLayer):
+class MultiheadLayer(Multihead, AttentionLayer):
     """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
 
-    def _batch_first(self, tokens: Tensor) -> Tensor:
-        return tokens if self.attention.batch_first else tokens.transpose(0, 1)
-
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        return self._batch_first(args[0] if args else kwargs["query"])
+    block: Any
+    residual_argument = (0, "q_x")
 
     @override
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        return self._batch_first(args[0] if args else kwargs["q_x"])
-
-    @override
-    def output(self, result: Any) -> Tensor:
-        return self._batch_first(result[0])  # (output, weights or None)
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return (self._batch_first(output), *result[1:])
-
-    @override
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        block = self.block
-        hidden = residual + block.ls_1(attended)
-        out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-        return out
+        return self._batch_first(super().residual(args, kwargs))
 
     @override
     def branch(self) -> tuple[Step, ...]:
         return (self.block.ls_1,)
+
+    @override
+    def mlp_branch(self) -> tuple[Step, ...]:
+        return (self.block.ln_2, self.block.mlp, self.block.ls_2)
 
     @override
     def leaving(self, result: Any) -> Tensor:
@@ -81,35 +47,24 @@ class MultiheadLayer(_OpenClipLayer):
         return self._batch_first(output)
 
 
-class CustomLayer(_OpenClipLayer):
+class CustomLayer(AttentionLayer):
     """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
 
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        tokens: Tensor = args[0] if args else kwargs["x"]
-        return tokens
-
-    residual = tokens
+    block: Any
+    attention: Any
+    token_argument = (0, "x")
 
     @override
-    def output(self, result: Any) -> Tensor:
-        output: Tensor = result
-        return output
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return output
-
-    @override
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        block = self.block
-        hidden = residual + block.ls_1(block.ln_attn(attended))
-        out: Tensor = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-        return out
+    def projections(self) -> Projections:
+        return multihead.projections(self.attention)
 
     @override
     def branch(self) -> tuple[Step, ...]:
         return (self.block.ln_attn, self.block.ls_1)
+
+    @override
+    def mlp_branch(self) -> tuple[Step, ...]:
+        return (self.block.ln_2, self.block.mlp, self.block.ls_2)
 
     @property
     @override
@@ -124,25 +79,9 @@ class CustomLayer(_OpenClipLayer):
 
     @property
     @override
-    def linear(self) -> bool:
-        return isinstance(self.attention.ln_inner, nn.Identity)
-
-    @override
-    def merge(self, heads_output: Tensor) -> Tensor:
-        output: Tensor = self.attention.out_proj(self.attention.ln_inner(heads_output))
-        return output
-
-    @override
-    def merge_steps(self) -> tuple[Step, ...]:
-        return (self.attention.ln_inner, *super().merge_steps())
-
-    @override
-    def head_parameters(self) -> Sequence[Tensor]:
-        return tuple(self.attention.ln_inner.parameters())
-
-    @override
-    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        return {"heads_output": (self.attention.ln_inner, False)}  # it always runs
+    def inner_norm(self) -> nn.Module:
+        norm: nn.Module = self.attention.ln_inner
+        return norm
 
 
 def native_grid(
@@ -175,12 +114,6 @@ class OpenClipViT(ViTTower):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
 
-    @override
-    def embed(self, readout: Tensor) -> Tensor:
-        # for one token the order of norm and pooling makes no difference
-        normed: Tensor = self.module.ln_post(readout)
-        return normed if self.module.proj is None else normed @ self.module.proj
-
     @property
     @override
     def head(self) -> tuple[Step, ...]:
@@ -195,21 +128,12 @@ class OpenClipViT(ViTTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        from open_clip import transformer as library
+        from open_clip.transformer import AttentionalPooler, Transformer, VisionTransformer
 
-        read: Any = self.layers[-1].block if self.probe is None else self.module.attn_pool
-        readers = (
-            library.ResidualAttentionBlock,
-            library.CustomResidualAttentionBlock,
-            library.AttentionalPooler,
-        )
-        return (
-            is_unmodified(self.module, (library.VisionTransformer,))
-            and is_unmodified(self.module.transformer, (library.Transformer,))
-            and is_unmodified(read, readers)
-            and is_unmodified(read.attn, (nn.MultiheadAttention, library.Attention))
-            and all(has_no_foreign_hooks(module) for module in read.modules())
-        )
+        owners = {self.module: (VisionTransformer,), self.module.transformer: (Transformer,)}
+        if self.probe is None:
+            return runs_blocks(owners, self.layers[-1].block)
+        return runs_blocks(owners, self.module.attn_pool, (AttentionalPooler,))
 
     @property
     @override
@@ -224,15 +148,30 @@ class OpenClipViT(ViTTower):
 
     @override
     def nondeterminism(self) -> str | None:
-        # dropout of patches or attention is a number here, not a `Dropout`
+        # dropout of patches is a number here, not a `Dropout`
         patches = self.module.patch_dropout
         if patches.training and getattr(patches, "prob", 0) > 0:
             return f"patch dropout {patches.prob}"
-        for each in self.attentions:
-            attention: Any = each.outlet
-            if attention.training and getattr(attention, "dropout", 0) > 0:
-                return f"attention dropout {attention.dropout}"
         return super().nondeterminism()
+
+
+def runs_blocks(
+    owners: Mapping[nn.Module, tuple[type, ...]], block: Any, blocks: tuple[type, ...] | None = None
+) -> bool:
+    """Whether a block, or what stands for it, and what runs it are OpenCLIP's own code."""
+    from open_clip.transformer import (
+        Attention,
+        CustomResidualAttentionBlock,
+        ResidualAttentionBlock,
+    )
+
+    blocks = blocks or (ResidualAttentionBlock, CustomResidualAttentionBlock)
+    return (
+        all(is_unmodified(owner, kinds) for owner, kinds in owners.items())
+        and is_unmodified(block, blocks)
+        and is_unmodified(block.attn, (nn.MultiheadAttention, Attention))
+        and all(map(has_no_foreign_hooks, block.modules()))
+    )
 
 
 def tower_of(visual: Any) -> OpenClipViT:
@@ -261,14 +200,9 @@ def tower_of(visual: Any) -> OpenClipViT:
 
 
 def _probe(visual: Any, pool: Any) -> MultiheadProbe:
-    for what in multihead.unsupported_parts(pool.attn):
-        raise UnsupportedModelError(
-            f"the attentional pool of the VisionTransformer has an attention with {what}; expected "
-            "the library's own. Merge adapters such as LoRA into the weights first, load the model "
-            "without quantisation, and remove hooks from it."
-        )
     query, modules = partial(_embedded_query, pool), [pool, visual.ln_post]
-    return MultiheadProbe(pool.attn, query, pool.ln_k, modules)
+    where = "the attentional pool of the VisionTransformer"
+    return MultiheadProbe(where, pool.attn, query, pool.ln_k, modules)
 
 
 def _embedded_query(pool: Any) -> Tensor:
@@ -284,7 +218,7 @@ def layer_of(index: int, block: Any) -> AttentionLayer:
     """
     from open_clip.transformer import Attention
 
-    attention = getattr(block, "attn", None)
+    attention: Any = getattr(block, "attn", None)
     if isinstance(attention, nn.MultiheadAttention):
         refused = {"separate query, key and value weights": attention.in_proj_weight is None}
         refused |= dict.fromkeys(multihead.unsupported_parts(attention), True)
@@ -303,5 +237,5 @@ def layer_of(index: int, block: Any) -> AttentionLayer:
                 "are torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's "
                 "Attention without scaled_cosine and scale_heads."
             )
-    plain = isinstance(attention, nn.MultiheadAttention)
-    return MultiheadLayer(block) if plain else CustomLayer(block)
+    kind = MultiheadLayer if isinstance(attention, nn.MultiheadAttention) else CustomLayer
+    return kind(block, attention, attention.num_heads)

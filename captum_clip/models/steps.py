@@ -106,7 +106,9 @@ def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
     """The steps of some modules in a row; `Sequential` and timm's `Mlp` are taken apart."""
     steps: list[Step] = []
     for module in modules:
-        if type(module) is nn.Sequential:
+        if not has_no_foreign_hooks(module):  # one on the whole would not see its parts
+            steps.append(module)
+        elif type(module) is nn.Sequential:
             steps += flattened(module)
         elif type(module).__name__ == "Mlp":
             names = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
@@ -126,6 +128,16 @@ def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     """The output of some steps for tokens (..., D)."""
     for step in steps:
         token = _forward(_plain(step), token)
+    return token
+
+
+def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
+    """The same, with every module called as it is, so that its hooks act."""
+    for step in steps:
+        if isinstance(step, Residual):
+            token = token + call_steps(step.steps, token)
+        else:
+            token = step(token) if isinstance(step, nn.Module) else _forward(step, token)
     return token
 
 

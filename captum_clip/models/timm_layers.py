@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from .multihead import linear_maps
 from .steps import Linear, Scale, Step
 from .towers import AttentionLayer, Exposed, Probe, Projections, Which
 from .unmodified import is_linear
@@ -22,6 +23,7 @@ class TimmLayer(AttentionLayer):
 
     block: Any
     attention: Any
+    token_argument = (0, "x")
 
     def __init__(self, block: Any, *, rotary: bool) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
@@ -33,35 +35,18 @@ class TimmLayer(AttentionLayer):
         output = Linear(own.proj.weight, own.proj.bias)
         if own.qkv is None:
             separate = (own.q_proj, own.k_proj, own.v_proj)
-            query, key, value = (Linear(m.weight, m.bias) for m in separate)
-            return Projections(query, key, value, output)
+            return Projections._make((*(Linear(m.weight, m.bias) for m in separate), output))
+        weights = own.qkv.weight.chunk(3)
         if own.qkv.bias is not None:
-            biases = own.qkv.bias.chunk(3)
-        else:  # EVA keeps them beside its map, that of the keys as zeros
-            biases = tuple(getattr(own, f"{name}_bias", None) for name in "qkv")
-        query, key, value = map(Linear, own.qkv.weight.chunk(3), biases)
-        return Projections(query, key, value, output)
+            return Projections._make((*linear_maps(weights, own.qkv.bias), output))
+        # EVA keeps them beside its map, that of the keys as zeros
+        biases = (getattr(own, f"{name}_bias", None) for name in "qkv")
+        return Projections._make((*map(Linear, weights, biases), output))
 
     @property
     @override
     def scale(self) -> float:
         return float(self.attention.scale)
-
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        tokens: Tensor = args[0] if args else kwargs["x"]
-        return tokens
-
-    residual = tokens
-
-    @override
-    def output(self, result: Any) -> Tensor:
-        output: Tensor = result
-        return output
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return output
 
     @override
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -88,17 +73,9 @@ class TimmLayer(AttentionLayer):
 
     @property
     @override
-    def linear(self) -> bool:
-        return isinstance(self.attention.norm, nn.Identity)
-
-    @override
-    def merge(self, heads_output: Tensor) -> Tensor:
-        output: Tensor = self.attention.proj(self.attention.norm(heads_output))
-        return output
-
-    @override
-    def merge_steps(self) -> tuple[Step, ...]:
-        return (self.attention.norm, *super().merge_steps())
+    def inner_norm(self) -> nn.Module:
+        norm: nn.Module = self.attention.norm
+        return norm
 
     @override
     def branch(self) -> tuple[Step, ...]:
@@ -107,19 +84,22 @@ class TimmLayer(AttentionLayer):
         block = self.block
         if isinstance(block, EvaBlockPostNorm):
             return (block.norm1,)
-        if isinstance(block, EvaBlock):
-            return () if block.gamma_1 is None else (Scale(block.gamma_1),)
-        return (block.ls1,)
+        return _scale(block.gamma_1) if isinstance(block, EvaBlock) else (block.ls1,)
 
     @override
-    def head_parameters(self) -> Sequence[Tensor]:
-        return () if self.linear else tuple(self.attention.norm.parameters())
+    def mlp_branch(self) -> tuple[Step, ...]:
+        from timm.models.eva import EvaBlock, EvaBlockPostNorm
+
+        block = self.block
+        if isinstance(block, EvaBlockPostNorm):
+            return (block.mlp, block.norm2)
+        last = _scale(block.gamma_2) if isinstance(block, EvaBlock) else (block.ls2,)
+        return (block.norm2, block.mlp, *last)
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        # EVA's `qkv` is used by its weight, so a hook on it would never fire; the norm always runs
-        own = self.attention
-        modules: dict[Exposed, tuple[nn.Module, bool]] = {"heads_output": (own.norm, False)}
+        # EVA's `qkv` is used by its weight, so a hook on it would never fire
+        own, modules = self.attention, dict(super().qkv_modules())
         if own.qkv is None:
             modules |= {
                 "query": (own.q_proj, True),
@@ -128,25 +108,9 @@ class TimmLayer(AttentionLayer):
             }
         return modules
 
-    @override
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        from timm.models.eva import EvaBlock, EvaBlockPostNorm
 
-        block = self.block
-        if isinstance(block, EvaBlockPostNorm):
-            hidden: Tensor = residual + block.norm1(attended)
-            after: Tensor = block.norm2(block.mlp(hidden))
-        elif isinstance(block, EvaBlock):
-            hidden = residual + _scaled(attended, block.gamma_1)
-            after = _scaled(block.mlp(block.norm2(hidden)), block.gamma_2)
-        else:
-            hidden = residual + block.ls1(attended)
-            after = block.ls2(block.mlp(block.norm2(hidden)))
-        return hidden + after
-
-
-def _scaled(tokens: Tensor, gamma: Tensor | None) -> Tensor:
-    return tokens if gamma is None else gamma * tokens
+def _scale(gamma: Tensor | None) -> tuple[Step, ...]:
+    return () if gamma is None else (Scale(gamma),)
 
 
 class TimmProbe(Probe):
@@ -161,9 +125,7 @@ class TimmProbe(Probe):
     @override
     def projections(self) -> Projections:
         pool = self.pool
-        weights = pool.kv.weight.chunk(2)
-        biases = (None, None) if pool.kv.bias is None else pool.kv.bias.chunk(2)
-        key, value = map(Linear, weights, biases)
+        key, value = linear_maps(pool.kv.weight.chunk(2), pool.kv.bias)
         query = Linear(pool.q.weight, pool.q.bias)
         return Projections(query, key, value, Linear(pool.proj.weight, pool.proj.bias))
 
@@ -186,20 +148,6 @@ class TimmProbe(Probe):
     @override
     def modules(self) -> Sequence[nn.Module]:
         return self._norm, self.pool
-
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        tokens: Tensor = args[0]
-        return tokens
-
-    @override
-    def output(self, result: Any) -> Tensor:
-        output: Tensor = result
-        return output
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return output
 
 
 def unsupported_layers(trunk: Any) -> Iterator[str]:

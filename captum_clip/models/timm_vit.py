@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
@@ -16,6 +16,7 @@ from .towers import Pooling, ViTTower
 from .unmodified import has_no_foreign_hooks, is_unmodified
 
 MODELS = ()
+ADAPTER = None  # alone it has no text tower
 TOWERS = ("VisionTransformer", "Eva")
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "probe"}
@@ -49,17 +50,6 @@ class TimmTower(ViTTower):
             "them, let the adapter's preprocess do it, or make the model for another size "
             "(force_image_size in OpenCLIP)."
         )
-
-    @override
-    def embed(self, readout: Tensor) -> Tensor:
-        trunk = self.trunk
-        if self.probe is None:
-            readout = trunk.norm(readout)
-        elif trunk.attn_pool.mlp is not None:
-            pool = trunk.attn_pool
-            readout = readout + pool.mlp(pool.norm(readout))
-        embedding: Tensor = trunk.head(trunk.head_drop(trunk.fc_norm(readout)))
-        return embedding if trunk is self.module else self.module.head(embedding)
 
     @property
     @override
@@ -148,10 +138,6 @@ def tower_of(module: nn.Module) -> TimmTower | None:
         prefix=int(trunk.num_prefix_tokens),
         probe=TimmProbe(trunk.attn_pool, trunk.norm) if pooling == "probe" else None,
     )
-
-
-def adapter_of(model: nn.Module, **_: Any) -> None:
-    """Alone it has no text tower."""
 
 
 def _unsupported_trunk(trunk: Any) -> Iterator[str]:

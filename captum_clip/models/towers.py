@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .images import check_images
 from .reading import Entry, Reading
-from .steps import Direction, Linear, Step
+from .steps import Direction, Linear, Step, call_steps
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "probe"]
@@ -35,12 +36,32 @@ class Projections(NamedTuple):
     output: Linear
 
 
+def first_part(result: Any) -> Tensor:
+    """The first of what a module returned, which may be a tuple."""
+    part: Tensor = result[0] if isinstance(result, tuple) else result
+    return part
+
+
+def with_first_part(result: Any, part: Tensor) -> Any:
+    """`result` with `part` in the place of its first."""
+    return (part, *result[1:]) if isinstance(result, tuple) else part
+
+
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
+    """An argument of a call, however it was handed over."""
+    value: Tensor = args[index] if len(args) > index else kwargs[name]
+    return value
+
+
 class Attention(ABC):
     """One multi-head attention of H heads, seen from outside.
 
     Tokens enter the module `inlet`, and `outlet` returns what the attention gives; mostly they are
     one module.
     """
+
+    token_argument: tuple[int, str] = (0, "hidden_states")
+    """Where the tokens are among the arguments of the inlet: position and name."""
 
     def __init__(self, inlet: nn.Module, outlet: nn.Module, heads: int) -> None:
         self.inlet = inlet
@@ -52,75 +73,81 @@ class Attention(ABC):
         """The live query, key, value and output maps."""
 
     @property
-    @abstractmethod
     def scale(self) -> float:
         """What query times key is multiplied with, usually head size ** -0.5."""
+        return float((len(self.projections().query.weight) // self.heads) ** -0.5)
 
-    @abstractmethod
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The tokens (B, s, D) of keys and values among the arguments of the inlet."""
+        return argument(args, kwargs, *self.token_argument)
 
-    @abstractmethod
     def output(self, result: Any) -> Tensor:
         """The output (B, rows, D) in what the outlet returned."""
+        return first_part(result)
 
-    @abstractmethod
     def replaced(self, result: Any, output: Tensor) -> Any:
         """`result` with `output` (B, rows, D) in the place of its output."""
+        return with_first_part(result, output)
+
+    @property
+    def inner_norm(self) -> nn.Module | None:
+        """What always runs on the heads' outputs side by side, before the output map."""
+        return None
 
     @property
     def linear(self) -> bool:
-        """Whether `merge` is the output map alone, so that a gradient passes it as W_O^T."""
-        return True
-
-    def merge(self, heads_output: Tensor) -> Tensor:
-        """The output (..., D) from the heads' outputs side by side, where that is more than W_O.
-
-        An inner norm makes it so. Called only where `linear` is False.
-        """
-        raise NotImplementedError
-
-    def head_parameters(self) -> Sequence[Tensor]:
-        """Further parameters (H d,) of the heads' outputs, such as an inner norm's."""
-        return ()
+        """Whether the output map alone follows the heads, so that a gradient passes it as W_O^T."""
+        return isinstance(self.inner_norm, (nn.Identity, type(None)))
 
     def merge_steps(self) -> tuple[Step, ...]:
-        """The steps of `merge`: the output map, and the inner norm before it where there is one."""
-        return (self.projections().output,)
+        """What the heads' outputs go through: the inner norm where there is one, the output map."""
+        norm = () if self.inner_norm is None else (self.inner_norm,)
+        return (*norm, self.projections().output)
+
+    def merge(self, heads_output: Tensor) -> Tensor:
+        """The output (..., D) from the heads' outputs side by side."""
+        return call_steps(self.merge_steps(), heads_output)
 
 
 class AttentionLayer(Attention):
     """One residual block of a ViT, seen from its self-attention.
 
-    The block computes ``z = r + scale(attention(norm(r)))`` and ``z + mlp(z)``, where ``r`` is the
-    block's input; ``norm(r)`` are the tokens that enter ``attention``.
+    The block computes ``z = r + branch(attention(norm(r)))`` and ``z + mlp_branch(z)``, where ``r``
+    is the block's input; ``norm(r)`` are the tokens that enter ``attention``.
     """
+
+    residual_argument: tuple[int, str] | None = None
+    """Where the block's input is; None: called as the tokens are."""
 
     def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
         super().__init__(attention, attention, heads)
         self.block = block
         self.attention = attention
 
-    @abstractmethod
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D) among the arguments of the block."""
-
-    @abstractmethod
-    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
-        """The block's output from its input and the attention's output, both (..., D)."""
+        return argument(args, kwargs, *(self.residual_argument or self.token_argument))
 
     def branch(self) -> tuple[Step, ...]:
         """What the attention's output goes through before it is added to the residual."""
         return ()
 
+    @abstractmethod
+    def mlp_branch(self) -> tuple[Step, ...]:
+        """What their sum goes through before it is added to itself: norm, MLP."""
+
+    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """The block's output from its input and the attention's output, both (..., D)."""
+        hidden = residual + call_steps(self.branch(), attended)
+        return hidden + call_steps(self.mlp_branch(), hidden)
+
     def leaving(self, result: Any) -> Tensor:
         """The block's output (B, s, D) in what the block returned."""
-        output: Tensor = result[0] if isinstance(result, tuple) else result
-        return output
+        return first_part(result)
 
     def left(self, result: Any, output: Tensor) -> Any:
         """`result` with `output` (B, s, D) in the place of the block's output."""
-        return (output, *result[1:]) if isinstance(result, tuple) else output
+        return with_first_part(result, output)
 
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What else of the attention's arguments `turned` needs, such as a table of RoPE."""
@@ -135,20 +162,16 @@ class AttentionLayer(Attention):
         return True
 
     def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
-        """Queries or keys (B, H, rows, d) as they enter the product: qk-norm, RoPE.
-
-        The rows are the first ones of the sequence. Called only where `plain` is False.
-        """
+        """Queries or keys (B, H, rows, d) as they enter the product, the first rows of all."""
         return heads
 
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         """Modules whose output (True) or input (False) is one of these, (B, s, D).
 
-        Queries, keys and values as projected; heads_output = the heads' outputs side by side, what
-        enters the output map or the norm before it. What a family does not expose is left out and
-        computed again; where `linear` is False heads_output must be there.
+        Queries, keys and values as projected; heads_output = the heads' outputs side by side. What
+        a family does not expose is left out and computed again.
         """
-        return {}
+        return {} if self.inner_norm is None else {"heads_output": (self.inner_norm, False)}
 
 
 class Probe(Attention):
@@ -217,12 +240,11 @@ class Tower(ABC):
 
     def embedding(self, result: Any) -> Tensor:
         """The image embedding (B, E), before the projection if any, in what the tower returned."""
-        embedding: Tensor = result[0] if isinstance(result, tuple) else result
-        return embedding
+        return first_part(result)
 
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         """`result` with `embedding` in the place of its own."""
-        return (embedding, *result[1:]) if isinstance(result, tuple) else embedding
+        return with_first_part(result, embedding)
 
     def nondeterminism(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer; None if nothing."""
@@ -276,19 +298,20 @@ class ViTTower(Tower):
         with torch.no_grad():
             return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
-    @abstractmethod
     def embed(self, readout: Tensor) -> Tensor:
         """The image embedding (..., E) from the token that is read, (..., D).
 
         That is the last block's output for it; with a probe, what the probe's attention returned.
         """
+        # for one token the order of norm and pooling makes no difference
+        return call_steps(self.head, readout)
 
     @property
     def head(self) -> tuple[Step, ...]:
         """What `embed` sends its token through, step by step.
 
         Raises:
-            UnsupportedModelError: the family does not say.
+            UnsupportedModelError: the family has an `embed` of its own, and does not say.
         """
         raise UnsupportedModelError(
             f"the score of a {type(self.module).__name__} cannot be taken apart: it is not known "
@@ -306,6 +329,16 @@ class ViTTower(Tower):
             f"it is not known where a {type(self.module).__name__} projects its patches; take "
             "another method."
         )
+
+    @override
+    def nondeterminism(self) -> str | None:
+        # attention dropout is often a number, not a module
+        for attention in self.attentions:
+            outlet: Any = attention.outlet
+            rate = getattr(outlet, "attention_dropout", getattr(outlet, "dropout", 0))
+            if outlet.training and isinstance(rate, float) and rate > 0:
+                return f"attention dropout {rate}"
+        return super().nondeterminism()
 
     @property
     def steps_before_mean(self) -> int:

@@ -62,7 +62,8 @@ def renumber_heads(model: Model, layer: int, permutation: Sequence[int]) -> Mode
 
 def _permute(attention: AttentionLayer, order: list[int]) -> None:
     maps = attention.projections()
-    for parameter in attention.head_parameters():
+    norm = attention.inner_norm
+    for parameter in () if norm is None else norm.parameters():
         parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
     for rows in maps[:3]:  # query, key, value
         for values in (rows.weight, rows.bias):
