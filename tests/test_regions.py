@@ -85,7 +85,7 @@ def test_the_threshold_is_that_of_what_the_model_saw() -> None:
     marked = region(heat, (10, 0, 20, 10), "mean", **about).mask
     assert torch.equal(torch.as_tensor(marked[:, 10:20]), seen > seen.mean())
     assert region(torch.zeros(4, 4), (0, 0, 4, 4), "otsu", **about).peak is None
-    heat[:, 10:20] = torch.tensor([0.1] * 6 + [0.9] * 4)
+    heat[:, 10:20] = torch.tensor([0.0] * 6 + [1.0] * 4)
     assert region(heat, (10, 0, 20, 10), "otsu", **about).mask.sum() == 40
 
 

@@ -62,7 +62,7 @@ def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None
 
     def draw(path: Path) -> Figure:
         explanation = _explain(arguments, path, clip, target)
-        _save_regions(arguments, explanation, path.relative_to(folder))
+        _save_regions(arguments, explanation, path.resolve().relative_to(folder.resolve()))
         return explanation.plot(original=_draws_original(arguments, explanation))
 
     draw_pictures(

@@ -63,7 +63,10 @@ def test_each_image_of_a_folder_gets_a_picture_and_all_a_sheet(
     with Image.open(here / "photos-explained/contact_sheet.jpg") as sheet:
         assert sheet.format == "JPEG"
         assert sheet.width > sheet.height  # three beside each other
-    run(f"explain photos/image0.png horse dog --model {vit} -o alone.png", capsys)
+    options = f"horse dog --model {vit}"
+    run(f"explain photos {options} -o other --regions regions", capsys)
+    assert sorted(os.listdir("regions/inner/image1.png"))[-1] == "regions.json"
+    run(f"explain photos/image0.png {options} -o alone.png", capsys)
     assert found["image0.png.png"] == (here / "alone.png").read_bytes()
 
 
