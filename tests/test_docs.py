@@ -20,6 +20,7 @@ from torch import Tensor
 import captum_clip
 from captum_clip import attr
 from captum_clip.cli.parser import build_parser
+from captum_clip.demo import MODELS
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.registry import DATA_SETS
@@ -46,7 +47,11 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 
 # Examples with names of the hub run on the embedded models, which need no network.
+VIT, RESNET = str(MODELS["demo/vit"]), f"local-dir:{MODELS['demo/resnet']}"
 INSTEAD = {
+    '"openai/clip-vit-base-patch32"': repr(VIT),
+    '"RN50-quickgelu", pretrained="openai"': repr(RESNET),
+    '"RN50-quickgelu"': repr(RESNET),
     '"ViT-B/32"': '"demo/vit"',
     '"RN101"': '"demo/resnet"',
     '"google/siglip2-base-patch16-224"': '"demo/vit"',
@@ -222,7 +227,7 @@ def anchors_of(page: Path) -> set[str]:
 def test_links_between_files_lead_somewhere(page):
     """Files and headings exist, seen from where the page lies on GitHub."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    for link in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]", text):
         if "://" in link:
             continue
         name, _, anchor = link.partition("#")

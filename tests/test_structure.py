@@ -1,6 +1,6 @@
-"""The house rules that can be read from the source: floors, hooks, sizes, light imports.
+"""The house rules that can be read from the source: layers, hooks, sizes, light imports.
 
-The floors are contracts of import-linter, in pyproject.toml, where ruff is also told what is never
+The layers are contracts of import-linter, in pyproject.toml, where ruff is also told what is never
 imported at the top of a module. What neither can express is read here.
 """
 
@@ -39,7 +39,7 @@ def offenders(forbidden: dict[str, set[str]]) -> dict[str, set[str]]:
     return {name: names for name, names in forbidden.items() if names}
 
 
-def test_imports_point_down_the_floors(capsys: pytest.CaptureFixture[str]) -> None:
+def test_imports_point_down_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
     """`lint-imports` keeps the contracts of pyproject.toml."""
     status = lint_imports(config_filename=str(PACKAGE.parent / "pyproject.toml"), no_cache=True)
     assert status == 0, capsys.readouterr().out

@@ -18,10 +18,8 @@ from .model_cache import EMBEDDED, ModelCache
 from .queries import Query, ask, example
 
 LARGEST_UPLOAD: Final = "20mb"
-_POLICY: Final = (
-    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
-)
-"""The browser itself refuses to ask any other server."""
+_POLICY: Final = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors"
+"""The browser itself refuses to ask any other server; whose frames may hold the page follows."""
 
 _Message = MutableMapping[str, Any]
 _App = Callable[..., Awaitable[None]]
@@ -71,13 +69,13 @@ def serve(cache: ModelCache, listening: socket.socket, hosts: Collection[str] = 
         cache: with the models.
         listening: of :func:`open_port`.
         hosts: names that the page is reached by, beside localhost, this machine's name and
-            addresses; a request that names another one is refused.
+            addresses; a request that names another one is refused, and so is a frame.
     """
     with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder, _settings(folder):
         import uvicorn
 
         config = uvicorn.Config(
-            _guarded(_application(cache, folder), {"localhost", socket.gethostname(), *hosts}),
+            _guarded(_application(cache, folder), hosts),
             log_config=None,
             log_level="critical",  # it calls it an error when a page is open at the end
             timeout_graceful_shutdown=1,
@@ -137,15 +135,18 @@ def _guarded(app: _App, hosts: Collection[str]) -> _App:
 
     A page from elsewhere, whose name was made to lead to this machine, so reaches nothing.
     """
+    frames = (f"https://{host}" for host in hosts if not _is_host(host.encode(), ()))
+    policy = " ".join((_POLICY, "'self'", *frames)).encode()
+    names = {"localhost", socket.gethostname(), *hosts}
 
     async def answer(scope: _Message, receive: Any, send: Callable[[_Message], Any]) -> None:
         async def sending(message: _Message) -> None:
             if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", _POLICY.encode())
-                message["headers"] = [*message.get("headers", ()), policy]
+                header = (b"content-security-policy", policy)
+                message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
-        if scope["type"] == "http" and not _is_host(dict(scope["headers"]).get(b"host"), hosts):
+        if scope["type"] == "http" and not _is_host(dict(scope["headers"]).get(b"host"), names):
             await send({"type": "http.response.start", "status": 421, "headers": []})
             await send({"type": "http.response.body", "body": b"This page has another name.\n"})
             return
