@@ -10,7 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
@@ -85,14 +85,17 @@ def draw_names(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
     sample holds the smaller one.
     """
     names = list(names)
-    if limit is None:
-        return names
+    return names if limit is None else [names[i] for i in sorted(draw_order(names, seed)[:limit])]
 
-    def rank(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
 
-    drawn = set(sorted(names, key=rank)[:limit])
-    return [name for name in names if name in drawn]
+def draw_order(names: Sequence[str], seed: int) -> list[int]:
+    """Indices of all names, those that the smaller samples of :func:`draw_names` hold first."""
+
+    def rank(index: int) -> bytes:
+        text = f"{seed}/{names[index]}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+    return sorted(range(len(names)), key=rank)
 
 
 def make_folder(folder: str | Path) -> Path:

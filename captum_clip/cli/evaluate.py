@@ -80,9 +80,9 @@ COMMAND: Final = Command(
         Option(
             "--data",
             "masks:FOLDER, imagenet-segmentation:FILE, imagenet-s:FOLDER, voc:FOLDER, "
-            "open-images:FOLDER, classes:FOLDER, mosaics:FOLDER, fixations:FOLDER, "
+            "open-images:FOLDER, classes:FOLDER, mosaics:FOLDER, fixations:FOLDER, demo-singles, "
             "demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
-            "demo, demo-singles, demo-mosaics",
+            "demo, demo-objects, demo-mosaics",
             otherwise="the last three for embedded models",
             metavar="DATA",
             many=True,
@@ -123,7 +123,7 @@ COMMAND: Final = Command(
             "--few", "images for slow measures: sensitivity, sanity, ROAD, Captum's own", default=64
         ),
         SEED,
-        Option("--draws", "perturbations per image for infidelity", default=10),
+        Option("--draws", "random masks per image for faithfulness and infidelity", default=32),
         replace(BATCH_SIZE, default=32),
         Option(
             "--chunk-size", "images per unit of work; a stop costs at most one unit", default=32

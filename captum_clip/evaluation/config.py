@@ -13,7 +13,7 @@ from ..runs import EngineName, check_engine, given_parts
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]
 FILLS: Final = get_args(Fill)
-DATA: Final = ("demo", "demo-singles", "demo-mosaics")
+DATA: Final = ("demo", "demo-objects", "demo-mosaics")
 _LISTS: Final = ("data", "methods", "maps", "tasks", "fills")
 _LARGEST_SEED: Final = 2**31 - 1
 _LEAST: Final = {
@@ -43,10 +43,10 @@ class EvaluationConfig:
         against: explain regions by their text, or by another picture of the same thing; then only
             "localization" and "signs" are measured.
         images: at most so many of each data set.
-        few: images of each data set, the first ones, for what takes long: sensitivity, sanity,
-            ROAD's fill, and all of Captum's own methods.
+        few: images of each data set, drawn from all of them, for what takes long: sensitivity,
+            sanity, ROAD's fill, and all of Captum's own methods.
         seed: of every draw.
-        draws: perturbations an image for infidelity.
+        draws: random masks an image for faithfulness and infidelity.
         fills: what takes the place of removed pixels: "mean" colour (normalised zero), "black",
             "blur", "road".
         batch_size: images a forward pass.
@@ -77,7 +77,7 @@ class EvaluationConfig:
     images: int = 500
     few: int = 64
     seed: int = 0
-    draws: int = 10
+    draws: int = 32
     fills: tuple[Fill, ...] = ("mean", "road")
     batch_size: int = 32
     chunk_size: int = 32

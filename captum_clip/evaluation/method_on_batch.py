@@ -141,9 +141,9 @@ class MethodOnBatch:
         return queries_of(views, self.context.encode(texts), texts)
 
     def slow(self, queries: Queries) -> Queries:
-        """Those of the data set's first images, for what takes long."""
-        limit = self.config.few
-        return queries.part([i for i, number in enumerate(queries.numbers) if number < limit])
+        """Those of the images that are drawn for what takes long."""
+        few = self.context.slow_numbers
+        return queries.part([i for i, number in enumerate(queries.numbers) if number in few])
 
 
 def finite_maps(raw: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-StatisticName = Literal["mean", "ratio", "mean_iou", "spearman", "sign_agreement"]
+StatisticName = Literal["mean", "ratio", "mean_iou", "spearman", "balanced_accuracy", "auc"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,11 @@ class Metric:
         better: which way is good; "none" where the figure only describes.
         statistic: how the figure comes from the rows of the long table, by its name in
             :data:`captum_clip.evaluation.resampling.STATISTICS`, which says the parts it needs.
+        constant: what an answer gets that is always the same; nothing that is no better is bold.
     """
 
     name: str
     protocol: str
     better: Literal["high", "low", "none"] = "high"
     statistic: StatisticName = "mean"
+    constant: float | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import targets
 from ..errors import InputError
+from ..files import draw_order
 from ..models import ClipAdapter, load_clip
 from ..models.towers import ViTTower
 from ..models.variants import randomize_parameters, renumber_heads
@@ -53,6 +54,11 @@ class ModelContext:
         """Cosines (N, K) of images, a batch at a time."""
         forward = self.forward(rows)
         return torch.cat([forward(part) for part in torch.split(pixels, self.config.batch_size)])
+
+    @cached_property
+    def slow_numbers(self) -> frozenset[int]:
+        """The samples that see what takes long, drawn from all."""
+        return frozenset(draw_order(self.data.names, self.config.seed)[: self.config.few])
 
     @cached_property
     def classes(self) -> Tensor:

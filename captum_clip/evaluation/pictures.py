@@ -71,15 +71,21 @@ def perturbation_curves(
         "seed": summary.seed,
     }
     bands = [curve_bands(table, **options) for table in (most_first, least_first)]
-    drawn = [name for name in summary.methods if any(name in panel for panel in bands)]
+    images = most_first.groupby("method", observed=True)["sample"].nunique().to_dict()
+    most = max(images.values(), default=0)
+    labels = {  # over fewer images than the others: say so where it is compared with them
+        name: name if images.get(name, most) == most else f"{name} (n = {images[name]})"
+        for name in summary.methods
+        if any(name in panel for panel in bands)
+    }
     return curves(
-        *[{name: panel[name] for name in drawn if name in panel} for panel in bands],
+        *[{labels[name]: panel[name] for name in labels if name in panel} for panel in bands],
         headers=("most relevant first", "least relevant first"),
         title=title,
         xlabel="share of the pixels removed",
         ylabel="top-1 accuracy",
-        reference=summary.reference if summary.reference in drawn else None,
-        baselines=[name for name in summary.baselines if name in drawn],
+        reference=labels.get(summary.reference),
+        baselines=[labels[name] for name in summary.baselines if name in labels],
         caption=_caption([most_first, least_first], summary.level),
     )
 

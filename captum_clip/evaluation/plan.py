@@ -11,6 +11,7 @@ import torch
 from ..attr.registry import default_method
 from ..checks import error_context, find_repeated
 from ..errors import InputError
+from ..files import draw_order
 from ..models import ClipAdapter
 from ..runs import ModelLoader, full_name, label_of, slug
 from .config import DATA, EvaluationConfig
@@ -112,28 +113,38 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     reference = _reference(config, clip, [method.name for method in methods])
     for method in named:
         _try(clip, method)
-    shards = tuple(shards_of(data, methods, size=config.chunk_size, max_slow_images=config.few))
+    sizes = {"size": config.chunk_size, "max_slow_images": config.few, "seed": config.seed}
+    shards = tuple(shards_of(data, methods, **sizes))
     return Plan(config, model, fingerprint, data, tasks, methods, reference, shards)
 
 
 def shards_of(
-    data: Sequence[DataSet], methods: Sequence[Method], *, size: int, max_slow_images: int
+    data: Sequence[DataSet],
+    methods: Sequence[Method],
+    *,
+    size: int,
+    max_slow_images: int,
+    seed: int,
 ) -> list[Shard]:
     """Cut every data set into batches; all methods of a batch follow each other.
+
+    Samples come in the order in which they would be drawn, so the first are a sample of all.
 
     Args:
         data: the data sets.
         methods: all of them.
         size: samples a shard; the last one may have fewer.
         max_slow_images: samples of a data set that costly methods see.
+        seed: of the order.
     """
     shards = []
     for place, data_set in enumerate(data):
         folder = f"{FOLDER}/{place:02d}-{slug(data_set.name)}"
+        order = draw_order(data_set.names, seed)
         for start in range(0, len(data_set), size):
             for number, method in enumerate(methods):
                 seen = max_slow_images if method.costly else len(data_set)
-                numbers = tuple(range(start, min(start + size, len(data_set), seen)))
+                numbers = tuple(sorted(order[start : min(start + size, seen)]))
                 name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
                 if numbers:
                     shards.append(Shard(place, number, numbers, name))

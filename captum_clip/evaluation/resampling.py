@@ -92,9 +92,30 @@ def _counted(values: Array) -> Array:
 
 
 def _signs(values: Array) -> Array:
-    """As :func:`captum_clip.metrics.effect_agreement` counts: rows without an effect do not."""
+    """Agreement and number of the rows with a positive and of those with a negative effect."""
     mass, effect = np.sign(values).T
-    return np.stack([np.where(effect != 0, (1 + mass * effect) / 2, 0), effect != 0], axis=1)
+    right = (1 + mass * effect) / 2  # no mass has no sign and counts one half
+    rises, falls = effect > 0, effect < 0
+    return np.stack([right * rises, rises, right * falls, falls], axis=1)
+
+
+def _balanced_accuracy(risen: Array, rises: Array, fallen: Array, falls: Array) -> Array:
+    """As :func:`captum_clip.metrics.effect_agreement` has it."""
+    return (_quotient(risen, rises) + _quotient(fallen, falls)) / 2
+
+
+def _auc(index: Index, values: Array, samples: int) -> Statistic:
+    """The chance that the mass of a positive effect is above that of a negative one."""
+    order, effect = np.unique(values[:, 0], return_inverse=True)[1], np.sign(values[:, 1])
+
+    def area(sample_weights: Array) -> float:
+        weights = sample_weights[index]
+        rises, falls = (np.bincount(order, weights=weights * (effect == s)) for s in (1, -1))
+        pairs = rises.sum() * falls.sum()
+        below = np.cumsum(falls) - falls / 2  # of equal masses one half
+        return float(rises @ below / pairs) if pairs else np.nan
+
+    return lambda weights: np.array([area(row) for row in weights])
 
 
 _PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
@@ -104,8 +125,10 @@ STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
     "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
     "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
     "spearman": RowStatistic(_EFFECT, _spearman),
-    "sign_agreement": _additive(_EFFECT, _signs, _quotient),
+    "balanced_accuracy": _additive(_EFFECT, _signs, _balanced_accuracy),
+    "auc": RowStatistic(_EFFECT, _auc),
 }
 """By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
-counts of pixels, and Spearman's rank correlation and the share of equal signs of mass and effect.
-All over all rows of the images drawn."""
+counts of pixels; of mass and effect Spearman's rank correlation, the mean share of right signs
+among the positive and among the negative effects, and the area under the ROC curve of the effect's
+sign. All over all rows of the images drawn."""

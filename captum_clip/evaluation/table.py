@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..runs import Arrays
@@ -31,6 +32,7 @@ def rows_of(
     regions: Sequence[str],
     *,
     x: float = np.nan,
+    chance: Tensor | float = np.nan,
 ) -> Arrays:
     """Rows of one metric, as columns.
 
@@ -41,8 +43,12 @@ def rows_of(
         samples: (N,) numbers of the samples.
         regions: (N,) what is explained in each, unique in its sample.
         x: where on a curve the values stand.
+        chance: (N,) or one number, what takes the place of NaN: an empty map tells nothing, so it
+            gets what telling nothing gets. Left out, it would count neither for nor against.
     """
     parts = values if isinstance(values, Mapping) else {"": values}
+    if not isinstance(values, Mapping):
+        parts = {"": torch.where(values.isnan(), torch.as_tensor(chance).to(values), values)}
     table = np.stack([column.double().cpu().numpy() for column in parts.values()])  # (C, N)
     finite = np.isfinite(table).all(0)
     texts = np.array([_readable(region) for region in regions], dtype=object)

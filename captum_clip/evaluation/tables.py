@@ -9,13 +9,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 from .metric import Metric
-from .summary import Summary
+from .summary import FEWEST, Summary
 
 RESULTS: Final = "results.csv"
 TABLES: Final = "results.md"
 SIGNIFICANT: Final = 0.05
-FEWEST: Final = 10
-"""Images that a mark of significance needs; two alone can agree by chance half of the time."""
 _WIDEST: Final = 6  # metrics side by side
 _MARK: Final = "\N{DAGGER}"
 _BLANK: Final = "\N{EN DASH}"
@@ -85,8 +83,11 @@ def _legend(summary: Summary) -> list[str]:
         f"Figures with {summary.level * 100:g} % bootstrap intervals over images "
         f"({summary.resamples} resamples). \N{UPWARDS ARROW} high is good, "
         "\N{DOWNWARDS ARROW} low is good. **Bold**: the best of the methods that saw most images, "
-        "and every baseline that is as good on as many. "
+        "and every baseline that is as good on as many, if a constant answer is not. A figure over "
+        "fewer images than others in its column has their number n: compare it with none over "
+        "more. "
         f"{_MARK} differs from *{_text(summary.reference)}* (paired bootstrap, "
+        "over the regions that both have, "
         f"p < {SIGNIFICANT} after Holm's correction for all methods in the column, on {FEWEST} "
         "images or more)." + (f" {_BLANK} not measured, or not defined." if blank else "")
     ]
@@ -139,22 +140,28 @@ def _column(summary: Summary, metric: Metric, figures: Figures) -> dict[str, str
     }
     rivals = [value for method, value in values.items() if method not in summary.baselines]
     best = max(rivals) if sign and rivals else math.inf
+    if metric.constant is not None and best <= sign * metric.constant:
+        best = math.inf
     return {
-        method: _cell(figure, places, bold=values.get(method, -math.inf) >= best)
+        method: _cell(figure, places, most, bold=values.get(method, -math.inf) >= best)
         for method, figure in figures.items()
     }
 
 
-def _cell(figure: Any, places: int, *, bold: bool) -> str:
-    """As "**0.850** [0.800, 0.900] †"; the mean alone where there is no interval."""
+def _cell(figure: Any, places: int, most: int, *, bold: bool) -> str:
+    """As "**0.850** [0.800, 0.900] †"; the mean alone where there is no interval.
+
+    Over less than `most` images it says over how many: "0.850 [0.800, 0.900] (n = 64)".
+    """
     if math.isnan(figure.mean):
         return _BLANK
     mean, low, high = (_number(value, places) for value in (figure.mean, figure.low, figure.high))
     cell = f"**{mean}**" if bold else mean
     if not math.isnan(figure.low):
         cell += f" [{low}, {high}]"
-    differs = figure.p_holm < SIGNIFICANT and figure.images_paired >= FEWEST
-    return f"{cell} {_MARK}" if differs else cell
+    if figure.images < most:
+        cell += f" (n = {figure.images})"
+    return f"{cell} {_MARK}" if figure.p_holm < SIGNIFICANT else cell
 
 
 def _number(value: float, places: int) -> str:

@@ -69,6 +69,13 @@ class Agreement:
         one_sign: the same of a method that always says the more frequent sign.
         pairs: number of pairs.
         signed: number of pairs with an effect other than zero.
+        balanced_accuracy: mean of the shares of right signs among the positive and among the
+            negative effects. A constant answer gets .5, whatever the base rate is; NaN where one of
+            the two kinds is missing.
+        auc: the chance that the mass of a positive effect is above that of a negative one, equal
+            ones counting one half; .5 where mass and sign have nothing to do with each other.
+        negative_effects: share of the pairs whose effect is below zero.
+        negative_masses: share of the pairs whose mass is below zero.
     """
 
     spearman: float
@@ -76,6 +83,10 @@ class Agreement:
     one_sign: float
     pairs: int
     signed: int
+    balanced_accuracy: float
+    auc: float
+    negative_effects: float
+    negative_masses: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +173,20 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
             f"{tuple(mass.shape)}."
         )
     masses, truths = mass.cpu().double().flatten(), effects.cpu().double().flatten()
-    some = truths != 0
-    signed = int(some.sum())
-    agreed = (1 + masses[some].sign() * truths[some].sign()).sum() / 2
-    positive = int((truths > 0).sum())
+    some, rises, falls = truths != 0, truths > 0, truths < 0
+    signed, positive = int(some.sum()), int(rises.sum())
+    right = (1 + masses.sign() * truths.sign()) / 2  # no mass has no sign and counts one half
+    above = (masses[rises][:, None] - masses[falls]).sign()
     return Agreement(
         spearman=float(spearman(masses, truths)) if len(masses) > 1 else float("nan"),
-        signs=float(agreed) / signed if signed else float("nan"),
+        signs=float(right[some].mean()),
         one_sign=max(positive, signed - positive) / signed if signed else float("nan"),
         pairs=len(masses),
         signed=signed,
+        balanced_accuracy=float(right[rises].mean() + right[falls].mean()) / 2,
+        auc=float((1 + above).mean()) / 2,
+        negative_effects=float(falls.double().mean()),
+        negative_masses=float((masses < 0).double().mean()),
     )
 
 

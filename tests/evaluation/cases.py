@@ -132,8 +132,9 @@ def _side_by_side(columns: dict[tuple[str, str], list[Arrays]]) -> Rows:
 
 
 def long_table(method: str, metric: str, parts: Sequence[str], rows: Rows) -> Any:
-    """Rows as the long table has them; each is a region of its own."""
-    regions = [f"{number:04d}" for number in range(len(rows.owners))]
+    """Rows as the long table has them; regions count in their sample unless they have names."""
+    owners = rows.owners.tolist()
+    regions = rows.regions or [f"{owners[:n].count(owner)}" for n, owner in enumerate(owners)]
     columns = {
         part: torch.from_numpy(rows.values[:, place].copy()) for place, part in enumerate(parts)
     }

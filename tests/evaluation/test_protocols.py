@@ -100,7 +100,7 @@ def test_points_are_scored_where_they_are_in_the_crop() -> None:
 
 def test_fixlip_is_its_metrics_on_the_models_cells() -> None:
     clip = model("demo/vit")
-    data = Listed(*(replace(two_regions(n, i), image=picture(i, 224)) for i, n in enumerate("ab")))
+    data = Listed(*(replace(two_regions(n, i), image=picture(i, 224)) for i, n in enumerate("ba")))
     for sample in data.samples:  # whose masks would be too small
         object.__setattr__(sample, "regions", ())
         object.__setattr__(sample, "label", 0)

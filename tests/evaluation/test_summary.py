@@ -83,7 +83,7 @@ def plain(statistic: StatisticName, values: Array) -> float:
         hit, false_alarm, miss, rest = columns
         return SegmentationScores(hit, false_alarm, miss, rest, torch.zeros(len(values))).mean_iou
     found = effect_agreement(*columns)
-    return found.spearman if statistic == "spearman" else found.signs
+    return float(getattr(found, statistic))
 
 
 def plain_resamples(
@@ -99,7 +99,10 @@ def plain_resamples(
     return np.array(found)
 
 
-EVERY: list[StatisticName] = ["mean", "ratio", "mean_iou", "spearman", "sign_agreement"]
+EVERY: list[StatisticName] = [
+    *("mean", "ratio", "mean_iou"),
+    *("spearman", "balanced_accuracy", "auc"),
+]
 
 
 @pytest.mark.parametrize("statistic", EVERY)
@@ -158,8 +161,11 @@ def test_a_method_does_not_differ_from_itself(statistic: StatisticName) -> None:
 def test_order_of_rows_changes_no_digit() -> None:
     """Even where the order of a sum decides what is left of it."""
     values = np.array([[1e16], [1.0], [-1e16], [2.0]])
-    owners = np.array([0, 0, 0, 1])
-    rows = {"a": Rows(owners, values), "b": Rows(owners[[0, 2, 1, 3]], values[[0, 2, 1, 3]])}
+    owners, names = np.array([0, 0, 0, 1]), ("x", "y", "z", "x")
+    rows = {
+        "a": Rows(owners, values, regions=names),
+        "b": Rows(owners, values[[0, 2, 1, 3]], regions=("x", "z", "y", "x")),
+    }
     found = compare("mean", rows, reference="a")
     assert found["a"].interval == found["b"].interval
 
@@ -175,10 +181,10 @@ def test_a_constant_shift_is_that_difference() -> None:
 
 def test_rounding_is_no_difference() -> None:
     """0.1 + 0.2 against 0.3 on every image: p value 1, not the smallest."""
-    owners = np.arange(20)
+    owners = np.arange(30)
     rows = {
-        "a": Rows(owners, np.full((20, 1), 0.3)),
-        "b": Rows(owners, np.full((20, 1), 0.1 + 0.2)),
+        "a": Rows(owners, np.full((30, 1), 0.3)),
+        "b": Rows(owners, np.full((30, 1), 0.1 + 0.2)),
     }
     assert compare("mean", rows, reference="a")["b"].difference == (0, 0, 0, 1)
 
@@ -206,6 +212,44 @@ def test_pairs_are_the_images_of_both() -> None:
     assert found.images_paired == 5
     assert found.interval[0] == pytest.approx(13)
     assert found.difference[:3] == pytest.approx((1, 1, 1))
+
+
+def test_pairs_are_regions_not_images() -> None:
+    """One method lacks the hard region of every image: its own mean is higher, its regions are not.
+
+    By images the difference would be +.20, on the regions that both have it is -.10.
+    """
+    every = np.repeat(np.arange(40), 2)
+    easy = np.arange(40)
+    names = ("a dog", "a horse")
+    reference = Rows(every, np.tile([0.9, 0.3], 40)[:, None], regions=names * 40)
+    method = Rows(easy, np.full((40, 1), 0.8), regions=("a dog",) * 40)
+    found = compare("mean", {"a": reference, "b": method}, reference="a")
+    assert found["b"].interval[0] - found["a"].interval[0] == pytest.approx(0.2)
+    assert found["b"].difference[:3] == pytest.approx((-0.1,) * 3)
+    assert (found["b"].images_paired, found["b"].rows) == (40, 40)
+
+
+@pytest.mark.parametrize(("images", "tested"), [(29, False), (30, True)])
+def test_few_images_are_not_tested(images: int, tested: bool) -> None:
+    """With ten the test finds a difference where there is none in .083 of the cases, not in .05."""
+    ours = np.random.default_rng(0).random((images, 1))
+    rows = {"a": Rows(np.arange(images), ours), "b": Rows(np.arange(images), ours - 1)}
+    *difference, p_value = compare("mean", rows, reference="a")["b"].difference
+    assert difference == pytest.approx([-1, -1, -1])
+    assert math.isnan(p_value) is not tested
+
+
+def test_a_constant_answer_gets_one_half_whatever_the_base_rate_is() -> None:
+    """Nine of ten effects are below zero: always saying so is right nine times, and worth .5."""
+    effect = np.tile([-1.0] * 9 + [1.0], 4)
+    rows = Rows(np.arange(40), np.stack([np.full(40, -2.0), effect], axis=1))
+    for statistic in ("balanced_accuracy", "auc"):
+        found = compare(statistic, {"a": rows}, reference="a")
+        assert found["a"].interval == (0.5, 0.5, 0.5)
+    agreement = effect_agreement(*torch.from_numpy(rows.values.T.copy()))
+    assert agreement.signs == agreement.one_sign == agreement.negative_effects == 0.9
+    assert (agreement.balanced_accuracy, agreement.auc, agreement.negative_masses) == (0.5, 0.5, 1)
 
 
 def test_nothing_measured_is_no_figure() -> None:
@@ -242,7 +286,8 @@ def test_one_image_has_neither_interval_nor_p_value() -> None:
     ("statistic", "values"),
     [
         ("spearman", [[1.0, 1.0], [1.0, 2.0]]),
-        ("sign_agreement", [[1.0, 0.0], [2.0, 0.0]]),
+        ("balanced_accuracy", [[1.0, 0.0], [2.0, 0.0]]),
+        ("auc", [[1.0, 2.0], [2.0, 1.0]]),
         ("ratio", [[1.0, 0.0], [2.0, 0.0]]),
         ("mean_iou", [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]]),
     ],
@@ -259,9 +304,9 @@ def test_a_statistic_that_means_nothing_is_nan(statistic: StatisticName, values:
 
 
 def test_resamples_that_mean_nothing_are_left_out() -> None:
-    """Two of three images have no effect: where only they are drawn there is no agreement."""
-    rows = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
-    found = compare("sign_agreement", {"a": rows}, reference="a")
+    """Where no effect above zero, or none below, is drawn there is no agreement."""
+    rows = Rows(np.arange(3), np.array([[1.0, 1.0], [1.0, 0.0], [-1.0, -1.0]]))
+    found = compare("balanced_accuracy", {"a": rows}, reference="a")
     assert found["a"].interval == (1, 1, 1)
 
 

@@ -62,17 +62,17 @@ def records(found: Summary) -> list[dict[str, str]]:
 def test_csv_has_a_row_for_each_figure() -> None:
     """Method by method, metric by metric; three decimals, numbers as in all other tables."""
     given = {
-        "ours": {"pointing": rows(0.25, times=8), "area": rows(1, times=8)},
-        "theirs": {"pointing": rows(2 / 3, times=8), "area": rows(1, times=6)},
+        "ours": {"pointing": rows(0.25, times=32), "area": rows(1, times=32)},
+        "theirs": {"pointing": rows(2 / 3, times=32), "area": rows(1, times=30)},
     }
     found = summary(given, [metric("pointing"), metric("area", "low")])
     assert results_csv(found).decode() == (
         "method,metric,mean,low,high,images,rows,difference,difference_low,difference_high,p_holm,"
         "reference,images_paired,better\n"
-        "ours,pointing,0.25,0.25,0.25,8,8,,,,,ours,8,high\n"
-        "ours,area,1,1,1,8,8,,,,,ours,8,low\n"
-        "theirs,pointing,0.667,0.667,0.667,8,8,0.417,0.417,0.417,0.00995,ours,8,high\n"
-        "theirs,area,1,1,1,6,6,0,0,0,1,ours,6,low\n"
+        "ours,pointing,0.25,0.25,0.25,32,32,,,,,ours,32,high\n"
+        "ours,area,1,1,1,32,32,,,,,ours,32,low\n"
+        "theirs,pointing,0.667,0.667,0.667,32,32,0.417,0.417,0.417,0.00995,ours,32,high\n"
+        "theirs,area,1,1,1,30,30,0,0,0,1,ours,30,low\n"
     )
 
 
@@ -155,8 +155,8 @@ def test_a_dagger_says_which_methods_differ() -> None:
 
 
 def test_few_images_bear_no_dagger() -> None:
-    """Nine images that all differ alike say less than ten do."""
-    for times, marked in ((9, False), (10, True)):
+    """Images that all differ alike, and one less than is tested."""
+    for times, marked in ((29, False), (30, True)):
         given = {"ours": {"pointing": rows(0.2, times=times)}}
         given["theirs"] = {"pointing": rows(0.6, times=times)}
         _, _, (_, cell) = table(markdown(summary(given, [metric("pointing")])))
@@ -164,16 +164,27 @@ def test_few_images_bear_no_dagger() -> None:
 
 
 def test_bold_compares_methods_on_equally_many_images() -> None:
-    """A better figure on half of the images is not the best of all."""
+    """A better figure on half of the images is not the best of all, and says on how many it is."""
     given = {"ours": {"pointing": rows(0.5, times=8)}, "theirs": {"pointing": rows(0.9, times=4)}}
     _, ours, theirs = table(markdown(summary(given, [metric("pointing")])))
     assert ours[1].startswith("**0.500**")
-    assert theirs[1].startswith("0.900")
+    assert ours[1] == "**0.500** [0.500, 0.500]"
+    assert theirs[1] == "0.900 [0.900, 0.900] (n = 4)"
+
+
+def test_what_a_constant_answer_gets_is_never_bold() -> None:
+    """Not even where it is the best of the column."""
+    given = {"ours": {"auc": rows(0.45, times=4)}, "random": {"auc": rows(0.5, times=4)}}
+    for ours, bold in ((0.45, False), (0.5, False), (0.51, True)):
+        given["ours"] = {"auc": rows(ours, times=4)}
+        column = Metric("auc", "", constant=0.5)
+        text = markdown(summary(given, [column], baselines=["random"]))
+        assert ("**0.5" in text) is bold
 
 
 def test_too_few_resamples_are_said() -> None:
     """With 50 of them two comparisons cannot come below .05."""
-    given = {name: {"area": rows(i, times=5)} for i, name in enumerate(["ours", "a", "b"])}
+    given = {name: {"area": rows(i, times=30)} for i, name in enumerate(["ours", "a", "b"])}
     few = summary(given, [metric("area")], resamples=50)
     assert few.least_p == pytest.approx(4 / 51)
     assert "no corrected p value can be below 0.078: a missing † says nothing" in markdown(few)

@@ -66,8 +66,10 @@ class Effect(Task):
                 where = [numbers[i] for i in kept], [" / ".join(pairs[i]) for i in kept]
                 both = {"mass": mass[kept], "effect": effect[kept]}
                 yield rows_of(f"{name}_spearman{end}", both, *where)
-                yield rows_of(f"{name}_signs{end}", both, *where)
-                yield rows_of(f"{name}_negative{end}", (both["effect"] < 0).double(), *where)
+                yield rows_of(f"{name}_balanced{end}", both, *where)
+                yield rows_of(f"{name}_auc{end}", both, *where)
+                for sign, values in (("negative", both["effect"]), ("mass_negative", both["mass"])):
+                    yield rows_of(f"{name}_{sign}{end}", (values < 0).double(), *where)
 
 
 def _removals(scores: Tensor) -> Tensor:
@@ -83,14 +85,25 @@ def _metrics(name: str, exact: str) -> list[Metric]:
         ("", "all pairs of a region's text and an object of its scene"),
         ("_others", "pairs where the text names another object"),
     ):
-        signs = f"share of equal signs of mass and effect ({exact}), no mass counts one half"
-        share = (
-            f"share of effects below zero ({exact}); always saying one sign gets this or the rest"
+        signed = "positive less negative map, both as published"
+        ranks = f"rank correlation of the mass ({signed}) and {exact}; {pairs}"
+        balanced = (
+            "mean of the shares of right signs among the effects above and among those below zero, "
+            f"no mass counts one half; a constant answer gets .5; {pairs}"
         )
-        ranks = f"signed mass and {exact}; {pairs}"
+        area = (
+            "chance that the mass of an effect above zero is above that of one below zero; masses "
+            f"that have nothing to do with the effects get .5; {pairs}"
+        )
+        share = (
+            f"share of the effects below zero: always saying one sign is right as often; {pairs}"
+        )
+        answers = f"share of the masses below zero; {pairs}"
         columns += [
-            Metric(f"{name}_spearman{end}", ranks, statistic="spearman"),
-            Metric(f"{name}_signs{end}", f"{signs}; {pairs}", statistic="sign_agreement"),
-            Metric(f"{name}_negative{end}", f"{share}; {pairs}", "none"),
+            Metric(f"{name}_spearman{end}", ranks, statistic="spearman", constant=0),
+            Metric(f"{name}_balanced{end}", balanced, "high", "balanced_accuracy", 0.5),
+            Metric(f"{name}_auc{end}", area, "high", "auc", 0.5),
+            Metric(f"{name}_negative{end}", share, "none"),
+            Metric(f"{name}_mass_negative{end}", answers, "none"),
         ]
     return columns
