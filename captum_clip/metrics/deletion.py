@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import upsample
-from .checks import Forward, Targets, check_count, check_images, checked_scores, checked_targets
+from .checks import (
+    Forward,
+    Seed,
+    Targets,
+    check_count,
+    check_images,
+    checked_scores,
+    checked_targets,
+    seeds_of,
+)
 from .removal import Fill, Removal
 from .resize import as_planes, at_least_single
 
@@ -66,10 +76,13 @@ class PerturbationTest:
     Args:
         score: the score of the target, such as its cosine.
         top1: 1 where the label has the highest score of all, else 0; None without labels.
+        margin: the score of the target less the highest of all others; None with one score. What
+            any object adds to the score of any text drops out.
     """
 
     score: Curves
     top1: Curves | None
+    margin: Curves | None
 
 
 @torch.no_grad()
@@ -85,7 +98,7 @@ def perturbation_test(
     unit: Literal["pixel", "patch"] = "pixel",
     fractions: Sequence[float] = TENTHS,
     batch_size: int = 32,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> PerturbationTest:
     r"""Score images of which a growing part is removed (deletion) or shown (insertion).
 
@@ -118,10 +131,11 @@ def perturbation_test(
         fractions: of the units, rising, from 0 to 1.
         batch_size: images a forward pass.
         seed: image i takes its ties and its noise from seed + i, so that a set may come in batches
-            of any size.
+            of any size; or the seed of each image.
 
     Returns:
-        Curves (B, F) of the score, and of top-1 where there are labels; their areas.
+        Curves (B, F) of the score, of top-1 where there are labels, and of the margin where there
+        is more than one score; their areas.
 
     Raises:
         InputError: images and maps that do not belong together, NaN or infinity, more targets than
@@ -148,14 +162,14 @@ def perturbation_test(
     check_images(caller, images)
     _check_options(mode, unit, fractions)
     check_count(caller, "batch_size", batch_size)
-    check_count(caller, "seed", seed, least=0)
+    seeds = seeds_of(caller, seed, len(images))
     units = as_planes(caller, maps, images)
     if unit == "pixel":
         units = upsample(units, (images.shape[-2], images.shape[-1]))
     classes = None if labels is None else checked_targets(caller, labels, images, name="labels")
     followed = labels if targets is None else targets
     chosen = checked_targets(caller, followed, images, name="targets")
-    removal = Removal.of(images, units, fill, insertion=mode == "insertion", seed=seed)
+    removal = Removal.of(images, units, fill, insertion=mode == "insertion", seeds=seeds)
 
     total = units.shape[-2] * units.shape[-1]
     counts = [round(fraction * total) for fraction in fractions]
@@ -167,8 +181,10 @@ def perturbation_test(
     tables = _tables(scored, removal, states, chosen, classes, batch_size)
     real = torch.tensor(counts, dtype=torch.float64, device=images.device) / total
     rows = [[states.index(state) for state in order] for order in (most, least)]
-    score, *top1 = (Curves(real, *(table[:, row] for row in rows)) for table in tables)
-    return PerturbationTest(score, top1[0] if top1 else None)
+    curves = {
+        name: Curves(real, *(table[:, row] for row in rows)) for name, table in tables.items()
+    }
+    return PerturbationTest(curves["score"], curves.get("top1"), curves.get("margin"))
 
 
 def area_between(
@@ -239,8 +255,8 @@ def _tables(
     targets: Tensor,
     labels: Tensor | None,
     batch_size: int,
-) -> list[Tensor]:
-    """The target's score (B, S) in every state, and with labels whether they come first (B, S).
+) -> dict[str, Tensor]:
+    """The target's score (B, S) in every state; its margin, and whether labels come first.
 
     A state says whether the least relevant come first, and how many units are changed.
     """
@@ -250,21 +266,23 @@ def _tables(
         torch.tensor(column, device=device) for column in zip(*states, strict=True)
     )
     state = torch.arange(len(states), device=device).repeat_interleave(count)
-    columns: list[tuple[Tensor, ...]] = []
+    columns: dict[str, list[Tensor]] = defaultdict(list)
     for image, step in zip(*(torch.split(x, batch_size) for x in (index, state)), strict=True):
         perturbed = removal.perturbed(image, backwards[step], counts[step])
         scores = at_least_single(scored(perturbed))
-        own = scores.gather(1, targets[image, None])[:, 0]
-        top1 = () if labels is None else (_alone_first(scores, labels[image]),)
-        columns.append((own, *top1))
-    return [torch.cat(parts).reshape(len(states), count).T for parts in zip(*columns, strict=True)]
+        columns["score"].append(scores.gather(1, targets[image, None])[:, 0])
+        if scores.shape[1] > 1:
+            columns["margin"].append(_margin(scores, targets[image]))
+        if labels is not None:
+            first = _margin(scores, labels[image]) > 0
+            columns["top1"].append(first.to(scores.dtype))
+    return {name: torch.cat(parts).reshape(len(states), count).T for name, parts in columns.items()}
 
 
-def _alone_first(scores: Tensor, labels: Tensor) -> Tensor:
-    """1 where the label's score is above all others, else 0: (N,)."""
-    own = scores.gather(1, labels[:, None])
-    others = scores.scatter(1, labels[:, None], -torch.inf)
-    return (own > others).all(1).to(scores.dtype)
+def _margin(scores: Tensor, columns: Tensor) -> Tensor:
+    """How far one score of each image is above all others, (N, K) and (N,) -> (N,)."""
+    others = scores.scatter(1, columns[:, None], -torch.inf).amax(1)
+    return scores.gather(1, columns[:, None])[:, 0] - others
 
 
 def _check_options(mode: str, unit: str, fractions: Sequence[float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,15 +29,15 @@ class Removal:
 
     @classmethod
     def of(
-        cls, images: Tensor, units: Tensor, fill: Fill, *, insertion: bool, seed: int
+        cls, images: Tensor, units: Tensor, fill: Fill, *, insertion: bool, seeds: Sequence[int]
     ) -> Removal:
         """Rank the units (B, h, w) and draw what is random."""
         flat = torch.where(varies(units)[:, None, None], units, 0).flatten(1).cpu()
         filled = _checked_fill(fill, images)
         ranks = torch.empty(flat.shape, dtype=torch.long)
         noise = []
-        for index, values in enumerate(flat):
-            generator = torch.Generator().manual_seed(seed + index)
+        for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
+            generator = torch.Generator().manual_seed(seed)
             shuffled = torch.randperm(len(values), generator=generator)
             order = values[shuffled].argsort(descending=True, stable=True)
             ranks[index, shuffled[order]] = torch.arange(len(values))

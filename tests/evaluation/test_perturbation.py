@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, metrics, targets
 from captum_clip.evaluation.config import Fill
-from captum_clip.evaluation.data import DemoSingles
+from captum_clip.evaluation.data import DemoObjects, DemoScenes, DemoSingles
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import method_of
 from captum_clip.models import ClipAdapter
@@ -30,7 +30,7 @@ from tests.evaluation.cases import (
 )
 from tests.evaluation.cases import rows as rows_of
 
-NAMES = ("most", "least", "gap", "gap_cosine")
+NAMES = ("most", "least", "gap", "gap_cosine", "gap_margin")
 
 
 def predicted_by(clip: ClipAdapter, pixels: Tensor, classes: Any) -> int:
@@ -44,7 +44,7 @@ def test_of(
     """The test itself, with the map of class `of` and top-1 accuracy of class `label`."""
     bank = targets.text(clip, list(classes)).bank
     kind = attr.LastGradAttention if clip.kind == "vit" else attr.ClipGradCam
-    heat = direct(clip, kind, pixels, bank[of])
+    heat = direct(clip, kind, pixels, bank[of]).clamp(min=0)  # the published map
     forward = ClipSimilarity(clip, targets.embedding(bank))
     given = {"fill": torch.zeros(1), **options}
     return metrics.perturbation_test(forward, pixels[None], heat[None], of, labels=label, **given)
@@ -60,6 +60,7 @@ def check(found: dict[str, Rows], end: str, owners: list[int], tests: Any) -> No
         "least": [test.top1.least_area for test in tests],
         "gap": [test.top1.gap for test in tests],
         "gap_cosine": [test.score.gap for test in tests],
+        "gap_margin": [test.margin.gap for test in tests],
     }
     for name in NAMES:
         same_rows(found[f"{name}_{end}"], rows_of(owners, values[name]))
@@ -130,8 +131,8 @@ def test_curves_go_by_tenths_and_those_of_road_by_fifths() -> None:
         assert list(fractions) == expected
 
 
-def test_road_is_for_the_first_images_only() -> None:
-    got = found("road", few=1)
+def test_road_is_for_a_sample_of_the_images_only() -> None:
+    got = found("road", few=1)  # the name "0" has the least hash
     assert all(rows.owners.tolist() == [0] for rows in got.values())
     test = test_of(
         *(SMALL, PIXELS[0], TEXTS, SEEN[0], LABELS[0]), fill="road", fractions=np.arange(6) / 5
@@ -170,6 +171,41 @@ def test_a_class_is_classified_once_for_all_methods() -> None:
     one = on_batch(small, "centre")
     assert one.batch.predicted.tolist() == SEEN
     assert method_of("centre", SMALL).baseline
+
+
+def test_scenes_of_several_objects_are_told_apart_by_their_number() -> None:
+    """One, two, three in turn; classification is of those with nothing but their class."""
+    clip = model("demo/vit")
+    got = measured("perturbation", context(clip, DemoObjects(4), fills=("mean",)), "last-grad")
+    for metric in ("gap_cosine", "gap_margin"):
+        owners = [got[f"{metric}_mean_{count}"].owners.tolist() for count in (1, 2, 3)]
+        assert owners == [[0, 3], [1], [2]]
+        same_rows(got[f"{metric}_mean_1"], got[f"{metric}_mean_true"])
+    for metric in ("gap", "gap_margin", "curve_most"):
+        assert got[f"{metric}_mean_predicted"].owners.tolist() == [0, 3]
+    texts = [region.text for region in DemoObjects(4).read(2).regions]
+    assert got["gap_margin_mean_3"].regions == (texts[0],)
+
+
+def test_a_margin_needs_the_text() -> None:
+    """Of a scene with two objects, the mask of the one that is named, and of the other one."""
+    clip, data = model("demo/vit"), DemoScenes(12)
+    forward = ClipSimilarity(clip, targets.text(clip, list(data.classes)))
+    margins: list[list[float]] = []
+    for number in range(0, 12, 2):
+        sample = data.read(number)
+        pixels = clip.preprocess([sample.image])
+        target = data.classes.index(sample.regions[0].text)
+        margins.append([])
+        for region in sample.regions:
+            mask = torch.from_numpy(region.mask).float()[None]
+            fill = metrics.mean_fill(pixels)
+            test = metrics.perturbation_test(forward, pixels, mask, target, fill=fill)
+            assert test.margin is not None
+            margins[-1].append(float(test.margin.gap))
+    named, other = np.mean(margins, 0)
+    assert named > 0.1
+    assert other < 0.5 * named
 
 
 def test_images_without_a_class_have_no_curves() -> None:

@@ -2,7 +2,7 @@
 
 from .base import DataSet
 from .class_folder import ClassFolder
-from .demo import DemoMosaics, DemoScenes, DemoSingles
+from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
 from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
 from .imagenet_s import ImageNetS
@@ -18,6 +18,7 @@ __all__ = [
     "ClassMosaics",
     "DataSet",
     "DemoMosaics",
+    "DemoObjects",
     "DemoScenes",
     "DemoShortcut",
     "DemoShortcutObject",

@@ -79,19 +79,30 @@ class DemoScenes(_DemoData):
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         count = COUNTS[index % len(COUNTS)]
-        regions = [
-            Region(article(thing.noun), thing.mask, _alone(thing.noun, scene, position))
-            for position, thing in enumerate(draw_scene(scene, count=count).objects)
-        ]
+        regions = _regions(draw_scene(scene, count=count), scene)
         subsets = [
             _picture(draw_scene(scene, count=count, without=_absent(chosen, count)))
             for chosen in range(2**count)
         ]
-        return Sample(name, subsets[-1], tuple(regions), subsets=tuple(subsets))
+        return Sample(name, subsets[-1], regions, subsets=tuple(subsets))
+
+
+class _LabelledScenes(_DemoData):
+    """Scenes whose class is the noun of their first object, for zero-shot classification."""
+
+    tasks = ("perturbation",)
+    counts: tuple[int, ...]
+    """Objects of the scenes in turn."""
+
+    @override
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        drawn = draw_scene(scene, count=self.counts[index % len(self.counts)])
+        label = NOUNS.index(drawn.objects[0].noun)
+        return Sample(name, _picture(drawn), _regions(drawn, scene), label=label)
 
 
 @final
-class DemoSingles(_DemoData):
+class DemoSingles(_LabelledScenes):
     """Scenes of one object, labelled with its noun: for zero-shot classification.
 
     Example:
@@ -102,14 +113,21 @@ class DemoSingles(_DemoData):
     """
 
     name = "demo-singles"
-    tasks = ("perturbation",)
+    counts = (1,)
 
-    @override
-    def _draw(self, name: str, index: int, scene: int) -> Sample:
-        drawn = draw_scene(scene, count=1)
-        [thing] = drawn.objects
-        region = Region(article(thing.noun), thing.mask, _alone(thing.noun, scene, 0))
-        return Sample(name, _picture(drawn), (region,), label=NOUNS.index(thing.noun))
+
+@final
+class DemoObjects(_LabelledScenes):
+    """Scenes of one, two and three objects in turn, labelled with the noun of the first.
+
+    Example:
+        >>> objects = DemoObjects(3)
+        >>> [len(objects.read(index).regions) for index in range(3)]
+        [1, 2, 3]
+    """
+
+    name = "demo-objects"
+    counts = (1, 2, 3)
 
 
 @final
@@ -147,6 +165,14 @@ class DemoMosaics(_DemoData):
 
 def _picture(scene: Scene) -> Image.Image:
     return Image.fromarray(scene.image)
+
+
+def _regions(drawn: Scene, scene: int) -> tuple[Region, ...]:
+    """Every object, with another scene of its noun."""
+    return tuple(
+        Region(article(thing.noun), thing.mask, _alone(thing.noun, scene, position))
+        for position, thing in enumerate(drawn.objects)
+    )
 
 
 def _absent(chosen: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Final
 from ...errors import InputError
 from .base import DataSet
 from .class_folder import ClassFolder
-from .demo import DemoMosaics, DemoScenes, DemoSingles
+from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
 from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
 from .fixation_folder import FixationFolder
 from .imagenet_s import ImageNetS
@@ -19,7 +19,7 @@ from .open_images import OpenImagesPoints
 from .pascal_voc import PascalVoc
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
-    *(DemoScenes, DemoSingles, DemoMosaics),
+    *(DemoScenes, DemoSingles, DemoObjects, DemoMosaics),
     *(DemoShortcut, DemoShortcutObject, DemoShortcutOther),
     *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc, OpenImagesPoints),
     *(ClassFolder, ClassMosaics, FixationFolder),
@@ -53,10 +53,10 @@ def open_data(
     """Open a data set by name.
 
     Args:
-        name: "demo", "demo-singles", "demo-mosaics", "demo-shortcut", "demo-shortcut-object",
-            "demo-shortcut-other", "masks:FOLDER", "imagenet-segmentation:FILE",
-            "imagenet-s:FOLDER", "voc:FOLDER", "open-images:FOLDER", "classes:FOLDER",
-            "mosaics:FOLDER" or "fixations:FOLDER".
+        name: "demo", "demo-singles", "demo-objects", "demo-mosaics", "demo-shortcut",
+            "demo-shortcut-object", "demo-shortcut-other", "masks:FOLDER",
+            "imagenet-segmentation:FILE", "imagenet-s:FOLDER", "voc:FOLDER", "open-images:FOLDER",
+            "classes:FOLDER", "mosaics:FOLDER" or "fixations:FOLDER".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
         template: text of a class with "{}" for its name, of data whose classes have names only;

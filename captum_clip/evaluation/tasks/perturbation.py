@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -28,62 +28,77 @@ MOST_FIRST: Final = "curve_most_"
 LEAST_FIRST: Final = "curve_least_"
 """Begin the names of curves, as "curve_most_mean_predicted"; their `x` is the share removed."""
 _KINDS: Final = ("predicted", "true")
+_OBJECTS: Final = (1, 2, 3)
 _FIFTHS: Final = tuple(fifth / 5 for fifth in range(6))
 _TENTHS: Final = tuple(tenth / 10 for tenth in range(11))
 
 
 class Perturbation(Task):
-    """Deletion by pixels, of the predicted and of the true class."""
+    """Deletion by pixels, of the predicted and of the true class, and by number of objects."""
 
     name = "perturbation"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        return {
-            f"Perturbation: {TITLES[fill]}, map of the {kind} class": _metrics(config, fill, kind)
-            for fill in config.fills
-            for kind in _KINDS
-        }
+        groups = {}
+        for fill in config.fills:
+            for kind in _KINDS:
+                title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
+                groups[title] = _classification(config, fill, kind)
+            title = f"Perturbation by number of objects: {TITLES[fill]}"
+            groups[title] = _by_objects(config, fill)
+        return groups
 
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Only samples with a class."""
+        """Only samples with a class; of classification only those that show nothing else."""
         views = [view for view in maps.batch.views if view.sample.label is not None]
         if not views:
             return
         predicted = dict(zip(maps.batch.views, maps.batch.predicted.tolist(), strict=True))
-        chosen = {
-            "predicted": [predicted[view] for view in views],
-            "true": [view.sample.label or 0 for view in views],
-        }
+        labels = [view.sample.label or 0 for view in views]
+        counts = [len(view.sample.regions) for view in views]
+        wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)  # place and class of the map
+        for place, (view, label, count) in enumerate(zip(views, labels, counts, strict=True)):
+            if count < 2:
+                wanted["predicted"].append((place, predicted[view]))
+                wanted["true"].append((place, label))
+            if count in _OBJECTS:
+                wanted[str(count)].append((place, label))
         # Mostly the same class twice, and one test will do.
-        pairs = list(dict.fromkeys(pair for of in chosen.values() for pair in enumerate(of)))
+        pairs = list(dict.fromkeys(pair for of in wanted.values() for pair in of))
+        if not pairs:
+            return
         queries = queries_of(
             [views[place] for place, _ in pairs],
             maps.context.classes[[label for _, label in pairs]],
             [maps.context.data.classes[label] for _, label in pairs],
         )
-        truth = [(label, chosen["true"][place]) for place, label in pairs]
         kept, raw = maps.compute_finite(queries)
-        for fill in maps.config.fills:
-            tests = {
-                pairs[index]: _test(maps, queries.part([index]), heat, fill, *truth[index])
-                for index, heat in zip(kept, raw, strict=True)
-                if fill != "road" or queries.numbers[index] < maps.config.few  # ROAD takes long
-            }
-            for kind, labels in chosen.items():
-                own = [pair for pair in enumerate(labels) if pair in tests]
-                numbers = [views[place].number for place, _ in own]
-                classes = [maps.context.data.classes[label] for _, label in own]
-                if own:
-                    of = [tests[pair] for pair in own]
-                    yield from _rows(f"{fill}_{kind}", of, numbers, classes)
+        slow = maps.context.slow_numbers
+        for fill in maps.config.fills:  # ROAD takes long
+            seen = [i for i, k in enumerate(kept) if fill != "road" or queries.numbers[k] in slow]
+            if not seen:
+                continue
+            tested = [kept[i] for i in seen]
+            part, own = queries.part(tested), [pairs[index] for index in tested]
+            true = [labels[place] for place, _ in own]
+            test = _test(maps, part, raw[seen], fill, [label for _, label in own], true)
+            rows = {pair: row for row, pair in enumerate(own)}
+            for kind, of in wanted.items():
+                known = [rows[pair] for pair in of if pair in rows]
+                if known:
+                    yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
 
 
-def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
+def _said(config: EvaluationConfig, fill: Fill) -> str:
+    steps = f"fifths, {config.few} images drawn from all" if fill == "road" else "tenths"
+    return f"removed pixels become {TITLES[fill]}, in {steps}"
+
+
+def _classification(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
     end = f"_{fill}_{kind}"
-    steps = f"fifths, first {config.few} images" if fill == "road" else "tenths"
-    said = f"removed pixels become {TITLES[fill]}, in {steps}; map of the {kind} class"
+    said = f"{_said(config, fill)}; map of the {kind} class"
     area = "area under the curve of top-1 accuracy (of the true class, all classes of the data)"
     return [
         Metric(f"most{end}", f"{area}, most relevant first; {said}", "low"),
@@ -92,46 +107,75 @@ def _metrics(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
             f"the same, least relevant first; with the same fill it is also the area of insertion; "
             f"{said}",
         ),
-        Metric(f"gap{end}", f"least less most; chance is 0; {said}"),
-        Metric(
-            f"gap_cosine{end}", f"the same of the cosine with the {kind} class; chance is 0; {said}"
-        ),
+        Metric(f"gap{end}", f"least less most; chance is 0; {said}", constant=0),
+        *_gaps(end, f"the {kind} class", said),
+    ]
+
+
+def _by_objects(config: EvaluationConfig, fill: Fill) -> list[Metric]:
+    said = _said(config, fill)
+    return [
+        metric
+        for count in _OBJECTS
+        for metric in _gaps(
+            f"_{fill}_{count}",
+            "the named object",
+            f"{said}; scenes of {count}, map of the text that names one of them",
+        )
+    ]
+
+
+def _gaps(end: str, what: str, said: str) -> list[Metric]:
+    cosine = f"area under the curve of the cosine with {what}, least relevant first less most"
+    margin = (
+        f"the same of the margin, the cosine with {what} less the highest of all other classes: "
+        "what would change the cosine with any text drops out"
+    )
+    return [
+        Metric(f"gap_cosine{end}", f"{cosine}; chance is 0; {said}", constant=0),
+        Metric(f"gap_margin{end}", f"{margin}; chance is 0; {said}", constant=0),
     ]
 
 
 def _test(
-    maps: MethodOnBatch, query: Queries, heat: Tensor, fill: Fill, target: int, label: int
+    maps: MethodOnBatch,
+    queries: Queries,
+    heat: Tensor,
+    fill: Fill,
+    targets: list[int],
+    labels: list[int],
 ) -> metrics.PerturbationTest:
-    """The test of one image with one map (h, w), of class `target`."""
+    """The test of images with maps (N, h, w) of classes `targets`."""
     return metrics.perturbation_test(
         maps.context.forward(maps.context.classes),
-        query.pixels,
-        heat[None].to(query.pixels),
-        [target],
-        fill=_filled(maps, query.pixels, fill),
-        labels=[label],
+        queries.pixels,
+        heat.to(queries.pixels),
+        targets,
+        fill=_filled(maps, queries.pixels, fill),
+        labels=labels,
         fractions=_FIFTHS if fill == "road" else _TENTHS,
         batch_size=maps.config.batch_size,
-        seed=maps.config.seed + query.numbers[0],
+        seed=[maps.config.seed + number for number in queries.numbers],
     )
 
 
 def _rows(
-    end: str,
-    tests: Sequence[metrics.PerturbationTest],
-    numbers: Sequence[int],
-    classes: Sequence[str],
+    end: str, test: metrics.PerturbationTest, rows: Sequence[int], queries: Queries
 ) -> Iterator[Arrays]:
-    top1 = [test.top1 for test in tests if test.top1 is not None]
-    where = numbers, classes
-    yield rows_of(f"most_{end}", torch.cat([curve.most_area for curve in top1]), *where)
-    yield rows_of(f"least_{end}", torch.cat([curve.least_area for curve in top1]), *where)
-    yield rows_of(f"gap_{end}", torch.cat([curve.gap for curve in top1]), *where)
-    yield rows_of(f"gap_cosine_{end}", torch.cat([test.score.gap for test in tests]), *where)
-    most = torch.cat([curve.most_first for curve in top1])  # (N, F)
-    least = torch.cat([curve.least_first for curve in top1])
-    for start, values in ((MOST_FIRST, most), (LEAST_FIRST, least)):
-        for x, column in zip(tests[0].score.fractions.tolist(), values.T, strict=True):
+    """Of some images of a test: gaps, and where they show one thing the curves of top-1."""
+    where = queries.numbers, queries.texts
+    top1, margin = test.top1, test.margin
+    assert top1 is not None
+    assert margin is not None
+    yield rows_of(f"gap_cosine_{end}", test.score.gap[rows], *where)
+    yield rows_of(f"gap_margin_{end}", margin.gap[rows], *where)
+    if not end.endswith(_KINDS):
+        return
+    yield rows_of(f"most_{end}", top1.most_area[rows], *where)
+    yield rows_of(f"least_{end}", top1.least_area[rows], *where)
+    yield rows_of(f"gap_{end}", top1.gap[rows], *where)
+    for start, curve in ((MOST_FIRST, top1.most_first), (LEAST_FIRST, top1.least_first)):
+        for x, column in zip(top1.fractions.tolist(), curve[rows].T, strict=True):
             yield rows_of(f"{start}{end}", column, *where, x=x)
 
 
