@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -60,6 +61,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             of ``-target`` is the negative map.
         needs_target: its maps depend on the target.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
+        published: options of the map that its paper draws, where Captum's default is another.
         leading: the option whose value follows its name without being named: ``cam:LayerCAM``.
         listed: whether it is offered beside the others, or only taken where it is named.
     """
@@ -71,6 +73,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     costly: ClassVar[bool] = False
     listed: ClassVar[bool] = True
     leading: ClassVar[str | None] = None
+    published: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     _tower: Tower
 

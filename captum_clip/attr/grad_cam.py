@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -64,6 +65,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     name = "grad-cam"
     signed = True
+    published = MappingProxyType({"relu_attributions": True})  # equation 2
 
     _tower: ResNetTower | None  # type: ignore[assignment]  # None: the layer is Captum's affair
 
@@ -79,6 +81,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             self._tower = None
         else:
             super().__init__(forward_func, layer)
+
+    @classmethod
+    @override
+    def is_signed(cls, *, relu_attributions: bool = False, **options: Any) -> bool:
+        return not relu_attributions
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @override

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -254,13 +254,17 @@ _LAYERS: Final = {
     "summed-attention": "",
     "last-gradient": "layer:index=-1,of=gradient",
 }
-BASELINES: Final = ("random", "centre", "empty-text", *_LAYERS)
-_VARIANTS: Final = ("attention-grad-cam:weights=pooled", "last-grad:heads=averaged")
+BASELINES: Final = ("random", "uniform", "centre", "empty-text", *_LAYERS)
+_SIGNED: Final = "sign=signed"
+_VARIANTS: Final = (
+    *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged"),
+    *(f"last-grad:{_SIGNED}", f"grad-cam:{_SIGNED}"),
+)
 
 
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
     """Names of all methods and baselines that fit a model's tower."""
-    variants = [name for name in _VARIANTS if MethodChoice.of(name).fits(clip.kind)]
+    variants = [name for name in _VARIANTS if _choice(name)[0].fits(clip.kind)]
     with_layers = MethodChoice.of(LayerAttention).fits(clip.kind)
     baselines = [name for name in BASELINES if with_layers or name not in _LAYERS]
     return (*registry.methods_for(clip.kind), *variants, *REFERENCES, *baselines)
@@ -271,7 +275,9 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
 
     Args:
         name: one of :func:`methods_for`, or another choice of options as on the command line;
-            "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`.
+            "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`. A map is
+            the one that its paper draws, Grad-CAM's without what is below zero;
+            "grad-cam:sign=signed" is the map less that of the negated target.
         clip: the model it is for.
         seed: of the random baseline.
 
@@ -283,6 +289,8 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name == "random":
         what = "uniform in [-1, 1] in each cell of the model's grid"
         return Drawn(name, what, _random(seed), signed=True)
+    if name == "uniform":
+        return Drawn(name, "the same value everywhere", lambda grid, number: torch.ones(grid))
     if name == "centre":
         what = "a Gaussian at the centre, its standard deviation a quarter of each side"
         return Drawn(name, what, lambda grid, number: _gaussian(grid))
@@ -297,7 +305,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
 def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
     """A registered class with its options, "class:option=value"."""
     try:
-        choice = MethodChoice.of(text)
+        choice, both_signs = _choice(text)
     except InputError as error:
         if text.partition(":")[0] in registry.registered():
             raise
@@ -315,6 +323,20 @@ def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
         attribute: Attribute = choice.method(forward).attribute
         return lambda images, target=None: attribute(images, target=target, **choice.options)
 
+    def build_signed(forward: ClipSimilarity) -> Attribute:
+        positive, negative = build(forward), build(ClipSimilarity(forward.clip, -forward.target))
+        return lambda *images, **target: positive(*images, **target) - negative(*images, **target)
+
+    if both_signs:
+        choice.check_negative()
+        return Attributed(
+            name,
+            f"{what}, less the map of the negated target",
+            build_signed,
+            signed=True,
+            costly=choice.costly,
+        )
+
     return Attributed(
         name,
         what,
@@ -325,6 +347,14 @@ def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
         empty=empty,
         costly=choice.costly,
     )
+
+
+def _choice(text: str) -> tuple[MethodChoice, bool]:
+    """A method with the options of its published map, and whether both signs are asked for."""
+    plain = text.removesuffix(f",{_SIGNED}").removesuffix(f":{_SIGNED}")
+    choice = MethodChoice.of(plain)
+    published = getattr(choice.method, "published", {})
+    return replace(choice, options={**published, **choice.options}), plain != text
 
 
 def _summed_attention(forward: ClipSimilarity) -> Attribute:

@@ -29,7 +29,8 @@ OWN: list[tuple[str, str, Any, dict[str, Any]]] = [
     (VIT, "layer:index=1,of=gradient,rows=sum", LayerAttention, {"index": 1, "of": "gradient"}),
     (VIT, "last-attention", LayerAttention, {"index": -1}),
     (VIT, "last-gradient", LayerAttention, {"index": -1, "of": "gradient"}),
-    (RESNET, "grad-cam", attr.ClipGradCam, {}),
+    (RESNET, "grad-cam", attr.ClipGradCam, {"relu_attributions": True}),
+    (RESNET, "grad-cam:sign=signed", attr.ClipGradCam, {}),
 ]
 
 
@@ -127,11 +128,37 @@ def test_methods_for_are_those_of_the_tower() -> None:
     assert {*REFERENCES, *BASELINES} <= vit
     assert vit - resnet == {
         *("all-grad", "attention-grad-cam", "attention-grad-cam:weights=pooled", "rollout"),
-        *("last-grad", "last-grad:heads=averaged"),
+        *("last-grad", "last-grad:heads=averaged", "last-grad:sign=signed"),
         *("conservative", "legrad", "grad-eclip", "patches"),
         *("last-attention", "summed-attention", "last-gradient"),
     }
-    assert resnet - vit == {"grad-cam"}
+    assert resnet - vit == {"grad-cam", "grad-cam:sign=signed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [(VIT, "last-grad:heads=averaged"), (RESNET, "grad-cam")]
+)
+def test_a_published_map_has_no_sign_and_its_signed_version_another_name(
+    name: str, method: str
+) -> None:
+    """The map less that of the negated target, for every task and for Captum's metrics."""
+    clip = model(name)
+    asked = queries(clip)
+    published, signed = (method_of(m, clip) for m in (method, method + SIGNED[":" in method]))
+    heat = published.maps(clip, asked)
+    assert (heat >= 0).all()
+    assert not published.signed
+    assert signed.signed
+    negative = published.negative_maps(clip, asked, heat)
+    assert negative is not None
+    torch.testing.assert_close(signed.maps(clip, asked), heat - negative)
+    assert (signed.maps(clip, asked) < 0).any()
+    attribute = published.attribute(clip, asked.rows)
+    assert attribute is not None
+    assert (attribute(asked.pixels, target=[0, 1]) >= 0).all()
+
+
+SIGNED = (":sign=signed", ",sign=signed")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +178,7 @@ def test_the_negative_map_of_a_vit_is_that_of_the_negated_target(method: str) ->
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        (RESNET, "grad-cam"),
+        (RESNET, "grad-cam:sign=signed"),
         (VIT, "last-gradient"),
         (VIT, "layer:of=gradient"),
         (VIT, "integrated-gradients"),
@@ -195,7 +222,7 @@ def test_empty_text_ignores_the_target(name: str) -> None:
     torch.testing.assert_close(found, own.maps(clip, asked.with_targets(empty)))
 
 
-@pytest.mark.parametrize("method", ["random", "centre"])
+@pytest.mark.parametrize("method", ["random", "centre", "uniform"])
 def test_drawn_baselines_see_nothing(method: str) -> None:
     """Neither model nor image nor target nor batch; only a sample's number."""
     clip = model(VIT)
@@ -239,6 +266,7 @@ def test_centre_is_highest_in_the_middle() -> None:
         (VIT, "layer:index=x", "index: 'x' is no layer"),
         (VIT, "layer:index", "cannot read 'index' in 'layer:index'; options look like"),
         (VIT, "layer:depth=1", "no option 'depth'"),
+        (VIT, "rollout:sign=signed", "rollout does not depend on the target"),
     ],
 )
 def test_unknown_methods_are_said(name: str, method: str, message: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_clip import attr, maps, metrics, targets
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import LabelledPoints, Sample
-from captum_clip.evaluation.methods import Method, Queries
+from captum_clip.evaluation.methods import Method, Queries, method_of
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
@@ -164,9 +164,12 @@ def test_effects_pair_the_mass_in_every_object_with_its_exact_effects(name: str)
         expected = Rows(np.array(owners)[chosen], np.array(columns)[chosen])
         same_rows(got[f"{kind}_spearman_others"], expected, 1e-4)
         for end in ("", "_others"):
-            same_rows(got[f"{kind}_signs{end}"], got[f"{kind}_spearman{end}"], 0)
-            negative = got[f"{kind}_spearman{end}"].values[:, 1:] < 0
-            assert np.array_equal(got[f"{kind}_negative{end}"].values, negative)
+            pair = got[f"{kind}_spearman{end}"]
+            for name in ("balanced", "auc"):
+                same_rows(got[f"{kind}_{name}{end}"], pair, 0)
+            for column, name in enumerate(("mass_negative", "negative")):
+                negative = pair.values[:, [column]] < 0
+                assert np.array_equal(got[f"{kind}_{name}{end}"].values, negative)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -298,6 +301,58 @@ def test_without_any_map_nothing_is_measured(task: str) -> None:
     assert got == {}
     # a method without an `attribute` is not asked, and no class is known by a random model
     assert task in ("sanity", "grid") or asked.skipped
+
+
+def test_an_empty_map_scores_chance_everywhere() -> None:
+    """It has a row wherever another map has one, with what a map that tells nothing gets."""
+    clip = model("hf_vit")
+    points, density = half("top left"), half("left").astype(float)
+    whole = two_regions("a")
+    told = {"fixations": points, "density": density, "fixated": "a horse"}
+    scenes = context(clip, Listed(Sample("a", whole.image, whole.regions, **told)))
+    nothing = method_of("uniform", clip)
+    nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
+    nothing.signed = True
+    expected: dict[str, dict[str, float]] = {
+        "localization": {"pointing": 0.25, "energy": 0.25, "average_precision": 0.25},
+        "signs": {
+            **{f"{sign}_target": 0.25 for sign in ("positive", "negative")},
+            **{f"{sign}_background": 0.5 for sign in ("positive", "negative")},
+            **{"sign_correlation": 0, "sign_cosine": 0, "negative_pointing_others": 0.25},
+        },
+        "fixation": {"nss": 0, "cc": 0, "sim": 0.5},
+    }
+    for task, figures in expected.items():
+        got = measured(task, scenes, nothing)
+        every = measured(task, scenes, "grad-cam" if clip.kind == "resnet" else "last-grad")
+        assert got.keys() == every.keys()
+        for metric, value in figures.items():
+            assert got[metric].values.tolist() == pytest.approx(
+                np.full_like(every[metric].values, value), abs=0.01
+            ), metric
+
+
+def test_void_pixels_count_for_nothing() -> None:
+    """A map that has all its mass there is empty, and what lies there has no part in the rest."""
+    clip = model("hf_vit")
+    whole, void = two_regions("a"), half("top right")
+    sample = Sample("a", whole.image, whole.regions, void=void)
+    scenes = context(clip, Listed(sample))
+    marking = method_of("uniform", clip)
+    grid = torch.zeros(32, 32)
+    grid[torch.from_numpy(void)] = 9.0
+    grid[torch.from_numpy(half("top left"))] = 1.0
+    marking.draw = lambda shape, number: grid  # type: ignore[attr-defined]
+    got = measured("localization", scenes, marking)
+    assert got["energy"].values[:, 0].tolist() == [1, 0]
+    assert got["pointing"].values[:, 0].tolist() == [1, 0]
+    assert got["average_precision"].values[:, 0] == pytest.approx([1, 1 / 3], abs=1e-6)
+    assert got["pixel_accuracy"].values.tolist() == [[768, 768], [256, 768]]
+    shares = measured("signs", scenes, marking)
+    assert shares["positive_target"].values[:, 0].tolist() == [1, 0]
+    assert shares["positive_background"].values[:, 0].tolist() == [0, 0]
+    counted = measured("localization", context(clip, Listed(whole)), marking)
+    assert counted["energy"].values[0, 0] == pytest.approx(0.1)
 
 
 def test_fixations_are_each_metric_of_each_image() -> None:

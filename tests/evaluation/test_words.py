@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from captum_clip import attr, metrics, targets
 from captum_clip.evaluation.data import DemoMosaics
 from captum_clip.evaluation.data.base import Region, Sample
-from captum_clip.evaluation.methods import methods_for
+from captum_clip.evaluation.methods import method_of, methods_for
 from tests.evaluation.cases import (
     KINDS,
     Listed,
@@ -49,7 +50,7 @@ def test_words_and_captions_are_the_game_of_their_maps(name: str) -> None:
         assert sample.caption is not None
         [pixels] = clip.preprocess([sample.image])
         whole = direct(clip, kind, pixels, targets.text(clip, sample.caption).bank[0])
-        values: dict[str, list[Any]] = {"words": [], "caption": [], "word_pointing": []}
+        values: dict[str, list[Any]] = defaultdict(list)
         for region in sample.regions:
             mask = torch.from_numpy(region.mask)
             row = targets.words(clip, sample.caption, [region.text]).bank[0]
@@ -57,7 +58,8 @@ def test_words_and_captions_are_the_game_of_their_maps(name: str) -> None:
             against = direct(clip, kind, pixels, -row).clamp(min=0)
             signed = raw if name == "demo/resnet" else raw.clamp(min=0) - against
             values["words"].append(metrics.word_mosaic_game(signed, mask))
-            values["caption"].append(metrics.word_mosaic_game(whole.clamp(min=0), mask))
+            values["word_energy"].append(metrics.energy_inside(raw.clamp(min=0), mask))
+            values["caption"].append(metrics.energy_inside(whole.clamp(min=0), mask))
             values["word_pointing"].append(metrics.pointing_game(raw.clamp(min=0), mask))
         count = len(sample.regions)
         assert count == number + 1
@@ -69,7 +71,7 @@ def test_words_and_captions_are_the_game_of_their_maps(name: str) -> None:
 @pytest.mark.parametrize("name", list(KINDS))
 def test_words_do_not_depend_on_the_batch(name: str) -> None:
     alone, together = found(name, 1), found(name)
-    assert len(together) == 12
+    assert len(together) == 16
     for metric, expected in together.items():
         same_rows(alone[metric], expected, 1e-4)
 
@@ -85,12 +87,24 @@ def test_no_map_of_a_whole_caption_exceeds_its_bound(name: str) -> None:
     for method in methods_for(clip):
         got = measured("words", every, method)
         for count in (1, 2, 3, 4):
-            if f"caption_{count}" in got:  # none of a map without any mass
-                one = got[f"caption_{count}"]
-                assert len(one.values) == count, method
-                assert one.values.sum() <= 1 + 1e-5, method
-        if "caption_4" in got:
-            assert got["caption_4"].values.mean() == pytest.approx(0.25, abs=1e-5), method
+            one = got[f"caption_{count}"]
+            assert len(one.values) == count, method
+            assert one.values.sum() <= 1 + 1e-5, method
+        assert got["caption_4"].values.mean() == pytest.approx(0.25, abs=1e-5), method
+
+
+def test_an_empty_map_of_a_word_scores_chance() -> None:
+    """A row for every word, so that it counts like any other map."""
+    clip = model("hf_vit")
+    data = context(clip, Listed(mosaic("a", "horse and dog", "horse", "dog")))
+    nothing = method_of("uniform", clip)
+    nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
+    for signed, words in ((False, 0.25), (True, 0.5)):
+        nothing.signed = signed
+        got = measured("words", data, nothing)
+        expected = {"words_2": words, "word_energy_2": 0.25, "word_pointing_2": 0.25}
+        for metric, value in {**expected, "caption_2": 0.25}.items():
+            assert got[metric].values.tolist() == [[value], [value]], metric
 
 
 def test_a_word_is_found_as_a_whole() -> None:

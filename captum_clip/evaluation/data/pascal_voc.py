@@ -31,8 +31,8 @@ class PascalVoc(FileData):
     """The folder ``VOCdevkit/VOC2012``, its images of ``ImageSets/Segmentation/val.txt``.
 
     A region is all of a class in the image, however many objects that is. The outlines of objects
-    and what is too difficult, which the masks number 255, count as background, as they do in
-    published tests of saliency maps.
+    and what is too difficult, which the masks number 255, are void: metrics leave these pixels out,
+    as the benchmark's own segmentation accuracy does.
 
     Args:
         folder: ``VOC2012`` itself or a folder above it, such as ``VOCdevkit``.
@@ -60,7 +60,7 @@ class PascalVoc(FileData):
     ) -> None:
         self.folder = _find(expand(folder))
         listed = sorted(set(_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")))
-        self._take(listed, limit=limit, seed=seed, split=split)
+        self._take(listed, limit=limit, seed=seed, split=split, void="left out")
         self.classes = CLASSES
         files = list_files(self.folder)
         own = {place: files.get(place, -1) for name in self.names for place in _places(name)}
@@ -84,7 +84,7 @@ class PascalVoc(FileData):
             )
         masks = [(CLASSES[number - 1], partial(np.equal, numbers, number)) for number in present]
         regions, dropped = usable_regions(name, image.size, masks)
-        return Sample(name, image, regions, dropped=dropped)
+        return Sample(name, image, regions, void=numbers == _VOID, dropped=dropped)
 
 
 def _places(name: str) -> tuple[str, str]:

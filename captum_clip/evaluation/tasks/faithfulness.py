@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ... import metrics
 from ...errors import InputError
+from ...metrics.masked_changes import MaskedChanges, infidelity_of
 from ...runs import Arrays
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch
@@ -18,33 +19,45 @@ from ..metric import Metric
 from ..table import rows_of
 from .base import Task
 
+_SHARE = 0.2
 _RADIUS = 0.02
 _DRAWS = 5
 
 
 class Faithfulness(Task):
-    """Captum's infidelity and sensitivity; one target per image, its first."""
+    """What random masks change, predicted; Captum's sensitivity. One target an image, its first."""
 
     name = "faithfulness"
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        masks = (
+            f"over {config.draws} random masks an image, each cell of the model's grid, shifted by "
+            f"half a cell, becoming the mean colour with a chance of {_SHARE}"
+        )
         return {
-            "Infidelity and sensitivity": [
+            "Faithfulness and sensitivity": [
+                Metric(
+                    "faithfulness_correlation",
+                    "Pearson's correlation of the map's sum over a mask with what the mask takes "
+                    f"from the score, {masks}; chance is 0, the map 'uniform' gets more, since "
+                    "larger masks change more",
+                    constant=0,
+                ),
                 Metric(
                     "infidelity",
                     "captum's infidelity with normalize=True over the mean square of the score's "
-                    "change, as sums over images: 0 is perfect, a map that tells nothing gets 1; "
-                    f"{config.draws} draws, in each the cells of the model's grid become the mean "
-                    "colour with a chance of .2; blind to the sign of a map as a whole",
+                    f"change, as sums over images, {masks}: 0 is perfect and a map of zeros gets "
+                    "1, but there is no intercept, so a map of one value gets far less than 1: "
+                    "compare with 'uniform'; blind to the sign of a map as a whole",
                     "low",
                     "ratio",
                 ),
                 Metric(
                     "sensitivity",
                     "captum's sensitivity_max, the largest relative change of the map under "
-                    f"uniform noise of radius {_RADIUS}, {_DRAWS} draws, first {config.few} images;"
-                    " a map that sees nothing gets 0",
+                    f"uniform noise of radius {_RADIUS}, {_DRAWS} draws, {config.few} images drawn "
+                    "from all; a map that sees nothing gets 0",
                     "low",
                 ),
             ]
@@ -56,84 +69,57 @@ class Faithfulness(Task):
         kept, raw = maps.compute_finite(first)
         if not kept:
             return
-        changes = maps.batch.remember("changes", lambda: _changes(maps, first))[kept]
+        # Of all methods the same, and most of the work.
+        every = maps.batch.remember("masked changes", lambda: _changes(maps, first))
+        changes = MaskedChanges(every.masks[kept], every.changes[kept])
         queries = first.part(kept)
-        ratio = {"numerator": _infidelity(maps, queries, raw), "denominator": changes}
-        yield rows_of("infidelity", ratio, queries.numbers, queries.texts)
+        where = queries.numbers, queries.texts
+        correlation = metrics.faithfulness_correlation(raw, changes)
+        yield rows_of("faithfulness_correlation", correlation, *where, chance=0)
+        square = changes.changes.square().mean(1)
+        ratio = {"numerator": infidelity_of(raw, changes), "denominator": square}
+        yield rows_of("infidelity", ratio, *where)
         slow = maps.slow(queries)
         attribute = maps.method.attribute(maps.clip, slow.rows)
         if attribute is not None and len(slow):
-            measured = {
-                index: value
-                for part in _successive(slow.numbers)
-                for index, value in _finite_sensitivity(maps, attribute, slow, part).items()
-            }
-            if measured:
-                part = slow.part(list(measured))
-                values = torch.cat(list(measured.values()))
-                yield rows_of("sensitivity", values, part.numbers, part.texts)
+            values = _finite_sensitivity(maps, attribute, slow, range(len(slow)))
+            yield rows_of("sensitivity", values, slow.numbers, slow.texts)
 
 
 def _finite_sensitivity(
     maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
-) -> dict[int, Tensor]:
-    """Index -> sensitivity (1,); without those where a map under noise is NaN, which is said."""
+) -> Tensor:
+    """Of each image, (N,), with the draws of its own number.
+
+    NaN where a map under noise holds NaN, which is said.
+    """
     try:
-        values = _sensitivity(maps, attribute, queries, indices)
-        return {index: values[row : row + 1] for row, index in enumerate(indices)}
+        return metrics.sensitivity(
+            attribute,
+            queries.pixels[list(indices)],
+            list(indices),
+            radius=_RADIUS,
+            samples=_DRAWS,
+            batch_size=maps.config.batch_size,
+            seed=[maps.config.seed + queries.numbers[index] for index in indices],
+        )
     except InputError as error:
         if len(indices) == 1:
             reason = f"{maps.method.name}: {error}"
             maps.skipped.append((queries.numbers[indices[0]], reason))
-            return {}
-    alone = [_finite_sensitivity(maps, attribute, queries, [index]) for index in indices]
-    return {index: value for found in alone for index, value in found.items()}
+            return torch.full((1,), torch.nan)
+    return torch.cat([_finite_sensitivity(maps, attribute, queries, [i]) for i in indices])
 
 
-def _sensitivity(
-    maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
-) -> Tensor:
-    """Of images with successive numbers, each with the draws of its own number."""
-    return metrics.sensitivity(
-        attribute,
-        queries.pixels[indices[0] : indices[-1] + 1],
-        list(indices),
-        radius=_RADIUS,
-        samples=_DRAWS,
+def _changes(maps: MethodOnBatch, queries: Queries) -> MaskedChanges:
+    """Of each image with the masks of its own number, whatever else is in the batch."""
+    return metrics.masked_changes(
+        maps.context.forward(queries.rows),
+        queries.pixels,
+        list(range(len(queries))),
+        grid=maps.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1]),
+        share=_SHARE,
+        samples=maps.config.draws,
         batch_size=maps.config.batch_size,
-        seed=maps.config.seed + queries.numbers[indices[0]],
+        seed=[maps.config.seed + number for number in queries.numbers],
     )
-
-
-def _successive(numbers: Sequence[int]) -> list[list[int]]:
-    """The indices of rising numbers, a new list after each number that is left out."""
-    parts: list[list[int]] = []
-    for index, number in enumerate(numbers):
-        if not index or number != numbers[index - 1] + 1:
-            parts.append([])
-        parts[-1].append(index)
-    return parts
-
-
-def _changes(maps: MethodOnBatch, queries: Queries) -> Tensor:
-    """The mean square of the score's change: the infidelity of a map of zeros."""
-    grid = maps.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
-    return _infidelity(maps, queries, torch.zeros(len(queries), *grid).to(queries.pixels))
-
-
-def _infidelity(maps: MethodOnBatch, queries: Queries, raw: Tensor) -> Tensor:
-    """Of each image with the draws of its own number, whatever else is in the batch."""
-    grid = maps.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
-    values = [
-        metrics.infidelity(
-            maps.context.forward(queries.rows[index : index + 1]),
-            queries.pixels[index : index + 1],
-            raw[index : index + 1].to(queries.pixels),
-            perturbation=metrics.patch_removal(grid),
-            samples=maps.config.draws,
-            batch_size=maps.config.batch_size,
-            seed=maps.config.seed + number,
-        )
-        for index, number in enumerate(queries.numbers)
-    ]
-    return torch.cat(values)

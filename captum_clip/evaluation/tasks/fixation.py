@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -50,13 +51,21 @@ class Fixation(Task):
         for index, heat in zip(kept, resizing.positive(raw), strict=True):
             view = views[index]
             points, density = _points(maps, view), _density(maps, view)
-            for metric, truth in (
-                *((metrics.nss, points), (metrics.auc_judd, points)),
-                *((metrics.cc, density), (metrics.sim, density)),
+            even = math.nan if density is None else _shared_with_even(density)
+            for metric, truth, chance in (
+                *((metrics.nss, points, 0.0), (metrics.auc_judd, points, 0.5)),
+                *((metrics.cc, density, 0 * even), (metrics.sim, density, even)),
             ):
                 if truth is not None:
                     value = metric(heat[None], truth[None])
-                    yield rows_of(metric.__name__, value, [view.number], [texts[index]])
+                    where = [view.number], [texts[index]]
+                    yield rows_of(metric.__name__, value, *where, chance=chance)
+
+
+def _shared_with_even(density: Tensor) -> float:
+    """The SIM of a map that has its mass everywhere alike; NaN for a constant density."""
+    mass = resizing.normalize(density)
+    return float((mass / mass.sum()).clamp(max=1 / mass.numel()).sum())
 
 
 def _points(maps: MethodOnBatch, view: View) -> Tensor | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
+from torch import Tensor
 from typing_extensions import override
 
+from ... import maps as resizing
 from ... import metrics
 from ...runs import Arrays
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch
 from ..metric import Metric
+from ..resampling import STATISTICS
 from ..table import rows_of
 from .base import Task
 
@@ -47,28 +51,43 @@ class Localization(Task):
 
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        queries = maps.regions
-        if not len(queries):
-            return
-        where = queries.numbers, queries.texts
-        heat, masks = maps.positive, maps.masks
-        at_mean = metrics.segmentation_scores(heat, masks, threshold="mean")
-        at_half = metrics.segmentation_scores(heat, masks, threshold=0.5)
-        yield rows_of("pointing", metrics.pointing_game(heat, masks), *where)
-        near = metrics.pointing_game(heat, masks, tolerance=NEAR)
-        yield rows_of(f"pointing_{NEAR}", near, *where)
-        yield rows_of("energy", metrics.energy_inside(heat, masks), *where)
-        yield rows_of("coverage", metrics.coverage(heat, masks, area=AREA), *where)
-        yield rows_of("average_precision", at_mean.average_precision, *where)
-        for end, scores in (("", at_mean), ("_half", at_half)):
-            right = scores.true_positive + scores.true_negative
-            wrong = scores.false_positive + scores.false_negative
-            ratio = {"numerator": right, "denominator": right + wrong}
-            yield rows_of(f"pixel_accuracy{end}", ratio, *where)
-            counts = {
-                "true_positive": scores.true_positive,
-                "false_positive": scores.false_positive,
-                "false_negative": scores.false_negative,
-                "true_negative": scores.true_negative,
-            }
-            yield rows_of(f"mean_iou{end}", counts, *where)
+        void = {view.number: view.void for view in maps.batch.views if view.void is not None}
+        numbers = maps.regions.numbers
+        alone = [[index] for index, number in enumerate(numbers) if number in void]
+        others = [index for index, number in enumerate(numbers) if number not in void]
+        for part in [*([others] if others else []), *alone]:
+            yield from _measure(maps, part, void.get(numbers[part[0]]))
+
+
+def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> Iterator[Arrays]:
+    """Some regions, of one image where some of its pixels count for nothing."""
+    queries = maps.regions.part(part)
+    where = queries.numbers, queries.texts
+    heat, masks = maps.positive[part], maps.masks[part]
+    highest = heat
+    if void is not None:
+        heat = resizing.upsample(heat, (void.shape[-2], void.shape[-1]))
+        highest = torch.where(void, heat.amin() - 1, heat)
+        # what is left has no shape, which no metric but pointing asks for
+        heat, masks = heat[:, None, ~void], masks[:, None, ~void]
+        inside = masks.new_zeros(len(part), *void.shape)
+        inside[:, ~void] = masks[:, 0]
+    else:
+        inside = masks
+    at_mean = metrics.segmentation_scores(heat, masks, threshold="mean")
+    at_half = metrics.segmentation_scores(heat, masks, threshold=0.5)
+    yield rows_of("pointing", metrics.pointing_game(highest, inside), *where)
+    near = metrics.pointing_game(highest, inside, tolerance=NEAR)
+    yield rows_of(f"pointing_{NEAR}", near, *where)
+    share = masks.flatten(1).float().mean(1)
+    yield rows_of("energy", metrics.energy_inside(heat, masks), *where, chance=share)
+    yield rows_of("coverage", metrics.coverage(heat, masks, area=AREA), *where)
+    yield rows_of("average_precision", at_mean.average_precision, *where)
+    for end, scores in (("", at_mean), ("_half", at_half)):
+        right = scores.true_positive + scores.true_negative
+        wrong = scores.false_positive + scores.false_negative
+        yield rows_of(
+            f"pixel_accuracy{end}", {"numerator": right, "denominator": right + wrong}, *where
+        )
+        counts = {name: getattr(scores, name) for name in STATISTICS["mean_iou"].parts}
+        yield rows_of(f"mean_iou{end}", counts, *where)

@@ -23,7 +23,7 @@ class Sanity(Task):
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        start = f"Spearman's rank correlation, first {config.few} images, with the map"
+        start = f"Spearman's rank correlation, {config.few} images drawn from all, with the map"
         return {
             "Sanity checks": [
                 Metric(
@@ -53,7 +53,7 @@ class Sanity(Task):
 
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """A constant map has no ranks and is left out."""
+        """A constant map has no ranks, and correlates with nothing."""
         context = maps.context
         if maps.method.attribute(maps.clip, context.encode([""])) is None:
             return
@@ -76,7 +76,7 @@ class Sanity(Task):
                 if own:
                     part = queries.part(own)
                     correlation = metrics.rank_correlation(raw[own], other_maps)
-                    yield rows_of(name, correlation, part.numbers, part.texts)
+                    yield rows_of(name, correlation, part.numbers, part.texts, chance=0)
 
 
 def _other(maps: MethodOnBatch, number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Signs(Task):
             sign: [
                 Metric(
                     f"{sign}_{part}",
-                    f"share of the {sign} map's mass {where}; chance: random",
+                    f"share of the {sign} map's mass {where}; chance: uniform",
                     "none",
                 )
                 for part, where in _PARTS.items()
@@ -46,7 +46,7 @@ class Signs(Task):
             "Spearman's rank correlation of positive and negative map; below zero by construction "
             "where both are parts of one signed map"
         )
-        others = "maximum of the negative map inside another region; chance: random"
+        others = "maximum of the negative map inside another region; chance: uniform"
         cosine = "cosine of positive and negative map; 0: they never meet"
         return {
             "Where the positive map lies": shares["positive"],
@@ -64,9 +64,13 @@ class Signs(Task):
         queries = maps.regions
         if not len(queries):
             return
-        unions = {view.number: view.masks.any(0) for view in maps.batch.views}
-        whole = torch.stack([unions[number] for number in queries.numbers])  # (N, H, W)
-        parts = [maps.masks, whole & ~maps.masks, ~whole]
+        views = {view.number: view for view in maps.batch.views}
+        owners = [views[number] for number in queries.numbers]
+        whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
+        known = torch.stack(
+            [torch.ones_like(v.masks[0]) if v.void is None else ~v.void for v in owners]
+        )
+        parts = [maps.masks & known, whole & ~maps.masks & known, ~whole & known]
         several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
         kept = several.nonzero()[:, 0].tolist()
         if not kept:
@@ -74,8 +78,7 @@ class Signs(Task):
         where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
         masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
         positive = maps.positive[kept]
-        for name, mask in masks.items():
-            yield rows_of(f"positive_{name}", _share(positive, mask), *where)
+        yield from _shares("positive", positive, masks, where)
         if maps.negative is None:
             return
         finite = finite_maps(maps.negative[kept])
@@ -85,21 +88,32 @@ class Signs(Task):
         where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
         positive, negative = positive[finite], maps.negative[kept]
         masks = {name: mask[finite] for name, mask in masks.items()}
-        for name, mask in masks.items():
-            yield rows_of(f"negative_{name}", _share(negative, mask), *where)
+        yield from _shares("negative", negative, masks, where)
         correlation = metrics.rank_correlation(positive, negative)
-        yield rows_of("sign_correlation", correlation, *where)
-        yield rows_of("sign_cosine", _cosine(positive, negative), *where)
-        hits = metrics.pointing_game(negative, masks["others"])
-        hits = torch.where(negative.flatten(1).any(1), hits, torch.nan)
+        yield rows_of("sign_correlation", correlation, *where, chance=0)
+        yield rows_of("sign_cosine", _cosine(positive, negative), *where, chance=0)
+        known = _union(masks)
+        heat = resizing.upsample(negative, (known.shape[-2], known.shape[-1]))
+        heat = torch.where(known, heat, -1)
+        hits = metrics.pointing_game(heat, masks["others"])
         yield rows_of("negative_pointing_others", hits, *where)
 
 
-def _share(heat: Tensor, masks: Tensor) -> Tensor:
-    """Of the mass (N,); NaN for a map without any."""
-    mass = resizing.upsample(heat, (masks.shape[-2], masks.shape[-1]))
-    inside: Tensor = (mass * masks).sum((-2, -1))
-    return inside / mass.sum((-2, -1))
+def _union(masks: Mapping[str, Tensor]) -> Tensor:
+    """What counts at all: the image, but for pixels of which no truth is known."""
+    return torch.stack([*masks.values()]).any(0)
+
+
+def _shares(
+    sign: str, heat: Tensor, masks: Mapping[str, Tensor], where: tuple[list[int], list[str]]
+) -> Iterator[Arrays]:
+    """Of the mass of maps (N, h, w) in each part; an empty map gets the part's share of pixels."""
+    known = _union(masks)
+    mass = resizing.upsample(heat, (known.shape[-2], known.shape[-1])) * known
+    for name, mask in masks.items():
+        share = (mass * mask).sum((-2, -1)) / mass.sum((-2, -1))
+        chance = mask.flatten(1).sum(1) / known.flatten(1).sum(1)
+        yield rows_of(f"{sign}_{name}", share, *where, chance=chance)
 
 
 def _cosine(positive: Tensor, negative: Tensor) -> Tensor:

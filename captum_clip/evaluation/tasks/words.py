@@ -36,14 +36,26 @@ class Words(Task):
                 Metric(
                     f"words_{count}",
                     f"{share}; caption of {count} of the four cells, target: what the word adds to "
-                    "it; a map that is positive everywhere gets .25, a negative one .75",
+                    "it; a map that is positive everywhere gets .25, random signs .5, a negative "
+                    "one .75",
+                )
+                for count in counts
+            ],
+            "Mosaic game, the positive map of a word": [
+                Metric(
+                    f"word_energy_{count}",
+                    f"share of the word's positive mass in its own cell, caption of {count} of the "
+                    "four cells; chance is .25",
+                    constant=0.25,
                 )
                 for count in counts
             ],
             "Mosaic game, the positive map of the whole caption": [
                 Metric(
                     f"caption_{count}",
-                    f"the same of one map for all words of the caption, at most 1/{count}",
+                    "the same of one map for all words of the caption, whose mean over its words "
+                    f"is at most 1/{count}; chance is .25",
+                    constant=0.25,
                 )
                 for count in counts
             ],
@@ -52,6 +64,7 @@ class Words(Task):
                     f"word_pointing_{count}",
                     f"maximum of the word's positive map in its own cell; caption of {count} "
                     "of the four cells; chance is .25",
+                    constant=0.25,
                 )
                 for count in counts
             ],
@@ -79,26 +92,31 @@ class Words(Task):
         positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
         signed = positive if negative is None else positive - negative
         own = finite_maps(signed).nonzero()[:, 0].tolist()
+        cells = masks.flatten(1).double().mean(1)  # share of the mosaic
         if own:
             game = metrics.word_mosaic_game(signed[own], masks[own])
-            yield from _by_count("words", game, queries.part(own), [counts[i] for i in own])
+            chance = cells[own] if negative is None else torch.full_like(cells[own], 0.5)
+            of_own = queries.part(own), [counts[i] for i in own]
+            yield from _by_count("words", game, *of_own, chance)
+        energy = metrics.energy_inside(positive, masks)
+        yield from _by_count("word_energy", energy, queries, counts, cells)
         hits = metrics.pointing_game(positive, masks)
-        yield from _by_count("word_pointing", hits, queries, counts)
+        yield from _by_count("word_pointing", hits, queries, counts, cells)
 
         texts = tuple(captions[i] for i in kept)
         whole = replace(queries, rows=maps.context.encode(texts), texts=texts)
         known, raw = maps.compute_finite(whole)
         if known:
-            share = metrics.word_mosaic_game(resizing.positive(raw), masks[known])
-            counts = [counts[i] for i in known]
-            yield from _by_count("caption", share, queries.part(known), counts)
+            share = metrics.energy_inside(resizing.positive(raw), masks[known])
+            of_known = queries.part(known), [counts[i] for i in known]
+            yield from _by_count("caption", share, *of_known, cells[known])
 
 
 def _by_count(
-    name: str, values: Tensor, queries: Queries, counts: Sequence[int]
+    name: str, values: Tensor, queries: Queries, counts: Sequence[int], chance: Tensor
 ) -> Iterator[Arrays]:
-    """Rows of values (N,) for each number of named cells."""
+    """Rows of values (N,) for each number of named cells; what empty maps get is `chance` (N,)."""
     for count in sorted(set(counts)):
         kept = [i for i, own in enumerate(counts) if own == count]
         where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
-        yield rows_of(f"{name}_{count}", values[kept], *where)
+        yield rows_of(f"{name}_{count}", values[kept], *where, chance=chance[kept])

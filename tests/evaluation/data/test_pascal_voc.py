@@ -49,7 +49,7 @@ def test_voc_is_lawful(root, lawful):
 
 
 def test_regions_are_the_classes_without_the_void(root):
-    """A region a class, with an article; outlines are background."""
+    """A region a class, with an article; outlines are of no class and no background either."""
     data = PascalVoc(root)
     assert data.names == ("2007_000033", "2007_000042")
     first, second = (data.read(index) for index in range(2))
@@ -58,6 +58,8 @@ def test_regions_are_the_classes_without_the_void(root):
     inside[2, 1:12] = False
     assert np.array_equal(first.regions[0].mask, inside)
     assert np.array_equal(first.regions[1].mask, RIGHT)
+    assert first.void is not None
+    assert np.array_equal(first.void, LEFT & ~inside)
     assert [region.text for region in second.regions] == ["a tv monitor"]
     assert len(data.classes) == 20
     assert data.classes[0] == "an aeroplane"
