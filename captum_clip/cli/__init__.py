@@ -10,6 +10,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,11 +25,13 @@ from .parser import build_parser
 __all__ = ["main"]
 
 _FAILED, _INTERRUPTED, _TERMINATED = 2, 130, 143
-_TYPED = {
-    "load_clip(..., processor=...)": "--processor NAME",
-    "load_clip(..., tokenizer=...)": "--tokenizer NAME",
-    "sign='positive'": "--sign positive",
-}
+_TYPED = (
+    (r"load_clip\(\.\.\., (processor|tokenizer)=\.\.\.\)", r"--\1 NAME"),
+    (r"\b(sign|device|engine|workers|gpus)='?([^\s',;]+)'?", r"--\1 \2"),
+    (r"\b(batch|chunk)_size\b", r"--\1-size"),
+    (r"\bheld_out\b", "--held-out"),
+    (r"^(load_clip|preprocess|StudyConfig|Subject|EmotionProbe\.load|figures\.\w+): ", ""),
+)
 """What an error says to those who write Python -> to those who type commands."""
 
 
@@ -123,7 +126,7 @@ def _drop_output() -> None:
 
 
 def _fail(message: str) -> int:
-    for in_python, typed in _TYPED.items():
-        message = message.replace(in_python, typed)
+    for in_python, typed in _TYPED:
+        message = re.sub(in_python, typed, message)
     print(f"captum-clip: error: {' '.join(message.split())}", file=sys.stderr)
     return _FAILED

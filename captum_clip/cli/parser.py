@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from .._version import __version__
+from ..checks import excerpt
 from . import app, demo, emotions, evaluate, explain, figure, models, rank, study
 from .command import QUIET, Command
 
@@ -34,6 +35,7 @@ class _Parser(argparse.ArgumentParser):
     options: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"(\S{80})\S+", r"\1...", message)  # what was typed may be endless
         choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
         if choice:
             message += _suggestion(choice[1], re.findall(r"[^\s',]+", choice[2]))
@@ -47,6 +49,9 @@ class _Parser(argparse.ArgumentParser):
         argparse itself gives up on a list that may be empty as soon as it meets an option, and
         leaves it to the parser of all commands to refuse what one of them does not know.
         """
+        for word in args or ():  # argparse makes an empty list of it
+            if re.fullmatch(r"-[\w-]+=--", word):
+                self.error(f"argument {word[:-3]}: expected one argument")
         found, rest = super().parse_known_args(args, namespace)
         late = self.get_default("late")
         if late:
@@ -57,9 +62,8 @@ class _Parser(argparse.ArgumentParser):
             found.texts += found.text or []
         if rest and self.options:
             self.print_usage(sys.stderr)
-            self.error(
-                f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest[0], self.options)}"
-            )
+            close = _suggestion(rest[0], self.options)
+            self.error(f"unrecognized arguments: {excerpt(' '.join(rest))}{close}")
         return found, rest
 
 

@@ -1,21 +1,33 @@
-"""``python -m tests.fuzz``: random calls, and each that ends in an error which is not ours."""
+"""``python -m tests.fuzz``: random calls and command lines, and each that ends badly.
+
+An end is bad where the error is not ours, or a command's exit code is none of 0, 1 and 2.
+"""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.calls import failures
+from tests.fuzz import calls, command_lines
+
+KINDS = {"calls": calls.failures, "commands": command_lines.failures}
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-parser.add_argument("--cases", type=int, default=15_000, metavar="N")
+parser.add_argument("--cases", type=int, default=15_000, metavar="N", help="of both kinds together")
+parser.add_argument("--only", choices=KINDS, help="one kind")
 parser.add_argument("--seed", type=int, default=0, metavar="S")
 arguments = parser.parse_args()
-counts: Counter[str] = Counter()
-with tempfile.TemporaryDirectory() as folder:
-    for failure in failures(Path(folder), arguments.cases, arguments.seed):
-        counts[failure.call] += 1
-        print(f"case {failure.case}, {failure.call}\n{failure.text}")
-print(f"{arguments.cases:,} calls, {sum(counts.values())} ended in another error: {dict(counts)}")
+kinds = [arguments.only] if arguments.only else list(KINDS)
+for kind in kinds:
+    counts: Counter[str] = Counter()
+    cases, start = arguments.cases // len(kinds), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for failure in KINDS[kind](Path(folder), cases, arguments.seed):
+            counts[failure.call] += 1
+            print(f"case {failure.case}, {failure.call}\n{failure.text}", flush=True)
+    took = time.monotonic() - start
+    bad = f"{sum(counts.values())} ended badly: {dict(counts)}"
+    print(f"{cases:,} {kind} in {took:.0f} s, {bad}", flush=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from ...checks import check_integer, expand
+from ...checks import check_integer, expand, find_folder
 from ...emotions import CLASSES, EMOTIONS, SOMETHING_ELSE
 from ...emotions.artemis import COLUMNS, FILE_NAME, IMAGE_FOLDERS
 from ...errors import InputError
@@ -117,9 +117,10 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
     """
     import pandas as pd
 
-    folder = expand(folder)
+    folder = find_folder(folder, caller="emotion_truth")
     try:
-        table = pd.read_csv(folder / TRUTH / "truth.csv", dtype=str, keep_default_na=False)
+        with open(folder / TRUTH / "truth.csv", encoding="utf-8") as rows:
+            table = pd.read_csv(rows, dtype=str, keep_default_na=False)
         with open(folder / TRUTH / "masks.npz", "rb") as archive, np.load(archive) as masks:
             return tuple(
                 Truth(
@@ -134,7 +135,7 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
     except DAMAGED as error:
         raise InputError(
             f"emotion_truth: {folder} holds no truth that 'captum-clip emotions demo-data' writes "
-            f"({error})."
+            f"({getattr(error, 'strerror', None) or error})."
         ) from error
 
 

@@ -1,0 +1,269 @@
+"""Command lines drawn at random from the declared options, with a mistake here and there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captum_clip import cli
+from captum_clip.attr.registry import registered
+from captum_clip.cli import demo
+from captum_clip.cli import parser as parser_module
+from captum_clip.cli.command import Command, Option
+from captum_clip.errors import InputError
+from captum_clip.visualization import grid
+from tests.fuzz.calls import Failure
+from tests.studies import folders
+
+SECONDS = 60  # that a line may take
+
+NUMBERS = ["0", "-1", "1.5", "1e9", "nan", "inf", "x", "", " 3", "9" * 5000, "0x1"]
+TEXTS = ["a horse", "a dog", "a horse and a dog", "horse"]
+ODD_TEXTS = [
+    "",
+    " ",
+    "...",
+    "\N{HORSE FACE}",
+    "a" * 4000,
+    "\ud800",
+    "a\0b",
+    "a\x01b",
+    "--",
+    "-",
+    "=x",
+]
+ODD_PATHS = ["~nosuch/a", "a" * 300, "a\0", "\ud800", "/dev/null", "/proc/self/mem", "", "."]
+URLS = ["s3://bucket/x", "memory://x", "nosuch://x", "file:///none", "https://x.invalid/a.png"]
+FILES = ["broken.png", "pipe.png", "narrow.png", "none.jpg", "a.npz", "a.txt"]
+FOLDERS = ["empty", "study", "vit", "art", "none"]
+MODELS = ["nonsense", "ViT-B/32", "org/name", "hf-hub:org/name", "a/b/c", "empty", *ODD_PATHS]
+PROBES = ["cut.json", "pipe.json", "empty.safetensors", "none.json", "list.json"]
+METHODS = ["gradcam", "last-grad:start_layer=99", "a:b=c", ":", "", "cam:x", "cam:LayerCAM:x=1"]
+OUTPUTS = ["a.gif", "none/a.png", "photos", "photo.jpg", *ODD_PATHS, *URLS]
+DATA = ["voc:none", "fixations:photos", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
+PLACES = [*FILES, *FOLDERS, *ODD_PATHS, *URLS]
+LISTED: dict[str, tuple[list[str], list[str]]] = {
+    **dict.fromkeys(("model", "processor", "tokenizer"), (["vit", "vit", "resnet"], MODELS)),
+    **dict.fromkeys(
+        ("method", "reference"), ([*registered(), "last-grad:heads=averaged"], METHODS)
+    ),
+    **dict.fromkeys(("images", "folder", "maps"), (["photos"], PLACES)),
+    **dict.fromkeys(("image", "given"), (["photo.jpg", "other.png", "photos"], PLACES)),
+    **dict.fromkeys(("csv", "test"), (["a.txt"], PLACES)),
+    "device": (["cpu"], ["cuda", "gpu", "cuda:99", "", "meta", "cpu:1", "\ud800"]),
+    "emotions": (["probe.json"], [*PROBES, *FILES, *ODD_PATHS]),
+    "output": (["a.png", "a.npz", "out", "out/more", "a.safetensors"], OUTPUTS),
+    "scene": (["0", "1:horse,dog"], ["x", "", ":", "-1", "0:unicorn", "9" * 400]),
+    "emotion": (["awe"], ["joy", "", "\ud800"]),
+    "host": (["127.0.0.1"], ["", "\ud800", "no.such.host.invalid"]),
+    "port": (["0"], NUMBERS),
+    "data": (["masks:photos", "classes:photos", "demo"], DATA),
+    "task": (["localization", "signs"], ["x", ""]),
+    "colormap": (["viridis", "mask"], ["x", ""]),
+    "limit": (["1", "2"], NUMBERS),
+}
+"""Option -> what may rightly follow it, and what may not."""
+
+
+def _leaves(
+    command: Command, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Command]]:
+    words = (*words, command.name)
+    if not command.commands:
+        yield words, command
+    for below in command.commands:
+        yield from _leaves(below, words)
+
+
+COMMANDS = [leaf for module in parser_module._COMMANDS for leaf in _leaves(module.COMMAND)]
+
+
+class Lines:
+    """Draws command lines.
+
+    Args:
+        generator: of every choice.
+    """
+
+    def __init__(self, generator: random.Random) -> None:
+        self._random = generator
+
+    def line(self) -> list[str]:
+        """The words after ``captum-clip``."""
+        name, command = self._random.choice(COMMANDS)
+        words: list[list[str]] = []
+        for option in self._options(command):
+            wanted = option.required or not option.name.startswith("-")
+            if self._random.random() < (0.95 if wanted else 0.15):
+                again = option.many and self._random.random() < 0.4
+                words += [self._words(option) for _ in range(1 + again)]
+        if self._random.random() < 0.3:
+            self._random.shuffle(words)
+        line = [word for group in words for word in group]
+        return [*name, *self._spoiled(line)]
+
+    def _options(self, command: Command) -> list[Option]:
+        return [
+            option
+            for each in command.options
+            for option in (each if isinstance(each, tuple) else (each,))
+        ]
+
+    def _words(self, option: Option) -> list[str]:
+        name = option.name.split()[self._random.randrange(len(option.name.split()))]
+        if option.default is False or option.sets is not None:
+            return [name]
+        value = self._value(option)
+        if not name.startswith("-"):
+            return [value]
+        return [f"{name}={value}"] if self._random.random() < 0.2 else [name, value]
+
+    def _value(self, option: Option) -> str:
+        right = self._random.random() < 0.8
+        if option.choices:
+            values = (list(option.choices), ODD_TEXTS)
+        elif option.type is int or isinstance(option.default, (int, float)):
+            values = LISTED.get(option.dest, (["1", "2"], NUMBERS))
+        else:
+            values = LISTED.get(option.dest, (TEXTS, ODD_TEXTS))
+        return self._random.choice(values[not right])
+
+    def _spoiled(self, line: list[str]) -> list[str]:
+        """Now and then a word too many, too few, or another."""
+        if line and self._random.random() < 0.15:
+            place = self._random.randrange(len(line))
+            odd = self._random.choice(
+                [*ODD_TEXTS, *FILES, "--modle", "-h", "--mo", "-x", "--quiet"]
+            )
+            line[place : place + self._random.randrange(2)] = [odd] * self._random.randrange(2)
+        return line
+
+
+def make_files(folder: Path) -> None:
+    """What the lines speak of."""
+    folders.make_images(folder / "photos", 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.jpg")
+    Image.fromarray(pixels).save(folder / "other.png")
+    Image.new("1", (60000, 1)).save(folder / "narrow.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "a.txt").write_text("text")
+    (folder / "a.npz").write_bytes(b"PK\x03\x04")
+    for name in ("pipe.png", "pipe.json"):
+        os.mkfifo(folder / name)
+    folders.make_emotions(folder / "probe.json")
+    (folder / "cut.json").write_bytes((folder / "probe.json").read_bytes()[:-9])
+    (folder / "list.json").write_text("[" * 9999)
+    (folder / "empty.safetensors").touch()
+    for name in ("empty", "study", "art"):
+        (folder / name).mkdir()
+    (folder / "study" / "manifest.json").write_text("{}")
+    folders.make_vit(folder / "vit")
+    folders.make_resnet(folder / "resnet")
+
+
+@contextlib.contextmanager
+def _surroundings(folder: Path) -> Iterator[None]:
+    """The files, and neither a network, nor a page that waits, nor Ray."""
+    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "CAPTUM_CLIP_CACHE")}
+    here = Path.cwd()
+    with contextlib.ExitStack() as stack:
+        for module, name, instead in (
+            (grid, "_FINE", 32),
+            (demo, "_SCENES", demo._SCENES[:1]),
+            (demo, "_COLUMNS", demo._COLUMNS[:1]),
+        ):
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, instead)
+        for target, answer in (
+            ("captum_clip.app.serve.serve", lambda *_: None),
+            ("captum_clip.app.serve.warm", lambda *_: None),
+            ("captum_clip.runs.run.run_on_ray", _no_ray),
+        ):
+            stack.enter_context(_patched(target, answer))
+        os.environ |= {"HF_HUB_OFFLINE": "1", "CAPTUM_CLIP_CACHE": str(folder / "cache")}
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(here)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name)
+                else:
+                    os.environ[name] = value
+
+
+def _patched(target: str, answer: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
+    from unittest import mock
+
+    return mock.patch(target, answer)
+
+
+def _no_ray(*_: Any) -> None:
+    raise InputError("there is no Ray in this world; it is tested elsewhere.")
+
+
+def failures(folder: Path, cases: int, seed: int = 0) -> Iterator[Failure]:
+    """Run so many lines, and give those that ended badly."""
+    generator = random.Random()
+    lines = Lines(generator)
+    with _surroundings(folder):
+        for case in range(cases):
+            if case % 200 == 0:  # what was written may be in the way of all that follows
+                for path in folder.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                make_files(folder)
+            generator.seed(f"{seed} {case}")
+            line = lines.line()
+            if complaint := run(line):
+                shown = shlex.join(line).encode(errors="backslashreplace").decode()
+                yield Failure(case, " ".join(line[:2]), f"captum-clip {shown[:900]}\n{complaint}")
+
+
+def run(line: list[str]) -> str:
+    """Run one line; what is wrong with how it ended, "" where nothing is."""
+    out, err = io.StringIO(), io.StringIO()
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main(line)
+    except BaseException:
+        return traceback.format_exc(limit=-4)
+    finally:
+        signal.alarm(0)
+    said = err.getvalue()
+    if code not in (0, 1, 2):
+        return f"it ended with {code}"
+    if "Traceback" in said or "Exception" in said:
+        return said[-1000:]
+    if code == 0:
+        return ""
+    last = said.replace("\r", "\n").strip().split("\n")[-1].strip()
+    message = last.removeprefix("captum-clip: error: ")
+    if message == last or not 20 <= len(message) <= 700:
+        return f"a message of {len(message)} characters: {last[:400]}"
+    if _PYTHON.search(message):
+        return f"it speaks of Python: {last}"
+    return ""
+
+
+_PYTHON = re.compile(r"\b[a-z_]+=(True|False|None|'|\")|object at 0x|Errno|NoneType")
+
+
+def _too_long(*_: Any) -> None:
+    raise TimeoutError(f"it took longer than {SECONDS} seconds")
