@@ -37,6 +37,7 @@ def _run(arguments: Namespace) -> None:
     with images_bar(arguments, "evaluate") as progress:
         evaluation = evaluate(config, progress=progress)
     output = arguments.output
+    print(f"report   {inside(output, 'report.html')}")
     print(f"tables   {inside(output, 'results.md')}")
     print(f"figures  {inside(output, 'results.csv')}")
     for name in evaluation.pictures:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 
 from ..errors import InputError
+from ..models import ClipAdapter
 from ..runs import (
     Arrays,
     Engine,
@@ -25,9 +26,11 @@ from ..runs import (
     threads,
 )
 from .config import EvaluationConfig
+from .examples import examples_of
 from .metric import Metric
 from .pictures import perturbation_curves
 from .plan import Plan, Shard, make_plan
+from .report import REPORT, command_of, report_html
 from .summary import Summary, summarize
 from .table import Skipped, Table, concatenate, from_arrays
 from .tables import RESULTS, TABLES, results_csv, results_md
@@ -116,7 +119,8 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         done = {**begun, **done, "state": "measured"}
         output.write(manifest.NAME, manifest.to_bytes(done))
         _check_measured(plan, table, skipped, output)
-        return _write(plan, table, skipped, output)
+        clip, _ = models.load(plan.model, "cpu")
+        return _write(plan, table, done, output, clip)
 
 
 def _parse(arrays: Arrays, shard: Shard) -> tuple[Table, Skipped]:
@@ -176,8 +180,11 @@ def _check_measured(plan: Plan, table: Table, skipped: SkippedEntries, output: S
         )
 
 
-def _write(plan: Plan, table: Table, skipped: SkippedEntries, output: Storage) -> Evaluation:
+def _write(
+    plan: Plan, table: Table, done: dict[str, Any], output: Storage, clip: ClipAdapter
+) -> Evaluation:
     """Every file; the table of figures comes last."""
+    skipped = done["skipped"]
     summary = summarize(
         table,
         _groups(plan, table),
@@ -187,11 +194,22 @@ def _write(plan: Plan, table: Table, skipped: SkippedEntries, output: Storage) -
         resamples=plan.config.resamples,
         seed=plan.config.seed,
     )
-    pictures = tuple(_draw(plan, table, summary, output))
-    title = f"Evaluation of {plan.label}"
-    output.write(TABLES, results_md(summary, title=title, about=_about(plan, skipped)).encode())
+    curves = {name: (what, file) for name, what, file in _draw(plan, table, summary)}
+    for name, (_, file) in curves.items():
+        output.write(name, file)
+    title, about = f"Evaluation of {plan.label}", _about(plan, skipped)
+    output.write(TABLES, results_md(summary, title=title, about=about).encode())
+    report = report_html(
+        summary,
+        title=title,
+        about=about,
+        curves=dict(curves.values()),
+        examples=examples_of(plan, table, summary, clip),
+        manifest=done,
+    )
+    output.write(REPORT, report.encode())
     output.write(RESULTS, results_csv(summary))
-    return Evaluation(output.root, table, summary, pictures, skipped)
+    return Evaluation(output.root, table, summary, tuple(curves), skipped)
 
 
 def _groups(plan: Plan, table: Table) -> dict[str, Sequence[Metric]]:
@@ -206,8 +224,8 @@ def _groups(plan: Plan, table: Table) -> dict[str, Sequence[Metric]]:
     return groups
 
 
-def _draw(plan: Plan, table: Table, summary: Summary, output: Storage) -> Iterator[str]:
-    """Write a picture for each pair of curves; their names."""
+def _draw(plan: Plan, table: Table, summary: Summary) -> Iterator[tuple[str, str, bytes]]:
+    """A picture of each pair of curves: its name, what it shows, and the PNG file."""
     curves = dict(iter(table[table["x"].notna()].groupby("metric", observed=True, sort=False)))
     for end in [name.removeprefix(MOST_FIRST) for name in curves if name.startswith(MOST_FIRST)]:
         fill, _, kind = end.partition("_")
@@ -215,15 +233,15 @@ def _draw(plan: Plan, table: Table, summary: Summary, output: Storage) -> Iterat
         pair = curves[MOST_FIRST + end], curves[LEAST_FIRST + end]
         file = io.BytesIO()
         perturbation_curves(*pair, summary, title=title).savefig(file, format="png", dpi="figure")
-        output.write(f"curves_{end}.png", file.getvalue())
-        yield f"curves_{end}.png"
+        yield f"curves_{end}.png", title, file.getvalue()
 
 
 def _about(plan: Plan, skipped: SkippedEntries) -> dict[str, Any]:
     """The lines over the tables."""
     config = plan.config
     kind = "another picture of the same thing" if config.against == "image" else "their text"
-    lines: dict[str, Any] = {"model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}"}
+    lines: dict[str, Any] = {"made by": command_of(config, plan.label)}
+    lines |= {"model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}"}
     for data, tasks in zip(plan.data, plan.tasks, strict=True):
         left_out = len(skipped[data.name])
         what = "samples, regions or maps left out (manifest.json says why)"

@@ -51,7 +51,7 @@ def rows_of(
         parts = {"": torch.where(values.isnan(), torch.as_tensor(chance).to(values), values)}
     table = np.stack([column.double().cpu().numpy() for column in parts.values()])  # (C, N)
     finite = np.isfinite(table).all(0)
-    texts = np.array([_readable(region) for region in regions], dtype=object)
+    texts = np.array([readable(region) for region in regions], dtype=object)
     count = int(finite.sum())
     return {
         "metric": np.full(len(parts) * count, metric, dtype=object),
@@ -133,7 +133,7 @@ def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
         name: _union([(table[name].cat.codes, table[name].cat.categories) for table, _ in tables])
         for name in _TEXTS
     }
-    columns["sample"] = _union([(table["sample"], [*map(_readable, own)]) for table, own in tables])
+    columns["sample"] = _union([(table["sample"], [*map(readable, own)]) for table, own in tables])
     for name in ("x", "value"):
         columns[name] = np.concatenate([table[name] for table, _ in tables])
     return pd.DataFrame({name: columns[name] for name in COLUMNS})
@@ -157,6 +157,6 @@ def _category(codes: Any, names: Any) -> Categorical:
     return pd.Categorical.from_codes(codes, pd.Index(names, dtype=object))
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
     """A name as it is, but bytes of a file's name that are no Unicode, which pandas refuses."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

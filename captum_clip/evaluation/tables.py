@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -51,23 +52,56 @@ def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str
         title: of the page.
         about: what a reader must know, as model, data, seed and numbers; one line each.
     """
+    lines = [f"# {_text(title)}", ""]
+    lines += [f"- {_text(what)}: {_text(value)}" for what, value in about.items()]
+    lines += ["", *legend(summary), ""]
+    tables = list(report_tables(summary))
+    for table in tables:
+        lines += [f"## {_text(table.title)}", "", *_pipe_table(summary, table), ""]
+    lines += ["## Protocols", "", *(f"- {line}" for table in tables for line in table.protocols)]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """One table of a report; its texts are Markdown.
+
+    Attributes:
+        title: with its number where a group has several.
+        metrics: the columns.
+        heads: what each column is called.
+        columns: of each metric method -> cell, as "**0.850** [0.800, 0.900] \N{DAGGER}".
+        figures: of each metric method -> the row that the cell was made of.
+        protocols: of each metric the choices that were made, with the sizes of its samples.
+    """
+
+    title: str
+    metrics: Sequence[Metric]
+    heads: Sequence[str]
+    columns: Sequence[Mapping[str, str]]
+    figures: Sequence[Figures]
+    protocols: Sequence[str]
+
+
+def report_tables(summary: Summary) -> Iterator[ReportTable]:
+    """The tables of all groups, those of many metrics in parts."""
     by_metric = {
         name: {figure.method: figure for figure in rows.itertuples()}
         for name, rows in summary.figures.groupby("metric")
     }
-    lines = [f"# {_text(title)}", ""]
-    lines += [f"- {_text(what)}: {_text(value)}" for what, value in about.items()]
-    lines += ["", *_legend(summary), ""]
     for group, metrics in summary.groups.items():
         parts = list(_parts(metrics))
         for number, part in enumerate(parts, start=1):
-            count = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
-            columns = [_column(summary, metric, by_metric[metric.name]) for metric in part]
-            table = _table(summary, part, columns)
-            lines += [f"## {_text(group)}{count}", "", *table, ""]
-    lines += ["## Protocols", ""]
-    lines += [_protocol(metric, by_metric[metric.name]) for metric in summary.metrics]
-    return "\n".join(lines) + "\n"
+            figures = [by_metric[metric.name] for metric in part]
+            pairs = list(zip(part, figures, strict=True))
+            yield ReportTable(
+                group + (f" ({number} of {len(parts)})" if len(parts) > 1 else ""),
+                part,
+                [_name(metric) for metric in part],
+                [_column(summary, *pair) for pair in pairs],
+                figures,
+                [_protocol(*pair) for pair in pairs],
+            )
 
 
 def _places(means: Iterable[float]) -> int:
@@ -76,7 +110,7 @@ def _places(means: Iterable[float]) -> int:
     return 3 if largest >= 0.01 else 2 - math.floor(math.log10(largest))
 
 
-def _legend(summary: Summary) -> list[str]:
+def legend(summary: Summary) -> list[str]:
     """How to read the tables."""
     blank = summary.figures["mean"].isna().any()
     lines = [
@@ -108,18 +142,16 @@ def _parts(metrics: Sequence[Metric]) -> Iterator[Sequence[Metric]]:
         yield metrics[start:end]
 
 
-def _table(
-    summary: Summary, metrics: Sequence[Metric], columns: Sequence[Mapping[str, str]]
-) -> list[str]:
-    """A pipe table, set so that its source can be read as well."""
-    rows = [["Method", *map(_name, metrics)]]
+def _pipe_table(summary: Summary, table: ReportTable) -> list[str]:
+    """A table in Markdown, set so that its source can be read as well."""
+    rows = [["Method", *table.heads]]
     for block, chosen in (("", False), ("*Baselines*", True)):
         methods = [name for name in summary.methods if (name in summary.baselines) is chosen]
         if methods and block:
-            rows.append([block, *("" for _ in metrics)])
+            rows.append([block, *("" for _ in table.metrics)])
         for name in methods:
             label = _text(name) + (" (reference)" if name == summary.reference else "")
-            rows.append([label, *(column[name] for column in columns)])
+            rows.append([label, *(column[name] for column in table.columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return [
@@ -180,7 +212,7 @@ def _protocol(metric: Metric, figures: Figures) -> str:
         sizes.setdefault(_size(figure), []).append(_text(method))
     usual = max(sizes, key=lambda size: (size != _UNMEASURED, len(sizes[size])))
     others = [f"{size}: {', '.join(names)}" for size, names in sizes.items() if size != usual]
-    return f"- **{_name(metric)}**: {_text(metric.protocol)} ({'; '.join([usual, *others])})"
+    return f"**{_name(metric)}**: {_text(metric.protocol)} ({'; '.join([usual, *others])})"
 
 
 def _size(figure: Any) -> str:

@@ -51,7 +51,11 @@ def test_it_says_where_its_results_are(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for start in ("0/2", "2/2"):
         out, err = run("--model", vit, "--data", "masks:farm", *QUICK, "-o", "out", capsys=capsys)
-        assert out == ["tables   out/results.md", "figures  out/results.csv"]
+        assert out == [
+            "report   out/report.html",
+            "tables   out/results.md",
+            "figures  out/results.csv",
+        ]
         lines = [line.strip() for line in err.replace("\r", "\n").splitlines() if line.strip()]
         assert all(line.startswith("evaluate:") and "image/s" in line for line in lines)
         assert start in lines[0]
@@ -62,7 +66,7 @@ def test_curves_are_said_too(here: Path, vit: str, capsys: Capture) -> None:
     data = make_classes(here / "classes")
     options = ["--method", "centre", "--task", "perturbation", "--fill", "black", "--threads", "1"]
     out, _ = run("--model", vit, "--data", data, *options, "-o", "out", capsys=capsys)
-    assert out[2:] == [
+    assert out[3:] == [
         "curves   out/curves_black_predicted.png",
         "curves   out/curves_black_true.png",
     ]
@@ -74,7 +78,7 @@ def test_what_was_skipped_is_said_on_one_line(here: Path, vit: str, capsys: Capt
     random_maps(here / "theirs", ["image0"], ["a horse"])
     arguments = ["--model", vit, "--data", "masks:farm", "--maps", "theirs", *QUICK]
     out, _ = run(*arguments, "-o", "out", capsys=capsys)
-    assert out[2:] == [
+    assert out[3:] == [
         "masks: 2 entries were skipped; the reasons are in out/manifest.json",
     ]
 

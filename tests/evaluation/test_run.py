@@ -68,7 +68,8 @@ def test_an_evaluation_writes_tables_units_and_a_manifest(whole: dict[str, bytes
         for start in (0, 2)
         for method in ("00-last-grad", "01-rollout", "02-random")
     ]
-    assert set(whole) - set(units) == {"manifest.json", "results.csv", "results.md"}
+    others = {"manifest.json", "results.csv", "results.md", "report.html"}
+    assert set(whole) - set(units) == others
     table = list(csv.DictReader(io.StringIO(whole["results.csv"].decode())))
     assert {line["method"] for line in table} == {"last-grad", "rollout", "random"}
     assert {line["reference"] for line in table} == {"last-grad"}

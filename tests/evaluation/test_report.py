@@ -1,0 +1,174 @@
+"""The page that can be cited: all figures, best and worst, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate, examples
+from captum_clip.evaluation.examples import Example
+from captum_clip.evaluation.plan import make_plan
+from captum_clip.evaluation.report import command_of, report_html
+from captum_clip.runs import ModelLoader
+from tests.evaluation.test_tables import metric, rows, summary
+
+MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "environments": []}
+METHODS = ("last-grad", "all-grad", "random")
+
+
+def page(given: Any, metrics: Any, **options: Any) -> str:
+    found = summary(given, metrics, **options)
+    about = {"model": "<demo> & co", "seed": 0}
+    return report_html(
+        found, title="A <page>", about=about, curves={}, examples={}, manifest=MANIFEST
+    )
+
+
+def test_page_has_every_cell_of_the_tables() -> None:
+    """With the figure to sort by, the best in bold, baselines in a block of their own."""
+    given = {
+        "ours": {"pointing": rows(0.25, -0.75), "area": rows(1, 2)},
+        "a <b> *c*": {"pointing": rows(0.5, 0.5)},
+        "random": {"pointing": rows(0.0, 0.0), "area": rows(4, 4)},
+    }
+    text = page(given, [metric("pointing"), metric("area", "low")], baselines=["random"])
+    cells = re.findall(r'<td data-value="([^"]*)">(.*?)</td>', text)
+    assert [value for value, _ in cells] == ["-0.25", "1.5", "0.5", "nan", "0.0", "4.0"]
+    assert cells[0][1].startswith('\N{MINUS SIGN}0.250 <span class="interval">[')
+    assert cells[2][1].startswith("<strong>0.500</strong> ")
+    assert cells[3][1] == "\N{EN DASH}"
+    assert "a &lt;b&gt; *c*</th>" in text
+    assert text.count("<tbody>") == 2
+    assert text.index("Baselines</th>") < text.index('data-value="random"')
+    assert "<dd>&lt;demo&gt; &amp; co</dd>" in text
+    assert "how pointing is measured" in text
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> tuple[Evaluation, str]:
+    """A small evaluation and its page."""
+    output = tmp_path_factory.mktemp("report") / "out"
+    tasks = ("localization", "signs")
+    config = EvaluationConfig(
+        *(vit, str(output), (masks,)), methods=METHODS, tasks=tasks, resamples=20, threads=1
+    )
+    evaluation = evaluate(config)
+    return evaluation, (output / "report.html").read_text()
+
+
+def test_page_needs_nothing_from_elsewhere(made: tuple[Evaluation, str]) -> None:
+    """No link, script, style, picture or font but its own."""
+    _, text = made
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)', text))
+    assert not re.search(r"https?://|@import|url\(|<link|<script [^>]*src", text)
+    assert set(re.findall(r'href="(.)', text)) == {"#"}
+    targets = set(re.findall(r'href="#([^"]*)', text))
+    assert targets <= set(re.findall(r' id="([^"]*)', text))
+
+
+def test_examples_are_the_best_and_the_worst(
+    made: tuple[Evaluation, str], vit: str, masks: str
+) -> None:
+    """Of the reference method, with its own map of that region."""
+    evaluation, text = made
+    own = evaluation.table
+    own = own[(own["metric"] == "energy") & (own["method"] == "last-grad")]
+    section = text[text.index("<h3>energy</h3>") :]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)[:2]
+    for caption, word, row in (
+        (captions[0], "best", own.loc[own["value"].idxmax()]),
+        (captions[1], "worst", own.loc[own["value"].idxmin()]),
+    ):
+        assert caption == f"{word}, {row['value']:.3g}: {row['region']}, {row['sample']}"
+    assert "<h3>positive target</h3>" not in text  # which is neither good nor bad
+    assert "<h3>mean iou</h3>" not in text  # of all pixels of the set
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)', section)[:2]
+    ]
+    assert pictures[0].shape == (32, 32, 3)
+    assert not np.array_equal(pictures[0], pictures[1])
+    config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS, reference="random")
+    models = ModelLoader()
+    plan = make_plan(config, models)
+    clip, _ = models.load(plan.model, "cpu")
+    others = examples.examples_of(plan, evaluation.table, evaluation.summary, clip)
+    assert [example.best for example in others["energy"]] == [True, False]
+    assert others["energy"][0].picture not in [pictures[0].tobytes(), b""]
+
+
+def test_low_figures_are_best_where_low_is_good() -> None:
+    pair = [Example(True, "a", "a horse", 0.1, b"1"), Example(False, "b", "a dog", -2, b"2")]
+    found = summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")])
+    text = report_html(
+        found, title="A", about={}, curves={"falls": b"3"}, examples={"area": pair},
+        manifest=MANIFEST,
+    )  # fmt: skip
+    assert "best, 0.1: a horse, a</figcaption>" in text
+    assert "worst, \N{MINUS SIGN}2: a dog, b</figcaption>" in text
+    assert 'alt="Curves of all methods: falls"' in text
+    assert 'data-first="ascending">area ↓' in text
+
+
+def test_the_command_tells_what_differs_from_the_defaults() -> None:
+    config = EvaluationConfig(
+        *("/models/mine", "out", ("voc:/data/VOC2012", "demo")),
+        methods=("last-grad", "random"),
+        maps=("/made/by others",),
+        few=9,
+        template="a photo of a {}",
+    )
+    assert command_of(config, "mine") == (
+        "captum-clip evaluate --model mine --data voc:VOC2012 --data demo --method last-grad "
+        "--method random --maps 'by others' --few 9 --template 'a photo of a {}'"
+    )
+
+
+@pytest.mark.slow
+def test_page_sorts_and_is_accessible_in_a_browser(
+    made: tuple[Evaluation, str], tmp_path: Path
+) -> None:
+    """By mouse and by keyboard, in both colour schemes, on a narrow screen too."""
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "the browser test needs Chromium: apt-get install chromium"
+    (tmp_path / "report.html").write_text(made[1])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        for scheme, width in (("light", 1280), ("dark", 420)):
+            opened = browser.new_page(
+                color_scheme=scheme,
+                viewport={"width": width, "height": 900},
+            )
+            errors: list[str] = []
+            opened.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            opened.goto((tmp_path / "report.html").as_uri())
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            violations = Axe().run(opened).response["violations"]
+            assert [rule["id"] for rule in violations] == []
+            table = opened.locator("table").first
+            head = table.get_by_role("button", name="energy")
+            orders = []
+            for press in (head.click, lambda head=head: head.press("Enter")):
+                press()
+                values = (
+                    table.locator("tbody")
+                    .first.locator("td:nth-child(4)")
+                    .evaluate_all("cells => cells.map(cell => parseFloat(cell.dataset.value))")
+                )
+                orders.append(values)
+            assert orders[0] == sorted(orders[0], reverse=True)
+            assert orders[1] == sorted(orders[0])
+            assert table.locator("th[aria-sort=ascending]").inner_text().startswith("energy")
+            assert errors == []
+        browser.close()
