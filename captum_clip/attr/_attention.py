@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..models.reading import Reading
-from ..models.steps import Direction, Linear
+from ..models.steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
 from ..models.towers import Attention, AttentionLayer, Pooling, Probe, Which
 from ..recording import LayerRecord
 
@@ -30,23 +29,9 @@ def exact(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _wide(linear: Linear, dtype: torch.dtype) -> Linear:
-    bias = None if linear.bias is None else linear.bias.to(dtype)
-    return Linear(linear.weight.to(dtype), bias)
-
-
-def _by_head(weight: Tensor, heads: int) -> Tensor:
-    return weight.view(heads, -1, weight.shape[-1])  # (H, d, D)
-
-
 def _split(tokens: Tensor, heads: int) -> Tensor:
     """(B, s, D) -> (B, H, s, d)."""
-    return _heads_last(tokens, heads).transpose(-3, -2)
-
-
-def _heads_last(tokens: Tensor, heads: int) -> Tensor:
-    """(..., D) -> (..., H, d)."""
-    return tokens.reshape(*tokens.shape[:-1], heads, -1)
+    return split_heads(tokens, heads).transpose(-3, -2)
 
 
 def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
@@ -58,20 +43,19 @@ def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
     assert record.tokens is not None
     with exact(record.tokens):
         tokens = widened(record.tokens)
-        query, key = (_wide(p, tokens.dtype) for p in attention.projections()[:2])
+        query, key = attention.projections()[:2]
         if isinstance(attention, Probe):
             q = attention.query().to(tokens.dtype)[None]  # (1, H, d)
         else:
-            q = _heads_last(
-                F.linear(record.reading.read(tokens), *query), attention.heads
-            )  # (B, H, d)
+            read = record.reading.read(tokens)
+            q = split_heads(run_steps((query,), read), attention.heads)  # (B, H, d)
         if isinstance(attention, AttentionLayer) and not attention.plain:
             q = _turned(attention, "query", q[:, :, None], record)
-            k = _turned(attention, "key", _split(F.linear(tokens, *key), attention.heads), record)
-            return record.reading.masked(((q * attention.scale) @ k.mT)[:, :, 0]).softmax(-1)
-        by_head = _by_head(key.weight, attention.heads)
-        q = torch.einsum("bhd,hdw->bhw", q * attention.scale, by_head)
-        return record.reading.masked(q @ tokens.transpose(1, 2)).softmax(-1)
+            k = _split(run_steps((key,), tokens), attention.heads)
+            products = (q * attention.scale @ _turned(attention, "key", k, record).mT)[:, :, 0]
+        else:
+            products = head_products(Linear(key.weight, None), q[None] * attention.scale, tokens)[0]
+        return record.reading.masked(products).softmax(-1)
 
 
 @torch.no_grad()
@@ -108,8 +92,7 @@ def _projected(
 ) -> Tensor:
     if exposed is None:
         assert record.tokens is not None
-        tokens = widened(record.tokens)
-        exposed = F.linear(tokens, *_wide(attention.projections()[which], tokens.dtype))
+        exposed = run_steps((attention.projections()[which],), widened(record.tokens))
     return _split(widened(exposed), attention.heads)  # (B, H, s, d)
 
 
@@ -119,14 +102,8 @@ def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
     The value bias is weighted with the row's sum, which is one, since it is part of the gradient.
     """
     with exact(tokens):
-        tokens = widened(tokens)
-        value = _wide(attention.projections().value, tokens.dtype)
-        by_head = _by_head(value.weight, attention.heads)
-        heads = torch.einsum("bhw,hdw->bhd", row @ tokens, by_head)
-        if value.bias is not None:
-            bias = value.bias.view(attention.heads, -1)
-            heads = heads + row.sum(-1, keepdim=True) * bias
-        return heads.flatten(1)
+        value = attention.projections().value
+        return head_sums(value, row[None], widened(tokens))[0].flatten(1)
 
 
 def attended(layer: AttentionLayer, weights: Tensor, record: LayerRecord) -> Tensor:
@@ -142,7 +119,7 @@ def merged(attention: Attention, heads: Tensor) -> Tensor:
     with exact(heads):
         output = attention.projections().output
         if attention.linear:
-            return F.linear(heads, *_wide(output, heads.dtype))
+            return run_steps((output,), heads)
         return attention.merge(heads.to(output.weight.dtype)).to(heads.dtype)
 
 
@@ -160,16 +137,8 @@ def heads_gradient(attention: Attention, gradient: Tensor, record: LayerRecord) 
 def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tensor:
     """D y / d A of one row, (K, B, H, s), given d y / d heads' outputs (K, B, D) there."""
     with exact(tokens):
-        tokens = widened(tokens)
-        value = _wide(attention.projections().value, tokens.dtype)
-        heads = _heads_last(widened(gradient), attention.heads)  # (K, B, H, d)
-        by_head = _by_head(value.weight, attention.heads)
-        by_token = torch.einsum("kbhd,hdw->kbhw", heads, by_head)
-        result = torch.einsum("kbhw,bsw->kbhs", by_token, tokens)
-        if value.bias is not None:
-            bias = value.bias.view(attention.heads, -1)
-            result = result + (heads * bias).sum(-1, keepdim=True)
-        return result
+        heads = split_heads(widened(gradient), attention.heads)  # (K, B, H, d)
+        return head_products(attention.projections().value, heads, widened(tokens))
 
 
 def contributions(
@@ -195,26 +164,11 @@ def contributions(
         (K, B, s), or (K, B, H, s).
     """
     with exact(tokens):
-        tokens = widened(tokens)
-        value = _wide(attention.projections().value, tokens.dtype)
-        heads = _heads_last(direction.rows, attention.heads)  # (K, B or 1, H, d)
+        tokens, value = widened(tokens), attention.projections().value
         if mean is not None:
-            tokens = tokens - mean
-        if not by_head and 2 * len(heads) * attention.heads > tokens.shape[-1]:
-            # for many directions it is cheaper to compute the values once, weighted with the row
-            values = F.linear(tokens, value.weight, value.bias if mean is None else None)
-            values = (_heads_last(values, attention.heads) * row.mT[..., None]).flatten(2)
-            if direction.rows.shape[1] == 1:
-                parts = (values @ direction.rows[:, 0].T).permute(2, 0, 1)  # (K, B, s)
-            else:
-                parts = torch.einsum("kbd,bsd->kbs", direction.rows, values)
-            return parts * direction.scale[:, None]
-        by_token = torch.einsum("kbhd,hdw->kbhw", heads, _by_head(value.weight, attention.heads))
-        # W_V^T d is folded onto the tokens, so no value is computed
-        parts = torch.einsum("kbhw,bsw->kbhs", by_token.expand(-1, len(tokens), -1, -1), tokens)
-        if value.bias is not None and mean is None:
-            parts = parts + (heads * value.bias.view(attention.heads, -1)).sum(-1, keepdim=True)
-        parts = parts * (row * direction.scale[:, None, None])
+            tokens, value = tokens - mean, Linear(value.weight, None)
+        heads = split_heads(direction.rows, attention.heads)  # (K, B or 1, H, d)
+        parts = head_products(value, heads, tokens) * (row * direction.scale[:, None, None])
         return parts if by_head else parts.sum(2)
 
 

@@ -16,52 +16,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .steps import Direction
-
-_CHUNK = 8  # targets at a time, which bounds the memory
+from .steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
 
 
 def pooled(pool: Any, features: Tensor) -> Tensor:
     """The embedding (B, E) of features (B, C, h, w), in at least float32."""
     with torch.autocast(features.device.type, enabled=False):
         x = _tokens(pool, features)
-        mixed = _attention(pool, x) @ x.mT  # (B, H, C)
-        value, output = pool.v_proj, pool.c_proj
-        heads = torch.einsum("bhc,hdc->bhd", mixed, _by_head(pool, value, x.dtype))
-        joined = heads.flatten(1) + value.bias.to(x.dtype)
-        return F.linear(joined, output.weight.to(x.dtype), output.bias.to(x.dtype))
+        heads = head_sums(_linear(pool.v_proj), _attention(pool, x)[None], x)[0]
+        return run_steps((_linear(pool.c_proj),), heads.flatten(1))
 
 
 def shift_gradient(pool: Any, features: Tensor, gradient: Tensor) -> Tensor:
     r"""The gradient (K, B, C) of a shift of all positions, given that of the embedding (K, B, E).
 
-    With :math:`g_h = (W_C^T \nabla e)_h` and :math:`m_h = W_{V,h}^T g_h`,
+    With :math:`g_h = (W_C^T \nabla e)_h`,
 
-    .. math:: \nabla a_{hj} = m_h \cdot x_j, \quad
+    .. math:: \nabla a_{hj} = g_h \cdot W_{V,h} x_j, \quad
         \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j), \quad
-        \nabla \delta = \sum_h m_h + W_Q^T \big(s \, W_{K,h} \sum_j \nabla l_{hj} x_j\big)_h
+        \nabla \delta = W_V^T g + W_Q^T \big(s \sum_j \nabla l_{hj} W_{K,h} x_j\big)_h
     """
     with torch.autocast(features.device.type, enabled=False):
         x = _tokens(pool, features)
-        attention = _attention(pool, x)
-        parts = torch.split(gradient.to(x.dtype), _CHUNK)
-        return torch.cat([_shift_gradient(pool, x, attention, part) for part in parts])
-
-
-def _shift_gradient(pool: Any, x: Tensor, attention: Tensor, gradient: Tensor) -> Tensor:
-    heads, dtype = pool.num_heads, x.dtype
-    joined = gradient @ pool.c_proj.weight.to(dtype)  # (K, B, C)
-    by_head = joined.view(*joined.shape[:2], heads, -1)
-    mixed = torch.einsum("kbhd,hdc->kbhc", by_head, _by_head(pool, pool.v_proj, dtype))
-    weights = torch.einsum("kbhc,bcs->kbhs", mixed, x)
-    logits = attention * (weights - (attention * weights).sum(-1, keepdim=True))
-    keys = torch.einsum("kbhs,bcs->kbhc", logits, x)
-    query = torch.einsum("kbhc,hdc->kbhd", keys, _by_head(pool, pool.k_proj, dtype))
-    query = (query * _scale(pool)).flatten(2)  # (K, B, C)
-    through_query: Tensor = query @ pool.q_proj.weight.to(dtype)
-    return mixed.sum(2) + through_query
+        query, key, value, output = (
+            getattr(pool, f"{name}_proj").weight.to(x.dtype) for name in "qkvc"
+        )
+        attention, joined = _attention(pool, x), gradient.to(x.dtype) @ output  # (K, B, C)
+        vectors = split_heads(joined, pool.num_heads)
+        # biases, the same for every token, are cancelled by the softmax
+        weights = head_products(Linear(value, None), vectors, x)
+        logits = attention * (weights - (attention * weights).sum(-1, keepdim=True))
+        through_query = head_sums(Linear(key, None), logits * _scale(pool), x).flatten(2)
+        result: Tensor = joined @ value + through_query @ query
+        return result
 
 
 def contributions(
@@ -69,60 +57,57 @@ def contributions(
 ) -> tuple[Tensor, Tensor]:
     r"""What head h adds at position j, (K, B, H, h, w), and the rest (K, B).
 
-    With :math:`m_h = W_{V,h}^T (W_C^T d)_h`, and the mean token's part spread over the positions,
+    With :math:`g_h = (W_C^T d)_h`, and the mean token's part spread over the positions,
 
-    .. math:: r_{hj} = a_{hj} (m_h \cdot x_j + (W_C^T d)_h \cdot b_{V,h})
-        + \frac{a_{h0}}{hw} \, m_h \cdot A_j
+    .. math:: r_{hj} = a_{hj} \, g_h \cdot (W_{V,h} x_j + b_{V,h})
+        + \frac{a_{h0}}{hw} \, g_h \cdot W_{V,h} A_j
 
     The rest has the biases beside it and the mean token's own position. `centred` takes every
     position's value less their mean.
     """
     with torch.autocast(features.device.type, enabled=False):
-        x = _tokens(pool, features)  # (B, C, 1 + hw)
-        attention, dtype, count = _attention(pool, x), x.dtype, x.shape[-1] - 1
-        output = pool.c_proj
-        rows = direction.rows.to(dtype)
-        constant = direction.constant + (rows @ output.bias.to(dtype)) * direction.scale
-        joined = rows @ output.weight.to(dtype)  # (K, B or 1, C)
-        by_head = joined.view(*joined.shape[:2], pool.num_heads, -1)
-        mixed = torch.einsum("kbhd,hdc->kbhc", by_head, _by_head(pool, pool.v_proj, dtype))
-        mixed = mixed.expand(-1, len(x), -1, -1)
-        bias = (by_head * pool.v_proj.bias.to(dtype).view(pool.num_heads, -1)).sum(-1)
-        bias = bias.expand(-1, len(x), -1)[..., None]  # (K, B, H, 1)
-        positions = x[..., 1:]
-        mean = features.to(dtype).flatten(2)
+        x = _tokens(pool, features)
+        attention, output = _attention(pool, x), pool.c_proj
+        rows, scale = direction.rows.to(x.dtype), direction.scale
+        constant = direction.constant + rows @ output.bias.to(x.dtype) * scale
+        vectors = split_heads(rows @ output.weight.to(x.dtype), pool.num_heads)
+        # the values of positions and of their embeddings, which no image changes, apart
+        value, positions = _linear(pool.v_proj), pool.positional_embedding.to(x.dtype)[None]
+        plain = head_products(Linear(value.weight, None), vectors, _flat(features))  # (K, B, H, hw)
+        place = head_products(value, vectors, positions)  # (K, B or 1, H, 1 + hw)
+        own = plain + place[..., 1:]
+        first, others = attention[..., :1], attention[..., 1:]
+        whole = (own * others).sum(-1) + (plain.mean(-1) + place[..., 0]) * first[..., 0]
         if centred:
-            positions = positions - positions.mean(-1, keepdim=True)
-            mean = mean - mean.mean(-1, keepdim=True)
-        own = torch.einsum("kbhc,bcs->kbhs", mixed, positions)
-        own = attention[..., 1:] * (own if centred else own + bias)
-        spread = torch.einsum("kbhc,bcs->kbhs", mixed, mean) * (attention[..., :1] / count)
-        maps = (own + spread) * direction.scale[:, None, None]
-        whole = ((torch.einsum("kbhc,bcs->kbhs", mixed, x) + bias) * attention).sum((-1, -2))
-        rest = whole * direction.scale + constant - maps.sum((-1, -2))
+            own = own - own.mean(-1, keepdim=True)
+            plain = plain - plain.mean(-1, keepdim=True)
+        scale = scale[:, None, None]
+        maps = own * (others * scale) + plain * (first * scale / plain.shape[-1])
+        rest = whole.sum(-1) * direction.scale + constant - maps.sum((-1, -2))
         return maps.unflatten(-1, features.shape[-2:]), rest  # type: ignore[no-untyped-call]
 
 
+def _flat(features: Tensor) -> Tensor:
+    """The positions (B, hw, C), in at least float32."""
+    return features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2).mT
+
+
 def _tokens(pool: Any, features: Tensor) -> Tensor:
-    """The mean and the positions with their embeddings, (B, C, s)."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    x = features.to(dtype).flatten(2)
-    positions: Tensor = pool.positional_embedding.to(dtype).T
-    return torch.cat([x.mean(-1, keepdim=True), x], -1) + positions
+    """The mean and the positions with their embeddings, (B, s, C)."""
+    x = _flat(features)
+    positions: Tensor = pool.positional_embedding.to(x.dtype)
+    return torch.cat([x.mean(1, keepdim=True), x], 1) + positions
 
 
 def _attention(pool: Any, x: Tensor) -> Tensor:
     """The attention of the mean token, (B, H, s), from no key."""
-    projection = pool.q_proj
-    query = F.linear(x[..., 0], projection.weight.to(x.dtype), projection.bias.to(x.dtype))
-    query = query.view(len(x), pool.num_heads, -1) * _scale(pool)
-    keys = _by_head(pool, pool.k_proj, x.dtype)
-    return (torch.einsum("bhd,hdc->bhc", query, keys) @ x).softmax(-1)
+    query = split_heads(run_steps((_linear(pool.q_proj),), x[:, 0]), pool.num_heads)
+    key = Linear(pool.k_proj.weight, None)
+    return head_products(key, query[None] * _scale(pool), x)[0].softmax(-1)
 
 
-def _by_head(pool: Any, linear: Any, dtype: torch.dtype) -> Tensor:
-    weight: Tensor = linear.weight.to(dtype)
-    return weight.view(pool.num_heads, -1, weight.shape[1])  # (H, C / H, C)
+def _linear(module: Any) -> Linear:
+    return Linear(module.weight, module.bias)
 
 
 def _scale(pool: Any) -> float:

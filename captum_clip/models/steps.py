@@ -86,6 +86,63 @@ class Direction:
         return Direction(rows, self.scale if scale is None else self.scale * scale, constant)
 
 
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """(..., H d) -> (..., H, d)."""
+    return tokens.reshape(*tokens.shape[:-1], heads, -1)
+
+
+def head_products(linear: Linear, vectors: Tensor, tokens: Tensor) -> Tensor:
+    """The products (K, B, H, s) of vectors with what each head of a map makes of tokens (B, s, D).
+
+    Args:
+        linear: the map, whose H d outputs are the heads side by side.
+        vectors: one for each target, image and head, (K, B or 1, H, d).
+        tokens: what it maps.
+    """
+    heads, weight = vectors.shape[2], linear.weight.to(tokens.dtype)
+    if _many(vectors, tokens):
+        mapped = split_heads(F.linear(tokens, weight), heads)
+        products = torch.einsum("kbhd,bshd->kbhs", vectors, mapped)
+    else:
+        folded = torch.einsum("kbhd,hdw->kbhw", vectors, weight.view(heads, -1, weight.shape[1]))
+        products = torch.einsum("kbhw,bsw->kbhs", folded, tokens)
+    if linear.bias is not None:
+        bias = linear.bias.to(tokens.dtype).view(heads, -1)
+        products = products + (vectors * bias).sum(-1, keepdim=True)
+    return products
+
+
+def head_sums(linear: Linear, weights: Tensor, tokens: Tensor) -> Tensor:
+    """The sums (K, B, H, d) over tokens (B, s, D) of what a map makes of them.
+
+    The bias is weighted with the weights' sum, since it is part of their gradient.
+
+    Args:
+        linear: the map, whose H d outputs are the heads side by side.
+        weights: for each target, image and head, (K, B, H, s).
+        tokens: what it maps.
+    """
+    heads, weight = weights.shape[2], linear.weight.to(tokens.dtype)
+    if _many(weights, tokens):
+        mapped = split_heads(F.linear(tokens, weight), heads)
+        sums = torch.einsum("kbhs,bshd->kbhd", weights, mapped)
+    else:
+        mixed = torch.einsum("kbhs,bsw->kbhw", weights, tokens)
+        sums = torch.einsum("kbhw,hdw->kbhd", mixed, weight.view(heads, -1, weight.shape[1]))
+    if linear.bias is not None:
+        bias = linear.bias.to(tokens.dtype).view(heads, -1)
+        sums = sums + weights.sum(-1, keepdim=True) * bias
+    return sums
+
+
+def _many(vectors: Tensor, tokens: Tensor) -> bool:
+    """Whether mapping the tokens once is cheaper than a map for every target, about from nine on.
+
+    By operations it would be from some thirty on, but (K, B, H, D) numbers have to be moved then.
+    """
+    return 8 * len(vectors) * vectors.shape[2] > tokens.shape[-1]
+
+
 def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Direction:
     """A direction on the output of some steps -> the one on their input, at that token (B, D).
 
