@@ -140,6 +140,12 @@ COMMAND: Final = Command(
         Option(
             "--template", 'text of a class, as "a photo of a {}" (class folders)', metavar="TEXT"
         ),
+        Option(
+            "--void",
+            "pixels that Pascal VOC marks as void",
+            otherwise="out",
+            choices=("out", "background"),
+        ),
         Option("--text", "the text that fixations are compared with", metavar="TEXT"),
         replace(WORKERS, help="processes of Ray", default=1),
         *RUN,

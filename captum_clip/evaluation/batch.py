@@ -107,7 +107,9 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     stacked = np.stack([*(region.mask for region in sample.regions), *void])
     resized = torch.from_numpy(resize_masks(clip.processor, stacked, size)).to(pixels.device)
     masks = resized[: len(sample.regions)]
-    shares = masks.flatten(1).float().mean(1).tolist()
+    left = resized[-1] if void else None
+    known = masks.flatten(1) if left is None else masks[:, ~left]
+    shares = known.float().mean(1).tolist()
     kept = [index for index, share in enumerate(shares) if 0 < share < 1]
     left_out = [
         f"the crop shows {'all' if share else 'nothing'} of {region.text!r}"
@@ -117,5 +119,4 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     if not kept:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
     regions = tuple(sample.regions[index] for index in kept)
-    left = resized[-1] if void else None
     return View(number, sample, pixels, regions, masks[kept], left), left_out

@@ -22,7 +22,7 @@ _LEAST: Final = {
 }
 _DECIDING: Final = (
     *("methods", "tasks", "against", "images", "few", "seed", "draws", "fills"),
-    *("template", "text", "batch_size", "chunk_size"),
+    *("template", "text", "void", "batch_size", "chunk_size"),
 )
 
 
@@ -53,6 +53,8 @@ class EvaluationConfig:
         chunk_size: images a unit of work, what a stop can cost.
         template: text of a class with "{}" for its name, for data that have classes by name.
         text: that fixations are compared with where their folder names none.
+        void: "out" leaves out the pixels that Pascal VOC marks as void, as is done where nothing is
+            said; "background" counts them as beside every region.
         resamples: of the bootstrap.
         engine: "local", or "ray" for several processes or machines.
         workers: processes of Ray.
@@ -83,6 +85,7 @@ class EvaluationConfig:
     chunk_size: int = 32
     template: str | None = None
     text: str | None = None
+    void: str | None = None
     resamples: int = 2000
     engine: EngineName = "local"
     workers: int = 1
@@ -111,7 +114,7 @@ class EvaluationConfig:
             if name != "threads" or self.threads is not None:
                 check_integer("evaluate", name, getattr(self, name), least=least)
         check_integer("evaluate", "a seed", self.seed, least=0, most=_LARGEST_SEED)
-        for name in ("template", "text"):
+        for name in ("template", "text", "void"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise InputError(f"evaluate: expected {name} as a text, got {value!r}.")

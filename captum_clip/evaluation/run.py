@@ -246,6 +246,8 @@ def _about(plan: Plan, skipped: SkippedEntries) -> dict[str, Any]:
         left_out = len(skipped[data.name])
         what = "samples, regions or maps left out (manifest.json says why)"
         said = f", {left_out} {what}" if left_out else ""
+        if "void" in data.identity():
+            said += f", void pixels: {data.identity()['void']}"
         lines[f"data {data.name}"] = f"{len(data)} samples{said}; {', '.join(tasks)}"
     lines["regions are explained by"] = kind
     lines["seed"] = config.seed

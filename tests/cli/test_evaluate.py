@@ -112,7 +112,7 @@ def test_every_option_reaches_the_config(asked: list[EvaluationConfig], capsys: 
     choices = "--task signs --task words --fill blur --fill road --reference b --against image"
     numbers = "--images 3 --few 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 --resamples 8"
     engine = "--engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t"
-    texts = ["--template", "a photo of a {}", "--text", "a face"]
+    texts = ["--template", "a photo of a {}", "--text", "a face", "--void", "background"]
     arguments = f"--model m {lists} {choices} {numbers} {engine} -o out".split()
     run(*arguments, *texts, capsys=capsys)
     assert asked == [
@@ -129,6 +129,7 @@ def test_every_option_reaches_the_config(asked: list[EvaluationConfig], capsys: 
             chunk_size=7,
             template="a photo of a {}",
             text="a face",
+            void="background",
             resamples=8,
             engine="ray",
             workers=3,

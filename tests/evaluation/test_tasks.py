@@ -351,6 +351,10 @@ def test_void_pixels_count_for_nothing() -> None:
     shares = measured("signs", scenes, marking)
     assert shares["positive_target"].values[:, 0].tolist() == [1, 0]
     assert shares["positive_background"].values[:, 0].tolist() == [0, 0]
+    full = Sample("full", whole.image, whole.regions[:1], void=~whole.regions[0].mask)
+    left = on_batch(context(clip, Listed(full, sample)), marking)
+    assert joined(TASKS["localization"].measure(left))["energy"].owners.tolist() == [1, 1]
+    assert [number for number, _ in left.batch.skipped] == [0]
     counted = measured("localization", context(clip, Listed(whole)), marking)
     assert counted["energy"].values[0, 0] == pytest.approx(0.1)
 

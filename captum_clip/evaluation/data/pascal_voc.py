@@ -9,7 +9,7 @@ from typing import Final, final
 import numpy as np
 from typing_extensions import override
 
-from ...checks import expand
+from ...checks import check_choice, expand
 from ...errors import InputError
 from .base import Sample
 from .files import FileData, digest, list_files, read_indices, read_picture, usable_regions
@@ -32,13 +32,14 @@ class PascalVoc(FileData):
 
     A region is all of a class in the image, however many objects that is. The outlines of objects
     and what is too difficult, which the masks number 255, are void: metrics leave these pixels out,
-    as the benchmark's own segmentation accuracy does.
+    as the benchmark's own segmentation accuracy does, unless they are to be background.
 
     Args:
         folder: ``VOC2012`` itself or a folder above it, such as ``VOCdevkit``.
         split: "val", "train" or "trainval".
         limit: take a sample of this many; None is all.
         seed: of the sample.
+        void: "out", or "background" to count these pixels as beside every region.
 
     Raises:
         InputError: there is no such folder, no list of the split in it, nothing in the list, or a
@@ -49,6 +50,7 @@ class PascalVoc(FileData):
 
     name = "voc"
     tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
+    options = ("void",)
 
     def __init__(
         self,
@@ -57,10 +59,13 @@ class PascalVoc(FileData):
         split: str = "val",
         limit: int | None = None,
         seed: int = 0,
+        void: str = "out",
     ) -> None:
+        check_choice("PascalVoc", void, ("out", "background"), name="void")
+        self._void = void
         self.folder = _find(expand(folder))
         listed = sorted(set(_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")))
-        self._take(listed, limit=limit, seed=seed, split=split, void="left out")
+        self._take(listed, limit=limit, seed=seed, split=split, void=void)
         self.classes = CLASSES
         files = list_files(self.folder)
         own = {place: files.get(place, -1) for name in self.names for place in _places(name)}
@@ -84,7 +89,8 @@ class PascalVoc(FileData):
             )
         masks = [(CLASSES[number - 1], partial(np.equal, numbers, number)) for number in present]
         regions, dropped = usable_regions(name, image.size, masks)
-        return Sample(name, image, regions, void=numbers == _VOID, dropped=dropped)
+        void = numbers == _VOID if self._void == "out" else None
+        return Sample(name, image, regions, void=void, dropped=dropped)
 
 
 def _places(name: str) -> tuple[str, str]:

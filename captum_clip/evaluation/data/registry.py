@@ -49,6 +49,7 @@ def open_data(
     seed: int = 0,
     template: str | None = None,
     text: str | None = None,
+    void: str | None = None,
 ) -> DataSet:
     """Open a data set by name.
 
@@ -62,6 +63,7 @@ def open_data(
         template: text of a class with "{}" for its name, of data whose classes have names only;
             None is the data set's own.
         text: that fixations are compared with where no texts.csv names another.
+        void: "out" or "background", what becomes of the pixels that "voc" marks as void.
 
     Raises:
         InputError: another name, an option that the data set does not have, or what the data set
@@ -77,7 +79,7 @@ def open_data(
         raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
     options = {
         option: value
-        for option, value in {"template": template, "text": text}.items()
+        for option, value in {"template": template, "text": text, "void": void}.items()
         if value is not None
     }
     for option in options:

@@ -60,6 +60,11 @@ def test_regions_are_the_classes_without_the_void(root):
     assert np.array_equal(first.regions[1].mask, RIGHT)
     assert first.void is not None
     assert np.array_equal(first.void, LEFT & ~inside)
+    counted = PascalVoc(root, void="background")
+    assert counted.read(0).void is None
+    assert (data.identity()["void"], counted.identity()["void"]) == ("out", "background")
+    with pytest.raises(InputError, match="expected void of out, background, got 'left'"):
+        PascalVoc(root, void="left")
     assert [region.text for region in second.regions] == ["a tv monitor"]
     assert len(data.classes) == 20
     assert data.classes[0] == "an aeroplane"
