@@ -156,8 +156,8 @@ def make_open_images(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "measures"),
     [
-        (make_mosaics, {"words_1", "caption_2"}),
-        (make_imagenet_s, {"mean_iou", "aid_blur"}),
+        (make_mosaics, {"words_1", "word_energy_1", "caption_2"}),
+        (make_imagenet_s, {"legrad_mean_iou", "legrad_map", "mean_iou", "aid_blur"}),
         (make_open_images, {"p_miou", "point_accuracy"}),
     ],
 )

@@ -100,9 +100,18 @@ def test_localization_is_each_metric_of_each_region(name: str) -> None:
             precisions.append(metrics.segmentation_scores(h, m).average_precision)
         expected |= {f"mean_iou{suffix}": counts, f"pixel_accuracy{suffix}": ratios}
         expected["average_precision"] = precisions
+    expected["legrad_pixel_accuracy"] = [right / whole for right, whole in ratios]
+    expected["legrad_mean_iou"] = [
+        (hit / (hit + wrong + missed) + rest / (rest + wrong + missed)) / 2
+        for hit, wrong, missed, rest in counts
+    ]
+    expected["legrad_map"] = [
+        metrics.two_class_average_precision(h, m) for h, m in zip(heat, masks, strict=True)
+    ]
     assert set(expected) == {m.name for g in _metrics("localization").values() for m in g}
     for metric, values in expected.items():
         pixels = 30.0 if metric.startswith(("mean_iou", "pixel")) else 1e-5  # ties at the threshold
+        pixels = 1e-3 if metric.startswith("legrad") else pixels
         same_rows(got[metric], rows(OWNERS, values), pixels)
 
 

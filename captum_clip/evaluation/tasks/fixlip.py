@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
@@ -40,6 +41,7 @@ class Fixlip(Task):
                     "aid",
                     f"{area}; cosines less that of nothing left, over that of the whole image less "
                     f"it, of images that have more; chance is 0; {cells}",
+                    constant=0,
                 ),
                 Metric(
                     "aid_blur",
@@ -51,6 +53,7 @@ class Fixlip(Task):
                         f"Spearman of the map's sum over the cells that stay, each with a chance "
                         f"of {stay} %, and the cosine, {config.draws} draws; random maps get 0, a "
                         f"constant one what the number of cells says; the other {cells}",
+                        constant=0,
                     )
                     for stay in STAY
                 ),
@@ -65,7 +68,8 @@ class Fixlip(Task):
             query = first.part([index])
             values = _measured(maps, query, heat[None].to(query.pixels))
             for name, value in values.items():
-                yield rows_of(name, value, query.numbers, query.texts)
+                chance = 0 if name.startswith("p_") else torch.nan  # of maps of one value
+                yield rows_of(name, value, query.numbers, query.texts, chance=chance)
 
 
 def _measured(maps: MethodOnBatch, query: Queries, heat: Tensor) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class GridPointing(Task):
             f"of {_CONFIDENCE:g} or more (softmax of {_SCALE} times the cosines with all classes)"
         )
         protocol = f"share of the positive mass in the cell of the class; chance is .25; {sure}"
-        return {"GridPG": [Metric("grid_pg", protocol)]}
+        return {"GridPG": [Metric("grid_pg", protocol, constant=0.25)]}
 
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:

@@ -47,6 +47,16 @@ class Localization(Task):
                 Metric("pixel_accuracy_half", f"the same; {half}", statistic="ratio"),
                 Metric("mean_iou_half", f"the same; {half}", statistic="mean_iou"),
             ],
+            "Segmentation as LeGrad has it": [
+                Metric("legrad_pixel_accuracy", f"mean over regions; {half}"),
+                Metric("legrad_mean_iou", f"{iou}, mean over regions; {half}"),
+                Metric(
+                    "legrad_map",
+                    "mAP: average precision of the pixels of object and background ranked together,"
+                    " mean over regions; chance is .5",
+                    constant=0.5,
+                ),
+            ],
         }
 
     @override
@@ -91,3 +101,7 @@ def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> I
         )
         counts = {name: getattr(scores, name) for name in STATISTICS["mean_iou"].parts}
         yield rows_of(f"mean_iou{end}", counts, *where)
+    both = metrics.two_class_average_precision(heat, masks)
+    yield rows_of("legrad_pixel_accuracy", at_half.image_accuracy, *where)
+    yield rows_of("legrad_mean_iou", at_half.image_iou, *where)
+    yield rows_of("legrad_map", both, *where)

@@ -41,7 +41,7 @@ class Words(Task):
                 )
                 for count in counts
             ],
-            "Mosaic game, the positive map of a word": [
+            "FIxLIP's pointing game: the positive map of a word": [
                 Metric(
                     f"word_energy_{count}",
                     f"share of the word's positive mass in its own cell, caption of {count} of the "
@@ -50,7 +50,7 @@ class Words(Task):
                 )
                 for count in counts
             ],
-            "Mosaic game, the positive map of the whole caption": [
+            "FIxLIP's pointing game: the positive map of the whole caption": [
                 Metric(
                     f"caption_{count}",
                     "the same of one map for all words of the caption, whose mean over its words "
