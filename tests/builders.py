@@ -285,11 +285,12 @@ def tipsv2(seed: int = 0) -> Small:
     return Small(randomize(model, seed), hf_processor(), byte_tokenizer())
 
 
-def dual_encoder(seed: int = 0) -> Small:
+def dual_encoder(seed: int = 0, kind: str = "Bert") -> Small:
     """A CLIP vision tower and a BERT."""
-    from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+    import transformers
+    from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-    text = BertConfig(
+    text = getattr(transformers, f"{kind}Config")(
         hidden_size=32,
         intermediate_size=48,
         num_attention_heads=4,
@@ -357,7 +358,7 @@ def open_clip_custom_vit(seed: int = 0, **vision: Any) -> Small:
     return _open_clip(seed, {**VIT_CONFIG, **blocks, **vision}, custom_text=True)
 
 
-def coca(seed: int = 0, **vision: Any) -> Small:
+def coca(seed: int = 0, *, correct_cls_mask: bool = False, **vision: Any) -> Small:
     """A CoCa, whose pool has five queries of another width than its keys."""
     from open_clip.coca_model import CoCa
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -367,8 +368,38 @@ def coca(seed: int = 0, **vision: Any) -> Small:
     decoder = {"width": 32, "heads": 4, "layers": 1, "context_length": 76, "vocab_size": 300}
     with torch.random.fork_rng():
         model = CoCa(24, decoder, text, {**VIT_CONFIG, **pool, "output_tokens": True, **vision})
+    model.text.correct_cls_mask = correct_cls_mask
     processor = image_transform_v2(PreprocessCfg(size=IMAGE_SIZE), is_train=False)
     return Small(randomize(model, seed), processor, open_clip_tokenizer())
+
+
+def open_clip_bert(kind: str = "bert", pooler: str = "cls_last_hidden_state_pooler") -> Small:
+    """An OpenCLIP model with a text model of transformers and a projection of two layers."""
+    from open_clip import CustomTextCLIP
+    from open_clip.hf_model import HFTextEncoder
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        kind,
+        **sizes,
+        num_hidden_layers=2,
+        vocab_size=300,
+        max_position_embeddings=80,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng():
+        model = CustomTextCLIP(24, VIT_CONFIG, {**TEXT_CONFIG, "vocab_size": 300})
+        model.text = HFTextEncoder("", 24, config, pooler_type=pooler, proj_type="mlp")
+    return Small(randomize(model, 0), None, hf_ids)
+
+
+def hf_ids(texts: list[str]) -> torch.Tensor:
+    """Token ids of bytes with 1 as padding, as a text model of transformers in OpenCLIP takes."""
+    ids = torch.ones(len(texts), 24, dtype=torch.long)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text) + 2] = torch.tensor([257, *(ord(c) for c in text), 258])
+    return ids
 
 
 def open_clip_norms(seed: int = 0) -> Small:
@@ -412,7 +443,7 @@ def timm_fastvit(seed: int = 0) -> Small:
     return timm_small(seed, built.model, 96)
 
 
-def align(seed: int = 0) -> Small:
+def align(seed: int = 0, text_layers: int = 1) -> Small:
     """ALIGN of transformers: three blocks, 24 channels, 5 x 5 positions, a BERT of one layer."""
     from transformers import AlignConfig, AlignModel, EfficientNetImageProcessor
 
@@ -432,7 +463,7 @@ def align(seed: int = 0) -> Small:
     config = AlignConfig(
         text_config={
             **text,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": text_layers,
             "vocab_size": 259,
             "max_position_embeddings": 77,
         },

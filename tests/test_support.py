@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
 
+from captum_clip import TextSimilarity, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
+from tests import builders
 from tests.support import METHODS, PAGE, TOWERS, similarity_of, what_happens
 
 
@@ -42,6 +46,57 @@ def test_table_of_models_is_whole():
     rows = table_of(*METHODS)
     assert set(rows) == set(TOWERS)
     assert all(set(row) == set(METHODS) for row in rows.values())
+
+
+def words_run(name: str) -> bool:
+    """Whether every method without a grid runs on the words of a tower, or all refuse."""
+    clip = TEXTS[name]().load()
+    target = targets.embedding(torch.eye(24)[:2])
+    try:
+        forward = TextSimilarity(clip, target)
+    except UnsupportedModelError:
+        return False
+    ids, mask = clip.text_inputs("a horse")
+    methods = [cls for cls in METHODS.values() if "text" in cls.towers]
+    assert len(methods) == 7
+    for method in methods:
+        values = method(forward).attribute_targets(ids, additional_forward_args=mask)
+        assert values.shape == (1, 2, ids.shape[1])
+        assert torch.isfinite(values).all()
+    return True
+
+
+TEXTS: dict[str, Callable[..., builders.Small]] = {
+    **builders.BUILDERS,
+    "naflex": builders.naflex,
+    "coca": builders.coca,
+    "another": partial(builders.dual_encoder, kind="DistilBert"),
+    "bert": builders.open_clip_bert,
+    "roberta": partial(builders.open_clip_bert, kind="roberta", pooler="mean_pooler"),
+    "mT5": partial(builders.open_clip_bert, kind="mt5", pooler="mean_pooler"),
+}
+ROWS = {
+    "transformers CLIP": "hf_vit metaclip2 clipseg owlvit owlv2",
+    "transformers SigLIP": "siglip naflex",
+    "transformers AltCLIP": "altclip chinese_clip align flava",
+    "transformers VisionTextDualEncoder with BERT": "dual_encoder",
+    "transformers VisionTextDualEncoder with another": "another",
+    "transformers BLIP": "blip aimv2 tipsv2",
+    "OpenCLIP TextTransformer": "open_clip_vit",
+    "OpenCLIP CoCa": "coca",
+    "OpenCLIP HFTextEncoder with BERT": "bert roberta",
+    "OpenCLIP HFTextEncoder with another": "mT5",
+}
+
+
+@pytest.mark.parametrize("start", ROWS)
+def test_table_of_text_towers_says_what_happens(start):
+    """Every row has a model, and either all methods or none of them."""
+    rows = table_of("words")
+    (row,) = (row for name, row in rows.items() if name.startswith(start))
+    assert len(rows) == len(ROWS)
+    for name in ROWS[start].split():
+        assert words_run(name) == (row["words"] == "yes")
 
 
 @pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])

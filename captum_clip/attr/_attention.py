@@ -212,8 +212,9 @@ def pooled_row(pooling: Pooling, like: Tensor, prefix: int, reading: Reading) ->
     if pooling == "cls":
         return reading.row_of(like)
     row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-    row[:, prefix:] = 1 / (row.shape[1] - prefix)
-    return row
+    hidden = reading.hidden()
+    row[:, prefix:] = 1 if hidden is None else (~hidden[:, prefix:]).to(row.dtype)
+    return row / row.sum(1, keepdim=True)
 
 
 def start_row(gradient: Tensor, prefix: int, reading: Reading) -> Tensor:

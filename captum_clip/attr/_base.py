@@ -111,9 +111,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         """Maps (B, K', ..., h, w), of texts (B, K', ..., T), of values (K', B, ...) as computed."""
         values = values.transpose(0, 1)
-        if not isinstance(self._tower, ViTTower) or isinstance(self._tower, TextTower):
+        if not isinstance(self._tower, ViTTower):
             return values
         assert record.size is not None
+        if isinstance(self._tower, TextTower):
+            return values[..., : record.size[1]]  # without a class token at the end
         prefix, (rows, columns) = self._tower.prefix, self._tower.grid(*record.size)
         if values.shape[-1] != prefix + rows * columns:
             raise UnsupportedModelError(

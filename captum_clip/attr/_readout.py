@@ -69,7 +69,7 @@ def readout(tower: ViTTower, call: Call, visit: tuple[range, Visit]) -> Readout:
             token = record.final.detach()
             token = token[:, tower.prefix :] if tower.pooling == "mean" else token[:, 0]
         if call.similarity is not None:
-            embedding = _embedded(tower, token)
+            embedding = _embedded(tower, record, token)
             scored = TargetScores.of(call.similarity.score(embedding), call, record)
             direction = _cosine_direction(call.similarity.bank, scored.columns, embedding)
     return Readout(record, scored, direction, steps, _attention.widened(token), heads)
@@ -112,12 +112,12 @@ def _head(tower: ViTTower, projected: bool) -> tuple[Step, ...]:
     return tower.head if whole else tower.head[:-1]
 
 
-def _embedded(tower: ViTTower, token: Tensor) -> Tensor:
+def _embedded(tower: ViTTower, record: Recording, token: Tensor) -> Tensor:
     """The embedding (B, E) of what is read."""
     if tower.pooling != "mean":
         return tower.embed(token)
     before = tower.steps_before_mean
-    mean = run_steps(tower.head[:before], token).mean(1)
+    mean = record.reading.mean(run_steps(tower.head[:before], token), slice(None))[:, 0]
     return run_steps(tower.head[before:], mean)
 
 

@@ -112,7 +112,7 @@ def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
     """The modules that a tower keeps, and hooks would be set on."""
     parts: list[nn.Module | None]
     if isinstance(tower, TextTower):
-        parts = [tower.embedding_table, tower.norm]
+        parts = [tower.embedding_table, *tower.head_modules]
     else:
         parts = [tower.module, *([tower.projection_module] if projection else [])]
     if isinstance(tower, ResNetTower):

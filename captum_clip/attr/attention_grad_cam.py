@@ -60,7 +60,7 @@ class AttentionGradCam(ViTAttribution):
         elif weights == "elementwise":
             maps = weighted_rows(last.row, last.attention[None])[0]
         else:
-            patches = last.row[..., self._tower.prefix :]
+            patches = last.row[..., self._tower.span]
             pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
             maps = (pooled * last.attention).mean(2).clamp(min=0)
         return Computed(last.record, maps, last.scored.chosen)

@@ -11,11 +11,13 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..models.average_pool import AveragePooledTower
+from ..models.reading import Reading
 from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
+from ..models.text import PostNormLayer
 from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
 from ..models.unmodified import has_no_foreign_hooks, runs_library_code
 from ..recording import LayerRecord
-from ._attention import contributions, exact, heads_output, readout_row, widened
+from ._attention import contributions, exact, heads_output, merged, pooled_row, readout_row, widened
 from ._base import AdditiveAttribution, Computed
 from ._call import Call
 from ._readout import Readout, readout, resnet_readout
@@ -133,16 +135,17 @@ def _of_rows(
     per: Per | None,
 ) -> Computed:
     """From the row of every attention that takes part."""
-    token, prefix, reading = found.token, tower.prefix, found.record.reading
+    token, span, reading = found.token, tower.span, found.record.reading
     direction = pull_back(found.steps, token, found.direction)
     total = direction.along(token) + direction.constant  # (K', B)
     values = []
-    for index, (tokens, row) in seen.items():
+    for index, (tokens, row) in sorted(seen.items(), reverse=True):
         attention = tower.attentions[index]
         branch = attention.branch() if isinstance(attention, AttentionLayer) else ()
         steps: tuple[Step, ...] = (*attention.merge_steps(), *branch)
         # linear steps are the same wherever they are read
         heads = heads_output(attention, row, tokens) if needs_token(steps) else token
+        direction = _below_norms(attention, direction, tokens, row, reading)
         at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
         values.append(
             contributions(
@@ -150,36 +153,54 @@ def _of_rows(
                 at_heads,
                 row,
                 tokens,
-                mean=reading.mean(widened(tokens), prefix) if baseline == "mean" else None,
+                mean=reading.mean(widened(tokens), span) if baseline == "mean" else None,
                 by_head=per == "head",
             )
         )
+    values.reverse()
     maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
-    rest = total - maps[..., prefix:].flatten(2).sum(-1)
+    rest = total - maps[..., span].flatten(2).sum(-1)
     return Computed(found.record, maps, found.scored.chosen, rest.T)
+
+
+def _below_norms(
+    layer: Attention, direction: Direction, tokens: Tensor, row: Tensor, reading: Reading
+) -> Direction:
+    """A direction on a block's output -> on the stream before the norms that follow its sums."""
+    if not isinstance(layer, PostNormLayer):
+        return direction
+    attended = merged(layer, heads_output(layer, row, tokens))
+    # such a block attends to the stream itself
+    entered = layer.entering(reading.read(tokens), attended.to(tokens.dtype))
+    for norm, token in zip(reversed(layer.stream_norms), reversed(entered), strict=True):
+        direction = pull_back((norm,), widened(token), direction)
+    return direction
 
 
 def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -> Computed:
     """From the last tokens themselves, whose mean is read."""
     if per is not None:
+        tokens = "tokens" if tower.kind == "text" else "patches"
         raise InputError(
-            f"per: a mean of patches is read by no attention, so there is nothing to keep per "
+            f"per: a mean of {tokens} is read by no attention, so there is nothing to keep per "
             f"{per}; leave it out."
         )
     found = readout(tower, call, (range(0), lambda index, record: None))
     with torch.no_grad(), exact(found.token):
         token, before = found.token, tower.steps_before_mean  # (B, N, D)
+        reading = found.record.reading
+        share = pooled_row("mean", token[..., 0], 0, reading)  # (B, N)
         batch, count, _ = token.shape
         flat = token.flatten(0, 1)
-        mean = run_steps(found.steps[:before], token).mean(1)
+        mean = reading.mean(run_steps(found.steps[:before], token), slice(None))[:, 0]
         direction = pull_back(found.steps[before:], mean, found.direction)
         constant = direction.constant
         direction = pull_back(found.steps[:before], flat, direction.repeated(count))
         total = direction.along(flat) + direction.constant
-        total = total.reshape(-1, batch, count).mean(-1) + constant
+        total = (total.reshape(-1, batch, count) * share).sum(-1) + constant
         if baseline == "mean":
-            flat = (token - token.mean(1, keepdim=True)).flatten(0, 1)
-        maps = direction.along(flat).reshape(-1, batch, count) / count
+            flat = (token - reading.mean(token, slice(None))).flatten(0, 1)
+        maps = direction.along(flat).reshape(-1, batch, count) * share
         rest = total - maps.sum(-1)
         padding = maps.new_zeros(*maps.shape[:-1], tower.prefix)
     maps = torch.cat([padding, maps], -1)

@@ -81,7 +81,7 @@ class GradEclip(ViTAttribution):
 
         The query is CLS's or the probe's, or that of a row `start` (B, s) of tokens.
         """
-        attention, prefix = self._tower.attentions[-1], self._tower.prefix
+        attention, span = self._tower.attentions[-1], self._tower.span
         assert seen.tokens is not None
         key = projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
         with exact(key):
@@ -95,10 +95,11 @@ class GradEclip(ViTAttribution):
                 queries = projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
                 query = read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
-        others = cosine[:, prefix:]
+        others = cosine[:, span]
         hidden = seen.reading.hidden()
-        low = (others if hidden is None else others.masked_fill(hidden, torch.inf)).amin(1)
-        high = (others if hidden is None else others.masked_fill(hidden, -torch.inf)).amax(1)
-        span = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
-        weights = (cosine - low[:, None]) / span[:, None]
+        among = None if hidden is None else hidden[:, span]
+        low = (others if among is None else others.masked_fill(among, torch.inf)).amin(1)
+        high = (others if among is None else others.masked_fill(among, -torch.inf)).amax(1)
+        extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
+        weights = (cosine - low[:, None]) / extent[:, None]
         return weights if hidden is None else weights.masked_fill(hidden, 0)

@@ -94,6 +94,7 @@ class Aimv2Adapter(HuggingFaceAdapter):
     """An `Aimv2Model`."""
 
     text_readout = TextReadout("end", causal=True, padding="longest")
+    text_layout = None
 
     @override
     def _text_features(self, tokens: Any) -> Tensor:

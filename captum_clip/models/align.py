@@ -13,6 +13,7 @@ from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
 from .huggingface import HuggingFaceAdapter, pooled_output, with_pooled_output
 from .huggingface_layers import is_librarys, vision_of
+from .huggingface_text import BERT_TEXT
 from .steps import Step
 from .text import TextReadout
 from .unmodified import has_no_foreign_hooks
@@ -93,6 +94,7 @@ class AlignAdapter(HuggingFaceAdapter):
 
     tower: Any
     text_readout = TextReadout("first", causal=False, padding="longest")
+    text_layout = BERT_TEXT
 
     @override
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:

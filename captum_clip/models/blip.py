@@ -41,6 +41,7 @@ class BlipAdapter(HuggingFaceAdapter):
     """A `BlipForImageTextRetrieval`, with the cosine that ``use_itm_head=False`` gives."""
 
     text_readout = TextReadout("first", causal=False, padding="longest")
+    text_layout = None
 
     @property
     @override

@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from . import huggingface
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower
+from .huggingface_layers import is_librarys
+from .huggingface_text import BERTS, POOLED_BERT_TEXT, TextLayout
 
 MODELS = ("VisionTextDualEncoderModel",)
 TOWERS = MODELS
@@ -19,6 +22,13 @@ class DualEncoderAdapter(HuggingFaceAdapter):
     """A `VisionTextDualEncoderModel`."""
 
     text_readout = None  # any text model with a pooled output
+
+    @property
+    @override
+    def text_layout(self) -> TextLayout | None:
+        kind, config = type(self.model.text_model), self.model.text_model.config
+        known = kind.__name__ in BERTS and is_librarys(self.model.text_model)
+        return POOLED_BERT_TEXT if known and not config.is_decoder else None
 
 
 def tower_of(module: nn.Module) -> HuggingFaceTower | None:

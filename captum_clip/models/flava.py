@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from .huggingface import FirstTokenTower, HuggingFaceAdapter
 from .huggingface_layers import HuggingFaceLayer, vision_of
+from .huggingface_text import TextLayout
 from .text import TextReadout
 
 MODELS = ("FlavaModel",)
@@ -44,6 +45,7 @@ class FlavaAdapter(HuggingFaceAdapter):
     """A `FlavaModel`."""
 
     text_readout = TextReadout("first", causal=False, padding="longest")
+    text_layout = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ..errors import InputError
 from . import huggingface_text
 from .base import ClipAdapter
 from .huggingface_layers import HuggingFaceLayer, is_librarys, layers_of, vision_of
+from .huggingface_text import TextLayout
 from .processors import is_transformers_tokenizer
 from .steps import Step
 from .text import TextReadout, TextTower
@@ -36,6 +37,10 @@ TOWERS = tuple(
     f"{prefix}{kind}" for kind in ("Model", "VisionModel") for prefix in LAYOUTS.values()
 )
 
+_BERTS = {
+    "AltCLIPModel": huggingface_text.ALTCLIP_TEXT,
+    "ChineseCLIPModel": huggingface_text.BERT_TEXT,
+}
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
 Tower = TypeVar("Tower", bound="HuggingFaceTower")
@@ -172,13 +177,28 @@ class HuggingFaceAdapter(ClipAdapter):
     @property
     @override
     def text_readout(self) -> TextReadout | None:
-        if type(self.model).__name__ in ("AltCLIPModel", "ChineseCLIPModel"):  # a BERT's CLS
+        if type(self.model).__name__ in _BERTS:
             return TextReadout("first", causal=False, padding="longest")
         return TextReadout("end", causal=True, padding="longest")
 
+    @property
+    def text_layout(self) -> TextLayout | None:
+        """Where the parts of the text tower are; None where it cannot be explained."""
+        return _BERTS.get(type(self.model).__name__, huggingface_text.CLIP_TEXT)
+
     @override
     def _text_tower(self) -> TextTower | None:
-        return huggingface_text.text_tower_of(self.model, self.text_readout)
+        layout = self.text_layout
+        if layout is None:
+            return None
+        return huggingface_text.text_tower_of(
+            huggingface_text.HuggingFaceTextTower,
+            self.model,
+            layout,
+            self.text_readout or TextReadout("first", causal=False, padding="longest"),
+            longest=self.context_length,
+            vocabulary=self.vocabulary_size,
+        )
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

@@ -1,33 +1,92 @@
-"""The text towers of transformers that have CLIP's layout, SigLIP's among them."""
+"""The text towers of transformers: those of CLIP's layout, SigLIP's among them, and BERT's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import accumulate
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from .huggingface_layers import HuggingFaceLayer, is_librarys, layers_of
-from .text import TextReadout, TextTower
+from .steps import flattened
+from .text import PostNormLayer, TextReadout, TextTower
 from .unmodified import has_no_foreign_hooks
 
-LAYOUTS: Final = ("CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "Siglip", "Siglip2")
-"""What the classes of models are called whose text tower has this layout."""
+
+class BertLayer(PostNormLayer, HuggingFaceLayer):
+    """A `BertLayer` or one of its relatives, whose norms follow the sums."""
+
+    attention_part = "attention"
+    heads_part = "self.num_attention_heads"
+    maps = ("self.query", "self.key", "self.value", "output.dense")
+    mlp_parts = ("intermediate", "output.dense")
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        # the module around both adds its input and norms the sum
+        self.inlet, self.outlet = self.attention.self, self.attention.output.dense
+
+    @property
+    @override
+    def stream_norms(self) -> tuple[nn.Module, nn.Module]:
+        return self.attention.output.LayerNorm, self.block.output.LayerNorm
+
+
+class TextLayout(NamedTuple):
+    """Where a model of transformers keeps the parts of its text tower; names may be paths.
+
+    Attributes:
+        module: what token ids enter.
+        table: of the token embeddings, in `module`.
+        encoder: what has the layers, in `module`.
+        layer: what they are here.
+        own_head: what the token that is read goes through in `module`.
+        head: what it goes through after that, in the model.
+        verb: of the model, which embeds texts.
+    """
+
+    module: str = "text_model"
+    table: str = "embeddings.word_embeddings"
+    encoder: str = "encoder"
+    layer: type[HuggingFaceLayer] = BertLayer
+    own_head: tuple[str, ...] = ()
+    head: tuple[str, ...] = ("text_projection",)
+    verb: str = "get_text_features"
+
+
+CLIP_TEXT: Final = TextLayout(
+    table="embeddings.token_embedding",
+    layer=HuggingFaceLayer,
+    own_head=("final_layer_norm",),
+)
+SIGLIP_TEXT: Final = CLIP_TEXT._replace(own_head=("final_layer_norm", "head"), head=())
+BERT_TEXT: Final = TextLayout()
+POOLED_BERT_TEXT: Final = TextLayout(own_head=("pooler.dense", "pooler.activation"))
+ALTCLIP_TEXT: Final = TextLayout(
+    table="roberta.embeddings.word_embeddings",
+    encoder="roberta.encoder",
+    own_head=("pre_LN", "transformation"),
+)
+
+BERTS: Final = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
+"""Models whose layers are `BertLayer`s, wherever they stand."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HuggingFaceTextTower(TextTower):
-    """The text transformer of a `CLIPModel` or `SiglipModel`."""
+    """A text transformer of transformers."""
 
     model: Any
     module: Any
+    layout: TextLayout
 
     @property
     @override
     def embedding_table(self) -> nn.Module:
-        table: nn.Module = self.module.embeddings.token_embedding
+        table: nn.Module = attrgetter(self.layout.table)(self.module)
         return table
 
     @override
@@ -35,7 +94,7 @@ class HuggingFaceTextTower(TextTower):
         name, end = type(self.model).__name__, self.module.config.eos_token_id
         # configurations made before the end token was written down say 2
         if name.startswith("Owl") or (name.startswith("CLIP") and end == 2):
-            return ids.to(torch.int).argmax(-1)
+            return ids.int().argmax(-1)
         rows: Tensor = (ids == end).int().argmax(-1)
         return rows
 
@@ -43,40 +102,56 @@ class HuggingFaceTextTower(TextTower):
     @override
     def is_unmodified(self) -> bool:
         block: Any = self.layers[-1].block
-        own = (self.module, self.module.encoder, block, block.self_attn, self.norm)
+        paths = accumulate(self.layout.encoder.split("."), "{}.{}".format)
+        own = (self.module, *(attrgetter(path)(self.module) for path in paths), block)
         return (
-            is_librarys(self.model, "get_text_features")
-            and all(map(is_librarys, own[:-1]))
-            and all(map(has_no_foreign_hooks, (self.norm, *block.modules())))
+            is_librarys(self.model, self.layout.verb)
+            and all(map(is_librarys, own))
+            and all(map(has_no_foreign_hooks, (*self.head_modules, *block.modules())))
         )
 
     @property
     @override
     def checkpointing(self) -> bool:
-        blocks = self.module.encoder.layers
+        blocks: list[Any] = [layer.block for layer in self.layers]
         return any(block.gradient_checkpointing and block.training for block in blocks)
 
 
-def text_tower_of(model: Any, readout: TextReadout | None) -> HuggingFaceTextTower | None:
-    """The text tower of a model of `LAYOUTS`; None where the model is something else.
+Tower = TypeVar("Tower", bound=HuggingFaceTextTower)
+
+
+def text_tower_of(
+    kind: type[Tower],
+    model: Any,
+    layout: TextLayout,
+    readout: TextReadout,
+    *,
+    longest: int,
+    vocabulary: int,
+) -> Tower:
+    """The text tower of a model.
 
     Raises:
         UnsupportedModelError: its attention is not made of plain linear maps.
     """
-    names = {kind.__name__ for kind in type(model).__mro__}
-    if readout is None or not names & {f"{layout}Model" for layout in LAYOUTS}:
-        return None
-    module = model.text_model
-    while not hasattr(module, "encoder"):
+    module = attrgetter(layout.module)(model)
+    while not hasattr(module, layout.encoder.partition(".")[0]):
         module = module.text_model
-    config = module.config
-    return HuggingFaceTextTower(
+    encoder = attrgetter(layout.encoder)(module)
+    blocks = encoder.layers if hasattr(encoder, "layers") else encoder.layer
+    return kind(
         module=module,
         model=model,
-        layers=layers_of(HuggingFaceLayer, module.encoder.layers, "text tower"),
+        layout=layout,
+        layers=layers_of(layout.layer, blocks, "text tower"),
         readout=readout,
-        norm=module.final_layer_norm,
-        projection=module.head if hasattr(module, "head") else model.text_projection,
-        longest=int(config.max_position_embeddings),
-        vocabulary=int(config.vocab_size),
+        pooling="mean" if readout.row == "mean" else "cls",
+        steps=flattened(
+            [
+                *(attrgetter(name)(module) for name in layout.own_head),
+                *(attrgetter(name)(model) for name in layout.head),
+            ]
+        ),
+        longest=longest,
+        vocabulary=vocabulary,
     )

@@ -16,7 +16,7 @@ from .base import ClipAdapter
 from .open_clip_vit import native_grid
 from .processors import is_transformers_tokenizer, statistics
 from .steps import Direction
-from .text import Row, TextReadout
+from .text import Row, TextReadout, TextTower
 from .towers import ResNetTower, Tower
 from .unmodified import is_linear, is_unmodified
 
@@ -162,19 +162,19 @@ class OpenClipAdapter(ClipAdapter):
         return _text_readout(self.model)
 
     @override
-    def _text_tower(self) -> open_clip_text.OpenClipTextTower | None:
-        return open_clip_text.text_tower_of(self.model, self.text_readout)
+    def _text_tower(self) -> TextTower | None:
+        return open_clip_text.open_clip_text_tower(self.model, self.text_readout)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
         self.grid(*images.shape[-2:])
-        # CoCa would give unit rows by default
         features = self.model.encode_image(images.to(self.dtype), normalize=False)
         embedding: Tensor = features[0] if isinstance(features, tuple) else features
         return embedding
 
     def _text_features(self, tokens: Any) -> Tensor:
-        features: Tensor = self.model.encode_text(tokens)
+        # CoCa would give unit rows by default
+        features: Tensor = self.model.encode_text(tokens, normalize=False)
         return features
 
     def _tokenize(self, texts: list[str]) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
+from .huggingface_layers import is_librarys
+from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout, text_tower_of
 from .open_clip_vit import layer_of, runs_blocks
 from .steps import Linear
 from .text import TextReadout, TextTower
@@ -48,12 +51,20 @@ class OpenClipTextTower(TextTower):
         return pool
 
     @override
+    def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        owner = self.owner
+        if self.owner is self.model or not (self.suffix or owner.use_pad_mask):
+            return None
+        seen: Tensor = ids != owner.pad_id
+        if not self.suffix:
+            return seen
+        own = seen.new_ones(len(ids), 1)
+        # the first CoCa's mask has CLS at its start, though CLS stands at the end
+        return torch.cat([seen, own] if owner.correct_cls_mask else [own, seen], 1)
+
+    @override
     def check(self, ids: Tensor, mask: Tensor | None) -> None:
-        if mask is not None:
-            raise InputError(
-                "TextSimilarity: OpenCLIP's text tower takes no attention_mask, since padding "
-                "follows the token that is read; leave it out."
-            )
+        _refuse_mask(mask)
         if self.owner is self.model and ids.shape[1] != self.longest:
             raise InputError(
                 f"TextSimilarity: the texts have {ids.shape[1]} tokens, and OpenCLIP's CLIP takes "
@@ -64,12 +75,14 @@ class OpenClipTextTower(TextTower):
     @override
     def is_unmodified(self) -> bool:
         from open_clip import CLIP, CustomTextCLIP
+        from open_clip.coca_model import CoCa
         from open_clip.transformer import TextTransformer, Transformer
 
         owners = {} if self.owner is self.model else {self.owner: (TextTransformer,)}
         return (
-            is_unmodified(self.model, (CLIP, CustomTextCLIP), "encode_text")
-            and has_no_foreign_hooks(self.norm)
+            is_unmodified(self.model, (CLIP, CustomTextCLIP, CoCa), "encode_text")
+            and has_no_foreign_hooks(self.model, "_encode_text")
+            and all(map(has_no_foreign_hooks, self.head_modules))
             and runs_blocks(
                 {**owners, self.owner.transformer: (Transformer,)}, self.layers[-1].block
             )
@@ -81,23 +94,79 @@ class OpenClipTextTower(TextTower):
         return bool(self.owner.transformer.grad_checkpointing)
 
 
-def text_tower_of(model: Any, readout: TextReadout | None) -> OpenClipTextTower | None:
-    """The text tower of a `CLIP` or `CustomTextCLIP`; None where it is none of OpenCLIP's own.
+def _refuse_mask(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise InputError(
+            "TextSimilarity: OpenCLIP's text tower takes no attention_mask, since it knows padding "
+            "by itself; leave it out."
+        )
+
+
+class HFEncoderTower(HuggingFaceTextTower):
+    """A text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
+
+    @override
+    def check(self, ids: Tensor, mask: Tensor | None) -> None:
+        _refuse_mask(mask)
+
+    @override
+    def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        seen: Tensor = ids != self.module.config.pad_token_id
+        return seen
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        from open_clip import CustomTextCLIP
+        from open_clip.hf_model import HFTextEncoder
+
+        block, transformer = self.layers[-1].block, self.module.transformer
+        return (
+            is_unmodified(self.model, (CustomTextCLIP,), "encode_text")
+            and is_unmodified(self.module, (HFTextEncoder,))
+            and has_no_foreign_hooks(self.module.pooler)
+            and all(map(is_librarys, (transformer, transformer.encoder, block)))
+            and all(map(has_no_foreign_hooks, (*self.head_modules, *block.modules())))
+        )
+
+
+def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:
+    encoder = model.text
+    config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
+    if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
+        return None
+    pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
+    layout = TextLayout(
+        module="text",
+        table="transformer.embeddings.word_embeddings",
+        encoder="transformer.encoder",
+        own_head=(
+            *(("transformer.pooler.dense", "transformer.pooler.activation") * pooled),
+            "proj",
+        ),
+        head=(),
+    )
+    longest, vocabulary = int(encoder.context_length), int(encoder.vocab_size)
+    return text_tower_of(
+        HFEncoderTower, model, layout, readout, longest=longest, vocabulary=vocabulary
+    )
+
+
+def open_clip_text_tower(model: Any, readout: TextReadout | None) -> TextTower | None:
+    """The text tower of a model of OpenCLIP; None where it is none that is supported.
 
     Raises:
         UnsupportedModelError: an attention that is not supported.
     """
+    from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
 
     owner = getattr(model, "text", model)
-    if owner is not model and (
-        not isinstance(owner, TextTransformer)
-        or owner.cls_emb is not None
-        or owner.use_pad_mask
-        or owner.output_tokens
-    ):
+    if readout is None:
         return None
-    if readout is None or readout.row == "mean":
+    if isinstance(owner, HFTextEncoder):
+        return _hf_text_tower(model, readout)
+    if owner is not model and not isinstance(owner, TextTransformer):
         return None
     projection = owner.text_projection
     if isinstance(projection, nn.Parameter):
@@ -108,8 +177,8 @@ def text_tower_of(model: Any, readout: TextReadout | None) -> OpenClipTextTower 
         owner=owner,
         layers=tuple(layer_of(i, block) for i, block in enumerate(owner.transformer.resblocks)),
         readout=readout,
-        norm=owner.ln_final,
-        projection=projection,
+        steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
+        suffix=int(getattr(owner, "cls_emb", None) is not None),
         longest=int(owner.context_length),
         vocabulary=int(owner.vocab_size),
     )

@@ -47,12 +47,12 @@ class Reading:
         # minus infinity would make NaN of a row that sees nothing, such as one of padding
         return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
 
-    def mean(self, tokens: Tensor, start: int) -> Tensor:
-        """Mean (B, 1, D) of the tokens from `start` on, of those that the row sees."""
+    def mean(self, tokens: Tensor, span: slice) -> Tensor:
+        """Mean (B, 1, D) of the tokens of a span, of those that the row sees."""
         if self.visible is None:
-            return tokens[:, start:].mean(1, keepdim=True)
-        seen = self.read(self.visible)[:, start:, None].to(tokens.dtype)
-        return (tokens[:, start:] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+            return tokens[:, span].mean(1, keepdim=True)
+        seen = self.read(self.visible)[:, span, None].to(tokens.dtype)
+        return (tokens[:, span] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
 
 
 class Entry(NamedTuple):

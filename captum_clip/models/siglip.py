@@ -11,6 +11,7 @@ from typing_extensions import Self, override
 
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of, text_arguments
 from .huggingface_layers import is_librarys, vision_of
+from .huggingface_text import SIGLIP_TEXT
 from .multihead import MultiheadProbe
 from .steps import Residual, Step
 from .text import TextReadout
@@ -86,6 +87,7 @@ class SiglipAdapter(HuggingFaceAdapter):
 
     # the last position is read, so with other padding it is another embedding
     text_readout = TextReadout("last", causal=False, padding="max_length")
+    text_layout = SIGLIP_TEXT
 
     @override
     def _text_features(self, tokens: Any) -> Tensor:

@@ -13,14 +13,15 @@ from typing_extensions import override
 
 from ..errors import InputError
 from .reading import Entry, Reading
-from .steps import Linear, Step, run_steps
-from .towers import Kind, Pooling, ViTTower
+from .steps import Step, call_steps
+from .towers import AttentionLayer, Kind, Pooling, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
 
 SUPPORTED: Final = (
-    "supported are those of CLIP, CLIPSeg, MetaClip2, OwlViT, Owlv2 and SigLIP of transformers, "
-    "and OpenCLIP's TextTransformer without a class token or a mask of padding"
+    "supported are those of CLIP's relatives and SigLIP, of AltCLIP, ChineseCLIP, ALIGN, FLAVA "
+    "and OpenCLIP's TextTransformer; BERT and RoBERTa in a VisionTextDualEncoder and in OpenCLIP's "
+    "HFTextEncoder"
 )
 """The text towers that can be explained, in words."""
 
@@ -42,9 +43,31 @@ class TextReadout(NamedTuple):
     padding: Literal["longest", "max_length"]
 
 
+class PostNormLayer(AttentionLayer):
+    """A block whose norms follow its sums, so that they lie on the stream itself.
+
+    It computes ``z = first(r + attention(r))`` and ``second(z + mlp_branch(z))``.
+    """
+
+    @property
+    @abstractmethod
+    def stream_norms(self) -> tuple[nn.Module, nn.Module]:
+        """The first norm and the second."""
+
+    def entering(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the two norms, from the block's input and the attention's output."""
+        entered = residual + attended
+        hidden = call_steps(self.stream_norms[:1], entered)
+        return entered, hidden + call_steps(self.mlp_branch(), hidden)
+
+    @override
+    def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
+        return call_steps(self.stream_norms[1:], self.entering(residual, attended)[1])
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextTower(ViTTower):
-    """A text transformer, whose embedding reads one token of every text.
+    """A text transformer, whose embedding reads one token of every text, or their mean.
 
     It is what a vision transformer is, with words for patches: no token stands before them, the
     one that is read differs from text to text, and a token may not see every other one.
@@ -53,8 +76,7 @@ class TextTower(ViTTower):
     pooling: Pooling = "cls"
     prefix: int = 0
     readout: TextReadout
-    norm: nn.Module
-    projection: nn.Module | Linear | None
+    steps: tuple[Step, ...]
     longest: int
     vocabulary: int
 
@@ -90,18 +112,24 @@ class TextTower(ViTTower):
 
     def reading(self, ids: Tensor, mask: Tensor | None) -> Reading:
         """Which tokens of texts (B, T) are read, and which see which, with padding 0 in `mask`."""
-        batch, length = ids.shape
+        seen = self.seen(ids, mask)  # (B, s)
+        batch, length = len(ids), ids.shape[1] + self.suffix
+        rows: Tensor | None = None  # of a mean
         if self.readout.row == "end":
-            rows = self.end_rows(ids)
-        else:
-            rows = ids.new_full((batch,), length - 1 if self.readout.row == "last" else 0)
-        if not self.readout.causal and mask is None:
-            return Reading(rows.long())
+            rows = self.end_rows(ids).long()
+        elif self.readout.row != "mean":
+            rows = ids.new_full((batch,), length - 1 if self.readout.row == "last" else 0).long()
+        if not self.readout.causal and seen is None:
+            return Reading(rows)
         visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
         visible = (visible.tril() if self.readout.causal else visible).expand(batch, -1, -1)
-        if mask is not None:
-            visible = visible & (mask != 0)[:, None]
-        return Reading(rows.long(), visible)
+        if seen is not None:
+            visible = visible & seen[:, None]
+        return Reading(rows, visible)
+
+    def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Tokens (B, s) that may be attended to at all; None for all of them."""
+        return None if mask is None else mask != 0
 
     @override
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
@@ -109,15 +137,16 @@ class TextTower(ViTTower):
         reading = self.reading(ids, kwargs.get("attention_mask"))
         return Entry((1, ids.shape[1]), len(ids), reading)
 
-    @override
-    def embed(self, readout: Tensor) -> Tensor:
-        normed: Tensor = self.norm(readout)  # for one token the order of norm and pooling is none
-        return normed if self.projection is None else run_steps(self.head[1:], normed)
-
     @property
     @override
     def head(self) -> tuple[Step, ...]:
-        return (self.norm,) if self.projection is None else (self.norm, self.projection)
+        return self.steps
+
+    @property
+    def head_modules(self) -> list[nn.Module]:
+        """The modules among the steps of the head, with their parts."""
+        modules = (step for step in self.head if isinstance(step, nn.Module))
+        return [part for module in modules for part in module.modules()]
 
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:

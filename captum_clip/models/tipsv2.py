@@ -46,6 +46,7 @@ class Tipsv2Adapter(HuggingFaceAdapter):
     """A `Tipsv2Model`, whose image embedding is the first CLS token's."""
 
     text_readout = TextReadout("mean", causal=False, padding="max_length")
+    text_layout = None
 
     @override
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:

@@ -56,8 +56,7 @@ def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name:
 class Attention(ABC):
     """One multi-head attention of H heads, seen from outside.
 
-    Tokens enter the module `inlet`, and `outlet` returns what the attention gives; mostly they are
-    one module.
+    Tokens enter the module `inlet`; `outlet`, mostly the same, returns what the attention gives.
     """
 
     token_argument: tuple[int, str] = (0, "hidden_states")
@@ -110,14 +109,14 @@ class Attention(ABC):
 
 
 class AttentionLayer(Attention):
-    """One residual block of a ViT, seen from its self-attention.
+    """One residual block, seen from its self-attention.
 
-    The block computes ``z = r + branch(attention(norm(r)))`` and ``z + mlp_branch(z)``, where ``r``
-    is the block's input; ``norm(r)`` are the tokens that enter ``attention``.
+    It computes ``z = r + branch(attention(norm(r)))`` and ``z + mlp_branch(z)``, where ``r`` is the
+    block's input; ``norm(r)`` are the tokens that enter ``attention``.
     """
 
     residual_argument: tuple[int, str] | None = None
-    """Where the block's input is; None: called as the tokens are."""
+    """The same of the block's input; None: called as the tokens are."""
 
     def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
         super().__init__(attention, attention, heads)
@@ -166,10 +165,9 @@ class AttentionLayer(Attention):
         return heads
 
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        """Modules whose output (True) or input (False) is one of these, (B, s, D).
+        """Modules whose output (True) or input (False) is one of these, as projected, (B, s, D).
 
-        Queries, keys and values as projected; heads_output = the heads' outputs side by side. What
-        a family does not expose is left out and computed again.
+        What a family does not expose is left out and computed again.
         """
         return {} if self.inner_norm is None else {"heads_output": (self.inner_norm, False)}
 
@@ -247,7 +245,7 @@ class Tower(ABC):
         return with_first_part(result, embedding)
 
     def nondeterminism(self) -> str | None:
-        """What in training mode makes two forwards differ or changes a buffer; None if nothing."""
+        """What in training mode makes two forwards differ or changes a buffer, if anything."""
         for module in self.module.modules():
             if module.training and isinstance(module, _BatchNorm):
                 return "BatchNorm"
@@ -271,6 +269,7 @@ class ViTTower(Tower):
     layers: Sequence[AttentionLayer]
     pooling: Pooling
     prefix: int = 1
+    suffix: int = 0  # tokens after the patches, as CLS of some text towers
     probe: Probe | None = None
 
     def __post_init__(self) -> None:
@@ -285,6 +284,11 @@ class ViTTower(Tower):
     def kind(self) -> Kind:
         """Says "vit"."""
         return "vit"
+
+    @property
+    def span(self) -> slice:
+        """The patches among the tokens."""
+        return slice(self.prefix, -self.suffix or None)
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
@@ -320,11 +324,7 @@ class ViTTower(Tower):
 
     @property
     def patches(self) -> nn.Module:
-        """The module that projects the patches, before positions are added.
-
-        Raises:
-            UnsupportedModelError: the family does not say.
-        """
+        """The module that projects the patches, before positions are added; errors as `head`."""
         raise UnsupportedModelError(
             f"it is not known where a {type(self.module).__name__} projects its patches; take "
             "another method."
@@ -335,7 +335,7 @@ class ViTTower(Tower):
         # attention dropout is often a number, not a module
         for attention in self.attentions:
             outlet: Any = attention.outlet
-            rate = getattr(outlet, "attention_dropout", getattr(outlet, "dropout", 0))
+            rate = getattr(outlet, "attention_dropout", getattr(outlet, "dropout", None))
             if outlet.training and isinstance(rate, float) and rate > 0:
                 return f"attention dropout {rate}"
         return super().nondeterminism()
@@ -359,7 +359,7 @@ class ResNetTower(Tower):
 
     @property
     def kind(self) -> Kind:
-        """Always "resnet"."""
+        """Says "resnet"."""
         return "resnet"
 
     @abstractmethod
