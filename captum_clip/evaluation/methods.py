@@ -20,6 +20,7 @@ from ..models import ClipAdapter
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
+from .metric import UNIFORM
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""
@@ -254,7 +255,7 @@ _LAYERS: Final = {
     "summed-attention": "",
     "last-gradient": "layer:index=-1,of=gradient",
 }
-BASELINES: Final = ("random", "uniform", "centre", "empty-text", *_LAYERS)
+BASELINES: Final = ("random", UNIFORM, "centre", "empty-text", *_LAYERS)
 _SIGNED: Final = "sign=signed"
 _VARIANTS: Final = (
     *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged"),
@@ -289,7 +290,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name == "random":
         what = "uniform in [-1, 1] in each cell of the model's grid"
         return Drawn(name, what, _random(seed), signed=True)
-    if name == "uniform":
+    if name == UNIFORM:
         return Drawn(name, "the same value everywhere", lambda grid, number: torch.ones(grid))
     if name == "centre":
         what = "a Gaussian at the centre, its standard deviation a quarter of each side"

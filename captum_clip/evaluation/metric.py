@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+UNIFORM: Final = "uniform"
+"""The baseline whose map is the same everywhere: what an answer gets that is always the same."""
 StatisticName = Literal["mean", "ratio", "mean_iou", "spearman", "balanced_accuracy", "auc"]
 
 
@@ -18,7 +20,8 @@ class Metric:
         better: which way is good; "none" where the figure only describes.
         statistic: how the figure comes from the rows of the long table, by its name in
             :data:`captum_clip.evaluation.resampling.STATISTICS`, which says the parts it needs.
-        constant: what an answer gets that is always the same; nothing that is no better is bold.
+        constant: what an answer gets that is always the same, where that is known beforehand;
+            nothing that is no better is bold.
     """
 
     name: str

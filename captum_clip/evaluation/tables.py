@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from .metric import Metric
+from .metric import UNIFORM, Metric
 from .summary import FEWEST, Summary
 
 RESULTS: Final = "results.csv"
@@ -117,7 +117,8 @@ def legend(summary: Summary) -> list[str]:
         f"Figures with {summary.level * 100:g} % bootstrap intervals over images "
         f"({summary.resamples} resamples). \N{UPWARDS ARROW} high is good, "
         "\N{DOWNWARDS ARROW} low is good. **Bold**: the best of the methods that saw most images, "
-        "and every baseline that is as good on as many, if a constant answer is not. A figure over "
+        "and every baseline that is as good on as many, unless a constant answer is (as the map "
+        f"'{UNIFORM}' shows, or by the protocol). A figure over "
         "fewer images than others in its column has their number n: compare it with none over "
         "more. "
         f"{_MARK} differs from *{_text(summary.reference)}* (paired bootstrap, "
@@ -172,7 +173,9 @@ def _column(summary: Summary, metric: Metric, figures: Figures) -> dict[str, str
     }
     rivals = [value for method, value in values.items() if method not in summary.baselines]
     best = max(rivals) if sign and rivals else math.inf
-    if metric.constant is not None and best <= sign * metric.constant:
+    constants = [values[UNIFORM]] if UNIFORM in values else []
+    constants += [] if metric.constant is None else [sign * metric.constant]
+    if any(best <= constant for constant in constants):
         best = math.inf
     return {
         method: _cell(figure, places, most, bold=values.get(method, -math.inf) >= best)

@@ -127,6 +127,16 @@ def test_figures_that_read_alike_are_bold_alike() -> None:
     assert cells == ["area ↑", "**0.850**", "**0.850**"]
 
 
+def test_nothing_is_bold_that_a_uniform_map_reaches() -> None:
+    """Most pixels are background: marking none is right in .914 of them, the best map in .828."""
+    for best, bold in ((0.828, False), (0.92, True)):
+        figures = {"ours": best, "theirs": 0.8, "uniform": 0.914}
+        given = {name: {"accuracy": rows(value, times=4)} for name, value in figures.items()}
+        text = markdown(summary(given, [metric("accuracy")], baselines=["uniform"]))
+        assert (f"**{best:.3f}**" in text) is bold
+        assert "**0.914**" not in text
+
+
 def test_baselines_stand_in_a_block_of_their_own() -> None:
     """Below the methods, whatever the order they came in."""
     names = ["random", "ours", "centre", "theirs"]

@@ -127,6 +127,10 @@ def test_signs_are_the_shares_of_mass_in_three_parts(name: str) -> None:
             for part, mask in parts.items():
                 share = (large * mask).sum() / large.sum()
                 expected.setdefault(f"{sign}_{part}", []).append(share)
+        inside = [
+            (maps.upsample(one["positive"][None], (224, 224))[0] * m).sum() for m in parts.values()
+        ]
+        expected.setdefault("target_among_regions", []).append(inside[0] / (inside[0] + inside[1]))
         first, other = one["positive"], one["negative"]
         correlation = metrics.rank_correlation(first, other)
         cosine = torch.cosine_similarity(first.flatten(), other.flatten(), 0)

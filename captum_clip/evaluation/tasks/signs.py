@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -48,8 +48,15 @@ class Signs(Task):
         )
         others = "maximum of the negative map inside another region; chance: uniform"
         cosine = "cosine of positive and negative map; 0: they never meet"
+        choice = (
+            "share of the positive mass in all regions that lies in the one that the text names: "
+            "does the map tell objects apart, wherever else it lies? Chance: uniform"
+        )
         return {
-            "Where the positive map lies": shares["positive"],
+            "Where the positive map lies": [
+                *shares["positive"],
+                Metric("target_among_regions", choice),
+            ],
             "Where the negative map lies": [
                 *shares["negative"],
                 Metric("sign_correlation", correlation, "none"),
@@ -70,7 +77,7 @@ class Signs(Task):
         known = torch.stack(
             [torch.ones_like(v.masks[0]) if v.void is None else ~v.void for v in owners]
         )
-        parts = [maps.masks & known, whole & ~maps.masks & known, ~whole & known]
+        parts = [part & known for part in (maps.masks, whole & ~maps.masks, ~whole)]
         several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
         kept = several.nonzero()[:, 0].tolist()
         if not kept:
@@ -78,7 +85,11 @@ class Signs(Task):
         where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
         masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
         positive = maps.positive[kept]
-        yield from _shares("positive", positive, masks, where)
+        known = known[kept]
+        for name, mask in masks.items():
+            yield _share(f"positive_{name}", positive, mask, known, where)
+        regions = masks["target"] | masks["others"]
+        yield _share("target_among_regions", positive, masks["target"], regions, where)
         if maps.negative is None:
             return
         finite = finite_maps(maps.negative[kept])
@@ -88,32 +99,26 @@ class Signs(Task):
         where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
         positive, negative = positive[finite], maps.negative[kept]
         masks = {name: mask[finite] for name, mask in masks.items()}
-        yield from _shares("negative", negative, masks, where)
+        known = known[finite]
+        for name, mask in masks.items():
+            yield _share(f"negative_{name}", negative, mask, known, where)
         correlation = metrics.rank_correlation(positive, negative)
         yield rows_of("sign_correlation", correlation, *where, chance=0)
         yield rows_of("sign_cosine", _cosine(positive, negative), *where, chance=0)
-        known = _union(masks)
         heat = resizing.upsample(negative, (known.shape[-2], known.shape[-1]))
         heat = torch.where(known, heat, -1)
         hits = metrics.pointing_game(heat, masks["others"])
         yield rows_of("negative_pointing_others", hits, *where)
 
 
-def _union(masks: Mapping[str, Tensor]) -> Tensor:
-    """What counts at all: the image, but for pixels of which no truth is known."""
-    return torch.stack([*masks.values()]).any(0)
-
-
-def _shares(
-    sign: str, heat: Tensor, masks: Mapping[str, Tensor], where: tuple[list[int], list[str]]
-) -> Iterator[Arrays]:
-    """Of the mass of maps (N, h, w) in each part; an empty map gets the part's share of pixels."""
-    known = _union(masks)
+def _share(
+    metric: str, heat: Tensor, masks: Tensor, known: Tensor, where: tuple[list[int], list[str]]
+) -> Arrays:
+    """Of the mass of maps (N, h, w) in all that is known; an empty map gets the share of pixels."""
     mass = resizing.upsample(heat, (known.shape[-2], known.shape[-1])) * known
-    for name, mask in masks.items():
-        share = (mass * mask).sum((-2, -1)) / mass.sum((-2, -1))
-        chance = mask.flatten(1).sum(1) / known.flatten(1).sum(1)
-        yield rows_of(f"{sign}_{name}", share, *where, chance=chance)
+    share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
+    chance = masks.flatten(1).sum(1) / known.flatten(1).sum(1)
+    return rows_of(metric, share, *where, chance=chance)
 
 
 def _cosine(positive: Tensor, negative: Tensor) -> Tensor:
