@@ -1,4 +1,4 @@
-"""Images a second of a study beside plain forwards: ``python -m tests.study_benchmark``.
+"""Images per second of a study beside plain forward passes: ``python -m tests.study_benchmark``.
 
 A ViT-B/32 of true size with random weights, generated photographs, the same decoding for all, in
 turn; medians over rounds. Nothing else may run beside it. Compared are
@@ -178,7 +178,7 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.workers} "
         f"workers, batch {arguments.batch_size}, {arguments.images} images of {width} x {height}\n"
     )
-    print("| | images a second | of plain forwards |\n|---|---|---|")
+    print("| | images per second | relative to plain forwards |\n|---|---|---|")
     for name, rate in found.items():
         print(f"| {name} | {rate:.2f} | {rate / found['plain forwards']:.3f} |")
 

@@ -219,7 +219,7 @@ def test_table_sets_time_beside_memory():
         tables.Row("tower", "plain forward", 1, peak=2**20, peak_forwards=1.0),
     ]
     assert tables.markdown(rows).splitlines() == [
-        "| tower | forwards | ms | MiB, batch 1 (x forward) |",
+        "| tower | cost | ms | MiB, batch 1 (x forward) |",
         "| --- | --- | --- | --- |",
         "| plain forward | 1.00 | 500 | 1.0 (1.00) |",
         "| a map | 0.90 | 450 |  |",
@@ -334,7 +334,7 @@ def test_command_prints_and_writes_every_row(tmp_path, monkeypatch, capsys, quic
     monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
     command.main()
     printed = capsys.readouterr().out
-    assert "| small hf_vit | forwards | ms | MiB, batch 1 (x forward) | MiB, batch 2" in printed
+    assert "| small hf_vit | cost | ms | MiB, batch 1 (x forward) | MiB, batch 2" in printed
     assert "| LastGradAttention, 1 target, own callable |" in printed
     assert "Mamooler's way" in printed
     with open(tmp_path / "benchmarks.csv", newline="") as file:

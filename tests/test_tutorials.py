@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -53,6 +56,32 @@ def test_tutorial_runs_and_puts_out_what_is_saved(path, tmp_path):
     assert not tutorials.errors(fresh)
     now, then = (tutorials.code_of(notebook) for notebook in (fresh, saved))
     assert [kinds(cell) for cell in now] == [kinds(cell) for cell in then]
+
+
+@pytest.mark.slow
+def test_first_tutorial_installs_what_it_needs(tmp_path, monkeypatch):
+    """In a clone, with a kernel that has nothing else; this one needs a package index."""
+    clone, clean = tmp_path / "clone", tmp_path / "clean"
+    for name in ("captum_clip", "tutorials"):
+        shutil.copytree(tutorials.ROOT / name, clone / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(tutorials.ROOT / name, clone)
+    subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
+    python = str(clean / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "ipykernel"], check=True)
+    spec = tmp_path / "kernels" / "clean" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    command = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": command, "display_name": "clean", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+    notebook = tutorials.read(clone / "tutorials" / "01_first_map.ipynb")
+    saved = [kinds(cell) for cell in tutorials.code_of(notebook)]
+    found = tutorials.environment(tmp_path, PYTHONPATH="")
+    tutorials.execute(notebook, clone / "tutorials", found, kernel="clean")
+    assert not tutorials.errors(notebook)
+    assert [kinds(cell) for cell in tutorials.code_of(notebook)][1:] == saved[1:]
+    assert list(clean.glob("lib/*/site-packages/captum_clip/__init__.py"))
 
 
 @notebooks

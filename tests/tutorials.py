@@ -53,7 +53,9 @@ def errors(notebook: Any) -> str:
     return "".join(output.text for output in outputs if output.get("name") == "stderr")
 
 
-def execute(notebook: Any, folder: Path, environment: Mapping[str, str]) -> None:
+def execute(
+    notebook: Any, folder: Path, environment: Mapping[str, str], kernel: str = "python3"
+) -> None:
     """Run all cells in a folder; the notebook gets the outputs.
 
     Raises:
@@ -62,7 +64,7 @@ def execute(notebook: Any, folder: Path, environment: Mapping[str, str]) -> None
     NotebookClient(
         notebook,
         timeout=_LIMIT,
-        kernel_name="python3",
+        kernel_name=kernel,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},

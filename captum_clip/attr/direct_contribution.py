@@ -45,7 +45,7 @@ class DirectContribution(AdditiveAttribution):
     ``maps.sum((-2, -1)) + rest`` is the score: the rest has the class token, the MLPs and the
     biases. What is below zero speaks against the target. All targets come from one forward pass.
     With a forward function of your own, :math:`G` begins at the tower's output e with
-    :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward a
+    :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward per
     target. It answers "what does this place add"; "what if it were gone" is another question.
 
     Options, keyword-only on both verbs:

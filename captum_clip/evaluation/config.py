@@ -46,11 +46,11 @@ class EvaluationConfig:
         few: images of each data set, drawn from all of them, for what takes long: sensitivity,
             sanity, ROAD's fill, and all of Captum's own methods.
         seed: of every draw.
-        draws: random masks an image for faithfulness and infidelity.
+        draws: random masks per image for faithfulness and infidelity.
         fills: what takes the place of removed pixels: "mean" colour (normalised zero), "black",
             "blur", "road".
-        batch_size: images a forward pass.
-        chunk_size: images a unit of work, what a stop can cost.
+        batch_size: images per forward pass.
+        chunk_size: images per unit of work; a stop loses one unit per worker.
         template: text of a class with "{}" for its name, for data that have classes by name.
         text: that fixations are compared with where their folder names none.
         void: "out" leaves out the pixels that Pascal VOC marks as void, as is done where nothing is

@@ -58,9 +58,9 @@ def infidelity(
         target: column of the scores, one for all or one per image; None with one column.
         perturbation: draws I; by default :func:`patch_removal` on the map's own grid, where I is 1
             on removed cells. :func:`gaussian_noise` suits gradients.
-        samples: perturbations an image.
+        samples: perturbations per image.
         normalize: see above; without it maps must be on the scale of the score.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         seed: image i draws from seed + i, so that a set may come in batches of any size; or the
             seed of each image.
 
@@ -136,7 +136,7 @@ def sensitivity(
         images: (B, C, H, W), preprocessed.
         target: one for all or one per image; None where the method needs none.
         radius: r, in units of the normalised images.
-        samples: draws an image.
+        samples: draws per image.
         batch_size: images a call of `attribute`.
         seed: image i draws from seed + i, so that a set may come in batches of any size; or the
             seed of each image.

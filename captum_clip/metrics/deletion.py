@@ -129,7 +129,7 @@ def perturbation_test(
         unit: "pixel" (the map is resized to the image, bilinear) or "patch" (cells of the map's own
             grid).
         fractions: of the units, rising, from 0 to 1.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         seed: image i takes its ties and its noise from seed + i, so that a set may come in batches
             of any size; or the seed of each image.
 

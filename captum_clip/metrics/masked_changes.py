@@ -73,12 +73,12 @@ def masked_changes(
         target: column of the scores, one for all or one an image; None with one column.
         grid: rows and columns of the cells, as ``clip.grid(height, width)`` gives them.
         share: the chance of each cell to be taken away, in (0, 1).
-        samples: S, draws an image.
+        samples: S, draws per image.
         shifted: move the grid by half a cell, with cells of half the size at the edges, so that no
             cell is one of the patches that a ViT cuts. Where they coincide, a method that itself
             takes patches away (occlusion) is asked for what it measured.
         fill: what takes their place; zero is the mean colour of normalised images.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         seed: image i draws from seed + i, so that a set may come in batches of any size; or the
             seed of each image.
 

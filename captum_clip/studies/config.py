@@ -70,8 +70,8 @@ class StudyConfig:
         subjects: models with their methods, one or several.
         texts: targets of all of them.
         centred: beside each emotion also the emotion minus the mean of all rows.
-        batch_size: images a forward pass.
-        shard_size: images a shard, rounded up to whole batches; what a stop can cost.
+        batch_size: images per forward pass.
+        shard_size: images per shard, rounded up to whole batches; a stop loses one per worker.
         seed: of the sample; without a limit it decides nothing.
         limit: study a sample of this many images; None is all.
         value_entropy: measure this entropy too, which takes longer than all the rest.

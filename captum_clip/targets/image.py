@@ -19,7 +19,7 @@ def image(
     images: ImageLike | Sequence[ImageLike],
     names: Sequence[str] | None = None,
 ) -> Target:
-    """One row a reference image: its L2-normalised image embedding.
+    """One row per reference image: its L2-normalised image embedding.
 
     Args:
         clip: the adapter.

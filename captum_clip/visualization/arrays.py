@@ -50,7 +50,7 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
             f"{caller}: expected maps of shape (B, K, h, w) for {batch} images, got {array.shape}."
         )
     if count is not None and array.shape[1] != count:
-        raise InputError(f"{caller}: expected {count} maps an image, got {array.shape[1]}.")
+        raise InputError(f"{caller}: expected {count} maps per image, got {array.shape[1]}.")
     _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
     size = images.shape[1:3]
     if array.shape[-2:] != size:

@@ -1,4 +1,4 @@
-"""The price of a map in plain forwards: ``python -m tests.benchmarks``.
+"""The price of a map beside one plain forward pass: ``python -m tests.benchmarks``.
 
 True-size towers with random weights, in turn with the library's own forward on the same batch and
 threads; medians over interleaved rounds. Nothing else may run beside it.

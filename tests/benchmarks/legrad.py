@@ -1,4 +1,4 @@
-"""LeGrad in plain forwards: ``python -m tests.benchmarks.legrad``, in an environment of its own.
+"""The price of LeGrad: ``python -m tests.benchmarks.legrad``, in an environment of its own.
 
 legrad_torch pins open_clip_torch <= 2.23, older than this package takes, so nothing here imports
 captum_clip. LeGrad takes one image at a time, with all its texts; so the batch is one.

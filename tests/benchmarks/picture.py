@@ -47,7 +47,7 @@ def draw(sweeps: Sequence[Sweep], points: Sequence[Point], batch: int) -> Figure
             f"By {sweep.label}{what}", size=TEXT_SIZE, color=TEXT_COLOR, loc="left", family=FONT
         )
         if index % 2 == 0:
-            panel.set_ylabel("plain forwards", size=NOTE_SIZE, color=NOTE_COLOR)
+            panel.set_ylabel("relative to one forward", size=NOTE_SIZE, color=NOTE_COLOR)
     for panel in list(panels)[len(sweeps) :]:
         panel.set_visible(False)
     return figure

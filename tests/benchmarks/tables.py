@@ -40,7 +40,7 @@ def markdown(rows: Sequence[Row]) -> str:
     batches = sorted({row.batch for row in rows if row.peak is not None})
     peaks = {(row.job, row.batch): row for row in rows if row.peak is not None}
     heads = [rows[0].tower]
-    heads += ["forwards", "ms"] if timed else []
+    heads += ["cost", "ms"] if timed else []
     heads += [f"MiB, batch {batch} (x forward)" for batch in batches]
     lines = [heads, ["---"] * len(heads)]
     for job in dict.fromkeys(row.job for row in rows):

@@ -94,7 +94,7 @@ def figure(found: Evaluation, metric: str, method: str) -> Any:
 def test_every_figure_and_file_is_made_of_one_long_table(
     output: Path, vit: str, masks: str
 ) -> None:
-    """A row a measured value, by the names that people know; the means are the table's own."""
+    """One row per measured value, by the names that people know; the means are the table's own."""
     found = evaluate(config_of(vit, masks, output))
     assert tuple(found.table.columns) == COLUMNS
     energy = found.table[(found.table["metric"] == "energy") & (found.table["method"] == "random")]

@@ -1,4 +1,4 @@
-"""Killed at any moment, a study goes on and ends as if nothing had been."""
+"""Interrupted at any point, a study resumes and ends as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -216,14 +216,14 @@ def test_overlay_says_what_does_not_fit(
 
 
 def test_the_other_pictures_say_what_does_not_fit() -> None:
-    with pytest.raises(InputError, match="expected 3 maps an image, got 2"):
+    with pytest.raises(InputError, match="expected 3 maps per image, got 2"):
         visualization.signs(IMAGES, HEAT, HEAT[:, :2])
     for norms in ([1, 2], [1, 0, 2], [1, float("nan"), 2]):
         with pytest.raises(InputError, match="expected 3 positive norms"):
             visualization.words(IMAGES, HEAT, NAMES, norms)
     with pytest.raises(InputError, match="at least one column"):
         visualization.contact_sheet(IMAGES, {})
-    with pytest.raises(InputError, match="expected 1 maps an image, got 3"):
+    with pytest.raises(InputError, match="expected 1 maps per image, got 3"):
         visualization.contact_sheet(IMAGES, {"method": HEAT})
 
 

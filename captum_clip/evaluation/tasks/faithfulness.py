@@ -32,8 +32,8 @@ class Faithfulness(Task):
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
         masks = (
-            f"over {config.draws} random masks an image, each cell of the model's grid, shifted by "
-            f"half a cell, becoming the mean colour with a chance of {_SHARE}"
+            f"over {config.draws} random masks per image, each cell of the model's grid, shifted "
+            f"by half a cell, becoming the mean colour with a chance of {_SHARE}"
         )
         return {
             "Faithfulness and sensitivity": [
