@@ -126,6 +126,18 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             f"load_clip: device={device!r} was asked for, but PyTorch sees no CUDA device; leave "
             "device out to take what there is."
         )
+    if (chosen.index or 0) >= max(1, torch.cuda.device_count()):
+        raise InputError(
+            f"load_clip: there is no device {str(chosen)!r}; their numbers begin at 0."
+        )
+    if chosen.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=chosen).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(
+                f"load_clip: PyTorch cannot compute on {str(chosen)!r} here; expected 'cpu', "
+                "'cuda' or the like."
+            ) from error
     return chosen
 
 

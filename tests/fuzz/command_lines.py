@@ -24,7 +24,9 @@ from captum_clip.cli import demo
 from captum_clip.cli import parser as parser_module
 from captum_clip.cli.command import Command, Option
 from captum_clip.errors import InputError
+from captum_clip.studies import write_demo_artemis
 from captum_clip.visualization import grid
+from tests.evaluation.cases import make_masks
 from tests.fuzz.calls import Failure
 from tests.studies import folders
 
@@ -48,7 +50,7 @@ ODD_TEXTS = [
 ODD_PATHS = ["~nosuch/a", "a" * 300, "a\0", "\ud800", "/dev/null", "/proc/self/mem", "", "."]
 URLS = ["s3://bucket/x", "memory://x", "nosuch://x", "file:///none", "https://x.invalid/a.png"]
 FILES = ["broken.png", "pipe.png", "narrow.png", "none.jpg", "a.npz", "a.txt"]
-FOLDERS = ["empty", "study", "vit", "art", "none"]
+FOLDERS = ["empty", "study", "vit", "none"]
 MODELS = ["nonsense", "ViT-B/32", "org/name", "hf-hub:org/name", "a/b/c", "empty", *ODD_PATHS]
 PROBES = ["cut.json", "pipe.json", "empty.safetensors", "none.json", "list.json"]
 METHODS = ["gradcam", "last-grad:start_layer=99", "a:b=c", ":", "", "cam:x", "cam:LayerCAM:x=1"]
@@ -60,22 +62,24 @@ LISTED: dict[str, tuple[list[str], list[str]]] = {
     **dict.fromkeys(
         ("method", "reference"), ([*registered(), "last-grad:heads=averaged"], METHODS)
     ),
-    **dict.fromkeys(("images", "folder", "maps"), (["photos"], PLACES)),
+    **dict.fromkeys(("images", "folder", "maps"), (["photos", "art"], PLACES)),
     **dict.fromkeys(("image", "given"), (["photo.jpg", "other.png", "photos"], PLACES)),
     **dict.fromkeys(("csv", "test"), (["a.txt"], PLACES)),
     "device": (["cpu"], ["cuda", "gpu", "cuda:99", "", "meta", "cpu:1", "\ud800"]),
     "emotions": (["probe.json"], [*PROBES, *FILES, *ODD_PATHS]),
-    "output": (["a.png", "a.npz", "out", "out/more", "a.safetensors"], OUTPUTS),
+    "output": (["a.npz"], OUTPUTS),
     "scene": (["0", "1:horse,dog"], ["x", "", ":", "-1", "0:unicorn", "9" * 400]),
     "emotion": (["awe"], ["joy", "", "\ud800"]),
     "host": (["127.0.0.1"], ["", "\ud800", "no.such.host.invalid"]),
     "port": (["0"], NUMBERS),
-    "data": (["masks:photos", "classes:photos", "demo"], DATA),
+    "paintings": (["16"], NUMBERS),
+    "data": (["masks:farm", "classes:art/images", "demo"], DATA),
     "task": (["localization", "signs"], ["x", ""]),
     "colormap": (["viridis", "mask"], ["x", ""]),
-    "limit": (["1", "2"], NUMBERS),
 }
 """Option -> what may rightly follow it, and what may not."""
+WANTED = ("model", "paintings", "images", "resamples", "draws", "data", "task")
+"""Without them a line would need a network, take long, or be refused."""
 
 
 def _leaves(
@@ -104,11 +108,13 @@ class Lines:
     def line(self) -> list[str]:
         """The words after ``captum-clip``."""
         name, command = self._random.choice(COMMANDS)
+        self._pictures = name[0] in ("figure", "explain")
         words: list[list[str]] = []
         for option in self._options(command):
-            wanted = option.required or not option.name.startswith("-")
-            if self._random.random() < (0.95 if wanted else 0.15):
-                again = option.many and self._random.random() < 0.4
+            wanted = not option.name.startswith("-") or option.dest in WANTED
+            wanted |= option.dest == "text" and name[0] == "figure"
+            if self._random.random() < (0.97 if wanted or option.required else 0.1):
+                again = option.many and self._random.random() < 0.2
                 words += [self._words(option) for _ in range(1 + again)]
         if self._random.random() < 0.3:
             self._random.shuffle(words)
@@ -132,18 +138,23 @@ class Lines:
         return [f"{name}={value}"] if self._random.random() < 0.2 else [name, value]
 
     def _value(self, option: Option) -> str:
-        right = self._random.random() < 0.8
+        right = self._random.random() < 0.93
+        values = LISTED.get(option.dest, (TEXTS, ODD_TEXTS))
         if option.choices:
             values = (list(option.choices), ODD_TEXTS)
-        elif option.type is int or isinstance(option.default, (int, float)):
-            values = LISTED.get(option.dest, (["1", "2"], NUMBERS))
-        else:
-            values = LISTED.get(option.dest, (TEXTS, ODD_TEXTS))
+        elif option.dest == "output" and right:
+            folder = f"out/{self._random.randrange(10**6)}"
+            probe = ".safetensors" in option.help
+            return "a.safetensors" if probe else "a.png" if self._pictures else folder
+        elif (option.type is int or isinstance(option.default, (int, float))) and (
+            option.dest not in ("port", "paintings")
+        ):
+            values = (["1", "2"], NUMBERS)
         return self._random.choice(values[not right])
 
     def _spoiled(self, line: list[str]) -> list[str]:
         """Now and then a word too many, too few, or another."""
-        if line and self._random.random() < 0.15:
+        if line and self._random.random() < 0.1:
             place = self._random.randrange(len(line))
             odd = self._random.choice(
                 [*ODD_TEXTS, *FILES, "--modle", "-h", "--mo", "-x", "--quiet"]
@@ -168,8 +179,10 @@ def make_files(folder: Path) -> None:
     (folder / "cut.json").write_bytes((folder / "probe.json").read_bytes()[:-9])
     (folder / "list.json").write_text("[" * 9999)
     (folder / "empty.safetensors").touch()
-    for name in ("empty", "study", "art"):
+    for name in ("empty", "study"):
         (folder / name).mkdir()
+    write_demo_artemis(folder / "art", paintings=16)
+    make_masks(folder / "farm", 2)
     (folder / "study" / "manifest.json").write_text("{}")
     folders.make_vit(folder / "vit")
     folders.make_resnet(folder / "resnet")
