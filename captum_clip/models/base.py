@@ -21,6 +21,7 @@ from .images import as_pil, check_images, is_preprocessed
 from .processors import Deferred, count_tokens, describe, process, statistics
 from .text import SUPPORTED, TextReadout, TextTower
 from .towers import Kind, Tower
+from .unmodified import expect_library_parts
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -87,7 +88,8 @@ class ClipAdapter(ABC):
         Raises:
             UnsupportedModelError: its family does not say what a text embedding is made of.
         """
-        tower = self._text_tower()
+        with expect_library_parts(self.model):
+            tower = self._text_tower()
         if tower is None:
             raise UnsupportedModelError(
                 f"the text tower of {self.name} cannot be explained; {SUPPORTED}."
@@ -335,12 +337,6 @@ class ClipAdapter(ABC):
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
                 f"pass load_clip(..., {option}=...)."
-            )
-        # an object that only holds an image processor, as a processor of both does, serves too
-        if not callable(part) and not hasattr(part, "image_processor"):
-            raise InputError(
-                f"{self.name} was given a {type(part).__name__} as its {option}, which cannot be "
-                f"called; pass load_clip(..., {option}=...) one of its library."
             )
         return part
 

@@ -25,6 +25,7 @@ from . import (
 )
 from .base import ClipAdapter
 from .towers import Tower
+from .unmodified import expect_library_parts
 
 # Module that defines a family's models -> the family. An instance cannot exist where that module
 # was never imported, so none is imported to look.
@@ -107,10 +108,16 @@ def known_tower(module: nn.Module) -> Tower | None:
         UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
     """
     for family in _loaded():
-        tower: Tower | None = family.tower_of(module)
+        tower = _tower_in(family, module)
         if tower is not None:
             return tower
     return None
+
+
+def _tower_in(family: Any, module: nn.Module) -> Tower | None:
+    with expect_library_parts(module):
+        tower: Tower | None = family.tower_of(module)
+    return tower
 
 
 def tower_of(module: nn.Module) -> Tower:
@@ -145,7 +152,7 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     """
     names = {kind.__name__ for kind in type(model).__mro__}
     for family in _loaded():
-        tower = family.tower_of(model) if names.intersection(family.MODELS) else None
+        tower = _tower_in(family, model) if names.intersection(family.MODELS) else None
         if tower is not None:
             adapter: ClipAdapter = family.ADAPTER(
                 model, tower, name=name, processor=processor, tokenizer=tokenizer

@@ -80,24 +80,15 @@ def layers_of(
     """The blocks of a tower, each as a layer.
 
     Raises:
-        UnsupportedModelError: one that is wrapped in another module, or has maps that are more than
-            linear, whose weights would not tell it all.
+        UnsupportedModelError: one has maps that are more than linear, whose weights would not tell
+            it all.
     """
-    layers = []
-    for index, block in enumerate(blocks):
-        try:
-            layers.append(kind(block))
-        except AttributeError as error:
-            raise UnsupportedModelError(
-                f"layer {index} of the {tower} is a {type(block).__name__} without the parts of "
-                f"the library's own ({error}); put the block itself in the place of what wraps it, "
-                "and watch it with a forward hook."
-            ) from error
+    layers = tuple(map(kind, blocks))
+    for index, layer in enumerate(layers):
         for name in kind.maps:
-            check_linear(
-                f"layer {index} of the {tower}", name, attrgetter(name)(layers[-1].attention)
-            )
-    return tuple(layers)
+            linear = attrgetter(name)(layer.attention)
+            check_linear(f"layer {index} of the {tower}", name, linear)
+    return layers
 
 
 def check_linear(where: str, name: str, linear: nn.Module) -> None:

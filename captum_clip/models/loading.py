@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import expand
+from ..checks import expand, show
 from ..errors import InputError, UnsupportedModelError
 from . import hub
 from .base import ClipAdapter
@@ -47,8 +47,8 @@ def load_clip(
         The adapter. A model loaded by name is in eval mode.
 
     Raises:
-        InputError: the name means nothing, its files cannot be found, reached or read, or an option
-            does not go with a model object.
+        InputError: the name means nothing, its files cannot be found, reached or read, a processor
+            or tokenizer is none, or an option does not go with a model object.
         UnsupportedModelError: the model is of a kind that is not supported.
 
     Example:
@@ -56,6 +56,8 @@ def load_clip(
         >>> clip.kind, clip.grid(224, 224)
         ('vit', (7, 7))
     """
+    _check_part("processor", processor, "an image processor, or a function of one picture,")
+    _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, ClipAdapter):
         _refuse("an adapter", processor=processor, tokenizer=tokenizer, device=device, dtype=dtype)
         return name_or_model
@@ -71,6 +73,13 @@ def load_clip(
     if isinstance(name_or_model, Path) and not expand(name_or_model).is_dir():
         raise InputError(f"load_clip: there is no folder {name_or_model}.")
     return _load(resolve(str(name_or_model)), processor, tokenizer, device, dtype)
+
+
+def _check_part(option: str, part: Any, wanted: str) -> None:
+    # an object that only holds an image processor, as a processor of both does, serves too
+    serves = callable(part) or (option == "processor" and hasattr(part, "image_processor"))
+    if part is not None and (isinstance(part, type) or not serves):
+        raise InputError(f"load_clip: expected {wanted} as {option}, got {show(part)}.")
 
 
 def _refuse(model: str, **options: Any) -> None:

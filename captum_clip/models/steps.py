@@ -285,7 +285,8 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
         return Direction(dense * gate, torch.ones_like(direction.scale), constant)
     raise UnsupportedModelError(
         f"a {type(step).__name__} follows the pooled token; a score can be taken apart through "
-        "linear maps, LayerNorm, RMSNorm and activations only. Take a method with gradients."
+        "linear maps, LayerNorm, RMSNorm and activations only. Merge adapters such as LoRA into "
+        "the weights first, or take a method with gradients."
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
+
+from ..errors import UnsupportedModelError
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
@@ -24,6 +27,23 @@ def has_no_foreign_hooks(module: nn.Module, method: str = "forward") -> bool:
     """Whether neither a hook nor another method on the object itself changes what it computes."""
     hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
     return method not in vars(module) and all(hasattr(hook, _MARK) for hook in hooks)
+
+
+@contextmanager
+def expect_library_parts(owner: object) -> Iterator[None]:
+    """Say clearly that a part of a model is not what its library puts there.
+
+    Raises:
+        UnsupportedModelError: it lacks something that the library's own has.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"a part of the {type(owner).__name__} is not its library's own ({error}); put the "
+            "library's module in the place of what wraps or replaces it, and watch it with a "
+            "forward hook."
+        ) from error
 
 
 def is_unmodified(module: nn.Module, kinds: tuple[type, ...], method: str = "forward") -> bool:

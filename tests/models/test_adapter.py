@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -216,7 +218,7 @@ def test_a_missing_processor_is_asked_for_when_a_picture_needs_it(name):
 
 
 def test_parts_are_kept_as_given():
-    processor, tokenizer = object(), object()
+    processor, tokenizer = Mock(), Mock()
     clip = load_clip(builders.hf_vit().model, processor=processor, tokenizer=tokenizer)
     assert clip.processor is processor
     assert clip.tokenizer is tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import open_clip
 import pytest
@@ -209,7 +210,7 @@ def test_weights_that_a_model_does_not_have_are_passed_over(tmp_path, capfd):
 
 def test_given_parts_are_kept(tmp_path, offline):
     save_transformers(builders.hf_vit(), tmp_path)
-    processor, tokenizer = object(), object()
+    processor, tokenizer = Mock(), Mock()
     clip = load_clip(tmp_path, processor=processor, tokenizer=tokenizer)
     assert clip.processor is processor
     assert clip.tokenizer is tokenizer
@@ -322,3 +323,11 @@ def test_a_siglip_of_open_clip_loads_with_its_own_tokenizer_and_processor(cache,
     with pytest.raises(TargetError, match=r"has 66 tokens .* takes 64"):
         clip.encode_text("a" * 64)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("part", [42, "openai/clip", [], torch.zeros(3), object(), dict])
+@pytest.mark.parametrize("option", ["processor", "tokenizer"])
+def test_what_is_no_processor_or_tokenizer_is_refused_at_once(option, part):
+    for model in (builders.hf_vit().model, "no/such-model"):
+        with pytest.raises(InputError, match=rf"expected an? .* as {option}, got "):
+            load_clip(model, **{option: part})

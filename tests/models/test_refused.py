@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
+from captum_clip import ClipSimilarity, DirectContribution, LastGradAttention, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import load_clip, tower_of
 from tests import timm_builders
@@ -23,6 +25,58 @@ def test_siglip_head_with_more_than_a_linear_map_is_refused():
     model.vision_model.head.attention.out_proj = nn.Sequential(nn.Linear(24, 24))
     with pytest.raises(UnsupportedModelError, match=r"pooling head .* no torch\.nn\.Linear;.*LoRA"):
         tower_of(model)
+
+
+class Wrap(nn.Module):
+    """A module of a user's own around one of the library's."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("hf_vit", "vision_model.encoder.layers.1"),
+        ("hf_vit", "vision_model.encoder.layers.1.self_attn"),
+        ("hf_vit", "vision_model.encoder"),
+        ("hf_vit", "vision_model"),
+        ("siglip", "vision_model.head"),
+        ("align", "vision_model"),
+        ("flava", "image_model.encoder.layer.0"),
+    ],
+)
+def test_a_part_that_somebody_wrapped_is_refused(name, part):
+    model = small(name).model
+    owner, _, attribute = part.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, Wrap(model.get_submodule(part)))
+    message = rf"a part of the {type(model).__name__} is not .*'Wrap'.*in the place of what wraps"
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_clip(model)
+    with pytest.raises(UnsupportedModelError, match=message):
+        tower_of(model)
+
+
+def test_a_text_block_that_somebody_wrapped_is_refused_where_words_are_explained():
+    model = small("hf_vit").model
+    model.text_model.encoder.layers[1] = Wrap(model.text_model.encoder.layers[1])
+    with pytest.raises(UnsupportedModelError, match="a part of the CLIPModel is not"):
+        _ = load_clip(model).text_tower
+
+
+def test_an_adapter_on_the_projection_is_refused_where_it_must_be_linear():
+    model = small("hf_vit").model
+    model.visual_projection = Wrap(model.visual_projection)
+    clip = load_clip(model)
+    forward = ClipSimilarity(clip, targets.embedding(torch.eye(24)[:1]))
+    images = torch.zeros(1, 3, 32, 32)
+    LastGradAttention(forward).attribute(images)
+    with pytest.raises(UnsupportedModelError, match=r"Wrap follows .* Merge adapters such as LoRA"):
+        DirectContribution(forward).attribute(images)
 
 
 @pytest.mark.parametrize("option", ["scaled_cosine_attn", "scale_heads"])
