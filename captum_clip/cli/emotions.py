@@ -39,11 +39,15 @@ def _write(arguments: Namespace) -> None:
 
 
 def _fit(arguments: Namespace) -> None:
-    from ..checks import check_destination
+    from ..checks import check_destination, check_integer
     from ..emotions.files import WEIGHTS
+    from ..emotions.probe import check_options
     from ..studies import fit_emotions, score_emotions
 
     output = check_destination(arguments.output, (WEIGHTS,))
+    settings = {name: getattr(arguments, name) for name in ("seed", "held_out", "strength")}
+    check_options(**settings)
+    check_integer("emotions fit", "--workers", arguments.workers, least=0)
     data = _read(arguments.folder, arguments.csv, arguments.images)
     print(f"{arguments.folder}: {data.report}")
     test = None
@@ -52,14 +56,7 @@ def _fit(arguments: Namespace) -> None:
         print(f"{arguments.test}: {test.report}")
     clip = load_model(arguments, arguments.model)
     options = {"workers": arguments.workers, "progress": shows_bars(arguments)}
-    probe, skipped = fit_emotions(
-        clip,
-        data,
-        seed=arguments.seed,
-        held_out=arguments.held_out,
-        strength=arguments.strength,
-        **options,
-    )
+    probe, skipped = fit_emotions(clip, data, **settings, **options)
     scores = {} if probe.scores is None else {f"held out of {arguments.folder}": probe.scores}
     if test is not None:
         scores[str(arguments.test)], more = score_emotions(clip, probe, test, **options)

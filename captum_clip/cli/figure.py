@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import InputError
 from .command import CENTRE, LOADING, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
 from .figure_inputs import Inputs, read_inputs
-from .inputs import load_model
+from .inputs import check_emotions, load_model
 from .picture_folder import check_folder, draw_pictures
 from .progress import steps
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def _run(arguments: Namespace) -> None:
     """Draw the figure and say where it is."""
-    from ..checks import check_destination
+    from ..checks import check_destination, check_integer
     from ..visualization import save_figure
     from ..visualization.layers import MASK
     from ..visualization.saving import FORMATS
@@ -31,6 +31,10 @@ def _run(arguments: Namespace) -> None:
     masks = arguments.command == "layers" and arguments.colormap == MASK
     if arguments.colormap is not None and not masks:
         colormap(arguments.colormap)
+    if arguments.command == "heads":
+        check_integer("figure heads", "--count", arguments.count)
+    if arguments.command == "emotions":
+        check_emotions(arguments.emotion)
     inputs = read_inputs(arguments)
     if inputs.folder is not None:
         folder, output = check_folder(arguments, inputs.folder)

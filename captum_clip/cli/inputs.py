@@ -93,6 +93,15 @@ def read_folder(name: str | Path) -> Path:
     return folder
 
 
+def check_emotions(names: Sequence[str] | None) -> None:
+    """Refuse what is the name of no emotion."""
+    from ..checks import check_choice
+    from ..emotions import CLASSES
+
+    for name in names or ():
+        check_choice("--emotion", name, CLASSES)
+
+
 def load_probe(file: str | Path | None) -> EmotionProbe | None:
     """A probe of emotions where one is given."""
     if file is None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import InputError
 from .command import EMOTIONS, LOADING, METHOD, MODEL, RESULTS, TEXTS, WORKERS, Command, Option
-from .inputs import load_model, load_probe, model_name, read_folder
+from .inputs import check_emotions, load_model, load_probe, model_name, read_folder
 from .progress import say_skipped, shows_bars
 
 
@@ -21,7 +21,9 @@ def _run(arguments: Namespace) -> None:
     from ..targets import emotion
 
     _check_target(arguments)
-    check_integer("rank", "--top", arguments.top, least=1)
+    check_integer("rank", "--top", arguments.top)
+    check_integer("rank", "--workers", arguments.workers, least=0)
+    check_emotions(arguments.emotion and [arguments.emotion])
     folder = read_folder(arguments.folder)
     probe = load_probe(arguments.emotions)
     output = make_folder(arguments.output)

@@ -45,8 +45,13 @@ _LISTS: Final = {"model": "models", "method": "methods", "texts": "texts", "emot
 
 def _run(arguments: Namespace) -> None:
     """Run the study, or go on with it, and say where the results are."""
+    from ..runs import storage_of
     from ..studies import run_study
+    from ..studies.file_list import list_images
 
+    images, output = storage_of(arguments.images), storage_of(arguments.output)
+    if images.is_local:  # elsewhere it takes long
+        list_images(images, output)
     config = _config(arguments)
     with images_bar(arguments, "study") as progress:
         result = run_study(config, progress=progress)
@@ -76,8 +81,8 @@ def _config(arguments: Namespace) -> StudyConfig:
     given = [option.dest for option in _SETTINGS if option is not DEVICE]
     settings |= {name: getattr(arguments, name) for name in given}
     settings["gpus"] = count_gpus(arguments)
-    if "emotions" in settings and "models" not in settings:
-        probes = [load_probe(file) for file in settings["emotions"]]
+    probes = [load_probe(file) for file in settings.get("emotions", ())]
+    if probes and "models" not in settings:
         settings["models"] = model_names(None, probes, _TOWERS[arguments.command])
     return make(arguments.images, settings.pop("output"), **settings)
 

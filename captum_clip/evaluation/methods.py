@@ -303,6 +303,12 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     return _registered(_LAYERS.get(name, name), name=name)
 
 
+def check_method(name: str) -> None:
+    """Raise the InputError of :func:`method_of` that needs no model."""
+    if name not in (*REFERENCES, *BASELINES):
+        _registered(_LAYERS.get(name, name), name=name)
+
+
 def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
     """A registered class with its options, "class:option=value"."""
     try:

@@ -18,7 +18,7 @@ from .config import DATA, EvaluationConfig
 from .data import open_data
 from .data.base import DataSet
 from .data.registry import options_of
-from .methods import Method, Queries, method_of, methods_for
+from .methods import Method, Queries, check_method, method_of, methods_for
 from .precomputed_maps import PrecomputedMaps
 from .tasks import TASKS
 
@@ -105,11 +105,14 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
         tasks = tuple(own for own in tasks if own)
     if config.maps:
         _check_names(data)
+    for name in (*config.methods, *([] if config.maps else filter(None, [config.reference]))):
+        check_method(name)
+    precomputed = [PrecomputedMaps(folder) for folder in config.maps]
     model = full_name(config.model)
     clip, fingerprint = models.load(model, "cpu")
     _check_texts(config, data, clip)
     named = [method_of(n, clip, seed=config.seed) for n in config.methods or methods_for(clip)]
-    methods = (*named, *(PrecomputedMaps(folder) for folder in config.maps))
+    methods = (*named, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
     for method in named:
         _try(clip, method)

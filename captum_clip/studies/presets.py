@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,8 +43,7 @@ def statistics_study(
     Raises:
         InputError: something that cannot be studied.
     """
-    chosen = subjects(models, methods, emotions)
-    return StudyConfig(str(images), str(output), chosen, tuple(texts), **settings)
+    return _study(images, output, texts, models, methods, emotions, **settings)
 
 
 def corner_bias_study(
@@ -56,8 +56,7 @@ def corner_bias_study(
     **settings: Any,
 ) -> StudyConfig:
     """Do methods favour the corners (Mamooler, Figure 6)? Arguments as :func:`statistics_study`."""
-    chosen = subjects(models, methods)
-    return StudyConfig(str(images), str(output), chosen, tuple(texts), **settings)
+    return _study(images, output, texts, models, methods, **settings)
 
 
 def emotions_study(
@@ -75,8 +74,23 @@ def emotions_study(
     """
     if not emotions:
         raise InputError("the study of emotions needs a file of emotions for each model.")
-    chosen = subjects(models, methods, emotions)
-    return StudyConfig(str(images), str(output), chosen, centred=True, **settings)
+    return _study(images, output, (), models, methods, emotions, centred=True, **settings)
+
+
+def _study(
+    images: str | Path,
+    output: str | Path,
+    texts: Sequence[str],
+    models: Sequence[str],
+    methods: Sequence[str],
+    emotions: Sequence[str | Path] = (),
+    **settings: Any,
+) -> StudyConfig:
+    # which methods fit is seen from the models, and all the rest before they are loaded
+    config = StudyConfig(
+        str(images), str(output), subjects(models, (), emotions), tuple(texts), **settings
+    )
+    return replace(config, subjects=subjects(models, methods, emotions))
 
 
 def subjects(

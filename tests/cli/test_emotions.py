@@ -154,7 +154,7 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
         (["fit", "DATA", "--test", "x", "--model", "M", "-o", "p.safetensors"], "no folder x"),
         (
             ["fit", "DATA", "--held-out", "2", "--model", "MODEL", "-o", "p.safetensors"],
-            "held_out in [0, 1), got 2.0",
+            "--held-out in [0, 1), got 2.0",
         ),
         (["check", "DATA", "--model", "MODEL", "--emotions", "none.json"], "no file none.json"),
         (["check", ".", "--model", "MODEL", "--emotions", "FILE"], "holds no truth"),

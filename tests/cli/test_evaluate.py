@@ -176,7 +176,7 @@ def test_a_real_clip_is_not_measured_on_drawn_scenes_unasked(capsys: Capture) ->
         (["-o", "out", "--data", "masks:no"], "there is no folder"),
         (["-o", "out", "--model", "no"], "no"),
         (["-o", "out", "--maps", "no", "--data", "demo"], "--maps no: there is no such folder"),
-        (["-o", "out", "--reference", "x", "--images", "1"], "the reference 'x' is not among the"),
+        (["-o", "out", "--reference", "x", "--images", "1"], "there is no method 'x'"),
         (["-o", "farm", "--images", "1"], "holds files that are no evaluation's"),
     ],
 )

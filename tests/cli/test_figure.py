@@ -170,7 +170,7 @@ def test_a_scene_is_drawn_for_the_embedded_models(
         ("heads PHOTO a b", "heads takes one of its targets, got 2"),
         ("heads PHOTO a --image OTHER", "heads takes one of its targets, got 2"),
         ("heads PHOTO a --model VIT --model VIT", "heads takes one of its models, got 2"),
-        ("heads PHOTO a --model VIT --count 0", "expected count of 1 or more, got 0"),
+        ("heads PHOTO a --model VIT --count 0", "expected --count of 1 or more, got 0"),
         ("heads PHOTO a --sign up", "invalid choice: 'up'"),
         ("words PHOTO a --model VIT --method grad-cam", "none of the methods grad-cam fits"),
         ("words PHOTO a --model VIT --method kam", "expected one of grad-cam"),

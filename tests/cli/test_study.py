@@ -68,8 +68,10 @@ def test_where_nothing_can_be_done_the_code_is_two(here: Path, vit: str, capsys:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[StudyConfig]:
-    """The configs that the command makes, which are not run."""
+def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[StudyConfig]:
+    """The configs that the command makes, which are not run; with two files of emotions."""
+    for name in ("a.json", "b.json"):
+        folders.make_emotions(here / name)
     found: list[StudyConfig] = []
 
     def instead(config: StudyConfig, **_: Any) -> StudyResult:
