@@ -161,7 +161,9 @@ def two_class_average_precision(
     .. math:: AP\bigl([m, 1 - m], [M, \lnot M]\bigr)
 
     with AP as in :func:`segmentation_scores`, whose own is that of the object alone. As there is as
-    much right as wrong among twice the pixels, a constant map gets 1/2.
+    much right as wrong among twice the pixels, a constant map gets 1/2. A map that is low nearly
+    everywhere puts the background first, and gets far more than that whatever it shows, so compare
+    with random maps.
 
     Args:
         maps: (..., h, w).

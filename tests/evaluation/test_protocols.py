@@ -72,6 +72,13 @@ def test_cells_of_another_class_are_no_cells_of_the_grid() -> None:
     ]
     listed = Listed(*moved, classes=data.classes)
     assert measured("grid", context(model("demo/vit"), listed), "random") == {}
+    first = samples[0]
+    region = replace(first.regions[0], label=0)
+    own = f"a {region.text}"
+    for classes, found in (((own, "a phone"), {"grid_pg"}), ((own, own, own), set())):
+        alone = Listed(replace(first, regions=(region,)), classes=classes)
+        got = measured("grid", context(model("demo/vit"), alone), "random")
+        assert set(got) == found  # of three equal classes none has half of the probability
     asked = on_batch(context(model("demo/vit"), data), Broken(*data.classes))
     assert [*TASKS["grid"].measure(asked)] == []
     assert {reason.partition(" the map")[0] for _, reason in asked.skipped} == {"broken:"}

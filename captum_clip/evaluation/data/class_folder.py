@@ -72,9 +72,12 @@ class ClassFolder(FileData):
         image = read_picture(self.folder / self._images[stem])
         return Sample(stem, image, label=self._labels[stem])
 
-    def files_of(self, label: int) -> list[str]:
-        """The files of a class, relative to the folder, in order."""
-        return [self._images[stem] for stem, own in self._labels.items() if own == label]
+    def files_by_class(self) -> list[list[str]]:
+        """The files of each class, relative to the folder, in order."""
+        files: list[list[str]] = [[] for _ in self.classes]
+        for stem, label in self._labels.items():
+            files[label].append(self._images[stem])
+        return files
 
 
 def _class(stem: str) -> str:

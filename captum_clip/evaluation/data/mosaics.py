@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from typing_extensions import override
 
+from ...checks import error_context
 from ...errors import InputError
 from .base import Region, Sample
 from .class_folder import ClassFolder
@@ -63,7 +64,9 @@ class ClassMosaics(FileData):
             seed=seed,
             pictures=pictures.identity(),
         )
-        self._cells = {name: _draw(pictures, self._words, int(name)) for name in self.names}
+        files = pictures.files_by_class()
+        with error_context(str(self.folder)):
+            self._cells = {name: _draw(files, self._words, int(name)) for name in self.names}
 
     @override
     def read(self, index: int) -> Sample:
@@ -109,7 +112,9 @@ def mosaic_sample(
     return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)
 
 
-def _draw(pictures: ClassFolder, words: Sequence[str], number: int) -> list[tuple[str, int]]:
+def _draw(
+    files: Sequence[Sequence[str]], words: Sequence[str], number: int
+) -> list[tuple[str, int]]:
     """File and class of four pictures, of classes of which no name is part of another."""
     generator = _generator(number, 0)
     chosen: list[int] = []
@@ -117,17 +122,10 @@ def _draw(pictures: ClassFolder, words: Sequence[str], number: int) -> list[tupl
         parts = [words[label], *(words[other] for other in chosen)]
         if not any(a != b and f" {a} " in f" {b} " for a in parts for b in parts):
             chosen.append(label)
-        if len(chosen) == 4:
-            break
-    else:
-        raise InputError(
-            f"{pictures.folder}: expected four classes of which no name is part of another."
-        )
-    by_class = [pictures.files_of(label) for label in chosen]
-    return [
-        (files[generator.integers(len(files))], label)
-        for files, label in zip(by_class, chosen, strict=True)
-    ]
+    if len(chosen) < 4:
+        raise InputError("expected four classes of which no name is part of another.")
+    drawn = ((files[label], label) for label in chosen[:4])
+    return [(own[int(generator.integers(len(own)))], label) for own, label in drawn]
 
 
 def _generator(number: int, use: int) -> np.random.Generator:

@@ -124,7 +124,9 @@ def _table(path: Path, columns: tuple[str, ...]) -> Any:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype={"ImageId": str, "Label": str, "TextLabel": str})
+        wanted = {*columns, "TextLabel"}
+        texts = dict.fromkeys(("ImageId", "Label", "TextLabel"), str)
+        table = pd.read_csv(path, dtype=texts, usecols=lambda name: name in wanted)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{path} cannot be read: {error}.") from error
     missing = [column for column in columns if column not in table]

@@ -53,7 +53,8 @@ class Localization(Task):
                 Metric(
                     "legrad_map",
                     "mAP: average precision of the pixels of object and background ranked together,"
-                    " mean over regions; chance is .5",
+                    " mean over regions; a constant map gets .5, one that is low nearly everywhere "
+                    "far more, whatever it shows: compare with 'random'",
                     constant=0.5,
                 ),
             ],
