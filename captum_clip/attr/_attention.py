@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..models.reading import Reading
 from ..models.steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
@@ -106,12 +107,17 @@ def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
         return head_sums(value, row[None], widened(tokens))[0].flatten(1)
 
 
-def attended(layer: AttentionLayer, weights: Tensor, record: LayerRecord) -> Tensor:
-    """The heads' outputs side by side (B, s, D) for whole weights (B, H, s, s)."""
-    assert record.tokens is not None
-    with exact(record.tokens):
+def attended(layer: AttentionLayer, record: LayerRecord) -> Tensor:
+    """The heads' outputs side by side (B, s, D), in whose graph the weights are constants.
+
+    Fused, so no weights (B, H, s, s) are kept for the backward.
+    """
+    query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
+    with exact(query):
         value = _projected(layer, record, 2, None)
-        return (weights @ value).transpose(1, 2).flatten(2)
+        mask = record.reading.mask(query.dtype)
+        heads = F.scaled_dot_product_attention(query, key, value, mask, scale=layer.scale)
+        return heads.transpose(1, 2).flatten(2)
 
 
 def merged(attention: Attention, heads: Tensor) -> Tensor:

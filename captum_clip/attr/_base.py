@@ -14,7 +14,6 @@ import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
-from typing_extensions import override
 
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models.text import TextTower
@@ -60,6 +59,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         signed: what speaks against the target is below zero in its maps. Where it is not, the map
             of ``-target`` is the negative map.
         needs_target: its maps depend on the target.
+        additive: its maps and a rest add up to the score, and both verbs take ``return_rest``.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
         published: options of the map that its paper draws, where Captum's default is another.
         leading: the option whose value follows its name without being named: ``cam:LayerCAM``.
@@ -71,6 +71,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     signed: ClassVar[bool] = False
     needs_target: ClassVar[bool] = True
     costly: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
     listed: ClassVar[bool] = True
     leading: ClassVar[str | None] = None
     published: ClassVar[Mapping[str, Any]] = MappingProxyType({})
@@ -152,8 +153,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         target: Any = None,
         additional_forward_args: Any = None,
         **options: Any,
-    ) -> TensorOrTuple:
+    ) -> Any:
         """Maps (B, 1, h, w) of one target per image, raw, on the tower's grid.
+
+        With ``return_rest`` of an additive method (maps, rest (B, 1)), the rest being the part of
+        the score that no position adds: maps.sum((-2, -1)) + rest = scores.
 
         Args:
             inputs: preprocessed images (B, 3, H, W), or what the forward function takes first.
@@ -166,11 +170,14 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             InputError: images, or an option, that are none.
             CaptureError: the forward function does not run the tower exactly once.
         """
+        return_rest = options.pop("return_rest", False)
         if target is None and not self.depends_on_target(**options):
             target = 0
         select = partial(one_column, target, names=score_names(self.forward_func))
-        maps = self._run(inputs, additional_forward_args, select, options).values
-        return (maps,) if isinstance(inputs, tuple) else maps  # as Captum's metrics expect
+        found = self._run(inputs, additional_forward_args, select, options)
+        # a tuple for a tuple, as Captum's metrics expect
+        maps = (found.values,) if isinstance(inputs, tuple) else found.values
+        return (maps, found.rest) if return_rest else maps
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute_targets(
@@ -181,14 +188,17 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         *,
         return_scores: bool = False,
         **options: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Maps (B, K, h, w) of all or the listed targets from one forward pass.
+
+        With `return_scores`, and ``return_rest`` of an additive method, (maps, scores (B, K), rest
+        (B, K)); with one of them (maps, scores) or (maps, rest).
 
         Args:
             inputs: as in `attribute`.
             targets: indices of scores; None for all.
             additional_forward_args: further arguments of the forward function.
-            return_scores: give (maps, scores), with the cosines (B, K) of the same pass.
+            return_scores: give the cosines (B, K) of the same pass too.
             **options: see the class.
 
         Raises:
@@ -196,9 +206,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             InputError: images, or an option, that are none.
             CaptureError: the forward function does not run the tower exactly once.
         """
+        return_rest = options.pop("return_rest", False)
         select = partial(many_columns, targets, names=score_names(self.forward_func))
         found = self._run(inputs, additional_forward_args, select, options)
-        return (found.values, found.scores) if return_scores else found.values
+        parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]
+        return tuple(parts) if len(parts) > 1 else found.values
 
     def _run(
         self,
@@ -229,7 +241,10 @@ def _with_options(method: type[ClipAttribution], verb: str) -> Any:
     inherited = getattr(super(method, method), verb)
     signature = inspect.signature(inherited)
     options = inspect.signature(method._compute).parameters.values()
-    fixed = (p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD)
+    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if method.additive:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        fixed.append(inspect.Parameter("return_rest", kind, default=False, annotation="bool"))
     signature = signature.replace(
         parameters=[*fixed, *(p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD))]
     )
@@ -274,56 +289,6 @@ class ResNetAttribution(ClipAttribution):
     _needs = "the last stage of a convolutional tower"
     _instead = "use LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`"
     _tower: ResNetTower
-
-
-class AdditiveAttribution(ClipAttribution):
-    """Base of the methods whose maps and rest add up to the score; both verbs give the rest."""
-
-    signed = True
-
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    @override
-    def attribute(
-        self,
-        inputs: TensorOrTuple,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        return_rest: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Maps (B, 1, h, w) of one target per image; with `return_rest` (maps, rest (B, 1)).
-
-        Arguments and errors as :meth:`ClipAttribution.attribute`. The rest is the part of the score
-        that no position adds: maps.sum((-2, -1)) + rest = scores.
-        """
-        select = partial(one_column, target, names=score_names(self.forward_func))
-        found = self._run(inputs, additional_forward_args, select, options)
-        maps = (found.values,) if isinstance(inputs, tuple) else found.values
-        return (maps, found.rest) if return_rest else maps
-
-    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
-    @override
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Columns = None,
-        additional_forward_args: Any = None,
-        *,
-        return_scores: bool = False,
-        return_rest: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Maps (B, K, h, w) of all or the listed targets from one forward pass.
-
-        With `return_scores` and `return_rest` (maps, scores (B, K), rest (B, K)), with one of them
-        (maps, scores) or (maps, rest). Arguments and errors as
-        :meth:`ClipAttribution.attribute_targets`.
-        """
-        select = partial(many_columns, targets, names=score_names(self.forward_func))
-        found = self._run(inputs, additional_forward_args, select, options)
-        parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]
-        return tuple(parts) if len(parts) > 1 else found.values
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checks import show
 from ..errors import CaptureError, TargetError
+from ..models.towers import Tower
 from ..models.unmodified import is_unmodified
 from ..recording import Recording
 from ..similarity import ClipSimilarity, Similarity, TextSimilarity
@@ -39,6 +40,10 @@ class Call:
         """The forward function where what it does after the tower is known."""
         similarity = plain_similarity(self.forward)
         return similarity if similarity is not None and similarity.is_unmodified else None
+
+    def runs_library_code(self, tower: Tower) -> bool:
+        """Whether a callable of the user's own runs a tower whose last part is the library's."""
+        return self.similarity is None and tower.is_unmodified
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K).

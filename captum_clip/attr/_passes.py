@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
-from ..models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
-from ..models.unmodified import has_no_foreign_hooks
-from ..recording import LayerRecord, Recording, Visit, record_resnet, record_vit
+from ..models.towers import Attention, AttentionLayer, ViTTower
+from ..recording import LayerRecord, Recording, Visit, record_vit
 from . import _attention
 from ._call import Call, TargetScores
 
@@ -46,17 +45,15 @@ def last_gradient(
     """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
     last = len(tower.attentions) - 1
     attention = tower.attentions[last]
-    if tower.pooling == "cls" and not keep and _own_code(tower, call):
+    if tower.pooling == "cls" and not keep and call.runs_library_code(tower):
         short = _from_last_block(tower, call, visit)
         if short is not None:
             return short
     if stops(tower, call):
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        seen, tokens = layer_record(record, last)
         with torch.no_grad():
-            weights = _attention.readout_row(attention, seen)
-            heads = _attention.heads_output(attention, weights, tokens)
+            weights, heads, tokens = last_heads(tower, record)
         scored = _tail(tower, call, record, heads.requires_grad_())
         row = _attention.row_gradient(attention, scored.stacked_gradients(heads), tokens)
         return LastGradient(record, scored, row, weights)
@@ -65,22 +62,31 @@ def last_gradient(
     with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
         scores = call.scores()
     scored = TargetScores.of(scores, call, record)
-    seen, tokens = layer_record(record, last)
+    seen = record.layers[last]
     leaf, _ = seen.point(attention)
     output = scored.stacked_gradients(leaf)  # (K', B, s, D)
     if tower.pooling == "probe":
         _check_first_query(output)
     elif tower.pooling == "mean" or output[:, :, 1:].any():
         return LastGradient(record, scored, output=output)
-    gradient = _attention.heads_gradient(attention, output[:, :, 0], seen)
-    row = _attention.row_gradient(attention, gradient, tokens)
-    with torch.no_grad():
-        return LastGradient(record, scored, row, _attention.readout_row(attention, seen))
+    return LastGradient(record, scored, *_first_row(attention, seen, output))
 
 
-def _own_code(tower: Tower, call: Call) -> bool:
-    """Whether a callable of the user's own runs a tower whose last part is the library's code."""
-    return call.similarity is None and tower.is_unmodified
+@torch.no_grad()
+def _first_row(attention: Attention, seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
+    assert seen.tokens is not None
+    heads = _attention.heads_gradient(attention, gradient[:, :, 0], seen)
+    row = _attention.row_gradient(attention, heads, seen.tokens)
+    return row, _attention.readout_row(attention, seen)
+
+
+def last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor, Tensor]:
+    """The last attention's row that is read (B, H, s), its heads' outputs (B, D), its tokens."""
+    attention = tower.attentions[-1]
+    seen, tokens = layer_record(record, len(tower.attentions) - 1)
+    row = _attention.readout_row(attention, seen)
+    return row, _attention.heads_output(attention, row, tokens), tokens
 
 
 def _from_last_block(
@@ -102,10 +108,8 @@ def _from_last_block(
         if gradient[:, 1:].any():
             return None
         rows.append(gradient[:, 0])
-    seen, tokens = layer_record(record, last)
     with torch.no_grad():
-        weights = _attention.readout_row(attention, seen)
-        heads = _attention.heads_output(attention, weights, tokens)
+        weights, heads, tokens = last_heads(tower, record)
     token = readout_token(tower, record, heads.requires_grad_())
     (gradient,) = torch.autograd.grad(token, heads, torch.stack(rows), is_grads_batched=True)
     row = _attention.row_gradient(attention, gradient, tokens)
@@ -180,12 +184,9 @@ class AllGradients:
         probe, index = self.tower.probe, len(self.tower.layers)
         if probe is None:
             return None
-        seen, tokens = layer_record(self.record, index)
         _check_first_query(gradient)
-        gradient = _attention.heads_gradient(probe, gradient[None, :, 0], seen)
-        row = _attention.row_gradient(probe, gradient, tokens)[0]
-        with torch.no_grad():
-            return row, _attention.readout_row(probe, seen)
+        rows, attention = _first_row(probe, self.record.layers[index], gradient[None])
+        return rows[0], attention
 
 
 def all_gradients(
@@ -199,9 +200,7 @@ def all_gradients(
         with record_vit(tower, keep=range(first, last), leaf=start, stop=last) as record:
             call.scores()
         points = _points(tower, record, range(start, last))
-        seen, tokens = layer_record(record, last)
-        row = _attention.readout_row(tower.attentions[last], seen)
-        heads = _attention.heads_output(tower.attentions[last], row, tokens)
+        row, heads, _ = last_heads(tower, record)
         scored = _tail(tower, call, record, heads)
         return AllGradients(tower, record, scored, (*points, row))
     with record_vit(tower, keep=range(first, last + 1), leaf=start) as record:
@@ -226,10 +225,7 @@ def without_gradient(
             return record, TargetScores.of(scores, call, record)
         with record_vit(tower, visit=visit, stop=last) as record:
             call.scores()
-        seen, tokens = layer_record(record, last)
-        row = _attention.readout_row(tower.attentions[last], seen)
-        heads = _attention.heads_output(tower.attentions[last], row, tokens)
-        return record, _tail(tower, call, record, heads)
+        return record, _tail(tower, call, record, last_heads(tower, record)[1])
 
 
 def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:
@@ -237,35 +233,6 @@ def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:
     with torch.no_grad(), record_vit(tower, keep=keep) as record:
         call.scores()
     return record
-
-
-def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Tensor]:
-    """Run once: the last stage's features, the scores, and d y / d shift (K', B, C)."""
-    similarity = call.similarity
-    if _own_code(tower, call) and has_no_foreign_hooks(tower.stage):
-        # K backwards run the user's tail alone, and the pool is passed in closed form
-        with record_resnet(tower, then="embedding") as record:
-            scores = call.scores()
-        assert record.features is not None
-        assert record.embedding is not None
-        scored = TargetScores.of(scores, call, record)
-        if not scored.depend_on(record.beside):
-            gradient = scored.stacked_gradients(record.embedding)
-            with torch.no_grad():
-                return record, scored, tower.shift_gradient(record.features, gradient)
-    with record_resnet(tower, then="shift" if similarity is None else "stop") as record:
-        scores = call.scores()
-    assert record.features is not None
-    if similarity is None:
-        assert record.shift is not None
-        scored = TargetScores.of(scores, call, record)
-        return record, scored, scored.stacked_gradients(record.shift)
-    with torch.no_grad():
-        embedding = tower.pool(record.features)
-    scored = TargetScores.of(similarity.score(embedding.requires_grad_()), call, record)
-    gradient = scored.stacked_gradients(embedding)  # (K', B, E)
-    with torch.no_grad():
-        return record, scored, tower.shift_gradient(record.features, gradient)
 
 
 def refuse_checkpointing(tower: ViTTower) -> None:

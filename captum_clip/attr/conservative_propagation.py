@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ..models.text import TextTower
 from ..models.towers import AttentionLayer, ViTTower
-from ..recording import LayerRecord, record_gates_held
-from ._attention import all_rows, attended, heads_output, merged, readout_row, widened
-from ._base import AdditiveAttribution, Computed
+from ..recording import LayerRecord, record_gates_held, refuse_nonlinear
+from ._attention import attended, heads_output, merged, readout_row, widened
+from ._base import ClipAttribution, Computed
 from ._call import Call
 from ._passes import refuse_checkpointing
-from ._readout import direction_in_graph
+from ._readout import embedded_scores
 
 
 @final
-class ConservativePropagation(AdditiveAttribution):
+class ConservativePropagation(ClipAttribution):
     r"""Gradient times input, with attention, norms and activations held: signed and conservative.
 
     .. math:: r_j = x_j \cdot \frac{\partial \tilde y}{\partial x_j}
@@ -50,38 +52,51 @@ class ConservativePropagation(AdditiveAttribution):
 
     name = "conservative"
     towers = ("vit", "text")
+    signed = additive = True
     _needs = "the layers of a vision transformer"
     _instead = "use DirectContribution or ClipGradCam"
     _tower: ViTTower
 
     @override
     def _compute(self, call: Call) -> Computed:
-        tower = self._tower
-        refuse_checkpointing(tower)
-        with record_gates_held(tower, self._attend) as record:
-            result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
-        scored, direction, embedding = direction_in_graph(tower, call, record, result)
-        patches = record.patches
-        assert patches is not None
-        channels = 1 if patches.ndim == 4 and isinstance(tower.patches, nn.Conv2d) else -1
-        maps = []
-        for rows in direction.dense().to(embedding.dtype):  # (B, E), one target after the other
-            (gradient,) = torch.autograd.grad(embedding, patches, rows, retain_graph=True)
-            maps.append((widened(gradient) * widened(patches.detach())).sum(channels).flatten(1))
-        stacked = torch.stack(maps)  # (K', B, N)
-        rest = scored.chosen - stacked.sum(-1).T
-        padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
-        return Computed(record, torch.cat([padding, stacked], -1), scored.chosen, rest)
+        return propagated_to_patches(self._tower, call)
 
-    def _attend(self, index: int, seen: LayerRecord) -> Tensor:
-        """An attention's output, its weights held."""
-        attention = self._tower.attentions[index]
-        assert seen.tokens is not None
-        with torch.no_grad():
-            if isinstance(attention, AttentionLayer):
-                weights = all_rows(attention, seen)
-            else:
-                weights = readout_row(attention, seen)
-        if not isinstance(attention, AttentionLayer):
-            return merged(attention, heads_output(attention, weights, seen.tokens))[:, None]
-        return merged(attention, attended(attention, weights, seen))
+
+def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False) -> Computed:
+    """Relevance of every projected patch; `centred` takes each patch less their mean."""
+    refuse_checkpointing(tower)
+    with record_gates_held(tower, partial(_attend, tower)) as record:
+        result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
+    found, patches = embedded_scores(tower, call, record, result), record.patches
+    assert patches is not None
+    refuse_nonlinear(found.embedding, patches)
+
+    def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
+        if patches.ndim == 4 and isinstance(tower.patches, nn.Conv2d):
+            tensor = tensor.permute(0, 2, 3, 1)
+        return widened(tensor).flatten(1, -2)
+
+    entered, maps = as_tokens(patches.detach()), []
+    if centred:
+        span = slice(tower.prefix, tower.prefix + entered.shape[1])
+        padded = F.pad(entered, (0, 0, tower.prefix, 0))
+        entered = entered - record.reading.mean(padded, span)
+    # one target after the other
+    for rows in found.direction.dense().to(found.embedding.dtype):  # (B, E)
+        (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)
+        maps.append((as_tokens(gradient) * entered).sum(-1))
+    stacked, chosen = torch.stack(maps), found.scored.chosen  # (K', B, N)
+    padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
+    rest = chosen - stacked.sum(-1).T
+    return Computed(record, torch.cat([padding, stacked], -1), chosen, rest)
+
+
+def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
+    """An attention's output (B, rows, D), its weights held."""
+    attention = tower.attentions[index]
+    if isinstance(attention, AttentionLayer):
+        return merged(attention, attended(attention, seen))
+    assert seen.tokens is not None
+    with torch.no_grad():
+        row = readout_row(attention, seen)
+    return merged(attention, heads_output(attention, row, seen.tokens))[:, None]

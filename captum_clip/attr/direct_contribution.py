@@ -12,23 +12,25 @@ from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..models.average_pool import AveragePooledTower
 from ..models.reading import Reading
-from ..models.steps import Direction, Step, needs_token, pull_back, run_steps
+from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer
 from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
 from ..models.unmodified import has_no_foreign_hooks, runs_library_code
 from ..recording import LayerRecord
 from ._attention import contributions, exact, heads_output, merged, pooled_row, readout_row, widened
-from ._base import AdditiveAttribution, Computed
+from ._base import ClipAttribution, Computed
 from ._call import Call
-from ._readout import Readout, readout, resnet_readout
+from ._readout import Readout, readout
 from ._towers import check_layers
+from .conservative_propagation import propagated_to_patches
 
 Baseline = Literal["none", "mean"]
 Per = Literal["head", "layer"]
+Depth = Literal["readout", "all"]
 
 
 @final
-class DirectContribution(AdditiveAttribution):
+class DirectContribution(ClipAttribution):
     r"""What every position adds to the score directly: signed, additive, without a gradient.
 
     The embedding is a sum over tokens once the final norm's standard deviation and the embedding's
@@ -55,6 +57,8 @@ class DirectContribution(AdditiveAttribution):
     - ``per``: None, "layer" for maps (B, K, n, h, w) or "head" for (B, K, n, H, h, w), n the
       attentions that take part.
     - ``start_layer``: first layer that takes part, 0-based; what is below is in the rest.
+    - ``depth``: "readout", or "all" to carry what tokens add on through all layers to the patches
+      they are made of, which is :class:`ConservativePropagation`, at a backward a target.
     - ``return_rest``: give the rest (B, K) too.
 
     Source: Gandelsman et al. 2024 (arXiv:2310.05916), who use it for heads and texts; Zhou et al.
@@ -73,6 +77,7 @@ class DirectContribution(AdditiveAttribution):
 
     name = "direct"
     towers = ("vit", "resnet", "text")
+    signed = additive = True
     _tower: ViTTower | ResNetTower
 
     @override
@@ -83,11 +88,25 @@ class DirectContribution(AdditiveAttribution):
         baseline: Baseline = "none",
         per: Per | None = None,
         start_layer: int = 0,
+        depth: Depth = "readout",
     ) -> Computed:
         check_choice("baseline", baseline, ("none", "mean"))
         if per is not None:
             check_choice("per", per, ("head", "layer"))
+        check_choice("depth", depth, ("readout", "all"))
         tower = self._tower
+        if depth == "all":
+            if isinstance(tower, ResNetTower):
+                raise InputError(
+                    "depth: what a ResNet's stages below the pool add is not carried on; leave it "
+                    "out, or take a ViT."
+                )
+            if per is not None or start_layer:
+                raise InputError(
+                    "depth: 'all' carries every layer and head on to the patches, so none of them "
+                    "can be kept or left out; leave out `per` and `start_layer`."
+                )
+            return propagated_to_patches(tower, call, centred=baseline == "mean")
         if isinstance(tower, ResNetTower):
             return _of_resnet(tower, call, baseline, per, start_layer)
         layers = check_layers(tower, start_layer)
@@ -105,7 +124,7 @@ class DirectContribution(AdditiveAttribution):
             seen[index] = record.tokens, row
 
         found = readout(tower, call, (layers, visit))
-        with torch.no_grad(), exact(found.token):
+        with torch.no_grad(), exact(found.read):
             return _of_rows(tower, found, seen, baseline, per)
 
 
@@ -135,14 +154,13 @@ def _of_rows(
     per: Per | None,
 ) -> Computed:
     """From the row of every attention that takes part."""
-    token, span, reading = found.token, tower.span, found.record.reading
+    token, span, reading = found.read, tower.span, found.record.reading
     direction = pull_back(found.steps, token, found.direction)
     total = direction.along(token) + direction.constant  # (K', B)
     values = []
     for index, (tokens, row) in sorted(seen.items(), reverse=True):
         attention = tower.attentions[index]
-        branch = attention.branch() if isinstance(attention, AttentionLayer) else ()
-        steps: tuple[Step, ...] = (*attention.merge_steps(), *branch)
+        steps = (*attention.merge_steps(), *attention.branch())
         # linear steps are the same wherever they are read
         heads = heads_output(attention, row, tokens) if needs_token(steps) else token
         direction = _below_norms(attention, direction, tokens, row, reading)
@@ -185,9 +203,9 @@ def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -
             f"per: a mean of {tokens} is read by no attention, so there is nothing to keep per "
             f"{per}; leave it out."
         )
-    found = readout(tower, call, (range(0), lambda index, record: None))
-    with torch.no_grad(), exact(found.token):
-        token, before = found.token, tower.steps_before_mean  # (B, N, D)
+    found = readout(tower, call)
+    with torch.no_grad(), exact(found.read):
+        token, before = found.read, tower.steps_before_mean  # (B, N, D)
         reading = found.record.reading
         share = pooled_row("mean", token[..., 0], 0, reading)  # (B, N)
         batch, count, _ = token.shape
@@ -215,11 +233,9 @@ def _of_resnet(
         raise InputError("start_layer: a ResNet has one pool, which is always read; leave it out.")
     if per == "head" and isinstance(tower, AveragePooledTower):
         raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
-    record, scored, direction = resnet_readout(tower, call)
-    assert record.features is not None
+    found, centred = readout(tower, call), baseline == "mean"
     with torch.no_grad():
-        maps, rest = tower.contributions(
-            record.features, direction, centred=baseline == "mean"
-        )  # (K', B, H, h, w)
+        maps, rest = tower.contributions(found.read, found.direction, centred=centred)
+    # (K', B, H, h, w)
     maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
-    return Computed(record, maps, scored.chosen, rest.T)
+    return Computed(found.record, maps, found.scored.chosen, rest.T)

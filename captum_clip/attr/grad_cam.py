@@ -19,7 +19,7 @@ from ..similarity import ClipSimilarity
 from ._attention import exact, widened
 from ._base import Computed, ResNetAttribution, TensorOrTuple, usable
 from ._call import Call
-from ._passes import resnet_gradient
+from ._readout import resnet_gradient
 from ._towers import check_tower
 
 

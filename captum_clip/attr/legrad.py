@@ -12,7 +12,7 @@ from typing_extensions import override
 from ..checks import is_integer
 from ..errors import InputError
 from ..models.steps import run_steps
-from ..recording import LayerRecord
+from ..recording import LayerRecord, record_vit
 from ._attention import (
     exact,
     heads_output,
@@ -24,7 +24,8 @@ from ._attention import (
 )
 from ._base import Computed, ViTAttribution
 from ._call import Call
-from ._readout import BlockOutputs, block_outputs
+from ._passes import refuse_checkpointing
+from ._readout import Readout, embedded_scores
 
 _TOGETHER = 8  # targets in one batched backward, which bounds its memory
 
@@ -70,9 +71,16 @@ class LeGrad(ViTAttribution):
 
     @override
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
-        found = block_outputs(self._tower, call, self._last(layers))
-        batched = call.similarity is not None
-        maps = torch.stack([self._of_layer(found, i, batched) for i in found.record.outputs])
+        tower, chosen = self._tower, self._last(layers)
+        refuse_checkpointing(tower)
+        if tower.pooling == "probe":  # it is differentiated itself, so no graph comes before it
+            recorded = record_vit(tower, leaf="embedding", outputs=chosen)
+        else:
+            recorded = record_vit(tower, keep=chosen, leaf=chosen[0], outputs=chosen)
+        with recorded as record:
+            scores = call.scores()
+        found, batched = embedded_scores(tower, call, record, scores), call.similarity is not None
+        maps = torch.stack([self._of_layer(found, index, batched) for index in record.outputs])
         return Computed(found.record, maps.sum(0), found.scored.chosen)
 
     def _last(self, layers: int | Literal["all"]) -> range:
@@ -86,13 +94,13 @@ class LeGrad(ViTAttribution):
             )
         return range(count - layers, count)
 
-    def _of_layer(self, found: BlockOutputs, index: int, batched: bool) -> Tensor:
+    def _of_layer(self, found: Readout, index: int, batched: bool) -> Tensor:
         """E_l (K', B, s)."""
         tower, output = self._tower, found.record.outputs[index]  # (B, s, D)
         if tower.probe is None:
             layer, seen = tower.layers[index], found.record.layers[index]
             mean = widened(output).mean(1)
-            gradient = _gradient(found, mean, seen.point(layer)[0], batched)
+            gradient = self._gradient(found, mean, seen.point(layer)[0], batched)
             return torch.stack(
                 [matrix_gradient(layer, one, seen).clamp(min=0).mean((1, 2)) for one in gradient]
             )
@@ -101,20 +109,23 @@ class LeGrad(ViTAttribution):
             row = readout_row(tower.probe, LayerRecord(tokens=tokens))
             heads = heads_output(tower.probe, row, tokens)
         token = merged(tower.probe, heads.requires_grad_())
-        gradient = _gradient(found, token, heads, batched)
+        gradient = self._gradient(found, token, heads, batched)
         return row_gradient(tower.probe, gradient, tokens).clamp(min=0).mean(2)
 
-
-def _gradient(found: BlockOutputs, token: Tensor, leaf: Tensor, batched: bool) -> Tensor:
-    """The gradients of a layer's scores, (K', *leaf.shape), from what is read of it, (B, D)."""
-    with exact(token):
-        embedding = F.normalize(run_steps(found.steps, token), dim=-1)
-        scores = torch.einsum("kbe,be->k", found.texts, embedding)  # images do not mix
-    ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
-    # the blocks of a forward of one's own may hold what no batched backward passes
-    rows = [ones[i : i + _TOGETHER] for i in range(0, len(ones), _TOGETHER)] if batched else [*ones]
-    parts = [
-        torch.autograd.grad(scores, leaf, row, retain_graph=True, is_grads_batched=batched)[0]
-        for row in rows
-    ]
-    return torch.cat(parts) if batched else torch.stack(parts)
+    def _gradient(self, found: Readout, token: Tensor, leaf: Tensor, batched: bool) -> Tensor:
+        """The gradients of a layer's scores, (K', *leaf.shape), from what is read of it, (B, D)."""
+        with exact(token):
+            embedding = F.normalize(run_steps(found.head(self._tower), token), dim=-1)
+            scores = torch.einsum("kbe,be->k", found.direction.rows, embedding)  # images do not mix
+        ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+        # the blocks of a forward of one's own may hold what no batched backward passes
+        rows = (
+            [ones[i : i + _TOGETHER] for i in range(0, len(ones), _TOGETHER)]
+            if batched
+            else [*ones]
+        )
+        parts = [
+            torch.autograd.grad(scores, leaf, row, retain_graph=True, is_grads_batched=batched)[0]
+            for row in rows
+        ]
+        return torch.cat(parts) if batched else torch.stack(parts)

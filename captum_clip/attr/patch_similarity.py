@@ -12,7 +12,7 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import UnsupportedModelError
 from ..models.steps import run_steps
-from ..models.towers import AttentionLayer, Probe
+from ..models.towers import Probe
 from ..recording import LayerRecord
 from ._attention import exact, projected_heads
 from ._base import Computed, ViTAttribution
@@ -77,16 +77,15 @@ class PatchSimilarity(ViTAttribution):
         seen: list[LayerRecord] = []
         layer = (range(last, last + 1), lambda index, record: seen.append(record))
         found = readout(tower, call, layer)
-        with torch.no_grad(), exact(found.token):
+        with torch.no_grad(), exact(found.read):
             mixed = projected_heads(own, "value", seen[0])  # (B, H, s, d)
             if attention != "identity":
                 which: Literal["query", "key"] = "query" if attention == "qq" else "key"
                 heads = projected_heads(own, which, seen[0])
                 mixed = ((heads * own.scale) @ heads.mT).softmax(-1) @ mixed
             batch, _, count, _ = mixed.shape
-            branch = own.branch() if isinstance(own, AttentionLayer) else ()
             flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
-            flat = run_steps((*own.merge_steps(), *branch, *found.steps), flat)
+            flat = run_steps((*own.merge_steps(), *own.branch(), *found.steps), flat)
             patches = F.normalize(flat, dim=-1).view(batch, count, -1)  # (B, s, E)
             rows: Tensor = found.direction.rows.expand(-1, batch, -1)
             maps = torch.einsum("kbe,bse->kbs", rows, patches)

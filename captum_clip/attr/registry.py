@@ -76,7 +76,8 @@ def register(method: Method) -> Method:
                 "captum_clip.attr, which bring both verbs."
             )
     registered = METHODS.get(name)
-    if registered is not None and not _same(registered, method):
+    # the same class may be defined anew, by a notebook's cell
+    if registered is not None and _origin(registered) != _origin(method):
         raise InputError(
             f"{caller}: the name {name!r} is taken by {registered.__name__}; choose another."
         )
@@ -84,12 +85,8 @@ def register(method: Method) -> Method:
     return method
 
 
-def _same(registered: type[Any], method: type[Any]) -> bool:
-    """Whether it is the same class, perhaps defined anew by a notebook's cell."""
-    return (registered.__module__, registered.__qualname__) == (
-        method.__module__,
-        method.__qualname__,
-    )
+def _origin(method: type[Any]) -> tuple[str, str]:
+    return method.__module__, method.__qualname__
 
 
 @cache
@@ -170,23 +167,22 @@ class MethodChoice:
     @property
     def signed(self) -> bool:
         """Whether what speaks against the target is below zero in its maps."""
-        if issubclass(self.method, ClipAttribution):
-            return self.method.is_signed(**self.options)
-        return bool(getattr(self.method, "signed", False))
+        return self._said("signed", "is_signed", otherwise=False)
 
     @property
     def needs_target(self) -> bool:
         """Whether its maps depend on the target."""
-        if issubclass(self.method, ClipAttribution):
-            return self.method.depends_on_target(**self.options)
-        return bool(getattr(self.method, "needs_target", True))
+        return self._said("needs_target", "depends_on_target", otherwise=True)
 
     @property
     def costly(self) -> bool:
         """Whether it takes many forward passes per map."""
+        return self._said("costly", "is_costly", otherwise=False)
+
+    def _said(self, flag: str, by_options: str, *, otherwise: bool) -> bool:
         if issubclass(self.method, ClipAttribution):
-            return self.method.is_costly(**self.options)
-        return bool(getattr(self.method, "costly", False))
+            return bool(getattr(self.method, by_options)(**self.options))
+        return bool(getattr(self.method, flag, otherwise))
 
     def check_negative(self) -> None:
         """A map that the target does not change cannot speak against it.

@@ -47,6 +47,12 @@ class Reading:
         # minus infinity would make NaN of a row that sees nothing, such as one of padding
         return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
 
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The same as what is added to the products, (B, 1, s, s)."""
+        if self.visible is None:
+            return None
+        return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
+
     def mean(self, tokens: Tensor, span: slice) -> Tensor:
         """Mean (B, 1, D) of the tokens of a span, of those that the row sees."""
         if self.visible is None:

@@ -103,6 +103,10 @@ class Attention(ABC):
         norm = () if self.inner_norm is None else (self.inner_norm,)
         return (*norm, self.projections().output)
 
+    def branch(self) -> tuple[Step, ...]:
+        """What its output goes through before it is added to the residual."""
+        return ()
+
     def merge(self, heads_output: Tensor) -> Tensor:
         """The output (..., D) from the heads' outputs side by side."""
         return call_steps(self.merge_steps(), heads_output)
@@ -126,10 +130,6 @@ class AttentionLayer(Attention):
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D) among the arguments of the block."""
         return argument(args, kwargs, *(self.residual_argument or self.token_argument))
-
-    def branch(self) -> tuple[Step, ...]:
-        """What the attention's output goes through before it is added to the residual."""
-        return ()
 
     @abstractmethod
     def mlp_branch(self) -> tuple[Step, ...]:

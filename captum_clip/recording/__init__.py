@@ -1,7 +1,7 @@
 """Recordings of a forward: what a method needs of a model, after which all is as it was."""
 
 from .features import record_features
-from .gates import record_gates_held
+from .gates import record_gates_held, refuse_nonlinear
 from .records import LayerRecord, Recording, Visit
 from .towers import record_resnet, record_vit
 
@@ -13,4 +13,5 @@ __all__ = [
     "record_gates_held",
     "record_resnet",
     "record_vit",
+    "refuse_nonlinear",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,13 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from ..errors import UnsupportedModelError
 from ..models.steps import holds_gate, is_activation, with_gate_held
 from ..models.towers import Attention, AttentionLayer, ViTTower
-from ..models.unmodified import runs_library_code
 from .hooks import Hooks
 from .records import LayerRecord, Recording, as_leaf, plan_embedding, recording
+
+_PRODUCTS = {"Baddbmm", "Bmm", "Div", "Dot", "Mm", "Mul", "Mv"}  # linear in one of two
+_NONLINEAR = {
+    *("Abs", "Amax", "Amin", "Clamp", "ClampMin", "Cos", "Elu", "Erf", "Exp", "Gelu", "Glu"),
+    *("Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LinalgVectorNorm", "Log", "LogSoftmax"),
+    *("Max", "MaxPool2DWithIndices", "Maximum", "Min", "Minimum", "Mish", "NativeGroupNorm"),
+    *("NativeLayerNorm", "Norm", "Pow", "Prelu", "Reciprocal", "Relu", "Rsqrt", "Sigmoid", "Silu"),
+    *("Sin", "Softmax", "Softplus", "Sqrt", "Std", "Tanh", "Var"),
+}
 
 
 @contextmanager
@@ -46,8 +56,6 @@ def record_gates_held(
                 continue
             if holds_gate(module):
                 hooks.replace(module, partial(_gate_held, record, module, module in gates))
-            elif _is_unknown(module):
-                hooks.after(module, partial(_refuse_unknown, module))
         for index, layer in enumerate(tower.layers):
             held = filter(holds_gate, layer.block.modules())
             record.unseen.update(dict.fromkeys(held, f"Layer {index}"))
@@ -69,20 +77,44 @@ def _gates(tower: ViTTower) -> set[nn.Module]:
     return {child for owner in gated for child in owner.children() if is_activation(child)}
 
 
-def _is_unknown(module: nn.Module) -> bool:
-    """Whether a module without parts may be more than linear without being known as a gate."""
-    if next(module.children(), None) is not None or isinstance(module, nn.Linear):
-        return False
-    return not runs_library_code(module) or type(module).__module__ == "torch.nn.modules.activation"
+def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
+    """Look through the graph from the patches to an output for what is no linear map of them.
 
+    So a function that no module shows is seen too, such as `F.gelu` in somebody's adapter.
 
-def _refuse_unknown(module: nn.Module, _: Any) -> None:
-    if torch.is_grad_enabled():  # otherwise inside an attention, whose output is replaced
-        raise UnsupportedModelError(
-            f"the vision tower has a {type(module).__name__}, of which it is not known whether it "
-            "is linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
-            "Take another method."
-        )
+    Raises:
+        UnsupportedModelError: there is one.
+    """
+    inputs: dict[Any, list[Any]] = {}
+    users: dict[Any, list[Any]] = {}
+    nodes: list[Any] = [output.grad_fn]
+    reached = set()
+    while nodes:
+        node = nodes.pop()
+        if node not in inputs:
+            inputs[node] = [before for before, _ in node.next_functions if before is not None]
+            nodes += inputs[node]
+            for before in inputs[node]:
+                users.setdefault(before, []).append(node)
+    nodes = [node for node in inputs if getattr(node, "variable", None) is patches]
+    while nodes:
+        node = nodes.pop()
+        if node not in reached:
+            reached.add(node)
+            nodes += users.get(node, [])
+    for node in reached:
+        operation = re.sub(r"Backward\d*$", "", type(node).__name__)
+        several = sum(before in reached for before in inputs[node]) > 1
+        if (
+            operation in _NONLINEAR
+            or (operation in _PRODUCTS and several)
+            or isinstance(node, BackwardCFunction)  # somebody's own
+        ):
+            raise UnsupportedModelError(
+                f"the vision tower computes a {operation}, of which it is not known whether it is "
+                "linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
+                "Take another method."
+            )
 
 
 def _gate_held(

@@ -37,11 +37,7 @@ class Hooks:
 
     def after(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
         """Call `hook(result)` after the module ran; what it returns, if not None, replaces it."""
-
-        def guarded(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-            return hook(result) if threading.get_ident() == self._thread else None
-
-        self._handles.append(module.register_forward_hook(mark_own_hook(guarded)))
+        self.replace(module, lambda _, result: hook(result))
 
     def replace(self, module: nn.Module, hook: Callable[[tuple[Any, ...], Any], Any]) -> None:
         """Call `hook(args, result)` after the module ran, for what it is to return."""

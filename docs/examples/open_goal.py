@@ -11,11 +11,11 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captum_clip import ConservativePropagation, DirectContribution
 from captum_clip.attr import ViTAttribution, register
 from captum_clip.attr._attention import (
-    attended,
     contributions,
     merged,
     projected_heads,
@@ -23,7 +23,7 @@ from captum_clip.attr._attention import (
 )
 from captum_clip.attr._base import Computed
 from captum_clip.attr._call import Call
-from captum_clip.attr._readout import direction_in_graph, readout
+from captum_clip.attr._readout import embedded_scores, readout
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.models.steps import Direction, pull_back
 from captum_clip.recording import LayerRecord, record_gates_held
@@ -65,13 +65,13 @@ class Competition(ViTAttribution):
 
         found = readout(tower, call, (range(len(tower.layers)), visit))
         with torch.no_grad():
-            direction = pull_back(found.steps, found.token, found.direction)
+            direction = pull_back(found.steps, found.read, found.direction)
             maps = torch.zeros(1)
             for index, (tokens, row) in seen.items():
                 layer = tower.layers[index]
                 steps = (*layer.merge_steps(), *layer.branch())
                 at_heads = pull_back(
-                    steps, found.token, Direction.of(direction.rows, direction.scale)
+                    steps, found.read, Direction.of(direction.rows, direction.scale)
                 )
                 added = contributions(layer, at_heads, row, tokens, by_head=True)  # (K, B, H, s)
                 share = row / (1 - row)
@@ -95,19 +95,21 @@ class AttentionFree(ViTAttribution):
             query, key = (
                 projected_heads.__wrapped__(layer, which, seen) for which in ("query", "key")
             )  # with their graph
-            weights = ((query * layer.scale) @ key.mT).softmax(-1)
-            return merged(layer, attended(layer, weights, seen))
+            value = projected_heads.__wrapped__(layer, "value", seen)
+            heads = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
+            return merged(layer, heads.transpose(1, 2).flatten(2))
 
         with record_gates_held(tower, attend) as record:
             scores = call.scores()
-        scored, direction, embedding = direction_in_graph(tower, call, record, scores)
+        found = embedded_scores(tower, call, record, scores)
+        embedding = found.embedding
         maps = []
-        for rows in direction.dense():
+        for rows in found.direction.dense():
             (gradient,) = torch.autograd.grad(embedding, record.patches, rows, retain_graph=True)
             maps.append((gradient * record.patches.detach()).sum(1).flatten(1))
         stacked = torch.stack(maps)
         padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
-        return Computed(record, torch.cat([padding, stacked], -1), scored.chosen)
+        return Computed(record, torch.cat([padding, stacked], -1), found.scored.chosen)
 
 
 METHODS = ("direct", "conservative", "mean-of-both", "competition", "attention-free")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
@@ -282,11 +283,36 @@ def test_conservative_refuses_a_hook_that_changes_an_attention_or_a_norm(name: s
         handle.remove()
 
 
+class Wrapped(nn.Module):
+    """A function that no module shows, as in somebody's adapter."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.inner = function, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.inner(x))
+
+
+def test_conservative_passes_a_linear_map_of_ones_own() -> None:
+    maps = []
+    for activation, factor in ((Wrapped(lambda x: 3 * x), 1), (nn.Identity(), 3)):
+        small = builders.hf_vit()
+        mlp: Any = small.model.vision_model.encoder.layers[1].mlp
+        mlp.activation_fn = activation
+        mlp.fc2.weight.data *= factor
+        method = attr.ConservativePropagation(similarity_of(small))
+        maps.append(method.attribute(small.images(), target=0))
+    torch.testing.assert_close(*maps)
+
+
 @pytest.mark.parametrize(
     ("activation", "message"),
     [
-        (Cubed(), r"has a Cubed, of which it is not known whether it is linear"),
-        (nn.GLU(), r"has a GLU, of which it is not known"),
+        (Cubed(), r"computes a Pow, of which it is not known whether it is linear"),
+        (nn.GLU(), r"computes a Glu, of which it is not known"),
+        (Wrapped(F.silu), r"computes a Silu, of which it is not known"),
+        (Wrapped(lambda x: x * x), r"computes a Mul, of which it is not known"),
         (nn.SiLU(inplace=True), r"SiLU of the vision tower works in place.*inplace=False"),
     ],
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_clip import ClipSimilarity, ConservativePropagation, targets
+from captum_clip import ClipSimilarity, ConservativePropagation, DirectContribution, targets
 from captum_clip.errors import UnsupportedModelError
 from tests import builders, oracles
 from tests.attr import cases, state
@@ -49,24 +49,32 @@ def held_attention(x: Tensor, own: Any, maps: Any) -> Tensor:
     return mixed @ maps[3][0].T + maps[3][1]
 
 
-def plain_maps(name: str) -> Tensor:
-    """Gradient times input of a plain forward with everything held, (B, K, h, w)."""
+class Block(NamedTuple):
+    """The parts of a block, whichever library it is of."""
+
+    norms: tuple[Any, Any, Any, Any]  # before and after the attention, before and inside the MLP
+    attention: Any
+    maps: Any
+    inner: Any
+    gate: Any
+    outer: Any
+    scales: tuple[Any, ...]
+
+
+def parts_of(name: str) -> tuple[Any, list[Block], Any, Any]:
+    """Stem (projection, class token, positions, norm), blocks, last norm, projection."""
     model = cases.built(name, torch.float64).model
-    pixels = cases.images(name).double()
     hf = name == "hf_vit"
     if hf:
         vision, blocks = model.vision_model, model.vision_model.encoder.layers
-        stem, cls = vision.embeddings.patch_embedding, vision.embeddings.class_embedding
-        positions, before = vision.embeddings.position_embedding.weight, vision.pre_layrnorm
-        after, projection = vision.post_layernorm, model.visual_projection.weight.T
+        own = vision.embeddings
+        stem = own.patch_embedding, own.class_embedding, own.position_embedding.weight
+        end = vision.post_layernorm, model.visual_projection.weight.T
     else:
         vision, blocks = model.visual, model.visual.transformer.resblocks
-        stem, cls, positions = vision.conv1, vision.class_embedding, vision.positional_embedding
-        before, after, projection = vision.ln_pre, vision.ln_post, vision.proj
-    patches, grid = oracles.cut(pixels, stem.weight)
-    patches = patches.detach().requires_grad_()
-    x = torch.cat([cls.expand(len(patches), 1, -1), patches], 1)
-    x = held_norm(x + positions, before)
+        stem = vision.conv1, vision.class_embedding, vision.positional_embedding
+        end = vision.ln_post, vision.proj
+    found = []
     for block in blocks:
         if hf:
             own, mlp, gate = block.self_attn, block.mlp, oracles.quick_gelu
@@ -77,12 +85,27 @@ def plain_maps(name: str) -> Tensor:
             pairs = zip(own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3), strict=True)
             maps = [*pairs, (own.out_proj.weight, own.out_proj.bias)]
             first, second, inner, outer = block.ln_1, block.ln_2, mlp.c_fc, mlp.c_proj
-        added = held_norm(held_attention(held_norm(x, first), own, maps), after_attention(block))
-        x = x + added * getattr(getattr(block, "ls_1", None), "gamma", 1)
-        hidden = held(gate, held_norm(x, second) @ inner.weight.T + inner.bias)
-        hidden = held_norm(hidden, getattr(mlp, "ln", nn.Identity()))
-        added = hidden @ outer.weight.T + outer.bias
-        x = x + added * getattr(getattr(block, "ls_2", None), "gamma", 1)
+        norms = first, after_attention(block), second, getattr(mlp, "ln", nn.Identity())
+        scales = tuple(getattr(getattr(block, f"ls_{i}", None), "gamma", 1) for i in (1, 2))
+        found.append(Block(norms, own, maps, inner, gate, outer, scales))
+    before = vision.pre_layrnorm if hf else vision.ln_pre
+    return (*stem, before), found, *end
+
+
+def plain_maps(name: str) -> Tensor:
+    """Gradient times input of a plain forward with everything held, (B, K, h, w)."""
+    (stem, cls, positions, before), blocks, after, projection = parts_of(name)
+    patches, grid = oracles.cut(cases.images(name).double(), stem.weight)
+    patches = patches.detach().requires_grad_()
+    x = torch.cat([cls.expand(len(patches), 1, -1), patches], 1)
+    x = held_norm(x + positions, before)
+    for block in blocks:
+        first, behind, second, inside = block.norms
+        added = held_norm(held_attention(held_norm(x, first), block.attention, block.maps), behind)
+        x = x + added * block.scales[0]
+        hidden = held(block.gate, held_norm(x, second) @ block.inner.weight.T + block.inner.bias)
+        added = held_norm(hidden, inside) @ block.outer.weight.T + block.outer.bias
+        x = x + added * block.scales[1]
     embedding = held_norm(x[:, 0], after) @ projection
     scores = embedding @ cases.rows().T / embedding.norm(dim=-1, keepdim=True).detach()
     columns = [
@@ -90,6 +113,84 @@ def plain_maps(name: str) -> Tensor:
         for y in scores.T
     ]
     return torch.stack(columns, 1).unflatten(-1, grid).detach()
+
+
+def norm_shares(shares: Tensor, norm: Any) -> Tensor:
+    """A layer norm of a sum, as a sum: each share less its mean, the bias to the last one."""
+    if isinstance(norm, nn.Identity):
+        return shares
+    sigma = (shares.sum(0).var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    return with_constant((shares - shares.mean(-1, keepdim=True)) / sigma * norm.weight, norm.bias)
+
+
+def with_constant(shares: Tensor, constant: Tensor) -> Tensor:
+    """A constant added to the last share."""
+    return torch.cat([shares[:-1], shares[-1:] + constant])
+
+
+@torch.no_grad()
+def shares_of_patches(name: str) -> tuple[Tensor, Tensor]:
+    """What every patch adds to the embedding through all layers, (N + 1, B, E), and the embedding.
+
+    The tokens are carried forward as sums of one share a patch and one of all constants, so there
+    is no gradient: weights, gates and deviations are those of the whole sum.
+    """
+    (stem, cls, positions, before), blocks, after, projection = parts_of(name)
+    patches, _ = oracles.cut(cases.images(name).double(), stem.weight)
+    batch, count, width = patches.shape
+    shares = patches.new_zeros(count + 1, batch, count + 1, width)
+    for index in range(count):
+        shares[index, :, 1 + index] = patches[:, index]
+    shares[-1, :, 0] = cls
+    shares = norm_shares(with_constant(shares, positions), before)
+    for block in blocks:
+        first, behind, second, inside = block.norms
+        normed = norm_shares(shares, first)
+        _, weights = oracles.attend(normed.sum(0), block.maps, block.attention.num_heads)
+        (value, bias), (out, out_bias) = block.maps[2:]
+        values = with_constant(normed @ value.T, bias)
+        values = values.unflatten(-1, (block.attention.num_heads, -1)).transpose(2, 3)
+        mixed = (weights @ values).transpose(2, 3).flatten(3)
+        added = norm_shares(with_constant(mixed @ out.T, out_bias), behind)
+        shares = shares + added * block.scales[0]
+        hidden = norm_shares(shares, second) @ block.inner.weight.T
+        hidden = with_constant(hidden, block.inner.bias)
+        whole = hidden.sum(0)
+        hidden = norm_shares(hidden * (block.gate(whole) / whole), inside) @ block.outer.weight.T
+        shares = shares + with_constant(hidden, block.outer.bias) * block.scales[1]
+    shares = norm_shares(shares[:, :, 0], after) @ projection
+    return shares, shares.sum(0)
+
+
+@pytest.mark.parametrize("name", cases.CLS_TOWERS)
+def test_direct_through_all_layers_equals_the_shares_of_patches(name: str) -> None:
+    """`depth="all"` beside tokens that are carried forward as sums over patches."""
+    shares, embedding = shares_of_patches(name)
+    rows = cases.rows() / embedding.norm(dim=-1)[:, None, None]
+    wanted = torch.einsum("nbe,bke->bkn", shares, rows)
+    method = DirectContribution(cases.similarity(name, torch.float64))
+    maps, scores, rest = method.attribute_targets(
+        cases.images(name, torch.float64), return_scores=True, return_rest=True, depth="all"
+    )
+    torch.testing.assert_close(maps.flatten(2), wanted[..., :-1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(rest, wanted[..., -1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(wanted.sum(-1), scores, rtol=1e-12, atol=1e-12)
+
+
+def test_no_attention_is_kept_for_the_backward() -> None:
+    """Its memory does not grow with the square of the tokens."""
+    tokens: int = 17
+    kept: list[torch.Size] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    method = ConservativePropagation(cases.similarity("hf_vit"))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        method.attribute(cases.images("hf_vit"), target=0)
+    assert any(tokens in shape for shape in kept)
+    assert not any(shape[-2:] == (tokens, tokens) for shape in kept)
 
 
 def after_attention(block: Any) -> Any:

@@ -225,7 +225,11 @@ def test_maps_and_rest_add_up_to_the_score(
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("forward", FORWARDS)
-@pytest.mark.parametrize("options", [{}, {"baseline": "mean"}, {"per": "head"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"baseline": "mean"}, {"per": "head"}, {"depth": "all", "baseline": "mean"}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", READOUTS)
 def test_maps_and_rest_add_up_to_the_score_of_every_family(
     name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
@@ -305,12 +309,29 @@ def test_direct_needs_no_gradient() -> None:
     [
         ({"baseline": "zero"}, "baseline: expected one of none, mean, got 'zero'"),
         ({"per": "token"}, "per: expected one of head, layer, got 'token'"),
+        ({"depth": 2}, "depth: expected one of readout, all, got 2"),
+        ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
+        ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
         ({"start_layer": 3}, "start_layer: 3 is out of range; the tower has layers 0 to 2"),
     ],
 )
 def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         explain("hf_vit", **options)
+
+
+def test_depth_all_is_refused_on_a_resnet() -> None:
+    with pytest.raises(InputError, match=r"depth: what a ResNet's stages.*leave it out, or take"):
+        explain("open_clip_resnet", depth="all")
+
+
+def test_depth_all_less_the_mean_gives_nothing_to_a_patch_like_all_others() -> None:
+    """An image of one colour has the same projected patches everywhere."""
+    method = DirectContribution(cases.similarity("hf_vit", torch.float64))
+    images = torch.full_like(cases.images("hf_vit", torch.float64), 0.3)
+    maps, rest = method.attribute_targets(images, depth="all", baseline="mean", return_rest=True)
+    assert maps.abs().max() < 1e-12 * rest.abs().max()
+    assert method.attribute_targets(images, depth="all").abs().max() > 1e-3
 
 
 def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:

@@ -15,7 +15,8 @@ from captum_clip import ClipSimilarity, attr, explain, load_clip, targets
 from captum_clip.attr import ResNetAttribution, ViTAttribution, register, registry
 from captum_clip.attr._base import Computed
 from captum_clip.attr._call import Call
-from captum_clip.attr._passes import last_gradient, resnet_gradient
+from captum_clip.attr._passes import last_gradient
+from captum_clip.attr._readout import resnet_gradient
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
