@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge
 
 from ..errors import UnsupportedModelError
 from ..models.steps import holds_gate, is_activation, with_gate_held
@@ -87,7 +88,7 @@ def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
     """
     inputs: dict[Any, list[Any]] = {}
     users: dict[Any, list[Any]] = {}
-    nodes: list[Any] = [output.grad_fn]
+    nodes: list[Any] = [get_gradient_edge(output).node]
     reached = set()
     while nodes:
         node = nodes.pop()
@@ -96,7 +97,7 @@ def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
             nodes += inputs[node]
             for before in inputs[node]:
                 users.setdefault(before, []).append(node)
-    nodes = [node for node in inputs if getattr(node, "variable", None) is patches]
+    nodes = [get_gradient_edge(patches).node]
     while nodes:
         node = nodes.pop()
         if node not in reached:
