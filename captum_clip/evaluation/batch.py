@@ -14,6 +14,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.geometry import resize_masks
+from ..models.images import is_away
+from ..runs import AGAIN
 from .data.base import Region, Sample
 from .model_context import ModelContext
 
@@ -63,7 +65,7 @@ class Batch:
                 sample = context.data.read(number)
                 view, left_out = _view(number, sample, context.clip)
             except InputError as error:
-                self.skipped.append((number, str(error)))
+                self.skipped.append((number, f"{error}{AGAIN if is_away(error) else ''}"))
                 continue
             self.views.append(view)
             self.skipped.extend((number, reason) for reason in (*sample.dropped, *left_out))

@@ -14,6 +14,7 @@ import torch
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..runs import (
+    AGAIN,
     Arrays,
     Engine,
     ModelLoader,
@@ -108,7 +109,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
             plan.shards,
             output,
             engine,
-            parse=_parse,
+            parse=_parse_final,
             before={manifest.NAME: manifest.to_bytes(begun)},
             result=RESULTS,
             models=models,
@@ -125,6 +126,14 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
 
 def _parse(arrays: Arrays, shard: Shard) -> tuple[Table, Skipped]:
     return from_arrays(arrays, shard.numbers)
+
+
+def _parse_final(arrays: Arrays, shard: Shard) -> tuple[Table, Skipped]:
+    """The same of a shard that need not be computed again."""
+    table, skipped = _parse(arrays, shard)
+    if any(reason.endswith(AGAIN) for _, reason in skipped):
+        raise ValueError("some of its samples could not be read")
+    return table, skipped
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

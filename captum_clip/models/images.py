@@ -170,10 +170,13 @@ def decode_file(content: bytes, path: Path) -> Image.Image:
     return _open(io.BytesIO(content), excerpt(str(path), 300))
 
 
-def is_away(error: InputError) -> bool:
+def is_away(error: BaseException | None) -> bool:
     """Whether an image could not be read because its disk refused, and not for what it holds."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno is not None
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _read(path: Path) -> Image.Image:

@@ -4,9 +4,10 @@ from .engine import ENGINES, Advance, Engine, EngineName, Save, Worker, check_en
 from .model_loader import ModelLoader, full_name, given_parts, label_of
 from .run import Progress, compute_missing
 from .storage import Storage, storage_of
-from .units import Arrays, Unit, read_unit, slug, to_npz
+from .units import AGAIN, Arrays, Unit, read_unit, slug, to_npz
 
 __all__ = [
+    "AGAIN",
     "ENGINES",
     "Advance",
     "Arrays",

@@ -15,6 +15,8 @@ from ..files import DAMAGED
 from .storage import Storage
 
 _NAME: Final = "unit"
+AGAIN: Final = " It is tried again when the same command is started again."
+"""Ends the reason why an image was skipped where its disk refused, which may pass."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 

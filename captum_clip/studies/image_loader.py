@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models.images import as_pil, is_away
 from ..models.processors import process
-from ..runs import Storage
-
-AGAIN: Final = " It is tried again when the same command is started again."
-"""Ends the reason where the disk refused, which it may not do the next time."""
+from ..runs import AGAIN, Storage
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +65,8 @@ class ImageLoader:
                 try:
                     pixels[row] = self._read(path, name)
                 except InputError as error:
-                    cause = error.__cause__
                     reasons[index] = str(error)
-                    if isinstance(cause, InputError) and is_away(cause):
+                    if is_away(error):
                         self._check_folder()
                         reasons[index] += AGAIN
         return Batch(pixels, tuple(indices), reasons)

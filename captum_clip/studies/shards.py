@@ -8,9 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from ..runs import Arrays, to_npz
+from ..runs import AGAIN, Arrays, to_npz
 from .batch_explainer import Explained
-from .image_loader import AGAIN
 
 FOLDER: Final = "shards"
 _START: Final = "measure_"

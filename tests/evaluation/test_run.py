@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from captum_clip.evaluation import Evaluation, EvaluationConfig, Summary, evalua
 from captum_clip.evaluation.plan import make_plan
 from captum_clip.evaluation.table import COLUMNS
 from captum_clip.evaluation.worker import EvaluationWorker
+from captum_clip.models import images
 from captum_clip.runs import ModelLoader, storage_of
 from captum_clip.runs.on_ray import UnitWorker
 from tests.evaluation.cases import TEXTS, make_classes, random_maps
@@ -176,6 +178,26 @@ def test_an_evaluation_goes_on_after_a_kill(
     assert manifest(output)["state"] == "running"
     evaluate(config_of(vit, masks, output))
     assert content(output) == whole
+
+
+def test_samples_that_were_away_are_tried_again(
+    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once their disk answers they are in the results of the next run, byte for byte."""
+    config, check = config_of(vit, masks, tmp_path / "out"), images._check_regular
+
+    def refuse(path: Path, source: str) -> None:
+        if path.name == away:
+            raise OSError(errno.EIO, "Input/output error")
+        check(path, source)
+
+    [away, *_] = sorted(path.name for path in Path(masks.partition(":")[2], "images").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_check_regular", refuse)
+        [entry] = evaluate(config).skipped["masks"]
+    assert entry["reason"].endswith("It is tried again when the same command is started again.")
+    assert evaluate(config).skipped["masks"] == []
+    assert content(tmp_path / "out") == whole
 
 
 def test_a_table_never_stands_beside_missing_units(
