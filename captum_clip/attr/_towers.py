@@ -119,5 +119,5 @@ def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
         return [*parts, tower.stage]
     assert isinstance(tower, ViTTower)
     parts += [layer.block for layer in tower.layers]
-    parts += () if tower.probe is None else tower.probe.modules()
+    parts += () if tower.probe is None else tower.probe.modules
     return parts + [part for a in tower.attentions for part in (a.inlet, a.outlet)]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from ..errors import InputError, UnsupportedModelError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of, text_arguments
-from .huggingface_layers import HuggingFaceLayer, check_linear, is_librarys, vision_of
+from .huggingface_layers import HuggingFaceLayer, check_linear
 from .steps import Linear
 from .text import TextReadout
 from .towers import Probe, Projections
-from .unmodified import has_no_foreign_hooks
 
 MODELS = ("Aimv2Model",)
 TOWERS = (*MODELS, "Aimv2VisionModel")
@@ -33,7 +31,7 @@ class Aimv2Probe(Probe):
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
-        self._modules = (norm, head)
+        self.norm, self.modules = norm, (norm, head)
         self._maps = tuple(getattr(head, name) for name in ("k_proj", "v_proj", "output_proj"))
 
     @override
@@ -44,17 +42,9 @@ class Aimv2Probe(Probe):
 
     @override
     def query(self) -> Tensor:
-        query: Tensor = self._modules[1].cls_token[0, 0]
+        head: Any = self.inlet
+        query: Tensor = head.cls_token[0, 0]
         return query.view(self.heads, -1)
-
-    @override
-    def keyed(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self._modules[0](hidden)
-        return normed
-
-    @override
-    def modules(self) -> Sequence[nn.Module]:
-        return self._modules
 
     @override
     def output(self, result: Any) -> Tensor:
@@ -69,9 +59,24 @@ class Aimv2Probe(Probe):
 class Aimv2Tower(HuggingFaceTower):
     """An `Aimv2VisionModel`: patches only, read by the pooling head."""
 
+    library = "aimv2"
+    classes = TOWERS
     layer_class = Aimv2Layer
     final_norm = None
     patch_map = "embeddings.patch_embed"
+
+    @classmethod
+    @override
+    def of(cls, module: Any, **parts: Any) -> Self:
+        if not module.use_head:
+            raise UnsupportedModelError(
+                "the Aimv2VisionModel has no pooling head (use_head=False), so it embeds no image; "
+                "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
+            )
+        for name in ("k_proj", "v_proj", "output_proj"):
+            check_linear("the pooling head", name, getattr(module.head, name))
+        probe = Aimv2Probe(module.rms_norm, module.head)
+        return super().of(module, pooling="probe", prefix=0, probe=probe, **parts)
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -81,13 +86,6 @@ class Aimv2Tower(HuggingFaceTower):
                 f"those of {self.native[0]} x {self.native[1]}; resize or crop them."
             )
         return super().grid(height, width)
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        head = self.module.head
-        own = all(map(is_librarys, (self.module, self.module.encoder, head)))
-        return own and all(map(has_no_foreign_hooks, head.modules()))
 
 
 class Aimv2Adapter(HuggingFaceAdapter):
@@ -109,25 +107,7 @@ class Aimv2Adapter(HuggingFaceAdapter):
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
-def tower_of(module: nn.Module) -> Aimv2Tower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`.
-
-    Raises:
-        UnsupportedModelError: it has no pooling head, or maps that are more than linear.
-    """
-    inner = vision_of(module, "aimv2", TOWERS)
-    if inner is None:
-        return None
-    if not inner.use_head:
-        raise UnsupportedModelError(
-            "the Aimv2VisionModel has no pooling head (use_head=False), so it embeds no image; "
-            "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
-        )
-    for name in ("k_proj", "v_proj", "output_proj"):
-        check_linear("the pooling head", name, getattr(inner.head, name))
-    probe = Aimv2Probe(inner.rms_norm, inner.head)
-    projection = getattr(module, "visual_projection", None)
-    return Aimv2Tower.of(inner, pooling="probe", prefix=0, probe=probe, projection=projection)
+tower_of = Aimv2Tower.found_in
 
 
 ADAPTER = Aimv2Adapter

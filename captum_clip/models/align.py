@@ -12,11 +12,11 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
 from .huggingface import HuggingFaceAdapter, pooled_output, with_pooled_output
-from .huggingface_layers import is_librarys, vision_of
+from .huggingface_layers import vision_of
 from .huggingface_text import BERT_TEXT
 from .steps import Step
 from .text import TextReadout
-from .unmodified import has_no_foreign_hooks
+from .unmodified import is_librarys
 
 MODELS = ("AlignModel",)
 TOWERS = (*MODELS, "AlignVisionModel")
@@ -81,8 +81,7 @@ class AlignTower(AveragePooledTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        parts = (self.module, self.module.encoder)
-        return all(map(is_librarys, parts)) and has_no_foreign_hooks(self.module.pooler)
+        return all(map(is_librarys, (self.module, self.module.encoder, self.module.pooler)))
 
 
 def _strided(length: int, kernel: int, before: int, after: int) -> int:

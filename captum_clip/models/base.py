@@ -21,7 +21,7 @@ from .images import as_pil, check_images, is_preprocessed
 from .processors import Deferred, count_tokens, describe, process, statistics
 from .text import SUPPORTED, TextReadout, TextTower
 from .towers import Kind, Tower
-from .unmodified import expect_library_parts
+from .unmodified import expect_library_parts, is_librarys
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -56,9 +56,9 @@ class ClipAdapter(ABC):
         """The library's own image embeddings (B, E) of preprocessed images."""
 
     @property
-    @abstractmethod
     def is_unmodified(self) -> bool:
         """Whether an image embedding is the library's own code from the tower's end to end."""
+        return is_librarys(self.model) and self.tower.is_unmodified
 
     @abstractmethod
     def _text_features(self, tokens: Any) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from .huggingface import FirstTokenTower, HuggingFaceAdapter, text_arguments
-from .huggingface_layers import HuggingFaceLayer, vision_of
+from .huggingface_layers import HuggingFaceLayer
 from .text import TextReadout
 
 MODELS = ("BlipForImageTextRetrieval",)
@@ -27,14 +27,13 @@ class BlipTower(FirstTokenTower):
     All tokens are normed once; the pooled output is normed twice, and the head leaves it.
     """
 
+    library = "blip"
+    classes = TOWERS
+    projection_part = "vision_proj"
     layer_class = BlipLayer
 
 
-def tower_of(module: nn.Module) -> BlipTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`."""
-    inner = vision_of(module, "blip", TOWERS)
-    projection = getattr(module, "vision_proj", None)
-    return None if inner is None else BlipTower.of(inner, projection=projection)
+tower_of = BlipTower.found_in
 
 
 class BlipAdapter(HuggingFaceAdapter):
@@ -42,11 +41,6 @@ class BlipAdapter(HuggingFaceAdapter):
 
     text_readout = TextReadout("first", causal=False, padding="longest")
     text_layout = None
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        return self.tower.is_unmodified
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

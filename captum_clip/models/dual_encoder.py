@@ -11,8 +11,8 @@ from typing_extensions import override
 from ..errors import UnsupportedModelError
 from . import huggingface
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower
-from .huggingface_layers import is_librarys
 from .huggingface_text import BERTS, POOLED_BERT_TEXT, TextLayout
+from .unmodified import is_librarys
 
 MODELS = ("VisionTextDualEncoderModel",)
 TOWERS = MODELS

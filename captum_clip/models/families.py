@@ -29,16 +29,19 @@ from .unmodified import expect_library_parts
 
 # Module that defines a family's models -> the family. An instance cannot exist where that module
 # was never imported, so none is imported to look.
+_TRANSFORMERS = {
+    **dict.fromkeys(huggingface.LAYOUTS, huggingface),
+    "align": align,
+    "aimv2": aimv2,
+    "blip": blip,
+    "flava": flava,
+    "tipsv2": tipsv2,
+    "vision_text_dual_encoder": dual_encoder,
+    "siglip": siglip,
+    "siglip2": naflex,
+}
 _FAMILIES: dict[str, ModuleType] = {
-    **{f"transformers.models.{name}.modeling_{name}": huggingface for name in huggingface.LAYOUTS},
-    "transformers.models.align.modeling_align": align,
-    "transformers.models.aimv2.modeling_aimv2": aimv2,
-    "transformers.models.blip.modeling_blip": blip,
-    "transformers.models.flava.modeling_flava": flava,
-    "transformers.models.tipsv2.modeling_tipsv2": tipsv2,
-    "transformers.models.vision_text_dual_encoder.modeling_vision_text_dual_encoder": dual_encoder,
-    "transformers.models.siglip.modeling_siglip": siglip,
-    "transformers.models.siglip2.modeling_siglip2": naflex,
+    **{f"transformers.models.{n}.modeling_{n}": family for n, family in _TRANSFORMERS.items()},
     "open_clip": open_clip,
     "timm.models.vision_transformer": timm_vit,
 }
@@ -58,12 +61,9 @@ def refused(class_name: str) -> str:
 
 
 def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
-    """The class of transformers for a checkpoint, by what its `config.json` says.
+    """The class of transformers for a checkpoint, by its `config.json`.
 
-    Args:
-        name: what the user asked for.
-        model_type: of the configuration.
-        architectures: classes that it was saved from, which may hold the model inside another.
+    It may have been saved from one of several `architectures` that hold the model inside another.
 
     Raises:
         UnsupportedModelError: no family has such a class.
@@ -72,12 +72,7 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
 
     base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
     candidates: list[str] = [*architectures, *((base,) if isinstance(base, str) else base)]
-    supported = [
-        model
-        for module, family in _FAMILIES.items()
-        if module.startswith("transformers.")
-        for model in family.MODELS
-    ]
+    supported = [model for family in _TRANSFORMERS.values() for model in family.MODELS]
     for candidate in candidates:
         if candidate in supported:
             return candidate
@@ -121,10 +116,7 @@ def _tower_in(family: Any, module: nn.Module) -> Tower | None:
 
 
 def tower_of(module: nn.Module) -> Tower:
-    """The vision tower in a user's module.
-
-    Args:
-        module: a CLIP model or its vision tower, of transformers or OpenCLIP.
+    """The vision tower in a user's module: a CLIP model or its vision tower.
 
     Raises:
         UnsupportedModelError: it is something else, or built in a way that is not supported.
@@ -139,13 +131,7 @@ def tower_of(module: nn.Module) -> Tower:
 
 
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
-    """The adapter of a user's CLIP model.
-
-    Args:
-        model: a CLIP model of transformers or OpenCLIP.
-        name: what to call it in messages.
-        processor: makes tensors of pictures; may be None.
-        tokenizer: makes tokens of texts; may be None.
+    """The adapter of a user's CLIP model; `name` is what messages call it.
 
     Raises:
         UnsupportedModelError: it is something else, or built in a way that is not supported.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from .huggingface import FirstTokenTower, HuggingFaceAdapter
-from .huggingface_layers import HuggingFaceLayer, vision_of
+from .huggingface_layers import HuggingFaceLayer
 from .huggingface_text import TextLayout
 from .text import TextReadout
 
@@ -28,17 +28,15 @@ class FlavaLayer(HuggingFaceLayer):
 class FlavaTower(FirstTokenTower):
     """A `FlavaImageModel`; the library projects all tokens, and its score reads the first."""
 
+    library = "flava"
+    classes = TOWERS
+    projection_part = "image_projection"
     layer_class = FlavaLayer
-    blocks = "encoder.layer"
     final_norm = "layernorm"
     patch_map = "embeddings.patch_embeddings.projection"
 
 
-def tower_of(module: nn.Module) -> FlavaTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`."""
-    inner = vision_of(module, "flava", TOWERS)
-    projection = getattr(module, "image_projection", None)
-    return None if inner is None else FlavaTower.of(inner, projection=projection)
+tower_of = FlavaTower.found_in
 
 
 class FlavaAdapter(HuggingFaceAdapter):

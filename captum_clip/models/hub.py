@@ -39,11 +39,7 @@ def reachable() -> bool:
 
 @contextmanager
 def loading(name: str, source: str | None = None) -> Iterator[None]:
-    """Load local files, or from the hub's cache, or from the hub where it answers; without noise.
-
-    Args:
-        name: what the user asked for.
-        source: repository or checkpoint on the hub; None where the files are local.
+    """Load local files (`source` is None), or from the hub's cache, or from the hub; without noise.
 
     Raises:
         InputError: what is loaded inside cannot be loaded.
@@ -127,9 +123,7 @@ def _forget_sessions() -> None:
     # Clients before 1.0 read the switch when a session is made, later ones at every request.
     from huggingface_hub import utils
 
-    reset = getattr(utils, "reset_sessions", None)
-    if reset is not None:
-        reset()
+    getattr(utils, "reset_sessions", lambda: None)()
 
 
 class _FromOpenClip(logging.Filter):
@@ -144,10 +138,7 @@ def quiet(progress: bool = False) -> Iterator[None]:
     """Keep the libraries' remarks on loading to themselves; what matters is raised.
 
     OpenCLIP calls `logging.info`, which sets up the root logger where nobody did. One thread loads
-    at a time: two would restore each other's settings.
-
-    Args:
-        progress: leave progress bars on.
+    at a time: two would restore each other's settings. `progress` leaves progress bars on.
     """
     from transformers.utils import logging as transformers_logging
 

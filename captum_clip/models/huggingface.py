@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from ..errors import InputError
 from . import huggingface_text
 from .base import ClipAdapter
-from .huggingface_layers import HuggingFaceLayer, is_librarys, layers_of, vision_of
+from .huggingface_layers import HuggingFaceLayer, layers_of, vision_of
 from .huggingface_text import TextLayout
 from .processors import is_transformers_tokenizer
+from .reading import with_first_part
 from .steps import Step
 from .text import TextReadout, TextTower
-from .towers import ViTTower, with_first_part
-from .unmodified import has_no_foreign_hooks
+from .towers import ViTTower
 
 LAYOUTS = {
     "clip": "CLIP",
@@ -43,8 +43,6 @@ _BERTS = {
 }
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
-Tower = TypeVar("Tower", bound="HuggingFaceTower")
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HuggingFaceTower(ViTTower):
@@ -56,19 +54,29 @@ class HuggingFaceTower(ViTTower):
     module: Any
     projection: nn.Module | None = None
 
+    library: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
-    blocks: ClassVar[str] = "encoder.layers"
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map: ClassVar[str] = "embeddings.patch_embedding"
+    projection_part: ClassVar[str] = "visual_projection"
 
     @classmethod
-    def of(cls: type[Tower], module: Any, **parts: Any) -> Tower:
-        """The tower in a vision transformer; CLS is read where `parts` say nothing else.
+    def found_in(cls, module: nn.Module) -> Self | None:
+        """The tower in a module of one of the `classes`; None where it is something else.
 
         Raises:
             UnsupportedModelError: its attention is not made of plain linear maps.
         """
-        layers = layers_of(cls.layer_class, attrgetter(cls.blocks)(module))
+        inner = vision_of(module, cls.library, cls.classes)
+        if inner is None:
+            return None
+        return cls.of(inner, projection=getattr(module, cls.projection_part, None))
+
+    @classmethod
+    def of(cls, module: Any, **parts: Any) -> Self:
+        """The tower in a vision transformer; CLS is read where `parts` say nothing else."""
+        layers = layers_of(cls.layer_class, module.encoder)
         return cls(module=module, layers=layers, **{"pooling": "cls", **parts})
 
     @property
@@ -112,22 +120,14 @@ class HuggingFaceTower(ViTTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        block, attention = self.layers[-1].block, self.layers[-1].attention
-        own = (self.module, self.module.encoder, block, attention)
-        return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, block.modules()))
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.module, self.module.encoder
 
     @property
     @override
     def patches(self) -> nn.Module:
         module: nn.Module = attrgetter(self.patch_map)(self.module)
         return module
-
-    @property
-    @override
-    def checkpointing(self) -> bool:
-        blocks: list[Any] = [layer.block for layer in self.layers]
-        return any(block.gradient_checkpointing and block.training for block in blocks)
 
 
 class FirstTokenTower(HuggingFaceTower):
@@ -168,11 +168,6 @@ class HuggingFaceAdapter(ClipAdapter):
 
     model: Any
     tower: HuggingFaceTower
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        return is_librarys(self.model, "get_image_features") and self.tower.is_unmodified
 
     @property
     @override

@@ -13,7 +13,7 @@ from ..errors import UnsupportedModelError
 from .multihead import linear_maps
 from .steps import Linear, Step
 from .towers import AttentionLayer, Exposed, Projections
-from .unmodified import has_no_foreign_hooks, is_linear
+from .unmodified import is_linear
 
 LIBRARY: Final = "transformers.models."
 
@@ -74,16 +74,14 @@ def _parts(owner: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
 Layer = TypeVar("Layer", bound=HuggingFaceLayer)
 
 
-def layers_of(
-    kind: type[Layer], blocks: Iterable[nn.Module], tower: str = "vision tower"
-) -> tuple[Layer, ...]:
-    """The blocks of a tower, each as a layer.
+def layers_of(kind: type[Layer], encoder: Any, tower: str = "vision tower") -> tuple[Layer, ...]:
+    """The blocks of an encoder, each as a layer.
 
     Raises:
         UnsupportedModelError: one has maps that are more than linear, whose weights would not tell
             it all.
     """
-    layers = tuple(map(kind, blocks))
+    layers = tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
     for index, layer in enumerate(layers):
         for name in kind.maps:
             linear = attrgetter(name)(layer.attention)
@@ -106,19 +104,8 @@ def check_linear(where: str, name: str, linear: nn.Module) -> None:
         )
 
 
-def is_librarys(module: nn.Module, method: str = "forward") -> bool:
-    """Whether a module is of a class of transformers itself, without foreign hooks."""
-    return type(module).__module__.startswith(LIBRARY) and has_no_foreign_hooks(module, method)
-
-
 def vision_of(module: nn.Module, library: str, classes: Iterable[str]) -> Any:
-    """The vision transformer in a module of one of some classes of transformers; None elsewhere.
-
-    Args:
-        module: anything.
-        library: the folder of transformers in which the classes are.
-        classes: their names.
-    """
+    """The vision transformer in a module of some classes of transformers; None elsewhere."""
     path = f"{LIBRARY}{library}.modeling_{library}"
     if not any(
         kind.__module__ == path and kind.__name__ in classes for kind in type(module).__mro__

@@ -10,10 +10,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .huggingface_layers import HuggingFaceLayer, is_librarys, layers_of
+from .huggingface_layers import HuggingFaceLayer, layers_of
 from .steps import flattened
 from .text import PostNormLayer, TextReadout, TextTower
-from .unmodified import has_no_foreign_hooks
 
 
 class BertLayer(PostNormLayer, HuggingFaceLayer):
@@ -45,7 +44,6 @@ class TextLayout(NamedTuple):
         layer: what they are here.
         own_head: what the token that is read goes through in `module`.
         head: what it goes through after that, in the model.
-        verb: of the model, which embeds texts.
     """
 
     module: str = "text_model"
@@ -54,7 +52,6 @@ class TextLayout(NamedTuple):
     layer: type[HuggingFaceLayer] = BertLayer
     own_head: tuple[str, ...] = ()
     head: tuple[str, ...] = ("text_projection",)
-    verb: str = "get_text_features"
 
 
 CLIP_TEXT: Final = TextLayout(
@@ -100,21 +97,9 @@ class HuggingFaceTextTower(TextTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        block: Any = self.layers[-1].block
+    def runners(self) -> tuple[nn.Module, ...]:
         paths = accumulate(self.layout.encoder.split("."), "{}.{}".format)
-        own = (self.module, *(attrgetter(path)(self.module) for path in paths), block)
-        return (
-            is_librarys(self.model, self.layout.verb)
-            and all(map(is_librarys, own))
-            and all(map(has_no_foreign_hooks, (*self.head_modules, *block.modules())))
-        )
-
-    @property
-    @override
-    def checkpointing(self) -> bool:
-        blocks: list[Any] = [layer.block for layer in self.layers]
-        return any(block.gradient_checkpointing and block.training for block in blocks)
+        return self.model, self.module, *(attrgetter(path)(self.module) for path in paths)
 
 
 Tower = TypeVar("Tower", bound=HuggingFaceTextTower)
@@ -138,12 +123,11 @@ def text_tower_of(
     while not hasattr(module, layout.encoder.partition(".")[0]):
         module = module.text_model
     encoder = attrgetter(layout.encoder)(module)
-    blocks = encoder.layers if hasattr(encoder, "layers") else encoder.layer
     return kind(
         module=module,
         model=model,
         layout=layout,
-        layers=layers_of(layout.layer, blocks, "text tower"),
+        layers=layers_of(layout.layer, encoder, "text tower"),
         readout=readout,
         pooling="mean" if readout.row == "mean" else "cls",
         steps=flattened(

@@ -56,11 +56,11 @@ def load_clip(
         >>> clip.kind, clip.grid(224, 224)
         ('vit', (7, 7))
     """
-    _check_part("processor", processor, "an image processor, or a function of one picture,")
-    _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, ClipAdapter):
         _refuse("an adapter", processor=processor, tokenizer=tokenizer, device=device, dtype=dtype)
         return name_or_model
+    _check_part("processor", processor, "an image processor, or a function of one picture,")
+    _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
         _refuse("a model object", device=device, dtype=dtype)
         name = type(name_or_model).__name__

@@ -102,19 +102,9 @@ class MultiheadProbe(Multihead, Probe):
                 "remove hooks from it."
             )
         self._embedded_query = embedded_query
-        self._norm = norm
-        self._modules = tuple(modules)
+        self.norm, self.modules = norm, tuple(modules)
 
     @override
     def query(self) -> Tensor:
         query = F.linear(self._embedded_query(), *self.projections().query)
         return query.view(self.heads, -1)
-
-    @override
-    def keyed(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self._norm(hidden)
-        return normed
-
-    @override
-    def modules(self) -> Sequence[nn.Module]:
-        return self._modules

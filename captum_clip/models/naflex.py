@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from ..errors import CaptureError, InputError
-from .huggingface_layers import vision_of
 from .reading import Entry, Reading
 from .siglip import SiglipAdapter, SiglipTower
 
@@ -25,6 +24,9 @@ TOWERS = (*MODELS, "Siglip2VisionModel", "Siglip2VisionTransformer")
 
 class NaFlexTower(SiglipTower):
     """The vision transformer of a `Siglip2Model`."""
+
+    library = "siglip2"
+    classes = TOWERS
 
     @property
     @override
@@ -52,10 +54,7 @@ class NaFlexTower(SiglipTower):
         return Entry((rows * self.patch, columns * self.patch), len(shapes), Reading())
 
 
-def tower_of(module: nn.Module) -> NaFlexTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`."""
-    inner = vision_of(module, "siglip2", TOWERS)
-    return None if inner is None else NaFlexTower.of(inner)
+tower_of = NaFlexTower.found_in
 
 
 class NaFlexAdapter(SiglipAdapter):

@@ -18,7 +18,7 @@ from .processors import is_transformers_tokenizer, statistics
 from .steps import Direction
 from .text import Row, TextReadout, TextTower
 from .towers import ResNetTower, Tower
-from .unmodified import is_linear, is_unmodified
+from .unmodified import is_librarys, is_linear
 
 MODELS = ("CLIP", "CustomTextCLIP", "CoCa")
 TOWERS = (*MODELS, "VisionTransformer", "ModifiedResNet", "TimmModel")
@@ -43,14 +43,9 @@ class OpenClipResNet(ResNetTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-
         pool = self.module.attnpool
-        return (
-            is_unmodified(self.module, (ModifiedResNet,))
-            and is_unmodified(pool, (AttentionPool2d,))
-            and all(is_linear(getattr(pool, f"{name}_proj")) for name in "qkvc")
-        )
+        maps = (getattr(pool, f"{name}_proj") for name in "qkvc")
+        return all(map(is_librarys, (self.module, pool))) and all(map(is_linear, maps))
 
     @override
     def stages(self) -> Mapping[str, nn.Module]:
@@ -148,13 +143,6 @@ class OpenClipAdapter(ClipAdapter):
         # in OpenCLIP's mixed precision the first convolution tells
         modules = self.tower.module.modules()
         return next(m for m in modules if isinstance(m, nn.Conv2d)).weight.dtype
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        own = is_unmodified(self.model, _models(), "encode_image")
-        captions = is_unmodified(self.model, _models(), "_encode_image")  # CoCa's, in two steps
-        return own and captions and self.tower.is_unmodified
 
     @property
     @override

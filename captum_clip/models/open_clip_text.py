@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
-from .huggingface_layers import is_librarys
 from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout, text_tower_of
-from .open_clip_vit import layer_of, runs_blocks
+from .open_clip_vit import layer_of
 from .steps import Linear
 from .text import TextReadout, TextTower
-from .unmodified import has_no_foreign_hooks, is_unmodified
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,25 +71,8 @@ class OpenClipTextTower(TextTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        from open_clip import CLIP, CustomTextCLIP
-        from open_clip.coca_model import CoCa
-        from open_clip.transformer import TextTransformer, Transformer
-
-        owners = {} if self.owner is self.model else {self.owner: (TextTransformer,)}
-        return (
-            is_unmodified(self.model, (CLIP, CustomTextCLIP, CoCa), "encode_text")
-            and has_no_foreign_hooks(self.model, "_encode_text")
-            and all(map(has_no_foreign_hooks, self.head_modules))
-            and runs_blocks(
-                {**owners, self.owner.transformer: (Transformer,)}, self.layers[-1].block
-            )
-        )
-
-    @property
-    @override
-    def checkpointing(self) -> bool:
-        return bool(self.owner.transformer.grad_checkpointing)
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.model, self.owner, self.owner.transformer
 
 
 def _refuse_mask(mask: Tensor | None) -> None:
@@ -116,18 +97,8 @@ class HFEncoderTower(HuggingFaceTextTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        from open_clip import CustomTextCLIP
-        from open_clip.hf_model import HFTextEncoder
-
-        block, transformer = self.layers[-1].block, self.module.transformer
-        return (
-            is_unmodified(self.model, (CustomTextCLIP,), "encode_text")
-            and is_unmodified(self.module, (HFTextEncoder,))
-            and has_no_foreign_hooks(self.module.pooler)
-            and all(map(is_librarys, (transformer, transformer.encoder, block)))
-            and all(map(has_no_foreign_hooks, (*self.head_modules, *block.modules())))
-        )
+    def runners(self) -> tuple[nn.Module, ...]:
+        return *super().runners, self.module.pooler
 
 
 def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:

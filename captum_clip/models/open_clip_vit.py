@@ -15,7 +15,7 @@ from . import multihead
 from .multihead import Multihead, MultiheadProbe
 from .steps import Linear, Step
 from .towers import AttentionLayer, Pooling, Projections, ViTTower, Which
-from .unmodified import has_no_foreign_hooks, is_linear, is_unmodified
+from .unmodified import is_linear
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
 
@@ -127,24 +127,14 @@ class OpenClipViT(ViTTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        from open_clip.transformer import AttentionalPooler, Transformer, VisionTransformer
-
-        owners = {self.module: (VisionTransformer,), self.module.transformer: (Transformer,)}
-        if self.probe is None:
-            return runs_blocks(owners, self.layers[-1].block)
-        return runs_blocks(owners, self.module.attn_pool, (AttentionalPooler,))
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.module, self.module.transformer
 
     @property
     @override
     def patches(self) -> nn.Module:
         module: nn.Module = self.module.conv1
         return module
-
-    @property
-    @override
-    def checkpointing(self) -> bool:
-        return bool(self.module.transformer.grad_checkpointing)
 
     @override
     def nondeterminism(self) -> str | None:
@@ -153,25 +143,6 @@ class OpenClipViT(ViTTower):
         if patches.training and getattr(patches, "prob", 0) > 0:
             return f"patch dropout {patches.prob}"
         return super().nondeterminism()
-
-
-def runs_blocks(
-    owners: Mapping[nn.Module, tuple[type, ...]], block: Any, blocks: tuple[type, ...] | None = None
-) -> bool:
-    """Whether a block, or what stands for it, and what runs it are OpenCLIP's own code."""
-    from open_clip.transformer import (
-        Attention,
-        CustomResidualAttentionBlock,
-        ResidualAttentionBlock,
-    )
-
-    blocks = blocks or (ResidualAttentionBlock, CustomResidualAttentionBlock)
-    return (
-        all(is_unmodified(owner, kinds) for owner, kinds in owners.items())
-        and is_unmodified(block, blocks)
-        and is_unmodified(block.attn, (nn.MultiheadAttention, Attention))
-        and all(map(has_no_foreign_hooks, block.modules()))
-    )
 
 
 def tower_of(visual: Any) -> OpenClipViT:

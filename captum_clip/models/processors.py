@@ -15,12 +15,7 @@ from .hub import first_line
 
 
 class Deferred:
-    """A processor or tokenizer that is loaded when it is first needed.
-
-    Args:
-        load: loads it.
-        description: what it is, for the message of `reason`.
-    """
+    """A processor or tokenizer that is loaded when first needed; `reason` says what failed."""
 
     def __init__(self, load: Callable[[], Any], description: str) -> None:
         self._load = load
@@ -30,7 +25,7 @@ class Deferred:
         self.reason = ""
 
     def value(self) -> Any:
-        """What was loaded; None where that failed, and `reason` says why."""
+        """What was loaded; None where that failed."""
         if not self._loaded:
             try:
                 self._value = self._load()
@@ -48,10 +43,8 @@ def _image_processor(processor: Any) -> Any:
 def process(processor: Any, images: list[Image.Image]) -> Tensor:
     """RGB pictures -> (B, 3, H, W), float32 on the CPU.
 
-    Args:
-        processor: an image processor of transformers, or a function from one PIL image to a
-            tensor (3, H, W) such as OpenCLIP's transforms.
-        images: RGB pictures.
+    The processor is one of transformers, or a function from a picture to a tensor (3, H, W) such as
+    OpenCLIP's transforms.
 
     Raises:
         InputError: the processor does not give one tensor (3, H, W) an image, all of one size.
@@ -74,11 +67,7 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
 
 
 def _check_resized(processor: Any, image: Image.Image) -> None:
-    """Refuse a picture that keeps its shape and becomes larger than Pillow would open.
-
-    Raises:
-        InputError: it would.
-    """
+    """Refuse a picture that keeps its shape and becomes larger than Pillow would open."""
     size: Any = getattr(processor, "size", None)  # a dictionary or what behaves as one
     shorter = size.get("shortest_edge") if hasattr(size, "get") else size
     for step in getattr(processor, "transforms", ()):  # torchvision's Compose

@@ -1,9 +1,10 @@
-"""What entered a tower: which of its tokens is read, and which tokens see which."""
+"""What enters modules and leaves them: which tokens of a tower are read, and see which."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,3 +74,20 @@ class Entry(NamedTuple):
     size: tuple[int, int]
     batch: int
     reading: Reading
+
+
+def first_part(result: Any) -> Tensor:
+    """The first of what a module returned, which may be a tuple."""
+    part: Tensor = result[0] if isinstance(result, tuple) else result
+    return part
+
+
+def with_first_part(result: Any, part: Tensor) -> Any:
+    """`result` with `part` in the place of its first."""
+    return (part, *result[1:]) if isinstance(result, tuple) else part
+
+
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
+    """An argument of a call, however it was handed over."""
+    value: Tensor = args[index] if len(args) > index else kwargs[name]
+    return value

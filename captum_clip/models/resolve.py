@@ -23,16 +23,12 @@ _NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model comes from.
+    """Where a named model comes from: a folder, repository, ``hf-hub:`` name or architecture.
 
     Attributes:
-        name: what the user asked for.
-        library: what loads it.
-        where: folder, repository, ``hf-hub:`` name or OpenCLIP architecture.
-        tag: OpenCLIP's tag for an architecture.
+        tag: OpenCLIP's, for an architecture.
         quick_gelu: whether QuickGELU is to be switched on, which the weights were trained with and
             the architecture lacks.
-        local: a folder, so that no network is needed.
         tokenizer: loads a tokenizer other than the library's.
     """
 
@@ -99,9 +95,6 @@ def available() -> list[AvailableModel]:
 
 def resolve(name: str) -> Source:
     """Find out where a name leads, without a network.
-
-    Args:
-        name: what `load_clip` was called with.
 
     Raises:
         InputError: it leads nowhere.

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self, override
 
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of, text_arguments
-from .huggingface_layers import is_librarys, vision_of
 from .huggingface_text import SIGLIP_TEXT
 from .multihead import MultiheadProbe
 from .steps import Residual, Step
 from .text import TextReadout
-from .unmodified import has_no_foreign_hooks, is_unmodified
 
 MODELS = ("SiglipModel",)
 TOWERS = (*MODELS, "SiglipVisionModel", "SiglipVisionTransformer")
@@ -27,6 +25,9 @@ class SiglipTower(HuggingFaceTower):
     The head ends in the space of the texts. Without one (`vision_use_head=False`) the callable that
     uses the tower takes the patches' mean.
     """
+
+    library = "siglip"
+    classes = TOWERS
 
     @classmethod
     @override
@@ -48,23 +49,8 @@ class SiglipTower(HuggingFaceTower):
     def steps_before_mean(self) -> int:
         return 1  # transformers norms every patch
 
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        if self.probe is None:
-            return False
-        head: Any = self.module.head
-        return (
-            all(map(is_librarys, (self.module, self.module.encoder, head)))
-            and is_unmodified(head.attention, (nn.MultiheadAttention,))
-            and all(map(has_no_foreign_hooks, head.modules()))
-        )
 
-
-def tower_of(module: nn.Module) -> SiglipTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`."""
-    inner = vision_of(module, "siglip", TOWERS)
-    return None if inner is None else SiglipTower.of(inner)
+tower_of = SiglipTower.found_in
 
 
 def _probe_of(vision: Any) -> MultiheadProbe | None:

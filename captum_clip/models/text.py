@@ -15,6 +15,7 @@ from ..errors import InputError
 from .reading import Entry, Reading
 from .steps import Step, call_steps
 from .towers import AttentionLayer, Kind, Pooling, ViTTower
+from .unmodified import has_no_foreign_hooks
 
 Row = Literal["end", "last", "first", "mean"]
 
@@ -141,6 +142,11 @@ class TextTower(ViTTower):
     @override
     def head(self) -> tuple[Step, ...]:
         return self.steps
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        return super().is_unmodified and all(map(has_no_foreign_hooks, self.head_modules))
 
     @property
     def head_modules(self) -> list[nn.Module]:

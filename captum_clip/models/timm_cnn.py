@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from .average_pool import AveragePooledTower, check_multiple
 from .steps import Step, flattened
-from .unmodified import has_no_foreign_hooks, is_unmodified
+from .unmodified import is_librarys
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +62,8 @@ class TimmCNN(AveragePooledTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        from open_clip.timm_model import TimmModel
-
-        trunk = self.module.trunk
-        return (
-            is_unmodified(self.module, (TimmModel,))
-            and all(has_no_foreign_hooks(trunk, method) for method in ("forward", *_STEPS))
-            and all(has_no_foreign_hooks(m) for head in self.head_modules() for m in head.modules())
-        )
-
-
-_STEPS = ("forward_features", "forward_head")
+        parts = (part for head in self.head_modules() for part in head.modules())
+        return all(map(is_librarys, (self.module, self.module.trunk, *parts)))
 
 
 def tower_of(module: Any) -> TimmCNN | None:

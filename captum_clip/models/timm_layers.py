@@ -5,7 +5,7 @@ One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ class TimmProbe(Probe):
         # the pool may add positions first: what its map of keys and values sees are the tokens
         super().__init__(pool.kv, pool.proj, pool.num_heads)
         self.pool = pool
-        self._norm = norm
+        self.norm, self.modules = norm, (norm, pool)
 
     @override
     def projections(self) -> Projections:
@@ -141,13 +141,8 @@ class TimmProbe(Probe):
 
     @override
     def keyed(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self._norm(hidden)
-        positions = self.pool.pos_embed
+        normed, positions = super().keyed(hidden), self.pool.pos_embed
         return normed if positions is None else normed + positions.to(normed.dtype)
-
-    @override
-    def modules(self) -> Sequence[nn.Module]:
-        return self._norm, self.pool
 
 
 def unsupported_layers(trunk: Any) -> Iterator[str]:

@@ -13,14 +13,12 @@ from ..errors import InputError, UnsupportedModelError
 from .steps import Residual, Step, flattened
 from .timm_layers import TimmLayer, TimmProbe, unsupported_layers, unsupported_pool
 from .towers import Pooling, ViTTower
-from .unmodified import has_no_foreign_hooks, is_unmodified
 
 MODELS = ()
 ADAPTER = None  # alone it has no text tower
 TOWERS = ("VisionTransformer", "Eva")
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "probe"}
-_METHODS = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,31 +69,14 @@ class TimmTower(ViTTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        from open_clip.timm_model import TimmModel
-        from timm.models import eva, vision_transformer
-
-        trunk, block = self.trunk, self.layers[-1].block
-        blocks = (vision_transformer.Block, eva.EvaBlock, eva.EvaBlockPostNorm)
-        read = block if self.probe is None else trunk.attn_pool
-        return (
-            is_unmodified(self.module, (TimmModel,))
-            and type(trunk) in (vision_transformer.VisionTransformer, eva.Eva)
-            and all(has_no_foreign_hooks(trunk, method) for method in _METHODS)
-            and (self.probe is not None or is_unmodified(block, blocks))
-            and all(has_no_foreign_hooks(module) for module in read.modules())
-        )
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.module, self.trunk
 
     @property
     @override
     def patches(self) -> nn.Module:
         module: nn.Module = self.trunk.patch_embed
         return module
-
-    @property
-    @override
-    def checkpointing(self) -> bool:
-        return bool(self.trunk.grad_checkpointing)
 
     @override
     def nondeterminism(self) -> str | None:

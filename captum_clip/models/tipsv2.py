@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import Tensor
+from typing_extensions import Self, override
 
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower
-from .huggingface_layers import HuggingFaceLayer, vision_of
+from .huggingface_layers import HuggingFaceLayer
 from .text import TextReadout
 
 MODELS = ("Tipsv2Model",)
@@ -28,18 +28,19 @@ class Tipsv2Layer(HuggingFaceLayer):
 class Tipsv2Tower(HuggingFaceTower):
     """The vision transformer of a `Tipsv2Model`, which has no projection."""
 
+    library = "tipsv2"
+    classes = TOWERS
     layer_class = Tipsv2Layer
-    blocks = "encoder.layer"
     final_norm = "layernorm"
     patch_map = "embeddings.patch_embeddings.projection"
 
+    @classmethod
+    @override
+    def of(cls, module: Any, **parts: Any) -> Self:
+        return super().of(module, prefix=1 + int(module.config.num_register_tokens), **parts)
 
-def tower_of(module: nn.Module) -> Tipsv2Tower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`."""
-    inner = vision_of(module, "tipsv2", TOWERS)
-    if inner is None:
-        return None
-    return Tipsv2Tower.of(inner, prefix=1 + int(inner.config.num_register_tokens))
+
+tower_of = Tipsv2Tower.found_in
 
 
 class Tipsv2Adapter(HuggingFaceAdapter):

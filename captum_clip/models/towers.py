@@ -18,8 +18,9 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .images import check_images
-from .reading import Entry, Reading
+from .reading import Entry, Reading, argument, first_part, with_first_part
 from .steps import Direction, Linear, Step, call_steps
+from .unmodified import has_no_foreign_hooks, is_librarys
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "probe"]
@@ -34,23 +35,6 @@ class Projections(NamedTuple):
     key: Linear
     value: Linear
     output: Linear
-
-
-def first_part(result: Any) -> Tensor:
-    """The first of what a module returned, which may be a tuple."""
-    part: Tensor = result[0] if isinstance(result, tuple) else result
-    return part
-
-
-def with_first_part(result: Any, part: Tensor) -> Any:
-    """`result` with `part` in the place of its first."""
-    return (part, *result[1:]) if isinstance(result, tuple) else part
-
-
-def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
-    """An argument of a call, however it was handed over."""
-    value: Tensor = args[index] if len(args) > index else kwargs[name]
-    return value
 
 
 class Attention(ABC):
@@ -177,19 +161,23 @@ class Probe(Attention):
 
     SigLIP, PE-Core, CoCa and AIMv2 have one. With u_h = s W_K,h^T q_h the attention is
     a_hj = softmax_j(u_h . x_j), and the embedding is `ViTTower.embed` of its output.
+
+    Attributes:
+        norm: what the last block's output goes through first.
+        modules: all that lies between the last block and the image embedding.
     """
+
+    norm: nn.Module
+    modules: tuple[nn.Module, ...]
 
     @abstractmethod
     def query(self) -> Tensor:
         """The first query (H, d), which no image changes, not yet scaled."""
 
-    @abstractmethod
     def keyed(self, hidden: Tensor) -> Tensor:
         """What keys and values are made of, (B, s, D), from a block's output (B, s, D)."""
-
-    @abstractmethod
-    def modules(self) -> Sequence[nn.Module]:
-        """All that lies between the last block and the image embedding."""
+        keyed: Tensor = self.norm(hidden)
+        return keyed
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +243,10 @@ class Tower(ABC):
             rate = getattr(module, "drop_prob", None)
             if module.training and isinstance(rate, float) and rate > 0:
                 return f"{type(module).__name__} {rate:g}"
+            # that of attention is often a number, not a module
+            rate = getattr(module, "attention_dropout", getattr(module, "dropout", None))
+            if module.training and isinstance(rate, float) and rate > 0:
+                return f"attention dropout {rate}"
         return None
 
 
@@ -330,25 +322,33 @@ class ViTTower(Tower):
             "another method."
         )
 
-    @override
-    def nondeterminism(self) -> str | None:
-        # attention dropout is often a number, not a module
-        for attention in self.attentions:
-            outlet: Any = attention.outlet
-            rate = getattr(outlet, "attention_dropout", getattr(outlet, "dropout", None))
-            if outlet.training and isinstance(rate, float) and rate > 0:
-                return f"attention dropout {rate}"
-        return super().nondeterminism()
-
     @property
     def steps_before_mean(self) -> int:
         """How many steps of the head every patch goes through before their mean is taken."""
         return 0
 
     @property
-    @abstractmethod
+    def runners(self) -> tuple[nn.Module, ...]:
+        """The modules whose code runs on what is read after the last block, but for the reader."""
+        return (self.module,)
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        last: Any = self.attentions[-1]
+        around = (last.block,) if self.probe is None else self.probe.modules
+        parts = [part for module in around for part in module.modules()]
+        own = (*self.runners, *around, last.inlet, last.outlet)
+        return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, parts))
+
+    @property
     def checkpointing(self) -> bool:
         """Whether blocks are run again in the backward, where no hook would be left to see them."""
+        return any(
+            getattr(module, "grad_checkpointing", False)
+            or (getattr(module, "gradient_checkpointing", False) and module.training)
+            for module in self.module.modules()
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _MARK = "_captum_clip_recording"
 _LIBRARIES = ("torch", "transformers", "timm", "open_clip")
+_PACKAGES = ("torch.nn.", "transformers.models.", "timm.", "open_clip.")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -23,10 +24,15 @@ def mark_own_hook(hook: Hook) -> Hook:
     return hook
 
 
-def has_no_foreign_hooks(module: nn.Module, method: str = "forward") -> bool:
+def has_no_foreign_hooks(module: nn.Module) -> bool:
     """Whether neither a hook nor another method on the object itself changes what it computes."""
     hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
-    return method not in vars(module) and all(hasattr(hook, _MARK) for hook in hooks)
+    patched = (
+        callable(value) and hasattr(type(module), name)
+        for name, value in vars(module).items()
+        if name != "_compiled_call_impl"  # of torch.compile, which computes the same
+    )
+    return not any(patched) and all(hasattr(hook, _MARK) for hook in hooks)
 
 
 @contextmanager
@@ -46,9 +52,14 @@ def expect_library_parts(owner: object) -> Iterator[None]:
         ) from error
 
 
-def is_unmodified(module: nn.Module, kinds: tuple[type, ...], method: str = "forward") -> bool:
+def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether a module is exactly of one of these classes, without foreign hooks."""
-    return type(module) in kinds and has_no_foreign_hooks(module, method)
+    return type(module) in kinds and has_no_foreign_hooks(module)
+
+
+def is_librarys(module: nn.Module) -> bool:
+    """Whether a module is of a class of one of the libraries itself, without foreign hooks."""
+    return type(module).__module__.startswith(_PACKAGES) and has_no_foreign_hooks(module)
 
 
 def runs_library_code(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
 from .base import ClipAdapter
 from .families import adapter_of, tower_of
@@ -126,7 +127,7 @@ def randomize_parameters(
     changed: Any = copy.deepcopy(model.model if isinstance(model, ClipAdapter) else model)
     found = _stages(changed)
     count = len(found) if stages is None else stages
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(found):
+    if not is_integer(count, least=1) or count > len(found):
         raise InputError(
             f"randomize_parameters: expected stages from 1 to {len(found)}, or None for all, got "
             f"{stages!r}; from the top they are {', '.join(found)}."
@@ -161,16 +162,14 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
     middle = {name: list(part.parameters()) for name, part in _middle(tower).items()}
-    head = _vit_head(model, tower) if isinstance(tower, ViTTower) else _resnet_head(tower)
+    if isinstance(tower, ViTTower):
+        head = _vit_head(model, tower)
+    else:
+        assert isinstance(tower, ResNetTower)
+        head = [p for module in tower.head_modules() for p in module.parameters()]
     above = {id(parameter) for part in (head, *middle.values()) for parameter in part}
     rest = [parameter for parameter in tower.module.parameters() if id(parameter) not in above]
     return {**({"head": head} if head else {}), **middle, _BOTTOMS[tower.kind]: rest}
-
-
-def _resnet_head(tower: Tower) -> list[nn.Parameter]:
-    """What comes after the last stage."""
-    assert isinstance(tower, ResNetTower)
-    return [parameter for module in tower.head_modules() for parameter in module.parameters()]
 
 
 def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
@@ -187,7 +186,7 @@ def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
-    pool = () if tower.probe is None else tower.probe.modules()
+    pool = () if tower.probe is None else tower.probe.modules
     above = {id(parameter) for module in pool for parameter in module.parameters()}
     pairs = zip(parameters, gradients, strict=True)
     return [p for p, gradient in pairs if id(p) in above or gradient is not None]

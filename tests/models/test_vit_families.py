@@ -121,7 +121,7 @@ def test_randomising_goes_from_the_top_down(name):
     for layer, keys in zip(reversed(found.layers), own[1:4], strict=True):
         ids = {id(parameter) for parameter in layer.block.parameters()}
         assert {id(parameters[key]) for key in keys} <= ids
-    pool = [] if found.probe is None else found.probe.modules()
+    pool = [] if found.probe is None else found.probe.modules
     for key in own[-1]:  # nothing above the blocks is left for the embedding
         assert all(parameters[key] is not p for module in pool for p in module.parameters())
 
