@@ -296,7 +296,7 @@ class Explanation:
             )
         except DAMAGED as error:
             raise InputError(
-                f"Explanation.load: {path} is no file of Explanation.save ({error})."
+                f"Explanation.load: {path} is not a file of Explanation.save ({error})."
             ) from error
 
     def __repr__(self) -> str:

@@ -126,7 +126,7 @@ def ask(cache: ModelCache, query: Query) -> Result:
     if not texts:
         raise TargetError("Type a text, such as: a horse.")
     if len(texts) > MAX_TEXTS:
-        raise TargetError(f"These are {len(texts)} texts, at most {MAX_TEXTS} at once.")
+        raise TargetError(f"These are {len(texts)} texts; at most {MAX_TEXTS} at once.")
     clip = cache.get(query.model)
     try:
         (photo,) = as_pil(query.image)
@@ -198,8 +198,8 @@ def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Te
     tower = clip.tower
     if not isinstance(tower, ViTTower):
         raise InputError(
-            f"The layer view shows attention, which the ResNet of {result.model} has none of; "
-            "choose a vision transformer, such as demo/vit."
+            f"The layer view shows attention, and the ResNet of {result.model} has none; choose a "
+            "vision transformer, such as demo/vit."
         )
     method = LayerAttention(ClipSimilarity(clip, _target_of(clip, result, text)))
 

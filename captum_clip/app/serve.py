@@ -37,7 +37,7 @@ def open_port(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except UnicodeError as error:
-        raise InputError(f"--host {host}: this is no name or address of a machine.") from error
+        raise InputError(f"--host {host}: this is not the name or address of a machine.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(

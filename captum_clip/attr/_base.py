@@ -122,7 +122,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             raise UnsupportedModelError(
                 f"{type(self).__name__}: the vision tower ran on {values.shape[-1]} tokens, but "
                 f"{prefix} before the patches and a grid of {rows} x {columns} make "
-                f"{prefix + rows * columns}; take away what adds or drops tokens, such as prompts."
+                f"{prefix + rows * columns}; remove what adds or drops tokens, such as prompts."
             )
         patches = values[..., prefix:]
         return patches.reshape(*patches.shape[:-1], rows, columns)

@@ -58,7 +58,7 @@ class Call:
         if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
             found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CaptureError(
-                "The forward function must return one score or K scores an image, a tensor (B,) "
+                "The forward function must return one score or K scores per image, a tensor (B,) "
                 f"or (B, K); it returned {found}."
             )
         return scores[:, None] if scores.ndim == 1 else scores
@@ -166,7 +166,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     if target is None:
         if count != 1:
             raise TargetError(
-                f"attribute: the forward function returns {count} scores an image{_named(names)}; "
+                f"attribute: the forward function returns {count} scores per image{_named(names)}; "
                 "say which with target=0, or take all with attribute_targets."
             )
         target = 0
@@ -213,7 +213,7 @@ def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
             )
         if not -count <= int(index) < count:
             raise TargetError(
-                f"target: {show(index)} is out of range; there are {count} scores an image"
+                f"target: {show(index)} is out of range; there are {count} scores per image"
                 f"{_named(names)}."
             )
     return torch.tensor([int(index) for index in flat]) % count

@@ -123,7 +123,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         if self._tower is None:
             raise UnsupportedModelError(
                 "ClipGradCam.attribute_targets needs the last stage of the tower; with another "
-                "layer call attribute once a target."
+                "layer call attribute once per target."
             )
         return super()._run(*call)
 

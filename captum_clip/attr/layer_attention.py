@@ -83,7 +83,7 @@ class LayerAttention(ViTAttribution):
         count = len(self._tower.attentions)
         if isinstance(index, bool) or not isinstance(index, int) or not -count <= index < count:
             raise InputError(
-                f"index: {index!r} is no layer; the tower has layers 0 to {count - 1}, or "
+                f"index: {index!r} is not a layer; the tower has layers 0 to {count - 1}, or "
                 f"-{count} to -1 from the end."
             )
         compute = self._gradient if of == "gradient" else self._attention

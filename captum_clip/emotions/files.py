@@ -56,7 +56,7 @@ def read_probe(path: Path) -> tuple[Arrays, dict[str, Any]]:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"{weights} is no safetensors file ({error}).") from error
+        raise InputError(f"{weights} is not a safetensors file ({error}).") from error
     if path == weights and _FORMAT in header:
         facts = json.loads(header[_FORMAT])
         if facts["sha256"] != _digest(arrays):
@@ -91,7 +91,7 @@ def read_rows(path: Path, content: Any) -> npt.NDArray[np.float64]:
     """
     if not isinstance(content, dict) or set(content) != set(CLASSES):
         raise InputError(
-            f"{path} is no file of emotion encodings: expected JSON with the nine names "
+            f"{path} is not a file of emotion encodings: expected JSON with the nine names "
             f"{', '.join(CLASSES)} and a list of numbers for each."
         )
     try:
@@ -118,7 +118,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(contents)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON file ({error}).") from error
+        raise InputError(f"{path} is not a JSON file ({error}).") from error
 
 
 def _read(path: Path) -> bytes:

@@ -176,7 +176,9 @@ class EmotionProbe:
                 classes=tuple(facts["classes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"EmotionProbe.load: {path} is no whole probe ({error}).") from error
+            raise InputError(
+                f"EmotionProbe.load: {path} is not a complete probe ({error})."
+            ) from error
 
     @classmethod
     def read_encodings(cls, path: str | Path) -> EmotionProbe:

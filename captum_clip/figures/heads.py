@@ -95,13 +95,16 @@ def heads(
     check_integer(caller, "count", count)
     if len(as_list(text)) + len(as_list(references)) > 1:
         raise InputError(
-            f"{caller}: expected one text or one image to explain, got several; draw a figure each."
+            f"{caller}: expected one text or one image to explain, got several; draw one figure "
+            "for each."
         )
     [clip] = open_models(caller, model, device)
     target, [reference] = open_target(caller, clip, text, references)
     pixels = clip.preprocess(image)
     if len(pixels) != 1:
-        raise InputError(f"{caller}: expected one image, got {len(pixels)}; draw a figure each.")
+        raise InputError(
+            f"{caller}: expected one image, got {len(pixels)}; draw one figure for each."
+        )
     parts = score_parts(clip, target, pixels, count=count, sign=sign)
     said = {"each": EACH, "shared": "one scale for all maps"}[scale]
     return visualization.heads(

@@ -123,7 +123,7 @@ def paired_difference(
     other, _ = _checked(caller, second, groups, level, resamples)
     if len(own) != len(other):
         raise InputError(
-            f"{caller}: {len(own)} and {len(other)} values; expected one of each method an image."
+            f"{caller}: {len(own)} and {len(other)} values; expected one per method and image."
         )
     return difference_of(_means(own - other, index, resamples, seed), level)
 

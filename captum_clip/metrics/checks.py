@@ -45,7 +45,7 @@ def check_masks(caller: str, maps: Tensor, masks: Any, *, what: str = "masks") -
     check_bool(caller, what, masks)
     if masks.ndim < 2 or masks.shape[:-2] != maps.shape[:-2]:
         raise InputError(
-            f"{caller}: expected one of the {what} (..., H, W) a map, got {what} "
+            f"{caller}: expected one of the {what} (..., H, W) per map, got {what} "
             f"{tuple(masks.shape)} for maps {tuple(maps.shape)}."
         )
     check_device(caller, maps, masks, what=what)
@@ -140,12 +140,12 @@ def checked_scores(caller: str, forward: Forward, images: Tensor, largest: int |
     scores = scores.reshape(len(images), -1)
     if largest is None and scores.shape[1] != 1:
         raise InputError(
-            f"{caller}: the forward function returns {scores.shape[1]} scores an image; say which "
+            f"{caller}: the forward function returns {scores.shape[1]} scores per image; say which "
             "one is meant by a target."
         )
     if largest is not None and largest >= scores.shape[1]:
         raise InputError(
-            f"{caller}: the forward function returns {scores.shape[1]} scores an image, and a "
+            f"{caller}: the forward function returns {scores.shape[1]} scores per image, and a "
             f"target is {largest}; give it as many classes as there are targets."
         )
     return scores

@@ -163,7 +163,7 @@ def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
     check_maps(f"{caller}, densities", densities)
     if densities.shape[:-2] != maps.shape[:-2]:
         raise InputError(
-            f"{caller}: expected one density (..., H, W) a map, got densities "
+            f"{caller}: expected one density (..., H, W) per map, got densities "
             f"{tuple(densities.shape)} for maps {tuple(maps.shape)}."
         )
     check_device(caller, maps, densities, what="densities")

@@ -65,7 +65,7 @@ def spatial_entropy(maps: Tensor) -> Tensor:
     if (maps < 0).any():
         raise InputError(
             f"spatial_entropy: expected maps without values below zero, got {maps.min():.3g}; "
-            "maps.positive(maps) or maps.normalize(maps) gives such."
+            "maps.positive(maps) or maps.normalize(maps) makes them."
         )
     cells = maps.double().flatten(-2)
     return _entropy(cells / cells.sum(-1, keepdim=True))  # zeros give NaN

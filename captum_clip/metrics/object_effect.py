@@ -169,7 +169,7 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     check_finite("effect_agreement", "effects", effects)
     if mass.shape != effects.shape:
         raise InputError(
-            f"effect_agreement: expected one effect a mass, got {tuple(effects.shape)} for "
+            f"effect_agreement: expected one effect per mass, got {tuple(effects.shape)} for "
             f"{tuple(mass.shape)}."
         )
     masses, truths = mass.cpu().double().flatten(), effects.cpu().double().flatten()
@@ -229,7 +229,7 @@ def object_effect(
     check_bool("object_effect", "off_target", off_target)
     if off_target.shape != mass.shape:
         raise InputError(
-            f"object_effect: expected off_target {tuple(mass.shape)}, one a pair, got "
+            f"object_effect: expected off_target {tuple(mass.shape)}, one per pair, got "
             f"{tuple(off_target.shape)}."
         )
     pairs = off_target.cpu()

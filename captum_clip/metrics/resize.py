@@ -26,7 +26,7 @@ def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
     shapes = f"maps {tuple(maps.shape)} for images {tuple(images.shape)}"
     flat = maps[:, None] if maps.ndim == 3 else maps
     if flat.ndim != 4 or len(flat) != len(images):
-        raise InputError(f"{caller}: expected one map (h, w) or (1, h, w) an image, got {shapes}.")
+        raise InputError(f"{caller}: expected one map (h, w) or (1, h, w) per image, got {shapes}.")
     if flat.shape[1] != 1 and flat.shape != images.shape:
         raise InputError(
             f"{caller}: expected maps with one channel or of the images' shape, got {shapes}; with "

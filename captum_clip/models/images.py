@@ -197,7 +197,7 @@ def _check_regular(path: Path, source: str) -> None:
     """Opened, a named pipe would wait for a writer for ever."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(f"preprocess: {source} is no file but a pipe or a device.")
+        raise InputError(f"preprocess: {source} is not a file but a pipe or a device.")
 
 
 def _guarded(load: Callable[[], _Loaded], source: str) -> _Loaded:

@@ -128,7 +128,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         chosen = torch.device(device or ("cuda" if cuda else "cpu"))
     except RuntimeError as error:
         raise InputError(
-            f"load_clip: {device!r} is no device of PyTorch; expected 'cpu', 'cuda' or the like."
+            f"load_clip: {device!r} is not a device of PyTorch; expected 'cpu', 'cuda' or the like."
         ) from error
     if chosen.type == "cuda" and not cuda:
         raise InputError(

@@ -47,7 +47,7 @@ def record_features(
             if output.shape[1] != expected:
                 raise UnsupportedModelError(
                     f"the vision tower ran on {output.shape[1]} tokens where {expected} were "
-                    "expected; take away what adds or drops tokens, such as prompts."
+                    "expected; remove what adds or drops tokens, such as prompts."
                 )
             patches = output[:, prefix:].transpose(1, 2).reshape(len(output), -1, *grid)
             tokens = passed(patches).flatten(2).transpose(1, 2)

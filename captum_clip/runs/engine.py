@@ -59,8 +59,7 @@ def check_engine(caller: str, name: str, workers: int, gpus: int) -> None:
     check_choice(caller, name, ENGINES, name="an engine")
     if name == "local" and gpus > 1:
         raise InputError(
-            f"{caller}: the local engine computes on one GPU; engine='ray' shares out {gpus} of "
-            "them."
+            f"{caller}: the local engine computes on one GPU; engine='ray' uses {gpus} of them."
         )
     if name == "ray" and workers == 0:
         raise InputError(f"{caller}: Ray needs one worker or more, got workers=0.")

@@ -89,7 +89,7 @@ def _read_same(kind: ManifestFormat, about: Content, content: bytes, output: Sto
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{output.root}/{NAME} is no manifest of {kind.a_noun} that this version can go on "
+            f"{output.root}/{NAME} is not a manifest of {kind.a_noun} that this version can go on "
             f"with ({error}); name another output folder."
         ) from error
     if differences:

@@ -76,8 +76,8 @@ class ImageLoader:
         root = self.images.root
         if self.images.is_local and not os.path.isdir(root):
             raise InputError(
-                f"the folder {root} is away; what is done is kept; start the same command again "
-                "when it is back."
+                f"the folder {root} cannot be reached; what is done is kept; run the same command "
+                "again when it is back."
             )
 
     def _read(self, path: Path, name: str) -> Tensor:

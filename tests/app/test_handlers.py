@@ -60,7 +60,7 @@ def test_a_problem_leaves_the_maps_and_says_so(cache: ModelCache) -> None:
 def test_show_fills_the_layer_view_where_it_is_open(cache: ModelCache) -> None:
     assert "layer 5" in ask(cache, "a horse", view="layers").layers
     turn = ask(cache, "a horse", model="demo/resnet", view="layers")
-    assert "has none of" in turn.layers
+    assert "has none" in turn.layers
     assert turn.problem == ""
     assert turn.result is not None
 

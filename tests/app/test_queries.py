@@ -145,7 +145,7 @@ def test_heads_are_those_of_direct_contribution(answer: Result, cache: ModelCach
     [
         ({"image": None}, InputError, "Choose an image"),
         ({"texts": " \n"}, TargetError, "Type a text"),
-        ({"texts": "a dog\n" * (MAX_TEXTS + 1)}, TargetError, "13 texts, at most 12 at once"),
+        ({"texts": "a dog\n" * (MAX_TEXTS + 1)}, TargetError, "13 texts; at most 12 at once"),
         ({"texts": "a unicorn"}, TargetError, "do not know 'unicorn'"),
         ({"texts": "a " * 20}, TargetError, "22 tokens"),
         ({"model": "ViT-B/32"}, InputError, "not offered here; choose demo/vit or demo/resnet"),

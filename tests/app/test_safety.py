@@ -109,7 +109,7 @@ def test_a_scene_that_is_no_number_is_a_sentence(seed: float | None) -> None:
 
 @pytest.mark.parametrize("host", ["a" * 70, ".x"])
 def test_a_host_that_is_no_name_is_a_sentence(host: str) -> None:
-    with pytest.raises(InputError, match=r"no name or address|cannot listen"):
+    with pytest.raises(InputError, match=r"not the name or address|cannot listen"):
         open_port(host, 0)
 
 

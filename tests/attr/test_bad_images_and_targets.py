@@ -99,7 +99,7 @@ BAD_TARGETS = [
     ([0, 1], "got 2 targets for 3 images; give one, or one per image"),
     (torch.tensor([0, 1, 0, 1]), "4 targets for 3 images"),
     ([], "0 targets for 3 images"),
-    (None, "returns 4 scores an image.*target=0.*attribute_targets"),
+    (None, "returns 4 scores per image.*target=0.*attribute_targets"),
     (True, r"expected an index or one index per image, got True \(bool\)"),
     (1.0, r"got 1.0 \(float\)"),
     ([0, 1, 2.0], r"got 2.0 \(float\)"),
@@ -156,7 +156,7 @@ def test_rollout_and_attention_need_no_target(target):
 def test_gradient_of_a_layer_needs_a_target():
     """It does depend on the target."""
     method = attr.LayerAttention(cases.similarity("hf_vit"))
-    with pytest.raises(TargetError, match=r"returns 4 scores an image"):
+    with pytest.raises(TargetError, match=r"returns 4 scores per image"):
         method.attribute(cases.images("hf_vit"), of="gradient")
 
 

@@ -247,7 +247,7 @@ def test_tokens_that_do_not_fit_the_grid_are_counted() -> None:
     built = double("hf_vit")
     embeddings = built.model.vision_model.embeddings
     embeddings.register_forward_hook(lambda *call: torch.cat([call[-1], call[-1][:, 1:3]], 1))
-    message = r"ran on 19 tokens, but 1 before the patches and a grid of 4 x 4 make 17; take away"
+    message = r"ran on 19 tokens, but 1 before the patches and a grid of 4 x 4 make 17; remove what"
     with pytest.raises(UnsupportedModelError, match=message):
         attr.LastGradAttention(similarity_of(built)).attribute_targets(built.images())
 

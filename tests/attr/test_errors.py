@@ -299,10 +299,10 @@ def test_exception_of_the_callable_comes_out(setting, error):
         ("LastGradAttention", {"heads": "all"}, "heads: .*paired, averaged, got 'all'"),
         ("LayerAttention", {"of": "value"}, "of: .*attention, gradient, got 'value'"),
         ("LayerAttention", {"rows": "mean"}, "rows: .*cls, sum, got 'mean'"),
-        ("LayerAttention", {"index": 3}, "index: 3 is no layer.*0 to 2"),
-        ("LayerAttention", {"index": -4}, "index: -4 is no layer.*-3 to -1"),
-        ("LayerAttention", {"index": 1.0}, "index: 1.0 is no layer"),
-        ("LayerAttention", {"index": True}, "index: True is no layer"),
+        ("LayerAttention", {"index": 3}, "index: 3 is not a layer.*0 to 2"),
+        ("LayerAttention", {"index": -4}, "index: -4 is not a layer.*-3 to -1"),
+        ("LayerAttention", {"index": 1.0}, "index: 1.0 is not a layer"),
+        ("LayerAttention", {"index": True}, "index: True is not a layer"),
         *(
             (method, {"start_layer": value}, message)
             for method in ("AllGradAttention", "AttentionRollout", "LastGradAttention")

@@ -139,11 +139,11 @@ def test_other_json_is_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", b"{", "is no JSON file"),
-        ("x.json", b"\xff\xfe", "is no JSON file"),
-        ("x.json", b"[" * 100_000, "is no JSON file"),
+        ("x.json", b"{", "is not a JSON file"),
+        ("x.json", b"\xff\xfe", "is not a JSON file"),
+        ("x.json", b"[" * 100_000, "is not a JSON file"),
         ("x.json", b"[1]", "expected JSON with the nine names"),
-        ("x.safetensors", b"no", "is no safetensors file"),
+        ("x.safetensors", b"no", "is not a safetensors file"),
     ],
 )
 def test_damaged_files_are_refused(probe, tmp_path, name, content, message):
@@ -183,18 +183,18 @@ def test_a_description_that_is_not_whole_is_refused(probe, tmp_path, change):
     facts = {**json.loads((tmp_path / "x.json").read_text()), **change}
     facts = {name: fact for name, fact in facts.items() if name != "model" or fact}
     (tmp_path / "x.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="is no whole probe"):
+    with pytest.raises(InputError, match="is not a complete probe"):
         EmotionProbe.load(tmp_path / "x.json")
     arrays = {"weights": probe.weights, "bias": probe.bias}
     files.write_probe(tmp_path / "y.safetensors", arrays, facts)
-    with pytest.raises(InputError, match="is no whole probe"):
+    with pytest.raises(InputError, match="is not a complete probe"):
         EmotionProbe.load(tmp_path / "y.safetensors")
 
 
 def test_safetensors_of_something_else_are_refused(tmp_path):
     """Other arrays under our format, and arrays without one."""
     files.write_probe(tmp_path / "x.safetensors", {"other": np.eye(2)}, {})
-    with pytest.raises(InputError, match="is no whole probe"):
+    with pytest.raises(InputError, match="is not a complete probe"):
         EmotionProbe.load(tmp_path / "x.safetensors")
     save_file({"weights": np.eye(9)}, tmp_path / "y.safetensors")
     for text in (None, "{}"):

@@ -263,7 +263,7 @@ def test_centre_is_highest_in_the_middle() -> None:
         ),
         (VIT, "last-grad:head=paired", "last-grad has no option 'head'"),
         (VIT, "last-grad:heads", "cannot read 'heads'"),
-        (VIT, "layer:index=x", "index: 'x' is no layer"),
+        (VIT, "layer:index=x", "index: 'x' is not a layer"),
         (VIT, "layer:index", "cannot read 'index' in 'layer:index'; options look like"),
         (VIT, "layer:depth=1", "no option 'depth'"),
         (VIT, "rollout:sign=signed", "rollout does not depend on the target"),

@@ -183,11 +183,11 @@ EFFECTS = torch.ones(3, 2)
         ({"masks": HALVES.expand(2, 2, 6, 8)}, r"got masks \(2, 2, 6, 8\)"),
         ({"masks": HALVES & HALVES.flip(0)}, "2 of the masks are empty"),
         ({"masks": HALVES | HALVES.flip(0)}, "2 of the masks are full"),
-        ({"effects": EFFECTS[:2]}, r"one effect a mass, got \(2, 2\) for \(3, 2\)"),
+        ({"effects": EFFECTS[:2]}, r"one effect per mass, got \(2, 2\) for \(3, 2\)"),
         ({"effects": EFFECTS * torch.nan}, "effects hold NaN"),
         ({"effects": [1.0]}, "effects as a floating-point tensor"),
         ({"off_target": EFFECTS}, "off_target as a bool tensor"),
-        ({"off_target": EFFECTS[:2] > 0}, r"off_target \(3, 2\), one a pair, got \(2, 2\)"),
+        ({"off_target": EFFECTS[:2] > 0}, r"off_target \(3, 2\), one per pair, got \(2, 2\)"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(changes, message):

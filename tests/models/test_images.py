@@ -239,7 +239,7 @@ def test_a_named_pipe_is_refused_at_once(tmp_path):
     """Opened, it would wait for a writer for ever."""
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
-    with pytest.raises(InputError, match=r"pipe\.png is no file but a pipe or a device"):
+    with pytest.raises(InputError, match=r"pipe\.png is not a file but a pipe or a device"):
         as_pil(path)
 
 

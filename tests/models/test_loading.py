@@ -189,7 +189,7 @@ def test_devices_and_types_that_cannot_be_had_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device='cuda' was asked for, but PyTorch sees no CUDA"):
         load_clip(tmp_path, device="cuda")
-    with pytest.raises(InputError, match="'gpu' is no device"):
+    with pytest.raises(InputError, match="'gpu' is not a device"):
         load_clip(tmp_path, device="gpu")
     with pytest.raises(InputError, match=r"floating-point dtype, got torch\.int8"):
         load_clip(tmp_path, dtype=torch.int8)

@@ -180,7 +180,7 @@ def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     found = image_features(clip, [tmp_path / "pipe.png", paths[0]], cache=False)
     assert found.paths == (paths[0],)
-    assert "is no file but a pipe" in found.skipped[tmp_path / "pipe.png"]
+    assert "is not a file but a pipe" in found.skipped[tmp_path / "pipe.png"]
 
 
 def test_narrow_pictures_are_left_out(clip, paths, tmp_path):

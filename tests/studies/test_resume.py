@@ -274,7 +274,9 @@ def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(ImageLoader, "load", vanish)
-        with pytest.raises(InputError, match=r"images is away; .* start the same command again"):
+        with pytest.raises(
+            InputError, match=r"images cannot be reached; .* run the same command again"
+        ):
             run_study(config)
     (tmp_path / "away").rename(images)
     assert run_study(config).skipped == {}

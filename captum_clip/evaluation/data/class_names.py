@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, str]:
     wrong = [row for row in rows if len(row) != 2 or not all(row)]
     if wrong:
         raise InputError(
-            f"{path}: expected a class and its name a line, with a tab between them, got "
+            f"{path}: expected a class and its name per line, with a tab between them, got "
             f"{' '.join(wrong[0])!r}."
         )
     return {row[0]: row[1] for row in rows}

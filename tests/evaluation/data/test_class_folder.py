@@ -70,7 +70,9 @@ def test_numbers_of_wordnet_are_named(tmp_path):
 def test_bad_files_of_names_are_said(folder, line):
     """A class, a tab, a name."""
     (folder / "classnames.txt").write_text(f"{line}\n")
-    with pytest.raises(InputError, match=r"classnames\.txt: expected a class and its name a line"):
+    with pytest.raises(
+        InputError, match=r"classnames\.txt: expected a class and its name per line"
+    ):
         ClassFolder(folder)
 
 
