@@ -54,6 +54,8 @@ class Explanation:
         words: whether the first target is a text and the others are its words.
         text_maps: of the text side, for each text its words with their values; start, end and
             padding are left out. Where only the text side was asked for, `maps` is empty.
+        hints: of each image the sentences that say which maps should be doubted, where they were
+            asked for; they stand in the caption of :meth:`plot`.
         crops: of each image where it lies in its photo; none of images that came as tensors, or by
             a processor of which that is not known.
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
@@ -71,6 +73,7 @@ class Explanation:
     images: Tensor
     words: bool = False
     text_maps: tuple[TextMap, ...] = ()
+    hints: tuple[tuple[str, ...], ...] = ()
     crops: tuple[Crop, ...] = ()
     photos: tuple[ImageLike, ...] = ()
 
@@ -82,7 +85,9 @@ class Explanation:
             and self.norms.shape == shape[1:]
             and len(self.maps) + len(self.text_maps) > 0
             and len(self.text_maps) in (0, len(self.names))
-            and all(len(part) in (0, len(self.images)) for part in (self.crops, self.photos))
+            and all(
+                len(part) in (0, len(self.images)) for part in (self.hints, self.crops, self.photos)
+            )
             and all(sign in SIGNS and m.ndim == 4 for sign, m in self.maps.items())
             and all(m.shape[:2] == shape for m in self.maps.values())
         )
@@ -132,6 +137,9 @@ class Explanation:
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
         if list(self.maps) == ["negative"]:
             caption += " \N{MIDDLE DOT} what speaks against"
+        for number, sentences in enumerate(self.hints, 1):
+            which = f"image {number}: " if len(self.hints) > 1 and sentences else ""
+            caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
         shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
         shown["alpha"] = alpha
         if not self.words and not self.text_maps and len(heat) == 2:
@@ -253,8 +261,9 @@ class Explanation:
             value = getattr(self, part)
             arrays[part] = value.numpy() if isinstance(value, Tensor) else np.array(value)
         arrays["crops"] = np.array([(*c.size, *c.box) for c in self.crops], dtype=np.float64)
-        if self.text_maps:
-            arrays["text_maps"] = np.array(json.dumps(self.text_maps))
+        for part in ("text_maps", "hints"):
+            if getattr(self, part):
+                arrays[part] = np.array(json.dumps(getattr(self, part)))
 
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **arrays)
@@ -286,6 +295,7 @@ class Explanation:
                 method=str(arrays["method"]),
                 words=bool(arrays["words"]),
                 text_maps=from_json(str(arrays.get("text_maps", "[]"))),
+                hints=tuple(map(tuple, json.loads(str(arrays.get("hints", "[]"))))),
                 crops=tuple(
                     Crop((int(height), int(width)), (left, top, right, bottom))
                     for height, width, left, top, right, bottom in arrays.get("crops", ())

@@ -15,6 +15,7 @@ from .attr.registry import MethodChoice, default_method
 from .checks import check_integer
 from .errors import InputError, TargetError
 from .explained import FORMATS, SIGNS, Explanation, Sign
+from .hints import find_hints
 from .models import ClipAdapter, load_clip
 from .models.base import ImageLike
 from .similarity import ClipSimilarity
@@ -36,6 +37,7 @@ def explain(
     words: bool | Sequence[str | tuple[int, int]] = False,
     side: Side = "image",
     whole: bool = False,
+    hints: bool = False,
     batch_size: int | None = None,
     processor: Any = None,
     tokenizer: Any = None,
@@ -65,6 +67,9 @@ def explain(
         whole: pad each picture to a square with the mean colour, so that the model sees all of it,
             where it otherwise sees what its processor leaves, as a rule the square in the middle.
             This is another input than the crop, with other scores and maps.
+        hints: say which maps should be doubted (`Explanation.hints`): those of a text that fits the
+            image no better than unrelated ones, and those that hardly change with the text. It
+            costs about two more forward passes; for texts, the image side and the positive sign.
         batch_size: images at a time, with a progress bar; all at once by default.
         processor: the model's image processor, where it has none yet; pictures are drawn with its
             mean and deviation, also where the images are tensors.
@@ -87,7 +92,7 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'last-grad')
         >>> figure = explanation.plot()
     """
-    _check_arguments(texts, sign, words, batch_size, side)
+    _check_arguments(texts, sign, words, batch_size, side, hints)
     chosen = None if method is None else MethodChoice.of(method, options)
     clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
     choices = _choices(clip, chosen, options, side)
@@ -100,6 +105,7 @@ def explain(
     pieces = _pieces(image, batch_size)
     raw, scores, shown = [], [], []
     by_word: tuple[TextMap, ...] = ()
+    said: list[tuple[str, ...]] = []
     for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
         seen = photos.preprocess(clip, piece, whole=whole)
         shown.append(seen._replace(pixels=clip.denormalize(seen.pixels).cpu()))
@@ -112,6 +118,11 @@ def explain(
             )
             cosines = -cosines if sign == "negative" else cosines
             raw.append(maps.positive(values.cpu()))
+            if hints:
+                count = 1 if words else len(target)
+                of_texts = (raw[-1][:, :count], cosines[:, :count].cpu())
+                own = target.names[:count]
+                said += find_hints(clip, choices["image"], seen.pixels, own, *of_texts)
         scores.append(cosines[:, : len(target)].cpu())
     chunks = _joined(raw).chunk(len(wanted), dim=1) if raw else ()  # none of the text side
     names = list(dict.fromkeys(choice.name for choice in choices.values()))
@@ -125,6 +136,7 @@ def explain(
         images=_joined([seen.pixels for seen in shown]),
         words=bool(words),
         text_maps=by_word,
+        hints=tuple(said),
         crops=tuple(crop for seen in shown for crop in seen.crops),
         photos=tuple(photo for seen in shown for photo in seen.photos),
     )
@@ -144,7 +156,9 @@ def _choices(
     return choices
 
 
-def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any, side: Any) -> None:
+def _check_arguments(
+    texts: Any, sign: Any, words: Any, batch_size: Any, side: Any, hints: Any
+) -> None:
     if side not in ("image", "text", "both"):
         raise InputError(f"explain: expected side image, text or both, got {side!r}.")
     if side != "image" and (isinstance(texts, Target) or words):
@@ -155,6 +169,11 @@ def _check_arguments(texts: Any, sign: Any, words: Any, batch_size: Any, side: A
         )
     if sign not in (*SIGNS, "both"):
         raise InputError(f"explain: expected sign positive, negative or both, got {sign!r}.")
+    if hints and (isinstance(texts, Target) or side == "text" or sign == "negative"):
+        raise InputError(
+            "explain: hints=True compares positive maps of texts with those of unrelated texts; "
+            "leave it out with a Target, side='text' or sign='negative'."
+        )
     if batch_size is not None:
         check_integer("explain", "batch_size", batch_size)
     if words and (isinstance(texts, Target) or (not isinstance(texts, str) and len(texts) != 1)):

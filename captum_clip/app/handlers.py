@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ..attr.registry import MethodChoice, default_method, methods_for
 from ..errors import CaptumClipError
 from ..models.towers import Tower
 from . import html
 from .model_cache import ModelCache
-from .queries import Query, Result, ask, heads, layers, pick
+from .queries import Query, Result, ask, heads, layers, pick, words
 
-View = Literal["texts", "layers", "heads"]
+Detail = Literal["words", "layers", "heads"]
+"""The tabs that are filled when they are opened, for one text at a time."""
+View = Detail | Literal["texts"]
 """The tabs of the page."""
 
 _KNOWN_AS: Final = {"last-grad": "Mamooler", "all-grad": "Chefer"}
@@ -45,6 +47,7 @@ class PageState:
     Attributes:
         result: what later clicks go on from; None where nothing was found.
         cards: HTML of the texts' maps.
+        words: HTML of the view of words.
         layers: HTML of the layer view.
         heads: HTML of the heads' view.
         problem: a sentence, empty where all went well.
@@ -52,6 +55,7 @@ class PageState:
 
     result: Result | None = None
     cards: str = html.WELCOME
+    words: str = ""
     layers: str = ""
     heads: str = ""
     problem: str = ""
@@ -82,20 +86,21 @@ def pick_word(cache: ModelCache, before: PageState, text: int, word: int) -> Pag
     return replace(before, result=result, cards=html.cards(result), problem="")
 
 
-def open_view(
-    cache: ModelCache, before: PageState, view: Literal["layers", "heads"], text: int = 0
-) -> PageState:
-    """Fill the view of a text's layers or heads, with the reason where there are none."""
+def open_view(cache: ModelCache, before: PageState, view: Detail, text: int = 0) -> PageState:
+    """Fill the view of a text's words, layers or heads, with the reason where there are none."""
     shown = html.WELCOME
     if before.result is not None:
         try:
             shown = _draw(cache, before.result, view, text)
         except CaptumClipError as error:
             shown = html.problem(sentence(error))
-    return replace(before, heads=shown) if view == "heads" else replace(before, layers=shown)
+    details: dict[str, Any] = {view: shown}
+    return replace(before, **details)
 
 
-def _draw(cache: ModelCache, result: Result, view: Literal["layers", "heads"], text: int) -> str:
+def _draw(cache: ModelCache, result: Result, view: Detail, text: int) -> str:
+    if view == "words":
+        return html.word_row(result, text, words(cache, result, text))
     if view == "heads":
         return html.head_cards(result, text, heads(cache, result, text))
     return html.layer_rows(result, text, *layers(cache, result, text))

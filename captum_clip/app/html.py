@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Final
 
 import numpy as np
 import torch
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, to_hex
 from PIL import Image
 from torch import Tensor
 
 from .. import maps
 from ..figures.heads import ScoreParts
+from ..models.images import as_pil
+from ..text_maps import TextMap
+from ..visualization.blend import ramp
 from ..visualization.heads import REST, sum_notes
 from ..visualization.overlay import score_note
-from ..visualization.style import HEAT, NEGATIVE, POSITIVE, colormap
+from ..visualization.sentences import colored_words
+from ..visualization.style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
 from .pictures import css_gradient, data_url, layer, photo, signed_heat, signed_layer
 from .queries import Result
 
@@ -30,29 +34,44 @@ _WORDS: Final = {"positive": "for", "negative": "against"}
 def cards(result: Result) -> str:
     """The image, then a card for each text: its maps, its cosine, its words to click."""
     shown, heat = result.shown(), result.heat()
-    colors = _colors(heat)
     image = shown.images[0]
     plain = _picture(data_url(image.permute(1, 2, 0).numpy()), "the image", kind="plain")
     parts = [_card(plain, "<b>image</b>", "as the model sees it")]
-    if result.photo is not None:
+    if result.crop != (0, 0, 1, 1):
+        [photo] = as_pil(shown.photos[0])
         note = "the model sees the frame"
-        parts.insert(0, _card(_framed(result.photo, result.crop), "<b>photo</b>", note))
+        parts.insert(0, _card(_framed(photo, result.crop), "<b>photo</b>", note))
     for text, (name, score) in enumerate(zip(shown.names, shown.scores[0].tolist(), strict=True)):
-        pictures = "".join(
-            _picture(
-                data_url(layer(values[0, text], colors[sign])),
-                f"what speaks {_WORDS[sign]} {name}",
-                mark=_WORDS[sign] if len(heat) == 2 else "",  # colours alone are not for everybody
-            )
-            for sign, values in heat.items()
-        )
+        pictures = _pictures({sign: values[0, text] for sign, values in heat.items()}, name)
         note = _norm_note(result, text) if result.picks[text] else score_note(score)
         if not any(bool(values[0, text].any()) for values in heat.values()):
             note += ", no heat"
         parts.append(_card(pictures, _words(result, text), note, wide=len(heat) == 2))
     source = escape(f"{shown.model} \N{MIDDLE DOT} {shown.method}")
     foot = f'<p class="foot">{_legend(heat)}<span class="source">{source}</span></p>'
-    return f'<div class="cards" style="{_photo(image)}">{"".join(parts)}</div>{foot}'
+    hints = "".join(f'<p class="hint">{escape(hint)}</p>' for said in shown.hints for hint in said)
+    return f'<div class="cards" style="{_style(image)}">{"".join(parts)}</div>{hints}{foot}'
+
+
+def word_row(result: Result, text: int, words: TextMap) -> str:
+    """The maps of a text beside its words, coloured by what each adds."""
+    explanation, image = result.explanation, result.explanation.images[0]
+    heat = explanation.heat("bicubic")
+    name = explanation.names[text]
+    pictures = _pictures({sign: values[0, text] for sign, values in heat.items()}, name)
+    score = score_note(float(explanation.scores[0, text]))
+    drawn = "".join(
+        f'<span><b style="background:{to_hex(color)}">{escape(word)}</b>{number}</span>'
+        for (word, _), (color, number) in zip(words, colored_words(words), strict=True)
+    )
+    note = (
+        "Orange words speak for the image and blue ones against it, by the chosen method, or by "
+        "conservative where that needs a grid; the values need not add up to the cosine."
+    )
+    return (
+        f'<div style="{_style(image)}"><p class="hint">{note}</p><div class="sentence">'
+        f"{_card(pictures, '', score, wide=len(heat) == 2)}<p>{drawn}</p></div></div>"
+    )
 
 
 def layer_rows(result: Result, text: int, attention: Tensor, gradient: Tensor) -> str:
@@ -78,7 +97,7 @@ def layer_rows(result: Result, text: int, attention: Tensor, gradient: Tensor) -
         "attention would raise the cosine (orange) or lower it (blue). Each picture has a scale of "
         "its own; layers count from 0, as in LayerAttention."
     )
-    return f'<div style="{_photo(image)}"><p class="hint">{note}</p>{body}</div>'
+    return f'<div style="{_style(image)}"><p class="hint">{note}</p>{body}</div>'
 
 
 def head_cards(result: Result, text: int, parts: ScoreParts) -> str:
@@ -109,7 +128,7 @@ def head_cards(result: Result, text: int, parts: ScoreParts) -> str:
         "and heads count from 0, as in DirectContribution."
     )
     return (
-        f'<div style="{_photo(image)}"><p class="hint">{note}</p>'
+        f'<div style="{_style(image)}"><p class="hint">{note}</p>'
         f'<div class="layers">{cards}</div></div>'
     )
 
@@ -129,14 +148,27 @@ def _legend(signs: Iterable[str]) -> str:
     colors = _colors(signs)
     meaning = {"positive": "speaks for the text", "negative": "speaks against it"}
     return "".join(
-        f'<span class="legend"><i style="background:{css_gradient(colors[sign])}"></i>'
+        f'<span class="legend"><i style="background:{css_gradient(ramp(colors[sign], ALPHA))}"></i>'
         f"{meaning[sign]}: low to high</span>"
         for sign in signs
     )
 
 
-def _photo(image: Tensor) -> str:
+def _style(image: Tensor) -> str:
     return f"--photo:url({photo(image)});--shape:{image.shape[-1]}/{image.shape[-2]}"
+
+
+def _pictures(heat: Mapping[str, Tensor], name: str) -> str:
+    """The maps (H, W) of a text; of both signs, each is marked."""
+    colors = _colors(heat)
+    return "".join(
+        _picture(
+            data_url(layer(values, colors[sign])),
+            f"what speaks {_WORDS[sign]} {name}",
+            mark=_WORDS[sign] if len(heat) == 2 else "",  # colours alone are not for everybody
+        )
+        for sign, values in heat.items()
+    )
 
 
 def _picture(url: str, description: str, *, kind: str = "map", mark: str = "") -> str:

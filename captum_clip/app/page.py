@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError
 from ..visualization.style import ALPHA
 from . import downloads, handlers, html
-from .handlers import PageState
+from .handlers import Detail, PageState
 from .model_cache import ModelCache
 from .pictures import as_url
 from .queries import Query, example
@@ -29,7 +29,8 @@ _QUIET: Final[dict[str, Any]] = {
 }
 _UPLOAD_SECONDS: Final = 3600
 _FIRST_SCENE: Final = 5  # one that is answered well
-_VIEWS: Final[dict[Literal["layers", "heads"], str]] = {
+_VIEWS: Final[dict[Detail, str]] = {
+    "words": "Which words",
     "layers": "Layer by layer",
     "heads": "Heads",
 }
@@ -117,7 +118,7 @@ def _result() -> dict[str, Any]:
     parts: dict[str, Any] = {"state": gr.State(PageState()), "view": gr.State("texts")}
     parts["problem"] = gr.HTML("", elem_id="problem")
     with gr.Tabs():
-        with gr.Tab("Texts and their words") as parts["texts_tab"]:
+        with gr.Tab("Texts") as parts["texts_tab"]:
             parts["cards"] = gr.HTML(html.WELCOME, elem_id="cards", js_on_load=SCRIPTS["word"])
             with gr.Row(elem_classes="tight"):
                 parts["opacity"] = gr.Slider(
@@ -176,9 +177,9 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
     def of(*names: str) -> list[Any]:
         return [parts[name] for name in names]
 
-    shown = of("state", "cards", "layers", "heads", "problem")
+    shown = of("state", "cards", *_VIEWS, "problem")
     query = of("image", "texts", "model", "method", "sign", "state", "view")
-    showing = {"inputs": query, "outputs": [*shown, *of("layers_text", "heads_text")]}
+    showing = {"inputs": query, "outputs": [*shown, *of(*(f"{view}_text" for view in _VIEWS))]}
     parts["show"].click(show, **showing, **{**_QUIET, "show_progress": "minimal"}).then(
         None, None, None, js=SCRIPTS["scroll"]
     )
@@ -246,5 +247,6 @@ def _uploaded_path(uploads: str, payload: Any) -> str | None:
     return str(path)
 
 
-def _outputs(state: PageState) -> tuple[PageState, str, str, str, str]:
-    return state, state.cards, state.layers, state.heads, html.problem(state.problem)
+def _outputs(state: PageState) -> tuple[PageState | str, ...]:
+    views = (getattr(state, view) for view in _VIEWS)
+    return state, state.cards, *views, html.problem(state.problem)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .. import targets
@@ -20,11 +19,11 @@ from ..explanation import Explanation, Sign, explain
 from ..figures.heads import ScoreParts, score_parts
 from ..models import ClipAdapter
 from ..models.base import ImageLike
-from ..models.geometry import geometry_of
 from ..models.images import as_pil
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
+from ..text_maps import TextMap
 from .model_cache import ModelCache
 
 MAX_TEXTS: Final = 12
@@ -58,8 +57,6 @@ class Result:
         model: its name in the cache.
         sign: of the query.
         pixels: the image as the model took it, (1, 3, H, W).
-        photo: the whole image where the model saw a part of it, else None.
-        crop: that part, left, top, width and height in [0, 1].
         explanation: maps and scores of the K texts.
         words: a text's position -> maps of the text and of its words, for texts taken apart.
         picks: for each text what is shown: 0 the text, n its n-th word.
@@ -69,10 +66,16 @@ class Result:
     sign: Sign
     pixels: Tensor
     explanation: Explanation
-    photo: Image.Image | None = None
-    crop: tuple[float, float, float, float] = (0, 0, 1, 1)
     words: Mapping[int, Explanation] = field(default_factory=dict)
     picks: tuple[int, ...] = ()
+
+    @property
+    def crop(self) -> tuple[float, float, float, float]:
+        """The part of the photo that the model saw: left, top, width and height in [0, 1]."""
+        for crop in self.explanation.crops:
+            left, top, right, bottom = (min(max(edge, 0), 1) for edge in crop.scaled((1, 1)))
+            return left, top, right - left, bottom - top
+        return 0, 0, 1, 1
 
     @property
     def weights(self) -> Tensor:
@@ -137,25 +140,11 @@ def ask(cache: ModelCache, query: Query) -> Result:
             path = Path(query.image)
             raise InputError(str(error).replace(str(path), repr(path.name))) from error
         raise
-    explanation = explain(pixels, texts, model=clip, method=query.method, sign=query.sign)
-    crop = _crop_of(clip, photo)
-    whole = None if crop == (0, 0, 1, 1) else photo
-    picks = (0,) * len(texts)
-    return Result(query.model, query.sign, pixels, explanation, whole, crop, picks=picks)
-
-
-def _crop_of(clip: ClipAdapter, photo: Image.Image) -> tuple[float, float, float, float]:
-    """Which part of a photo the model sees; all of it where its processor is not known."""
-    try:
-        geometry = geometry_of(clip.processor, (photo.height, photo.width))
-    except UnsupportedModelError:
-        return 0, 0, 1, 1
-    spans = []
-    for seen, length in zip((geometry.columns, geometry.rows), geometry.resized[::-1], strict=True):
-        seen = seen[seen >= 0]  # -1 is padding
-        spans.append((seen.min() / length, (seen.max() + 1 - seen.min()) / length))
-    (left, width), (top, height) = spans
-    return float(left), float(top), float(width), float(height)
+    sign = query.sign
+    explanation = explain(
+        photo, texts, model=clip, method=query.method, sign=sign, hints=sign != "negative"
+    )
+    return Result(query.model, sign, pixels, explanation, picks=(0,) * len(texts))
 
 
 def pick(cache: ModelCache, result: Result, text: int, word: int) -> Result:
@@ -183,6 +172,27 @@ def pick(cache: ModelCache, result: Result, text: int, word: int) -> Result:
         raise InputError("This word is no longer there; show the maps again.")
     picks = (*result.picks[:text], word, *result.picks[text + 1 :])
     return replace(result, words=words, picks=picks)
+
+
+def words(cache: ModelCache, result: Result, text: int = 0) -> TextMap:
+    """What each word of a text adds: by the query's method, or conservative where it needs a grid.
+
+    Raises:
+        CaptumClipError: the model's text tower cannot be explained, or the method has no such sign.
+    """
+    clip = cache.get(result.model)
+    [name] = _target_of(clip, result, text).names
+
+    def by(method: str) -> TextMap:
+        found = explain(
+            result.pixels, name, model=clip, method=method, sign=result.sign, side="text"
+        )
+        return found.text_maps[0]
+
+    try:
+        return by(result.explanation.method)
+    except UnsupportedModelError:
+        return by("conservative")
 
 
 def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Tensor]:

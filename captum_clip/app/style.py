@@ -80,6 +80,13 @@ button[role=tab][aria-selected=true] { color: var(--bright) !important; }
 .layers { display: grid; gap: .5rem; margin-bottom: .5rem;  /* a max-width would not wrap */
     grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); }
 #layers h2 { margin: .2rem 0; font-size: 1rem; }
+.sentence { display: flex; flex-wrap: wrap; gap: 1rem; }
+.sentence .card { flex: 1 0 160px; }
+.sentence p { flex: 3 1 240px; margin: 0; }
+.sentence span:not(.picture, .sign) { display: inline-flex; flex-direction: column;
+    align-items: center; margin: 0 .4rem .6rem 0; font-size: .78rem; color: var(--faint); }
+.sentence b { padding: 0 .35rem; border-radius: 6px; font-size: 1rem; font-weight: 400;
+    color: #222; }
 .pictures { display: flex; gap: 6px; }
 .picture { flex: 1; position: relative; aspect-ratio: var(--shape); overflow: hidden;
     border-radius: 6px; background: var(--photo) center / 100% 100%; }

@@ -50,6 +50,8 @@ def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None)
         explanation.save(output, original=_draws_original(arguments, explanation))
         _save_regions(arguments, explanation)
     _print_scores(arguments, explanation)
+    for sentences in explanation.hints:
+        print(*sentences, sep="\n", end="\n" * bool(sentences))
     print(output)
 
 
@@ -90,6 +92,9 @@ def _explain(
         words=arguments.words,
         side=arguments.side,
         whole=arguments.whole,
+        hints=isinstance(target, list)
+        and arguments.side != "text"
+        and arguments.sign != "negative",
     )
 
 

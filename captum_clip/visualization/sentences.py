@@ -78,8 +78,12 @@ def sentences(
     maps = None if heat is None else as_heat("sentences", heat, pictures, shape[1])
     figure = layout.page(DPI)
     row_height = _SIDE + 0.45
-    width, height = _SIDE + _WIDTH + 3 * _MARGIN, len(texts) * row_height + 0.3
+    width = _SIDE + _WIDTH + 3 * _MARGIN
+    below = figure.text(0, 0, caption, va="bottom", ha="left", **NOTE)
+    layout.wrap(below, width - 2 * _MARGIN)
+    height = len(texts) * row_height + 0.3 + 0.12 * below.get_text().count("\n")
     figure.set_size_inches(width, height)
+    below.set_position((_MARGIN / width, 0.08 / height))
     for index, words in enumerate(texts):
         top = height - index * row_height - _MARGIN
         picture = pictures[0]
@@ -95,26 +99,32 @@ def sentences(
         left = (_SIDE + 2 * _MARGIN) / width
         beside = figure.add_axes((left, (top - _SIDE) / height, _WIDTH / width, _SIDE / height))
         _draw_words(beside, words)
-    if caption:
-        figure.text(_MARGIN / width, 0.08 / height, caption, va="bottom", ha="left", **NOTE)
     return figure
+
+
+def colored_words(words: Sequence[tuple[str, float]]) -> list[tuple[tuple[float, ...], str]]:
+    """The colour (r, g, b) behind each word of a text, and its value as it is written."""
+    largest = max(abs(value) for _, value in words) or 1.0
+    looks = []
+    for _, value in words:
+        share = abs(value) / largest
+        tint = (POSITIVE if value >= 0 else NEGATIVE)(0.45)[:3]
+        # a value that rounding leaves nothing of would be longer than its word
+        number = short_number(value) if share >= _LEAST else "0"
+        looks.append((tuple(1 - share * (1 - channel) for channel in tint), number))
+    return looks
 
 
 def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
     """The words from left to right, in as many lines as they need, in inches from the top left."""
     axes.set(xlim=(0, _WIDTH), ylim=(_SIDE, 0))
     axes.set_axis_off()
-    largest = max(abs(value) for _, value in words) or 1.0
     x, y = 0.0, 0.25
-    for word, value in words:
-        share = abs(value) / largest
-        tint = np.array((POSITIVE if value >= 0 else NEGATIVE)(0.45)[:3])
-        box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": 1 - share * (1 - tint)}
+    for (word, _), (color, number) in zip(words, colored_words(words), strict=True):
+        box = {"boxstyle": "round,pad=0.2", "linewidth": 0, "facecolor": color}
         drawn = axes.text(
             0, 0, word, va="center", ha="center", bbox=box, **{**TEXT, "fontsize": 10}
         )
-        # a value that rounding leaves nothing of would be longer than its word
-        number = short_number(value) if share >= _LEAST else "0"
         note = axes.text(0, 0, number, va="top", ha="center", **{**NOTE, "fontsize": 6})
         width = max(text.get_window_extent().width for text in (drawn, note)) / DPI + 0.13
         if x > 0 and x + width > _WIDTH:

@@ -104,7 +104,7 @@ def used(browser: Browser, address: str) -> tuple[Page, list[str]]:
 
 @pytest.fixture
 def page(used: tuple[Page, list[str]]) -> Page:
-    used[0].get_by_role("tab", name="Texts and their words").click()
+    used[0].get_by_role("tab", name="Texts").click()
     return used[0]
 
 
@@ -279,6 +279,16 @@ def test_layers_follow_the_chosen_text(page: Page) -> None:
     expect(page.locator("#layers-text").get_by_label("a horse")).to_be_checked()
     page.locator("#layers-text").get_by_label("a dog").check()
     expect(page.locator("#layers .hint")).to_contain_text("“a dog”")
+
+
+def test_words_stand_beside_the_map_of_the_chosen_text(page: Page) -> None:
+    ask(page, IMAGE, "a horse", "a rocket and a bee")
+    expect(page.locator("#cards .hint")).to_contain_text("scores below")
+    page.get_by_role("tab", name="Which words").click()
+    expect(page.locator("#words b")).to_have_text(["a", "horse"])
+    page.locator("#words-text").get_by_label("a rocket and a bee").check()
+    expect(page.locator("#words b")).to_have_text(["a", "rocket", "and", "a", "bee"])
+    expect(page.locator("#words img.map")).to_have_count(1)
 
 
 def test_heads_follow_the_chosen_text_and_the_sign(fresh: Page) -> None:
@@ -468,9 +478,10 @@ def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: in
     expect(page.locator("#cards .sign")).to_have_text(["for", "against"] * 3)
     page.wait_for_timeout(500)
     results = [Axe().run(page)]
-    for tab, view in (("Layer by layer", "#layers"), ("Heads", "#heads")):
+    tabs = (("Which words", "#words", 1), ("Layer by layer", "#layers", 11), ("Heads", "#heads", 9))
+    for tab, view, last in tabs:
         page.get_by_role("tab", name=tab).click()
-        expect(page.locator(f"{view} img").nth(11)).to_be_visible()
+        expect(page.locator(f"{view} img").nth(last)).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.wait_for_timeout(500)
         results.append(Axe().run(page))

@@ -52,7 +52,7 @@ def test_a_problem_leaves_the_maps_and_says_so(cache: ModelCache) -> None:
     before = ask(cache, "a horse", view="layers")
     after = ask(cache, "a unicorn", before, view="layers")
     assert after.problem == f"{first.problem} The maps are still those of the query before."
-    fields = ("result", "cards", "layers", "heads")
+    fields = ("result", "cards", "words", "layers", "heads")
     assert all(getattr(after, name) is getattr(before, name) for name in fields)
     assert ask(cache, "a dog", after).problem == ""
 
@@ -69,6 +69,7 @@ def test_show_fills_the_view_of_heads_where_it_is_open(cache: ModelCache) -> Non
     state = ask(cache, "a horse", view="heads")
     assert "layer 3, head 2" in state.heads
     assert state.layers == ""
+    assert "orange" in handlers.open_view(cache, state, "words").words.lower()
     other = handlers.open_view(cache, state, "layers")
     assert "layer 5" in other.layers
     assert other.heads == state.heads

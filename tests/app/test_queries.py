@@ -29,6 +29,7 @@ from captum_clip.app.queries import (
     heads,
     layers,
     pick,
+    words,
 )
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
@@ -141,6 +142,35 @@ def test_heads_are_those_of_direct_contribution(answer: Result, cache: ModelCach
 
 
 @pytest.mark.parametrize(
+    ("model", "method", "by"),
+    [
+        ("demo/vit", "direct", "direct"),
+        ("demo/vit", "patches", "conservative"),
+        ("demo/resnet", "grad-cam", "conservative"),
+    ],
+)
+def test_words_are_those_of_the_text_side(
+    cache: ModelCache, model: str, method: str, by: str
+) -> None:
+    answer = ask(cache, Query(IMAGE, TEXTS, model, method))
+    found = explain(IMAGE, "a horse and a dog", model=model, method=by, side="text").text_maps[0]
+    values = words(cache, answer, 1)
+    assert [word for word, _ in values] == ["a", "horse", "and", "a", "dog"]
+    assert [value for _, value in values] == pytest.approx([value for _, value in found], abs=1e-6)
+    drawn = html.word_row(answer, 1, values)
+    assert drawn.count("</b>") == 5
+    assert f"cosine {answer.explanation.scores[0, 1]:.3f}" in drawn
+    with pytest.raises(InputError, match="no such text"):
+        words(cache, answer, 2)
+
+
+def test_an_answer_has_hints(cache: ModelCache) -> None:
+    page = html.cards(ask(cache, Query(IMAGE, "a horse\na rocket", "demo/vit", "last-grad")))
+    assert page.count('<p class="hint">') == 1
+    assert "\u201ca rocket\u201d scores below" in page
+
+
+@pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
         ({"image": None}, InputError, "Choose an image"),
@@ -192,7 +222,6 @@ def test_the_photo_is_kept_with_the_part_that_the_model_sees(
     image = Image.new("RGB", size, "red")
     result = ask(cache, Query(image, "a horse", "demo/vit", "last-grad"))
     assert result.crop == pytest.approx(crop, abs=0.01)
-    assert (result.photo is None) == (size == (50, 50))
     assert ("the model sees the frame" in html.cards(result)) == (size != (50, 50))
 
 

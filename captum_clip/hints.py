@@ -1,0 +1,143 @@
+"""When to doubt a map: its text fits no better than unrelated ones, or it is that of any text.
+
+A map has a maximum whatever the model knows of the image. Both hints compare with texts that have
+nothing to do with it; their levels are calibrated on the scenes of the embedded models, see
+`docs/concepts.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from . import maps, targets
+from .attr.registry import MethodChoice
+from .models import ClipAdapter
+from .similarity import ClipSimilarity
+from .targets import Target
+
+UNRELATED: Final = tuple(
+    f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    for noun in (
+        *("tiger", "banana", "car", "phone", "guitar", "castle", "shoe", "umbrella"),
+        *("owl", "turtle", "shark", "octopus", "butterfly", "spider", "burger", "pizza"),
+        *("cake", "cheese", "lemon", "carrot", "mushroom", "pumpkin", "cactus", "bus"),
+        *("bicycle", "train", "plane", "clock", "key", "drum", "chair", "duck"),
+    )
+)
+"""Everyday things, which the embedded models know too."""
+SHARE: Final = 0.1
+"""Where more of the unrelated texts fit an image better, a text does not fit it."""
+CORRELATION: Final = 0.98
+"""From here on a map is that of unrelated texts."""
+_MAPS: Final = 8  # unrelated texts whose maps are compared
+
+_banks: WeakKeyDictionary[ClipAdapter, tuple[Any, Target]] = WeakKeyDictionary()
+
+
+def find_hints(
+    clip: ClipAdapter,
+    choice: MethodChoice,
+    images: Tensor,
+    texts: Sequence[str],
+    raw: Tensor,
+    scores: Tensor,
+) -> list[tuple[str, ...]]:
+    """What there is to say of the positive maps of some texts: up to two sentences for each image.
+
+    It costs one more forward pass for the scores and one of the method for eight texts, and once a
+    model the encoding of 32 short texts. The arguments are those of :func:`compare`.
+    """
+    fit_better, correlations = compare(clip, choice, images, texts, raw, scores)
+    return [
+        tuple(
+            sentence(
+                [text for text, is_one in zip(texts, doubted, strict=True) if is_one], of_image
+            )
+            for sentence, doubted, of_image in (
+                (_scores_low, better > SHARE, better[better > SHARE]),
+                (_maps_alike, alike > CORRELATION, alike[alike > CORRELATION]),
+            )
+            if doubted.any()
+        )
+        for better, alike in zip(fit_better, correlations, strict=True)
+    ]
+
+
+def compare(
+    clip: ClipAdapter,
+    choice: MethodChoice,
+    images: Tensor,
+    texts: Sequence[str],
+    raw: Tensor,
+    scores: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Texts and their maps beside unrelated texts, which are those that share no word with them.
+
+    Args:
+        clip: the model.
+        choice: the method; the maps of a costly one are not compared.
+        images: preprocessed, (B, 3, H, W).
+        texts: K of them.
+        raw: their maps (B, K, h, w), none below zero.
+        scores: their cosines (B, K).
+
+    Returns:
+        The share (B, K) of the unrelated texts that fit the image better, and the correlation
+        (B, K) of each map with the mean map of eight of them.
+    """
+    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    related = torch.tensor([[name.split()[1] in own for name in UNRELATED] for own in words])
+    bank = _unrelated(clip)
+    with torch.no_grad():
+        cosines = (clip.encode_image(images).float() @ bank.bank.T).cpu()  # (B, N)
+    better = (cosines[:, None] > scores[:, :, None]) & ~related  # (B, K, N)
+    chosen = (~related.any(0)).nonzero().flatten().tolist()[:_MAPS]
+    correlations = torch.zeros(scores.shape)
+    if chosen and not choice.costly:
+        attribution = choice.method(ClipSimilarity(clip, bank[chosen]))
+        others = attribution.attribute_targets(images, **choice.options).cpu()
+        correlations = _correlation(raw, maps.positive(others).mean(1, keepdim=True))
+    return better.sum(-1) / (~related).sum(-1).clamp(min=1), correlations
+
+
+def _scores_low(texts: Sequence[str], shares: Tensor) -> str:
+    one = len(texts) == 1
+    low, high = f"{shares.min():.0%}", f"{shares.max():.0%}"
+    return (
+        f"{_listed(texts)} score{'s' * one} below {low if low == high else f'{low} to {high}'} of "
+        f"unrelated texts: {'its map' if one else 'their maps'} may mean little."
+    )
+
+
+def _maps_alike(texts: Sequence[str], correlations: Tensor) -> str:
+    what = "The map of {} is" if len(texts) == 1 else "The maps of {} are"
+    low = f"{correlations.min():.2f}{' or more' * (len(texts) > 1)}"
+    return f"{what.format(_listed(texts))} almost that of unrelated texts (correlation {low})."
+
+
+def _listed(texts: Sequence[str]) -> str:
+    if len(texts) > 3:
+        return f"{len(texts)} of the texts"
+    quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in texts]
+    return " and ".join(part for part in (", ".join(quoted[:-1]), quoted[-1]) if part)
+
+
+def _correlation(raw: Tensor, others: Tensor) -> Tensor:
+    """Pearson's, of each map (B, K, h, w) with another (B, 1, h, w); 0 of a constant one."""
+    one, other = (m.flatten(2) - m.flatten(2).mean(-1, keepdim=True) for m in (raw, others))
+    lengths = one.norm(dim=-1) * other.norm(dim=-1)
+    return (one * other).sum(-1) / torch.where(lengths > 0, lengths, 1)
+
+
+def _unrelated(clip: ClipAdapter) -> Target:
+    """The target of the unrelated texts, encoded again only where the model has changed."""
+    state = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
+    if clip not in _banks or _banks[clip][0] != state:
+        _banks[clip] = (state, targets.text(clip, UNRELATED))
+    return _banks[clip][1]

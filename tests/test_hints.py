@@ -1,0 +1,133 @@
+"""Hints are given of maps that mean little, and not of those that are right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captum_clip import explain, load_clip, targets
+from captum_clip.attr.registry import MethodChoice
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError
+from captum_clip.explained import Explanation
+from captum_clip.hints import SHARE, UNRELATED, compare
+from captum_clip.models import ClipAdapter
+from tests import builders
+from tests.figure_parts import lines_of
+from tests.samples import picture
+
+SCENE = draw_scene(0, objects=["horse", "dog"]).image
+LOW = "“a rocket” scores below {:.0%} of unrelated texts: its map may mean little."
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipAdapter:
+    return load_clip("demo/vit")
+
+
+def found(clip: ClipAdapter, texts: Any, **options: Any) -> Explanation:
+    return explain(SCENE, texts, model=clip, hints=True, **options)
+
+
+def test_texts_that_fit_have_no_hint(clip: ClipAdapter) -> None:
+    assert found(clip, ["a horse", "a dog", "a horse and a dog"]).hints == ((),)
+
+
+def test_a_text_that_does_not_fit_is_said_with_its_rank(clip: ClipAdapter) -> None:
+    explanation = found(clip, ["a horse", "a rocket"])
+    image = clip.encode_image(clip.preprocess(SCENE))
+    cosines = (image @ clip.encode_text(UNRELATED).T)[0]
+    share = float((cosines > explanation.scores[0, 1]).float().mean())
+    assert share > SHARE
+    assert explanation.hints == ((LOW.format(share),),)
+    assert LOW.format(share) in " ".join(lines_of(explanation.plot()))
+    both = found(clip, ["a rocket", "a taco", "a bee"]).hints[0][0]
+    assert both.startswith("“a rocket”, “a taco” and “a bee” score below ")
+    assert both.endswith("of unrelated texts: their maps may mean little.")
+    assert found(clip, ["a rocket", "a taco", "a bee", "a rose"]).hints[0][0].startswith("4 of the")
+
+
+def test_texts_that_share_a_word_are_not_unrelated(clip: ClipAdapter) -> None:
+    raw, scores = torch.ones(1, 1, 7, 7), torch.tensor([[-2.0]])
+    choice, images = MethodChoice.of("direct"), clip.preprocess(SCENE)
+    for text in ("a rocket", "a Tiger, an owl."):
+        [[share]], [[correlation]] = compare(clip, choice, images, [text], raw, scores)
+        assert (share, correlation) == (1, 0)  # all others score higher; a constant map
+
+
+def test_a_map_of_any_text_is_said(clip: ClipAdapter) -> None:
+    [sentences] = found(clip, "a horse", method="rollout").hints
+    assert sentences == (
+        "The map of “a horse” is almost that of unrelated texts (correlation 1.00).",
+    )
+
+
+@pytest.mark.parametrize("method", ["direct", "last-grad"])
+def test_the_correlation_is_that_with_the_mean_map_of_eight_unrelated_texts(
+    clip: ClipAdapter, method: str
+) -> None:
+    images, choice = clip.preprocess(SCENE), MethodChoice.of(method)
+    raw = explain(images, "a horse", model=clip, method=method)
+    others = explain(images, list(UNRELATED[:8]), model=clip, method=method).maps["positive"]
+    pair = torch.stack([raw.maps["positive"].flatten(), others.mean(1).flatten()])
+    _, alike = compare(clip, choice, images, ["a horse"], raw.maps["positive"], raw.scores)
+    assert alike.item() == pytest.approx(float(torch.corrcoef(pair)[0, 1]), abs=1e-5)
+
+
+def test_each_image_has_its_own_hints(clip: ClipAdapter, tmp_path: Path) -> None:
+    other = draw_scene(1, objects=["rocket"]).image
+    explanation = explain([SCENE, other], "a rocket", model=clip, hints=True, batch_size=1)
+    assert [len(sentences) for sentences in explanation.hints] == [1, 0]
+    assert "image 1: “a rocket” scores" in " ".join(lines_of(explanation.plot()))
+    assert Explanation.load(explanation.save(tmp_path / "a.npz")).hints == explanation.hints
+    assert explain(SCENE, "a rocket", model=clip).hints == ()
+
+
+def test_of_words_only_the_text_has_hints(clip: ClipAdapter) -> None:
+    [sentences] = found(clip, "a rocket", words=True).hints
+    assert [sentence.split(" ")[:2] for sentence in sentences] == [["“a", "rocket”"]]
+
+
+def test_unrelated_texts_are_encoded_again_only_for_a_changed_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = builders.hf_vit().load()
+    tokenize, counts = small.tokenize, []
+
+    def counted(texts: Any) -> Any:
+        counts.append(len(texts))
+        return tokenize(texts)
+
+    monkeypatch.setattr(small, "tokenize", counted)
+    for changed in (False, False, True):
+        if changed:
+            with torch.no_grad():
+                next(small.model.parameters()).add_(0.1)
+        explain(picture(), ["a horse"], model=small, hints=True)
+    assert counts == [1, 32, 1, 1, 32]
+
+
+@pytest.mark.parametrize("options", [{"side": "text"}, {"sign": "negative"}, {"texts": "target"}])
+def test_what_has_no_hints_is_refused(clip: ClipAdapter, options: dict[str, Any]) -> None:
+    texts = options.pop("texts", "a horse")
+    with pytest.raises(InputError, match="hints=True compares positive maps of texts"):
+        found(clip, targets.text(clip, "a horse") if texts == "target" else texts, **options)
+
+
+@pytest.mark.slow
+def test_hints_are_right_on_scenes_that_nothing_was_chosen_on() -> None:
+    """The table of docs/concepts.md, from fewer scenes."""
+    script = Path(__file__).parents[1] / "docs" / "examples" / "hints.py"
+    command = [sys.executable, str(script), "--scenes", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[1:]]
+    assert {row[0] for row in rows} == {"demo/vit", "demo/resnet"}
+    for _, method, shown, absent, alike in rows:
+        assert float(shown) <= 0.2
+        assert float(absent) >= 0.6
+        assert (float(alike) > 0.5) == (method == "rollout")
