@@ -63,7 +63,7 @@ def load_clip(
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
         _refuse("a model object", device=device, dtype=dtype)
-        name = type(name_or_model).__name__
+        name = _name_of(name_or_model)
         return adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
     if not isinstance(name_or_model, (str, Path)):
         raise UnsupportedModelError(
@@ -80,6 +80,21 @@ def _check_part(option: str, part: Any, wanted: str) -> None:
     serves = callable(part) or (option == "processor" and hasattr(part, "image_processor"))
     if part is not None and (isinstance(part, type) or not serves):
         raise InputError(f"load_clip: expected {wanted} as {option}, got {show(part)}.")
+
+
+def _name_of(model: nn.Module) -> str:
+    """The class of a model object, with its library or what it was loaded from where that is known.
+
+    OpenCLIP's class is a plain "CLIP", and keeps no name; transformers' configurations do.
+    """
+    kind = type(model)
+    name = kind.__name__
+    if kind.__module__.partition(".")[0] == "open_clip":
+        name = f"OpenCLIP's {name}"
+    source = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not isinstance(source, str) or not source:
+        return name
+    return f"{name} {Path(source).name if Path(source).is_absolute() else source}"
 
 
 def _refuse(model: str, **options: Any) -> None:

@@ -80,8 +80,9 @@ def signs(
         picture, target = pictures[index], targets[column]
         note = "" if cosines is None else score_note(cosines[index, column])
         row = [Panel(picture, titles[column], note)]
-        for heat, color in zip((up[index, column], down[index, column]), colors, strict=True):
-            row.append(Panel(blend(picture, heat, color, alpha), note=_peak(heat)))
+        pair = (up[index, column], down[index, column])
+        for heat, other, color in zip(pair, reversed(pair), colors, strict=True):
+            row.append(Panel(blend(picture, heat, color, alpha), note=_peak(heat, other)))
         rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,
@@ -95,6 +96,7 @@ def signs(
     )
 
 
-def _peak(heat: Array) -> str:
-    """Why a picture looks empty: how high the map is, where it is not as high as it could be."""
-    return note_of(heat) or (f"peak {heat.max():.0%}" if heat.max() < 0.95 else "")
+def _peak(heat: Array, other: Array) -> str:
+    """Why a picture looks empty: how high the map is, where the other sign's is higher."""
+    share = float(heat.max()) / (float(other.max()) or 1)
+    return note_of(heat) or (f"peak {share:.0%} of the other\u2019s" if share < 0.95 else "")

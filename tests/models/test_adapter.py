@@ -273,13 +273,21 @@ def test_load_clip_returns_an_adapter_as_it_is():
         load_clip(clip, tokenizer=object())
 
 
+@pytest.mark.parametrize("source", ["openai/clip-vit-base-patch32", "/home/me/mine"])
+def test_a_model_object_is_called_after_its_class_and_what_it_was_loaded_from(source):
+    model = builders.hf_vit().model
+    model.config._name_or_path = source
+    assert load_clip(model).name == f"CLIPModel {source.removeprefix('/home/me/')}"
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_load_clip_uses_a_model_object_as_it_is(name):
     model = builders.BUILDERS[name]().model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     clip = load_clip(model)
     assert clip.model is model
-    assert clip.name == type(model).__name__
+    library = "OpenCLIP's " * type(model).__module__.startswith("open_clip")
+    assert clip.name == f"{library}{type(model).__name__}"
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

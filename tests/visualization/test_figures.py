@@ -304,7 +304,7 @@ def test_signs_put_the_models_of_one_target_together() -> None:
 
 def test_the_weaker_sign_says_how_weak_it_is() -> None:
     peaks = [line for line in lines_of(draw_signs()) if line.startswith("peak")]
-    assert peaks == ["peak 50%"] * 2 + ["peak 49%"] * 2  # of the four, none of the stronger ones
+    assert peaks == 4 * ["peak 50% of the other\u2019s"]  # of the four, none of the stronger ones
 
 
 def test_a_reference_stands_at_the_end_of_its_row() -> None:
