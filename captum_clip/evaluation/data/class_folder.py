@@ -26,8 +26,6 @@ class ClassFolder(FileData):
     Args:
         folder: that holds the folders of the classes.
         limit: take a sample of this many images; None is all. All classes stay.
-        seed: of the sample.
-        template: text of a class, with "{}" for its name.
 
     Raises:
         InputError: there is no such folder, fewer than two classes with images in it, two classes

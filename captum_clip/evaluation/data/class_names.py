@@ -31,10 +31,15 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
-    if not isinstance(template, str) or template.count("{}") != 1:
-        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+    check_template(template)
     known = _read(folder / FILE)
     return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
+
+
+def check_template(template: object) -> None:
+    """A text with one "{}" for the name of a class."""
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
 
 
 def _read(path: Path) -> dict[str, str]:

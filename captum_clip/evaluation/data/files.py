@@ -27,7 +27,11 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Ty
 
 
 class FileData(DataSet):
-    """A data set that is read from files, or a sample of it."""
+    """A data set that is read from files, or a sample of it.
+
+    Its arguments, where a class says nothing else of them: `limit`, take a sample of this many,
+    None is all; `seed` of the sample; `template`, text of a class with "{}" for its name.
+    """
 
     place = "FOLDER"
 

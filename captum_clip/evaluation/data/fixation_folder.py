@@ -35,8 +35,6 @@ class FixationFolder(FileData):
         folder: that has both, and texts.csv with the columns file (with or without its ending) and
             text, where not all images have the same text.
         text: that the fixations on all images are compared with which texts.csv does not name.
-        limit: take a sample of this many; None is all.
-        seed: of the sample.
 
     Raises:
         InputError: there is no such folder, no image or no fixations in it, no text, an unreadable

@@ -38,9 +38,6 @@ class ImageNetS(FileData):
 
     Args:
         folder: ``ImageNetS919``, ``ImageNetS300`` or ``ImageNetS50``.
-        limit: take a sample of this many; None is all.
-        seed: of the sample.
-        template: text of a class, with "{}" for its name.
 
     Raises:
         InputError: there is no such folder, no image or no mask in it, or an unknown class.

@@ -34,9 +34,6 @@ class ImageNetSegmentation(FileData):
 
     Args:
         file: the .mat file.
-        limit: take a sample of this many; None is all.
-        seed: of the sample.
-        template: text of a class, with "{}" for its name.
 
     Raises:
         InputError: there is no such file, it holds something else, or h5py is not installed.

@@ -35,8 +35,6 @@ class MaskedFolder(FileData):
 
     Args:
         folder: that has both.
-        limit: take a sample of this many; None is all.
-        seed: of the sample.
 
     Raises:
         InputError: there is no such folder, no image or no mask in it, or a number out of range.

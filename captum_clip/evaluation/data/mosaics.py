@@ -31,8 +31,6 @@ class ClassMosaics(FileData):
     Args:
         folder: that holds the folders of the classes.
         limit: take so many mosaics; None is all.
-        seed: of the sample.
-        template: text of a class, with "{}" for its name.
 
     Raises:
         InputError: what a class folder cannot be made of, or fewer than four classes.

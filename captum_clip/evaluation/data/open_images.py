@@ -12,6 +12,7 @@ from typing_extensions import override
 from ...checks import expand
 from ...errors import InputError
 from .base import LabelledPoints, Mask, Sample
+from .class_names import check_template
 from .files import FileData, digest, image_stems, list_files, read_picture
 
 IMAGES: Final = "images"
@@ -34,8 +35,6 @@ class OpenImagesPoints(FileData):
     Args:
         folder: that has them; any one ``*point-labels.csv`` will do.
         limit: take a sample of this many images; None is all of which there are points.
-        seed: of the sample.
-        template: text of a class, with "{}" for its name.
 
     Raises:
         InputError: there is no such folder or table, no image with points, or a class without name.
@@ -57,8 +56,7 @@ class OpenImagesPoints(FileData):
         template: str = "a photo of a {}",
     ) -> None:
         self.folder = expand(folder)
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+        check_template(template)
         files = list_files(self.folder)
         images = image_stems(self.folder, files, under=IMAGES)
         points, names = _read(self.folder, files, images)

@@ -37,8 +37,6 @@ class PascalVoc(FileData):
     Args:
         folder: ``VOC2012`` itself or a folder above it, such as ``VOCdevkit``.
         split: "val", "train" or "trainval".
-        limit: take a sample of this many; None is all.
-        seed: of the sample.
         void: "out", or "background" to count these pixels as beside every region.
 
     Raises:
