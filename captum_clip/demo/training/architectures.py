@@ -1,7 +1,8 @@
-"""The two demo models before training: a transformers ViT CLIP, an OpenCLIP ResNet CLIP."""
+"""The demo models before training: CLIP's ViT and SigLIP in transformers, a ResNet in OpenCLIP."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,7 +26,7 @@ class Architecture:
     """How one demo model is built and run.
 
     Args:
-        name: ``"vit"`` or ``"resnet"``.
+        name: ``"vit"``, ``"siglip"`` or ``"resnet"``.
         build: () -> the model with fresh weights.
         encode_image: (model, (B, 3, H, W)) -> (B, D), not normalised.
         encode_text: (model, (N, up to 16) tokens) -> (N, D), not normalised.
@@ -57,7 +58,7 @@ def normalize_pixels(
 
 
 def trim(tokens: torch.Tensor) -> torch.Tensor:
-    """Cut the columns (N, T) that only pad; under the causal mask no encoding changes."""
+    """Cut the columns (N, T) that only pad; under a causal mask no encoding changes."""
     return tokens[:, : int((tokens != PAD).sum(dim=1).max())]
 
 
@@ -66,30 +67,28 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(rows.float(), dim=-1)
 
 
+_BLOCKS: Final = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": 4 * _WIDTH,
+    "num_attention_heads": 4,
+    "projection_dim": _WIDTH,
+}
+_TEXT: Final = {
+    **_BLOCKS,
+    "num_hidden_layers": 2,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": CONTEXT_LENGTH,
+    "pad_token_id": PAD,
+    "bos_token_id": START,
+    "eos_token_id": END,
+}
+_VISION: Final = {**_BLOCKS, "num_hidden_layers": 6, "image_size": IMAGE_SIZE, "patch_size": 32}
+
+
 def _build_vit() -> nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
-    shared = {"hidden_size": _WIDTH, "intermediate_size": 4 * _WIDTH, "num_attention_heads": 4}
-    config = CLIPConfig(
-        text_config={
-            **shared,
-            "num_hidden_layers": 2,
-            "vocab_size": VOCAB_SIZE,
-            "max_position_embeddings": CONTEXT_LENGTH,
-            "projection_dim": _WIDTH,
-            "pad_token_id": PAD,
-            "bos_token_id": START,
-            "eos_token_id": END,
-        },
-        vision_config={
-            **shared,
-            "num_hidden_layers": 6,
-            "image_size": IMAGE_SIZE,
-            "patch_size": 32,
-            "projection_dim": _WIDTH,
-        },
-        projection_dim=_WIDTH,
-    )
+    config = CLIPConfig(text_config=_TEXT, vision_config=_VISION, projection_dim=_WIDTH)
     model: nn.Module = CLIPModel(config)
     return model
 
@@ -100,7 +99,29 @@ def _vit_image(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def _vit_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    features: torch.Tensor = model.text_projection(model.text_model(input_ids=tokens)[1])
+    rows = model.text_model(input_ids=trim(tokens))[1]
+    features: torch.Tensor = model.text_projection(rows)
+    return features
+
+
+def _build_siglip() -> nn.Module:
+    from transformers import SiglipConfig, SiglipModel
+
+    model: Any = SiglipModel(SiglipConfig(text_config=_TEXT, vision_config=_VISION))
+    with torch.no_grad():  # where CLIP's starts
+        model.logit_scale.fill_(math.log(1 / 0.07))
+        model.logit_bias.fill_(-5.0)
+    built: nn.Module = model
+    return built
+
+
+def _siglip_image(model: Any, images: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.vision_model(pixel_values=images).pooler_output
+    return features
+
+
+def _siglip_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.text_model(input_ids=tokens).pooler_output  # reads a pad: no trim
     return features
 
 
@@ -139,6 +160,7 @@ def _resnet_image(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def _resnet_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    tokens = trim(tokens)
     length = tokens.shape[1]  # model.encode_text reads full-length texts only
     rows = model.token_embedding(tokens) + model.positional_embedding[:length]
     rows = model.transformer(rows, attn_mask=model.attn_mask[:length, :length])
@@ -157,6 +179,16 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         "transformers `CLIPModel`: vision tower of width 128, 6 layers, 4 heads, patch 32 at\n"
         "  224 x 224 (a 7 x 7 grid); text tower of width 128, 2 layers",
         "transformers.CLIPModel.from_pretrained(folder)",
+    ),
+    "siglip": Architecture(
+        "siglip",
+        _build_siglip,
+        _siglip_image,
+        _siglip_text,
+        torch.contiguous_format,
+        "transformers `SiglipModel`: vision tower of width 128, 6 layers, 4 heads, patch 32 at\n"
+        "  224 x 224 (a 7 x 7 grid), read by a pooling head; text tower of width 128, 2 layers",
+        "transformers.SiglipModel.from_pretrained(folder)",
     ),
     "resnet": Architecture(
         "resnet",

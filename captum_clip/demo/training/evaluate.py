@@ -15,7 +15,7 @@ from ..captions import concept_prompts
 from ..catalogue import ADJECTIVES, BACKGROUNDS, CONCEPTS, NOUNS
 from ..scenes import BROAD, MAX_OBJECTS, STANDARD, Scene, Split, World, draw_scene
 from ..vocabulary import DemoTokenizer
-from .architectures import Architecture, normalize_pixels, trim, unit
+from .architectures import Architecture, normalize_pixels, unit
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def concept_scores(
     rows = []
     with torch.no_grad():
         prompts = DemoTokenizer()(list(concept_prompts())).to(device)
-        texts = unit(architecture.encode_text(model, trim(prompts)))  # (K, D)
+        texts = unit(architecture.encode_text(model, prompts))  # (K, D)
         for start in range(0, len(scenes), batch_size):
             images = np.stack([scene.image for scene in scenes[start : start + batch_size]])
             pixels = normalize_pixels(images, device, architecture.memory_format)

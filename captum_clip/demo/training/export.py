@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ...errors import InputError
@@ -36,19 +37,21 @@ _DATA: Final = {
 _SPECIAL: Final = {"<pad>": PAD, "<start>": START, "<end>": END}
 
 
-def _export_vit(model: Any, folder: Path) -> None:
-    from transformers import CLIPImageProcessor
+def _export_transformers(model: Any, folder: Path) -> None:
+    from transformers import CLIPImageProcessor, SiglipImageProcessor, SiglipModel
 
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"  # stored in half precision, loaded in single
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_mean=list(MEAN),
-        image_std=list(STD),
-    )
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    colours = {"image_mean": list(MEAN), "image_std": list(STD)}
+    if isinstance(model, SiglipModel):
+        processor = SiglipImageProcessor(size=square, resample=Image.Resampling.BICUBIC, **colours)
+    else:
+        processor = CLIPImageProcessor(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size=square, **colours
+        )
     processor.save_pretrained(folder)
 
 
@@ -70,7 +73,8 @@ def _export_resnet(model: nn.Module, folder: Path) -> None:
 
 
 _EXPORTERS: Final[dict[str, Callable[[Any, Path], None]]] = {
-    "vit": _export_vit,
+    "vit": _export_transformers,
+    "siglip": _export_transformers,
     "resnet": _export_resnet,
 }
 
@@ -79,8 +83,8 @@ def export_model(architecture: Architecture, model: nn.Module, folder: Path) -> 
     """Write the model's folder; the model itself stays in its own precision.
 
     Args:
-        architecture: of the model; "vit" is written in the layout of transformers, "resnet" in
-            OpenCLIP's for Hugging Face.
+        architecture: of the model; "resnet" is written in OpenCLIP's layout for Hugging Face,
+            the others in that of transformers.
         model: the trained model.
         folder: made if it is not there.
     """

@@ -28,7 +28,8 @@ class Recipe:
         validation: (number, world) -> scenes to validate on.
         every: steps between validations, at which a checkpoint is written.
         bias: of the sigmoid loss where fresh weights start.
-        start: the embedded model whose weights the training starts from; None: fresh ones.
+        start: the embedded model whose weights the training starts from, where names and shapes
+            are the same; None: fresh ones.
         trained: names of the trained parameters start with one of these.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
 RECIPES: Final = {
     "vit": Recipe(ARCHITECTURES["vit"], steps=16000, peak=1e-3),
     "resnet": Recipe(ARCHITECTURES["resnet"], steps=6000, peak=2e-3),
+    "siglip": Recipe(ARCHITECTURES["siglip"], steps=8000, peak=1e-3, start="demo/vit"),
     "shortcut": Recipe(
         ARCHITECTURES["vit"],
         steps=800,

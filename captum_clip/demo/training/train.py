@@ -19,7 +19,7 @@ from ...files import replace_file
 from ...models import load_clip
 from ..scenes import Scene
 from ..vocabulary import DemoTokenizer
-from .architectures import normalize_pixels, trim, unit
+from .architectures import normalize_pixels, unit
 from .banks import Banks, Batch, build_banks
 from .evaluate import concept_scores, figures
 from .objective import one_cycle, pair_loss
@@ -78,10 +78,11 @@ class Trainer:
             self.model = self.recipe.architecture.build().to(settings.device).train()
         start = settings.start or self.recipe.start
         if start is not None:
-            weights = load_clip(start, device=settings.device).model.state_dict()
-            self.model.load_state_dict(weights)
+            _start_from(load_clip(start, device=settings.device).model, self.model)
         bias = self.recipe.bias if start is None else TRAINED_BIAS
-        self.bias = nn.Parameter(torch.tensor(bias, device=settings.device))
+        own = getattr(self.model, "logit_bias", None)  # SigLIP's own, part of the model
+        self.bias = nn.Parameter(torch.empty((), device=settings.device)) if own is None else own
+        nn.init.constant_(self.bias, bias)
         self.peak = settings.peak or self.recipe.peak
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, self.bias), lr=self.peak, betas=(0.9, 0.98)
@@ -161,7 +162,7 @@ class Trainer:
             torch.autocast(kind, torch.bfloat16, enabled=self.settings.half),
         ):
             images = run.encode_image(self.model, pixels)
-            texts = [run.encode_text(self.model, trim(part)) for part in (captions, prompts)]
+            texts = [run.encode_text(self.model, part) for part in (captions, prompts)]
         scale: torch.Tensor = self.model.logit_scale.exp()  # type: ignore[operator]
         return pair_loss(
             unit(images),
@@ -188,11 +189,22 @@ class Batches(Dataset[Batch]):
 def _groups(model: nn.Module, bias: nn.Parameter) -> list[dict[str, object]]:
     """Weight decay for matrices and kernels only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    others = [p for p in model.parameters() if p.ndim < 2 and p is not bias]
     return [
         {"params": matrices, "weight_decay": 0.05},
         {"params": [*others, bias], "weight_decay": 0.0},
     ]
+
+
+def _start_from(other: nn.Module, model: nn.Module) -> None:
+    """Take the weights of another model that have the name and shape of the model's own."""
+    own = model.state_dict()
+    shared = {
+        name: value
+        for name, value in other.state_dict().items()
+        if name in own and own[name].shape == value.shape
+    }
+    model.load_state_dict(own | shared)
 
 
 def train(settings: Settings, folder: Path, *, resume: bool = True) -> Trainer:
