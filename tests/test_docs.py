@@ -262,3 +262,20 @@ def test_the_tries_at_the_open_goal_run_and_differ():
         *("direct", "conservative", "mean-of-both", "competition", "attention-free")
     ]
     assert len({tuple(row[1:]) for row in rows}) == len(rows)
+
+
+@pytest.mark.slow
+def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
+    """Two scenes of one object; a wording multiplies nothing but its own rows."""
+    script = ROOT / "docs" / "examples" / "robustness.py"
+    command = [sys.executable, str(script), "demo/vit", "--scenes", "2", "--method", "direct"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    rows = [line.rsplit(maxsplit=3) for line in done.stdout.splitlines()[2:]]
+    counts: dict[str, int] = {}
+    for name, found, pointing, number in rows:
+        assert 0 <= float(found) <= 1
+        assert 0 <= float(pointing) <= 1
+        kind = name.split(":")[0].strip()
+        counts[kind] = counts.get(kind, 0) + int(number)
+    assert counts.pop("wording") == 8
+    assert counts == dict.fromkeys(("all", "background", "objects", "size", "covered"), 2)

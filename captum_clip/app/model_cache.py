@@ -11,7 +11,7 @@ from ..models import ClipAdapter, load_clip
 from ..models.loading import load_processor, load_tokenizer
 from ..models.resolve import resolve
 
-EMBEDDED: Final = ("demo/vit", "demo/resnet")
+EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 """Offered on every page; they come with the package."""
 
 
@@ -30,7 +30,7 @@ class ModelCache:
     Example:
         >>> from captum_clip.app.model_cache import ModelCache
         >>> ModelCache(["demo/resnet"]).names
-        ('demo/resnet', 'demo/vit')
+        ('demo/resnet', 'demo/vit', 'demo/siglip')
     """
 
     def __init__(

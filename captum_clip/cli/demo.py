@@ -35,6 +35,8 @@ _COLUMNS: Final = (
     ("demo/vit", "direct"),
     ("demo/resnet", "grad-cam"),
     ("demo/resnet", "direct"),
+    ("demo/siglip", "conservative"),
+    ("demo/siglip", "direct"),
 )
 _NOTE: Final = (
     "The models are small and know {count} words ('captum-clip models --vocabulary'); "
@@ -59,9 +61,9 @@ def _run(arguments: Namespace) -> None:
     }
     folder = make_folder(arguments.output)
     paths = [check_destination(folder / name, FORMATS) for name in pictures]
-    with steps(arguments, 2 + len(_COLUMNS) + 3 + len(pictures)) as begin:
+    with steps(arguments, len(dict(_COLUMNS)) + len(_COLUMNS) + 3 + len(pictures)) as begin:
         clips = {}
-        for model in ("demo/vit", "demo/resnet"):
+        for model in dict(_COLUMNS):
             begin(f"loading {model}")
             clips[model] = load_clip(model, device=arguments.device)
         for path, (_, draw) in zip(paths, pictures.values(), strict=True):
@@ -114,7 +116,8 @@ def _signs(clips: _Clips, begin: _Begin) -> Figure:
     from .. import figures
 
     begin("for and against")
-    return figures.signs(_scene(0), _texts(_SCENES[0][1]), models=list(clips.values()))
+    towers = [clips["demo/vit"], clips["demo/resnet"]]
+    return figures.signs(_scene(0), _texts(_SCENES[0][1]), models=towers)
 
 
 def _scene(index: int) -> Any:

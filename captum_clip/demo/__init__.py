@@ -11,6 +11,7 @@ from pathlib import Path
 MODELS: dict[str, Path] = {
     "demo/vit": Path(__file__).with_name("vit"),
     "demo/resnet": Path(__file__).with_name("resnet"),
+    "demo/siglip": Path(__file__).with_name("siglip"),
     "demo/shortcut": Path(__file__).with_name("shortcut_vit"),
 }
 """Name -> folder: of transformers, or of OpenCLIP (``local-dir:``) for the ResNet.

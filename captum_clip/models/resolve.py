@@ -72,7 +72,7 @@ def available() -> list[AvailableModel]:
 
     Example:
         >>> [model.name for model in available()][:3]
-        ['demo/vit', 'demo/resnet', 'demo/shortcut']
+        ['demo/vit', 'demo/resnet', 'demo/siglip']
     """
     from ..demo import MODELS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from captum_clip.app.model_cache import EMBEDDED, ModelCache
+from captum_clip.app.model_cache import ModelCache
 from captum_clip.app.serve import open_port, warm
 from captum_clip.cli import main
 from captum_clip.errors import InputError
@@ -72,4 +72,4 @@ def test_warm_loads_the_first_and_the_embedded_models(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("captum_clip.app.model_cache.load_clip", load)
     warm(ModelCache(["demo/resnet", "ViT-B/32"]))
-    assert loaded == list(reversed(EMBEDDED))
+    assert loaded == ["demo/resnet", "demo/vit", "demo/siglip"]

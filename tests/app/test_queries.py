@@ -244,6 +244,7 @@ def test_cache_offers_the_named_models_first_and_each_once() -> None:
         "demo/resnet",
         "ViT-B/32",
         "demo/vit",
+        "demo/siglip",
     )
 
 

@@ -296,7 +296,7 @@ def test_models_lists_every_name_with_its_checkpoint(capsys: Capture) -> None:
         [line] = [line for line in lines if line.split()[:1] == [known.name]]
         assert known.checkpoint in line
         assert all(alias in line for alias in known.aliases)
-    assert len(available()) == 12
+    assert len(available()) == 13
     for example in EXAMPLES:
         assert any(example.name in line and example.family in line for line in lines)
 
@@ -339,7 +339,7 @@ def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
         assert f" {name}\n" in out
         with Image.open(here / name) as picture:
             picture.verify()
-    assert "16/16" in err  # the bar, since this is a terminal
+    assert "19/19" in err  # the bar, since this is a terminal
     assert "Warning" not in err
     assert "oading weights" not in err
 

@@ -49,7 +49,7 @@ class Recipe:
 RECIPES: Final = {
     "vit": Recipe(ARCHITECTURES["vit"], steps=16000, peak=1e-3),
     "resnet": Recipe(ARCHITECTURES["resnet"], steps=6000, peak=2e-3),
-    "siglip": Recipe(ARCHITECTURES["siglip"], steps=8000, peak=1e-3, start="demo/vit"),
+    "siglip": Recipe(ARCHITECTURES["siglip"], steps=7000, peak=1e-3, start="demo/vit"),
     "shortcut": Recipe(
         ARCHITECTURES["vit"],
         steps=800,
