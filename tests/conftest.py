@@ -5,9 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.attr import cases
 from tests.studies import folders
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
+EVERYDAY = ("hf_vit", "open_clip_vit_mean", "siglip", "open_clip_resnet", "timm_convnext")
+"""A family of each readout. What the laws of `tests/attr` say of the others is marked slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep `-m "not slow"` short; without it every law is tried on every family."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        name = None if parameters is None else parameters.params.get("name")
+        if item.path.parent.name == "attr" and name in cases.BUILDERS and name not in EVERYDAY:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
