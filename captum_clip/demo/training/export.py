@@ -115,7 +115,8 @@ def export_checkpoint(name: str, checkpoint: Path, folder: Path, *, scenes: int 
     state = load_checkpoint(checkpoint)
     if state is None:
         raise InputError(f"{checkpoint} has no checkpoint.pt; train first.")
-    architecture = RECIPES[name].architecture
+    recipe = RECIPES[name]
+    architecture, start = recipe.architecture, state["start"] or recipe.start
     model = architecture.build()
     model.load_state_dict(state["model"])
     export_model(architecture, model, folder)
@@ -134,6 +135,7 @@ def export_checkpoint(name: str, checkpoint: Path, folder: Path, *, scenes: int 
             for option in ("scenes", "start", "peak")
             if state[option] not in (None, "standard")
         ),
+        begun="" if start is None else f" It starts from the weights of `{start}`.",
         millions=f"{parameters / 1e6:.2f}",
         nouns=len(NOUNS),
         things=len(THINGS),
