@@ -121,7 +121,8 @@ def _siglip_image(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def _siglip_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    features: torch.Tensor = model.text_model(input_ids=tokens).pooler_output  # reads a pad: no trim
+    rows = model.text_model(input_ids=tokens)  # not trimmed: the last position is read, a pad
+    features: torch.Tensor = rows.pooler_output
     return features
 
 
