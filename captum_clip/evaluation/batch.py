@@ -46,10 +46,6 @@ class View:
 class Batch:
     """Several samples of a data set, read and preprocessed one after the other.
 
-    Args:
-        context: the model and the data set.
-        numbers: of the samples.
-
     Attributes:
         views: those that could be read.
         skipped: (number, reason) of samples that could not, and of regions that were left out.

@@ -21,10 +21,6 @@ from .model_context import ModelContext
 class MethodOnBatch:
     """One method on one batch; maps that several tasks need are made once.
 
-    Args:
-        batch: the samples, with the model.
-        method: the method.
-
     Attributes:
         skipped: (number of the sample, reason) of what has no finite map.
     """

@@ -23,13 +23,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class ModelContext:
-    """A model with a data set and the settings of an evaluation.
-
-    Args:
-        clip: the model.
-        data: the data set.
-        config: the settings.
-    """
+    """A model with a data set and the settings of an evaluation."""
 
     def __init__(self, clip: ClipAdapter, data: DataSet, config: EvaluationConfig) -> None:
         self.clip: Final = clip

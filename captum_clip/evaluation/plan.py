@@ -91,10 +91,6 @@ class Plan:
 def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     """Load the model, open the data, and try every method on one black image.
 
-    Args:
-        config: the settings.
-        models: keeps the model.
-
     Raises:
         CaptumClipError: a model, a data set, a method or a task that cannot be worked with.
     """
@@ -131,14 +127,8 @@ def shards_of(
 ) -> list[Shard]:
     """Cut every data set into batches; all methods of a batch follow each other.
 
-    Samples come in the order in which they would be drawn, so the first are a sample of all.
-
-    Args:
-        data: the data sets.
-        methods: all of them.
-        size: samples a shard; the last one may have fewer.
-        max_slow_images: samples of a data set that costly methods see.
-        seed: of the order.
+    Samples come in the order in which `seed` would draw them, so the first are a sample of all;
+    costly methods see `max_slow_images` of them. A shard has `size` samples, the last one the rest.
     """
     shards = []
     for place, data_set in enumerate(data):

@@ -64,12 +64,7 @@ def rows_of(
 
 
 def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
-    """The table of one method.
-
-    Args:
-        method: its name.
-        rows: task -> its :func:`rows_of`; samples are numbers.
-    """
+    """The table of one method, of the :func:`rows_of` of each task; samples are numbers."""
     import pandas as pd
 
     blocks: list[Arrays] = [{name: np.empty(0, _NUMBERS.get(name, object)) for name in COLUMNS}]
@@ -100,10 +95,6 @@ def to_arrays(table: Table, skipped: Skipped) -> Arrays:
 def from_arrays(arrays: Arrays, samples: Sequence[int]) -> tuple[Table, Skipped]:
     """What :func:`to_arrays` was made from.
 
-    Args:
-        arrays: of a file.
-        samples: numbers of the samples that may be in it.
-
     Raises:
         ValueError: they are not those of such a table; a KeyError where one is missing.
     """
@@ -122,11 +113,7 @@ def from_arrays(arrays: Arrays, samples: Sequence[int]) -> tuple[Table, Skipped]
 
 
 def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
-    """The whole table, with samples by name.
-
-    Args:
-        tables: tables of single methods, each with the names of all samples of its data set.
-    """
+    """The whole table, with samples by name."""
     import pandas as pd
 
     columns: dict[str, Any] = {

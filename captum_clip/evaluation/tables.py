@@ -45,13 +45,7 @@ def results_csv(summary: Summary) -> bytes:
 
 
 def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:
-    """The figures as Markdown: what was measured, a table a group of metrics, the protocols.
-
-    Args:
-        summary: of :func:`captum_clip.evaluation.summary.summarize`.
-        title: of the page.
-        about: what a reader must know, as model, data, seed and numbers; one line each.
-    """
+    """The figures as Markdown: what was measured, a table a group of metrics, the protocols."""
     lines = [f"# {_text(title)}", ""]
     lines += [f"- {_text(what)}: {_text(value)}" for what, value in about.items()]
     lines += ["", *legend(summary), ""]

@@ -17,10 +17,6 @@ from .tasks import TASKS
 class EvaluationWorker:
     """A model with a plan; the last batch stays for the next method.
 
-    Args:
-        plan: what to compute.
-        models: has perhaps loaded the model already.
-
     Raises:
         InputError: what bears the model's name here is another model.
     """
