@@ -41,7 +41,6 @@ def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
     q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
     keys are turned (RoPE, qk-norm) the keys are needed.
     """
-    assert record.tokens is not None
     with exact(record.tokens):
         tokens = widened(record.tokens)
         query, key = attention.projections()[:2]
@@ -92,7 +91,6 @@ def _projected(
     attention: Attention, record: LayerRecord, which: int, exposed: Tensor | None
 ) -> Tensor:
     if exposed is None:
-        assert record.tokens is not None
         exposed = run_steps((attention.projections()[which],), widened(record.tokens))
     return _split(widened(exposed), attention.heads)  # (B, H, s, d)
 
@@ -158,16 +156,8 @@ def contributions(
 ) -> Tensor:
     """What each token adds along directions on the heads' outputs: sum_h a_hj d_h . v_hj.
 
-    Args:
-        attention: the attention.
-        direction: K directions (H d) for each image.
-        row: the weights that are read, (B, H, s).
-        tokens: (B, s, D).
-        mean: token (B, 1, D) whose value is taken from that of every token.
-        by_head: keep the heads apart.
-
-    Returns:
-        (K, B, s), or (K, B, H, s).
+    For the weights (B, H, s) that are read and tokens (B, s, D), less the value of a token `mean`
+    (B, 1, D): (K, B, s), or `by_head` (K, B, H, s).
     """
     with exact(tokens):
         tokens, value = widened(tokens), attention.projections().value
@@ -196,15 +186,7 @@ def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
 
 
 def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
-    """The same for K targets and L layers at once, as products of small matrices.
-
-    Args:
-        gradient: (K, B, H, s).
-        rows: the CLS attention of the layers, (L, B, H, s).
-
-    Returns:
-        (L, K, B, s).
-    """
+    """The same for K targets (K, B, H, s) and L layers (L, B, H, s) at once, (L, K, B, s)."""
     with exact(gradient):
         steps = torch.einsum("kbhs,lbhs->lkbs", gradient.clamp(min=0), rows)
     return steps / gradient.shape[2]

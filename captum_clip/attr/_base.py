@@ -306,11 +306,15 @@ def explaining(
         InputError: the inputs are no tensors.
         TargetError: the targets do not fit a `ClipSimilarity`; said before any work is done.
     """
+    wanted, maker = "images", "clip.preprocess(images)"
+    if isinstance(forward_func, TextSimilarity):
+        wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"attribute: expected a tensor of {_wanted(forward_func, tensor)} makes one."
+                f"attribute: expected a tensor of {wanted}, got {type(tensor).__name__}; {maker} "
+                "makes one."
             )
     extra = additional_forward_args
     extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
@@ -321,14 +325,6 @@ def explaining(
         images = tuple(t.detach() for t in usable(tensors))
         extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
         yield Call(forward_func, images, extra, select)
-
-
-def _wanted(forward_func: Callable[..., Tensor], inputs: object) -> str:
-    """What the forward function takes, what it was given, and what makes the one."""
-    wanted, maker = "images", "clip.preprocess(images)"
-    if isinstance(forward_func, TextSimilarity):
-        wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
-    return f"{wanted}, got {type(inputs).__name__}; {maker}"
 
 
 def usable(inputs: TensorOrTuple) -> TensorOrTuple:

@@ -154,12 +154,6 @@ class TargetScores:
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
     """Captum's `target` -> (1, B), the score's column for each image.
 
-    Args:
-        target: None (only where there is one column), an index, or one index per image.
-        batch: B.
-        count: K.
-        names: of the columns, for the message.
-
     Raises:
         TargetError: missing, out of range, or not one per image.
     """

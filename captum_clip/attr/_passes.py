@@ -7,6 +7,7 @@ the gradient is taken at the output of the attention.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,17 @@ class LastGradient:
     attention: Tensor | None = None
     output: Tensor | None = None
 
+    def matrices(self, tower: ViTTower) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
+        assert self.output is not None
+        layer, seen = tower.layers[-1], self.record.layers[len(tower.layers) - 1]
+        for output in self.output:
+            start = _attention.start_row(output, tower.prefix, seen.reading)
+            yield start, _attention.matrix_gradient(layer, output, seen)
+
 
 def last_gradient(
-    tower: ViTTower,
-    call: Call,
-    visit: tuple[range, Visit] | None = None,
-    keep: range = range(0),
+    tower: ViTTower, call: Call, visit: tuple[range, Visit] | None = None, keep: range = range(0)
 ) -> LastGradient:
     """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
     last = len(tower.attentions) - 1
@@ -75,7 +81,6 @@ def last_gradient(
 @torch.no_grad()
 def _first_row(attention: Attention, seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
-    assert seen.tokens is not None
     heads = _attention.heads_gradient(attention, gradient[:, :, 0], seen)
     row = _attention.row_gradient(attention, heads, seen.tokens)
     return row, _attention.readout_row(attention, seen)
@@ -84,9 +89,9 @@ def _first_row(attention: Attention, seen: LayerRecord, gradient: Tensor) -> tup
 def last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor, Tensor]:
     """The last attention's row that is read (B, H, s), its heads' outputs (B, D), its tokens."""
     attention = tower.attentions[-1]
-    seen, tokens = layer_record(record, len(tower.attentions) - 1)
+    seen = record.layers[len(tower.attentions) - 1]
     row = _attention.readout_row(attention, seen)
-    return row, _attention.heads_output(attention, row, tokens), tokens
+    return row, _attention.heads_output(attention, row, seen.tokens), seen.tokens
 
 
 def _from_last_block(
@@ -99,12 +104,11 @@ def _from_last_block(
     """
     last = len(tower.layers) - 1
     attention = tower.layers[last]
-    with record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="final") as record:
+    with record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="block") as record:
         scores = call.scores()
     scored = TargetScores.of(scores, call, record)
-    assert record.final is not None
     rows = []
-    for (gradient,) in scored.gradients(record.final):
+    for (gradient,) in scored.gradients(record.outputs[last]):
         if gradient[:, 1:].any():
             return None
         rows.append(gradient[:, 0])
@@ -130,13 +134,6 @@ def _check_first_query(gradient: Tensor) -> None:
         )
 
 
-def layer_record(record: Recording, index: int) -> tuple[LayerRecord, Tensor]:
-    """What a layer showed, and its tokens."""
-    seen = record.layers[index]
-    assert seen.tokens is not None
-    return seen, seen.tokens
-
-
 def _tail(tower: ViTTower, call: Call, record: Recording, heads: Tensor) -> TargetScores:
     """The scores of a stopped forward, from the last heads' outputs for what is read, (B, D)."""
     assert call.similarity is not None
@@ -150,10 +147,9 @@ def readout_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
     attention = tower.attentions[last]
     attended = _attention.merged(attention, heads)
     if isinstance(attention, AttentionLayer):
-        assert record.residual is not None
         residual = record.reading.read(record.residual)
         return attention.tail(residual, attended.to(residual.dtype))
-    return attended.to(layer_record(record, last)[1].dtype)
+    return attended.to(record.layers[last].tokens.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +206,7 @@ def all_gradients(
 
 
 def _points(tower: ViTTower, record: Recording, indices: range) -> tuple[Tensor, ...]:
-    return tuple(layer_record(record, i)[0].point(tower.attentions[i])[0] for i in indices)
+    return tuple(record.layers[i].point(tower.attentions[i])[0] for i in indices)
 
 
 def without_gradient(

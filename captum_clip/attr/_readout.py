@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -46,14 +46,8 @@ class Readout:
     gradient: Tensor
     projected: bool = True
     steps: tuple[Step, ...] = ()
-    token: Tensor | None = None
+    token: Tensor = field(default_factory=lambda: torch.empty(0))
     heads: Tensor | None = None
-
-    @property
-    def read(self) -> Tensor:
-        """`token`, of which `readout` takes care."""
-        assert self.token is not None
-        return self.token
 
     def head(self, tower: ViTTower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
@@ -76,7 +70,6 @@ def readout(tower: Tower, call: Call, visit: tuple[range, Visit] | None = None) 
         if isinstance(tower, ViTTower):
             token, heads = _read(tower, record)
         else:
-            assert record.features is not None
             token = record.features
         if call.similarity is not None:
             found = _of_cosine(call, record, _embedded(tower, record, token))
@@ -96,9 +89,11 @@ def _recorded(
     last = len(tower.attentions) - 1
     if own:
         probe = range(last, last + 1) if tower.pooling == "probe" else range(0)
-        return record_vit(tower, visit=visit, keep=probe, leaf="embedding", final=not probe)
+        end = range(0) if probe else range(last, last + 1)
+        return record_vit(tower, visit=visit, keep=probe, leaf="embedding", outputs=end)
     stop = last if stops(tower, call) else None
-    return record_vit(tower, visit=visit, stop=stop, final=stop is None)
+    end = range(last, last + 1) if stop is None else range(0)
+    return record_vit(tower, visit=visit, stop=stop, outputs=end)
 
 
 def _read(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor | None]:
@@ -106,8 +101,7 @@ def _read(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor | None]:
     if record.stopped or tower.pooling == "probe":
         _, heads, _ = last_heads(tower, record)
         return readout_token(tower, record, heads), heads
-    assert record.final is not None
-    final = record.final.detach()
+    final = record.outputs[len(tower.layers) - 1].detach()
     return (final[:, tower.prefix :] if tower.pooling == "mean" else final[:, 0]), None
 
 
@@ -151,7 +145,6 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
             "such as hidden states, so they cannot be taken apart; take a method with gradients, "
             "such as AllGradAttention, or ClipGradCam on a ResNet."
         )
-    assert record.embedding is not None
     point, projected = record.embedding, False
     if record.projected is not None and record.projected.requires_grad:
         projected = _leads_through(result, record.projected, record.embedding)
@@ -191,12 +184,11 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetSc
         try:
             found = readout(tower, call)
             with torch.no_grad():
-                shift = tower.shift_gradient(found.read, found.gradient)
+                shift = tower.shift_gradient(found.token, found.gradient)
             return found.record, found.scored, shift
         except ReadsMoreError:
             pass  # the gradient does not lead through the pool alone
     with record_resnet(tower, then="shift") as record:
         scores = call.scores()
-    assert record.shift is not None
     scored = TargetScores.of(scores, call, record)
     return record, scored, scored.stacked_gradients(record.shift)

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import check_choice
-from ._attention import all_rows, matrix_gradient, read_row, start_row, weighted, weighted_rows
+from ._attention import all_rows, read_row, weighted, weighted_rows
 from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import LastGradient, last_gradient
@@ -69,11 +69,8 @@ class AttentionGradCam(ViTAttribution):
         """The same from whole matrices, for a gradient that has more than the CLS row."""
         layer, kept = self._tower.layers[-1], last.record.layers[len(self._tower.layers) - 1]
         attention, prefix = all_rows(layer, kept), self._tower.prefix  # (B, H, s, s)
-        assert last.output is not None
         maps = []
-        for output in last.output:
-            gradient = matrix_gradient(layer, output, kept)
-            start = start_row(output, prefix, last.record.reading)  # (B, s)
+        for start, gradient in last.matrices(self._tower):
             if weights == "elementwise":
                 maps.append(read_row(start, weighted(gradient, attention, dim=1)))
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from ast import literal_eval
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, final
 
 import torch
@@ -97,7 +98,6 @@ class CamFamily(ClipAttribution):
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
         with record_features(tower) as record:
             scores = call.scores()
-        assert record.features is not None
         scored, leaf = TargetScores.of(scores, call, record), record.features
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
@@ -105,7 +105,7 @@ class CamFamily(ClipAttribution):
         features, images = widened(leaf.detach()).cpu().numpy(), call.images[0]
         maps = []
         for columns, (gradient,) in zip(scored.columns, scored.gradients(leaf), strict=True):
-            targets = [_Column(int(column)) for column in columns]
+            targets = [itemgetter(int(column)) for column in columns]
             slope = widened(gradient).cpu().numpy()
             found = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
             maps.append(torch.from_numpy(found).clamp(min=0).to(leaf.device))
@@ -132,16 +132,6 @@ class _Network(nn.Module):
         with record_features(self._tower, through=lambda features: self.features(features)):
             scores: Tensor = call.forward(images, *call.extra)
         return scores[:, None] if scores.ndim == 1 else scores
-
-
-class _Column:
-    """One image's score."""
-
-    def __init__(self, column: int) -> None:
-        self.column = column
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        return scores[self.column]
 
 
 def _class_of(variant: str) -> Any:

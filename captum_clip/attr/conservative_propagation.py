@@ -68,7 +68,6 @@ def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False)
     with record_gates_held(tower, partial(_attend, tower)) as record:
         result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
     found, patches = embedded_scores(tower, call, record, result), record.patches
-    assert patches is not None
     refuse_nonlinear(found.embedding, patches)
 
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
@@ -96,7 +95,6 @@ def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
     attention = tower.attentions[index]
     if isinstance(attention, AttentionLayer):
         return merged(attention, attended(attention, seen))
-    assert seen.tokens is not None
     with torch.no_grad():
         row = readout_row(attention, seen)
     return merged(attention, heads_output(attention, row, seen.tokens))[:, None]

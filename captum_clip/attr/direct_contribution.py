@@ -119,12 +119,11 @@ class DirectContribution(ClipAttribution):
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def visit(index: int, record: LayerRecord) -> None:
-            assert record.tokens is not None
             row = readout_row(tower.attentions[index], record)
             seen[index] = record.tokens, row
 
         found = readout(tower, call, (layers, visit))
-        with torch.no_grad(), exact(found.read):
+        with torch.no_grad(), exact(found.token):
             return _of_rows(tower, found, seen, baseline, per)
 
 
@@ -154,7 +153,7 @@ def _of_rows(
     per: Per | None,
 ) -> Computed:
     """From the row of every attention that takes part."""
-    token, span, reading = found.read, tower.span, found.record.reading
+    token, span, reading = found.token, tower.span, found.record.reading
     direction = pull_back(found.steps, token, found.direction)
     total = direction.along(token) + direction.constant  # (K', B)
     values = []
@@ -204,8 +203,8 @@ def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -
             f"{per}; leave it out."
         )
     found = readout(tower, call)
-    with torch.no_grad(), exact(found.read):
-        token, before = found.read, tower.steps_before_mean  # (B, N, D)
+    with torch.no_grad(), exact(found.token):
+        token, before = found.token, tower.steps_before_mean  # (B, N, D)
         reading = found.record.reading
         share = pooled_row("mean", token[..., 0], 0, reading)  # (B, N)
         batch, count, _ = token.shape
@@ -235,7 +234,7 @@ def _of_resnet(
         raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
     found, centred = readout(tower, call), baseline == "mean"
     with torch.no_grad():
-        maps, rest = tower.contributions(found.read, found.direction, centred=centred)
+        maps, rest = tower.contributions(found.token, found.direction, centred=centred)
     # (K', B, H, h, w)
     maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
     return Computed(found.record, maps, found.scored.chosen, rest.T)

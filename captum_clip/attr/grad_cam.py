@@ -131,7 +131,6 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     def _compute(self, call: Call, *, relu_attributions: bool = False) -> Computed:
         assert self._tower is not None
         record, scored, gradient = resnet_gradient(self._tower, call)
-        assert record.features is not None
         with exact(record.features):
             features = widened(record.features)
             weights = widened(gradient) / (features.shape[-2] * features.shape[-1])

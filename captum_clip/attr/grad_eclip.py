@@ -11,17 +11,10 @@ from typing_extensions import override
 
 from ..models.towers import Probe
 from ..recording import LayerRecord
-from ._attention import (
-    exact,
-    heads_gradient,
-    projected_heads,
-    read_row,
-    row_gradient,
-    start_row,
-)
+from ._attention import exact, heads_gradient, projected_heads, read_row, row_gradient, start_row
 from ._base import Computed, ViTAttribution
 from ._call import Call
-from ._passes import last_gradient, layer_record
+from ._passes import last_gradient
 
 
 @final
@@ -62,7 +55,7 @@ class GradEclip(ViTAttribution):
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
         last = last_gradient(tower, call)
-        seen, tokens = layer_record(last.record, len(tower.attentions) - 1)
+        seen = last.record.layers[len(tower.attentions) - 1]
         if last.row is not None:  # (K', B, H, s)
             maps = last.row.sum(2).clamp(min=0) * self._loosened(seen, None)
             return Computed(last.record, maps, last.scored.chosen)
@@ -71,7 +64,7 @@ class GradEclip(ViTAttribution):
         for output in last.output:  # (B, s, D), one target after the other
             start = start_row(output, tower.prefix, seen.reading)
             gradient = read_row(start, heads_gradient(attention, output, seen))
-            row = row_gradient(attention, gradient[None], tokens)[0].sum(1)  # (B, s)
+            row = row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
         return Computed(last.record, torch.stack(general), last.scored.chosen)
 
@@ -82,7 +75,6 @@ class GradEclip(ViTAttribution):
         The query is CLS's or the probe's, or that of a row `start` (B, s) of tokens.
         """
         attention, span = self._tower.attentions[-1], self._tower.span
-        assert seen.tokens is not None
         key = projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
         with exact(key):
             if isinstance(attention, Probe):

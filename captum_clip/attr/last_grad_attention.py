@@ -12,15 +12,7 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ..recording import LayerRecord, Recording
-from ._attention import (
-    all_rows,
-    matrix_gradient,
-    propagated,
-    readout_row,
-    start_row,
-    weighted,
-    weighted_rows,
-)
+from ._attention import all_rows, propagated, readout_row, weighted, weighted_rows
 from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import LastGradient, all_gradients, last_gradient, run_again
@@ -105,16 +97,13 @@ class LastGradAttention(ViTAttribution):
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
         kept = self._tower.pooling == "mean"
         record = last.record if kept else run_again(self._tower, call, keep=layers)
-        assert last.output is not None
-        attention, maps = self._attention(record, heads, len(last.output)), []
-        for output in last.output:  # (B, s, D), one target after the other
-            gradient = matrix_gradient(
-                self._tower.layers[-1], output, last.record.layers[layers[-1]]
-            )
-            start = start_row(output, self._tower.prefix, record.reading)
-            gradient = _combined(gradient, heads, dim=1)
-            maps.append(_propagated(start, gradient, attention, layers))
-        return torch.stack(maps)
+        attention = self._attention(record, heads, len(last.scored.columns))
+        return torch.stack(
+            [
+                _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
+                for start, gradient in last.matrices(self._tower)
+            ]
+        )
 
     def _below_probe(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""

@@ -120,16 +120,14 @@ class LayerAttention(ViTAttribution):
             record, scored = found.record, found.scored
             output = scored.stacked_gradients(found.points[0])  # (K', B, s, D)
         layer, seen = self._tower.layers[index], record.layers[index]
-        assert seen.tokens is not None
         if rows == "sum":
-            chosen = output.sum(2)
+            weights = torch.ones_like(output[0, ..., 0])
         elif is_last:
-            starts = [start_row(gradient, prefix, record.reading) for gradient in output]
-            chosen = (torch.stack(starts)[..., None] * output).sum(2)
+            weights = torch.stack([start_row(g, prefix, record.reading) for g in output])
         else:
             like = output[0, ..., 0]
-            row = pooled_row(self._tower.pooling, like, prefix, record.reading)  # (B, s)
-            chosen = (row[..., None] * output).sum(2)
+            weights = pooled_row(self._tower.pooling, like, prefix, record.reading)
+        chosen = (weights[..., None] * output).sum(2)
         gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
         maps = gradient.mean(2)  # (K', B, H, s) -> (K', B, s)
         return Computed(record, maps, scored.chosen)

@@ -77,7 +77,7 @@ class PatchSimilarity(ViTAttribution):
         seen: list[LayerRecord] = []
         layer = (range(last, last + 1), lambda index, record: seen.append(record))
         found = readout(tower, call, layer)
-        with torch.no_grad(), exact(found.read):
+        with torch.no_grad(), exact(found.token):
             mixed = projected_heads(own, "value", seen[0])  # (B, H, s, d)
             if attention != "identity":
                 which: Literal["query", "key"] = "query" if attention == "qq" else "key"

@@ -60,11 +60,8 @@ def register(method: Method) -> Method:
         )
     towers = getattr(method, "towers", None)
     kinds = get_args(Kind)
-    if (
-        not isinstance(towers, (tuple, list, set, frozenset))
-        or not set(towers)
-        or (set(towers) - set(kinds))
-    ):
+    several = isinstance(towers, (tuple, list, set, frozenset))
+    if not several or not towers or set(towers) - set(kinds):
         raise InputError(f"{caller}: expected `towers` among {', '.join(kinds)}, got {towers!r}.")
     for flag in ("signed", "needs_target", "costly", "listed"):
         if not isinstance(value := getattr(method, flag, False), bool):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from ..errors import CaptureError
 from ..models.reading import Reading
 from ..models.towers import Attention, Tower
 from .hooks import Hooks
+
+_NOTHING: Final = torch.empty(0)  # until the forward has shown it
 
 
 class Stop(Exception):  # noqa: N818 - control flow, never seen by a user
@@ -24,13 +26,13 @@ class Stop(Exception):  # noqa: N818 - control flow, never seen by a user
 class LayerRecord:
     """What one attention showed; every tensor (B, s, D)."""
 
-    tokens: Tensor | None = None
+    tokens: Tensor = _NOTHING
     context: Any = None  # what the queries and keys are turned with
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
     heads_output: Tensor | None = None  # in the graph, where there is one
-    output: Tensor | None = None  # in the graph, where there is one
+    output: Tensor = _NOTHING  # in the graph, where there is one
     reading: Reading = field(default_factory=Reading)
 
     def point(self, attention: Attention) -> tuple[Tensor, bool]:
@@ -42,12 +44,11 @@ class LayerRecord:
         exposed = self.heads_output
         if exposed is not None and (exposed.requires_grad or not attention.linear):
             return exposed, True
-        assert self.output is not None
         return self.output, False
 
 
 Visit = Callable[[int, LayerRecord], None]
-Leaf = Literal["final", "embedding"]
+Leaf = int | Literal["block", "embedding"]
 
 
 @dataclass
@@ -59,15 +60,14 @@ class Recording:
     reading: Reading = field(default_factory=Reading)
     stopped: bool = False  # the forward was left early, as planned
     layers: dict[int, LayerRecord] = field(default_factory=dict)
-    residual: Tensor | None = None  # (B, s, D), what entered the last block
-    final: Tensor | None = None  # (B, s, D), the last block's output
+    residual: Tensor = _NOTHING  # (B, s, D), what entered the last block
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
-    patches: Tensor | None = None  # the projected patches before positions are added, a leaf
-    embedding: Tensor | None = None  # (B, E), what the tower returned, a leaf or in the graph
+    patches: Tensor = _NOTHING  # the projected patches before positions are added, a leaf
+    embedding: Tensor = _NOTHING  # (B, E), what the tower returned, a leaf or in the graph
     beside: list[Tensor] = field(default_factory=list)  # all else that it returned, as leaves
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
-    features: Tensor | None = None  # (B, C, h, w), the last stage of a ResNet
-    shift: Tensor | None = None  # (B, C), zero, added to the features at all positions
+    features: Tensor = _NOTHING  # (B, C, h, w), the last stage of a ResNet
+    shift: Tensor = _NOTHING  # (B, C), zero, added to the features at all positions
     unseen: dict[object, str] = field(default_factory=dict)  # what must still run, in words
 
     def finish(self) -> None:

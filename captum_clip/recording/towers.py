@@ -12,16 +12,7 @@ from torch import Tensor
 
 from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
 from .hooks import Hooks
-from .records import (
-    LayerRecord,
-    Leaf,
-    Recording,
-    Stop,
-    Visit,
-    as_leaf,
-    plan_embedding,
-    recording,
-)
+from .records import LayerRecord, Leaf, Recording, Stop, Visit, as_leaf, plan_embedding, recording
 
 
 @contextmanager
@@ -30,9 +21,8 @@ def record_vit(
     *,
     visit: tuple[range, Visit] | None = None,
     keep: range = range(0),
-    leaf: int | Leaf | None = None,
+    leaf: Leaf | None = None,
     stop: int | None = None,
-    final: bool = False,
     outputs: range = range(0),
 ) -> Iterator[Recording]:
     """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
@@ -44,65 +34,49 @@ def record_vit(
         visit: layers, and what to call as ``visit(layer, record)`` when their attention starts.
         keep: layers whose tokens, queries, keys, values and outputs are kept.
         leaf: layer whose attention output becomes a leaf; from there on the graph is recorded. Or
-            the last block's output ("final"), or the tower's ("embedding").
+            the output of the last block ("block"), which is kept, or the tower's ("embedding").
         stop: layer at whose attention the forward ends; its tokens and residual are kept.
-        final: whether the last block's output is kept.
-        outputs: layers whose block's output is kept, in the graph where there is one, and with
-            them the tower's output.
+        outputs: layers whose block's output is kept, in the graph where there is one.
     """
-    layer = leaf if isinstance(leaf, int) else None
+    last = len(tower.layers) - 1
+    ends = {index for index in (leaf, stop) if isinstance(index, int)}
 
     def plan(hooks: Hooks, record: Recording) -> None:
-        for index in sorted({*keep, *(visit[0] if visit else ()), *_given(layer), *_given(stop)}):
+        for index in sorted({*keep, *(visit[0] if visit else ()), *ends}):
             attention = tower.attentions[index]
             _plan_entrance(hooks, record, index, attention, visit=visit, keep=keep, stop=stop)
             if index == stop:
                 continue
             if index in keep and isinstance(attention, AttentionLayer):
                 _plan_exposed(hooks, record, index, attention)
-            if index in keep or index == layer:
-                _plan_output(hooks, record, index, attention, leaf=index == layer)
-        if final or leaf == "final":
-            _plan_final(hooks, record, tower, leaf=leaf == "final")
-        for index in outputs:
-            _plan_block(hooks, record, index, tower.layers[index])
-        if leaf == "embedding" or outputs:
+            if index in keep or index == leaf:
+                _plan_output(hooks, record, index, attention, leaf=index == leaf)
+        for index in {*outputs, last} if leaf == "block" else outputs:
+            _plan_block(hooks, record, index, tower.layers[index], leaf=leaf == "block")
+        if leaf == "embedding" or (outputs and leaf is not None):
             plan_embedding(hooks, record, tower, leaf=leaf == "embedding")
 
     with recording(tower, plan, gradient=leaf is not None) as record:
         yield record
 
 
-def _plan_final(hooks: Hooks, record: Recording, tower: ViTTower, *, leaf: bool) -> None:
-    block = tower.layers[-1]
-    record.unseen["final"] = f"Layer {len(tower.layers) - 1}"
-
-    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.residual = block.residual(args, kwargs)
-
-    def leave(result: Any) -> Any:
-        record.unseen.pop("final", None)
-        output = block.leaving(result)
-        record.final = output = as_leaf(output) if leaf else output
-        return block.left(result, output)
-
-    if leaf:
-        hooks.before(block.block, enter)
-    hooks.after(block.block, leave)
-
-
-def _plan_block(hooks: Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+def _plan_block(
+    hooks: Hooks, record: Recording, index: int, layer: AttentionLayer, *, leaf: bool
+) -> None:
     record.unseen[layer.block] = f"Layer {index}"
 
-    def leave(result: Any) -> None:
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.residual = layer.residual(args, kwargs)
+
+    def leave(result: Any) -> Any:
         record.unseen.pop(layer.block, None)
-        record.outputs[index] = layer.leaving(result)
+        output = layer.leaving(result)
+        record.outputs[index] = output = as_leaf(output) if leaf else output
+        return layer.left(result, output)
 
+    if leaf:
+        hooks.before(layer.block, enter)
     hooks.after(layer.block, leave)
-
-
-def _given(index: int | None) -> tuple[int, ...]:
-    return () if index is None else (index,)
 
 
 def _plan_entrance(

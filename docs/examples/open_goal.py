@@ -65,13 +65,13 @@ class Competition(ViTAttribution):
 
         found = readout(tower, call, (range(len(tower.layers)), visit))
         with torch.no_grad():
-            direction = pull_back(found.steps, found.read, found.direction)
+            direction = pull_back(found.steps, found.token, found.direction)
             maps = torch.zeros(1)
             for index, (tokens, row) in seen.items():
                 layer = tower.layers[index]
                 steps = (*layer.merge_steps(), *layer.branch())
                 at_heads = pull_back(
-                    steps, found.read, Direction.of(direction.rows, direction.scale)
+                    steps, found.token, Direction.of(direction.rows, direction.scale)
                 )
                 added = contributions(layer, at_heads, row, tokens, by_head=True)  # (K, B, H, s)
                 share = row / (1 - row)
