@@ -74,10 +74,6 @@ class AlignTower(AveragePooledTower):
     def head_steps(self) -> Sequence[Step]:
         return ()
 
-    @override
-    def head(self, mean: Tensor) -> Tensor:
-        return mean
-
     @property
     @override
     def is_unmodified(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..errors import InputError
-from .steps import Direction, Step, pull_back
+from .steps import Direction, Step, pull_back, run_steps
 from .towers import ResNetTower
 
 
@@ -25,12 +25,8 @@ class AveragePooledTower(ResNetTower):
     """A convolutional tower whose embedding is a function of the mean of its last features."""
 
     @abstractmethod
-    def head(self, mean: Tensor) -> Tensor:
-        """The image embedding (B, E) of the mean of the features (B, C)."""
-
-    @abstractmethod
     def head_steps(self) -> Sequence[Step]:
-        """What `head` sends the mean through, step by step."""
+        """What the mean of the features (B, C) goes through to be the embedding (B, E)."""
 
     @override
     def contributions(
@@ -66,7 +62,7 @@ class AveragePooledTower(ResNetTower):
 
     def _embed(self, mean: Tensor) -> Tensor:
         # under autocast the features have another type than the head's weights
-        return self.head(mean.to(next(self.module.parameters()).dtype))
+        return run_steps(self.head_steps(), mean.to(next(self.module.parameters()).dtype))
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,6 @@ from .base import ClipAdapter
 from .huggingface_layers import HuggingFaceLayer, layers_of, vision_of
 from .huggingface_text import TextLayout
 from .processors import is_transformers_tokenizer
-from .reading import with_first_part
 from .steps import Step
 from .text import TextReadout, TextTower
 from .towers import ViTTower
@@ -58,7 +56,8 @@ class HuggingFaceTower(ViTTower):
     classes: ClassVar[tuple[str, ...]]
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
-    patch_map: ClassVar[str] = "embeddings.patch_embedding"
+    patch_map = "embeddings.patch_embedding"
+    encoder_part = "encoder"
     projection_part: ClassVar[str] = "visual_projection"
 
     @classmethod
@@ -118,17 +117,6 @@ class HuggingFaceTower(ViTTower):
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         return with_pooled_output(result, embedding)
 
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return self.module, self.module.encoder
-
-    @property
-    @override
-    def patches(self) -> nn.Module:
-        module: nn.Module = attrgetter(self.patch_map)(self.module)
-        return module
-
 
 class FirstTokenTower(HuggingFaceTower):
     """A vision transformer whose first token is read by the model around it."""
@@ -141,9 +129,7 @@ class FirstTokenTower(HuggingFaceTower):
     @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         states = torch.cat([embedding[:, None], result[0][:, 1:]], 1)
-        if isinstance(result, tuple):
-            return with_first_part(result, states)
-        return type(result)(**{**result, "last_hidden_state": states})
+        return _with_part(result, 0, "last_hidden_state", states)
 
 
 def tower_of(module: nn.Module) -> HuggingFaceTower | None:
@@ -241,9 +227,13 @@ def pooled_output(result: Any) -> Tensor:
 
 def with_pooled_output(result: Any, pooled: Tensor) -> Any:
     """What a vision tower returned, with another pooled token."""
+    return _with_part(result, 1, "pooler_output", pooled)
+
+
+def _with_part(result: Any, index: int, name: str, part: Tensor) -> Any:
     if isinstance(result, tuple):
-        return (result[0], pooled, *result[2:])
-    return type(result)(**{**result, "pooler_output": pooled})
+        return (*result[:index], part, *result[index + 1 :])
+    return type(result)(**{**result, name: part})
 
 
 def text_arguments(tokens: Any) -> dict[str, Tensor]:

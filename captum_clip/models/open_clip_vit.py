@@ -109,6 +109,8 @@ class OpenClipViT(ViTTower):
     """
 
     module: Any
+    patch_map = "conv1"
+    encoder_part = "transformer"
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -124,17 +126,6 @@ class OpenClipViT(ViTTower):
     @override
     def steps_before_mean(self) -> int:
         return 0 if self.module.final_ln_after_pool else 1
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return self.module, self.module.transformer
-
-    @property
-    @override
-    def patches(self) -> nn.Module:
-        module: nn.Module = self.module.conv1
-        return module
 
     @override
     def nondeterminism(self) -> str | None:

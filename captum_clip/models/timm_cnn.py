@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from .average_pool import AveragePooledTower, check_multiple
-from .steps import Step, flattened
+from .steps import Step, flattened, run_steps
 from .unmodified import is_librarys
 
 
@@ -33,7 +33,8 @@ class TimmCNN(AveragePooledTower):
     def embedding_dim(self) -> int:
         weight = next(self.module.parameters())
         with torch.no_grad():
-            return self.head(weight.new_zeros(1, self.module.trunk.head.in_features)).shape[-1]
+            mean = weight.new_zeros(1, self.module.trunk.head.in_features)
+            return run_steps(self.head_steps(), mean).shape[-1]
 
     @override
     def stages(self) -> dict[str, nn.Module]:
@@ -52,12 +53,6 @@ class TimmCNN(AveragePooledTower):
         head = self.module.trunk.head
         parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
         return flattened([*(part for part in parts if part is not None), self.module.head])
-
-    @override
-    def head(self, mean: Tensor) -> Tensor:
-        # the average of one position is that position
-        embedding: Tensor = self.module.head(self.module.trunk.forward_head(mean[..., None, None]))
-        return embedding
 
     @property
     @override

@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -203,10 +204,7 @@ class Tower(ABC):
     @property
     @abstractmethod
     def is_unmodified(self) -> bool:
-        """Whether its last part is the library's own code, so that the rest of a forward is known.
-
-        A subclass, a patched method or somebody's hook may make it something else.
-        """
+        """Whether its last part is the library's own code, neither patched nor hooked."""
 
     @property
     def entrance(self) -> nn.Module:
@@ -295,10 +293,7 @@ class ViTTower(Tower):
             return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
     def embed(self, readout: Tensor) -> Tensor:
-        """The image embedding (..., E) from the token that is read, (..., D).
-
-        That is the last block's output for it; with a probe, what the probe's attention returned.
-        """
+        """The image embedding (..., E) of a token (..., D) from the last block, or the probe's."""
         # for one token the order of norm and pooling makes no difference
         return call_steps(self.head, readout)
 
@@ -314,13 +309,19 @@ class ViTTower(Tower):
             "what its readout goes through; take a method with gradients."
         )
 
+    patch_map: ClassVar[str | None] = None  # of `module`, projects patches, without positions
+    encoder_part: ClassVar[str | None] = None  # of `module`, runs the blocks
+
     @property
     def patches(self) -> nn.Module:
-        """The module that projects the patches, before positions are added; errors as `head`."""
-        raise UnsupportedModelError(
-            f"it is not known where a {type(self.module).__name__} projects its patches; take "
-            "another method."
-        )
+        """The module that projects the patches; errors as `head`."""
+        if self.patch_map is None:
+            raise UnsupportedModelError(
+                f"it is not known where a {type(self.module).__name__} projects its patches; take "
+                "another method."
+            )
+        module: nn.Module = attrgetter(self.patch_map)(self.module)
+        return module
 
     @property
     def steps_before_mean(self) -> int:
@@ -330,7 +331,8 @@ class ViTTower(Tower):
     @property
     def runners(self) -> tuple[nn.Module, ...]:
         """The modules whose code runs on what is read after the last block, but for the reader."""
-        return (self.module,)
+        encoder = () if self.encoder_part is None else (getattr(self.module, self.encoder_part),)
+        return (self.module, *encoder)
 
     @property
     @override
