@@ -46,8 +46,8 @@ class ModelCache:
             resolve(name)
         self._device = device
         self._parts = {
-            "processor": None if processor is None else load_processor(processor),
-            "tokenizer": None if tokenizer is None else load_tokenizer(tokenizer),
+            "processor": load_processor(processor),
+            "tokenizer": load_tokenizer(tokenizer),
         }
         self._locks = {name: Lock() for name in self.names}
         self._loaded: dict[str, ClipAdapter] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError
 from .command import CENTRE, EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, Command, Option
-from .inputs import is_folder, load_model, load_probe, model_name, read_image
+from .inputs import check_output, is_folder, load_model, load_probe, model_name, read_image
 from .picture_folder import check_folder, draw_pictures
 from .progress import steps
 
@@ -34,13 +34,10 @@ def _run(arguments: Namespace) -> None:
 
 
 def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None) -> None:
-    from ..checks import check_destination
     from ..explanation import FORMATS
 
     image = read_image(arguments.image)
-    output = check_destination(arguments.output or Path(f"{image.stem}-explained.png"), FORMATS)
-    if output.exists() and output.samefile(image):
-        raise InputError(f"the picture would replace the image {image}; give another --output.")
+    output = check_output(arguments.output, f"{image.stem}-explained.png", FORMATS, [image])
     with steps(arguments, 3) as begin:
         begin(f"loading {model}")
         clip = load_model(arguments, model)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import InputError
 from .command import CENTRE, LOADING, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
 from .figure_inputs import Inputs, read_inputs
-from .inputs import check_emotions, load_model
+from .inputs import check_emotions, check_output, load_model
 from .picture_folder import check_folder, draw_pictures
 from .progress import steps
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 def _run(arguments: Namespace) -> None:
     """Draw the figure and say where it is."""
-    from ..checks import check_destination, check_integer
+    from ..checks import check_integer
     from ..visualization import save_figure
     from ..visualization.layers import MASK
     from ..visualization.saving import FORMATS
@@ -49,11 +47,8 @@ def _run(arguments: Namespace) -> None:
             files=[*inputs.references, *(getattr(arguments, "emotions", None) or ())],
         )
         return
-    default = Path(f"{inputs.stem}-{arguments.command}.png")
-    output = check_destination(arguments.output or default, FORMATS)
-    for path in inputs.files:
-        if output.exists() and output.samefile(path):
-            raise InputError(f"the picture would replace the image {path}; give another --output.")
+    default = f"{inputs.stem}-{arguments.command}.png"
+    output = check_output(arguments.output, default, FORMATS, inputs.files)
     clips = _load(arguments, inputs.models)
     with steps(arguments, 2) as begin:
         begin("computing")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import as_list, expand
+from ..checks import as_list, check_destination, find_file, find_folder
 from ..errors import InputError
 from .command import DEFAULT_MODEL
 
@@ -48,18 +49,12 @@ def looks_like_image(name: str) -> bool:
 
 def is_file(name: str) -> bool:
     """Whether there is such a file; a text may be too long for the name of one."""
-    try:
-        return Path(name).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
+    return os.path.isfile(os.path.expanduser(name))
 
 
 def is_folder(name: str) -> bool:
     """Whether there is such a folder."""
-    try:
-        return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):
-        return False
+    return os.path.isdir(os.path.expanduser(name))
 
 
 def read_image(name: str) -> Path:
@@ -72,9 +67,7 @@ def read_image(name: str) -> Path:
 
     if "://" in name:
         raise InputError(f"{name} is a URL; download the image, then give the file.")
-    path = expand(name)
-    if not path.is_file():
-        raise InputError(f"there is no image file {name}.")
+    path = find_file(name, what="image file")
     as_pil(path)
     return path
 
@@ -87,10 +80,22 @@ def read_folder(name: str | Path) -> Path:
     """
     if ":/" in str(name):
         raise InputError(f"{name} is a URL; give a folder of this machine.")
-    folder = expand(name)
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {name}.")
-    return folder
+    return find_folder(name)
+
+
+def check_output(
+    output: Path | None, default: str, formats: tuple[str, ...], images: Sequence[Path]
+) -> Path:
+    """Where a picture goes, seen to before a model is loaded.
+
+    Raises:
+        InputError: it cannot be written, or would replace one of the images.
+    """
+    path = check_destination(output or Path(default), formats)
+    for image in images:
+        if path.exists() and path.samefile(image):
+            raise InputError(f"the picture would replace the image {image}; give another --output.")
+    return path
 
 
 def check_emotions(names: Sequence[str] | None) -> None:
@@ -129,11 +134,10 @@ def load_model(arguments: Namespace, name: str) -> ClipAdapter:
     from ..models import load_clip
     from ..models.loading import load_processor, load_tokenizer
 
-    processor, tokenizer = arguments.processor, arguments.tokenizer
     return load_clip(
         name,
-        processor=None if processor is None else load_processor(processor),
-        tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+        processor=load_processor(arguments.processor),
+        tokenizer=load_tokenizer(arguments.tokenizer),
         device=arguments.device,
     )
 

@@ -165,22 +165,27 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     return chosen
 
 
-def load_processor(name: str) -> Any:
+def load_processor(name: str | None) -> Any:
     """The image processor of another model, for a checkpoint that was saved without one.
 
     Args:
-        name: a folder or a repository of transformers, or a name of Mamooler's that leads to one.
+        name: a folder or a repository of transformers, or a name of Mamooler's that leads to one;
+            None for none.
 
     Raises:
         InputError: it holds none, or cannot be reached.
     """
+    if name is None:
+        return None
     source = _files_of(name)
     with source.loading():
         return _processor(source, None)
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str | None) -> Any:
     """The tokenizer of another model; as :func:`load_processor`."""
+    if name is None:
+        return None
     source = _files_of(name)
     with source.loading():
         return _tokenizer(source)

@@ -38,8 +38,8 @@ class ModelLoader:
             processor, tokenizer = self._parts
             clip = load_clip(
                 model,
-                processor=None if processor is None else load_processor(processor),
-                tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+                processor=load_processor(processor),
+                tokenizer=load_tokenizer(tokenizer),
                 device=device,
             )
             self._loaded = ((model, device), clip, clip.fingerprint)

@@ -14,20 +14,24 @@ from pathlib import Path
 from tests.fuzz import calls, command_lines
 
 KINDS = {"calls": calls.failures, "commands": command_lines.failures}
+AT_ONCE = 200
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
 parser.add_argument("--cases", type=int, default=15_000, metavar="N", help="of both kinds together")
 parser.add_argument("--only", choices=KINDS, help="one kind")
+parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="at most")
 parser.add_argument("--seed", type=int, default=0, metavar="S")
 arguments = parser.parse_args()
 kinds = [arguments.only] if arguments.only else list(KINDS)
 for kind in kinds:
     counts: Counter[str] = Counter()
-    cases, start = arguments.cases // len(kinds), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        for failure in KINDS[kind](Path(folder), cases, arguments.seed):
-            counts[failure.call] += 1
-            print(f"case {failure.case}, {failure.call}\n{failure.text}", flush=True)
-    took = time.monotonic() - start
+    cases, start, done, took = arguments.cases // len(kinds), time.monotonic(), 0, 0.0
+    while done < cases and took < 60 * arguments.minutes / len(kinds):
+        count, seed = min(AT_ONCE, cases - done), arguments.seed + done
+        with tempfile.TemporaryDirectory() as folder:
+            for failure in KINDS[kind](Path(folder), count, seed):
+                counts[failure.call] += 1
+                print(f"seed {seed}, case {failure.case}, {failure.call}\n{failure.text}")
+        done, took = done + count, time.monotonic() - start
     bad = f"{sum(counts.values())} ended badly: {dict(counts)}"
-    print(f"{cases:,} {kind} in {took:.0f} s, {bad}", flush=True)
+    print(f"{done:,} {kind} in {took:.0f} s, {bad}", flush=True)
