@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import maps
 from ..visualization.arrays import Array
-from ..visualization.blend import blend, soften
+from ..visualization.blend import RISE, soften
 
 
 def photo(image: Tensor) -> str:
@@ -39,11 +39,8 @@ def layer(heat: Tensor, cmap: Colormap) -> Array:
         [0.0, 1.0]
     """
     values = heat.numpy()
-    black, white = (np.full((*values.shape, 3), value, dtype=np.float32) for value in (0, 1))
-    # What remains of an image's contrast under the map says how opaque the map is.
-    contrast = blend(white, values, cmap, 1) - blend(black, values, cmap, 1)
-    opacity = 1 - contrast / (soften(white) - soften(black))
-    return np.concatenate([cmap(values)[..., :3], opacity[..., :1]], axis=-1, dtype=np.float32)
+    opacity = values[..., None] ** RISE
+    return np.concatenate([cmap(values)[..., :3], opacity], axis=-1, dtype=np.float32)
 
 
 def signed_layer(positive: Tensor, negative: Tensor, cmaps: tuple[Colormap, Colormap]) -> Array:

@@ -77,7 +77,6 @@ def heads(
     Raises:
         InputError: not one image and one target, an argument that is none, or a tower whose
             embedding no attention reads: a mean of patches, or average pooling.
-        CaptumClipError: an image, a text or a model that cannot be worked with.
 
     Source: Gandelsman et al. 2024 (arXiv:2310.05916).
 

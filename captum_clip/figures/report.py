@@ -62,7 +62,7 @@ def layers(
     Args:
         image: one of what ``ClipAdapter.preprocess`` takes.
         texts: targets.
-        references: images that are targets, after the texts; shown before their gradients.
+        references: shown before their gradients.
         model: a name, a model or an adapter, with a vision transformer.
         rows: "cls", the row of the CLS token, or "sum" of all rows.
         scale: "each" map its own, or "shared" by all layers.
@@ -72,7 +72,6 @@ def layers(
 
     Raises:
         UnsupportedModelError: the model has no vision transformer.
-        CaptumClipError: an image, a text or a model that cannot be worked with.
 
     Example:
         >>> from captum_clip import figures
@@ -134,19 +133,15 @@ def compare(
     Mamooler's Figures 4 and 5.
 
     Args:
-        images: one or several of what ``ClipAdapter.preprocess`` takes.
+        images: one or several.
         texts: targets.
-        references: images that are targets, after the texts; shown at the end of their rows.
+        references: shown at the end of their rows.
         models: one or several names, models or adapters.
-        methods: classes of :mod:`captum_clip.attr` or command-line names, each used with the
-            towers that it fits; all that fit where none is given.
+        methods: each used with the towers that it fits; all that fit where none is given.
         scale: "each" map its own, since the values of two methods cannot be compared, or "shared"
             by the maps of a column, whose values can.
         cmap: colour map.
         device: where models that are loaded by name go.
-
-    Raises:
-        CaptumClipError: an image, a text, a model or a method that cannot be worked with.
 
     Example:
         >>> from captum_clip import figures
@@ -209,19 +204,15 @@ def signs(
     Mamooler's Figures 7 to 10.
 
     Args:
-        images: one or several of what ``ClipAdapter.preprocess`` takes.
+        images: one or several.
         texts: targets.
-        references: images that are targets, after the texts; shown at the end of their rows.
+        references: shown at the end of their rows.
         models: one or several names, models or adapters.
-        methods: classes of :mod:`captum_clip.attr` or command-line names, each used with the
-            towers that it fits; by the tower where none is given.
+        methods: each used with the towers that it fits; by the tower where none is given.
         scale: "shared" by the two signs of a row, so that a weak one looks weak, or "each" map its
             own.
         cmap: of both signs; by default orange for and blue against.
         device: where models that are loaded by name go.
-
-    Raises:
-        CaptumClipError: an image, a text, a model or a method that cannot be worked with.
 
     Example:
         >>> from captum_clip import figures
@@ -271,12 +262,11 @@ def emotions(
     Mamooler's Figure 11.
 
     Args:
-        images: one or several of what ``ClipAdapter.preprocess`` takes.
+        images: one or several.
         probes: one for each model, in the same order: probes or files of them.
         names: which emotions; all eight by default.
         models: one or several names, models or adapters.
-        methods: classes of :mod:`captum_clip.attr` or command-line names, each used with the
-            towers that it fits; by the tower where none is given.
+        methods: each used with the towers that it fits; by the tower where none is given.
         centre: subtract the mean of all nine rows of a probe.
         scale: "each" map its own, its peak under it in percent of the strongest of its row, or
             "shared" by the row, so that a weak map looks weak.
@@ -284,8 +274,7 @@ def emotions(
         device: where models that are loaded by name go.
 
     Raises:
-        InputError: not as many probes as models, or an image or a method that is not one.
-        CaptumClipError: a probe of another model, or a model that cannot be worked with.
+        InputError: not as many probes as models, or a probe of another model.
 
     Example:
         >>> import numpy as np
@@ -345,19 +334,15 @@ def words(
     Mamooler's Figure 13.
 
     Args:
-        images: one or several of what ``ClipAdapter.preprocess`` takes.
+        images: one or several.
         text: the text that is taken apart.
         picked: which words or spans, as in ``targets.words``; all words by default.
         models: one or several names, models or adapters.
-        methods: classes of :mod:`captum_clip.attr` or command-line names, each used with the
-            towers that it fits; by the tower where none is given.
+        methods: each used with the towers that it fits; by the tower where none is given.
         scale: "norm" dims each word's map by its norm, so that "a" does not look as important as
             "horse"; "each" shows every map in full.
         cmap: colour map.
         device: where models that are loaded by name go.
-
-    Raises:
-        CaptumClipError: an image, a text, a model or a method that cannot be worked with.
 
     Example:
         >>> from captum_clip import figures

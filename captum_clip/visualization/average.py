@@ -40,9 +40,6 @@ def average(
         cmap: colour map; should be perceptually uniform.
         caption: below the pictures.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: no maps, shapes that do not fit, NaN or infinity, an unknown colour map.
 

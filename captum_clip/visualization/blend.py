@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from matplotlib.colors import Colormap, ListedColormap
 
@@ -9,7 +11,7 @@ from .arrays import Array
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _COLOR, _LIGHT = 0.4, 0.2  # what stays of the colours, what is added of white
-_RISE = 0.8  # opacity is heat to this power: faint heat is seen, none is clear
+RISE: Final = 0.8  # opacity is heat to this power: faint heat is seen, none is clear
 
 
 def soften(image: Array) -> Array:
@@ -31,7 +33,7 @@ def blend(image: Array, heat: Array, cmap: Colormap, alpha: float) -> Array:
     Returns:
         (H, W, 3) in [0, 1].
     """
-    opacity = alpha * heat[..., None] ** _RISE
+    opacity = alpha * heat[..., None] ** RISE
     mixed = (1 - opacity) * soften(image) + opacity * cmap(heat)[..., :3]
     return np.asarray(mixed, dtype=np.float32).clip(0, 1)
 

@@ -39,9 +39,6 @@ def contact_sheet(
         cmap: colour map.
         caption: below the pictures.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: shapes or ranges that do not fit, no column.
 

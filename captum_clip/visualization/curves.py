@@ -68,9 +68,6 @@ def curves(
         baselines: labels of the lines that are grey and thin, last in the legend.
         caption: below, in grey.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: no curve, arrays of different shapes, NaN in fractions or mean, not one
             header a panel, or a reference or baseline that is no label.

@@ -56,9 +56,6 @@ def heads(
         cmap: lay all maps, min-max normalised, over the image in these colours.
         caption: below the pictures.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: shapes that do not fit, NaN or infinity, an unknown colour map.
 

@@ -50,9 +50,6 @@ def sentences(
         cmap: colour map of the heat.
         caption: below all.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: shapes or ranges that do not fit, values that are not finite, no words.
 

@@ -50,9 +50,6 @@ def signs(
             with any kind of colour vision can tell apart.
         caption: below the pictures.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: shapes or ranges that do not fit, an unknown colour map.
 

@@ -51,9 +51,6 @@ def words(
         cmap: colour map of `heat`; by default inferno, or orange beside `negative`.
         caption: below the pictures.
 
-    Returns:
-        A figure.
-
     Raises:
         InputError: shapes or ranges that do not fit, norms that are not positive.
 
