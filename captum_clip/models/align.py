@@ -15,7 +15,7 @@ from .huggingface import HuggingFaceAdapter, pooled_output, with_pooled_output
 from .huggingface_layers import vision_of
 from .huggingface_text import BERT_TEXT
 from .steps import Step
-from .text import TextReadout
+from .text import CLS_READOUT
 from .unmodified import is_librarys
 
 MODELS = ("AlignModel",)
@@ -88,7 +88,7 @@ class AlignAdapter(HuggingFaceAdapter):
     """An `AlignModel` of transformers."""
 
     tower: Any
-    text_readout = TextReadout("first", causal=False, padding="longest")
+    text_readout = CLS_READOUT
     text_layout = BERT_TEXT
 
     @override

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from .huggingface import FirstTokenTower, HuggingFaceAdapter, text_arguments
 from .huggingface_layers import HuggingFaceLayer
-from .text import TextReadout
+from .text import CLS_READOUT
 
 MODELS = ("BlipForImageTextRetrieval",)
 TOWERS = (*MODELS, "BlipVisionModel")
@@ -39,7 +39,7 @@ tower_of = BlipTower.found_in
 class BlipAdapter(HuggingFaceAdapter):
     """A `BlipForImageTextRetrieval`, with the cosine that ``use_itm_head=False`` gives."""
 
-    text_readout = TextReadout("first", causal=False, padding="longest")
+    text_readout = CLS_READOUT
     text_layout = None
 
     @override

@@ -10,7 +10,7 @@ from typing_extensions import override
 from .huggingface import FirstTokenTower, HuggingFaceAdapter
 from .huggingface_layers import HuggingFaceLayer
 from .huggingface_text import TextLayout
-from .text import TextReadout
+from .text import CLS_READOUT
 
 MODELS = ("FlavaModel",)
 TOWERS = (*MODELS, "FlavaImageModel")
@@ -42,7 +42,7 @@ tower_of = FlavaTower.found_in
 class FlavaAdapter(HuggingFaceAdapter):
     """A `FlavaModel`."""
 
-    text_readout = TextReadout("first", causal=False, padding="longest")
+    text_readout = CLS_READOUT
     text_layout = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
 
     @override

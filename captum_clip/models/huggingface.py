@@ -13,10 +13,10 @@ from ..errors import InputError
 from . import huggingface_text
 from .base import ClipAdapter
 from .huggingface_layers import HuggingFaceLayer, layers_of, vision_of
-from .huggingface_text import TextLayout
+from .huggingface_text import HuggingFaceTextTower, TextLayout
 from .processors import is_transformers_tokenizer
 from .steps import Step
-from .text import TextReadout, TextTower
+from .text import CLS_READOUT, TextReadout, TextTower
 from .towers import ViTTower
 
 LAYOUTS = {
@@ -159,7 +159,7 @@ class HuggingFaceAdapter(ClipAdapter):
     @override
     def text_readout(self) -> TextReadout | None:
         if type(self.model).__name__ in _BERTS:
-            return TextReadout("first", causal=False, padding="longest")
+            return CLS_READOUT
         return TextReadout("end", causal=True, padding="longest")
 
     @property
@@ -169,17 +169,11 @@ class HuggingFaceAdapter(ClipAdapter):
 
     @override
     def _text_tower(self) -> TextTower | None:
-        layout = self.text_layout
+        layout, readout = self.text_layout, self.text_readout or CLS_READOUT
         if layout is None:
             return None
-        return huggingface_text.text_tower_of(
-            huggingface_text.HuggingFaceTextTower,
-            self.model,
-            layout,
-            self.text_readout or TextReadout("first", causal=False, padding="longest"),
-            longest=self.context_length,
-            vocabulary=self.vocabulary_size,
-        )
+        sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
+        return HuggingFaceTextTower.of(self.model, layout, readout, **sizes)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

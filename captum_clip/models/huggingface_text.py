@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from .huggingface_layers import HuggingFaceLayer, layers_of
 from .steps import flattened
@@ -101,41 +101,28 @@ class HuggingFaceTextTower(TextTower):
         paths = accumulate(self.layout.encoder.split("."), "{}.{}".format)
         return self.model, self.module, *(attrgetter(path)(self.module) for path in paths)
 
+    @classmethod
+    def of(
+        cls, model: Any, layout: TextLayout, readout: TextReadout, *, longest: int, vocabulary: int
+    ) -> Self:
+        """The text tower of a model.
 
-Tower = TypeVar("Tower", bound=HuggingFaceTextTower)
-
-
-def text_tower_of(
-    kind: type[Tower],
-    model: Any,
-    layout: TextLayout,
-    readout: TextReadout,
-    *,
-    longest: int,
-    vocabulary: int,
-) -> Tower:
-    """The text tower of a model.
-
-    Raises:
-        UnsupportedModelError: its attention is not made of plain linear maps.
-    """
-    module = attrgetter(layout.module)(model)
-    while not hasattr(module, layout.encoder.partition(".")[0]):
-        module = module.text_model
-    encoder = attrgetter(layout.encoder)(module)
-    return kind(
-        module=module,
-        model=model,
-        layout=layout,
-        layers=layers_of(layout.layer, encoder, "text tower"),
-        readout=readout,
-        pooling="mean" if readout.row == "mean" else "cls",
-        steps=flattened(
-            [
-                *(attrgetter(name)(module) for name in layout.own_head),
-                *(attrgetter(name)(model) for name in layout.head),
-            ]
-        ),
-        longest=longest,
-        vocabulary=vocabulary,
-    )
+        Raises:
+            UnsupportedModelError: its attention is not made of plain linear maps.
+        """
+        module = attrgetter(layout.module)(model)
+        while not hasattr(module, layout.encoder.partition(".")[0]):
+            module = module.text_model
+        steps = [attrgetter(name)(module) for name in layout.own_head]
+        steps += [attrgetter(name)(model) for name in layout.head]
+        return cls(
+            module=module,
+            model=model,
+            layout=layout,
+            layers=layers_of(layout.layer, attrgetter(layout.encoder)(module), "text tower"),
+            readout=readout,
+            pooling="mean" if readout.row == "mean" else "cls",
+            steps=flattened(steps),
+            longest=longest,
+            vocabulary=vocabulary,
+        )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
-from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout, text_tower_of
+from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout
 from .open_clip_vit import layer_of
 from .steps import Linear
 from .text import TextReadout, TextTower
@@ -36,17 +36,13 @@ class OpenClipTextTower(TextTower):
 
     @override
     def end_rows(self, ids: Tensor) -> Tensor:
-        if self._pool == "argmax":
+        owner = self.owner  # a `CLIP` has names of its own
+        pool = getattr(owner, "text_pool_type", None) or owner.pool_type
+        if pool == "argmax":
             return ids.argmax(-1)
-        end = self.owner.text_eos_id if self.owner is self.model else self.owner.eos_id
+        end = owner.text_eos_id if hasattr(owner, "text_eos_id") else owner.eos_id
         rows: Tensor = (ids == end).int().argmax(-1)
         return rows
-
-    @property
-    def _pool(self) -> str:
-        own = self.owner is self.model
-        pool: str = self.owner.text_pool_type if own else self.owner.pool_type
-        return pool
 
     @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -117,10 +113,8 @@ def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:
         ),
         head=(),
     )
-    longest, vocabulary = int(encoder.context_length), int(encoder.vocab_size)
-    return text_tower_of(
-        HFEncoderTower, model, layout, readout, longest=longest, vocabulary=vocabulary
-    )
+    sizes = {"longest": int(encoder.context_length), "vocabulary": int(encoder.vocab_size)}
+    return HFEncoderTower.of(model, layout, readout, **sizes)
 
 
 def open_clip_text_tower(model: Any, readout: TextReadout | None) -> TextTower | None:

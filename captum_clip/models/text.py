@@ -44,6 +44,10 @@ class TextReadout(NamedTuple):
     padding: Literal["longest", "max_length"]
 
 
+CLS_READOUT: Final = TextReadout("first", causal=False, padding="longest")
+"""That of a BERT."""
+
+
 class PostNormLayer(AttentionLayer):
     """A block whose norms follow its sums, so that they lie on the stream itself.
 
