@@ -58,14 +58,8 @@ def draw_pictures(
 ) -> None:
     """Draw what is not drawn yet, and say where the pictures are.
 
-    Args:
-        arguments: of the command; those that change the pictures must stay when it goes on.
-        folder: of images.
-        output: of :func:`check_folder`.
-        draw: the picture of one image.
-        clips: the models.
-        texts: what to look for.
-        files: that change the pictures, such as probes; they count by their content.
+    Arguments that change the pictures must be the same when a command goes on; `files`, such as
+    probes, count by their content.
     """
     from ..studies.picture_folder import draw_folder
 

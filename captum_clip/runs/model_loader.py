@@ -46,13 +46,7 @@ class ModelLoader:
         return self._loaded[1:]
 
     def load_same(self, model: str, device: str, fingerprint: str, noun: str) -> ClipAdapter:
-        """The model that a run was begun with, in whichever process.
-
-        Args:
-            model: what `load_clip` takes, a folder by its full path.
-            device: where to compute.
-            fingerprint: that it must have.
-            noun: "study" or "evaluation", for the message.
+        """The model that a run was begun with, in whichever process; `noun` is that of the run.
 
         Raises:
             InputError: what bears the name here is another model.

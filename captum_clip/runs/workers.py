@@ -21,13 +21,9 @@ Read = TypeVar("Read")
 def iterate_workers(
     read: Callable[[Item], Read], items: Sequence[Item], workers: int, *, advice: str
 ) -> Iterator[Iterator[Read]]:
-    """What is read of each item, in their order, a few ahead.
+    """What is read of each item, in their order, a few ahead; 0 workers read here.
 
-    Args:
-        read: called in a worker.
-        items: what it is called with.
-        workers: processes; 0 reads here.
-        advice: what to do when one died.
+    `advice` says what to do when a worker died.
 
     Raises:
         CaptumClipError: what `read` raises.

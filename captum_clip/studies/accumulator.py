@@ -39,9 +39,7 @@ class Accumulator:
     def of(cls, part: Explained, pairs: Sequence[tuple[int, int]] = ()) -> Accumulator:
         """The sums over the images of a batch or a shard.
 
-        Args:
-            part: the images.
-            pairs: indices of (emotion, the same emotion centred) among the K targets.
+        Pairs are indices of (emotion, the same emotion centred) among the K targets.
         """
         maps = part.maps.astype(np.float64).clip(min=0)  # (N, K, h, w)
         low, high = part.measures["low"], part.measures["high"]

@@ -40,10 +40,6 @@ class Explained:
 class BatchExplainer:
     """A model with a method and its targets, loaded and ready.
 
-    Args:
-        job: what to compute.
-        clip: the job's model.
-
     Raises:
         UnsupportedModelError: the method does not fit the model.
     """

@@ -73,13 +73,10 @@ def list_images(
 ) -> FileList:
     """Image files of a folder and the folders in it, hidden ones and results left out.
 
-    A sample is the files whose names have the smallest SHA-256 together with the seed, so it is the
-    same everywhere.
-
     Args:
         images: where they are.
         output: where results go, which may be inside.
-        limit: take a sample of this many; None is all.
+        limit: take a sample of this many, as :func:`captum_clip.files.draw_names`; None is all.
         seed: of the sample.
 
     Raises:

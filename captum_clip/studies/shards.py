@@ -46,11 +46,7 @@ def shards_of(
 ) -> list[Shard]:
     """Cut the list of images into batches and shards, the same for every job.
 
-    Args:
-        keys: of the jobs.
-        images: number of images.
-        batch_size: images in a batch; the last one may have fewer.
-        batches_per_shard: batches in a shard; the last one may have fewer.
+    The last batch and the last shard may be smaller; `keys` are those of the jobs.
     """
     batches = [
         tuple(range(start, min(start + batch_size, images)))

@@ -16,12 +16,7 @@ from .shards import Shard, join, to_bytes
 
 
 class StudyWorker:
-    """Computes shards; the last model stays for the next one.
-
-    Args:
-        plan: jobs, files and settings.
-        models: loads models, or has one already.
-    """
+    """Computes shards; the last model stays for the next one."""
 
     def __init__(self, plan: Plan, models: ModelLoader) -> None:
         self._plan = plan
