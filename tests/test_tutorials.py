@@ -45,6 +45,7 @@ def text_of(notebook: Any) -> str:
     return "\n".join(parts)
 
 
+@pytest.mark.slow
 @notebooks
 def test_tutorial_runs_and_puts_out_what_is_saved(path, tmp_path):
     """From top to bottom, no error, nothing on stderr, the same kinds of outputs as committed."""

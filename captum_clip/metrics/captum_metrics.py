@@ -137,7 +137,7 @@ def sensitivity(
         target: one for all or one per image; None where the method needs none.
         radius: r, in units of the normalised images.
         samples: draws per image.
-        batch_size: images a call of `attribute`.
+        batch_size: images per call of `attribute`.
         seed: image i draws from seed + i, so that a set may come in batches of any size; or the
             seed of each image.
         **options: passed on to `attribute` as they are.
