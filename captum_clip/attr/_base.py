@@ -170,7 +170,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             InputError: images, or an option, that are none.
             CaptureError: the forward function does not run the tower exactly once.
         """
-        return_rest = options.pop("return_rest", False)
+        return_rest = self.additive and options.pop("return_rest", False)
         if target is None and not self.depends_on_target(**options):
             target = 0
         select = partial(one_column, target, names=score_names(self.forward_func))
@@ -206,7 +206,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             InputError: images, or an option, that are none.
             CaptureError: the forward function does not run the tower exactly once.
         """
-        return_rest = options.pop("return_rest", False)
+        return_rest = self.additive and options.pop("return_rest", False)
         select = partial(many_columns, targets, names=score_names(self.forward_func))
         found = self._run(inputs, additional_forward_args, select, options)
         parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]

@@ -213,14 +213,12 @@ def without_gradient(
     tower: ViTTower, call: Call, visit: tuple[range, Visit]
 ) -> tuple[Recording, TargetScores]:
     """Run once without any graph and visit the tokens of some layers."""
-    last = len(tower.attentions) - 1
+    stop = len(tower.attentions) - 1 if stops(tower, call) else None
     with torch.no_grad():
-        if not stops(tower, call):
-            with record_vit(tower, visit=visit) as record:
-                scores = call.scores()
+        with record_vit(tower, visit=visit, stop=stop) as record:
+            scores = call.scores()
+        if stop is None:
             return record, TargetScores.of(scores, call, record)
-        with record_vit(tower, visit=visit, stop=last) as record:
-            call.scores()
         return record, _tail(tower, call, record, last_heads(tower, record)[1])
 
 
