@@ -233,6 +233,20 @@ def test_a_file_of_an_earlier_version_still_loads(vit: ClipAdapter, tmp_path: Pa
     assert back.heat()["positive"].max() == 1
 
 
+@pytest.mark.parametrize(
+    "crop", [(40, 80, 20, 0, 20, 40), (40, 80, 90, 0, 99, 40), (40, 80, 0, 0, np.inf, 40), (0,) * 6]
+)
+def test_a_file_with_an_impossible_crop_is_refused(
+    vit: ClipAdapter, tmp_path: Path, crop: tuple[float, ...]
+) -> None:
+    path = explain(ramps(40, 80), "a horse", model=vit).save(tmp_path / "a.npz")
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez(path, **{**arrays, "crops": np.array([crop])})
+    with pytest.raises(InputError, match=r"a\.npz is not a file of Explanation\.save"):
+        Explanation.load(path)
+
+
 # What cannot be
 
 

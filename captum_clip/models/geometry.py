@@ -57,10 +57,19 @@ class Crop:
         size: height and width of the photo, the right way up, in pixels.
         box: left, top, right and bottom edge of the image in pixels of the photo, outside of the
             photo where the image is padded.
+
+    Raises:
+        InputError: the image shows nothing of the photo, as a damaged file may say.
     """
 
     size: Size
     box: Box
+
+    def __post_init__(self) -> None:
+        (height, width), (left, top, right, bottom) = self.size, self.box
+        overlap = max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)
+        if not overlap or not np.isfinite(self.box).all():
+            raise InputError(f"Crop: {self.box} shows nothing of a photo {self.size}.")
 
     @property
     def is_whole(self) -> bool:
