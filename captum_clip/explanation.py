@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from . import maps, photos, targets
 from .attr.registry import MethodChoice, default_method
-from .checks import check_integer
+from .checks import as_list, check_integer
 from .errors import InputError, TargetError
 from .explained import FORMATS, SIGNS, Explanation, Sign
 from .hints import find_hints
@@ -176,7 +176,7 @@ def _check_arguments(
         )
     if batch_size is not None:
         check_integer("explain", "batch_size", batch_size)
-    if words and (isinstance(texts, Target) or (not isinstance(texts, str) and len(texts) != 1)):
+    if words and (isinstance(texts, Target) or len(as_list(texts)) != 1):
         raise TargetError(f"explain: words need exactly one text, got {texts!r}.")
 
 

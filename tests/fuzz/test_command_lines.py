@@ -68,10 +68,6 @@ def test_the_fuzzer_tells_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         (["demo", "--device", "cpu:99"], "there is no device 'cpu:99'"),
         (["demo", "--device", "meta"], "PyTorch cannot compute on 'meta' here"),
         (["explain", "none.jpg", "a"], "error: there is no image file none.jpg"),
-        (
-            ["study", "statistics", "x", "a", "--batch-size", "0", "-o", "o"],
-            "expected --batch-size",
-        ),
         (["emotions", "check", "none", "--emotions", "a.json"], "there is no folder none"),
         (["emotions", "check", ".", "--emotions", "a.json"], "(No such file or directory)"),
     ],

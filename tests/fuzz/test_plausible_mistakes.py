@@ -302,6 +302,12 @@ def test_what_is_no_target_is_said(clip: ClipAdapter, target: Any) -> None:
             method.attribute_targets(torch.zeros(1, 3, 224, 224), target)
 
 
+@pytest.mark.parametrize("texts", [None, 3, object()])
+def test_explain_by_words_needs_a_text(clip: ClipAdapter, texts: Any) -> None:
+    with pytest.raises(InputError, match="expected one value or several, got"):
+        explain(np.zeros((32, 32, 3), np.uint8), texts, model=clip, words=True)
+
+
 def test_as_list_takes_what_can_be_listed_only() -> None:
     assert as_list("a") == ["a"]
     assert as_list(("a", "b")) == ["a", "b"]
