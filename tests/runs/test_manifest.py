@@ -57,7 +57,7 @@ def test_settings_that_changed_are_said(tmp_path: Path) -> None:
 )
 def test_a_manifest_of_something_else_is_said(tmp_path: Path, content: str) -> None:
     (tmp_path / manifest.NAME).write_text(content)
-    with pytest.raises(InputError, match=r"no manifest of an evaluation that .* name another"):
+    with pytest.raises(InputError, match=r"not a manifest of an evaluation that .* name another"):
         manifest.begin(KIND, ABOUT, storage_of(tmp_path), ENGINE)
 
 

@@ -173,7 +173,7 @@ def test_a_worker_that_fits_nowhere_is_said(
     ("name", "workers", "gpus", "message"),
     [
         ("spark", 1, 0, "me: expected an engine of local, ray, got 'spark'"),
-        ("local", 1, 2, "one GPU; engine='ray' shares out 2 of them"),
+        ("local", 1, 2, "one GPU; engine='ray' uses 2 of them"),
         ("ray", 0, 0, "Ray needs one worker or more, got workers=0"),
         ("ray", 1, 2, "2 GPUs need as many workers or more, got 1"),
     ],

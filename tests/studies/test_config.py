@@ -36,7 +36,7 @@ EMOTIONS = (Subject("ViT-B/32", emotions="a.json"), Subject("RN101"))
         ({"centred": True}, "centred means emotions"),
         ({"subjects": EMOTIONS}, "some have none"),
         ({"engine": "spark"}, "an engine of local, ray, got 'spark'"),
-        ({"gpus": 2}, "engine='ray' shares out 2"),
+        ({"gpus": 2}, "engine='ray' uses 2"),
         ({"engine": "ray", "workers": 0}, "Ray needs one worker"),
         ({"engine": "ray", "workers": 1, "gpus": 2}, "2 GPUs need as many workers"),
     ],
