@@ -101,8 +101,13 @@ def draw_folder(
 
 
 def _differences(before: manifest.Content, now: manifest.Content) -> list[str]:
-    then, today = ({**about["config"], "models": about["models"]} for about in (before, now))
+    then, today = ({**about["config"], "models": _models(about)} for about in (before, now))
     return manifest.changes(then, today)
+
+
+def _models(about: manifest.Content) -> list[str]:
+    """Names with as much of the fingerprints as tells two sets of weights apart in a sentence."""
+    return [f"{model['name']} ({model['fingerprint'][:8]})" for model in about["models"]]
 
 
 _KIND: Final = manifest.ManifestFormat(
