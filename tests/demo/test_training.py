@@ -25,7 +25,7 @@ from captum_clip.demo.training.banks import Banks, build_banks, draw_batch
 from captum_clip.demo.training.evaluate import figures
 from captum_clip.demo.training.export import export_checkpoint, export_model
 from captum_clip.demo.training.objective import one_cycle, pair_loss
-from captum_clip.demo.training.recipes import RECIPES
+from captum_clip.demo.training.recipes import RECIPES, TRAINED_BIAS
 from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
 from captum_clip.models.huggingface import embedding_of
@@ -171,6 +171,17 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
     assert (tmp_path / "export" / "curve.csv").exists()
     card = (tmp_path / "export" / "MODEL_CARD.md").read_text()
     assert f"{name} --steps 3" in card
+
+
+def test_siglip_starts_where_names_and_shapes_are_those_of_the_vit() -> None:
+    """The blocks and the words are taken over; the head stays fresh, and trains its own bias."""
+    trainer = training.Trainer(training.Settings("siglip", steps=1))
+    own, vit = trainer.model.state_dict(), load_clip("demo/vit").model.state_dict()
+    for key in ("vision_model.encoder.layers.5.mlp.fc1.weight", "text_model.final_layer_norm.bias"):
+        assert torch.equal(own[key], vit[key])
+    assert not any(key.startswith("vision_model.head") for key in vit)
+    assert trainer.bias.item() == pytest.approx(TRAINED_BIAS)
+    assert trainer.bias is dict(trainer.model.named_parameters())["logit_bias"]
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")  # Python 3.12, in torch
