@@ -24,6 +24,7 @@ from ..scenes import MAX_OBJECTS, STANDARD, World, draw_object, pick_things
 
 _TRAIN: Final = 0  # the key of the split "train" in captum_clip.demo.scenes
 _POSITION: Final = {concept: i for i, concept in enumerate(CONCEPTS)}
+_BACKGROUNDS: Final = 8  # times as many as drawings of a thing, lest they be learnt by heart
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def build_banks(
     Args:
         seed: a number from 0 on.
         size: side of the scenes in pixels.
-        variants: how many drawings of each thing and of each background.
+        variants: how many drawings of each thing; eight times as many of each background.
         world: what the scenes look like.
         progress: show a progress bar.
     """
@@ -84,7 +85,9 @@ def build_banks(
         for thing in tqdm(THINGS, desc="objects", disable=not progress)
     }
     backgrounds = {
-        name: tuple(draw_background(name, size, generator) for _ in range(variants))
+        name: tuple(
+            draw_background(name, size, generator) for _ in range(_BACKGROUNDS * variants)
+        )
         for name in dict.fromkeys(world.backgrounds)
     }
     return Banks(size, objects, backgrounds, world)
