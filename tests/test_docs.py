@@ -252,6 +252,42 @@ def test_every_page_is_in_the_index():
 
 
 @pytest.mark.slow
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What makes the pictures and tables of the documentation."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return import_module("measured")
+
+
+def test_every_picture_of_the_embedded_models_is_made_by_a_step(measured):
+    by_hand = {"app.jpg", "flow.svg", "growth.png"}  # a browser's, a drawing, one of prices
+    shown = {picture.name for picture in (ROOT / "docs" / "images").iterdir()} - by_hand
+    steps = [step for step in measured.STEPS if step.picture is not None]
+    made = {f"{step.name}.{'jpg' if step.side else 'png'}" for step in steps}
+    assert shown == made
+    pages = "".join(page.read_text() for page in PAGES)
+    assert all(f"images/{picture}" in pages for picture in shown)
+
+
+def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "OUT", tmp_path)
+    step = measured.Step("a", ("vit",), "echo 1; touch x")
+    step.make()
+    assert step.is_made() and (tmp_path / "a/printed.txt").read_text() == "1\n"
+    assert not measured.Step("a", ("resnet",), step.commands).is_made()
+    other = measured.Step("a", ("vit",), "ls")
+    assert not other.is_made()
+    other.make()
+    assert "x" not in (tmp_path / "a/printed.txt").read_text()  # of other commands: nothing stays
+    failing = measured.Step("b", (), "touch kept; test -e more")
+    for _ in range(2):
+        with pytest.raises(subprocess.CalledProcessError):
+            failing.make()
+    (tmp_path / "b/more").touch()  # of the same commands: what was done is there
+    failing.make()
+    assert failing.is_made()
+
+
 def test_the_tries_at_the_open_goal_run_and_differ():
     """Each is a method of its own: none falls back to the one that it was made from."""
     script = ROOT / "docs" / "examples" / "open_goal.py"

@@ -85,9 +85,7 @@ def build_banks(
         for thing in tqdm(THINGS, desc="objects", disable=not progress)
     }
     backgrounds = {
-        name: tuple(
-            draw_background(name, size, generator) for _ in range(_BACKGROUNDS * variants)
-        )
+        name: tuple(draw_background(name, size, generator) for _ in range(_BACKGROUNDS * variants))
         for name in dict.fromkeys(world.backgrounds)
     }
     return Banks(size, objects, backgrounds, world)

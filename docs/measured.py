@@ -1,0 +1,335 @@
+"""What the documentation shows of the embedded models: pictures, and the numbers behind tables.
+
+``python docs/measured.py`` makes all of it in ``docs/measured/``, in hours of one core; names of
+steps, or ``pictures`` or ``tables``, make only these. What the same commands made with the same
+weights stays, and a run that was interrupted goes on. Pictures and the pages of the evaluation are
+put where they are shown; numbers in prose and in smaller tables are put there by a person, who
+reads the sentences beside them against ``docs/measured/STEP/printed.txt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+OUT = DOCS / "measured"
+FOLDERS = {"vit": "vit", "resnet": "resnet", "siglip": "siglip", "shortcut": "shortcut_vit"}
+BOTH = ("vit", "resnet")
+ALL = (*BOTH, "siglip")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One result of the documentation.
+
+    Args:
+        name: of its folder below ``docs/measured``.
+        models: the embedded models it stands on.
+        commands: lines of a shell, or Python if ``python``, run in that folder.
+        picture: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
+        side: the longer side of that in pixels; None: as it is.
+        page: the page of the documentation that ``out/results.md`` becomes.
+        after: the steps whose folders it reads.
+        python: whether the commands are Python.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    commands: str
+    picture: str | None = None
+    side: int | None = None
+    page: str | None = None
+    after: tuple[str, ...] = ()
+    python: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it is made."""
+        return OUT / self.name
+
+    def fingerprint(self) -> str:
+        """Of the commands, and of the weights that they read."""
+        digest = hashlib.sha256(self.commands.encode())
+        for model in self.models:
+            for file in sorted((ROOT / "captum_clip/demo" / FOLDERS[model]).glob("*.safetensors")):
+                digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def is_made(self) -> bool:
+        """Whether its folder holds what these commands give with these weights."""
+        return _read(self.folder / "made") == self.fingerprint()
+
+    def make(self) -> None:
+        """Run the commands; an evaluation or a study that was interrupted goes on.
+
+        Raises:
+            subprocess.CalledProcessError: a command failed.
+        """
+        begun = self.folder / "begun"
+        if _read(begun) != self.fingerprint():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            begun.write_text(self.fingerprint())
+        scripts = Path(sys.executable).parent  # captum-clip is there, on whatever path
+        path = os.pathsep.join([str(scripts), os.environ["PATH"]])
+        command = [sys.executable, "-c"] if self.python else ["bash", "-euc"]
+        with (self.folder / "printed.txt").open("w", encoding="utf-8") as printed:
+            subprocess.run(
+                [*command, self.commands],
+                cwd=self.folder,
+                env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
+                stdout=printed,
+                check=True,
+            )
+        self.show()
+        (self.folder / "made").write_text(self.fingerprint())
+
+    def show(self) -> None:
+        """Put what the documentation shows where it looks for it."""
+        if self.picture is not None:
+            source = self.folder / self.picture
+            target = DOCS / "images" / (f"{self.name}.jpg" if self.side else f"{self.name}.png")
+            if self.side is None:
+                shutil.copyfile(source, target)
+            else:
+                image = Image.open(source).convert("RGB")
+                image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+                image.save(target, quality=90, optimize=True)
+        if self.page is not None:
+            shutil.copyfile(self.folder / "out" / "results.md", DOCS / self.page)
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def code(page: str, *markers: str) -> str:
+    """Join the Python blocks of a page that contain one of the markers; without any, all."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    plain = [block for block in blocks if not block.startswith(">>>")]
+    return "\n".join(block for block in plain if not markers or any(m in block for m in markers))
+
+
+def evaluation(name: str, model: str, options: str = "", page: str | None = None) -> Step:
+    """``captum-clip evaluate`` of one model."""
+    command = f"captum-clip evaluate --model demo/{model} {options} --threads 1 -o out"
+    return Step(name, (model,), f"{command}", page=page)
+
+
+def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: str) -> Step:
+    """``captum-clip figure``."""
+    line = f"captum-clip figure {command} -o {name}.png"
+    return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
+
+
+def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step:
+    """What the Python of a page prints."""
+    return Step(name, models, code(page, *markers), python=True)
+
+
+EXAMPLES = "../../examples"
+TRAINING = "python -m captum_clip.demo.training evaluate"
+ON_BOTH = "--model demo/vit --model demo/resnet"
+PROBES = (
+    "--model demo/vit --emotions ../art/vit.safetensors "
+    "--model demo/resnet --emotions ../art/resnet.safetensors"
+)
+BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
+VIT_METHODS = [
+    "direct:baseline=mean",
+    "legrad:layers=all",
+    "patches:attention=qq",
+    "patches:attention=kk",
+]
+LAYERS = """
+from captum_clip.evaluation import EvaluationConfig
+""" + code("claims.md", "Figure 2")
+MEAN_MAPS = "cp ../study/out/mean_maps.png ."
+CURVES = "cp ../evaluation_resnet/out/curves_mean_predicted.png curves.png"
+ART = "captum-clip emotions demo-data --paintings 1000 -o paintings\n" + "\n".join(
+    f"captum-clip emotions fit paintings --model demo/{model} -o {model}.safetensors "
+    "--test paintings/held_out\n"
+    f"captum-clip emotions check paintings/held_out --model demo/{model} "
+    f"--emotions {model}.safetensors"
+    for model in BOTH
+)
+STUDIES = "../art/paintings/images"
+
+STEPS = (
+    # pictures
+    Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
+    Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
+    Step("signs", ALL, "captum-clip demo", "captum-clip-demo-signs.jpg", 1216),
+    Step(
+        "text",
+        ("vit",),
+        code("figures.md", "horse.png") + "from captum_clip import explain\n"
+        "texts = ['a horse and a dog', 'a dog, an apple and a car']\n"
+        "explain('horse.png', texts, model='demo/vit', side='both').save('text.png')\n",
+        "text.png",
+        945,
+        python=True,
+    ),
+    Step(
+        "shortcut",
+        ("vit", "shortcut"),
+        code("shortcut.md", "tagged_scene"),
+        "shortcut.jpg",
+        1906,
+        python=True,
+    ),
+    figure(
+        "layers", ("vit",), 'layers "a horse" "a dog" --scene 0:horse,dog --model demo/vit', 1300
+    ),
+    figure(
+        "compare",
+        BOTH,
+        f'compare --scene 0:horse,dog --scene 2:cow,sheep --text "a dog" --text grass {ON_BOTH}',
+        1000,
+    ),
+    figure(
+        "signs",
+        BOTH,
+        f'signs --scene 0:horse,dog --text "a horse" --image ../horse/horse.png {ON_BOTH}',
+        849,
+        "horse",
+    ),
+    figure("words", BOTH, f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH}', 1300),
+    figure(
+        "heads",
+        ("vit",),
+        'heads "a horse" --scene 0:horse,dog --model demo/vit --count 4 --sign both',
+        1300,
+    ),
+    figure(
+        "emotions",
+        BOTH,
+        "emotions ../art/paintings/held_out/images/Emoji_Scenes/noto_scene-00004.jpg " + PROBES,
+        1600,
+        "art",
+    ),
+    figure("average", BOTH, "average ../corners_vit/out", 700, "corners_vit"),
+    figure(
+        "average_emotions",
+        BOTH,
+        "average ../study/out " + " ".join(f"--target {name}" for name in BY_KIND),
+        1300,
+        "study",
+    ),
+    Step(
+        "emotions", BOTH, "cp ../study/out/mean_maps.png .", "mean_maps.png", 1600, after=("study",)
+    ),
+    Step("evaluation_curves", ("resnet",), CURVES, "curves.png", after=("evaluation_resnet",)),
+    # what others read
+    Step("horse", (), code("figures.md", "horse.png"), python=True),
+    Step("art", BOTH, ART),
+    Step(
+        "study",
+        BOTH,
+        f"captum-clip study emotions {STUDIES} {PROBES} --value-entropy -o out",
+        after=("art",),
+    ),
+    Step(
+        "corners_vit",
+        BOTH,
+        f"captum-clip study corner-bias {STUDIES} --model demo/vit "
+        '--text "a sad face" --text sky --text grass -o out',
+        after=("art",),
+    ),
+    Step(
+        "corners",
+        BOTH,
+        f"captum-clip study corner-bias {STUDIES} {ON_BOTH} "
+        '--text "an amused face" --text "a sad face" -o out',
+        after=("art",),
+    ),
+    # tables
+    *(Step(f"recall_{model}", (model,), f"{TRAINING} {model}") for model in ALL),
+    *(
+        Step(f"broad_{model}", (model,), f"{TRAINING} {model} --broad --scenes 200")
+        for model in ALL
+    ),
+    Step("recall_shortcut", ("vit", "shortcut"), f"{TRAINING} shortcut --scenes 150"),
+    *(evaluation(f"evaluation_{model}", model, page=f"evaluation_{model}.md") for model in ALL),
+    evaluation(
+        "right_map_vit",
+        "vit",
+        "--task localization --task effect --task words --method last-grad "
+        + " ".join(f"--method {name}" for name in VIT_METHODS),
+    ),
+    evaluation(
+        "right_map_resnet",
+        "resnet",
+        "--task localization --task effect --task words --method direct:baseline=mean",
+    ),
+    evaluation(
+        "right_map_siglip",
+        "siglip",
+        "--data demo --data demo-mosaics --task localization --task effect --task words "
+        "--method conservative --method direct:baseline=mean",
+    ),
+    *(evaluation(f"image_{model}", model, "--against image --few 40") for model in BOTH),
+    *(
+        evaluation(f"{part}_{model}", model, f"--data demo-{part} --images 150 --few 50")
+        for part in ("shortcut", "shortcut-object", "shortcut-other")
+        for model in ("shortcut", "vit")
+    ),
+    Step("hints", BOTH, f"python {EXAMPLES}/hints.py"),
+    Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
+    *(
+        Step(
+            f"robustness_{model}",
+            (model,),
+            f"python {DOCS / 'examples/robustness.py'} demo/{model}",
+        )
+        for model in ALL
+    ),
+    python("word_norms", ("vit",), "claims.md", "norms"),
+    Step("layers", ("vit",), LAYERS, python=True),
+    python("text_words", BOTH, "text.md", "def share"),
+    python("cosines", BOTH, "practice.md", "def quantiles"),
+)
+
+
+def main() -> None:
+    """Make the steps that are named, or all, each after those it reads."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("steps", nargs="*", help="names of steps, 'pictures' or 'tables'")
+    parser.add_argument("--list", action="store_true", help="print the steps and leave it at that")
+    options = parser.parse_args()
+    by_name = {step.name: step for step in STEPS}
+    kinds = {
+        "pictures": [step.name for step in STEPS if step.picture is not None],
+        "tables": [step.name for step in STEPS if step.picture is None],
+    }
+    pending = [n for name in options.steps or by_name for n in kinds.get(name, [name])]
+    wanted: dict[str, Step] = {}
+
+    def want(name: str) -> None:
+        for other in by_name[name].after:
+            want(other)
+        wanted.setdefault(name, by_name[name])
+
+    for name in pending:
+        want(name)
+    for step in wanted.values():
+        made = step.is_made()
+        print(f"{step.name:<22} {'made' if made else ''}", flush=True)
+        if not made and not options.list:
+            step.make()
+
+
+if __name__ == "__main__":
+    main()
