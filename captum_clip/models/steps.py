@@ -25,6 +25,15 @@ class Linear(NamedTuple):
     weight: Tensor  # (D_out, D_in)
     bias: Tensor | None  # (D_out,)
 
+    @classmethod
+    def of(cls, module: Any) -> Linear:
+        """Those of a `torch.nn.Linear`."""
+        return cls(module.weight, module.bias)
+
+    def to(self, dtype: torch.dtype) -> Linear:
+        """The same in another dtype."""
+        return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
 
 class Scale(NamedTuple):
     """A factor for each channel, as LayerScale has them."""
@@ -99,16 +108,15 @@ def head_products(linear: Linear, vectors: Tensor, tokens: Tensor) -> Tensor:
         vectors: one for each target, image and head, (K, B or 1, H, d).
         tokens: what it maps.
     """
-    heads, weight = vectors.shape[2], linear.weight.to(tokens.dtype)
+    heads, (weight, bias) = vectors.shape[2], linear.to(tokens.dtype)
     if _many(vectors, tokens):
         mapped = split_heads(F.linear(tokens, weight), heads)
         products = torch.einsum("kbhd,bshd->kbhs", vectors, mapped)
     else:
         folded = torch.einsum("kbhd,hdw->kbhw", vectors, weight.view(heads, -1, weight.shape[1]))
         products = torch.einsum("kbhw,bsw->kbhs", folded, tokens)
-    if linear.bias is not None:
-        bias = linear.bias.to(tokens.dtype).view(heads, -1)
-        products = products + (vectors * bias).sum(-1, keepdim=True)
+    if bias is not None:
+        products = products + (vectors * bias.view(heads, -1)).sum(-1, keepdim=True)
     return products
 
 
@@ -122,16 +130,15 @@ def head_sums(linear: Linear, weights: Tensor, tokens: Tensor) -> Tensor:
         weights: for each target, image and head, (K, B, H, s).
         tokens: what it maps.
     """
-    heads, weight = weights.shape[2], linear.weight.to(tokens.dtype)
+    heads, (weight, bias) = weights.shape[2], linear.to(tokens.dtype)
     if _many(weights, tokens):
         mapped = split_heads(F.linear(tokens, weight), heads)
         sums = torch.einsum("kbhs,bshd->kbhd", weights, mapped)
     else:
         mixed = torch.einsum("kbhs,bsw->kbhw", weights, tokens)
         sums = torch.einsum("kbhw,hdw->kbhd", mixed, weight.view(heads, -1, weight.shape[1]))
-    if linear.bias is not None:
-        bias = linear.bias.to(tokens.dtype).view(heads, -1)
-        sums = sums + weights.sum(-1, keepdim=True) * bias
+    if bias is not None:
+        sums = sums + weights.sum(-1, keepdim=True) * bias.view(heads, -1)
     return sums
 
 
@@ -149,13 +156,11 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
     Raises:
         UnsupportedModelError: a step that is no linear map, known norm or activation.
     """
-    steps = tuple(_plain(step) for step in steps)
-    inputs = []
-    for step in steps:
-        inputs.append(token)
-        token = _forward(step, token) if len(inputs) < len(steps) else token
-    for step, entered in zip(reversed(steps), reversed(inputs), strict=True):
-        direction = _pull_back(step, entered, direction)
+    inputs = [token]
+    for step in steps[:-1]:
+        inputs.append(_forward(step, inputs[-1]))
+    for step, entered in zip(reversed(steps), reversed(inputs), strict=False):
+        direction = _pull_back(_plain(step), entered, direction)
     return direction
 
 
@@ -184,7 +189,7 @@ def needs_token(steps: Sequence[Step]) -> bool:
 def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     """The output of some steps for tokens (..., D)."""
     for step in steps:
-        token = _forward(_plain(step), token)
+        token = _forward(step, token)
     return token
 
 
@@ -200,7 +205,7 @@ def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
 
 def holds_gate(module: nn.Module) -> bool:
     """Whether a module is a norm or an activation, linear once its gate is held."""
-    return isinstance(module, nn.LayerNorm) or _is_rms_norm(module) or is_activation(module)
+    return _is_norm(module) or is_activation(module)
 
 
 def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
@@ -235,17 +240,13 @@ def _plain(step: Step) -> Step:
 
 
 def _forward(step: Step, token: Tensor) -> Tensor:
+    step = _plain(step)
     if isinstance(step, Linear):
-        weight, bias = (None if p is None else p.to(token.dtype) for p in step)
-        assert weight is not None
-        return F.linear(token, weight, bias)
+        return F.linear(token, *step.to(token.dtype))
     if isinstance(step, Scale):
         return token * step.factors.to(token.dtype)
     if isinstance(step, Residual):
-        branch = token
-        for inner in step.steps:
-            branch = _forward(_plain(inner), branch)
-        return token + branch
+        return token + run_steps(step.steps, token)
     if isinstance(step, nn.LayerNorm):  # OpenCLIP's own casts its result back to the input's dtype
         weight, bias = (None if p is None else p.to(token.dtype) for p in (step.weight, step.bias))
         return F.layer_norm(token, step.normalized_shape, weight, bias, step.eps)
@@ -260,8 +261,7 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
         ones = torch.ones_like(direction.scale)
         return Direction(dense, ones, direction.constant + branch.constant)
     if isinstance(step, Linear):
-        weight, bias = (None if p is None else p.to(token.dtype) for p in step)
-        assert weight is not None
+        weight, bias = step.to(token.dtype)
         return direction._through(direction.rows @ weight, bias)
     if isinstance(step, Scale):
         return direction._through(direction.rows * step.factors.to(token.dtype), None)
@@ -272,10 +272,8 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
         )
     if isinstance(step, (nn.Identity, nn.Dropout, nn.Flatten)):  # dropout is not active
         return direction
-    if isinstance(step, nn.LayerNorm):
-        return _through_layer_norm(step, token, direction)
-    if _is_rms_norm(step):
-        return _through_rms_norm(step, token, direction)
+    if _is_norm(step):
+        return _through_norm(step, token, direction)
     if is_activation(step):
         after: Tensor = step(token)
         gate = torch.where(token == 0, torch.zeros_like(token), after / token)
@@ -290,23 +288,17 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
     )
 
 
-def _through_layer_norm(norm: nn.LayerNorm, token: Tensor, direction: Direction) -> Direction:
+def _through_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
     """Centring is linear; only the standard deviation is held."""
-    scale = (token.var(-1, correction=0) + norm.eps).rsqrt()
-    rows, bias = direction.rows, None
+    centres, rows, bias = isinstance(norm, nn.LayerNorm), direction.rows, None
+    variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
+    scale = (variance + _epsilon(norm, token)).rsqrt()
     if norm.weight is not None:
         rows = rows * norm.weight.to(rows.dtype)
-    if norm.bias is not None:
-        bias = norm.bias.to(rows.dtype)
-    return direction._through(rows - rows.mean(-1, keepdim=True), bias, scale)
-
-
-def _through_rms_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
-    scale = (token.square().mean(-1) + _epsilon(norm, token)).rsqrt()
-    rows = direction.rows
-    if norm.weight is not None:
-        rows = rows * norm.weight.to(rows.dtype)
-    return direction._through(rows, None, scale)
+    if centres:
+        rows = rows - rows.mean(-1, keepdim=True)
+        bias = None if norm.bias is None else norm.bias.to(rows.dtype)
+    return direction._through(rows, bias, scale)
 
 
 def _epsilon(norm: Any, token: Tensor) -> float:
@@ -316,25 +308,14 @@ def _epsilon(norm: Any, token: Tensor) -> float:
     return float(torch.finfo(token.dtype).eps if eps is None else eps)
 
 
-def _is_rms_norm(step: nn.Module) -> bool:
-    return isinstance(step, nn.RMSNorm) or type(step).__name__.lower().endswith("rmsnorm")
+def _is_norm(step: nn.Module) -> bool:
+    known = isinstance(step, (nn.LayerNorm, nn.RMSNorm))
+    return known or type(step).__name__.lower().endswith("rmsnorm")
 
 
 _ACTIVATIONS = (
-    nn.GELU,
-    nn.ReLU,
-    nn.SiLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.ELU,
-    nn.SELU,
-    nn.CELU,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Mish,
-    nn.Softplus,
+    *(nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.SELU, nn.CELU),
+    *(nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardswish, nn.Mish, nn.Softplus),
 )
 
 
