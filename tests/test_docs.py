@@ -25,6 +25,7 @@ from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.registry import DATA_SETS
 from captum_clip.models import families
+from captum_clip.models.base import Family
 from tests import oracles
 
 ROOT = Path(__file__).parents[1]
@@ -142,11 +143,11 @@ def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
-    registries: list[dict[str, Any]] = [families._FAMILIES, attr.METHODS, TASKS, DATA_SETS]
+    registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS]
     before = [(registry, dict(registry)) for registry in registries]
-    tasks = DemoScenes.tasks
+    tasks, known = DemoScenes.tasks, families.FAMILIES[:]
     yield
-    DemoScenes.tasks = tasks
+    DemoScenes.tasks, families.FAMILIES[:] = tasks, known
     for registry, contents in before:
         registry.clear()
         registry.update(contents)
@@ -188,8 +189,9 @@ def test_example_of_a_family_draws_what_the_equations_say(method, monkeypatch):
     library: Any = import_module("torchvision.models.vision_transformer")
     (file,) = (b for b in blocks_of(ROOT / "docs" / "extending.md") if "torchvision_vit" in b.mark)
     as_file(file, monkeypatch)
-    family = sys.modules["captum_clip.models.torchvision_vit"]
-    families._FAMILIES[library.__name__] = family
+    tower_of = sys.modules["captum_clip.models.torchvision_vit"].tower_of
+    own = Family("torchvision.models", tower_of, towers=["VisionTransformer"])
+    families.FAMILIES.append(own)
     model = library.VisionTransformer(32, 8, 3, 4, 32, 48, num_classes=5).double().eval()
     model.heads.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()

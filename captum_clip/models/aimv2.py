@@ -15,9 +15,6 @@ from .steps import Linear
 from .text import TextReadout
 from .towers import Probe, Projections
 
-MODELS = ("Aimv2Model",)
-TOWERS = (*MODELS, "Aimv2VisionModel")
-
 
 class Aimv2Layer(HuggingFaceLayer):
     """An `Aimv2EncoderLayer`: RMSNorm, attention, RMSNorm, a gated MLP."""
@@ -32,13 +29,13 @@ class Aimv2Probe(Probe):
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
         self.norm, self.modules = norm, (norm, head)
-        self._maps = tuple(getattr(head, name) for name in ("k_proj", "v_proj", "output_proj"))
+        self._maps = (head.k_proj, head.v_proj, head.output_proj)
 
     @override
     def projections(self) -> Projections:
-        maps = [Linear(linear.weight, linear.bias) for linear in self._maps]
-        weight = maps[0].weight
-        return Projections(Linear(torch.eye(*weight.shape).to(weight), None), *maps)
+        key, value, output = map(Linear.of, self._maps)
+        query = Linear(torch.eye(*key.weight.shape).to(key.weight), None)
+        return Projections(query, key, value, output)
 
     @override
     def query(self) -> Tensor:
@@ -59,8 +56,6 @@ class Aimv2Probe(Probe):
 class Aimv2Tower(HuggingFaceTower):
     """An `Aimv2VisionModel`: patches only, read by the pooling head."""
 
-    library = "aimv2"
-    classes = TOWERS
     layer_class = Aimv2Layer
     final_norm = None
     patch_map = "embeddings.patch_embed"
@@ -91,6 +86,7 @@ class Aimv2Tower(HuggingFaceTower):
 class Aimv2Adapter(HuggingFaceAdapter):
     """An `Aimv2Model`."""
 
+    tower_class = Aimv2Tower
     text_readout = TextReadout("end", causal=True, padding="longest")
     text_layout = None
 
@@ -105,9 +101,3 @@ class Aimv2Adapter(HuggingFaceAdapter):
         mask = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
         mask = mask.expand(len(ids), 1, -1, -1)
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
-
-
-tower_of = Aimv2Tower.found_in
-
-
-ADAPTER = Aimv2Adapter

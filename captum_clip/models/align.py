@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
-from .huggingface import HuggingFaceAdapter, pooled_output, with_pooled_output
-from .huggingface_layers import vision_of
-from .huggingface_text import BERT_TEXT
+from .huggingface import BertAdapter, pooled_output, vision_of, with_pooled_output
 from .steps import Step
-from .text import CLS_READOUT
 from .unmodified import is_librarys
-
-MODELS = ("AlignModel",)
-TOWERS = (*MODELS, "AlignVisionModel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +21,21 @@ class AlignTower(AveragePooledTower):
     """An `AlignVisionModel`."""
 
     module: Any
+
+    @classmethod
+    def found_in(cls, module: Any) -> Self:
+        """The tower in an `AlignModel`.
+
+        Raises:
+            UnsupportedModelError: it takes the maximum of its features.
+        """
+        inner = vision_of(module)
+        if not isinstance(inner.pooler, nn.AvgPool2d):
+            raise UnsupportedModelError(
+                f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is "
+                "the mean of the features (pooling_type='mean')."
+            )
+        return cls(module=inner, stage=inner.encoder.blocks[-1])
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -84,33 +93,9 @@ def _strided(length: int, kernel: int, before: int, after: int) -> int:
     return (length + before + after - kernel) // 2 + 1
 
 
-class AlignAdapter(HuggingFaceAdapter):
+class AlignAdapter(BertAdapter):
     """An `AlignModel` of transformers."""
 
     tower: Any
-    text_readout = CLS_READOUT
-    text_layout = BERT_TEXT
-
-    @override
-    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
-        return {"pixel_values": images.to(self.dtype)}
-
-
-def tower_of(module: nn.Module) -> AlignTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`.
-
-    Raises:
-        UnsupportedModelError: it takes the maximum of its features.
-    """
-    inner = vision_of(module, "align", TOWERS)
-    if inner is None:
-        return None
-    if not isinstance(inner.pooler, nn.AvgPool2d):
-        raise UnsupportedModelError(
-            f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is the "
-            "mean of the features (pooling_type='mean')."
-        )
-    return AlignTower(module=inner, stage=inner.encoder.blocks[-1])
-
-
-ADAPTER = AlignAdapter
+    tower_class = AlignTower
+    asks_to_interpolate = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,35 @@ from .towers import Kind, Tower
 from .unmodified import expect_library_parts, is_librarys
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Family(NamedTuple):
+    """Classes of a library whose vision towers are built alike.
+
+    Attributes:
+        library: the module or package that defines them.
+        tower_of: the vision tower in one of them; UnsupportedModelError where it is built in a way
+            that is not supported.
+        adapter: of the whole models among them.
+        models: names of the whole models; those of transformers also load by name.
+        towers: names of the other classes, vision towers alone.
+        variants: names of more of these, which messages leave out.
+    """
+
+    library: str
+    tower_of: Callable[[Any], Tower | None]
+    adapter: type[ClipAdapter] | None = None
+    models: Collection[str] = ()
+    towers: Collection[str] = ()
+    variants: Collection[str] = ()
+
+    def holds(self, module: nn.Module, names: Collection[str] | None = None) -> bool:
+        """Whether a module is of one of the classes, or one of these `names`, or made from it."""
+        names = (*self.models, *self.towers, *self.variants) if names is None else names
+        return any(
+            kind.__name__ in names and f"{kind.__module__}.".startswith(f"{self.library}.")
+            for kind in type(module).__mro__
+        )
 
 
 class ClipAdapter(ABC):
@@ -314,24 +343,23 @@ class ClipAdapter(ABC):
     @property
     def processor(self) -> Any:
         """What makes tensors of pictures, as it was given; None where there is none."""
-        return self._processor.value() if isinstance(self._processor, Deferred) else self._processor
+        return self._processor.value if isinstance(self._processor, Deferred) else self._processor
 
     @property
     def tokenizer(self) -> Any:
         """What makes tokens of texts, as it was given; None where there is none."""
-        return self._tokenizer.value() if isinstance(self._tokenizer, Deferred) else self._tokenizer
+        return self._tokenizer.value if isinstance(self._tokenizer, Deferred) else self._tokenizer
 
     def _require_processor(self) -> Any:
-        return self._require(
-            self.processor, self._processor, "processor", "an image that is no preprocessed tensor"
-        )
+        what = "an image that is no preprocessed tensor"
+        return self._require("processor", self.processor, self._processor, what)
 
     def _require_tokenizer(self) -> Any:
         # transformers' CLIPProcessor holds a tokenizer as well
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
-        return self._require(tokenizer, self._tokenizer, "tokenizer", "a text")
+        return self._require("tokenizer", tokenizer, self._tokenizer, "a text")
 
-    def _require(self, part: Any, source: Any, option: str, what: str) -> Any:
+    def _require(self, option: str, part: Any, source: Any, what: str) -> Any:
         if part is None:
             reason = f" ({source.reason})" if isinstance(source, Deferred) else ""
             raise InputError(

@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import (
-    aimv2,
-    align,
-    blip,
-    dual_encoder,
-    flava,
-    huggingface,
-    naflex,
-    open_clip,
-    siglip,
-    timm_vit,
-    tipsv2,
-)
-from .base import ClipAdapter
+from . import huggingface, open_clip, timm_vit
+from .aimv2 import Aimv2Adapter
+from .align import AlignAdapter
+from .base import ClipAdapter, Family
+from .huggingface import transformers_family
+from .relatives import BlipAdapter, DualEncoderAdapter, FlavaAdapter, Tipsv2Adapter
+from .siglip import NaFlexAdapter, SiglipAdapter
 from .towers import Tower
 from .unmodified import expect_library_parts
 
-# Module that defines a family's models -> the family. An instance cannot exist where that module
-# was never imported, so none is imported to look.
-_TRANSFORMERS = {
-    **dict.fromkeys(huggingface.LAYOUTS, huggingface),
-    "align": align,
-    "aimv2": aimv2,
-    "blip": blip,
-    "flava": flava,
-    "tipsv2": tipsv2,
-    "vision_text_dual_encoder": dual_encoder,
-    "siglip": siglip,
-    "siglip2": naflex,
-}
-_FAMILIES: dict[str, ModuleType] = {
-    **{f"transformers.models.{n}.modeling_{n}": family for n, family in _TRANSFORMERS.items()},
-    "open_clip": open_clip,
-    "timm.models.vision_transformer": timm_vit,
-}
-
+FAMILIES: list[Family] = [
+    *huggingface.FAMILIES,
+    transformers_family("align", "Align", AlignAdapter),
+    transformers_family("aimv2", "Aimv2", Aimv2Adapter),
+    transformers_family("blip", "Blip", BlipAdapter, model="ForImageTextRetrieval"),
+    transformers_family("flava", "Flava", FlavaAdapter, vision="ImageModel"),
+    transformers_family("tipsv2", "Tipsv2", Tipsv2Adapter),
+    transformers_family(
+        "vision_text_dual_encoder", "VisionTextDualEncoder", DualEncoderAdapter, vision="Model"
+    ),
+    transformers_family("siglip", "Siglip", SiglipAdapter),
+    transformers_family("siglip2", "Siglip2", NaFlexAdapter),
+    Family(
+        library="open_clip",
+        tower_of=open_clip.tower_of,
+        adapter=open_clip.OpenClipAdapter,
+        models=["CLIP", "CustomTextCLIP", "CoCa"],
+        towers=["VisionTransformer", "ModifiedResNet", "TimmModel"],
+    ),
+    Family("timm.models", timm_vit.tower_of, towers=["VisionTransformer", "Eva"]),
+]
 
 _REFUSED = {
     "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
@@ -53,11 +46,6 @@ _REFUSED = {
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
     "image has no one embedding; take a CLIP or SigLIP",
 }
-
-
-def refused(class_name: str) -> str:
-    """Why a class is not supported and what would run instead; empty where nothing is known."""
-    return _REFUSED.get(class_name, "")
 
 
 def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
@@ -72,28 +60,27 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
 
     base: Any = MODEL_MAPPING_NAMES.get(model_type, ())
     candidates: list[str] = [*architectures, *((base,) if isinstance(base, str) else base)]
-    supported = [model for family in _TRANSFORMERS.values() for model in family.MODELS]
+    families = [family for family in FAMILIES if family.library.startswith("transformers.")]
+    supported = [model for family in families for model in family.models]
     for candidate in candidates:
         if candidate in supported:
             return candidate
-    reasons = filter(None, map(refused, candidates))
-    advice = next(reasons, f"supported are {', '.join(dict.fromkeys(supported))}")
+    reasons = [_REFUSED[candidate] for candidate in candidates if candidate in _REFUSED]
+    advice = reasons[0] if reasons else f"supported are {', '.join(supported)}"
     raise UnsupportedModelError(
         f"load_clip({name!r}): it is a transformers model of type {model_type!r}; {advice}. For an "
         "OpenCLIP repository write 'hf-hub:ORG/NAME'."
     )
 
 
-def _loaded() -> list[Any]:
-    families = [family for module, family in _FAMILIES.items() if module in sys.modules]
-    return list(dict.fromkeys(families))
-
-
-def _supported(attribute: str) -> str:
+def _advice(kind: str, *, models_only: bool) -> str:
+    """What would run in the place of a class, in words."""
     names: dict[str, list[str]] = {}
-    for module, family in dict(zip(_FAMILIES.values(), _FAMILIES, strict=True)).items():
-        names.setdefault(family.partition(".")[0], []).extend(getattr(module, attribute))
-    return "; ".join(f"{library}: {', '.join(classes)}" for library, classes in names.items())
+    for family in FAMILIES:
+        classes = family.models if models_only else (*family.models, *family.towers)
+        names.setdefault(family.library.partition(".")[0], []).extend(classes)
+    listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items() if c)
+    return _REFUSED.get(kind, f"supported are {'; '.join(listed)}")
 
 
 def known_tower(module: nn.Module) -> Tower | None:
@@ -102,16 +89,11 @@ def known_tower(module: nn.Module) -> Tower | None:
     Raises:
         UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
     """
-    for family in _loaded():
-        tower = _tower_in(family, module)
-        if tower is not None:
-            return tower
-    return None
-
-
-def _tower_in(family: Any, module: nn.Module) -> Tower | None:
-    with expect_library_parts(module):
-        tower: Tower | None = family.tower_of(module)
+    family = next((family for family in FAMILIES if family.holds(module)), None)
+    tower: Tower | None = None
+    if family is not None:
+        with expect_library_parts(module):
+            tower = family.tower_of(module)
     return tower
 
 
@@ -122,12 +104,12 @@ def tower_of(module: nn.Module) -> Tower:
         UnsupportedModelError: it is something else, or built in a way that is not supported.
     """
     tower = known_tower(module)
-    if tower is not None:
-        return tower
-    kind, names = type(module).__name__, f"supported are {_supported('TOWERS')}"
-    raise UnsupportedModelError(
-        f"there is no CLIP vision tower known in a {kind}; {refused(kind) or names}."
-    )
+    if tower is None:
+        kind = type(module).__name__
+        raise UnsupportedModelError(
+            f"there is no CLIP vision tower known in a {kind}; {_advice(kind, models_only=False)}."
+        )
+    return tower
 
 
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
@@ -136,19 +118,15 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     Raises:
         UnsupportedModelError: it is something else, or built in a way that is not supported.
     """
-    names = {kind.__name__ for kind in type(model).__mro__}
-    for family in _loaded():
-        tower = _tower_in(family, model) if names.intersection(family.MODELS) else None
-        if tower is not None:
-            adapter: ClipAdapter = family.ADAPTER(
-                model, tower, name=name, processor=processor, tokenizer=tokenizer
-            )
-            return adapter
-    if known_tower(model) is not None:
-        raise UnsupportedModelError(
-            f"load_clip: a {type(model).__name__} has no text tower; pass the whole model, or give "
-            "this one as `layer` to a method, with a forward function of your own."
-        )
-    kind = type(model).__name__
-    advice = refused(kind) or f"supported are {_supported('MODELS')}, or the name of such a model"
-    raise UnsupportedModelError(f"load_clip does not support a {kind}; {advice}.")
+    kind, tower = type(model).__name__, known_tower(model)
+    if tower is None:
+        advice = _advice(kind, models_only=True)
+        other = "" if kind in _REFUSED else ", or the name of such a model"
+        raise UnsupportedModelError(f"load_clip does not support a {kind}; {advice}{other}.")
+    for family in FAMILIES:
+        if family.adapter is not None and family.holds(model, family.models):
+            return family.adapter(model, tower, name=name, processor=processor, tokenizer=tokenizer)
+    raise UnsupportedModelError(
+        f"load_clip: a {kind} has no text tower; pass the whole model, or give this one as `layer` "
+        "to a method, with a forward function of your own."
+    )

@@ -10,35 +10,14 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from ..errors import InputError
-from . import huggingface_text
-from .base import ClipAdapter
-from .huggingface_layers import HuggingFaceLayer, layers_of, vision_of
-from .huggingface_text import HuggingFaceTextTower, TextLayout
-from .processors import is_transformers_tokenizer
+from .base import ClipAdapter, Family
+from .huggingface_layers import HuggingFaceLayer, layers_of
+from .huggingface_text import ALTCLIP_TEXT, BERT_TEXT, CLIP_TEXT, HuggingFaceTextTower, TextLayout
+from .processors import call_tokenizer, is_transformers_tokenizer
 from .steps import Step
 from .text import CLS_READOUT, TextReadout, TextTower
 from .towers import ViTTower
 
-LAYOUTS = {
-    "clip": "CLIP",
-    "metaclip_2": "MetaClip2",
-    "altclip": "AltCLIP",
-    "chinese_clip": "ChineseCLIP",
-    "clipseg": "CLIPSeg",
-    "owlvit": "OwlViT",
-    "owlv2": "Owlv2",
-}
-"""Modules of transformers -> what their classes are called; all with CLIP's vision tower."""
-
-MODELS = tuple(f"{prefix}Model" for prefix in LAYOUTS.values())
-TOWERS = tuple(
-    f"{prefix}{kind}" for kind in ("Model", "VisionModel") for prefix in LAYOUTS.values()
-)
-
-_BERTS = {
-    "AltCLIPModel": huggingface_text.ALTCLIP_TEXT,
-    "ChineseCLIPModel": huggingface_text.BERT_TEXT,
-}
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
 
@@ -52,8 +31,6 @@ class HuggingFaceTower(ViTTower):
     module: Any
     projection: nn.Module | None = None
 
-    library: ClassVar[str]
-    classes: ClassVar[tuple[str, ...]]
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map = "embeddings.patch_embedding"
@@ -61,16 +38,13 @@ class HuggingFaceTower(ViTTower):
     projection_part: ClassVar[str] = "visual_projection"
 
     @classmethod
-    def found_in(cls, module: nn.Module) -> Self | None:
-        """The tower in a module of one of the `classes`; None where it is something else.
+    def found_in(cls, module: Any) -> Self:
+        """The tower in a module of its family.
 
         Raises:
             UnsupportedModelError: its attention is not made of plain linear maps.
         """
-        inner = vision_of(module, cls.library, cls.classes)
-        if inner is None:
-            return None
-        return cls.of(inner, projection=getattr(module, cls.projection_part, None))
+        return cls.of(vision_of(module), projection=getattr(module, cls.projection_part, None))
 
     @classmethod
     def of(cls, module: Any, **parts: Any) -> Self:
@@ -132,48 +106,28 @@ class FirstTokenTower(HuggingFaceTower):
         return _with_part(result, 0, "last_hidden_state", states)
 
 
-def tower_of(module: nn.Module) -> HuggingFaceTower | None:
-    """The vision tower in a module of transformers; None where the module is none of `TOWERS`.
-
-    Raises:
-        UnsupportedModelError: its attention is not made of plain linear maps.
-    """
-    for library, prefix in LAYOUTS.items():
-        inner = vision_of(module, library, [prefix + suffix for suffix in _SUFFIXES])
-        if inner is not None:
-            projection = getattr(module, "visual_projection", None)
-            return HuggingFaceTower.of(inner, projection=projection)
-    return None
-
-
-_SUFFIXES = ("Model", "VisionModel", "VisionModelWithProjection", "VisionTransformer")
-
-
 class HuggingFaceAdapter(ClipAdapter):
-    """A `CLIPModel` of transformers, or another of `MODELS`."""
+    """A `CLIPModel` of transformers, or another with its parts.
+
+    Attributes:
+        text_layout: where the parts of the text tower are; None where it cannot be explained.
+        asks_to_interpolate: whether the model interpolates positions only when it is told to.
+    """
 
     model: Any
     tower: HuggingFaceTower
-
-    @property
-    @override
-    def text_readout(self) -> TextReadout | None:
-        if type(self.model).__name__ in _BERTS:
-            return CLS_READOUT
-        return TextReadout("end", causal=True, padding="longest")
-
-    @property
-    def text_layout(self) -> TextLayout | None:
-        """Where the parts of the text tower are; None where it cannot be explained."""
-        return _BERTS.get(type(self.model).__name__, huggingface_text.CLIP_TEXT)
+    tower_class: type[Any] = HuggingFaceTower
+    text_readout: TextReadout | None = TextReadout("end", causal=True, padding="longest")
+    text_layout: TextLayout | None = CLIP_TEXT
+    asks_to_interpolate = True
 
     @override
     def _text_tower(self) -> TextTower | None:
-        layout, readout = self.text_layout, self.text_readout or CLS_READOUT
-        if layout is None:
+        if self.text_layout is None:
             return None
         sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
-        return HuggingFaceTextTower.of(self.model, layout, readout, **sizes)
+        readout = self.text_readout or CLS_READOUT
+        return HuggingFaceTextTower.of(self.model, self.text_layout, readout, **sizes)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
@@ -182,7 +136,7 @@ class HuggingFaceAdapter(ClipAdapter):
 
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         # not every class, in every version, casts pixels inside or knows of interpolation
-        resized = tuple(images.shape[-2:]) != self.tower.native
+        resized = self.asks_to_interpolate and tuple(images.shape[-2:]) != self.tower.native
         options = {"interpolate_pos_encoding": True} if resized else {}
         return {"pixel_values": images.to(self.dtype), **options}
 
@@ -193,11 +147,8 @@ class HuggingFaceAdapter(ClipAdapter):
         tokenizer = self._require_tokenizer()
         if not is_transformers_tokenizer(tokenizer):
             return tokenizer(texts)
-        readout = self.text_readout
-        if readout is not None and readout.padding == "max_length":
-            length = self.context_length
-            return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
-        return tokenizer(texts, padding=True, return_tensors="pt")
+        fixed = self.text_readout is not None and self.text_readout.padding == "max_length"
+        return call_tokenizer(tokenizer, texts, self.context_length if fixed else None)
 
     @property
     @override
@@ -211,6 +162,27 @@ class HuggingFaceAdapter(ClipAdapter):
     @override
     def vocabulary_size(self) -> int:
         return int(self.model.config.text_config.vocab_size)
+
+
+class AltClipAdapter(HuggingFaceAdapter):
+    """An `AltCLIPModel`, with a RoBERTa for texts."""
+
+    text_readout = CLS_READOUT
+    text_layout = ALTCLIP_TEXT
+
+
+class BertAdapter(HuggingFaceAdapter):
+    """A model with a BERT for texts, such as `ChineseCLIPModel`."""
+
+    text_readout = CLS_READOUT
+    text_layout = BERT_TEXT
+
+
+def vision_of(module: Any) -> Any:
+    """The vision transformer in a model, or in what wraps it."""
+    while not hasattr(module, "encoder"):
+        module = module.image_model if hasattr(module, "image_model") else module.vision_model
+    return module
 
 
 def pooled_output(result: Any) -> Tensor:
@@ -245,4 +217,36 @@ def embedding_of(features: Any) -> Tensor:
     return embedding
 
 
-ADAPTER = HuggingFaceAdapter
+def transformers_family(
+    name: str,
+    prefix: str,
+    adapter: type[HuggingFaceAdapter],
+    *,
+    model: str = "Model",
+    vision: str = "VisionModel",
+) -> Family:
+    """The family in a module of transformers, whose classes are called by a prefix and a kind."""
+    return Family(
+        library=f"transformers.models.{name}",
+        tower_of=adapter.tower_class.found_in,
+        adapter=adapter,
+        models=[prefix + model],
+        towers=[prefix + vision],
+        variants=[f"{prefix}VisionModelWithProjection", f"{prefix}VisionTransformer"],
+    )
+
+
+_LAYOUTS: dict[str, tuple[str, type[HuggingFaceAdapter]]] = {
+    "clip": ("CLIP", HuggingFaceAdapter),
+    "metaclip_2": ("MetaClip2", HuggingFaceAdapter),
+    "altclip": ("AltCLIP", AltClipAdapter),
+    "chinese_clip": ("ChineseCLIP", BertAdapter),
+    "clipseg": ("CLIPSeg", HuggingFaceAdapter),
+    "owlvit": ("OwlViT", HuggingFaceAdapter),
+    "owlv2": ("Owlv2", HuggingFaceAdapter),
+}
+
+FAMILIES = tuple(
+    transformers_family(name, prefix, adapter) for name, (prefix, adapter) in _LAYOUTS.items()
+)
+"""Those with CLIP's vision tower."""

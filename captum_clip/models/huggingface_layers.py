@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from operator import attrgetter
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from typing_extensions import override
@@ -14,8 +14,6 @@ from .multihead import linear_maps
 from .steps import Linear, Step
 from .towers import AttentionLayer, Exposed, Projections
 from .unmodified import is_linear
-
-LIBRARY: Final = "transformers.models."
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -37,12 +35,10 @@ class HuggingFaceLayer(AttentionLayer):
 
     @override
     def projections(self) -> Projections:
-        *inputs, output = _parts(self.attention, self.maps)
+        *inputs, output = map(Linear.of, _parts(self.attention, self.maps))
         if len(inputs) == 1:
-            first = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
-        else:
-            first = tuple(Linear(m.weight, m.bias) for m in inputs)
-        return Projections._make((*first, Linear(output.weight, output.bias)))
+            inputs = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
+        return Projections._make((*inputs, output))
 
     @property
     @override
@@ -102,16 +98,3 @@ def check_linear(where: str, name: str, linear: nn.Module) -> None:
             "weights first, load the model without quantisation, and remove hooks from it, which "
             "may change what it computes."
         )
-
-
-def vision_of(module: nn.Module, library: str, classes: Iterable[str]) -> Any:
-    """The vision transformer in a module of some classes of transformers; None elsewhere."""
-    path = f"{LIBRARY}{library}.modeling_{library}"
-    if not any(
-        kind.__module__ == path and kind.__name__ in classes for kind in type(module).__mro__
-    ):
-        return None
-    inner: Any = module
-    while not hasattr(inner, "encoder"):
-        inner = inner.image_model if hasattr(inner, "image_model") else inner.vision_model
-    return inner

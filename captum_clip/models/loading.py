@@ -128,7 +128,7 @@ def _load(
             processor = Deferred(partial(_processor, source, model), "its processor")
         for deferred in (processor, tokenizer):
             if isinstance(deferred, Deferred) and not source.local:
-                deferred.value()  # now, so that all of it is in the hub's cache
+                _ = deferred.value  # now, so that all of it is in the hub's cache
     return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
 
 

@@ -15,10 +15,10 @@ from .towers import Attention, Probe, Projections
 from .unmodified import is_linear
 
 
-def linear_maps(weights: Sequence[Tensor], biases: Any) -> tuple[Linear, ...]:
+def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
     """Some weights of one module with their parts of its stacked bias, which may be None."""
-    parts = (None,) * len(weights) if biases is None else biases.chunk(len(weights))
-    return tuple(map(Linear, weights, parts))
+    parts = (None,) * len(weights) if bias is None else bias.chunk(len(weights))
+    return list(map(Linear, weights, parts))
 
 
 def projections(attention: Any) -> Projections:
@@ -27,9 +27,8 @@ def projections(attention: Any) -> Projections:
         weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
     else:
         weights = attention.in_proj_weight.chunk(3)
-    output = attention.out_proj
-    last = Linear(output.weight, output.bias)
-    return Projections._make((*linear_maps(weights, attention.in_proj_bias), last))
+    inputs = linear_maps(weights, attention.in_proj_bias)
+    return Projections._make((*inputs, Linear.of(attention.out_proj)))
 
 
 def unsupported_parts(attention: Any) -> Iterator[str]:

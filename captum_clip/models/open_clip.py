@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,77 +10,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from . import attention_pool, open_clip_text, open_clip_vit, timm_cnn, timm_vit
+from . import open_clip_text, open_clip_vit, timm_cnn, timm_vit
 from .base import ClipAdapter
-from .open_clip_vit import native_grid
-from .processors import is_transformers_tokenizer, statistics
-from .steps import Direction
+from .open_clip_resnet import OpenClipResNet
+from .processors import call_tokenizer, is_transformers_tokenizer
 from .text import Row, TextReadout, TextTower
-from .towers import ResNetTower, Tower
-from .unmodified import is_librarys, is_linear
-
-MODELS = ("CLIP", "CustomTextCLIP", "CoCa")
-TOWERS = (*MODELS, "VisionTransformer", "ModifiedResNet", "TimmModel")
+from .towers import Tower
 
 
-@dataclass(frozen=True, eq=False)
-class OpenClipResNet(ResNetTower):
-    """A `ModifiedResNet` with its attention pool."""
-
-    module: Any
-
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        side = int(self.module.image_size)
-        return native_grid((height, width), (side, side), (side // 32, side // 32))
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        return int(self.module.attnpool.c_proj.out_features)
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        pool = self.module.attnpool
-        maps = (getattr(pool, f"{name}_proj") for name in "qkvc")
-        return all(map(is_librarys, (self.module, pool))) and all(map(is_linear, maps))
-
-    @override
-    def stages(self) -> Mapping[str, nn.Module]:
-        return {
-            name: getattr(self.module, name) for name in ("layer4", "layer3", "layer2", "layer1")
-        }
-
-    @override
-    def head_modules(self) -> Sequence[nn.Module]:
-        return (self.module.attnpool,)
-
-    @override
-    def pool(self, features: Tensor) -> Tensor:
-        return attention_pool.pooled(self.module.attnpool, features)
-
-    @override
-    def contributions(
-        self, features: Tensor, direction: Direction, *, centred: bool
-    ) -> tuple[Tensor, Tensor]:
-        pool = self.module.attnpool
-        return attention_pool.contributions(pool, features, direction, centred=centred)
-
-    @override
-    def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
-        return attention_pool.shift_gradient(self.module.attnpool, features, gradient)
-
-
-def _models() -> tuple[type, ...]:
-    from open_clip import CLIP, CustomTextCLIP
-    from open_clip.coca_model import CoCa
-
-    return CLIP, CustomTextCLIP, CoCa
-
-
-def tower_of(module: nn.Module) -> Tower | None:
-    """The vision tower in a module of OpenCLIP; None where the module is none of `TOWERS`.
+def tower_of(module: Any) -> Tower:
+    """The vision tower in a module of OpenCLIP.
 
     Raises:
         UnsupportedModelError: a tower, a pooling or an attention that is not supported.
@@ -90,22 +28,16 @@ def tower_of(module: nn.Module) -> Tower | None:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
-    visual: Any = module.visual if isinstance(module, _models()) else module
+    visual: Any = getattr(module, "visual", module)
     if isinstance(visual, VisionTransformer):
         return open_clip_vit.tower_of(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet(module=visual, stage=visual.layer4)
-    if isinstance(visual, TimmModel):
-        return _timm(visual)
-    if visual is not module:
+    if not isinstance(visual, TimmModel):
         raise UnsupportedModelError(
             f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
             "are OpenCLIP's VisionTransformer, ModifiedResNet and TimmModel."
         )
-    return None
-
-
-def _timm(visual: Any) -> Tower:
     tower = timm_cnn.tower_of(visual) or timm_vit.tower_of(visual)
     if tower is None:
         raise UnsupportedModelError(
@@ -147,7 +79,19 @@ class OpenClipAdapter(ClipAdapter):
     @property
     @override
     def text_readout(self) -> TextReadout | None:
-        return _text_readout(self.model)
+        rows: dict[str, Row] = {"argmax": "end", "eos": "end", "first": "first", "last": "last"}
+        model, text = self.model, getattr(self.model, "text", None)
+        if text is None:  # CLIP has its text tower's parts as its own
+            row, causal = rows.get(model.text_pool_type), model.attn_mask is not None
+        elif hasattr(text, "pool_type"):
+            # a CLS of its own stands at the end
+            row = "last" if text.cls_emb is not None else rows.get(text.pool_type)
+            causal = text.attn_mask is not None
+        else:  # a model of transformers
+            pooler = type(getattr(text, "pooler", None)).__name__
+            poolers: dict[str, Row] = {"MeanPooler": "mean", "ClsPooler": "first"}
+            row, causal = poolers.get(pooler, "first" if "Cls" in pooler else None), False
+        return None if row is None else TextReadout(row, causal, padding="max_length")
 
     @override
     def _text_tower(self) -> TextTower | None:
@@ -168,22 +112,18 @@ class OpenClipAdapter(ClipAdapter):
     def _tokenize(self, texts: list[str]) -> Any:
         tokenizer = self._require_tokenizer()
         if is_transformers_tokenizer(tokenizer):
-            length = self.context_length
-            padding = True if length is None else "max_length"
-            padded = tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
-            return padded["input_ids"]
+            return call_tokenizer(tokenizer, texts, self.context_length)["input_ids"]
         if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
             return tokenizer(texts, context_length=self.context_length)
         return tokenizer(texts)
 
     @override
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        told = statistics(self.processor)
-        if told is None and self.processor is None:  # what OpenCLIP noted on the model
-            visual: Any = self.tower.module
-            mean, std = (getattr(visual, name, None) for name in ("image_mean", "image_std"))
-            return None if mean is None or std is None else (mean, std)
-        return told
+        if self.processor is not None:
+            return super()._statistics()
+        visual = self.tower.module  # on which OpenCLIP notes them
+        mean, std = (getattr(visual, name, None) for name in ("image_mean", "image_std"))
+        return None if mean is None or std is None else (mean, std)
 
     @property
     @override
@@ -200,21 +140,3 @@ class OpenClipAdapter(ClipAdapter):
         text = getattr(self.model, "text", self.model)
         owner = getattr(text, "config", None) or text
         return getattr(owner, "vocab_size", None)
-
-
-def _text_readout(model: Any) -> TextReadout | None:
-    rows: dict[str, Row] = {"argmax": "end", "eos": "end", "first": "first", "last": "last"}
-    if not hasattr(model, "text"):  # CLIP has its text tower's parts as its own
-        row, causal = rows.get(model.text_pool_type), model.attn_mask is not None
-    elif hasattr(model.text, "pool_type"):
-        # a CLS of its own stands at the end
-        row = "last" if model.text.cls_emb is not None else rows.get(model.text.pool_type)
-        causal = model.text.attn_mask is not None
-    else:  # a model of transformers
-        pooler = type(getattr(model.text, "pooler", None)).__name__
-        poolers: dict[str, Row] = {"MeanPooler": "mean", "ClsPooler": "first"}
-        row, causal = poolers.get(pooler, "first" if "Cls" in pooler else None), False
-    return None if row is None else TextReadout(row, causal, padding="max_length")
-
-
-ADAPTER = OpenClipAdapter

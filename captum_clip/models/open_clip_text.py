@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ..errors import InputError
 from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout
-from .open_clip_vit import layer_of
+from .open_clip_vit import layers_of
 from .steps import Linear
 from .text import TextReadout, TextTower
 
@@ -103,14 +103,12 @@ def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:
     if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
         return None
     pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
+    pooler_parts = ("transformer.pooler.dense", "transformer.pooler.activation") * pooled
     layout = TextLayout(
         module="text",
         table="transformer.embeddings.word_embeddings",
         encoder="transformer.encoder",
-        own_head=(
-            *(("transformer.pooler.dense", "transformer.pooler.activation") * pooled),
-            "proj",
-        ),
+        own_head=(*pooler_parts, "proj"),
         head=(),
     )
     sizes = {"longest": int(encoder.context_length), "vocabulary": int(encoder.vocab_size)}
@@ -140,7 +138,7 @@ def open_clip_text_tower(model: Any, readout: TextReadout | None) -> TextTower |
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
         model=model,
         owner=owner,
-        layers=tuple(layer_of(i, block) for i, block in enumerate(owner.transformer.resblocks)),
+        layers=layers_of(owner.transformer),
         readout=readout,
         steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
         suffix=int(getattr(owner, "cls_emb", None) is not None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,10 +20,24 @@ from .unmodified import is_linear
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
 
 
-class MultiheadLayer(Multihead, AttentionLayer):
-    """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
+class OpenClipLayer(AttentionLayer):
+    """A residual block of OpenCLIP."""
 
     block: Any
+    attention: Any
+
+    @override
+    def mlp_branch(self) -> tuple[Step, ...]:
+        return (self.block.ln_2, self.block.mlp, self.block.ls_2)
+
+    @override
+    def projections(self) -> Projections:
+        return multihead.projections(self.attention)
+
+
+class MultiheadLayer(Multihead, OpenClipLayer):
+    """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
+
     residual_argument = (0, "q_x")
 
     @override
@@ -35,10 +49,6 @@ class MultiheadLayer(Multihead, AttentionLayer):
         return (self.block.ls_1,)
 
     @override
-    def mlp_branch(self) -> tuple[Step, ...]:
-        return (self.block.ln_2, self.block.mlp, self.block.ls_2)
-
-    @override
     def leaving(self, result: Any) -> Tensor:
         return self._batch_first(result)
 
@@ -47,24 +57,14 @@ class MultiheadLayer(Multihead, AttentionLayer):
         return self._batch_first(output)
 
 
-class CustomLayer(AttentionLayer):
+class CustomLayer(OpenClipLayer):
     """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
 
-    block: Any
-    attention: Any
     token_argument = (0, "x")
-
-    @override
-    def projections(self) -> Projections:
-        return multihead.projections(self.attention)
 
     @override
     def branch(self) -> tuple[Step, ...]:
         return (self.block.ln_attn, self.block.ls_1)
-
-    @override
-    def mlp_branch(self) -> tuple[Step, ...]:
-        return (self.block.ln_2, self.block.mlp, self.block.ls_2)
 
     @property
     @override
@@ -142,7 +142,7 @@ def tower_of(visual: Any) -> OpenClipViT:
     Raises:
         UnsupportedModelError: a pooling or an attention that is not supported.
     """
-    pool = getattr(visual, "attn_pool", None)
+    pool: Any = getattr(visual, "attn_pool", None)
     pooling = _POOLINGS.get(visual.pool_type)
     if pool is not None:
         pooling = "probe" if pooling == "cls" else None  # with a mean all queries would be read
@@ -155,49 +155,55 @@ def tower_of(visual: Any) -> OpenClipViT:
         )
     return OpenClipViT(
         module=visual,
-        layers=tuple(layer_of(i, block) for i, block in enumerate(visual.transformer.resblocks)),
+        layers=layers_of(visual.transformer),
         pooling=pooling,
-        probe=None if pool is None else _probe(visual, pool),
+        probe=None if pool is None else _probe(pool, visual.ln_post),
     )
 
 
-def _probe(visual: Any, pool: Any) -> MultiheadProbe:
-    query, modules = partial(_embedded_query, pool), [pool, visual.ln_post]
+def _probe(pool: Any, norm: Any) -> MultiheadProbe:
     where = "the attentional pool of the VisionTransformer"
-    return MultiheadProbe(where, pool.attn, query, pool.ln_k, modules)
+    return MultiheadProbe(where, pool.attn, partial(_first_query, pool), pool.ln_k, [pool, norm])
 
 
-def _embedded_query(pool: Any) -> Tensor:
+def _first_query(pool: Any) -> Tensor:
     query: Tensor = pool.ln_q(pool.query[0])
     return query
 
 
-def layer_of(index: int, block: Any) -> AttentionLayer:
-    """One block of OpenCLIP, of an image or a text tower.
+def layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
+    """The blocks of a transformer of OpenCLIP, of an image or a text tower.
 
     Raises:
         UnsupportedModelError: an attention that is not supported.
     """
-    from open_clip.transformer import Attention
+    return tuple(_layer_of(index, block) for index, block in enumerate(transformer.resblocks))
 
+
+def _layer_of(index: int, block: Any) -> AttentionLayer:
     attention: Any = getattr(block, "attn", None)
-    if isinstance(attention, nn.MultiheadAttention):
-        refused = {"separate query, key and value weights": attention.in_proj_weight is None}
-        refused |= dict.fromkeys(multihead.unsupported_parts(attention), True)
-    elif isinstance(attention, Attention):
-        refused = {
-            "an output map that is no torch.nn.Linear": not is_linear(attention.out_proj),
-            "scaled_cosine": bool(attention.scaled_cosine),
-            "scale_heads": bool(attention.scale_heads),
-        }
-    else:
-        refused = {f"the class {type(attention).__name__}": True}
-    for what, found in refused.items():
-        if found:
-            raise UnsupportedModelError(
-                f"layer {index} of the VisionTransformer has an attention with {what}; supported "
-                "are torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's "
-                "Attention without scaled_cosine and scale_heads."
-            )
+    for what in _unsupported_parts(attention):
+        raise UnsupportedModelError(
+            f"layer {index} of the VisionTransformer has an attention with {what}; supported are "
+            "torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's Attention "
+            "without scaled_cosine and scale_heads."
+        )
     kind = MultiheadLayer if isinstance(attention, nn.MultiheadAttention) else CustomLayer
     return kind(block, attention, attention.num_heads)
+
+
+def _unsupported_parts(attention: Any) -> Iterator[str]:
+    """What of an attention is not supported, in words."""
+    from open_clip.transformer import Attention
+
+    is_torchs, is_own = (isinstance(attention, kind) for kind in (nn.MultiheadAttention, Attention))
+    if is_torchs:
+        if attention.in_proj_weight is None:
+            yield "separate query, key and value weights"
+        yield from multihead.unsupported_parts(attention)
+    elif is_own:
+        if not is_linear(attention.out_proj):
+            yield "an output map that is no torch.nn.Linear"
+        yield from (name for name in ("scaled_cosine", "scale_heads") if getattr(attention, name))
+    else:
+        yield f"the class {type(attention).__name__}"

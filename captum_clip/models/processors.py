@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,22 +21,19 @@ class Deferred:
     def __init__(self, load: Callable[[], Any], description: str) -> None:
         self._load = load
         self._description = description
-        self._value: Any = None
-        self._loaded = False
         self.reason = ""
 
+    @cached_property
     def value(self) -> Any:
         """What was loaded; None where that failed."""
-        if not self._loaded:
-            try:
-                self._value = self._load()
-            except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
-                self.reason = f"{self._description} could not be loaded: {first_line(error)}"
-            self._loaded = True
-        return self._value
+        try:
+            return self._load()
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
+            self.reason = f"{self._description} could not be loaded: {first_line(error)}"
+            return None
 
 
-def _image_processor(processor: Any) -> Any:
+def image_processor(processor: Any) -> Any:
     """The part for images of a processor that has one for texts as well."""
     return getattr(processor, "image_processor", processor)
 
@@ -49,7 +47,7 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     Raises:
         InputError: the processor does not give one tensor (3, H, W) an image, all of one size.
     """
-    inner = _image_processor(processor)
+    inner = image_processor(processor)
     for image in images:
         _check_resized(inner, image)
     if hasattr(inner, "image_mean"):
@@ -86,30 +84,26 @@ def _check_resized(processor: Any, image: Image.Image) -> None:
 
 def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None:
     """Mean and standard deviation of the three channels; None where the processor does not tell."""
-    inner = _image_processor(processor)
-    if hasattr(inner, "image_mean"):
-        return _of_transformers(inner)
+    inner = image_processor(processor)
     for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
         if hasattr(step, "mean") and hasattr(step, "std"):
             return tuple(map(float, step.mean)), tuple(map(float, step.std))
-    return None
-
-
-def _of_transformers(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+    if not hasattr(inner, "image_mean"):
+        return None
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if getattr(processor, "do_normalize", True):
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    if getattr(inner, "do_normalize", True):
+        mean, std = tuple(inner.image_mean), tuple(inner.image_std)
     # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the standard deviation twice
-    scale = 255 * (processor.rescale_factor if getattr(processor, "do_rescale", True) else 1)
-    offset = 1 if getattr(processor, "rescale_offset", False) else 0
-    divisor = std if getattr(processor, "include_top", False) else (1.0, 1.0, 1.0)
+    scale = 255 * (inner.rescale_factor if getattr(inner, "do_rescale", True) else 1)
+    offset = 1 if getattr(inner, "rescale_offset", False) else 0
+    divisor = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
     means = tuple((m + offset) / scale for m in mean)
     return means, tuple(s * d / scale for s, d in zip(std, divisor, strict=True))
 
 
 def describe(processor: Any) -> str:
     """A text that changes when the preprocessing does, and not from run to run."""
-    inner = _image_processor(processor)
+    inner = image_processor(processor)
     if hasattr(inner, "image_mean"):
         return repr(sorted(inner.to_dict().items()))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(inner))
@@ -120,6 +114,12 @@ def is_transformers_tokenizer(tokenizer: Any) -> bool:
     return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
 
 
+def call_tokenizer(tokenizer: Any, texts: list[str], length: int | None) -> Any:
+    """Tokens by one of transformers, padded to a length; None for the longest text's."""
+    padding = True if length is None else "max_length"
+    return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
+
+
 def count_tokens(tokenizer: Any, text: str) -> int | None:
     """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
     if is_transformers_tokenizer(tokenizer):
@@ -128,10 +128,9 @@ def count_tokens(tokenizer: Any, text: str) -> int | None:
         return int(tokenizer.count(text))
     clean = getattr(tokenizer, "clean_fn", None)
     if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
-        inner, cleaned = tokenizer.tokenizer, clean(text)
-        if getattr(tokenizer, "tokenizer_mode", "") == "clips":  # adds start, end and class
-            return 3 + len(inner(cleaned, add_special_tokens=False, verbose=False)["input_ids"])
-        return len(inner(cleaned, verbose=False)["input_ids"])
+        own = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
+        options = {"add_special_tokens": not own, "verbose": False}
+        return 3 * own + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
     if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
         return 2 + len(tokenizer.encode(text))
     return None

@@ -1,22 +1,29 @@
-"""SigLIP of transformers, and SigLIP 2 of fixed size, whose pooling head has one learned query."""
+"""SigLIP of transformers, and SigLIP 2 of fixed size and NaFlex.
+
+A NaFlex model takes patches as tokens, and for every image a grid of its own. Images are tensors
+(B, 3, H, W) here as everywhere, of any size in multiples of the patch; they are cut into patches
+for the model, without padding. So the images of one batch have one grid.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
+from ..errors import CaptureError, InputError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of, text_arguments
 from .huggingface_text import SIGLIP_TEXT
 from .multihead import MultiheadProbe
+from .processors import image_processor
+from .reading import Entry, Reading
 from .steps import Residual, Step
 from .text import TextReadout
-
-MODELS = ("SiglipModel",)
-TOWERS = (*MODELS, "SiglipVisionModel", "SiglipVisionTransformer")
 
 
 class SiglipTower(HuggingFaceTower):
@@ -26,8 +33,7 @@ class SiglipTower(HuggingFaceTower):
     uses the tower takes the patches' mean.
     """
 
-    library = "siglip"
-    classes = TOWERS
+    steps_before_mean = 1  # transformers norms every patch
 
     @classmethod
     @override
@@ -44,17 +50,9 @@ class SiglipTower(HuggingFaceTower):
         head, mlp = self.module.head, self.module.head.mlp
         return (Residual((head.layernorm, mlp.fc1, mlp.activation_fn, mlp.fc2)),)
 
-    @property
-    @override
-    def steps_before_mean(self) -> int:
-        return 1  # transformers norms every patch
-
-
-tower_of = SiglipTower.found_in
-
 
 def _probe_of(vision: Any) -> MultiheadProbe | None:
-    """The pooling head of a SigLIP vision model; None where it has none."""
+    """The pooling head of a SigLIP vision model, with one learned query; None where it has none."""
     head = getattr(vision, "head", None)
     if head is None:
         return None
@@ -71,6 +69,7 @@ def _embedded_query(head: Any) -> Tensor:
 class SiglipAdapter(HuggingFaceAdapter):
     """A `SiglipModel` of transformers."""
 
+    tower_class = SiglipTower
     # the last position is read, so with other padding it is another embedding
     text_readout = TextReadout("last", causal=False, padding="max_length")
     text_layout = SIGLIP_TEXT
@@ -89,4 +88,77 @@ class SiglipAdapter(HuggingFaceAdapter):
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
-ADAPTER = SiglipAdapter
+class NaFlexTower(SiglipTower):
+    """The vision transformer of a `Siglip2Model`."""
+
+    @property
+    @override
+    def native(self) -> tuple[int, int]:
+        side = int(self.module.config.num_patches**0.5) * self.patch
+        return side, side
+
+    @property
+    def patch(self) -> int:
+        """Height and width of a patch."""
+        return int(self.module.config.patch_size)
+
+    @override
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        shapes = given["spatial_shapes"]
+        rows, columns = shapes[0].tolist()
+        if (shapes != shapes[:1]).any() or rows * columns != given["pixel_values"].shape[1]:
+            raise CaptureError(
+                "The forward function ran the vision tower on images with different grids or on "
+                "padded patches; explain images of one grid at a time, without padding: "
+                "clip.image_features(images) of load_clip(model) cuts them so."
+            )
+        return Entry((rows * self.patch, columns * self.patch), len(shapes), Reading())
+
+
+class NaFlexAdapter(SiglipAdapter):
+    """A `Siglip2Model` of transformers."""
+
+    tower: NaFlexTower
+    tower_class = NaFlexTower
+
+    @override
+    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
+        patches = _cut(images, self.tower.patch)
+        grid = torch.tensor([self.grid(images.shape[-2], images.shape[-1])], device=images.device)
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32),
+            "spatial_shapes": grid.expand(len(images), -1),
+        }
+
+    @override
+    def _process(self, images: list[Image.Image]) -> Tensor:
+        processor = image_processor(self._require_processor())
+        if "spatial_shapes" not in getattr(processor, "model_input_names", ()):
+            return super()._process(images)
+        processed = processor(images=images, return_tensors="pt")
+        shapes = processed["spatial_shapes"]
+        if (shapes != shapes[:1]).any():
+            raise InputError(
+                "preprocess: a NaFlex model sees every picture in its own shape, and these differ; "
+                "preprocess and explain them one at a time, or crop them to one shape."
+            )
+        rows, columns = shapes[0].tolist()
+        patches = processed["pixel_values"][:, : rows * columns]
+        return _joined(patches, rows, self.tower.patch).float()
+
+
+def _cut(images: Tensor, side: int) -> Tensor:
+    """Images (B, 3, H, W) as patches (B, h w, side side 3), as the library orders them."""
+    batch, channels, height, width = images.shape
+    pieces = images.reshape(batch, channels, height // side, side, width // side, side)
+    return pieces.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+
+
+def _joined(patches: Tensor, rows: int, side: int) -> Tensor:
+    """The images of such patches."""
+    batch, count, _ = patches.shape
+    pieces = patches.reshape(batch, rows, count // rows, side, side, -1)
+    return pieces.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * side, count // rows * side)

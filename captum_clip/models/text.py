@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,17 +78,13 @@ class TextTower(ViTTower):
     one that is read differs from text to text, and a token may not see every other one.
     """
 
+    kind: ClassVar[Kind] = "text"
     pooling: Pooling = "cls"
     prefix: int = 0
     readout: TextReadout
     steps: tuple[Step, ...]
     longest: int
     vocabulary: int
-
-    @property
-    @override
-    def kind(self) -> Kind:
-        return "text"
 
     @property
     @override

@@ -32,16 +32,14 @@ class TimmLayer(AttentionLayer):
     @override
     def projections(self) -> Projections:
         own = self.attention
-        output = Linear(own.proj.weight, own.proj.bias)
         if own.qkv is None:
-            separate = (own.q_proj, own.k_proj, own.v_proj)
-            return Projections._make((*(Linear(m.weight, m.bias) for m in separate), output))
-        weights = own.qkv.weight.chunk(3)
-        if own.qkv.bias is not None:
-            return Projections._make((*linear_maps(weights, own.qkv.bias), output))
-        # EVA keeps them beside its map, that of the keys as zeros
-        biases = (getattr(own, f"{name}_bias", None) for name in "qkv")
-        return Projections._make((*map(Linear, weights, biases), output))
+            inputs = [Linear.of(module) for module in (own.q_proj, own.k_proj, own.v_proj)]
+        else:
+            inputs = linear_maps(own.qkv.weight.chunk(3), own.qkv.bias)
+            if own.qkv.bias is None:  # EVA keeps them beside its map, that of the keys as zeros
+                biases = (getattr(own, f"{name}_bias", None) for name in "qkv")
+                inputs = [Linear(m.weight, bias) for m, bias in zip(inputs, biases, strict=True)]
+        return Projections._make((*inputs, Linear.of(own.proj)))
 
     @property
     @override
@@ -79,38 +77,32 @@ class TimmLayer(AttentionLayer):
 
     @override
     def branch(self) -> tuple[Step, ...]:
-        from timm.models.eva import EvaBlock, EvaBlockPostNorm
-
-        block = self.block
-        if isinstance(block, EvaBlockPostNorm):
-            return (block.norm1,)
-        return _scale(block.gamma_1) if isinstance(block, EvaBlock) else (block.ls1,)
+        return self._block_steps()[0]
 
     @override
     def mlp_branch(self) -> tuple[Step, ...]:
+        return self._block_steps()[1]
+
+    def _block_steps(self) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
         from timm.models.eva import EvaBlock, EvaBlockPostNorm
 
         block = self.block
         if isinstance(block, EvaBlockPostNorm):
-            return (block.mlp, block.norm2)
-        last = _scale(block.gamma_2) if isinstance(block, EvaBlock) else (block.ls2,)
-        return (block.norm2, block.mlp, *last)
+            return (block.norm1,), (block.mlp, block.norm2)
+        if isinstance(block, EvaBlock):
+            scales = tuple(() if g is None else (Scale(g),) for g in (block.gamma_1, block.gamma_2))
+        else:
+            scales = ((block.ls1,), (block.ls2,))
+        return scales[0], (block.norm2, block.mlp, *scales[1])
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         # EVA's `qkv` is used by its weight, so a hook on it would never fire
         own, modules = self.attention, dict(super().qkv_modules())
         if own.qkv is None:
-            modules |= {
-                "query": (own.q_proj, True),
-                "key": (own.k_proj, True),
-                "value": (own.v_proj, True),
-            }
+            modules |= {"query": (own.q_proj, True), "key": (own.k_proj, True)}
+            modules["value"] = (own.v_proj, True)
         return modules
-
-
-def _scale(gamma: Tensor | None) -> tuple[Step, ...]:
-    return () if gamma is None else (Scale(gamma),)
 
 
 class TimmProbe(Probe):
@@ -126,8 +118,7 @@ class TimmProbe(Probe):
     def projections(self) -> Projections:
         pool = self.pool
         key, value = linear_maps(pool.kv.weight.chunk(2), pool.kv.bias)
-        query = Linear(pool.q.weight, pool.q.bias)
-        return Projections(query, key, value, Linear(pool.proj.weight, pool.proj.bias))
+        return Projections(Linear.of(pool.q), key, value, Linear.of(pool.proj))
 
     @property
     @override

@@ -14,10 +14,6 @@ from .steps import Residual, Step, flattened
 from .timm_layers import TimmLayer, TimmProbe, unsupported_layers, unsupported_pool
 from .towers import Pooling, ViTTower
 
-MODELS = ()
-ADAPTER = None  # alone it has no text tower
-TOWERS = ("VisionTransformer", "Eva")
-
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "probe"}
 
 
@@ -26,6 +22,7 @@ class TimmTower(ViTTower):
     """A `VisionTransformer` or `Eva` of timm, alone or as the trunk of OpenCLIP's `TimmModel`."""
 
     module: Any
+    steps_before_mean = 1
 
     @property
     def trunk(self) -> Any:
@@ -61,11 +58,6 @@ class TimmTower(ViTTower):
         after = [trunk.fc_norm, trunk.head_drop, trunk.head]
         after += [] if trunk is self.module else [self.module.head]
         return (*first, *flattened(after))
-
-    @property
-    @override
-    def steps_before_mean(self) -> int:
-        return 1
 
     @property
     @override

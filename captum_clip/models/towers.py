@@ -186,11 +186,7 @@ class Tower(ABC):
     """A CLIP vision tower."""
 
     module: nn.Module  # runs exactly once in a forward
-
-    @property
-    @abstractmethod
-    def kind(self) -> Kind:
-        """What it is made of."""
+    kind: ClassVar[Kind]
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -256,6 +252,7 @@ class ViTTower(Tower):
     what a `probe` attends to in all its tokens.
     """
 
+    kind: ClassVar[Kind] = "vit"
     layers: Sequence[AttentionLayer]
     pooling: Pooling
     prefix: int = 1
@@ -269,11 +266,6 @@ class ViTTower(Tower):
                     f"the vision tower uses one {what} in several layers; supported are towers "
                     "whose layers have modules of their own."
                 )
-
-    @property
-    def kind(self) -> Kind:
-        """Says "vit"."""
-        return "vit"
 
     @property
     def span(self) -> slice:
@@ -357,12 +349,8 @@ class ViTTower(Tower):
 class ResNetTower(Tower):
     """A convolutional tower: stages, and an attention pool (CLIP's ResNets) or the average."""
 
+    kind: ClassVar[Kind] = "resnet"
     stage: nn.Module  # the last stage, (B, C, h, w)
-
-    @property
-    def kind(self) -> Kind:
-        """Says "resnet"."""
-        return "resnet"
 
     @abstractmethod
     def stages(self) -> Mapping[str, nn.Module]:
