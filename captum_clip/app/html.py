@@ -18,9 +18,8 @@ from ..models.images import as_pil
 from ..text_maps import TextMap
 from ..visualization.blend import ramp
 from ..visualization.heads import REST, sum_notes
-from ..visualization.overlay import score_note
 from ..visualization.sentences import colored_words
-from ..visualization.style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
+from ..visualization.style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, score_note
 from .pictures import css_gradient, data_url, layer, photo, signed_heat, signed_layer
 from .queries import Result
 

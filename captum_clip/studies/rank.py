@@ -23,9 +23,9 @@ from ..similarity import ClipSimilarity
 from ..targets import Target
 from ..visualization.blend import blend, ramp
 from ..visualization.grid import Legend, Panel, grid
-from ..visualization.overlay import note_of, score_note
+from ..visualization.overlay import note_of
 from ..visualization.saving import save_figure
-from ..visualization.style import ALPHA, HEAT, colormap
+from ..visualization.style import ALPHA, HEAT, colormap, score_note
 from .features import find_images, image_features
 from .tables import to_csv
 

@@ -1,4 +1,7 @@
-"""What callers give, as NumPy arrays of known shape and range."""
+"""What callers give, as NumPy arrays of known shape and range.
+
+All raise InputError, in the caller's name, for another shape, values out of range and no numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from .. import maps
 from ..errors import InputError
 from .letterbox import letterbox
+from .style import score_note
 
 Array = npt.NDArray[np.float32]
 ArrayLike = Tensor | npt.NDArray[Any]
@@ -21,11 +25,7 @@ _SLACK = 1e-3  # rounding of half precision
 
 
 def as_images(caller: str, images: ArrayLike) -> Array:
-    """Images (B, 3, H, W) with colours in [0, 1] -> (B, H, W, 3).
-
-    Raises:
-        InputError: another shape, or colours out of range.
-    """
+    """Images (B, 3, H, W) with colours in [0, 1] -> (B, H, W, 3)."""
     array = as_array(caller, "images", images)
     if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
         raise InputError(
@@ -37,12 +37,7 @@ def as_images(caller: str, images: ArrayLike) -> Array:
 
 
 def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = None) -> Array:
-    """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3).
-
-    Raises:
-        InputError: another shape, not one per picture, not `count` per picture, out of range, or of
-            another aspect ratio than the images.
-    """
+    """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3)."""
     array = as_array(caller, "maps", heat)
     batch = len(images)
     if array.ndim != 4 or 0 in array.shape or len(array) != batch:
@@ -55,22 +50,23 @@ def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = Non
     size = images.shape[1:3]
     if array.shape[-2:] != size:
         _check_shape(caller, array.shape[-2:], size)
-        array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
+        array = enlarged(array, size)
     return array.clip(0, 1)
 
 
 def as_raw(caller: str, what: str, raw: ArrayLike, shape: str, size: tuple[int, int]) -> Array:
-    """Raw maps of a shape such as "(B, L, h, w)" -> (..., H, W), upsampled.
-
-    Raises:
-        InputError: another number of axes, an empty one, NaN or infinity.
-    """
+    """Raw maps of a shape such as "(B, L, h, w)" -> (..., H, W), upsampled."""
     array = as_array(caller, what, raw)
     if array.ndim != shape.count(",") + 1 or 0 in array.shape:
         raise InputError(f"{caller}: expected {what} {shape}, got {array.shape}.")
     if not np.isfinite(array).all():
         raise InputError(f"{caller}: {what} holds NaN or infinity.")
     _check_shape(caller, array.shape[-2:], size)
+    return enlarged(array, size)
+
+
+def enlarged(array: Array, size: tuple[int, int]) -> Array:
+    """Maps (..., h, w) -> (..., H, W), smoothly and within the range of each."""
     large: Array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
     return large
 
@@ -94,11 +90,7 @@ def _check_shape(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:
 
 
 def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Array:
-    """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero.
-
-    Raises:
-        InputError: another shape, NaN or infinity.
-    """
+    """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero."""
     array = as_array(caller, "an attribution", attribution)
     if array.ndim != 4 or array.shape[:2] != (1, 1):
         raise InputError(
@@ -109,26 +101,18 @@ def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Arr
     return np.asarray(resized / (largest or 1), dtype=np.float32)
 
 
-def as_scores(caller: str, scores: ArrayLike | None, shape: tuple[int, int]) -> Array | None:
-    """Scores (B, K), or None.
-
-    Raises:
-        InputError: another shape.
-    """
+def as_notes(caller: str, scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[str]]:
+    """Scores (B, K) as they are written under pictures; empty where none are given."""
     if scores is None:
-        return None
+        return [[""] * shape[1]] * shape[0]
     array = as_array(caller, "scores", scores)
     if array.shape != shape:
         raise InputError(f"{caller}: expected scores of shape {shape}, got {array.shape}.")
-    return array
+    return [[score_note(score) for score in row] for row in array]
 
 
 def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
-    """K names; empty ones where none are given.
-
-    Raises:
-        InputError: not K.
-    """
+    """K names; empty ones where none are given."""
     if names is None:
         return [""] * count
     listed = [names] if isinstance(names, str) else [str(name) for name in names]
@@ -140,11 +124,7 @@ def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
 def as_references(
     caller: str, references: Sequence[ArrayLike | None] | None, count: int, size: tuple[int, int]
 ) -> list[Array | None]:
-    """Pictures that are targets themselves, (3, h, w) each -> (H, W, 3); None for the others.
-
-    Raises:
-        InputError: another shape, colours out of range, or not as many as there are targets.
-    """
+    """Pictures that are targets themselves, (3, h, w) each -> (H, W, 3); None for the others."""
     if references is None:
         return [None] * count
     if len(references) != count:
@@ -159,11 +139,7 @@ def as_references(
 
 
 def as_array(caller: str, what: str, values: ArrayLike | Sequence[float]) -> Array:
-    """Numbers of any shape; the caller's array stays as it is.
-
-    Raises:
-        InputError: something else than numbers.
-    """
+    """Numbers of any shape; the caller's array stays as it is."""
     if isinstance(values, Tensor):
         if reason := maps.unusable(values):
             raise InputError(f"{caller}: expected {what} of plain numbers, got {reason}.")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from .. import maps
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_names
-from .grid import Legend, Panel, folded, grid
+from .arrays import Array, ArrayLike, as_array, as_names, enlarged
+from .grid import Legend, Panel, Row, folded, grid
 from .style import HEAT, colormap, short_number
 
 _SIDE = 224  # pixels of a picture
@@ -64,30 +62,25 @@ def average(
         min(float(given.min()) for given in means.values()),
         max(float(given.max()) for given in means.values()),
     )
-    panels: list[list[Panel]] = []
-    labels: list[str] = []
+    panels: list[Row] = []
+    labels: dict[int, str] = {}
     for label, given in means.items():
         lines = as_names("average", None if notes is None else notes[label], count)
         shares = (given - low) / (high - low) if high > low else np.zeros_like(given)
-        panels += folded(
-            [
-                Panel(np.asarray(colors(share)[..., :3], dtype=np.float32), title, line)
-                for share, title, line in zip(shares, titles, lines, strict=True)
-            ]
-        )
-        labels += [label, *[""] * (len(panels) - len(labels) - 1)]
+        pixels = np.asarray(colors(shares)[..., :3], dtype=np.float32)
+        labels[len(panels)] = label
+        panels += folded([Panel(*parts) for parts in zip(pixels, titles, lines, strict=True)])
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
     return grid(panels, labels=labels, legends=[legend], caption=caption)
 
 
 def _as_means(label: str, given: ArrayLike) -> Array:
     """Maps (K, h, w) -> (K, 224, 224)."""
-    tensor = torch.as_tensor(np.asarray(given, dtype=np.float32))
-    if tensor.ndim != 3 or 0 in tensor.shape:
+    array = as_array("average", f"maps (K, h, w) for {label!r}", given)
+    if array.ndim != 3 or 0 in array.shape:
         raise InputError(
-            f"average: expected maps of shape (K, h, w) for {label!r}, got {tuple(tensor.shape)}."
+            f"average: expected maps of shape (K, h, w) for {label!r}, got {array.shape}."
         )
-    if not torch.isfinite(tensor).all():
+    if not np.isfinite(array).all():
         raise InputError(f"average: the maps of {label!r} hold NaN or infinity.")
-    large = maps.upsample(tensor, (_SIDE, _SIDE), mode="bicubic", clamp=True)
-    return np.asarray(large.numpy(), dtype=np.float32)
+    return enlarged(array, (_SIDE, _SIDE))

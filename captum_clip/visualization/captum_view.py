@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from captum.attr import visualization as captum_visualization
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..checks import check_choice
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_images, as_signed
+from .arrays import ArrayLike, as_images, as_signed
 from .style import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, colormap
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
@@ -26,7 +26,6 @@ _COLORS: Final[dict[str, str | Colormap]] = {
     "negative": NEGATIVE,
     "absolute_value": HEAT,
 }
-_METHODS: Final = ("heat_map", "blended_heat_map", "masked_image", "alpha_scaling")
 
 
 def captum_image_attr(
@@ -72,7 +71,8 @@ def captum_image_attr(
     values = as_signed("captum_image_attr", attribution, picture.shape[:2])  # (H, W)
     colors = colormap(_COLORS[sign] if cmap is None else cmap)
     shown: str = method
-    if not _present(values, sign):
+    present = {"positive": values > 0, "negative": values < 0}.get(sign, values != 0)
+    if not present.any():
         values, shown = np.ones_like(values), "original_image"
         what = "saliency" if sign in ("all", "absolute_value") else f"{sign} saliency"
         title = f"{title} (no {what})".strip()
@@ -92,15 +92,9 @@ def captum_image_attr(
     return figure
 
 
-def _present(values: Array, sign: Sign) -> bool:
-    if sign == "positive":
-        return bool((values > 0).any())
-    return bool((values < 0).any() if sign == "negative" else values.any())
-
-
 def _check(method: str, sign: str) -> None:
-    check_choice("captum_image_attr", method, _METHODS, name="method to be one")
-    check_choice("captum_image_attr", sign, _COLORS, name="sign to be one")
+    check_choice("captum_image_attr", method, get_args(Method), name="method to be one")
+    check_choice("captum_image_attr", sign, get_args(Sign), name="sign to be one")
     if sign == "all" and method in ("masked_image", "alpha_scaling"):
         raise InputError(
             f"captum_image_attr: {method} shows no sign; take sign='positive', 'negative' or "

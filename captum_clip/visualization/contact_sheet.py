@@ -8,7 +8,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..checks import check_interval, check_nonempty
-from .arrays import ArrayLike, as_heat, as_images, as_names, as_references, as_scores
+from .arrays import ArrayLike, as_heat, as_images, as_names, as_notes, as_references
 from .blend import blend, ramp
 from .grid import Legend, Panel, grid, reference_header
 from .overlay import note_of
@@ -55,14 +55,15 @@ def contact_sheet(
     colors = colormap(cmap)
     check_interval("contact_sheet", "alpha", alpha, "[0, 1]")
     titles = as_names("contact_sheet", names, count)
-    cosines = as_scores("contact_sheet", scores, (count, len(maps)))
+    cosines = as_notes("contact_sheet", scores, (count, len(maps)))
     targets = as_references("contact_sheet", references, count, pictures.shape[1:3])
     rows = []
-    for index, (picture, title, target) in enumerate(zip(pictures, titles, targets, strict=True)):
+    for picture, title, row_cosines, target, *row_maps in zip(
+        pictures, titles, cosines, targets, *maps, strict=True
+    ):
         row = [Panel(picture, title)]
-        for column, heat in enumerate(maps):
-            note = note_of(heat[index], None if cosines is None else cosines[index, column])
-            row.append(Panel(blend(picture, heat[index], colors, alpha), note=note))
+        for heat, cosine in zip(row_maps, row_cosines, strict=True):
+            row.append(Panel(blend(picture, heat, colors, alpha), note=note_of(heat, cosine)))
         rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,

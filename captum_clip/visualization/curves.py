@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Final
 
 import numpy as np
@@ -146,24 +147,18 @@ def _pens(
     unknown = [label for label in (*baselines, *first) if label not in labels]
     if unknown:
         raise InputError(f"curves: there is no curve {unknown[0]!r}; there are {list(labels)}.")
-    groups = (
-        (first, (TEXT_COLOR,), {"linewidth": 2.0, "zorder": 4}),
-        (
-            [x for x in labels if x not in (*first, *baselines)],
-            _COLORS,
-            {"linewidth": 1.3, "zorder": 3},
-        ),
-        (
-            [x for x in labels if x in baselines and x not in first],
-            _GREYS,
-            {"linewidth": 1.0, "zorder": 2},
-        ),
-    )
-    return {
-        label: {"color": colors[n % len(colors)], "linestyle": _DASHES[n % len(_DASHES)], **look}
-        for group, colors, look in groups
-        for n, label in enumerate(group)
-    }
+    usual = [label for label in labels if label not in (*first, *baselines)]
+    plain = [label for label in labels if label in baselines and label not in first]
+    pens: dict[str, dict[str, Any]] = {}
+    for group, colors, width, layer in (
+        (first, (TEXT_COLOR,), 2.0, 4),
+        (usual, _COLORS, 1.3, 3),
+        (plain, _GREYS, 1.0, 2),
+    ):
+        for label, color, dash in zip(group, cycle(colors), cycle(_DASHES), strict=False):
+            pen = {"color": color, "linestyle": dash, "linewidth": width, "zorder": layer}
+            pens[label] = pen
+    return pens
 
 
 def _style(axes: Axes) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,9 @@ class Panel:
     note: str = ""
 
 
+Row = list[Panel | None]
+
+
 @dataclass(frozen=True)
 class Legend:
     """A bar of colours from nothing to the strongest, and what it stands for."""
@@ -56,8 +60,8 @@ class Legend:
     label: str
 
 
-def folded(panels: Sequence[Panel]) -> list[list[Panel]]:
-    """Spread pictures over as few rows as there must be, about as many in each.
+def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
+    """Spread pictures over as few rows as there must be, about as many in each, behind a `lead`.
 
     Example:
         >>> import numpy as np
@@ -67,7 +71,11 @@ def folded(panels: Sequence[Panel]) -> list[list[Panel]]:
     """
     rows = math.ceil(len(panels) / _COLUMNS)
     columns = math.ceil(len(panels) / rows)
-    return [list(panels[start : start + columns]) for start in range(0, len(panels), columns)]
+    starts = range(0, len(panels), columns)
+    parts: list[Row] = [list(panels[start : start + columns]) for start in starts]
+    if lead is not None:
+        parts = [[None if number else lead, *part] for number, part in enumerate(parts)]
+    return parts
 
 
 def reference_header(targets: Sequence[Array | None]) -> list[str]:
@@ -79,7 +87,7 @@ def grid(
     rows: Sequence[Sequence[Panel | None]],
     *,
     headers: Sequence[str] = (),
-    labels: Sequence[str] = (),
+    labels: Mapping[int, str] = MappingProxyType({}),
     legends: Sequence[Legend] = (),
     caption: str = "",
 ) -> Figure:
@@ -88,7 +96,7 @@ def grid(
     Args:
         rows: of pictures, None where there is none; a row may be shorter than others.
         headers: one over each column.
-        labels: one left of each row, "" for none.
+        labels: left of rows, by their number, "" for none.
         legends: bars of colours, below.
         caption: below, on the right.
 
@@ -106,7 +114,7 @@ def grid(
     shape = (len(rows), max(len(headers), *(len(row) for row in rows)))
     finest = max(panel.pixels.shape[1] for panel in panels)
     body = (
-        shape[1] * (width + _GAP) + (_LABEL if any(labels) else 0),
+        shape[1] * (width + _GAP) + (_LABEL if any(labels.values()) else 0),
         shape[0] * (height + _TEXTS),
     )
     figure = page(_dpi(finest / width, *body))
@@ -121,7 +129,7 @@ def grid(
         if panel is not None:
             _draw(axes, panel, width)
         _write(axes, header, width, (0, 1), (0, 4), va="bottom")
-        if labels and labels[row] and not column:
+        if labels.get(row) and not column:
             _write(axes, labels[row], _LABEL, (0, 0.5), (-6, 0), ha="right", va="center")
     _explain(figure, legends, caption, shape[1] * width)
     fit(figure, shape, (width, height), (_GAP / 2, _ROW_GAP / 2))

@@ -16,8 +16,7 @@ from .arrays import ArrayLike, as_array, as_images, as_names, as_raw, as_referen
 from .blend import ramp
 from .grid import Legend, Panel, folded, grid
 from .layers import draw_overlaid, draw_signed
-from .overlay import score_note
-from .style import ALPHA, NEGATIVE, POSITIVE, colormap
+from .style import ALPHA, NEGATIVE, POSITIVE, colormap, score_note
 
 REST = "rest, of no position"
 """What is left of a score when all maps are taken away."""
@@ -88,9 +87,8 @@ def heads(
         draw = partial(draw_overlaid, colormap(cmap))
         legends = [Legend(ramp(colormap(cmap), ALPHA), "low to high")]
     parts = zip(draw(picture, values, shared), [*titles, REST], notes, strict=True)
-    rows: list[list[Panel | None]] = [[None, *row] for row in folded([Panel(*p) for p in parts])]
-    rows[0][0] = Panel(picture if target is None else target, name, total)
-    return grid(rows, legends=legends, caption=caption)
+    lead = Panel(picture if target is None else target, name, total)
+    return grid(folded([Panel(*part) for part in parts], lead), legends=legends, caption=caption)
 
 
 def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from .. import maps
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_images, as_names, as_raw, as_references, as_scores
+from .arrays import Array, ArrayLike, as_images, as_names, as_notes, as_raw, as_references
 from .blend import blend, ramp
-from .grid import Legend, Panel, folded, grid
-from .overlay import score_note
+from .grid import Legend, Panel, Row, folded, grid
 from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, short_number
 
 MASK: Final = "mask"
@@ -94,32 +93,23 @@ def layers(
             f"{len(pictures)} images do not belong together."
         )
     titles = as_names("layers", names, count)
-    cosines = as_scores("layers", scores, (batch, count))
+    cosines = as_notes("layers", scores, (batch, count))
     targets = as_references("layers", references, count, size)
     draw_attention, draw_gradients, legends = _look(cmap)
-    rows: list[list[Panel | None]] = []
-    labels: list[str] = []
+    rows: list[Row] = []
+    labels: dict[int, str] = {}
 
     def add(label: str, lead: Panel, pixels: Array, values: Array) -> None:
-        parts = folded(
-            [
-                Panel(
-                    drawn,
-                    f"layer {number}",
-                    f"{short_number(raw.min())} to {short_number(raw.max())}",
-                )
-                for number, (drawn, raw) in enumerate(zip(pixels, values, strict=True))
-            ]
-        )
-        rows.extend([None if row else lead, *part] for row, part in enumerate(parts))
-        labels.extend([label, *[""] * (len(rows) - len(labels) - 1)])
+        ranges = [f"{short_number(raw.min())} to {short_number(raw.max())}" for raw in values]
+        pairs = enumerate(zip(pixels, ranges, strict=True))
+        labels[len(rows)] = label
+        rows.extend(folded([Panel(drawn, f"layer {n}", note) for n, (drawn, note) in pairs], lead))
 
     for index, picture in enumerate(pictures):
         drawn = draw_attention(picture, attended[index], shared)
         add("attention", Panel(picture, "image"), drawn, attended[index])
         for column, (title, target) in enumerate(zip(titles, targets, strict=True)):
-            note = "" if cosines is None else score_note(cosines[index, column])
-            lead = Panel(picture if target is None else target, title, note)
+            lead = Panel(picture if target is None else target, title, cosines[index][column])
             drawn = draw_gradients(picture, slopes[index, column], shared)
             add("gradient", lead, drawn, slopes[index, column])
     return grid(rows, labels=labels, legends=legends, caption=caption)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..checks import check_interval
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_scores
+from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_notes
 from .blend import blend, ramp
 from .grid import Legend, Panel, grid
 from .style import ALPHA, HEAT, colormap
@@ -63,34 +63,26 @@ def overlay(
     check_interval("overlay", "alpha", alpha, "[0, 1]")
     shape = maps.shape[:2]
     titles = as_names("overlay", names, shape[1])
-    cosines = as_scores("overlay", scores, shape)
+    cosines = as_notes("overlay", scores, shape)
     remarks = [[""] * shape[1]] * shape[0] if notes is None else list(notes)
     if len(remarks) != shape[0]:
         raise InputError(f"overlay: expected notes for {shape[0]} images, got {len(remarks)}.")
     rows = []
-    for index, picture in enumerate(pictures):
+    for picture, row_maps, row_cosines, given in zip(pictures, maps, cosines, remarks, strict=True):
         row = [Panel(picture, "image")] if original else []
-        remarks_of_row = as_names("overlay, notes", remarks[index], shape[1])
-        for column, (title, remark) in enumerate(zip(titles, remarks_of_row, strict=True)):
-            value = maps[index, column]
-            note = note_of(value, None if cosines is None else cosines[index, column])
-            note = ", ".join(part for part in (note, remark) if part)
+        own = as_names("overlay, notes", given, shape[1])
+        for value, title, cosine, remark in zip(row_maps, titles, row_cosines, own, strict=True):
+            note = note_of(value, cosine, remark)
             row.append(Panel(blend(picture, value, colors, alpha), title, note))
         rows.append(row)
     return grid(
         rows,
-        labels=as_names("overlay, labels", labels or None, len(rows)),
+        labels=dict(enumerate(as_names("overlay, labels", labels or None, len(rows)))),
         legends=[Legend(ramp(colors, alpha), "low to high")],
         caption=caption,
     )
 
 
-def score_note(score: float) -> str:
-    """How a cosine similarity is written under a picture."""
-    return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def note_of(heat: Array, score: float | None = None) -> str:
-    """The score, and a word where there is no heat at all: an answer, not a failure."""
-    parts = [] if score is None else [score_note(score)]
-    return ", ".join(parts if heat.any() else [*parts, "no heat"])
+def note_of(heat: Array, cosine: str = "", remark: str = "") -> str:
+    """What stands under a map; a word where there is no heat at all: an answer, not a failure."""
+    return ", ".join(filter(None, (cosine, "" if heat.any() else "no heat", remark)))

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from ..checks import check_interval
 from ..errors import InputError
 from . import layout
-from .arrays import ArrayLike, as_heat, as_images, as_scores
+from .arrays import ArrayLike, as_heat, as_images, as_notes
 from .blend import blend
-from .overlay import score_note
 from .style import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, colormap, short_number
 
 DPI: Final = 150.0
@@ -71,7 +70,7 @@ def sentences(
         raise InputError("sentences: the values of words hold NaN or infinity.")
     check_interval("sentences", "alpha", alpha, "[0, 1]")
     shape, colors = (1, len(texts)), colormap(cmap)
-    cosines = as_scores("sentences", scores, shape)
+    cosines = as_notes("sentences", scores, shape)
     maps = None if heat is None else as_heat("sentences", heat, pictures, shape[1])
     figure = layout.page(DPI)
     row_height = _SIDE + 0.45
@@ -90,9 +89,8 @@ def sentences(
         axes = figure.add_axes(box)
         axes.imshow(picture)
         axes.set_axis_off()
-        if cosines is not None:
-            note: dict[str, Any] = {**NOTE, "transform": axes.transAxes, "ha": "center"}
-            axes.text(0.5, -0.03, score_note(cosines[0, index]), va="top", **note)
+        note: dict[str, Any] = {**NOTE, "transform": axes.transAxes, "ha": "center"}
+        axes.text(0.5, -0.03, cosines[0][index], va="top", **note)
         left = (_SIDE + 2 * _MARGIN) / width
         beside = figure.add_axes((left, (top - _SIDE) / height, _WIDTH / width, _SIDE / height))
         _draw_words(beside, words)

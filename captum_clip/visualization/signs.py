@@ -10,10 +10,10 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..checks import check_interval
-from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_references, as_scores
+from .arrays import Array, ArrayLike, as_heat, as_images, as_names, as_notes, as_references
 from .blend import blend, ramp
 from .grid import Legend, Panel, grid, reference_header
-from .overlay import note_of, score_note
+from .overlay import note_of
 from .style import ALPHA, NEGATIVE, POSITIVE, colormap
 
 
@@ -66,7 +66,7 @@ def signs(
     colors = [colormap(cmap) for cmap in cmaps]
     check_interval("signs", "alpha", alpha, "[0, 1]")
     titles = as_names("signs", names, count)
-    cosines = as_scores("signs", scores, (batch, count))
+    cosines = as_notes("signs", scores, (batch, count))
     targets = as_references("signs", references, count, pictures.shape[1:3])
     models = as_names("signs, labels", labels or None, batch)
     order = list(product(range(batch), range(count)))
@@ -75,8 +75,7 @@ def signs(
     rows: list[list[Panel]] = []
     for index, column in order:
         picture, target = pictures[index], targets[column]
-        note = "" if cosines is None else score_note(cosines[index, column])
-        row = [Panel(picture, titles[column], note)]
+        row = [Panel(picture, titles[column], cosines[index][column])]
         pair = (up[index, column], down[index, column])
         for heat, other, color in zip(pair, reversed(pair), colors, strict=True):
             row.append(Panel(blend(picture, heat, color, alpha), note=_peak(heat, other)))
@@ -84,7 +83,7 @@ def signs(
     return grid(
         rows,
         headers=["image", "speaks for it", "speaks against it", *reference_header(targets)],
-        labels=[models[index] for index, _ in order],
+        labels={row: models[index] for row, (index, _) in enumerate(order)},
         legends=[
             Legend(ramp(color, alpha), label)
             for color, label in zip(colors, ("for", "against"), strict=True)

@@ -58,3 +58,8 @@ def colormap(cmap: str | Colormap) -> Colormap:
 def short_number(value: float) -> str:
     """How a value is written in a picture: two digits, with a true minus sign."""
     return f"{value + 0.0:.2g}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus zero
+
+
+def score_note(score: float) -> str:
+    """How a cosine similarity is written under a picture."""
+    return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")

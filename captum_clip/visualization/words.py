@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 
 from ..checks import check_interval
 from ..errors import InputError
-from .arrays import Array, ArrayLike, as_array, as_heat, as_images, as_names, as_scores
+from .arrays import Array, ArrayLike, as_array, as_heat, as_images, as_names, as_notes
 from .blend import blend, ramp
-from .grid import Legend, Panel, folded, grid
-from .overlay import score_note
+from .grid import Legend, Panel, Row, folded, grid
 from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
 
 
@@ -65,7 +64,7 @@ def words(
     titles = as_names("words", names, maps.shape[1])
     shape = (len(pictures), len(titles))
     lengths = _norms(norms, shape)
-    cosines = as_scores("words", scores, shape)
+    cosines = as_notes("words", scores, shape)
     check_interval("words", "alpha", alpha, "[0, 1]")
     weights = lengths / lengths[:, 1:].max(1, keepdims=True) if relative else np.ones_like(lengths)
     weights[:, 0] = 1
@@ -74,11 +73,11 @@ def words(
     layers = [(maps, colormap(default if cmap is None else cmap), "")]
     if negative is not None:
         layers.append((as_heat("words", negative, pictures, len(titles)), NEGATIVE, "against: "))
-    rows: list[list[Panel]] = []
-    beside: list[str] = []
+    rows: list[Row] = []
+    beside: dict[int, str] = {}
     for index, picture in enumerate(pictures):
-        whole = "" if cosines is None else score_note(cosines[index, 0])
-        notes = [whole, *(f"norm {length:.2f}" for length in lengths[index, 1:])]
+        beside[len(rows)] = models[index]
+        notes = [cosines[index][0], *(f"norm {length:.2f}" for length in lengths[index, 1:])]
         for values, colors, prefix in layers:
             weighed = weights[index, :, None, None] * values[index]
             shown = [
@@ -86,7 +85,6 @@ def words(
                 for value, title, note in zip(weighed, titles, notes, strict=True)
             ]
             rows += folded([Panel(picture, "image"), *shown])
-        beside += [models[index], *[""] * (len(rows) - len(beside) - 1)]
     meanings = ["low to high"] if negative is None else ["for", "against"]
     legends = [
         Legend(ramp(colors, alpha), meaning)

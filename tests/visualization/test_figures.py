@@ -22,7 +22,7 @@ from captum_clip.visualization import grid
 from captum_clip.visualization.blend import blend
 from captum_clip.visualization.heads import sum_notes
 from captum_clip.visualization.letterbox import letterbox
-from captum_clip.visualization.overlay import score_note
+from captum_clip.visualization.style import score_note
 from tests.figure_parts import lines_of, pixels_of, texts_of
 
 BASELINE = Path(__file__).with_name("baseline")
