@@ -3,7 +3,7 @@
 from .bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
 from .captum_metrics import infidelity, sensitivity
 from .deletion import Curves, PerturbationTest, area_between, perturbation_test
-from .fills import blur_fill, mean_fill
+from .fills import blur_fill, mean_fill, road_fill
 from .fixation import auc_judd, cc, nss, sim
 from .localization import coverage, energy_inside, pointing_game
 from .map_statistics import (
@@ -30,7 +30,6 @@ from .object_effect import (
 )
 from .perturbations import gaussian_noise, patch_removal
 from .ranks import rank_correlation
-from .road import road_fill
 from .segmentation import SegmentationScores, segmentation_scores, two_class_average_precision
 
 __all__ = [

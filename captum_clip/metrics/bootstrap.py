@@ -178,14 +178,8 @@ def bootstrap(
     draws, which depend on nothing but the number of clusters, `resamples` and `seed`; so
     differences of two rows of the result are paired.
 
-    Args:
-        statistics: each a function of how often every cluster counts: (r, clusters) -> (r,).
-        clusters: their number.
-        resamples: number R of resamples.
-        seed: of the draws.
-
     Returns:
-        (statistics, 1 + R), the statistic over all clusters first.
+        (statistics, 1 + resamples), the statistic over all clusters first.
     """
     blocks = chain([np.ones((1, clusters))], _draws(clusters, resamples, seed))
     figures = [[statistic(weights) for statistic in statistics] for weights in blocks]

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..errors import InputError
 from ..maps import upsample
 from .checks import (
@@ -260,15 +261,12 @@ def _tables(
 
     A state says whether the least relevant come first, and how many units are changed.
     """
-    device, count = targets.device, len(targets)
-    index = torch.arange(count, device=device).repeat(len(states))
-    backwards, counts = (
-        torch.tensor(column, device=device) for column in zip(*states, strict=True)
-    )
-    state = torch.arange(len(states), device=device).repeat_interleave(count)
+    shape = (len(states), len(targets))
+    backwards, counts = torch.tensor(states, device=targets.device).T
+    pairs = torch.cartesian_prod(*map(torch.arange, shape)).to(targets.device)
     columns: dict[str, list[Tensor]] = defaultdict(list)
-    for image, step in zip(*(torch.split(x, batch_size) for x in (index, state)), strict=True):
-        perturbed = removal.perturbed(image, backwards[step], counts[step])
+    for step, image in (part.T for part in torch.split(pairs, batch_size)):
+        perturbed = removal.perturbed(image, backwards[step].bool(), counts[step])
         scores = at_least_single(scored(perturbed))
         columns["score"].append(scores.gather(1, targets[image, None])[:, 0])
         if scores.shape[1] > 1:
@@ -276,7 +274,7 @@ def _tables(
         if labels is not None:
             first = _margin(scores, labels[image]) > 0
             columns["top1"].append(first.to(scores.dtype))
-    return {name: torch.cat(parts).reshape(len(states), count).T for name, parts in columns.items()}
+    return {name: torch.cat(parts).reshape(shape).T for name, parts in columns.items()}
 
 
 def _margin(scores: Tensor, columns: Tensor) -> Tensor:
@@ -286,12 +284,8 @@ def _margin(scores: Tensor, columns: Tensor) -> Tensor:
 
 
 def _check_options(mode: str, unit: str, fractions: Sequence[float]) -> None:
-    if mode not in ("deletion", "insertion"):
-        raise InputError(
-            f"perturbation_test: expected mode 'deletion' or 'insertion', got {mode!r}."
-        )
-    if unit not in ("pixel", "patch"):
-        raise InputError(f"perturbation_test: expected unit 'pixel' or 'patch', got {unit!r}.")
+    check_choice("perturbation_test", mode, ("deletion", "insertion"), name="a mode")
+    check_choice("perturbation_test", unit, ("pixel", "patch"), name="a unit")
     rising = all(low < high for low, high in pairwise(fractions))
     if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
         raise InputError(

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import is_number
-from ..errors import InputError
+from ..checks import check_interval
 from .checks import check_count
 from .resize import count_pixels, maps_at_masks, rounding
 
@@ -108,8 +107,7 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
         >>> metrics.coverage(heat, mask, area=0.25)
         tensor(0.5000)
     """
-    if not is_number(area) or not 0 < area < 1:
-        raise InputError(f"coverage: expected area between 0 and 1, got {area!r}.")
+    check_interval("coverage", "area", area, "(0, 1)")
     heat = maps_at_masks("coverage", maps, masks)
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
     last = heat.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)

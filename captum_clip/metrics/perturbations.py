@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import check_positive
-from ..errors import InputError
+from ..checks import check_interval, check_positive
 from .checks import check_count
 from .resize import cell_indices
 
@@ -48,8 +47,7 @@ def patch_removal(
     rows, columns = grid
     check_count("patch_removal", "the grid's rows", rows)
     check_count("patch_removal", "the grid's columns", columns)
-    if not 0 < share <= 1:
-        raise InputError(f"patch_removal: expected a share above 0 and up to 1, got {share!r}.")
+    check_interval("patch_removal", "a share", share, "(0, 1]")
 
     def perturb(image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = torch.rand(rows + shifted, columns + shifted, generator=generator) < share

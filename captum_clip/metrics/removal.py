@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .fills import road_fill
 from .resize import cell_indices, varies
-from .road import road_fill
 
 Fill = Tensor | Literal["road"]
 _NOISE = 0.01  # of ROAD, in units of the normalised images

@@ -13,14 +13,8 @@ from .checks import check_device, check_masks
 def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
     """Maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
 
-    Args:
-        caller: for messages.
-        maps: (B, h, w) or (B, 1, h, w) on any grid that is no finer than the image, or of the
-            images' shape as Captum's input methods give them, whose channels are added up.
-        images: (B, C, H, W).
-
-    Raises:
-        InputError: maps of another number, a finer grid or another device, NaN or infinity.
+    Maps are (B, h, w) or (B, 1, h, w) on a grid that is no finer than the image, or of the images'
+    shape as Captum's input methods give them, whose channels are added up.
     """
     check_maps(caller, maps)
     shapes = f"maps {tuple(maps.shape)} for images {tuple(images.shape)}"
@@ -49,11 +43,7 @@ def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def maps_at_masks(caller: str, maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor:
-    """Maps as :func:`resize_to_masks` gives them, after a check of both.
-
-    Raises:
-        InputError: maps that are no finite floating-point tensor, other, empty or full masks.
-    """
+    """Maps as :func:`resize_to_masks` gives them, after a check of both."""
     check_maps(caller, maps)
     check_masks(caller, maps, masks, what=what)
     return resize_to_masks(maps, masks)
@@ -64,10 +54,7 @@ def cell_indices(
 ) -> tuple[Tensor, Tensor]:
     """The row (H, 1) and the column (W,) of the cell that each pixel of images (..., H, W) lies in.
 
-    Args:
-        grid: number of rows and columns.
-        images: (..., H, W).
-        shifted: by half a cell, so that there is one row and one column more.
+    A grid that is `shifted` by half a cell has one row and one column more.
 
     Example:
         >>> import torch

@@ -213,11 +213,7 @@ def _checked(
 
 
 def threshold_level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
-    """The threshold (N,) of each map (N, H, W) in [0, 1].
-
-    Raises:
-        InputError: an unknown threshold.
-    """
+    """The threshold (N,) of each map (N, H, W) in [0, 1]."""
     if threshold == "mean":
         return heat.mean((-2, -1))
     if threshold == "otsu":

@@ -245,7 +245,7 @@ def test_sensitivity_and_changes_refuse_what_they_cannot_do():
         sensitivity(lambda x, target: x, IMAGES, [0, 1])
     with pytest.raises(InputError, match="the grid's rows as a whole number from 1"):
         patch_removal((0, 2))
-    with pytest.raises(InputError, match="a share above 0 and up to 1, got 0"):
+    with pytest.raises(InputError, match=r"a share in \(0, 1\], got 0"):
         patch_removal((2, 2), share=0)
     with pytest.raises(InputError, match="a standard deviation above 0, got 0"):
         gaussian_noise(0)

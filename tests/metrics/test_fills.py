@@ -84,14 +84,14 @@ def test_road_of_an_image_does_not_depend_on_the_others():
 
 def test_road_takes_few_steps_on_a_true_size(monkeypatch):
     """The multigrid step keeps them near fifteen, also for a hole as large as the image."""
-    from captum_clip.metrics import road
+    from captum_clip.metrics import fills
 
-    monkeypatch.setattr(road, "_MOST_STEPS", 20)
+    monkeypatch.setattr(fills, "_MOST_STEPS", 20)
     image = normal(1, 1, 224, 224, seed=4)
     removed = torch.ones(1, 1, 224, 224, dtype=torch.bool)
     removed[..., 0], removed[..., :2, 3] = False, False
     twenty = road_fill(image, removed)
-    monkeypatch.setattr(road, "_MOST_STEPS", 200)
+    monkeypatch.setattr(fills, "_MOST_STEPS", 200)
     assert torch.equal(road_fill(image, removed), twenty)
 
 
@@ -121,7 +121,7 @@ def test_fills_refuse_what_they_cannot_fill():
     images = torch.ones(1, 3, 4, 4)
     with pytest.raises(InputError, match="mean_fill: expected preprocessed images"):
         mean_fill(images[0])
-    with pytest.raises(InputError, match="deviation above 0 pixels, got 0"):
+    with pytest.raises(InputError, match="deviation in pixels above 0, got 0"):
         blur_fill(images, deviation=0)
     wrong: tuple[Any, ...] = (None, images[:, :1], torch.ones(1, 4, 4).bool())
     for removed in wrong:

@@ -132,7 +132,7 @@ def test_coverage_shares_places_among_ties():
 @pytest.mark.parametrize("area", [0, 1, -0.1, True, "all"])
 def test_area_is_a_share(area):
     """Neither nothing nor everything."""
-    with pytest.raises(InputError, match="area between 0 and 1, got"):
+    with pytest.raises(InputError, match=r"area in \(0, 1\), got"):
         coverage(torch.ones(2, 2), torch.eye(2).bool(), area=area)
 
 
