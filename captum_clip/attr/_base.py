@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -20,7 +19,7 @@ from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
 from ..similarity import TextSimilarity
-from ._call import Call, Columns, Select, many_columns, one_column, plain_similarity
+from ._call import Call, Columns, many_columns, one_column, plain_similarity
 from ._towers import check_layers, check_tower, resolve_tower
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
@@ -173,7 +172,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return_rest = self.additive and options.pop("return_rest", False)
         if target is None and not self.depends_on_target(**options):
             target = 0
-        select = partial(one_column, target, names=score_names(self.forward_func))
+        select = partial(one_column, target)
         found = self._run(inputs, additional_forward_args, select, options)
         # a tuple for a tuple, as Captum's metrics expect
         maps = (found.values,) if isinstance(inputs, tuple) else found.values
@@ -207,7 +206,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             CaptureError: the forward function does not run the tower exactly once.
         """
         return_rest = self.additive and options.pop("return_rest", False)
-        select = partial(many_columns, targets, names=score_names(self.forward_func))
+        select = partial(many_columns, targets)
         found = self._run(inputs, additional_forward_args, select, options)
         parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]
         return tuple(parts) if len(parts) > 1 else found.values
@@ -216,19 +215,31 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         self,
         inputs: Tensor | tuple[Tensor, ...],
         extra: Any,
-        select: Select,
+        select: Callable[..., Tensor],
         options: dict[str, Any],
     ) -> Computed:
-        """The formula's result, with the maps (B, K', h, w) as its values."""
-        check_tower(type(self).__name__, self.forward_func, self._tower)
-        with explaining(self.forward_func, inputs, extra, select) as call:
-            found = self._compute(call, **options)
+        """The formula's result, with the maps (B, K', h, w) as its values.
+
+        Gradients are possible whatever the caller's mode, and none reaches the caller's tensors.
+        """
+        forward, name = self.forward_func, type(self).__name__
+        check_tower(name, forward, self._tower)
+        tensors = _tensors(forward, inputs)
+        extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
+        similarity = plain_similarity(forward)
+        if similarity is not None:  # what cannot be selected is said before any work is done
+            select = partial(select, names=similarity.target.names)
+            select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.bank))
+        with torch.inference_mode(False), torch.enable_grad():
+            images = tuple(tensor.detach() for tensor in usable(tensors))
+            extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
+            found = self._compute(Call(forward, images, extra, select), **options)
             maps = self._on_grid(found.record, found.values.detach())
             # ClipSimilarity has checked its images; of those that overflow the maps say so
-            if plain_similarity(self.forward_func) is None and not maps.isfinite().all():
+            if similarity is None and not maps.isfinite().all():
                 raise CaptureError(
-                    f"{type(self).__name__}: the forward function or its gradient holds NaN or "
-                    "infinity; look for a division by zero or an overflow in it."
+                    f"{name}: the forward function or its gradient holds NaN or infinity; look for "
+                    "a division by zero or an overflow in it."
                 )
             return found._replace(values=maps.contiguous())
 
@@ -291,40 +302,18 @@ class ResNetAttribution(ClipAttribution):
     _tower: ResNetTower
 
 
-@contextmanager
-def explaining(
-    forward_func: Callable[..., Tensor],
-    inputs: Tensor | tuple[Tensor, ...],
-    additional_forward_args: Any,
-    select: Select,
-) -> Iterator[Call]:
-    """The call to explain, with gradients possible whatever the caller's mode.
-
-    The inputs are detached, so the caller's tensors stay as they are.
-
-    Raises:
-        InputError: the inputs are no tensors.
-        TargetError: the targets do not fit a `ClipSimilarity`; said before any work is done.
-    """
+def _tensors(forward: Callable[..., Tensor], inputs: Any) -> tuple[Tensor, ...]:
     wanted, maker = "images", "clip.preprocess(images)"
-    if isinstance(forward_func, TextSimilarity):
+    if isinstance(forward, TextSimilarity):
         wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    tensors: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise InputError(
                 f"attribute: expected a tensor of {wanted}, got {type(tensor).__name__}; {maker} "
                 "makes one."
             )
-    extra = additional_forward_args
-    extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
-    similarity = plain_similarity(forward_func)
-    if similarity is not None:
-        select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.bank))
-    with torch.inference_mode(False), torch.enable_grad():
-        images = tuple(t.detach() for t in usable(tensors))
-        extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
-        yield Call(forward_func, images, extra, select)
+    return tensors
 
 
 def usable(inputs: TensorOrTuple) -> TensorOrTuple:
@@ -332,9 +321,3 @@ def usable(inputs: TensorOrTuple) -> TensorOrTuple:
     if isinstance(inputs, tuple):
         return tuple(usable(tensor) for tensor in inputs)
     return inputs.clone() if inputs.is_inference() else inputs
-
-
-def score_names(forward_func: Callable[..., Tensor]) -> tuple[str, ...]:
-    """Names of the scores, where the forward function has them."""
-    similarity = plain_similarity(forward_func)
-    return () if similarity is None else similarity.target.names

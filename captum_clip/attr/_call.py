@@ -46,11 +46,7 @@ class Call:
         return self.similarity is None and tower.is_unmodified
 
     def scores(self) -> Tensor:
-        """Run the forward to its end: scores (B, K).
-
-        Raises:
-            CaptureError: the forward function returned something else.
-        """
+        """Run the forward to its end: scores (B, K)."""
         images = self.images
         if self.similarity is None:  # which might change them
             images = tuple(image.clone() for image in images)
@@ -85,11 +81,7 @@ class TargetScores:
 
     @classmethod
     def of(cls, scores: Tensor, call: Call, record: Recording) -> TargetScores:
-        """Pick the columns.
-
-        Raises:
-            CaptureError: as many rows as images did not come out.
-        """
+        """Pick the columns."""
         if len(scores) != record.batch:
             raise CaptureError(
                 f"The forward function returned {len(scores)} rows of scores, but "
@@ -104,18 +96,14 @@ class TargetScores:
         return self.scores.detach().T.gather(0, self.columns).T.contiguous()
 
     def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """For each column the gradients of its score with respect to the leaves.
-
-        Raises:
-            CaptureError: the scores do not depend on the leaves.
-        """
+        """For each column the gradients of its score with respect to the leaves."""
         if not self.scores.requires_grad:
             raise CaptureError(
                 "No gradient leads from the scores back to the tower; the forward function must "
                 "not use torch.no_grad(), .detach() or .item() on the way."
             )
         for column in self._one_hot():
-            yield self._checked(
+            yield _known(
                 torch.autograd.grad(
                     self.scores, leaves, column, retain_graph=True, allow_unused=True
                 )
@@ -134,29 +122,24 @@ class TargetScores:
         """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
         if not self.batched or len(self.columns) == 1:
             return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
-        return self._checked(
-            torch.autograd.grad(self.scores, leaf, self._one_hot(), is_grads_batched=True)
-        )[0]
+        columns = self._one_hot()
+        return _known(torch.autograd.grad(self.scores, leaf, columns, is_grads_batched=True))[0]
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)
         ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
         return ones.scatter_(2, self.columns[..., None], 1)
 
-    @staticmethod
-    def _checked(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-        found = tuple(gradient for gradient in gradients if gradient is not None)
-        if len(found) != len(gradients):
-            raise CaptureError("The scores do not depend on what the vision tower computed.")
-        return found
+
+def _known(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    found = tuple(gradient for gradient in gradients if gradient is not None)
+    if len(found) != len(gradients):
+        raise CaptureError("The scores do not depend on what the vision tower computed.")
+    return found
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
-    """Captum's `target` -> (1, B), the score's column for each image.
-
-    Raises:
-        TargetError: missing, out of range, or not one per image.
-    """
+    """Captum's `target` -> (1, B), the score's column for each image."""
     if target is None:
         if count != 1:
             raise TargetError(
@@ -171,7 +154,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     else:
         flat = [target]
     if len(flat) == 1:
-        flat = flat * batch
+        flat *= batch
     if len(flat) != batch:
         images = f"{batch} image{'s' * (batch > 1)}"
         raise TargetError(
@@ -182,11 +165,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
 
 
 def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
-    """Indices, or None for all -> (K', B), the same column for every image.
-
-    Raises:
-        TargetError: none, or one out of range.
-    """
+    """Indices, or None for all -> (K', B), the same column for every image."""
     if targets is None:
         flat: list[Any] = list(range(count))
     elif isinstance(targets, Tensor):

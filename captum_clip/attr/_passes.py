@@ -7,8 +7,9 @@ the gradient is taken at the output of the attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -209,6 +210,18 @@ def _points(tower: ViTTower, record: Recording, indices: range) -> tuple[Tensor,
     return tuple(record.layers[i].point(tower.attentions[i])[0] for i in indices)
 
 
+def kept_attention(
+    tower: ViTTower, record: Recording, scored: TargetScores, *, averaged: bool = False
+) -> Callable[[int], Tensor]:
+    """What gives the attention of a kept layer, (B, H, s, s), or `averaged` (B, 1, s, s)."""
+
+    def attention(index: int) -> Tensor:
+        matrix = _attention.all_rows(tower.layers[index], record.layers[index])
+        return matrix.mean(1, keepdim=True) if averaged else matrix
+
+    return cache(attention) if len(scored.columns) > 1 else attention  # every target needs it again
+
+
 def without_gradient(
     tower: ViTTower, call: Call, visit: tuple[range, Visit]
 ) -> tuple[Recording, TargetScores]:
@@ -222,19 +235,8 @@ def without_gradient(
         return record, _tail(tower, call, record, last_heads(tower, record)[1])
 
 
-def run_again(tower: ViTTower, call: Call, keep: range) -> Recording:
-    """The same forward once more, now that whole layers turned out to be needed."""
-    with torch.no_grad(), record_vit(tower, keep=keep) as record:
-        call.scores()
-    return record
-
-
 def refuse_checkpointing(tower: ViTTower) -> None:
-    """A block that runs again in the backward would be seen by no hook.
-
-    Raises:
-        UnsupportedModelError: the tower checkpoints its activations.
-    """
+    """A block that runs again in the backward would be seen by no hook."""
     if tower.checkpointing:
         raise UnsupportedModelError(
             "The vision tower checkpoints its activations, so its blocks run again in the "

@@ -56,11 +56,7 @@ class Readout:
 
 
 def readout(tower: Tower, call: Call, visit: tuple[range, Visit] | None = None) -> Readout:
-    """Run once, without a graph up to the embedding, and visit the tokens of some layers.
-
-    Raises:
-        ReadsMoreError: a callable's scores depend on more than the embedding.
-    """
+    """Run once, without a graph up to the embedding, and visit the tokens of some layers."""
     if isinstance(tower, ViTTower):
         _ = tower.head  # which a family may not know: said before any work
     with _recorded(tower, call, visit) as record:
@@ -87,13 +83,13 @@ def _recorded(
         return record_resnet(tower, then="embedding" if own else "stop")
     assert isinstance(tower, ViTTower)
     last = len(tower.attentions) - 1
+    end, nothing = range(last, last + 1), range(0)
     if own:
-        probe = range(last, last + 1) if tower.pooling == "probe" else range(0)
-        end = range(0) if probe else range(last, last + 1)
-        return record_vit(tower, visit=visit, keep=probe, leaf="embedding", outputs=end)
-    stop = last if stops(tower, call) else None
-    end = range(last, last + 1) if stop is None else range(0)
-    return record_vit(tower, visit=visit, stop=stop, outputs=end)
+        kept, outputs = (end, nothing) if tower.pooling == "probe" else (nothing, end)
+        return record_vit(tower, visit=visit, keep=kept, leaf="embedding", outputs=outputs)
+    if stops(tower, call):
+        return record_vit(tower, visit=visit, stop=last)
+    return record_vit(tower, visit=visit, outputs=end)
 
 
 def _read(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor | None]:

@@ -16,11 +16,7 @@ from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 
 def check_layers(tower: ViTTower, start_layer: int) -> range:
-    """Layers from `start_layer` (0-based, inclusive) to the last, then the probe if any.
-
-    Raises:
-        InputError: there is no such layer.
-    """
+    """Layers from `start_layer` (0-based, inclusive) to the last, then the probe if any."""
     count = len(tower.attentions)
     if not is_integer(start_layer):
         raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
@@ -32,12 +28,7 @@ def check_layers(tower: ViTTower, start_layer: int) -> range:
 
 
 def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
-    """The tower of a `ClipSimilarity`, or of the module that was given as `layer`.
-
-    Raises:
-        InputError: a plain callable without a layer, or something that cannot be called.
-        UnsupportedModelError: the layer is no supported vision tower.
-    """
+    """The tower of a `ClipSimilarity`, or of the module that was given as `layer`."""
     if not callable(forward_func):
         raise InputError(
             f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
@@ -47,32 +38,24 @@ def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> To
         if layer is not None:
             raise InputError(f"{method}: a TextSimilarity knows its tower; leave `layer` out.")
         return forward_func.tower
-    if layer is None:
-        if isinstance(forward_func, ClipSimilarity):
-            return forward_func.clip.tower
+    own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
+    if layer is None and own is None:
         raise InputError(
             f"{method}: with a forward function of your own, pass the model or its vision tower "
             "as `layer`, so that it is known where to look."
         )
-    tower = tower_of(layer)
-    if isinstance(forward_func, ClipSimilarity):
-        own = forward_func.clip.tower
-        if own.module is not tower.module:
-            raise InputError(
-                f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it "
-                "out."
-            )
-        return own
+    given = None if layer is None else tower_of(layer)
+    if given is not None and own is not None and own.module is not given.module:
+        raise InputError(
+            f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it out."
+        )
+    tower = given if own is None else own
+    assert tower is not None
     return tower
 
 
 def check_tower(method: str, forward_func: Any, tower: Tower) -> None:
-    """A tower must be what it was, and answer the same each time.
-
-    Raises:
-        InputError: BatchNorm or active dropout in training mode, or parts that were exchanged.
-        UnsupportedModelError: a part was exchanged for one that is not supported.
-    """
+    """A tower must be what it was, and answer the same each time."""
     if isinstance(tower, TextTower) and not tower.is_unmodified:
         raise UnsupportedModelError(
             f"{method}: the text tower is not its library's own code from the last block on; take "

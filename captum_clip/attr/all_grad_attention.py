@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ._attention import all_rows, propagated, start_row, weighted
+from ._attention import propagated, start_row, weighted
 from ._base import Computed, ViTAttribution
 from ._call import Call
-from ._passes import AllGradients, all_gradients
+from ._passes import AllGradients, all_gradients, kept_attention
 
 
 @final
@@ -54,12 +53,7 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers = self._layers(start_layer)
         found = all_gradients(self._tower, call, start_layer)
-
-        def attention(index: int) -> Tensor:  # (B, H, s, s)
-            return all_rows(self._tower.layers[index], found.record.layers[index])
-
-        if len(found.scored.columns) > 1:  # every target needs it again
-            attention = cache(attention)
+        attention = kept_attention(self._tower, found.record, found.scored)
         maps = [
             self._propagate(found, gradients, layers, attention)
             for gradients in found.scored.gradients(*found.points)

@@ -128,11 +128,7 @@ class DirectContribution(ClipAttribution):
 
 
 def _check_unchanged(index: int, attention: Attention) -> None:
-    """What an attention adds is told from its parameters, so it must be what they say.
-
-    Raises:
-        UnsupportedModelError: a hook or somebody's own code may change it.
-    """
+    """What an attention adds is told from its parameters, so it must be what they say."""
     modules = [attention.inlet, attention.outlet]
     if isinstance(attention, AttentionLayer):
         modules.append(attention.block)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Literal, final
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..checks import check_choice
-from ..recording import LayerRecord, Recording
-from ._attention import all_rows, propagated, readout_row, weighted, weighted_rows
+from ..recording import LayerRecord, record_vit
+from ._attention import propagated, readout_row, weighted, weighted_rows
 from ._base import Computed, ViTAttribution
 from ._call import Call
-from ._passes import LastGradient, all_gradients, last_gradient, run_again
+from ._passes import LastGradient, all_gradients, kept_attention, last_gradient
 
 Heads = Literal["paired", "averaged"]
 
@@ -95,20 +94,23 @@ class LastGradAttention(ViTAttribution):
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Tensor:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
-        kept = self._tower.pooling == "mean"
-        record = last.record if kept else run_again(self._tower, call, keep=layers)
-        attention = self._attention(record, heads, len(last.scored.columns))
-        return torch.stack(
-            [
-                _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
-                for start, gradient in last.matrices(self._tower)
-            ]
-        )
+        record = last.record
+        if self._tower.pooling != "mean":  # only now whole layers turned out to be needed
+            with torch.no_grad(), record_vit(self._tower, keep=layers) as record:
+                call.scores()
+        averaged = heads == "averaged"
+        attention = kept_attention(self._tower, record, last.scored, averaged=averaged)
+        maps = [
+            _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
+            for start, gradient in last.matrices(self._tower)
+        ]
+        return torch.stack(maps)
 
     def _below_probe(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         found = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        attention, maps = self._attention(found.record, heads, len(found.scored.columns)), []
+        averaged, maps = heads == "averaged", []
+        attention = kept_attention(self._tower, found.record, found.scored, averaged=averaged)
         for gradients in found.scored.gradients(*found.points):
             last = found.last_row(gradients[-1])
             assert last is not None
@@ -116,15 +118,6 @@ class LastGradAttention(ViTAttribution):
             gradient = _combined(found.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
             maps.append(_propagated(start, gradient, attention, layers[:-1]))
         return Computed(found.record, torch.stack(maps), found.scored.chosen)
-
-    def _attention(self, record: Recording, heads: Heads, count: int) -> Callable[[int], Tensor]:
-        """What gives the attention (B, H, s, s) of a kept layer, for `count` targets."""
-
-        def attention(index: int) -> Tensor:
-            matrix = all_rows(self._tower.layers[index], record.layers[index])
-            return _combined(matrix, heads, dim=1)
-
-        return cache(attention) if count > 1 else attention  # every target needs it again
 
 
 def _propagated(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checks import check_choice
+from ..checks import check_choice, is_integer
 from ..errors import InputError
 from ..models.towers import AttentionLayer
 from ..recording import LayerRecord
@@ -81,7 +81,7 @@ class LayerAttention(ViTAttribution):
         check_choice("of", of, ("attention", "gradient"))
         check_choice("rows", rows, ("cls", "sum"))
         count = len(self._tower.attentions)
-        if isinstance(index, bool) or not isinstance(index, int) or not -count <= index < count:
+        if not is_integer(index) or not -count <= index < count:
             raise InputError(
                 f"index: {index!r} is not a layer; the tower has layers 0 to {count - 1}, or "
                 f"-{count} to -1 from the end."
@@ -100,9 +100,8 @@ class LayerAttention(ViTAttribution):
                 shown.append(readout_row(attention, seen).mean(1))
                 return
             matrix = all_rows(attention, seen).mean(1)
-            row = pooled_row(tower.pooling, matrix[:, 0], tower.prefix, seen.reading)
-            mean = read_row(row, matrix)
-            shown.append(mean if rows == "cls" else matrix.sum(1))
+            mean = pooled_row(tower.pooling, matrix[:, 0], tower.prefix, seen.reading)
+            shown.append(read_row(mean, matrix) if rows == "cls" else matrix.sum(1))
 
         record, scored = without_gradient(tower, call, (range(index, index + 1), visit))
         return Computed(record, shown[0].expand(len(scored.columns), -1, -1), scored.chosen)

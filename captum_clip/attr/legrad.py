@@ -119,11 +119,7 @@ class LeGrad(ViTAttribution):
             scores = torch.einsum("kbe,be->k", found.direction.rows, embedding)  # images do not mix
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
         # the blocks of a forward of one's own may hold what no batched backward passes
-        rows = (
-            [ones[i : i + _TOGETHER] for i in range(0, len(ones), _TOGETHER)]
-            if batched
-            else [*ones]
-        )
+        rows = torch.split(ones, _TOGETHER) if batched else ones.unbind()
         parts = [
             torch.autograd.grad(scores, leaf, row, retain_graph=True, is_grads_batched=batched)[0]
             for row in rows
