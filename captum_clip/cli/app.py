@@ -42,26 +42,22 @@ COMMAND: Final = Command(
     "app",
     "open a page in the browser: drop an image, type texts, see their maps",
     "captum-clip app --model demo/vit --port 7860",
-    options=(
-        Option(
-            "--host",
-            "who can connect: this machine, or 0.0.0.0 for all that reach it",
-            default="127.0.0.1",
-        ),
-        Option(
-            "--allow-host",
-            "a name that the page is reached by, such as that of a proxy",
-            metavar="NAME",
-            many=True,
-        ),
-        Option("--port", "the port; 0 takes any that is free", default=7860),
-        replace(
-            MODELS,
-            help="a model to offer; the first is loaded at the start, others when they are chosen; "
-            "the embedded models are always offered",
-            otherwise="demo/vit",
-        ),
-        *LOADING,
+    Option(
+        "--host",
+        "who can connect: this machine, or 0.0.0.0 for all that reach it",
+        default="127.0.0.1",
     ),
+    Option(
+        "--allow-host NAME...",
+        "a name that the page is reached by, such as that of a proxy",
+    ),
+    Option("--port N", "the port; 0 takes any that is free", default=7860),
+    replace(
+        MODELS,
+        help="a model to offer; the first is loaded at the start, others when they are chosen; "
+        "the embedded models are always offered",
+        otherwise="demo/vit",
+    ),
+    *LOADING,
     run=_run,
 )

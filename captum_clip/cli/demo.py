@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from ..models import ClipAdapter
 
-    _Clips: TypeAlias = dict[str, ClipAdapter]
-    _Begin: TypeAlias = Callable[[str], None]
+    _Draw: TypeAlias = Callable[[dict[str, ClipAdapter], Callable[[str], None]], Figure]
 
 # Mamooler's pairs and one of phrases, in the first held-out scenes that there are.
 _SCENES: Final = (
@@ -53,7 +52,7 @@ def _run(arguments: Namespace) -> None:
     from ..visualization import save_figure
     from ..visualization.saving import FORMATS
 
-    pictures: dict[str, tuple[str, Callable[[_Clips, _Begin], Figure]]] = {
+    pictures: dict[str, tuple[str, _Draw]] = {
         "captum-clip-demo.jpg": ("methods", _methods),
         "captum-clip-demo-words-vit.jpg": ("words", partial(_words, "demo/vit")),
         "captum-clip-demo-words-resnet.jpg": ("words", partial(_words, "demo/resnet")),
@@ -61,9 +60,10 @@ def _run(arguments: Namespace) -> None:
     }
     folder = make_folder(arguments.output)
     paths = [check_destination(folder / name, FORMATS) for name in pictures]
-    with steps(arguments, len(dict(_COLUMNS)) + len(_COLUMNS) + 3 + len(pictures)) as begin:
+    models = dict(_COLUMNS)  # of which each is loaded once
+    with steps(arguments, len(models) + len(_COLUMNS) + 3 + len(pictures)) as begin:
         clips = {}
-        for model in dict(_COLUMNS):
+        for model in models:
             begin(f"loading {model}")
             clips[model] = load_clip(model, device=arguments.device)
         for path, (_, draw) in zip(paths, pictures.values(), strict=True):
@@ -75,75 +75,65 @@ def _run(arguments: Namespace) -> None:
     print(_NOTE.format(count=len(WORDS)))
 
 
-def _methods(clips: _Clips, begin: _Begin) -> Figure:
+def _methods(clips: dict[str, ClipAdapter], begin: Callable[[str], None]) -> Figure:
     """One row per object, one column per method."""
     import torch
 
     from ..explanation import explain
     from ..visualization import contact_sheet
 
-    texts = [_texts(objects) for _, objects in _SCENES]
+    scenes = [_scene(index) for index in range(len(_SCENES))]
     columns, scores, images = {}, [], []
     for model, method in _COLUMNS:
         begin(f"{model} {method}")
-        rows = [
-            explain(_scene(row), texts[row], model=clips[model], method=method)
-            for row in range(len(_SCENES))
-        ]
+        rows = [explain(*scene, model=clips[model], method=method) for scene in scenes]
         heat = torch.cat([row.heat("bicubic")["positive"][0] for row in rows])[:, None]
         columns[f"{model} \N{MIDDLE DOT} {method}"] = heat
         images = [image for row in rows for image in row.images.expand(len(row.names), -1, -1, -1)]
         scores.append(torch.cat([row.scores[0] for row in rows]))
+    names = [name for _, texts in scenes for name in texts]
     return contact_sheet(
-        torch.stack(images),
-        columns,
-        names=[name for row in texts for name in row],
-        scores=torch.stack(scores, dim=1),
+        torch.stack(images), columns, names=names, scores=torch.stack(scores, dim=1)
     )
 
 
-def _words(model: str, clips: _Clips, begin: _Begin) -> Figure:
+def _words(model: str, clips: dict[str, ClipAdapter], begin: Callable[[str], None]) -> Figure:
     """A text and its words, as one model sees them."""
     from ..explanation import explain
 
     begin(f"{model} word by word")
-    text = " and ".join(_texts(_SCENES[0][1]))
-    return explain(_scene(0), text, model=clips[model], words=True).plot()
+    image, texts = _scene(0)
+    return explain(image, " and ".join(texts), model=clips[model], words=True).plot()
 
 
-def _signs(clips: _Clips, begin: _Begin) -> Figure:
+def _signs(clips: dict[str, ClipAdapter], begin: Callable[[str], None]) -> Figure:
     """What speaks for a text beside what speaks against it, with both towers."""
     from .. import figures
 
     begin("for and against")
-    towers = [clips["demo/vit"], clips["demo/resnet"]]
-    return figures.signs(_scene(0), _texts(_SCENES[0][1]), models=towers)
+    return figures.signs(*_scene(0), models=[clips["demo/vit"], clips["demo/resnet"]])
 
 
-def _scene(index: int) -> Any:
+def _scene(index: int) -> tuple[Any, list[str]]:
+    """An image and the texts that are true of it."""
+    from ..demo.captions import article
     from ..demo.scenes import draw_scene
 
     seed, objects = _SCENES[index]
-    return draw_scene(seed, objects=objects).image
-
-
-def _texts(objects: tuple[str, ...]) -> list[str]:
-    return [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in objects]
+    return draw_scene(seed, objects=objects).image, [article(name) for name in objects]
 
 
 COMMAND: Final = Command(
     "demo",
     "draw maps on the embedded models, without a network",
     "captum-clip demo -o pictures",
-    options=(
-        replace(
-            OUTPUT,
-            help="where the pictures go",
-            default=Path(),
-            otherwise="the current folder",
-            metavar="FOLDER",
-        ),
-        DEVICE,
+    replace(
+        OUTPUT,
+        usage="-o --output FOLDER",
+        help="where the pictures go",
+        default=Path(),
+        otherwise="the current folder",
     ),
+    DEVICE,
     run=_run,
 )

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, SEED, WORKERS, Command, Option
-from .inputs import load_model, load_probe, model_name
+from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, WORKERS, Command, Option
+from .inputs import load_model, model_name
 from .progress import say_skipped, shows_bars
 
 if TYPE_CHECKING:
@@ -49,11 +49,7 @@ def _fit(arguments: Namespace) -> None:
     check_options(**settings)
     check_integer("emotions fit", "--workers", arguments.workers, least=0)
     data = _read(arguments.folder, arguments.csv, arguments.images)
-    print(f"{arguments.folder}: {data.report}")
-    test = None
-    if arguments.test is not None:
-        test = _read(arguments.test, None, None)
-        print(f"{arguments.test}: {test.report}")
+    test = None if arguments.test is None else _read(arguments.test)
     clip = load_model(arguments, arguments.model)
     options = {"workers": arguments.workers, "progress": shows_bars(arguments)}
     probe, skipped = fit_emotions(clip, data, **settings, **options)
@@ -68,13 +64,16 @@ def _fit(arguments: Namespace) -> None:
     print(output)
 
 
-def _read(folder: Path, csv: Path | None, images: Path | None) -> Artemis:
+def _read(folder: Path, csv: Path | None = None, images: Path | None = None) -> Artemis:
+    """A data set of ArtEmis, of which is said what is in it."""
     from ..emotions import find_artemis, read_artemis
 
     if csv is None or images is None:
         default_csv, default_images = find_artemis(folder)
         csv, images = csv or default_csv, images or default_images
-    return read_artemis(csv, images)
+    data = read_artemis(csv, images)
+    print(f"{folder}: {data.report}")
+    return data
 
 
 def _print_scores(scores: Mapping[str, ProbeScores]) -> None:
@@ -89,11 +88,11 @@ def _print_scores(scores: Mapping[str, ProbeScores]) -> None:
 
 
 def _check(arguments: Namespace) -> None:
+    from ..emotions import EmotionProbe
     from ..studies import emotion_pointing, emotion_truth
 
     emotion_truth(arguments.folder)
-    probe = load_probe(arguments.emotions)
-    assert probe is not None
+    probe = EmotionProbe.load(arguments.emotions)
     rows = emotion_pointing(
         load_model(arguments, model_name(arguments.model, probe)),
         probe,
@@ -101,9 +100,8 @@ def _check(arguments: Namespace) -> None:
         method=arguments.method,
         progress=shows_bars(arguments),
     )
-    print(
-        f"{'':<14}{'kind':<8}{'images':>8}{'pointing':>10}{'energy':>8}{'chance':>8}{'no heat':>9}"
-    )
+    head = ("", "kind", "images", "pointing", "energy", "chance", "no heat")
+    print("{:<14}{:<8}{:>8}{:>10}{:>8}{:>8}{:>9}".format(*head))
     for row in rows:
         print(
             f"{row.emotion:<14}{row.kind:<8}{row.images:>8}{row.pointing:>10.2f}{row.energy:>8.2f}"
@@ -111,76 +109,54 @@ def _check(arguments: Namespace) -> None:
         )
 
 
+_DEMO_DATA: Final = Command(
+    "demo-data",
+    "write a small data set in the format of ArtEmis, drawn from the demo's scenes",
+    "captum-clip emotions demo-data -o art",
+    replace(OUTPUT, usage="-o --output FOLDER", required=True),
+    Option(
+        "--paintings N",
+        "paintings in FOLDER itself; FOLDER/held_out gets half as many",
+        default=400,
+    ),
+    Option("--seed S", "seed of scenes and votes", default=0),
+    run=_write,
+)
+_FIT: Final = Command(
+    "fit",
+    "fit a linear probe from a model's image features to the votes of ArtEmis",
+    "captum-clip emotions fit art --model demo/vit -o vit.safetensors",
+    Option(
+        "folder FOLDER",
+        "with artemis_dataset_release_v0.csv and images/ART_STYLE/PAINTING.jpg in it",
+        type=Path,
+    ),
+    replace(MODEL, otherwise="", required=True),
+    *LOADING,
+    Option("--csv FILE", "the annotations, if they are not in FOLDER", type=Path),
+    Option("--images FOLDER", "the images, if they are not in FOLDER", type=Path),
+    Option("--test FOLDER", "a second data set to score the probe on", type=Path),
+    Option("--held-out SHARE", "share of the paintings kept for the scores", default=0.2),
+    Option("--strength", "strength of the penalty on the weights", default=1e-3),
+    Option("--seed S", "seed of the split into paintings to fit and to score", default=0),
+    WORKERS,
+    replace(OUTPUT, help="a .safetensors file", required=True),
+    run=_fit,
+)
+_CHECK: Final = Command(
+    "check",
+    "measure where the maps of emotions point, on a data set written by demo-data",
+    "captum-clip emotions check art/held_out --model demo/vit --emotions vit.safetensors",
+    Option("folder FOLDER", "a folder written by demo-data, or its held_out", type=Path),
+    MODEL,
+    *LOADING,
+    replace(EMOTIONS, required=True),
+    METHOD,
+    run=_check,
+)
 COMMAND: Final = Command(
     "emotions",
     "fit and check an emotion probe on a model's features",
     "captum-clip emotions fit FOLDER --model ViT-B/32 -o emotions.safetensors",
-    commands=(
-        Command(
-            "demo-data",
-            "write a small data set in the format of ArtEmis, drawn from the demo's scenes",
-            "captum-clip emotions demo-data -o art",
-            options=(
-                replace(OUTPUT, metavar="FOLDER", required=True),
-                Option(
-                    "--paintings",
-                    "paintings in FOLDER itself; FOLDER/held_out gets half as many",
-                    default=400,
-                ),
-                replace(SEED, help="seed of scenes and votes"),
-            ),
-            run=_write,
-        ),
-        Command(
-            "fit",
-            "fit a linear probe from a model's image features to the votes of ArtEmis",
-            "captum-clip emotions fit art --model demo/vit -o vit.safetensors",
-            options=(
-                Option(
-                    "folder",
-                    "with artemis_dataset_release_v0.csv and images/ART_STYLE/PAINTING.jpg in it",
-                    type=Path,
-                    metavar="FOLDER",
-                ),
-                replace(MODEL, otherwise="", required=True),
-                *LOADING,
-                Option("--csv", "the annotations, if they are not in FOLDER", type=Path),
-                Option(
-                    "--images", "the images, if they are not in FOLDER", type=Path, metavar="FOLDER"
-                ),
-                Option(
-                    "--test", "a second data set to score the probe on", type=Path, metavar="FOLDER"
-                ),
-                Option(
-                    "--held-out",
-                    "share of the paintings kept for the scores",
-                    default=0.2,
-                    metavar="SHARE",
-                ),
-                Option("--strength", "strength of the penalty on the weights", default=1e-3),
-                replace(SEED, help="seed of the split into paintings to fit and to score"),
-                WORKERS,
-                replace(OUTPUT, help="a .safetensors file", required=True),
-            ),
-            run=_fit,
-        ),
-        Command(
-            "check",
-            "measure where the maps of emotions point, on a data set written by demo-data",
-            "captum-clip emotions check art/held_out --model demo/vit --emotions vit.safetensors",
-            options=(
-                Option(
-                    "folder",
-                    "a folder written by demo-data, or its held_out",
-                    type=Path,
-                    metavar="FOLDER",
-                ),
-                MODEL,
-                *LOADING,
-                replace(EMOTIONS, required=True),
-                METHOD,
-            ),
-            run=_check,
-        ),
-    ),
+    commands=(_DEMO_DATA, _FIT, _CHECK),
 )

@@ -38,9 +38,8 @@ def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None)
 
     image = read_image(arguments.image)
     output = check_output(arguments.output, f"{image.stem}-explained.png", FORMATS, [image])
-    with steps(arguments, 3) as begin:
-        begin(f"loading {model}")
-        clip = load_model(arguments, model)
+    clip = load_model(arguments, model)
+    with steps(arguments, 2) as begin:
         begin("explaining")
         explanation = _explain(arguments, image, clip, _target(arguments, clip, probe))
         begin("drawing")
@@ -54,25 +53,17 @@ def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None)
 
 def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None) -> None:
     folder, output = check_folder(arguments, arguments.image)
-    with steps(arguments, 1) as begin:
-        begin(f"loading {model}")
-        clip = load_model(arguments, model)
-        target = _target(arguments, clip, probe)
+    clip = load_model(arguments, model)
+    target = _target(arguments, clip, probe)
 
     def draw(path: Path) -> Figure:
         explanation = _explain(arguments, path, clip, target)
         _save_regions(arguments, explanation, path.resolve().relative_to(folder.resolve()))
         return explanation.plot(original=_draws_original(arguments, explanation))
 
-    draw_pictures(
-        arguments,
-        folder,
-        output,
-        draw,
-        clips=[clip],
-        texts=arguments.texts,
-        files=[] if probe is None else [arguments.emotions],
-    )
+    files = [] if probe is None else [arguments.emotions]
+    texts = arguments.texts
+    draw_pictures(arguments, folder, output, draw, clips=[clip], texts=texts, files=files)
 
 
 def _explain(
@@ -80,18 +71,17 @@ def _explain(
 ) -> Explanation:
     from ..explanation import explain
 
+    sign = arguments.sign
     return explain(
         image,
         target,
         model=clip,
         method=arguments.method,
-        sign=arguments.sign,
+        sign=sign,
         words=arguments.words,
         side=arguments.side,
         whole=arguments.whole,
-        hints=isinstance(target, list)
-        and arguments.side != "text"
-        and arguments.sign != "negative",
+        hints=arguments.emotions is None and arguments.side != "text" and sign != "negative",
     )
 
 
@@ -114,8 +104,8 @@ def _save_regions(arguments: Namespace, explanation: Explanation, image: Path = 
         "method": explanation.method,
         "threshold": arguments.threshold,
     }
-    found = explanation.regions(arguments.threshold)
-    save_regions(found, Path(arguments.regions) / image, about)
+    regions = explanation.regions(arguments.threshold)
+    save_regions(regions, Path(arguments.regions) / image, about)
 
 
 def _threshold(typed: str) -> Any:
@@ -132,20 +122,21 @@ def _threshold(typed: str) -> Any:
 
 def _check_together(arguments: Namespace) -> None:
     """What is asked for fits together."""
-    if arguments.side == "text" and arguments.regions is not None:
+    side, words, texts = arguments.side, arguments.words, arguments.texts
+    if side == "text" and arguments.regions is not None:
         raise InputError("--regions are places in the image; leave --side text out.")
-    if arguments.side != "image" and (arguments.words or arguments.emotions is not None):
-        option = "--words" if arguments.words else "--emotions"
-        raise InputError(f"--side {arguments.side} explains whole TEXTs; leave {option} out.")
-    if arguments.emotions is None:
-        if arguments.centre:
-            raise InputError("--centre goes with --emotions FILE.")
-        if not arguments.texts:
-            raise InputError("the following arguments are required: TEXT, or --emotions FILE.")
-        if arguments.words and len(arguments.texts) != 1:
-            raise InputError(f"--words takes one TEXT apart, got {len(arguments.texts)}.")
-    elif arguments.words:
-        raise InputError("--words takes a TEXT apart; leave it out, or leave --emotions out.")
+    if side != "image" and (words or arguments.emotions is not None):
+        option = "--words" if words else "--emotions"
+        raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
+    if arguments.emotions is not None:
+        if words:
+            raise InputError("--words takes a TEXT apart; leave it out, or leave --emotions out.")
+    elif arguments.centre:
+        raise InputError("--centre goes with --emotions FILE.")
+    elif not texts:
+        raise InputError("the following arguments are required: TEXT, or --emotions FILE.")
+    elif words and len(texts) != 1:
+        raise InputError(f"--words takes one TEXT apart, got {len(texts)}.")
 
 
 def _target(
@@ -182,74 +173,69 @@ COMMAND: Final = Command(
     "explain",
     "draw where a model looks for each text",
     'captum-clip explain photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
-    options=(
+    Option(
+        "image IMAGE",
+        "an image file, or a folder of which each image gets a picture, and all a contact sheet; "
+        "rerun after an interruption, it resumes",
+    ),
+    *TEXTS,
+    MODEL,
+    METHOD,
+    Option("--words", "take one TEXT apart, with a map for each of its words", default=False),
+    Option(
+        "--side",
+        "where in the image, which words of the TEXTs, or both; words are explained by "
+        "conservative, or by a --method that needs no grid",
+        default="image",
+        choices=("image", "text", "both"),
+    ),
+    replace(
+        EMOTIONS,
+        help=f"{EMOTIONS.help}: a map for each of its eight emotions, after those of the TEXTs, if "
+        "any",
+    ),
+    CENTRE,
+    (
         Option(
-            "image",
-            "an image file, or a folder of which each image gets a picture, and all a contact "
-            "sheet; rerun after an interruption, it resumes",
-            metavar="IMAGE",
+            "--sign",
+            "what speaks for the text, against it, or both",
+            default="positive",
+            choices=("positive", "negative", "both"),
         ),
-        *TEXTS,
-        MODEL,
-        METHOD,
-        Option("--words", "take one TEXT apart, with a map for each of its words", default=False),
+        Option("--negative", "the same as --sign negative", sets=("sign", "negative")),
+    ),
+    Option(
+        "--whole",
+        "pad the image to a square, so that the model sees all of it; otherwise its processor may "
+        "cut off what is beside the middle",
+        default=False,
+    ),
+    (
         Option(
-            "--side",
-            "where in the image, which words of the TEXTs, or both; words are explained by "
-            "conservative, or by a --method that needs no grid",
-            default="image",
-            choices=("image", "text", "both"),
+            "--original",
+            "draw the whole image, grey where the model saw nothing of it (default where it was "
+            "cropped or padded)",
+            sets=("original", True),
         ),
-        replace(
-            EMOTIONS,
-            help=f"{EMOTIONS.help}: a map for each of its eight emotions, after those of the "
-            "TEXTs, if any",
-        ),
-        CENTRE,
-        (
-            Option(
-                "--sign",
-                "what speaks for the text, against it, or both",
-                default="positive",
-                choices=("positive", "negative", "both"),
-            ),
-            Option("--negative", "the same as --sign negative", sets=("sign", "negative")),
-        ),
-        Option(
-            "--whole",
-            "pad the image to a square, so that the model sees all of it; otherwise its processor "
-            "may cut off what is beside the middle",
-            default=False,
-        ),
-        (
-            Option(
-                "--original",
-                "draw the whole image, grey where the model saw nothing of it (default where it "
-                "was cropped or padded)",
-                sets=("original", True),
-            ),
-            Option("--no-original", "draw what the model saw", sets=("original", False)),
-        ),
-        Option(
-            "--regions",
-            "a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as "
-            "JSON, in pixels of the image",
-            metavar="FOLDER",
-        ),
-        Option(
-            "--threshold",
-            "what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)",
-            default="otsu",
-            type=_threshold,
-            metavar="LEVEL",
-        ),
-        *LOADING,
-        replace(
-            OUTPUT,
-            help="a .png, .jpg, .pdf or .svg picture, or .npz for the maps themselves; for a "
-            "folder of images a folder of pictures",
-            otherwise="IMAGE-explained.png, or FOLDER-explained, in the current folder",
-        ),
+        Option("--no-original", "draw what the model saw", sets=("original", False)),
+    ),
+    Option(
+        "--regions FOLDER",
+        "a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as JSON, "
+        "in pixels of the image",
+    ),
+    Option(
+        "--threshold LEVEL",
+        "what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)",
+        default="otsu",
+        type=_threshold,
+    ),
+    *LOADING,
+    replace(
+        OUTPUT,
+        help="a .png, .jpg, .pdf or .svg picture, or .npz for the maps themselves; for a folder of "
+        "images a folder of pictures",
+        otherwise="IMAGE-explained.png, or FOLDER-explained, in the current folder",
     ),
     run=_run,
 )

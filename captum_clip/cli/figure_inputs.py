@@ -9,10 +9,9 @@ from typing import Any, Final
 
 from ..checks import expand
 from ..errors import InputError
-from .command import DEFAULT_MODEL
-from .inputs import is_file, is_folder, load_probe, looks_like_image, model_names, read_image
+from .inputs import check_text, is_file, is_folder, load_probe, model_names, read_image
 
-TEXTS_FOLLOW: Final = ("layers", "words", "heads")
+_TEXTS_FOLLOW: Final = ("layers", "words", "heads")
 """Figures of one IMAGE, after which TEXTs are typed."""
 _SINGLE: Final = {
     "layers": ("images", "models"),
@@ -27,20 +26,20 @@ class Inputs:
 
     Attributes:
         images: paths and drawn scenes; for *average* the folders of studies.
+        stem: what the picture is called after.
         texts: targets.
         references: images that are targets.
         models: names.
         probes: of emotions, one per model.
-        stem: what the picture is called after.
         folder: of images that get a picture each, instead of `images`.
     """
 
     images: list[Any]
+    stem: str
     texts: list[str] = field(default_factory=list)
     references: list[Path] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     probes: list[Any] = field(default_factory=list)
-    stem: str = ""
     folder: str | None = None
 
     @property
@@ -48,52 +47,52 @@ class Inputs:
         """Texts and images to look for."""
         return [*self.texts, *self.references]
 
-    @property
-    def files(self) -> list[Path]:
-        """All image files, which no picture may replace."""
-        return [path for path in (*self.images, *self.references) if isinstance(path, Path)]
-
 
 def read_inputs(arguments: Namespace) -> Inputs:
-    """Read them from the arguments.
-
-    Raises:
-        InputError: a file that is not there, something missing, or too much of something.
-    """
+    """Read them from the arguments; InputError where one is not there, missing or too many."""
     figure, words = arguments.command, arguments.given
     if figure == "average":
-        return Inputs(words, stem=expand(words[0]).resolve().name)
+        return Inputs(words, expand(words[0]).resolve().name)
     probes = [load_probe(file) for file in getattr(arguments, "emotions", ())]
-    models = model_names(arguments.model, probes, [DEFAULT_MODEL])
+    models = arguments.model or model_names(probes)
     seeds = arguments.scene or []
     scenes = [_draw_scene(scene, models) for scene in seeds]
     folder = words[0] if words and not scenes and is_folder(words[0]) else None
-    count = len(words)  # of images, after which texts follow
-    if folder is not None:
-        count = 1
-    elif figure in TEXTS_FOLLOW:
-        count = 0 if scenes else 1
-    elif figure != "emotions":
-        count = next((i for i, word in enumerate(words) if not looks_like_image(word)), count)
+    count = 1 if folder else _count_images(figure, words, with_scene=bool(scenes))
     if files := [text for text in words[count:] if is_file(text)]:
-        images = "one image" if figure in TEXTS_FOLLOW else "images"
-        images = "one folder" if folder is not None else images
+        images = "one image" if figure in _TEXTS_FOLLOW else "images"
+        images = "one folder" if folder else images
         raise InputError(f"{files[0]} is a file; figure {figure} takes {images}, then texts.")
     texts = words[count:] + (getattr(arguments, "text", None) or [])
-    if blank := [text for text in texts if not text.strip()]:
-        raise InputError(f"the text {blank[0]!r} is empty; say what to look for.")
-    paths = [] if folder is not None else [read_image(name) for name in words[:count]]
+    for text in texts:
+        check_text(text)
+    paths = [] if folder else [read_image(name) for name in words[:count]]
     inputs = Inputs(
         [*paths, *scenes],
+        paths[0].stem if paths else f"scene-{''.join(seeds[:1]).partition(':')[0]}",
         texts,
         [read_image(name) for name in getattr(arguments, "image", None) or ()],
         models,
         probes,
-        paths[0].stem if paths else f"scene-{''.join(seeds[:1]).partition(':')[0]}",
         folder,
     )
     _check(figure, inputs)
     return inputs
+
+
+def _count_images(figure: str, words: list[str], *, with_scene: bool) -> int:
+    """How many of the words are images, after which texts follow."""
+    from PIL import Image
+
+    if figure in _TEXTS_FOLLOW:
+        return 0 if with_scene else 1
+    if figure == "emotions":
+        return len(words)
+    endings = Image.registered_extensions()
+    for index, word in enumerate(words):  # a file that is not there is an image too
+        if not ("://" in word or is_file(word) or Path(word).suffix.lower() in endings):
+            return index
+    return len(words)
 
 
 def _check(figure: str, inputs: Inputs) -> None:

@@ -6,26 +6,25 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ..checks import as_list, check_destination, find_file, find_folder
+from ..checks import as_list, check_choice, check_destination, find_file, find_folder
 from ..errors import InputError
 from .command import DEFAULT_MODEL
+from .progress import steps
 
 if TYPE_CHECKING:
     from ..emotions import EmotionProbe
     from ..models import ClipAdapter
 
+_NO_FIELDS: Final = ("run", "command", "quiet", "device")
+"""Arguments that are none of a configuration's."""
+
 
 def check_arguments(arguments: Namespace) -> None:
-    """Refuse a text, a method or a device that no model could take.
-
-    Raises:
-        InputError: a blank text, no such method or option of it, no such device.
-    """
+    """Refuse a text, a method or a device that no model could take."""
     for text in getattr(arguments, "texts", None) or ():
-        if not text.strip():
-            raise InputError(f"the text {text!r} is empty; say what to look for.")
+        check_text(text)
     methods = getattr(arguments, "method", None)
     if methods and arguments.command != "evaluate":  # which has more of them
         from ..attr.registry import MethodChoice
@@ -39,12 +38,18 @@ def check_arguments(arguments: Namespace) -> None:
         choose_device(arguments.device)
 
 
-def looks_like_image(name: str) -> bool:
-    """Whether a word names an image, there or not, rather than being a text."""
-    from PIL import Image
+def check_text(text: str) -> None:
+    """Refuse a blank text."""
+    if not text.strip():
+        raise InputError(f"the text {text!r} is empty; say what to look for.")
 
-    endings = Image.registered_extensions()
-    return "://" in name or is_file(name) or Path(name).suffix.lower() in endings
+
+def check_emotions(names: Sequence[str] | None) -> None:
+    """Refuse what is the name of no emotion."""
+    from ..emotions import CLASSES
+
+    for name in names or ():
+        check_choice("--emotion", name, CLASSES)
 
 
 def is_file(name: str) -> bool:
@@ -58,11 +63,7 @@ def is_folder(name: str) -> bool:
 
 
 def read_image(name: str) -> Path:
-    """The path of an image that can be read.
-
-    Raises:
-        InputError: there is none, or it is no image.
-    """
+    """The path of an image, which can be read."""
     from ..models.images import as_pil
 
     if "://" in name:
@@ -73,11 +74,7 @@ def read_image(name: str) -> Path:
 
 
 def read_folder(name: str | Path) -> Path:
-    """The path of a folder.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The path of a folder, which is there."""
     if ":/" in str(name):
         raise InputError(f"{name} is a URL; give a folder of this machine.")
     return find_folder(name)
@@ -86,25 +83,12 @@ def read_folder(name: str | Path) -> Path:
 def check_output(
     output: Path | None, default: str, formats: tuple[str, ...], images: Sequence[Path]
 ) -> Path:
-    """Where a picture goes, seen to before a model is loaded.
-
-    Raises:
-        InputError: it cannot be written, or would replace one of the images.
-    """
+    """Where a picture goes: it can be written, and replaces none of the images."""
     path = check_destination(output or Path(default), formats)
     for image in images:
         if path.exists() and path.samefile(image):
             raise InputError(f"the picture would replace the image {image}; give another --output.")
     return path
-
-
-def check_emotions(names: Sequence[str] | None) -> None:
-    """Refuse what is the name of no emotion."""
-    from ..checks import check_choice
-    from ..emotions import CLASSES
-
-    for name in names or ():
-        check_choice("--emotion", name, CLASSES)
 
 
 def load_probe(file: str | Path | None) -> EmotionProbe | None:
@@ -121,12 +105,10 @@ def model_name(model: str | None, probe: EmotionProbe | None) -> str:
     return model or (probe.model if probe is not None else "") or DEFAULT_MODEL
 
 
-def model_names(
-    models: Sequence[str] | None, probes: Sequence[Any], default: Sequence[str]
-) -> list[str]:
-    """The same for several models and probes."""
+def model_names(probes: Sequence[Any], default: Sequence[str] = (DEFAULT_MODEL,)) -> list[str]:
+    """The models that all probes were fitted on, else the default ones."""
     named = [probe.model for probe in probes]
-    return list(models or (named if named and all(named) else default))
+    return named if named and all(named) else list(default)
 
 
 def load_model(arguments: Namespace, name: str) -> ClipAdapter:
@@ -134,19 +116,30 @@ def load_model(arguments: Namespace, name: str) -> ClipAdapter:
     from ..models import load_clip
     from ..models.loading import load_processor, load_tokenizer
 
-    return load_clip(
-        name,
-        processor=load_processor(arguments.processor),
-        tokenizer=load_tokenizer(arguments.tokenizer),
-        device=arguments.device,
-    )
+    with steps(arguments, 1) as begin:
+        begin(f"loading {name}")
+        return load_clip(
+            name,
+            processor=load_processor(arguments.processor),
+            tokenizer=load_tokenizer(arguments.tokenizer),
+            device=arguments.device,
+        )
 
 
-def count_gpus(arguments: Namespace) -> int:
+def config_fields(arguments: Namespace, **names: str) -> dict[str, Any]:
+    """All that is given, for the configuration of a long run; `names` of fields named otherwise."""
+    fields = {
+        names.get(option, option): tuple(value) if isinstance(value, list) else value
+        for option, value in vars(arguments).items()
+        if option not in _NO_FIELDS and value is not None and value != []
+    }
+    return fields | {"gpus": _count_gpus(arguments)}
+
+
+def _count_gpus(arguments: Namespace) -> int:
     """The number of GPUs that --gpus or --device ask for; one where there is CUDA otherwise."""
     if arguments.gpus is not None:
-        gpus: int = arguments.gpus
-        return gpus
+        return int(arguments.gpus)
     from ..models.loading import choose_device
 
     if ":" in (arguments.device or ""):

@@ -62,8 +62,6 @@ COMMAND: Final = Command(
     "models",
     "list the models that load by name",
     "captum-clip models --vocabulary",
-    options=(
-        Option("--vocabulary", "list the words that the embedded demo models know", default=False),
-    ),
+    Option("--vocabulary", "list the words that the embedded demo models know", default=False),
     run=_run,
 )

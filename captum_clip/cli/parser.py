@@ -30,9 +30,13 @@ class _Parser(argparse.ArgumentParser):
 
     Attributes:
         options: of a command without commands below it, as they are typed.
+        late: the list that takes words after an option too. argparse itself gives up on a list that
+            may be empty as soon as it meets an option, and leaves it to the parser of all commands
+            to refuse what one of them does not know.
     """
 
     options: tuple[str, ...] = ()
+    late: str = ""
 
     def error(self, message: str) -> NoReturn:
         message = re.sub(r"(\S{80})\S+", r"\1...", message)  # what was typed may be endless
@@ -44,22 +48,17 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """As the parent's; words after an option go to the list that `set_defaults(late=)` names.
-
-        argparse itself gives up on a list that may be empty as soon as it meets an option, and
-        leaves it to the parser of all commands to refuse what one of them does not know.
-        """
         for word in args or ():  # argparse makes an empty list of it
             if re.fullmatch(r"-[\w-]+=--", word):
                 self.error(f"argument {word[:-3]}: expected one argument")
         found, rest = super().parse_known_args(args, namespace)
-        late = self.get_default("late")
-        if late:
+        if self.late:
             words = list(takewhile(lambda word: not word.startswith("-"), rest))
-            setattr(found, late, getattr(found, late) + words)
             rest = rest[len(words) :]
-        if late == "texts":
-            found.texts += found.text or []
+            if self.late == "texts":
+                words += found.text or []
+                del found.text
+            setattr(found, self.late, getattr(found, self.late) + words)
         if rest and self.options:
             self.print_usage(sys.stderr)
             close = _suggestion(rest[0], self.options)
@@ -102,14 +101,12 @@ def _add_command(command: Command, commands: Any) -> None:
             _add_command(subcommand, below)
         return
     parser.set_defaults(run=command.run, command=command.name)
-    options: list[str] = ["--help"]
+    parser.options = ("--help",)
     for option in (*command.options, QUIET):
-        group = parser
-        if isinstance(option, tuple):
-            group = parser.add_mutually_exclusive_group()
+        exclusive = isinstance(option, tuple)
+        group = parser.add_mutually_exclusive_group() if exclusive else parser
         for each in option if isinstance(option, tuple) else (option,):
             action = each.add_to(group)
-            options += action.option_strings
+            parser.options += tuple(action.option_strings)
             if action.nargs == "*":
-                parser.set_defaults(late=action.dest)
-    parser.options = tuple(options)
+                parser.late = action.dest

@@ -18,18 +18,14 @@ if TYPE_CHECKING:
     from ..models import ClipAdapter
 
 _NO_SETTINGS: Final = (
-    *("run", "late", "command", "device", "output", "quiet"),
+    *("run", "command", "device", "output", "quiet"),
     *("image", "given", "scene", "model", "processor", "tokenizer", "emotions", "text"),
 )
 """Arguments that change no picture, or that the caller tells in another way."""
 
 
 def check_folder(arguments: Namespace, name: str) -> tuple[Path, Path]:
-    """The folder of images, and that of their pictures, seen to before a model is loaded.
-
-    Raises:
-        InputError: no image in the folder, or an output that is a file.
-    """
+    """The folder of images, which holds one, and that of their pictures."""
     from ..explanation import FORMATS
     from ..runs import storage_of
     from ..studies.file_list import list_images
@@ -75,6 +71,6 @@ def draw_pictures(
         )
     say_skipped(drawn.skipped)
     count = len(drawn.pictures)
-    print(f"{count:,} {'picture' if count == 1 else 'pictures'} in {output}")
-    for sheet in drawn.sheets:
-        print(sheet)
+    print(
+        f"{count:,} {'picture' if count == 1 else 'pictures'} in {output}", *drawn.sheets, sep="\n"
+    )

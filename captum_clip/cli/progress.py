@@ -23,13 +23,12 @@ def steps(arguments: Namespace, total: int) -> Iterator[Callable[[str], None]]:
     form = "{desc:<42} {bar} {n_fmt}/{total_fmt}"
     look: dict[str, Any] = {"bar_format": form, "leave": False, "mininterval": 0}
     with tqdm(total=total, disable=not shows_bars(arguments), **look) as bar:
-        begun = False
+        ended = 0  # steps, before the first one begins
 
         def begin(step: str) -> None:
-            nonlocal begun
-            if begun:
-                bar.update()
-            begun = True
+            nonlocal ended
+            bar.update(ended)
+            ended = 1
             bar.set_description_str(step)
 
         yield begin
@@ -42,18 +41,12 @@ def images_bar(arguments: Namespace, task: str) -> Iterator[Callable[[int, int],
     from tqdm import tqdm
 
     bar: Any = None
+    look: dict[str, Any] = {"desc": task, "unit": "image", "leave": False}
 
     def progress(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(
-                desc=task,
-                unit="image",
-                total=total,
-                initial=done,
-                leave=False,
-                disable=not shows_bars(arguments),
-            )
+            bar = tqdm(total=total, initial=done, disable=not shows_bars(arguments), **look)
         bar.update(done - bar.n)
 
     try:

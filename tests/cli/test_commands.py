@@ -379,7 +379,7 @@ def test_demo_shows_scenes_of_known_things_with_every_method() -> None:
         *methods_for("vit"),
         *methods_for("resnet"),
     }
-    assert demo_command._texts(("horse", "umbrella")) == ["a horse", "an umbrella"]
+    assert demo_command._scene(0)[1] == ["a horse", "a dog"]
 
 
 # All of them

@@ -111,7 +111,7 @@ class Lines:
         self._pictures = name[0] in ("figure", "explain")
         words: list[list[str]] = []
         for option in self._options(command):
-            wanted = not option.name.startswith("-") or option.dest in WANTED
+            wanted = not option.usage.startswith("-") or option.dest in WANTED
             wanted |= option.dest == "text" and name[0] == "figure"
             if self._random.random() < (0.97 if wanted or option.required else 0.1):
                 again = option.many and self._random.random() < 0.2
@@ -129,7 +129,7 @@ class Lines:
         ]
 
     def _words(self, option: Option) -> list[str]:
-        name = option.name.split()[self._random.randrange(len(option.name.split()))]
+        name = option.names[self._random.randrange(len(option.names))]
         if option.default is False or option.sets is not None:
             return [name]
         value = self._value(option)
