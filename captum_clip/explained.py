@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from .metrics.segmentation import Threshold
 from .models.base import ImageLike
 from .models.geometry import Crop
 from .regions import Region
-from .text_maps import TextMap, from_json
 from .visualization import saving
 from .visualization.style import ALPHA
 
 Sign = Literal["positive", "negative", "both"]
+TextMap: TypeAlias = tuple[tuple[str, float], ...]
+"""The words of a text, each with its value."""
 
 FORMATS: Final = (*saving.FORMATS, ".npz")
 """Endings of the files that :meth:`Explanation.save` writes."""
@@ -294,7 +295,10 @@ class Explanation:
                 model=str(arrays["model"]),
                 method=str(arrays["method"]),
                 words=bool(arrays["words"]),
-                text_maps=from_json(str(arrays.get("text_maps", "[]"))),
+                text_maps=tuple(
+                    tuple((str(word), float(value)) for word, value in of_text)
+                    for of_text in json.loads(str(arrays.get("text_maps", "[]")))
+                ),
                 hints=tuple(map(tuple, json.loads(str(arrays.get("hints", "[]"))))),
                 crops=tuple(
                     Crop((int(height), int(width)), (left, top, right, bottom))

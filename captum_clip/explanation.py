@@ -14,13 +14,12 @@ from . import maps, photos, targets
 from .attr.registry import MethodChoice, default_method
 from .checks import as_list, check_integer
 from .errors import InputError, TargetError
-from .explained import FORMATS, SIGNS, Explanation, Sign
+from .explained import FORMATS, SIGNS, Explanation, Sign, TextMap
 from .hints import find_hints
 from .models import ClipAdapter, load_clip
 from .models.base import ImageLike
-from .similarity import ClipSimilarity
+from .similarity import ClipSimilarity, TextSimilarity
 from .targets import Target
-from .text_maps import TextMap, text_maps
 
 __all__ = ["FORMATS", "Explanation", "Side", "Sign", "explain"]
 
@@ -110,7 +109,7 @@ def explain(
         seen = photos.preprocess(clip, piece, whole=whole)
         shown.append(seen._replace(pixels=clip.denormalize(seen.pixels).cpu()))
         if "text" in choices:
-            by_word, cosines = text_maps(clip, seen.pixels, target.names, choices["text"], sign)
+            by_word, cosines = _text_maps(clip, seen.pixels, target.names, choices["text"], sign)
         if "image" in choices:
             attribution = choices["image"].method(ClipSimilarity(clip, bank))
             values, cosines = attribution.attribute_targets(
@@ -154,6 +153,40 @@ def _choices(
             "conservative", options if side == "text" else {}
         )
     return choices
+
+
+def _text_maps(
+    clip: ClipAdapter, pixels: Tensor, texts: Sequence[str], choice: MethodChoice, sign: str
+) -> tuple[tuple[TextMap, ...], Tensor]:
+    """A map of each of K texts for one image (1, 3, H, W), and the cosines (1, K).
+
+    A word's value is the sum over its tokens, below zero where it speaks against. With :math:`m(t)`
+    for a method without signs it is :math:`m(t)` for the positive sign, :math:`-m(-t)` for the
+    negative one, and :math:`m(t) - m(-t)` for both; a signed method gives both always.
+    """
+    if len(pixels) != 1:
+        raise InputError(
+            f"explain: words are explained for one image at a time, got {len(pixels)}."
+        )
+    target = targets.image(clip, pixels)
+    forward = TextSimilarity(clip, targets.concatenate([target, -target]))
+    spans = [targets.word_tokens(clip, text) for text in texts]
+    ids, mask = clip.text_inputs(texts)
+    values, scores = choice.method(forward).attribute_targets(
+        ids, additional_forward_args=mask, return_scores=True, **choice.options
+    )
+    if values.ndim != 3:
+        raise InputError(f"explain: {choice.name} gives several values per token; leave `per` out.")
+    positive, negative = values.cpu().unbind(1)  # (K, T)
+    if choice.signed or sign == "positive":
+        signed = positive
+    else:
+        signed = -negative if sign == "negative" else positive - negative
+    maps = tuple(
+        tuple((word, float(row[span.start : span.stop].sum())) for word, span in words)
+        for row, words in zip(signed, spans, strict=True)
+    )
+    return maps, torch.as_tensor(scores[:, :1].T.cpu())
 
 
 def _check_arguments(

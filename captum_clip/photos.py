@@ -41,13 +41,8 @@ class Seen(NamedTuple):
 def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
     """Images as the model takes them, with what it sees of each.
 
-    Args:
-        clip: the adapter.
-        images: what ``ClipAdapter.preprocess`` takes.
-        whole: pad each to a square with the mean colour first, so that nothing is cut away.
-
-    Raises:
-        InputError: as ``ClipAdapter.preprocess``, or tensors where the whole is asked for.
+    With `whole` each is padded to a square with the mean colour first, so that nothing is cut away;
+    InputError of tensors then, which are preprocessed.
     """
     if is_preprocessed(images):
         if whole:
@@ -59,19 +54,21 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
     pictures = as_pil(images)
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     photos = tuple(images) if several else (images,)
-    known: dict[Size, Crop] = {}
+    sizes = [_size(picture) for picture in pictures]
     try:
-        for picture in pictures:
-            size = (picture.height, picture.width)
-            known[size] = known.get(size) or _crop(clip, size, whole)
+        known = {size: _crop(clip, size, whole) for size in set(sizes)}
+        crops = tuple(known[size] for size in sizes)
     except UnsupportedModelError:
-        known = {}
-    crops = tuple(known[picture.height, picture.width] for picture in pictures if known)
+        crops = ()
     if whole:
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
         pictures = [_padded(picture, color) for picture in pictures]
     return Seen(clip.preprocess(pictures), crops, photos)
+
+
+def _size(picture: Image.Image) -> Size:
+    return picture.height, picture.width
 
 
 def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
@@ -93,7 +90,7 @@ def _small(size: Size, longest: int = _PADDED) -> Size:
 
 def _padded(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
     """A picture in the middle of a square."""
-    height, width = _small((picture.height, picture.width))
+    height, width = _small(_size(picture))
     side = max(height, width)
     square = Image.new("RGB", (side, side), color)
     square.paste(picture.resize((width, height)), ((side - width) // 2, (side - height) // 2))
@@ -101,32 +98,21 @@ def _padded(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
 
 
 def lay_on_photos(
-    photos: Sequence[ImageLike],
-    crops: Sequence[Crop],
-    raw: Mapping[str, Tensor],
-    mode: Mode,
+    photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], mode: Mode
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Photos and the maps of what the model saw of them, as pictures of one size.
+    """Photos, and sign -> raw maps (B, K, h, w) of their crops, as pictures of one size.
 
-    Args:
-        photos: B of what ``ClipAdapter.preprocess`` takes, not preprocessed.
-        crops: B of them.
-        raw: sign -> maps (B, K, h, w).
-        mode: of :func:`captum_clip.maps.upsample`.
-
-    Returns:
-        The photos (B, 3, H, W), grey where the model saw nothing of them, and sign -> maps
-        (B, K, H, W) in [0, 1], as :meth:`captum_clip.Explanation.heat` gives them.
-
-    Raises:
-        InputError: another number of photos, or one of another size.
+    The photos (B, 3, H, W) are grey where the model saw nothing of them; the maps (B, K, H, W) are
+    in [0, 1], as :meth:`captum_clip.Explanation.heat` gives them. InputError of another number of
+    photos, or one of another size.
     """
     pictures = [picture for photo in photos for picture in as_pil(photo)]
-    sizes = [(picture.height, picture.width) for picture in pictures]
-    if sizes != [crop.size for crop in crops]:
+    sizes = [_size(picture) for picture in pictures]
+    explained = [crop.size for crop in crops]
+    if sizes != explained:
         raise InputError(
-            f"plot: the photos that were explained have heights and widths "
-            f"{[crop.size for crop in crops]}, those to lay the maps on {sizes}; pass the same."
+            f"plot: the photos that were explained have heights and widths {explained}, those to "
+            f"lay the maps on {sizes}; pass the same."
         )
     drawn, heat = [], []
     for index, (picture, crop) in enumerate(zip(pictures, crops, strict=True)):
@@ -157,10 +143,8 @@ def normalized(
     if not raw:
         return {}
     rows, columns = maps.inside(box if shown is None else shown, size)
-    large = [
-        maps.uncrop(values, box, size, mode=mode, clamp=mode == "bicubic")
-        for values in raw.values()
-    ]
+    clamp = mode == "bicubic"
+    large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
     parts = torch.cat([values[..., rows, columns] for values in large], dim=-1)
     heat = [torch.zeros_like(values) for values in large]
     for whole, part in zip(heat, maps.normalize(parts).chunk(len(heat), dim=-1), strict=True):

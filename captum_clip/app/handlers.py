@@ -42,18 +42,9 @@ def offered_methods(tower: Tower) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class PageState:
-    """What the page shows.
+    """The HTML that the page shows in each of its tabs, and a sentence of what went wrong."""
 
-    Attributes:
-        result: what later clicks go on from; None where nothing was found.
-        cards: HTML of the texts' maps.
-        words: HTML of the view of words.
-        layers: HTML of the layer view.
-        heads: HTML of the heads' view.
-        problem: a sentence, empty where all went well.
-    """
-
-    result: Result | None = None
+    result: Result | None = None  # what later clicks go on from
     cards: str = html.WELCOME
     words: str = ""
     layers: str = ""
@@ -88,22 +79,20 @@ def pick_word(cache: ModelCache, before: PageState, text: int, word: int) -> Pag
 
 def open_view(cache: ModelCache, before: PageState, view: Detail, text: int = 0) -> PageState:
     """Fill the view of a text's words, layers or heads, with the reason where there are none."""
-    shown = html.WELCOME
-    if before.result is not None:
-        try:
-            shown = _draw(cache, before.result, view, text)
-        except CaptumClipError as error:
-            shown = html.problem(sentence(error))
+    result = before.result
+    try:
+        if result is None:
+            shown = html.WELCOME
+        elif view == "words":
+            shown = html.word_row(result, text, words(cache, result, text))
+        elif view == "heads":
+            shown = html.head_cards(result, text, heads(cache, result, text))
+        else:
+            shown = html.layer_rows(result, text, *layers(cache, result, text))
+    except CaptumClipError as error:
+        shown = html.problem(sentence(error))
     details: dict[str, Any] = {view: shown}
     return replace(before, **details)
-
-
-def _draw(cache: ModelCache, result: Result, view: Detail, text: int) -> str:
-    if view == "words":
-        return html.word_row(result, text, words(cache, result, text))
-    if view == "heads":
-        return html.head_cards(result, text, heads(cache, result, text))
-    return html.layer_rows(result, text, *layers(cache, result, text))
 
 
 def methods_of(cache: ModelCache, model: str) -> tuple[dict[str, str], str, str]:

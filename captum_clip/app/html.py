@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from html import escape
 from typing import Final
 
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from .. import maps
+from ..explained import TextMap
 from ..figures.heads import ScoreParts
 from ..models.images import as_pil
-from ..text_maps import TextMap
 from ..visualization.blend import ramp
 from ..visualization.heads import REST, sum_notes
 from ..visualization.sentences import colored_words
@@ -37,9 +37,8 @@ def cards(result: Result) -> str:
     plain = _picture(data_url(image.permute(1, 2, 0).numpy()), "the image", kind="plain")
     parts = [_card(plain, "<b>image</b>", "as the model sees it")]
     if result.crop != (0, 0, 1, 1):
-        [photo] = as_pil(shown.photos[0])
-        note = "the model sees the frame"
-        parts.insert(0, _card(_framed(photo, result.crop), "<b>photo</b>", note))
+        framed = _framed(as_pil(shown.photos[0])[0], result.crop)
+        parts.insert(0, _card(framed, "<b>photo</b>", "the model sees the frame"))
     for text, (name, score) in enumerate(zip(shown.names, shown.scores[0].tolist(), strict=True)):
         pictures = _pictures({sign: values[0, text] for sign, values in heat.items()}, name)
         note = _norm_note(result, text) if result.picks[text] else score_note(score)
@@ -67,10 +66,8 @@ def word_row(result: Result, text: int, words: TextMap) -> str:
         "Orange words speak for the image and blue ones against it, by the chosen method, or by "
         "conservative where that needs a grid; the values need not add up to the cosine."
     )
-    return (
-        f'<div style="{_style(image)}"><p class="hint">{note}</p><div class="sentence">'
-        f"{_card(pictures, '', score, wide=len(heat) == 2)}<p>{drawn}</p></div></div>"
-    )
+    card = _card(pictures, "", score, wide=len(heat) == 2)
+    return _view(image, note, f'<div class="sentence">{card}<p>{drawn}</p></div>')
 
 
 def layer_rows(result: Result, text: int, attention: Tensor, gradient: Tensor) -> str:
@@ -96,7 +93,7 @@ def layer_rows(result: Result, text: int, attention: Tensor, gradient: Tensor) -
         "attention would raise the cosine (orange) or lower it (blue). Each picture has a scale of "
         "its own; layers count from 0, as in LayerAttention."
     )
-    return f'<div style="{_style(image)}"><p class="hint">{note}</p>{body}</div>'
+    return _view(image, note, body)
 
 
 def head_cards(result: Result, text: int, parts: ScoreParts) -> str:
@@ -106,14 +103,10 @@ def head_cards(result: Result, text: int, parts: ScoreParts) -> str:
     raw = torch.cat([parts.maps, torch.zeros_like(parts.maps[:1])])
     pairs = zip(*signed_heat(raw, (image.shape[-2], image.shape[-1])), strict=True)
     total, notes = sum_notes(parts.maps.numpy(), parts.rest)
-    cards = "".join(
-        _card(
-            _picture(data_url(signed_layer(up, down, (POSITIVE, NEGATIVE))), label),
-            "",
-            f"{label}<br>{note}",
-        )
-        for (up, down), label, note in zip(pairs, [*parts.labels, REST], notes, strict=True)
-    )
+    cards = ""
+    for (up, down), label, note in zip(pairs, [*parts.labels, REST], notes, strict=True):
+        drawn = _picture(data_url(signed_layer(up, down, (POSITIVE, NEGATIVE))), label)
+        cards += _card(drawn, "", f"{label}<br>{note}")
     name = escape(result.explanation.names[text])
     what = {
         "positive": "the heads that add most",
@@ -126,10 +119,7 @@ def head_cards(result: Result, text: int, parts: ScoreParts) -> str:
         "cosine. Orange adds to it, blue takes away; each picture has a scale of its own; layers "
         "and heads count from 0, as in DirectContribution."
     )
-    return (
-        f'<div style="{_style(image)}"><p class="hint">{note}</p>'
-        f'<div class="layers">{cards}</div></div>'
-    )
+    return _view(image, note, f'<div class="layers">{cards}</div>')
 
 
 def problem(sentence: str) -> str:
@@ -137,20 +127,23 @@ def problem(sentence: str) -> str:
     return f'<p class="problem" role="alert">{escape(sentence)}</p>' if sentence else ""
 
 
-def _colors(signs: Iterable[str]) -> dict[str, Colormap]:
+def _colors(signs: Collection[str]) -> dict[str, Colormap]:
     """One sign has the heat's colours or those against; of both, orange is for."""
-    both = len(tuple(signs)) == 2
-    return {"positive": POSITIVE if both else colormap(HEAT), "negative": NEGATIVE}
+    colors = {"positive": POSITIVE if len(signs) == 2 else colormap(HEAT), "negative": NEGATIVE}
+    return {sign: colors[sign] for sign in signs}
 
 
-def _legend(signs: Iterable[str]) -> str:
-    colors = _colors(signs)
+def _legend(signs: Collection[str]) -> str:
     meaning = {"positive": "speaks for the text", "negative": "speaks against it"}
     return "".join(
-        f'<span class="legend"><i style="background:{css_gradient(ramp(colors[sign], ALPHA))}"></i>'
+        f'<span class="legend"><i style="background:{css_gradient(ramp(color, ALPHA))}"></i>'
         f"{meaning[sign]}: low to high</span>"
-        for sign in signs
+        for sign, color in _colors(signs).items()
     )
+
+
+def _view(image: Tensor, note: str, body: str) -> str:
+    return f'<div style="{_style(image)}"><p class="hint">{note}</p>{body}</div>'
 
 
 def _style(image: Tensor) -> str:

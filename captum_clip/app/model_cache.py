@@ -18,14 +18,8 @@ EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 class ModelCache:
     """Adapters by name; however many people ask at once, a model is loaded once.
 
-    Args:
-        names: the models that someone asked for; the embedded ones are offered after them.
-        device: where they go; CUDA if there is one by default.
-        processor: whose image processor the models that someone asked for get, by name.
-        tokenizer: the same for the tokenizer.
-
-    Raises:
-        InputError: a name leads nowhere, or has no processor or tokenizer.
+    The embedded models are offered after those that someone asked for, `names`; only these get the
+    processor and the tokenizer.
 
     Example:
         >>> from captum_clip.app.model_cache import ModelCache
@@ -53,11 +47,7 @@ class ModelCache:
         self._loaded: dict[str, ClipAdapter] = {}
 
     def get(self, name: str) -> ClipAdapter:
-        """The adapter of a name, loaded when it is first asked for.
-
-        Raises:
-            CaptumClipError: it is not offered, or cannot be loaded.
-        """
+        """The adapter of a name, loaded when it is first asked for."""
         if name not in self._locks:
             raise InputError(f"{name!r} is not offered here; choose {' or '.join(self.names)}.")
         with self._locks[name]:

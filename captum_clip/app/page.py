@@ -13,10 +13,10 @@ from typing import Any, Final
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError
 from ..visualization.style import ALPHA
-from . import downloads, handlers, html
+from . import handlers, html
 from .handlers import Detail, PageState
 from .model_cache import ModelCache
-from .pictures import as_url
+from .pictures import archive, as_url, picture
 from .queries import Query, example
 from .style import ABOUT, INTRODUCTION, SCRIPTS
 
@@ -38,11 +38,9 @@ _SIGNS: Final = {"for it": "positive", "against it": "negative", "both": "both"}
 
 
 def build(cache: ModelCache, uploads: str) -> Any:
-    """The page, a `gradio.Blocks`.
+    """The page, a `gradio.Blocks`; the first model is chosen at first.
 
-    Args:
-        cache: with the models; the first one is chosen at first.
-        uploads: the folder of uploaded images; no file elsewhere is read, whatever a client says.
+    No file outside the folder of uploaded images is read, whatever a client says.
     """
     import gradio as gr
 
@@ -198,22 +196,18 @@ def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
 def _connect_browser(page: Any, parts: dict[str, Any]) -> None:
     """What the browser does alone or last: the opacity, and saving a file."""
 
-    def png(state: PageState, opacity: float) -> str:
-        if state.result is None:
-            return ""
-        return as_url(downloads.picture(state.result, opacity), "image/png")
-
-    def npz(state: PageState) -> str:
-        if state.result is None:
-            return ""
-        return as_url(downloads.archive(state.result), "application/octet-stream")
+    def file(make: Callable[..., bytes], kind: str, state: PageState, *look: float) -> str:
+        return "" if state.result is None else as_url(make(state.result, *look), kind)
 
     page.load(None, None, None, js=SCRIPTS["keys"])
     for event in (parts["opacity"].change, page.load):
         event(None, parts["opacity"], None, js=SCRIPTS["opacity"])
-    inputs = {"png": [parts["state"], parts["opacity"]], "npz": [parts["state"]]}
-    for ending, make in (("png", png), ("npz", npz)):
-        made = parts[ending].click(make, inputs[ending], parts["file"], **_QUIET)
+    state, opacity = parts["state"], parts["opacity"]
+    for ending, make, inputs in (
+        ("png", partial(file, picture, "image/png"), [state, opacity]),
+        ("npz", partial(file, archive, "application/octet-stream"), [state]),
+    ):
+        made = parts[ending].click(make, inputs, parts["file"], **_QUIET)
         made.then(None, parts["file"], None, js=SCRIPTS["save"].replace("ENDING", ending))
 
 
@@ -232,11 +226,7 @@ async def _checked_inputs(preprocess: Callable[..., Any], event: Any, *args: Any
 
 
 def _uploaded_path(uploads: str, payload: Any) -> str | None:
-    """The file of an image that was uploaded here or drawn here.
-
-    Raises:
-        gradio.Error: the client names another file of this machine.
-    """
+    """The file of an image that was uploaded here or drawn here, and no other of this machine."""
     if payload is None:
         return None
     import gradio as gr

@@ -1,9 +1,12 @@
-"""Pictures for a browser, which lays a map over an image and sets its opacity by itself."""
+"""Pictures for a browser, which sets the opacity of a map by itself, and files to take home."""
 
 from __future__ import annotations
 
 import base64
 import io
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +14,11 @@ from matplotlib.colors import Colormap, to_hex
 from PIL import Image
 from torch import Tensor
 
-from .. import maps
+from .. import maps, visualization
 from ..visualization.arrays import Array
 from ..visualization.blend import RISE, soften
+from ..visualization.style import HEAT, NEGATIVE
+from .queries import Result
 
 
 def photo(image: Tensor) -> str:
@@ -30,13 +35,6 @@ def layer(heat: Tensor, cmap: Colormap) -> Array:
     .. math:: (1 - \alpha o) \, p + \alpha o \, c
 
     with the pale image p, the colour c and the opacity o of a pixel.
-
-    Example:
-        >>> import torch
-        >>> from matplotlib import colormaps
-        >>> from captum_clip.app.pictures import layer
-        >>> layer(torch.tensor([[0.0, 1.0]]), colormaps["gray"])[0, :, 3].tolist()
-        [0.0, 1.0]
     """
     values = heat.numpy()
     opacity = values[..., None] ** RISE
@@ -72,3 +70,32 @@ def as_url(data: bytes, kind: str) -> str:
 def css_gradient(cmap: Colormap) -> str:
     """The colours of a map from low to high, as CSS."""
     return f"linear-gradient(90deg, {', '.join(to_hex(cmap(i / 8)) for i in range(9))})"
+
+
+def picture(result: Result, opacity: float) -> bytes:
+    """The cards with their opacity, as PNG."""
+    shown, heat = result.shown(), result.heat()
+    rows = zip(shown.names, shown.norms.tolist(), result.picks, strict=True)
+    caption = f"{shown.model} \N{MIDDLE DOT} {shown.method}"
+    if list(heat) == ["negative"]:
+        caption += " \N{MIDDLE DOT} what speaks against"
+    look: dict[str, Any] = {
+        "names": [f"{name}, norm {norm:.2f}" if word else name for name, norm, word in rows],
+        "scores": shown.scores,
+        "alpha": opacity,
+        "caption": caption,
+    }
+    if len(heat) == 2:
+        figure = visualization.signs(shown.images, heat["positive"], heat["negative"], **look)
+    else:
+        [(sign, values)] = heat.items()
+        cmap = HEAT if sign == "positive" else NEGATIVE
+        figure = visualization.overlay(shown.images, values, cmap=cmap, **look)
+    with tempfile.TemporaryDirectory() as folder:
+        return visualization.save_figure(figure, Path(folder) / "maps.png").read_bytes()
+
+
+def archive(result: Result) -> bytes:
+    """The maps of the cards as :meth:`Explanation.save` writes them, NPZ."""
+    with tempfile.TemporaryDirectory() as folder:
+        return result.shown().save(Path(folder) / "maps.npz").read_bytes()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .. import targets
 from ..attr import LayerAttention
 from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError
+from ..explained import TextMap
 from ..explanation import Explanation, Sign, explain
 from ..figures.heads import ScoreParts, score_parts
 from ..models import ClipAdapter
@@ -23,7 +24,6 @@ from ..models.images import as_pil
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from ..text_maps import TextMap
 from .model_cache import ModelCache
 
 MAX_TEXTS: Final = 12
@@ -32,18 +32,10 @@ MAX_TEXTS: Final = 12
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What someone asks.
-
-    Attributes:
-        image: a file, a PIL image or an array; None where none was chosen.
-        texts: one per line; empty lines do not count.
-        model: a name that the cache offers.
-        method: a command-line name.
-        sign: what speaks for the texts, against them, or both.
-    """
+    """What someone asks: of a model by its name in the cache, a method by its command-line name."""
 
     image: ImageLike | None
-    texts: str
+    texts: str  # one per line; empty lines do not count
     model: str
     method: str
     sign: Sign = "positive"
@@ -55,9 +47,7 @@ class Result:
 
     Attributes:
         model: its name in the cache.
-        sign: of the query.
         pixels: the image as the model took it, (1, 3, H, W).
-        explanation: maps and scores of the K texts.
         words: a text's position -> maps of the text and of its words, for texts taken apart.
         picks: for each text what is shown: 0 the text, n its n-th word.
     """
@@ -116,12 +106,7 @@ class Result:
 
 
 def ask(cache: ModelCache, query: Query) -> Result:
-    """Explain the image for each text.
-
-    Raises:
-        CaptumClipError: no image or one that cannot be read, no text or one that the model cannot
-            read, a method that does not go with the model or the sign.
-    """
+    """Explain the image for each text; CaptumClipError where that cannot be, as in all below."""
     if query.image is None:
         raise InputError("Choose an image first, or draw an example scene.")
     lines = [" ".join(line.split()) for line in query.texts.splitlines()]
@@ -151,9 +136,6 @@ def pick(cache: ModelCache, result: Result, text: int, word: int) -> Result:
     """Show one word of a text instead of the text, or with word 0 the text again.
 
     All words of a text are explained when the first is asked for, in one pass.
-
-    Raises:
-        CaptumClipError: no such word, or one without which the model sees the same.
     """
     if not 0 <= text < len(result.picks):
         raise InputError("This text is no longer there; show the maps again.")
@@ -175,34 +157,22 @@ def pick(cache: ModelCache, result: Result, text: int, word: int) -> Result:
 
 
 def words(cache: ModelCache, result: Result, text: int = 0) -> TextMap:
-    """What each word of a text adds: by the query's method, or conservative where it needs a grid.
-
-    Raises:
-        CaptumClipError: the model's text tower cannot be explained, or the method has no such sign.
-    """
+    """What each word of a text adds, by conservative where the query's method needs a grid."""
     clip = cache.get(result.model)
     [name] = _target_of(clip, result, text).names
 
-    def by(method: str) -> TextMap:
-        found = explain(
-            result.pixels, name, model=clip, method=method, sign=result.sign, side="text"
-        )
-        return found.text_maps[0]
-
+    asked: dict[str, Any] = {"model": clip, "sign": result.sign, "side": "text"}
     try:
-        return by(result.explanation.method)
+        found = explain(result.pixels, name, method=result.explanation.method, **asked)
     except UnsupportedModelError:
-        return by("conservative")
+        found = explain(result.pixels, name, method="conservative", **asked)
+    return found.text_maps[0]
 
 
 def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Tensor]:
     """The attention of every layer, and the gradient of the text's cosine with respect to it.
 
-    Returns:
-        Both (1, n, h, w) for n layers, heads averaged; the gradient is signed.
-
-    Raises:
-        CaptumClipError: the model is no vision transformer.
+    Both are (1, n, h, w) for n layers, heads averaged; the gradient is signed.
     """
     clip = cache.get(result.model)
     tower = clip.tower
@@ -224,11 +194,7 @@ def layers(cache: ModelCache, result: Result, text: int = 0) -> tuple[Tensor, Te
 
 
 def heads(cache: ModelCache, result: Result, text: int = 0) -> ScoreParts:
-    """The heads that a text's cosine comes from: those of the query's sign, and what is left.
-
-    Raises:
-        CaptumClipError: no attention reads the model's embedding.
-    """
+    """The heads that a text's cosine comes from: those of the query's sign, and what is left."""
     clip = cache.get(result.model)
     return score_parts(clip, _target_of(clip, result, text), result.pixels, sign=result.sign)
 
@@ -241,9 +207,6 @@ def _target_of(clip: ClipAdapter, result: Result, text: int) -> Target:
 
 def example(seed: float | None) -> tuple[ImageLike, str]:
     """A held-out demo scene and texts that are true of it, one per line.
-
-    Raises:
-        InputError: the seed is no whole number from 0 on.
 
     Example:
         >>> from captum_clip.app.queries import example

@@ -26,11 +26,7 @@ _App = Callable[..., Awaitable[None]]
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        InputError: the port is taken or not allowed, or the host is none of this machine's.
-    """
+    """A listening socket."""
     if not 0 <= port < 2**16:
         raise InputError(f"--port {port}: expected a number from 0 (any free one) to 65535.")
     try:
@@ -49,11 +45,7 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def warm(cache: ModelCache) -> None:
-    """Load the first model and the embedded ones, and let each answer once.
-
-    Raises:
-        CaptumClipError: the first model cannot be loaded.
-    """
+    """Load the first model and the embedded ones, and let each answer once."""
     from ..attr.registry import default_method
 
     image, texts = example(0)
@@ -65,11 +57,8 @@ def warm(cache: ModelCache) -> None:
 def serve(cache: ModelCache, listening: socket.socket, hosts: Collection[str] = ()) -> None:
     """Answer until Ctrl-C or the end of the session; uploaded images are gone then.
 
-    Args:
-        cache: with the models.
-        listening: of :func:`open_port`.
-        hosts: names that the page is reached by, beside localhost, this machine's name and
-            addresses; a request that names another one is refused, and so is a frame.
+    A request is refused, and so is a frame, that names another host than `hosts`, localhost, and
+    this machine's name and addresses.
     """
     with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder, _settings(folder):
         import uvicorn

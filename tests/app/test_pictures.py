@@ -12,9 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip.app import downloads, html
+from captum_clip.app import html
 from captum_clip.app.model_cache import ModelCache
-from captum_clip.app.pictures import data_url, layer, photo, signed_heat, signed_layer
+from captum_clip.app.pictures import (
+    archive,
+    data_url,
+    layer,
+    photo,
+    picture,
+    signed_heat,
+    signed_layer,
+)
 from captum_clip.app.queries import Query, Result, ask, layers, pick
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explanation import Explanation
@@ -105,7 +113,7 @@ def test_layer_rows_have_a_picture_for_each_layer(cache: ModelCache, answer: Res
 
 
 def test_the_archive_holds_what_the_cards_show(answer: Result, tmp_path: Path) -> None:
-    (tmp_path / "maps.npz").write_bytes(downloads.archive(answer))
+    (tmp_path / "maps.npz").write_bytes(archive(answer))
     found, expected = Explanation.load(tmp_path / "maps.npz"), answer.shown()
     assert found.names == expected.names
     assert (found.model, found.method) == ("demo/vit", "last-grad")
@@ -120,9 +128,9 @@ def test_the_picture_follows_the_opacity(cache: ModelCache, sign: str) -> None:
     answer = ask(cache, question)
     pictures = []
     for opacity in (0.0, 0.5, 0.5):
-        with Image.open(io.BytesIO(downloads.picture(answer, opacity))) as picture:
-            assert picture.format == "PNG"
-            pictures.append(np.asarray(picture))
+        with Image.open(io.BytesIO(picture(answer, opacity))) as drawn:
+            assert drawn.format == "PNG"
+            pictures.append(np.asarray(drawn))
     assert pictures[0].shape == pictures[1].shape
     assert (pictures[0] != pictures[1]).any()
     np.testing.assert_array_equal(pictures[1], pictures[2])
