@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from ast import literal_eval
-from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, final
 
@@ -78,7 +77,8 @@ class CamFamily(ClipAttribution):
     @classmethod
     @override
     def check_options(cls, *, variant: str = "GradCAM", **options: Any) -> None:
-        known = _parameters(_class_of(variant))
+        parameters = inspect.signature(_class_of(variant).__init__).parameters
+        known = ["eigen_smooth", *(name for name in parameters if name not in _OURS)]
         for option in options:
             if option not in known:
                 raise InputError(
@@ -149,11 +149,6 @@ def _class_of(variant: str) -> Any:
     if variant not in known:
         raise InputError(f"cam: expected one of {', '.join(sorted(known))}, got {variant!r}.")
     return getattr(library, variant)
-
-
-def _parameters(kind: Any) -> Sequence[str]:
-    own = [name for name in inspect.signature(kind.__init__).parameters if name not in _OURS]
-    return "eigen_smooth", *own
 
 
 def _value(value: Any) -> Any:

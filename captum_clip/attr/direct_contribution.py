@@ -160,16 +160,9 @@ def _of_rows(
         heads = heads_output(attention, row, tokens) if needs_token(steps) else token
         direction = _below_norms(attention, direction, tokens, row, reading)
         at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-        values.append(
-            contributions(
-                attention,
-                at_heads,
-                row,
-                tokens,
-                mean=reading.mean(widened(tokens), span) if baseline == "mean" else None,
-                by_head=per == "head",
-            )
-        )
+        mean = reading.mean(widened(tokens), span) if baseline == "mean" else None
+        by_head = per == "head"
+        values.append(contributions(attention, at_heads, row, tokens, mean=mean, by_head=by_head))
     values.reverse()
     maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
     rest = total - maps[..., span].flatten(2).sum(-1)

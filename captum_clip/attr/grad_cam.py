@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..models import known_tower
-from ..models.towers import ResNetTower, Tower
+from ..models.towers import ResNetTower
 from ..similarity import ClipSimilarity
 from ._attention import exact, widened
 from ._base import Computed, ResNetAttribution, TensorOrTuple, usable
@@ -70,7 +70,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     _tower: ResNetTower | None  # type: ignore[assignment]  # None: the layer is Captum's affair
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
-        if isinstance(forward_func, ClipSimilarity) and layer is _stage(forward_func.clip.tower):
+        own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
+        if isinstance(own, ResNetTower) and layer is own.stage:
             layer = None
         if layer is not None and not isinstance(layer, nn.Module):
             raise InputError(
@@ -136,7 +137,3 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             weights = widened(gradient) / (features.shape[-2] * features.shape[-1])
             maps = torch.einsum("kbc,bchw->kbhw", weights, features)
         return Computed(record, maps.clamp(min=0) if relu_attributions else maps, scored.chosen)
-
-
-def _stage(tower: Tower) -> nn.Module | None:
-    return tower.stage if isinstance(tower, ResNetTower) else None

@@ -87,11 +87,10 @@ class GradEclip(ViTAttribution):
                 queries = projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
                 query = read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
-        others = cosine[:, span]
         hidden = seen.reading.hidden()
-        among = None if hidden is None else hidden[:, span]
-        low = (others if among is None else others.masked_fill(among, torch.inf)).amin(1)
-        high = (others if among is None else others.masked_fill(among, -torch.inf)).amax(1)
+        if hidden is None:
+            hidden = torch.zeros_like(cosine, dtype=torch.bool)
+        low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)
+        high = cosine.masked_fill(hidden, -torch.inf)[:, span].amax(1, keepdim=True)
         extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
-        weights = (cosine - low[:, None]) / extent[:, None]
-        return weights if hidden is None else weights.masked_fill(hidden, 0)
+        return ((cosine - low) / extent).masked_fill(hidden, 0)

@@ -152,8 +152,13 @@ class MethodChoice:
                 value, _, text = text.partition(":")
                 options = {leading: value, **options}
             options = {**_parsed(method, text), **options}
+        elif method in registered().values():
+            method_class = method
         else:
-            method_class = _known(method)
+            raise InputError(
+                f"method: expected a class of captum_clip.attr or one of {', '.join(METHODS)}, got "
+                f"{method!r}."
+            )
         _check_options(method_class, options)
         return cls(method_class, options, _full_name(method_class, options))
 
@@ -216,17 +221,6 @@ def suggestion(typed: str, names: Iterable[str]) -> str:
     plain = {re.sub("[^a-z0-9]", "", name.lower()): name for name in names}
     close = get_close_matches(re.sub("[^a-z0-9]", "", typed.lower()), plain, n=1)
     return f" (did you mean {plain[close[0]]}?)" if close else ""
-
-
-def _known(method: Any) -> type[Any]:
-    methods = registered()
-    if method not in methods.values():
-        raise InputError(
-            f"method: expected a class of captum_clip.attr or one of {', '.join(methods)}, got "
-            f"{method!r}."
-        )
-    known: type[Any] = method
-    return known
 
 
 def _check_options(method: type[Any], options: dict[str, Any]) -> None:
