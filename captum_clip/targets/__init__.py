@@ -5,7 +5,6 @@ from .embedding import embedding
 from .emotion import emotion
 from .image import image
 from .text import text
-from .tokens import word_tokens
-from .words import words
+from .words import word_tokens, words
 
 __all__ = ["Target", "concatenate", "embedding", "emotion", "image", "text", "word_tokens", "words"]

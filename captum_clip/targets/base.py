@@ -110,12 +110,8 @@ class Target:
             chosen = [index for index, name in enumerate(self.names) if name == key]
         else:
             listed = key.tolist() if isinstance(key, (Tensor, np.ndarray, np.integer)) else key
-            if isinstance(listed, Iterable):
-                chosen = [
-                    index.item() if isinstance(index, np.integer) else index for index in listed
-                ]
-            else:
-                chosen = [listed]
+            several = listed if isinstance(listed, Iterable) else [listed]
+            chosen = [i.item() if isinstance(i, np.integer) else i for i in several]
             if not all(is_integer(index) for index in chosen):
                 raise TargetError(f"Target: expected indices, a slice or a name, got {show(key)}.")
             if any(not -len(self) <= index < len(self) for index in chosen):
