@@ -89,7 +89,14 @@ def infidelity(
     else:
         spread = expand_to_input(as_planes(caller, maps, images)[:, None], images)
     chosen = checked_targets(caller, target, images, name="target")
-    perturb = _default_removal(maps, images) if perturbation is None else perturbation
+    if perturbation is None:
+        grid = (maps.shape[-2], maps.shape[-1])
+        if grid == images.shape[-2:]:
+            raise InputError(
+                f"{caller}: the maps are as fine as the images, {grid[0]} x {grid[1]}; say what to "
+                "perturb, for example perturbation=metrics.patch_removal((7, 7))."
+            )
+        perturbation = patch_removal(grid)
     largest = None if target is None else int(chosen.max())
 
     def score(inputs: Tensor) -> Tensor:
@@ -98,7 +105,7 @@ def infidelity(
     values = [
         captum_metrics.infidelity(
             score,
-            _perturb_repeated(perturb, generators),
+            _perturb_repeated(perturbation, generators),
             images[part],
             spread[part].double(),
             target=chosen[part],
@@ -195,16 +202,6 @@ def sensitivity(
         for part, most, generators in _batches(caller, images, samples, batch_size, seed)
     ]
     return torch.cat(values)
-
-
-def _default_removal(maps: Tensor, images: Tensor) -> Perturbation:
-    grid = (maps.shape[-2], maps.shape[-1])
-    if grid == images.shape[-2:]:
-        raise InputError(
-            f"infidelity: the maps are as fine as the images, {grid[0]} x {grid[1]}; say what to "
-            "perturb, for example perturbation=metrics.patch_removal((7, 7))."
-        )
-    return patch_removal(grid)
 
 
 def _batches(

@@ -103,11 +103,6 @@ def masked_changes(
     check_count(caller, "batch_size", batch_size)
     chosen = checked_targets(caller, target, images, name="target")
     largest = None if target is None else int(chosen.max())
-
-    def score(inputs: Tensor, columns: Tensor) -> Tensor:
-        scores = checked_scores(caller, forward, inputs, largest).double()
-        return scores.gather(1, columns[:, None])[:, 0]
-
     row, column = cell_indices(grid, images, shifted=shifted)
     size = (samples, grid[0] + shifted, grid[1] + shifted)
     masks, changes = [], []
@@ -116,16 +111,12 @@ def masked_changes(
         drawn = torch.rand(size, generator=generator).to(images.device) < share
         taken = drawn[:, row, column]  # (S, H, W)
         states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
-        scores = [
-            score(
-                torch.where(part[:, None], torch.as_tensor(fill).to(image), image),
-                own.repeat(len(part)),
-            )
-            for part in torch.split(states, batch_size)
-        ]
-        every = torch.cat(scores)
+        filled = torch.as_tensor(fill).to(image)
+        parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
+        scores = [checked_scores(caller, forward, part, largest)[:, own] for part in parts]
+        score = torch.cat(scores).double()
         masks.append(taken)
-        changes.append(every[0] - every[1:])
+        changes.append(score[0] - score[1:])
     return MaskedChanges(torch.stack(masks), torch.stack(changes))
 
 
