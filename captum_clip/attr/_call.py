@@ -6,6 +6,7 @@ Captum's `target` picks the columns (K', B) of a score (B, K): one score for eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -58,6 +59,12 @@ class Call:
                 f"or (B, K); it returned {found}."
             )
         return scores[:, None] if scores.ndim == 1 else scores
+
+    def run(self, recording: AbstractContextManager[Recording]) -> tuple[Recording, TargetScores]:
+        """Run the forward under a recording: what it showed, and the scores asked for."""
+        with recording as record:
+            scores = self.scores()
+        return record, TargetScores.of(scores, self, record)
 
     def embeddings(self) -> Tensor:
         """Run a `TextSimilarity` to the embeddings of its texts, (B, E)."""

@@ -66,9 +66,7 @@ def last_gradient(
         return LastGradient(record, scored, row, weights)
     refuse_checkpointing(tower)
     keep = keep or range(last, last + 1)
-    with record_vit(tower, visit=visit, keep=keep, leaf=last) as record:
-        scores = call.scores()
-    scored = TargetScores.of(scores, call, record)
+    record, scored = call.run(record_vit(tower, visit=visit, keep=keep, leaf=last))
     seen = record.layers[last]
     leaf, _ = seen.point(attention)
     output = scored.stacked_gradients(leaf)  # (K', B, s, D)
@@ -105,9 +103,8 @@ def _from_last_block(
     """
     last = len(tower.layers) - 1
     attention = tower.layers[last]
-    with record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="block") as record:
-        scores = call.scores()
-    scored = TargetScores.of(scores, call, record)
+    kept = range(last, last + 1)
+    record, scored = call.run(record_vit(tower, visit=visit, keep=kept, leaf="block"))
     rows = []
     for (gradient,) in scored.gradients(record.outputs[last]):
         if gradient[:, 1:].any():
@@ -200,9 +197,7 @@ def all_gradients(
         row, heads, _ = last_heads(tower, record)
         scored = _tail(tower, call, record, heads)
         return AllGradients(tower, record, scored, (*points, row))
-    with record_vit(tower, keep=range(first, last + 1), leaf=start) as record:
-        scores = call.scores()
-    scored = TargetScores.of(scores, call, record)
+    record, scored = call.run(record_vit(tower, keep=range(first, last + 1), leaf=start))
     return AllGradients(tower, record, scored, _points(tower, record, range(start, last + 1)))
 
 
@@ -226,12 +221,11 @@ def without_gradient(
     tower: ViTTower, call: Call, visit: tuple[range, Visit]
 ) -> tuple[Recording, TargetScores]:
     """Run once without any graph and visit the tokens of some layers."""
-    stop = len(tower.attentions) - 1 if stops(tower, call) else None
     with torch.no_grad():
-        with record_vit(tower, visit=visit, stop=stop) as record:
-            scores = call.scores()
-        if stop is None:
-            return record, TargetScores.of(scores, call, record)
+        if not stops(tower, call):
+            return call.run(record_vit(tower, visit=visit))
+        with record_vit(tower, visit=visit, stop=len(tower.attentions) - 1) as record:
+            call.scores()
         return record, _tail(tower, call, record, last_heads(tower, record)[1])
 
 

@@ -184,7 +184,5 @@ def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetSc
             return found.record, found.scored, shift
         except ReadsMoreError:
             pass  # the gradient does not lead through the pool alone
-    with record_resnet(tower, then="shift") as record:
-        scores = call.scores()
-    scored = TargetScores.of(scores, call, record)
+    record, scored = call.run(record_resnet(tower, then="shift"))
     return record, scored, scored.stacked_gradients(record.shift)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from ._attention import propagated, start_row, weighted
 from ._base import Computed, ViTAttribution
 from ._call import Call
-from ._passes import AllGradients, all_gradients, kept_attention
+from ._passes import all_gradients, kept_attention
 
 
 @final
@@ -51,34 +49,23 @@ class AllGradAttention(ViTAttribution):
 
     @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
-        layers = self._layers(start_layer)
-        found = all_gradients(self._tower, call, start_layer)
-        attention = kept_attention(self._tower, found.record, found.scored)
-        maps = [
-            self._propagate(found, gradients, layers, attention)
-            for gradients in found.scored.gradients(*found.points)
-        ]
+        tower, layers = self._tower, self._layers(start_layer)
+        found = all_gradients(tower, call, start_layer)
+        attention, reading = kept_attention(tower, found.record, found.scored), found.record.reading
+        maps = []
+        for gradients in found.scored.gradients(*found.points):
+            last = found.last_row(gradients[-1])
+            if last is None:
+                start, below = start_row(gradients[-1], tower.prefix, reading), layers
+            else:
+                start, below = weighted(*last, dim=1), layers[:-1]  # (B, s)
+                if tower.pooling == "cls":  # no residual runs around a probe
+                    start = start + reading.row_of(start)
+            steps = (
+                weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
+                for index, gradient in reversed(list(zip(below, gradients, strict=False)))
+            )
+            row = propagated(start, steps)
+            # no token keeps the 1 that its own row began with
+            maps.append(row if reading.rows is None else row - reading.row_of(row))
         return Computed(found.record, torch.stack(maps), found.scored.chosen)
-
-    def _propagate(
-        self,
-        found: AllGradients,
-        gradients: tuple[Tensor, ...],
-        layers: range,
-        attention: Callable[[int], Tensor],
-    ) -> Tensor:
-        """One target's map (B, s) from the gradients at every point."""
-        last, reading = found.last_row(gradients[-1]), found.record.reading
-        if last is None:
-            start = start_row(gradients[-1], self._tower.prefix, reading)
-        else:
-            layers, start = layers[:-1], weighted(*last, dim=1)  # (B, s)
-            if self._tower.pooling == "cls":  # no residual runs around a probe
-                start = start + reading.row_of(start)
-        steps = (
-            weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
-            for index, gradient in reversed(list(zip(layers, gradients, strict=False)))
-        )
-        row = propagated(start, steps)
-        # no token keeps the 1 that its own row began with
-        return row if reading.rows is None else row - reading.row_of(row)

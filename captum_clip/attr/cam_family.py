@@ -16,7 +16,7 @@ from ..models.towers import ResNetTower, ViTTower
 from ..recording import record_features
 from ._attention import widened
 from ._base import ClipAttribution, Computed
-from ._call import Call, TargetScores
+from ._call import Call
 
 _WHOLE_NETWORK = ("FullGrad", "ShapleyCAM")  # they differentiate more than one layer
 _WITHOUT_TARGET = ("EigenCAM", "KPCA_CAM", "FEM")
@@ -96,9 +96,8 @@ class CamFamily(ClipAttribution):
             )
         options = {name: _value(value) for name, value in options.items()}
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
-        with record_features(tower) as record:
-            scores = call.scores()
-        scored, leaf = TargetScores.of(scores, call, record), record.features
+        record, scored = call.run(record_features(tower))
+        leaf = record.features
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
         cam.activations_and_grads.release()  # what it would record is at hand

@@ -81,9 +81,7 @@ class LastGradAttention(ViTAttribution):
         else:
             last = last_gradient(self._tower, call, (layers[:-1], visit))
         if last.row is None or last.attention is None:
-            return Computed(
-                last.record, self._general(call, last, layers, heads), last.scored.chosen
-            )
+            return self._general(call, last, layers, heads)
         rows[layers[-1]] = _combined(last.attention, heads, dim=1)  # (B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
@@ -92,7 +90,7 @@ class LastGradAttention(ViTAttribution):
             maps = (1 + own) * maps + step  # (K', B, s)
         return Computed(last.record, maps, last.scored.chosen)
 
-    def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Tensor:
+    def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
         record = last.record
         if self._tower.pooling != "mean":  # only now whole layers turned out to be needed
@@ -104,7 +102,7 @@ class LastGradAttention(ViTAttribution):
             _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
             for start, gradient in last.matrices(self._tower)
         ]
-        return torch.stack(maps)
+        return Computed(last.record, torch.stack(maps), last.scored.chosen)
 
     def _below_probe(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
