@@ -6,11 +6,10 @@ from :mod:`captum_clip.maps`. Nothing is computed here but colours.
 
 from .average import average
 from .captum_view import captum_image_attr
-from .contact_sheet import contact_sheet
 from .curves import curves
 from .heads import heads
 from .layers import layers
-from .overlay import overlay
+from .overlay import contact_sheet, overlay
 from .saving import save_figure
 from .sentences import sentences
 from .signs import signs
