@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +18,21 @@ from ..maps import Box
 
 Size = tuple[int, int]
 Positions = npt.NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
-# Owlv2's is missing: it pads before it resizes
+# Classes by library. Owlv2's is missing: it pads before it resizes.
 _PREFIXES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip", "Flava")
-_HUGGING_FACE = tuple(
-    f"{prefix}ImageProcessor{backend}" for prefix in _PREFIXES for backend in ("", "Fast", "Pil")
-)
-_RESIZING = {"torchvision": ("Resize",), "open_clip": ("ResizeKeepRatio",)}
-_CROPPING = {"torchvision": ("CenterCrop",), "open_clip": ("CenterCropOrPad",)}
-_STILL = {
-    "torchvision": ("ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize"),
-    "open_clip": ("MaybeConvertMode",),
+_BACKENDS = ("", "Fast", "Pil")
+_HUGGING_FACE = {
+    "transformers": [f"{p}ImageProcessor{backend}" for p in _PREFIXES for backend in _BACKENDS]
 }
-_NAFLEX = tuple(f"Siglip2ImageProcessor{backend}" for backend in ("", "Fast", "Pil"))
+_NAFLEX = {"transformers": [f"Siglip2ImageProcessor{backend}" for backend in _BACKENDS]}
+_RESIZING = {"torchvision": ["Resize"], "open_clip": ["ResizeKeepRatio"]}
+_CROPPING = {"torchvision": ["CenterCrop"], "open_clip": ["CenterCropOrPad"]}
+_STILL = {
+    "torchvision": ["ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize"],
+    "open_clip": ["MaybeConvertMode"],
+}
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 
@@ -47,6 +49,12 @@ class Geometry:
     resized: Size
     rows: Positions
     columns: Positions
+
+    def shown(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """What arrays (..., H, W) of the resized picture's size become; 0 in the padding."""
+        shown = resized[..., self.rows[:, None], self.columns]
+        shown[..., (self.rows[:, None] < 0) | (self.columns < 0)] = 0
+        return shown
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,8 @@ def crop_of(processor: Any, size: Size) -> Crop:
     """
     geometry = geometry_of(processor, size)
     edges = []
-    for length, resized, shown in _axes(size, geometry):
+    axes = zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
+    for length, resized, shown in axes:
         first = int((shown >= 0).argmax())
         start = int(shown[first]) - first
         edges.append([at * length / resized for at in (start, start + len(shown))])
@@ -132,12 +141,8 @@ def resize_masks(
     """
     masks = np.asarray(masks)
     geometry = _fitting("resize_masks", processor, masks, size)
-    rows, columns = (
-        _centres(whole, resized)[shown]
-        for whole, resized, shown in _axes(masks.shape[-2:], geometry)
-    )
-    shown = masks[..., rows[:, None], columns].astype(bool)
-    return shown & (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
+    rows, columns = map(_centres, masks.shape[-2:], geometry.resized)
+    return geometry.shown(masks[..., rows[:, None], columns].astype(bool))
 
 
 def resize_density(
@@ -146,26 +151,14 @@ def resize_density(
     """Densities of fixations, resized and cropped as a processor does it with their picture.
 
     Bilinear, over the whole area that a smaller pixel covers (antialiased); 0 in the padding.
-
-    Args:
-        processor: of a model, `clip.processor`.
-        density: (..., H, W), of the picture's size.
-        size: height and width of the preprocessed picture, if it is known, to compare with.
-
-    Returns:
-        (..., h, w); not scaled to any sum.
-
-    Raises:
-        InputError: no density (..., H, W), or another size than the preprocessed picture's.
-        UnsupportedModelError: a processor that does something unknown to the picture.
+    Densities (..., H, W) become (..., h, w), not scaled to any sum. The other arguments and the
+    errors are those of :func:`resize_masks`.
     """
     density = np.asarray(density, dtype=np.float64)
     geometry = _fitting("resize_density", processor, density, size)
     channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
     resized = F.interpolate(channels, geometry.resized, mode="bilinear", antialias=True)
-    shown = resized.numpy()[0][:, geometry.rows[:, None], geometry.columns]
-    inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
-    return np.where(inside, shown, 0.0).reshape(*density.shape[:-2], *inside.shape)
+    return geometry.shown(resized.numpy().reshape(*density.shape[:-2], *geometry.resized))
 
 
 def resize_points(
@@ -174,30 +167,16 @@ def resize_points(
     """Fixated pixels, moved as a processor moves their picture.
 
     Every point stays one point: it goes to the pixel that its centre falls into. Points that fall
-    together count once, and those outside the crop are gone, which may be all of them.
-
-    Args:
-        processor: of a model, `clip.processor`.
-        points: (..., H, W) bool, of the picture's size.
-        size: height and width of the preprocessed picture, if it is known, to compare with.
-
-    Returns:
-        (..., h, w) bool.
-
-    Raises:
-        InputError: no points (..., H, W), or another size than the preprocessed picture's.
-        UnsupportedModelError: a processor that does something unknown to the picture.
+    together count once, and those outside the crop are gone, which may be all of them. Arguments,
+    result and errors are those of :func:`resize_masks`, with points (..., H, W) for the masks.
     """
     points = np.asarray(points)
     geometry = _fitting("resize_points", processor, points, size)
-    flat = points.reshape(-1, *points.shape[-2:])
-    index, row, column = np.nonzero(flat)
-    moved = np.zeros((len(flat), *geometry.resized), dtype=bool)
-    (height, new_height, _), (width, new_width, _) = _axes(flat.shape[-2:], geometry)
-    moved[index, _centres(new_height, height)[row], _centres(new_width, width)[column]] = True
-    inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
-    shown = moved[:, geometry.rows[:, None], geometry.columns] & inside
-    return shown.reshape(*points.shape[:-2], *inside.shape)
+    *planes, rows, columns = np.nonzero(points)
+    down, across = map(_centres, geometry.resized, points.shape[-2:])
+    moved = np.zeros((*points.shape[:-2], *geometry.resized), dtype=bool)
+    moved[(*planes, down[rows], across[columns])] = True
+    return geometry.shown(moved)
 
 
 def geometry_of(processor: Any, size: Size) -> Geometry:
@@ -216,14 +195,14 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
         UnsupportedModelError: it is something else.
     """
     inner = getattr(processor, "image_processor", processor)
-    if _is_a(inner, "transformers", _HUGGING_FACE):
+    if _is_a(inner, _HUGGING_FACE):
         return _of_hugging_face(inner, size)
-    if _is_a(inner, "transformers", _NAFLEX):
+    if _is_a(inner, _NAFLEX):
         picture = np.zeros((*size, 3), dtype=np.uint8)
         patches = inner(images=[picture], return_tensors="np")["spatial_shapes"][0]
         resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
         return Geometry(resized, *map(np.arange, resized))
-    if _is_a(inner, "torchvision", ("Compose",)):
+    if _is_a(inner, {"torchvision": ["Compose"]}):
         return _of_steps(inner.transforms, size)
     raise UnsupportedModelError(
         f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
@@ -245,11 +224,6 @@ def _fitting(caller: str, processor: Any, array: npt.NDArray[Any], size: Size | 
             "give an array of the picture's own size."
         )
     return geometry
-
-
-def _axes(size: tuple[int, ...], geometry: Geometry) -> Iterable[tuple[int, int, Positions]]:
-    """Length, resized length and what is shown of both axes."""
-    return zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
 
 
 def _centres(whole: int, resized: int) -> Positions:
@@ -276,16 +250,15 @@ def _of_hugging_face(processor: Any, size: Size) -> Geometry:
 
 def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     """Follow the numbers of rows and columns through the steps of a `Compose`."""
-    resized, numbers = size, _numbers(size)
-    cropped = False
+    resized, numbers, cropped = size, _numbers(size), False
     for step in steps:
-        if _is_one_of(step, _RESIZING) and not cropped:
+        if _is_a(step, _RESIZING) and not cropped:
             picture = step(Image.new("RGB", resized[::-1]))
             resized = picture.size[::-1]
             numbers = _numbers(resized)
-        elif _is_one_of(step, _CROPPING):
+        elif _is_a(step, _CROPPING):
             numbers, cropped = step(numbers), True
-        elif not _is_one_of(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
+        elif not _is_a(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
             raise UnsupportedModelError(
                 f"what the step {step!r} of the preprocessing does to a picture is not known; for "
                 "masks and fixations expected Resize, then CenterCrop, then steps that move no "
@@ -294,14 +267,10 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     return _read(resized, numbers)
 
 
-def _is_one_of(step: Any, kinds: Mapping[str, Collection[str]]) -> bool:
-    return any(_is_a(step, library, names) for library, names in kinds.items())
-
-
-def _is_a(thing: Any, library: str, names: Collection[str]) -> bool:
-    """Whether it is an object of a class of this name, which not every version may have."""
+def _is_a(thing: Any, kinds: Mapping[str, Collection[str]]) -> bool:
+    """Whether it is an object of one of these classes, which not every version may have."""
     return any(
-        kind.__name__ in names and kind.__module__.partition(".")[0] == library
+        kind.__name__ in kinds.get(kind.__module__.partition(".")[0], ())
         for kind in type(thing).__mro__
     )
 

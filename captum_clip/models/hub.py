@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..errors import CaptumClipError, InputError
 
 EMBEDDED = "load_clip('demo/vit') is embedded and needs no network"
 _SECONDS = 5.0
+_FAILURES = (
+    *(OSError, ValueError, RuntimeError, KeyError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -50,7 +56,7 @@ def loading(name: str, source: str | None = None) -> Iterator[None]:
             yield
     except CaptumClipError:
         raise
-    except _failures() as error:
+    except _FAILURES as error:
         if source is None:
             message = f"it cannot be loaded: {_line(error)}."
         elif online:
@@ -87,12 +93,6 @@ def _unreachable(source: str, error: BaseException) -> str:
     )
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError)
-
-
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}, {first_line(error)}"
 
@@ -105,25 +105,20 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def _only_cache(asked: bool) -> Iterator[None]:
     """Let the hub's client answer from its cache, as HF_HUB_OFFLINE=1 does."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, utils
 
     if not asked or constants.HF_HUB_OFFLINE:
         yield
         return
+    # Clients before 1.0 read the switch when a session is made, later ones at every request.
+    forget_sessions = getattr(utils, "reset_sessions", lambda: None)
     constants.HF_HUB_OFFLINE = True
-    _forget_sessions()
+    forget_sessions()
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = False
-        _forget_sessions()
-
-
-def _forget_sessions() -> None:
-    # Clients before 1.0 read the switch when a session is made, later ones at every request.
-    from huggingface_hub import utils
-
-    getattr(utils, "reset_sessions", lambda: None)()
+        forget_sessions()
 
 
 class _FromOpenClip(logging.Filter):

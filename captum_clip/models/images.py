@@ -6,9 +6,10 @@ import io
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeGuard, TypeVar
+from typing import Any, BinaryIO, Final, TypeGuard
 
 import numpy as np
 import torch
@@ -19,21 +20,13 @@ from ..checks import excerpt
 from ..errors import InputError
 from ..maps import unusable
 
-_Loaded = TypeVar("_Loaded")
-
-ACCEPTED = "a path, a PIL image, an array or a uint8 tensor"
+_CHANNELS = (1, 2, 3, 4)
 NARROW: Final = 200
 """How often the shorter side of a picture may go into the longer one."""
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, NotImplementedError),
     struct.error,
 )
 
@@ -113,37 +106,35 @@ def as_pil(images: Any) -> list[Image.Image]:
     Raises:
         InputError: an image cannot be read or has no sensible shape or type.
     """
-    if isinstance(images, (Tensor, np.ndarray)):
-        return _batch_to_pil(images)
-    if isinstance(images, (str, Path, Image.Image)):
-        return [_image_to_pil(images)]
-    if not isinstance(images, Sequence):
-        raise _wrong_type(images)
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        return _pictures_of(images)
     if not images:
         raise InputError("preprocess: got no image at all.")
-    return [_image_to_pil(image) for image in images]
-
-
-def _wrong_type(image: Any) -> InputError:
-    return InputError(
-        f"preprocess: expected {ACCEPTED}, or several of them, got {type(image).__name__}."
-    )
-
-
-def _image_to_pil(image: Any) -> Image.Image:
-    if isinstance(image, (str, Path)):
-        return _read(Path(image))
-    if isinstance(image, Image.Image):
-        return _guarded(lambda: _to_rgb(image, "the PIL image"), "the PIL image")
-    if isinstance(image, (Tensor, np.ndarray)):
-        pictures = _batch_to_pil(image)
-        if len(pictures) != 1:
+    pictures = []
+    for image in images:
+        batch = _pictures_of(image)
+        if len(batch) != 1:
             raise InputError(
-                f"preprocess: expected one image, got a batch of {len(pictures)} inside a list; "
-                "pass batches alone."
+                f"preprocess: expected one image, got a batch of {len(batch)} inside a list; pass "
+                "batches alone."
             )
-        return pictures[0]
-    raise _wrong_type(image)
+        pictures += batch
+    return pictures
+
+
+def _pictures_of(image: Any) -> list[Image.Image]:
+    """The picture of a path or a PIL image, or those of an array."""
+    if isinstance(image, (Tensor, np.ndarray)):
+        return _batch_to_pil(image)
+    if isinstance(image, (str, Path)):
+        return [_read(Path(image))]
+    if isinstance(image, Image.Image):
+        with _guarded("the PIL image"):
+            return [_to_rgb(image, "the PIL image")]
+    raise InputError(
+        "preprocess: expected a path, a PIL image, an array or a uint8 tensor, or several of them, "
+        f"got {type(image).__name__}."
+    )
 
 
 def read_file(path: Path) -> bytes:
@@ -153,12 +144,9 @@ def read_file(path: Path) -> bytes:
         InputError: it cannot be read.
     """
     source = excerpt(str(path), 300)
-
-    def load() -> bytes:
+    with _guarded(source):
         _check_regular(path, source)
         return path.read_bytes()
-
-    return _guarded(load, source)
 
 
 def decode_file(content: bytes, path: Path) -> Image.Image:
@@ -181,16 +169,14 @@ def is_away(error: BaseException | None) -> bool:
 
 def _read(path: Path) -> Image.Image:
     source = excerpt(str(path), 300)
-    _guarded(lambda: _check_regular(path, source), source)
+    with _guarded(source):
+        _check_regular(path, source)
     return _open(path, source)
 
 
 def _open(file: Path | BinaryIO, source: str) -> Image.Image:
-    def load() -> Image.Image:
-        with Image.open(file) as image:
-            return _to_rgb(image, source)
-
-    return _guarded(load, source)
+    with _guarded(source), Image.open(file) as image:
+        return _to_rgb(image, source)
 
 
 def _check_regular(path: Path, source: str) -> None:
@@ -200,13 +186,14 @@ def _check_regular(path: Path, source: str) -> None:
         raise InputError(f"preprocess: {source} is not a file but a pipe or a device.")
 
 
-def _guarded(load: Callable[[], _Loaded], source: str) -> _Loaded:
-    """Run `load` with one clear error for what Pillow raises or only warns about."""
+@contextmanager
+def _guarded(source: str) -> Iterator[None]:
+    """One clear error for what Pillow raises or only warns about."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken metadata and the like
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return load()
+            yield
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -302,29 +289,17 @@ def _batch_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
         )
     if values.ndim in (2, 3):
         values = values[None]
-    elif values.ndim != 4:
-        raise _wrong_shape(array)
-    if not len(values):
+    if values.ndim == 4 and values.shape[3] not in _CHANNELS and values.shape[1] in _CHANNELS:
+        values = values.transpose(0, 2, 3, 1)
+    if values.ndim in (3, 4) and not len(values):
         raise InputError("preprocess: got no image at all.")
-    return [_array_to_pil(image, array) for image in values]
-
-
-def _array_to_pil(values: np.ndarray, array: Tensor | np.ndarray) -> Image.Image:
-    channels = (1, 2, 3, 4)
-    if values.ndim == 3:
-        if values.shape[2] not in channels:
-            if values.shape[0] not in channels:
-                raise _wrong_shape(array)
-            values = values.transpose(1, 2, 0)
-        if values.shape[2] == 1:
-            values = values[..., 0]
-    if 0 in values.shape:
-        raise _wrong_shape(array)
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), "the array or tensor")
-
-
-def _wrong_shape(array: Tensor | np.ndarray) -> InputError:
-    return InputError(
-        f"preprocess: got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
-        "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
-    )
+    channels = values.shape[-1] if values.ndim == 4 else 1
+    if values.ndim not in (3, 4) or 0 in values.shape or channels not in _CHANNELS:
+        raise InputError(
+            f"preprocess: got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
+            "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
+        )
+    if channels == 1:
+        values = values.reshape(values.shape[:3])
+    pictures = (Image.fromarray(np.ascontiguousarray(picture)) for picture in values)
+    return [_to_rgb(picture, "the array or tensor") for picture in pictures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,33 +176,27 @@ def load_processor(name: str | None) -> Any:
     Raises:
         InputError: it holds none, or cannot be reached.
     """
-    if name is None:
-        return None
-    source = _files_of(name)
-    with source.loading():
-        return _processor(source, None)
+    return None if name is None else _part_of(name, partial(_processor, model=None))
 
 
 def load_tokenizer(name: str | None) -> Any:
     """The tokenizer of another model; as :func:`load_processor`."""
-    if name is None:
-        return None
-    source = _files_of(name)
-    with source.loading():
-        return _tokenizer(source)
+    return None if name is None else _part_of(name, _tokenizer)
 
 
-def _files_of(name: str) -> Source:
+def _part_of(name: str, load: Callable[[Source], Any]) -> Any:
     folder = expand(name)
     if folder.is_dir():  # which may hold a processor alone
-        return Source(name, "transformers", str(folder), local=True)
-    source = resolve(name)
+        source = Source(name, "transformers", str(folder), local=True)
+    else:
+        source = resolve(name)
     if source.library != "transformers":
         raise InputError(
             f"{name!r} is a model of OpenCLIP; expected a folder or a repository of transformers "
             "with an image processor or a tokenizer."
         )
-    return source
+    with source.loading():
+        return load(source)
 
 
 def _transformers_model(source: Source) -> nn.Module:
@@ -227,12 +222,11 @@ def _open_clip_model(source: Source) -> nn.Module:
 
     from .open_clip import check_architecture
 
-    where = f"local-dir:{source.where}" if source.local else source.where
-    config = open_clip.factory.get_model_config(where)
+    config = open_clip.factory.get_model_config(source.open_clip_name)
     if config is not None:  # else the next line says what is wrong with it
         check_architecture(source.name, config)
     model: nn.Module = open_clip.create_model(
-        where,
+        source.open_clip_name,
         pretrained=source.tag,
         precision="fp32",
         device="cpu",
@@ -269,7 +263,7 @@ def _tokenizer(source: Source) -> Any:
         if source.library == "open_clip":
             from open_clip import get_tokenizer
 
-            return get_tokenizer(f"local-dir:{source.where}" if source.local else source.where)
+            return get_tokenizer(source.open_clip_name)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(source.where)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class Source:
     quick_gelu: bool = False
     local: bool = False
     tokenizer: Callable[[], Any] | None = None
+
+    @property
+    def open_clip_name(self) -> str:
+        """What OpenCLIP calls it."""
+        return f"local-dir:{self.where}" if self.local else self.where
 
     def loading(self) -> AbstractContextManager[Any]:
         """The context in which its files are loaded."""
@@ -139,8 +144,7 @@ def _embedded(name: str, folder: Path) -> Source:
 
     if not folder.is_dir():
         raise InputError(f"load_clip({name!r}): {folder} is missing; install captum-clip again.")
-    library: Library = _folder(name, folder).library
-    return Source(name, library, str(folder), local=True, tokenizer=DemoTokenizer)
+    return replace(_folder(name, folder), tokenizer=DemoTokenizer)
 
 
 def _folder(name: str, folder: Path) -> Source:

@@ -12,7 +12,7 @@ import pytest
 import captum_clip.demo
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import available, hub, load_clip
-from captum_clip.models.examples import EXAMPLES
+from captum_clip.models.names import EXAMPLES
 from captum_clip.models.open_clip import check_architecture
 from captum_clip.models.resolve import resolve
 from tests import builders
