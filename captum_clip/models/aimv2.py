@@ -68,8 +68,7 @@ class Aimv2Tower(HuggingFaceTower):
                 "the Aimv2VisionModel has no pooling head (use_head=False), so it embeds no image; "
                 "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
             )
-        for name in ("k_proj", "v_proj", "output_proj"):
-            check_linear("the pooling head", name, getattr(module.head, name))
+        check_linear("the pooling head", module.head, ("k_proj", "v_proj", "output_proj"))
         probe = Aimv2Probe(module.rms_norm, module.head)
         return super().of(module, pooling="probe", prefix=0, probe=probe, **parts)
 

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self, override
 
 from ..errors import InputError, UnsupportedModelError
 from .average_pool import AveragePooledTower
-from .huggingface import BertAdapter, pooled_output, vision_of, with_pooled_output
+from .huggingface import BertAdapter, PooledOutput, vision_of
 from .steps import Step
-from .unmodified import is_librarys
 
 
 @dataclass(frozen=True, eq=False)
-class AlignTower(AveragePooledTower):
+class AlignTower(PooledOutput, AveragePooledTower):
     """An `AlignVisionModel`."""
 
     module: Any
@@ -67,14 +66,6 @@ class AlignTower(AveragePooledTower):
         return dict(reversed([(f"block {i}", block) for i, block in blocks]))
 
     @override
-    def embedding(self, result: Any) -> Tensor:
-        return pooled_output(result)
-
-    @override
-    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        return with_pooled_output(result, embedding)
-
-    @override
     def head_modules(self) -> Sequence[nn.Module]:
         # the mean is the embedding
         return ()
@@ -85,8 +76,8 @@ class AlignTower(AveragePooledTower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        return all(map(is_librarys, (self.module, self.module.encoder, self.module.pooler)))
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.module, self.module.encoder, self.module.pooler
 
 
 def _strided(length: int, kernel: int, before: int, after: int) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
-from .steps import Direction, Step, pull_back, run_steps
+from .steps import Direction, Step, flattened, pull_back, run_steps
 from .towers import ResNetTower
 
 
@@ -65,19 +66,75 @@ class AveragePooledTower(ResNetTower):
         return run_steps(self.head_steps(), mean.to(next(self.module.parameters()).dtype))
 
 
+@dataclass(frozen=True, eq=False)
+class TimmCNN(AveragePooledTower):
+    """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
+
+    module: Any
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        # there are no positions, so any multiple of the strides will do
+        stride = int(self.module.trunk.feature_info[-1]["reduction"])
+        if height % stride or width % stride or not height or not width:
+            native = self.module.image_size
+            raise InputError(
+                f"the tower cannot take images of {height} x {width} pixels: height and width must "
+                f"be multiples of {stride}; resize or crop them, its native size is {native[0]} x "
+                f"{native[1]}."
+            )
+        return height // stride, width // stride
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        weight = next(self.module.parameters())
+        with torch.no_grad():
+            mean = weight.new_zeros(1, self.module.trunk.head.in_features)
+            return run_steps(self.head_steps(), mean).shape[-1]
+
+    @override
+    def stages(self) -> dict[str, nn.Module]:
+        trunk = self.module.trunk
+        stages = {f"stage {i}": stage for i, stage in enumerate(trunk.stages)}
+        if self.stage is not trunk.stages[-1]:
+            stages["final_conv"] = self.stage
+        return dict(reversed(stages.items()))
+
+    @override
+    def head_modules(self) -> Sequence[nn.Module]:
+        return self.module.trunk.head, self.module.head
+
+    @override
+    def head_steps(self) -> Sequence[Step]:
+        head = self.module.trunk.head
+        parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
+        return flattened([*(part for part in parts if part is not None), self.module.head])
+
+    @property
+    @override
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.module, self.module.trunk
+
+
+def timm_tower_of(module: Any) -> TimmCNN | None:
+    """The tower of a `TimmModel`; None where its trunk is no such network."""
+    from timm.models.convnext import ConvNeXt
+    from timm.models.fastvit import FastVit
+
+    trunk = module.trunk
+    if type(trunk) is ConvNeXt and isinstance(trunk.norm_pre, nn.Identity):
+        stage = trunk.stages[-1]
+    elif type(trunk) is FastVit and not trunk.fork_feat:
+        stage = trunk.final_conv
+    else:
+        return None
+    # the head of the trunk or of OpenCLIP may pool in another way
+    averages = getattr(trunk.head.global_pool, "pool_type", None) == "avg"
+    if not averages or hasattr(module.head, "pool"):
+        return None
+    return TimmCNN(module=module, stage=stage)
+
+
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def check_multiple(size: tuple[int, int], stride: int, native: tuple[int, int]) -> None:
-    """Refuse image sizes that the strides do not divide.
-
-    Raises:
-        InputError: height or width is no multiple of the stride.
-    """
-    if any(length % stride or not length for length in size):
-        raise InputError(
-            f"the tower cannot take images of {size[0]} x {size[1]} pixels: height and width must "
-            f"be multiples of {stride}; resize or crop them, its native size is {native[0]} x "
-            f"{native[1]}."
-        )

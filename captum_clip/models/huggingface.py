@@ -16,13 +16,26 @@ from .huggingface_text import ALTCLIP_TEXT, BERT_TEXT, CLIP_TEXT, HuggingFaceTex
 from .processors import call_tokenizer, is_transformers_tokenizer
 from .steps import Step
 from .text import CLS_READOUT, TextReadout, TextTower
-from .towers import ViTTower
+from .towers import Tower, ViTTower
 
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
 
+class PooledOutput(Tower):
+    """A tower whose output of transformers has the embedding (B, D) as its pooled token."""
+
+    @override
+    def embedding(self, result: Any) -> Tensor:
+        pooled: Tensor = result[1] if isinstance(result, tuple) else result.pooler_output
+        return pooled
+
+    @override
+    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
+        return _with_part(result, 1, "pooler_output", embedding)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HuggingFaceTower(ViTTower):
+class HuggingFaceTower(PooledOutput, ViTTower):
     """The vision transformer of a `CLIPModel`, with the model's projection where there is one.
 
     Relatives say what their parts are called.
@@ -82,14 +95,6 @@ class HuggingFaceTower(ViTTower):
     @override
     def projection_module(self) -> nn.Module | None:
         return self.projection
-
-    @override
-    def embedding(self, result: Any) -> Tensor:
-        return pooled_output(result)
-
-    @override
-    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        return with_pooled_output(result, embedding)
 
 
 class FirstTokenTower(HuggingFaceTower):
@@ -183,17 +188,6 @@ def vision_of(module: Any) -> Any:
     while not hasattr(module, "encoder"):
         module = module.image_model if hasattr(module, "image_model") else module.vision_model
     return module
-
-
-def pooled_output(result: Any) -> Tensor:
-    """The pooled token (B, D) in what a vision tower of transformers returned."""
-    pooled: Tensor = result[1] if isinstance(result, tuple) else result.pooler_output
-    return pooled
-
-
-def with_pooled_output(result: Any, pooled: Tensor) -> Any:
-    """What a vision tower returned, with another pooled token."""
-    return _with_part(result, 1, "pooler_output", pooled)
 
 
 def _with_part(result: Any, index: int, name: str, part: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .multihead import linear_maps
-from .steps import Linear, Step
+from .steps import Linear
 from .towers import AttentionLayer, Exposed, Projections
-from .unmodified import is_linear
+from .unmodified import nonlinear_parts
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -26,7 +26,6 @@ class HuggingFaceLayer(AttentionLayer):
     heads_part = "num_heads"
     maps: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """Query, key, value and output; or one for the first three, and the output."""
-    branch_parts: tuple[str, ...] = ()
     mlp_parts: tuple[str, ...] = ("layer_norm2", "mlp")
 
     def __init__(self, block: Any) -> None:
@@ -46,14 +45,6 @@ class HuggingFaceLayer(AttentionLayer):
         own = self.attention
         scale = getattr(own, "scale", getattr(own, "scaling", None))
         return super().scale if scale is None else float(scale)
-
-    @override
-    def branch(self) -> tuple[Step, ...]:
-        return _parts(self.block, self.branch_parts)
-
-    @override
-    def mlp_branch(self) -> tuple[Step, ...]:
-        return _parts(self.block, self.mlp_parts)
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
@@ -79,22 +70,19 @@ def layers_of(kind: type[Layer], encoder: Any, tower: str = "vision tower") -> t
     """
     layers = tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
     for index, layer in enumerate(layers):
-        for name in kind.maps:
-            linear = attrgetter(name)(layer.attention)
-            check_linear(f"layer {index} of the {tower}", name, linear)
+        check_linear(f"layer {index} of the {tower}", layer.attention, kind.maps)
     return layers
 
 
-def check_linear(where: str, name: str, linear: nn.Module) -> None:
-    """Refuse a map that is more than linear.
+def check_linear(where: str, owner: nn.Module, names: Sequence[str]) -> None:
+    """Refuse maps that are more than linear.
 
     Raises:
         UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
     """
-    if not is_linear(linear):
+    for what in nonlinear_parts(owner, names):
         raise UnsupportedModelError(
-            f"{where} has a {type(linear).__name__} as {name.rpartition('.')[2]}; expected "
-            "torch.nn.Linear with floating-point weights. Merge adapters such as LoRA into the "
-            "weights first, load the model without quantisation, and remove hooks from it, which "
-            "may change what it computes."
+            f"{where} has {what}; expected torch.nn.Linear with floating-point weights. Merge "
+            "adapters such as LoRA into the weights first, load the model without quantisation, "
+            "and remove hooks from it, which may change what it computes."
         )

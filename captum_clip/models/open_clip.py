@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from . import open_clip_text, open_clip_vit, timm_cnn, timm_vit
+from . import open_clip_text, open_clip_vit, timm_vit
+from .average_pool import timm_tower_of
 from .base import ClipAdapter
 from .open_clip_resnet import OpenClipResNet
 from .processors import call_tokenizer, is_transformers_tokenizer
@@ -38,7 +39,7 @@ def tower_of(module: Any) -> Tower:
             f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
             "are OpenCLIP's VisionTransformer, ModifiedResNet and TimmModel."
         )
-    tower = timm_cnn.tower_of(visual) or timm_vit.tower_of(visual)
+    tower = timm_tower_of(visual) or timm_vit.tower_of(visual)
     if tower is None:
         raise UnsupportedModelError(
             f"the TimmModel has a {type(visual.trunk).__name__} of timm as its trunk; supported "

@@ -23,7 +23,6 @@ from typing_extensions import override
 from .open_clip_vit import native_grid
 from .steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
 from .towers import ResNetTower
-from .unmodified import is_librarys, is_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +40,6 @@ class OpenClipResNet(ResNetTower):
     @override
     def embedding_dim(self) -> int:
         return int(self.module.attnpool.c_proj.out_features)
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        maps = (getattr(self.module.attnpool, f"{name}_proj") for name in "qkvc")
-        own = (self.module, self.module.attnpool)
-        return all(map(is_librarys, own)) and all(map(is_linear, maps))
 
     @override
     def stages(self) -> Mapping[str, nn.Module]:

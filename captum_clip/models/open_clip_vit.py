@@ -25,10 +25,7 @@ class OpenClipLayer(AttentionLayer):
 
     block: Any
     attention: Any
-
-    @override
-    def mlp_branch(self) -> tuple[Step, ...]:
-        return (self.block.ln_2, self.block.mlp, self.block.ls_2)
+    mlp_parts = ("ln_2", "mlp", "ls_2")
 
     @override
     def projections(self) -> Projections:
@@ -39,14 +36,11 @@ class MultiheadLayer(Multihead, OpenClipLayer):
     """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
 
     residual_argument = (0, "q_x")
+    branch_parts = ("ls_1",)
 
     @override
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         return self._batch_first(super().residual(args, kwargs))
-
-    @override
-    def branch(self) -> tuple[Step, ...]:
-        return (self.block.ls_1,)
 
     @override
     def leaving(self, result: Any) -> Tensor:
@@ -61,10 +55,8 @@ class CustomLayer(OpenClipLayer):
     """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
 
     token_argument = (0, "x")
-
-    @override
-    def branch(self) -> tuple[Step, ...]:
-        return (self.block.ln_attn, self.block.ls_1)
+    branch_parts = ("ln_attn", "ls_1")
+    inner_norm_part = "ln_inner"
 
     @property
     @override
@@ -76,12 +68,6 @@ class CustomLayer(OpenClipLayer):
         norm = self.attention.ln_q if which == "query" else self.attention.ln_k
         turned: Tensor = norm(heads)
         return turned
-
-    @property
-    @override
-    def inner_norm(self) -> nn.Module:
-        norm: nn.Module = self.attention.ln_inner
-        return norm
 
 
 def native_grid(

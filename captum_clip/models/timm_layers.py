@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .multihead import linear_maps
-from .steps import Linear, Scale, Step
+from .steps import Linear
 from .towers import AttentionLayer, Exposed, Probe, Projections, Which
-from .unmodified import is_linear
+from .unmodified import nonlinear_parts
+
+# class -> what follows the attention, and the MLP
+_BLOCKS = {
+    "Block": (("ls1",), ("norm2", "mlp", "ls2")),
+    "EvaBlock": (("gamma_1",), ("norm2", "mlp", "gamma_2")),
+    "EvaBlockPostNorm": (("norm1",), ("mlp", "norm2")),
+}
 
 
 class TimmLayer(AttentionLayer):
@@ -24,10 +31,13 @@ class TimmLayer(AttentionLayer):
     block: Any
     attention: Any
     token_argument = (0, "x")
+    inner_norm_part = "norm"
 
     def __init__(self, block: Any, *, rotary: bool) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
         self._rotary = rotary
+        names = (kind.__name__ for kind in type(block).__mro__)
+        self.branch_parts, self.mlp_parts = next(_BLOCKS[n] for n in names if n in _BLOCKS)
 
     @override
     def projections(self) -> Projections:
@@ -68,32 +78,6 @@ class TimmLayer(AttentionLayer):
         half = getattr(own, "rotate_half", False)
         patches = apply_rot_embed_cat(heads[:, :, prefix:], context, half=half)
         return torch.cat([heads[:, :, :prefix], patches.type_as(heads)], dim=2)
-
-    @property
-    @override
-    def inner_norm(self) -> nn.Module:
-        norm: nn.Module = self.attention.norm
-        return norm
-
-    @override
-    def branch(self) -> tuple[Step, ...]:
-        return self._block_steps()[0]
-
-    @override
-    def mlp_branch(self) -> tuple[Step, ...]:
-        return self._block_steps()[1]
-
-    def _block_steps(self) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-        from timm.models.eva import EvaBlock, EvaBlockPostNorm
-
-        block = self.block
-        if isinstance(block, EvaBlockPostNorm):
-            return (block.norm1,), (block.mlp, block.norm2)
-        if isinstance(block, EvaBlock):
-            scales = tuple(() if g is None else (Scale(g),) for g in (block.gamma_1, block.gamma_2))
-        else:
-            scales = ((block.ls1,), (block.ls2,))
-        return scales[0], (block.norm2, block.mlp, *scales[1])
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
@@ -158,9 +142,8 @@ def _unsupported_attention(index: int, attention: Any) -> Iterator[str]:
     if getattr(attention, "num_kv_groups", 1) > 1:
         yield f"grouped queries in layer {index}"
     names = ("q_proj", "k_proj", "v_proj") if attention.qkv is None else ("qkv",)
-    for name in (*names, "proj"):
-        if not is_linear(getattr(attention, name)):
-            yield f"a {type(getattr(attention, name)).__name__} as {name} in layer {index}"
+    for what in nonlinear_parts(attention, (*names, "proj")):
+        yield f"{what} in layer {index}"
 
 
 def unsupported_pool(pool: Any) -> Iterator[str]:
@@ -169,6 +152,5 @@ def unsupported_pool(pool: Any) -> Iterator[str]:
         yield f"a pool with {pool.latent_len} latent queries"
     if not all(isinstance(norm, nn.Identity) for norm in (pool.q_norm, pool.k_norm)):
         yield "a pool with norms of queries and keys"
-    for name in ("q", "kv", "proj"):
-        if not is_linear(getattr(pool, name)):
-            yield f"a pool with a {type(getattr(pool, name)).__name__} as {name}"
+    for what in nonlinear_parts(pool, ("q", "kv", "proj")):
+        yield f"a pool with {what}"

@@ -20,7 +20,7 @@ from typing_extensions import override
 from ..errors import UnsupportedModelError
 from .images import check_images
 from .reading import Entry, Reading, argument, first_part, with_first_part
-from .steps import Direction, Linear, Step, call_steps
+from .steps import Direction, Linear, Scale, Step, call_steps
 from .unmodified import has_no_foreign_hooks, is_librarys
 
 Kind = Literal["vit", "resnet", "text"]
@@ -65,6 +65,10 @@ class Attention(ABC):
         """The tokens (B, s, D) of keys and values among the arguments of the inlet."""
         return argument(args, kwargs, *self.token_argument)
 
+    def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What else of these arguments `AttentionLayer.turned` needs, such as a table of RoPE."""
+        return None
+
     def output(self, result: Any) -> Tensor:
         """The output (B, rows, D) in what the outlet returned."""
         return first_part(result)
@@ -73,15 +77,25 @@ class Attention(ABC):
         """`result` with `output` (B, rows, D) in the place of its output."""
         return with_first_part(result, output)
 
+    inner_norm_part: str | None = None
+    """What of the inlet always runs on the heads' outputs side by side, before the output map."""
+
     @property
     def inner_norm(self) -> nn.Module | None:
-        """What always runs on the heads' outputs side by side, before the output map."""
-        return None
+        """The module of that name, if any."""
+        return getattr(self.inlet, self.inner_norm_part) if self.inner_norm_part else None
 
     @property
     def linear(self) -> bool:
         """Whether the output map alone follows the heads, so that a gradient passes it as W_O^T."""
         return isinstance(self.inner_norm, (nn.Identity, type(None)))
+
+    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
+        """Modules whose output (True) or input (False) is one of these, as projected, (B, s, D).
+
+        What a family does not expose is left out and computed again.
+        """
+        return {} if self.inner_norm is None else {"heads_output": (self.inner_norm, False)}
 
     def merge_steps(self) -> tuple[Step, ...]:
         """What the heads' outputs go through: the inner norm where there is one, the output map."""
@@ -106,6 +120,10 @@ class AttentionLayer(Attention):
 
     residual_argument: tuple[int, str] | None = None
     """The same of the block's input; None: called as the tokens are."""
+    branch_parts: tuple[str, ...] = ()
+    """Of the block, what the attention's output goes through; paths to modules or LayerScales."""
+    mlp_parts: tuple[str, ...] = ()
+    """The same for its sum with the block's input: norm, MLP."""
 
     def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
         super().__init__(attention, attention, heads)
@@ -116,9 +134,17 @@ class AttentionLayer(Attention):
         """The block's input (B, s, D) among the arguments of the block."""
         return argument(args, kwargs, *(self.residual_argument or self.token_argument))
 
-    @abstractmethod
+    @override
+    def branch(self) -> tuple[Step, ...]:
+        return self._steps(self.branch_parts)
+
     def mlp_branch(self) -> tuple[Step, ...]:
         """What their sum goes through before it is added to itself: norm, MLP."""
+        return self._steps(self.mlp_parts)
+
+    def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
+        parts = (attrgetter(name)(self.block) for name in names)
+        return tuple(Scale(p) if isinstance(p, Tensor) else p for p in parts if p is not None)
 
     def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
         """The block's output from its input and the attention's output, both (..., D)."""
@@ -133,10 +159,6 @@ class AttentionLayer(Attention):
         """`result` with `output` (B, s, D) in the place of the block's output."""
         return with_first_part(result, output)
 
-    def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What else of the attention's arguments `turned` needs, such as a table of RoPE."""
-        return None
-
     @property
     def plain(self) -> bool:
         """Whether queries and keys enter the product as they are projected.
@@ -148,13 +170,6 @@ class AttentionLayer(Attention):
     def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         """Queries or keys (B, H, rows, d) as they enter the product, the first rows of all."""
         return heads
-
-    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        """Modules whose output (True) or input (False) is one of these, as projected, (B, s, D).
-
-        What a family does not expose is left out and computed again.
-        """
-        return {} if self.inner_norm is None else {"heads_output": (self.inner_norm, False)}
 
 
 class Probe(Attention):
@@ -359,6 +374,17 @@ class ResNetTower(Tower):
     @abstractmethod
     def head_modules(self) -> Sequence[nn.Module]:
         """All that lies between the last stage and the image embedding."""
+
+    @property
+    def runners(self) -> tuple[nn.Module, ...]:
+        """The modules whose code runs on the last features, but for the head."""
+        return (self.module,)
+
+    @property
+    @override
+    def is_unmodified(self) -> bool:
+        parts = (part for head in self.head_modules() for part in head.modules())
+        return all(map(is_librarys, (*self.runners, *parts)))
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:

@@ -151,22 +151,21 @@ _BOTTOMS = {"vit": "embedding", "resnet": "stem"}
 
 def _middle(tower: Tower) -> dict[str, nn.Module]:
     """The parts between head and bottom, from the top."""
-    if isinstance(tower, ViTTower):
-        count = len(tower.layers)
-        return {f"layer {i}": tower.layers[i].block for i in reversed(range(count))}
-    assert isinstance(tower, ResNetTower)
-    return dict(tower.stages())
+    if isinstance(tower, ResNetTower):
+        return dict(tower.stages())
+    assert isinstance(tower, ViTTower)
+    return {f"layer {i}": layer.block for i, layer in reversed([*enumerate(tower.layers)])}
 
 
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
     middle = {name: list(part.parameters()) for name, part in _middle(tower).items()}
-    if isinstance(tower, ViTTower):
-        head = _vit_head(model, tower)
-    else:
-        assert isinstance(tower, ResNetTower)
+    if isinstance(tower, ResNetTower):
         head = [p for module in tower.head_modules() for p in module.parameters()]
+    else:
+        assert isinstance(tower, ViTTower)
+        head = _vit_head(model, tower)
     above = {id(parameter) for part in (head, *middle.values()) for parameter in part}
     rest = [parameter for parameter in tower.module.parameters() if id(parameter) not in above]
     return {**({"head": head} if head else {}), **middle, _BOTTOMS[tower.kind]: rest}

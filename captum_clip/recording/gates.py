@@ -15,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from ..errors import UnsupportedModelError
 from ..models.steps import holds_gate, is_activation, with_gate_held
-from ..models.towers import Attention, AttentionLayer, ViTTower
+from ..models.towers import Attention, ViTTower
 from .hooks import Hooks
 from .records import LayerRecord, Recording, as_leaf, plan_embedding, recording
 
@@ -53,9 +53,7 @@ def record_gates_held(
         hooks.after(tower.patches, start)
         stem, gates = set(tower.patches.modules()), _gates(tower)
         for module in tower.module.modules():
-            if module in stem:
-                continue
-            if holds_gate(module):
+            if module not in stem and holds_gate(module):
                 hooks.replace(module, partial(_gate_held, record, module, module in gates))
         for index, layer in enumerate(tower.layers):
             held = filter(holds_gate, layer.block.modules())
@@ -89,7 +87,6 @@ def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
     inputs: dict[Any, list[Any]] = {}
     users: dict[Any, list[Any]] = {}
     nodes: list[Any] = [get_gradient_edge(output).node]
-    reached = set()
     while nodes:
         node = nodes.pop()
         if node not in inputs:
@@ -97,7 +94,7 @@ def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
             nodes += inputs[node]
             for before in inputs[node]:
                 users.setdefault(before, []).append(node)
-    nodes = [get_gradient_edge(patches).node]
+    nodes, reached = [get_gradient_edge(patches).node], set()
     while nodes:
         node = nodes.pop()
         if node not in reached:
@@ -155,19 +152,16 @@ def _plan_attend(
     attention: Attention,
     attend: Callable[[int, LayerRecord], Tensor],
 ) -> None:
-    seen = LayerRecord()
     record.unseen[index] = f"Layer {index}"
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.tokens, seen.reading = attention.tokens(args, kwargs), record.reading
-        if isinstance(attention, AttentionLayer):
-            seen.context = attention.context(args, kwargs)
+        record.layers[index] = LayerRecord.of(attention, args, kwargs, record.reading)
         torch.set_grad_enabled(False)  # the attention's own graph would have its weights in it
 
     def leave(result: Any) -> Any:
         record.unseen.pop(index, None)
         torch.set_grad_enabled(True)
-        whole, held = attention.output(result), attend(index, seen)
+        whole, held = attention.output(result), attend(index, record.layers.pop(index))
         # of a probe's queries only the first one is read
         own, others = whole[:, : held.shape[1]], whole[:, held.shape[1] :]
         held = _with_value(held.to(own.dtype), own, f"the attention of layer {index}")

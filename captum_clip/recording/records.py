@@ -35,6 +35,14 @@ class LayerRecord:
     output: Tensor = _NOTHING  # in the graph, where there is one
     reading: Reading = field(default_factory=Reading)
 
+    @classmethod
+    def of(
+        cls, attention: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], reading: Reading
+    ) -> LayerRecord:
+        """What enters an attention."""
+        tokens, context = attention.tokens(args, kwargs), attention.context(args, kwargs)
+        return cls(tokens, context, reading=reading)
+
     def point(self, attention: Attention) -> tuple[Tensor, bool]:
         """What of the attention lies in the graph, and whether that is the heads' output.
 
@@ -71,11 +79,7 @@ class Recording:
     unseen: dict[object, str] = field(default_factory=dict)  # what must still run, in words
 
     def finish(self) -> None:
-        """Say clearly that the tower was not run.
-
-        Raises:
-            CaptureError: the forward function returned without having run the tower.
-        """
+        """Raise CaptureError where the forward function returned without running the tower."""
         if self.size is None:
             raise CaptureError(
                 "The forward function did not run the vision tower that was given as `layer`; "
@@ -83,11 +87,7 @@ class Recording:
             )
 
     def check_all_seen(self) -> None:
-        """Say clearly that a hook did not act, which would leave its part out of the map.
-
-        Raises:
-            CaptureError: a part ran without its hooks.
-        """
+        """Raise CaptureError where a hook did not act, so that its part would be left out."""
         for part in self.unseen.values():
             raise CaptureError(
                 f"{part} of the vision tower ran without its hooks; it was compiled, or exchanged "

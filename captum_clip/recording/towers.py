@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
 from .hooks import Hooks
 from .records import LayerRecord, Leaf, Recording, Stop, Visit, as_leaf, plan_embedding, recording
@@ -39,17 +40,29 @@ def record_vit(
         outputs: layers whose block's output is kept, in the graph where there is one.
     """
     last = len(tower.layers) - 1
+    visited = range(0) if visit is None else visit[0]
     ends = {index for index in (leaf, stop) if isinstance(index, int)}
 
     def plan(hooks: Hooks, record: Recording) -> None:
-        for index in sorted({*keep, *(visit[0] if visit else ()), *ends}):
-            attention = tower.attentions[index]
-            _plan_entrance(hooks, record, index, attention, visit=visit, keep=keep, stop=stop)
+        def enter(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record.unseen.pop(index, None)
+            shown = LayerRecord.of(tower.attentions[index], args, kwargs, record.reading)
+            if visit is not None and index in visited:
+                visit[1](index, shown)
+            if index in keep or index == stop:
+                record.layers[index] = shown
             if index == stop:
-                continue
-            if index in keep and isinstance(attention, AttentionLayer):
+                raise Stop
+
+        for index in sorted({*keep, *visited, *ends}):
+            attention = tower.attentions[index]
+            record.layers[index], record.unseen[index] = LayerRecord(), f"Layer {index}"
+            if index == stop and isinstance(attention, AttentionLayer):
+                hooks.before(attention.block, partial(_enter_block, record, attention))
+            hooks.before(attention.inlet, partial(enter, index))
+            if index != stop and index in keep:
                 _plan_exposed(hooks, record, index, attention)
-            if index in keep or index == leaf:
+            if index != stop and (index in keep or index == leaf):
                 _plan_output(hooks, record, index, attention, leaf=index == leaf)
         for index in {*outputs, last} if leaf == "block" else outputs:
             _plan_block(hooks, record, index, tower.layers[index], leaf=leaf == "block")
@@ -60,13 +73,16 @@ def record_vit(
         yield record
 
 
+def _enter_block(
+    record: Recording, layer: AttentionLayer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    record.residual = layer.residual(args, kwargs)
+
+
 def _plan_block(
     hooks: Hooks, record: Recording, index: int, layer: AttentionLayer, *, leaf: bool
 ) -> None:
     record.unseen[layer.block] = f"Layer {index}"
-
-    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.residual = layer.residual(args, kwargs)
 
     def leave(result: Any) -> Any:
         record.unseen.pop(layer.block, None)
@@ -75,45 +91,11 @@ def _plan_block(
         return layer.left(result, output)
 
     if leaf:
-        hooks.before(layer.block, enter)
+        hooks.before(layer.block, partial(_enter_block, record, layer))
     hooks.after(layer.block, leave)
 
 
-def _plan_entrance(
-    hooks: Hooks,
-    record: Recording,
-    index: int,
-    attention: Attention,
-    *,
-    visit: tuple[range, Visit] | None,
-    keep: range,
-    stop: int | None,
-) -> None:
-    seen = record.layers.setdefault(index, LayerRecord())
-    record.unseen[index] = f"Layer {index}"
-
-    def enter_block(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert isinstance(attention, AttentionLayer)
-        record.residual = attention.residual(args, kwargs)
-
-    def enter_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.unseen.pop(index, None)
-        tokens, context = attention.tokens(args, kwargs), None
-        if isinstance(attention, AttentionLayer):
-            context = attention.context(args, kwargs)
-        if visit is not None and index in visit[0]:
-            visit[1](index, LayerRecord(tokens, context, reading=record.reading))
-        if index in keep or index == stop:
-            seen.tokens, seen.context, seen.reading = tokens, context, record.reading
-        if index == stop:
-            raise Stop
-
-    if index == stop and isinstance(attention, AttentionLayer):
-        hooks.before(attention.block, enter_block)
-    hooks.before(attention.inlet, enter_attention)
-
-
-def _plan_exposed(hooks: Hooks, record: Recording, index: int, layer: AttentionLayer) -> None:
+def _plan_exposed(hooks: Hooks, record: Recording, index: int, attention: Attention) -> None:
     def show(name: str, tensor: Tensor) -> None:
         in_graph = name == "heads_output"
         setattr(record.layers[index], name, tensor if in_graph else tensor.detach())
@@ -121,8 +103,8 @@ def _plan_exposed(hooks: Hooks, record: Recording, index: int, layer: AttentionL
     def show_input(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
         show(name, args[0])
 
-    for name, (module, from_output) in layer.qkv_modules().items():
-        if name == "heads_output" and not layer.linear:
+    for name, (module, from_output) in attention.qkv_modules().items():
+        if name == "heads_output" and not attention.linear:
             continue  # it is the point that is differentiated, see `_plan_output`
         if from_output:
             hooks.after(module, partial(show, name))
@@ -144,7 +126,7 @@ def _plan_output(
         record.layers[index].output = output = started(attention.output(result))
         return attention.replaced(result, output)  # also unchanged, it may be a view: an ancestor
 
-    if isinstance(attention, AttentionLayer) and not attention.linear:
+    if not attention.linear:
         hooks.before(attention.qkv_modules()["heads_output"][0], enter_merge)
     else:
         hooks.after(attention.outlet, leave)
@@ -182,4 +164,48 @@ def record_resnet(
             plan_embedding(hooks, record, tower)
 
     with recording(tower, plan, gradient=then != "stop") as record:
+        yield record
+
+
+@contextmanager
+def record_features(
+    tower: ViTTower | ResNetTower, *, through: Callable[[Tensor], Tensor] = as_leaf
+) -> Iterator[Recording]:
+    """Record the features (B, C, h, w), and go on with what `through` makes of them.
+
+    They are a ResNet's last stage; the patches that enter the last block of a tower that reads CLS,
+    since those that leave it are read by nobody; the patches that leave it in another one.
+
+    Args:
+        tower: the tower; its forward runs inside the ``with``.
+        through: what the features pass; without it they are the leaf of the graph.
+    """
+
+    def plan(hooks: Hooks, record: Recording) -> None:
+        def passed(features: Tensor) -> Tensor:
+            record.features = through(features)
+            return record.features
+
+        if isinstance(tower, ResNetTower):
+            hooks.after(tower.stage, passed)
+            return
+        layer = tower.layers[-2 if tower.pooling == "cls" else -1]
+
+        def leave(result: Any) -> Any:
+            output = layer.leaving(result)
+            assert record.size is not None
+            prefix, grid = tower.prefix, tower.grid(*record.size)
+            expected = prefix + grid[0] * grid[1]
+            if output.shape[1] != expected:
+                raise UnsupportedModelError(
+                    f"the vision tower ran on {output.shape[1]} tokens where {expected} were "
+                    "expected; remove what adds or drops tokens, such as prompts."
+                )
+            patches = output[:, prefix:].transpose(1, 2).reshape(len(output), -1, *grid)
+            tokens = passed(patches).flatten(2).transpose(1, 2)
+            return layer.left(result, torch.cat([output[:, :prefix], tokens], 1))
+
+        hooks.after(layer.block, leave)
+
+    with recording(tower, plan, gradient=through is as_leaf) as record:
         yield record
