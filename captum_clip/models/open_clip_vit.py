@@ -108,11 +108,6 @@ class OpenClipViT(ViTTower):
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.T, None))
 
-    @property
-    @override
-    def steps_before_mean(self) -> int:
-        return 0 if self.module.final_ln_after_pool else 1
-
     @override
     def nondeterminism(self) -> str | None:
         # dropout of patches is a number here, not a `Dropout`
@@ -144,6 +139,7 @@ def tower_of(visual: Any) -> OpenClipViT:
         layers=layers_of(visual.transformer),
         pooling=pooling,
         probe=None if pool is None else _probe(pool, visual.ln_post),
+        steps_before_mean=0 if visual.final_ln_after_pool else 1,
     )
 
 

@@ -33,14 +33,13 @@ class SiglipTower(HuggingFaceTower):
     uses the tower takes the patches' mean.
     """
 
-    steps_before_mean = 1  # transformers norms every patch
-
     @classmethod
     @override
     def of(cls, module: Any, **parts: Any) -> Self:
         probe = _probe_of(module)
         pooling = "mean" if probe is None else "probe"
-        return super().of(module, pooling=pooling, prefix=0, probe=probe, **parts)
+        parts |= {"pooling": pooling, "prefix": 0, "probe": probe}
+        return super().of(module, steps_before_mean=1, **parts)  # transformers norms every patch
 
     @property
     @override

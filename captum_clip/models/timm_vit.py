@@ -22,7 +22,6 @@ class TimmTower(ViTTower):
     """A `VisionTransformer` or `Eva` of timm, alone or as the trunk of OpenCLIP's `TimmModel`."""
 
     module: Any
-    steps_before_mean = 1
 
     @property
     def trunk(self) -> Any:
@@ -110,6 +109,7 @@ def tower_of(module: nn.Module) -> TimmTower | None:
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),
         probe=TimmProbe(trunk.attn_pool, trunk.norm) if pooling == "probe" else None,
+        steps_before_mean=1,
     )
 
 

@@ -48,9 +48,7 @@ class Attention(ABC):
     """Where the tokens are among the arguments of the inlet: position and name."""
 
     def __init__(self, inlet: nn.Module, outlet: nn.Module, heads: int) -> None:
-        self.inlet = inlet
-        self.outlet = outlet
-        self.heads = heads
+        self.inlet, self.outlet, self.heads = inlet, outlet, heads
 
     @abstractmethod
     def projections(self) -> Projections:
@@ -127,8 +125,7 @@ class AttentionLayer(Attention):
 
     def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
         super().__init__(attention, attention, heads)
-        self.block = block
-        self.attention = attention
+        self.block, self.attention = block, attention
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D) among the arguments of the block."""
@@ -213,6 +210,11 @@ class Tower(ABC):
         return None
 
     @property
+    def runners(self) -> tuple[nn.Module, ...]:
+        """The modules whose code runs after the last block or stage, but for what reads it."""
+        return (self.module,)
+
+    @property
     @abstractmethod
     def is_unmodified(self) -> bool:
         """Whether its last part is the library's own code, neither patched nor hooked."""
@@ -268,11 +270,14 @@ class ViTTower(Tower):
     """
 
     kind: ClassVar[Kind] = "vit"
+    patch_map: ClassVar[str | None] = None  # of `module`, projects patches, without positions
+    encoder_part: ClassVar[str | None] = None  # of `module`, runs the blocks
     layers: Sequence[AttentionLayer]
     pooling: Pooling
     prefix: int = 1
     suffix: int = 0  # tokens after the patches, as CLS of some text towers
     probe: Probe | None = None
+    steps_before_mean: int = 0  # of the head, that every patch goes through before their mean
 
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
@@ -305,23 +310,13 @@ class ViTTower(Tower):
         return call_steps(self.head, readout)
 
     @property
+    @abstractmethod
     def head(self) -> tuple[Step, ...]:
-        """What `embed` sends its token through, step by step.
-
-        Raises:
-            UnsupportedModelError: the family has an `embed` of its own, and does not say.
-        """
-        raise UnsupportedModelError(
-            f"the score of a {type(self.module).__name__} cannot be taken apart: it is not known "
-            "what its readout goes through; take a method with gradients."
-        )
-
-    patch_map: ClassVar[str | None] = None  # of `module`, projects patches, without positions
-    encoder_part: ClassVar[str | None] = None  # of `module`, runs the blocks
+        """What `embed` sends its token through, step by step."""
 
     @property
     def patches(self) -> nn.Module:
-        """The module that projects the patches; errors as `head`."""
+        """The module that projects the patches; UnsupportedModelError where it is not known."""
         if self.patch_map is None:
             raise UnsupportedModelError(
                 f"it is not known where a {type(self.module).__name__} projects its patches; take "
@@ -331,13 +326,8 @@ class ViTTower(Tower):
         return module
 
     @property
-    def steps_before_mean(self) -> int:
-        """How many steps of the head every patch goes through before their mean is taken."""
-        return 0
-
-    @property
+    @override
     def runners(self) -> tuple[nn.Module, ...]:
-        """The modules whose code runs on what is read after the last block, but for the reader."""
         encoder = () if self.encoder_part is None else (getattr(self.module, self.encoder_part),)
         return (self.module, *encoder)
 
@@ -374,11 +364,6 @@ class ResNetTower(Tower):
     @abstractmethod
     def head_modules(self) -> Sequence[nn.Module]:
         """All that lies between the last stage and the image embedding."""
-
-    @property
-    def runners(self) -> tuple[nn.Module, ...]:
-        """The modules whose code runs on the last features, but for the head."""
-        return (self.module,)
 
     @property
     @override
