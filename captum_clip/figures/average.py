@@ -67,7 +67,10 @@ def average(
     if not folders:
         raise InputError("figures.average: expected at least one folder of a study, got none.")
     rows = [row for folder in folders for row in _read(storage_of(folder))]
-    chosen = _common_names(rows) if names is None else tuple(as_list(names))
+    common = [name for name in rows[0].names if all(name in row.names for row in rows)]
+    chosen = common if names is None else as_list(names)
+    if names is None and not common:
+        raise InputError("figures.average: the studies have no target in common.")
     means = [row.means[_positions(row, chosen)] for row in rows]
     labels = _labels(rows)
     notes = [["" if np.isfinite(values).all() else _NO_MAP for values in maps] for maps in means]
@@ -91,28 +94,20 @@ def _read(study: Storage) -> list[_Row]:
             f"figures.average: {study.root} holds {state}; 'captum-clip study statistics FOLDER "
             f"--text TEXT -o {study.root}' {'makes one' if content is None else 'goes on with it'}."
         )
+    rows = []
     try:
         jobs = json.loads(content)["jobs"]
         files = sorted(n for n, _ in study.files() if n.startswith(f"{results.MEAN_MAPS}/"))
-        return [
-            _row(study, f"{job['model']} ({job['method']})", file)
-            for job, file in zip(jobs, files, strict=True)
-        ]
+        for job, file in zip(jobs, files, strict=True):
+            arrays = np.load(io.BytesIO(study.read(file) or b""), allow_pickle=False)
+            names, means = tuple(arrays["names"].tolist()), arrays["stretched"].astype(np.float32)
+            label = f"{job['model']} ({job['method']})"
+            rows.append(_Row(Path(study.root).name, label, names, means, int(arrays["images"])))
     except DAMAGED as error:
         raise InputError(
             f"figures.average: {study.root} holds no study that can be read ({error})."
         ) from error
-
-
-def _row(study: Storage, label: str, file: str) -> _Row:
-    with np.load(io.BytesIO(study.read(file) or b""), allow_pickle=False) as arrays:
-        return _Row(
-            study=Path(study.root).name,
-            label=label,
-            names=tuple(arrays["names"].tolist()),
-            means=arrays["stretched"].astype(np.float32),
-            images=int(arrays["images"]),
-        )
+    return rows
 
 
 def _labels(rows: Sequence[_Row]) -> list[str]:
@@ -123,13 +118,6 @@ def _labels(rows: Sequence[_Row]) -> list[str]:
     if len(set(labels)) < len(labels):
         labels = [f"{number}. {label}" for number, label in enumerate(labels, 1)]
     return labels
-
-
-def _common_names(rows: Sequence[_Row]) -> tuple[str, ...]:
-    names = tuple(name for name in rows[0].names if all(name in row.names for row in rows))
-    if not names:
-        raise InputError("figures.average: the studies have no target in common.")
-    return names
 
 
 def _positions(row: _Row, names: Sequence[str]) -> list[int]:

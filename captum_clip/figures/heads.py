@@ -16,12 +16,12 @@ from ..attr import DirectContribution
 from ..checks import check_choice, check_integer
 from ..errors import InputError
 from ..explanation import Sign
-from ..models import ClipAdapter, ViTTower
+from ..models import ClipAdapter, ViTTower, load_clip
 from ..models.base import ImageLike
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from .report import DEFAULT_MODEL
-from .subjects import EACH, Device, Images, Model, as_list, open_models, open_target
+from .subjects import DOT, EACH, Device, Images, Model, as_list, ask
 
 COUNT: Final = 8
 """Heads that are shown where nobody says how many."""
@@ -29,16 +29,14 @@ COUNT: Final = 8
 
 @dataclass(frozen=True, eq=False)
 class ScoreParts:
-    """A score as a sum: the strongest heads, all the others, and what no position adds.
+    """A score as a sum of M parts: the strongest heads first, then all others where there are any.
 
-    Attributes:
-        labels: of the M parts: the heads, strongest first, then the others where there are any.
-        maps: (M, h, w), signed and raw; the sum of a map is what its part adds.
-        rest: what no position adds: the class token, MLPs, biases.
+    The sum of a map is what its part adds; the rest is what no position does: the class token,
+    MLPs, biases.
     """
 
     labels: tuple[str, ...]
-    maps: Tensor
+    maps: Tensor  # (M, h, w), signed and raw
     rest: float
 
 
@@ -61,18 +59,10 @@ def heads(
     position adds. A tower that reads CLS has the heads of every layer, a pooling head and the
     attention pool of a ResNet their own.
 
-    Args:
-        image: one of what ``ClipAdapter.preprocess`` takes.
-        text: the target.
-        references: or an image that is the target; shown in place of the image.
-        model: a name, a model or an adapter.
-        count: heads to show, at most.
-        sign: "positive" for those that add most, "negative" for those that take most away, "both"
-            for `count` of each.
-        scale: "each" map its own, or "shared" by all maps.
-        cmap: lay all maps over the image in these colours; by default orange adds to the cosine
-            and blue takes away from it.
-        device: where a model that is loaded by name goes.
+    Arguments are as in :func:`layers`, but for the target, which is one text or one reference, then
+    shown in place of the image. `count` is the most heads to show, `sign` "positive" for those that
+    add most, "negative" for those that take most away, "both" for `count` of each. By default
+    orange adds to the cosine and blue takes away from it; `cmap` lays all maps over the image.
 
     Raises:
         InputError: not one image and one target, an argument that is none, or a tower whose
@@ -97,25 +87,25 @@ def heads(
             f"{caller}: expected one text or one image to explain, got several; draw one figure "
             "for each."
         )
-    [clip] = open_models(caller, model, device)
-    target, [reference] = open_target(caller, clip, text, references)
+    clip = load_clip(model, device=device)
+    question = ask(caller, clip, text, references)
     pixels = clip.preprocess(image)
     if len(pixels) != 1:
         raise InputError(
             f"{caller}: expected one image, got {len(pixels)}; draw one figure for each."
         )
-    parts = score_parts(clip, target, pixels, count=count, sign=sign)
+    parts = score_parts(clip, question.target, pixels, count=count, sign=sign)
     said = {"each": EACH, "shared": "one scale for all maps"}[scale]
     return visualization.heads(
         clip.denormalize(pixels).cpu(),
         parts.maps[None],
         parts.rest,
         labels=parts.labels,
-        name=target.names[0],
-        reference=reference,
+        name=question.target.names[0],
+        reference=question.references[0],
         shared=scale == "shared",
         cmap=cmap,
-        caption=f"{clip.name} ({DirectContribution.name}) \N{MIDDLE DOT} {said}",
+        caption=f"{clip.name} ({DirectContribution.name}){DOT}{said}",
     )
 
 
@@ -127,12 +117,7 @@ def score_parts(
     count: int = COUNT,
     sign: Sign = "positive",
 ) -> ScoreParts:
-    """Take the score of one image (1, 3, H, W) and one target apart into its heads.
-
-    Raises:
-        InputError: a tower whose embedding no attention reads.
-        CaptumClipError: an image or a model that cannot be worked with.
-    """
+    """Take the score of one image (1, 3, H, W) and one target apart into its heads."""
     method = DirectContribution(ClipSimilarity(clip, target))
     maps, rest = method.attribute(pixels, target=0, per="head", return_rest=True)
     by_layer = maps[0, 0].cpu()  # (n, H, h, w)
@@ -145,12 +130,8 @@ def score_parts(
     shown = {"positive": adding, "negative": taking, "both": adding + taking}[sign]
     others = sorted({*order} - {*shown})
     reads_cls = isinstance(clip.tower, ViTTower) and clip.tower.pooling == "cls"
-    labels = []
-    for head in shown:
-        layer, number = divmod(head, per_layer)
-        labels.append(
-            f"layer {layer}, head {number}" if reads_cls else f"head {number} of the pool"
-        )
+    label = "layer {}, head {}" if reads_cls else "head {1} of the pool"
+    labels = [label.format(*divmod(head, per_layer)) for head in shown]
     parts = every[shown]
     if others:
         labels.append(f"{len(others)} other head{'s' * (len(others) > 1)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,28 +16,28 @@ from ..attr import LayerAttention
 from ..checks import check_choice
 from ..emotions import EmotionProbe
 from ..errors import InputError, UnsupportedModelError
-from ..models import ViTTower
+from ..models import ViTTower, load_clip
 from ..models.base import ImageLike
 from ..similarity import ClipSimilarity
 from .subjects import (
+    DOT,
     EACH,
     Device,
     Images,
     Methods,
     Model,
     Models,
+    Question,
     Rows,
-    as_images,
     as_list,
+    ask,
     min_max,
-    open_models,
-    open_target,
+    open_inputs,
     raw_maps,
     subjects,
 )
 
 DEFAULT_MODEL: Final = "ViT-B/32"
-_DOT: Final = " \N{MIDDLE DOT} "
 
 
 def layers(
@@ -82,15 +81,15 @@ def layers(
     caller = "figures.layers"
     check_choice(caller, scale, ("each", "shared"), name="a scale")
     check_choice(caller, rows, ("cls", "sum"), name="rows")
-    [clip] = open_models(caller, model, device)
+    clip = load_clip(model, device=device)
     if not isinstance(clip.tower, ViTTower):
         raise UnsupportedModelError(
             f"{caller}: {clip.name} has a {clip.kind} tower, which has no layers of attention; "
             "take a model with a vision transformer."
         )
-    target, reference_pictures = open_target(caller, clip, texts, references)
+    question = ask(caller, clip, texts, references)
     pixels = clip.preprocess(image)
-    method = LayerAttention(ClipSimilarity(clip, target))
+    method = LayerAttention(ClipSimilarity(clip, question.target))
     attention, gradients = [], []
     scores = pixels.new_empty(0)
     for index in range(len(clip.tower.layers)):
@@ -108,12 +107,12 @@ def layers(
         clip.denormalize(pixels).cpu(),
         torch.cat(attention, dim=1),
         torch.stack(gradients, dim=2),
-        names=target.names,
+        names=question.target.names,
         scores=scores.cpu(),
-        references=reference_pictures,
+        references=question.references,
         shared=scale == "shared",
         cmap=cmap,
-        caption=_DOT.join((clip.name, "heads averaged", row, said)),
+        caption=DOT.join((clip.name, "heads averaged", row, said)),
     )
 
 
@@ -153,26 +152,22 @@ def compare(
     """
     caller = "figures.compare"
     check_choice(caller, scale, ("each", "shared"), name="a scale")
-    images = as_images(caller, images)
-    clips = open_models(caller, models, device)
-    chosen = subjects(caller, clips, methods, every=True)
-    opened = {clip: open_target(caller, clip, texts, references) for clip in clips}
-    target, reference_pictures = opened[clips[0]]
-    columns = [Rows.of(images, [(subject, opened[subject.clip][0])]) for subject in chosen]
+    images, clips = open_inputs(caller, images, models, device)
+    questions = [ask(caller, clip, texts, references) for clip in clips]
+    names, pictures = questions[0].target.names, questions[0].references
+    chosen = subjects(caller, questions, methods, every=True)
+    columns = [Rows.of(images, [subject]) for subject in chosen]
     headings = _numbered([s.label if len(clips) > 1 else s.choice.name for s in chosen])
-    heat = {
-        heading: min_max([raw_maps(e) for e in column.explanations], shared=scale == "shared")
-        for heading, column in zip(headings, columns, strict=True)
-    }
+    heat = {}
+    for heading, column in zip(headings, columns, strict=True):
+        values = min_max([raw_maps(e) for e in column.explanations], shared=scale == "shared")
+        heat[heading] = columns[0].letterboxed(values).flatten(0, 1)[:, None]
     return visualization.contact_sheet(
-        columns[0].pictures.repeat_interleave(len(target), 0),
-        {
-            heading: columns[0].letterboxed(values).flatten(0, 1)[:, None]
-            for heading, values in heat.items()
-        },
-        names=target.names * len(images),
+        columns[0].pictures.repeat_interleave(len(names), 0),
+        heat,
+        names=names * len(images),
         scores=torch.stack([column.scores.flatten() for column in columns], dim=1),
-        references=reference_pictures * len(images),
+        references=[*pictures] * len(images),
         cmap=cmap,
         caption={"each": EACH, "shared": "one scale per column"}[scale],
     )
@@ -180,12 +175,11 @@ def compare(
 
 def _numbered(labels: Sequence[str]) -> list[str]:
     """Labels of which no two are the same: "last-grad", "last-grad (2)"."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for label in labels:
-        seen[label] += 1
-        numbered.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return numbered
+    numbers = [labels[:end].count(label) for end, label in enumerate(labels, 1)]
+    return [
+        label if number == 1 else f"{label} ({number})"
+        for label, number in zip(labels, numbers, strict=True)
+    ]
 
 
 def signs(
@@ -201,18 +195,10 @@ def signs(
 ) -> Figure:
     """What speaks for and against each target: one row per image, model and target.
 
-    Mamooler's Figures 7 to 10.
-
-    Args:
-        images: one or several.
-        texts: targets.
-        references: shown at the end of their rows.
-        models: one or several names, models or adapters.
-        methods: each used with the towers that it fits; by the tower where none is given.
-        scale: "shared" by the two signs of a row, so that a weak one looks weak, or "each" map its
-            own.
-        cmap: of both signs; by default orange for and blue against.
-        device: where models that are loaded by name go.
+    Mamooler's Figures 7 to 10. Arguments are as in :func:`compare`, but for the methods, of which
+    each tower has its own where none is given; `scale`, which is "shared" by the two signs of a
+    row, so that a weak one looks weak, or that of "each" map; and `cmap`, which is of both signs,
+    by default orange for and blue against.
 
     Example:
         >>> from captum_clip import figures
@@ -222,11 +208,9 @@ def signs(
     """
     caller = "figures.signs"
     check_choice(caller, scale, ("shared", "each"), name="a scale")
-    images = as_images(caller, images)
-    clips = open_models(caller, models, device)
-    chosen = subjects(caller, clips, methods)
-    opened = {clip: open_target(caller, clip, texts, references) for clip in clips}
-    rows = Rows.of(images, [(subject, opened[subject.clip][0]) for subject in chosen], "both")
+    images, clips = open_inputs(caller, images, models, device)
+    questions = [ask(caller, clip, texts, references) for clip in clips]
+    rows = Rows.of(images, subjects(caller, questions, methods), "both")
     positive, negative = (
         [
             e.heat("bicubic")[sign][0] if scale == "shared" else maps.normalize(raw_maps(e, sign))
@@ -239,7 +223,7 @@ def signs(
         rows.pictures,
         rows.letterboxed(positive),
         rows.letterboxed(negative),
-        references=opened[clips[0]][1],
+        references=questions[0].references,
         **rows.texts({"shared": "for and against on one scale", "each": EACH}[scale]),
         **colors,
     )
@@ -259,19 +243,11 @@ def emotions(
 ) -> Figure:
     """What makes an image sad or fearful: one row per image and model, one column per emotion.
 
-    Mamooler's Figure 11.
-
-    Args:
-        images: one or several.
-        probes: one for each model, in the same order: probes or files of them.
-        names: which emotions; all eight by default.
-        models: one or several names, models or adapters.
-        methods: each used with the towers that it fits; by the tower where none is given.
-        centre: subtract the mean of all nine rows of a probe.
-        scale: "each" map its own, its peak under it in percent of the strongest of its row, or
-            "shared" by the row, so that a weak map looks weak.
-        cmap: colour map.
-        device: where models that are loaded by name go.
+    Mamooler's Figure 11. Each model has one of the `probes`, in the same order: probes or files of
+    them. `names` says which emotions, by default all eight; `centre` subtracts the mean of all nine
+    rows of a probe. A `scale` is that of "each" map, with its peak under it in percent of the
+    strongest of its row, or "shared" by the row, so that a weak map looks weak. All else is as in
+    :func:`signs`, with one colour map.
 
     Raises:
         InputError: not as many probes as models, or a probe of another model.
@@ -288,19 +264,18 @@ def emotions(
     """
     caller = "figures.emotions"
     check_choice(caller, scale, ("each", "shared"), name="a scale")
-    images = as_images(caller, images)
     probes, models = as_list(probes), as_list(models)
     if len(probes) != len(models):
         raise InputError(
             f"{caller}: expected a probe for each of the {len(models)} models, in the same order, "
             f"got {len(probes)}."
         )
-    pairs = [
-        (subject, targets.emotion(clip, probe, names, centre=centre))
-        for clip, probe in zip(open_models(caller, models, device), probes, strict=True)
-        for subject in subjects(caller, [clip], methods)
+    images, clips = open_inputs(caller, images, models, device)
+    questions = [
+        Question(clip, targets.emotion(clip, probe, names, centre=centre))
+        for clip, probe in zip(clips, probes, strict=True)
     ]
-    rows = Rows.of(images, pairs)
+    rows = Rows.of(images, subjects(caller, questions, methods))
     raw = [raw_maps(e) for e in rows.explanations]
     peaks = f"{EACH}, peaks in % of the strongest in the row"
     return visualization.overlay(
@@ -331,18 +306,10 @@ def words(
 ) -> Figure:
     """The whole text, then what each of its words adds: one row per image and model.
 
-    Mamooler's Figure 13.
-
-    Args:
-        images: one or several.
-        text: the text that is taken apart.
-        picked: which words or spans, as in ``targets.words``; all words by default.
-        models: one or several names, models or adapters.
-        methods: each used with the towers that it fits; by the tower where none is given.
-        scale: "norm" dims each word's map by its norm, so that "a" does not look as important as
-            "horse"; "each" shows every map in full.
-        cmap: colour map.
-        device: where models that are loaded by name go.
+    Mamooler's Figure 13. One `text` is taken apart; `picked` says into which words or spans, as in
+    ``targets.words``, by default all words. The `scale` "norm" dims each word's map by its norm, so
+    that "a" does not look as important as "horse"; "each" shows every map in full. All else is as
+    in :func:`signs`, with one colour map.
 
     Example:
         >>> from captum_clip import figures
@@ -354,14 +321,10 @@ def words(
     """
     caller = "figures.words"
     check_choice(caller, scale, ("norm", "each"), name="a scale")
-    images = as_images(caller, images)
-    clips = open_models(caller, models, device)
-    chosen = subjects(caller, clips, methods)
-    opened = {
-        clip: targets.concatenate([targets.text(clip, text), targets.words(clip, text, picked)])
-        for clip in clips
-    }
-    rows = Rows.of(images, [(subject, opened[subject.clip]) for subject in chosen])
+    images, clips = open_inputs(caller, images, models, device)
+    parts = [(targets.text(clip, text), targets.words(clip, text, picked)) for clip in clips]
+    questions = [Question(c, targets.concatenate(p)) for c, p in zip(clips, parts, strict=True)]
+    rows = Rows.of(images, subjects(caller, questions, methods))
     return visualization.words(
         rows.pictures,
         rows.letterboxed([maps.normalize(raw_maps(e)) for e in rows.explanations]),

@@ -28,26 +28,29 @@ Device: TypeAlias = torch.device | str | None
 
 EACH: Final = "each map on a scale of its own"
 """How captions call it."""
+DOT: Final = " \N{MIDDLE DOT} "
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a model is asked: a target, with the pictures of those of its rows that are images."""
+
+    clip: ClipAdapter
+    target: Target
+    references: Sequence[Tensor | None] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model with one method."""
+    """A model with one method, and what it is asked."""
 
-    clip: ClipAdapter
+    question: Question
     choice: MethodChoice
 
     @property
     def label(self) -> str:
         """What pictures call it."""
-        return f"{self.clip.name} ({self.choice.name})"
-
-    def explain(self, image: ImageLike, target: Target, sign: Sign) -> Explanation:
-        """Maps of one image."""
-        options = self.choice.options
-        return explain(
-            image, target, model=self.clip, method=self.choice.method, sign=sign, **options
-        )
+        return f"{self.question.clip.name} ({self.choice.name})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +62,22 @@ class Rows:
 
     @classmethod
     def of(
-        cls,
-        images: Sequence[ImageLike],
-        pairs: Sequence[tuple[Subject, Target]],
-        sign: Sign = "positive",
+        cls, images: Sequence[ImageLike], subjects: Sequence[Subject], sign: Sign = "positive"
     ) -> Rows:
         """Explain every image by every subject."""
-        return cls(
-            tuple(subject for _ in images for subject, _ in pairs),
-            tuple(s.explain(image, target, sign) for image in images for s, target in pairs),
-        )
+        explanations = [
+            explain(
+                image,
+                subject.question.target,
+                model=subject.question.clip,
+                method=subject.choice.method,
+                sign=sign,
+                **subject.choice.options,
+            )
+            for image in images
+            for subject in subjects
+        ]
+        return cls((*subjects,) * len(images), tuple(explanations))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,7 +104,7 @@ class Rows:
         texts: dict[str, Any] = {"names": self.explanations[0].names, "scores": self.scores}
         labels = [subject.label for subject in self.subjects]
         if len({*self.subjects}) == 1:
-            return {**texts, "caption": f"{labels[0]} \N{MIDDLE DOT} {scale}"}
+            return {**texts, "caption": f"{labels[0]}{DOT}{scale}"}
         return {**texts, "labels": labels, "caption": scale}
 
 
@@ -106,44 +115,26 @@ def as_list(values: Any) -> list[Any]:
     return list(values) if getattr(values, "ndim", 0) == 4 else [values]
 
 
-def as_images(caller: str, images: Images) -> list[ImageLike]:
-    """The images, at least one.
-
-    Raises:
-        InputError: there is none.
-    """
-    listed = as_list(images)
-    check_nonempty(caller, "image", listed)
-    return listed
-
-
-def open_models(caller: str, models: Models, device: Device) -> list[ClipAdapter]:
-    """Load what is given by name.
-
-    Raises:
-        InputError: no model.
-    """
-    clips = [load_clip(model, device=device) for model in as_list(models)]
-    check_nonempty(caller, "model", clips)
-    return clips
+def open_inputs(
+    caller: str, images: Images, models: Models, device: Device
+) -> tuple[list[ImageLike], list[ClipAdapter]]:
+    """The images and the models, at least one of each."""
+    images, models = as_list(images), as_list(models)
+    check_nonempty(caller, "image", images)
+    check_nonempty(caller, "model", models)
+    return images, [load_clip(model, device=device) for model in models]
 
 
 def subjects(
-    caller: str, clips: Sequence[ClipAdapter], methods: Methods | None, *, every: bool = False
+    caller: str, questions: Sequence[Question], methods: Methods | None, *, every: bool = False
 ) -> list[Subject]:
-    """Every model with every method that fits its tower.
+    """Every question with every method that fits the model's tower.
 
-    Args:
-        caller: named in errors.
-        clips: the models.
-        methods: classes or command-line names; by the tower where none is given.
-        every: take all methods that fit where none is given, instead of the tower's own.
-
-    Raises:
-        InputError: no such method, or a model that none of them fits.
+    Where no method is given it is the tower's own; with `every` all that fit.
     """
     chosen = []
-    for clip in clips:
+    for question in questions:
+        clip = question.clip
         offered = methods_for(clip.kind) if every else [default_method(clip.tower)]
         choices = [MethodChoice.of(method) for method in (as_list(methods) if methods else offered)]
         fitting = [choice for choice in choices if choice.fits(clip.kind)]
@@ -152,18 +143,12 @@ def subjects(
                 f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} "
                 f"fits {clip.name}, whose tower is a {clip.kind}."
             )
-        chosen += [Subject(clip, choice) for choice in fitting]
+        chosen += [Subject(question, choice) for choice in fitting]
     return chosen
 
 
-def open_target(
-    caller: str, clip: ClipAdapter, texts: str | Sequence[str], references: Images
-) -> tuple[Target, list[Tensor | None]]:
-    """Texts, then images, as one target, with the pictures of the latter as the model sees them.
-
-    Raises:
-        InputError: neither a text nor an image.
-    """
+def ask(caller: str, clip: ClipAdapter, texts: str | Sequence[str], references: Images) -> Question:
+    """Texts, then images, with the pictures of the latter as the model sees them."""
     texts, references = as_list(texts), as_list(references)
     if not texts and not references:
         raise InputError(f"{caller}: expected a text or an image to explain, got neither.")
@@ -176,7 +161,7 @@ def open_target(
             targets.image(clip, pixels, Path(reference).stem if path else f"image {number}")
         )
         pictures.append(clip.denormalize(pixels)[0].cpu())
-    return targets.concatenate(parts), pictures
+    return Question(clip, targets.concatenate(parts), pictures)
 
 
 def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
