@@ -208,14 +208,14 @@ def _count_votes(path: Path) -> tuple[dict[tuple[str, str], tuple[int, ...]], di
     felt = single[emotion].str.strip()
     known = felt.isin(CLASSES)
     votes = pd.crosstab([single[style][known], single[painting][known]], felt[known])
+    votes = votes.reindex(columns=list(CLASSES), fill_value=0)
     counts = {
         "rows": len(rows),
         "unknown_emotions": int((~known).sum()),
         "duplicate_rows": len(usable) - len(single),
         "bad_rows": len(rows) - len(usable),
     }
-    table_of_votes = votes.reindex(columns=list(CLASSES), fill_value=0)
-    return {names: tuple(cast) for names, *cast in table_of_votes.itertuples()}, counts
+    return {names: tuple(cast) for names, *cast in votes.itertuples()}, counts
 
 
 def _read_rows(path: Path) -> list[list[str]]:
@@ -223,22 +223,21 @@ def _read_rows(path: Path) -> list[list[str]]:
     rows: list[list[str]] = []
     with open(path, encoding="utf-8-sig", newline="") as file:
         # pandas would drop what is no CSV without counting it
-        reader = csv.reader(file, strict=True)
+        reader, lines = csv.reader(file, strict=True), 0
         while True:
-            before = reader.line_num
             try:
-                row = next(reader)
-            except StopIteration:
+                for row in reader:
+                    rows += [row] if row else []
+                    lines = reader.line_num
                 return rows
             except csv.Error as error:
                 if "unexpected end" in str(error):
                     raise InputError(
-                        f"read_artemis: {path}, line {before + 1}: a quote is opened and never "
+                        f"read_artemis: {path}, line {lines + 1}: a quote is opened and never "
                         "closed, which would swallow all the rows that follow; close it."
                     ) from error
-                rows += [[]] * (reader.line_num - before)  # of all that an open quote swallowed
-            else:
-                rows += [row] if row else []
+                rows += [[]] * (reader.line_num - lines)  # of all that an open quote swallowed
+                lines = reader.line_num
 
 
 def _is_plain(*names: str) -> bool:
@@ -251,11 +250,11 @@ def _is_plain(*names: str) -> bool:
 def _image_of(folder: Path, style: str, painting: str) -> Path | None:
     """The image file; names of letters with accents match whichever way these are encoded."""
     for form in (None, "NFC", "NFD"):
-        names = (style, painting)
-        if form is not None:
-            names = (unicodedata.normalize(form, style), unicodedata.normalize(form, painting))
+        inner, name = (
+            n if form is None else unicodedata.normalize(form, n) for n in (style, painting)
+        )
         for ending in ENDINGS:
-            path = folder / names[0] / f"{names[1]}{ending}"
+            path = folder / inner / f"{name}{ending}"
             if os.path.isfile(path):  # unlike Path.is_file, also answers for names too long
                 return path
     return None

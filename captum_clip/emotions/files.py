@@ -11,7 +11,6 @@ from typing import Any, Final, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import find_file
 from ..errors import InputError
 from ..files import replace_file
 from .artemis import CLASSES
@@ -24,11 +23,7 @@ Arrays = dict[str, npt.NDArray[np.float64]]
 
 
 def write_probe(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
-    """Write arrays with their facts as JSON in the header; the file appears whole or not at all.
-
-    Raises:
-        InputError: another ending than .safetensors, or a folder that cannot be written to.
-    """
+    """Write arrays with their facts as JSON in the header; the file appears whole or not at all."""
     from safetensors.numpy import save
 
     if path.suffix.lower() != WEIGHTS:
@@ -41,14 +36,9 @@ def write_probe(path: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
 
 
 def read_probe(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read what :func:`write_probe` wrote, or by either name the two files of earlier versions.
-
-    Raises:
-        InputError: there is no such file, or it is damaged or something else.
-    """
+    """Read what :func:`write_probe` wrote, or by either name the two files of earlier versions."""
     from safetensors import SafetensorError, safe_open
 
-    find_file(path)
     weights = path.with_suffix(WEIGHTS) if path.suffix.lower() == JSON else path
     contents = _read(weights)
     try:
@@ -84,11 +74,7 @@ def is_description(content: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def read_rows(path: Path, content: Any) -> npt.NDArray[np.float64]:
-    """Rows (9, D) of the JSON that Mamooler published: nine names -> D numbers each.
-
-    Raises:
-        InputError: something else.
-    """
+    """Rows (9, D) of the JSON that Mamooler published: nine names -> D numbers each."""
     if not isinstance(content, dict) or set(content) != set(CLASSES):
         raise InputError(
             f"{path} is not a file of emotion encodings: expected JSON with the nine names "
@@ -109,11 +95,7 @@ def read_rows(path: Path, content: Any) -> npt.NDArray[np.float64]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: there is none, or it is no JSON.
-    """
+    """The content of a JSON file."""
     contents = _read(path)
     try:
         return json.loads(contents)

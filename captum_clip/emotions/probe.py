@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from ..checks import check_integer, check_interval, check_positive, expand
 from ..errors import InputError
 from .artemis import CLASSES
 from .files import JSON, WEIGHTS, is_description, read_json, read_probe, read_rows, write_probe
-from .fitting import fit_weights
 from .scores import ProbeScores, score_predictions
 
 STRENGTH: Final = 1e-3
+_STEPS: Final = 20_000
+_TOLERANCE: Final = 1e-9  # of the largest partial derivative of the mean loss
 _Array = npt.NDArray[np.float64]
 
 
@@ -74,15 +76,9 @@ class EmotionProbe:
     classes: tuple[str, ...] = CLASSES
 
     def __post_init__(self) -> None:
-        count = len(CLASSES)
-        fits = (
-            self.weights.ndim == 2
-            and self.weights.shape[0] == count
-            and self.weights.shape[1] > 0
-            and self.bias.shape == (count,)
-            and self.classes == CLASSES
-        )
-        if not fits:
+        count, shape = len(CLASSES), self.weights.shape
+        fits = len(shape) == 2 and shape[0] == count and shape[1] > 0
+        if not (fits and self.bias.shape == (count,) and self.classes == CLASSES):
             raise InputError(
                 f"EmotionProbe: expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
                 f"got {self.weights.shape}, {self.bias.shape} and {', '.join(self.classes)}."
@@ -257,12 +253,50 @@ def fit_probe(
     return replace(probe, scores=probe.score(rows[test], counts[test])) if tested else probe
 
 
-def check_options(*, seed: int, held_out: float, strength: float) -> None:
-    """See before any work is done whether :func:`fit_probe` takes these options.
+def fit_weights(rows: _Array, votes: npt.NDArray[Any], *, strength: float) -> tuple[_Array, _Array]:
+    """The minimum of `fit_probe`: W (C, D) and b (C,) that predict votes (N, C) from rows (N, D).
 
-    Raises:
-        InputError: one is out of range.
+    The rows of W sum to zero, as the gradient does. A class without any vote gets the limit of the
+    minimum: a row of zeros and the bias minus infinity.
     """
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "fit_probe: fitting needs scikit-learn, which is not installed; "
+            "pip install scikit-learn."
+        ) from error
+    voted = np.flatnonzero(votes.sum(0))
+    if len(voted) < 3:
+        raise InputError(
+            f"fit_probe: expected votes for three classes or more in the training split, got "
+            f"{len(voted)}; give more paintings."
+        )
+    # The bias is not penalised, so centred rows have the same minimum, found in fewer steps.
+    centre = rows.mean(0)
+    painting, emotion = np.nonzero(votes)
+    model = LogisticRegression(
+        C=1 / (strength * votes.sum()), solver="lbfgs", tol=_TOLERANCE, max_iter=_STEPS
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model.fit((rows - centre)[painting], emotion, sample_weight=votes[painting, emotion])
+        except ConvergenceWarning as error:
+            raise InputError(
+                f"fit_probe: no minimum was found in {_STEPS} steps; give a larger strength than "
+                f"{strength}."
+            ) from error
+    weights = np.zeros((votes.shape[1], rows.shape[1]))
+    bias = np.full(votes.shape[1], -np.inf)
+    weights[voted] = model.coef_
+    bias[voted] = model.intercept_ - model.coef_ @ centre
+    return weights, bias
+
+
+def check_options(*, seed: int, held_out: float, strength: float) -> None:
+    """See before any work is done whether :func:`fit_probe` takes these options."""
     check_integer("fit_probe", "a seed", seed, least=0)
     check_interval("fit_probe", "held_out", held_out, "[0, 1)")
     check_positive("fit_probe", "a strength", strength)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captum_clip.emotions import CLASSES, EmotionProbe, FitSettings, fit_probe
-from captum_clip.emotions.fitting import fit_weights
+from captum_clip.emotions.probe import fit_weights
 from captum_clip.errors import InputError
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_fitted_is_refused(features, votes, options, message):
 
 def test_a_fit_that_does_not_converge_is_refused(monkeypatch):
     """No half-fitted probe."""
-    monkeypatch.setattr("captum_clip.emotions.fitting._STEPS", 1)
+    monkeypatch.setattr("captum_clip.emotions.probe._STEPS", 1)
     with pytest.raises(InputError, match="no minimum was found in 1 steps; give a larger strength"):
         fit_probe(FEATURES, VOTES)
 
