@@ -31,7 +31,7 @@ class EvaluationWorker:
     def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
         """Compute shards in their order."""
         for shard in units:
-            save(shard, to_npz(self._measure(shard), shard))
+            save(shard.name, to_npz(self._measure(shard), shard))
             advance(shard.size)
 
     def _measure(self, shard: Shard) -> Arrays:

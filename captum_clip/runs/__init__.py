@@ -4,7 +4,7 @@ from .engine import ENGINES, Advance, Engine, EngineName, Save, Worker, check_en
 from .model_loader import ModelLoader, full_name, given_parts, label_of
 from .run import Progress, compute_missing
 from .storage import Storage, storage_of
-from .units import AGAIN, Arrays, Unit, read_unit, slug, to_npz
+from .units import AGAIN, Arrays, Unit, read_unit, slug, to_csv, to_npz
 
 __all__ = [
     "AGAIN",
@@ -28,5 +28,6 @@ __all__ = [
     "slug",
     "storage_of",
     "threads",
+    "to_csv",
     "to_npz",
 ]

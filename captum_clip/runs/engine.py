@@ -20,25 +20,18 @@ U = TypeVar("U", bound=Unit, contravariant=True)
 
 Advance = Callable[[int], None]
 """Told how many images were done since the last call."""
-Save = Callable[[Unit, bytes], None]
-"""Writes the file of a unit."""
+Save = Callable[[str, bytes], None]
+"""Writes the file of a unit, by its name."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where units are computed.
-
-    Attributes:
-        name: "local", or "ray" for several processes or machines.
-        processes: of Ray.
-        gpus: 0 computes on the CPU; with Ray the number that the processes share.
-        threads: of each process.
-    """
+    """Where units are computed: "local", or "ray" for several processes or machines."""
 
     name: EngineName
-    processes: int
-    gpus: int
-    threads: int
+    processes: int  # of Ray
+    gpus: int  # 0 computes on the CPU; with Ray the number that the processes share
+    threads: int  # of each process
 
     @property
     def device(self) -> str:
@@ -71,13 +64,10 @@ class Worker(Protocol[U]):
     """Made once in each process; the same unit is the same bytes in every one of them."""
 
     def compute(self, units: Sequence[U], save: Save, advance: Advance) -> None:
-        """Compute units in their order.
+        """Compute units in their order, and save each once it is computed.
 
-        Args:
-            units: with the local engine all that are missing, so that images can be read ahead;
-                with Ray one.
-            save: to be called with each unit and the content of its file, once it is computed.
-            advance: told how many images were done, at the latest after each unit.
+        With the local engine they are all that are missing, so that images can be read ahead; with
+        Ray it is one. `advance` is told how many images were done, at the latest after each unit.
         """
 
 

@@ -24,77 +24,59 @@ Differences = Callable[[Content, Content], list[str]]
 
 @dataclass(frozen=True)
 class ManifestFormat:
-    """How one kind of run keeps its manifest.
+    """How one kind of run keeps its manifest."""
 
-    Attributes:
-        noun: "study", "evaluation".
-        name: the value of its key "format".
-        types: of the keys that decide the results.
-        differences: what differs between two of them.
-    """
-
-    noun: str
-    name: str
-    types: Mapping[str, type]
-    differences: Differences
-
-    @property
-    def a_noun(self) -> str:
-        """With its article."""
-        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
+    noun: str  # "study", "evaluation"
+    name: str  # the value of its key "format"
+    types: Mapping[str, type]  # of the keys that decide the results
+    differences: Differences  # what differs between two of them
 
 
 def begin(kind: ManifestFormat, about: Content, output: Storage, engine: Engine) -> Content:
     """The manifest of a new run, or of the one in the folder that is to go on.
 
-    Args:
-        kind: of run.
-        about: all that decides the results, as JSON, under the keys of ``kind.types`` and others.
-        output: the folder.
-        engine: what computes now.
-
-    Returns:
-        "format", all of `about`, "environments" (versions and threads of every run that took part,
-        each once) and "state", which is "running".
+    It has "format", all of `about` (what decides the results, as JSON, under the keys of
+    ``kind.types`` and others), "environments" (versions and threads of every run that took part,
+    each once) and "state", which is "running".
 
     Raises:
         InputError: the folder holds a run with other settings, or something else.
     """
-    now = _environment(engine)
-    content = output.read(NAME)
-    if content is None:
-        _check_empty(kind, output)
-        environments = [now]
-    else:
-        earlier = _read_same(kind, about, content, output)[_ENVIRONMENTS]
-        environments = earlier if now in earlier else [*earlier, now]
-    return {"format": kind.name, **about, _ENVIRONMENTS: environments, "state": "running"}
-
-
-def _check_empty(kind: ManifestFormat, output: Storage) -> None:
-    other = [name for name, _ in output.files() if not name.startswith(".")]
-    if other:
+    content, environments = output.read(NAME), []
+    if content is not None:
+        environments = _read_same(kind, about, content, output)[_ENVIRONMENTS]
+    elif other := [name for name, _ in output.files() if not name.startswith(".")]:
         raise InputError(
             f"{output.root} holds files that are no {kind.noun}'s, such as {other[0]}; name a new "
             "or an empty folder."
         )
+    now = _environment(engine)
+    if now not in environments:
+        environments = [*environments, now]
+    return {"format": kind.name, **about, _ENVIRONMENTS: environments, "state": "running"}
 
 
 def _read_same(kind: ManifestFormat, about: Content, content: bytes, output: Storage) -> Content:
     """The manifest in the folder, if it is of a run with the same settings."""
+    a_run = f"{'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun}"
     try:
-        before = _parse(kind, content)
+        before: Content = json.loads(content)
+        if before["format"] != kind.name:
+            raise ValueError(f"its format is {before['format']!r}")
+        for key, expected in {**kind.types, _ENVIRONMENTS: list}.items():
+            if not isinstance(before[key], expected):
+                raise TypeError(f"{key!r} is no {expected.__name__}")
         differences = kind.differences(before, json.loads(json.dumps(about)))
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{output.root}/{NAME} is not a manifest of {kind.a_noun} that this version can go on "
-            f"with ({error}); name another output folder."
+            f"{output.root}/{NAME} is not a manifest of {a_run} that this version can go on with "
+            f"({error}); name another output folder."
         ) from error
     if differences:
         raise InputError(
-            f"{output.root} holds {kind.a_noun} with other settings: {'; '.join(differences)}. "
+            f"{output.root} holds {a_run} with other settings: {'; '.join(differences)}. "
             f"Take another output folder, or the settings of that {kind.noun} to go on with it."
         )
     return before
@@ -128,13 +110,3 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _parse(kind: ManifestFormat, content: bytes) -> Content:
-    manifest: Content = json.loads(content)
-    if manifest["format"] != kind.name:
-        raise ValueError(f"its format is {manifest['format']!r}")
-    for key, expected in {**kind.types, _ENVIRONMENTS: list}.items():
-        if not isinstance(manifest[key], expected):
-            raise TypeError(f"{key!r} is no {expected.__name__}")
-    return manifest

@@ -15,11 +15,8 @@ from ..models.names import published
 class ModelLoader:
     """Loads models by name, and keeps the last one for as long as it is asked for again.
 
-    Sent to another process it loads there for itself.
-
-    Args:
-        processor: whose image processor the models get, where it is not their own.
-        tokenizer: the same for the tokenizer.
+    Sent to another process it loads there for itself. Where `processor` names another model, the
+    models get its image processor in place of their own, and so for the tokenizer.
     """
 
     def __init__(self, processor: str | None = None, tokenizer: str | None = None) -> None:
@@ -46,11 +43,7 @@ class ModelLoader:
         return self._loaded[1:]
 
     def load_same(self, model: str, device: str, fingerprint: str, noun: str) -> ClipAdapter:
-        """The model that a run was begun with, in whichever process; `noun` is that of the run.
-
-        Raises:
-            InputError: what bears the name here is another model.
-        """
+        """The model that a run was begun with, in whichever process; `noun` is that of the run."""
         clip, loaded = self.load(model, device)
         if loaded != fingerprint:
             raise InputError(
@@ -72,11 +65,7 @@ def full_name(model: str) -> str:
 
 
 def given_parts(caller: str, **parts: str | None) -> dict[str, str]:
-    """The processor and the tokenizer that replace the models' own, as a manifest tells them.
-
-    Raises:
-        InputError: one is not given by name.
-    """
+    """The processor and the tokenizer that replace the models' own, as a manifest tells them."""
     for part, name in parts.items():
         if name is not None and not (isinstance(name, str) and name):
             raise InputError(

@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Generic
 
 from ..errors import CaptumClipError, InputError
 from .engine import Advance, Engine, Worker, default_environment, threads
 from .model_loader import ModelLoader
 from .storage import Storage
-from .units import U, Unit
+from .units import U
 
 _TRIES: Final = 5  # of a unit, since Ray gives one that kills its worker to the next without end
 _RESUME: Final = "what is done is kept, start the same command again."
@@ -33,15 +34,10 @@ def run_on_ray(
     models: ModelLoader,
     advance: Advance,
 ) -> None:
-    """Compute every unit in the engine's processes, which write their files themselves.
-
-    Raises:
-        CaptumClipError: Ray is missing or its workers die again and again, a model that a worker
-            cannot load, a disk that refuses.
-    """
+    """Compute every unit in the engine's processes, which write their files themselves."""
     share = math.ceil(engine.processes / engine.gpus) if engine.gpus else 0  # workers a GPU
     count = len(units)
-    with _quiet(), connected(engine) as ray, _silent_data():
+    with _quiet_ray() as ray, connected(ray, engine):
         try:
             rows = ray.data.from_items(
                 [{"unit": number} for number in range(count)], override_num_blocks=count
@@ -62,56 +58,46 @@ def run_on_ray(
             raise InputError(f"Ray could not go on ({reason}); {_RESUME}") from error
 
 
+@dataclass(eq=False)
 class UnitWorker(Generic[U]):
     """An actor of Ray Data: computes one unit at a time, and writes its file itself."""
 
-    def __init__(
-        self,
-        make_worker: Callable[[ModelLoader], Worker[U]],
-        units: Sequence[U],
-        output: Storage,
-        count: int,
-        models: ModelLoader,
-    ) -> None:
-        self._make_worker = make_worker
-        self._units = units
-        self._output = output
-        self._threads = count
-        self._models = models
-        self._worker: Worker[U] | None = None
+    make_worker: Callable[[ModelLoader], Worker[U]]
+    units: Sequence[U]
+    output: Storage
+    threads: int
+    models: ModelLoader
+    worker: Worker[U] | None = None
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, list[Any]]:
         """Compute the unit of a row; what went wrong travels as text."""
         number = int(rows["unit"][0])
-        unit = self._units[number]
+        unit = self.units[number]
         try:
-            with threads(self._threads), self._counted(unit.name):
-                if self._worker is None:  # here, so that its errors travel as text too
-                    self._worker = self._make_worker(self._models)
-                self._worker.compute([unit], self._save, lambda images: None)
+            with threads(self.threads), self._counted(unit.name):
+                if self.worker is None:  # here, so that its errors travel as text too
+                    self.worker = self.make_worker(self.models)
+                self.worker.compute([unit], self.output.write, lambda images: None)
         except CaptumClipError as error:
             return {"unit": [number], "error": [str(error)]}
         return {"unit": [number], "error": [""]}
-
-    def _save(self, unit: Unit, content: bytes) -> None:
-        self._output.write(unit.name, content)
 
     @contextmanager
     def _counted(self, name: str) -> Iterator[None]:
         """Count the times that a unit is begun; the count stays where the process dies."""
         counter = tries_of(name)
-        before = int(self._output.read(counter) or 0)
+        before = int(self.output.read(counter) or 0)
         if before >= _TRIES:
-            self._output.remove(counter)
+            self.output.remove(counter)
             raise InputError(
                 f"{before} workers died over the shard {name}, perhaps for want of memory; take a "
                 "smaller batch, or engine='local', which says more."
             )
-        self._output.write(counter, str(before + 1).encode())
+        self.output.write(counter, str(before + 1).encode())
         try:
             yield
         finally:
-            self._output.remove(counter)
+            self.output.remove(counter)
 
 
 def tries_of(name: str) -> str:
@@ -120,32 +106,18 @@ def tries_of(name: str) -> str:
     return f"{folder}/.{file}.tries"
 
 
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError(
-            "engine='ray' needs Ray Data: pip install 'ray[data]', or leave the engine out "
-            "to compute on this machine."
-        ) from error
-    return ray
-
-
 @contextmanager
-def connected(engine: Engine) -> Iterator[Any]:
-    """Ray: the caller's, or a cluster that there is, or one that is started here until the end."""
-    ray = _import_ray()
-    if ray.is_initialized():
-        _check_room(ray, engine)
-        yield ray
-        return
+def connected(ray: Any, engine: Engine) -> Iterator[None]:
+    """To the caller's Ray, or a cluster that there is, or one that is started here for a while."""
+    is_callers = ray.is_initialized()
     try:
-        _join_or_start(ray, engine)
+        if not is_callers:
+            _join_or_start(ray, engine)
         _check_room(ray, engine)
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        if not is_callers:
+            ray.shutdown()
 
 
 def _join_or_start(ray: Any, engine: Engine) -> None:
@@ -181,15 +153,6 @@ def _check_room(ray: Any, engine: Engine) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without log lines of Ray's own processes, and the warnings that its code gives of itself."""
-    quiet = default_environment(RAY_BACKEND_LOG_LEVEL="fatal", RAY_USAGE_STATS_ENABLED="0")
-    with quiet, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"ray\.")
-        yield
-
-
-@contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Ray's native code tells the terminal that it has been told to be silent."""
     kept = os.dup(2)
@@ -204,16 +167,24 @@ def _silent_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def _silent_data() -> Iterator[None]:
-    """Ray Data without bars and log lines of its own; its settings are put back."""
-    from ray.data import DataContext
-
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    with ExitStack() as stack:
+def _quiet_ray() -> Iterator[Any]:
+    """Ray without log lines, bars and warnings of its own; its settings are put back."""
+    environment = default_environment(RAY_BACKEND_LOG_LEVEL="fatal", RAY_USAGE_STATS_ENABLED="0")
+    with environment, warnings.catch_warnings(), ExitStack() as stack:
+        warnings.filterwarnings("ignore", module=r"ray\.")
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise InputError(
+                "engine='ray' needs Ray Data: pip install 'ray[data]', or leave the engine out "
+                "to compute on this machine."
+            ) from error
+        context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
         for name in _BARS:
             if name in vars(context):  # some versions lack one
                 stack.callback(setattr, context, name, getattr(context, name))
                 setattr(context, name, False)
-        yield
+        yield ray

@@ -33,18 +33,15 @@ def compute_missing(
 ) -> None:
     """Compute every unit that has no whole file; afterwards each of them has one.
 
-    Args:
-        make_worker: called once in each process with what loads models, or has them already; it
-            can be sent to another machine, as ``functools.partial(StudyWorker, plan)`` can.
-        units: all of them.
-        output: a folder that this run has locked.
-        engine: where to compute.
-        parse: of the arrays of a unit's file, as for :func:`captum_clip.runs.units.read_unit`.
-        before: files that are written first, in this order, where anything is missing. The
-            manifest comes first: a folder without one is taken for somebody else's.
-        result: the file that says that all is done; it goes away where something is missing.
-        models: has perhaps loaded the model already; a process of Ray loads it for itself.
-        progress: called now and then, first with what an earlier run had done.
+    The folder is locked by this run, and `parse` reads a unit's arrays as for
+    :func:`captum_clip.runs.units.read_unit`.
+
+    `make_worker` is called once in each process with what loads models, or has them already; it
+    can be sent to another machine, as ``functools.partial(StudyWorker, plan)`` can.
+
+    Where anything is missing, the file `result`, which says that all is done, goes away, and the
+    files `before` are written, in this order; the manifest comes first, since a folder without one
+    is taken for somebody else's. `progress` is told at once what an earlier run had done.
 
     Raises:
         CaptumClipError: a model that cannot be loaded, a disk that refuses, a worker that died.
@@ -61,9 +58,7 @@ def compute_missing(
         run_on_ray(make_worker, missing, output, engine, models, advance)
         tidy_up(output)  # a worker that was killed leaves files too, although the run goes on
     else:
-        make_worker(models).compute(
-            missing, lambda unit, content: output.write(unit.name, content), advance
-        )
+        make_worker(models).compute(missing, output.write, advance)
 
 
 def tidy_up(output: Storage) -> None:

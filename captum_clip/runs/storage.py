@@ -21,11 +21,7 @@ _LOCK: Final = ".lock"
 
 
 def storage_of(location: str | Path) -> Storage:
-    """A path, or a URL such as ``s3://bucket/folder``.
-
-    Raises:
-        InputError: a URL that fsspec does not know.
-    """
+    """A path, or a URL such as ``s3://bucket/folder``; InputError where fsspec knows none such."""
     text = str(location)
     scheme, separator, rest = text.partition("://")
     if separator and scheme not in ("file", "local"):
@@ -40,21 +36,15 @@ def storage_of(location: str | Path) -> Storage:
 class Storage:
     """A folder; names in it are relative, with "/" between their parts. It can be pickled.
 
-    Attributes:
-        root: where it is.
-        is_local: whether it is on this machine or a disk of its, or else behind fsspec, where a
-            file appears when it is complete.
+    It is on this machine or a disk of its, or else behind fsspec, where a file appears when it is
+    complete. What a disk or a store refuses is an InputError.
     """
 
     root: str
     is_local: bool
 
     def connect(self) -> tuple[Any, str]:
-        """The file system of fsspec, and the folder's path on it.
-
-        Raises:
-            InputError: a URL that fsspec does not know.
-        """
+        """The file system of fsspec, and the folder's path on it."""
         import fsspec
 
         if self.is_local:  # which may have any character in it, as a URL may not
@@ -66,11 +56,7 @@ class Storage:
         return system, str(path).rstrip("/")
 
     def files(self) -> list[tuple[str, int]]:
-        """Name and size in bytes of every file, hidden ones too, in no order.
-
-        Raises:
-            InputError: there is no such folder, or it cannot be read.
-        """
+        """Name and size in bytes of every file, hidden ones too, in no order."""
         system, path = self.connect()
         system.invalidate_cache()
         with _explained(f"{self.root} cannot be listed"):
@@ -90,11 +76,7 @@ class Storage:
         return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file that is there whole or not at all; an existing one is replaced.
-
-        Raises:
-            InputError: the folder or the disk refuses.
-        """
+        """Write a file that is there whole or not at all; an existing one is replaced."""
         system, path = self.connect()
         self._make(str(PurePosixPath(name).parent))
         if not self.is_local:
@@ -137,9 +119,6 @@ class Storage:
         """Make the folder, and keep other runs out of it while the context lasts.
 
         Object stores have no locks: there two runs write the same files.
-
-        Raises:
-            InputError: it cannot be made, or another run is at work in it.
         """
         folder = Path(self.root)
         path, is_new = folder / _LOCK, not folder.exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -39,14 +41,30 @@ Content = TypeVar("Content")
 def to_npz(arrays: Arrays, unit: Unit | None = None) -> bytes:
     """Arrays as the content of an .npz file; the same arrays are the same bytes.
 
-    Args:
-        arrays: by name.
-        unit: whose file it is, kept in it as "unit", by which an exchange of two files is noticed.
+    The name of `unit`, whose file it is, is kept as "unit": an exchange of two files is noticed.
     """
     file = io.BytesIO()
     own = {} if unit is None else {_NAME: np.array(unit.name)}
     np.savez(file, **arrays, **own)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """A table, the same on every machine: numbers to ten digits, an empty field for NaN.
+
+    Names of files need not be UTF-8.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_field(value) for value in row] for row in rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _field(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value + 0.0:.10g}"  # + 0.0: no minus zero
 
 
 def read_unit(storage: Storage, unit: U, parse: Callable[[Arrays, U], Content]) -> Content:

@@ -23,11 +23,8 @@ def iterate_workers(
 ) -> Iterator[Iterator[Read]]:
     """What is read of each item, in their order, a few ahead; 0 workers read here.
 
-    `advice` says what to do when a worker died.
-
-    Raises:
-        CaptumClipError: what `read` raises.
-        InputError: a worker died, said wherever this process is at that moment.
+    What `read` raises is raised here, and an InputError when a worker died, wherever this process
+    is at that moment; `advice` says what to do then.
     """
     loader = DataLoader(
         _Items(read, items),

@@ -37,7 +37,7 @@ class StudyWorker:
                     for batch in islice(loaded, len(shard.batches)):
                         parts.append(explainer.explain(batch))
                         advance(len(batch.indices))
-                    save(shard, to_bytes(join(parts), shard))
+                    save(shard.name, to_bytes(join(parts), shard))
 
     def _prepare(self, number: int) -> tuple[BatchExplainer, ImageLoader]:
         if self._ready is None or self._ready[0] != number:
