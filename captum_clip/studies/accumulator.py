@@ -21,18 +21,14 @@ class Accumulator:
     A stretched map is :math:`a \, U m + b` with the upsampling U linear, so the mean of stretched
     maps needs only :math:`\sum a m` on the model's own grid and :math:`\sum b`.
 
-    Attributes:
-        images: N.
-        constant: (K,) maps that are constant, and part of no sum but "score" and "raw".
-        correlated: (P,) images whose two maps both vary, a number for each pair of targets.
-        sums: "score" (K,), the cosine similarities; "raw" (K, h, w), the positive maps m;
-            "stretched" (K, h, w), a m + b; each measure (K,); "correlation" (P,) of the two maps
-            of each pair over the grid.
+    The sums are "score" (K,), the cosine similarities; "raw" (K, h, w), the positive maps m;
+    "stretched" (K, h, w), a m + b; each measure (K,); "correlation" (P,) of the two maps of each
+    pair of targets over the grid.
     """
 
-    images: int
-    constant: Counts
-    correlated: Counts
+    images: int  # N
+    constant: Counts  # (K,) maps that are constant, and part of no sum but "score" and "raw"
+    correlated: Counts  # (P,) images whose two maps both vary
     sums: dict[str, Array]
 
     @classmethod
@@ -91,11 +87,8 @@ def _correlations(
     """Of the two maps of each pair, (N, P); NaN where one of them is constant."""
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     flat = maps.reshape(*maps.shape[:2], maps.shape[2] * maps.shape[3])
-    return np.where(
-        constant[:, first] | constant[:, second],
-        np.nan,
-        correlation(flat[:, first], flat[:, second]),
-    )
+    either = constant[:, first] | constant[:, second]
+    return np.where(either, np.nan, correlation(flat[:, first], flat[:, second]))
 
 
 def correlation(first: Array, second: Array) -> Array:

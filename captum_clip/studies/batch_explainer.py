@@ -1,4 +1,4 @@
-"""The batch function that every engine runs: images in; maps, scores and measures out."""
+"""What every engine runs: a job, and images by batches; maps, scores and measures come out."""
 
 from __future__ import annotations
 
@@ -13,36 +13,52 @@ from .. import maps
 from ..attr.registry import MethodChoice
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
+from ..targets import Target
 from .image_loader import Batch
-from .jobs import Job
 from .measures import Measures
 
 
 @dataclass(frozen=True, eq=False)
+class Job:
+    """One subject of a study, made ready; it can be sent to another process or machine."""
+
+    key: str  # names its files
+    model: str  # what `load_clip` takes, a folder by its full path
+    label: str  # what results call the model
+    fingerprint: str  # of the model; a worker must find the same
+    kind: str  # of its tower
+    size: tuple[int, int]  # (H, W) of the images that it sees
+    method: str  # with its options, as on the command line
+    target: Target  # K directions
+    centred: tuple[tuple[int, int], ...]  # of the K, indices of (emotion, the same one centred)
+    emotions: str  # SHA-256 of the emotions' rows; "" where there are none
+    value_entropy: bool
+
+    def describe(self) -> dict[str, Any]:
+        """As the manifest tells it."""
+        return {
+            "model": self.label,
+            "method": self.method,
+            "fingerprint": self.fingerprint,
+            "emotions": self.emotions,
+            "tower": self.kind,
+            "targets": list(self.target.names),
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Explained:
-    """What is known of the images of a batch that could be read, or of a whole shard.
+    """What is known of the images of a batch that could be read, or of a whole shard."""
 
-    Attributes:
-        indices: numbers (N,) of the images in the study's list.
-        maps: (N, K, h, w), float32, as the method gives them: with their sign.
-        scores: cosine similarities (N, K), float32.
-        measures: name -> (N, K), float64, of the positive part of each map.
-        skipped: number of an image that was left out -> why.
-    """
-
-    indices: npt.NDArray[np.int64]
-    maps: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
-    measures: dict[str, npt.NDArray[np.float64]]
-    skipped: dict[int, str]
+    indices: npt.NDArray[np.int64]  # (N,) in the study's list
+    maps: npt.NDArray[np.float32]  # (N, K, h, w), as the method gives them: with their sign
+    scores: npt.NDArray[np.float32]  # (N, K), cosine similarities
+    measures: dict[str, npt.NDArray[np.float64]]  # (N, K) each, of the positive part of each map
+    skipped: dict[int, str]  # index of an image that was left out -> why
 
 
 class BatchExplainer:
-    """A model with a method and its targets, loaded and ready.
-
-    Raises:
-        UnsupportedModelError: the method does not fit the model.
-    """
+    """A model with a method and its targets, loaded and ready."""
 
     def __init__(self, job: Job, clip: ClipAdapter) -> None:
         choice = MethodChoice.of(job.method)

@@ -8,7 +8,7 @@ from typing import Any
 from ..emotions import Artemis, EmotionProbe, ProbeScores, fit_probe
 from ..emotions.probe import STRENGTH, check_options
 from ..models import ClipAdapter
-from .features import ImageFeatures, image_features
+from .features import image_features
 
 
 def fit_emotions(
@@ -36,18 +36,12 @@ def fit_emotions(
     Raises:
         InputError: no image could be read, or what :func:`captum_clip.emotions.fit_probe` says.
     """
-    check_options(seed=seed, held_out=held_out, strength=strength)
-    features = _features(clip, data, options)
-    probe = fit_probe(
-        features.rows,
-        data.votes[list(features.indices)],
-        seed=seed,
-        held_out=held_out,
-        strength=strength,
-        model=clip.name,
-        fingerprint=clip.fingerprint,
-    )
-    return probe, features.skipped
+    settings: Any = {"seed": seed, "held_out": held_out, "strength": strength}
+    check_options(**settings)
+    features = image_features(clip, data.images, **options).check_any()
+    votes = data.votes[list(features.indices)]
+    settings |= {"model": clip.name, "fingerprint": clip.fingerprint}
+    return fit_probe(features.rows, votes, **settings), features.skipped
 
 
 def score_emotions(
@@ -67,11 +61,5 @@ def score_emotions(
     Raises:
         InputError: no image could be read, or the probe takes other features.
     """
-    features = _features(clip, data, options)
+    features = image_features(clip, data.images, **options).check_any()
     return probe.score(features.rows, data.votes[list(features.indices)]), features.skipped
-
-
-def _features(clip: ClipAdapter, data: Artemis, options: dict[str, Any]) -> ImageFeatures:
-    features = image_features(clip, data.images, **options)
-    features.check_any()
-    return features

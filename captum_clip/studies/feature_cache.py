@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,49 +33,29 @@ def default_cache() -> Path:
     return expand(home) / "captum_clip" / "features"
 
 
-class FeatureCache(Mapping[bytes, Row]):
+class FeatureCache(dict[bytes, Row]):
     """The rows (D,) of one model by key, a SHA-256, as they were when it was opened.
 
-    Args:
-        folder: of this model, made where there is none; None keeps nothing.
-
-    Raises:
-        InputError: the folder cannot be made.
+    Those on disk stay there until one is used. The folder is of this model, and made where there
+    is none; None keeps nothing on disk.
     """
 
     def __init__(self, folder: Path | None) -> None:
+        super().__init__()
         self._folder = folder
         self._name = secrets.token_hex(8)
-        self._places: dict[bytes, tuple[Any, int]] = {}
         if folder is None:
             return
-        try:
+        with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _refusal(folder, error) from error
         for path in sorted(folder.glob("*.*.rows")):
-            records = _read(path)
-            for number, record in enumerate(records):
+            for record in _read(path):
                 if _checksum(record) == record["crc"]:
-                    self._places.setdefault(record["key"].tobytes(), (records, number))
-
-    def __getitem__(self, key: bytes) -> Row:
-        records, number = self._places[key]
-        row: Row = records[number]["row"].copy()
-        return row
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+                    self.setdefault(record["key"].tobytes(), record["row"])
 
     def append(self, rows: Sequence[tuple[bytes, Row]]) -> None:
-        """Add (key, row) pairs.
-
-        Raises:
-            InputError: the folder or the disk refuses.
-        """
+        """Add (key, row) pairs, here and on disk."""
+        self.update(rows)
         if self._folder is None or not rows:
             return
         size = rows[0][1].size
@@ -82,18 +63,20 @@ class FeatureCache(Mapping[bytes, Row]):
         for record, (key, row) in zip(records, rows, strict=True):
             record["key"], record["row"] = np.frombuffer(key, dtype=np.uint8), row
             record["crc"] = _checksum(record)
-        try:
-            with open(self._folder / f"{self._name}.{size}.rows", "ab") as file:
-                file.write(records.tobytes())
-        except OSError as error:
-            raise _refusal(self._folder, error) from error
+        path = self._folder / f"{self._name}.{size}.rows"
+        with _explained(self._folder), open(path, "ab") as file:
+            file.write(records.tobytes())
 
 
-def _refusal(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"features cannot be kept in {folder} ({error.strerror or error}); set CAPTUM_CLIP_CACHE "
-        "to a folder that can be written to, or pass cache=False."
-    )
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"features cannot be kept in {folder} ({error.strerror or error}); set "
+            "CAPTUM_CLIP_CACHE to a folder that can be written to, or pass cache=False."
+        ) from error
 
 
 def _layout(size: int) -> np.dtype[Any]:

@@ -45,13 +45,14 @@ class ImageFeatures:
     indices: tuple[int, ...]
     skipped: dict[Path, str]
 
-    def check_any(self, caller: str = "") -> None:
-        """Raise an InputError where no image could be read; `caller` begins it."""
+    def check_any(self, caller: str = "") -> ImageFeatures:
+        """These; or an InputError, which `caller` begins, where no image could be read."""
         if not self.paths:
             path, reason = next(iter(self.skipped.items()), ("", "no file was given"))
             raise InputError(
                 f"{caller}none of the {len(self.skipped)} images can be read; {path}: {reason}"
             )
+        return self
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -96,11 +97,13 @@ def image_features(
     check_integer("image_features", "batch_size", batch_size)
     check_integer("image_features", "workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
-    store = _open_cache(cache, clip)
-    rows: dict[bytes, Row] = {}
+    folder = None
+    if cache is not False:
+        folder = (default_cache() if cache is True else expand(cache)) / clip.fingerprint
+    rows = FeatureCache(folder)
     keys: dict[Path, bytes] = {}
     skipped: dict[Path, str] = {}
-    read = partial(_read, frozenset(store))
+    read = partial(_read, frozenset(rows))
     files = list(dict.fromkeys(listed))
     bar: Any = {"desc": "image features", "unit": "image", "leave": False, "disable": not progress}
     with iterate_workers(
@@ -109,27 +112,15 @@ def image_features(
         pictures = _missing(tqdm(found, total=len(files), **bar), keys, skipped)
         while batch := list(islice(pictures, batch_size)):
             computed = _encode(clip, [pixels for _, pixels in batch])
-            fresh = [(key, row) for (key, _), row in zip(batch, computed, strict=True)]
-            store.append(fresh)
-            rows.update(fresh)
+            rows.append([(key, row) for (key, _), row in zip(batch, computed, strict=True)])
     kept = [index for index, path in enumerate(listed) if path not in skipped]
-    own = [keys[listed[index]] for index in kept]
-    stacked = np.stack([rows[k] if k in rows else store[k] for k in own]) if own else _NO_ROWS
-    return ImageFeatures(stacked, tuple(listed[i] for i in kept), tuple(kept), skipped)
-
-
-def _open_cache(cache: str | Path | bool, clip: ClipAdapter) -> FeatureCache:
-    if cache is False:
-        return FeatureCache(None)
-    folder = default_cache() if cache is True else expand(cache)
-    return FeatureCache(folder / clip.fingerprint)
+    readable = tuple(listed[index] for index in kept)
+    stacked = np.stack([rows[keys[path]] for path in readable]) if readable else _NO_ROWS
+    return ImageFeatures(stacked, readable, tuple(kept), skipped)
 
 
 def _read(known: frozenset[bytes], path: Path) -> tuple[Path, bytes, Array | None, str]:
-    """Of a file, read once: the SHA-256 and the picture (H, W, 3) of its content, or why not.
-
-    Of what is known there is no picture.
-    """
+    """Of a file, read once: the SHA-256 and, unless known, the picture (H, W, 3); or why not."""
     try:
         content = read_file(path)
         key = hashlib.sha256(content).digest()

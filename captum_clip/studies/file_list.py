@@ -10,8 +10,7 @@ from typing import Final
 
 from ..errors import InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names
-from ..runs import Storage
-from .tables import to_csv
+from ..runs import Storage, to_csv
 
 NAME: Final = "images.csv"
 _HEADER: Final = ("file", "bytes")
@@ -20,13 +19,9 @@ _ESCAPED: Final = "surrogateescape"  # names of files that are no UTF-8
 
 @dataclass(frozen=True)
 class FileList:
-    """Image files by name and size, sorted; the index of a file is its number in all results.
+    """Image files by name and size, sorted; the index of a file is its number in all results."""
 
-    Attributes:
-        files: (name, bytes) of each.
-    """
-
-    files: tuple[tuple[str, int], ...]
+    files: tuple[tuple[str, int], ...]  # (name, bytes) of each
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,11 +37,7 @@ class FileList:
 
     @classmethod
     def from_csv(cls, content: bytes) -> FileList:
-        """Read what :meth:`to_csv` gave.
-
-        Raises:
-            InputError: it is something else.
-        """
+        """Read what :meth:`to_csv` gave; InputError where it is something else."""
         try:
             header, *rows = csv.reader(io.StringIO(content.decode("utf-8", _ESCAPED), newline=""))
             if tuple(header) != _HEADER:
@@ -73,11 +64,7 @@ def list_images(
 ) -> FileList:
     """Image files of a folder and the folders in it, hidden ones and results left out.
 
-    Args:
-        images: where they are.
-        output: where results go, which may be inside.
-        limit: take a sample of this many, as :func:`captum_clip.files.draw_names`; None is all.
-        seed: of the sample.
+    The output may lie inside. A sample of `limit` is that of :func:`captum_clip.files.draw_names`.
 
     Raises:
         InputError: there is no folder or no image file in it, or the output is the same folder.

@@ -19,43 +19,25 @@ from ..runs import AGAIN, Storage
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images as the model takes them; where one could not be read its row holds zeros.
+    """Images as the model takes them; where one could not be read its row holds zeros."""
 
-    Attributes:
-        pixels: (B, 3, H, W), float32 on the CPU.
-        indices: in the study's list, at most B; rows beyond them hold zeros as well.
-        reasons: index of an image that could not be read -> why.
-    """
-
-    pixels: Tensor
-    indices: tuple[int, ...]
-    reasons: dict[int, str]
+    pixels: Tensor  # (B, 3, H, W), float32 on the CPU
+    indices: tuple[int, ...]  # in the study's list, at most B; rows beyond them hold zeros as well
+    reasons: dict[int, str]  # index of an image that could not be read -> why
 
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """Reads and preprocesses, one image at a time, so that no image depends on another.
-
-    Attributes:
-        images: where the files are.
-        names: of all files of the study.
-        processor: the model's own.
-        size: (H, W) of a preprocessed image.
-        batch_size: B, of every batch.
-    """
+    """Reads and preprocesses, one image at a time, so that no image depends on another."""
 
     images: Storage
-    names: Sequence[str]
-    processor: Any
-    size: tuple[int, int]
-    batch_size: int
+    names: Sequence[str]  # of all files of the study
+    processor: Any  # the model's own
+    size: tuple[int, int]  # (H, W) of a preprocessed image
+    batch_size: int  # B, of every batch
 
     def load(self, indices: Sequence[int]) -> Batch:
-        """The images of these numbers, at most B of them, filled up with zeros to B.
-
-        Raises:
-            InputError: the folder of the images cannot be reached.
-        """
+        """The images of these numbers, at most B of them, filled up with zeros to B."""
         # Always B rows: a tower rounds otherwise in a batch of another size.
         pixels = torch.zeros(self.batch_size, 3, *self.size)
         reasons = {}
@@ -81,11 +63,7 @@ class ImageLoader:
             )
 
     def _read(self, path: Path, name: str) -> Tensor:
-        """One image as the model takes it.
-
-        Raises:
-            InputError: why it cannot be; the file goes by its name, wherever it is.
-        """
+        """One image as the model takes it; an error calls the file by its name, wherever it is."""
         try:
             [picture] = as_pil(path)
             pixels = process(self.processor, [picture])[0]

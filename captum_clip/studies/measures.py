@@ -18,7 +18,6 @@ from torch import Tensor
 from .. import maps as resizing
 from ..metrics import value_entropy
 
-EXTREMES: Final = ("low", "high")
 ALWAYS: Final = ("spatial_variance", "spatial_entropy")
 VALUE_ENTROPY: Final = "value_entropy"
 _AT_ONCE: Final = 2**20  # pixels that are worked on together, so that they stay in the cache
@@ -27,17 +26,11 @@ _TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not 
 
 @dataclass(frozen=True)
 class Measures:
-    """What a study measures of each map.
+    """What a study measures of each map."""
 
-    Attributes:
-        grid: (h, w) of the raw maps.
-        size: (H, W) of the images.
-        values: whether :func:`captum_clip.metrics.value_entropy` is measured as well.
-    """
-
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    values: bool = False
+    grid: tuple[int, int]  # (h, w) of the raw maps
+    size: tuple[int, int]  # (H, W) of the images
+    values: bool = False  # whether `metrics.value_entropy` is measured as well
 
     def measure(self, maps: Tensor) -> dict[str, Tensor]:
         """Extremes of ``maps.upsample(m, size)``, statistics of it stretched to [0, 1].

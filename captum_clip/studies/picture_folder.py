@@ -31,17 +31,11 @@ _PIXELS: Final = 360  # of a square picture's side there
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """What was drawn of a folder of images.
+    """What was drawn of a folder of images."""
 
-    Attributes:
-        pictures: image -> its picture, of all that could be drawn.
-        sheets: the pictures together, 24 a sheet.
-        skipped: image -> why it has no picture; it is tried again in the next run.
-    """
-
-    pictures: dict[Path, Path]
-    sheets: tuple[Path, ...]
-    skipped: dict[Path, str]
+    pictures: dict[Path, Path]  # image -> its picture, of all that could be drawn
+    sheets: tuple[Path, ...]  # the pictures together, 24 a sheet
+    skipped: dict[Path, str]  # image -> why it has none; it is tried again in the next run
 
 
 def draw_folder(
@@ -56,15 +50,9 @@ def draw_folder(
     """Draw every image of a folder that has no picture yet, then the contact sheets.
 
     Started again after a stop, it keeps the pictures that are whole, and draws those of images
-    that came, or have another size; the folder ends up the same, to the byte.
-
-    Args:
-        images: searched recursively.
-        output: a folder of its own; the picture of ``inner/a.jpg`` is ``inner/a.jpg.png`` in it.
-        draw: one image.
-        settings: all that decides the pictures beside the models, as JSON.
-        models: that `draw` uses.
-        progress: called after each image, first with how many an earlier run had drawn.
+    that came, or have another size; the folder ends up the same, to the byte. The picture of
+    ``inner/a.jpg`` is ``inner/a.jpg.png`` in a folder of its own; `settings` are all that decides
+    the pictures beside the models, as JSON. `progress` is told first what an earlier run had drawn.
 
     Raises:
         InputError: no image, none that can be drawn, or a folder that holds something else or
@@ -101,20 +89,22 @@ def draw_folder(
 
 
 def _differences(before: manifest.Content, now: manifest.Content) -> list[str]:
-    then, today = ({**about["config"], "models": _models(about)} for about in (before, now))
+    then, today = (
+        {
+            **about["config"],
+            # as much of the fingerprints as tells two sets of weights apart in a sentence
+            "models": [
+                f"{model['name']} ({model['fingerprint'][:8]})" for model in about["models"]
+            ],
+        }
+        for about in (before, now)
+    )
     return manifest.changes(then, today)
 
 
-def _models(about: manifest.Content) -> list[str]:
-    """Names with as much of the fingerprints as tells two sets of weights apart in a sentence."""
-    return [f"{model['name']} ({model['fingerprint'][:8]})" for model in about["models"]]
-
-
+_TYPES: Final = {"config": dict, "models": list}
 _KIND: Final = manifest.ManifestFormat(
-    "folder of pictures",
-    "captum_clip pictures 1",
-    {"config": dict, "models": list},
-    _differences,
+    "folder of pictures", "captum_clip pictures 1", _TYPES, _differences
 )
 
 
@@ -130,9 +120,7 @@ def _sheet(number: int) -> str:
 def _forget_changed(files: FileList, target: Storage) -> None:
     """Remove what an earlier run drew of images that are gone or have another size since."""
     content = target.read(file_list.NAME)
-    if content is None:
-        return
-    before = FileList.from_csv(content)
+    before = files if content is None else FileList.from_csv(content)
     if before == files:
         return
     for name, _ in set(before.files) - set(files.files):

@@ -19,11 +19,10 @@ from ..runs.engine import Engine
 from ..runs.manifest import Content, ManifestFormat, begin, changes
 from ..targets import Target
 from . import file_list
-from .batch_explainer import BatchExplainer
-from .config import StudyConfig
+from .batch_explainer import BatchExplainer, Job
+from .config import StudyConfig, Subject
 from .file_list import FileList
 from .image_loader import Batch
-from .jobs import Job
 from .shards import Shard, shards_of
 
 FORMAT: Final = "captum_clip study 1"
@@ -33,45 +32,29 @@ CENTRED: Final = " (centred)"
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A study that can begin.
-
-    Attributes:
-        config: the settings.
-        jobs: its subjects, made ready.
-        images: where the images are.
-        files: which they are.
-        shards: all that is to be computed.
-    """
+    """A study that can begin."""
 
     config: StudyConfig
-    jobs: tuple[Job, ...]
-    images: Storage
-    files: FileList
-    shards: tuple[Shard, ...]
+    jobs: tuple[Job, ...]  # its subjects, made ready
+    images: Storage  # where the images are
+    files: FileList  # which they are
+    shards: tuple[Shard, ...]  # all that is to be computed
 
     def begin_manifest(self, output: Storage, engine: Engine) -> Content:
-        """The manifest of a new study, or of the one in the folder that is to go on.
-
-        Raises:
-            InputError: the folder holds another study, or something else.
-        """
+        """The manifest of a new study, or of the one in the folder that is to go on."""
         about = {
             "config": self.config.identity(),
             "jobs": [job.describe() for job in self.jobs],
             "images": len(self.files),
         }
         content = output.read(file_list.NAME)
-        kind = ManifestFormat(
-            "study",
-            FORMAT,
-            {"config": dict, "jobs": list},
-            lambda before, now: _changes(before, now) + self._image_changes(content),
-        )
-        return begin(kind, about, output, engine)
 
-    def _image_changes(self, content: bytes | None) -> list[str]:
-        changed = "" if content is None else self.files.difference(FileList.from_csv(content))
-        return [f"the images changed: {changed}"] if changed else []
+        def differences(before: Content, now: Content) -> list[str]:
+            changed = "" if content is None else self.files.difference(FileList.from_csv(content))
+            return _changes(before, now) + [f"the images changed: {changed}"] * bool(changed)
+
+        kind = ManifestFormat("study", FORMAT, {"config": dict, "jobs": list}, differences)
+        return begin(kind, about, output, engine)
 
 
 def _changes(before: Content, now: Content) -> list[str]:
@@ -97,7 +80,7 @@ def plan_study(config: StudyConfig, images: Storage, files: FileList, models: Mo
     Raises:
         CaptumClipError: a model, a method, a text or a file of emotions that cannot be worked with.
     """
-    jobs = tuple(_plan_job(config, number, models) for number in range(len(config.subjects)))
+    jobs = tuple(_plan_job(config, *numbered, models) for numbered in enumerate(config.subjects))
     seen: dict[tuple[str, str], int] = {}
     for number, job in enumerate(jobs):
         if (first := seen.setdefault((job.label, job.method), number)) != number:
@@ -105,17 +88,12 @@ def plan_study(config: StudyConfig, images: Storage, files: FileList, models: Mo
                 f"StudyConfig: the subjects {first + 1} and {number + 1} are both {job.method} of "
                 f"{job.label}; give each model and method once, folders under different names."
             )
-    shards = shards_of(
-        [job.key for job in jobs],
-        len(files),
-        batch_size=config.batch_size,
-        batches_per_shard=config.batches_per_shard,
-    )
+    sizes = {"batch_size": config.batch_size, "batches_per_shard": config.batches_per_shard}
+    shards = shards_of([job.key for job in jobs], len(files), **sizes)
     return Plan(config, jobs, images, files, tuple(shards))
 
 
-def _plan_job(config: StudyConfig, number: int, models: ModelLoader) -> Job:
-    subject = config.subjects[number]
+def _plan_job(config: StudyConfig, number: int, subject: Subject, models: ModelLoader) -> Job:
     model = full_name(subject.model)
     clip, fingerprint = models.load(model, "cpu")
     choice = MethodChoice.of(subject.method or default_method(clip.tower))

@@ -43,7 +43,11 @@ def statistics_study(
     Raises:
         InputError: something that cannot be studied.
     """
-    return _study(images, output, texts, models, methods, emotions, **settings)
+    # which methods fit is seen from the models, and all the rest before they are loaded
+    config = StudyConfig(
+        str(images), str(output), subjects(models, (), emotions), tuple(texts), **settings
+    )
+    return replace(config, subjects=subjects(models, methods, emotions))
 
 
 def corner_bias_study(
@@ -56,7 +60,8 @@ def corner_bias_study(
     **settings: Any,
 ) -> StudyConfig:
     """Do methods favour the corners (Mamooler, Figure 6)? Arguments as :func:`statistics_study`."""
-    return _study(images, output, texts, models, methods, **settings)
+    settings |= {"texts": texts, "models": models, "methods": methods}
+    return statistics_study(images, output, **settings)
 
 
 def emotions_study(
@@ -74,23 +79,8 @@ def emotions_study(
     """
     if not emotions:
         raise InputError("the study of emotions needs a file of emotions for each model.")
-    return _study(images, output, (), models, methods, emotions, centred=True, **settings)
-
-
-def _study(
-    images: str | Path,
-    output: str | Path,
-    texts: Sequence[str],
-    models: Sequence[str],
-    methods: Sequence[str],
-    emotions: Sequence[str | Path] = (),
-    **settings: Any,
-) -> StudyConfig:
-    # which methods fit is seen from the models, and all the rest before they are loaded
-    config = StudyConfig(
-        str(images), str(output), subjects(models, (), emotions), tuple(texts), **settings
-    )
-    return replace(config, subjects=subjects(models, methods, emotions))
+    settings |= {"models": models, "methods": methods, "emotions": emotions, "centred": True}
+    return statistics_study(images, output, **settings)
 
 
 def subjects(
@@ -112,19 +102,16 @@ def subjects(
             f"{', '.join(models)}), in the same order, got {len(emotions)}."
         )
     files = [str(file) for file in emotions] if emotions else [None] * len(models)
+    if not methods:
+        return tuple(Subject(model, None, file) for model, file in zip(models, files, strict=True))
+    choices = [(method, MethodChoice.of(method)) for method in methods]
     chosen = []
     for model, file in zip(models, files, strict=True):
-        fitting: Sequence[str | None] = _fitting(model, methods) if methods else [None]
+        kind = load_clip(model, device="cpu").kind
+        fitting = [method for method, choice in choices if choice.fits(kind)]
+        if not fitting:
+            raise InputError(
+                f"none of the methods {', '.join(methods)} fits {model}, whose tower is a {kind}."
+            )
         chosen += [Subject(model, method, file) for method in fitting]
     return tuple(chosen)
-
-
-def _fitting(model: str, methods: Sequence[str]) -> list[str | None]:
-    choices = [(method, MethodChoice.of(method)) for method in methods]
-    kind = load_clip(model, device="cpu").kind
-    fitting: list[str | None] = [method for method, choice in choices if choice.fits(kind)]
-    if not fitting:
-        raise InputError(
-            f"none of the methods {', '.join(methods)} fits {model}, whose tower is a {kind}."
-        )
-    return fitting

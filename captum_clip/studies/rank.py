@@ -18,7 +18,7 @@ from ..attr.registry import MethodChoice, default_method
 from ..checks import check_integer, expand
 from ..errors import TargetError
 from ..models import ClipAdapter
-from ..runs import storage_of
+from ..runs import storage_of, to_csv
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from ..visualization.blend import blend, ramp
@@ -27,7 +27,6 @@ from ..visualization.overlay import note_of
 from ..visualization.saving import save_figure
 from ..visualization.style import ALPHA, HEAT, colormap, score_note
 from .features import find_images, image_features
-from .tables import to_csv
 
 TABLE, PICTURE = "ranking.csv", "ranking.png"
 _WIDE: Final = 6  # panels in a row of the picture, two per image
@@ -146,8 +145,7 @@ def rank(
         listed = find_images(folder)
     else:
         folder, listed = None, [Path(path) for path in images]
-    features = image_features(clip, listed, **options)
-    features.check_any("rank: ")
+    features = image_features(clip, listed, **options).check_any("rank: ")
     scores = forward.score(torch.from_numpy(features.rows).to(clip.device))[:, 0].cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:top]
     pictures, raw = [], []

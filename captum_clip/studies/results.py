@@ -1,42 +1,39 @@
-"""From sums to files: statistics, mean maps, and how far they agree."""
+"""From sums to files: statistics, mean maps with their pictures, and how far they agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from .. import maps, metrics
-from ..runs import to_npz
+from .. import maps, metrics, visualization
+from ..runs import to_csv, to_npz
 from .accumulator import Accumulator, Array, correlation
-from .jobs import Job
+from .batch_explainer import Job
 from .measures import ALWAYS, VALUE_ENTROPY
-from .tables import to_csv
 
 STATISTICS: Final = "statistics.csv"
 CORRELATIONS: Final = "correlations.csv"
 CENTRING: Final = "centring.csv"
 MEAN_MAPS: Final = "mean_maps"
+_PICTURE: Final = "mean_maps.png"
+_COLUMNS: Final = 8  # targets per picture
 DTYPE: Final = "float32"  # of the stretched maps at full size that are measured
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """All that was found for one job.
-
-    Attributes:
-        job: the model, method and targets.
-        sums: over all images that could be read.
-        skipped: number of images that were left out.
-    """
+    """All that was found for one job."""
 
     job: Job
-    sums: Accumulator
-    skipped: int
+    sums: Accumulator  # over all images that could be read
+    skipped: int  # number of images that were left out
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -50,7 +47,7 @@ def statistics_csv(summaries: Sequence[Summary]) -> bytes:
     return _table([row for summary in summaries for row in _statistics(summary)])
 
 
-def _statistics(summary: Summary) -> Iterable[dict[str, Any]]:
+def _statistics(summary: Summary) -> Iterator[dict[str, Any]]:
     job, sums = summary.job, summary.sums
     nothing = np.full(len(job.target), np.nan)
     columns = {name: sums.mean(name) for name in ("score", *ALWAYS)}
@@ -96,6 +93,40 @@ def mean_maps_npz(summary: Summary) -> bytes:
     )
 
 
+def pictures(summaries: Sequence[Summary]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each picture of the mean maps, all of them on one scale.
+
+    A picture has a row per job and a column per target, of which it has eight.
+    """
+    labels = [f"{s.job.label} \N{MIDDLE DOT} {s.job.method}" for s in summaries]
+    names = summaries[0].job.target.names
+    means = [np.nan_to_num(summary.sums.mean("stretched")) for summary in summaries]
+    scale = min(float(m.min()) for m in means), max(float(m.max()) for m in means)
+    counts = {summary.sums.images for summary in summaries}
+    caption = f"mean of min-max maps of {' and '.join(map(str, sorted(counts)))} images"
+    for page, start in enumerate(range(0, len(names), _COLUMNS), 1):
+        shown = slice(start, start + _COLUMNS)
+        figure = visualization.average(
+            {label: mean[shown] for label, mean in zip(labels, means, strict=True)},
+            names=names[shown],
+            notes={label: _notes(s)[shown] for label, s in zip(labels, summaries, strict=True)},
+            scale=scale,
+            caption=caption,
+        )
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi="figure")
+        yield (_PICTURE if page == 1 else _PICTURE.replace(".", f"-{page}.")), file.getvalue()
+
+
+def _notes(summary: Summary) -> list[str]:
+    mean = summary.sums.mean("stretched")
+    corner, centre = biases("corner_bias", mean), biases("centre_bias", mean)
+    return [
+        "no map varies" if np.isnan(c) else f"corner {c:.2f}, centre {m:.2f}"
+        for c, m in zip(corner, centre, strict=True)
+    ]
+
+
 def correlations_csv(summaries: Sequence[Summary]) -> bytes:
     """Correlation of the mean maps of every two jobs, for each target, on the finer grid."""
     rows = []
@@ -105,20 +136,20 @@ def correlations_csv(summaries: Sequence[Summary]) -> bytes:
             correlation(*(_flat(s.sums.mean(kind), (height, width)) for s in (first, second)))
             for kind in ("stretched", "raw")
         )
-        for index, name in enumerate(first.job.target.names):
-            rows.append(
-                {
-                    "model_a": first.job.label,
-                    "method_a": first.job.method,
-                    "model_b": second.job.label,
-                    "method_b": second.job.method,
-                    "target": name,
-                    "correlation": float(stretched[index]),
-                    "correlation_raw": float(raw[index]),
-                    "grid_height": height,
-                    "grid_width": width,
-                }
-            )
+        rows += [
+            {
+                "model_a": first.job.label,
+                "method_a": first.job.method,
+                "model_b": second.job.label,
+                "method_b": second.job.method,
+                "target": name,
+                "correlation": float(stretched[index]),
+                "correlation_raw": float(raw[index]),
+                "grid_height": height,
+                "grid_width": width,
+            }
+            for index, name in enumerate(first.job.target.names)
+        ]
     return _table(rows)
 
 
@@ -133,7 +164,7 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
     rows = []
     for summary in summaries:
         job, sums = summary.job, summary.sums
-        bank = job.target.bank.double().numpy()
+        bank = F.normalize(job.target.bank.double()).numpy()  # once more, for this precision
         mean, correlations = sums.mean("stretched"), sums.mean("correlation")
         for pair, (plain, centred) in enumerate(job.centred):
             means = [_flat(mean[[index]], summary.grid) for index in (plain, centred)]
@@ -143,17 +174,12 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
                     "method": job.method,
                     "emotion": job.target.names[plain],
                     "images": int(sums.correlated[pair]),
-                    "cosine": _cosine(bank[plain], bank[centred]),
+                    "cosine": float(bank[plain] @ bank[centred]),
                     "map_correlation": float(correlations[pair]),
                     "mean_map_correlation": float(correlation(*means)[0]),
                 }
             )
     return _table(rows)
-
-
-def _cosine(a: Array, b: Array) -> float:
-    """Of two rows that are of unit length but for their rounding."""
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> bytes:

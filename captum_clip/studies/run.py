@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from ..errors import InputError
@@ -12,10 +12,9 @@ from ..runs import ModelLoader, Progress, Storage, compute_missing, read_unit, s
 from ..runs import manifest as manifests
 from . import file_list, results
 from .accumulator import Accumulator
+from .batch_explainer import Job
 from .config import StudyConfig
 from .file_list import list_images
-from .jobs import Job
-from .pictures import pictures
 from .plan import Plan, plan_study
 from .results import Summary
 from .shards import Shard, parse_final, parse_shard
@@ -101,7 +100,7 @@ def _summarise(plan: Plan, begun: manifests.Content, output: Storage) -> StudyRe
         )
     for summary in summaries:
         output.write(f"{results.MEAN_MAPS}/{summary.job.key}.npz", results.mean_maps_npz(summary))
-    for name, content in pictures(summaries):
+    for name, content in results.pictures(summaries):
         output.write(name, content)
     if len(summaries) > 1:
         output.write(results.CORRELATIONS, results.correlations_csv(summaries))
@@ -116,15 +115,15 @@ def _sum_up(
     job: Job, shards: Sequence[Shard], output: Storage
 ) -> tuple[Accumulator, dict[int, str]]:
     """The sums over all shards of a job, in float64 and in order; and what was left out."""
-    sums: Accumulator | None = None
     skipped: dict[int, str] = {}
-    for shard in shards:
-        explained = read_unit(output, shard, parse_shard)
-        part = Accumulator.of(explained, job.centred)
-        sums = part if sums is None else sums.merge(part)
-        skipped |= explained.skipped
-    assert sums is not None
-    return sums, skipped
+
+    def parts() -> Iterator[Accumulator]:
+        for shard in shards:
+            explained = read_unit(output, shard, parse_shard)
+            skipped.update(explained.skipped)
+            yield Accumulator.of(explained, job.centred)
+
+    return reduce(Accumulator.merge, parts()), skipped
 
 
 def _skipped_files(plan: Plan, reasons: Sequence[dict[int, str]]) -> list[dict[str, Any]]:

@@ -18,21 +18,15 @@ _MEASURES: Final = {"low", "high", "spatial_variance", "spatial_entropy"}
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work: the whole batches of one file.
+    """A unit of work: the whole batches of one file."""
 
-    Attributes:
-        job: its number.
-        name: of the file.
-        batches: numbers of the images of each batch.
-    """
-
-    job: int
-    name: str
-    batches: tuple[tuple[int, ...], ...]
+    job: int  # its number
+    name: str  # of the file
+    batches: tuple[tuple[int, ...], ...]  # indices of the images of each
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """Numbers of all its images."""
+        """Those of all its images."""
         return tuple(index for batch in self.batches for index in batch)
 
     @property
@@ -95,8 +89,7 @@ def to_bytes(explained: Explained, shard: Shard) -> bytes:
 def parse_shard(arrays: Arrays, shard: Shard) -> Explained:
     """What :func:`to_bytes` wrote.
 
-    Raises:
-        ValueError: it is of other images, or statistics could not be made of it.
+    A ValueError says that it is of other images, or that no statistics could be made of it.
     """
     indices, maps, scores = arrays["places"], arrays["maps"], arrays["scores"]
     skipped, reasons = arrays["skipped"], arrays["reasons"]
@@ -118,11 +111,7 @@ def parse_shard(arrays: Arrays, shard: Shard) -> Explained:
 
 
 def parse_final(arrays: Arrays, shard: Shard) -> Explained:
-    """The same of a shard that need not be computed again.
-
-    Raises:
-        ValueError: as :func:`parse_shard`, or a disk refused one of its images.
-    """
+    """The same of a shard that need not be computed again: no disk refused one of its images."""
     explained = parse_shard(arrays, shard)
     if any(reason.endswith(AGAIN) for reason in explained.skipped.values()):
         raise ValueError("some of its images could not be read")
