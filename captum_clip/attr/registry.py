@@ -138,11 +138,7 @@ class MethodChoice:
 
     @classmethod
     def of(cls, method: str | type[Any], options: dict[str, Any] | None = None) -> MethodChoice:
-        """A class or a command-line name, with options from either side.
-
-        Raises:
-            InputError: no such method, or no such option of it.
-        """
+        """A class or a command-line name, with options from either side."""
         options = dict(options or {})
         if isinstance(method, str):
             stem, _, text = method.partition(":")
@@ -187,11 +183,7 @@ class MethodChoice:
         return bool(getattr(self.method, flag, otherwise))
 
     def check_negative(self) -> None:
-        """A map that the target does not change cannot speak against it.
-
-        Raises:
-            InputError: the map does not depend on the target.
-        """
+        """Raise InputError where the target does not change the map, which then has no negative."""
         if not self.needs_target:
             raise InputError(
                 f"{self.name} does not depend on the target, so it has no negative map; take "

@@ -22,16 +22,9 @@ def soften(image: Array) -> Array:
 
 
 def blend(image: Array, heat: Array, cmap: Colormap, alpha: float) -> Array:
-    """A map over a softened image; where it is zero the image shows through.
+    """A map (H, W) over a softened image (H, W, 3), both in [0, 1], `alpha` opaque where it is 1.
 
-    Args:
-        image: (H, W, 3) in [0, 1].
-        heat: (H, W) in [0, 1].
-        cmap: gives the colours.
-        alpha: opacity where the heat is 1.
-
-    Returns:
-        (H, W, 3) in [0, 1].
+    Where the map is zero the image shows through.
     """
     opacity = alpha * heat[..., None] ** RISE
     mixed = (1 - opacity) * soften(image) + opacity * cmap(heat)[..., :3]

@@ -103,9 +103,6 @@ def grid(
     Returns:
         A figure that no window system and no `pyplot` knows; each picture has at least the pixels
         of its image.
-
-    Raises:
-        InputError: too many pictures for one figure.
     """
     panels = [panel for row in rows for panel in row if panel is not None]
     high, wide = panels[0].pixels.shape[:2]

@@ -7,15 +7,9 @@ from torch.nn import functional as F
 
 
 def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
-    """Resize planes to fit into a frame, their shape kept, and centre them in it.
+    """Resize planes (C, H, W) to fit into a frame, their shape kept, and centre them in it.
 
-    Args:
-        planes: (C, H, W), such as an image or maps.
-        size: (H', W') of the frame in pixels.
-        fill: value of what is left free.
-
-    Returns:
-        (C, H', W'); `planes` itself where it has that size already.
+    What is left free has the value `fill`; planes that have that size already come as they are.
 
     Example:
         >>> import torch

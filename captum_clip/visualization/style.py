@@ -39,11 +39,7 @@ NEGATIVE: Final = LinearSegmentedColormap.from_list(
 
 
 def colormap(cmap: str | Colormap) -> Colormap:
-    """A colour map, by name or as it is.
-
-    Raises:
-        InputError: matplotlib has none of this name.
-    """
+    """A colour map, by name or as it is."""
     if isinstance(cmap, Colormap):
         return cmap
     try:
