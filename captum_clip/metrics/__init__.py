@@ -13,12 +13,7 @@ from .map_statistics import (
     spatial_variance,
     value_entropy,
 )
-from .masked_changes import (
-    MaskedChanges,
-    faithfulness_correlation,
-    masked_changes,
-    p_faithfulness,
-)
+from .masked_changes import MaskedChanges, faithfulness_correlation, masked_changes, p_faithfulness
 from .mosaic import grid_pointing_game, mosaic_cells, word_mosaic_game
 from .object_effect import (
     Agreement,
