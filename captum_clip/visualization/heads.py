@@ -92,15 +92,10 @@ def heads(
 
 
 def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:
-    """How a score and its parts are written, so that the numbers add up.
+    """How a score and its parts, raw maps (M, h, w) and a rest, are written so that they add up.
 
-    Args:
-        contributions: (M, h, w) raw maps.
-        rest: what they leave of the score.
-
-    Returns:
-        The score, then M + 1 notes: of each map's sum and of the rest, with its share of the score
-        where that is not zero.
+    The score comes first, then M + 1 notes: of each map's sum and of the rest, with its share of
+    the score where that is not zero.
 
     Example:
         >>> import numpy as np

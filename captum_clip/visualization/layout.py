@@ -38,13 +38,9 @@ def fit(
 ) -> None:
     """Give a figure the size at which constrained layout makes every plot as large as wanted.
 
-    The layout is not made again when the figure is drawn.
-
-    Args:
-        figure: with all that is to be in it.
-        shape: rows and columns of its plots.
-        size: width and height of a plot, in inches.
-        pad: beside, and over and under each plot with its texts, in inches.
+    Its plots, in a `shape` of rows and columns, get a `size` (width, height) in inches, with a
+    `pad` beside, and over and under, each with its texts. The layout is not made again when the
+    figure is drawn.
     """
     rows, columns = shape
     # not by findobj, which would make the ticks of every picture
