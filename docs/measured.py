@@ -39,7 +39,8 @@ class Step:
         commands: lines of a shell, or Python if ``python``, run in that folder.
         picture: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
         side: the longer side of that in pixels; None: as it is.
-        page: the page of the documentation that ``out/results.md`` becomes.
+        page: the page of the documentation that ``out/results.md`` becomes, or in which the table
+            that is printed goes under the marker of the step.
         after: the steps whose folders it reads.
         python: whether the commands are Python.
     """
@@ -106,8 +107,14 @@ class Step:
                 image = Image.open(source).convert("RGB")
                 image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
                 image.save(target, quality=90, optimize=True)
-        if self.page is not None:
-            shutil.copyfile(self.folder / "out" / "results.md", DOCS / self.page)
+        if self.page is not None and (results := self.folder / "out" / "results.md").exists():
+            shutil.copyfile(results, DOCS / self.page)
+        elif self.page is not None:
+            page, printed = DOCS / self.page, _read(self.folder / "printed.txt")
+            marker = f"<!-- measured: {self.name} -->\n"
+            before, after = page.read_text(encoding="utf-8").split(marker)
+            rest = re.sub(r"\A(\|.*\n)+", "", after)
+            page.write_text(before + marker + printed + rest, encoding="utf-8")
 
 
 def _read(file: Path) -> str:
@@ -132,6 +139,12 @@ def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: 
     """``captum-clip figure``."""
     line = f"captum-clip figure {command} -o {name}.png"
     return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
+
+
+def table(name: str, page: str, *after: str) -> Step:
+    """A table made of what other steps measured."""
+    models = tuple(dict.fromkeys(model for step in after for model in FOLDERS if model in step))
+    return Step(name, models, f"python ../../tables.py {name}", page=page, after=after)
 
 
 def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step:
@@ -165,6 +178,7 @@ ART = "captum-clip emotions demo-data --paintings 1000 -o paintings\n" + "\n".jo
     f"--emotions {model}.safetensors"
     for model in BOTH
 )
+TAGS = ("shortcut", "shortcut-object", "shortcut-other")
 STUDIES = "../art/paintings/images"
 
 STEPS = (
@@ -283,10 +297,10 @@ STEPS = (
     *(evaluation(f"image_{model}", model, "--against image --few 40") for model in BOTH),
     *(
         evaluation(f"{part}_{model}", model, f"--data demo-{part} --images 150 --few 50")
-        for part in ("shortcut", "shortcut-object", "shortcut-other")
+        for part in TAGS
         for model in ("shortcut", "vit")
     ),
-    Step("hints", BOTH, f"python {EXAMPLES}/hints.py"),
+    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
     *(
         Step(
@@ -300,6 +314,32 @@ STEPS = (
     Step("layers", ("vit",), LAYERS, python=True),
     python("text_words", BOTH, "text.md", "def share"),
     python("cosines", BOTH, "practice.md", "def quantiles"),
+    # tables of these
+    table("recall", "embedded.md", *(f"recall_{model}" for model in ALL)),
+    table("broad", "embedded.md", *(f"broad_{model}" for model in ALL)),
+    table("pointing", "embedded.md", *(f"evaluation_{model}" for model in ALL)),
+    table("excerpt", "evaluation.md", *(f"evaluation_{model}" for model in ALL)),
+    table(
+        "right_map",
+        "right_map.md",
+        *(f"{step}_{model}" for step in ("evaluation", "right_map") for model in ALL),
+    ),
+    *(
+        table(f"shortcut_{part}", "shortcut.md", "recall_shortcut")
+        for part in ("effects", "named", "recall")
+    ),
+    table(
+        "tag_pointing",
+        "shortcut.md",
+        *(f"{part}_{model}" for part in TAGS for model in ("shortcut", "vit")),
+    ),
+    table(
+        "tag_energy",
+        "shortcut.md",
+        *(f"{part}_{model}" for part in TAGS[:2] for model in ("shortcut", "vit")),
+    ),
+    table("emotions_table", "studies.md", "study"),
+    table("emotion_pointing", "emotions.md", "art"),
 )
 
 

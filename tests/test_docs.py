@@ -270,6 +270,25 @@ def test_every_picture_of_the_embedded_models_is_made_by_a_step(measured):
     assert all(f"images/{picture}" in pages for picture in shown)
 
 
+def test_tables_of_the_documentation_go_under_their_markers(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "OUT", tmp_path / "docs/measured")
+    monkeypatch.setattr(measured, "DOCS", tmp_path / "docs")
+    page = tmp_path / "docs/page.md"
+    page.parent.mkdir()
+    page.write_text("a\n<!-- measured: x -->\n| old |\n|---|\n\nb | c\n")
+    measured.Step("x", (), "echo '| new |'", page="page.md").make()
+    assert page.read_text() == "a\n<!-- measured: x -->\n| new |\n\nb | c\n"
+
+
+def test_every_measured_table_has_its_marker(measured):
+    for step in measured.STEPS:
+        if step.page is not None and not step.name.startswith("evaluation_"):
+            text = (ROOT / "docs" / step.page).read_text(encoding="utf-8")
+            assert f"<!-- measured: {step.name} -->\n|" in text, step.name
+        names = {other.name for other in measured.STEPS}
+        assert names.issuperset(step.after), step.name
+
+
 def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "OUT", tmp_path)
     step = measured.Step("a", ("vit",), "echo 1; touch other")
@@ -309,7 +328,7 @@ def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
     script = ROOT / "docs" / "examples" / "robustness.py"
     command = [sys.executable, str(script), "demo/vit", "--scenes", "2", "--method", "direct"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    rows = [line.rsplit(maxsplit=3) for line in done.stdout.splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
     counts: dict[str, int] = {}
     for name, found, pointing, number in rows:
         assert 0 <= float(found) <= 1

@@ -49,14 +49,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--method", nargs="*", help="all by default")
     arguments = parser.parse_args()
-    print("model | method | score: shown | score: not there | map: points at its thing")
+    print("| model | method | score: shown | score: not there | map: points at its thing |")
+    print("|---|---|---|---|---|")
     for model in ("demo/vit", "demo/resnet"):
         clip = load_clip(model)
         for method in methods_for(clip.kind):
             if arguments.method and method not in arguments.method:
                 continue
             values = " | ".join(f"{rate:.3f}" for rate in rates(clip, method, arguments.scenes))
-            print(f"{model} | {method} | {values}", flush=True)
+            print(f"| {model} | {method} | {values} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def table(model: str, number: int, methods: list[str] | None, wordings: bool) ->
         groups |= {f"{column}: {value}": group for value, group in by_value}
     shares = {name: group[["noun found", *names]].mean() for name, group in groups.items()}
     sizes = {name: len(group) for name, group in groups.items()}
-    return pd.DataFrame(shares).T.round(2).assign(n=sizes).rename_axis(model)
+    return pd.DataFrame(shares).T.assign(n=sizes)
 
 
 def main() -> None:
@@ -102,7 +102,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for model in options.models:
-        print(table(model, options.scenes, options.method, not options.one_wording).to_string())
+        shares = table(model, options.scenes, options.method, not options.one_wording)
+        print(f"| {' | '.join([model, *shares.columns])} |\n|{'---|' * (1 + len(shares.columns))}")
+        for row in shares.itertuples():
+            cells = [row[0], *(f"{share:.2f}" for share in row[1:-1]), str(row[-1])]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
