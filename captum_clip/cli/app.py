@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import InputError
 from .command import LOADING, MODELS, Command, Option
-from .progress import steps
+from .output import steps
 
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 
@@ -47,10 +47,7 @@ COMMAND: Final = Command(
         "who can connect: this machine, or 0.0.0.0 for all that reach it",
         default="127.0.0.1",
     ),
-    Option(
-        "--allow-host NAME...",
-        "a name that the page is reached by, such as that of a proxy",
-    ),
+    Option("--allow-host NAME...", "a name that the page is reached by, such as that of a proxy"),
     Option("--port N", "the port; 0 takes any that is free", default=7860),
     replace(
         MODELS,

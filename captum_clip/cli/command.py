@@ -20,6 +20,7 @@ class Option:
         help: what it is; the default is said after it.
         default: the value without it; False makes a switch, a number makes numbers.
         otherwise: what stands for the default where that is None, in words.
+        choices: what may be typed; the first is the default where nothing stands for it.
         required: it cannot be left out.
         sets: another option and the value that this one, a switch, gives it.
     """
@@ -60,8 +61,9 @@ class Option:
         else:
             number = type(self.default) if isinstance(self.default, (int, float)) else None
             follows = self.usage.removesuffix("...").split()[len(self.names) :]
-            settings = {"default": self.default, "type": self.type or number}
-            settings |= {"choices": self.choices, "metavar": " ".join(follows) or None}
+            first = self.choices[0] if self.choices and not self.otherwise else self.default
+            settings = {"default": first, "type": self.type or number, "choices": self.choices}
+            settings["metavar"] = " ".join(follows) or None
             if self.usage.startswith("-"):
                 settings["required"] = self.required
                 settings["action"] = "append" if self.many else "store"
@@ -73,7 +75,7 @@ class Option:
     def _help(self) -> str:
         again = "may be repeated" if self.many and self.usage.startswith("-") else ""
         text = "; ".join(filter(None, (self.help, again)))
-        silent = self.default is None or self.default is False  # 0 is said
+        silent = self.default is False or (self.default is None and not self.choices)
         shown = self.otherwise or ("" if silent else "%(default)s")
         return f"{text} (default: {shown})" if shown else text
 
@@ -148,8 +150,7 @@ EMOTIONS: Final = Option(
     type=Path,
 )
 PROBES: Final = Option(
-    "--emotions FILE...",
-    "as in 'captum-clip explain'; one for each model, in the same order",
+    "--emotions FILE...", "as in 'captum-clip explain'; one for each model, in the same order"
 )
 CENTRE: Final = Option(
     "--centre", "subtract the mean of all nine rows from those of the emotions", default=False
@@ -163,10 +164,7 @@ RESULTS: Final = Option("-o --output OUT", "a folder of its own for the results"
 RUN: Final = (
     *LOADING,
     Option(
-        "--engine",
-        "this machine, or Ray: several processes or a cluster",
-        default="local",
-        choices=("local", "ray"),
+        "--engine", "this machine, or Ray: several processes or a cluster", choices=("local", "ray")
     ),
     Option(
         "--gpus N", "GPUs that the workers share; 0 is the CPU", otherwise="by --device", type=int

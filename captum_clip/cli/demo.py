@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from .command import DEVICE, OUTPUT, Command
-from .progress import steps
+from .output import steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

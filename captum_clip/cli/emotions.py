@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, WORKERS, Command, Option
-from .inputs import load_model, model_name
-from .progress import say_skipped, shows_bars
+from .inputs import load_model, read_probe
+from .output import say_skipped, shows_bars
 
 if TYPE_CHECKING:
     from ..emotions import Artemis, ProbeScores
@@ -88,13 +88,13 @@ def _print_scores(scores: Mapping[str, ProbeScores]) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    from ..emotions import EmotionProbe
     from ..studies import emotion_pointing, emotion_truth
 
     emotion_truth(arguments.folder)
-    probe = EmotionProbe.load(arguments.emotions)
+    probe, model = read_probe(arguments)
+    assert probe is not None  # it is required
     rows = emotion_pointing(
-        load_model(arguments, model_name(arguments.model, probe)),
+        load_model(arguments, model),
         probe,
         arguments.folder,
         method=arguments.method,

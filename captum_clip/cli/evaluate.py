@@ -9,7 +9,7 @@ from typing import Final
 from ..errors import InputError
 from .command import DEFAULT_MODEL, METHODS, MODEL, RUN, Command, Option
 from .inputs import config_fields
-from .progress import images_bar, inside
+from .output import images_bar, inside
 
 
 def _run(arguments: Namespace) -> None:
@@ -60,8 +60,7 @@ COMMAND: Final = Command(
         otherwise="all that fit the tower, Captum's for reference, and baselines",
     ),
     Option(
-        "--maps FOLDER...",
-        "maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)",
+        "--maps FOLDER...", "maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)"
     ),
     Option(
         "--task NAME...",
@@ -77,7 +76,6 @@ COMMAND: Final = Command(
     Option(
         "--against",
         "explain regions by their text, or by another picture",
-        default="text",
         choices=("text", "image"),
     ),
     Option("--images N", "images of each data set at most", default=500),

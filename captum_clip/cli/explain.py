@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InputError
 from .command import CENTRE, EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, TEXTS, Command, Option
-from .inputs import check_output, is_folder, load_model, load_probe, model_name, read_image
-from .picture_folder import check_folder, draw_pictures
-from .progress import steps
+from .inputs import check_folder, check_output, is_folder, load_model, read_image, read_probe
+from .output import draw_pictures, steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 def _run(arguments: Namespace) -> None:
     """Explain the image, or each of a folder, and say where the pictures are."""
     _check_together(arguments)
-    probe = load_probe(arguments.emotions)
-    model = model_name(arguments.model, probe)
+    probe, model = read_probe(arguments)
     if is_folder(arguments.image):
         _explain_folder(arguments, model, probe)
     else:
@@ -44,7 +42,6 @@ def _explain_image(arguments: Namespace, model: str, probe: EmotionProbe | None)
         explanation = _explain(arguments, image, clip, _target(arguments, clip, probe))
         begin("drawing")
         explanation.save(output, original=_draws_original(arguments, explanation))
-        _save_regions(arguments, explanation)
     _print_scores(arguments, explanation)
     for sentences in explanation.hints:
         print(*sentences, sep="\n", end="\n" * bool(sentences))
@@ -57,8 +54,8 @@ def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None
     target = _target(arguments, clip, probe)
 
     def draw(path: Path) -> Figure:
-        explanation = _explain(arguments, path, clip, target)
-        _save_regions(arguments, explanation, path.resolve().relative_to(folder.resolve()))
+        name = path.resolve().relative_to(folder.resolve())
+        explanation = _explain(arguments, path, clip, target, name)
         return explanation.plot(original=_draws_original(arguments, explanation))
 
     files = [] if probe is None else [arguments.emotions]
@@ -67,22 +64,38 @@ def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None
 
 
 def _explain(
-    arguments: Namespace, image: Path, clip: ClipAdapter, target: list[str] | Target
+    arguments: Namespace,
+    image: Path,
+    clip: ClipAdapter,
+    target: list[str] | Target,
+    name: Path | None = None,
 ) -> Explanation:
+    """Explain an image, of a folder by its name there, and write its regions if they are wanted."""
     from ..explanation import explain
+    from ..regions import save_regions
 
-    sign = arguments.sign
-    return explain(
+    side, sign = arguments.side, arguments.sign
+    explanation = explain(
         image,
         target,
         model=clip,
         method=arguments.method,
         sign=sign,
         words=arguments.words,
-        side=arguments.side,
+        side=side,
         whole=arguments.whole,
-        hints=arguments.emotions is None and arguments.side != "text" and sign != "negative",
+        hints=arguments.emotions is None and side != "text" and sign != "negative",
     )
+    if arguments.regions is not None:
+        about = {
+            "photo": str(name or arguments.image),
+            "model": explanation.model,
+            "method": explanation.method,
+            "threshold": arguments.threshold,
+        }
+        regions = explanation.regions(arguments.threshold)
+        save_regions(regions, Path(arguments.regions, name or ""), about)
+    return explanation
 
 
 def _draws_original(arguments: Namespace, explanation: Explanation) -> bool:
@@ -90,22 +103,6 @@ def _draws_original(arguments: Namespace, explanation: Explanation) -> bool:
     if arguments.original is not None:
         return bool(arguments.original)
     return not all(crop.is_whole for crop in explanation.crops)
-
-
-def _save_regions(arguments: Namespace, explanation: Explanation, image: Path = Path()) -> None:
-    """Write the regions where they are asked for, those of an image of a folder below it."""
-    if arguments.regions is None:
-        return
-    from ..regions import save_regions
-
-    about = {
-        "photo": str(image if image.name else arguments.image),
-        "model": explanation.model,
-        "method": explanation.method,
-        "threshold": arguments.threshold,
-    }
-    regions = explanation.regions(arguments.threshold)
-    save_regions(regions, Path(arguments.regions) / image, about)
 
 
 def _threshold(typed: str) -> Any:
@@ -186,7 +183,6 @@ COMMAND: Final = Command(
         "--side",
         "where in the image, which words of the TEXTs, or both; words are explained by "
         "conservative, or by a --method that needs no grid",
-        default="image",
         choices=("image", "text", "both"),
     ),
     replace(
@@ -199,7 +195,6 @@ COMMAND: Final = Command(
         Option(
             "--sign",
             "what speaks for the text, against it, or both",
-            default="positive",
             choices=("positive", "negative", "both"),
         ),
         Option("--negative", "the same as --sign negative", sets=("sign", "negative")),

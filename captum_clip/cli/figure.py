@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .command import CENTRE, LOADING, METHODS, MODELS, OUTPUT, PROBES, TEXT, Command, Option
 from .figure_inputs import Inputs, read_inputs
-from .inputs import check_emotions, check_output, load_model
-from .picture_folder import check_folder, draw_pictures
-from .progress import steps
+from .inputs import check_emotions, check_folder, check_output, load_model
+from .output import draw_pictures, steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,10 +105,7 @@ _OUTPUT: Final = replace(
     help="a .png, .jpg, .pdf or .svg picture",
     otherwise="IMAGE-FIGURE.png, or FOLDER-FIGURE, in the current folder",
 )
-_TARGETS: Final = (
-    TEXT,
-    Option("--image FILE...", "an image to look for instead of a text"),
-)
+_TARGETS: Final = (TEXT, Option("--image FILE...", "an image to look for instead of a text"))
 
 
 def _figure(name: str, help: str, example: str, *options: Option, **scales: str) -> Command:
@@ -132,9 +128,7 @@ def _figure(name: str, help: str, example: str, *options: Option, **scales: str)
         MODELS,
         *LOADING,
         *options,
-        Option(
-            "--scale", f"scale of the colours: {described}", next(iter(scales)), choices=(*scales,)
-        ),
+        Option("--scale", f"scale of the colours: {described}", choices=tuple(scales)),
         _COLORMAP,
         _OUTPUT,
         run=_run,
@@ -149,7 +143,6 @@ _LAYERS: Final = _figure(
     Option(
         "--rows",
         "which row of the attention: that of the CLS token, or the sum of all rows",
-        default="cls",
         choices=("cls", "sum"),
     ),
     each="each map its own",
@@ -168,16 +161,8 @@ _AVERAGE: Final = Command(
     "average",
     "mean maps of studies: of methods, of emotions, of towers (Figures 6, 12)",
     "captum-clip figure average STUDY -o average.png",
-    Option(
-        "given STUDY...",
-        "an output folder of 'captum-clip study'",
-        required=True,
-    ),
-    Option(
-        "--target NAME...",
-        "a text or emotion of the study",
-        otherwise="all",
-    ),
+    Option("given STUDY...", "an output folder of 'captum-clip study'", required=True),
+    Option("--target NAME...", "a text or emotion of the study", otherwise="all"),
     _COLORMAP,
     _OUTPUT,
     run=_run,
@@ -221,7 +206,6 @@ _HEADS: Final = _figure(
     Option(
         "--sign",
         "the heads that add most (positive), those that take most away (negative), or both",
-        default="positive",
         choices=("positive", "negative", "both"),
     ),
     each="each map its own",

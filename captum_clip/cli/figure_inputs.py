@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..checks import expand
 from ..errors import InputError
-from .inputs import check_text, is_file, is_folder, load_probe, model_names, read_image
+from .inputs import check_text, is_file, is_folder, read_image, read_probes
 
 _TEXTS_FOLLOW: Final = ("layers", "words", "heads")
 """Figures of one IMAGE, after which TEXTs are typed."""
@@ -53,8 +53,8 @@ def read_inputs(arguments: Namespace) -> Inputs:
     figure, words = arguments.command, arguments.given
     if figure == "average":
         return Inputs(words, expand(words[0]).resolve().name)
-    probes = [load_probe(file) for file in getattr(arguments, "emotions", ())]
-    models = arguments.model or model_names(probes)
+    probes, fitted = read_probes(getattr(arguments, "emotions", ()))
+    models = arguments.model or fitted
     seeds = arguments.scene or []
     scenes = [_draw_scene(scene, models) for scene in seeds]
     folder = words[0] if words and not scenes and is_folder(words[0]) else None

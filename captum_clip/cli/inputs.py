@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checks import as_list, check_choice, check_destination, find_file, find_folder
 from ..errors import InputError
 from .command import DEFAULT_MODEL
-from .progress import steps
+from .output import steps
 
 if TYPE_CHECKING:
     from ..emotions import EmotionProbe
@@ -91,24 +91,39 @@ def check_output(
     return path
 
 
-def load_probe(file: str | Path | None) -> EmotionProbe | None:
-    """A probe of emotions where one is given."""
-    if file is None:
-        return None
+def check_folder(arguments: Namespace, name: str) -> tuple[Path, Path]:
+    """The folder of images, which holds one, and that of their pictures."""
+    from ..explanation import FORMATS
+    from ..runs import storage_of
+    from ..studies.file_list import list_images
+
+    folder = read_folder(name)
+    ending = "explained" if arguments.command == "explain" else arguments.command
+    output: Path = arguments.output or Path(f"{folder.resolve().name}-{ending}")
+    if output.suffix.lower() in FORMATS or output.is_file():
+        raise InputError(
+            f"{name} is a folder, of which each image gets a picture; -o {output} must name a "
+            "folder for them."
+        )
+    list_images(storage_of(folder), storage_of(output))
+    return folder, output
+
+
+def read_probe(arguments: Namespace) -> tuple[EmotionProbe | None, str]:
+    """The probe of emotions, if any, and a model: as is asked for, the probe's, or the default."""
+    probes, [fitted] = read_probes([] if arguments.emotions is None else [arguments.emotions])
+    return probes[0] if probes else None, arguments.model or fitted
+
+
+def read_probes(
+    files: Sequence[str | Path], default: Sequence[str] = (DEFAULT_MODEL,)
+) -> tuple[list[EmotionProbe], list[str]]:
+    """Probes of emotions, and the models that all were fitted on, else the default ones."""
     from ..emotions import EmotionProbe
 
-    return EmotionProbe.load(file)
-
-
-def model_name(model: str | None, probe: EmotionProbe | None) -> str:
-    """The model that is asked for, else the one that the probe was fitted on, else the default."""
-    return model or (probe.model if probe is not None else "") or DEFAULT_MODEL
-
-
-def model_names(probes: Sequence[Any], default: Sequence[str] = (DEFAULT_MODEL,)) -> list[str]:
-    """The models that all probes were fitted on, else the default ones."""
-    named = [probe.model for probe in probes]
-    return named if named and all(named) else list(default)
+    probes = [EmotionProbe.load(file) for file in files]
+    fitted = [probe.model for probe in probes]
+    return probes, fitted if fitted and all(fitted) else list(default)
 
 
 def load_model(arguments: Namespace, name: str) -> ClipAdapter:

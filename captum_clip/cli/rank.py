@@ -9,8 +9,8 @@ from typing import Final
 
 from ..errors import InputError
 from .command import EMOTIONS, LOADING, METHOD, MODEL, RESULTS, TEXTS, WORKERS, Command, Option
-from .inputs import check_emotions, load_model, load_probe, model_name, read_folder
-from .progress import say_skipped, shows_bars
+from .inputs import check_emotions, load_model, read_folder, read_probe
+from .output import say_skipped, shows_bars
 
 
 def _run(arguments: Namespace) -> None:
@@ -25,9 +25,9 @@ def _run(arguments: Namespace) -> None:
     check_integer("rank", "--workers", arguments.workers, least=0)
     check_emotions(arguments.emotion and [arguments.emotion])
     folder = read_folder(arguments.folder)
-    probe = load_probe(arguments.emotions)
+    probe, model = read_probe(arguments)
     output = make_folder(arguments.output)
-    clip = load_model(arguments, model_name(arguments.model, probe))
+    clip = load_model(arguments, model)
     ranking = rank(
         clip,
         folder,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from .command import DEFAULT_MODEL, METHODS, MODELS, PROBES, RUN, TEXTS, Command, Option
-from .inputs import config_fields, load_probe, model_names
-from .progress import images_bar, inside
+from .inputs import config_fields, read_probes
+from .output import images_bar, inside
 
 _TOWERS: Final = {"statistics": (DEFAULT_MODEL,), "emotions": (DEFAULT_MODEL, "RN101")}
 
@@ -23,8 +23,9 @@ def _run(arguments: Namespace) -> None:
     if images.is_local:  # elsewhere it takes long
         list_images(images, output)
     fields = config_fields(arguments, model="models", method="methods")
-    if probes := [load_probe(file) for file in fields.get("emotions", ())]:
-        fields.setdefault("models", tuple(model_names(probes, _TOWERS[arguments.command])))
+    if "emotions" in fields:
+        _, fitted = read_probes(fields["emotions"], _TOWERS[arguments.command])
+        fields.setdefault("models", tuple(fitted))
     config = {
         "statistics": studies.statistics_study,
         "corner-bias": studies.corner_bias_study,

@@ -1,13 +1,25 @@
-"""What a command says while it works and when it has ended."""
+"""What a command says while it works, and the pictures that it makes of a folder."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..models import ClipAdapter
+
+_NO_SETTINGS: Final = (
+    *("run", "command", "device", "output", "quiet"),
+    *("image", "given", "scene", "model", "processor", "tokenizer", "emotions", "text"),
+)
+"""Arguments that change no picture, or that the caller tells in another way."""
 
 
 def shows_bars(arguments: Namespace) -> bool:
@@ -74,3 +86,36 @@ def say_skipped(skipped: Mapping[Path, str]) -> None:
         path, reason = next(iter(skipped.items()))
         files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
         print(" ".join(f"{files} left out, {path}: {reason}".split()), file=sys.stderr)
+
+
+def draw_pictures(
+    arguments: Namespace,
+    folder: Path,
+    output: Path,
+    draw: Callable[[Path], Figure],
+    *,
+    clips: Sequence[ClipAdapter],
+    texts: Sequence[str],
+    files: Sequence[str | Path],
+) -> None:
+    """Draw what is not drawn yet, and say where the pictures are.
+
+    Arguments that change the pictures must be the same when a command goes on; `files`, such as
+    probes, count by their content.
+    """
+    from ..studies.picture_folder import draw_folder
+
+    settings = {
+        "figure": arguments.command,
+        "texts": list(texts),
+        "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files],
+        **{n: v for n, v in vars(arguments).items() if n not in _NO_SETTINGS and v is not None},
+    }
+    with images_bar(arguments, arguments.command) as progress:
+        drawn = draw_folder(
+            folder, output, draw, settings=settings, models=clips, progress=progress
+        )
+    say_skipped(drawn.skipped)
+    count = len(drawn.pictures)
+    pictures = "picture" if count == 1 else "pictures"
+    print(f"{count:,} {pictures} in {output}", *drawn.sheets, sep="\n")
