@@ -41,7 +41,10 @@ def cards(result: Result) -> str:
         parts.insert(0, _card(framed, "<b>photo</b>", "the model sees the frame"))
     for text, (name, score) in enumerate(zip(shown.names, shown.scores[0].tolist(), strict=True)):
         pictures = _pictures({sign: values[0, text] for sign, values in heat.items()}, name)
-        note = _norm_note(result, text) if result.picks[text] else score_note(score)
+        note = score_note(score)
+        if word := result.picks[text]:
+            norms = result.words[text].norms
+            note = f"norm {norms[word]:.2f}, largest {norms[1:].max():.2f}"
         if not any(bool(values[0, text].any()) for values in heat.values()):
             note += ", no heat"
         parts.append(_card(pictures, _words(result, text), note, wide=len(heat) == 2))
@@ -186,11 +189,6 @@ def _card(pictures: str, title: str, note: str, *, wide: bool = False) -> str:
         f'<figure class="card{" wide" if wide else ""}">{head}'
         f'<div class="pictures">{pictures}</div><figcaption>{note}</figcaption></figure>'
     )
-
-
-def _norm_note(result: Result, text: int) -> str:
-    norms = result.words[text].norms
-    return f"norm {norms[result.picks[text]]:.2f}, largest {norms[1:].max():.2f}"
 
 
 def _words(result: Result, text: int) -> str:

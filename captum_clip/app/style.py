@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 INTRODUCTION: Final = """
@@ -52,68 +53,7 @@ SCRIPTS: Final = {
 }
 """What the browser does by itself."""
 
-CSS: Final = """
-.gradio-container { max-width: 1400px !important; margin: 0 auto; --accent: #a63a00;
-    --bright: #a63a00; --faint: color-mix(in srgb, var(--body-text-color) 72%, transparent); }
-.dark .gradio-container { --bright: #fdba74; }
-.gradio-container :focus-visible, .gradio-container label:has(input[type=radio]:focus-visible),
-#question input[type=number]:focus-visible {
-    outline: 3px solid var(--bright) !important; outline-offset: 2px; }
-.gradio-container button, #model input, #method input, #opacity input {
-    min-height: 24px; min-width: 24px; }
-button[role=tab][aria-selected=true] { color: var(--bright) !important; }
-.gradio-container .block, .gradio-container .form { box-shadow: none; }
-#introduction h1 { font-size: 1.5rem; margin: 0 0 .1rem; }
-#introduction p { margin: 0; color: var(--faint); }
-#problem:not(:has(p)) { display: none; }
-#about p { font-size: .82rem; line-height: 1.4; margin: .2rem 0 0; color: var(--faint); }
-#model input, #method input { font-size: .86rem; padding-right: 1.3rem; text-overflow: ellipsis; }
-.tight { align-items: end; gap: .6rem; }
-.hint { color: var(--faint); font-size: .85rem; line-height: 1.4; margin: 0 0 .4rem; }
-.problem { margin: 0 0 .3rem; padding: .6rem .8rem; border-radius: 8px; background: #fff3e6;
-    color: #7a2e00; border-left: 4px solid #b03a00; }
-.cards { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); }
-.card { margin: 0; max-width: 260px; display: flex; flex-direction: column; justify-content: end; }
-.card.wide { grid-column: span 2; max-width: 520px; }
-.card .title { margin-bottom: .25rem; font-size: .92rem; line-height: 1.6; }
-.card figcaption { font-size: .82rem; color: var(--faint); font-variant-numeric: tabular-nums; }
-.layers { display: grid; gap: .5rem; margin-bottom: .5rem;  /* a max-width would not wrap */
-    grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); }
-#layers h2 { margin: .2rem 0; font-size: 1rem; }
-.sentence { display: flex; flex-wrap: wrap; gap: 1rem; }
-.sentence .card { flex: 1 0 160px; }
-.sentence p { flex: 3 1 240px; margin: 0; }
-.sentence span:not(.picture, .sign) { display: inline-flex; flex-direction: column;
-    align-items: center; margin: 0 .4rem .6rem 0; font-size: .78rem; color: var(--faint); }
-.sentence b { padding: 0 .35rem; border-radius: 6px; font-size: 1rem; font-weight: 400;
-    color: #222; }
-.pictures { display: flex; gap: 6px; }
-.picture { flex: 1; position: relative; aspect-ratio: var(--shape); overflow: hidden;
-    border-radius: 6px; background: var(--photo) center / 100% 100%; }
-.picture img { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
-.picture i { position: absolute; outline: 2px solid #fff; box-shadow: 0 0 0 999px #0009; }
-.picture .sign { position: absolute; left: 4px; top: 4px; padding: 0 .35rem; font-size: .76rem;
-    border-radius: 4px; background: #fffd; color: #222; }
-.picture img.map { opacity: var(--opacity, .9); }
-button.word { border: 1px solid transparent; border-radius: 6px; padding: 0 .28rem;
-    background: none; color: inherit; cursor: pointer; font: inherit;
-    text-decoration: underline dotted; text-underline-offset: 3px; }
-button.word.whole { font-size: .76rem; color: var(--faint); text-decoration: none;
-    border-color: var(--border-color-primary); margin-right: .2rem; }
-button.word:hover, button.word:focus-visible { border-color: var(--accent); }
-button.word[aria-pressed=true] { background: var(--accent); color: white; text-decoration: none; }
-button.word.whole[aria-pressed=true] { background: var(--border-color-primary); color: inherit; }
-.foot { margin: .5rem 0 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; font-size: .82rem;
-    color: var(--faint); }
-.legend i { display: inline-block; width: 70px; height: 9px; border-radius: 3px;
-    margin-right: .4rem; }
-.source { margin-left: auto; }
-@media (max-width: 560px) {
-    .cards { grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
-    .layers { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); }
-    button[role=tab] { font-size: .82rem !important; padding: 0 .35rem !important; }
-}
-"""
+CSS: Final = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def theme() -> Any:
