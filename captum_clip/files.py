@@ -28,16 +28,9 @@ DAMAGED: Final = (
 )
 """All that zipfile and NumPy raise over bits that are not theirs."""
 
-_STUDY: Final = ("manifest.json", "images.csv")
-_RANKING: Final = ("ranking.csv", "ranking.png")
-
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside the file, then put it in its place; after a failure nothing is left.
-
-    Raises:
-        InputError: the folder or the disk refuses.
-    """
+    """Write beside the file, then put it in its place; after a failure nothing is left."""
     if path.is_symlink():  # its file is replaced, and not the link
         path = Path(os.path.realpath(path))
     # a name may have 255 bytes, and this one is longer
@@ -64,17 +57,16 @@ def image_names(names: Iterable[str]) -> list[str]:
         >>> image_names(["b.png", "a/c.JPG", "notes.txt", ".cache/d.png"])
         ['a/c.JPG', 'b.png']
     """
-    known = set(names)
-    paths = [PurePosixPath(name) for name in known]
-    studies = {path.parent for path in paths if path.name == _STUDY[0]}
-    studies = {folder for folder in studies if str(folder / _STUDY[1]) in known}
+    paths = {PurePosixPath(name) for name in names}
+    manifests = [path for path in paths if path.name == "manifest.json"]
+    studies = {path.parent for path in manifests if path.with_name("images.csv") in paths}
     return sorted(
         str(path)
         for path in paths
         if path.suffix.lower() in IMAGE_ENDINGS
         and not any(part.startswith(".") for part in path.parts)
         and not studies.intersection(path.parents)
-        and not (path.name == _RANKING[1] and str(path.with_name(_RANKING[0])) in known)
+        and not (path.name == "ranking.png" and path.with_name("ranking.csv") in paths)
     )
 
 
@@ -99,11 +91,7 @@ def draw_order(names: Sequence[str], seed: int) -> list[int]:
 
 
 def make_folder(folder: str | Path) -> Path:
-    """Make a folder where there is none, with those above it.
-
-    Raises:
-        InputError: it cannot be made, or not be written to.
-    """
+    """Make a folder where there is none, with those above it; one that can be written to."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):
         raise InputError(f"{folder} is a URL; give a folder of this machine.")
     folder = expand(folder)

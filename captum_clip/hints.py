@@ -17,19 +17,18 @@ from torch import Tensor
 
 from . import maps, targets
 from .attr.registry import MethodChoice
+from .demo.captions import article
 from .models import ClipAdapter
 from .similarity import ClipSimilarity
 from .targets import Target
 
-UNRELATED: Final = tuple(
-    f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-    for noun in (
-        *("tiger", "banana", "car", "phone", "guitar", "castle", "shoe", "umbrella"),
-        *("owl", "turtle", "shark", "octopus", "butterfly", "spider", "burger", "pizza"),
-        *("cake", "cheese", "lemon", "carrot", "mushroom", "pumpkin", "cactus", "bus"),
-        *("bicycle", "train", "plane", "clock", "key", "drum", "chair", "duck"),
-    )
+_NOUNS: Final = (
+    *("tiger", "banana", "car", "phone", "guitar", "castle", "shoe", "umbrella"),
+    *("owl", "turtle", "shark", "octopus", "butterfly", "spider", "burger", "pizza"),
+    *("cake", "cheese", "lemon", "carrot", "mushroom", "pumpkin", "cactus", "bus"),
+    *("bicycle", "train", "plane", "clock", "key", "drum", "chair", "duck"),
 )
+UNRELATED: Final = tuple(map(article, _NOUNS))
 """Everyday things, which the embedded models know too."""
 SHARE: Final = 0.1
 """Where more of the unrelated texts fit an image better, a text does not fit it."""
@@ -53,20 +52,18 @@ def find_hints(
     It costs one more forward pass for the scores and one of the method for eight texts, and once a
     model the encoding of 32 short texts. The arguments are those of :func:`compare`.
     """
-    fit_better, correlations = compare(clip, choice, images, texts, raw, scores)
-    return [
-        tuple(
-            sentence(
-                [text for text, is_one in zip(texts, doubted, strict=True) if is_one], of_image
-            )
-            for sentence, doubted, of_image in (
-                (_scores_low, better > SHARE, better[better > SHARE]),
-                (_maps_alike, alike > CORRELATION, alike[alike > CORRELATION]),
-            )
-            if doubted.any()
-        )
-        for better, alike in zip(fit_better, correlations, strict=True)
-    ]
+    found = []
+    for better, alike in zip(*compare(clip, choice, images, texts, raw, scores), strict=True):
+        sentences = []
+        for sentence, values, most in (
+            (_scores_low, better, SHARE),
+            (_maps_alike, alike, CORRELATION),
+        ):
+            doubted = (values > most).nonzero().flatten().tolist()
+            if doubted:
+                sentences.append(sentence([texts[index] for index in doubted], values[doubted]))
+        found.append(tuple(sentences))
+    return found
 
 
 def compare(
@@ -92,7 +89,7 @@ def compare(
         (B, K) of each map with the mean map of eight of them.
     """
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    related = torch.tensor([[name.split()[1] in own for name in UNRELATED] for own in words])
+    related = torch.tensor([[noun in own for noun in _NOUNS] for own in words])
     bank = _unrelated(clip)
     with torch.no_grad():
         cosines = (clip.encode_image(images).float() @ bank.bank.T).cpu()  # (B, N)

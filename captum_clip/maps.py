@@ -76,12 +76,7 @@ def upsample(
 
 
 def uncrop(
-    maps: Tensor,
-    box: Box,
-    size: tuple[int, int],
-    *,
-    mode: Mode = "bilinear",
-    clamp: bool = False,
+    maps: Tensor, box: Box, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
 ) -> Tensor:
     """Lay maps (..., h, w) of a part of a picture on the whole, (..., H, W), zero elsewhere.
 

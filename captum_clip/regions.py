@@ -105,17 +105,14 @@ def _boxes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
             run = parent[run]
         return run
 
-    first = np.searchsorted(rows, np.arange(len(mask) + 1))  # of each row
-    for row in range(1, len(mask)):
-        above, here = first[row - 1], first[row]
-        while above < first[row] and here < first[row + 1]:
-            if starts[above] <= stops[here] and starts[here] <= stops[above]:
-                one, other = root(above), root(here)
-                parent[max(one, other)] = min(one, other)
-            if stops[above] < stops[here]:
-                above += 1
-            else:
-                here += 1
+    width = mask.shape[1] + 1
+    below = (rows + 1) * width  # where the next row begins, if rows stood one after another
+    first = np.searchsorted(below + stops, rows * width + starts)
+    last = np.searchsorted(below + starts, rows * width + stops, side="right")
+    for run in range(len(rows)):
+        for above in range(first[run], last[run]):  # those of the row above that touch it
+            one, other = sorted((root(above), root(run)))
+            parent[other] = one
     part = np.array([root(run) for run in range(len(rows))], dtype=np.int64)
     sizes = np.bincount(part, stops - starts, minlength=1)
     roots = sorted(set(part.tolist()), key=lambda run: (-sizes[run], run))
