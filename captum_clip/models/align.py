@@ -23,11 +23,7 @@ class AlignTower(PooledOutput, AveragePooledTower):
 
     @classmethod
     def found_in(cls, module: Any) -> Self:
-        """The tower in an `AlignModel`.
-
-        Raises:
-            UnsupportedModelError: it takes the maximum of its features.
-        """
+        """The tower in an `AlignModel`; UnsupportedModelError where it takes a maximum."""
         inner = vision_of(module)
         if not isinstance(inner.pooler, nn.AvgPool2d):
             raise UnsupportedModelError(

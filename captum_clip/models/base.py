@@ -27,24 +27,14 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Family(NamedTuple):
-    """Classes of a library whose vision towers are built alike.
+    """Classes of a library whose vision towers are built alike."""
 
-    Attributes:
-        library: the module or package that defines them.
-        tower_of: the vision tower in one of them; UnsupportedModelError where it is built in a way
-            that is not supported.
-        adapter: of the whole models among them.
-        models: names of the whole models; those of transformers also load by name.
-        towers: names of the other classes, vision towers alone.
-        variants: names of more of these, which messages leave out.
-    """
-
-    library: str
-    tower_of: Callable[[Any], Tower | None]
-    adapter: type[ClipAdapter] | None = None
-    models: Collection[str] = ()
-    towers: Collection[str] = ()
-    variants: Collection[str] = ()
+    library: str  # the module or package that defines them
+    tower_of: Callable[[Any], Tower | None]  # the vision tower in one of them
+    adapter: type[ClipAdapter] | None = None  # of the whole models among them
+    models: Collection[str] = ()  # names of these; those of transformers also load by name
+    towers: Collection[str] = ()  # names of the other classes, vision towers alone
+    variants: Collection[str] = ()  # names of more of these, which messages leave out
 
     def holds(self, module: nn.Module, names: Collection[str] | None = None) -> bool:
         """Whether a module is of one of the classes, or one of these `names`, or made from it."""

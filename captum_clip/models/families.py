@@ -49,12 +49,9 @@ _REFUSED = {
 
 
 def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
-    """The class of transformers for a checkpoint, by its `config.json`.
+    """The class of transformers of a checkpoint, by its `config.json`; else UnsupportedModelError.
 
     It may have been saved from one of several `architectures` that hold the model inside another.
-
-    Raises:
-        UnsupportedModelError: no family has such a class.
     """
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -113,11 +110,7 @@ def tower_of(module: nn.Module) -> Tower:
 
 
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
-    """The adapter of a user's CLIP model; `name` is what messages call it.
-
-    Raises:
-        UnsupportedModelError: it is something else, or built in a way that is not supported.
-    """
+    """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
     kind, tower = type(model).__name__, known_tower(model)
     if tower is None:
         advice = _advice(kind, models_only=True)

@@ -47,8 +47,7 @@ def reachable() -> bool:
 def loading(name: str, source: str | None = None) -> Iterator[None]:
     """Load local files (`source` is None), or from the hub's cache, or from the hub; without noise.
 
-    Raises:
-        InputError: what is loaded inside cannot be loaded.
+    What cannot be loaded inside is an InputError.
     """
     online = source is not None and reachable()
     try:

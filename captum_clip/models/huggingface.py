@@ -52,11 +52,7 @@ class HuggingFaceTower(PooledOutput, ViTTower):
 
     @classmethod
     def found_in(cls, module: Any) -> Self:
-        """The tower in a module of its family.
-
-        Raises:
-            UnsupportedModelError: its attention is not made of plain linear maps.
-        """
+        """The tower in a module of its family; errors as :func:`layers_of`."""
         return cls.of(vision_of(module), projection=getattr(module, cls.projection_part, None))
 
     @classmethod
@@ -112,19 +108,14 @@ class FirstTokenTower(HuggingFaceTower):
 
 
 class HuggingFaceAdapter(ClipAdapter):
-    """A `CLIPModel` of transformers, or another with its parts.
-
-    Attributes:
-        text_layout: where the parts of the text tower are; None where it cannot be explained.
-        asks_to_interpolate: whether the model interpolates positions only when it is told to.
-    """
+    """A `CLIPModel` of transformers, or another with its parts."""
 
     model: Any
     tower: HuggingFaceTower
     tower_class: type[Any] = HuggingFaceTower
     text_readout: TextReadout | None = TextReadout("end", causal=True, padding="longest")
-    text_layout: TextLayout | None = CLIP_TEXT
-    asks_to_interpolate = True
+    text_layout: TextLayout | None = CLIP_TEXT  # None where it cannot be explained
+    asks_to_interpolate = True  # positions only change with the size where it is told
 
     @override
     def _text_tower(self) -> TextTower | None:

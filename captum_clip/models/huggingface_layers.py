@@ -62,12 +62,7 @@ Layer = TypeVar("Layer", bound=HuggingFaceLayer)
 
 
 def layers_of(kind: type[Layer], encoder: Any, tower: str = "vision tower") -> tuple[Layer, ...]:
-    """The blocks of an encoder, each as a layer.
-
-    Raises:
-        UnsupportedModelError: one has maps that are more than linear, whose weights would not tell
-            it all.
-    """
+    """The blocks of an encoder, each as a layer; their maps must be linear."""
     layers = tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
     for index, layer in enumerate(layers):
         check_linear(f"layer {index} of the {tower}", layer.attention, kind.maps)
@@ -75,11 +70,7 @@ def layers_of(kind: type[Layer], encoder: Any, tower: str = "vision tower") -> t
 
 
 def check_linear(where: str, owner: nn.Module, names: Sequence[str]) -> None:
-    """Refuse maps that are more than linear.
-
-    Raises:
-        UnsupportedModelError: one that is wrapped (LoRA), quantised or hooked.
-    """
+    """Refuse maps that are more than linear: wrapped (LoRA), quantised or hooked."""
     for what in nonlinear_parts(owner, names):
         raise UnsupportedModelError(
             f"{where} has {what}; expected torch.nn.Linear with floating-point weights. Merge "

@@ -7,7 +7,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self, override
 
 from .huggingface_layers import HuggingFaceLayer, layers_of
@@ -35,23 +35,14 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
 
 
 class TextLayout(NamedTuple):
-    """Where a model of transformers keeps the parts of its text tower; names may be paths.
+    """Where a model of transformers keeps the parts of its text tower; names may be paths."""
 
-    Attributes:
-        module: what token ids enter.
-        table: of the token embeddings, in `module`.
-        encoder: what has the layers, in `module`.
-        layer: what they are here.
-        own_head: what the token that is read goes through in `module`.
-        head: what it goes through after that, in the model.
-    """
-
-    module: str = "text_model"
-    table: str = "embeddings.word_embeddings"
-    encoder: str = "encoder"
-    layer: type[HuggingFaceLayer] = BertLayer
-    own_head: tuple[str, ...] = ()
-    head: tuple[str, ...] = ("text_projection",)
+    module: str = "text_model"  # what token ids enter
+    table: str = "embeddings.word_embeddings"  # of the token embeddings, in `module`
+    encoder: str = "encoder"  # what has the layers, in `module`
+    layer: type[HuggingFaceLayer] = BertLayer  # what they are
+    own_head: tuple[str, ...] = ()  # what the token that is read goes through in `module`
+    head: tuple[str, ...] = ("text_projection",)  # and after that, in the model
 
 
 CLIP_TEXT: Final = TextLayout(
@@ -82,21 +73,6 @@ class HuggingFaceTextTower(TextTower):
 
     @property
     @override
-    def embedding_table(self) -> nn.Module:
-        table: nn.Module = attrgetter(self.layout.table)(self.module)
-        return table
-
-    @override
-    def end_rows(self, ids: Tensor) -> Tensor:
-        name, end = type(self.model).__name__, self.module.config.eos_token_id
-        # configurations made before the end token was written down say 2
-        if name.startswith("Owl") or (name.startswith("CLIP") and end == 2):
-            return ids.int().argmax(-1)
-        rows: Tensor = (ids == end).int().argmax(-1)
-        return rows
-
-    @property
-    @override
     def runners(self) -> tuple[nn.Module, ...]:
         paths = accumulate(self.layout.encoder.split("."), "{}.{}".format)
         return self.model, self.module, *(attrgetter(path)(self.module) for path in paths)
@@ -105,20 +81,21 @@ class HuggingFaceTextTower(TextTower):
     def of(
         cls, model: Any, layout: TextLayout, readout: TextReadout, *, longest: int, vocabulary: int
     ) -> Self:
-        """The text tower of a model.
-
-        Raises:
-            UnsupportedModelError: its attention is not made of plain linear maps.
-        """
+        """The text tower of a model; errors as :func:`layers_of`."""
         module = attrgetter(layout.module)(model)
         while not hasattr(module, layout.encoder.partition(".")[0]):
             module = module.text_model
+        name, end = type(model).__name__, getattr(module.config, "eos_token_id", None)
+        # configurations made before the end token was written down say 2
+        largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
         steps = [attrgetter(name)(module) for name in layout.own_head]
         steps += [attrgetter(name)(model) for name in layout.head]
         return cls(
             module=module,
             model=model,
             layout=layout,
+            embedding_table=attrgetter(layout.table)(module),
+            end=None if largest else end,
             layers=layers_of(layout.layer, attrgetter(layout.encoder)(module), "text tower"),
             readout=readout,
             pooling="mean" if readout.row == "mean" else "cls",

@@ -32,11 +32,7 @@ _DAMAGED = (
 
 
 def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
-    """Whether it is a floating tensor, or several; these are only batched.
-
-    Raises:
-        InputError: preprocessed tensors and other images in one list.
-    """
+    """Whether it is a floating tensor, or several, to be batched; InputError for a mixture."""
     if isinstance(images, Tensor):
         return images.is_floating_point()
     if not isinstance(images, Sequence) or isinstance(images, str) or not images:
@@ -51,15 +47,7 @@ def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
 
 
 def check_images(images: Any, caller: str) -> None:
-    """Say clearly what is wrong with preprocessed images.
-
-    Args:
-        images: should be (B, 3, H, W), floating, all finite.
-        caller: named in the message.
-
-    Raises:
-        InputError: they are something else.
-    """
+    """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite."""
     if not isinstance(images, Tensor):
         raise InputError(
             f"{caller}: expected a tensor of preprocessed images (B, 3, H, W), got "
@@ -138,11 +126,7 @@ def _pictures_of(image: Any) -> list[Image.Image]:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of an image file, for those who need it beside the picture.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The content of an image file, for those who need it beside the picture; else InputError."""
     source = excerpt(str(path), 300)
     with _guarded(source):
         _check_regular(path, source)
@@ -150,11 +134,7 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_file(content: bytes, path: Path) -> Image.Image:
-    """The RGB picture of a file whose content was read, the right way up.
-
-    Raises:
-        InputError: it is no image, or a damaged one.
-    """
+    """The RGB picture of a file whose content was read, the right way up; else InputError."""
     return _open(io.BytesIO(content), excerpt(str(path), 300))
 
 
@@ -216,16 +196,9 @@ def _guarded(source: str) -> Iterator[None]:
 
 
 def check_sides(size: tuple[int, int], source: str) -> None:
-    """Refuse a picture without pixels, or one so narrow that resizing makes it gigantic.
+    """Refuse a picture (width, height) without pixels, or with one side far longer than the other.
 
     A processor that makes the shorter side of 60000 x 1 pixels 224 long would take 36 GB.
-
-    Args:
-        size: width and height.
-        source: what the picture is, for the message.
-
-    Raises:
-        InputError: a side is 0, or more than :data:`NARROW` times the other.
     """
     width, height = size
     if not width or not height:

@@ -134,11 +134,7 @@ def _load(
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
-    """A device by name; None is CUDA if there is one, else the CPU.
-
-    Raises:
-        InputError: there is no such device.
-    """
+    """A device by name; None is CUDA if there is one, else the CPU. InputError if there is none."""
     cuda = torch.cuda.is_available()
     try:
         chosen = torch.device(device or ("cuda" if cuda else "cpu"))

@@ -68,18 +68,10 @@ class Multihead(Attention):
 
 
 class MultiheadProbe(Multihead, Probe):
-    """A pooling head around a `torch.nn.MultiheadAttention`.
+    """A pooling head around a `torch.nn.MultiheadAttention`; UnsupportedModelError for more.
 
-    Args:
-        where: what it is the head of, in words.
-        attention: takes queries, keys and values.
-        embedded_query: what it takes as its first query, (D,), now; a `partial`, whose module is
-            copied with a deep copy of the model, which a lambda's is not.
-        norm: what the last block's output goes through to become keys and values.
-        modules: all that lies between the last block and the image embedding.
-
-    Raises:
-        UnsupportedModelError: an attention that is more than the library's own.
+    `where` says what it is the head of. `embedded_query` gives its first query (D,) as it is now; a
+    `partial`, whose module is copied with a deep copy of the model, which a lambda's is not.
     """
 
     token_argument = (1, "key")

@@ -16,32 +16,17 @@ Library = Literal["transformers", "open_clip"]
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One row of the tables.
+    """One row of the tables; a ResNet has a block count for each of its four stages."""
 
-    Attributes:
-        name: as OpenAI writes it.
-        aliases: other accepted spellings, Mamooler's among them.
-        library: what loads it.
-        checkpoint: repository on the Hugging Face hub, or OpenCLIP's architecture (tag `openai`).
-        embedding_dim: length of the embeddings.
-        input_resolution: height and width of the images in pixels.
-        vision_layers: blocks of the ViT, or blocks of each of the four stages of the ResNet.
-        vision_width: width of the ViT, or channels of the ResNet's last stage.
-        vision_heads: heads of the ViT, or of the ResNet's attention pool.
-        text_layers: blocks of the text encoder.
-        text_width: its width.
-        text_heads: its heads.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
+    name: str  # as OpenAI writes it
+    aliases: tuple[str, ...]  # other accepted spellings, Mamooler's among them
     library: Library
-    checkpoint: str
+    checkpoint: str  # repository on the Hugging Face hub, or OpenCLIP's architecture (tag `openai`)
     embedding_dim: int
-    input_resolution: int
+    input_resolution: int  # height and width of the images in pixels
     vision_layers: int | tuple[int, int, int, int]
-    vision_width: int
-    vision_heads: int
+    vision_width: int  # of the ViT, or channels of the ResNet's last stage
+    vision_heads: int  # of the ViT, or of the ResNet's attention pool
     text_layers: int
     text_width: int
     text_heads: int

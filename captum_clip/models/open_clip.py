@@ -20,11 +20,7 @@ from .towers import Tower
 
 
 def tower_of(module: Any) -> Tower:
-    """The vision tower in a module of OpenCLIP.
-
-    Raises:
-        UnsupportedModelError: a tower, a pooling or an attention that is not supported.
-    """
+    """The vision tower in a module of OpenCLIP; UnsupportedModelError where none is supported."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -49,11 +45,7 @@ def tower_of(module: Any) -> Tower:
 
 
 def check_architecture(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse an architecture that is not supported, before its weights are downloaded.
-
-    Raises:
-        UnsupportedModelError: its vision tower is not supported.
-    """
+    """Refuse an architecture that is not supported, before its weights are downloaded."""
     from open_clip import CLIP
 
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}

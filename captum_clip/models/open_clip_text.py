@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError
 from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout
 from .open_clip_vit import layers_of
 from .steps import Linear
@@ -22,27 +21,12 @@ class OpenClipTextTower(TextTower):
 
     model: Any
     owner: Any
-
-    @property
-    @override
-    def embedding_table(self) -> nn.Module:
-        table: nn.Module = self.owner.token_embedding
-        return table
+    takes_mask = False
 
     @property
     @override
     def entrance(self) -> nn.Module:
         return self.embedding_table  # a `CLIP` calls no module for the whole of it
-
-    @override
-    def end_rows(self, ids: Tensor) -> Tensor:
-        owner = self.owner  # a `CLIP` has names of its own
-        pool = getattr(owner, "text_pool_type", None) or owner.pool_type
-        if pool == "argmax":
-            return ids.argmax(-1)
-        end = owner.text_eos_id if hasattr(owner, "text_eos_id") else owner.eos_id
-        rows: Tensor = (ids == end).int().argmax(-1)
-        return rows
 
     @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -56,35 +40,16 @@ class OpenClipTextTower(TextTower):
         # the first CoCa's mask has CLS at its start, though CLS stands at the end
         return torch.cat([seen, own] if owner.correct_cls_mask else [own, seen], 1)
 
-    @override
-    def check(self, ids: Tensor, mask: Tensor | None) -> None:
-        _refuse_mask(mask)
-        if self.owner is self.model and ids.shape[1] != self.longest:
-            raise InputError(
-                f"TextSimilarity: the texts have {ids.shape[1]} tokens, and OpenCLIP's CLIP takes "
-                f"{self.longest} exactly; ids, mask = clip.text_inputs(texts) pads them."
-            )
-
     @property
     @override
     def runners(self) -> tuple[nn.Module, ...]:
         return self.model, self.owner, self.owner.transformer
 
 
-def _refuse_mask(mask: Tensor | None) -> None:
-    if mask is not None:
-        raise InputError(
-            "TextSimilarity: OpenCLIP's text tower takes no attention_mask, since it knows padding "
-            "by itself; leave it out."
-        )
-
-
 class HFEncoderTower(HuggingFaceTextTower):
     """A text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
 
-    @override
-    def check(self, ids: Tensor, mask: Tensor | None) -> None:
-        _refuse_mask(mask)
+    takes_mask = False
 
     @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -116,11 +81,7 @@ def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:
 
 
 def open_clip_text_tower(model: Any, readout: TextReadout | None) -> TextTower | None:
-    """The text tower of a model of OpenCLIP; None where it is none that is supported.
-
-    Raises:
-        UnsupportedModelError: an attention that is not supported.
-    """
+    """The text tower of a model of OpenCLIP; None where it is none that is supported."""
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
 
@@ -134,14 +95,19 @@ def open_clip_text_tower(model: Any, readout: TextReadout | None) -> TextTower |
     projection = owner.text_projection
     if isinstance(projection, nn.Parameter):
         projection = Linear(projection.T, None)
+    pool = getattr(owner, "text_pool_type", None) or owner.pool_type  # a `CLIP`'s own name
+    end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
         model=model,
         owner=owner,
+        embedding_table=owner.token_embedding,
+        end=end if pool == "eos" else None,
         layers=layers_of(owner.transformer),
         readout=readout,
         steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
         suffix=int(getattr(owner, "cls_emb", None) is not None),
         longest=int(owner.context_length),
+        is_fixed=owner is model,
         vocabulary=int(owner.vocab_size),
     )

@@ -73,11 +73,7 @@ class CustomLayer(OpenClipLayer):
 def native_grid(
     size: tuple[int, int], native: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[int, int]:
-    """The grid, where images have the native size.
-
-    Raises:
-        InputError: they have another.
-    """
+    """The grid, where images have the native size; else InputError."""
     if size != native:
         raise InputError(
             f"the tower cannot take images of {size[0]} x {size[1]} pixels: OpenCLIP towers take "
@@ -108,21 +104,9 @@ class OpenClipViT(ViTTower):
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.T, None))
 
-    @override
-    def nondeterminism(self) -> str | None:
-        # dropout of patches is a number here, not a `Dropout`
-        patches = self.module.patch_dropout
-        if patches.training and getattr(patches, "prob", 0) > 0:
-            return f"patch dropout {patches.prob}"
-        return super().nondeterminism()
-
 
 def tower_of(visual: Any) -> OpenClipViT:
-    """The tower in a `VisionTransformer`.
-
-    Raises:
-        UnsupportedModelError: a pooling or an attention that is not supported.
-    """
+    """The tower in a `VisionTransformer`; UnsupportedModelError for other pools or attention."""
     pool: Any = getattr(visual, "attn_pool", None)
     pooling = _POOLINGS.get(visual.pool_type)
     if pool is not None:
@@ -154,11 +138,7 @@ def _first_query(pool: Any) -> Tensor:
 
 
 def layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
-    """The blocks of a transformer of OpenCLIP, of an image or a text tower.
-
-    Raises:
-        UnsupportedModelError: an attention that is not supported.
-    """
+    """The blocks of a transformer of OpenCLIP, of images or texts; errors as :func:`tower_of`."""
     return tuple(_layer_of(index, block) for index, block in enumerate(transformer.resblocks))
 
 

@@ -39,13 +39,10 @@ def image_processor(processor: Any) -> Any:
 
 
 def process(processor: Any, images: list[Image.Image]) -> Tensor:
-    """RGB pictures -> (B, 3, H, W), float32 on the CPU.
+    """RGB pictures -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
 
     The processor is one of transformers, or a function from a picture to a tensor (3, H, W) such as
     OpenCLIP's transforms.
-
-    Raises:
-        InputError: the processor does not give one tensor (3, H, W) an image, all of one size.
     """
     inner = image_processor(processor)
     for image in images:

@@ -12,15 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Which token of every sequence is read, and which tokens attend to which.
+    """Which token of every sequence is read, and which tokens attend to which."""
 
-    Attributes:
-        rows: (B,), the token that is read; None for the first one everywhere.
-        visible: (B, s, s), whether a token (row) attends to another (column); None for all.
-    """
-
-    rows: Tensor | None = None
-    visible: Tensor | None = None
+    rows: Tensor | None = None  # (B,), the token that is read; None for the first one everywhere
+    visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
 
     def read(self, tokens: Tensor) -> Tensor:
         """The token that is read, (..., B, s, D) -> (..., B, D)."""
@@ -63,15 +58,9 @@ class Reading:
 
 
 class Entry(NamedTuple):
-    """What entered a tower.
+    """What entered a tower."""
 
-    Attributes:
-        size: height and width of images; (1, T) for texts.
-        batch: B.
-        reading: of its tokens.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of images; (1, T) for texts
     batch: int
     reading: Reading
 

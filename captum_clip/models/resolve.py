@@ -23,22 +23,16 @@ _NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model comes from: a folder, repository, ``hf-hub:`` name or architecture.
-
-    Attributes:
-        tag: OpenCLIP's, for an architecture.
-        quick_gelu: whether QuickGELU is to be switched on, which the weights were trained with and
-            the architecture lacks.
-        tokenizer: loads a tokenizer other than the library's.
-    """
+    """Where a named model comes from: a folder, repository, ``hf-hub:`` name or architecture."""
 
     name: str
     library: Library
     where: str
-    tag: str | None = None
+    tag: str | None = None  # OpenCLIP's, for an architecture
+    # to be switched on, as the weights were trained with it and the architecture lacks it
     quick_gelu: bool = False
     local: bool = False
-    tokenizer: Callable[[], Any] | None = None
+    tokenizer: Callable[[], Any] | None = None  # loads another than the library's
 
     @property
     def open_clip_name(self) -> str:

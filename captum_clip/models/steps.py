@@ -53,17 +53,11 @@ Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """K directions at each of B tokens, d_kb = scale_b rows_kb, and the constants beside them.
+    """K directions at each of B tokens, d_kb = scale_b rows_kb, and the constants beside them."""
 
-    Attributes:
-        rows: (K, 1, D) where the images differ by a factor alone, else (K, B, D).
-        scale: (B,).
-        constant: (K, B), what does not depend on the token.
-    """
-
-    rows: Tensor
-    scale: Tensor
-    constant: Tensor
+    rows: Tensor  # (K, 1, D) where the images differ by a factor alone, else (K, B, D)
+    scale: Tensor  # (B,)
+    constant: Tensor  # (K, B), what does not depend on the token
 
     @classmethod
     def of(cls, rows: Tensor, scale: Tensor) -> Direction:
@@ -103,10 +97,7 @@ def split_heads(tokens: Tensor, heads: int) -> Tensor:
 def head_products(linear: Linear, vectors: Tensor, tokens: Tensor) -> Tensor:
     """The products (K, B, H, s) of vectors with what each head of a map makes of tokens (B, s, D).
 
-    Args:
-        linear: the map, whose H d outputs are the heads side by side.
-        vectors: one for each target, image and head, (K, B or 1, H, d).
-        tokens: what it maps.
+    The map's H d outputs are the heads side by side; vectors are (K, B or 1, H, d).
     """
     heads, (weight, bias) = vectors.shape[2], linear.to(tokens.dtype)
     if _many(vectors, tokens):
@@ -121,14 +112,9 @@ def head_products(linear: Linear, vectors: Tensor, tokens: Tensor) -> Tensor:
 
 
 def head_sums(linear: Linear, weights: Tensor, tokens: Tensor) -> Tensor:
-    """The sums (K, B, H, d) over tokens (B, s, D) of what a map makes of them.
+    """The sums (K, B, H, d) of what a map makes of tokens (B, s, D), with weights (K, B, H, s).
 
     The bias is weighted with the weights' sum, since it is part of their gradient.
-
-    Args:
-        linear: the map, whose H d outputs are the heads side by side.
-        weights: for each target, image and head, (K, B, H, s).
-        tokens: what it maps.
     """
     heads, (weight, bias) = weights.shape[2], linear.to(tokens.dtype)
     if _many(weights, tokens):
@@ -153,8 +139,7 @@ def _many(vectors: Tensor, tokens: Tensor) -> bool:
 def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Direction:
     """A direction on the output of some steps -> the one on their input, at that token (B, D).
 
-    Raises:
-        UnsupportedModelError: a step that is no linear map, known norm or activation.
+    UnsupportedModelError for a step that is no linear map, known norm or activation.
     """
     inputs = [token]
     for step in steps[:-1]:

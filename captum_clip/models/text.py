@@ -81,31 +81,19 @@ class TextTower(ViTTower):
     kind: ClassVar[Kind] = "text"
     pooling: Pooling = "cls"
     prefix: int = 0
+    takes_mask: ClassVar[bool] = True
+    embedding_table: nn.Module  # looks tokens up, before positions are added
     readout: TextReadout
+    end: int | None  # the token that ends a text; None for the largest one
     steps: tuple[Step, ...]
     longest: int
+    is_fixed: bool = False  # texts are always as long as the longest
     vocabulary: int
 
     @property
     @override
     def patches(self) -> nn.Module:
         return self.embedding_table
-
-    @property
-    @abstractmethod
-    def embedding_table(self) -> nn.Module:
-        """The module that looks tokens up, before positions are added."""
-
-    @abstractmethod
-    def end_rows(self, ids: Tensor) -> Tensor:
-        """Positions (B,) of the end tokens of texts (B, T)."""
-
-    def check(self, ids: Tensor, mask: Tensor | None) -> None:
-        """What this family takes beyond what all take.
-
-        Raises:
-            InputError: a mask or a length that it does not take.
-        """
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -117,7 +105,8 @@ class TextTower(ViTTower):
         batch, length = len(ids), ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean
         if self.readout.row == "end":
-            rows = self.end_rows(ids).long()
+            ends = ids if self.end is None else ids == self.end
+            rows = ends.int().argmax(-1)
         elif self.readout.row != "mean":
             rows = ids.new_full((batch,), length - 1 if self.readout.row == "last" else 0).long()
         if not self.readout.causal and seen is None:
@@ -156,11 +145,7 @@ class TextTower(ViTTower):
 
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
-    """Say clearly what is wrong with token ids (B, T) and their mask.
-
-    Raises:
-        InputError: they are something else, or more than the tower takes.
-    """
+    """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
     if not isinstance(ids, Tensor):
         raise InputError(
             f"TextSimilarity: expected token ids (B, T), got {type(ids).__name__}; "
@@ -193,4 +178,13 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
             f"TextSimilarity: expected an attention_mask of shape {tuple(ids.shape)} like the "
             f"token ids, got {shape}."
         )
-    tower.check(ids, mask)
+    if mask is not None and not tower.takes_mask:
+        raise InputError(
+            "TextSimilarity: OpenCLIP's text tower takes no attention_mask, since it knows padding "
+            "by itself; leave it out."
+        )
+    if tower.is_fixed and ids.shape[1] != tower.longest:
+        raise InputError(
+            f"TextSimilarity: the texts have {ids.shape[1]} tokens, and OpenCLIP's CLIP takes "
+            f"{tower.longest} exactly; ids, mask = clip.text_inputs(texts) pads them."
+        )

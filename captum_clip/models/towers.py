@@ -246,18 +246,20 @@ class Tower(ABC):
     def nondeterminism(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer, if anything."""
         for module in self.module.modules():
-            if module.training and isinstance(module, _BatchNorm):
+            if not module.training:
+                continue
+            if isinstance(module, _BatchNorm):
                 return "BatchNorm"
-            if module.training and isinstance(module, _DropoutNd) and module.p > 0:
-                return f"dropout {module.p}"
-            # DropPath of timm and transformers is no Dropout: it drops whole branches of a block
-            rate = getattr(module, "drop_prob", None)
-            if module.training and isinstance(rate, float) and rate > 0:
-                return f"{type(module).__name__} {rate:g}"
-            # that of attention is often a number, not a module
-            rate = getattr(module, "attention_dropout", getattr(module, "dropout", None))
-            if module.training and isinstance(rate, float) and rate > 0:
-                return f"attention dropout {rate}"
+            number = getattr(module, "attention_dropout", getattr(module, "dropout", None))
+            rates = {
+                "dropout": float(module.p) if isinstance(module, _DropoutNd) else None,
+                "patch dropout": getattr(module, "prob", None),
+                type(module).__name__: getattr(module, "drop_prob", None),  # DropPath: a branch
+                "attention dropout": number,  # often not a module
+            }
+            for what, rate in rates.items():
+                if isinstance(rate, float) and rate > 0:
+                    return f"{what} {rate:g}"
         return None
 
 

@@ -38,11 +38,7 @@ def has_no_foreign_hooks(module: nn.Module) -> bool:
 
 @contextmanager
 def expect_library_parts(owner: object) -> Iterator[None]:
-    """Say clearly that a part of a model is not what its library puts there.
-
-    Raises:
-        UnsupportedModelError: it lacks something that the library's own has.
-    """
+    """Raise UnsupportedModelError for a part of a model that is not what its library puts there."""
     try:
         yield
     except AttributeError as error:

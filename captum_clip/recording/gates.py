@@ -77,12 +77,9 @@ def _gates(tower: ViTTower) -> set[nn.Module]:
 
 
 def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
-    """Look through the graph from the patches to an output for what is no linear map of them.
+    """Raise UnsupportedModelError where an output is no linear map of the patches, by its graph.
 
     So a function that no module shows is seen too, such as `F.gelu` in somebody's adapter.
-
-    Raises:
-        UnsupportedModelError: there is one.
     """
     inputs: dict[Any, list[Any]] = {}
     users: dict[Any, list[Any]] = {}
