@@ -254,7 +254,7 @@ class Tower(ABC):
             rates = {
                 "dropout": float(module.p) if isinstance(module, _DropoutNd) else None,
                 "patch dropout": getattr(module, "prob", None),
-                type(module).__name__: getattr(module, "drop_prob", None),  # DropPath: a branch
+                type(module).__name__: getattr(module, "drop_prob", None),  # DropPath is no Dropout
                 "attention dropout": number,  # often not a module
             }
             for what, rate in rates.items():
