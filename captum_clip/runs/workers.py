@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import CaptumClipError, InputError
 from .engine import default_environment
@@ -26,11 +27,11 @@ def iterate_workers(
     What `read` raises is raised here, and an InputError when a worker died, wherever this process
     is at that moment; `advice` says what to do then.
     """
-    loader = DataLoader(
-        _Items(read, items),
+    loader: DataLoader[Any] = DataLoader(
+        items,  # type: ignore[arg-type]  # any sequence will do
         batch_size=None,
         num_workers=min(workers, len(items)),
-        collate_fn=_unchanged,
+        collate_fn=partial(_attempt, read),  # which is called where the items are
         generator=torch.Generator(),  # it draws a seed for its workers from the caller's otherwise
     )
     results = _results(loader, advice)
@@ -46,25 +47,12 @@ def iterate_workers(
             results.close()  # ends the workers
 
 
-class _Items(Dataset[Read | CaptumClipError], Generic[Item, Read]):
-    """An error is an item too: raised in a worker it would arrive with a traceback for a text."""
-
-    def __init__(self, read: Callable[[Item], Read], items: Sequence[Item]) -> None:
-        self.read = read
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Read | CaptumClipError:
-        try:
-            return self.read(self.items[index])
-        except CaptumClipError as error:
-            return error
-
-
-def _unchanged(item: Any) -> Any:
-    return item
+def _attempt(read: Callable[[Item], Read], item: Item) -> Read | CaptumClipError:
+    """An error is a result too: raised in a worker it would arrive with a traceback for a text."""
+    try:
+        return read(item)
+    except CaptumClipError as error:
+        return error
 
 
 def _results(loader: DataLoader[Any], advice: str) -> Generator[Any, None, None]:

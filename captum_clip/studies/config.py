@@ -108,12 +108,12 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         for name in ("images", "output"):
-            if not isinstance(getattr(self, name), (str, Path)) or not str(getattr(self, name)):
+            place = getattr(self, name)
+            if not isinstance(place, (str, Path)) or not str(place):
                 raise InputError(
-                    f"StudyConfig: expected {name} as a folder or a URL, got "
-                    f"{show(getattr(self, name))}."
+                    f"StudyConfig: expected {name} as a folder or a URL, got {show(place)}."
                 )
-            object.__setattr__(self, name, str(getattr(self, name)))
+            object.__setattr__(self, name, str(place))
         given_parts("StudyConfig", processor=self.processor, tokenizer=self.tokenizer)
         for name in ("subjects", "texts"):
             object.__setattr__(self, name, tuple(_listed(name, getattr(self, name))))
@@ -135,10 +135,8 @@ class StudyConfig:
                 f"StudyConfig: expected texts with something in them, got {blank[0]!r}."
             )
         _refuse_repeated("the text", self.texts)
-        _refuse_repeated(
-            "the model and method",
-            [f"{s.label}, {s.method or 'its default'}" for s in self.subjects],
-        )
+        subjects = [f"{s.label}, {s.method or 'its default'}" for s in self.subjects]
+        _refuse_repeated("the model and method", subjects)
         with_emotions = [subject.emotions is not None for subject in self.subjects]
         if any(with_emotions) and not all(with_emotions):
             raise InputError(
@@ -170,12 +168,8 @@ class StudyConfig:
         """All that decides the results, as JSON; neither places nor the engine do."""
         return {
             "subjects": [
-                {
-                    "model": subject.label,
-                    "method": subject.method,
-                    "emotions": subject.emotions is not None,
-                }
-                for subject in self.subjects
+                {"model": s.label, "method": s.method, "emotions": s.emotions is not None}
+                for s in self.subjects
             ],
             "texts": list(self.texts),
             **{name: getattr(self, name) for name in ("centred", "batch_size", "shard_size")},

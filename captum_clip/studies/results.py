@@ -33,7 +33,7 @@ class Summary:
 
     job: Job
     sums: Accumulator  # over all images that could be read
-    skipped: int  # number of images that were left out
+    skipped: dict[int, str]  # index of an image that was left out -> why
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def _statistics(summary: Summary) -> Iterator[dict[str, Any]]:
             "method": job.method,
             "target": name,
             "images": sums.images,
-            "skipped": summary.skipped,
+            "skipped": len(summary.skipped),
             "constant": int(sums.constant[index]),
             **{column: float(values[index]) for column, values in columns.items()},
             "dtype": DTYPE,

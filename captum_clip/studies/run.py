@@ -12,12 +12,11 @@ from ..runs import ModelLoader, Progress, Storage, compute_missing, read_unit, s
 from ..runs import manifest as manifests
 from . import file_list, results
 from .accumulator import Accumulator
-from .batch_explainer import Job
 from .config import StudyConfig
 from .file_list import list_images
 from .plan import Plan, plan_study
 from .results import Summary
-from .shards import Shard, parse_final, parse_shard
+from .shards import parse_final, parse_shard
 from .worker import StudyWorker
 
 
@@ -83,14 +82,9 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
 
 def _summarise(plan: Plan, begun: manifests.Content, output: Storage) -> StudyResult:
     """One pass over all shards in order, then every file; the statistics come last."""
-    summaries, reasons = [], []
-    for number, job in enumerate(plan.jobs):
-        shards = [shard for shard in plan.shards if shard.job == number]
-        sums, skipped = _sum_up(job, shards, output)
-        summaries.append(Summary(job, sums, len(skipped)))
-        reasons.append(skipped)
-    skipped_files = _skipped_files(plan, reasons)
-    counts = [{"images": s.sums.images, "skipped": s.skipped} for s in summaries]
+    summaries = [_sum_up(plan, number, output) for number in range(len(plan.jobs))]
+    skipped_files = _skipped_files(plan, summaries)
+    counts = [{"images": s.sums.images, "skipped": len(s.skipped)} for s in summaries]
     done = {**begun, "state": "maps done", "counts": counts, "skipped": skipped_files}
     output.write(manifests.NAME, manifests.to_bytes(done))
     if not any(summary.sums.images for summary in summaries):
@@ -111,27 +105,27 @@ def _summarise(plan: Plan, begun: manifests.Content, output: Storage) -> StudyRe
     return StudyResult(output.root, len(plan.files), skipped_reasons)
 
 
-def _sum_up(
-    job: Job, shards: Sequence[Shard], output: Storage
-) -> tuple[Accumulator, dict[int, str]]:
+def _sum_up(plan: Plan, number: int, output: Storage) -> Summary:
     """The sums over all shards of a job, in float64 and in order; and what was left out."""
+    job = plan.jobs[number]
     skipped: dict[int, str] = {}
 
     def parts() -> Iterator[Accumulator]:
-        for shard in shards:
-            explained = read_unit(output, shard, parse_shard)
-            skipped.update(explained.skipped)
-            yield Accumulator.of(explained, job.centred)
+        for shard in plan.shards:
+            if shard.job == number:
+                explained = read_unit(output, shard, parse_shard)
+                skipped.update(explained.skipped)
+                yield Accumulator.of(explained, job.centred)
 
-    return reduce(Accumulator.merge, parts()), skipped
+    return Summary(job, reduce(Accumulator.merge, parts()), skipped)
 
 
-def _skipped_files(plan: Plan, reasons: Sequence[dict[int, str]]) -> list[dict[str, Any]]:
+def _skipped_files(plan: Plan, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """Each file with its reason, and the jobs where it is not all of them."""
     keys_of: dict[tuple[int, str], list[str]] = {}
-    for job, skipped in zip(plan.jobs, reasons, strict=True):
-        for index, reason in skipped.items():
-            keys_of.setdefault((index, reason), []).append(job.key)
+    for summary in summaries:
+        for index, reason in summary.skipped.items():
+            keys_of.setdefault((index, reason), []).append(summary.job.key)
     return [
         {
             "file": plan.files.names[index],

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 
 from ..runs import Advance, ModelLoader, Save
 from ..runs.workers import iterate_workers
-from .batch_explainer import BatchExplainer
+from .batch_explainer import BatchExplainer, Job
 from .image_loader import Batch, ImageLoader
 from .plan import Plan
 from .shards import Shard, join, to_bytes
@@ -21,33 +21,28 @@ class StudyWorker:
     def __init__(self, plan: Plan, models: ModelLoader) -> None:
         self._plan = plan
         self._models = models
-        self._engine = plan.config.choose_engine()
-        self._ready: tuple[int, BatchExplainer, ImageLoader] | None = None
 
     def compute(self, units: Sequence[Shard], save: Save, advance: Advance) -> None:
         """Compute shards job by job, each batch in its order."""
         for job, shards in groupby(units, key=lambda shard: shard.job):
-            explainer, loader = self._prepare(job)
-            own = list(shards)
-            batches = [batch for shard in own for batch in shard.batches]
-            decoders = self._engine.processes if self._engine.name == "local" else None
-            with load_batches(loader, batches, decoders) as loaded:
-                for shard in own:
-                    parts = []
-                    for batch in islice(loaded, len(shard.batches)):
-                        parts.append(explainer.explain(batch))
-                        advance(len(batch.indices))
-                    save(shard.name, to_bytes(join(parts), shard))
+            # in a function, at whose end nothing holds the model: the next one is loaded then
+            self._compute(self._plan.jobs[job], list(shards), save, advance)
 
-    def _prepare(self, number: int) -> tuple[BatchExplainer, ImageLoader]:
-        if self._ready is None or self._ready[0] != number:
-            self._ready = None  # lets go of the old model first
-            plan, job = self._plan, self._plan.jobs[number]
-            clip = self._models.load_same(job.model, self._engine.device, job.fingerprint, "study")
-            names, size = plan.files.names, plan.config.batch_size
-            loader = ImageLoader(plan.images, names, clip.processor, job.size, size)
-            self._ready = number, BatchExplainer(job, clip), loader
-        return self._ready[1:]
+    def _compute(self, job: Job, shards: Sequence[Shard], save: Save, advance: Advance) -> None:
+        plan, engine = self._plan, self._plan.config.choose_engine()
+        clip = self._models.load_same(job.model, engine.device, job.fingerprint, "study")
+        explainer = BatchExplainer(job, clip)
+        names, size = plan.files.names, plan.config.batch_size
+        loader = ImageLoader(plan.images, names, clip.processor, job.size, size)
+        batches = [batch for shard in shards for batch in shard.batches]
+        decoders = engine.processes if engine.name == "local" else None
+        with load_batches(loader, batches, decoders) as loaded:
+            for shard in shards:
+                parts = []
+                for batch in islice(loaded, len(shard.batches)):
+                    parts.append(explainer.explain(batch))
+                    advance(len(batch.indices))
+                save(shard.name, to_bytes(join(parts), shard))
 
 
 def load_batches(
