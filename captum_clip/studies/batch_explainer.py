@@ -15,7 +15,7 @@ from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from .image_loader import Batch
-from .measures import Measures
+from .measures import measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +76,9 @@ class BatchExplainer:
         for row, index in enumerate(batch.indices):
             if index not in skipped and not finite[row]:
                 skipped[index] = "its maps or scores hold NaN or infinity"
-        grid, size = (raw.shape[-2], raw.shape[-1]), (pixels.shape[-2], pixels.shape[-1])
-        measures = Measures(grid, size, self._value_entropy)
-        measured = measures.measure(maps.positive(torch.where(finite[:, None, None, None], raw, 0)))
+        positive = maps.positive(torch.where(finite[:, None, None, None], raw, 0))
+        size = (pixels.shape[-2], pixels.shape[-1])
+        measured = measure(positive, size, values=self._value_entropy)
         kept = [row for row, index in enumerate(batch.indices) if index not in skipped]
         return Explained(
             indices=np.array([batch.indices[row] for row in kept], dtype=np.int64),

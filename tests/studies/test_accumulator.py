@@ -9,7 +9,7 @@ import torch
 from captum_clip import maps as resizing
 from captum_clip.studies.accumulator import Accumulator, correlation
 from captum_clip.studies.batch_explainer import Explained
-from captum_clip.studies.measures import Measures
+from captum_clip.studies.measures import measure
 
 SIZE = (40, 56)
 
@@ -20,7 +20,7 @@ def some_part(count: int = 9, seed: int = 0, targets: int = 3, grid: int = 5) ->
     raw = torch.rand(count, targets, grid, grid, generator=generator) - 0.3
     if seed == 0:
         raw[0, 0] = -1
-    measured = Measures((grid, grid), SIZE).measure(resizing.positive(raw))
+    measured = measure(resizing.positive(raw), SIZE)
     return Explained(
         indices=np.arange(count),
         maps=raw.numpy(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_clip import maps as resizing
 from captum_clip import metrics
-from captum_clip.studies.measures import Measures
+from captum_clip.studies.measures import measure
 
 SIZES = [
     ((7, 7), (224, 224)),
@@ -38,7 +38,7 @@ def some_maps(grid: tuple[int, int], count: int = 12) -> Tensor:
 def test_measures_are_those_of_the_stretched_map(grid, size):
     """Against the definitions in double precision, to a millionth."""
     maps = some_maps(grid).reshape(3, 4, *grid)
-    found = Measures(grid, size, values=True).measure(maps)
+    found = measure(maps, size, values=True)
     large = resizing.upsample(maps.double(), size)
     torch.testing.assert_close(found["low"], large.amin((-2, -1)), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found["high"], large.amax((-2, -1)), rtol=1e-12, atol=1e-14)
@@ -51,7 +51,7 @@ def test_measures_are_those_of_the_stretched_map(grid, size):
 def test_measures_are_numpys():
     """The same once more without any of the package's own code but the resizing."""
     maps = some_maps((7, 7))
-    found = Measures((7, 7), (224, 224)).measure(maps)
+    found = measure(maps, (224, 224))
     for index, large in enumerate(resizing.upsample(maps.double(), (224, 224)).numpy()):
         heat = (large - large.min()) / (large.max() - large.min())
         shares = heat[heat > 0] / heat.sum()
@@ -62,7 +62,7 @@ def test_measures_are_numpys():
 
 def test_value_entropy_is_that_of_the_definition_to_the_bit():
     maps = some_maps((7, 7))
-    found = Measures((7, 7), (64, 64), values=True).measure(maps)["value_entropy"]
+    found = measure(maps, (64, 64), values=True)["value_entropy"]
     heat = resizing.normalize(resizing.upsample(maps, (64, 64)))
     assert torch.equal(found, metrics.value_entropy(heat))
 
@@ -72,7 +72,7 @@ def test_constant_maps_have_no_statistics(value):
     """NaN to be counted apart; their extremes are known all the same."""
     maps = torch.full((2, 4, 4), value)
     maps[1, 0, 0] += 1
-    found = Measures((4, 4), (32, 32), values=True).measure(maps)
+    found = measure(maps, (32, 32), values=True)
     assert found["low"][0] == found["high"][0] == torch.tensor(value)
     for name in ("spatial_variance", "spatial_entropy", "value_entropy"):
         assert found[name].isnan().tolist() == [True, False]
@@ -81,10 +81,9 @@ def test_constant_maps_have_no_statistics(value):
 def test_a_map_does_not_depend_on_its_neighbours():
     """To the bit, in any batch of the same size."""
     maps = some_maps((7, 7))
-    measures = Measures((7, 7), (224, 224), values=True)
     others = maps.flip(0).clone()
     others[4] = maps[4]
-    first, second = measures.measure(maps), measures.measure(others)
+    first, second = (measure(m, (224, 224), values=True) for m in (maps, others))
     for name in first:
         assert torch.equal(first[name][4], second[name][4])
 
@@ -92,10 +91,10 @@ def test_a_map_does_not_depend_on_its_neighbours():
 def test_entropy_does_not_need_denormal_numbers():
     """The user's process may flush them to zero."""
     maps = some_maps((7, 7))
-    expected = Measures((7, 7), (64, 64)).measure(maps)["spatial_entropy"]
+    expected = measure(maps, (64, 64))["spatial_entropy"]
     assert torch.set_flush_denormal(True)
     try:
-        found = Measures((7, 7), (64, 64)).measure(maps)["spatial_entropy"]
+        found = measure(maps, (64, 64))["spatial_entropy"]
     finally:
         torch.set_flush_denormal(False)
     torch.testing.assert_close(found, expected)
