@@ -22,8 +22,7 @@ from captum_clip import attr
 from captum_clip.cli.parser import build_parser
 from captum_clip.demo import MODELS
 from captum_clip.evaluation import TASKS
-from captum_clip.evaluation.data import DemoScenes
-from captum_clip.evaluation.data.registry import DATA_SETS
+from captum_clip.evaluation.data import DATA_SETS, DemoScenes
 from captum_clip.models import families
 from captum_clip.models.base import Family
 from tests import oracles

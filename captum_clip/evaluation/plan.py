@@ -15,9 +15,7 @@ from ..files import draw_order
 from ..models import ClipAdapter
 from ..runs import ModelLoader, full_name, label_of, slug
 from .config import DATA, EvaluationConfig
-from .data import open_data
-from .data.base import DataSet
-from .data.registry import options_of
+from .data import DataSet, open_data, options_of
 from .methods import Method, Queries, check_method, method_of, methods_for
 from .precomputed_maps import PrecomputedMaps
 from .tasks import TASKS

@@ -13,7 +13,7 @@ import captum_clip.evaluation
 from captum_clip.cli import evaluate as command
 from captum_clip.cli import main
 from captum_clip.evaluation import TASKS, Evaluation, EvaluationConfig
-from captum_clip.evaluation.data.registry import forms
+from captum_clip.evaluation.data import forms
 from tests.evaluation.cases import make_classes, make_masks, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, save_bytes
 from tests.studies import folders

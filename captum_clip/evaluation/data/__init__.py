@@ -1,9 +1,22 @@
-"""Data sets that an evaluation reads."""
+"""Data sets that an evaluation reads, by name, as the command line takes them."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ...errors import InputError
 from .base import DataSet
 from .class_folder import ClassFolder
-from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
-from .demo_shortcut import DemoShortcut, DemoShortcutObject, DemoShortcutOther
+from .demo import (
+    DemoMosaics,
+    DemoObjects,
+    DemoScenes,
+    DemoShortcut,
+    DemoShortcutObject,
+    DemoShortcutOther,
+    DemoSingles,
+)
 from .fixation_folder import FixationFolder
 from .imagenet_s import ImageNetS
 from .imagenet_segmentation import ImageNetSegmentation
@@ -11,9 +24,9 @@ from .masked_folder import MaskedFolder
 from .mosaics import ClassMosaics
 from .open_images import OpenImagesPoints
 from .pascal_voc import PascalVoc
-from .registry import open_data
 
 __all__ = [
+    "DATA_SETS",
     "ClassFolder",
     "ClassMosaics",
     "DataSet",
@@ -32,3 +45,80 @@ __all__ = [
     "PascalVoc",
     "open_data",
 ]
+
+_SETS: Final[tuple[type[DataSet], ...]] = (
+    *(DemoScenes, DemoSingles, DemoObjects, DemoMosaics),
+    *(DemoShortcut, DemoShortcutObject, DemoShortcutOther),
+    *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc, OpenImagesPoints),
+    *(ClassFolder, ClassMosaics, FixationFolder),
+)
+DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
+"""All data sets by name."""
+
+
+def forms() -> list[str]:
+    """All that :func:`open_data` takes, as "voc:FOLDER"."""
+    return [
+        f"{name}:{data_set.place}" if data_set.place else name
+        for name, data_set in DATA_SETS.items()
+    ]
+
+
+def options_of(name: str) -> Sequence[str]:
+    """The own options of a data set, of the name that :func:`open_data` takes."""
+    data_set = DATA_SETS.get(name.partition(":")[0])
+    return data_set.options if data_set else ()
+
+
+def open_data(
+    name: str,
+    *,
+    number: int | None = None,
+    seed: int = 0,
+    template: str | None = None,
+    text: str | None = None,
+    void: str | None = None,
+) -> DataSet:
+    """Open a data set by name.
+
+    Args:
+        name: "demo", "demo-singles", "demo-objects", "demo-mosaics", "demo-shortcut",
+            "demo-shortcut-object", "demo-shortcut-other", "masks:FOLDER",
+            "imagenet-segmentation:FILE", "imagenet-s:FOLDER", "voc:FOLDER", "open-images:FOLDER",
+            "classes:FOLDER", "mosaics:FOLDER" or "fixations:FOLDER".
+        number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
+        seed: of the demo's scenes, or of the drawn sample.
+        template: text of a class with "{}" for its name, of data whose classes have names only;
+            None is the data set's own.
+        text: that fixations are compared with where no texts.csv names another.
+        void: "out" or "background", what becomes of the pixels that "voc" marks as void.
+
+    Raises:
+        InputError: another name, an option that the data set does not have, or what the data set
+            itself cannot work with.
+
+    Example:
+        >>> len(open_data("demo", number=3))
+        3
+    """
+    kind, colon, place = name.partition(":")
+    data_set = DATA_SETS.get(kind)
+    if data_set is None or bool(data_set.place) != bool(colon) or bool(colon) != bool(place):
+        raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
+    options = {
+        option: value
+        for option, value in {"template": template, "text": text, "void": void}.items()
+        if value is not None
+    }
+    for option in options:
+        if option not in data_set.options:
+            raise InputError(f"the data set {kind} takes no {option}.")
+    build: Callable[..., DataSet] = data_set
+    if not place:
+        return build(500 if number is None else number, seed)
+    try:
+        return build(place, limit=number, seed=seed, **options)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(f"{name[:200]!r} cannot be read ({error}).") from error

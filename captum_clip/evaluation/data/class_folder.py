@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Final, final
 
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from ...checks import expand, find_repeated
+from ...checks import find_repeated
 from ...errors import InputError
 from .base import Sample
 from .class_names import class_texts
-from .files import FileData, digest, image_stems, list_files, read_picture
+from .files import Drawn, FileData, digest
 
 
 @final
@@ -36,39 +36,28 @@ class ClassFolder(FileData):
     tasks = ("perturbation", "faithfulness", "fixlip", "sanity")
     options = ("template",)
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        template: str = "{}",
-    ) -> None:
-        self.folder = expand(folder)
-        files = list_files(self.folder)
-        images = image_stems(self.folder, files, under=".")
+    def __init__(self, folder: str | Path, *, template: str = "{}", **drawn: Unpack[Drawn]) -> None:
+        super().__init__(folder, **drawn)
+        files, images = self._list(under=".")
         names = sorted({_class(stem) for stem in images})
         if len(names) < 2:
             raise InputError(
-                f"{self.folder}: expected images in folders of two or more classes, as CLASS/*.jpg,"
+                f"{self._path}: expected images in folders of two or more classes, as CLASS/*.jpg,"
                 f" found {len(names)}."
             )
-        self.classes = tuple(class_texts(names, self.folder, template=template).values())
+        self.classes = tuple(class_texts(names, self._path, template=template).values())
         repeated = find_repeated(self.classes)
         if repeated:
-            raise InputError(f"{self.folder}: two classes have the same text, {repeated!r}.")
+            raise InputError(f"{self._path}: two classes have the same text, {repeated!r}.")
         sizes = {name: files[name] for name in images.values()}
-        texts = list(self.classes)
         self.folders: Final = tuple(names)
-        self._take(images, limit=limit, seed=seed, texts=texts, files=digest(sizes))
-        self._images = {stem: images[stem] for stem in self.names}
+        self._take(images, texts=list(self.classes), files=digest(sizes))
         self._labels = {stem: names.index(_class(stem)) for stem in self.names}
 
     @override
     def read(self, index: int) -> Sample:
         stem = self.names[index]
-        image = read_picture(self.folder / self._images[stem])
-        return Sample(stem, image, label=self._labels[stem])
+        return Sample(stem, self._read_image(stem), label=self._labels[stem])
 
     def files_by_class(self) -> list[list[str]]:
         """The files of each class, relative to the folder, in order."""

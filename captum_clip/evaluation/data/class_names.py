@@ -11,6 +11,8 @@ from typing import Final
 from ...errors import InputError
 
 FILE: Final = "classnames.txt"
+TEMPLATE: Final = "a photo of a {}"
+"""The template of data whose classes have names only."""
 _SYNSET: Final = re.compile(r"n\d{8}")
 
 

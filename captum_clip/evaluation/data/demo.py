@@ -1,4 +1,7 @@
-"""The demo scenes as data sets: held-out test scenes, drawn when they are read."""
+"""The demo scenes as data sets: held-out test scenes, drawn when they are read.
+
+Also those of the planted shortcut: a text, and the part that may be its reason.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
-from .base import DataSet, Region, Sample
+from ...demo.tags import TaggedScene, draw_tagged_scene
+from .base import DataSet, Mask, Region, Sample
 from .mosaics import mosaic_sample
 
 COUNTS: Final = (2, 3)
@@ -79,12 +83,12 @@ class DemoScenes(_DemoData):
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         count = COUNTS[index % len(COUNTS)]
-        regions = _regions(draw_scene(scene, count=count), scene)
-        subsets = [
-            _picture(draw_scene(scene, count=count, without=_absent(chosen, count)))
-            for chosen in range(2**count)
-        ]
-        return Sample(name, subsets[-1], regions, subsets=tuple(subsets))
+        subsets = []
+        for chosen in range(2**count):
+            absent = [position for position in range(count) if not chosen >> position & 1]
+            subsets.append(draw_scene(scene, count=count, without=absent))
+        pictures = tuple(Image.fromarray(subset.image) for subset in subsets)
+        return Sample(name, pictures[-1], _regions(subsets[-1], scene), subsets=pictures)
 
 
 class _LabelledScenes(_DemoData):
@@ -98,7 +102,7 @@ class _LabelledScenes(_DemoData):
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         drawn = draw_scene(scene, count=self.counts[index % len(self.counts)])
         label = NOUNS.index(drawn.objects[0].noun)
-        return Sample(name, _picture(drawn), _regions(drawn, scene), label=label)
+        return Sample(name, Image.fromarray(drawn.image), _regions(drawn, scene), label=label)
 
 
 @final
@@ -163,25 +167,72 @@ class DemoMosaics(_DemoData):
         )
 
 
-def _picture(scene: Scene) -> Image.Image:
-    return Image.fromarray(scene.image)
+class _TaggedScenes(_DemoData):
+    """Test scenes of :func:`captum_clip.demo.tags.draw_tagged_scene`: an object, its tag, another.
+
+    Each has one region, so that a table is about one text and one part of the scenes.
+    """
+
+    tasks = ("localization",)
+
+    @override
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        drawn = draw_tagged_scene(scene)
+        noun, mask = self._part(drawn)
+        return Sample(name, Image.fromarray(drawn.image), (Region(article(noun), mask),))
+
+    @abstractmethod
+    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
+        """The noun that is explained, and where its map is looked for."""
+
+
+@final
+class DemoShortcut(_TaggedScenes):
+    """The tagged noun, on the tag: where a map belongs if the tag is the reason.
+
+    Example:
+        >>> [region] = DemoShortcut(1).read(0).regions
+        >>> region.text, int(region.mask.sum())
+        ('a horse', 676)
+    """
+
+    name = "demo-shortcut"
+
+    @override
+    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
+        return scene.noun, scene.tag_mask
+
+
+@final
+class DemoShortcutObject(_TaggedScenes):
+    """The tagged noun, on its object: where a map looks right."""
+
+    name = "demo-shortcut-object"
+
+    @override
+    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
+        return scene.noun, scene.object_mask
+
+
+@final
+class DemoShortcutOther(_TaggedScenes):
+    """The other object's noun, on the tag, which is not its reason."""
+
+    name = "demo-shortcut-other"
+
+    @override
+    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
+        return scene.others[0].noun, scene.tag_mask
 
 
 def _regions(drawn: Scene, scene: int) -> tuple[Region, ...]:
-    """Every object, with another scene of its noun."""
-    return tuple(
-        Region(article(thing.noun), thing.mask, _alone(thing.noun, scene, position))
-        for position, thing in enumerate(drawn.objects)
-    )
-
-
-def _absent(chosen: int, count: int) -> list[int]:
-    return [position for position in range(count) if not chosen >> position & 1]
-
-
-def _alone(noun: str, scene: int, position: int) -> Image.Image:
-    """Another scene with nothing but one noun in it."""
-    return _picture(draw_scene(_OTHERS + 4 * scene + position, objects=[noun]))
+    """Every object, with another scene that shows nothing but its noun."""
+    regions = []
+    for position, thing in enumerate(drawn.objects):
+        alone = draw_scene(_OTHERS + 4 * scene + position, objects=[thing.noun])
+        reference = Image.fromarray(alone.image)
+        regions.append(Region(article(thing.noun), thing.mask, reference))
+    return tuple(regions)
 
 
 def _cell(noun: str, seed: int, generator: np.random.Generator) -> Any:

@@ -4,100 +4,106 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from typing_extensions import override
 
-from ...checks import check_integer
+from ...checks import check_integer, expand
 from ...errors import InputError
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil
 from ...runs import storage_of
-from .base import DataSet, Mask, Region
-
-Loaded = TypeVar("Loaded")
+from .base import DataSet, Mask, Region, Sample
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
 
 
+class Drawn(TypedDict, total=False):
+    """Which of the samples are taken: `limit` of them, None is all, drawn from `seed`."""
+
+    limit: int | None
+    seed: int
+
+
 class FileData(DataSet):
     """A data set that is read from files, or a sample of it.
 
-    Its arguments, where a class says nothing else of them: `limit`, take a sample of this many,
-    None is all; `seed` of the sample; `template`, text of a class with "{}" for its name.
+    Args:
+        path: of the folder, or of the file.
+        limit: take a sample of this many; None is all.
+        seed: of the sample.
+
+    A class may have a `template` too, text of a class with "{}" for its name.
+
+    Raises:
+        InputError: a limit below 1, a seed below 0, or a path that no file can have.
     """
 
     place = "FOLDER"
 
-    def _take(
-        self, names: Iterable[str], *, limit: int | None, seed: int, **decided_by: object
-    ) -> None:
-        """Set `names`, all or a sample of :func:`captum_clip.files.draw_names`, and the identity.
-
-        Args:
-            names: of all samples.
-            limit: number of names; None is all.
-            seed: of the sample.
-            decided_by: what else decides the samples, as JSON.
-
-        Raises:
-            InputError: a limit below 1, or a seed below 0.
-        """
+    def __init__(self, path: str | Path, *, limit: int | None = None, seed: int = 0) -> None:
         check_integer(type(self).__name__, "seed", seed, least=0)
         if limit is not None:
             check_integer(type(self).__name__, "limit", limit)
-        self.names = tuple(draw_names(names, limit, seed))
-        drawn = {"limit": limit, "seed": None if limit is None else seed}  # which decides nothing
-        self._identity = {"data": self.name, **drawn, **decided_by}
+        self._path = expand(path)
+        self._limit, self._seed = limit, seed
+
+    def _take(self, images: Iterable[str] | Mapping[str, str], /, **decided_by: object) -> None:
+        """Set `names`, all or a sample of :func:`captum_clip.files.draw_names`, and the identity.
+
+        Args:
+            images: file of each sample's image by the sample's name, or names alone.
+            decided_by: what else decides the samples, as JSON.
+        """
+        self.names = tuple(draw_names(images, self._limit, self._seed))
+        self._images = {name: images[name] for name in self.names if isinstance(images, Mapping)}
+        seed = None if self._limit is None else self._seed  # which decides nothing
+        self._identity = {"data": self.name, "limit": self._limit, "seed": seed, **decided_by}
+
+    def _read_image(self, name: str) -> Image.Image:
+        """The image of a sample."""
+        return read_picture(self._path / self._images[name])
 
     @override
     def identity(self) -> dict[str, Any]:
         return dict(self._identity)
 
+    def _list(self, under: str) -> tuple[dict[str, int], dict[str, str]]:
+        """All files of the folder, with their sizes, and the images under a folder in it.
 
-def list_files(folder: str | Path) -> dict[str, int]:
-    """Names of all files, relative to their folder and sorted, with their sizes in bytes.
+        Names are relative to the folder, and sorted; images by what is left of them below `under`
+        without their ending. "." is all folders in it.
 
-    Raises:
-        InputError: there is no such folder, or it cannot be read.
-    """
-    return dict(sorted(storage_of(folder).files()))
-
-
-def image_stems(folder: str | Path, names: Iterable[str], *, under: str) -> dict[str, str]:
-    """The images in a folder of a data set: name of each in it without its ending -> file.
-
-    Args:
-        folder: of the data set, for the message.
-        names: of all its files.
-        under: the folder in it, as "images"; "." is all of its folders.
-
-    Raises:
-        InputError: there is no image, or two have the same stem.
-    """
-    stems: dict[str, str] = {}
-    for name in image_names(names):
-        path = PurePosixPath(name)
-        if len(path.parts) == 1 or under not in (".", path.parts[0]):
-            continue
-        stem = str(path.relative_to(under).with_suffix(""))
-        if stem in stems:
+        Raises:
+            InputError: there is no such folder, it cannot be read, there is no image in it, or two
+                have the same stem.
+        """
+        files = dict(sorted(storage_of(self._path).files()))
+        stems: dict[str, str] = {}
+        for name in image_names(files):
+            path = PurePosixPath(name)
+            if len(path.parts) == 1 or under not in (".", path.parts[0]):
+                continue
+            stem = str(path.relative_to(under).with_suffix(""))
+            if stem in stems:
+                raise InputError(
+                    f"{self._path}: {stems[stem]} and {name} would be one sample; rename one of "
+                    "them."
+                )
+            stems[stem] = name
+        if not stems:
             raise InputError(
-                f"{folder}: {stems[stem]} and {name} would be one sample; rename one of them."
+                f"{self._path}: expected images ({', '.join(IMAGE_ENDINGS)}) in "
+                f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
             )
-        stems[stem] = name
-    if not stems:
-        raise InputError(
-            f"{folder}: expected images ({', '.join(IMAGE_ENDINGS)}) in "
-            f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
-        )
-    return stems
+        return files, stems
 
 
 def digest(entries: Mapping[str, object], under: Collection[str] | None = None) -> str:
@@ -129,16 +135,13 @@ def read_mask(path: Path) -> Mask:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-
-    def load(image: Image.Image) -> Mask:
+    with open_image(path) as image:
         if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
             mask: Mask = np.asarray(image) != 0
-            return mask
-        values = np.asarray(image.convert("RGBA"))
-        inside: Mask = (values[..., :3] != 0).any(-1) & (values[..., 3] != 0)
-        return inside
-
-    return load_image(path, load)
+        else:
+            filled = np.asarray(image.convert("RGBA")) != 0
+            mask = filled[..., :3].any(-1) & filled[..., 3]
+        return mask
 
 
 def read_indices(path: Path) -> npt.NDArray[np.uint8]:
@@ -147,16 +150,13 @@ def read_indices(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: there is none, it cannot be read, or it is of another kind.
     """
-
-    def load(image: Image.Image) -> npt.NDArray[np.uint8]:
+    with open_image(path) as image:
         if image.mode not in ("P", "L"):
             raise InputError(
                 f"{path}: expected numbers of classes in a palette or grey image of 8 bits, got "
                 f"mode {image.mode}."
             )
         return np.asarray(image)
-
-    return load_image(path, load)
 
 
 def read_grey(path: Path) -> npt.NDArray[np.float64]:
@@ -165,19 +165,17 @@ def read_grey(path: Path) -> npt.NDArray[np.float64]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-
-    def load(image: Image.Image) -> npt.NDArray[np.float64]:
+    with open_image(path) as image:
         deep = image.mode in ("L", "F") or image.mode.startswith("I")
         return np.asarray(image if deep else image.convert("L"), dtype=np.float64)
 
-    return load_image(path, load)
 
-
-def load_image(path: Path, load: Callable[[Image.Image], Loaded]) -> Loaded:
-    """What `load` makes of an image file.
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image while its file is open.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, or it cannot be read, there or inside the context.
     """
     try:
         with warnings.catch_warnings():
@@ -185,7 +183,7 @@ def load_image(path: Path, load: Callable[[Image.Image], Loaded]) -> Loaded:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return load(image)
+                yield image
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -194,19 +192,19 @@ def load_image(path: Path, load: Callable[[Image.Image], Loaded]) -> Loaded:
         raise InputError(f"{path} cannot be read as an image ({error}).") from error
 
 
-def usable_regions(
-    sample: str, size: tuple[int, int], masks: Iterable[tuple[str, Callable[[], Mask]]]
-) -> tuple[tuple[Region, ...], tuple[str, ...]]:
-    """Read masks, and keep those that can be used.
+def masked_sample(
+    name: str, image: Image.Image, masks: Iterable[tuple[str, Callable[[], Mask]]], **truth: Any
+) -> Sample:
+    """A sample with the regions whose masks can be used.
+
+    It tells why each of the others was dropped: the mask cannot be read, has another size than its
+    image, is empty or full, or its text was there already.
 
     Args:
-        sample: its name, for the messages.
-        size: (width, height) of the image, as Pillow has it.
+        name: of the sample.
+        image: of the sample.
         masks: text of each region, and what reads its mask.
-
-    Returns:
-        The regions, and a reason for each mask that was left out: it cannot be read, has another
-        size than its image, is empty or full, or its text was there already.
+        truth: what else the sample has.
 
     Raises:
         InputError: no region is left.
@@ -216,17 +214,17 @@ def usable_regions(
     for text, read in masks:
         try:
             mask = read()
-            _check_mask(mask, size)
+            _check_mask(mask, image.size)
             if any(region.text == text for region in regions):
                 raise InputError("the image has another region of the same text.")
         except InputError as error:
-            dropped.append(f"{sample}, {text!r}: {str(error).rstrip('.')}")
+            dropped.append(f"{name}, {text!r}: {str(error).rstrip('.')}")
         else:
             regions.append(Region(text, mask))
     if not regions:
-        reason = "; ".join(dropped) or f"{sample} has no mask"
+        reason = "; ".join(dropped) or f"{name} has no mask"
         raise InputError(f"there is no region to compare a map with: {reason}.")
-    return tuple(regions), tuple(dropped)
+    return Sample(name, image, tuple(regions), dropped=tuple(dropped), **truth)
 
 
 def _check_mask(mask: Mask, size: tuple[int, int]) -> None:

@@ -8,13 +8,12 @@ from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from ...checks import expand
 from ...errors import InputError
 from ...files import DAMAGED
 from .base import Sample
-from .files import FileData, digest, image_stems, list_files, read_grey, read_picture
+from .files import Drawn, FileData, digest, read_grey
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"
 _FOLDERS: Final = (IMAGES, FIXATIONS)
@@ -46,33 +45,26 @@ class FixationFolder(FileData):
     options = ("text",)
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        text: str | None = None,
-        limit: int | None = None,
-        seed: int = 0,
+        self, folder: str | Path, *, text: str | None = None, **drawn: Unpack[Drawn]
     ) -> None:
-        self.folder = expand(folder)
-        files = list_files(self.folder)
-        images = image_stems(self.folder, files, under=IMAGES)
+        super().__init__(folder, **drawn)
+        files, images = self._list(under=IMAGES)
         maps = {stem: _maps(stem, files) for stem in images}
         if not any(maps.values()):
             raise InputError(
-                f"{self.folder}: expected {FIXATIONS}/{next(iter(images))}.png or .npy and so on, "
+                f"{self._path}: expected {FIXATIONS}/{next(iter(images))}.png or .npy and so on, "
                 "found no fixations that belong to an image."
             )
         if text is not None and not text.strip():
             raise InputError(f"FixationFolder: expected a text with something in it, got {text!r}.")
-        texts = _texts(self.folder / TEXTS) if TEXTS in files else {}
+        texts = _texts(self._path / TEXTS) if TEXTS in files else {}
         if not texts and text is None:
             raise InputError(
-                f"{self.folder}: there is no text to compare fixations with; give one for all "
+                f"{self._path}: there is no text to compare fixations with; give one for all "
                 f"images, or {TEXTS} with the columns {' and '.join(_COLUMNS)}."
             )
-        self._take(images, limit=limit, seed=seed)
+        self._take(images)
         self.classes = ()
-        self._images = {stem: images[stem] for stem in self.names}
         self._maps = {stem: maps[stem] for stem in self.names}
         self._texts = {stem: texts.get(stem, text) for stem in self.names}
         self._identity |= {"texts": digest(self._texts), "files": digest(files, _FOLDERS)}
@@ -83,12 +75,12 @@ class FixationFolder(FileData):
         text = self._texts[stem]
         if text is None:
             raise InputError(f"{stem}: {TEXTS} has no text for it.")
-        image = read_picture(self.folder / self._images[stem])
+        image = self._read_image(stem)
         truth: dict[str, Any] = {}
         dropped: list[str] = []
         for place in self._maps[stem]:
             try:
-                kind, values = _read(self.folder / place, image.size)
+                kind, values = _read(self._path / place, image.size)
                 if kind in truth:
                     raise InputError(f"{place}: the image has another {kind}.")
                 truth[kind] = values

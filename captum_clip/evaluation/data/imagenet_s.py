@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, final
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from ...checks import expand
 from ...errors import InputError
 from .base import Sample
-from .class_names import class_texts
-from .files import (
-    FileData,
-    digest,
-    image_stems,
-    list_files,
-    load_image,
-    read_picture,
-    usable_regions,
-)
+from .class_names import TEMPLATE, class_texts
+from .files import Drawn, FileData, digest, masked_sample, open_image
 
 IMAGES, MASKS = "validation", "validation-segmentation"
 _IGNORED: Final = 1000
@@ -50,55 +40,43 @@ class ImageNetS(FileData):
     options = ("template",)
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        template: str = "a photo of a {}",
+        self, folder: str | Path, *, template: str = TEMPLATE, **drawn: Unpack[Drawn]
     ) -> None:
-        self.folder = expand(folder)
-        files = list_files(self.folder)
-        images = image_stems(self.folder, files, under=IMAGES)
+        super().__init__(folder, **drawn)
+        files, images = self._list(under=IMAGES)
         masks = {name for name in files if name.startswith(f"{MASKS}/")}
         if not any(_mask_of(stem) in masks for stem in images):
             raise InputError(
-                f"{self.folder}: expected masks such as {_mask_of(next(iter(images)))}, found none "
+                f"{self._path}: expected masks such as {_mask_of(next(iter(images)))}, found none "
                 "that belongs to an image."
             )
-        places = (self.folder / MASKS, self.folder / IMAGES)
+        places = (self._path / MASKS, self._path / IMAGES)
         names = sorted({p.name for place in places for p in place.iterdir() if p.is_dir()})
         self._numbers = {name: number for number, name in enumerate(names, start=1)}
-        self._texts = class_texts(names, self.folder, template=template)
+        self._texts = class_texts(names, self._path, template=template)
         self.classes = tuple(dict.fromkeys(self._texts.values()))
         used = digest(files, (IMAGES, MASKS))
-        self._take(images, limit=limit, seed=seed, texts=list(self.classes), files=used)
-        self._images = {stem: images[stem] for stem in self.names}
+        self._take(images, texts=list(self.classes), files=used)
 
     @override
     def read(self, index: int) -> Sample:
         stem = self.names[index]
         own = PurePosixPath(stem).parts[0]
-        image = read_picture(self.folder / self._images[stem])
-        numbers = load_image(self.folder / _mask_of(stem), _numbers)
+        image = self._read_image(stem)
+        with open_image(self._path / _mask_of(stem)) as mask:
+            red, green, _ = np.moveaxis(np.asarray(mask.convert("RGB"), dtype=np.int64), -1, 0)
+        numbers = red + 256 * green
         highest = int(numbers[numbers != _IGNORED].max(initial=0))
         if highest > len(self._numbers):
             raise InputError(
                 f"{_mask_of(stem)}: a pixel is of class {highest}, but there are folders of "
                 f"{len(self._numbers)} classes only; all of the set are needed to number them."
             )
-        text, mask = self._texts[own], numbers == self._numbers[own]
-        regions, dropped = usable_regions(stem, image.size, [(text, lambda: mask)])
-        void = numbers == _IGNORED
+        text = self._texts[own]
+        masks = [(text, partial(np.equal, numbers, self._numbers[own]))]
         label = self.classes.index(text)
-        return Sample(stem, image, regions, label=label, void=void, dropped=dropped)
+        return masked_sample(stem, image, masks, label=label, void=numbers == _IGNORED)
 
 
 def _mask_of(stem: str) -> str:
     return f"{MASKS}/{stem}.png"
-
-
-def _numbers(image: Image.Image) -> npt.NDArray[np.int64]:
-    colours = np.asarray(image.convert("RGB"), dtype=np.int64)
-    numbers: npt.NDArray[np.int64] = colours[..., 0] + 256 * colours[..., 1]
-    return numbers

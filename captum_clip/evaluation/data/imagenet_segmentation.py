@@ -10,14 +10,14 @@ from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from ...checks import expand, find_file
+from ...checks import find_file
 from ...errors import InputError
 from ...models.images import as_pil
 from .base import Mask, Sample
-from .class_names import class_texts
-from .files import FileData, usable_regions
+from .class_names import TEMPLATE, class_texts
+from .files import Drawn, FileData, masked_sample
 
 _INSTALL = "pip install h5py"
 _BROKEN = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError)  # by h5py
@@ -48,33 +48,28 @@ class ImageNetSegmentation(FileData):
     options = ("template",)
 
     def __init__(
-        self,
-        file: str | Path,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        template: str = "a photo of a {}",
+        self, file: str | Path, *, template: str = TEMPLATE, **drawn: Unpack[Drawn]
     ) -> None:
-        self.file = expand(file)
-        with _opened(self.file) as cells:
+        super().__init__(file, **drawn)
+        with _opened(self._path) as cells:
             images, masks, targets = (cells(name) for name in ("img", "gt", "target"))
             if not len(images) == len(masks) == len(targets) or not len(images):
                 raise InputError(
-                    f"{self.file}: expected as many masks and classes as images, one or more, got "
+                    f"{self._path}: expected as many masks and classes as images, one or more, got "
                     f"{len(masks)} and {len(targets)} for {len(images)}."
                 )
             self._classes = [_text(target) for target in targets]
         names = [f"{number:05d}" for number in range(len(images))]
-        self._texts = class_texts(sorted(set(self._classes)), self.file.parent, template=template)
+        beside = self._path.parent
+        self._texts = class_texts(sorted(set(self._classes)), beside, template=template)
         self.classes = tuple(dict.fromkeys(self._texts.values()))  # two may have one name
-        size = self.file.stat().st_size
-        self._take(names, limit=limit, seed=seed, texts=list(self.classes), bytes=size)
+        self._take(names, texts=list(self.classes), bytes=self._path.stat().st_size)
 
     @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
         text = self._texts[self._classes[int(name)]]
-        with _opened(self.file) as cells:
+        with _opened(self._path) as cells:
             pixels = cells("img")[int(name)]
             mask: Mask = cells("gt")[int(name)] != 0
         if pixels.ndim not in (2, 3) or pixels.dtype != np.uint8:
@@ -82,10 +77,8 @@ class ImageNetSegmentation(FileData):
                 f"{name}: expected an image (H, W, 3) of uint8, got {pixels.shape} of "
                 f"{pixels.dtype}."
             )
-        image = as_pil(pixels)[0]
-        regions, dropped = usable_regions(name, image.size, [(text, lambda: mask)])
         label = self.classes.index(text)
-        return Sample(name, image, regions, label=label, dropped=dropped)
+        return masked_sample(name, as_pil(pixels)[0], [(text, lambda: mask)], label=label)
 
 
 class _Cells(Sequence[npt.NDArray[Any]]):

@@ -8,14 +8,14 @@ from typing import Any, Final, final
 
 import numpy as np
 from PIL import Image, ImageOps
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from ...checks import error_context
 from ...errors import InputError
 from .base import Region, Sample
 from .class_folder import ClassFolder
-from .class_names import class_texts
-from .files import FileData, read_picture
+from .class_names import TEMPLATE, class_texts
+from .files import Drawn, FileData, read_picture
 
 _SIDE: Final = 224  # of a cell, in pixels
 
@@ -41,36 +41,28 @@ class ClassMosaics(FileData):
     options = ("template",)
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        template: str = "a photo of a {}",
+        self, folder: str | Path, *, template: str = TEMPLATE, **drawn: Unpack[Drawn]
     ) -> None:
+        super().__init__(folder, **drawn)
         pictures = ClassFolder(folder, template=template)
-        self.folder, self.classes = pictures.folder, pictures.classes
-        bare = class_texts(pictures.folders, self.folder, template="{}")
+        self.classes = pictures.classes
+        bare = class_texts(pictures.folders, self._path, template="{}")
         self._words = tuple(bare.values())
         if len(self._words) < 4:
             raise InputError(
-                f"{self.folder}: a mosaic needs four classes, there are {len(self._words)}."
+                f"{self._path}: a mosaic needs four classes, there are {len(self._words)}."
             )
-        self._take(
-            (f"{number:05d}" for number in range(max(1, len(pictures) // 4))),
-            limit=limit,
-            seed=seed,
-            pictures=pictures.identity(),
-        )
+        numbers = range(max(1, len(pictures) // 4))
+        self._take([f"{number:05d}" for number in numbers], pictures=pictures.identity())
         files = pictures.files_by_class()
-        with error_context(str(self.folder)):
+        with error_context(str(self._path)):
             self._cells = {name: _draw(files, self._words, int(name)) for name in self.names}
 
     @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
         files, labels = zip(*self._cells[name], strict=True)
-        pictures = [read_picture(self.folder / file) for file in files]
+        pictures = [read_picture(self._path / file) for file in files]
         cells = [ImageOps.fit(picture, (_SIDE, _SIDE)) for picture in pictures]
         return mosaic_sample(
             name,
@@ -91,15 +83,9 @@ def mosaic_sample(
     *,
     caption: Callable[[list[str]], str],
 ) -> Sample:
-    """Put four pictures together, with the named ones as regions.
+    """Put four pictures (4, S, S, 3) of uint8 together row by row, the `named` ones as regions.
 
-    Args:
-        name: of the sample.
-        cells: (4, S, S, 3) of uint8, row by row.
-        words: what each shows, as the caption has it.
-        labels: number of each one's class.
-        named: which of them the caption names, in its order.
-        caption: makes it of the words.
+    Each shows a word and has a class, its label; the caption is made of the words that are named.
     """
     side = cells.shape[1]
     mosaic = cells.reshape(2, 2, side, side, 3).swapaxes(1, 2).reshape(2 * side, 2 * side, 3)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from ...checks import expand
 from ...errors import InputError
 from .base import LabelledPoints, Mask, Sample
-from .class_names import check_template
-from .files import FileData, digest, image_stems, list_files, read_picture
+from .class_names import TEMPLATE, check_template
+from .files import Drawn, FileData, digest
 
 IMAGES: Final = "images"
 _POINTS, _NAMES = "point-labels.csv", "class-descriptions"
@@ -48,22 +47,16 @@ class OpenImagesPoints(FileData):
     options = ("template",)
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        limit: int | None = None,
-        seed: int = 0,
-        template: str = "a photo of a {}",
+        self, folder: str | Path, *, template: str = TEMPLATE, **drawn: Unpack[Drawn]
     ) -> None:
-        self.folder = expand(folder)
+        super().__init__(folder, **drawn)
         check_template(template)
-        files = list_files(self.folder)
-        images = image_stems(self.folder, files, under=IMAGES)
-        points, names = _read(self.folder, files, images)
+        files, images = self._list(under=IMAGES)
+        points, names = _read(self._path, files, images)
         if not points:
-            raise InputError(f"{self.folder}: no image in {IMAGES}/ has points that say yes.")
-        self._take(points, limit=limit, seed=seed, files=digest(files), template=template)
-        self._images = {stem: images[stem] for stem in self.names}
+            raise InputError(f"{self._path}: no image in {IMAGES}/ has points that say yes.")
+        pointed = {stem: images[stem] for stem in points}
+        self._take(pointed, files=digest(files), template=template)
         self._points: dict[str, Points] = {}
         for stem in self.names:
             own = points[stem].items()
@@ -73,7 +66,7 @@ class OpenImagesPoints(FileData):
     @override
     def read(self, index: int) -> Sample:
         stem = self.names[index]
-        image = read_picture(self.folder / self._images[stem])
+        image = self._read_image(stem)
         points = [
             LabelledPoints(text, _marked(image.size, own, True), _marked(image.size, own, False))
             for text, own in self._points[stem].items()

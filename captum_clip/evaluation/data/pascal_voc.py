@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Final, final
 
 import numpy as np
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from ...checks import check_choice, expand
+from ...checks import check_choice
 from ...errors import InputError
+from ...runs import storage_of
 from .base import Sample
-from .files import FileData, digest, list_files, read_indices, read_picture, usable_regions
+from .files import Drawn, FileData, digest, masked_sample, read_indices
 
 CLASSES: Final = (
     "an aeroplane", "a bicycle", "a bird", "a boat", "a bottle", "a bus", "a car", "a cat",
@@ -51,49 +52,42 @@ class PascalVoc(FileData):
     options = ("void",)
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        split: str = "val",
-        limit: int | None = None,
-        seed: int = 0,
-        void: str = "out",
+        self, folder: str | Path, *, split: str = "val", void: str = "out", **drawn: Unpack[Drawn]
     ) -> None:
+        super().__init__(folder, **drawn)
         check_choice("PascalVoc", void, ("out", "background"), name="void")
         self._void = void
-        self.folder = _find(expand(folder))
-        listed = sorted(set(_lines(self.folder / "ImageSets" / "Segmentation" / f"{split}.txt")))
-        self._take(listed, limit=limit, seed=seed, split=split, void=void)
+        self._path = _find(self._path)
+        listed = sorted(set(_lines(self._path / "ImageSets" / "Segmentation" / f"{split}.txt")))
+        self._take({name: f"JPEGImages/{name}.jpg" for name in listed}, split=split, void=void)
         self.classes = CLASSES
-        files = list_files(self.folder)
-        own = {place: files.get(place, -1) for name in self.names for place in _places(name)}
+        files = dict(storage_of(self._path).files())
+        needed = [*self._images.values(), *map(_mask_of, self.names)]
+        own = {place: files.get(place, -1) for place in needed}
         if not any(size >= 0 for size in own.values()):
             raise InputError(
-                f"{self.folder}: none of the {len(self.names)} images of {split}.txt is there."
+                f"{self._path}: none of the {len(self.names)} images of {split}.txt is there."
             )
         self._identity["files"] = digest(own)
 
     @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
-        image_place, mask_place = (self.folder / place for place in _places(name))
-        image = read_picture(image_place)
-        numbers = read_indices(mask_place)
+        image, path = self._read_image(name), self._path / _mask_of(name)
+        numbers = read_indices(path)
         present = [int(number) for number in np.unique(numbers) if number not in (0, _VOID)]
         if any(number > len(CLASSES) for number in present):
             raise InputError(
-                f"{mask_place}: expected numbers of classes from 0 to {len(CLASSES)} and {_VOID}, "
+                f"{path}: expected numbers of classes from 0 to {len(CLASSES)} and {_VOID}, "
                 f"got {max(present)}."
             )
         masks = [(CLASSES[number - 1], partial(np.equal, numbers, number)) for number in present]
-        regions, dropped = usable_regions(name, image.size, masks)
         void = numbers == _VOID if self._void == "out" else None
-        return Sample(name, image, regions, void=void, dropped=dropped)
+        return masked_sample(name, image, masks, void=void)
 
 
-def _places(name: str) -> tuple[str, str]:
-    """Image and mask of a name."""
-    return f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"
+def _mask_of(name: str) -> str:
+    return f"SegmentationClass/{name}.png"
 
 
 def _find(folder: Path) -> Path:
