@@ -52,7 +52,7 @@ def grid_pointing_game(maps: Tensor, cells: Tensor) -> Tensor:
 
     Maps are resized to the grid first (bilinear). The authors take pictures that the model puts
     into their classes with confidence, each of another class. A map of one value gets the share of
-    the grid that a cell has, one without positive mass 0, as theirs does.
+    the grid that a cell has.
 
     FIxLIP plays it with captions of one to four objects in 2 x 2 cells, and a map for each object;
     where a method has one map of the whole caption, which bounds the mean over n objects by 1/n,
@@ -63,7 +63,7 @@ def grid_pointing_game(maps: Tensor, cells: Tensor) -> Tensor:
         cells: (..., H, W) bool, one a map; :func:`mosaic_cells` makes them.
 
     Returns:
-        (...) from 0 to 1.
+        (...) from 0 to 1; NaN for a map without positive mass, which the authors' code gives 0.
 
     Raises:
         InputError: maps that are no finite floating-point tensor, other, empty or full cells.
@@ -79,8 +79,7 @@ def grid_pointing_game(maps: Tensor, cells: Tensor) -> Tensor:
         tensor(0.7500)
     """
     mass = maps_at_masks("grid_pointing_game", maps, cells, what="cells").clamp(min=0)
-    whole = mass.sum((-2, -1))
-    return (mass * cells).sum((-2, -1)) / torch.where(whole > 0, whole, 1)
+    return (mass * cells).sum((-2, -1)) / mass.sum((-2, -1))
 
 
 def mosaic_cells(rows: int, columns: int, size: tuple[int, int]) -> Tensor:

@@ -139,15 +139,27 @@ def segmentation_scores(
         >>> scores.pixel_accuracy, round(scores.mean_iou, 3), scores.mean_average_precision
         (0.75, 0.583, 1.0)
     """
+    [scores] = scores_at_thresholds(maps, masks, [threshold], counted=counted)
+    return scores
+
+
+def scores_at_thresholds(
+    maps: Tensor, masks: Tensor, thresholds: Sequence[Threshold], *, counted: Tensor | None = None
+) -> list[SegmentationScores]:
+    """:func:`segmentation_scores` at each threshold; what needs none is computed once."""
     heat, inside, valid = _checked("segmentation_scores", maps, masks, counted)
-    marked = heat > threshold_level("segmentation_scores", heat, threshold)[:, None, None]
-    return SegmentationScores(
-        true_positive=count_pixels(marked & inside & valid),
-        false_positive=count_pixels(marked & ~inside & valid),
-        false_negative=count_pixels(~marked & inside & valid),
-        true_negative=count_pixels(~marked & ~inside & valid),
-        average_precision=_average_precision(*(x.flatten(1) for x in (heat, inside, valid))),
-    )
+    precision = _average_precision(*(x.flatten(1) for x in (heat, inside, valid)))
+    levels = [threshold_level("segmentation_scores", heat, each) for each in thresholds]
+    return [
+        SegmentationScores(
+            true_positive=count_pixels(marked & inside & valid),
+            false_positive=count_pixels(marked & ~inside & valid),
+            false_negative=count_pixels(~marked & inside & valid),
+            true_negative=count_pixels(~marked & ~inside & valid),
+            average_precision=precision,
+        )
+        for marked in (heat > level[:, None, None] for level in levels)
+    ]
 
 
 def two_class_average_precision(
