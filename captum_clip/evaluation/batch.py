@@ -1,9 +1,10 @@
-"""Some samples of a data set as the model sees them, with what all methods need of them."""
+"""A model with a data set, and some samples as the model sees them, for all methods alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
@@ -11,15 +12,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import targets
 from ..errors import InputError
-from ..models import ClipAdapter
+from ..files import draw_order
+from ..models import ClipAdapter, load_clip
 from ..models.geometry import resize_masks
 from ..models.images import is_away
-from ..runs import AGAIN
-from .data.base import Region, Sample
-from .model_context import ModelContext
+from ..models.towers import ViTTower
+from ..models.variants import randomize_parameters, renumber_heads
+from ..runs import AGAIN, Arrays
+from ..similarity import ClipSimilarity
+from .config import EvaluationConfig
+from .data.base import DataSet, Region, Sample
+from .table import rows_of
 
+Forward = Callable[[Tensor], Tensor]
 Remembered = TypeVar("Remembered")
+
+
+class ModelContext:
+    """A model with a data set and the settings; encodings and copies are made once and kept."""
+
+    def __init__(self, clip: ClipAdapter, data: DataSet, config: EvaluationConfig) -> None:
+        self.clip: Final = clip
+        self.data: Final = data
+        self.config: Final = config
+        self._texts: dict[str, Tensor] = {}
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit rows (N, D) of texts."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            rows = targets.text(self.clip, new, allow_empty=True).bank
+            self._texts |= dict(zip(new, rows, strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+    def forward(self, rows: Tensor) -> Forward:
+        """Images -> their cosines with unit rows."""
+        return ClipSimilarity(self.clip, targets.embedding(rows))
+
+    @torch.no_grad()
+    def scores(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """Cosines (N, K) of images, a batch at a time."""
+        forward = self.forward(rows)
+        return torch.cat([forward(part) for part in torch.split(pixels, self.config.batch_size)])
+
+    @cached_property
+    def slow_numbers(self) -> frozenset[int]:
+        """The samples that see what takes long, drawn from all."""
+        return frozenset(draw_order(self.data.names, self.config.seed)[: self.config.few])
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """Rows (C, D) of the data set's classes.
+
+        Raises:
+            InputError: fewer than two classes.
+        """
+        if len(self.data.classes) < 2:
+            raise InputError(
+                f"{self.data.name}: zero-shot classification needs two classes or more, there are "
+                f"{len(self.data.classes)}."
+            )
+        return self.encode(list(self.data.classes))
+
+    @cached_property
+    def random_copy(self) -> ClipAdapter:
+        """The model with random parameters in its whole vision tower."""
+        return randomize_parameters(self.clip, seed=self.config.seed)
+
+    @cached_property
+    def renumbered_copy(self) -> ClipAdapter | None:
+        """The same function with the heads of all layers but the last permuted; only of a ViT."""
+        tower = self.clip.tower
+        if not isinstance(tower, ViTTower):
+            return None
+        generator = torch.Generator().manual_seed(self.config.seed)
+        changed = self.clip.model
+        for layer, attention in enumerate(tower.layers[:-1]):
+            order = torch.randperm(attention.heads, generator=generator).tolist()
+            changed = renumber_heads(changed, layer, order)
+        parts = {"processor": self.clip.processor, "tokenizer": self.clip.tokenizer}
+        return load_clip(changed, **parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +115,80 @@ class View:
     regions: tuple[Region, ...]
     masks: Tensor
     void: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Images with one target each.
+
+    Attributes:
+        pixels: (N, 3, H, W), preprocessed.
+        rows: (N, D) unit rows, the targets.
+        names: (N,) of the samples.
+        texts: (N,) what the targets are called.
+        numbers: (N,) of the samples, which random baselines draw from.
+    """
+
+    pixels: Tensor
+    rows: Tensor
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def part(self, indices: Sequence[int]) -> Queries:
+        """Some of them, in the given order."""
+        kept = list(indices)
+        return Queries(
+            self.pixels[kept],
+            self.rows[kept],
+            tuple(self.names[i] for i in kept),
+            tuple(self.texts[i] for i in kept),
+            tuple(self.numbers[i] for i in kept),
+        )
+
+    def split(self, size: int) -> list[Queries]:
+        """All of them in parts of at most `size`."""
+        indices = range(len(self))
+        return [self.part(indices[start : start + size]) for start in indices[::size]]
+
+    def with_targets(self, rows: Tensor) -> Queries:
+        """The same images with other targets."""
+        return replace(self, rows=rows)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    def rows_of(
+        self,
+        metric: str,
+        values: Tensor | Mapping[str, Tensor],
+        *,
+        x: float = math.nan,
+        chance: Tensor | float = math.nan,
+    ) -> Arrays:
+        """:func:`captum_clip.evaluation.table.rows_of` what was measured of them."""
+        return rows_of(metric, values, self.numbers, self.texts, x=x, chance=chance)
+
+
+def queries_of(views: Sequence[View], rows: Tensor, texts: Sequence[str]) -> Queries:
+    """Each sample with a target: rows (N, D) and what they are called."""
+    return Queries(
+        torch.stack([view.pixels for view in views]),
+        rows,
+        tuple(view.sample.name for view in views),
+        tuple(texts),
+        tuple(view.number for view in views),
+    )
 
 
 class Batch:
@@ -101,20 +249,19 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     size = (pixels.shape[-2], pixels.shape[-1])
     if not sample.regions:
         return View(number, sample, pixels, (), torch.zeros(0, *size, dtype=torch.bool)), []
-    void = [] if sample.void is None else [sample.void]
-    stacked = np.stack([*(region.mask for region in sample.regions), *void])
+    own = [region.mask for region in sample.regions]
+    stacked = np.stack(own if sample.void is None else [*own, sample.void])
     resized = torch.from_numpy(resize_masks(clip.processor, stacked, size)).to(pixels.device)
-    masks = resized[: len(sample.regions)]
-    left = resized[-1] if void else None
-    known = masks.flatten(1) if left is None else masks[:, ~left]
-    shares = known.float().mean(1).tolist()
-    kept = [index for index, share in enumerate(shares) if 0 < share < 1]
-    left_out = [
-        f"the crop shows {'all' if share else 'nothing'} of {region.text!r}"
-        for region, share in zip(sample.regions, shares, strict=True)
-        if not 0 < share < 1
-    ]
+    masks, void = resized[: len(own)], None if sample.void is None else resized[-1]
+    known = masks.flatten(1) if void is None else masks[:, ~void]
+    kept, left_out = [], []
+    for index, share in enumerate(known.float().mean(1).tolist()):
+        if 0 < share < 1:
+            kept.append(index)
+        else:
+            text = sample.regions[index].text
+            left_out.append(f"the crop shows {'all' if share else 'nothing'} of {text!r}")
     if not kept:
         raise InputError(f"{sample.name}: {'; '.join(left_out)}")
     regions = tuple(sample.regions[index] for index in kept)
-    return View(number, sample, pixels, regions, masks[kept], left), left_out
+    return View(number, sample, pixels, regions, masks[kept], void), left_out

@@ -1,10 +1,11 @@
-"""One method on one batch: the maps of its regions, made once for all tasks."""
+"""What a task measures, one method on one batch: its maps are made once for all tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,10 +13,29 @@ from torch import Tensor
 from .. import maps as resizing
 from ..errors import InputError
 from ..models import ClipAdapter
-from .batch import Batch, View
+from ..runs import Arrays
+from .batch import Batch, ModelContext, Queries, queries_of
 from .config import EvaluationConfig
-from .methods import Method, Queries
-from .model_context import ModelContext
+from .methods import Method
+from .metric import Metric
+
+
+class Task(ABC):
+    """Metrics that belong together.
+
+    Attributes:
+        name: on the command line and in the tables.
+    """
+
+    name: str
+
+    @abstractmethod
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        """Title of a table -> its metrics."""
+
+    @abstractmethod
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Measure one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it."""
 
 
 class MethodOnBatch:
@@ -100,11 +120,8 @@ class MethodOnBatch:
         if not len(queries):
             return [], queries.rows[:, None]
         raw = self.compute(queries, clip)
-        finite = finite_maps(raw)
-        for index in (~finite).nonzero()[:, 0].tolist():
-            reason = self.method.why_not(queries.names[index], queries.texts[index])
-            self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
-        return finite.nonzero()[:, 0].tolist(), raw[finite]
+        kept = self._finite(raw, queries, queries.texts)
+        return kept, raw[kept]
 
     def compute_negative(self, queries: Queries, raw: Tensor) -> Tensor | None:
         """The negative maps (N, h, w) that go with finite maps; None where the method has none.
@@ -118,10 +135,16 @@ class MethodOnBatch:
         if not known:
             return None
         negative = torch.cat(known)
-        for index in (~finite_maps(negative)).nonzero()[:, 0].tolist():
-            reason = self.method.why_not(queries.names[index], f"not {queries.texts[index]}")
-            self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
+        self._finite(negative, queries, [f"not {text}" for text in queries.texts])
         return negative
+
+    def _finite(self, maps: Tensor, queries: Queries, texts: Sequence[str]) -> list[int]:
+        """Indices of the finite maps; why the others are not goes to `skipped`."""
+        kept = finite_indices(maps)
+        for index in sorted({*range(len(maps))} - {*kept}):
+            reason = self.method.why_not(queries.names[index], texts[index])
+            self.skipped.append((queries.numbers[index], f"{self.method.name}: {reason}"))
+        return kept
 
     @cached_property
     def first_queries(self) -> Queries:
@@ -136,26 +159,21 @@ class MethodOnBatch:
             return Queries(self.batch.pixels[:0], self.context.encode([""])[:0], (), (), ())
         return queries_of(views, self.context.encode(texts), texts)
 
+    def options_of(self, queries: Queries) -> dict[str, Any]:
+        """What metrics that draw are told: an image's draws are those of its own number."""
+        seed = [self.config.seed + number for number in queries.numbers]
+        return {"batch_size": self.config.batch_size, "seed": seed}
+
     def slow(self, queries: Queries) -> Queries:
         """Those of the images that are drawn for what takes long."""
         few = self.context.slow_numbers
         return queries.part([i for i, number in enumerate(queries.numbers) if number in few])
 
 
-def finite_maps(raw: Tensor) -> Tensor:
-    """Whether each of the maps (N, h, w) is finite, (N,)."""
-    return torch.isfinite(raw).flatten(1).all(1)
-
-
-def queries_of(views: Sequence[View], rows: Tensor, texts: Sequence[str]) -> Queries:
-    """Each sample with a target: rows (N, D) and what they are called."""
-    return Queries(
-        torch.stack([view.pixels for view in views]),
-        rows,
-        tuple(view.sample.name for view in views),
-        tuple(texts),
-        tuple(view.number for view in views),
-    )
+def finite_indices(maps: Tensor) -> list[int]:
+    """Which of the maps (N, h, w) are finite."""
+    indices: list[int] = torch.isfinite(maps).flatten(1).all(1).nonzero()[:, 0].tolist()
+    return indices
 
 
 def _targets(batch: Batch, texts: Sequence[str]) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -20,52 +21,13 @@ from ..models import ClipAdapter
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
+from .batch import Queries
 from .metric import UNIFORM
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Queries:
-    """Images with one target each.
-
-    Attributes:
-        pixels: (N, 3, H, W), preprocessed.
-        rows: (N, D) unit rows, the targets.
-        names: (N,) of the samples.
-        texts: (N,) what the targets are called.
-        numbers: (N,) of the samples, which random baselines draw from.
-    """
-
-    pixels: Tensor
-    rows: Tensor
-    names: tuple[str, ...]
-    texts: tuple[str, ...]
-    numbers: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def part(self, indices: Sequence[int]) -> Queries:
-        """Some of them, in the given order."""
-        kept = list(indices)
-        return Queries(
-            self.pixels[kept],
-            self.rows[kept],
-            tuple(self.names[i] for i in kept),
-            tuple(self.texts[i] for i in kept),
-            tuple(self.numbers[i] for i in kept),
-        )
-
-    def split(self, size: int) -> list[Queries]:
-        """All of them in parts of at most `size`."""
-        indices = range(len(self))
-        return [self.part(indices[start : start + size]) for start in indices[::size]]
-
-    def with_targets(self, rows: Tensor) -> Queries:
-        """The same images with other targets."""
-        return Queries(self.pixels, rows, self.names, self.texts, self.numbers)
+Compute = Callable[[ClipSimilarity, Tensor, Any], Tensor]
+"""The same of a similarity."""
 
 
 class Method(ABC):
@@ -99,12 +61,7 @@ class Method(ABC):
     def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
         """What speaks against the targets, (N, h, w), not below zero; None where there is no such.
 
-        NaN where the map of a negated target has it.
-
-        Args:
-            clip: the model.
-            queries: images and targets.
-            raw: the maps of them.
+        `raw` are the maps for them. NaN where the map of a negated target has it.
         """
         if self.signed:
             return (-raw).clamp(min=0)
@@ -126,26 +83,22 @@ class Attributed(Method):
     """A Captum attribution over a :class:`captum_clip.ClipSimilarity`.
 
     Attributes:
-        build: similarity -> its `attribute`, with the options bound.
-        empty: explain the empty text whatever the target is.
+        compute: its `attribute` with the options bound, of similarity, images and targets.
     """
 
     name: str
     what: str
-    build: Callable[[ClipSimilarity], Attribute]
+    compute: Compute
     signed: bool = False
     negative_from_negated_target: bool = False
     baseline: bool = False
-    empty: bool = False
     costly: bool = False
 
     @override
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
-        if self.empty:
-            rows = clip.encode_text([""]).detach().expand_as(rows)
         names = tuple(str(number) for number in range(len(rows)))
         target = Target(rows.detach(), torch.ones(len(rows), device=rows.device), names)
-        return self.build(ClipSimilarity(clip, target))
+        return partial(self.compute, ClipSimilarity(clip, target))
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
@@ -153,6 +106,14 @@ class Attributed(Method):
         leaf = queries.pixels.detach().clone().requires_grad_()
         heat = self.attribute(clip, queries.rows)(leaf, target=list(range(len(queries))))
         return heat.detach().float().sum(1)
+
+
+class OfEmptyText(Attributed):
+    """An attribution of the empty text, whatever the target is."""
+
+    @override
+    def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
+        return super().attribute(clip, clip.encode_text([""]).expand_as(rows))
 
 
 @dataclass(eq=False)
@@ -171,7 +132,7 @@ class Drawn(Method):
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        grid = clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1])
+        grid = clip.grid(*queries.size)
         heat = [self.draw(grid, number) for number in queries.numbers]
         return torch.stack(heat).to(queries.pixels.device)
 
@@ -181,45 +142,33 @@ _DRAWS: Final = 8  # of the noise tunnel
 _DEVIATION: Final = 0.1  # of its noise
 
 
-def _integrated_gradients(forward: ClipSimilarity) -> Attribute:
-    method = IntegratedGradients(forward)
-    return lambda images, target=None: method.attribute(
-        images, target=target, n_steps=_STEPS, internal_batch_size=max(32, len(images))
-    )
+def _integrated_gradients(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+    options = {"n_steps": _STEPS, "internal_batch_size": max(32, len(images))}
+    maps: Tensor = IntegratedGradients(forward).attribute(images, target=target, **options)
+    return maps
 
 
-def _noise_tunnel(forward: ClipSimilarity) -> Attribute:
-    method = NoiseTunnel(Saliency(forward))
-    options = {"nt_samples": _DRAWS, "stdevs": _DEVIATION}
-
-    def attribute(images: Tensor, target: Any = None) -> Tensor:
-        columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
-        # Captum draws from the global generator: image by image, so that a map does not depend on
-        # what else is in the batch, and put back afterwards.
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            maps = []
-            for image, column in zip(torch.split(images, 1), columns, strict=True):
-                generator = torch.cuda if images.is_cuda else torch.default_generator
-                generator.manual_seed(0)
-                maps.append(method.attribute(image, target=column, **options))
-        return torch.cat(maps)
-
-    return attribute
+def _noise_tunnel(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+    method, options = NoiseTunnel(Saliency(forward)), {"nt_samples": _DRAWS, "stdevs": _DEVIATION}
+    columns = torch.as_tensor(0 if target is None else target).expand(len(images)).tolist()
+    # Captum draws from the global generator: image by image, so that a map does not depend on
+    # what else is in the batch, and put back afterwards.
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        maps = []
+        for image, column in zip(torch.split(images, 1), columns, strict=True):
+            generator = torch.cuda if images.is_cuda else torch.default_generator
+            generator.manual_seed(0)
+            maps.append(method.attribute(image, target=column, **options))
+    return torch.cat(maps)
 
 
-def _occlusion(forward: ClipSimilarity) -> Attribute:
-    method = Occlusion(forward)
-
-    def attribute(images: Tensor, target: Any = None) -> Tensor:
-        height, width = images.shape[-2:]
-        rows, columns = forward.clip.grid(height, width)
-        cell = (3, math.ceil(height / rows), math.ceil(width / columns))
-        maps: Tensor = method.attribute(
-            images, sliding_window_shapes=cell, strides=cell, target=target
-        )
-        return maps
-
-    return attribute
+def _occlusion(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+    height, width = images.shape[-2:]
+    rows, columns = forward.clip.grid(height, width)
+    cell = (3, math.ceil(height / rows), math.ceil(width / columns))
+    options = {"sliding_window_shapes": cell, "strides": cell}
+    maps: Tensor = Occlusion(forward).attribute(images, target=target, **options)
+    return maps
 
 
 REFERENCES: Final = {
@@ -289,27 +238,29 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
         return REFERENCES[name]
     if name == "random":
         what = "uniform in [-1, 1] in each cell of the model's grid"
-        return Drawn(name, what, _random(seed), signed=True)
+        return Drawn(name, what, partial(_random, seed), signed=True)
     if name == UNIFORM:
         return Drawn(name, "the same value everywhere", lambda grid, number: torch.ones(grid))
     if name == "centre":
         what = "a Gaussian at the centre, its standard deviation a quarter of each side"
-        return Drawn(name, what, lambda grid, number: _gaussian(grid))
+        return Drawn(name, what, _gaussian)
     if name == "empty-text":
-        return _registered(registry.default_method(clip.tower), name=name, empty=True)
+        method = _registered(name, registry.default_method(clip.tower))
+        what = f"{method.what}, for the empty text"
+        return OfEmptyText(name, what, method.compute, baseline=True)
     if name == "summed-attention":
         what = "CLS rows of the attention of all layers, heads averaged, added up"
         return Attributed(name, what, _summed_attention, baseline=True)
-    return _registered(_LAYERS.get(name, name), name=name)
+    return _registered(name, _LAYERS.get(name, name))
 
 
 def check_method(name: str) -> None:
     """Raise the InputError of :func:`method_of` that needs no model."""
     if name not in (*REFERENCES, *BASELINES):
-        _registered(_LAYERS.get(name, name), name=name)
+        _registered(name, name)
 
 
-def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
+def _registered(name: str, text: str) -> Attributed:
     """A registered class with its options, "class:option=value"."""
     try:
         choice, both_signs = _choice(text)
@@ -324,34 +275,27 @@ def _registered(text: str, *, name: str, empty: bool = False) -> Attributed:
         ) from error
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
     what = f"{choice.method.__name__} of {choice.method.__module__.partition('.')[0]}"
-    what += (f" with {options}" if options else "") + (", for the empty text" if empty else "")
+    what += f" with {options}" if options else ""
 
-    def build(forward: ClipSimilarity) -> Attribute:
-        attribute: Attribute = choice.method(forward).attribute
-        return lambda images, target=None: attribute(images, target=target, **choice.options)
+    def compute(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+        maps: Tensor = choice.method(forward).attribute(images, target=target, **choice.options)
+        return maps
 
-    def build_signed(forward: ClipSimilarity) -> Attribute:
-        positive, negative = build(forward), build(ClipSimilarity(forward.clip, -forward.target))
-        return lambda *images, **target: positive(*images, **target) - negative(*images, **target)
+    def compute_signed(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+        negated = ClipSimilarity(forward.clip, -forward.target)
+        return compute(forward, images, target) - compute(negated, images, target)
 
     if both_signs:
         choice.check_negative()
-        return Attributed(
-            name,
-            f"{what}, less the map of the negated target",
-            build_signed,
-            signed=True,
-            costly=choice.costly,
-        )
-
+        what += ", less the map of the negated target"
+    signed = choice.signed or both_signs
     return Attributed(
         name,
         what,
-        build,
-        signed=choice.signed and not empty,
-        negative_from_negated_target=choice.needs_target and not (choice.signed or empty),
+        compute_signed if both_signs else compute,
+        signed=signed,
+        negative_from_negated_target=choice.needs_target and not signed,
         baseline=name in BASELINES,
-        empty=empty,
         costly=choice.costly,
     )
 
@@ -364,26 +308,18 @@ def _choice(text: str) -> tuple[MethodChoice, bool]:
     return replace(choice, options={**published, **choice.options}), plain != text
 
 
-def _summed_attention(forward: ClipSimilarity) -> Attribute:
-    layers = LayerAttention(forward)
-    tower = forward.clip.tower
+def _summed_attention(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+    layers, tower = LayerAttention(forward), forward.clip.tower
     count = len(tower.layers) if isinstance(tower, ViTTower) else 0
-
-    def attribute(images: Tensor, target: Any = None) -> Tensor:
-        rows = [layers.attribute(images, index=index) for index in range(count)]
-        return torch.stack([row for row in rows if isinstance(row, Tensor)]).sum(0)
-
-    return attribute
+    rows = [layers.attribute(images, index=index) for index in range(count)]
+    return torch.stack([row for row in rows if isinstance(row, Tensor)]).sum(0)
 
 
-def _random(seed: int) -> Callable[[tuple[int, int], int], Tensor]:
-    def draw(grid: tuple[int, int], number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + number)
-        return 2 * torch.rand(grid, generator=generator) - 1
-
-    return draw
+def _random(seed: int, grid: tuple[int, int], number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+    return 2 * torch.rand(grid, generator=generator) - 1
 
 
-def _gaussian(grid: tuple[int, int]) -> Tensor:
+def _gaussian(grid: tuple[int, int], number: int) -> Tensor:
     axes = [((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in grid]
     return torch.exp(-(axes[0][:, None] ** 2 + axes[1] ** 2) / 2)

@@ -1,34 +1,45 @@
-"""Perturbation curves of methods, drawn with their bootstrap intervals."""
+"""Pictures of a report: curves of methods with their intervals, and best and worst examples."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
 
 import numpy as np
+import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
+from .. import maps as resizing
+from .. import targets
+from ..errors import CaptumClipError
 from ..metrics.bootstrap import bootstrap, interval_of
+from ..models import ClipAdapter
+from ..visualization.blend import blend
 from ..visualization.curves import Curve, curves
-from .resampling import STATISTICS
+from ..visualization.style import ALPHA, HEAT
+from .batch import Batch, ModelContext, View, queries_of
+from .methods import Method
+from .metric import STATISTICS
+from .plan import Plan
 from .summary import Summary
-from .table import Table
+from .table import Table, readable
+
+SIDE: Final = 144  # pixels of an example
 
 
 def curve_bands(
     table: Table, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Curve]:
-    """Each method's mean curve with its interval.
+    """Each method's mean curve with its interval: method -> (x, mean, low, high), each (F,).
 
-    Args:
-        table: rows of one metric of the long table, those of a curve; each image has a value at
-            every `x` of its method.
-        level: of the interval, for each point alone.
-        resamples: of the bootstrap, over whole images.
-        seed: of the bootstrap.
-
-    Returns:
-        Method -> (x, mean, low, high), each (F,).
+    The table has the rows of a curve, of one metric; each image has a value at every `x` of its
+    method. The interval is that of each point alone, over whole images.
     """
     bands: dict[str, Curve] = {}
     for method, rows in table.groupby("method", observed=True, sort=False):
@@ -55,22 +66,15 @@ def perturbation_curves(
 ) -> Figure:
     """The curves of all methods, most relevant first on the left, least relevant first beside.
 
-    Args:
-        most_first: rows of the long table.
-        least_first: the same for the other order.
-        summary: has the methods in the order of the legend, of which those without rows are left
-            out, the reference, whose line is black and thick, and the baselines, grey and thin.
-        title: over all.
+    Both are rows of the long table. The legend has the summary's methods in their order, without
+    those that have no rows; the reference is black and thick, the baselines are grey and thin.
 
     Raises:
         InputError: nothing measured.
     """
-    options: dict[str, Any] = {
-        "level": summary.level,
-        "resamples": summary.resamples,
-        "seed": summary.seed,
-    }
-    bands = [curve_bands(table, **options) for table in (most_first, least_first)]
+    both = (most_first, least_first)
+    options = {"resamples": summary.resamples, "seed": summary.seed}
+    bands = [curve_bands(table, level=summary.level, **options) for table in both]
     images = most_first.groupby("method", observed=True)["sample"].nunique().to_dict()
     most = max(images.values(), default=0)
     labels = {  # over fewer images than the others: say so where it is compared with them
@@ -86,14 +90,97 @@ def perturbation_curves(
         ylabel="top-1 accuracy",
         reference=labels.get(summary.reference),
         baselines=[labels[name] for name in summary.baselines if name in labels],
-        caption=_caption([most_first, least_first], summary.level),
+        caption=f"Bands: {summary.level * 100:g} % bootstrap intervals at each point, over "
+        f"{_count_images(both)}.",
     )
 
 
-def _caption(tables: Sequence[Table], level: float) -> str:
-    """What the bands are, and over how many images."""
+def _count_images(tables: Sequence[Table]) -> str:
+    """How many images the methods have, in words."""
     by_method = [table.groupby("method", observed=True)["sample"].nunique() for table in tables]
     images = sorted({count for counts in by_method for count in counts})
     number = str(images[0]) if len(images) == 1 else f"{images[0]} to {images[-1]}"
-    noun = "image" if images == [1] else "images"
-    return f"Bands: {level * 100:g} % bootstrap intervals at each point, over {number} {noun}."
+    return f"{number} {'image' if images == [1] else 'images'}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of the long table with a picture.
+
+    Attributes:
+        best: whether it is the best by its metric, or the worst.
+        sample: name of the image.
+        region: what is explained.
+        value: the figure.
+        picture: the positive map over what the model saw, a JPEG file.
+    """
+
+    best: bool
+    sample: str
+    region: str
+    value: float
+    picture: bytes
+
+
+def examples_of(
+    plan: Plan, table: Table, summary: Summary, clip: ClipAdapter
+) -> dict[str, list[Example]]:
+    """Metric -> its best and its worst example by the reference method.
+
+    Of metrics whose figure is a mean over rows, each of one map; of equal rows the first.
+    """
+    [method] = [each for each in plan.methods if each.name == plan.reference]
+    contexts = [ModelContext(clip, data, plan.config) for data in plan.data]
+    of_task = {t: own for own, tasks in zip(contexts, plan.tasks, strict=True) for t in tasks}
+
+    @cache
+    def draw(context: ModelContext, sample: str, region: str) -> bytes:
+        """A JPEG file; empty where the sample has no map of this region."""
+        names = [readable(name) for name in context.data.names]
+        views = Batch(context, [names.index(sample)]).views
+        return _picture(context, method, views[0], region) if views else b""
+
+    own = table[(table["method"] == plan.reference) & table["x"].isna()]
+    rows = dict(iter(own.groupby("metric", observed=True)))
+    examples: dict[str, list[Example]] = {}
+    for metric in summary.metrics:
+        if metric.statistic != "mean" or metric.better == "none" or metric.name not in rows:
+            continue
+        values = rows[metric.name].sort_values(["sample", "region"], kind="stable")
+        low, high = (values.loc[i] for i in (values["value"].idxmin(), values["value"].idxmax()))
+        pair = {True: high, False: low} if metric.better == "high" else {True: low, False: high}
+        for best, row in pair.items():
+            picture = draw(of_task[row["task"]], row["sample"], row["region"])
+            if picture:
+                example = Example(best, row["sample"], row["region"], row["value"], picture)
+                examples.setdefault(metric.name, []).append(example)
+    return examples
+
+
+def _picture(context: ModelContext, method: Method, view: View, region: str) -> bytes:
+    try:
+        row = _target(context, view, region)
+        heat = method.maps(context.clip, queries_of([view], row[None], [region]))[0]
+    except CaptumClipError:  # a region of two texts, or a map that somebody else did not make
+        return b""
+    if not torch.isfinite(heat).all():
+        return b""
+    shown = resizing.normalize(resizing.upsample(heat.clamp(min=0).float(), view.size))
+    image = context.clip.denormalize(view.pixels[None])[0].movedim(0, -1).cpu().numpy()
+    mixed = blend(image, shown.cpu().numpy(), colormaps[HEAT], ALPHA)
+    picture = Image.fromarray((255 * mixed).round().astype(np.uint8))
+    picture.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=82)
+    return file.getvalue()
+
+
+def _target(context: ModelContext, view: View, region: str) -> Tensor:
+    """The unit row (D,) that stands for a region."""
+    sample = view.sample
+    if sample.caption is not None and region in (own.text for own in sample.regions):
+        return targets.words(context.clip, sample.caption, [region]).bank[0]
+    for own in sample.regions:
+        if own.text == region and context.config.against == "image" and own.reference is not None:
+            return context.clip.encode_image(context.clip.preprocess([own.reference]))[0].detach()
+    return context.encode([region])[0]

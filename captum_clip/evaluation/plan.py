@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter
 from ..runs import ModelLoader, full_name, label_of, slug
+from .batch import Queries
 from .config import DATA, EvaluationConfig
 from .data import DataSet, open_data, options_of
-from .methods import Method, Queries, check_method, method_of, methods_for
+from .methods import Method, check_method, method_of, methods_for
 from .precomputed_maps import PrecomputedMaps
 from .tasks import TASKS
 
@@ -104,12 +105,17 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     precomputed = [PrecomputedMaps(folder) for folder in config.maps]
     model = full_name(config.model)
     clip, fingerprint = models.load(model, "cpu")
-    _check_texts(config, data, clip)
+    for data_set in data:
+        if data_set.classes and config.against == "text":
+            with error_context(data_set.name):  # what the model cannot read as a text
+                clip.tokenize(list(data_set.classes))
     named = [method_of(n, clip, seed=config.seed) for n in config.methods or methods_for(clip)]
     methods = (*named, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
-    for method in named:
-        _try(clip, method)
+    black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
+    query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
+    for method in named:  # what depends on nothing but the model and the method fails here
+        method.maps(clip, query)
     sizes = {"size": config.chunk_size, "max_slow_images": config.few, "seed": config.seed}
     shards = tuple(shards_of(data, methods, **sizes))
     return Plan(config, model, fingerprint, data, tasks, methods, reference, shards)
@@ -158,14 +164,6 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
         )
         for name in names
     )
-
-
-def _check_texts(config: EvaluationConfig, data: Sequence[DataSet], clip: ClipAdapter) -> None:
-    """What the model cannot read as a text is said before any long work."""
-    for data_set in data:
-        if data_set.classes and config.against == "text":
-            with error_context(data_set.name):
-                clip.tokenize(list(data_set.classes))
 
 
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:
@@ -239,10 +237,3 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
             f"{', '.join(names)}."
         )
     return config.reference
-
-
-def _try(clip: ClipAdapter, method: Method) -> None:
-    """Errors that depend on nothing but the model and the method come before any long work."""
-    pixels = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))
-    row = clip.encode_text([""]).detach()
-    method.maps(clip, Queries(pixels, row, ("",), ("",), (0,)))

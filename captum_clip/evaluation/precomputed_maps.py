@@ -18,8 +18,9 @@ from ..checks import expand
 from ..errors import InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter
+from .batch import Queries
 from .data.files import digest
-from .methods import Method, Queries
+from .methods import Method
 
 
 class PrecomputedMaps(Method):
@@ -63,14 +64,13 @@ class PrecomputedMaps(Method):
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        size = (queries.pixels.shape[-2], queries.pixels.shape[-1])
-        maps = torch.full((len(queries), *size), torch.nan)
+        maps = torch.full((len(queries), *queries.size), torch.nan)
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
             path = self.folder / f"{sample}.npz"
             if path.is_file():
                 heat = _read(path).get(text)
                 if heat is not None and np.isfinite(heat).all():
-                    maps[index] = resizing.upsample(torch.from_numpy(heat), size)
+                    maps[index] = resizing.upsample(torch.from_numpy(heat), queries.size)
         return maps.to(queries.pixels.device)
 
     @override

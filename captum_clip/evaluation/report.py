@@ -1,14 +1,16 @@
-"""One page that can be cited: tables, curves, examples, protocol and versions, in one HTML file."""
+"""The summary as files: figures in CSV, tables in Markdown, one page in HTML with all there is."""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -17,14 +19,206 @@ from markupsafe import Markup, escape
 
 from ..runs import slug
 from .config import EvaluationConfig
-from .examples import Example
-from .summary import Summary
-from .tables import legend, report_tables
+from .metric import UNIFORM, Metric
+from .pictures import Example
+from .summary import FEWEST, Summary
 
+RESULTS: Final = "results.csv"
+TABLES: Final = "results.md"
 REPORT: Final = "report.html"
+SIGNIFICANT: Final = 0.05
+_WIDEST: Final = 6  # metrics side by side
+_MARK: Final = "\N{DAGGER}"
+_BLANK: Final = "\N{EN DASH}"
+_UNMEASURED: Final = "not measured"
+_ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
+_ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 _OPTIONS: Final = {"methods": "method", "tasks": "task", "fills": "fill"}
 _ELSEWHERE: Final = ("model", "output", "engine", "workers", "gpus")
 """Fields that change no figure, or are told otherwise."""
+
+
+def results_csv(summary: Summary) -> bytes:
+    """One row for each method and metric.
+
+    Figures have three decimals, or as many as give the metric's largest three digits where all are
+    below 0.01; p values have three digits. A field without a figure is empty.
+    """
+    figures = summary.figures.copy()
+    places = figures["metric"].map(
+        {name: _places(means) for name, means in figures.groupby("metric")["mean"]}
+    )
+    for name in _ROUNDED:
+        pairs = zip(figures[name].tolist(), places.tolist(), strict=True)
+        figures[name] = [round(value, count) + 0.0 for value, count in pairs]  # no minus zero
+    figures["p_holm"] = [float(f"{value:.3g}") for value in figures["p_holm"].tolist()]
+    text: str = figures.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    return text.encode()
+
+
+def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:
+    """The figures as Markdown: what was measured, a table a group of metrics, the protocols."""
+    lines = [f"# {_text(title)}", ""]
+    lines += [f"- {_text(what)}: {_text(value)}" for what, value in about.items()]
+    lines += ["", *legend(summary), ""]
+    tables = report_tables(summary)
+    for name, columns in tables.items():
+        lines += [f"## {_text(name)}", "", *_pipe_table(summary, columns), ""]
+    protocols = [f"- {column.protocol}" for columns in tables.values() for column in columns]
+    return "\n".join([*lines, "## Protocols", "", *protocols]) + "\n"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric in a table of a report; its texts are Markdown.
+
+    Attributes:
+        metric: of the column.
+        head: what it is called.
+        figures: method -> the named fields of its row of :attr:`Summary.figures`.
+        cells: method -> as "**0.850** [0.800, 0.900] \N{DAGGER}".
+        protocol: the choices that were made, with the sizes of its samples.
+    """
+
+    metric: Metric
+    head: str
+    figures: Mapping[str, Any]
+    cells: Mapping[str, str]
+    protocol: str
+
+
+def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:
+    """Title -> columns, of all groups; those of many metrics in parts of nearly equal width."""
+    by_metric = {
+        name: {figure.method: figure for figure in rows.itertuples()}
+        for name, rows in summary.figures.groupby("metric")
+    }
+    tables: dict[str, Sequence[Column]] = {}
+    for group, metrics in summary.groups.items():
+        columns = [_column(summary, metric, by_metric[metric.name]) for metric in metrics]
+        count = math.ceil(len(columns) / _WIDEST)
+        ends = [round(part * len(columns) / count) for part in range(count + 1)] if count else []
+        for number, (start, end) in enumerate(pairwise(ends), start=1):
+            title = f"{group} ({number} of {count})" if count > 1 else group
+            tables[title] = columns[start:end]
+    return tables
+
+
+def _places(means: Iterable[float]) -> int:
+    """Decimals of a metric: three, more where these would leave its largest figure one digit."""
+    largest = max((abs(mean) for mean in means if abs(mean) > 0), default=1.0)
+    return 3 if largest >= 0.01 else 2 - math.floor(math.log10(largest))
+
+
+def legend(summary: Summary) -> list[str]:
+    """How to read the tables."""
+    blank = summary.figures["mean"].isna().any()
+    lines = [
+        f"Figures with {summary.level * 100:g} % bootstrap intervals over images "
+        f"({summary.resamples} resamples). \N{UPWARDS ARROW} high is good, "
+        "\N{DOWNWARDS ARROW} low is good. **Bold**: the best of the methods that saw most images, "
+        "and every baseline that is as good on as many, unless a constant answer is (as the map "
+        f"'{UNIFORM}' shows, or by the protocol). A figure over "
+        "fewer images than others in its column has their number n: compare it with none over "
+        "more. "
+        f"{_MARK} differs from *{_text(summary.reference)}* (paired bootstrap, "
+        "over the regions that both have, "
+        f"p < {SIGNIFICANT} after Holm's correction for all methods in the column, on {FEWEST} "
+        "images or more)." + (f" {_BLANK} not measured, or not defined." if blank else "")
+    ]
+    if summary.least_p >= SIGNIFICANT:
+        lines += [
+            "",
+            f"With {summary.resamples} resamples and so many methods no corrected p value can be "
+            f"below {summary.least_p:.2g}: a missing {_MARK} says nothing.",
+        ]
+    return lines
+
+
+def _pipe_table(summary: Summary, columns: Sequence[Column]) -> list[str]:
+    """A table in Markdown, set so that its source can be read as well."""
+    rows = [["Method", *(column.head for column in columns)]]
+    for block, chosen in (("", False), ("*Baselines*", True)):
+        methods = [name for name in summary.methods if (name in summary.baselines) is chosen]
+        if methods and block:
+            rows.append([block, *("" for _ in columns)])
+        for name in methods:
+            label = _text(name) + (" (reference)" if name == summary.reference else "")
+            rows.append([label, *(column.cells[name] for column in columns)])
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+        for row in rows
+    ]
+
+
+def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Column:
+    places = _places(figure.mean for figure in figures.values())
+    sign = {"high": 1, "low": -1, "none": 0}[metric.better]
+    most = max(figure.images for figure in figures.values())
+    values = {
+        method: sign * round(figure.mean, places)
+        for method, figure in figures.items()
+        if not math.isnan(figure.mean) and figure.images == most
+    }
+    rivals = [value for method, value in values.items() if method not in summary.baselines]
+    best = max(rivals) if sign and rivals else math.inf
+    constants = [values[UNIFORM]] if UNIFORM in values else []
+    constants += [] if metric.constant is None else [sign * metric.constant]
+    if any(best <= constant for constant in constants):
+        best = math.inf
+    cells = {
+        method: _cell(figure, places, most, bold=values.get(method, -math.inf) >= best)
+        for method, figure in figures.items()
+    }
+    head = _text(metric.name.replace("_", " ")) + _ARROWS[metric.better]
+    sizes = _sizes(figures)
+    return Column(metric, head, figures, cells, f"**{head}**: {_text(metric.protocol)} ({sizes})")
+
+
+def _cell(figure: Any, places: int, most: int, *, bold: bool) -> str:
+    """As "**0.850** [0.800, 0.900] †"; the mean alone where there is no interval.
+
+    Over less than `most` images it says over how many: "0.850 [0.800, 0.900] (n = 64)".
+    """
+    if math.isnan(figure.mean):
+        return _BLANK
+    mean, low, high = (_number(value, places) for value in (figure.mean, figure.low, figure.high))
+    cell = f"**{mean}**" if bold else mean
+    if not math.isnan(figure.low):
+        cell += f" [{low}, {high}]"
+    if figure.images < most:
+        cell += f" (n = {figure.images})"
+    return f"{cell} {_MARK}" if figure.p_holm < SIGNIFICANT else cell
+
+
+def _number(value: float, places: int) -> str:
+    rounded = round(value, places) + 0.0  # + 0.0: no minus zero
+    return f"{rounded:.{places}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _sizes(figures: Mapping[str, Any]) -> str:
+    """Over what each method was measured; most have the same, which is said once."""
+    sizes: dict[str, list[str]] = {}
+    for method, figure in figures.items():
+        sizes.setdefault(_size(figure), []).append(_text(method))
+    usual = max(sizes, key=lambda size: (size != _UNMEASURED, len(sizes[size])))
+    others = [f"{size}: {', '.join(names)}" for size, names in sizes.items() if size != usual]
+    return "; ".join([usual, *others])
+
+
+def _size(figure: Any) -> str:
+    if not figure.rows:
+        return _UNMEASURED
+    images = f"{figure.images} image{'s' * (figure.images != 1)}"
+    size = f"{images}, {figure.rows} row{'s' * (figure.rows != 1)}"
+    return f"{size}, not defined" if math.isnan(figure.mean) else size
+
+
+def _text(value: Any) -> str:
+    """Anything in one line, without what Markdown would take for itself."""
+    return re.sub(r"([\\|*<`])", r"\\\1", " ".join(str(value).split()))
 
 
 def report_html(
@@ -36,21 +230,15 @@ def report_html(
     examples: Mapping[str, Sequence[Example]],
     manifest: Mapping[str, Any],
 ) -> str:
-    """The same figures as :func:`.tables.results_md`, on a page without any other file.
+    """The same figures as :func:`results_md`, on a page without any other file.
 
-    Args:
-        summary: of :func:`captum_clip.evaluation.summary.summarize`.
-        title: of the page.
-        about: what a reader must know, one line each.
-        curves: what each shows -> a PNG file.
-        examples: metric -> the best and the worst.
-        manifest: of the run.
+    Curves are PNG files by what each shows, examples the best and the worst of each metric.
     """
     return _template().render(
         title=title,
         about=about,
         legend=[_inline(line) for line in legend(summary) if line],
-        tables=list(report_tables(summary)),
+        tables=report_tables(summary),
         summary=summary,
         curves={what: _encoded("png", file) for what, file in curves.items()},
         examples=examples,

@@ -11,33 +11,22 @@ from typing import Any, Final
 
 import torch
 
+from .. import runs
+from ..checks import error_context
 from ..errors import InputError
 from ..models import ClipAdapter
-from ..runs import (
-    AGAIN,
-    Arrays,
-    Engine,
-    ModelLoader,
-    Progress,
-    Storage,
-    compute_missing,
-    manifest,
-    read_unit,
-    storage_of,
-    threads,
-)
+from ..runs import manifest
+from . import report
+from .batch import Batch, ModelContext
 from .config import EvaluationConfig
-from .examples import examples_of
+from .method_on_batch import MethodOnBatch
 from .metric import Metric
-from .pictures import perturbation_curves
+from .pictures import examples_of, perturbation_curves
 from .plan import Plan, Shard, make_plan
-from .report import REPORT, command_of, report_html
 from .summary import Summary, summarize
-from .table import Skipped, Table, concatenate, from_arrays
-from .tables import RESULTS, TABLES, results_csv, results_md
+from .table import Skipped, Table, concatenate, from_arrays, table_of, to_arrays
 from .tasks import TASKS
 from .tasks.perturbation import LEAST_FIRST, MOST_FIRST, TITLES
-from .worker import EvaluationWorker
 
 SkippedEntries = dict[str, list[dict[str, Any]]]
 
@@ -75,7 +64,7 @@ class Evaluation:
         return self.summary
 
 
-def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(config: EvaluationConfig, *, progress: runs.Progress | None = None) -> Evaluation:
     """Measure what is not there yet, then write all tables.
 
     Started again after a stop, it goes on with the shards that are there, and ends with the same
@@ -96,22 +85,22 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> config = EvaluationConfig("demo/vit", "out", images=100)
         >>> evaluate(config).table  # doctest: +SKIP
     """
-    output = storage_of(config.output)
+    output = runs.storage_of(config.output)
     count = config.threads or torch.get_num_threads()
-    engine = Engine(config.engine, config.workers, config.gpus, count)
+    engine = runs.Engine(config.engine, config.workers, config.gpus, count)
     engine.check_device()
-    with threads(count), output.lock():
-        models = ModelLoader(config.processor, config.tokenizer)
+    with runs.threads(count), output.lock():
+        models = runs.ModelLoader(config.processor, config.tokenizer)
         plan = make_plan(config, models)
         begun = manifest.begin(_KIND, plan.about(), output, engine)
-        compute_missing(
+        runs.compute_missing(
             partial(EvaluationWorker, plan),
             plan.shards,
             output,
             engine,
             parse=_parse_final,
             before={manifest.NAME: manifest.to_bytes(begun)},
-            result=RESULTS,
+            result=report.RESULTS,
             models=models,
             progress=progress,
         )
@@ -124,29 +113,60 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         return _write(plan, table, done, output, clip)
 
 
-def _parse(arrays: Arrays, shard: Shard) -> tuple[Table, Skipped]:
+class EvaluationWorker:
+    """A model with a plan; the last batch stays for the next method.
+
+    Raises:
+        InputError: what bears the model's name here is another model.
+    """
+
+    def __init__(self, plan: Plan, models: runs.ModelLoader) -> None:
+        device = "cuda" if plan.config.gpus else "cpu"
+        clip = models.load_same(plan.model, device, plan.fingerprint, "evaluation")
+        self._plan = plan
+        self._contexts = [ModelContext(clip, data, plan.config) for data in plan.data]
+        self._last: tuple[tuple[int, tuple[int, ...]], Batch] | None = None
+
+    def compute(self, units: Sequence[Shard], save: runs.Save, advance: runs.Advance) -> None:
+        """Compute shards in their order."""
+        for shard in units:
+            save(shard.name, runs.to_npz(self._measure(shard), shard))
+            advance(shard.size)
+
+    def _measure(self, shard: Shard) -> runs.Arrays:
+        batch, method = self._batch(shard), self._plan.methods[shard.method]
+        maps = MethodOnBatch(batch, method)
+        with error_context(f"{method.name} on {batch.context.data.name}"):
+            rows = {
+                name: list(TASKS[name].measure(maps) if batch.views else ())
+                for name in self._plan.tasks[shard.data]
+            }
+        return to_arrays(table_of(method.name, rows), [*batch.skipped, *maps.skipped])
+
+    def _batch(self, shard: Shard) -> Batch:
+        key = (shard.data, shard.numbers)
+        if self._last is None or self._last[0] != key:
+            self._last = key, Batch(self._contexts[shard.data], shard.numbers)
+        return self._last[1]
+
+
+def _parse(arrays: runs.Arrays, shard: Shard) -> tuple[Table, Skipped]:
     return from_arrays(arrays, shard.numbers)
 
 
-def _parse_final(arrays: Arrays, shard: Shard) -> tuple[Table, Skipped]:
+def _parse_final(arrays: runs.Arrays, shard: Shard) -> tuple[Table, Skipped]:
     """The same of a shard that need not be computed again."""
     table, skipped = _parse(arrays, shard)
-    if any(reason.endswith(AGAIN) for _, reason in skipped):
+    if any(reason.endswith(runs.AGAIN) for _, reason in skipped):
         raise ValueError("some of its samples could not be read")
     return table, skipped
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Between the evaluation in the folder and this one, in words: settings and model first."""
-    settings = [
-        change
-        for name in ("config", "model")
-        for change in manifest.changes(before[name], now[name])
-    ]
-    rest = ("data", "methods", "tasks")  # follow from them
-    return settings or manifest.changes(
-        {name: before[name] for name in rest}, {name: now[name] for name in rest}
-    )
+    """Between the evaluation in the folder and this one, in words: what decides the rest first."""
+    settings = manifest.changes(before["config"], now["config"])
+    settings += manifest.changes(before["model"], now["model"])
+    return settings or manifest.changes({name: before[name] for name in now}, now)
 
 
 _KIND: Final = manifest.ManifestFormat(
@@ -157,11 +177,11 @@ _KIND: Final = manifest.ManifestFormat(
 )
 
 
-def _collect(plan: Plan, output: Storage) -> tuple[Table, SkippedEntries]:
+def _collect(plan: Plan, output: runs.Storage) -> tuple[Table, SkippedEntries]:
     """The whole table, and each sample with each of its reasons, once."""
     tables, reasons = [], [set[tuple[int, str]]() for _ in plan.data]
     for shard in plan.shards:
-        table, skipped = read_unit(output, shard, _parse)
+        table, skipped = runs.read_unit(output, shard, _parse)
         tables.append((table, plan.data[shard.data].names))
         reasons[shard.data] |= {*skipped}
     entries = {
@@ -171,7 +191,9 @@ def _collect(plan: Plan, output: Storage) -> tuple[Table, SkippedEntries]:
     return concatenate(tables), entries
 
 
-def _check_measured(plan: Plan, table: Table, skipped: SkippedEntries, output: Storage) -> None:
+def _check_measured(
+    plan: Plan, table: Table, skipped: SkippedEntries, output: runs.Storage
+) -> None:
     """Raise an InputError for data of which nothing can be used."""
     for data, tasks in zip(plan.data, plan.tasks, strict=True):
         if table["task"].isin(tasks).any():
@@ -190,7 +212,7 @@ def _check_measured(plan: Plan, table: Table, skipped: SkippedEntries, output: S
 
 
 def _write(
-    plan: Plan, table: Table, done: dict[str, Any], output: Storage, clip: ClipAdapter
+    plan: Plan, table: Table, done: dict[str, Any], output: runs.Storage, clip: ClipAdapter
 ) -> Evaluation:
     """Every file; the table of figures comes last."""
     skipped = done["skipped"]
@@ -207,8 +229,9 @@ def _write(
     for name, (_, file) in curves.items():
         output.write(name, file)
     title, about = f"Evaluation of {plan.label}", _about(plan, skipped)
-    output.write(TABLES, results_md(summary, title=title, about=about).encode())
-    report = report_html(
+    tables = report.results_md(summary, title=title, about=about)
+    output.write(report.TABLES, tables.encode())
+    page = report.report_html(
         summary,
         title=title,
         about=about,
@@ -216,8 +239,8 @@ def _write(
         examples=examples_of(plan, table, summary, clip),
         manifest=done,
     )
-    output.write(REPORT, report.encode())
-    output.write(RESULTS, results_csv(summary))
+    output.write(report.REPORT, page.encode())
+    output.write(report.RESULTS, report.results_csv(summary))
     return Evaluation(output.root, table, summary, tuple(curves), skipped)
 
 
@@ -247,19 +270,19 @@ def _draw(plan: Plan, table: Table, summary: Summary) -> Iterator[tuple[str, str
 
 def _about(plan: Plan, skipped: SkippedEntries) -> dict[str, Any]:
     """The lines over the tables."""
-    config = plan.config
-    kind = "another picture of the same thing" if config.against == "image" else "their text"
-    lines: dict[str, Any] = {"made by": command_of(config, plan.label)}
-    lines |= {"model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}"}
+    lines: dict[str, Any] = {
+        "made by": report.command_of(plan.config, plan.label),
+        "model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}",
+    }
     for data, tasks in zip(plan.data, plan.tasks, strict=True):
-        left_out = len(skipped[data.name])
-        what = "samples, regions or maps left out (manifest.json says why)"
-        said = f", {left_out} {what}" if left_out else ""
+        said = f"{len(data)} samples"
+        if skipped[data.name]:
+            what = "samples, regions or maps left out (manifest.json says why)"
+            said += f", {len(skipped[data.name])} {what}"
         if "void" in data.identity():
             said += f", void pixels: {data.identity()['void']}"
-        lines[f"data {data.name}"] = f"{len(data)} samples{said}; {', '.join(tasks)}"
-    lines["regions are explained by"] = kind
-    lines["seed"] = config.seed
-    for method in plan.methods:
-        lines[method.name] = method.what
-    return lines
+        lines[f"data {data.name}"] = f"{said}; {', '.join(tasks)}"
+    other = plan.config.against == "image"
+    kind = "another picture of the same thing" if other else "their text"
+    lines |= {"regions are explained by": kind, "seed": plan.config.seed}
+    return {**lines, **{method.name: method.what for method in plan.methods}}

@@ -22,8 +22,7 @@ from ..metrics.bootstrap import (
     difference_of,
     interval_of,
 )
-from .metric import Metric
-from .resampling import STATISTICS, RowStatistic
+from .metric import STATISTICS, Metric, RowStatistic
 from .table import Table
 
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
@@ -134,15 +133,8 @@ def summarize(
     but the reference. Below :data:`FEWEST` images there is no p value, of one image alone no
     interval either (NaN). Resamples where the statistic means nothing are left out.
 
-    Args:
-        table: long, as :mod:`captum_clip.evaluation.table` has it.
-        groups: title -> metrics that belong together.
-        methods: all of them; one without rows of a metric was not measured by it.
-        reference: the method that the others are compared with.
-        baselines: names of methods that stand apart in the tables.
-        level: of the intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    The table is long, as :mod:`captum_clip.evaluation.table` has it; a method without rows of a
+    metric was not measured by it. The other arguments are those of :class:`Summary`.
 
     Raises:
         InputError: no metric, two of one name, a reference or baseline that is not among the
@@ -162,23 +154,25 @@ def summarize(
     table = table.assign(number=table.groupby(["sample", "region"], observed=True).ngroup())
     rows = dict(iter(table.groupby(["metric", "method"], observed=True)))
     resample = partial(bootstrap, resamples=resamples, seed=seed)
-    records: dict[tuple[str, str], dict[str, Any]] = {}
+    figures = {}
     for metric in metrics:
         measured = {
             method: _rows(metric, method, rows[metric.name, method])
             for method in methods
             if (metric.name, method) in rows
         }
-        figures = _compare(metric, measured, reference, level, resample)
-        for method in methods:
-            records[method, metric.name] = {
-                **{"method": method, "metric": metric.name, **figures.get(method, _UNMEASURED)},
-                **{"reference": reference, "better": metric.better},
-            }
-    frame = pd.DataFrame(
-        [records[method, metric.name] for method in methods for metric in metrics],
-        columns=list(_COLUMNS),
-    ).astype(dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float))
+        figures[metric.name] = _compare(metric, measured, reference, level, resample)
+    records = [
+        {
+            **{"method": method, "metric": metric.name},
+            **figures[metric.name].get(method, _UNMEASURED),
+            **{"reference": reference, "better": metric.better},
+        }
+        for method in methods
+        for metric in metrics
+    ]
+    numbers = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
+    frame = pd.DataFrame(records, columns=list(_COLUMNS)).astype(numbers)
     names = list(methods), list(baselines), reference
     return Summary(frame, groups, *names, level, resamples, seed)
 
@@ -235,24 +229,26 @@ def _compare(
         other = rows.get(reference, _NO_ROWS)
         common = np.intersect1d(own.regions, other.regions)
         pairs[method] = own.at(common), other.at(common)
-    # What has the same images is resampled together: each set of images is drawn once.
-    together: dict[bytes, dict[tuple[str, bytes], _Rows]] = defaultdict(dict)
+    # Draws are the same for as many images, and are made once.
+    together: dict[int, dict[tuple[str, bytes], _Rows]] = defaultdict(dict)
     for method, own in rows.items():
         for name, part in ((method, own), *zip((method, reference), pairs[method], strict=True)):
-            together[part.images.tobytes()][name, part.key] = part
-    together.pop(b"", None)
+            together[len(part.images)][name, part.key] = part
+    together.pop(0, None)
     resampled: dict[tuple[str, bytes], Array] = {}  # (1 + R,)
-    for parts in together.values():
+    for count, parts in together.items():
         weighted = [part.weighted(STATISTICS[metric.statistic]) for part in parts.values()]
-        count = len(next(iter(parts.values())).images)
         resampled |= dict(zip(parts, resample(weighted, count), strict=True))
 
     figures: dict[str, dict[str, Any]] = {}
     for method, own in rows.items():
         images, (kept, other) = len(own.images), pairs[method]
+        interval = interval_of(resampled[method, own.key], level)._asdict()
         both = len(kept.images)
         figures[method] = {
-            **_interval(resampled[method, own.key], images, level),
+            **(
+                interval if images > 1 else {"mean": interval["mean"]}
+            ),  # one says nothing of others
             **{"images": images, "rows": len(own.samples), "images_paired": both},
         }
         if method != reference and both:
@@ -262,12 +258,6 @@ def _compare(
     for method, adjusted in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
         figures[method]["p_holm"] = adjusted
     return figures
-
-
-def _interval(figures: Array, images: int, level: float) -> dict[str, float]:
-    """One image says nothing of others."""
-    interval = interval_of(figures, level)
-    return interval._asdict() if images > 1 else {"mean": interval.mean}
 
 
 def _difference(own: Array, other: Array, images: int, level: float) -> dict[str, float]:

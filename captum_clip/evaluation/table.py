@@ -70,15 +70,12 @@ def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
     blocks: list[Arrays] = [{name: np.empty(0, _NUMBERS.get(name, object)) for name in COLUMNS}]
     for task, of_task in rows.items():
         for block in of_task:
-            texts = {"task": task, "method": method}
             size = len(block["value"])
-            blocks.append({**block, **{n: np.full(size, t, object) for n, t in texts.items()}})
-    columns: dict[str, Any] = {
-        name: np.concatenate([block[name] for block in blocks]) for name in COLUMNS
-    }
-    for name in _TEXTS:
-        columns[name] = _category(*pd.factorize(columns[name]))
-    return pd.DataFrame(columns)
+            texts = {"task": np.full(size, task, object), "method": np.full(size, method, object)}
+            blocks.append({**block, **texts})
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in COLUMNS}
+    coded = {name: _category(*pd.factorize(columns[name])) for name in _TEXTS}
+    return pd.DataFrame({**columns, **coded})
 
 
 def to_arrays(table: Table, skipped: Skipped) -> Arrays:
@@ -101,10 +98,8 @@ def from_arrays(arrays: Arrays, samples: Sequence[int]) -> tuple[Table, Skipped]
     import pandas as pd
 
     skipped = list(zip(arrays["skipped"].tolist(), arrays["reasons"].tolist(), strict=True))
-    columns: dict[str, Any] = {name: arrays[name] for name in COLUMNS}
-    for name in _TEXTS:
-        columns[name] = _category(columns[name], arrays[f"{name} names"].tolist())
-    table = pd.DataFrame(columns)
+    coded = {n: _category(arrays[n], arrays[f"{n} names"].tolist()) for n in _TEXTS}
+    table = pd.DataFrame({name: coded.get(name, arrays[name]) for name in COLUMNS})
     if not set(samples).issuperset([*table["sample"], *(number for number, _ in skipped)]):
         raise ValueError("it tells of other samples")
     if not np.isfinite(table["value"]).all():
@@ -113,28 +108,21 @@ def from_arrays(arrays: Arrays, samples: Sequence[int]) -> tuple[Table, Skipped]
 
 
 def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
-    """The whole table, with samples by name."""
+    """The whole table, of tables with the names of the samples that each numbers."""
     import pandas as pd
+    from pandas.api.types import union_categoricals
 
-    columns: dict[str, Any] = {
-        name: _union([(table[name].cat.codes, table[name].cat.categories) for table, _ in tables])
-        for name in _TEXTS
-    }
-    columns["sample"] = _union([(table["sample"], [*map(readable, own)]) for table, own in tables])
-    for name in ("x", "value"):
-        columns[name] = np.concatenate([table[name] for table, _ in tables])
-    return pd.DataFrame({name: columns[name] for name in COLUMNS})
-
-
-def _union(parts: Sequence[tuple[Any, Sequence[str]]]) -> Categorical:
-    """One column of several, each with its codes (N,) and what they mean."""
-    names = list(dict.fromkeys(name for _, own in parts for name in own))
-    place = {name: number for number, name in enumerate(names)}
-    codes = [
-        np.array([place[name] for name in own], dtype=np.int64)[own_codes]
-        for own_codes, own in parts
+    named = [
+        table.assign(sample=_category(table["sample"], [*map(readable, names)]))
+        for table, names in tables
     ]
-    return _category(np.concatenate(codes), names)
+    columns: dict[str, Any] = {
+        name: np.concatenate([table[name] for table in named])
+        if name in ("x", "value")
+        else union_categoricals([table[name] for table in named])
+        for name in COLUMNS
+    }
+    return pd.DataFrame(columns)
 
 
 def _category(codes: Any, names: Any) -> Categorical:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from captum_clip import ClipSimilarity, metrics, targets
+from captum_clip.evaluation.batch import ModelContext
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import method_of, methods_for
-from captum_clip.evaluation.model_context import ModelContext
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.tasks.sanity import _other
 from captum_clip.metrics.masked_changes import infidelity_of

@@ -13,7 +13,7 @@ from tests.evaluation.cases import Listed, context, model, picture
 
 def any_method(name: str, *, costly: bool = False) -> Any:
     if costly:
-        return Attributed(name, "", lambda forward: lambda images: images, costly=True)
+        return Attributed(name, "", lambda forward, images, target: images, costly=True)
     return Drawn(name, "", lambda grid, number: None)  # type: ignore[arg-type,return-value]
 
 

@@ -15,6 +15,7 @@ from captum_clip import maps, metrics, targets
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.evaluation.data import DemoMosaics
 from captum_clip.evaluation.data.base import LabelledPoints, Sample
+from captum_clip.evaluation.methods import method_of
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models.geometry import resize_points
 from tests.evaluation.cases import (
@@ -82,6 +83,16 @@ def test_cells_of_another_class_are_no_cells_of_the_grid() -> None:
     asked = on_batch(context(model("demo/vit"), data), Broken(*data.classes))
     assert [*TASKS["grid"].measure(asked)] == []
     assert {reason.partition(" the map")[0] for _, reason in asked.skipped} == {"broken:"}
+
+
+def test_an_empty_map_of_a_class_scores_chance() -> None:
+    """Its row says what a map of one value gets, the share of the mosaic that a cell has."""
+    clip = model("demo/vit")
+    nothing = method_of("uniform", clip)
+    nothing.draw = lambda grid, number: torch.zeros(grid)  # type: ignore[attr-defined]
+    data = context(clip, DemoMosaics(2))
+    got = measured("grid", data, nothing)["grid_pg"].values
+    assert got.tolist() == [[0.25]] * len(measured("grid", data, "uniform")["grid_pg"].values)
 
 
 def test_points_are_scored_where_they_are_in_the_crop() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate, examples
-from captum_clip.evaluation.examples import Example
+from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
+from captum_clip.evaluation.pictures import Example, examples_of
 from captum_clip.evaluation.plan import make_plan
 from captum_clip.evaluation.report import command_of, report_html
 from captum_clip.runs import ModelLoader
@@ -100,7 +100,7 @@ def test_examples_are_the_best_and_the_worst(
     models = ModelLoader()
     plan = make_plan(config, models)
     clip, _ = models.load(plan.model, "cpu")
-    others = examples.examples_of(plan, evaluation.table, evaluation.summary, clip)
+    others = examples_of(plan, evaluation.table, evaluation.summary, clip)
     assert [example.best for example in others["energy"]] == [True, False]
     assert others["energy"][0].picture not in [pictures[0].tobytes(), b""]
 

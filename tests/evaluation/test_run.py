@@ -25,8 +25,8 @@ import captum_clip.evaluation
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.evaluation import Evaluation, EvaluationConfig, Summary, evaluate
 from captum_clip.evaluation.plan import make_plan
+from captum_clip.evaluation.run import EvaluationWorker
 from captum_clip.evaluation.table import COLUMNS
-from captum_clip.evaluation.worker import EvaluationWorker
 from captum_clip.models import images
 from captum_clip.runs import ModelLoader, storage_of
 from captum_clip.runs.on_ray import UnitWorker

@@ -14,8 +14,7 @@ import torch
 
 from captum_clip import metrics
 from captum_clip.errors import InputError
-from captum_clip.evaluation.metric import Metric, StatisticName
-from captum_clip.evaluation.resampling import STATISTICS
+from captum_clip.evaluation.metric import STATISTICS, Metric, StatisticName
 from captum_clip.evaluation.summary import summarize
 from captum_clip.metrics import bootstrap_mean, effect_agreement, paired_difference
 from captum_clip.metrics.segmentation import SegmentationScores

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from captum_clip import attr, maps, metrics, targets
+from captum_clip.evaluation.batch import Queries
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import LabelledPoints, Sample
-from captum_clip.evaluation.methods import Method, Queries, method_of
+from captum_clip.evaluation.methods import Method, method_of
 from captum_clip.evaluation.tasks import TASKS
+from captum_clip.metrics import segmentation
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
     KINDS,
@@ -343,6 +345,21 @@ def test_an_empty_map_scores_chance_everywhere() -> None:
             assert got[metric].values.tolist() == pytest.approx(
                 np.full_like(every[metric].values, value), abs=0.01
             ), metric
+
+
+def test_average_precision_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs no threshold: once for the object, and once for object and background together."""
+    calls = []
+    compute = segmentation._average_precision
+
+    def counted(*planes: Tensor) -> Tensor:
+        calls.append(planes[0].shape)
+        return compute(*planes)
+
+    monkeypatch.setattr(segmentation, "_average_precision", counted)
+    got = measured("localization", context(model("hf_vit"), Listed(two_regions("a"))), "random")
+    assert len(got["average_precision"].values) == 2
+    assert calls == [(2, 32 * 32), (2, 2 * 32 * 32)]
 
 
 def test_void_pixels_count_for_nothing() -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from ...errors import InputError
 from .base import DataSet
-from .class_folder import ClassFolder
+from .class_folder import ClassFolder, ClassMosaics
 from .demo import (
     DemoMosaics,
     DemoObjects,
@@ -18,12 +18,9 @@ from .demo import (
     DemoSingles,
 )
 from .fixation_folder import FixationFolder
-from .imagenet_s import ImageNetS
-from .imagenet_segmentation import ImageNetSegmentation
-from .masked_folder import MaskedFolder
-from .mosaics import ClassMosaics
+from .imagenet import ImageNetS, ImageNetSegmentation
+from .masked_folder import MaskedFolder, PascalVoc
 from .open_images import OpenImagesPoints
-from .pascal_voc import PascalVoc
 
 __all__ = [
     "DATA_SETS",

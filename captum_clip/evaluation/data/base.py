@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,27 @@ class Sample:
     fixated: str | None = None
     void: Mask | None = None
     dropped: tuple[str, ...] = ()
+
+
+def mosaic_sample(
+    name: str,
+    cells: Sequence[npt.NDArray[np.uint8]],
+    words: Sequence[str],
+    labels: Sequence[int],
+    named: Sequence[int],
+    *,
+    caption: Callable[[list[str]], str],
+) -> Sample:
+    """Put four pictures (S, S, 3) together row by row, those that are `named` as regions.
+
+    Each shows a word and has a class, its label; the caption is made of the words that are named.
+    """
+    mosaic = np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
+    places = np.arange(len(mosaic)) // len(cells[0])
+    owners = 2 * places[:, None] + places
+    regions = [Region(words[cell], owners == cell, label=labels[cell]) for cell in named]
+    text = caption([words[cell] for cell in named])
+    return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)
 
 
 class DataSet(ABC):

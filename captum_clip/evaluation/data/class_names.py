@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ...errors import InputError
+from .files import read_lines
 
 FILE: Final = "classnames.txt"
 TEMPLATE: Final = "a photo of a {}"
@@ -34,7 +35,15 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
     check_template(template)
-    known = _read(folder / FILE)
+    path = folder / FILE
+    rows = [re.split(r"\s*\t\s*", line) for line in read_lines(path)] if path.exists() else []
+    wrong = [row for row in rows if len(row) != 2]
+    if wrong:
+        raise InputError(
+            f"{path}: expected a class and its name per line, with a tab between them, got "
+            f"{' '.join(wrong[0])!r}."
+        )
+    known = dict(rows)
     return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
 
 
@@ -42,23 +51,6 @@ def check_template(template: object) -> None:
     """A text with one "{}" for the name of a class."""
     if not isinstance(template, str) or template.count("{}") != 1:
         raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    rows = [[part.strip() for part in line.split("\t")] for line in lines if line.strip()]
-    wrong = [row for row in rows if len(row) != 2 or not all(row)]
-    if wrong:
-        raise InputError(
-            f"{path}: expected a class and its name per line, with a tab between them, got "
-            f"{' '.join(wrong[0])!r}."
-        )
-    return {row[0]: row[1] for row in rows}
 
 
 def _name(name: str) -> str:

@@ -17,8 +17,7 @@ from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
 from ...demo.tags import TaggedScene, draw_tagged_scene
-from .base import DataSet, Mask, Region, Sample
-from .mosaics import mosaic_sample
+from .base import DataSet, Mask, Region, Sample, mosaic_sample
 
 COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""
@@ -163,7 +162,7 @@ class DemoMosaics(_DemoData):
         named = generator.permutation(4)[: 1 + index % 4].tolist()
         labels = [NOUNS.index(noun) for noun in nouns]
         return mosaic_sample(
-            name, np.stack(cells), nouns, labels, named, caption=lambda words: compose(words).text
+            name, cells, nouns, labels, named, caption=lambda words: compose(words).text
         )
 
 

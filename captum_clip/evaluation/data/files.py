@@ -25,7 +25,7 @@ from .base import DataSet, Mask, Region, Sample
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
 
 
-class Drawn(TypedDict, total=False):
+class Sampling(TypedDict, total=False):
     """Which of the samples are taken: `limit` of them, None is all, drawn from `seed`."""
 
     limit: int | None
@@ -104,6 +104,19 @@ class FileData(DataSet):
                 f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
             )
         return files, stems
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text that have something in them, stripped.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def digest(entries: Mapping[str, object], under: Collection[str] | None = None) -> str:

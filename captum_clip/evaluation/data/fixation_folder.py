@@ -13,10 +13,10 @@ from typing_extensions import Unpack, override
 from ...errors import InputError
 from ...files import DAMAGED
 from .base import Sample
-from .files import Drawn, FileData, digest, read_grey
+from .files import FileData, Sampling, digest, read_grey
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"
-_FOLDERS: Final = (IMAGES, FIXATIONS)
+_ENDINGS: Final = (".png", ".npy")
 _COLUMNS: Final = ("file", "text")
 
 
@@ -41,15 +41,17 @@ class FixationFolder(FileData):
     """
 
     name = "fixations"
+    classes = ()
     tasks = ("fixation",)
     options = ("text",)
 
     def __init__(
-        self, folder: str | Path, *, text: str | None = None, **drawn: Unpack[Drawn]
+        self, folder: str | Path, *, text: str | None = None, **sampling: Unpack[Sampling]
     ) -> None:
-        super().__init__(folder, **drawn)
+        super().__init__(folder, **sampling)
         files, images = self._list(under=IMAGES)
-        maps = {stem: _maps(stem, files) for stem in images}
+        places = {stem: [f"{FIXATIONS}/{stem}{end}" for end in _ENDINGS] for stem in images}
+        maps = {stem: [place for place in own if place in files] for stem, own in places.items()}
         if not any(maps.values()):
             raise InputError(
                 f"{self._path}: expected {FIXATIONS}/{next(iter(images))}.png or .npy and so on, "
@@ -64,10 +66,12 @@ class FixationFolder(FileData):
                 f"images, or {TEXTS} with the columns {' and '.join(_COLUMNS)}."
             )
         self._take(images)
-        self.classes = ()
         self._maps = {stem: maps[stem] for stem in self.names}
         self._texts = {stem: texts.get(stem, text) for stem in self.names}
-        self._identity |= {"texts": digest(self._texts), "files": digest(files, _FOLDERS)}
+        self._identity |= {
+            "texts": digest(self._texts),
+            "files": digest(files, (IMAGES, FIXATIONS)),
+        }
 
     @override
     def read(self, index: int) -> Sample:
@@ -92,11 +96,6 @@ class FixationFolder(FileData):
         return Sample(stem, image, fixated=text, dropped=tuple(dropped), **truth)
 
 
-def _maps(stem: str, files: dict[str, int]) -> tuple[str, ...]:
-    places = (f"{FIXATIONS}/{stem}.png", f"{FIXATIONS}/{stem}.npy")
-    return tuple(place for place in places if place in files)
-
-
 def _texts(path: Path) -> dict[str, str]:
     """Stem of each image -> its text."""
     try:
@@ -106,21 +105,15 @@ def _texts(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {error}.") from error
     if tuple(header) != _COLUMNS:
         raise InputError(f"{path}: expected the columns {', '.join(_COLUMNS)}, got {header}.")
-    wrong = [
-        row
-        for row in rows
-        if len(row) != 2 or not row[1].strip() or not PurePosixPath(row[0].strip()).name
-    ]
-    if wrong:
-        raise InputError(f"{path}: expected a file and a text per line, got {wrong[0]}.")
-    return {_stem(file): text for file, text in rows}
-
-
-def _stem(file: str) -> str:
-    path = PurePosixPath(file.strip())
-    if path.parts[0] == IMAGES and len(path.parts) > 1:
-        path = path.relative_to(IMAGES)
-    return str(path.with_suffix(""))
+    texts = {}
+    for row in rows:
+        image = PurePosixPath(row[0].strip())
+        if len(row) != 2 or not row[1].strip() or not image.name:
+            raise InputError(f"{path}: expected a file and a text per line, got {row}.")
+        if image.parts[0] == IMAGES and len(image.parts) > 1:
+            image = image.relative_to(IMAGES)
+        texts[str(image.with_suffix(""))] = row[1]
+    return texts
 
 
 def _read(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray[Any]]:

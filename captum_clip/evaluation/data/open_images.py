@@ -12,14 +12,14 @@ from typing_extensions import Unpack, override
 from ...errors import InputError
 from .base import LabelledPoints, Mask, Sample
 from .class_names import TEMPLATE, check_template
-from .files import Drawn, FileData, digest
+from .files import FileData, Sampling, digest
 
 IMAGES: Final = "images"
 _POINTS, _NAMES = "point-labels.csv", "class-descriptions"
 _COLUMNS: Final = ("ImageId", "X", "Y", "Label", "EstimatedYesNo")
 
-Points = dict[str, list[tuple[float, float, bool]]]
-"""Label -> its points: x and y from 0 to 1, and whether they are of the class."""
+Points = list[tuple[float, float, bool]]
+"""x and y from 0 to 1, and whether it is of the class."""
 
 
 @final
@@ -47,20 +47,26 @@ class OpenImagesPoints(FileData):
     options = ("template",)
 
     def __init__(
-        self, folder: str | Path, *, template: str = TEMPLATE, **drawn: Unpack[Drawn]
+        self, folder: str | Path, *, template: str = TEMPLATE, **sampling: Unpack[Sampling]
     ) -> None:
-        super().__init__(folder, **drawn)
+        super().__init__(folder, **sampling)
         check_template(template)
         files, images = self._list(under=IMAGES)
-        points, names = _read(self._path, files, images)
+        rows, names = _read(self._path, files)
+        points: dict[str, dict[str, Points]] = {}
+        for (image, label), own in rows[rows["ImageId"].isin(images)].groupby(["ImageId", "Label"]):
+            if not own["yes"].any():
+                continue
+            if not names.get(label):
+                raise InputError(f"{self._path}: no table says what the class {label} is called.")
+            text = template.replace("{}", names[label])
+            marked = own[["X", "Y", "yes"]].itertuples(index=False, name=None)
+            points.setdefault(image, {})[text] = list(marked)
         if not points:
             raise InputError(f"{self._path}: no image in {IMAGES}/ has points that say yes.")
         pointed = {stem: images[stem] for stem in points}
         self._take(pointed, files=digest(files), template=template)
-        self._points: dict[str, Points] = {}
-        for stem in self.names:
-            own = points[stem].items()
-            self._points[stem] = {template.replace("{}", names[label]): of for label, of in own}
+        self._points = {stem: points[stem] for stem in self.names}
         self.classes = tuple(sorted({text for own in self._points.values() for text in own}))
 
     @override
@@ -74,41 +80,27 @@ class OpenImagesPoints(FileData):
         return Sample(stem, image, points=tuple(points))
 
 
-def _read(
-    folder: Path, files: dict[str, int], images: Collection[str]
-) -> tuple[dict[str, Points], dict[str, str]]:
-    """Stem -> label -> points, of images and labels to which one says yes; and label -> name."""
-    tables = {
-        ending: [name for name in files if ending in name and name.endswith(".csv")]
+def _read(folder: Path, files: Collection[str]) -> tuple[Any, dict[str, str]]:
+    """The points that say yes or no, as a table, and what each label is called."""
+    points, described = (
+        [name for name in files if ending in name and name.endswith(".csv")]
         for ending in (_POINTS, _NAMES)
-    }
-    if len(tables[_POINTS]) != 1:
+    )
+    if len(points) != 1:
         raise InputError(
             f"{folder}: expected one table oidv7-val-annotations-{_POINTS} or the like, found "
-            f"{len(tables[_POINTS])}."
+            f"{len(points)}."
         )
-    rows = _table(folder / tables[_POINTS][0], _COLUMNS)
+    rows = _table(folder / points[0], _COLUMNS)
     names = {}
     if "TextLabel" in rows:
         told = rows.dropna(subset=["TextLabel"])
         names = dict(zip(told["Label"], told["TextLabel"].str.strip(), strict=True))
-    for name in tables[_NAMES]:
-        described = _table(folder / name, ("LabelName", "DisplayName"))
-        names |= dict(
-            zip(described["LabelName"], described["DisplayName"].str.lower(), strict=True)
-        )
-    rows = rows[rows["ImageId"].isin(images)]
-    found: dict[str, Points] = {}
-    for (image, label), own in rows.groupby(["ImageId", "Label"], sort=True):
-        said = own["EstimatedYesNo"].str.lower()
-        if not (said == "yes").any():
-            continue
-        if not names.get(label):
-            raise InputError(f"{folder}: no table says what the class {label} is called.")
-        sure = said.isin(("yes", "no"))
-        columns = own["X"][sure], own["Y"][sure], said[sure] == "yes"
-        found.setdefault(image, {})[label] = [*zip(*columns, strict=True)]
-    return found, names
+    for name in described:
+        table = _table(folder / name, ("LabelName", "DisplayName"))
+        names |= dict(zip(table["LabelName"], table["DisplayName"].str.lower(), strict=True))
+    said = rows["EstimatedYesNo"].str.lower()
+    return rows.assign(yes=said == "yes")[said.isin(("yes", "no"))], names
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> Any:
@@ -129,7 +121,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> Any:
     return table
 
 
-def _marked(size: tuple[int, int], points: list[tuple[float, float, bool]], wanted: bool) -> Mask:
+def _marked(size: tuple[int, int], points: Points, wanted: bool) -> Mask:
     """The pixels (H, W) of the points that say yes, or no."""
     width, height = size
     mask = np.zeros((height, width), dtype=bool)

@@ -1,19 +1,14 @@
-"""What an evaluation measures, one task per file."""
+"""What an evaluation measures, one kind of task per file."""
 
 from typing import Final
 
-from .base import Task
-from .effect import Effect
-from .faithfulness import Faithfulness
-from .fixation import Fixation
-from .fixlip import Fixlip
-from .grid import GridPointing
-from .localization import Localization
+from ..method_on_batch import Task
+from .faithfulness import Faithfulness, Fixlip
+from .localization import Fixation, Localization, Points
+from .mosaics import GridPointing, Words
 from .perturbation import Perturbation
-from .points import Points
 from .sanity import Sanity
-from .signs import Signs
-from .words import Words
+from .signs import Effect, Signs
 
 _ALL: Final[tuple[Task, ...]] = (
     *(Localization(), Points(), Signs(), Effect(), Words(), GridPointing(), Perturbation()),

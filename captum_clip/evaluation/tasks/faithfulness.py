@@ -1,27 +1,35 @@
-"""Does a map predict what changes do to the score, and does it stay where little changes?"""
+"""Does a map predict what changes do to the score, and does it stay where little changes?
+
+Also FIxLIP's tests of faithfulness: AID and p-faithfulness.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ... import metrics
 from ...errors import InputError
 from ...metrics.masked_changes import MaskedChanges, infidelity_of
 from ...runs import Arrays
+from ..batch import Queries
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch
-from ..methods import Attribute, Queries
+from ..method_on_batch import MethodOnBatch, Task
+from ..methods import Attribute
 from ..metric import Metric
-from ..table import rows_of
-from .base import Task
 
-_SHARE = 0.2
-_RADIUS = 0.02
-_DRAWS = 5
+_SHARE: Final = 0.2
+_RADIUS: Final = 0.02
+_DRAWS: Final = 5
+STAY: Final = (30, 50, 70)
+"""The chance of each cell to stay, in per cent."""
+_STEPS: Final = tuple(tenth / 10 for tenth in range(11))
 
 
 class Faithfulness(Task):
@@ -69,57 +77,121 @@ class Faithfulness(Task):
         kept, raw = maps.compute_finite(first)
         if not kept:
             return
-        # Of all methods the same, and most of the work.
-        every = maps.batch.remember("masked changes", lambda: _changes(maps, first))
+        every = _masked_changes(maps, first, _SHARE)
         changes = MaskedChanges(every.masks[kept], every.changes[kept])
         queries = first.part(kept)
-        where = queries.numbers, queries.texts
         correlation = metrics.faithfulness_correlation(raw, changes)
-        yield rows_of("faithfulness_correlation", correlation, *where, chance=0)
+        yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
         square = changes.changes.square().mean(1)
         ratio = {"numerator": infidelity_of(raw, changes), "denominator": square}
-        yield rows_of("infidelity", ratio, *where)
+        yield queries.rows_of("infidelity", ratio)
         slow = maps.slow(queries)
         attribute = maps.method.attribute(maps.clip, slow.rows)
         if attribute is not None and len(slow):
-            values = _finite_sensitivity(maps, attribute, slow, range(len(slow)))
-            yield rows_of("sensitivity", values, slow.numbers, slow.texts)
+            values = _finite_sensitivity(maps, attribute, slow, [*range(len(slow))])
+            yield slow.rows_of("sensitivity", values)
 
 
 def _finite_sensitivity(
-    maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: Sequence[int]
+    maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: list[int]
 ) -> Tensor:
-    """Of each image, (N,), with the draws of its own number.
-
-    NaN where a map under noise holds NaN, which is said.
-    """
+    """Of each image, (N,); NaN where a map under noise holds NaN, which is said."""
+    own = queries.part(indices)
+    options = {"radius": _RADIUS, "samples": _DRAWS, **maps.options_of(own)}
     try:
-        return metrics.sensitivity(
-            attribute,
-            queries.pixels[list(indices)],
-            list(indices),
-            radius=_RADIUS,
-            samples=_DRAWS,
-            batch_size=maps.config.batch_size,
-            seed=[maps.config.seed + queries.numbers[index] for index in indices],
-        )
+        return metrics.sensitivity(attribute, own.pixels, indices, **options)
     except InputError as error:
         if len(indices) == 1:
-            reason = f"{maps.method.name}: {error}"
-            maps.skipped.append((queries.numbers[indices[0]], reason))
+            maps.skipped.append((own.numbers[0], f"{maps.method.name}: {error}"))
             return torch.full((1,), torch.nan)
     return torch.cat([_finite_sensitivity(maps, attribute, queries, [i]) for i in indices])
 
 
-def _changes(maps: MethodOnBatch, queries: Queries) -> MaskedChanges:
-    """Of each image with the masks of its own number, whatever else is in the batch."""
-    return metrics.masked_changes(
-        maps.context.forward(queries.rows),
-        queries.pixels,
-        list(range(len(queries))),
-        grid=maps.clip.grid(queries.pixels.shape[-2], queries.pixels.shape[-1]),
-        share=_SHARE,
-        samples=maps.config.draws,
-        batch_size=maps.config.batch_size,
-        seed=[maps.config.seed + number for number in queries.numbers],
+def _masked_changes(
+    maps: MethodOnBatch, queries: Queries, share: float, *, shifted: bool = True
+) -> MaskedChanges:
+    """Of all methods the same, and most of the work."""
+    return maps.batch.remember(
+        f"changes of {queries.numbers} by {share}",
+        partial(
+            metrics.masked_changes,
+            maps.context.forward(queries.rows),
+            queries.pixels,
+            list(range(len(queries))),
+            grid=maps.clip.grid(*queries.size),
+            share=share,
+            samples=maps.config.draws,
+            shifted=shifted,
+            **maps.options_of(queries),
+        ),
     )
+
+
+class Fixlip(Task):
+    """One target an image, its first; cells of the map's grid, in few images."""
+
+    name = "fixlip"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        cells = f"cells of the model's grid become the mean colour; {config.few} images at most"
+        area = "area between insertion and deletion, most relevant first, in tenths"
+        return {
+            "FIxLIP: AID and p-faithfulness": [
+                Metric(
+                    "aid",
+                    f"{area}; cosines less that of nothing left, over that of the whole image less "
+                    f"it, of images that have more; chance is 0; {cells}",
+                    constant=0,
+                ),
+                Metric(
+                    "aid_blur",
+                    f"the same of the plain cosines, with insertion into a blurred image; {cells}",
+                ),
+                *(
+                    Metric(
+                        f"p_faithfulness_{stay}",
+                        f"Spearman of the map's sum over the cells that stay, each with a chance "
+                        f"of {stay} %, and the cosine, {config.draws} draws; random maps get 0, a "
+                        f"constant one what the number of cells says; the other {cells}",
+                        constant=0,
+                    )
+                    for stay in STAY
+                ),
+            ]
+        }
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        first = maps.slow(maps.first_queries)
+        kept, raw = maps.compute_finite(first)
+        for index, heat in zip(kept, raw, strict=True):
+            query = first.part([index])
+            values = _measured(maps, query, heat[None].to(query.pixels))
+            for name, value in values.items():
+                chance = 0 if name.startswith("p_") else torch.nan  # of maps of one value
+                yield query.rows_of(name, value, chance=chance)
+
+
+def _measured(maps: MethodOnBatch, query: Queries, heat: Tensor) -> dict[str, Tensor]:
+    """Each metric of one image with one map (1, h, w), (1,)."""
+    cells = F.adaptive_avg_pool2d(heat, maps.clip.grid(*query.size))  # the same for all methods
+    test = partial(
+        metrics.perturbation_test,
+        maps.context.forward(query.rows),
+        query.pixels,
+        cells,
+        unit="patch",
+        fractions=_STEPS,
+        **maps.options_of(query),
+    )
+    deleted = test(fill=metrics.mean_fill(query.pixels)).score
+    inserted = test(fill=metrics.blur_fill(query.pixels), mode="insertion").score
+    values = {
+        "aid": metrics.area_between(deleted, normalize=True),
+        "aid_blur": metrics.area_between(deleted, inserted),
+    }
+    for stay in STAY:
+        drawn = _masked_changes(maps, query, 1 - stay / 100, shifted=False)
+        values[f"p_faithfulness_{stay}"] = metrics.p_faithfulness(heat, drawn)
+    return values

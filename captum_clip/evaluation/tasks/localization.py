@@ -1,22 +1,23 @@
-"""Does the map of a text lie on what the text names?"""
+"""Does a map lie where it should? Against masks, single labelled pixels, and human fixations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
+from ...metrics.segmentation import scores_at_thresholds
+from ...models.geometry import resize_density, resize_points
 from ...runs import Arrays
+from ..batch import View, queries_of
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch
-from ..metric import Metric
-from ..resampling import STATISTICS
-from ..table import rows_of
-from .base import Task
+from ..method_on_batch import MethodOnBatch, Task
+from ..metric import STATISTICS, Metric
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2
@@ -73,36 +74,129 @@ class Localization(Task):
 def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> Iterator[Arrays]:
     """Some regions, of one image where some of its pixels count for nothing."""
     queries = maps.regions.part(part)
-    where = queries.numbers, queries.texts
     heat, masks = maps.positive[part], maps.masks[part]
-    highest = heat
+    highest, inside = heat, masks
     if void is not None:
-        heat = resizing.upsample(heat, (void.shape[-2], void.shape[-1]))
-        highest = torch.where(void, heat.amin() - 1, heat)
+        heat = resizing.upsample(heat, queries.size)
+        highest, inside = torch.where(void, heat.amin() - 1, heat), masks & ~void
         # what is left has no shape, which no metric but pointing asks for
         heat, masks = heat[:, None, ~void], masks[:, None, ~void]
-        inside = masks.new_zeros(len(part), *void.shape)
-        inside[:, ~void] = masks[:, 0]
-    else:
-        inside = masks
-    at_mean = metrics.segmentation_scores(heat, masks, threshold="mean")
-    at_half = metrics.segmentation_scores(heat, masks, threshold=0.5)
-    yield rows_of("pointing", metrics.pointing_game(highest, inside), *where)
+    at_mean, at_half = scores_at_thresholds(heat, masks, ["mean", 0.5])
+    yield queries.rows_of("pointing", metrics.pointing_game(highest, inside))
     near = metrics.pointing_game(highest, inside, tolerance=NEAR)
-    yield rows_of(f"pointing_{NEAR}", near, *where)
+    yield queries.rows_of(f"pointing_{NEAR}", near)
     share = masks.flatten(1).float().mean(1)
-    yield rows_of("energy", metrics.energy_inside(heat, masks), *where, chance=share)
-    yield rows_of("coverage", metrics.coverage(heat, masks, area=AREA), *where)
-    yield rows_of("average_precision", at_mean.average_precision, *where)
+    yield queries.rows_of("energy", metrics.energy_inside(heat, masks), chance=share)
+    yield queries.rows_of("coverage", metrics.coverage(heat, masks, area=AREA))
+    yield queries.rows_of("average_precision", at_mean.average_precision)
     for end, scores in (("", at_mean), ("_half", at_half)):
         right = scores.true_positive + scores.true_negative
         wrong = scores.false_positive + scores.false_negative
-        yield rows_of(
-            f"pixel_accuracy{end}", {"numerator": right, "denominator": right + wrong}, *where
-        )
+        ratio = {"numerator": right, "denominator": right + wrong}
+        yield queries.rows_of(f"pixel_accuracy{end}", ratio)
         counts = {name: getattr(scores, name) for name in STATISTICS["mean_iou"].parts}
-        yield rows_of(f"mean_iou{end}", counts, *where)
-    both = metrics.two_class_average_precision(heat, masks)
-    yield rows_of("legrad_pixel_accuracy", at_half.image_accuracy, *where)
-    yield rows_of("legrad_mean_iou", at_half.image_iou, *where)
-    yield rows_of("legrad_map", both, *where)
+        yield queries.rows_of(f"mean_iou{end}", counts)
+    yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
+    yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
+    yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heat, masks))
+
+
+class Points(Task):
+    """Positive maps against single labelled pixels: those of the class, and those that are not."""
+
+    name = "points"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        marked = "marked: above half of the min-max map; classes with a point that says yes"
+        union = (
+            "p-mIoU: of the points, those marked and right / those marked or right, mean over "
+            f"pairs of image and class; {marked}"
+        )
+        share = f"share of the points decided rightly, mean; {marked}"
+        return {"Open Images points": [Metric("p_miou", union), Metric("point_accuracy", share)]}
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Samples with labelled points of which the crop shows some that say yes."""
+        pairs = [(view, points) for view in maps.batch.views for points in view.sample.points]
+        if not pairs:
+            return
+        texts = [points.text for _, points in pairs]
+        queries = queries_of([view for view, _ in pairs], maps.context.encode(texts), texts)
+        kept, raw = maps.compute_finite(queries)
+        for index, heat in zip(kept, raw.clamp(min=0), strict=True):
+            view, points = pairs[index]
+            both = np.stack([points.yes, points.no])
+            moved = resize_points(maps.clip.processor, both, view.size)
+            yes, no = torch.from_numpy(moved).to(heat.device)
+            if not yes.any():
+                reason = f"the crop shows no point of {points.text!r}"
+                maps.skipped.append((view.number, reason))
+                continue
+            scores = metrics.segmentation_scores(
+                heat[None], yes[None], threshold=0.5, counted=(yes | no)[None]
+            )
+            query = queries.part([index])
+            yield query.rows_of("p_miou", scores.object_iou)
+            yield query.rows_of("point_accuracy", scores.image_accuracy)
+
+
+class Fixation(Task):
+    """Positive maps against human fixations: points and densities."""
+
+    name = "fixation"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        return {
+            "Human fixations": [
+                Metric("nss", "mean standardised value at fixations; chance is 0"),
+                Metric("auc_judd", "AUC-Judd at fixations; chance is .5"),
+                Metric("cc", "linear correlation with the density; chance is 0"),
+                Metric("sim", "shared mass of map and density, 1 where equal"),
+            ]
+        }
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Each metric where its kind of fixations is known."""
+        views = [view for view in maps.batch.views if view.sample.fixated is not None]
+        if not views:
+            return
+        texts = [view.sample.fixated or "" for view in views]
+        queries = queries_of(views, maps.context.encode(texts), texts)
+        kept, raw = maps.compute_finite(queries)
+        for index, heat in zip(kept, raw.clamp(min=0), strict=True):
+            query, view = queries.part([index]), views[index]
+            points, density = _fixations(maps, view), _density(maps, view)
+            if points is not None:
+                yield query.rows_of("nss", metrics.nss(heat, points)[None], chance=0)
+                yield query.rows_of("auc_judd", metrics.auc_judd(heat, points)[None], chance=0.5)
+            if density is not None:
+                # the SIM of a map with its mass everywhere alike; NaN for a constant density
+                mass = resizing.normalize(density)
+                even = (mass / mass.sum()).clamp(max=1 / mass.numel()).sum()
+                yield query.rows_of("cc", metrics.cc(heat, density)[None], chance=0 * even)
+                yield query.rows_of("sim", metrics.sim(heat, density)[None], chance=even)
+
+
+def _fixations(maps: MethodOnBatch, view: View) -> Tensor | None:
+    """Fixations (H, W) in the crop; None where there are none in it, or every pixel is one."""
+    if view.sample.fixations is None:
+        return None
+    points = resize_points(maps.clip.processor, view.sample.fixations, view.size) > 0
+    if not points.any() or points.all():
+        maps.skipped.append((view.number, "the crop shows none of the fixations, or nothing else"))
+        return None
+    return torch.from_numpy(np.ascontiguousarray(points)).to(view.pixels.device)
+
+
+def _density(maps: MethodOnBatch, view: View) -> Tensor | None:
+    if view.sample.density is None:
+        return None
+    density = resize_density(maps.clip.processor, view.sample.density, view.size)
+    if not density.any():
+        maps.skipped.append((view.number, "the crop shows nothing of the density of fixations"))
+        return None
+    return torch.from_numpy(density).to(view.pixels.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from torch import Tensor
@@ -11,12 +11,10 @@ from typing_extensions import override
 
 from ... import metrics
 from ...runs import Arrays
+from ..batch import Queries, queries_of
 from ..config import EvaluationConfig, Fill
-from ..method_on_batch import MethodOnBatch, queries_of
-from ..methods import Queries
+from ..method_on_batch import MethodOnBatch, Task
 from ..metric import Metric
-from ..table import rows_of
-from .base import Task
 
 TITLES: Final[dict[str, str]] = {
     "mean": "the mean colour",
@@ -42,11 +40,23 @@ class Perturbation(Task):
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
         groups = {}
         for fill in config.fills:
+            slow = f"fifths, {config.few} images drawn from all"
+            steps = slow if fill == "road" else "tenths"
+            said = f"removed pixels become {TITLES[fill]}, in {steps}"
             for kind in _KINDS:
                 title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
-                groups[title] = _classification(config, fill, kind)
-            title = f"Perturbation by number of objects: {TITLES[fill]}"
-            groups[title] = _by_objects(config, fill)
+                own = f"{said}; map of the {kind} class"
+                gaps = _gaps(f"_{fill}_{kind}", f"the {kind} class", own)
+                groups[title] = [*_areas(f"_{fill}_{kind}", own), *gaps]
+            groups[f"Perturbation by number of objects: {TITLES[fill]}"] = [
+                metric
+                for count in _OBJECTS
+                for metric in _gaps(
+                    f"_{fill}_{count}",
+                    "the named object",
+                    f"{said}; scenes of {count}, map of the text that names one of them",
+                )
+            ]
         return groups
 
     @override
@@ -57,9 +67,9 @@ class Perturbation(Task):
             return
         predicted = dict(zip(maps.batch.views, maps.batch.predicted.tolist(), strict=True))
         labels = [view.sample.label or 0 for view in views]
-        counts = [len(view.sample.regions) for view in views]
         wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)  # place and class of the map
-        for place, (view, label, count) in enumerate(zip(views, labels, counts, strict=True)):
+        for place, (view, label) in enumerate(zip(views, labels, strict=True)):
+            count = len(view.sample.regions)
             if count < 2:
                 wanted["predicted"].append((place, predicted[view]))
                 wanted["true"].append((place, label))
@@ -80,8 +90,7 @@ class Perturbation(Task):
             seen = [i for i, k in enumerate(kept) if fill != "road" or queries.numbers[k] in slow]
             if not seen:
                 continue
-            tested = [kept[i] for i in seen]
-            part, own = queries.part(tested), [pairs[index] for index in tested]
+            part, own = queries.part([kept[i] for i in seen]), [pairs[kept[i]] for i in seen]
             true = [labels[place] for place, _ in own]
             test = _test(maps, part, raw[seen], fill, [label for _, label in own], true)
             rows = {pair: row for row, pair in enumerate(own)}
@@ -91,37 +100,13 @@ class Perturbation(Task):
                     yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
 
 
-def _said(config: EvaluationConfig, fill: Fill) -> str:
-    steps = f"fifths, {config.few} images drawn from all" if fill == "road" else "tenths"
-    return f"removed pixels become {TITLES[fill]}, in {steps}"
-
-
-def _classification(config: EvaluationConfig, fill: Fill, kind: str) -> list[Metric]:
-    end = f"_{fill}_{kind}"
-    said = f"{_said(config, fill)}; map of the {kind} class"
+def _areas(end: str, said: str) -> list[Metric]:
     area = "area under the curve of top-1 accuracy (of the true class, all classes of the data)"
+    least = "the same, least relevant first; with the same fill it is also the area of insertion"
     return [
         Metric(f"most{end}", f"{area}, most relevant first; {said}", "low"),
-        Metric(
-            f"least{end}",
-            f"the same, least relevant first; with the same fill it is also the area of insertion; "
-            f"{said}",
-        ),
+        Metric(f"least{end}", f"{least}; {said}"),
         Metric(f"gap{end}", f"least less most; chance is 0; {said}", constant=0),
-        *_gaps(end, f"the {kind} class", said),
-    ]
-
-
-def _by_objects(config: EvaluationConfig, fill: Fill) -> list[Metric]:
-    said = _said(config, fill)
-    return [
-        metric
-        for count in _OBJECTS
-        for metric in _gaps(
-            f"_{fill}_{count}",
-            "the named object",
-            f"{said}; scenes of {count}, map of the text that names one of them",
-        )
     ]
 
 
@@ -146,16 +131,21 @@ def _test(
     labels: list[int],
 ) -> metrics.PerturbationTest:
     """The test of images with maps (N, h, w) of classes `targets`."""
+    fills: dict[Fill, Callable[[], Any]] = {
+        "mean": lambda: metrics.mean_fill(queries.pixels),
+        "black": lambda: maps.clip.color((0, 0, 0)),
+        "blur": lambda: metrics.blur_fill(queries.pixels),
+        "road": lambda: "road",
+    }
     return metrics.perturbation_test(
         maps.context.forward(maps.context.classes),
         queries.pixels,
         heat.to(queries.pixels),
         targets,
-        fill=_filled(maps, queries.pixels, fill),
+        fill=fills[fill](),
         labels=labels,
         fractions=_FIFTHS if fill == "road" else _TENTHS,
-        batch_size=maps.config.batch_size,
-        seed=[maps.config.seed + number for number in queries.numbers],
+        **maps.options_of(queries),
     )
 
 
@@ -163,25 +153,16 @@ def _rows(
     end: str, test: metrics.PerturbationTest, rows: Sequence[int], queries: Queries
 ) -> Iterator[Arrays]:
     """Of some images of a test: gaps, and where they show one thing the curves of top-1."""
-    where = queries.numbers, queries.texts
     top1, margin = test.top1, test.margin
     assert top1 is not None
     assert margin is not None
-    yield rows_of(f"gap_cosine_{end}", test.score.gap[rows], *where)
-    yield rows_of(f"gap_margin_{end}", margin.gap[rows], *where)
+    yield queries.rows_of(f"gap_cosine_{end}", test.score.gap[rows])
+    yield queries.rows_of(f"gap_margin_{end}", margin.gap[rows])
     if not end.endswith(_KINDS):
         return
-    yield rows_of(f"most_{end}", top1.most_area[rows], *where)
-    yield rows_of(f"least_{end}", top1.least_area[rows], *where)
-    yield rows_of(f"gap_{end}", top1.gap[rows], *where)
+    yield queries.rows_of(f"most_{end}", top1.most_area[rows])
+    yield queries.rows_of(f"least_{end}", top1.least_area[rows])
+    yield queries.rows_of(f"gap_{end}", top1.gap[rows])
     for start, curve in ((MOST_FIRST, top1.most_first), (LEAST_FIRST, top1.least_first)):
         for x, column in zip(top1.fractions.tolist(), curve[rows].T, strict=True):
-            yield rows_of(f"{start}{end}", column, *where, x=x)
-
-
-def _filled(maps: MethodOnBatch, images: Tensor, fill: Fill) -> Any:
-    if fill == "road":
-        return "road"
-    if fill == "black":
-        return maps.clip.color((0, 0, 0))
-    return metrics.blur_fill(images) if fill == "blur" else metrics.mean_fill(images)
+            yield queries.rows_of(f"{start}{end}", column, x=x)

@@ -10,10 +10,8 @@ from typing_extensions import override
 from ... import metrics
 from ...runs import Arrays
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch
+from ..method_on_batch import MethodOnBatch, Task
 from ..metric import Metric
-from ..table import rows_of
-from .base import Task
 
 
 class Sanity(Task):
@@ -23,31 +21,20 @@ class Sanity(Task):
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        start = f"Spearman's rank correlation, {config.few} images drawn from all, with the map"
+        start = f"Spearman's rank correlation, {config.few} images drawn from all, with the map of"
+        parameters = "a model with random parameters in its whole vision tower: near 0 is right"
+        empty = "the empty text: near 1 means that the text hardly matters"
+        other = (
+            "a text that names something else, drawn from the data set's classes: near 1 means the "
+            "same"
+        )
+        heads = "the same function with the heads of all layers but the last renumbered: 1 is right"
         return {
             "Sanity checks": [
-                Metric(
-                    "random_parameters",
-                    f"{start} of a model with random parameters in its whole vision tower: near 0 "
-                    "is right",
-                    "none",
-                ),
-                Metric(
-                    "empty_prompt",
-                    f"{start} of the empty text: near 1 means that the text hardly matters",
-                    "none",
-                ),
-                Metric(
-                    "other_prompt",
-                    f"{start} of a text that names something else, drawn from the data set's "
-                    "classes: near 1 means the same",
-                    "none",
-                ),
-                Metric(
-                    "renumbered_heads",
-                    f"{start} of the same function with the heads of all layers but the last "
-                    "renumbered: 1 is right",
-                ),
+                Metric("random_parameters", f"{start} {parameters}", "none"),
+                Metric("empty_prompt", f"{start} {empty}", "none"),
+                Metric("other_prompt", f"{start} {other}", "none"),
+                Metric("renumbered_heads", f"{start} {heads}"),
             ]
         }
 
@@ -74,9 +61,8 @@ class Sanity(Task):
             if clip is not None:
                 own, other_maps = maps.compute_finite(asked, clip)
                 if own:
-                    part = queries.part(own)
                     correlation = metrics.rank_correlation(raw[own], other_maps)
-                    yield rows_of(name, correlation, part.numbers, part.texts, chance=0)
+                    yield queries.part(own).rows_of(name, correlation, chance=0)
 
 
 def _other(maps: MethodOnBatch, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Where the negative map of a text lies, and how it goes with the positive one."""
+"""What both signs of a map say: where each lies, and whether it agrees with true effects."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
 from ...runs import Arrays
+from ..batch import Queries
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, finite_maps
+from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..metric import Metric
 from ..table import rows_of
-from .base import Task
 
 _PARTS = {
     "target": "in the region that the text names",
     "others": "in the other regions",
     "background": "outside of all regions",
 }
+_TINY = 1e-150  # maps may be as small as gradients
 
 
 class Signs(Task):
@@ -82,47 +84,115 @@ class Signs(Task):
         kept = several.nonzero()[:, 0].tolist()
         if not kept:
             return
-        where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
+        own, known, positive = queries.part(kept), known[kept], maps.positive[kept]
         masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
-        positive = maps.positive[kept]
-        known = known[kept]
         for name, mask in masks.items():
-            yield _share(f"positive_{name}", positive, mask, known, where)
+            yield _share(f"positive_{name}", own, positive, mask, known)
         regions = masks["target"] | masks["others"]
-        yield _share("target_among_regions", positive, masks["target"], regions, where)
+        yield _share("target_among_regions", own, positive, masks["target"], regions)
         if maps.negative is None:
             return
-        finite = finite_maps(maps.negative[kept])
-        if not finite.any():
+        negative = maps.negative[kept]
+        finite = finite_indices(negative)
+        if not finite:
             return
-        kept = [index for index, is_finite in zip(kept, finite.tolist(), strict=True) if is_finite]
-        where = [queries.numbers[i] for i in kept], [queries.texts[i] for i in kept]
-        positive, negative = positive[finite], maps.negative[kept]
+        own, known = own.part(finite), known[finite]
+        positive, negative = positive[finite], negative[finite]
         masks = {name: mask[finite] for name, mask in masks.items()}
-        known = known[finite]
         for name, mask in masks.items():
-            yield _share(f"negative_{name}", negative, mask, known, where)
+            yield _share(f"negative_{name}", own, negative, mask, known)
         correlation = metrics.rank_correlation(positive, negative)
-        yield rows_of("sign_correlation", correlation, *where, chance=0)
-        yield rows_of("sign_cosine", _cosine(positive, negative), *where, chance=0)
-        heat = resizing.upsample(negative, (known.shape[-2], known.shape[-1]))
-        heat = torch.where(known, heat, -1)
+        yield own.rows_of("sign_correlation", correlation, chance=0)
+        first, second = (heat.flatten(1).double() for heat in (positive, negative))
+        yield own.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
+        heat = torch.where(known, resizing.upsample(negative, own.size), -1)
         hits = metrics.pointing_game(heat, masks["others"])
-        yield rows_of("negative_pointing_others", hits, *where)
+        yield own.rows_of("negative_pointing_others", hits)
 
 
-def _share(
-    metric: str, heat: Tensor, masks: Tensor, known: Tensor, where: tuple[list[int], list[str]]
-) -> Arrays:
+def _share(metric: str, queries: Queries, heat: Tensor, masks: Tensor, known: Tensor) -> Arrays:
     """Of the mass of maps (N, h, w) in all that is known; an empty map gets the share of pixels."""
-    mass = resizing.upsample(heat, (known.shape[-2], known.shape[-1])) * known
+    mass = resizing.upsample(heat, queries.size) * known
     share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
     chance = masks.flatten(1).sum(1) / known.flatten(1).sum(1)
-    return rows_of(metric, share, *where, chance=chance)
+    return queries.rows_of(metric, share, chance=chance)
 
 
-def _cosine(positive: Tensor, negative: Tensor) -> Tensor:
-    first, second = positive.flatten(1).double(), negative.flatten(1).double()
-    product: Tensor = (first * second).sum(1)
-    lengths: Tensor = first.norm(dim=1) * second.norm(dim=1)
-    return product / lengths
+class Effect(Task):
+    """Signed mass in each object against the object's exact Shapley effect."""
+
+    name = "effect"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        shapley = "exact Shapley effect on the cosine, by drawing the scene with every subset"
+        removal = "the cosine of the whole scene less that of the scene drawn without the object"
+        return {
+            "Effect of an object": _effect_metrics("effect", shapley),
+            "Effect of taking an object out of the scene": _effect_metrics("removal", removal),
+        }
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Samples of which a map is missing are left out.
+
+        A row is a pair of a text and an object, whose region is "a horse / a dog".
+        """
+        queries = maps.regions
+        for view in maps.batch.views if len(queries) else ():
+            own = [i for i, number in enumerate(queries.numbers) if number == view.number]
+            scores = maps.batch.subset_scores.get(view.number)
+            if scores is None or len(own) != len(view.regions):
+                continue
+            if len(finite_indices(maps.signed[own])) < len(own):
+                continue
+            mass = metrics.object_mass(maps.signed[own].double(), view.masks)  # (texts, objects)
+            texts = [region.text for region in view.regions]
+            pairs = [(text, other) for text in texts for other in texts]
+            others = [place for place, (text, other) in enumerate(pairs) if text != other]
+            effects = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
+            for name, effect in effects.items():
+                for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
+                    where = [view.number] * len(kept), [" / ".join(pairs[i]) for i in kept]
+                    both = {"mass": mass.flatten()[kept], "effect": effect.flatten()[kept]}
+                    for statistic in ("spearman", "balanced", "auc"):
+                        yield rows_of(f"{name}_{statistic}{end}", both, *where)
+                    for sign, of in (("negative", "effect"), ("mass_negative", "mass")):
+                        yield rows_of(f"{name}_{sign}{end}", (both[of] < 0).double(), *where)
+
+
+def _removals(scores: Tensor) -> Tensor:
+    """What the whole scene has over the scene without each object: (n, 2^n) -> (n, n)."""
+    whole = scores.shape[1] - 1
+    without = [whole ^ (1 << place) for place in range(whole.bit_length())]
+    return scores[:, whole:] - scores[:, without]
+
+
+def _effect_metrics(name: str, exact: str) -> list[Metric]:
+    columns = []
+    for end, pairs in (
+        ("", "all pairs of a region's text and an object of its scene"),
+        ("_others", "pairs where the text names another object"),
+    ):
+        signed = "positive less negative map, both as published"
+        ranks = f"rank correlation of the mass ({signed}) and {exact}; {pairs}"
+        balanced = (
+            "mean of the shares of right signs among the effects above and among those below zero, "
+            f"no mass counts one half; a constant answer gets .5; {pairs}"
+        )
+        area = (
+            "chance that the mass of an effect above zero is above that of one below zero; masses "
+            f"that have nothing to do with the effects get .5; {pairs}"
+        )
+        share = (
+            f"share of the effects below zero: always saying one sign is right as often; {pairs}"
+        )
+        answers = f"share of the masses below zero; {pairs}"
+        columns += [
+            Metric(f"{name}_spearman{end}", ranks, statistic="spearman", constant=0),
+            Metric(f"{name}_balanced{end}", balanced, "high", "balanced_accuracy", 0.5),
+            Metric(f"{name}_auc{end}", area, "high", "auc", 0.5),
+            Metric(f"{name}_negative{end}", share, "none"),
+            Metric(f"{name}_mass_negative{end}", answers, "none"),
+        ]
+    return columns

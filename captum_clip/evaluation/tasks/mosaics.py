@@ -1,0 +1,173 @@
+"""Does the map of a word, or of a class, lie in its own cell of a mosaic?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ... import maps as resizing
+from ... import metrics, targets
+from ...runs import Arrays
+from ..batch import Batch, Queries, View, queries_of
+from ..config import EvaluationConfig
+from ..method_on_batch import MethodOnBatch, Task, finite_indices
+from ..metric import Metric
+
+_MOST: Final = 4
+_CAPTION: Final = "caption of {n} of the four cells"
+_GAMES: Final = {
+    "Mosaic game, a signed map per word": (
+        *("words", None),
+        "(positive mass in the word's own cell + negative mass outside) / all mass; "
+        f"{_CAPTION}, target: what the word adds to it; a map that is positive everywhere gets "
+        ".25, random signs .5, a negative one .75",
+    ),
+    "FIxLIP's pointing game: the positive map of a word": (
+        *("word_energy", 0.25),
+        f"share of the word's positive mass in its own cell, {_CAPTION}; chance is .25",
+    ),
+    "FIxLIP's pointing game: the positive map of the whole caption": (
+        *("caption", 0.25),
+        "the same of one map for all words of the caption, whose mean over its words is at most "
+        "1/{n}; chance is .25",
+    ),
+    "Pointing of words": (
+        *("word_pointing", 0.25),
+        f"maximum of the word's positive map in its own cell; {_CAPTION}; chance is .25",
+    ),
+}
+"""Title of a table -> start of its metrics' names, what a constant answer gets, protocol."""
+_CONFIDENCE: Final = 0.5
+_SCALE: Final = 100  # of cosines before the softmax, where CLIP's own training stops it
+
+
+class Words(Task):
+    """Signed maps of words, and the maps of whole captions beside them."""
+
+    name = "words"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        return {
+            title: [
+                Metric(f"{name}_{count}", protocol.format(n=count), constant=constant)
+                for count in range(1, _MOST + 1)
+            ]
+            for title, (name, constant, protocol) in _GAMES.items()
+        }
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Samples with a caption."""
+        views = [v for v in maps.batch.views if v.sample.caption and len(v.regions) <= _MOST]
+        if not views:
+            return
+        owners = [view for view in views for _ in view.regions]
+        words = [region.text for view in views for region in view.regions]
+        captions = [view.sample.caption or "" for view in owners]
+        rows = [
+            targets.words(maps.clip, caption, [word]).bank[0]
+            for caption, word in zip(captions, words, strict=True)
+        ]
+        everything = queries_of(owners, torch.stack(rows), words)
+        kept, raw = maps.compute_finite(everything)
+        if not kept:
+            return
+        queries, counts = everything.part(kept), [len(owners[i].regions) for i in kept]
+        masks = torch.cat([view.masks for view in views])[kept]
+        cells = masks.flatten(1).double().mean(1)  # share of the mosaic
+        positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
+        signed = positive if negative is None else positive - negative
+        own = finite_indices(signed)
+        if own:
+            game = metrics.word_mosaic_game(signed[own], masks[own])
+            chance = cells[own] if negative is None else torch.full_like(cells[own], 0.5)
+            yield from _by_count("words", game, queries.part(own), [counts[i] for i in own], chance)
+        energy = metrics.energy_inside(positive, masks)
+        yield from _by_count("word_energy", energy, queries, counts, cells)
+        hits = metrics.pointing_game(positive, masks)
+        yield from _by_count("word_pointing", hits, queries, counts, cells)
+
+        texts = tuple(captions[i] for i in kept)
+        whole = replace(queries, rows=maps.context.encode(texts), texts=texts)
+        own, raw = maps.compute_finite(whole)
+        if own:
+            share = metrics.energy_inside(resizing.positive(raw), masks[own])
+            part, of_part = queries.part(own), [counts[i] for i in own]
+            yield from _by_count("caption", share, part, of_part, cells[own])
+
+
+def _by_count(
+    name: str, values: Tensor, queries: Queries, counts: Sequence[int], chance: Tensor
+) -> Iterator[Arrays]:
+    """Rows of values (N,) for each number of named cells; what empty maps get is `chance` (N,)."""
+    for count in sorted(set(counts)):
+        kept = [i for i, own in enumerate(counts) if own == count]
+        yield queries.part(kept).rows_of(f"{name}_{count}", values[kept], chance=chance[kept])
+
+
+class GridPointing(Task):
+    """GridPG: positive maps of classes in mosaics, of the cells that the model is sure of."""
+
+    name = "grid"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        sure = (
+            f"of cells that the model, shown them alone, puts into their class with a probability "
+            f"of {_CONFIDENCE:g} or more (softmax of {_SCALE} times the cosines with all classes)"
+        )
+        protocol = f"share of the positive mass in the cell of the class; chance is .25; {sure}"
+        return {"GridPG": [Metric("grid_pg", protocol, constant=0.25)]}
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Samples whose regions have classes."""
+        cells = _cells(maps.batch)
+        sure = maps.batch.remember("sure of cells", lambda: _sure(maps.batch))
+        chosen = [cell for cell, known in zip(cells, sure.tolist(), strict=True) if known]
+        if not chosen:
+            return
+        labels = [view.regions[place].label or 0 for view, place in chosen]
+        texts = [maps.context.data.classes[label] for label in labels]
+        queries = queries_of([v for v, _ in chosen], maps.context.classes[labels], texts)
+        kept, raw = maps.compute_finite(queries)
+        if kept:
+            masks = torch.stack([chosen[i][0].masks[chosen[i][1]] for i in kept])
+            share = metrics.grid_pointing_game(resizing.positive(raw), masks)
+            chance = masks.flatten(1).double().mean(1)
+            yield queries.part(kept).rows_of("grid_pg", share, chance=chance)
+
+
+def _cells(batch: Batch) -> list[tuple[View, int]]:
+    """Every region that has a class, as its view and its place there."""
+    return [
+        (view, place)
+        for view in batch.views
+        for place, region in enumerate(view.regions)
+        if region.label is not None
+    ]
+
+
+def _sure(batch: Batch) -> Tensor:
+    """Whether the model knows each of the :func:`_cells` alone, cut out of its picture, (N,)."""
+    cells = _cells(batch)
+    if not cells:
+        return torch.zeros(0, dtype=torch.bool)
+    pictures, labels = [], []
+    for view, place in cells:
+        region = view.regions[place]
+        rows, columns = (np.flatnonzero(region.mask.any(axis)) for axis in (1, 0))
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        pictures.append(view.sample.image.crop(box))
+        labels.append(region.label)
+    context = batch.context
+    scores = context.scores(context.clip.preprocess(pictures), context.classes)
+    confidence, found = (_SCALE * scores.double()).softmax(1).max(1)
+    return (found == torch.tensor(labels, device=found.device)) & (confidence >= _CONFIDENCE)
