@@ -43,21 +43,16 @@ def curve_bands(
     """
     bands: dict[str, Curve] = {}
     for method, rows in table.groupby("method", observed=True, sort=False):
-        codes = rows["sample"].astype("category").cat.remove_unused_categories().cat.codes
-        images = int(codes.max()) + 1
-        rows = rows.assign(index=codes).sort_values(["x", "index", "value"])
-        fractions, points = zip(*rows.groupby("x"), strict=True)
-        means = [
-            STATISTICS["mean"].prepare(
-                point["index"].to_numpy(np.intp), point["value"].to_numpy()[:, None], images
-            )
-            for point in points
-        ]
+        points = rows.pivot_table("value", "sample", "x", observed=True)
+        images, values = len(points), points.to_numpy()[:, :, None]
+        index = np.arange(images)
+        prepare = STATISTICS["mean"].prepare
+        means = [prepare(index, values[:, place], images) for place in range(values.shape[1])]
         figures = bootstrap(means, images, resamples=resamples, seed=seed)
         mean, low, high = np.array([interval_of(point, level) for point in figures]).T
         if images == 1:  # says nothing of others
             low = high = np.full_like(mean, np.nan)
-        bands[str(method)] = (np.array(fractions), mean, low, high)
+        bands[str(method)] = (points.columns.to_numpy(), mean, low, high)
     return bands
 
 

@@ -116,31 +116,25 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
     for method in named:  # what depends on nothing but the model and the method fails here
         method.maps(clip, query)
-    sizes = {"size": config.chunk_size, "max_slow_images": config.few, "seed": config.seed}
-    shards = tuple(shards_of(data, methods, **sizes))
+    shards = tuple(shards_of(config, data, methods))
     return Plan(config, model, fingerprint, data, tasks, methods, reference, shards)
 
 
 def shards_of(
-    data: Sequence[DataSet],
-    methods: Sequence[Method],
-    *,
-    size: int,
-    max_slow_images: int,
-    seed: int,
+    config: EvaluationConfig, data: Sequence[DataSet], methods: Sequence[Method]
 ) -> list[Shard]:
     """Cut every data set into batches; all methods of a batch follow each other.
 
-    Samples come in the order in which `seed` would draw them, so the first are a sample of all;
-    costly methods see `max_slow_images` of them. A shard has `size` samples, the last one the rest.
+    Samples come in the order in which the seed would draw them, so the first are a sample of all;
+    costly methods see `few` of them. A shard has `chunk_size` samples, the last one the rest.
     """
-    shards = []
+    shards, size = [], config.chunk_size
     for place, data_set in enumerate(data):
         folder = f"{FOLDER}/{place:02d}-{slug(data_set.name)}"
-        order = draw_order(data_set.names, seed)
+        order = draw_order(data_set.names, config.seed)
         for start in range(0, len(data_set), size):
             for number, method in enumerate(methods):
-                seen = max_slow_images if method.costly else len(data_set)
+                seen = config.few if method.costly else len(data_set)
                 numbers = tuple(sorted(order[start : min(start + size, seen)]))
                 name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
                 if numbers:
@@ -155,15 +149,11 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
     for option, value in options.items():
         if value is not None and not any(option in options_of(name) for name in names):
             raise InputError(f"evaluate: none of the data {', '.join(names)} takes a {option}.")
-    return tuple(
-        open_data(
-            name,
-            number=config.images,
-            seed=config.seed,
-            **{option: options[option] for option in options_of(name)},
-        )
-        for name in names
-    )
+    data = []
+    for name in names:
+        own = {option: options[option] for option in options_of(name)}
+        data.append(open_data(name, number=config.images, seed=config.seed, **own))
+    return tuple(data)
 
 
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:

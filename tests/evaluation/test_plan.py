@@ -8,7 +8,7 @@ from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Attributed, Drawn
 from captum_clip.evaluation.plan import shards_of
 from captum_clip.files import draw_names
-from tests.evaluation.cases import Listed, context, model, picture
+from tests.evaluation.cases import Listed, context, model, picture, settings
 
 
 def any_method(name: str, *, costly: bool = False) -> Any:
@@ -21,7 +21,7 @@ def test_every_method_sees_every_sample_once_and_costly_ones_a_sample_of_them() 
     """Batch by batch, so that all methods of a batch share it."""
     data = [Listed(*(Sample(str(n), picture()) for n in range(count))) for count in (5, 2)]
     methods = [any_method("one"), any_method("the other", costly=True)]
-    shards = shards_of(data, methods, size=2, max_slow_images=3, seed=0)
+    shards = shards_of(settings(chunk_size=2, few=3), data, methods)
     first, second, last = (shards[place].numbers for place in (0, 2, 4))
     assert [(u.data, u.method, u.numbers) for u in shards] == [
         *[(0, 0, first), (0, 1, first), (0, 0, second), (0, 1, shards[3].numbers), (0, 0, last)],
@@ -37,7 +37,7 @@ def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
     names = [f"class{number:02d}/image{n}" for number in range(50) for n in range(5)]
     data = Listed(*(Sample(name, picture()) for name in names))
     costly = any_method("costly", costly=True)
-    shards = shards_of([data], [costly], size=32, max_slow_images=64, seed=0)
+    shards = shards_of(settings(few=64), [data], [costly])
     seen = [number for shard in shards for number in shard.numbers]
     assert len({*seen}) == 64
     assert len({number // 5 for number in seen}) > 35
@@ -49,7 +49,7 @@ def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
 def test_names_of_files_are_unique_and_tame() -> None:
     data = [Listed(Sample("a", picture()), name="Ä b")]
     methods = [any_method(name) for name in ("a:b=c,d=e", "a b=c d=e", "../x", "ÄÖ", "ä")]
-    names = [shard.name for shard in shards_of(data, methods, size=1, max_slow_images=1, seed=0)]
+    names = [shard.name for shard in shards_of(settings(chunk_size=1), data, methods)]
     assert len({*names}) == 5
     assert names[0] == "units/00-b/000000-00-a-b=c-d=e.npz"
     assert all(name.isascii() and ".." not in name and " " not in name for name in names)

@@ -43,31 +43,27 @@ class Faithfulness(Task):
             f"over {config.draws} random masks per image, each cell of the model's grid, shifted "
             f"by half a cell, becoming the mean colour with a chance of {_SHARE}"
         )
+        correlation = (
+            "Pearson's correlation of the map's sum over a mask with what the mask takes from the "
+            f"score, {masks}; chance is 0, the map 'uniform' gets more, since larger masks change "
+            "more"
+        )
+        infidelity = (
+            "captum's infidelity with normalize=True over the mean square of the score's change, "
+            f"as sums over images, {masks}: 0 is perfect and a map of zeros gets 1, but there is "
+            "no intercept, so a map of one value gets far less than 1: compare with 'uniform'; "
+            "blind to the sign of a map as a whole"
+        )
+        sensitivity = (
+            "captum's sensitivity_max, the largest relative change of the map under uniform noise "
+            f"of radius {_RADIUS}, {_DRAWS} draws, {config.few} images drawn from all; a map that "
+            "sees nothing gets 0"
+        )
         return {
             "Faithfulness and sensitivity": [
-                Metric(
-                    "faithfulness_correlation",
-                    "Pearson's correlation of the map's sum over a mask with what the mask takes "
-                    f"from the score, {masks}; chance is 0, the map 'uniform' gets more, since "
-                    "larger masks change more",
-                    constant=0,
-                ),
-                Metric(
-                    "infidelity",
-                    "captum's infidelity with normalize=True over the mean square of the score's "
-                    f"change, as sums over images, {masks}: 0 is perfect and a map of zeros gets "
-                    "1, but there is no intercept, so a map of one value gets far less than 1: "
-                    "compare with 'uniform'; blind to the sign of a map as a whole",
-                    "low",
-                    "ratio",
-                ),
-                Metric(
-                    "sensitivity",
-                    "captum's sensitivity_max, the largest relative change of the map under "
-                    f"uniform noise of radius {_RADIUS}, {_DRAWS} draws, {config.few} images drawn "
-                    "from all; a map that sees nothing gets 0",
-                    "low",
-                ),
+                Metric("faithfulness_correlation", correlation, constant=0),
+                Metric("infidelity", infidelity, "low", "ratio"),
+                Metric("sensitivity", sensitivity, "low"),
             ]
         }
 
@@ -136,30 +132,20 @@ class Fixlip(Task):
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
         cells = f"cells of the model's grid become the mean colour; {config.few} images at most"
         area = "area between insertion and deletion, most relevant first, in tenths"
-        return {
-            "FIxLIP: AID and p-faithfulness": [
-                Metric(
-                    "aid",
-                    f"{area}; cosines less that of nothing left, over that of the whole image less "
-                    f"it, of images that have more; chance is 0; {cells}",
-                    constant=0,
-                ),
-                Metric(
-                    "aid_blur",
-                    f"the same of the plain cosines, with insertion into a blurred image; {cells}",
-                ),
-                *(
-                    Metric(
-                        f"p_faithfulness_{stay}",
-                        f"Spearman of the map's sum over the cells that stay, each with a chance "
-                        f"of {stay} %, and the cosine, {config.draws} draws; random maps get 0, a "
-                        f"constant one what the number of cells says; the other {cells}",
-                        constant=0,
-                    )
-                    for stay in STAY
-                ),
-            ]
-        }
+        aid = (
+            f"{area}; cosines less that of nothing left, over that of the whole image less it, of "
+            f"images that have more; chance is 0; {cells}"
+        )
+        blur = f"the same of the plain cosines, with insertion into a blurred image; {cells}"
+        columns = [Metric("aid", aid, constant=0), Metric("aid_blur", blur)]
+        for stay in STAY:
+            ranks = (
+                "Spearman of the map's sum over the cells that stay, each with a chance of "
+                f"{stay} %, and the cosine, {config.draws} draws; random maps get 0, a constant "
+                f"one what the number of cells says; the other {cells}"
+            )
+            columns.append(Metric(f"p_faithfulness_{stay}", ranks, constant=0))
+        return {"FIxLIP: AID and p-faithfulness": columns}
 
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:

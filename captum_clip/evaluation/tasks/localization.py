@@ -34,6 +34,11 @@ class Localization(Task):
         covered = f"share of the object inside the highest {AREA:.0%} of the map's pixels"
         mean, half = "threshold: the mean of the min-max map", "threshold: half of the min-max map"
         pixels, iou = "over all pixels of the set", "mean of object and background"
+        both = (
+            "mAP: average precision of the pixels of object and background ranked together, mean "
+            "over regions; a constant map gets .5, one that is low nearly everywhere far more, "
+            "whatever it shows: compare with 'random'"
+        )
         return {
             "Localization": [
                 Metric("pointing", f"maximum inside the mask; {chance}"),
@@ -51,13 +56,7 @@ class Localization(Task):
             "Segmentation as LeGrad has it": [
                 Metric("legrad_pixel_accuracy", f"mean over regions; {half}"),
                 Metric("legrad_mean_iou", f"{iou}, mean over regions; {half}"),
-                Metric(
-                    "legrad_map",
-                    "mAP: average precision of the pixels of object and background ranked together,"
-                    " mean over regions; a constant map gets .5, one that is low nearly everywhere "
-                    "far more, whatever it shows: compare with 'random'",
-                    constant=0.5,
-                ),
+                Metric("legrad_map", both, constant=0.5),
             ],
         }
 

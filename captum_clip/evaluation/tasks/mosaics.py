@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -79,36 +79,36 @@ class Words(Task):
         kept, raw = maps.compute_finite(everything)
         if not kept:
             return
-        queries, counts = everything.part(kept), [len(owners[i].regions) for i in kept]
-        masks = torch.cat([view.masks for view in views])[kept]
+        queries, masks = everything.part(kept), torch.cat([view.masks for view in views])[kept]
         cells = masks.flatten(1).double().mean(1)  # share of the mosaic
+        counts = {view.number: len(view.regions) for view in views}
         positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
         signed = positive if negative is None else positive - negative
         own = finite_indices(signed)
         if own:
             game = metrics.word_mosaic_game(signed[own], masks[own])
             chance = cells[own] if negative is None else torch.full_like(cells[own], 0.5)
-            yield from _by_count("words", game, queries.part(own), [counts[i] for i in own], chance)
+            yield from _by_count("words", queries.part(own), counts, game, chance)
         energy = metrics.energy_inside(positive, masks)
-        yield from _by_count("word_energy", energy, queries, counts, cells)
+        yield from _by_count("word_energy", queries, counts, energy, cells)
         hits = metrics.pointing_game(positive, masks)
-        yield from _by_count("word_pointing", hits, queries, counts, cells)
+        yield from _by_count("word_pointing", queries, counts, hits, cells)
 
         texts = tuple(captions[i] for i in kept)
         whole = replace(queries, rows=maps.context.encode(texts), texts=texts)
         own, raw = maps.compute_finite(whole)
         if own:
             share = metrics.energy_inside(resizing.positive(raw), masks[own])
-            part, of_part = queries.part(own), [counts[i] for i in own]
-            yield from _by_count("caption", share, part, of_part, cells[own])
+            yield from _by_count("caption", queries.part(own), counts, share, cells[own])
 
 
 def _by_count(
-    name: str, values: Tensor, queries: Queries, counts: Sequence[int], chance: Tensor
+    name: str, queries: Queries, counts: Mapping[int, int], values: Tensor, chance: Tensor
 ) -> Iterator[Arrays]:
-    """Rows of values (N,) for each number of named cells; what empty maps get is `chance` (N,)."""
-    for count in sorted(set(counts)):
-        kept = [i for i, own in enumerate(counts) if own == count]
+    """Rows of values (N,) by the number of cells that a sample's caption names."""
+    own = [counts[number] for number in queries.numbers]
+    for count in sorted(set(own)):
+        kept = [i for i, each in enumerate(own) if each == count]
         yield queries.part(kept).rows_of(f"{name}_{count}", values[kept], chance=chance[kept])
 
 
@@ -129,45 +129,37 @@ class GridPointing(Task):
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         """Samples whose regions have classes."""
-        cells = _cells(maps.batch)
-        sure = maps.batch.remember("sure of cells", lambda: _sure(maps.batch))
-        chosen = [cell for cell, known in zip(cells, sure.tolist(), strict=True) if known]
-        if not chosen:
+        cells = maps.batch.remember("known cells", lambda: _known_cells(maps.batch))
+        if not cells:
             return
-        labels = [view.regions[place].label or 0 for view, place in chosen]
+        labels = [view.regions[place].label or 0 for view, place in cells]
         texts = [maps.context.data.classes[label] for label in labels]
-        queries = queries_of([v for v, _ in chosen], maps.context.classes[labels], texts)
+        queries = queries_of([v for v, _ in cells], maps.context.classes[labels], texts)
         kept, raw = maps.compute_finite(queries)
         if kept:
-            masks = torch.stack([chosen[i][0].masks[chosen[i][1]] for i in kept])
+            masks = torch.stack([view.masks[place] for view, place in (cells[i] for i in kept)])
             share = metrics.grid_pointing_game(resizing.positive(raw), masks)
             chance = masks.flatten(1).double().mean(1)
             yield queries.part(kept).rows_of("grid_pg", share, chance=chance)
 
 
-def _cells(batch: Batch) -> list[tuple[View, int]]:
-    """Every region that has a class, as its view and its place there."""
-    return [
-        (view, place)
-        for view in batch.views
-        for place, region in enumerate(view.regions)
-        if region.label is not None
-    ]
+def _known_cells(batch: Batch) -> list[tuple[View, int]]:
+    """The regions that the model puts into their class when it is shown them alone.
 
-
-def _sure(batch: Batch) -> Tensor:
-    """Whether the model knows each of the :func:`_cells` alone, cut out of its picture, (N,)."""
-    cells = _cells(batch)
+    Each as its view and its place there.
+    """
+    cells, pictures, labels = [], [], []
+    for view in batch.views:
+        for place, region in enumerate(view.regions):
+            if region.label is not None:
+                rows, columns = (np.flatnonzero(region.mask.any(axis)) for axis in (1, 0))
+                box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+                cells.append((view, place))
+                pictures.append(view.sample.image.crop(box))
+                labels.append(region.label)
     if not cells:
-        return torch.zeros(0, dtype=torch.bool)
-    pictures, labels = [], []
-    for view, place in cells:
-        region = view.regions[place]
-        rows, columns = (np.flatnonzero(region.mask.any(axis)) for axis in (1, 0))
-        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        pictures.append(view.sample.image.crop(box))
-        labels.append(region.label)
-    context = batch.context
-    scores = context.scores(context.clip.preprocess(pictures), context.classes)
+        return []
+    scores = batch.context.scores(batch.context.clip.preprocess(pictures), batch.context.classes)
     confidence, found = (_SCALE * scores.double()).softmax(1).max(1)
-    return (found == torch.tensor(labels, device=found.device)) & (confidence >= _CONFIDENCE)
+    sure = (found == torch.tensor(labels, device=found.device)) & (confidence >= _CONFIDENCE)
+    return [cell for cell, known in zip(cells, sure.tolist(), strict=True) if known]
