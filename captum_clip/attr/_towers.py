@@ -39,18 +39,17 @@ def resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> To
             raise InputError(f"{method}: a TextSimilarity knows its tower; leave `layer` out.")
         return forward_func.tower
     own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
-    if layer is None and own is None:
+    given = None if layer is None else tower_of(layer)
+    tower = own or given
+    if tower is None:
         raise InputError(
             f"{method}: with a forward function of your own, pass the model or its vision tower "
             "as `layer`, so that it is known where to look."
         )
-    given = None if layer is None else tower_of(layer)
-    if given is not None and own is not None and own.module is not given.module:
+    if given is not None and tower.module is not given.module:
         raise InputError(
             f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it out."
         )
-    tower = given if own is None else own
-    assert tower is not None
     return tower
 
 

@@ -119,8 +119,7 @@ class DirectContribution(ClipAttribution):
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def visit(index: int, record: LayerRecord) -> None:
-            row = readout_row(tower.attentions[index], record)
-            seen[index] = record.tokens, row
+            seen[index] = record.tokens, readout_row(tower.attentions[index], record)
 
         found = readout(tower, call, (layers, visit))
         with torch.no_grad(), exact(found.token):
