@@ -17,7 +17,7 @@ from .models import ClipAdapter
 from .models.base import ImageLike
 from .models.geometry import Crop, Size, crop_of
 from .models.images import as_pil, is_preprocessed
-from .visualization.letterbox import letterbox
+from .visualization.arrays import letterbox
 
 _DRAWN: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most."""

@@ -18,7 +18,7 @@ from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
 from ..models.base import ImageLike
 from ..targets import Target
-from ..visualization.letterbox import letterbox
+from ..visualization.arrays import letterbox
 
 Images: TypeAlias = ImageLike | Sequence[ImageLike]
 Model: TypeAlias = str | Path | nn.Module | ClipAdapter

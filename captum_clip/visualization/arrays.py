@@ -1,6 +1,6 @@
 """What callers give, as NumPy arrays of known shape and range.
 
-All raise InputError, in the caller's name, for another shape, values out of range and no numbers.
+Each `as_...` raises InputError in the caller's name: other shapes, values out of range, no numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import maps
 from ..errors import InputError
-from .letterbox import letterbox
 from .style import score_note
 
 Array = npt.NDArray[np.float32]
@@ -136,6 +136,32 @@ def as_references(
             planes = letterbox(torch.from_numpy(picture).movedim(-1, 0), size, 1.0)
             pictures[index] = planes.movedim(0, -1).numpy().clip(0, 1)
     return pictures
+
+
+def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
+    """Resize planes (C, H, W) to fit into a frame, their shape kept, and centre them in it.
+
+    What is left free has the value `fill`; planes that have that size already come as they are.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip.visualization.arrays import letterbox
+        >>> letterbox(torch.zeros(1, 2, 4), (4, 4), 1.0)[0, :, 0]
+        tensor([1., 0., 0., 1.])
+    """
+    height, width = planes.shape[-2:]
+    if (height, width) == tuple(size):
+        return planes
+    scale = min(size[0] / height, size[1] / width)
+    inner = [
+        max(1, min(frame_side, round(scale * side)))
+        for side, frame_side in zip((height, width), size, strict=True)
+    ]
+    resized = F.interpolate(planes[None], inner, mode="bilinear", antialias=True)[0]
+    framed = planes.new_full((len(planes), *size), fill)
+    top, left = ((side - part) // 2 for side, part in zip(size, inner, strict=True))
+    framed[:, top : top + inner[0], left : left + inner[1]] = resized
+    return framed
 
 
 def as_array(caller: str, what: str, values: ArrayLike | Sequence[float]) -> Array:

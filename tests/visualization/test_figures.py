@@ -19,9 +19,9 @@ from PIL import Image
 from captum_clip import visualization
 from captum_clip.errors import InputError
 from captum_clip.visualization import grid
+from captum_clip.visualization.arrays import letterbox
 from captum_clip.visualization.blend import blend
 from captum_clip.visualization.heads import sum_notes
-from captum_clip.visualization.letterbox import letterbox
 from captum_clip.visualization.style import score_note
 from tests.figure_parts import lines_of, pixels_of, texts_of
 
