@@ -45,19 +45,16 @@ def record_gates_held(
 
     def plan(hooks: Hooks, record: Recording) -> None:
         def start(result: Tensor) -> Tensor:
-            record.unseen.pop(tower.patches, None)
             record.patches = as_leaf(result)
             return record.patches
 
-        record.unseen[tower.patches] = "The patch projection"
-        hooks.after(tower.patches, start)
+        hooks.after(tower.patches, start, "The patch projection")
         stem, gates = set(tower.patches.modules()), _gates(tower)
+        parts = {m: f"Layer {i}" for i, own in enumerate(tower.layers) for m in own.block.modules()}
         for module in tower.module.modules():
             if module not in stem and holds_gate(module):
-                hooks.replace(module, partial(_gate_held, record, module, module in gates))
-        for index, layer in enumerate(tower.layers):
-            held = filter(holds_gate, layer.block.modules())
-            record.unseen.update(dict.fromkeys(held, f"Layer {index}"))
+                held = partial(_gate_held, module, module in gates)
+                hooks.replace(module, held, parts.get(module, ""))
         for index, attention in enumerate(tower.attentions):
             _plan_attend(hooks, record, index, attention, attend)
         plan_embedding(hooks, record, tower, leaf=False)
@@ -112,10 +109,7 @@ def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
             )
 
 
-def _gate_held(
-    record: Recording, module: nn.Module, gates: bool, args: tuple[Any, ...], result: Tensor
-) -> Tensor:
-    record.unseen.pop(module, None)
+def _gate_held(module: nn.Module, gates: bool, args: tuple[Any, ...], result: Tensor) -> Tensor:
     if not torch.is_grad_enabled():  # inside an attention, whose output is replaced
         return result
     if getattr(module, "inplace", False):
@@ -149,20 +143,20 @@ def _plan_attend(
     attention: Attention,
     attend: Callable[[int, LayerRecord], Tensor],
 ) -> None:
-    record.unseen[index] = f"Layer {index}"
-
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record.layers[index] = LayerRecord.of(attention, args, kwargs, record.reading)
         torch.set_grad_enabled(False)  # the attention's own graph would have its weights in it
 
     def leave(result: Any) -> Any:
-        record.unseen.pop(index, None)
         torch.set_grad_enabled(True)
-        whole, held = attention.output(result), attend(index, record.layers.pop(index))
+        whole, held = (
+            attention.output(result),
+            attend(index, record.layers.pop(index, LayerRecord())),
+        )
         # of a probe's queries only the first one is read
         own, others = whole[:, : held.shape[1]], whole[:, held.shape[1] :]
         held = _with_value(held.to(own.dtype), own, f"the attention of layer {index}")
         return attention.replaced(result, torch.cat([held, others], 1))
 
     hooks.before(attention.inlet, enter)
-    hooks.after(attention.outlet, leave)
+    hooks.after(attention.outlet, leave, f"Layer {index}")

@@ -76,23 +76,6 @@ class Recording:
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
     features: Tensor = _NOTHING  # (B, C, h, w), the last stage of a ResNet
     shift: Tensor = _NOTHING  # (B, C), zero, added to the features at all positions
-    unseen: dict[object, str] = field(default_factory=dict)  # what must still run, in words
-
-    def finish(self) -> None:
-        """Raise CaptureError where the forward function returned without running the tower."""
-        if self.size is None:
-            raise CaptureError(
-                "The forward function did not run the vision tower that was given as `layer`; "
-                "it must run it exactly once, and through the module's call."
-            )
-
-    def check_all_seen(self) -> None:
-        """Raise CaptureError where a hook did not act, so that its part would be left out."""
-        for part in self.unseen.values():
-            raise CaptureError(
-                f"{part} of the vision tower ran without its hooks; it was compiled, or exchanged "
-                "during the forward. Explain the model without torch.compile."
-            ) from None
 
 
 @contextmanager
@@ -120,13 +103,17 @@ def recording(
     try:
         plan(hooks, record)
         yield record
-        record.finish()
+        if record.size is None:
+            raise CaptureError(
+                "The forward function did not run the vision tower that was given as `layer`; "
+                "it must run it exactly once, and through the module's call."
+            )
     except Stop:
         record.stopped = True
     finally:
         hooks.remove()
         torch.set_grad_enabled(mode)
-    record.check_all_seen()
+    hooks.check_all_seen()
 
 
 def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool = True) -> None:

@@ -45,7 +45,6 @@ def record_vit(
 
     def plan(hooks: Hooks, record: Recording) -> None:
         def enter(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            record.unseen.pop(index, None)
             shown = LayerRecord.of(tower.attentions[index], args, kwargs, record.reading)
             if visit is not None and index in visited:
                 visit[1](index, shown)
@@ -56,10 +55,10 @@ def record_vit(
 
         for index in sorted({*keep, *visited, *ends}):
             attention = tower.attentions[index]
-            record.layers[index], record.unseen[index] = LayerRecord(), f"Layer {index}"
+            record.layers[index] = LayerRecord()
             if index == stop and isinstance(attention, AttentionLayer):
                 hooks.before(attention.block, partial(_enter_block, record, attention))
-            hooks.before(attention.inlet, partial(enter, index))
+            hooks.before(attention.inlet, partial(enter, index), f"Layer {index}")
             if index != stop and index in keep:
                 _plan_exposed(hooks, record, index, attention)
             if index != stop and (index in keep or index == leaf):
@@ -82,17 +81,14 @@ def _enter_block(
 def _plan_block(
     hooks: Hooks, record: Recording, index: int, layer: AttentionLayer, *, leaf: bool
 ) -> None:
-    record.unseen[layer.block] = f"Layer {index}"
-
     def leave(result: Any) -> Any:
-        record.unseen.pop(layer.block, None)
         output = layer.leaving(result)
         record.outputs[index] = output = as_leaf(output) if leaf else output
         return layer.left(result, output)
 
     if leaf:
         hooks.before(layer.block, partial(_enter_block, record, layer))
-    hooks.after(layer.block, leave)
+    hooks.after(layer.block, leave, f"Layer {index}")
 
 
 def _plan_exposed(hooks: Hooks, record: Recording, index: int, attention: Attention) -> None:
@@ -146,10 +142,7 @@ def record_resnet(
     """
 
     def plan(hooks: Hooks, record: Recording) -> None:
-        record.unseen[tower.stage] = "The last stage"
-
         def leave(features: Tensor) -> Tensor:
-            record.unseen.pop(tower.stage, None)
             record.features = features.detach()
             if then == "stop":
                 raise Stop
@@ -159,7 +152,7 @@ def record_resnet(
             record.shift = features.new_zeros(features.shape[:2]).requires_grad_()
             return record.features + record.shift[:, :, None, None]
 
-        hooks.after(tower.stage, leave)
+        hooks.after(tower.stage, leave, "The last stage")
         if then == "embedding":
             plan_embedding(hooks, record, tower)
 

@@ -369,11 +369,12 @@ def test_a_part_that_runs_without_its_hooks_is_named(
     for way in ("before", "after", "replace"):
         register = getattr(Hooks, way)
 
-        def unless_silent(hooks: Any, module: Any, hook: Any, register: Any = register) -> None:
-            if module is not silent:
-                register(hooks, module, hook)
+        def elsewhere(
+            hooks: Any, module: Any, hook: Any, part: str = "", register: Any = register
+        ) -> None:
+            register(hooks, nn.Identity() if module is silent else module, hook, part)
 
-        monkeypatch.setattr(Hooks, way, unless_silent)
+        monkeypatch.setattr(Hooks, way, elsewhere)
     for method in (attr.METHODS[each] for each in methods):
         similarity = similarity_of(small)
         if similarity.clip.kind in method.towers:
