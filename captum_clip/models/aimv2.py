@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from ..errors import InputError, UnsupportedModelError
-from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of, text_arguments
+from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of
 from .huggingface_layers import HuggingFaceLayer, check_linear
 from .steps import Linear
 from .text import TextReadout
@@ -90,13 +90,12 @@ class Aimv2Adapter(HuggingFaceAdapter):
     text_layout = None
 
     @override
-    def _text_features(self, tokens: Any) -> Tensor:
-        ids = text_arguments(tokens)["input_ids"]
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
         # text would be encoded otherwise alone than beside a longer one. Under a causal mask the
         # padding, which follows the end token, does not matter.
         length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
         lowest = torch.finfo(dtype).min
-        mask = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
-        mask = mask.expand(len(ids), 1, -1, -1)
+        causal = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
+        mask = causal.expand(len(ids), 1, -1, -1)
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))

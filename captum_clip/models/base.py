@@ -80,8 +80,8 @@ class ClipAdapter(ABC):
         return is_librarys(self.model) and self.tower.is_unmodified
 
     @abstractmethod
-    def _text_features(self, tokens: Any) -> Tensor:
-        """The library's own text embeddings (N, E) of what `tokenize` returned."""
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The library's own text embeddings (N, E) of token ids (N, T); differentiable."""
 
     def _process(self, images: list[Image.Image]) -> Tensor:
         """RGB pictures -> (B, 3, H, W), float32 on the CPU."""
@@ -89,7 +89,7 @@ class ClipAdapter(ABC):
 
     @abstractmethod
     def _tokenize(self, texts: list[str]) -> Any:
-        """Texts -> what `_text_features` takes, on the CPU."""
+        """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """Mean and standard deviation of the three channels; None where nothing tells."""
@@ -306,7 +306,7 @@ class ClipAdapter(ABC):
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Unit text embeddings (N, E)."""
-        return F.normalize(self._text_features(self.tokenize(texts)), dim=-1)
+        return F.normalize(self.text_features(*self.text_inputs(texts)), dim=-1)
 
     def count_tokens(self, text: str) -> int | None:
         """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
@@ -321,12 +321,6 @@ class ClipAdapter(ABC):
         if isinstance(tokens, Tensor):
             return tokens, None
         return tokens["input_ids"], tokens.get("attention_mask")
-
-    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The library's own text embeddings (N, E) of token ids (N, T); differentiable."""
-        return self._text_features(
-            ids if mask is None else {"input_ids": ids, "attention_mask": mask}
-        )
 
     # Parts
 

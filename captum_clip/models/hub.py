@@ -17,6 +17,11 @@ from safetensors import SafetensorError
 from ..errors import CaptumClipError, InputError
 
 EMBEDDED = "load_clip('demo/vit') is embedded and needs no network"
+ACCEPTED = (
+    "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
+    "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
+    f"{EMBEDDED}."
+)
 _SECONDS = 5.0
 _FAILURES = (
     *(OSError, ValueError, RuntimeError, KeyError),
@@ -59,19 +64,10 @@ def loading(name: str, source: str | None = None) -> Iterator[None]:
         if source is None:
             message = f"it cannot be loaded: {_line(error)}."
         elif online:
-            message = f"{source} cannot be loaded from the hub: {_line(error)}. {accepted()}"
+            message = f"{source} cannot be loaded from the hub: {_line(error)}. {ACCEPTED}"
         else:
             message = _unreachable(source, error)
         raise InputError(f"load_clip({name!r}): {message}") from error
-
-
-def accepted() -> str:
-    """What a name may be."""
-    return (
-        "A name is one of Mamooler's ('captum-clip models' lists them), a folder, "
-        "'hf-hub:ORG/NAME' or 'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers "
-        f"model on the hub; {EMBEDDED}."
-    )
 
 
 def _unreachable(source: str, error: BaseException) -> str:
@@ -120,11 +116,8 @@ def _only_cache(asked: bool) -> Iterator[None]:
         forget_sessions()
 
 
-class _FromOpenClip(logging.Filter):
-    """Lets everything pass but what OpenCLIP says to the root logger."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "open_clip" not in Path(record.pathname).parts
+def _is_not_open_clips(record: logging.LogRecord) -> bool:
+    return "open_clip" not in Path(record.pathname).parts
 
 
 @contextmanager
@@ -136,12 +129,12 @@ def quiet(progress: bool = False) -> Iterator[None]:
     """
     from transformers.utils import logging as transformers_logging
 
-    root, silent, handler = logging.getLogger(), _FromOpenClip(), logging.NullHandler()
+    root, handler = logging.getLogger(), logging.NullHandler()
     with _ONE_AT_A_TIME, ExitStack() as undo:
         undo.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity(logging.CRITICAL)
-        root.addFilter(silent)
-        undo.callback(root.removeFilter, silent)
+        root.addFilter(_is_not_open_clips)
+        undo.callback(root.removeFilter, _is_not_open_clips)
         root.addHandler(handler)
         undo.callback(root.removeHandler, handler)
         if transformers_logging.is_progress_bar_enabled() and not progress:

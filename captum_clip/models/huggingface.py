@@ -42,7 +42,7 @@ class HuggingFaceTower(PooledOutput, ViTTower):
     """
 
     module: Any
-    projection: nn.Module | None = None
+    projection_module: nn.Module | None = None
 
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
@@ -53,7 +53,9 @@ class HuggingFaceTower(PooledOutput, ViTTower):
     @classmethod
     def found_in(cls, module: Any) -> Self:
         """The tower in a module of its family; errors as :func:`layers_of`."""
-        return cls.of(vision_of(module), projection=getattr(module, cls.projection_part, None))
+        return cls.of(
+            vision_of(module), projection_module=getattr(module, cls.projection_part, None)
+        )
 
     @classmethod
     def of(cls, module: Any, **parts: Any) -> Self:
@@ -85,12 +87,7 @@ class HuggingFaceTower(PooledOutput, ViTTower):
     def head(self) -> tuple[Step, ...]:
         # without a projection it ends after the norm
         norm = None if self.final_norm is None else getattr(self.module, self.final_norm)
-        return tuple(step for step in (norm, self.projection) if step is not None)
-
-    @property
-    @override
-    def projection_module(self) -> nn.Module | None:
-        return self.projection
+        return tuple(step for step in (norm, self.projection_module) if step is not None)
 
 
 class FirstTokenTower(HuggingFaceTower):
@@ -136,8 +133,9 @@ class HuggingFaceAdapter(ClipAdapter):
         options = {"interpolate_pos_encoding": True} if resized else {}
         return {"pixel_values": images.to(self.dtype), **options}
 
-    def _text_features(self, tokens: Any) -> Tensor:
-        return embedding_of(self.model.get_text_features(**text_arguments(tokens)))
+    @override
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
     def _tokenize(self, texts: list[str]) -> Any:
         tokenizer = self._require_tokenizer()
@@ -185,14 +183,6 @@ def _with_part(result: Any, index: int, name: str, part: Tensor) -> Any:
     if isinstance(result, tuple):
         return (*result[:index], part, *result[index + 1 :])
     return type(result)(**{**result, name: part})
-
-
-def text_arguments(tokens: Any) -> dict[str, Tensor]:
-    """Token ids and their mask as a text model of transformers takes them."""
-    if isinstance(tokens, Tensor):
-        return {"input_ids": tokens}
-    # some tokenizers give token types as well, which CLIP does not take
-    return {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
 
 
 def embedding_of(features: Any) -> Tensor:

@@ -97,9 +97,10 @@ class OpenClipAdapter(ClipAdapter):
         embedding: Tensor = features[0] if isinstance(features, tuple) else features
         return embedding
 
-    def _text_features(self, tokens: Any) -> Tensor:
+    @override
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         # CoCa would give unit rows by default
-        features: Tensor = self.model.encode_text(tokens, normalize=False)
+        features: Tensor = self.model.encode_text(ids, normalize=False)
         return features
 
     def _tokenize(self, texts: list[str]) -> Any:

@@ -9,7 +9,7 @@ from typing_extensions import Self, override
 
 from ..errors import UnsupportedModelError
 from . import huggingface
-from .huggingface import FirstTokenTower, HuggingFaceAdapter, HuggingFaceTower, text_arguments
+from .huggingface import FirstTokenTower, HuggingFaceAdapter, HuggingFaceTower
 from .huggingface_layers import HuggingFaceLayer
 from .huggingface_text import BERTS, POOLED_BERT_TEXT, TextLayout
 from .text import CLS_READOUT, TextReadout, TextTower
@@ -47,8 +47,8 @@ class BlipAdapter(HuggingFaceAdapter):
         return features
 
     @override
-    def _text_features(self, tokens: Any) -> Tensor:
-        hidden = self.model.text_encoder(**text_arguments(tokens))[0]
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
         features: Tensor = self.model.text_proj(hidden[:, 0])
         return features
 
@@ -83,8 +83,8 @@ class FlavaAdapter(HuggingFaceAdapter):
         return super().image_features(images)[:, 0]
 
     @override
-    def _text_features(self, tokens: Any) -> Tensor:
-        return super()._text_features(tokens)[:, 0]
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().text_features(ids, mask)[:, 0]
 
 
 class Tipsv2Layer(HuggingFaceLayer):

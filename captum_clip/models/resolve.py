@@ -130,7 +130,7 @@ def _unknown(name: str) -> InputError:
             f"load_clip: {name!r} is an architecture of OpenCLIP; add one of its tags as in "
             f"'{name}/TAG': {tags}."
         )
-    return InputError(f"load_clip: {name!r} is neither a known name nor a folder. {hub.accepted()}")
+    return InputError(f"load_clip: {name!r} is neither a known name nor a folder. {hub.ACCEPTED}")
 
 
 def _embedded(name: str, folder: Path) -> Source:

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self, override
 
 from ..errors import CaptureError, InputError
-from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of, text_arguments
+from .huggingface import HuggingFaceAdapter, HuggingFaceTower
 from .huggingface_text import SIGLIP_TEXT
 from .multihead import MultiheadProbe
 from .processors import image_processor
@@ -74,17 +74,9 @@ class SiglipAdapter(HuggingFaceAdapter):
     text_layout = SIGLIP_TEXT
 
     @override
-    def _text_features(self, tokens: Any) -> Tensor:
-        # it was trained without a mask, which the tokenizers of SigLIP 2 give
-        return super()._text_features(text_arguments(tokens)["input_ids"])
-
-    @override
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
+        # it was trained without a mask, which the tokenizers of SigLIP 2 give
         return super().text_inputs(texts)[0], None
-
-    @override
-    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
 class NaFlexTower(SiglipTower):
