@@ -25,7 +25,7 @@ from .checks import (
     checked_targets,
     seeds_of,
 )
-from .removal import Fill, Removal
+from .fills import Fill, Removal
 from .resize import as_planes, at_least_single
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
