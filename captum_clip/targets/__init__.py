@@ -1,9 +1,8 @@
 """Targets: what an image's similarity is explained for."""
 
 from .base import Target, concatenate
-from .embedding import embedding
+from .embedding import embedding, image
 from .emotion import emotion
-from .image import image
 from .text import text
 from .words import word_tokens, words
 
