@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,13 @@ _MOST_STEPS = 500  # about 15 are needed
 _DAMPING = 0.8
 _COARSEST_SWEEPS = 30
 
-_Level = tuple[Tensor, Tensor]
-"""Unknown pixels (B, 1, h, w), and the weight of each pixel's neighbours (1, 1, h, w)."""
+
+class _Level(NamedTuple):
+    """One scale of the multigrid step."""
+
+    unknown: Tensor  # (B, 1, h, w), 1 where a pixel is removed
+    weight: Tensor  # (1, 1, h, w), of each pixel's neighbours together
+    step: Tensor  # (B, 1, h, w), from a residual to a damped Jacobi step
 
 
 def mean_fill(images: Tensor) -> Tensor:
@@ -212,19 +217,18 @@ def _dot(first: Tensor, second: Tensor) -> Tensor:
 
 def _neighbours(x: Tensor) -> Tensor:
     """The weighted sum of each pixel's neighbours: (1 2 1) x (1 2 1) without the centre, by 12."""
-    rows = 2 * x
-    rows[..., 1:] += x[..., :-1]
-    rows[..., :-1] += x[..., 1:]
-    total = 2 * rows
+    rows = x / 6
+    rows[..., 1:].add_(x[..., :-1], alpha=1 / 12)
+    rows[..., :-1].add_(x[..., 1:], alpha=1 / 12)
+    total = torch.sub(2 * rows, x, alpha=1 / 3)
     total[..., 1:, :] += rows[..., :-1, :]
     total[..., :-1, :] += rows[..., 1:, :]
-    return (total - 4 * x) / 12
+    return total
 
 
 def _operator(level: _Level, x: Tensor) -> Tensor:
     """The left side of the system; x is zero where pixels are known."""
-    unknown, weight = level
-    return unknown * (weight * x - _neighbours(x))
+    return level.unknown * (level.weight * x - _neighbours(x))
 
 
 def _levels(unknown: Tensor) -> list[_Level]:
@@ -232,7 +236,7 @@ def _levels(unknown: Tensor) -> list[_Level]:
     levels = []
     while True:
         weight = _neighbours(torch.ones_like(unknown[:1])).clamp(min=torch.finfo(unknown.dtype).eps)
-        levels.append((unknown, weight))
+        levels.append(_Level(unknown, weight, _DAMPING * unknown / weight))
         if max(unknown.shape[-2:]) <= 3 or not unknown.any():
             return levels
         unknown = 1 - F.max_pool2d(1 - unknown, 2, ceil_mode=True)
@@ -240,18 +244,18 @@ def _levels(unknown: Tensor) -> list[_Level]:
 
 def _cycle(levels: list[_Level], right: Tensor) -> Tensor:
     """One symmetric multigrid V-cycle for the system with this right side, from zero."""
-    unknown, weight = levels[0]
-    solution = _DAMPING * unknown * right / weight
+    level = levels[0]
+    solution = level.step * right
 
     def smoothed(x: Tensor) -> Tensor:
-        return x + _DAMPING * unknown * (right - _operator(levels[0], x)) / weight
+        return x + level.step * (_neighbours(x).add_(right).sub_(level.weight * x))
 
     if len(levels) == 1:
         for _ in range(_COARSEST_SWEEPS):
             solution = smoothed(solution)
         return solution
     height, width = right.shape[-2:]
-    residual = F.pad(right - _operator(levels[0], solution), (0, width % 2, 0, height % 2))
-    coarse = _cycle(levels[1:], levels[1][0] * 4 * F.avg_pool2d(residual, 2))
+    residual = F.pad(right - _operator(level, solution), (0, width % 2, 0, height % 2))
+    coarse = _cycle(levels[1:], levels[1].unknown * 4 * F.avg_pool2d(residual, 2))
     spread = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :height, :width]
-    return smoothed(solution + unknown * spread)
+    return smoothed(solution + level.unknown * spread)
