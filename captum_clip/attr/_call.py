@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import grad
 
 from ..checks import show
 from ..errors import CaptureError, TargetError
@@ -110,27 +111,22 @@ class TargetScores:
                 "not use torch.no_grad(), .detach() or .item() on the way."
             )
         for column in self._one_hot():
-            yield _known(
-                torch.autograd.grad(
-                    self.scores, leaves, column, retain_graph=True, allow_unused=True
-                )
-            )
+            yield _known(grad(self.scores, leaves, column, retain_graph=True, allow_unused=True))
 
     def depend_on(self, leaves: Sequence[Tensor]) -> bool:
         """Whether a score has a gradient at one of the leaves."""
         if not self.scores.requires_grad or not leaves:
             return False
-        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-            self.scores.sum(), leaves, retain_graph=True, allow_unused=True
-        )
+        total = self.scores.sum()
+        gradients: tuple[Tensor | None, ...]
+        gradients = grad(total, leaves, retain_graph=True, allow_unused=True)
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
         """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
         if not self.batched or len(self.columns) == 1:
             return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
-        columns = self._one_hot()
-        return _known(torch.autograd.grad(self.scores, leaf, columns, is_grads_batched=True))[0]
+        return _known(grad(self.scores, leaf, self._one_hot(), is_grads_batched=True))[0]
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)

@@ -104,17 +104,10 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
             if self._tower is not None:
                 check_tower("ClipGradCam", self.forward_func, self._tower)
+            captum: Callable[..., TensorOrTuple] = LayerGradCam.attribute.__wrapped__
+            options = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
-                return LayerGradCam.attribute.__wrapped__(  # type: ignore[no-any-return]
-                    self,
-                    usable(inputs),
-                    target,
-                    additional_forward_args,
-                    attribute_to_layer_input,
-                    relu_attributions,
-                    attr_dim_summation,
-                    grad_kwargs,
-                )
+                return captum(self, usable(inputs), target, additional_forward_args, *options)
         return super().attribute(  # type: ignore[no-any-return]
             inputs, target, additional_forward_args, relu_attributions=relu_attributions
         )

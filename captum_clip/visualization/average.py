@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from ..checks import check_nonempty
 from ..errors import InputError
 from .arrays import Array, ArrayLike, as_array, as_names, enlarged
 from .grid import Legend, Panel, Row, folded, grid
@@ -49,8 +50,7 @@ def average(
         >>> len(figure.axes)  # four maps
         4
     """
-    if not rows:
-        raise InputError("average: expected at least one row of maps, got none.")
+    check_nonempty("average", "row of maps", rows)
     means = {label: _as_means(label, given) for label, given in rows.items()}
     counts = {len(given) for given in means.values()}
     if len(counts) > 1:
