@@ -30,8 +30,7 @@ from torch import Tensor
 from captum_clip import load_clip
 from captum_clip.runs import storage_of
 from captum_clip.studies import StudyConfig, Subject, run_study
-from captum_clip.studies.image_loader import Batch, ImageLoader
-from captum_clip.studies.worker import load_batches
+from captum_clip.studies.image_loader import Batch, ImageLoader, load_batches
 from tests import builders
 
 TEXTS = tuple(f"a thing number {number}" for number in range(8))

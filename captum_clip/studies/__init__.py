@@ -8,8 +8,7 @@ from ..demo.artemis import (
     write_demo_artemis,
 )
 from .config import StudyConfig, Subject
-from .emotion_probes import fit_emotions, score_emotions
-from .features import ImageFeatures, find_images, image_features
+from .features import ImageFeatures, find_images, fit_emotions, image_features, score_emotions
 from .presets import corner_bias_study, emotions_study, statistics_study, subjects
 from .rank import Ranking, rank
 from .run import StudyResult, run_study

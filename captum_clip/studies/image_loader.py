@@ -1,9 +1,11 @@
-"""Image files -> batches of preprocessed images, each image in its own row."""
+"""Image files -> batches of preprocessed images, each image in its own row, read ahead."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ..errors import InputError
 from ..models.images import as_pil, is_away
 from ..models.processors import process
 from ..runs import AGAIN, Storage
+from ..runs.workers import iterate_workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,3 +81,25 @@ class ImageLoader:
                 " a study needs a processor that makes images of one size."
             )
         return pixels
+
+
+def load_batches(
+    loader: ImageLoader, batches: Sequence[Sequence[int]], decoders: int | None
+) -> AbstractContextManager[Iterator[Batch]]:
+    """Batches in their order, decoded ahead in so many processes; None is a thread, one ahead."""
+    if decoders is None:
+        return nullcontext(_one_ahead(loader, batches))
+    advice = (
+        "take fewer workers or a smaller batch, and start the same command again: what is done is "
+        "kept"
+    )
+    return iterate_workers(loader.load, batches, decoders, advice=advice)
+
+
+def _one_ahead(loader: ImageLoader, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(loader.load, batches[0])
+        for indices in batches[1:]:
+            batch, coming = coming.result(), pool.submit(loader.load, indices)
+            yield batch
+        yield coming.result()

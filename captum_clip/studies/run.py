@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import groupby, islice
 from typing import Any
 
+from .. import runs
 from ..errors import InputError
-from ..runs import ModelLoader, Progress, Storage, compute_missing, read_unit, storage_of, threads
 from ..runs import manifest as manifests
 from . import file_list, results
 from .accumulator import Accumulator
+from .batch_explainer import BatchExplainer, Job
 from .config import StudyConfig
 from .file_list import list_images
+from .image_loader import ImageLoader, load_batches
 from .plan import Plan, plan_study
 from .results import Summary
-from .shards import parse_final, parse_shard
-from .worker import StudyWorker
+from .shards import Shard, join, parse_final, parse_shard, to_bytes
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class StudyResult:
     skipped: dict[str, str]
 
 
-def run_study(config: StudyConfig, *, progress: Progress | None = None) -> StudyResult:
+def run_study(config: StudyConfig, *, progress: runs.Progress | None = None) -> StudyResult:
     """Compute what is not there yet, then all statistics.
 
     Started again after a stop, it goes on with the shards that are there, and the folder ends up
@@ -58,15 +60,15 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         >>> config = StudyConfig("photos", "out", (Subject("ViT-B/32"),), texts=("a horse",))
         >>> run_study(config)  # doctest: +SKIP
     """
-    images, output = storage_of(config.images), storage_of(config.output)
+    images, output = runs.storage_of(config.images), runs.storage_of(config.output)
     files = list_images(images, output, limit=config.limit, seed=config.seed)
     engine = config.choose_engine()
     engine.check_device()
-    with threads(engine.threads), output.lock():
-        models = ModelLoader(config.processor, config.tokenizer)
+    with runs.threads(engine.threads), output.lock():
+        models = runs.ModelLoader(config.processor, config.tokenizer)
         plan = plan_study(config, images, files, models)
         begun = plan.begin_manifest(output, engine)
-        compute_missing(
+        runs.compute_missing(
             partial(StudyWorker, plan),
             plan.shards,
             output,
@@ -80,7 +82,39 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         return _summarise(plan, begun, output)
 
 
-def _summarise(plan: Plan, begun: manifests.Content, output: Storage) -> StudyResult:
+@dataclass(frozen=True, eq=False)
+class StudyWorker:
+    """Computes shards; the last model stays for the next one."""
+
+    plan: Plan
+    models: runs.ModelLoader
+
+    def compute(self, units: Sequence[Shard], save: runs.Save, advance: runs.Advance) -> None:
+        """Compute shards job by job, each batch in its order."""
+        for job, shards in groupby(units, key=lambda shard: shard.job):
+            # in a function, at whose end nothing holds the model: the next one is loaded then
+            self._compute(self.plan.jobs[job], list(shards), save, advance)
+
+    def _compute(
+        self, job: Job, shards: Sequence[Shard], save: runs.Save, advance: runs.Advance
+    ) -> None:
+        plan, engine = self.plan, self.plan.config.choose_engine()
+        clip = self.models.load_same(job.model, engine.device, job.fingerprint, "study")
+        explainer = BatchExplainer(job, clip)
+        names, size = plan.files.names, plan.config.batch_size
+        loader = ImageLoader(plan.images, names, clip.processor, job.size, size)
+        batches = [batch for shard in shards for batch in shard.batches]
+        decoders = engine.processes if engine.name == "local" else None
+        with load_batches(loader, batches, decoders) as loaded:
+            for shard in shards:
+                parts = []
+                for batch in islice(loaded, len(shard.batches)):
+                    parts.append(explainer.explain(batch))
+                    advance(len(batch.indices))
+                save(shard.name, to_bytes(join(parts), shard))
+
+
+def _summarise(plan: Plan, begun: manifests.Content, output: runs.Storage) -> StudyResult:
     """One pass over all shards in order, then every file; the statistics come last."""
     summaries = [_sum_up(plan, number, output) for number in range(len(plan.jobs))]
     skipped_files = _skipped_files(plan, summaries)
@@ -105,7 +139,7 @@ def _summarise(plan: Plan, begun: manifests.Content, output: Storage) -> StudyRe
     return StudyResult(output.root, len(plan.files), skipped_reasons)
 
 
-def _sum_up(plan: Plan, number: int, output: Storage) -> Summary:
+def _sum_up(plan: Plan, number: int, output: runs.Storage) -> Summary:
     """The sums over all shards of a job, in float64 and in order; and what was left out."""
     job = plan.jobs[number]
     skipped: dict[int, str] = {}
@@ -113,7 +147,7 @@ def _sum_up(plan: Plan, number: int, output: Storage) -> Summary:
     def parts() -> Iterator[Accumulator]:
         for shard in plan.shards:
             if shard.job == number:
-                explained = read_unit(output, shard, parse_shard)
+                explained = runs.read_unit(output, shard, parse_shard)
                 skipped.update(explained.skipped)
                 yield Accumulator.of(explained, job.centred)
 

@@ -12,8 +12,7 @@ from PIL import Image
 from captum_clip import load_clip
 from captum_clip.errors import InputError
 from captum_clip.runs import AGAIN, storage_of
-from captum_clip.studies.image_loader import ImageLoader
-from captum_clip.studies.worker import load_batches
+from captum_clip.studies.image_loader import ImageLoader, load_batches
 from tests import builders
 from tests.studies import folders
 

@@ -15,7 +15,7 @@ from captum_clip.runs.on_ray import UnitWorker
 from captum_clip.studies import run_study
 from captum_clip.studies.file_list import list_images
 from captum_clip.studies.plan import plan_study
-from captum_clip.studies.worker import StudyWorker
+from captum_clip.studies.run import StudyWorker
 from tests.studies import folders
 
 
