@@ -12,7 +12,6 @@ from ..errors import InputError, UnsupportedModelError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of
 from .huggingface_layers import HuggingFaceLayer, check_linear
 from .steps import Linear
-from .text import TextReadout
 from .towers import Probe, Projections
 
 
@@ -28,20 +27,19 @@ class Aimv2Probe(Probe):
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
-        self.norm, self.modules = norm, (norm, head)
-        self._maps = (head.k_proj, head.v_proj, head.output_proj)
+        self.head, self.norm, self.modules = head, norm, (norm, head)
 
     @override
     def projections(self) -> Projections:
-        key, value, output = map(Linear.of, self._maps)
+        maps = (self.head.k_proj, self.head.v_proj, self.head.output_proj)
+        key, value, output = map(Linear.of, maps)
         query = Linear(torch.eye(*key.weight.shape).to(key.weight), None)
         return Projections(query, key, value, output)
 
     @override
-    def query(self) -> Tensor:
-        head: Any = self.inlet
-        query: Tensor = head.cls_token[0, 0]
-        return query.view(self.heads, -1)
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.head.cls_token[0, 0]
+        return query
 
     @override
     def output(self, result: Any) -> Tensor:
@@ -86,7 +84,6 @@ class Aimv2Adapter(HuggingFaceAdapter):
     """An `Aimv2Model`."""
 
     tower_class = Aimv2Tower
-    text_readout = TextReadout("end", causal=True, padding="longest")
     text_layout = None
 
     @override

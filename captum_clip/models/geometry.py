@@ -38,17 +38,11 @@ _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Resizing and cropping as numbers.
+    """Resizing and cropping as numbers."""
 
-    Attributes:
-        resized: height and width before the crop.
-        rows: (h,) which row of the resized picture each row of the result shows; -1 is padding.
-        columns: (w,) the same for columns.
-    """
-
-    resized: Size
-    rows: Positions
-    columns: Positions
+    resized: Size  # height and width before the crop
+    rows: Positions  # (h,), the row of the resized picture that each row shows; -1 is padding
+    columns: Positions  # (w,), the same for columns
 
     def shown(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """What arrays (..., H, W) of the resized picture's size become; 0 in the padding."""
@@ -99,15 +93,7 @@ class Crop:
 
 
 def crop_of(processor: Any, size: Size) -> Crop:
-    """Which part of a photo a processor shows to the model.
-
-    Args:
-        processor: of a model, `clip.processor`.
-        size: height and width of the photo.
-
-    Raises:
-        UnsupportedModelError: a processor that does something unknown to the picture.
-    """
+    """Which part of a photo (height, width) a processor shows; errors as :func:`geometry_of`."""
     geometry = geometry_of(processor, size)
     edges = []
     axes = zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
@@ -185,14 +171,9 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
     is asked to crop an array of row and column numbers.
 
-    Args:
-        processor: an image processor of transformers for a CLIP or SigLIP, NaFlex too, or
-            torchvision's `Compose` of resizing, centre crops and steps that move no pixel, as
-            OpenCLIP's is.
-        size: height and width of the picture.
-
-    Raises:
-        UnsupportedModelError: it is something else.
+    The processor is one of transformers for a CLIP or SigLIP, NaFlex too, or torchvision's
+    `Compose` of resizing, centre crops and steps that move no pixel, as OpenCLIP's is; for another
+    one there is an UnsupportedModelError. `size` is the picture's, height and width.
     """
     inner = getattr(processor, "image_processor", processor)
     if _is_a(inner, _HUGGING_FACE):

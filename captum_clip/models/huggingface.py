@@ -11,8 +11,15 @@ from typing_extensions import Self, override
 
 from ..errors import InputError
 from .base import ClipAdapter, Family
-from .huggingface_layers import HuggingFaceLayer, layers_of
-from .huggingface_text import ALTCLIP_TEXT, BERT_TEXT, CLIP_TEXT, HuggingFaceTextTower, TextLayout
+from .huggingface_layers import (
+    ALTCLIP_TEXT,
+    BERT_TEXT,
+    CLIP_TEXT,
+    HuggingFaceLayer,
+    HuggingFaceTextTower,
+    TextLayout,
+    layers_of,
+)
 from .processors import call_tokenizer, is_transformers_tokenizer
 from .steps import Step
 from .text import CLS_READOUT, TextReadout, TextTower

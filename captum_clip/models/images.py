@@ -48,38 +48,43 @@ def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
 
 def check_images(images: Any, caller: str) -> None:
     """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite."""
+    for problem in _problems(images):
+        raise InputError(f"{caller}: {problem}.")
+
+
+def _problems(images: Any) -> Iterator[str]:
     if not isinstance(images, Tensor):
-        raise InputError(
-            f"{caller}: expected a tensor of preprocessed images (B, 3, H, W), got "
-            f"{type(images).__name__}; clip.preprocess(images) makes it."
+        yield (
+            f"expected a tensor of preprocessed images (B, 3, H, W), got {type(images).__name__}; "
+            "clip.preprocess(images) makes it"
         )
     if reason := unusable(images):
-        raise InputError(f"{caller}: expected images as a tensor of plain numbers, got {reason}.")
+        yield f"expected images as a tensor of plain numbers, got {reason}"
     shape = tuple(images.shape)
-    if images.ndim != 4:
-        raise InputError(
-            f"{caller}: expected images of shape (B, 3, H, W), got {shape}; "
-            "add the batch dimension with images[None]."
+    if len(shape) != 4:
+        yield (
+            f"expected images of shape (B, 3, H, W), got {shape}; add the batch dimension with "
+            "images[None]"
         )
     if shape[1] != 3:
-        raise InputError(
-            f"{caller}: expected three channels in (B, 3, H, W), got {shape}; "
-            "clip.preprocess(images) makes RGB images of any picture."
+        yield (
+            f"expected three channels in (B, 3, H, W), got {shape}; clip.preprocess(images) makes "
+            "RGB images of any picture"
         )
     if 0 in shape:
-        raise InputError(f"{caller}: expected at least one image and one pixel, got {shape}.")
+        yield f"expected at least one image and one pixel, got {shape}"
     if not images.is_floating_point():
-        raise InputError(
-            f"{caller}: expected floating-point (preprocessed) images, got {images.dtype}; "
-            "clip.preprocess(images) makes them of uint8 images."
+        yield (
+            f"expected floating-point (preprocessed) images, got {images.dtype}; "
+            "clip.preprocess(images) makes them of uint8 images"
         )
     # One pass decides almost always; a sum may overflow where every value is finite.
     values = images.detach()
     total = values.sum(dtype=torch.promote_types(images.dtype, torch.float32))
     if not torch.isfinite(total) and not torch.isfinite(values).all():
-        raise InputError(
-            f"{caller}: the images {shape} hold NaN or infinity; look for a division by zero or an "
-            "overflow in half precision before this call."
+        yield (
+            f"the images {shape} hold NaN or infinity; look for a division by zero or an overflow "
+            "in half precision before this call"
         )
 
 

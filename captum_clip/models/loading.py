@@ -88,9 +88,8 @@ def _name_of(model: nn.Module) -> str:
 
     OpenCLIP's class is a plain "CLIP", and keeps no name; transformers' configurations do.
     """
-    kind = type(model)
-    name = kind.__name__
-    if kind.__module__.partition(".")[0] == "open_clip":
+    name = type(model).__name__
+    if type(model).__module__.startswith("open_clip."):
         name = f"OpenCLIP's {name}"
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not isinstance(source, str) or not source:
@@ -120,8 +119,8 @@ def _load(
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
     with source.loading(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        load = _transformers_model if source.library == "transformers" else _open_clip_model
-        model = load(source)
+        is_hugging_face = source.library == "transformers"
+        model = _transformers_model(source) if is_hugging_face else _open_clip_model(source)
         model.to(device=device, dtype=dtype or torch.float32).eval()
         if tokenizer is None:
             tokenizer = Deferred(partial(_tokenizer, source), "its tokenizer")
@@ -165,12 +164,8 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 def load_processor(name: str | None) -> Any:
     """The image processor of another model, for a checkpoint that was saved without one.
 
-    Args:
-        name: a folder or a repository of transformers, or a name of Mamooler's that leads to one;
-            None for none.
-
-    Raises:
-        InputError: it holds none, or cannot be reached.
+    `name` is a folder or a repository of transformers, or a name of Mamooler's that leads to one;
+    None for none. InputError where it holds none, or cannot be reached.
     """
     return None if name is None else _part_of(name, partial(_processor, model=None))
 

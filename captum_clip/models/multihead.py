@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
@@ -68,34 +67,23 @@ class Multihead(Attention):
 
 
 class MultiheadProbe(Multihead, Probe):
-    """A pooling head around a `torch.nn.MultiheadAttention`; UnsupportedModelError for more.
-
-    `where` says what it is the head of. `embedded_query` gives its first query (D,) as it is now; a
-    `partial`, whose module is copied with a deep copy of the model, which a lambda's is not.
-    """
+    """A pooling head around a `torch.nn.MultiheadAttention`; UnsupportedModelError for more."""
 
     token_argument = (1, "key")
 
     def __init__(
         self,
-        where: str,
+        head: Any,
         attention: nn.MultiheadAttention,
-        embedded_query: Callable[[], Tensor],
         norm: nn.Module,
-        modules: Sequence[nn.Module],
+        modules: tuple[nn.Module, ...],
+        where: str,
     ) -> None:
         super().__init__(attention, attention, attention.num_heads)
-        self.attention = attention
+        self.head, self.attention, self.norm, self.modules = head, attention, norm, modules
         for what in unsupported_parts(attention):
             raise UnsupportedModelError(
                 f"{where} has an attention with {what}; expected the library's own. Merge adapters "
                 "such as LoRA into the weights first, load the model without quantisation, and "
                 "remove hooks from it."
             )
-        self._embedded_query = embedded_query
-        self.norm, self.modules = norm, tuple(modules)
-
-    @override
-    def query(self) -> Tensor:
-        query = F.linear(self._embedded_query(), *self.projections().query)
-        return query.view(self.heads, -1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .huggingface_text import BERTS, HuggingFaceTextTower, TextLayout
+from .huggingface_layers import BERTS, HuggingFaceTextTower, TextLayout
 from .open_clip_vit import layers_of
 from .steps import Linear
 from .text import TextReadout, TextTower

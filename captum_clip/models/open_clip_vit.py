@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,6 +69,15 @@ class CustomLayer(OpenClipLayer):
         return turned
 
 
+class OpenClipProbe(MultiheadProbe):
+    """An `AttentionalPooler`, of which the first query is read."""
+
+    @override
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.head.ln_q(self.head.query[0])
+        return query
+
+
 def native_grid(
     size: tuple[int, int], native: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[int, int]:
@@ -118,23 +126,17 @@ def tower_of(visual: Any) -> OpenClipViT:
             "CLS token (pool_type='tok'), the mean of the patches (pool_type='avg'), and the first "
             "query of an attentional pool (pool_type='tok')."
         )
+    probe = None
+    if pool is not None:
+        parts, where = (pool, visual.ln_post), "the attentional pool of the VisionTransformer"
+        probe = OpenClipProbe(pool, pool.attn, pool.ln_k, parts, where)
     return OpenClipViT(
         module=visual,
         layers=layers_of(visual.transformer),
         pooling=pooling,
-        probe=None if pool is None else _probe(pool, visual.ln_post),
+        probe=probe,
         steps_before_mean=0 if visual.final_ln_after_pool else 1,
     )
-
-
-def _probe(pool: Any, norm: Any) -> MultiheadProbe:
-    where = "the attentional pool of the VisionTransformer"
-    return MultiheadProbe(where, pool.attn, partial(_first_query, pool), pool.ln_k, [pool, norm])
-
-
-def _first_query(pool: Any) -> Tensor:
-    query: Tensor = pool.ln_q(pool.query[0])
-    return query
 
 
 def layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:

@@ -10,8 +10,7 @@ from typing_extensions import Self, override
 from ..errors import UnsupportedModelError
 from . import huggingface
 from .huggingface import FirstTokenTower, HuggingFaceAdapter, HuggingFaceTower
-from .huggingface_layers import HuggingFaceLayer
-from .huggingface_text import BERTS, POOLED_BERT_TEXT, TextLayout
+from .huggingface_layers import BERTS, POOLED_BERT_TEXT, HuggingFaceLayer, TextLayout
 from .text import CLS_READOUT, TextReadout, TextTower
 from .unmodified import is_librarys
 

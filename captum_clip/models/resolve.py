@@ -17,7 +17,6 @@ from .families import transformers_class
 from .names import PUBLISHED, Library, published
 
 OPENAI = "openai"
-_HF_HUB = "hf-hub:"
 _NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 
 
@@ -114,23 +113,20 @@ def resolve(name: str) -> Source:
         raise InputError(
             f"load_clip({name!r}): no such embedded model; there are {', '.join(MODELS)}."
         )
-    if name.startswith(_HF_HUB):
+    if name.startswith("hf-hub:"):
         return Source(name, "open_clip", name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
-        raise _unknown(name)
+        raise InputError(f"load_clip: {name!r} {_unknown(name)}")
     return _open_clip_pair(name) or Source(name, "transformers", name)
 
 
-def _unknown(name: str) -> InputError:
+def _unknown(name: str) -> str:
     from open_clip import list_models, list_pretrained_tags_by_model
 
-    if name in list_models():
-        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        return InputError(
-            f"load_clip: {name!r} is an architecture of OpenCLIP; add one of its tags as in "
-            f"'{name}/TAG': {tags}."
-        )
-    return InputError(f"load_clip: {name!r} is neither a known name nor a folder. {hub.ACCEPTED}")
+    if name not in list_models():
+        return f"is neither a known name nor a folder. {hub.ACCEPTED}"
+    tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+    return f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
 
 
 def _embedded(name: str, folder: Path) -> Source:

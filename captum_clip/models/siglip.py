@@ -8,7 +8,6 @@ for the model, without padding. So the images of one batch have one grid.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +17,21 @@ from typing_extensions import Self, override
 
 from ..errors import CaptureError, InputError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower
-from .huggingface_text import SIGLIP_TEXT
+from .huggingface_layers import SIGLIP_TEXT
 from .multihead import MultiheadProbe
 from .processors import image_processor
 from .reading import Entry, Reading
 from .steps import Residual, Step
 from .text import TextReadout
+
+
+class SiglipProbe(MultiheadProbe):
+    """The pooling head of a SigLIP vision model, with one learned query."""
+
+    @override
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.head.probe[0, 0]
+        return query
 
 
 class SiglipTower(HuggingFaceTower):
@@ -36,9 +44,11 @@ class SiglipTower(HuggingFaceTower):
     @classmethod
     @override
     def of(cls, module: Any, **parts: Any) -> Self:
-        probe = _probe_of(module)
-        pooling = "mean" if probe is None else "probe"
-        parts |= {"pooling": pooling, "prefix": 0, "probe": probe}
+        head, norm, probe = getattr(module, "head", None), module.post_layernorm, None
+        if head is not None:
+            where = f"the pooling head of the {type(module).__name__}"
+            probe = SiglipProbe(head, head.attention, norm, (norm, head), where)
+        parts |= {"pooling": "probe" if probe else "mean", "prefix": 0, "probe": probe}
         return super().of(module, steps_before_mean=1, **parts)  # transformers norms every patch
 
     @property
@@ -48,21 +58,6 @@ class SiglipTower(HuggingFaceTower):
             return (self.module.post_layernorm,)
         head, mlp = self.module.head, self.module.head.mlp
         return (Residual((head.layernorm, mlp.fc1, mlp.activation_fn, mlp.fc2)),)
-
-
-def _probe_of(vision: Any) -> MultiheadProbe | None:
-    """The pooling head of a SigLIP vision model, with one learned query; None where it has none."""
-    head = getattr(vision, "head", None)
-    if head is None:
-        return None
-    query, norm = partial(_embedded_query, head), vision.post_layernorm
-    where = f"the pooling head of the {type(vision).__name__}"
-    return MultiheadProbe(where, head.attention, query, norm, [norm, head])
-
-
-def _embedded_query(head: Any) -> Tensor:
-    query: Tensor = head.probe[0, 0]
-    return query
 
 
 class SiglipAdapter(HuggingFaceAdapter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
@@ -146,45 +146,40 @@ class TextTower(ViTTower):
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
     """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
+    for problem in _problems(ids, mask, tower, name, device):
+        raise InputError(f"TextSimilarity: {problem}.")
+
+
+def _problems(
+    ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device
+) -> Iterator[str]:
+    made = "ids, mask = clip.text_inputs(texts) makes them"
     if not isinstance(ids, Tensor):
-        raise InputError(
-            f"TextSimilarity: expected token ids (B, T), got {type(ids).__name__}; "
-            "ids, mask = clip.text_inputs(texts) makes them."
-        )
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in ids.shape:
-        raise InputError(
-            f"TextSimilarity: expected token ids (B, T) of whole numbers, got {tuple(ids.shape)} "
-            f"of {ids.dtype}; ids, mask = clip.text_inputs(texts) makes them."
-        )
-    if ids.shape[1] > tower.longest:
-        raise InputError(
-            f"TextSimilarity: the texts have {ids.shape[1]} tokens, and {name} takes "
-            f"{tower.longest}; shorten them."
-        )
+        yield f"expected token ids (B, T), got {type(ids).__name__}; {made}"
+    shape = tuple(ids.shape)
+    if len(shape) != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in shape:
+        yield f"expected token ids (B, T) of whole numbers, got {shape} of {ids.dtype}; {made}"
+    texts = f"the texts have {shape[1]} tokens, and"
+    if shape[1] > tower.longest:
+        yield f"{texts} {name} takes {tower.longest}; shorten them"
     if ids.device != device:
-        raise InputError(
-            f"TextSimilarity: the token ids are on {ids.device}, the model on {device}; pass "
-            "ids.to(clip.device)."
-        )
+        yield f"the token ids are on {ids.device}, the model on {device}; pass ids.to(clip.device)"
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= tower.vocabulary:
-        raise InputError(
-            f"TextSimilarity: token ids from {low} to {high} were given, and {name} knows 0 to "
-            f"{tower.vocabulary - 1}; make them with its own tokenizer."
+        yield (
+            f"token ids from {low} to {high} were given, and {name} knows 0 to "
+            f"{tower.vocabulary - 1}; make them with its own tokenizer"
         )
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(
-            f"TextSimilarity: expected an attention_mask of shape {tuple(ids.shape)} like the "
-            f"token ids, got {shape}."
-        )
+        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        yield f"expected an attention_mask of shape {shape} like the token ids, got {got}"
     if mask is not None and not tower.takes_mask:
-        raise InputError(
-            "TextSimilarity: OpenCLIP's text tower takes no attention_mask, since it knows padding "
-            "by itself; leave it out."
+        yield (
+            "OpenCLIP's text tower takes no attention_mask, since it knows padding by itself; "
+            "leave it out"
         )
-    if tower.is_fixed and ids.shape[1] != tower.longest:
-        raise InputError(
-            f"TextSimilarity: the texts have {ids.shape[1]} tokens, and OpenCLIP's CLIP takes "
-            f"{tower.longest} exactly; ids, mask = clip.text_inputs(texts) pads them."
+    if tower.is_fixed and shape[1] != tower.longest:
+        yield (
+            f"{texts} OpenCLIP's CLIP takes {tower.longest} exactly; "
+            "ids, mask = clip.text_inputs(texts) pads them"
         )

@@ -113,9 +113,9 @@ class TimmProbe(Probe):
         return float(self.pool.scale)
 
     @override
-    def query(self) -> Tensor:
-        query: Tensor = self.pool.q(self.pool.latent[0, 0])
-        return query.view(self.heads, -1)
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.pool.latent[0, 0]
+        return query
 
     @override
     def keyed(self, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
@@ -174,18 +175,19 @@ class Probe(Attention):
 
     SigLIP, PE-Core, CoCa and AIMv2 have one. With u_h = s W_K,h^T q_h the attention is
     a_hj = softmax_j(u_h . x_j), and the embedding is `ViTTower.embed` of its output.
-
-    Attributes:
-        norm: what the last block's output goes through first.
-        modules: all that lies between the last block and the image embedding.
     """
 
-    norm: nn.Module
-    modules: tuple[nn.Module, ...]
+    norm: nn.Module  # what the last block's output goes through first
+    modules: tuple[nn.Module, ...]  # all that lies between that and the image embedding
 
     @abstractmethod
+    def embedded_query(self) -> Tensor:
+        """What is mapped to the first query, (D,)."""
+
     def query(self) -> Tensor:
         """The first query (H, d), which no image changes, not yet scaled."""
+        query = F.linear(self.embedded_query(), *self.projections().query)
+        return query.view(self.heads, -1)
 
     def keyed(self, hidden: Tensor) -> Tensor:
         """What keys and values are made of, (B, s, D), from a block's output (B, s, D)."""
@@ -245,9 +247,7 @@ class Tower(ABC):
 
     def nondeterminism(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer, if anything."""
-        for module in self.module.modules():
-            if not module.training:
-                continue
+        for module in filter(attrgetter("training"), self.module.modules()):
             if isinstance(module, _BatchNorm):
                 return "BatchNorm"
             number = getattr(module, "attention_dropout", getattr(module, "dropout", None))

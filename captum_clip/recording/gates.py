@@ -36,11 +36,8 @@ def record_gates_held(
     """Record a forward from the patches on, in whose graph every gate is a constant.
 
     Norms keep their standard deviation, activations f(x) / x, and the attention its weights; the
-    values are those of the plain forward.
-
-    Args:
-        tower: the tower; its forward runs inside the ``with``.
-        attend: index and tokens of an attention -> its output (B, rows, D) with the weights held.
+    values are those of the plain forward. `attend` makes of the index and the tokens of an
+    attention its output (B, rows, D) with the weights held.
     """
 
     def plan(hooks: Hooks, record: Recording) -> None:

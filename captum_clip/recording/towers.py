@@ -132,13 +132,11 @@ def _plan_output(
 def record_resnet(
     tower: ResNetTower, *, then: Literal["stop", "shift", "embedding"]
 ) -> Iterator[Recording]:
-    """Record the last stage of a ResNet tower, which runs without a graph up to there.
+    """Record the last stage of a ResNet tower, whose forward runs inside the ``with``.
 
-    Args:
-        tower: the tower; its forward runs inside the ``with``.
-        then: "stop" ends the forward after the stage; "shift" adds a zero shift that needs a
-            gradient to the features, and records the graph from there on; "embedding" does so
-            from the tower's output on.
+    There is no graph up to there. "stop" ends the forward after the stage; "shift" adds a zero
+    shift that needs a gradient to the features, and records the graph from there on; "embedding"
+    does so from the tower's output on.
     """
 
     def plan(hooks: Hooks, record: Recording) -> None:
@@ -167,11 +165,8 @@ def record_features(
     """Record the features (B, C, h, w), and go on with what `through` makes of them.
 
     They are a ResNet's last stage; the patches that enter the last block of a tower that reads CLS,
-    since those that leave it are read by nobody; the patches that leave it in another one.
-
-    Args:
-        tower: the tower; its forward runs inside the ``with``.
-        through: what the features pass; without it they are the leaf of the graph.
+    since those that leave it are read by nobody; the patches that leave it in another one. Without
+    `through` they are the leaf of the graph.
     """
 
     def plan(hooks: Hooks, record: Recording) -> None:
