@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
@@ -24,9 +24,8 @@ from ..runs import AGAIN, Arrays
 from ..similarity import ClipSimilarity
 from .config import EvaluationConfig
 from .data.base import DataSet, Region, Sample
-from .table import rows_of
+from .table import Skipped, rows_of
 
-Forward = Callable[[Tensor], Tensor]
 Remembered = TypeVar("Remembered")
 
 
@@ -47,7 +46,7 @@ class ModelContext:
             self._texts |= dict(zip(new, rows, strict=True))
         return torch.stack([self._texts[text] for text in texts])
 
-    def forward(self, rows: Tensor) -> Forward:
+    def forward(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
         """Images -> their cosines with unit rows."""
         return ClipSimilarity(self.clip, targets.embedding(rows))
 
@@ -98,23 +97,14 @@ class ModelContext:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One sample as the model sees it.
+    """One sample as the model sees it."""
 
-    Attributes:
-        number: in its data set.
-        sample: as it was read.
-        pixels: (3, H, W), preprocessed.
-        regions: those of which something is inside the crop, and something outside them.
-        masks: (n, H, W) bool, one a region.
-        void: (H, W) bool, pixels that count for nothing; None where all count.
-    """
-
-    number: int
-    sample: Sample
-    pixels: Tensor
-    regions: tuple[Region, ...]
-    masks: Tensor
-    void: Tensor | None = None
+    number: int  # in its data set
+    sample: Sample  # as it was read
+    pixels: Tensor  # (3, H, W), preprocessed
+    regions: tuple[Region, ...]  # of which the crop shows something, and something beside them
+    masks: Tensor  # (n, H, W) bool, one a region
+    void: Tensor | None = None  # (H, W) bool, pixels that count for nothing; None where all count
 
     @property
     def size(self) -> tuple[int, int]:
@@ -124,21 +114,13 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Images with one target each.
+    """N images with one target each."""
 
-    Attributes:
-        pixels: (N, 3, H, W), preprocessed.
-        rows: (N, D) unit rows, the targets.
-        names: (N,) of the samples.
-        texts: (N,) what the targets are called.
-        numbers: (N,) of the samples, which random baselines draw from.
-    """
-
-    pixels: Tensor
-    rows: Tensor
-    names: tuple[str, ...]
-    texts: tuple[str, ...]
-    numbers: tuple[int, ...]
+    pixels: Tensor  # (N, 3, H, W), preprocessed
+    rows: Tensor  # (N, D) unit rows, the targets
+    names: tuple[str, ...]  # of the samples
+    texts: tuple[str, ...]  # what the targets are called
+    numbers: tuple[int, ...]  # of the samples, which random baselines draw from
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -158,10 +140,6 @@ class Queries:
         """All of them in parts of at most `size`."""
         indices = range(len(self))
         return [self.part(indices[start : start + size]) for start in indices[::size]]
-
-    def with_targets(self, rows: Tensor) -> Queries:
-        """The same images with other targets."""
-        return replace(self, rows=rows)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -192,17 +170,12 @@ def queries_of(views: Sequence[View], rows: Tensor, texts: Sequence[str]) -> Que
 
 
 class Batch:
-    """Several samples of a data set, read and preprocessed one after the other.
-
-    Attributes:
-        views: those that could be read.
-        skipped: (number, reason) of samples that could not, and of regions that were left out.
-    """
+    """Several samples of a data set, read and preprocessed one after the other."""
 
     def __init__(self, context: ModelContext, numbers: Sequence[int]) -> None:
         self.context: Final = context
-        self.views: Final[list[View]] = []
-        self.skipped: Final[list[tuple[int, str]]] = []
+        self.views: Final[list[View]] = []  # of the samples that could be read
+        self.skipped: Final[Skipped] = []  # the other samples, and regions that were left out
         self._remembered: dict[str, Any] = {}
         for number in numbers:
             try:

@@ -14,20 +14,17 @@ from .. import maps as resizing
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..runs import Arrays
-from .batch import Batch, ModelContext, Queries, queries_of
+from .batch import Batch, Queries, queries_of
 from .config import EvaluationConfig
 from .methods import Method
 from .metric import Metric
+from .table import Skipped
 
 
 class Task(ABC):
-    """Metrics that belong together.
+    """Metrics that belong together."""
 
-    Attributes:
-        name: on the command line and in the tables.
-    """
-
-    name: str
+    name: str  # on the command line and in the tables
 
     @abstractmethod
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
@@ -39,31 +36,15 @@ class Task(ABC):
 
 
 class MethodOnBatch:
-    """One method on one batch; maps that several tasks need are made once.
-
-    Attributes:
-        skipped: (number of the sample, reason) of what has no finite map.
-    """
+    """One method on one batch; maps that several tasks need are made once."""
 
     def __init__(self, batch: Batch, method: Method) -> None:
         self.batch: Final = batch
         self.method: Final = method
-        self.skipped: Final[list[tuple[int, str]]] = []
-
-    @property
-    def context(self) -> ModelContext:
-        """The model with the data set."""
-        return self.batch.context
-
-    @property
-    def clip(self) -> ClipAdapter:
-        """The model."""
-        return self.context.clip
-
-    @property
-    def config(self) -> EvaluationConfig:
-        """The settings."""
-        return self.context.config
+        self.context: Final = batch.context
+        self.clip: Final = batch.context.clip
+        self.config: Final = batch.context.config
+        self.skipped: Final[Skipped] = []  # what has no finite map
 
     @cached_property
     def _regions(self) -> tuple[Queries, Tensor, Tensor]:
@@ -105,21 +86,18 @@ class MethodOnBatch:
         """What speaks for the target less what speaks against it."""
         return self.positive if self.negative is None else self.positive - self.negative
 
-    def compute(self, queries: Queries, clip: ClipAdapter | None = None) -> Tensor:
-        """The method's maps (N, h, w), a batch at a time; of another model where one is given."""
-        parts = queries.split(self.config.batch_size)
-        return torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
-
     def compute_finite(
         self, queries: Queries, clip: ClipAdapter | None = None
     ) -> tuple[list[int], Tensor]:
         """Indices of the queries with a finite map, and these maps (n, h, w).
 
-        Why the others have none goes to `skipped`.
+        Computed a batch at a time, of another model where one is given; why the others have none
+        goes to `skipped`.
         """
         if not len(queries):
             return [], queries.rows[:, None]
-        raw = self.compute(queries, clip)
+        parts = queries.split(self.config.batch_size)
+        raw = torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
         kept = self._finite(raw, queries, queries.texts)
         return kept, raw[kept]
 

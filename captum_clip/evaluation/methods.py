@@ -31,23 +31,14 @@ Compute = Callable[[ClipSimilarity, Tensor, Any], Tensor]
 
 
 class Method(ABC):
-    """Something that makes a map for each image and target.
+    """Something that makes a map for each image and target."""
 
-    Attributes:
-        name: in the table.
-        what: how it is made, in a line.
-        baseline: listed apart, since it says nothing about the model or the target.
-        signed: what speaks against the target is below zero in its maps.
-        negative_from_negated_target: its maps are not signed, and the map of the negated target is
-            the negative map.
-        costly: it takes many forward passes per map, so it sees the first images only.
-    """
-
-    name: str
-    what: str
-    costly: bool = False
-    baseline: bool = False
-    signed: bool = False
+    name: str  # in the table
+    what: str  # how it is made, in a line
+    costly: bool = False  # it takes many forward passes per map, so it sees the first images only
+    baseline: bool = False  # listed apart, since it says nothing about the model or the target
+    signed: bool = False  # what speaks against the target is below zero in its maps
+    # not signed: the map of the negated target is the negative map
     negative_from_negated_target: bool = False
 
     @abstractmethod
@@ -66,7 +57,7 @@ class Method(ABC):
         if self.signed:
             return (-raw).clamp(min=0)
         if self.negative_from_negated_target:
-            return self.maps(clip, queries.with_targets(-queries.rows)).clamp(min=0)
+            return self.maps(clip, replace(queries, rows=-queries.rows)).clamp(min=0)
         return None
 
     def identity(self) -> dict[str, Any]:
@@ -80,15 +71,11 @@ class Method(ABC):
 
 @dataclass(eq=False)
 class Attributed(Method):
-    """A Captum attribution over a :class:`captum_clip.ClipSimilarity`.
-
-    Attributes:
-        compute: its `attribute` with the options bound, of similarity, images and targets.
-    """
+    """A Captum attribution over a :class:`captum_clip.ClipSimilarity`."""
 
     name: str
     what: str
-    compute: Compute
+    compute: Compute  # with the options bound
     signed: bool = False
     negative_from_negated_target: bool = False
     baseline: bool = False
@@ -118,15 +105,11 @@ class OfEmptyText(Attributed):
 
 @dataclass(eq=False)
 class Drawn(Method):
-    """A baseline that sees neither the model nor the image.
-
-    Attributes:
-        draw: grid and number of a sample -> its map (h, w).
-    """
+    """A baseline that sees neither the model nor the image."""
 
     name: str
     what: str
-    draw: Callable[[tuple[int, int], int], Tensor]
+    draw: Callable[[tuple[int, int], int], Tensor]  # grid and number of a sample -> map (h, w)
     signed: bool = False
     baseline: bool = True
 

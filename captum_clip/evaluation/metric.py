@@ -40,13 +40,11 @@ class Metric:
 class RowStatistic:
     """A statistic of rows, each of which belongs to a sample.
 
-    Attributes:
-        parts: the columns of the rows, by the names that they have in the long table.
-        prepare: the sample (N,) of each row, the rows (N, C) and the number of samples -> the
-            statistic of how often each sample counts; NaN where it means nothing.
+    `prepare` takes the sample (N,) of each row, the rows (N, C) and the number of samples, and
+    gives the statistic of how often each sample counts; NaN where it means nothing.
     """
 
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # the columns of the rows, by their names in the long table
     prepare: Callable[[Index, Array, int], Statistic]
 
 
@@ -102,10 +100,6 @@ def _mean_iou(
     return (of_object + _quotient(true_negative, true_negative + wrong)) / 2
 
 
-def _counted(values: Array) -> Array:
-    return np.hstack([values, np.ones_like(values)])
-
-
 def _signs(values: Array) -> Array:
     """Agreement and number of the rows with a positive and of those with a negative effect."""
     mass, effect = np.sign(values).T
@@ -136,7 +130,7 @@ def _auc(index: Index, values: Array, samples: int) -> Statistic:
 _PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
 _EFFECT: Final = ("mass", "effect")
 STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
-    "mean": _additive(("",), _counted, _quotient),
+    "mean": _additive(("",), lambda values: np.hstack([values, np.ones_like(values)]), _quotient),
     "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
     "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
     "spearman": RowStatistic(_EFFECT, _spearman),

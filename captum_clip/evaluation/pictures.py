@@ -100,21 +100,13 @@ def _count_images(tables: Sequence[Table]) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the long table with a picture.
+    """A row of the long table with a picture."""
 
-    Attributes:
-        best: whether it is the best by its metric, or the worst.
-        sample: name of the image.
-        region: what is explained.
-        value: the figure.
-        picture: the positive map over what the model saw, a JPEG file.
-    """
-
-    best: bool
+    best: bool  # by its metric, or the worst
     sample: str
-    region: str
+    region: str  # what is explained
     value: float
-    picture: bytes
+    picture: bytes  # the positive map over what the model saw, a JPEG file
 
 
 def examples_of(

@@ -27,19 +27,12 @@ _OF_IMAGES: Final = ("localization", "signs")
 
 @dataclass(frozen=True)
 class Shard:
-    """One method on some samples of a data set: what is computed at one go, in one file.
+    """One method on some samples of a data set: what is computed at one go, in one file."""
 
-    Attributes:
-        data: number of the data set.
-        method: number of the method.
-        numbers: of the samples.
-        name: of its file.
-    """
-
-    data: int
-    method: int
-    numbers: tuple[int, ...]
-    name: str
+    data: int  # number of the data set
+    method: int  # number of the method
+    numbers: tuple[int, ...]  # of the samples
+    name: str  # of its file
 
     @property
     def size(self) -> int:
@@ -49,26 +42,15 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An evaluation that can begin.
-
-    Attributes:
-        config: the settings.
-        model: what `load_clip` takes, a folder by its full path.
-        fingerprint: of the model.
-        data: the data sets.
-        tasks: of each data set.
-        methods: all of them, precomputed maps last.
-        reference: the method that the others are compared with.
-        shards: all of them.
-    """
+    """An evaluation that can begin."""
 
     config: EvaluationConfig
-    model: str
-    fingerprint: str
+    model: str  # what `load_clip` takes, a folder by its full path
+    fingerprint: str  # of the model
     data: tuple[DataSet, ...]
-    tasks: tuple[tuple[str, ...], ...]
-    methods: tuple[Method, ...]
-    reference: str
+    tasks: tuple[tuple[str, ...], ...]  # of each data set
+    methods: tuple[Method, ...]  # precomputed maps last
+    reference: str  # the method that the others are compared with
     shards: tuple[Shard, ...]
 
     @property

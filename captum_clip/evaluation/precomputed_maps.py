@@ -40,10 +40,7 @@ class PrecomputedMaps(Method):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = expand(folder)
-        try:
-            files = sorted(self.folder.rglob("*.npz")) if self.folder.is_dir() else []
-        except (OSError, ValueError):  # a name that no folder can have
-            files = []
+        files = sorted(self.folder.rglob("*.npz"))
         if not files:
             raise InputError(
                 f"--maps {folder}: there is no such folder, or no .npz file in it; expected a file "

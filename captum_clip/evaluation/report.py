@@ -70,21 +70,13 @@ def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str
 
 @dataclass(frozen=True)
 class Column:
-    """A metric in a table of a report; its texts are Markdown.
-
-    Attributes:
-        metric: of the column.
-        head: what it is called.
-        figures: method -> the named fields of its row of :attr:`Summary.figures`.
-        cells: method -> as "**0.850** [0.800, 0.900] \N{DAGGER}".
-        protocol: the choices that were made, with the sizes of its samples.
-    """
+    """A metric in a table of a report; its texts are Markdown."""
 
     metric: Metric
-    head: str
-    figures: Mapping[str, Any]
-    cells: Mapping[str, str]
-    protocol: str
+    head: str  # what it is called
+    figures: Mapping[str, Any]  # method -> the named fields of its row of `Summary.figures`
+    cells: Mapping[str, str]  # method -> as "**0.850** [0.800, 0.900]"
+    protocol: str  # the choices that were made, with the sizes of its samples
 
 
 def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:

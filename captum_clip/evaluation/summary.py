@@ -13,15 +13,8 @@ import numpy.typing as npt
 
 from ..checks import find_repeated
 from ..errors import InputError
-from ..metrics import holm
-from ..metrics.bootstrap import (
-    Array,
-    Statistic,
-    bootstrap,
-    check_resampling,
-    difference_of,
-    interval_of,
-)
+from ..metrics import bootstrap, holm
+from ..metrics.bootstrap import Array, Statistic
 from .metric import STATISTICS, Metric, RowStatistic
 from .table import Table
 
@@ -147,13 +140,13 @@ def summarize(
 
     metrics = [metric for group in groups.values() for metric in group]
     _check([metric.name for metric in metrics], methods, [reference, *baselines])
-    check_resampling("summarize", level, resamples)
+    bootstrap.check_resampling("summarize", level, resamples)
     # Sorted, so that neither parts of one row nor the last digits of sums depend on their order.
     table = table.astype({"sample": "category"})
     table = table[table["x"].isna()].sort_values(["sample", "region"], kind="stable")
     table = table.assign(number=table.groupby(["sample", "region"], observed=True).ngroup())
     rows = dict(iter(table.groupby(["metric", "method"], observed=True)))
-    resample = partial(bootstrap, resamples=resamples, seed=seed)
+    resample = partial(bootstrap.bootstrap, resamples=resamples, seed=seed)
     figures = {}
     for metric in metrics:
         measured = {
@@ -243,14 +236,12 @@ def _compare(
     figures: dict[str, dict[str, Any]] = {}
     for method, own in rows.items():
         images, (kept, other) = len(own.images), pairs[method]
-        interval = interval_of(resampled[method, own.key], level)._asdict()
+        interval = bootstrap.interval_of(resampled[method, own.key], level)._asdict()
+        if images == 1:  # says nothing of others
+            interval = {"mean": interval["mean"]}
         both = len(kept.images)
-        figures[method] = {
-            **(
-                interval if images > 1 else {"mean": interval["mean"]}
-            ),  # one says nothing of others
-            **{"images": images, "rows": len(own.samples), "images_paired": both},
-        }
+        counts = {"images": images, "rows": len(own.samples), "images_paired": both}
+        figures[method] = {**interval, **counts}
         if method != reference and both:
             pair = resampled[method, kept.key], resampled[reference, other.key]
             figures[method] |= _difference(*pair, both, level)
@@ -266,5 +257,5 @@ def _difference(own: Array, other: Array, images: int, level: float) -> dict[str
     gaps = np.where(np.abs(own - other) <= rounding, 0.0, own - other)
     if images == 1:
         return {"difference": float(gaps[0])}
-    difference = dict(zip(_DIFFERENCE, difference_of(gaps, level), strict=True))
+    difference = dict(zip(_DIFFERENCE, bootstrap.difference_of(gaps, level), strict=True))
     return difference if images >= FEWEST else {**difference, "p_holm": np.nan}

@@ -17,10 +17,9 @@ from .demo import (
     DemoShortcutOther,
     DemoSingles,
 )
-from .fixation_folder import FixationFolder
 from .imagenet import ImageNetS, ImageNetSegmentation
 from .masked_folder import MaskedFolder, PascalVoc
-from .open_images import OpenImagesPoints
+from .pixels import FixationFolder, OpenImagesPoints
 
 __all__ = [
     "DATA_SETS",

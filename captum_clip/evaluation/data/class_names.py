@@ -26,18 +26,14 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the first of
     WordNet's.
 
-    Args:
-        names: of the classes.
-        folder: where the file may be.
-        template: with "{}" for the name.
-
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
     check_template(template)
     path = folder / FILE
-    rows = [re.split(r"\s*\t\s*", line) for line in read_lines(path)] if path.exists() else []
-    wrong = [row for row in rows if len(row) != 2]
+    lines = read_lines(path) if path.exists() else []
+    rows = [[part.strip() for part in line.split("\t")] for line in lines]
+    wrong = [row for row in rows if len(row) != 2 or not all(row)]
     if wrong:
         raise InputError(
             f"{path}: expected a class and its name per line, with a tab between them, got "

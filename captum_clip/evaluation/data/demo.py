@@ -6,7 +6,7 @@ Also those of the planted shortcut: a text, and the part that may be its reason.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 from PIL import Image
@@ -16,8 +16,8 @@ from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
-from ...demo.tags import TaggedScene, draw_tagged_scene
-from .base import DataSet, Mask, Region, Sample, mosaic_sample
+from ...demo.tags import draw_tagged_scene
+from .base import DataSet, Region, Sample, mosaic_sample
 
 COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""
@@ -173,16 +173,16 @@ class _TaggedScenes(_DemoData):
     """
 
     tasks = ("localization",)
+    noun: Literal["tagged", "other"]  # which object's noun is explained
+    part: Literal["tag", "object"]  # where its map is looked for
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:
         drawn = draw_tagged_scene(scene)
-        noun, mask = self._part(drawn)
-        return Sample(name, Image.fromarray(drawn.image), (Region(article(noun), mask),))
-
-    @abstractmethod
-    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
-        """The noun that is explained, and where its map is looked for."""
+        nouns = {"tagged": drawn.noun, "other": drawn.others[0].noun}
+        masks = {"tag": drawn.tag_mask, "object": drawn.object_mask}
+        region = Region(article(nouns[self.noun]), masks[self.part])
+        return Sample(name, Image.fromarray(drawn.image), (region,))
 
 
 @final
@@ -196,10 +196,7 @@ class DemoShortcut(_TaggedScenes):
     """
 
     name = "demo-shortcut"
-
-    @override
-    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
-        return scene.noun, scene.tag_mask
+    noun, part = "tagged", "tag"
 
 
 @final
@@ -207,10 +204,7 @@ class DemoShortcutObject(_TaggedScenes):
     """The tagged noun, on its object: where a map looks right."""
 
     name = "demo-shortcut-object"
-
-    @override
-    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
-        return scene.noun, scene.object_mask
+    noun, part = "tagged", "object"
 
 
 @final
@@ -218,10 +212,7 @@ class DemoShortcutOther(_TaggedScenes):
     """The other object's noun, on the tag, which is not its reason."""
 
     name = "demo-shortcut-other"
-
-    @override
-    def _part(self, scene: TaggedScene) -> tuple[str, Mask]:
-        return scene.others[0].noun, scene.tag_mask
+    noun, part = "other", "tag"
 
 
 def _regions(drawn: Scene, scene: int) -> tuple[Region, ...]:

@@ -58,9 +58,8 @@ class FileData(DataSet):
     def _take(self, images: Iterable[str] | Mapping[str, str], /, **decided_by: object) -> None:
         """Set `names`, all or a sample of :func:`captum_clip.files.draw_names`, and the identity.
 
-        Args:
-            images: file of each sample's image by the sample's name, or names alone.
-            decided_by: what else decides the samples, as JSON.
+        Images are files by the samples' names, or these names alone; the rest is what else decides
+        the samples, as JSON.
         """
         self.names = tuple(draw_names(images, self._limit, self._seed))
         self._images = {name: images[name] for name in self.names if isinstance(images, Mapping)}
@@ -79,11 +78,7 @@ class FileData(DataSet):
         """All files of the folder, with their sizes, and the images under a folder in it.
 
         Names are relative to the folder, and sorted; images by what is left of them below `under`
-        without their ending. "." is all folders in it.
-
-        Raises:
-            InputError: there is no such folder, it cannot be read, there is no image in it, or two
-                have the same stem.
+        without their ending, each once. "." is all folders in it.
         """
         files = dict(sorted(storage_of(self._path).files()))
         stems: dict[str, str] = {}
@@ -107,11 +102,7 @@ class FileData(DataSet):
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text that have something in them, stripped.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The lines of a text that have something in them, stripped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -129,11 +120,7 @@ def digest(entries: Mapping[str, object], under: Collection[str] | None = None) 
 
 
 def read_picture(path: Path) -> Image.Image:
-    """An image, RGB and the right way up.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
+    """An image, RGB and the right way up."""
     try:
         return as_pil([path])[0]
     except InputError as error:
@@ -144,9 +131,6 @@ def read_mask(path: Path) -> Mask:
     """A mask (H, W): every pixel that is not 0.
 
     Palette images count by their indices, others by their colours; what is transparent is outside.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
     """
     with open_image(path) as image:
         if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
@@ -158,11 +142,7 @@ def read_mask(path: Path) -> Mask:
 
 
 def read_indices(path: Path) -> npt.NDArray[np.uint8]:
-    """The colour numbers (H, W) of a palette or grey image.
-
-    Raises:
-        InputError: there is none, it cannot be read, or it is of another kind.
-    """
+    """The colour numbers (H, W) of a palette or grey image."""
     with open_image(path) as image:
         if image.mode not in ("P", "L"):
             raise InputError(
@@ -173,11 +153,7 @@ def read_indices(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_grey(path: Path) -> npt.NDArray[np.float64]:
-    """The grey values (H, W) of an image, of 8, 16 or 32 bits.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
+    """The grey values (H, W) of an image, of 8, 16 or 32 bits."""
     with open_image(path) as image:
         deep = image.mode in ("L", "F") or image.mode.startswith("I")
         return np.asarray(image if deep else image.convert("L"), dtype=np.float64)
@@ -185,11 +161,7 @@ def read_grey(path: Path) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image while its file is open.
-
-    Raises:
-        InputError: there is none, or it cannot be read, there or inside the context.
-    """
+    """An image while its file is open; what cannot be read, also inside, is an InputError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken metadata and the like
@@ -208,16 +180,10 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 def masked_sample(
     name: str, image: Image.Image, masks: Iterable[tuple[str, Callable[[], Mask]]], **truth: Any
 ) -> Sample:
-    """A sample with the regions whose masks can be used.
+    """A sample with the regions whose masks can be used, of texts with what reads their masks.
 
     It tells why each of the others was dropped: the mask cannot be read, has another size than its
     image, is empty or full, or its text was there already.
-
-    Args:
-        name: of the sample.
-        image: of the sample.
-        masks: text of each region, and what reads its mask.
-        truth: what else the sample has.
 
     Raises:
         InputError: no region is left.

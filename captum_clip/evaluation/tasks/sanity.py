@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from typing_extensions import override
 
@@ -52,8 +53,8 @@ class Sanity(Task):
         empty = context.encode([""]).expand_as(queries.rows)
         other = context.encode([_other(maps, number) for number in queries.numbers])
         changed = {
-            "empty_prompt": (queries.with_targets(empty), maps.clip),
-            "other_prompt": (queries.with_targets(other), maps.clip),
+            "empty_prompt": (replace(queries, rows=empty), maps.clip),
+            "other_prompt": (replace(queries, rows=other), maps.clip),
             "random_parameters": (queries, context.random_copy),
             "renumbered_heads": (queries, context.renumbered_copy),
         }

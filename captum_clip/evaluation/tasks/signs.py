@@ -33,15 +33,9 @@ class Signs(Task):
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        share = "share of the {} map's mass {}; chance: uniform"
         shares = {
-            sign: [
-                Metric(
-                    f"{sign}_{part}",
-                    f"share of the {sign} map's mass {where}; chance: uniform",
-                    "none",
-                )
-                for part, where in _PARTS.items()
-            ]
+            sign: [Metric(f"{sign}_{p}", share.format(sign, w), "none") for p, w in _PARTS.items()]
             for sign in ("positive", "negative")
         }
         correlation = (
@@ -169,30 +163,31 @@ def _removals(scores: Tensor) -> Tensor:
 
 
 def _effect_metrics(name: str, exact: str) -> list[Metric]:
+    ranks = (
+        f"rank correlation of the mass (positive less negative map, both as published) and {exact}"
+    )
+    balanced = (
+        "mean of the shares of right signs among the effects above and among those below zero, no "
+        "mass counts one half; a constant answer gets .5"
+    )
+    area = (
+        "chance that the mass of an effect above zero is above that of one below zero; masses that "
+        "have nothing to do with the effects get .5"
+    )
+    share = "share of the effects below zero: always saying one sign is right as often"
+    masses = "share of the masses below zero"
     columns = []
     for end, pairs in (
         ("", "all pairs of a region's text and an object of its scene"),
         ("_others", "pairs where the text names another object"),
     ):
-        signed = "positive less negative map, both as published"
-        ranks = f"rank correlation of the mass ({signed}) and {exact}; {pairs}"
-        balanced = (
-            "mean of the shares of right signs among the effects above and among those below zero, "
-            f"no mass counts one half; a constant answer gets .5; {pairs}"
-        )
-        area = (
-            "chance that the mass of an effect above zero is above that of one below zero; masses "
-            f"that have nothing to do with the effects get .5; {pairs}"
-        )
-        share = (
-            f"share of the effects below zero: always saying one sign is right as often; {pairs}"
-        )
-        answers = f"share of the masses below zero; {pairs}"
         columns += [
-            Metric(f"{name}_spearman{end}", ranks, statistic="spearman", constant=0),
-            Metric(f"{name}_balanced{end}", balanced, "high", "balanced_accuracy", 0.5),
-            Metric(f"{name}_auc{end}", area, "high", "auc", 0.5),
-            Metric(f"{name}_negative{end}", share, "none"),
-            Metric(f"{name}_mass_negative{end}", answers, "none"),
+            Metric(f"{name}_spearman{end}", f"{ranks}; {pairs}", "high", "spearman", 0),
+            Metric(
+                f"{name}_balanced{end}", f"{balanced}; {pairs}", "high", "balanced_accuracy", 0.5
+            ),
+            Metric(f"{name}_auc{end}", f"{area}; {pairs}", "high", "auc", 0.5),
+            Metric(f"{name}_negative{end}", f"{share}; {pairs}", "none"),
+            Metric(f"{name}_mass_negative{end}", f"{masses}; {pairs}", "none"),
         ]
     return columns
