@@ -63,11 +63,7 @@ class ModelContext:
 
     @cached_property
     def classes(self) -> Tensor:
-        """Rows (C, D) of the data set's classes.
-
-        Raises:
-            InputError: fewer than two classes.
-        """
+        """Rows (C, D) of the data set's classes, two or more."""
         if len(self.data.classes) < 2:
             raise InputError(
                 f"{self.data.name}: zero-shot classification needs two classes or more, there are "

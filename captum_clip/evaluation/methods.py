@@ -204,18 +204,12 @@ def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
 
 
 def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
-    """A method by its name.
+    """A method by its name, for a model; the seed is that of the random baseline.
 
-    Args:
-        name: one of :func:`methods_for`, or another choice of options as on the command line;
-            "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`. A map is
-            the one that its paper draws, Grad-CAM's without what is below zero;
-            "grad-cam:sign=signed" is the map less that of the negated target.
-        clip: the model it is for.
-        seed: of the random baseline.
-
-    Raises:
-        InputError: no such method or option.
+    The name is one of :func:`methods_for`, or has other options as on the command line;
+    "layer:index=3,of=gradient,rows=sum" is :class:`captum_clip.LayerAttention`. A map is the one
+    that its paper draws, Grad-CAM's without what is below zero; "grad-cam:sign=signed" is the map
+    less that of the negated target.
     """
     if name in REFERENCES:
         return REFERENCES[name]

@@ -44,10 +44,9 @@ def curve_bands(
     bands: dict[str, Curve] = {}
     for method, rows in table.groupby("method", observed=True, sort=False):
         points = rows.pivot_table("value", "sample", "x", observed=True)
-        images, values = len(points), points.to_numpy()[:, :, None]
-        index = np.arange(images)
+        images, columns = len(points), points.to_numpy().T[..., None]
         prepare = STATISTICS["mean"].prepare
-        means = [prepare(index, values[:, place], images) for place in range(values.shape[1])]
+        means = [prepare(np.arange(images), column, images) for column in columns]
         figures = bootstrap(means, images, resamples=resamples, seed=seed)
         mean, low, high = np.array([interval_of(point, level) for point in figures]).T
         if images == 1:  # says nothing of others
@@ -63,9 +62,6 @@ def perturbation_curves(
 
     Both are rows of the long table. The legend has the summary's methods in their order, without
     those that have no rows; the reference is black and thick, the baselines are grey and thin.
-
-    Raises:
-        InputError: nothing measured.
     """
     both = (most_first, least_first)
     options = {"resamples": summary.resamples, "seed": summary.seed}

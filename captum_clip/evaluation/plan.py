@@ -70,11 +70,7 @@ class Plan:
 
 
 def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
-    """Load the model, open the data, and try every method on one black image.
-
-    Raises:
-        CaptumClipError: a model, a data set, a method or a task that cannot be worked with.
-    """
+    """Load the model, open the data, and try every method on one black image."""
     data = _open_data(config)
     tasks = _tasks(config, data)
     if not config.data:

@@ -86,11 +86,7 @@ class PrecomputedMaps(Method):
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """Text -> map (h, w), float32; a file is read again when it has changed.
-
-    Raises:
-        InputError: the file holds something else.
-    """
+    """Text -> map (h, w), float32; a file is read again when it has changed."""
     status = path.stat()
     return _read_version(path, status.st_mtime_ns, status.st_size)
 

@@ -114,11 +114,7 @@ def evaluate(config: EvaluationConfig, *, progress: runs.Progress | None = None)
 
 
 class EvaluationWorker:
-    """A model with a plan; the last batch stays for the next method.
-
-    Raises:
-        InputError: what bears the model's name here is another model.
-    """
+    """A model with a plan; the last batch stays for the next method."""
 
     def __init__(self, plan: Plan, models: runs.ModelLoader) -> None:
         device = "cuda" if plan.config.gpus else "cpu"

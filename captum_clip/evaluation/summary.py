@@ -166,8 +166,7 @@ def summarize(
     ]
     numbers = dict.fromkeys(("mean", "low", "high", *_DIFFERENCE), float)
     frame = pd.DataFrame(records, columns=list(_COLUMNS)).astype(numbers)
-    names = list(methods), list(baselines), reference
-    return Summary(frame, groups, *names, level, resamples, seed)
+    return Summary(frame, groups, [*methods], [*baselines], reference, level, resamples, seed)
 
 
 def _check(metrics: Sequence[str], methods: Sequence[str], named: Sequence[str]) -> None:

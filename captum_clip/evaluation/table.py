@@ -117,12 +117,10 @@ def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
         for table, names in tables
     ]
     columns: dict[str, Any] = {
-        name: np.concatenate([table[name] for table in named])
-        if name in ("x", "value")
-        else union_categoricals([table[name] for table in named])
-        for name in COLUMNS
+        name: union_categoricals([table[name] for table in named]) for name in (*_TEXTS, "sample")
     }
-    return pd.DataFrame(columns)
+    columns |= {name: np.concatenate([table[name] for table in named]) for name in ("x", "value")}
+    return pd.DataFrame({name: columns[name] for name in COLUMNS})
 
 
 def _category(codes: Any, names: Any) -> Categorical:

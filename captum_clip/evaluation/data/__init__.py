@@ -54,10 +54,7 @@ DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_s
 
 def forms() -> list[str]:
     """All that :func:`open_data` takes, as "voc:FOLDER"."""
-    return [
-        f"{name}:{data_set.place}" if data_set.place else name
-        for name, data_set in DATA_SETS.items()
-    ]
+    return [f"{name}:{kind.place}" if kind.place else name for name, kind in DATA_SETS.items()]
 
 
 def options_of(name: str) -> Sequence[str]:
@@ -101,11 +98,8 @@ def open_data(
     data_set = DATA_SETS.get(kind)
     if data_set is None or bool(data_set.place) != bool(colon) or bool(colon) != bool(place):
         raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
-    options = {
-        option: value
-        for option, value in {"template": template, "text": text, "void": void}.items()
-        if value is not None
-    }
+    named = {"template": template, "text": text, "void": void}
+    options = {option: value for option, value in named.items() if value is not None}
     for option in options:
         if option not in data_set.options:
             raise InputError(f"the data set {kind} takes no {option}.")

@@ -1,9 +1,11 @@
-"""A folder of images in folders that name their class, one by one and as mosaics of four."""
+"""Images in folders that name their class, one by one and as mosaics; what classes are called."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 from typing import Final, final
 
 import numpy as np
@@ -13,9 +15,12 @@ from typing_extensions import Unpack, override
 from ...checks import error_context, find_repeated
 from ...errors import InputError
 from .base import Sample, mosaic_sample
-from .class_names import TEMPLATE, class_texts
-from .files import FileData, Sampling, digest, read_picture
+from .files import FileData, Sampling, digest, read_lines, read_picture
 
+FILE: Final = "classnames.txt"
+TEMPLATE: Final = "a photo of a {}"
+"""The template of data whose classes have names only."""
+_SYNSET: Final = re.compile(r"n\d{8}")
 _SIDE: Final = 224  # of a mosaic's cell, in pixels
 
 
@@ -26,7 +31,7 @@ class ClassFolder(FileData):
     The text of a class is its folder's name as it stands, with spaces for underscores: folders "a
     horse" need no template, folders "horse" take ``template="a photo of a {}"``. Folders that are
     numbers of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may
-    name any (:func:`.class_names.class_texts`).
+    name any (:func:`class_texts`).
 
     Args:
         folder: that holds the folders of the classes.
@@ -46,7 +51,7 @@ class ClassFolder(FileData):
     ) -> None:
         super().__init__(folder, **sampling)
         files, images = self._list(under=".")
-        names = sorted({_class(stem) for stem in images})
+        names = sorted({stem.partition("/")[0] for stem in images})
         if len(names) < 2:
             raise InputError(
                 f"{self._path}: expected images in folders of two or more classes, as CLASS/*.jpg,"
@@ -59,7 +64,7 @@ class ClassFolder(FileData):
         sizes = {name: files[name] for name in images.values()}
         self.folders: Final = tuple(names)
         self._take(images, texts=list(self.classes), files=digest(sizes))
-        self._labels = {stem: names.index(_class(stem)) for stem in self.names}
+        self._labels = {stem: names.index(stem.partition("/")[0]) for stem in self.names}
 
     @override
     def read(self, index: int) -> Sample:
@@ -72,10 +77,6 @@ class ClassFolder(FileData):
         for stem, label in self._labels.items():
             files[label].append(self._images[stem])
         return files
-
-
-def _class(stem: str) -> str:
-    return PurePosixPath(stem).parts[0]
 
 
 @final
@@ -149,3 +150,66 @@ def _draw(
 
 def _generator(number: int, use: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(number, spawn_key=(use,)))
+
+
+def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[str, str]:
+    """A text for each class.
+
+    The name of a class comes from ``classnames.txt`` in the folder, if it is there (a class and its
+    name a line, with a tab between them), else from ImageNet, if it is a number of WordNet such as
+    "n02084071", else it is the class itself with spaces for underscores. ImageNet's names are those
+    that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the first of
+    WordNet's.
+
+    Raises:
+        InputError: a template without "{}", a file that cannot be read, an unknown number.
+    """
+    check_template(template)
+    path = folder / FILE
+    lines = read_lines(path) if path.exists() else []
+    rows = [[part.strip() for part in line.split("\t")] for line in lines]
+    wrong = [row for row in rows if len(row) != 2 or not all(row)]
+    if wrong:
+        raise InputError(
+            f"{path}: expected a class and its name per line, with a tab between them, got "
+            f"{' '.join(wrong[0])!r}."
+        )
+    known = dict(rows)
+    return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
+
+
+def check_template(template: object) -> None:
+    """A text with one "{}" for the name of a class."""
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+
+
+def _name(name: str) -> str:
+    if not _SYNSET.fullmatch(name):
+        return name.replace("_", " ").strip()
+    known = _imagenet().get(name) or _wordnet().get(name)
+    if known is None:
+        raise InputError(
+            f"the class {name} is not one of ImageNet's; give its name in a file {FILE}: {name}, a "
+            "tab, the name."
+        )
+    return known
+
+
+@lru_cache(maxsize=1)
+def _imagenet() -> dict[str, str]:
+    """Number -> name of the thousand classes."""
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+
+
+@lru_cache(maxsize=1)
+def _wordnet() -> dict[str, str]:
+    """Number -> first name of the 21 thousand classes of the whole ImageNet."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-22k")
+    named = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return {number: description.partition(",")[0].strip() for number, description in named}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...checks import find_file
 from ...errors import InputError
 from ...models.images import as_pil
 from .base import Sample
-from .class_names import TEMPLATE, class_texts
+from .class_folder import TEMPLATE, class_texts
 from .files import FileData, Sampling, digest, masked_sample, open_image
 
 IMAGES, MASKS = "validation", "validation-segmentation"
@@ -66,7 +66,7 @@ class ImageNetS(FileData):
     @override
     def read(self, index: int) -> Sample:
         stem = self.names[index]
-        own = PurePosixPath(stem).parts[0]
+        own = stem.partition("/")[0]
         image = self._read_image(stem)
         with open_image(self._path / _mask_of(stem)) as file:
             red, green, _ = np.moveaxis(np.asarray(file.convert("RGB"), dtype=np.int64), -1, 0)
@@ -94,7 +94,7 @@ class ImageNetSegmentation(FileData):
     The file holds a structure `value` with a cell array each for `img` (images), `gt` (a cell with
     the mask of the object, first of several) and `target` (the number of its class in WordNet). The
     text of the region is a template around the name of the class: of a file ``classnames.txt``
-    beside the .mat file, or ImageNet's own (:func:`.class_names.class_texts`).
+    beside the .mat file, or ImageNet's own (:func:`.class_folder.class_texts`).
 
     Args:
         file: the .mat file.
@@ -123,20 +123,19 @@ class ImageNetSegmentation(FileData):
                     f"{len(masks)} and {len(targets)} for {len(images)}."
                 )
             self._classes = [_text(_array(content, target)) for target in targets]
-        beside = self._path.parent
-        self._texts = class_texts(sorted(set(self._classes)), beside, template=template)
+        names = sorted({*self._classes})
+        self._texts = class_texts(names, self._path.parent, template=template)
         self.classes = tuple(dict.fromkeys(self._texts.values()))  # two may have one name
-        names = [f"{number:05d}" for number in range(len(images))]
-        self._take(names, texts=list(self.classes), bytes=self._path.stat().st_size)
+        numbers = [f"{number:05d}" for number in range(len(images))]
+        self._take(numbers, texts=list(self.classes), bytes=self._path.stat().st_size)
 
     @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
         text = self._texts[self._classes[int(name)]]
         with _opened(self._path) as content:
-            pixels, mask = (
-                _array(content, _cells(content, kind)[int(name)]) for kind in ("img", "gt")
-            )
+            cells = [_cells(content, kind)[int(name)] for kind in ("img", "gt")]
+            pixels, mask = (_array(content, cell) for cell in cells)
         if pixels.ndim not in (2, 3) or pixels.dtype != np.uint8:
             raise InputError(
                 f"{name}: expected an image (H, W, 3) of uint8, got {pixels.shape} of "

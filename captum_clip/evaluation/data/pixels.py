@@ -14,7 +14,7 @@ from typing_extensions import Unpack, override
 from ...errors import InputError
 from ...files import DAMAGED
 from .base import LabelledPoints, Mask, Sample
-from .class_names import TEMPLATE, check_template
+from .class_folder import TEMPLATE, check_template
 from .files import FileData, Sampling, digest, read_grey
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"

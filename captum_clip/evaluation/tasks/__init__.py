@@ -3,11 +3,10 @@
 from typing import Final
 
 from ..method_on_batch import Task
-from .faithfulness import Faithfulness, Fixlip
+from .faithfulness import Faithfulness, Fixlip, Sanity
 from .localization import Fixation, Localization, Points
 from .mosaics import GridPointing, Words
 from .perturbation import Perturbation
-from .sanity import Sanity
 from .signs import Effect, Signs
 
 _ALL: Final[tuple[Task, ...]] = (

@@ -40,8 +40,7 @@ class Perturbation(Task):
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
         groups = {}
         for fill in config.fills:
-            slow = f"fifths, {config.few} images drawn from all"
-            steps = slow if fill == "road" else "tenths"
+            steps = f"fifths, {config.few} images drawn from all" if fill == "road" else "tenths"
             said = f"removed pixels become {TITLES[fill]}, in {steps}"
             for kind in _KINDS:
                 title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"

@@ -163,9 +163,8 @@ def _removals(scores: Tensor) -> Tensor:
 
 
 def _effect_metrics(name: str, exact: str) -> list[Metric]:
-    ranks = (
-        f"rank correlation of the mass (positive less negative map, both as published) and {exact}"
-    )
+    mass = "the mass (positive less negative map, both as published)"
+    ranks = f"rank correlation of {mass} and {exact}"
     balanced = (
         "mean of the shares of right signs among the effects above and among those below zero, no "
         "mass counts one half; a constant answer gets .5"
