@@ -11,8 +11,8 @@ from typing_extensions import Self, override
 from ..errors import InputError, UnsupportedModelError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of
 from .huggingface_layers import HuggingFaceLayer, check_linear
-from .steps import Linear
-from .towers import Probe, Projections
+from .steps import Linear, Projections
+from .towers import Probe
 
 
 class Aimv2Layer(HuggingFaceLayer):

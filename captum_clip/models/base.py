@@ -336,15 +336,16 @@ class ClipAdapter(ABC):
 
     def _require_processor(self) -> Any:
         what = "an image that is no preprocessed tensor"
-        return self._require("processor", self.processor, self._processor, what)
+        return self._require("processor", self.processor, what)
 
     def _require_tokenizer(self) -> Any:
         # transformers' CLIPProcessor holds a tokenizer as well
         tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
-        return self._require("tokenizer", tokenizer, self._tokenizer, "a text")
+        return self._require("tokenizer", tokenizer, "a text")
 
-    def _require(self, option: str, part: Any, source: Any, what: str) -> Any:
+    def _require(self, option: str, part: Any, what: str) -> Any:
         if part is None:
+            source = getattr(self, f"_{option}")
             reason = f" ({source.reason})" if isinstance(source, Deferred) else ""
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "

@@ -53,19 +53,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Crop:
-    """Where in its photo a preprocessed image lies.
+    """Where in its photo a preprocessed image lies; InputError where it shows nothing of it."""
 
-    Attributes:
-        size: height and width of the photo, the right way up, in pixels.
-        box: left, top, right and bottom edge of the image in pixels of the photo, outside of the
-            photo where the image is padded.
-
-    Raises:
-        InputError: the image shows nothing of the photo, as a damaged file may say.
-    """
-
-    size: Size
-    box: Box
+    size: Size  # height and width of the photo, the right way up, in pixels
+    box: Box  # of the image in pixels of the photo, outside of it where the image is padded
 
     def __post_init__(self) -> None:
         (height, width), (left, top, right, bottom) = self.size, self.box

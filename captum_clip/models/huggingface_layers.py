@@ -13,9 +13,9 @@ from typing_extensions import Self, override
 
 from ..errors import UnsupportedModelError
 from .multihead import linear_maps
-from .steps import Linear, flattened
+from .steps import Linear, Projections, flattened
 from .text import PostNormLayer, TextReadout, TextTower
-from .towers import AttentionLayer, Exposed, Projections
+from .towers import AttentionLayer, Exposed
 from .unmodified import nonlinear_parts
 
 

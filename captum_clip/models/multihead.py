@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
-from .steps import Linear
-from .towers import Attention, Probe, Projections
+from .steps import Linear, Projections
+from .towers import Attention, Probe
 from .unmodified import is_linear
 
 
@@ -51,18 +51,7 @@ class Multihead(Attention):
         return projections(self.attention)
 
     @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        return self._batch_first(super().tokens(args, kwargs))
-
-    @override
-    def output(self, result: Any) -> Tensor:
-        return self._batch_first(super().output(result))
-
-    @override
-    def replaced(self, result: Any, output: Tensor) -> Any:
-        return super().replaced(result, self._batch_first(output))
-
-    def _batch_first(self, tokens: Tensor) -> Tensor:
+    def batch_first(self, tokens: Tensor) -> Tensor:
         return tokens if self.attention.batch_first else tokens.transpose(0, 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from . import multihead
 from .multihead import Multihead, MultiheadProbe
-from .steps import Linear, Step
-from .towers import AttentionLayer, Pooling, Projections, ViTTower, Which
+from .steps import Linear, Projections, Step
+from .towers import AttentionLayer, Pooling, ViTTower, Which
 from .unmodified import is_linear
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
@@ -36,18 +36,6 @@ class MultiheadLayer(Multihead, OpenClipLayer):
 
     residual_argument = (0, "q_x")
     branch_parts = ("ls_1",)
-
-    @override
-    def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        return self._batch_first(super().residual(args, kwargs))
-
-    @override
-    def leaving(self, result: Any) -> Tensor:
-        return self._batch_first(result)
-
-    @override
-    def left(self, result: Any, output: Tensor) -> Any:
-        return self._batch_first(output)
 
 
 class CustomLayer(OpenClipLayer):

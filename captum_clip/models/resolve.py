@@ -17,6 +17,7 @@ from .families import transformers_class
 from .names import PUBLISHED, Library, published
 
 OPENAI = "openai"
+_DEMO_KINDS: tuple[tuple[str, Library], ...] = (("vit", "transformers"), ("resnet", "open_clip"))
 _NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 
 
@@ -74,21 +75,13 @@ def available() -> list[AvailableModel]:
     """
     from ..demo import MODELS
 
-    embedded = [
-        AvailableModel(
-            name,
-            (),
-            kind="resnet" if name.endswith("resnet") else "vit",
-            library="open_clip" if name.endswith("resnet") else "transformers",
-            checkpoint=_NOTES.get(name, "embedded"),
-            embedded=True,
-        )
-        for name in MODELS
-    ]
-    return embedded + [
-        AvailableModel(row.name, row.aliases, row.kind, row.library, row.checkpoint)
-        for row in PUBLISHED
-    ]
+    rows = []
+    for name in MODELS:
+        kind, library = _DEMO_KINDS[name.endswith("resnet")]
+        rows.append(AvailableModel(name, (), kind, library, _NOTES.get(name, "embedded"), True))
+    for row in PUBLISHED:
+        rows.append(AvailableModel(row.name, row.aliases, row.kind, row.library, row.checkpoint))
+    return rows
 
 
 def resolve(name: str) -> Source:

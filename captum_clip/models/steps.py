@@ -35,6 +35,15 @@ class Linear(NamedTuple):
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
+class Projections(NamedTuple):
+    """The four linear maps of one multi-head attention."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+
+
 class Scale(NamedTuple):
     """A factor for each channel, as LayerScale has them."""
 

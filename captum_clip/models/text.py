@@ -28,20 +28,17 @@ SUPPORTED: Final = (
 
 
 class TextReadout(NamedTuple):
-    """How a text tower reads its tokens.
+    """How a text tower reads its tokens."""
 
-    Attributes:
-        row: the token whose output is the embedding: the "end" token of the text, the "last"
-            position of the sequence whatever stands there, the "first" one (CLS), or the "mean".
-        causal: whether a token sees only those before it.
-        padding: what the model was trained with: to the "longest" text of a batch, or to
-            "max_length"; where the last position is read, or no mask is given, another padding
-            gives another embedding.
-    """
-
+    # The token whose output is the embedding: that which ends the text, the last position of the
+    # sequence whatever stands there, the first one (CLS), or the mean of all.
     row: Row
-    causal: bool
+    causal: bool  # whether a token sees only those before it
     padding: Literal["longest", "max_length"]
+    """That of training: to the longest text of a batch, or always to one length.
+
+    Where the last position is read, or no mask is given, another one gives another embedding.
+    """
 
 
 CLS_READOUT: Final = TextReadout("first", causal=False, padding="longest")

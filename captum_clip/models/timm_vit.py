@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from .multihead import linear_maps
-from .steps import Linear, Residual, Step, flattened
-from .towers import AttentionLayer, Exposed, Pooling, Probe, Projections, ViTTower, Which
+from .steps import Linear, Projections, Residual, Step, flattened
+from .towers import AttentionLayer, Exposed, Pooling, Probe, ViTTower, Which
 from .unmodified import nonlinear_parts
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "probe"}
@@ -223,7 +223,12 @@ def _unsupported_trunk(trunk: Any) -> Iterator[str]:
         return
     if trunk.num_prefix_tokens and not getattr(trunk, "pool_include_prefix", True):
         yield "a pool that leaves out the prefix tokens"
-    yield from _unsupported_pool(pool)
+    if pool.latent_len != 1:
+        yield f"a pool with {pool.latent_len} latent queries"
+    if not all(isinstance(norm, nn.Identity) for norm in (pool.q_norm, pool.k_norm)):
+        yield "a pool with norms of queries and keys"
+    for what in nonlinear_parts(pool, ("q", "kv", "proj")):
+        yield f"a pool with {what}"
 
 
 def _unsupported_layers(trunk: Any) -> Iterator[str]:
@@ -250,13 +255,3 @@ def _unsupported_attention(index: int, attention: Any) -> Iterator[str]:
     names = ("q_proj", "k_proj", "v_proj") if attention.qkv is None else ("qkv",)
     for what in nonlinear_parts(attention, (*names, "proj")):
         yield f"{what} in layer {index}"
-
-
-def _unsupported_pool(pool: Any) -> Iterator[str]:
-    """What of an `AttentionPoolLatent` is not supported, in words."""
-    if pool.latent_len != 1:
-        yield f"a pool with {pool.latent_len} latent queries"
-    if not all(isinstance(norm, nn.Identity) for norm in (pool.q_norm, pool.k_norm)):
-        yield "a pool with norms of queries and keys"
-    for what in nonlinear_parts(pool, ("q", "kv", "proj")):
-        yield f"a pool with {what}"

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,13 @@ from typing_extensions import override
 from ..errors import UnsupportedModelError
 from .images import check_images
 from .reading import Entry, Reading, argument, first_part, with_first_part
-from .steps import Direction, Linear, Scale, Step, call_steps
+from .steps import Direction, Projections, Scale, Step, call_steps
 from .unmodified import has_no_foreign_hooks, is_librarys
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "probe"]
 Which = Literal["query", "key"]
 Exposed = Literal["query", "key", "value", "heads_output"]
-
-
-class Projections(NamedTuple):
-    """The four linear maps of one multi-head attention."""
-
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
 
 
 class Attention(ABC):
@@ -62,7 +53,11 @@ class Attention(ABC):
 
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The tokens (B, s, D) of keys and values among the arguments of the inlet."""
-        return argument(args, kwargs, *self.token_argument)
+        return self.batch_first(argument(args, kwargs, *self.token_argument))
+
+    def batch_first(self, tokens: Tensor) -> Tensor:
+        """Tokens with the batch first, or back where the library has it second."""
+        return tokens
 
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What else of these arguments `AttentionLayer.turned` needs, such as a table of RoPE."""
@@ -70,11 +65,11 @@ class Attention(ABC):
 
     def output(self, result: Any) -> Tensor:
         """The output (B, rows, D) in what the outlet returned."""
-        return first_part(result)
+        return self.batch_first(first_part(result))
 
     def replaced(self, result: Any, output: Tensor) -> Any:
         """`result` with `output` (B, rows, D) in the place of its output."""
-        return with_first_part(result, output)
+        return with_first_part(result, self.batch_first(output))
 
     inner_norm_part: str | None = None
     """What of the inlet always runs on the heads' outputs side by side, before the output map."""
@@ -130,7 +125,8 @@ class AttentionLayer(Attention):
 
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D) among the arguments of the block."""
-        return argument(args, kwargs, *(self.residual_argument or self.token_argument))
+        where = self.residual_argument or self.token_argument
+        return self.batch_first(argument(args, kwargs, *where))
 
     @override
     def branch(self) -> tuple[Step, ...]:
@@ -151,11 +147,11 @@ class AttentionLayer(Attention):
 
     def leaving(self, result: Any) -> Tensor:
         """The block's output (B, s, D) in what the block returned."""
-        return first_part(result)
+        return self.batch_first(first_part(result))
 
     def left(self, result: Any, output: Tensor) -> Any:
         """`result` with `output` (B, s, D) in the place of the block's output."""
-        return with_first_part(result, output)
+        return with_first_part(result, self.batch_first(output))
 
     @property
     def plain(self) -> bool:
