@@ -20,6 +20,7 @@ class AlignTower(PooledOutput, AveragePooledTower):
     """An `AlignVisionModel`."""
 
     module: Any
+    runner_parts = ("encoder", "pooler")
 
     @classmethod
     def found_in(cls, module: Any) -> Self:
@@ -69,11 +70,6 @@ class AlignTower(PooledOutput, AveragePooledTower):
     @override
     def head_steps(self) -> Sequence[Step]:
         return ()
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return self.module, self.module.encoder, self.module.pooler
 
 
 def _strided(length: int, kernel: int, before: int, after: int) -> int:

@@ -71,6 +71,7 @@ class TimmCNN(AveragePooledTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
 
     module: Any
+    runner_parts = ("trunk",)
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -110,11 +111,6 @@ class TimmCNN(AveragePooledTower):
         head = self.module.trunk.head
         parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
         return flattened([*(part for part in parts if part is not None), self.module.head])
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return self.module, self.module.trunk
 
 
 def timm_tower_of(module: Any) -> TimmCNN | None:

@@ -54,7 +54,7 @@ class HuggingFaceTower(PooledOutput, ViTTower):
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map = "embeddings.patch_embedding"
-    encoder_part = "encoder"
+    runner_parts = ("encoder",)
     projection_part: ClassVar[str] = "visual_projection"
 
     @classmethod

@@ -42,13 +42,6 @@ class HuggingFaceLayer(AttentionLayer):
             inputs = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
         return Projections._make((*inputs, output))
 
-    @property
-    @override
-    def scale(self) -> float:
-        own = self.attention
-        scale = getattr(own, "scale", getattr(own, "scaling", None))
-        return super().scale if scale is None else float(scale)
-
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         *inputs, output = _parts(self.attention, self.maps)

@@ -88,7 +88,7 @@ class OpenClipViT(ViTTower):
 
     module: Any
     patch_map = "conv1"
-    encoder_part = "transformer"
+    runner_parts = ("transformer",)
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:

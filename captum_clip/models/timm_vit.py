@@ -54,11 +54,6 @@ class TimmLayer(AttentionLayer):
                 inputs = [Linear(m.weight, bias) for m, bias in zip(inputs, biases, strict=True)]
         return Projections._make((*inputs, Linear.of(own.proj)))
 
-    @property
-    @override
-    def scale(self) -> float:
-        return float(self.attention.scale)
-
     @override
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return kwargs.get("rope")
@@ -106,11 +101,6 @@ class TimmProbe(Probe):
         pool = self.pool
         key, value = linear_maps(pool.kv.weight.chunk(2), pool.kv.bias)
         return Projections(Linear.of(pool.q), key, value, Linear.of(pool.proj))
-
-    @property
-    @override
-    def scale(self) -> float:
-        return float(self.pool.scale)
 
     @override
     def embedded_query(self) -> Tensor:

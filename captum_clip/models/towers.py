@@ -48,8 +48,11 @@ class Attention(ABC):
 
     @property
     def scale(self) -> float:
-        """What query times key is multiplied with, usually head size ** -0.5."""
-        return float((len(self.projections().query.weight) // self.heads) ** -0.5)
+        """What query times key is multiplied with: the inlet's own, or head size ** -0.5."""
+        own = getattr(self.inlet, "scale", getattr(self.inlet, "scaling", None))
+        if own is None:
+            own = (len(self.projections().query.weight) // self.heads) ** -0.5
+        return float(own)
 
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The tokens (B, s, D) of keys and values among the arguments of the inlet."""
@@ -195,8 +198,9 @@ class Probe(Attention):
 class Tower(ABC):
     """A CLIP vision tower."""
 
-    module: nn.Module  # runs exactly once in a forward
     kind: ClassVar[Kind]
+    runner_parts: ClassVar[tuple[str, ...]] = ()  # of `module`, such as what runs the blocks
+    module: nn.Module  # runs exactly once in a forward
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -210,7 +214,7 @@ class Tower(ABC):
     @property
     def runners(self) -> tuple[nn.Module, ...]:
         """The modules whose code runs after the last block or stage, but for what reads it."""
-        return (self.module,)
+        return (self.module, *(getattr(self.module, name) for name in self.runner_parts))
 
     @property
     @abstractmethod
@@ -269,7 +273,6 @@ class ViTTower(Tower):
 
     kind: ClassVar[Kind] = "vit"
     patch_map: ClassVar[str | None] = None  # of `module`, projects patches, without positions
-    encoder_part: ClassVar[str | None] = None  # of `module`, runs the blocks
     layers: Sequence[AttentionLayer]
     pooling: Pooling
     prefix: int = 1
@@ -322,12 +325,6 @@ class ViTTower(Tower):
             )
         module: nn.Module = attrgetter(self.patch_map)(self.module)
         return module
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        encoder = () if self.encoder_part is None else (getattr(self.module, self.encoder_part),)
-        return (self.module, *encoder)
 
     @property
     @override
