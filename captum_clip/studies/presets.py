@@ -60,8 +60,7 @@ def corner_bias_study(
     **settings: Any,
 ) -> StudyConfig:
     """Do methods favour the corners (Mamooler, Figure 6)? Arguments as :func:`statistics_study`."""
-    settings |= {"texts": texts, "models": models, "methods": methods}
-    return statistics_study(images, output, **settings)
+    return statistics_study(images, output, texts=texts, models=models, methods=methods, **settings)
 
 
 def emotions_study(
@@ -79,8 +78,16 @@ def emotions_study(
     """
     if not emotions:
         raise InputError("the study of emotions needs a file of emotions for each model.")
-    settings |= {"models": models, "methods": methods, "emotions": emotions, "centred": True}
-    return statistics_study(images, output, **settings)
+    return statistics_study(
+        images,
+        output,
+        texts=(),
+        models=models,
+        methods=methods,
+        emotions=emotions,
+        centred=True,
+        **settings,
+    )
 
 
 def subjects(

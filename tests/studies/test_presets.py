@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from captum_clip.errors import InputError
@@ -36,6 +38,13 @@ def test_emotions_are_studied_with_a_vit_beside_a_resnet() -> None:
     )
     assert config.centred
     assert config.seed == 3
+
+
+@pytest.mark.parametrize("settings", [{"texts": ["a"]}, {"centred": False}])
+def test_a_study_of_emotions_refuses_what_it_decides(settings: dict[str, Any]) -> None:
+    """Its targets are the emotions, plain and centred; other ones are never ignored in silence."""
+    with pytest.raises(TypeError, match=f"multiple values for .*'{next(iter(settings))}'"):
+        emotions_study("images", "out", emotions=["a.json", "b.json"], **settings)
 
 
 def test_statistics_take_any_texts_and_settings() -> None:
