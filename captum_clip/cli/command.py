@@ -20,6 +20,7 @@ class Option:
         help: what it is; the default is said after it.
         default: the value without it; False makes a switch, a number makes numbers.
         otherwise: what stands for the default where that is None, in words.
+        type: makes a value of the typed text.
         choices: what may be typed; the first is the default where nothing stands for it.
         required: it cannot be left out.
         sets: another option and the value that this one, a switch, gives it.
