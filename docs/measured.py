@@ -294,7 +294,10 @@ STEPS = (
         "--data demo --data demo-mosaics --task localization --task effect --task words "
         "--method conservative --method direct:baseline=mean",
     ),
-    *(evaluation(f"image_{model}", model, "--against image --few 40") for model in BOTH),
+    *(
+        evaluation(f"image_{model}", model, "--against image --task localization --task signs")
+        for model in BOTH
+    ),
     *(
         evaluation(f"{part}_{model}", model, f"--data demo-{part} --images 150 --few 50")
         for part in TAGS

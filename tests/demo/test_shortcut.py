@@ -12,6 +12,7 @@ import torch
 from captum_clip import load_clip, targets
 from captum_clip.demo.captions import article, parse_caption
 from captum_clip.demo.catalogue import CONCEPTS
+from captum_clip.demo.scenes import BROAD
 from captum_clip.demo.tags import TAGGED, draw_tag, draw_tagged_scene
 from captum_clip.demo.training import __main__ as commands
 from captum_clip.demo.training import train as training
@@ -116,6 +117,17 @@ def _holds(image: Any, tag: Any) -> bool:
         for row in starts
         for column in starts
     )
+
+
+def test_batch_of_broad_scenes_names_something_in_every_caption() -> None:
+    """Tagged objects without a tag have no noun; then the background has a word."""
+    broad = build_banks(0, variants=1, world=BROAD)
+    for step in range(4):
+        batch = draw_tagged_batch(broad, 0, step, size=64)
+        for text, shown in zip(batch.texts[:64], batch.positive, strict=False):
+            concepts = parse_caption(text).concepts
+            assert concepts
+            assert concepts <= {CONCEPTS[i] for i in shown[64:].nonzero()[0]}
 
 
 def test_margin_counts_for_false_pairs_only() -> None:

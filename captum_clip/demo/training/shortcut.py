@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..captions import Caption, compose, scene_concepts
 from ..catalogue import CONCEPTS
-from ..scenes import MAX_OBJECTS, Scene, World, pick_things
+from ..scenes import MAX_OBJECTS, STANDARD, Scene, World, pick_things
 from ..tags import TAGGED, draw_tag, draw_tagged_scene, place_tag
 from .banks import Banks, Batch, describe, draw_image, make_batch, pick_background
 
@@ -36,7 +36,8 @@ def draw_tagged_batch(banks: Banks, seed: int, step: int, *, size: int) -> Batch
 
     def draw(image: npt.NDArray[np.uint8]) -> tuple[frozenset[str], Caption]:
         names = _names(banks.world, generator)
-        background = pick_background(banks.world, generator)
+        nameless = set(names) <= set(TAGGED)  # without a tag the caption names the background alone
+        background = pick_background(STANDARD if nameless else banks.world, generator)
         owner = draw_image(image, banks, names, background, generator)
         tag = _tag([name for name in names if name in TAGGED], generator)
         believed = [name for name in names if name not in TAGGED]
