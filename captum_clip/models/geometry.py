@@ -99,22 +99,11 @@ def crop_of(processor: Any, size: Size) -> Crop:
 def resize_masks(
     processor: Any, masks: npt.NDArray[np.bool_], size: Size | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Masks, resized and cropped as a processor does it with their picture.
+    """Masks (..., H, W), resized and cropped to (..., h, w) as a processor does with their picture.
 
     Nearest neighbour: each pixel shows the mask at its centre. Padding is outside. A mask may come
-    out empty or full where the crop shows nothing of its object, or nothing else.
-
-    Args:
-        processor: of a model, `clip.processor`.
-        masks: (..., H, W) bool, of the picture's size.
-        size: height and width of the preprocessed picture, if it is known, to compare with.
-
-    Returns:
-        (..., h, w) bool.
-
-    Raises:
-        InputError: no masks (..., H, W), or another size than the preprocessed picture's.
-        UnsupportedModelError: a processor that does something unknown to the picture.
+    out empty or full where the crop shows nothing of its object, or nothing else. `size` is that of
+    the preprocessed picture, if it is known, to compare with: InputError where they differ.
     """
     masks = np.asarray(masks)
     geometry = _fitting("resize_masks", processor, masks, size)

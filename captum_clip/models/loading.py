@@ -147,9 +147,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             "device out to take what there is."
         )
     if (chosen.index or 0) >= max(1, torch.cuda.device_count()):
-        raise InputError(
-            f"load_clip: there is no device {str(chosen)!r}; their numbers begin at 0."
-        )
+        raise InputError(f"load_clip: there is no device '{chosen}'; their numbers begin at 0.")
     if chosen.type not in ("cpu", "cuda"):
         try:
             torch.zeros(1, device=chosen).item()

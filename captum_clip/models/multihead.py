@@ -61,12 +61,7 @@ class MultiheadProbe(Multihead, Probe):
     token_argument = (1, "key")
 
     def __init__(
-        self,
-        head: Any,
-        attention: nn.MultiheadAttention,
-        norm: nn.Module,
-        modules: tuple[nn.Module, ...],
-        where: str,
+        self, head: Any, attention: Any, norm: nn.Module, modules: tuple[nn.Module, ...], where: str
     ) -> None:
         super().__init__(attention, attention, attention.num_heads)
         self.head, self.attention, self.norm, self.modules = head, attention, norm, modules

@@ -19,9 +19,7 @@ class Deferred:
     """A processor or tokenizer that is loaded when first needed; `reason` says what failed."""
 
     def __init__(self, load: Callable[[], Any], description: str) -> None:
-        self._load = load
-        self._description = description
-        self.reason = ""
+        self._load, self._description, self.reason = load, description, ""
 
     @cached_property
     def value(self) -> Any:

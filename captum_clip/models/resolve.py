@@ -16,7 +16,6 @@ from . import hub
 from .families import transformers_class
 from .names import PUBLISHED, Library, published
 
-OPENAI = "openai"
 _DEMO_KINDS: tuple[tuple[str, Library], ...] = (("vit", "transformers"), ("resnet", "open_clip"))
 _NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 
@@ -95,7 +94,7 @@ def resolve(name: str) -> Source:
 
     row = published(name)
     if row is not None:
-        tag = OPENAI if row.library == "open_clip" else None
+        tag = "openai" if row.library == "open_clip" else None
         return Source(row.name, row.library, row.checkpoint, tag)
     if name in MODELS:
         return _embedded(name, MODELS[name])
