@@ -112,10 +112,11 @@ def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
     import pandas as pd
     from pandas.api.types import union_categoricals
 
-    named = [
-        table.assign(sample=_category(table["sample"], [*map(readable, names)]))
-        for table, names in tables
-    ]
+    named = []
+    for table, names in tables:
+        # two names may read alike, and a category comes once
+        codes, known = pd.factorize(np.array([*map(readable, names)], dtype=object))
+        named.append(table.assign(sample=_category(codes[table["sample"]], known)))
     columns: dict[str, Any] = {
         name: union_categoricals([table[name] for table in named]) for name in (*_TEXTS, "sample")
     }

@@ -89,6 +89,13 @@ def test_samples_go_by_name_in_the_whole_table() -> None:
     assert whole["method"].tolist() == [*["ours"] * 10, "theirs"]
 
 
+def test_samples_whose_names_read_alike_are_one() -> None:
+    """A byte of a file's name that is no Unicode reads as another file may be called."""
+    whole = concatenate([(table(), [*"xyz", ODD, READ])])
+    assert whole["sample"].tolist() == [READ] * 10
+    assert whole["sample"].cat.categories.tolist() == [*"xyz", READ]
+
+
 WHOLE = to_arrays(table(), [])
 WRONG: dict[str, dict[str, Any]] = {
     "nothing told": {"a": np.zeros(1)},
