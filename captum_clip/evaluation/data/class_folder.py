@@ -10,12 +10,12 @@ from typing import Final, final
 
 import numpy as np
 from PIL import ImageOps
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from ...checks import error_context, find_repeated
 from ...errors import InputError
 from .base import Sample, mosaic_sample
-from .files import FileData, Sampling, digest, read_lines, read_picture
+from .files import FileData, digest, read_lines, read_picture
 
 FILE: Final = "classnames.txt"
 TEMPLATE: Final = "a photo of a {}"
@@ -47,9 +47,14 @@ class ClassFolder(FileData):
     options = ("template",)
 
     def __init__(
-        self, folder: str | Path, *, template: str = "{}", **sampling: Unpack[Sampling]
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = "{}",
     ) -> None:
-        super().__init__(folder, **sampling)
+        super().__init__(folder, limit=limit, seed=seed)
         files, images = self._list(under=".")
         names = sorted({stem.partition("/")[0] for stem in images})
         if len(names) < 2:
@@ -101,9 +106,14 @@ class ClassMosaics(FileData):
     options = ("template",)
 
     def __init__(
-        self, folder: str | Path, *, template: str = TEMPLATE, **sampling: Unpack[Sampling]
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = TEMPLATE,
     ) -> None:
-        super().__init__(folder, **sampling)
+        super().__init__(folder, limit=limit, seed=seed)
         pictures = ClassFolder(folder, template=template)
         self.classes = pictures.classes
         self._words = tuple(class_texts(pictures.folders, self._path, template="{}").values())

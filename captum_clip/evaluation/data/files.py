@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,6 @@ from .base import DataSet, Mask, Region, Sample
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
-
-
-class Sampling(TypedDict, total=False):
-    """Which of the samples are taken: `limit` of them, None is all, drawn from `seed`."""
-
-    limit: int | None
-    seed: int
 
 
 class FileData(DataSet):

@@ -10,14 +10,14 @@ from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from ...checks import find_file
 from ...errors import InputError
 from ...models.images import as_pil
-from .base import Sample
+from .base import Mask, Sample
 from .class_folder import TEMPLATE, class_texts
-from .files import FileData, Sampling, digest, masked_sample, open_image
+from .files import FileData, digest, masked_sample, open_image
 
 IMAGES, MASKS = "validation", "validation-segmentation"
 _IGNORED: Final = 1000
@@ -46,9 +46,14 @@ class ImageNetS(FileData):
     options = ("template",)
 
     def __init__(
-        self, folder: str | Path, *, template: str = TEMPLATE, **sampling: Unpack[Sampling]
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = TEMPLATE,
     ) -> None:
-        super().__init__(folder, **sampling)
+        super().__init__(folder, limit=limit, seed=seed)
         files, images = self._list(under=IMAGES)
         if not any(_mask_of(stem) in files for stem in images):
             raise InputError(
@@ -112,9 +117,14 @@ class ImageNetSegmentation(FileData):
     options = ("template",)
 
     def __init__(
-        self, file: str | Path, *, template: str = TEMPLATE, **sampling: Unpack[Sampling]
+        self,
+        file: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = TEMPLATE,
     ) -> None:
-        super().__init__(file, **sampling)
+        super().__init__(file, limit=limit, seed=seed)
         with _opened(self._path) as content:
             images, masks, targets = (_cells(content, name) for name in ("img", "gt", "target"))
             if not len(images) == len(masks) == len(targets) or not len(images):
@@ -135,14 +145,15 @@ class ImageNetSegmentation(FileData):
         text = self._texts[self._classes[int(name)]]
         with _opened(self._path) as content:
             cells = [_cells(content, kind)[int(name)] for kind in ("img", "gt")]
-            pixels, mask = (_array(content, cell) for cell in cells)
+            pixels, marks = (_array(content, cell) for cell in cells)
+            mask: Mask = marks != 0
         if pixels.ndim not in (2, 3) or pixels.dtype != np.uint8:
             raise InputError(
                 f"{name}: expected an image (H, W, 3) of uint8, got {pixels.shape} of "
                 f"{pixels.dtype}."
             )
-        masks = [(text, partial(np.not_equal, mask, 0))]
-        return masked_sample(name, as_pil(pixels)[0], masks, label=self.classes.index(text))
+        label = self.classes.index(text)
+        return masked_sample(name, as_pil(pixels)[0], [(text, lambda: mask)], label=label)
 
 
 def _cells(content: Any, name: str) -> npt.NDArray[Any]:

@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import Final, final
 
 import numpy as np
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from ...checks import check_choice, find_file
 from ...errors import InputError
 from ...runs import storage_of
 from .base import Sample
-from .files import FileData, Sampling, digest, masked_sample, read_indices, read_lines, read_mask
+from .files import FileData, digest, masked_sample, read_indices, read_lines, read_mask
 
 IMAGES, MASKS, ENDING = "images", "masks", ".png"
 CLASSES: Final = (
@@ -46,8 +46,8 @@ class MaskedFolder(FileData):
     name = "masks"
     tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
 
-    def __init__(self, folder: str | Path, **sampling: Unpack[Sampling]) -> None:
-        super().__init__(folder, **sampling)
+    def __init__(self, folder: str | Path, *, limit: int | None = None, seed: int = 0) -> None:
+        super().__init__(folder, limit=limit, seed=seed)
         files, images = self._list(under=IMAGES)
         masks: dict[str, list[str]] = defaultdict(list)
         for path in map(PurePosixPath, files):
@@ -104,10 +104,11 @@ class PascalVoc(FileData):
         folder: str | Path,
         *,
         split: str = "val",
+        limit: int | None = None,
+        seed: int = 0,
         void: str = "out",
-        **sampling: Unpack[Sampling],
     ) -> None:
-        super().__init__(folder, **sampling)
+        super().__init__(folder, limit=limit, seed=seed)
         check_choice("PascalVoc", void, ("out", "background"), name="void")
         self._void = void
         self._path = _find(self._path)

@@ -9,13 +9,13 @@ from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Unpack, override
+from typing_extensions import override
 
 from ...errors import InputError
 from ...files import DAMAGED
 from .base import LabelledPoints, Mask, Sample
 from .class_folder import TEMPLATE, check_template
-from .files import FileData, Sampling, digest, read_grey
+from .files import FileData, digest, read_grey
 
 IMAGES, FIXATIONS, TEXTS = "images", "fixations", "texts.csv"
 _ENDINGS: Final = (".png", ".npy")
@@ -52,9 +52,14 @@ class OpenImagesPoints(FileData):
     options = ("template",)
 
     def __init__(
-        self, folder: str | Path, *, template: str = TEMPLATE, **sampling: Unpack[Sampling]
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        template: str = TEMPLATE,
     ) -> None:
-        super().__init__(folder, **sampling)
+        super().__init__(folder, limit=limit, seed=seed)
         check_template(template)
         files, images = self._list(under=IMAGES)
         rows, names = _read_points(self._path, files)
@@ -162,9 +167,14 @@ class FixationFolder(FileData):
     options = ("text",)
 
     def __init__(
-        self, folder: str | Path, *, text: str | None = None, **sampling: Unpack[Sampling]
+        self,
+        folder: str | Path,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        text: str | None = None,
     ) -> None:
-        super().__init__(folder, **sampling)
+        super().__init__(folder, limit=limit, seed=seed)
         files, images = self._list(under=IMAGES)
         places = {stem: [f"{FIXATIONS}/{stem}{end}" for end in _ENDINGS] for stem in images}
         maps = {stem: [place for place in own if place in files] for stem, own in places.items()}

@@ -116,6 +116,16 @@ def test_broken_cells_are_said(file):
         data.read(1)
 
 
+def test_masks_of_something_else_than_numbers_are_said(file):
+    """They are an error of their sample as well, and do not end an evaluation."""
+    data = ImageNetSegmentation(file)
+    with h5py.File(file, "r+") as raw:
+        raw["other"] = np.zeros((2, 2), dtype=[("real", "f4"), ("imag", "f4")])
+        raw["value/gt"][1, 0] = raw["other"].ref
+    with pytest.raises(InputError, match=r"cannot be read as gtsegs_ijcv\.mat"):
+        data.read(1)
+
+
 def test_other_files_are_said(tmp_path):
     """No file, a text, another HDF5 file, numbers for classes, nothing in it."""
     with pytest.raises(InputError, match=r"there is no file .*none\.mat"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import (
+    DATA_SETS,
     ClassFolder,
     DemoMosaics,
     DemoScenes,
@@ -56,6 +59,15 @@ def test_folders_are_opened_by_name_and_place(tmp_path):
     save(noise(), voc / "JPEGImages/a.jpg")
     (voc / "ImageSets/Segmentation/val.txt").write_text("a\n")
     assert isinstance(open_data(f"voc:{tmp_path}"), PascalVoc)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DATA_SETS.values() if kind.place])
+def test_signatures_say_how_files_are_sampled(kind):
+    """So `help()` and completion show it, and the defaults, with the options of each."""
+    parameters = inspect.signature(kind).parameters
+    assert (parameters["limit"].default, parameters["seed"].default) == (None, 0)
+    assert {*kind.options} < {*parameters}
+    assert all(each.kind is not each.VAR_KEYWORD for each in parameters.values())
 
 
 @pytest.mark.parametrize(
