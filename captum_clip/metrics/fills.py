@@ -112,8 +112,8 @@ def road_fill(images: Tensor, removed: Tensor) -> Tensor:
         >>> import torch
         >>> from captum_clip import metrics
         >>> image = torch.tensor([0.0, 9.0, 9.0, 3.0]).view(1, 1, 1, 4)
-        >>> metrics.road_fill(image, image == 9).flatten()
-        tensor([0.0000, 1.0000, 2.0000, 3.0000])
+        >>> metrics.road_fill(image, image == 9).flatten().round(decimals=3)
+        tensor([0., 1., 2., 3.])
     """
     check_images("road_fill", images)
     shape = (len(images), 1, *images.shape[-2:])
