@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,15 +19,21 @@ class Deferred:
 
     def __init__(self, load: Callable[[], Any], description: str) -> None:
         self._load, self._description, self.reason = load, description, ""
+        self._value: Any = None
+        self._is_loaded = False
 
-    @cached_property
+    @property
     def value(self) -> Any:
         """What was loaded; None where that failed."""
-        try:
-            return self._load()
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
-            self.reason = f"{self._description} could not be loaded: {first_line(error)}"
-            return None
+        # No `cached_property`: before Python 3.12 all of a class share one lock, which a thread
+        # would hold while it waits for the one that loads a model and needs that lock in turn.
+        if not self._is_loaded:
+            try:
+                self._value = self._load()
+            except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
+                self.reason = f"{self._description} could not be loaded: {first_line(error)}"
+            self._is_loaded = True
+        return self._value
 
 
 def image_processor(processor: Any) -> Any:
