@@ -116,10 +116,6 @@ def _only_cache(asked: bool) -> Iterator[None]:
         forget_sessions()
 
 
-def _is_not_open_clips(record: logging.LogRecord) -> bool:
-    return "open_clip" not in Path(record.pathname).parts
-
-
 @contextmanager
 def quiet(progress: bool = False) -> Iterator[None]:
     """Keep the libraries' remarks on loading to themselves; what matters is raised.
@@ -129,12 +125,16 @@ def quiet(progress: bool = False) -> Iterator[None]:
     """
     from transformers.utils import logging as transformers_logging
 
+    def is_not_open_clips(record: logging.LogRecord) -> bool:
+        return "open_clip" not in Path(record.pathname).parts
+
+    # one for each call: the end of an inner one would take the outer one's away
     root, handler = logging.getLogger(), logging.NullHandler()
     with _ONE_AT_A_TIME, ExitStack() as undo:
         undo.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity(logging.CRITICAL)
-        root.addFilter(_is_not_open_clips)
-        undo.callback(root.removeFilter, _is_not_open_clips)
+        root.addFilter(is_not_open_clips)
+        undo.callback(root.removeFilter, is_not_open_clips)
         root.addHandler(handler)
         undo.callback(root.removeHandler, handler)
         if transformers_logging.is_progress_bar_enabled() and not progress:

@@ -88,3 +88,22 @@ def test_loading_leaves_the_libraries_settings_as_they_were(tmp_path, offline):
     before = settings()
     load_clip(tmp_path)
     assert settings() == before
+
+
+def test_a_part_that_is_loaded_with_its_model_leaves_the_rest_silent():
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    root = logging.getLogger()
+    remark = logging.LogRecord("root", logging.ERROR, "/lib/open_clip/factory.py", 1, "", (), None)
+    root.addHandler(handler)
+    try:
+        with hub.quiet():
+            with hub.quiet():
+                root.handle(remark)
+            root.handle(remark)
+        assert not said
+        root.handle(remark)
+        assert said == [remark]
+    finally:
+        root.removeHandler(handler)
