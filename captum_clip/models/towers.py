@@ -119,8 +119,8 @@ class AttentionLayer(Attention):
     """The same of the block's input; None: called as the tokens are."""
     branch_parts: tuple[str, ...] = ()
     """Of the block, what the attention's output goes through; paths to modules or LayerScales."""
-    mlp_parts: tuple[str, ...] = ()
-    """The same for its sum with the block's input: norm, MLP."""
+    mlp_parts: tuple[str, ...]
+    """The same for its sum with the block's input: norm, MLP; every family says it."""
 
     def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
         super().__init__(attention, attention, heads)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from captum_clip.errors import InputError
-from captum_clip.models import ViTTower, tower_of
+from captum_clip.models import AttentionLayer, ViTTower, tower_of
 from tests.models.small import small
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
@@ -115,6 +115,16 @@ def test_every_layer_shows_what_its_block_computes(name):
         torch.testing.assert_close(block, seen["block"], atol=1e-12, rtol=1e-12)
         attended = attention_of(layer, seen["tokens"])
         torch.testing.assert_close(attended, seen["output"], atol=1e-12, rtol=1e-12)
+
+
+def test_a_layer_that_does_not_say_its_mlp_is_no_block_without_one():
+    class Forgetful(AttentionLayer):
+        def projections(self):
+            raise NotImplementedError
+
+    layer = Forgetful(nn.Identity(), nn.Identity(), 4)
+    with pytest.raises(AttributeError, match="mlp_parts"):
+        layer.tail(torch.ones(1, 8), torch.ones(1, 8))
 
 
 @pytest.mark.parametrize("name", VITS)
