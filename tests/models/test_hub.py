@@ -93,7 +93,7 @@ def test_loading_leaves_the_libraries_settings_as_they_were(tmp_path, offline):
 def test_a_part_that_is_loaded_with_its_model_leaves_the_rest_silent():
     said: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = said.append  # type: ignore[method-assign]
+    handler.emit = said.append  # type: ignore[method-assign, assignment]
     root = logging.getLogger()
     remark = logging.LogRecord("root", logging.ERROR, "/lib/open_clip/factory.py", 1, "", (), None)
     root.addHandler(handler)
