@@ -42,7 +42,7 @@ class Block(NamedTuple):
 def blocks_of(page: Path) -> Iterator[Block]:
     """The Python examples of a page in their order."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"(?:<!-- (.*?) -->\n)?```python\n(.*?)```", text, re.DOTALL):
+    for found in re.finditer(r"(?:<!-- ([^\n]*?) -->\n)?```python\n(.*?)```", text, re.DOTALL):
         yield Block(text[: found.start(2)].count("\n"), found[1] or "", found[2])
 
 

@@ -125,7 +125,7 @@ def test_hints_are_right_on_scenes_that_nothing_was_chosen_on() -> None:
     script = Path(__file__).parents[1] / "docs" / "examples" / "hints.py"
     command = [sys.executable, str(script), "--scenes", "5"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    rows = [line.split(" | ") for line in done.stdout.splitlines()[1:]]
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
     assert {row[0] for row in rows} == {"demo/vit", "demo/resnet"}
     for _, method, shown, absent, alike in rows:
         assert float(shown) <= 0.2
