@@ -16,7 +16,6 @@ from . import hub
 from .families import transformers_class
 from .names import PUBLISHED, Library, published
 
-_DEMO_KINDS: tuple[tuple[str, Library], ...] = (("vit", "transformers"), ("resnet", "open_clip"))
 _NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 
 
@@ -76,7 +75,8 @@ def available() -> list[AvailableModel]:
 
     rows = []
     for name in MODELS:
-        kind, library = _DEMO_KINDS[name.endswith("resnet")]
+        kind: str = "resnet" if name.endswith("resnet") else "vit"
+        library: Library = "open_clip" if kind == "resnet" else "transformers"
         rows.append(AvailableModel(name, (), kind, library, _NOTES.get(name, "embedded"), True))
     for row in PUBLISHED:
         rows.append(AvailableModel(row.name, row.aliases, row.kind, row.library, row.checkpoint))

@@ -146,10 +146,8 @@ def _plan_attend(
 
     def leave(result: Any) -> Any:
         torch.set_grad_enabled(True)
-        whole, held = (
-            attention.output(result),
-            attend(index, record.layers.pop(index, LayerRecord())),
-        )
+        whole = attention.output(result)
+        held = attend(index, record.layers.pop(index, LayerRecord()))
         # of a probe's queries only the first one is read
         own, others = whole[:, : held.shape[1]], whole[:, held.shape[1] :]
         held = _with_value(held.to(own.dtype), own, f"the attention of layer {index}")
