@@ -60,11 +60,16 @@ class Step:
         return OUT / self.name
 
     def fingerprint(self) -> str:
-        """Of the commands, and of the weights that they read."""
+        """Of the commands, the scripts and weights that they read, and the steps before."""
         digest = hashlib.sha256(self.commands.encode())
+        for script in re.findall(r"\S+\.py", "" if self.python else self.commands):
+            digest.update((self.folder / script).resolve().read_bytes())
         for model in self.models:
             for file in sorted((ROOT / "captum_clip/demo" / FOLDERS[model]).glob("*.safetensors")):
                 digest.update(file.read_bytes())
+        for step in STEPS:
+            if step.name in self.after:
+                digest.update(step.fingerprint().encode())
         return digest.hexdigest()
 
     def is_made(self) -> bool:
@@ -132,7 +137,7 @@ def code(page: str, *markers: str) -> str:
 def evaluation(name: str, model: str, options: str = "", page: str | None = None) -> Step:
     """``captum-clip evaluate`` of one model."""
     command = f"captum-clip evaluate --model demo/{model} {options} --threads 1 -o out"
-    return Step(name, (model,), f"{command}", page=page)
+    return Step(name, (model,), command, page=page)
 
 
 def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: str) -> Step:
@@ -141,10 +146,14 @@ def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: 
     return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
 
 
+def taken(name: str, step: str, picture: str, side: int | None = None) -> Step:
+    """A picture that another step made beside its own."""
+    return Step(name, (), "", f"../{step}/{picture}", side, after=(step,))
+
+
 def table(name: str, page: str, *after: str) -> Step:
     """A table made of what other steps measured."""
-    models = tuple(dict.fromkeys(model for step in after for model in FOLDERS if model in step))
-    return Step(name, models, f"python ../../tables.py {name}", page=page, after=after)
+    return Step(name, (), f"python ../../tables.py {name}", page=page, after=after)
 
 
 def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step:
@@ -166,11 +175,6 @@ VIT_METHODS = [
     "patches:attention=qq",
     "patches:attention=kk",
 ]
-LAYERS = """
-from captum_clip.evaluation import EvaluationConfig
-""" + code("claims.md", "Figure 2")
-MEAN_MAPS = "cp ../study/out/mean_maps.png ."
-CURVES = "cp ../evaluation_resnet/out/curves_mean_predicted.png curves.png"
 ART = "captum-clip emotions demo-data --paintings 1000 -o paintings\n" + "\n".join(
     f"captum-clip emotions fit paintings --model demo/{model} -o {model}.safetensors "
     "--test paintings/held_out\n"
@@ -185,7 +189,7 @@ STEPS = (
     # pictures
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
-    Step("signs", ALL, "captum-clip demo", "captum-clip-demo-signs.jpg", 1216),
+    taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
     Step(
         "text",
         ("vit",),
@@ -242,10 +246,8 @@ STEPS = (
         1300,
         "study",
     ),
-    Step(
-        "emotions", BOTH, "cp ../study/out/mean_maps.png .", "mean_maps.png", 1600, after=("study",)
-    ),
-    Step("evaluation_curves", ("resnet",), CURVES, "curves.png", after=("evaluation_resnet",)),
+    taken("emotions", "study", "out/mean_maps.png", 1600),
+    taken("evaluation_curves", "evaluation_resnet", "out/curves_mean_predicted.png"),
     # what others read
     Step("horse", (), code("figures.md", "horse.png"), python=True),
     Step("art", BOTH, ART),
@@ -306,15 +308,11 @@ STEPS = (
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
     *(
-        Step(
-            f"robustness_{model}",
-            (model,),
-            f"python {DOCS / 'examples/robustness.py'} demo/{model}",
-        )
+        Step(f"robustness_{model}", (model,), f"python {EXAMPLES}/robustness.py demo/{model}")
         for model in ALL
     ),
     python("word_norms", ("vit",), "claims.md", "norms"),
-    Step("layers", ("vit",), LAYERS, python=True),
+    python("layers", ("vit",), "claims.md", "Figure 2"),
     python("text_words", BOTH, "text.md", "def share"),
     python("cosines", BOTH, "practice.md", "def quantiles"),
     # tables of these

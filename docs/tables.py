@@ -58,11 +58,19 @@ def interval(found: pd.DataFrame, method: str, metric: str, digits: int = 3) -> 
     return f"{short(row['mean'], digits)} [{short(row.low, digits)}, {short(row.high, digits)}]{n}"
 
 
-def printed_rows(step: str, number: int = 0) -> list[list[str]]:
-    """The cells of the n-th Markdown table that a step printed, without its header."""
-    text = Path(f"../{step}/printed.txt").read_text(encoding="utf-8")
-    tables = re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE)
-    lines = tables[number].splitlines()[2:]
+def printed(step: str) -> str:
+    """What a step printed."""
+    return Path(f"../{step}/printed.txt").read_text(encoding="utf-8")
+
+
+def printed_tables(step: str) -> list[str]:
+    """The Markdown tables among it."""
+    return re.findall(r"(?:^\|.*\n?)+", printed(step), flags=re.MULTILINE)
+
+
+def printed_rows(step: str) -> list[list[str]]:
+    """The cells of the first of them, without its header."""
+    lines = printed_tables(step)[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -138,12 +146,6 @@ def excerpt() -> None:
     markdown(("tower", "method", *metrics), rows)
 
 
-def shortcut(number: int) -> None:
-    """The n-th table of ``demo.training evaluate shortcut``."""
-    text = Path("../recall_shortcut/printed.txt").read_text(encoding="utf-8")
-    print(re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE)[number], end="")
-
-
 def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
     """Maps on the tag and on the object, of the shortcut model and of the control."""
     titles = {
@@ -196,13 +198,12 @@ def emotions() -> None:
 
 def emotion_pointing() -> None:
     """Where the maps of emotions point, from what ``emotions check`` printed."""
-    text = Path("../art/printed.txt").read_text(encoding="utf-8")
     pattern = r"^(\w+) +(local|global) +\d+ +([\d.]+) +([\d.]+)"
-    found = re.findall(pattern, text, flags=re.MULTILINE)
+    found = re.findall(pattern, printed("art"), flags=re.MULTILINE)
     half = len(found) // 2
     rows = [
-        [name, kind, f"{a[1:] if a < '1' else a} / {b[1:] if b < '1' else b}", f"{c} / {d}"]
-        for (name, kind, a, b), (_, _, c, d) in zip(found[:half], found[half:], strict=True)
+        [name, kind, *(" / ".join(short(float(x)) for x in pair) for pair in (vit, resnet))]
+        for (name, kind, *vit), (_, _, *resnet) in zip(found[:half], found[half:], strict=True)
     ]
     markdown(("emotion", "kind", "demo/vit, last-grad", "demo/resnet, grad-cam"), rows)
 
@@ -213,9 +214,9 @@ TABLES: dict[str, Callable[[], None]] = {
     "pointing": pointing,
     "right_map": right_map,
     "excerpt": excerpt,
-    "shortcut_effects": lambda: shortcut(0),
-    "shortcut_named": lambda: shortcut(1),
-    "shortcut_recall": lambda: shortcut(2),
+    "shortcut_effects": lambda: print(printed_tables("recall_shortcut")[0], end=""),
+    "shortcut_named": lambda: print(printed_tables("recall_shortcut")[1], end=""),
+    "shortcut_recall": lambda: print(printed_tables("recall_shortcut")[2], end=""),
     "tag_pointing": lambda: tag(
         "pointing_15", 2, ("shortcut", "shortcut-object", "shortcut-other")
     ),

@@ -288,6 +288,37 @@ def test_every_measured_table_has_its_marker(measured):
         assert names.issuperset(step.after), step.name
 
 
+def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, capsys):
+    """A figure over fewer images than others of its metric says so; numbers lose their zero."""
+    tables = import_module("tables")
+    rows = [
+        *("last-grad,pointing,0.58,0.55,0.6,500", "last-grad,energy,0.33,0.32,0.34,500"),
+        *("occlusion,pointing,0.5,0.4,1,64", "all-grad,pointing,-0.004,-0.12,0.1,500"),
+    ]
+    for model in tables.NAMES:
+        folder = tmp_path / f"evaluation_{model}" / "out"
+        folder.mkdir(parents=True)
+        text = "\n".join(["method,metric,mean,low,high,images", *rows])
+        (folder / "results.csv").write_text(text)
+        folder = tmp_path / f"broad_{model}"
+        folder.mkdir()
+        (folder / "printed.txt").write_text(f"x\n| scenes | nouns |\n|---|---|\n| a | .{model} |\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tables.TABLES["pointing"]()
+    first, *_ = capsys.readouterr().out.splitlines()[2:]
+    assert first == "| demo/vit | last-grad | .58 [.55, .60] | – | .33 [.32, .34] |"
+    tables.TABLES["excerpt"]()
+    printed = capsys.readouterr().out
+    assert "| demo/vit | occlusion | .500 [.400, 1.000] (n = 64) | –" in printed
+    assert "| demo/siglip | all-grad | −.004 [−.120, .100] | –" in printed
+    tables.TABLES["broad"]()
+    assert capsys.readouterr().out.splitlines()[2:] == ["| a | .vit | .resnet | .siglip |"]
+    assert set(tables.TABLES) == {
+        step.name for step in measured.STEPS if "tables.py" in step.commands
+    }
+
+
 def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "OUT", tmp_path)
     step = measured.Step("a", ("vit",), "echo 1; touch other")
@@ -299,6 +330,11 @@ def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_pa
     assert not other.is_made()
     other.make()
     assert "other" not in (tmp_path / "a/printed.txt").read_text()  # nothing stays of them
+    later = measured.Step("c", (), "true", after=("a",))
+    monkeypatch.setattr(measured, "STEPS", (step,))
+    before = later.fingerprint()
+    monkeypatch.setattr(measured, "STEPS", (other,))
+    assert later.fingerprint() != before  # what it reads was made otherwise
     failing = measured.Step("b", (), "touch kept; test -e more")
     for _ in range(2):
         with pytest.raises(subprocess.CalledProcessError):
