@@ -146,6 +146,31 @@ def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: 
     return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
 
 
+def paintings(name: str, options: str = "") -> Step:
+    """The demo's own ArtEmis, a probe of each model fitted on it, and where their maps point."""
+    lines = [f"captum-clip emotions demo-data {options} -o art"]
+    for model in BOTH:
+        probe = f"--model demo/{model}"
+        held_out = "art/held_out"
+        lines += [
+            f"captum-clip emotions fit art {probe} -o {model}.safetensors --test {held_out}",
+            f"captum-clip emotions check {held_out} {probe} --emotions {model}.safetensors",
+        ]
+    return Step(name, BOTH, "\n".join(lines))
+
+
+def with_probes(data: str) -> str:
+    """Options for both models with the probes of a step of paintings."""
+    return " ".join(f"--model demo/{m} --emotions ../{data}/{m}.safetensors" for m in BOTH)
+
+
+def study(name: str, models: tuple[str, ...], data: str, preset: str) -> Step:
+    """``captum-clip study`` of such paintings."""
+    preset, _, options = preset.partition(" ")
+    line = f"captum-clip study {preset} ../{data}/art/images {options} -o out"
+    return Step(name, models, line, after=(data,))
+
+
 def taken(name: str, step: str, picture: str, side: int | None = None) -> Step:
     """A picture that another step made beside its own."""
     return Step(name, (), "", f"../{step}/{picture}", side, after=(step,))
@@ -164,10 +189,6 @@ def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step
 EXAMPLES = "../../examples"
 TRAINING = "python -m captum_clip.demo.training evaluate"
 ON_BOTH = "--model demo/vit --model demo/resnet"
-PROBES = (
-    "--model demo/vit --emotions ../art/vit.safetensors "
-    "--model demo/resnet --emotions ../art/resnet.safetensors"
-)
 BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
 VIT_METHODS = [
     "direct:baseline=mean",
@@ -175,15 +196,20 @@ VIT_METHODS = [
     "patches:attention=qq",
     "patches:attention=kk",
 ]
-ART = "captum-clip emotions demo-data --paintings 1000 -o paintings\n" + "\n".join(
-    f"captum-clip emotions fit paintings --model demo/{model} -o {model}.safetensors "
-    "--test paintings/held_out\n"
-    f"captum-clip emotions check paintings/held_out --model demo/{model} "
-    f"--emotions {model}.safetensors"
-    for model in BOTH
-)
+SHARES = """
+methods = [method for method in attr.METHODS.values() if "text" in method.towers]
+for model in ("demo/vit", "demo/resnet"):
+    share(model, methods)
+"""
+IMPORTS = """
+import torch
+from captum_clip import ClipSimilarity, load_clip, targets
+"""
+QUANTILES = """
+for model in ("demo/vit", "demo/resnet"):
+    print(model, *quantiles(model, scenes=500))
+"""
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
-STUDIES = "../art/paintings/images"
 
 STEPS = (
     # pictures
@@ -234,42 +260,38 @@ STEPS = (
     figure(
         "emotions",
         BOTH,
-        "emotions ../art/paintings/held_out/images/Emoji_Scenes/noto_scene-00004.jpg " + PROBES,
+        "emotions ../art/art/held_out/images/Emoji_Scenes/noto_scene-00004.jpg "
+        + with_probes("art"),
         1600,
         "art",
     ),
-    figure("average", BOTH, "average ../corners_vit/out", 700, "corners_vit"),
+    figure("average", ("vit",), "average ../corners_vit/out", 700, "corners_vit"),
     figure(
         "average_emotions",
         BOTH,
-        "average ../study/out " + " ".join(f"--target {name}" for name in BY_KIND),
+        "average ../art_study/out " + " ".join(f"--target {name}" for name in BY_KIND),
         1300,
-        "study",
+        "art_study",
     ),
     taken("emotions", "study", "out/mean_maps.png", 1600),
     taken("evaluation_curves", "evaluation_resnet", "out/curves_mean_predicted.png"),
     # what others read
     Step("horse", (), code("figures.md", "horse.png"), python=True),
-    Step("art", BOTH, ART),
-    Step(
-        "study",
-        BOTH,
-        f"captum-clip study emotions {STUDIES} {PROBES} --value-entropy -o out",
-        after=("art",),
-    ),
-    Step(
+    paintings("art"),
+    paintings("thousand", "--paintings 1000"),
+    study("art_study", BOTH, "art", f"emotions {with_probes('art')}"),
+    study("study", BOTH, "thousand", f"emotions {with_probes('thousand')} --value-entropy"),
+    study(
         "corners_vit",
-        BOTH,
-        f"captum-clip study corner-bias {STUDIES} --model demo/vit "
-        '--text "a sad face" --text sky --text grass -o out',
-        after=("art",),
+        ("vit",),
+        "art",
+        'corner-bias --model demo/vit --text "a sad face" --text sky --text grass',
     ),
-    Step(
+    study(
         "corners",
         BOTH,
-        f"captum-clip study corner-bias {STUDIES} {ON_BOTH} "
-        '--text "an amused face" --text "a sad face" -o out',
-        after=("art",),
+        "thousand",
+        f'corner-bias {ON_BOTH} --text "an amused face" --text "a sad face"',
     ),
     # tables
     *(Step(f"recall_{model}", (model,), f"{TRAINING} {model}") for model in ALL),
@@ -313,8 +335,8 @@ STEPS = (
     ),
     python("word_norms", ("vit",), "claims.md", "norms"),
     python("layers", ("vit",), "claims.md", "Figure 2"),
-    python("text_words", BOTH, "text.md", "def share"),
-    python("cosines", BOTH, "practice.md", "def quantiles"),
+    Step("text_words", BOTH, code("text.md", "def share") + SHARES, python=True),
+    Step("cosines", BOTH, IMPORTS + code("practice.md", "def quantiles") + QUANTILES, python=True),
     # tables of these
     table("recall", "embedded.md", *(f"recall_{model}" for model in ALL)),
     table("broad", "embedded.md", *(f"broad_{model}" for model in ALL)),
@@ -340,7 +362,7 @@ STEPS = (
         *(f"{part}_{model}" for part in TAGS[:2] for model in ("shortcut", "vit")),
     ),
     table("emotions_table", "studies.md", "study"),
-    table("emotion_pointing", "emotions.md", "art"),
+    table("emotion_pointing", "emotions.md", "thousand"),
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from captum_clip.attr.registry import METHODS
+from captum_clip.demo.artemis.paintings import GLOBAL, LOCAL
 
 NAMES = {"vit": "ViT", "resnet": "ResNet", "siglip": "SigLIP"}
 PASSES = {
@@ -172,7 +173,6 @@ def emotions() -> None:
     """Statistics of the mean maps of eight emotions on two towers."""
     table = pd.read_csv("../study/out/statistics.csv")
     towers = pd.read_csv("../study/out/correlations.csv").set_index("target").correlation
-    local = ("amusement", "anger", "disgust", "sadness")
     by_model = {
         model: table[table.model.str.contains(model)].set_index("target")
         for model in ("vit", "resnet")
@@ -185,13 +185,13 @@ def emotions() -> None:
     }
     header = [f"{name}, {NAMES[model]}" for name in columns for model in by_model]
     rows = []
-    for emotion in (*local, *(name for name in by_model["vit"].index if name not in local)):
+    for emotion in (*LOCAL, *GLOBAL):  # the centred rows beside them have the same maps
         cells = [
             f"{rows_of.loc[emotion, column]:.{digits}f}"
             for column, digits in columns.values()
             for rows_of in by_model.values()
         ]
-        kind = "local" if emotion in local else "global"
+        kind = "local" if emotion in LOCAL else "global"
         rows.append([emotion, kind, *cells, f"{towers[emotion]:.2f}"])
     markdown(("emotion", "kind", *header, "towers"), rows)
 
@@ -199,12 +199,11 @@ def emotions() -> None:
 def emotion_pointing() -> None:
     """Where the maps of emotions point, from what ``emotions check`` printed."""
     pattern = r"^(\w+) +(local|global) +\d+ +([\d.]+) +([\d.]+)"
-    found = re.findall(pattern, printed("art"), flags=re.MULTILINE)
-    half = len(found) // 2
-    rows = [
-        [name, kind, *(" / ".join(short(float(x)) for x in pair) for pair in (vit, resnet))]
-        for (name, kind, *vit), (_, _, *resnet) in zip(found[:half], found[half:], strict=True)
-    ]
+    found = re.findall(pattern, printed("thousand"), flags=re.MULTILINE)
+    cells: dict[str, list[str]] = {}
+    for name, kind, *values in found:  # of one model, then of the other
+        cells.setdefault(name, [name, kind]).append(" / ".join(short(float(v)) for v in values))
+    rows = [cells[name] for name in (*LOCAL, *GLOBAL)]
     markdown(("emotion", "kind", "demo/vit, last-grad", "demo/resnet, grad-cam"), rows)
 
 
