@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..checks import check_interval
 from .checks import check_count
@@ -118,11 +117,17 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
 
 
 def dilate(masks: Tensor, distance: int) -> Tensor:
-    """Masks with all that is at most `distance` pixels away."""
+    """Masks (..., H, W) with all that is at most `distance` pixels away."""
     if distance == 0:
         return masks
-    offsets = torch.arange(-distance, distance + 1, device=masks.device)
-    disc = offsets[:, None] ** 2 + offsets**2 <= distance**2
-    planes = masks.reshape(-1, 1, *masks.shape[-2:]).float()
-    touched = F.conv2d(planes, disc[None, None].float(), padding=distance) > 0.5
-    return touched.reshape(masks.shape)
+    height, width = masks.shape[-2:]
+    columns = torch.arange(width, device=masks.device, dtype=torch.float32)
+    left = columns - torch.where(masks, columns, -torch.inf).cummax(-1).values
+    right = torch.where(masks, columns, torch.inf).flip(-1).cummin(-1).values.flip(-1) - columns
+    beside = torch.minimum(left, right)  # the way along the row to the nearest pixel of the mask
+    touched = beside <= distance
+    for rows in range(1, min(distance, height - 1) + 1):
+        near = beside <= (distance**2 - rows**2) ** 0.5
+        touched[..., rows:, :] |= near[..., :-rows, :]
+        touched[..., :-rows, :] |= near[..., rows:, :]
+    return touched

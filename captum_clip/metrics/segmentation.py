@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import is_number
@@ -251,13 +253,19 @@ def _otsu(values: Tensor) -> Tensor:
 
 
 def _average_precision(values: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
-    """Average precision (N,) of values (N, P) against truth (N, P) bool, at pixels (N, P) bool."""
-    ordered, order = values.sort(1, descending=True)
-    hits = (inside & valid).gather(1, order).double().cumsum(1)
-    places = valid.gather(1, order).cumsum(1).clamp(min=1)  # where 0, there are no hits either
-    last = torch.ones_like(inside)  # the last pixel of each group of equal values
-    last[:, :-1] = ordered[:, 1:] < ordered[:, :-1]
-    ends = torch.where(last, hits, 0).cummax(1).values  # hits up to the last finished group
-    gained = torch.where(last, ends, 0)
-    gained[:, 1:] -= torch.where(last[:, 1:], ends[:, :-1], 0)
-    return ((gained * hits / places).sum(1) / hits[:, -1]).to(values.dtype)
+    """Average precision (N,) of values (N, P) against truth (N, P) bool, at pixels (N, P) bool.
+
+    Summed over the pixels that are right: each one's precision is that of all with at least its
+    value. NumPy sorts several times as fast as PyTorch does on a CPU.
+    """
+    scores = []
+    for heat, hit, counts in zip(*(_numpy(x) for x in (values, inside, valid)), strict=True):
+        every, right = np.sort(heat[counts]), np.sort(heat[counts & hit])
+        places = len(every) - np.searchsorted(every, right)
+        hits = len(right) - np.searchsorted(right, right)
+        scores.append(np.mean(hits / places))
+    return values.new_tensor(scores)
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()  # type: ignore[no-any-return]
