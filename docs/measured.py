@@ -2,9 +2,10 @@
 
 ``python docs/measured.py`` makes all of it in ``docs/measured/``, in hours of one core; names of
 steps, or ``pictures`` or ``tables``, make only these. What the same commands made with the same
-weights stays, and a run that was interrupted goes on. Pictures and the pages of the evaluation are
-put where they are shown; numbers in prose and in smaller tables are put there by a person, who
-reads the sentences beside them against ``docs/measured/STEP/printed.txt``.
+weights stays, and a run that was interrupted goes on. Pictures, tables and the pages of the
+evaluation are put where they are shown; numbers in prose are put there by a person, who reads the
+sentences beside them against ``docs/measured/STEP/printed.txt``. What a step printed and its tables
+are kept in the repository.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ class Step:
         """Where it is made."""
         return OUT / self.name
 
+    @property
+    def begun(self) -> Path:
+        """There as long as its whole folder is."""
+        return self.folder / "begun"
+
     def fingerprint(self) -> str:
         """Of the commands, the scripts and weights that they read, and the steps before."""
         digest = hashlib.sha256(self.commands.encode())
@@ -82,7 +88,10 @@ class Step:
         Raises:
             subprocess.CalledProcessError: a command failed.
         """
-        begun = self.folder / "begun"
+        for step in STEPS:  # of what was made elsewhere the repository has the tables alone
+            if step.name in self.after and self.page is None and not step.begun.exists():
+                step.make()
+        begun = self.begun
         if _read(begun) != self.fingerprint():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)

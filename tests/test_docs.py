@@ -344,6 +344,20 @@ def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_pa
     assert failing.is_made()
 
 
+def test_a_step_that_reads_what_the_repository_does_not_keep_makes_it(
+    measured, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measured, "OUT", tmp_path)
+    first = measured.Step("a", (), "touch whole")
+    second = measured.Step("b", (), "test -e ../a/whole", after=("a",))
+    monkeypatch.setattr(measured, "STEPS", (first, second))
+    first.make()
+    for file in ("whole", "begun"):
+        (tmp_path / "a" / file).unlink()
+    assert first.is_made()  # as in a new clone
+    second.make()
+
+
 @pytest.mark.slow
 def test_the_tries_at_the_open_goal_run_and_differ():
     """Each is a method of its own: none falls back to the one that it was made from."""
