@@ -268,4 +268,4 @@ def _average_precision(values: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().cpu().numpy()  # type: ignore[no-any-return]
+    return tensor.detach().cpu().numpy()
