@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import maps, photos, targets
-from .attr.registry import MethodChoice, default_method
+from .attr.registry import DEFAULT, MethodChoice
 from .checks import as_list, check_integer
 from .errors import InputError, TargetError
 from .explained import FORMATS, SIGNS, Explanation, Sign, TextMap
@@ -56,8 +56,8 @@ def explain(
         texts: one or several, or a :class:`captum_clip.Target`.
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
-            options, as "last-grad:heads=averaged"; by default "last-grad" for vision transformers,
-            "conservative" for those with a pooling head (SigLIP), "grad-cam" for ResNets.
+            options, as "last-grad:heads=averaged"; by default "direct", what each position adds to
+            the score. Mamooler's are "last-grad" for vision transformers, "grad-cam" for ResNets.
         sign: "positive", "negative" or "both".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
@@ -74,7 +74,7 @@ def explain(
             mean and deviation, also where the images are tensors.
         tokenizer: the model's tokenizer, where it has none yet.
         device: where a model loaded by name goes.
-        **options: the method's own, such as ``heads="averaged"`` or ``start_layer=6``.
+        **options: the method's own, such as ``depth="all"``, or of last-grad ``start_layer=6``.
 
     Raises:
         InputError: an image, an option or a method that is not one, a negative map of a method
@@ -88,7 +88,7 @@ def explain(
         >>> scene = draw_scene(0, objects=["horse", "dog"])
         >>> explanation = explain(scene.image, ["a horse", "a dog"], model="demo/vit")
         >>> explanation.maps["positive"].shape, explanation.method
-        (torch.Size([1, 2, 7, 7]), 'last-grad')
+        (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
     _check_arguments(texts, sign, words, batch_size, side, hints)
@@ -147,7 +147,7 @@ def _choices(
     """The method of each side that is asked for."""
     choices = {}
     if side != "text":
-        choices["image"] = chosen or MethodChoice.of(default_method(clip.tower), options)
+        choices["image"] = chosen or MethodChoice.of(DEFAULT, options)
     if side != "image":
         choices["text"] = chosen or MethodChoice.of(
             "conservative", options if side == "text" else {}

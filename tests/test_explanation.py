@@ -14,6 +14,7 @@ from captum_clip.attr import (
     METHODS,
     AttentionRollout,
     ClipGradCam,
+    DirectContribution,
     LastGradAttention,
     LayerAttention,
 )
@@ -49,12 +50,17 @@ def resnet() -> ClipAdapter:
     return adapter
 
 
-def default(clip: ClipAdapter) -> type[Any]:
-    return {"vit": LastGradAttention, "resnet": ClipGradCam}[clip.kind]
+@pytest.fixture(params=["direct", "report"])
+def method(request: pytest.FixtureRequest, clip: ClipAdapter) -> type[Any]:
+    """The default, and Mamooler's, which on the ViT has no signs."""
+    of_report = {"vit": LastGradAttention, "resnet": ClipGradCam}[clip.kind]
+    return DirectContribution if request.param == "direct" else of_report
 
 
-def maps_of(clip: ClipAdapter, images: torch.Tensor, target: targets.Target) -> torch.Tensor:
-    found: torch.Tensor = default(clip)(ClipSimilarity(clip, target)).attribute_targets(images)
+def maps_of(
+    method: type[Any], clip: ClipAdapter, images: torch.Tensor, target: targets.Target
+) -> torch.Tensor:
+    found: torch.Tensor = method(ClipSimilarity(clip, target)).attribute_targets(images)
     return found
 
 
@@ -62,29 +68,37 @@ def maps_of(clip: ClipAdapter, images: torch.Tensor, target: targets.Target) -> 
 
 
 def test_explain_is_the_flow_written_out(clip: ClipAdapter) -> None:
-    found = explain([picture(0), picture(1)], TEXTS, model=clip)
+    found = explain([picture(0), picture(1)], TEXTS, model=clip)  # with the default method
     images = clip.preprocess([picture(0), picture(1)])
     target = targets.text(clip, TEXTS)
-    torch.testing.assert_close(found.maps["positive"], maps_of(clip, images, target).clamp(min=0))
+    expected = maps_of(DirectContribution, clip, images, target).clamp(min=0)
+    torch.testing.assert_close(found.maps["positive"], expected)
     torch.testing.assert_close(found.scores, ClipSimilarity(clip, target)(images).detach())
     torch.testing.assert_close(found.images, clip.denormalize(images))
     assert found.names == ("a horse", "a dog")
-    assert found.method == {"vit": "last-grad", "resnet": "grad-cam"}[clip.kind]
+    assert found.method == "direct"
     assert found.model == clip.name
     assert not found.words
 
 
-def test_the_negative_map_is_the_method_on_the_negated_target(clip: ClipAdapter) -> None:
-    found = explain(picture(), TEXTS, model=clip, sign="negative")
+def test_the_negative_map_is_the_method_on_the_negated_target(
+    clip: ClipAdapter, method: type[Any]
+) -> None:
+    found = explain(picture(), TEXTS, model=clip, sign="negative", method=method)
     images, target = clip.preprocess(picture()), targets.text(clip, TEXTS)
-    torch.testing.assert_close(found.maps["negative"], maps_of(clip, images, -target).clamp(min=0))
+    expected = maps_of(method, clip, images, -target).clamp(min=0)
+    torch.testing.assert_close(found.maps["negative"], expected)
     assert list(found.maps) == ["negative"]
     torch.testing.assert_close(found.scores, ClipSimilarity(clip, target)(images).detach())
 
 
-def test_the_negative_map_of_grad_cam_is_the_relu_of_the_negated_map(resnet: ClipAdapter) -> None:
-    found = explain(picture(), TEXTS, model=resnet, sign="both")
-    signed = maps_of(resnet, resnet.preprocess(picture()), targets.text(resnet, TEXTS))
+@pytest.mark.parametrize("signed_method", [ClipGradCam, DirectContribution])
+def test_the_negative_map_of_a_signed_method_is_the_relu_of_the_negated_map(
+    resnet: ClipAdapter, signed_method: type[Any]
+) -> None:
+    found = explain(picture(), TEXTS, model=resnet, sign="both", method=signed_method)
+    pixels, target = resnet.preprocess(picture()), targets.text(resnet, TEXTS)
+    signed = maps_of(signed_method, resnet, pixels, target)
     assert (signed < 0).any()
     assert (signed > 0).any()
     torch.testing.assert_close(found.maps["positive"], signed.clamp(min=0))
@@ -92,12 +106,13 @@ def test_the_negative_map_of_grad_cam_is_the_relu_of_the_negated_map(resnet: Cli
 
 
 def test_both_signs_are_the_two_signs_from_one_forward_pass(
-    clip: ClipAdapter, monkeypatch: pytest.MonkeyPatch
+    clip: ClipAdapter, method: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single = {
-        sign: explain(picture(), TEXTS, model=clip, sign=sign) for sign in ("positive", "negative")
+        sign: explain(picture(), TEXTS, model=clip, sign=sign, method=method)
+        for sign in ("positive", "negative")
     }
-    method, passes = default(clip), []
+    passes = []
     original = method.attribute_targets
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -106,7 +121,7 @@ def test_both_signs_are_the_two_signs_from_one_forward_pass(
 
     counted.__wrapped__ = original  # type: ignore[attr-defined]
     monkeypatch.setattr(method, "attribute_targets", counted)
-    both = explain(picture(), TEXTS, model=clip, sign="both")
+    both = explain(picture(), TEXTS, model=clip, sign="both", method=method)
     assert len(passes) == 1
     assert list(both.maps) == ["positive", "negative"]
     for sign, one in single.items():
@@ -114,8 +129,8 @@ def test_both_signs_are_the_two_signs_from_one_forward_pass(
         torch.testing.assert_close(both.scores, one.scores)
 
 
-def test_all_maps_are_non_negative(clip: ClipAdapter) -> None:
-    found = explain(picture(), TEXTS, model=clip, sign="both")
+def test_all_maps_are_non_negative(clip: ClipAdapter, method: type[Any]) -> None:
+    found = explain(picture(), TEXTS, model=clip, sign="both", method=method)
     assert all((values >= 0).all() and values.any() for values in found.maps.values())
 
 
@@ -125,7 +140,7 @@ def test_words_come_after_their_text_with_their_norms(clip: ClipAdapter) -> None
     assert found.names == ("a horse, and a dog.", "a", "horse", "and", "a", "dog")
     torch.testing.assert_close(found.norms[1:], rows.norms)
     torch.testing.assert_close(found.norms[0], torch.tensor(1.0))
-    expected = maps_of(clip, clip.preprocess(picture()), rows).clamp(min=0)
+    expected = maps_of(DirectContribution, clip, clip.preprocess(picture()), rows).clamp(min=0)
     torch.testing.assert_close(found.maps["positive"][:, 1:], expected)
     assert found.words
 
@@ -216,9 +231,8 @@ def test_options_come_with_the_name_or_as_keywords(vit: ClipAdapter) -> None:
     given = explain(
         picture(), "a", model=vit, method=LastGradAttention, heads="averaged", start_layer=1
     )
-    by_default = explain(picture(), "a", model=vit, heads="averaged", start_layer=1)
-    assert said.method == given.method == by_default.method
-    assert said.method == "last-grad:heads=averaged,start_layer=1"
+    assert said.method == given.method == "last-grad:heads=averaged,start_layer=1"
+    assert explain(picture(), "a", model=vit, depth="all").method == "direct:depth=all"
     assert torch.equal(said.maps["positive"], given.maps["positive"])
     forward = ClipSimilarity(vit, targets.text(vit, "a"))
     expected = LastGradAttention(forward).attribute(

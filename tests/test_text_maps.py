@@ -91,7 +91,7 @@ def test_both_sides_are_those_of_each_alone(clip: Any) -> None:
     )
     assert torch.equal(both.maps["positive"], alone.maps["positive"])
     assert both.text_maps == words.text_maps
-    assert (alone.text_maps, both.method) == ((), "last-grad, words conservative")
+    assert (alone.text_maps, both.method) == ((), "direct, words conservative")
     torch.testing.assert_close(both.scores, words.scores)
     assert explain(IMAGE, TEXTS, model=clip, side="both", method="direct").method == "direct"
 

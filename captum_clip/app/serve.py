@@ -46,12 +46,11 @@ def open_port(host: str, port: int) -> socket.socket:
 
 def warm(cache: ModelCache) -> None:
     """Load the first model and the embedded ones, and let each answer once."""
-    from ..attr.registry import default_method
+    from ..attr.registry import DEFAULT
 
     image, texts = example(0)
     for name in dict.fromkeys((cache.names[0], *EMBEDDED)):
-        method = default_method(cache.get(name).tower)
-        ask(cache, Query(image, texts, name, method))
+        ask(cache, Query(image, texts, name, DEFAULT))
 
 
 def serve(cache: ModelCache, listening: socket.socket, hosts: Collection[str] = ()) -> None:

@@ -22,7 +22,10 @@ METHODS: Final[dict[str, type[Any]]] = {}
 ENTRY_POINTS: Final = "captum_clip.methods"
 """Group of entry points in which other packages name their classes."""
 
-_DEFAULTS: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
+DEFAULT: Final = "direct"
+"""The method where none is named, on every tower of images."""
+
+_OF_REPORT: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
 _RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # no options: the caller's
 
 Method = TypeVar("Method", bound=type[Any])
@@ -115,11 +118,11 @@ def methods_for(kind: str) -> tuple[str, ...]:
     )
 
 
-def default_method(tower: Tower) -> str:
-    """The method for a tower where none is named."""
+def report_method(tower: Tower) -> str:
+    """The method that Mamooler's figures and tables have on such a tower."""
     if isinstance(tower, ViTTower) and tower.pooling == "probe":
         return "conservative"  # Mamooler knows no pooling head; there attention says little
-    return _DEFAULTS[tower.kind]
+    return _OF_REPORT[tower.kind]
 
 
 @dataclass(frozen=True)

@@ -122,14 +122,16 @@ MODEL: Final = Option(
 MODELS: Final = replace(MODEL, usage="--model NAME...", otherwise=DEFAULT_MODEL)
 METHOD: Final = Option(
     "--method NAME",
-    "last-grad (default for ViTs), all-grad, attention-grad-cam, rollout, direct, conservative, "
-    "legrad, grad-eclip, patches, grad-cam (default for ResNets), or a class of pytorch-grad-cam "
-    "as cam:LayerCAM; options after a colon, as in last-grad:heads=averaged",
+    "direct, conservative, last-grad, all-grad, attention-grad-cam, rollout, legrad, grad-eclip, "
+    "patches, grad-cam (ResNets), or a class of pytorch-grad-cam as cam:LayerCAM; options after a "
+    "colon, as in last-grad:heads=averaged",
+    otherwise="direct",
 )
+OF_REPORT: Final = "Mamooler's: last-grad for ViTs, grad-cam for ResNets"
 METHODS: Final = Option(
     "--method NAME...",
     "as in 'captum-clip explain', used with the models that it fits",
-    otherwise="last-grad for ViTs, grad-cam for ResNets",
+    otherwise=OF_REPORT,
 )
 DEVICE: Final = Option("--device", "such as cpu or cuda", otherwise="CUDA if there is one")
 LOADING: Final = (

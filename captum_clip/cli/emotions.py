@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .command import EMOTIONS, LOADING, METHOD, MODEL, OUTPUT, WORKERS, Command, Option
+from .command import EMOTIONS, LOADING, METHOD, MODEL, OF_REPORT, OUTPUT, WORKERS, Command, Option
 from .inputs import load_model, read_probe
 from .output import say_skipped, shows_bars
 
@@ -151,7 +151,7 @@ _CHECK: Final = Command(
     MODEL,
     *LOADING,
     replace(EMOTIONS, required=True),
-    METHOD,
+    replace(METHOD, otherwise=OF_REPORT),
     run=_check,
 )
 COMMAND: Final = Command(

@@ -222,7 +222,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
         what = "a Gaussian at the centre, its standard deviation a quarter of each side"
         return Drawn(name, what, _gaussian)
     if name == "empty-text":
-        method = _registered(name, registry.default_method(clip.tower))
+        method = _registered(name, registry.report_method(clip.tower))
         what = f"{method.what}, for the empty text"
         return OfEmptyText(name, what, method.compute, baseline=True)
     if name == "summed-attention":

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from ..attr.registry import default_method
+from ..attr.registry import report_method
 from ..checks import error_context, find_repeated
 from ..errors import InputError
 from ..files import draw_order
@@ -197,7 +197,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
             "own."
         )
     if config.reference is None:
-        default = default_method(clip.tower)
+        default = report_method(clip.tower)
         return default if default in names else names[0]
     if config.reference not in names:
         raise InputError(

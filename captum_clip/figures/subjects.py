@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import maps, targets
-from ..attr.registry import MethodChoice, default_method, methods_for
+from ..attr.registry import MethodChoice, methods_for, report_method
 from ..checks import check_nonempty
 from ..errors import InputError
 from ..explanation import Explanation, Sign, explain
@@ -135,7 +135,7 @@ def subjects(
     chosen = []
     for question in questions:
         clip = question.clip
-        offered = methods_for(clip.kind) if every else [default_method(clip.tower)]
+        offered = methods_for(clip.kind) if every else [report_method(clip.tower)]
         choices = [MethodChoice.of(method) for method in (as_list(methods) if methods else offered)]
         fitting = [choice for choice in choices if choice.fits(clip.kind)]
         if not fitting:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .. import targets
-from ..attr.registry import MethodChoice, default_method
+from ..attr.registry import MethodChoice, report_method
 from ..emotions import EmotionProbe
 from ..errors import InputError
 from ..models import ClipAdapter
@@ -96,7 +96,7 @@ def plan_study(config: StudyConfig, images: Storage, files: FileList, models: Mo
 def _plan_job(config: StudyConfig, number: int, subject: Subject, models: ModelLoader) -> Job:
     model = full_name(subject.model)
     clip, fingerprint = models.load(model, "cpu")
-    choice = MethodChoice.of(subject.method or default_method(clip.tower))
+    choice = MethodChoice.of(subject.method or report_method(clip.tower))
     target, centred, digest = _target(config, subject.emotions, clip)
     blank = clip.preprocess(Image.new("RGB", (64, 64)))
     job = Job(

@@ -241,7 +241,7 @@ def test_the_downloads_hold_what_the_page_shows(page: Page, tmp_path: Path) -> N
         assert download.value.suggested_filename == f"captum-clip-maps.{ending}"
         download.value.save_as(tmp_path / f"maps.{ending}")
     loaded = Explanation.load(tmp_path / "maps.npz")
-    assert (loaded.names, loaded.model, loaded.method) == (found.names, "demo/vit", "last-grad")
+    assert (loaded.names, loaded.model, loaded.method) == (found.names, "demo/vit", "direct")
     torch.testing.assert_close(loaded.maps["positive"], found.maps["positive"])
     torch.testing.assert_close(loaded.scores, found.scores)
     with Image.open(tmp_path / "maps.png") as picture:

@@ -189,8 +189,9 @@ def test_grad_cam_is_still_captums() -> None:
         ("timm_convnext", "grad-cam"),
     ],
 )
-def test_the_default_is_the_towers_own(name: str, method: str) -> None:
-    """Mamooler's methods on CLIP's towers; elsewhere what our scenes say."""
+def test_the_default_is_one_for_all_towers_and_the_reports_by_tower(name: str, method: str) -> None:
+    """What our scenes say is right on every tower; Mamooler's methods where her figures are."""
     clip = cases.adapter(name)
-    assert registry.default_method(clip.tower) == method
-    assert explain(cases.images(name), targets.embedding(cases.rows()), model=clip).method == method
+    assert registry.report_method(clip.tower) == method
+    given = explain(cases.images(name), targets.embedding(cases.rows()), model=clip)
+    assert given.method == registry.DEFAULT == "direct"

@@ -85,7 +85,7 @@ def test_explain_draws_a_picture_into_the_current_folder(
     printed = run("explain", photo, "a horse", "a dog", "--model", model, capsys=capsys)
     assert printed.endswith("\nmy.photo-explained.png\n")
     assert "a horse\n" in printed
-    assert "last-grad" in printed
+    assert ", direct, positive)" in printed
     with Image.open(here / "my.photo-explained.png") as picture:
         assert picture.width > 3 * 400
     assert os.listdir(here) == ["my.photo-explained.png"]

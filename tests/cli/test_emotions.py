@@ -179,7 +179,7 @@ def test_rank_finds_images_for_a_text(here, written, model, capsys):
     """A list and a picture in a new folder; the best are printed."""
     arguments = [f"{written}/images", "--model", model, "a horse", "--top", "3", "-o", "out"]
     lines = run("rank", *arguments, capsys=capsys).splitlines()
-    assert lines[0] == f"'a horse', best of 40 images ({model}, last-grad):"
+    assert lines[0] == f"'a horse', best of 40 images ({model}, direct):"
     with open("out/ranking.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for line, row in zip(lines[1:4], rows, strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip import maps as resizing
-from captum_clip.attr.registry import METHODS, default_method
+from captum_clip.attr.registry import METHODS, report_method
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.runs import model_loader, storage_of
 from captum_clip.studies import StudyConfig, StudyResult, Subject, run_study
@@ -37,7 +37,7 @@ def rows_of(content: bytes) -> list[dict[str, str]]:
 def plainly(model: str, images: Path) -> dict[str, Tensor]:
     """Image by image, target by target, at full size, in double precision where it can be."""
     clip = load_clip(model)
-    method: Any = METHODS[default_method(clip.tower)]
+    method: Any = METHODS[report_method(clip.tower)]
     forward = ClipSimilarity(clip, targets.text(clip, TEXTS))
     raw, scores = [], []
     for path in sorted(images.rglob("*.png"), key=lambda p: p.relative_to(images).as_posix()):

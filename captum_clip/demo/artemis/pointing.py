@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ... import maps, metrics, targets
-from ...attr.registry import MethodChoice, default_method
+from ...attr.registry import MethodChoice, report_method
 from ...emotions import EMOTIONS, EmotionProbe
 from ...models import ClipAdapter
 from ...similarity import ClipSimilarity
@@ -73,7 +73,7 @@ def emotion_pointing(
         UnsupportedModelError: the method does not fit the model.
     """
     target = targets.emotion(clip, probe, centre=centre)
-    choice = MethodChoice.of(method or default_method(clip.tower))
+    choice = MethodChoice.of(method or report_method(clip.tower))
     attribution = choice.method(ClipSimilarity(clip, target))
     truths = sorted(emotion_truth(folder), key=lambda truth: EMOTIONS.index(truth.emotion))
     heat = []
