@@ -25,9 +25,15 @@ from PIL import Image
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 OUT = DOCS / "measured"
-FOLDERS = {"vit": "vit", "resnet": "resnet", "siglip": "siglip", "shortcut": "shortcut_vit"}
 BOTH = ("vit", "resnet")
 ALL = (*BOTH, "siglip")
+FOLDERS = {
+    **{model: ROOT / "captum_clip/demo" / model for model in ALL},
+    "shortcut": ROOT / "captum_clip/demo/shortcut_vit",
+    **{f"second-{model}": DOCS / "second" / model for model in ALL},
+}
+SECOND = tuple(model for model in ALL if FOLDERS[f"second-{model}"].exists())
+"""Of which there is a second model: trained from scratch with another seed, not in the wheel."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Step:
 
     Args:
         name: of its folder below ``docs/measured``.
-        models: the embedded models it stands on.
+        models: those it stands on, by their names in `FOLDERS`.
         commands: lines of a shell, or Python if ``python``, run in that folder.
         picture: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
         side: the longer side of that in pixels; None: as it is.
@@ -71,7 +77,7 @@ class Step:
         for script in re.findall(r"\S+\.py", "" if self.python else self.commands):
             digest.update((self.folder / script).resolve().read_bytes())
         for model in self.models:
-            for file in sorted((ROOT / "captum_clip/demo" / FOLDERS[model]).glob("*.safetensors")):
+            for file in sorted(FOLDERS[model].glob("*.safetensors")):
                 digest.update(file.read_bytes())
         for step in STEPS:
             if step.name in self.after:
@@ -145,7 +151,9 @@ def code(page: str, *markers: str) -> str:
 
 def evaluation(name: str, model: str, options: str = "", page: str | None = None) -> Step:
     """``captum-clip evaluate`` of one model."""
-    command = f"captum-clip evaluate --model demo/{model} {options} --threads 1 -o out"
+    kind, second, own = model.partition("second-")
+    path = f"../../second/{own}" if second else f"demo/{kind}"
+    command = f"captum-clip evaluate --model {path} {options} --threads 1 -o out"
     return Step(name, (model,), command, page=page)
 
 
@@ -310,6 +318,7 @@ STEPS = (
     ),
     Step("recall_shortcut", ("vit", "shortcut"), f"{TRAINING} shortcut --scenes 150"),
     *(evaluation(f"evaluation_{model}", model, page=f"evaluation_{model}.md") for model in ALL),
+    *(evaluation(f"second_{model}", f"second-{model}") for model in SECOND),
     evaluation(
         "right_map_vit",
         "vit",
@@ -351,6 +360,17 @@ STEPS = (
     table("broad", "embedded.md", *(f"broad_{model}" for model in ALL)),
     table("pointing", "embedded.md", *(f"evaluation_{model}" for model in ALL)),
     table("excerpt", "evaluation.md", *(f"evaluation_{model}" for model in ALL)),
+    *(
+        [
+            table(
+                "rankings",
+                "evaluation.md",
+                *(f"{e}_{m}" for e in ("evaluation", "second") for m in SECOND),
+            )
+        ]
+        if SECOND
+        else []
+    ),
     table(
         "right_map",
         "right_map.md",

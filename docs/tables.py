@@ -156,6 +156,34 @@ def excerpt() -> None:
     markdown(("tower", "method", *metrics), rows)
 
 
+def rankings() -> None:
+    """Each figure on the embedded model and on a second one, and how far both order the methods."""
+    metrics = {
+        "pointing": "pointing",
+        "adds, all": "effect_spearman",
+        "adds, others": "effect_spearman_others",
+        "gone, all": "removal_spearman",
+        "gone, others": "removal_spearman_others",
+        "deletion gap": "gap_mean_predicted",
+        "faithfulness": "faithfulness_correlation",
+        "four words": "words_4",
+    }
+    rows = []
+    for model, title in NAMES.items():
+        if not Path(f"../second_{model}").exists():
+            continue
+        pair = [results(f"{step}_{model}")["mean"].unstack() for step in ("evaluation", "second")]
+        methods = [m for m in results(f"evaluation_{model}").index.unique("method") if is_own(m)]
+        first, second = (found.loc[methods, [*metrics.values()]] for found in pair)
+        for method in methods:
+            both = zip(first.loc[method], second.loc[method], strict=True)
+            cells = [" / ".join("–" if pd.isna(v) else short(v) for v in values) for values in both]
+            rows.append([title, f"`{method}`", *cells])
+        order = [short(first[m].rank().corr(second[m].rank())) for m in metrics.values()]
+        rows.append([title, "*order*", *order])
+    markdown(("model", "method", *metrics), rows)
+
+
 def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
     """Maps on the tag and on the object, of the shortcut model and of the control."""
     titles = {
@@ -222,6 +250,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "pointing": pointing,
     "right_map": right_map,
     "excerpt": excerpt,
+    "rankings": rankings,
     "shortcut_effects": lambda: print(printed_tables("recall_shortcut")[0], end=""),
     "shortcut_named": lambda: print(printed_tables("recall_shortcut")[1], end=""),
     "shortcut_recall": lambda: print(printed_tables("recall_shortcut")[2], end=""),

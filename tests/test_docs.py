@@ -314,9 +314,42 @@ def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, ca
     assert "| demo/siglip | all-grad | −.004 [−.120, .100] | –" in printed
     tables.TABLES["broad"]()
     assert capsys.readouterr().out.splitlines()[2:] == ["| a | .vit | .resnet | .siglip |"]
-    assert set(tables.TABLES) == {
+    of_second = set() if measured.SECOND else {"rankings"}
+    assert set(tables.TABLES) - of_second == {
         step.name for step in measured.STEPS if "tables.py" in step.commands
     }
+
+
+def test_a_second_models_figures_stand_beside_the_first_ones(
+    tmp_path, monkeypatch, measured, capsys
+):
+    """With the rank correlation of both columns; a model without a second one is left out."""
+    tables = import_module("tables")
+    metrics = ["pointing", "effect_spearman", "effect_spearman_others", "removal_spearman"]
+    metrics += [
+        "removal_spearman_others",
+        "gap_mean_predicted",
+        "faithfulness_correlation",
+        "words_4",
+    ]
+    for step, values in (("evaluation_vit", (0.9, 0.6, 0.5)), ("second_vit", (0.8, 0.5, 0.7))):
+        folder = tmp_path / step / "out"
+        folder.mkdir(parents=True)
+        rows = [
+            f"{method},{metric},{value},0,1,500"
+            for method, value in zip(("direct", "last-grad", "rollout"), values, strict=True)
+            for metric in metrics
+            if (method, metric) != ("rollout", "words_4")
+        ]
+        text = "\n".join(["method,metric,mean,low,high,images", *rows])
+        (folder / "results.csv").write_text(text)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tables.TABLES["rankings"]()
+    first, _, third, order = capsys.readouterr().out.splitlines()[2:]
+    assert first.startswith("| ViT | `direct` | .90 / .80 |")
+    assert third.endswith("| – / – |")
+    assert order == "| ViT | *order* " + "| .50 " * 7 + "| 1.00 |"
 
 
 def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_path, monkeypatch):

@@ -254,9 +254,13 @@ def test_both_signs_of_a_resnet(fresh: Page) -> None:
     page = fresh
     upload(page, png(IMAGE))
     type_texts(page, "a horse")
+    page.locator("#method input").click()
+    page.get_by_role("option", name="last-grad").click()
     page.locator("#model input").click()
     page.get_by_role("option", name="demo/resnet").click()
-    expect(page.locator("#method input")).to_have_value("grad-cam")
+    expect(page.locator("#method input")).to_have_value("direct")  # a ResNet has no last-grad
+    page.locator("#method input").click()
+    page.get_by_role("option", name="grad-cam").click()
     page.locator("#sign").get_by_label("both").check()
     show(page)
     score = explain(IMAGE, "a horse", model="demo/resnet").scores.item()

@@ -52,7 +52,8 @@ def answer(request: pytest.FixtureRequest, cache: ModelCache) -> Result:
 def test_ask_answers_as_explain_does(answer: Result, cache: ModelCache) -> None:
     """One text per line; lines without one and needless spaces do not count."""
     sign = "both" if len(answer.explanation.maps) == 2 else next(iter(answer.explanation.maps))
-    expected = explain(IMAGE, ["a horse", "a horse and a dog"], model="demo/vit", sign=sign)  # type: ignore[arg-type]
+    texts = ["a horse", "a horse and a dog"]
+    expected = explain(IMAGE, texts, model="demo/vit", method="last-grad", sign=sign)  # type: ignore[arg-type]
     assert answer.explanation.names == expected.names
     assert answer.explanation.maps.keys() == expected.maps.keys()
     torch.testing.assert_close(answer.explanation.scores, expected.scores)
@@ -79,7 +80,7 @@ def test_pick_shows_the_word_of_targets_words(answer: Result, cache: ModelCache)
     )
     for sign, maps in found.maps.items():
         target = words if sign == "positive" else -words
-        expected = explain(IMAGE, target, model=clip).maps["positive"]
+        expected = explain(IMAGE, target, model=clip, method="last-grad").maps["positive"]
         torch.testing.assert_close(maps[:, 1], expected[:, 4])
         torch.testing.assert_close(maps[:, 0], answer.explanation.maps[sign][:, 0])
 
