@@ -124,7 +124,7 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter) -> None:
 
 def test_a_shared_scale_is_that_of_a_column(vit: ClipAdapter) -> None:
     given = [photo(), photo(1)]
-    found = explain(given, "a horse", model=vit)
+    found = explain(given, "a horse", model=vit, method="last-grad")
     large = enlarged(found.maps["positive"], 32)[:, 0]
     shares = maps.normalize(large.reshape(1, -1)).reshape(large.shape).numpy()
     figure = figures.compare(given, "a horse", models=vit, methods="last-grad", scale="shared")
@@ -153,7 +153,7 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
 
 
 def test_the_signs_of_a_row_share_a_scale_unless_told_otherwise(vit: ClipAdapter) -> None:
-    found = explain(photo(), "a horse", model=vit, sign="both")
+    found = explain(photo(), "a horse", model=vit, method="last-grad", sign="both")
     both = found.heat("bicubic")
     shared = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis"))
     each = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale="each"))

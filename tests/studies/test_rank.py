@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import targets
-from captum_clip.attr import AttentionGradCam, LastGradAttention
+from captum_clip import maps, targets
+from captum_clip.attr import AttentionGradCam, DirectContribution
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
 from captum_clip.similarity import ClipSimilarity
 from captum_clip.studies import rank
@@ -62,14 +62,15 @@ def test_the_best_images_come_first(clip, folder):
 
 
 def test_maps_are_those_of_the_method(clip, folder):
-    """Positive, on the model's grid; by default the tower's own method."""
+    """Positive, on the model's grid; by default those of `direct`."""
     target = targets.text(clip, "a horse")
-    for method, kind in ((None, LastGradAttention), ("attention-grad-cam", AttentionGradCam)):
+    for method, kind in ((None, DirectContribution), ("attention-grad-cam", AttentionGradCam)):
         found = rank(clip, folder, target, top=2, cache=False, method=method)
         attribution = kind(ClipSimilarity(clip, target))
         for path, heat, image in zip(found.files, found.maps, found.images, strict=True):
             pixels = clip.preprocess(folder / path)
-            torch.testing.assert_close(heat[None], attribution.attribute(pixels, target=0))
+            expected = maps.positive(attribution.attribute(pixels, target=0))
+            torch.testing.assert_close(heat[None], expected)
             torch.testing.assert_close(image[None], clip.denormalize(pixels))
 
 
