@@ -232,6 +232,7 @@ STEPS = (
     # pictures
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
+    Step("app", ("vit",), "python ../../screenshot.py", "app.png", 1280),
     taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
     Step(
         "text",

@@ -260,7 +260,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_picture_of_the_embedded_models_is_made_by_a_step(measured):
-    by_hand = {"app.jpg", "flow.svg", "growth.png"}  # a browser's, a drawing, one of prices
+    by_hand = {"flow.svg", "growth.png"}  # a drawing, one of prices
     shown = {picture.name for picture in (ROOT / "docs" / "images").iterdir()} - by_hand
     steps = [step for step in measured.STEPS if step.picture is not None]
     made = {f"{step.name}.{'jpg' if step.side else 'png'}" for step in steps}
