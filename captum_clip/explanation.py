@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import maps, photos, targets
-from .attr.registry import DEFAULT, MethodChoice
+from .attr.registry import MethodChoice, default_method
 from .checks import as_list, check_integer
 from .errors import InputError, TargetError
 from .explained import FORMATS, SIGNS, Explanation, Sign, TextMap
@@ -56,8 +56,8 @@ def explain(
         texts: one or several, or a :class:`captum_clip.Target`.
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
-            options, as "last-grad:heads=averaged"; by default "direct", what each position adds to
-            the score. Mamooler's are "last-grad" for vision transformers, "grad-cam" for ResNets.
+            options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
+            pooling head reads the image (SigLIP); Mamooler's are "last-grad" and "grad-cam".
         sign: "positive", "negative" or "both".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
@@ -147,7 +147,7 @@ def _choices(
     """The method of each side that is asked for."""
     choices = {}
     if side != "text":
-        choices["image"] = chosen or MethodChoice.of(DEFAULT, options)
+        choices["image"] = chosen or MethodChoice.of(default_method(clip.tower), options)
     if side != "image":
         choices["text"] = chosen or MethodChoice.of(
             "conservative", options if side == "text" else {}

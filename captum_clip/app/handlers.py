@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from ..attr.registry import DEFAULT, MethodChoice, methods_for
+from ..attr.registry import MethodChoice, default_method, methods_for
 from ..errors import CaptumClipError
 from ..models.towers import Tower
 from . import html
@@ -33,8 +33,9 @@ def offered_methods(tower: Tower) -> dict[str, str]:
 
     Those that follow the text stand before those that do not.
     """
+    default = default_method(tower)
     choices = [MethodChoice.of(name) for name in methods_for(tower.kind)]
-    choices.sort(key=lambda choice: (choice.name != DEFAULT, not choice.needs_target, choice.name))
+    choices.sort(key=lambda choice: (choice.name != default, not choice.needs_target, choice.name))
     notes = {c.name: _KNOWN_AS.get(c.name, "" if c.needs_target else "no text") for c in choices}
     return {f"{name} ({note})" if note else name: name for name, note in notes.items()}
 
@@ -100,7 +101,7 @@ def methods_of(cache: ModelCache, model: str) -> tuple[dict[str, str], str, str]
         tower = cache.get(model).tower
     except CaptumClipError as error:
         return {}, "", sentence(error)
-    return offered_methods(tower), DEFAULT, ""
+    return offered_methods(tower), default_method(tower), ""
 
 
 def sentence(error: Exception) -> str:

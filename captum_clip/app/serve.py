@@ -46,11 +46,12 @@ def open_port(host: str, port: int) -> socket.socket:
 
 def warm(cache: ModelCache) -> None:
     """Load the first model and the embedded ones, and let each answer once."""
-    from ..attr.registry import DEFAULT
+    from ..attr.registry import default_method
 
     image, texts = example(0)
     for name in dict.fromkeys((cache.names[0], *EMBEDDED)):
-        ask(cache, Query(image, texts, name, DEFAULT))
+        method = default_method(cache.get(name).tower)
+        ask(cache, Query(image, texts, name, method))
 
 
 def serve(cache: ModelCache, listening: socket.socket, hosts: Collection[str] = ()) -> None:

@@ -22,9 +22,6 @@ METHODS: Final[dict[str, type[Any]]] = {}
 ENTRY_POINTS: Final = "captum_clip.methods"
 """Group of entry points in which other packages name their classes."""
 
-DEFAULT: Final = "direct"
-"""The method where none is named, on every tower of images."""
-
 _OF_REPORT: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
 _RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # no options: the caller's
 
@@ -118,11 +115,18 @@ def methods_for(kind: str) -> tuple[str, ...]:
     )
 
 
+def default_method(tower: Tower) -> str:
+    """The method where none is named: what points best on such a tower in docs/right_map.md."""
+    return "conservative" if _has_probe(tower) else "direct"
+
+
 def report_method(tower: Tower) -> str:
     """The method that Mamooler's figures and tables have on such a tower."""
-    if isinstance(tower, ViTTower) and tower.pooling == "probe":
-        return "conservative"  # Mamooler knows no pooling head; there attention says little
-    return _OF_REPORT[tower.kind]
+    return "conservative" if _has_probe(tower) else _OF_REPORT[tower.kind]  # she knows no probe
+
+
+def _has_probe(tower: Tower) -> bool:
+    return isinstance(tower, ViTTower) and tower.pooling == "probe"
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ METHOD: Final = Option(
     "direct, conservative, last-grad, all-grad, attention-grad-cam, rollout, legrad, grad-eclip, "
     "patches, grad-cam (ResNets), or a class of pytorch-grad-cam as cam:LayerCAM; options after a "
     "colon, as in last-grad:heads=averaged",
-    otherwise="direct",
+    otherwise="direct; conservative for pooling heads as SigLIP's",
 )
 OF_REPORT: Final = "Mamooler's: last-grad for ViTs, grad-cam for ResNets"
 METHODS: Final = Option(

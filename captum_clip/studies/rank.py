@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import maps, targets
-from ..attr.registry import DEFAULT, MethodChoice
+from ..attr.registry import MethodChoice, default_method
 from ..checks import check_integer, expand
 from ..errors import TargetError
 from ..models import ClipAdapter
@@ -137,7 +137,7 @@ def rank(
     wanted = targets.text(clip, target) if isinstance(target, str) else target
     if len(wanted) != 1:
         raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
-    chosen = MethodChoice.of(method or DEFAULT)
+    chosen = MethodChoice.of(method or default_method(clip.tower))
     forward = ClipSimilarity(clip, wanted)
     attribution = chosen.method(forward)
     if isinstance(images, (str, Path)):

@@ -12,7 +12,7 @@ from captum_clip.app.handlers import PageState, View, sentence
 from captum_clip.app.html import WELCOME, problem
 from captum_clip.app.model_cache import ModelCache
 from captum_clip.app.queries import Query
-from captum_clip.attr.registry import DEFAULT, methods_for
+from captum_clip.attr.registry import default_method, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
 from tests import builders
@@ -33,7 +33,7 @@ def ask(
     model: str = "demo/vit",
     view: View = "texts",
 ) -> PageState:
-    query = Query(IMAGE, texts, model, DEFAULT)
+    query = Query(IMAGE, texts, model, default_method(cache.get(model).tower))
     return handlers.show(cache, query, before or PageState(), view)
 
 

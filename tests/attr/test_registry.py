@@ -180,18 +180,19 @@ def test_grad_cam_is_still_captums() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"),
+    ("name", "default", "of_report"),
     [
-        ("hf_vit", "last-grad"),
-        ("open_clip_vit_mean", "last-grad"),
-        ("siglip", "conservative"),
-        ("open_clip_resnet", "grad-cam"),
-        ("timm_convnext", "grad-cam"),
+        ("hf_vit", "direct", "last-grad"),
+        ("open_clip_vit_mean", "direct", "last-grad"),
+        ("siglip", "conservative", "conservative"),
+        ("open_clip_resnet", "direct", "grad-cam"),
+        ("timm_convnext", "direct", "grad-cam"),
     ],
 )
-def test_the_default_is_one_for_all_towers_and_the_reports_by_tower(name: str, method: str) -> None:
-    """What our scenes say is right on every tower; Mamooler's methods where her figures are."""
+def test_the_default_is_what_our_scenes_say(name: str, default: str, of_report: str) -> None:
+    """Mamooler's methods stay where her figures are."""
     clip = cases.adapter(name)
-    assert registry.report_method(clip.tower) == method
+    assert registry.report_method(clip.tower) == of_report
+    assert registry.default_method(clip.tower) == default
     given = explain(cases.images(name), targets.embedding(cases.rows()), model=clip)
-    assert given.method == registry.DEFAULT == "direct"
+    assert given.method == default
