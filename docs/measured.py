@@ -97,11 +97,10 @@ class Step:
         for step in STEPS:  # of what was made elsewhere the repository has the tables alone
             if step.name in self.after and self.page is None and not step.begun.exists():
                 step.make()
-        begun = self.begun
-        if _read(begun) != self.fingerprint():
+        if _read(self.begun) != self.fingerprint():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            begun.write_text(self.fingerprint())
+            self.begun.write_text(self.fingerprint())
         scripts = Path(sys.executable).parent  # captum-clip is there, on whatever path
         path = os.pathsep.join([str(scripts), os.environ["PATH"]])
         command = [sys.executable, "-c"] if self.python else ["bash", "-euc"]

@@ -71,7 +71,7 @@ COMMAND: Final = Command(
     Option(
         "--reference NAME",
         "the method that all others are compared with",
-        otherwise="the tower's own method",
+        otherwise="Mamooler's",
     ),
     Option(
         "--against",

@@ -38,7 +38,7 @@ class EvaluationConfig:
         methods: names of :func:`captum_clip.evaluation.methods_for`, with options; none means all
             that fit the tower, baselines too.
         maps: folders of maps made elsewhere, each a method.
-        reference: the method that the others are compared with; the tower's own by default.
+        reference: the method that the others are compared with; by default Mamooler's.
         tasks: names of tasks; none means all that the data support.
         against: explain regions by their text, or by another picture of the same thing; then only
             "localization" and "signs" are measured.

@@ -130,7 +130,7 @@ def subjects(
 ) -> list[Subject]:
     """Every question with every method that fits the model's tower.
 
-    Where no method is given it is the tower's own; with `every` all that fit.
+    Where no method is given it is Mamooler's; with `every` all that fit.
     """
     chosen = []
     for question in questions:

@@ -30,7 +30,7 @@ class Subject:
         model: a name or a folder that :func:`captum_clip.load_clip` knows, so that any worker can
             load it.
         method: a name of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; None is
-            the tower's own, "last-grad" or "grad-cam".
+            Mamooler's, "last-grad" or "grad-cam".
         emotions: a file that :func:`captum_clip.targets.emotion` reads, fitted for this model.
 
     Raises:

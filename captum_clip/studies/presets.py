@@ -36,7 +36,7 @@ def statistics_study(
         output: a folder for the results.
         texts: targets.
         models: by name; every model with every method that fits its tower.
-        methods: by name; each tower's own where none is given.
+        methods: by name; Mamooler's where none is given.
         emotions: a file for each model, in the same order; or none.
         **settings: of :class:`StudyConfig`.
 
@@ -97,7 +97,7 @@ def subjects(
 
     Args:
         models: by name.
-        methods: by name; each tower's own where none is given.
+        methods: by name; Mamooler's where none is given.
         emotions: a file for each model, in the same order; or none.
 
     Raises:

@@ -115,7 +115,7 @@ def rank(
             left out; or files.
         target: a text, or a :class:`captum_clip.Target` with one row.
         top: how many to find.
-        method: a class of :mod:`captum_clip.attr` or a command-line name; by the tower by default.
+        method: a class of :mod:`captum_clip.attr` or a command-line name; `explain`'s by default.
         **options: of :func:`image_features`: ``cache``, ``batch_size``, ``workers``, ``progress``.
 
     Raises:

@@ -63,7 +63,7 @@ def emotion_pointing(
         clip: the adapter; square images must stay whole in its preprocessing.
         probe: fitted on features of this model, or a file of one.
         folder: what :func:`write_demo_artemis` wrote, or the ``held_out`` in it.
-        method: a class of :mod:`captum_clip.attr` or a command-line name; by the tower by default.
+        method: a class of :mod:`captum_clip.attr` or a command-line name; by default Mamooler's.
         centre: as in :func:`captum_clip.targets.emotion`.
         progress: show a bar.
 
