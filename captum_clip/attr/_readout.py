@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..errors import CaptureError
+from ..errors import CaptureError, UnsupportedModelError
 from ..models.steps import Direction, Step, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
@@ -173,16 +173,24 @@ def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool
     )
 
 
-def resnet_gradient(tower: ResNetTower, call: Call) -> tuple[Recording, TargetScores, Tensor]:
+def resnet_gradient(
+    tower: ResNetTower, call: Call, *, held: bool = False
+) -> tuple[Recording, TargetScores, Tensor]:
     """Run once: the last stage's features, the scores, and d y / d shift (K', B, C)."""
     known = call.runs_library_code(tower) and has_no_foreign_hooks(tower.stage)
     if known or call.similarity is not None:
         try:
             found = readout(tower, call)
             with torch.no_grad():
-                shift = tower.shift_gradient(found.token, found.gradient)
+                shift = tower.shift_gradient(found.token, found.gradient, held=held)
             return found.record, found.scored, shift
         except ReadsMoreError:
             pass  # the gradient does not lead through the pool alone
+    if held:
+        raise UnsupportedModelError(
+            "ClipGradCam: attention='held' needs a score of the pool's output alone, by the "
+            "library's own code and without foreign hooks, so that the pool's weights are known; "
+            "leave it out."
+        )
     record, scored = call.run(record_resnet(tower, then="shift"))
     return record, scored, scored.stacked_gradients(record.shift)

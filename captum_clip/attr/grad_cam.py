@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from captum.attr import LayerGradCam
@@ -12,6 +12,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from typing_extensions import override
 
+from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..models import known_tower
 from ..models.towers import ResNetTower
@@ -21,6 +22,9 @@ from ._base import Computed, ResNetAttribution, TensorOrTuple, usable
 from ._call import Call
 from ._readout import resnet_gradient
 from ._towers import check_tower
+
+Attention = Literal["free", "held"]
+"""Whether the gradient goes through an attention pool's softmax, or its weights are constants."""
 
 
 @final
@@ -33,6 +37,14 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     with A the output of the last stage, (B, C, h, w), and y the cosine similarity. As in Captum L
     keeps its sign by default: its ReLU (``relu_attributions=True``) is the positive map, the ReLU
     of its negative the negative map.
+
+    The gradient through the softmax of an attention pool may outweigh the one through its values
+    and point at other objects. ``attention="held"`` takes the weights of the pool as constants:
+
+    .. math:: \alpha_k = \frac{1}{hw} (W_V^T W_C^T \nabla_e y)_k
+
+    compares what each position would give the pool with the target, as MaskCLIP does. On a network
+    that ends in average pooling nothing is to be held, and both are the same.
 
     With the last stage as its layer the forward runs without a graph up to there. A
     :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
@@ -48,10 +60,12 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             `ClipSimilarity`; or any other module, as in Captum.
 
     Raises:
-        UnsupportedModelError: the tower is a vision transformer.
+        UnsupportedModelError: the tower is a vision transformer, or, for ``attention="held"``, the
+            score reads more than the pool's output.
         InputError: a callable without a layer.
 
-    Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL).
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL);
+    held: ours, its map that of Zhou et al. 2022 (arXiv:2112.01071) up to lengths.
 
     Example:
         >>> from captum_clip import ClipGradCam, ClipSimilarity, load_clip, targets
@@ -99,9 +113,17 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
+        *,
+        attention: Attention = "free",
     ) -> TensorOrTuple:
         """Maps (B, 1, h, w) of one target per image; arguments as in Captum's `LayerGradCam`."""
+        check_choice("attention", attention, ("free", "held"))
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
+            if attention == "held":
+                raise InputError(
+                    "attention: 'held' is for the map of the last stage, not for another layer or "
+                    "for what Captum's LayerGradCam does; leave one of them out."
+                )
             if self._tower is not None:
                 check_tower("ClipGradCam", self.forward_func, self._tower)
             captum: Callable[..., TensorOrTuple] = LayerGradCam.attribute.__wrapped__
@@ -109,7 +131,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             with torch.inference_mode(False):
                 return captum(self, usable(inputs), target, additional_forward_args, *options)
         return super().attribute(  # type: ignore[no-any-return]
-            inputs, target, additional_forward_args, relu_attributions=relu_attributions
+            inputs,
+            target,
+            additional_forward_args,
+            relu_attributions=relu_attributions,
+            attention=attention,
         )
 
     @override
@@ -122,9 +148,12 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         return super()._run(*call)
 
     @override
-    def _compute(self, call: Call, *, relu_attributions: bool = False) -> Computed:
+    def _compute(
+        self, call: Call, *, relu_attributions: bool = False, attention: Attention = "free"
+    ) -> Computed:
         assert self._tower is not None
-        record, scored, gradient = resnet_gradient(self._tower, call)
+        check_choice("attention", attention, ("free", "held"))
+        record, scored, gradient = resnet_gradient(self._tower, call, held=attention == "held")
         with exact(record.features):
             features = widened(record.features)
             weights = widened(gradient) / (features.shape[-2] * features.shape[-1])

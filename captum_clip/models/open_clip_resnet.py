@@ -60,12 +60,14 @@ class OpenClipResNet(ResNetTower):
             return run_steps((Linear.of(pool.c_proj),), heads.flatten(1))
 
     @override
-    def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
+    def shift_gradient(self, features: Tensor, gradient: Tensor, *, held: bool = False) -> Tensor:
         r"""The gradient of a shift, with :math:`g_h = (W_C^T \nabla e)_h`.
 
         .. math:: \nabla a_{hj} = g_h \cdot W_{V,h} x_j, \quad
             \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j), \quad
             \nabla \delta = W_V^T g + W_Q^T \big(s \sum_j \nabla l_{hj} W_{K,h} x_j\big)_h
+
+        Held, :math:`W_V^T g` alone.
         """
         pool = self.module.attnpool
         with torch.autocast(features.device.type, enabled=False):
@@ -73,7 +75,11 @@ class OpenClipResNet(ResNetTower):
             query, key, value, output = (
                 getattr(pool, f"{name}_proj").weight.to(x.dtype) for name in "qkvc"
             )
-            attention, joined = _attention(pool, x), gradient.to(x.dtype) @ output  # (K, B, C)
+            joined = gradient.to(x.dtype) @ output  # (K, B, C)
+            if held:
+                through_values: Tensor = joined @ value
+                return through_values
+            attention = _attention(pool, x)
             vectors = split_heads(joined, pool.num_heads)
             # biases, the same for every token, are cancelled by the softmax
             weights = head_products(Linear(value, None), vectors, x)

@@ -371,10 +371,11 @@ class ResNetTower(Tower):
         """The image embedding (B, E) of the features (B, C, h, w), in at least float32."""
 
     @abstractmethod
-    def shift_gradient(self, features: Tensor, gradient: Tensor) -> Tensor:
+    def shift_gradient(self, features: Tensor, gradient: Tensor, *, held: bool = False) -> Tensor:
         """The gradient (K, B, C) of a shift of all positions, given the embedding's (K, B, E).
 
-        It is the sum over all positions of the gradient with respect to the features.
+        It is the sum over all positions of the gradient with respect to the features; `held` with
+        the weights of an attention pool as constants.
         """
 
     @abstractmethod

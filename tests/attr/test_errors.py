@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -324,6 +325,19 @@ def test_option_that_does_not_exist_is_refused(method, options, message):
         found.attribute(cases.images("hf_vit"), target=0, **options)
     with pytest.raises(InputError, match=message):
         found.attribute_targets(cases.images("hf_vit"), **options)
+
+
+def test_a_pool_that_is_not_the_last_word_cannot_be_held():
+    """Another layer, Captum's own way, a word that is no choice."""
+    own, visual = cases.similarity("open_clip_resnet"), cases.built("open_clip_resnet").model.visual
+    images = cases.images("open_clip_resnet")
+    held: dict[str, Any] = {"target": 0, "attention": "held"}
+    with pytest.raises(InputError, match="attention: expected one of free, held, got 'fixed'"):
+        attr.ClipGradCam(own).attribute(images, target=0, attention="fixed")
+    with pytest.raises(InputError, match="attention: 'held' is for the map of the last stage"):
+        attr.ClipGradCam(own, visual.layer3).attribute(images, **held)
+    with pytest.raises(InputError, match="attention: 'held' is for the map of the last stage"):
+        attr.ClipGradCam(own).attribute(images, attr_dim_summation=False, **held)
 
 
 def test_options_are_keyword_only():

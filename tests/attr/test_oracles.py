@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -78,6 +80,35 @@ def test_grad_cam_equals_its_equation(name, forward, dtype):
     relu = method.attribute(pixels, target=[2, 0, 1], relu_attributions=True)
     assert torch.equal(relu, one.clamp(min=0))
     assert torch.equal(method.attribute_targets(pixels, relu_attributions=True), found.clamp(min=0))
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("name", cases.CONVOLUTIONAL)
+def test_grad_cam_with_the_pool_held_equals_its_equation(name, forward):
+    """OpenCLIP's pool has w_c = (W_V^T W_C^T grad_e y)_c / hw; an average holds nothing."""
+    function, layer = FORWARDS[forward](name, torch.float64)
+    method, pixels = attr.ClipGradCam(function, layer), cases.images(name, torch.float64)
+    found = method.attribute_targets(pixels, attention="held")
+    free = method.attribute_targets(pixels)
+    visual: Any = getattr(cases.built(name, torch.float64).model, "visual", None)
+    if not hasattr(visual, "attnpool"):
+        assert torch.equal(found, free)
+        return
+    seen = []
+    with torch.no_grad(), visual.layer4.register_forward_hook(lambda _, __, out: seen.append(out)):
+        embedding = visual(pixels)
+    embedding.requires_grad_()
+    scores = F.normalize(embedding, dim=-1) @ cases.rows().T * SCALES[forward]
+    columns = []
+    for y in scores.T:
+        (gradient,) = torch.autograd.grad(y.sum(), embedding, retain_graph=True)
+        pool = visual.attnpool
+        weights = gradient @ pool.c_proj.weight @ pool.v_proj.weight  # (B, C)
+        columns.append((weights[:, :, None, None] * seen[0]).sum(1) / seen[0][0, 0].numel())
+    cases.assert_maps_close(found, torch.stack(columns, 1).detach(), TOLERANCE[torch.float64])
+    assert (found - free).abs().max() > 1e-3 * free.abs().max()
+    one = method.attribute(pixels, target=1, attention="held", relu_attributions=True)
+    torch.testing.assert_close(one[:, 0], found[:, 1].clamp(min=0), rtol=1e-12, atol=1e-12)
 
 
 def patches_too(name, weight):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_clip.models import ResNetTower, tower_of
+from captum_clip.models import ResNetTower, open_clip_resnet, tower_of
 from tests.models.small import small
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -42,6 +42,27 @@ def test_gradient_of_the_shift_is_the_sum_over_positions(count):
         expected.append(torch.autograd.grad(direct, features)[0].sum((2, 3)))
     own = tower.shift_gradient(features.detach(), directions)
     torch.testing.assert_close(own, torch.stack(expected), atol=1e-11, rtol=1e-11)
+
+
+def test_gradient_of_the_shift_with_the_weights_held_goes_through_the_values_alone(monkeypatch):
+    """By autograd through the pool's softmax, taken as a constant."""
+    built = small("open_clip_resnet", torch.float64)
+    tower = resnet_of(built.model)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 256, 3, 3, generator=generator, dtype=torch.float64)
+    directions = torch.randn(3, 2, 24, generator=generator, dtype=torch.float64)
+    own = tower.shift_gradient(features, directions, held=True)
+    free = tower.shift_gradient(features, directions)
+    through = open_clip_resnet._attention
+    monkeypatch.setattr(open_clip_resnet, "_attention", lambda *parts: through(*parts).detach())
+    features.requires_grad_()
+    embedding = tower.pool(features)
+    expected = [
+        torch.autograd.grad((embedding * one).sum(), features, retain_graph=True)[0].sum((2, 3))
+        for one in directions
+    ]
+    torch.testing.assert_close(own, torch.stack(expected), atol=1e-11, rtol=1e-11)
+    assert (own - free).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
