@@ -33,7 +33,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "measured", "training"]
+exclude_patterns = ["_build", "measured"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -212,6 +212,13 @@ VIT_METHODS = [
     "patches:attention=qq",
     "patches:attention=kk",
 ]
+RANKED = {
+    "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
+    "rollout",
+    "resnet": "direct grad-cam grad-cam:attention=held",
+}
+RANKED["siglip"] = RANKED["vit"]
+"""What a second model is measured on: methods without options."""
 SHARES = """
 methods = [method for method in attr.METHODS.values() if "text" in method.towers]
 for model in ("demo/vit", "demo/resnet"):
@@ -226,6 +233,17 @@ for model in ("demo/vit", "demo/resnet"):
     print(model, *quantiles(model, scenes=500))
 """
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
+TAG_PAIRS = """
+from captum_clip.attr.registry import methods_for
+
+names = [*methods_for("vit")]
+pairs = [[on_the_tag(f"demo/{m}", name) for m in ("shortcut", "vit")] for name in names]
+differences = [metrics.paired_difference(*pair) for pair in pairs]
+print("| method | shortcut - control, maximum on the tag | p (Holm) |", "|---|---|---|", sep="\\n")
+adjusted = metrics.holm([difference.p_value for difference in differences])
+for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
+    print(f"| {name} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p_value:.2g} |")
+"""
 
 STEPS = (
     # pictures
@@ -263,11 +281,17 @@ STEPS = (
     figure(
         "signs",
         BOTH,
-        f'signs --scene 0:horse,dog --text "a horse" --image ../horse/horse.png {ON_BOTH}',
+        f'signs --scene 0:horse,dog --text "a horse" --image ../horse/horse.png {ON_BOTH} '
+        "--method direct",
         849,
         "horse",
     ),
-    figure("words", BOTH, f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH}', 1300),
+    figure(
+        "words",
+        BOTH,
+        f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH} --method direct',
+        1300,
+    ),
     figure(
         "heads",
         ("vit",),
@@ -318,7 +342,15 @@ STEPS = (
     ),
     Step("recall_shortcut", ("vit", "shortcut"), f"{TRAINING} shortcut --scenes 150"),
     *(evaluation(f"evaluation_{model}", model, page=f"evaluation_{model}.md") for model in ALL),
-    *(evaluation(f"second_{model}", f"second-{model}") for model in SECOND),
+    *(
+        evaluation(
+            f"second_{model}",
+            f"second-{model}",
+            "--task localization --task effect --task perturbation --task faithfulness "
+            "--task words " + " ".join(f"--method {name}" for name in RANKED[model].split()),
+        )
+        for model in SECOND
+    ),
     evaluation(
         "right_map_vit",
         "vit",
@@ -328,7 +360,8 @@ STEPS = (
     evaluation(
         "right_map_resnet",
         "resnet",
-        "--task localization --task effect --task words --method direct:baseline=mean",
+        "--task localization --task effect --task words --method direct:baseline=mean "
+        "--method grad-cam:attention=held",
     ),
     evaluation(
         "right_map_siglip",
@@ -345,10 +378,22 @@ STEPS = (
         for part in TAGS
         for model in ("shortcut", "vit")
     ),
+    Step(
+        "tag_pairs",
+        ("vit", "shortcut"),
+        code("shortcut.md", "def on_the_tag").rpartition("\n\n")[0] + TAG_PAIRS,
+        page="shortcut.md",
+        python=True,
+    ),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
     Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
     *(
-        Step(f"robustness_{model}", (model,), f"python {EXAMPLES}/robustness.py demo/{model}")
+        Step(
+            f"robustness_{model}",
+            (model,),
+            f"python {EXAMPLES}/robustness.py demo/{model}",
+            page="robustness.md",
+        )
         for model in ALL
     ),
     python("word_norms", ("vit",), "claims.md", "norms"),

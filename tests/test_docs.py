@@ -405,19 +405,6 @@ def test_the_tries_at_the_open_goal_run_and_differ():
 
 
 @pytest.mark.slow
-def test_holding_the_pool_changes_the_gradient_and_not_the_score():
-    script = ROOT / "docs" / "examples" / "held_pool.py"
-    command = [sys.executable, str(script), "demo/resnet", "--scenes", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    first, _, _, *rows = done.stdout.splitlines()
-    assert float(first.split(": ")[1]) < 1e-6
-    assert [row.split(" | ")[0] for row in rows] == ["| Grad-CAM", "| HiResCAM"]
-    for row in rows:
-        as_it_is, held = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
-        assert held > as_it_is
-
-
-@pytest.mark.slow
 def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
     """Two scenes of one object; a wording multiplies nothing but its own rows."""
     script = ROOT / "docs" / "examples" / "robustness.py"

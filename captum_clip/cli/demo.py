@@ -111,7 +111,8 @@ def _signs(clips: dict[str, ClipAdapter], begin: Callable[[str], None]) -> Figur
     from .. import figures
 
     begin("for and against")
-    return figures.signs(*_scene(0), models=[clips["demo/vit"], clips["demo/resnet"]])
+    models = [clips["demo/vit"], clips["demo/resnet"]]
+    return figures.signs(*_scene(0), models=models, methods="direct")
 
 
 def _scene(index: int) -> tuple[Any, list[str]]:

@@ -1,6 +1,6 @@
 """Three tries at one map for both questions: what does a place add, and what if it were gone?
 
-``python docs/examples/open_goal.py --images 500`` prints the table of docs/open_goal.md.
+``python docs/examples/open_goal.py --images 500`` prints the table of docs/right_map.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How models and methods bear other scenes: by background, objects, size, cover and wording.
 
-``python docs/examples/robustness.py demo/vit demo/resnet demo/siglip`` prints the table of
-docs/embedded.md: of each object of broad scenes, whether its noun is among the n best-scored of a
+``python docs/examples/robustness.py demo/vit demo/resnet demo/siglip`` prints the tables of
+docs/robustness.md: of each object of broad scenes, whether its noun is among the n best-scored of a
 scene with n objects, and whether the maximum of each method's map lies on it.
 """
 
@@ -63,8 +63,11 @@ def measure(clip: ClipAdapter, scene: Scene, wording: str, methods: list[str]) -
     return pd.DataFrame(columns)
 
 
-def table(model: str, number: int, methods: list[str] | None, wordings: bool) -> pd.DataFrame:
-    """The shares of one model, a row for each group of objects, n of them."""
+def table(model: str, number: int, methods: list[str] | None, worded: int) -> pd.DataFrame:
+    """The shares of one model, a row for each group of objects, n of them.
+
+    The first `worded` scenes are measured with every wording, the others with the plain one.
+    """
     clip = load_clip(model)
     names = methods or [*methods_for(clip.tower.kind)]
     backgrounds = list(dict.fromkeys((*BROAD.backgrounds, *BROAD.held_out)))
@@ -75,16 +78,18 @@ def table(model: str, number: int, methods: list[str] | None, wordings: bool) ->
         options: dict[str, Any] = {"world": BROAD, "background": backgrounds[kind]}
         scene = draw_scene(seed, count=count, **options)
         about = pd.DataFrame(properties(scene, seed, **options))
-        for wording in WORDINGS if wordings else WORDINGS[:1]:
+        for wording in WORDINGS if seed < worded else WORDINGS[:1]:
             measured = measure(clip, scene, wording, names)
-            parts.append(pd.concat([about, measured], axis=1).assign(wording=wording))
+            parts.append(pd.concat([about, measured], axis=1).assign(wording=wording, seed=seed))
     rows = pd.concat(parts, ignore_index=True)
-    rows["size"] = pd.cut(rows["size"], SIZES)
-    rows["covered"] = pd.cut(rows["covered"], COVERED, include_lowest=True)
+    for column, ends in (("size", SIZES), ("covered", COVERED)):
+        labels = [f"up to {end:g}" for end in ends[1:]]
+        rows[column] = pd.cut(rows[column], ends, labels=labels, include_lowest=True)
     plain = rows[rows["wording"] == WORDINGS[0]]
     groups = {"all": plain}
     for column in ("background", "objects", "size", "covered", "wording"):
-        by_value = (rows if column == "wording" else plain).groupby(column, observed=True)
+        of = rows[rows["seed"] < worded] if column == "wording" else plain
+        by_value = of.groupby(column, observed=True)
         groups |= {f"{column}: {value}": group for value, group in by_value}
     shares = {name: group[["noun found", *names]].mean() for name, group in groups.items()}
     sizes = {name: len(group) for name, group in groups.items()}
@@ -98,11 +103,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=600)
     parser.add_argument("--method", nargs="+", help="default: all of the tower")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one-wording", action="store_true", help="leave the wordings out")
+    parser.add_argument("--worded", type=int, default=150, help="scenes with every wording")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for model in options.models:
-        shares = table(model, options.scenes, options.method, not options.one_wording)
+        shares = table(model, options.scenes, options.method, options.worded)
         print(f"| {' | '.join([model, *shares.columns])} |\n|{'---|' * (1 + len(shares.columns))}")
         for row in shares.itertuples():
             cells = [row[0], *(f"{share:.2f}" for share in row[1:-1]), str(row[-1])]

@@ -34,7 +34,7 @@ def test_each_data_set_asks_for_its_part_of_the_same_scenes():
         assert all(np.array_equal(kind(4).read(index).image, scene.image) for kind in KINDS)
 
 
-METHODS = ("all-grad", "last-grad", "rollout", "random")
+METHODS = ("all-grad", "direct", "rollout", "random")
 
 
 def pointing(folder, model, data, methods=METHODS, images=6):
@@ -49,11 +49,11 @@ def pointing(folder, model, data, methods=METHODS, images=6):
 
 @pytest.mark.slow
 def test_methods_show_the_tag_where_it_is_the_reason(tmp_path):
-    """As docs/shortcut.md finds: gradients do, and only there; rollout whatever the text."""
+    """As docs/shortcut.md finds: these do, and only there; rollout whatever the text."""
     planted = pointing(tmp_path, "demo/shortcut", "demo-shortcut")
     control = pointing(tmp_path, "demo/vit", "demo-shortcut")
     other = pointing(tmp_path, "demo/shortcut", "demo-shortcut-other")
-    for method in ("all-grad", "last-grad"):
+    for method in ("all-grad", "direct"):
         assert planted[method] > 0.8
         assert max(control[method], other[method]) <= 0.5
     assert other["rollout"] == planted["rollout"] > 0.5
