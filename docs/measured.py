@@ -346,8 +346,9 @@ STEPS = (
         evaluation(
             f"second_{model}",
             f"second-{model}",
-            "--task localization --task effect --task perturbation --task faithfulness "
-            "--task words " + " ".join(f"--method {name}" for name in RANKED[model].split()),
+            "--data demo --data demo-objects --data demo-mosaics --task localization --task effect "
+            "--task perturbation --task faithfulness --task words "
+            + " ".join(f"--method {name}" for name in RANKED[model].split()),
         )
         for model in SECOND
     ),
@@ -410,7 +411,7 @@ STEPS = (
             table(
                 "rankings",
                 "evaluation.md",
-                *(f"{e}_{m}" for e in ("evaluation", "second") for m in SECOND),
+                *(f"{e}_{m}" for e in ("evaluation", "right_map", "second") for m in SECOND),
             )
         ]
         if SECOND

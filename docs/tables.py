@@ -36,6 +36,8 @@ PASSES = {
     "legrad:layers=all": "a forward, all blocks' backward",
     "grad-cam": "about 1, all texts",
 }
+FEW = 5
+"""Methods, below which no rank correlation is shown."""
 OF_A_PROBE = {"last-grad": "1.4 to 1.8, all texts"}
 """What costs more with a pooling head."""
 
@@ -50,6 +52,12 @@ def results(step: str) -> pd.DataFrame:
     """What an evaluation found: (method, metric) -> mean, low, high, images, in its own order."""
     table = pd.read_csv(f"../{step}/out/results.csv")
     return table.set_index(["method", "metric"])
+
+
+def all_results(model: str) -> pd.DataFrame:
+    """What the whole evaluation of an embedded model found, and the one of further options."""
+    found = pd.concat([results(f"evaluation_{model}"), results(f"right_map_{model}")])
+    return found[~found.index.duplicated()]
 
 
 def short(value: float, digits: int = 2) -> str:
@@ -124,8 +132,7 @@ def right_map() -> None:
     )
     rows = []
     for model, title in NAMES.items():
-        found = pd.concat([results(f"evaluation_{model}"), results(f"right_map_{model}")])
-        found = found[~found.index.duplicated()]
+        found = all_results(model)
         for method in found.index.unique("method"):
             if is_own(method) and all((method, metric) in found.index for metric in metrics):
                 cells = [short(found.loc[(method, metric), "mean"]) for metric in metrics]
@@ -175,13 +182,15 @@ def rankings() -> None:
     for model, title in NAMES.items():
         if not Path(f"../second_{model}").exists():
             continue
-        pair = [results(f"{step}_{model}")["mean"].unstack() for step in ("evaluation", "second")]
-        methods = [m for m in results(f"second_{model}").index.unique("method") if m in METHODS]
+        methods = [m for m in results(f"second_{model}").index.unique("method") if is_own(m)]
+        pair = [each["mean"].unstack() for each in (all_results(model), results(f"second_{model}"))]
         first, second = (found.loc[methods, [*metrics.values()]] for found in pair)
         for method in methods:
             both = zip(first.loc[method], second.loc[method], strict=True)
             cells = [" / ".join("–" if pd.isna(v) else short(v) for v in values) for values in both]
             rows.append([title, f"`{method}`", *cells])
+        if len(methods) < FEW:
+            continue
         order = [short(first[m].rank().corr(second[m].rank())) for m in metrics.values()]
         rows.append([title, "*order*", *order])
     markdown(("model", "method", *metrics), rows)

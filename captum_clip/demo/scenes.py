@@ -48,7 +48,7 @@ class World:
 
 
 STANDARD: Final = World(3, (0.28, 0.5), 0.62, BACKGROUNDS)
-"""What ``demo/vit`` and ``demo/resnet`` were trained on."""
+"""What trainings show by default, and the evaluation: one to three objects on textures."""
 
 BROAD: Final = World(
     5, (0.12, 0.7), 0.4, BACKGROUNDS * len(UNNAMED) + UNNAMED * len(BACKGROUNDS), HELD_OUT
