@@ -323,7 +323,10 @@ def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, ca
 def test_a_second_models_figures_stand_beside_the_first_ones(
     tmp_path, monkeypatch, measured, capsys
 ):
-    """With the rank correlation of both columns; a model without a second one is left out."""
+    """With the rank correlation of both columns; a model without a second one is left out.
+
+    Further options of a method are of another step, and of few methods there is no correlation.
+    """
     tables = import_module("tables")
     metrics = ["pointing", "effect_spearman", "effect_spearman_others", "removal_spearman"]
     metrics += [
@@ -341,15 +344,26 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
             for metric in metrics
             if (method, metric) != ("rollout", "words_4")
         ]
+        if step == "second_vit":
+            rows.append("direct:baseline=mean,pointing,0.3,0,1,500")
         text = "\n".join(["method,metric,mean,low,high,images", *rows])
         (folder / "results.csv").write_text(text)
+    further = tmp_path / "right_map_vit" / "out"
+    further.mkdir(parents=True)
+    header = "method,metric,mean,low,high,images\n"
+    (further / "results.csv").write_text(f"{header}direct:baseline=mean,pointing,0.4,0,1,500\n")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     tables.TABLES["rankings"]()
-    first, _, third, order = capsys.readouterr().out.splitlines()[2:]
-    assert first.startswith("| ViT | `direct` | .90 / .80 |")
-    assert third.endswith("| – / – |")
-    assert order == "| ViT | *order* " + "| .50 " * 7 + "| 1.00 |"
+    few = capsys.readouterr().out.splitlines()[2:]
+    monkeypatch.setattr(tables, "FEW", 4)
+    tables.TABLES["rankings"]()
+    *rows, order = capsys.readouterr().out.splitlines()[2:]
+    assert few == rows
+    assert rows[0].startswith("| ViT | `direct` | .90 / .80 |")
+    assert rows[2].endswith("| – / – |")
+    assert rows[3].startswith("| ViT | `direct:baseline=mean` | .40 / .30 | – / – |")
+    assert order == "| ViT | *order* | .80 " + "| .50 " * 6 + "| 1.00 |"
 
 
 def test_steps_of_the_documentation_follow_weights_and_commands(measured, tmp_path, monkeypatch):
