@@ -15,6 +15,7 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..models import known_tower
+from ..models.average_pool import AveragePooledTower
 from ..models.towers import ResNetTower
 from ..similarity import ClipSimilarity
 from ._attention import exact, widened
@@ -43,8 +44,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     .. math:: \alpha_k = \frac{1}{hw} (W_V^T W_C^T \nabla_e y)_k
 
-    compares what each position would give the pool with the target, as MaskCLIP does. On a network
-    that ends in average pooling nothing is to be held, and both are the same.
+    so that what each position would give the pool is compared with the target, as in MaskCLIP. On a
+    network that ends in average pooling there is nothing to hold, and both are the same.
 
     With the last stage as its layer the forward runs without a graph up to there. A
     :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
@@ -117,12 +118,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         attention: Attention = "free",
     ) -> TensorOrTuple:
         """Maps (B, 1, h, w) of one target per image; arguments as in Captum's `LayerGradCam`."""
-        check_choice("attention", attention, ("free", "held"))
         if self._tower is None or attribute_to_layer_input or not attr_dim_summation or grad_kwargs:
-            if attention == "held":
+            if attention != "free":
                 raise InputError(
-                    "attention: 'held' is for the map of the last stage, not for another layer or "
-                    "for what Captum's LayerGradCam does; leave one of them out."
+                    f"attention: {attention!r} is for the map of the last stage, not for another "
+                    "layer or for what Captum's LayerGradCam does; leave one of them out."
                 )
             if self._tower is not None:
                 check_tower("ClipGradCam", self.forward_func, self._tower)
@@ -153,7 +153,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     ) -> Computed:
         assert self._tower is not None
         check_choice("attention", attention, ("free", "held"))
-        record, scored, gradient = resnet_gradient(self._tower, call, held=attention == "held")
+        held = attention == "held" and not isinstance(self._tower, AveragePooledTower)
+        record, scored, gradient = resnet_gradient(self._tower, call, held=held)
         with exact(record.features):
             features = widened(record.features)
             weights = widened(gradient) / (features.shape[-2] * features.shape[-1])

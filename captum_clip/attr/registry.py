@@ -116,7 +116,7 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def default_method(tower: Tower) -> str:
-    """The method where none is named: what points best on such a tower in docs/right_map.md."""
+    """The method where none is named: what ranks best with what objects add (docs/right_map.md)."""
     return "conservative" if _has_probe(tower) else "direct"
 
 

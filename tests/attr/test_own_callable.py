@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_clip import attr
 from captum_clip.attr._call import Call
-from captum_clip.errors import CaptureError
+from captum_clip.errors import CaptureError, UnsupportedModelError
 from tests.attr import cases
 
 CASES = [
@@ -25,12 +25,12 @@ CASES = [
 ]
 
 
-def explain(name: str, method: str, forward: Any = None) -> Tensor:
+def explain(name: str, method: str, forward: Any = None, **options: Any) -> Tensor:
     """All maps for a callable that scales cosines."""
     model = cases.built(name, torch.float64).model
     own = forward or cases.own_callable(name, torch.float64)
     maps: Tensor = attr.METHODS[method](own, model).attribute_targets(
-        cases.images(name, torch.float64)
+        cases.images(name, torch.float64), **options
     )
     return maps
 
@@ -133,3 +133,23 @@ def test_grad_cam_of_a_score_that_reads_the_features_too_takes_the_general_way()
     )
     found = explain("align", "grad-cam", forward)[:, 1:2]
     torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
+    assert torch.equal(explain("align", "grad-cam", forward, attention="held")[:, 1:2], found)
+
+
+def test_an_attention_pool_beside_which_a_score_reads_more_is_not_held() -> None:
+    """Its weights would be constants in one part of the score and not in the other."""
+    model = cases.built("open_clip_resnet", torch.float64).model
+    bank = cases.rows()
+    seen: list[Tensor] = []
+
+    def forward(images: Tensor) -> Tensor:
+        cosines = torch.nn.functional.normalize(model.encode_image(images), dim=-1) @ bank.T
+        return cosines + seen.pop().square().flatten(1).mean(1)[:, None]
+
+    handle = model.visual.layer4.register_forward_hook(lambda _, __, out: seen.append(out))
+    try:
+        assert explain("open_clip_resnet", "grad-cam", forward).any()
+        with pytest.raises(UnsupportedModelError, match="attention='held' needs a score of the"):
+            explain("open_clip_resnet", "grad-cam", forward, attention="held")
+    finally:
+        handle.remove()
