@@ -130,9 +130,9 @@ class Explanation:
                 no photos to lay the maps on, as where the images came as tensors.
         """
         if original is False:
-            images, heat = self.images, self.heat(interpolation)
+            images, heatmap = self.images, self.heatmap(interpolation)
         else:
-            images, heat = photos.lay_on_photos(
+            images, heatmap = photos.lay_on_photos(
                 self._originals(original), self.crops, self._signed(), interpolation
             )
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
@@ -143,25 +143,25 @@ class Explanation:
             caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
         shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
         shown["alpha"] = alpha
-        if not self.words and not self.text_maps and len(heat) == 2:
+        if not self.words and not self.text_maps and len(heatmap) == 2:
             if cmap is not None:
                 shown["cmaps"] = (cmap, cmap)
-            return visualization.signs(images, heat["positive"], heat["negative"], **shown)
-        first, second = (*heat.values(), None, None)[:2]
+            return visualization.signs(images, heatmap["positive"], heatmap["negative"], **shown)
+        first, second = (*heatmap.values(), None, None)[:2]
         if cmap is not None:
             shown["cmap"] = cmap
-        elif list(heat) == ["negative"]:
+        elif list(heatmap) == ["negative"]:
             shown["cmap"] = visualization.NEGATIVE
         if self.text_maps:
             del shown["names"]
-            return visualization.sentences(images, self.text_maps, heat=first, **shown)
+            return visualization.sentences(images, self.text_maps, heatmap=first, **shown)
         assert first is not None
         if self.words:
             shown.update(norms=self.norms, negative=second)
             return visualization.words(images, first, **shown)
         return visualization.overlay(images, first, **shown)
 
-    def heat(self, interpolation: Mode = "bilinear") -> dict[str, Tensor]:
+    def heatmap(self, interpolation: Mode = "bilinear") -> dict[str, Tensor]:
         """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
 
         The two signs of a map share one scale. Where an image was padded the map is zero, and left
@@ -183,7 +183,7 @@ class Explanation:
             )
             for index, part in enumerate(shown)
         ]
-        return {sign: torch.cat([heat[sign] for heat in each]) for sign in raw}
+        return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in raw}
 
     def _signed(self) -> dict[str, Tensor]:
         return {sign: self.maps[sign] for sign in SIGNS if sign in self.maps}
@@ -207,9 +207,9 @@ class Explanation:
     def regions(self, threshold: Threshold = "otsu") -> list[Region]:
         """What the maps mark, as masks and boxes at the photos' size, for tools that take those.
 
-        Each map is resized (bicubic, within its range), min-max normalised as by :meth:`heat`, and
-        marks what is above the threshold. Where it is not known which part of a photo an image is,
-        the size is that of :attr:`images`.
+        Each map is resized (bicubic, within its range), min-max normalised as by
+        :meth:`heatmap`, and marks what is above the threshold. Where it is not known which part of
+        a photo an image is, the size is that of :attr:`images`.
 
         Args:
             threshold: "otsu" or "mean", each map's own over what the model saw, or a number in
@@ -229,10 +229,10 @@ class Explanation:
         found = []
         for (index, crop), (column, name) in product(enumerate(crops), enumerate(self.names)):
             one = {sign: values[index, column] for sign, values in raw.items()}
-            heat = photos.normalized(one, crop.size, "bicubic", crop.box)
+            heatmap = photos.normalized(one, crop.size, "bicubic", crop.box)
             found += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
-                for sign, values in heat.items()
+                for sign, values in heatmap.items()
             ]
         return found
 

@@ -100,7 +100,9 @@ def explain(
             choice.check_negative()
     target = _target(clip, texts, words)
     wanted = SIGNS if sign == "both" else (sign,)
-    bank = targets.concatenate([target if which == "positive" else -target for which in wanted])
+    embeddings = targets.concatenate(
+        [target if which == "positive" else -target for which in wanted]
+    )
     pieces = _pieces(image, batch_size)
     raw, scores, shown = [], [], []
     by_word: tuple[TextMap, ...] = ()
@@ -111,7 +113,7 @@ def explain(
         if "text" in choices:
             by_word, cosines = _text_maps(clip, seen.pixels, target.names, choices["text"], sign)
         if "image" in choices:
-            attribution = choices["image"].method(ClipSimilarity(clip, bank))
+            attribution = choices["image"].method(ClipSimilarity(clip, embeddings))
             values, cosines = attribution.attribute_targets(
                 seen.pixels, return_scores=True, **choices["image"].options
             )

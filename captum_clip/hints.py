@@ -90,14 +90,14 @@ def compare(
     """
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
     related = torch.tensor([[noun in own for noun in _NOUNS] for own in words])
-    bank = _unrelated(clip)
+    embeddings = _unrelated(clip)
     with torch.no_grad():
-        cosines = (clip.encode_image(images).float() @ bank.bank.T).cpu()  # (B, N)
+        cosines = (clip.encode_image(images).float() @ embeddings.embeddings.T).cpu()  # (B, N)
     better = (cosines[:, None] > scores[:, :, None]) & ~related  # (B, K, N)
     chosen = (~related.any(0)).nonzero().flatten().tolist()[:_MAPS]
     correlations = torch.zeros(scores.shape)
     if chosen and not choice.costly:
-        attribution = choice.method(ClipSimilarity(clip, bank[chosen]))
+        attribution = choice.method(ClipSimilarity(clip, embeddings[chosen]))
         others = attribution.attribute_targets(images, **choice.options).cpu()
         correlations = _correlation(raw, maps.positive(others).mean(1, keepdim=True))
     return better.sum(-1) / (~related).sum(-1).clamp(min=1), correlations

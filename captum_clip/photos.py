@@ -103,8 +103,8 @@ def lay_on_photos(
     """Photos, and sign -> raw maps (B, K, h, w) of their crops, as pictures of one size.
 
     The photos (B, 3, H, W) are grey where the model saw nothing of them; the maps (B, K, H, W) are
-    in [0, 1], as :meth:`captum_clip.Explanation.heat` gives them. InputError of another number of
-    photos, or one of another size.
+    in [0, 1], as :meth:`captum_clip.Explanation.heatmap` gives them. InputError of another number
+    of photos, or one of another size.
     """
     pictures = [picture for photo in photos for picture in as_pil(photo)]
     sizes = [_size(picture) for picture in pictures]
@@ -114,7 +114,7 @@ def lay_on_photos(
             f"plot: the photos that were explained have heights and widths {explained}, those to "
             f"lay the maps on {sizes}; pass the same."
         )
-    drawn, heat = [], []
+    drawn, heatmap = [], []
     for index, (picture, crop) in enumerate(zip(pictures, crops, strict=True)):
         size = _small(crop.size, _DRAWN)
         small = picture.resize(size[::-1])
@@ -124,11 +124,11 @@ def lay_on_photos(
         image[:, rows, columns] = colors[:, rows, columns]
         drawn.append(image)
         of_image = {sign: values[index] for sign, values in raw.items()}
-        heat.append(normalized(of_image, size, mode, crop.scaled(size)))
+        heatmap.append(normalized(of_image, size, mode, crop.scaled(size)))
     frame = (max(i.shape[1] for i in drawn), max(i.shape[2] for i in drawn))
     return (
         torch.stack([letterbox(image, frame, 1.0) for image in drawn]),
-        {sign: torch.stack([letterbox(h[sign], frame, 0.0) for h in heat]) for sign in raw},
+        {sign: torch.stack([letterbox(h[sign], frame, 0.0) for h in heatmap]) for sign in raw},
     )
 
 
@@ -146,7 +146,7 @@ def normalized(
     clamp = mode == "bicubic"
     large = [maps.uncrop(each, box, size, mode=mode, clamp=clamp) for each in raw.values()]
     parts = torch.cat([values[..., rows, columns] for values in large], dim=-1)
-    heat = [torch.zeros_like(values) for values in large]
-    for whole, part in zip(heat, maps.normalize(parts).chunk(len(heat), dim=-1), strict=True):
+    heatmap = [torch.zeros_like(values) for values in large]
+    for whole, part in zip(heatmap, maps.normalize(parts).chunk(len(heatmap), dim=-1), strict=True):
         whole[..., rows, columns] = part
-    return dict(zip(raw, heat, strict=True))
+    return dict(zip(raw, heatmap, strict=True))

@@ -48,12 +48,12 @@ class Region:
 
 
 def region(
-    heat: Tensor, box: Box, threshold: Threshold, *, image: int, target: str, sign: str
+    heatmap: Tensor, box: Box, threshold: Threshold, *, image: int, target: str, sign: str
 ) -> Region:
     """What a map marks.
 
     Args:
-        heat: (H, W) in [0, 1], zero outside of the box.
+        heatmap: (H, W) in [0, 1], zero outside of the box.
         box: what the model saw, over which the threshold is computed.
         threshold: "otsu", "mean" or a number in [0, 1).
         image: for the region, as the following.
@@ -63,14 +63,14 @@ def region(
     Raises:
         InputError: an unknown threshold.
     """
-    rows, columns = maps.inside(box, (heat.shape[0], heat.shape[1]))
-    seen = heat[rows, columns]
+    rows, columns = maps.inside(box, (heatmap.shape[0], heatmap.shape[1]))
+    seen = heatmap[rows, columns]
     step = max(1, int((seen.numel() / _SAMPLE) ** 0.5))
-    mask = heat > threshold_level("regions", seen[None, ::step, ::step], threshold)
-    mask &= heat > 0
+    mask = heatmap > threshold_level("regions", seen[None, ::step, ::step], threshold)
+    mask &= heatmap > 0
     boxes = torch.from_numpy(_boxes(mask.numpy())).float()
-    y, x = divmod(int(heat.argmax()), heat.shape[1])
-    peak = (x + 0.5, y + 0.5) if bool(heat.any()) else None
+    y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
+    peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
     return Region(image, target, sign, *_tv_tensors(mask, boxes), peak)
 
 

@@ -21,7 +21,7 @@ from .targets.base import Target
 class Similarity(nn.Module, ABC):
     """What both forward functions have in common: the rows of a target, and the cosine."""
 
-    bank: Tensor
+    embeddings: Tensor
 
     def __init__(self, clip: ClipAdapter, target: Target) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Similarity(nn.Module, ABC):
             )
         dimension = clip.embedding_dim
         if dimension is not None:
-            self._check_rows(target.bank, dimension, clip.name)
+            self._check_rows(target.embeddings, dimension, clip.name)
         self.clip = clip
         self.target = target
         self.model = clip.model
-        # A buffer: Captum would tile a bank of five rows in `additional_forward_args` over a batch.
+        # A buffer: as an additional forward argument Captum would tile five rows over a batch.
         # Outside of inference mode: what is made in it can never take part in a gradient.
         with torch.inference_mode(False):
-            self.register_buffer("bank", target.bank.to(clip.device), persistent=False)
+            self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
         self.training = clip.model.training  # a new module would say that it trains
 
     _example: str
@@ -62,14 +62,14 @@ class Similarity(nn.Module, ABC):
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
-        self._check_rows(self.bank, embedding.shape[-1], self.clip.name)
+        self._check_rows(self.embeddings, embedding.shape[-1], self.clip.name)
         dtype = torch.promote_types(embedding.dtype, torch.float32)
-        return F.normalize(embedding.to(dtype), dim=-1) @ self.bank.to(dtype).T
+        return F.normalize(embedding.to(dtype), dim=-1) @ self.embeddings.to(dtype).T
 
-    def _check_rows(self, bank: Tensor, dimension: int, name: str) -> None:
-        if bank.shape[1] != dimension:
+    def _check_rows(self, embeddings: Tensor, dimension: int, name: str) -> None:
+        if embeddings.shape[1] != dimension:
             raise TargetError(
-                f"{type(self).__name__}: the target has rows of {bank.shape[1]} numbers, and "
+                f"{type(self).__name__}: the target has rows of {embeddings.shape[1]} numbers, and "
                 f"{name} embeds in {dimension}; make it with this model."
             )
 

@@ -214,7 +214,7 @@ VIT_METHODS = [
 RANKED = {
     "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
     "rollout",
-    "resnet": "direct grad-cam grad-cam:attention=held",
+    "resnet": "direct grad-cam grad-cam:attention=detached",
 }
 """What the second models are measured with."""
 SHARES = """
@@ -360,7 +360,7 @@ STEPS = (
         "right_map_resnet",
         "resnet",
         "--task localization --task effect --task words --method direct:baseline=mean "
-        "--method grad-cam:attention=held",
+        "--method grad-cam:attention=detached",
     ),
     evaluation(
         "right_map_siglip",
@@ -373,7 +373,7 @@ STEPS = (
         for model in BOTH
     ),
     *(
-        evaluation(f"{part}_{model}", model, f"--data demo-{part} --images 150 --few 50")
+        evaluation(f"{part}_{model}", model, f"--data demo-{part} --images 150 --slow-images 50")
         for part in TAGS
         for model in ("shortcut", "vit")
     ),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Row = Literal["cls", "mean", "probe"]
+Row = Literal["cls", "mean", "attention"]
 
 
 class Seen(NamedTuple):
@@ -236,7 +236,7 @@ def all_grad_attention(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0)
         (g * a).clamp(min=0).mean(1)
         for g, a in zip(gradients(y, seen), seen.attention, strict=True)
     ]
-    if row == "probe":
+    if row == "attention":
         return propagated(steps[-1], steps[start_layer:-1])
     return read(relevance(steps[start_layer:]), row, seen.prefix)
 
@@ -262,7 +262,7 @@ def last_grad_attention(
         return gradient.mean(1).clamp(min=0) * attention.mean(1)
 
     own, attention = gradients(y, seen), list(seen.attention)
-    if row == "probe":
+    if row == "attention":
         steps = [step(own[-2], a) for a in attention[start_layer:-1]]
         return propagated(step(own[-1], attention[-1]), steps)
     steps = [step(own[-1], a) for a in attention[start_layer:]]
@@ -272,7 +272,7 @@ def last_grad_attention(
 def attention_grad_cam(seen: Seen, y: Tensor, row: Row, *, weights: str = "elementwise") -> Tensor:
     """Grad-CAM on the last attention."""
     gradient, attention = gradients(y, seen)[-1], seen.attention[-1]
-    if row == "probe":
+    if row == "attention":
         gradient, attention, row = gradient[:, :, :1], attention[:, :, :1], "cls"
     if weights == "elementwise":
         return read((gradient * attention).clamp(min=0).mean(1), row, seen.prefix)
@@ -288,7 +288,7 @@ def attention_grad_cam(seen: Seen, y: Tensor, row: Row, *, weights: str = "eleme
 def attention_rollout(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
     """Rollout of Abnar and Zuidema, whatever y is; no residual runs around a probe."""
     attention = list(seen.attention)
-    probe = attention.pop() if row == "probe" else None
+    probe = attention.pop() if row == "attention" else None
     size = seen.attention[-1].shape[-1]
     identity = torch.eye(size, dtype=seen.embedding.dtype)
     product = identity.repeat(len(seen.embedding), 1, 1)
@@ -305,7 +305,7 @@ def layer_attention(
 ) -> Tensor:
     """One layer's attention or its gradient, the heads averaged; a probe's has one row."""
     matrix = (gradients(y, seen) if of == "gradient" else seen.attention)[index].mean(1)
-    if row == "probe" and index % len(seen.attention) == len(seen.attention) - 1:
+    if row == "attention" and index % len(seen.attention) == len(seen.attention) - 1:
         return matrix[:, 0]
     return matrix.sum(1) if rows == "sum" else read(matrix, row, seen.prefix)
 
@@ -340,7 +340,7 @@ def grad_cam(seen: SeenResNet, scores: Tensor) -> Tensor:
     return torch.stack(columns, 1).detach()
 
 
-def cosines(embedding: Tensor, bank: Tensor) -> Tensor:
+def cosines(embedding: Tensor, embeddings: Tensor) -> Tensor:
     """Cosine similarities (B, K) to rows (K, E)."""
-    lengths = embedding.norm(dim=1)[:, None] * bank.norm(dim=1)
-    return embedding @ bank.T / lengths
+    lengths = embedding.norm(dim=1)[:, None] * embeddings.norm(dim=1)
+    return embedding @ embeddings.T / lengths

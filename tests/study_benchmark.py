@@ -44,7 +44,7 @@ class Setting:
     images: Path
     batch_size: int
     workers: int
-    few: int  # images of the naive way, which takes so long
+    slow_images: int  # images of the naive way, which takes so long
 
 
 Way = Callable[[Setting], float]
@@ -125,7 +125,7 @@ def naive(setting: Setting) -> float:
     model.set_attn_implementation("eager")
     rows = clip.encode_text(list(TEXTS)).detach()
     done, begin = 0, time.perf_counter()
-    with batches(clip, setting, setting.few) as stream:
+    with batches(clip, setting, setting.slow_images) as stream:
         for batch in stream:
             for row in rows:
                 attention_gradients(model, batch.pixels, row)
@@ -154,7 +154,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--few", type=int, default=32, help="images of the naive way")
+    parser.add_argument("--slow-images", type=int, default=32, help="images of the naive way")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -169,7 +169,9 @@ def main() -> None:
         images = Path(folder, "images")
         make_images(images, arguments.images, tuple(arguments.size), arguments.seed)
         model = make_model(Path(folder, "vit-b-32"), arguments.seed)
-        setting = Setting(model, images, arguments.batch_size, arguments.workers, arguments.few)
+        setting = Setting(
+            model, images, arguments.batch_size, arguments.workers, arguments.slow_images
+        )
         plain(setting)  # warm: files in the cache, threads made
         found = medians(setting, ways, arguments.rounds)
     width, height = arguments.size

@@ -168,7 +168,7 @@ def test_oracle_draws_the_same_map():
 def test_report_leaves_no_gradient():
     """The model that all share is as before."""
     tower = small("hf_vit")
-    peers.report(tower, tower.images(1, seed=0), tower.bank(1, seed=0)[0])
+    peers.report(tower, tower.images(1, seed=0), tower.embeddings(1, seed=0)[0])
     assert all(parameter.grad is None for parameter in tower.model.parameters())
 
 

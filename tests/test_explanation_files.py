@@ -81,14 +81,14 @@ def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
     found = explain(picture(), "a horse", model=vit)
     colors = colormap("viridis")
     drawn = pixels_of(found.plot(cmap=colors, alpha=0.5, interpolation="nearest"))[1]
-    cells = found.heat("nearest")["positive"][0, 0]
+    cells = found.heatmap("nearest")["positive"][0, 0]
     assert len(cells.unique()) <= found.maps["positive"].numel()
     image = found.images[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(drawn, blend(image, cells.numpy(), colors, 0.5), atol=1e-6)
     both = explain(picture(), "a horse", model=vit, sign="both")
     for shown, sign in zip(pixels_of(both.plot(cmap="viridis"))[1:], both.maps, strict=True):
-        heat = both.heat("bicubic")[sign][0, 0].numpy()
-        np.testing.assert_allclose(shown, blend(image, heat, colors, 0.9), atol=1e-6)
+        heatmap = both.heatmap("bicubic")[sign][0, 0].numpy()
+        np.testing.assert_allclose(shown, blend(image, heatmap, colors, 0.9), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_plot_says_what_it_cannot_draw(
 def test_the_two_signs_are_drawn_on_one_scale(vit: ClipAdapter) -> None:
     found = explain(picture(), "a", model=vit, sign="both")
     weak = replace(found, maps={**found.maps, "negative": 0.01 * found.maps["positive"]})
-    heat = weak.heat()
-    torch.testing.assert_close(heat["positive"].max(), torch.tensor(1.0))
-    assert heat["negative"].max() < 0.011
-    assert heat["negative"].shape == (1, 1, 32, 32)
+    heatmap = weak.heatmap()
+    torch.testing.assert_close(heatmap["positive"].max(), torch.tensor(1.0))
+    assert heatmap["negative"].max() < 0.011
+    assert heatmap["negative"].shape == (1, 1, 32, 32)
 
 
 def test_an_explanation_is_frozen_and_short_to_print(found: Explanation) -> None:

@@ -64,13 +64,13 @@ def test_pixel_flipping_of_quantus_is_our_deletion(name):
     """
     forward, images = cases.similarity(name), cases.images(name)
     pixels = images.shape[-2] * images.shape[-1]
-    heat = torch.stack([uniform(1, *images.shape[-2:], seed=seed) for seed in range(3)])
+    heatmap = torch.stack([uniform(1, *images.shape[-2:], seed=seed) for seed in range(3)])
     flipping = quantus.PixelFlipping(features_in_step=pixels // 4, perturb_baseline=0.0, **QUIET)
-    wanted = asked(flipping, forward, images, a_batch=heat.numpy())[:, 2::3]
+    wanted = asked(flipping, forward, images, a_batch=heatmap.numpy())[:, 2::3]
     found = metrics.perturbation_test(
         forward,
         images,
-        heat,
+        heatmap,
         TARGETS,
         fill=metrics.mean_fill(images),
         fractions=[0.25, 0.5, 0.75, 1],
@@ -81,16 +81,16 @@ def test_pixel_flipping_of_quantus_is_our_deletion(name):
 
 def test_pointing_game_of_quantus_is_ours():
     """Hit by hit, where one pixel is the highest."""
-    images, heat = torch.zeros(200, 3, 16, 16), uniform(200, 1, 16, 16, seed=1)
+    images, heatmap = torch.zeros(200, 3, 16, 16), uniform(200, 1, 16, 16, seed=1)
     masks = uniform(200, 1, 16, 16, seed=2) > 0.6
     wanted = quantus.PointingGame(**QUIET)(
         model=nn.Flatten(),
         x_batch=images.numpy(),
         y_batch=np.zeros(200, dtype=int),
-        a_batch=heat.numpy(),
+        a_batch=heatmap.numpy(),
         s_batch=masks.numpy(),
     )
-    found = metrics.pointing_game(heat, masks)[:, 0]
+    found = metrics.pointing_game(heatmap, masks)[:, 0]
     assert found.tolist() == [float(hit) for hit in wanted]
     assert 0.2 < found.mean() < 0.6
 
@@ -126,16 +126,16 @@ def test_quantus_calls_our_methods_through_its_explain_func(name, method):
 
 def test_segmentation_of_torchmetrics_is_ours():
     """IoU and accuracy over the set, precision of each image."""
-    heat, masks = uniform(6, 20, 24, seed=4).round(decimals=1), uniform(6, 20, 24, seed=5) > 0.6
-    found = metrics.segmentation_scores(heat, masks, threshold=0.35)
-    marked = maps.normalize(heat) > 0.35
+    heatmap, masks = uniform(6, 20, 24, seed=4).round(decimals=1), uniform(6, 20, 24, seed=5) > 0.6
+    found = metrics.segmentation_scores(heatmap, masks, threshold=0.35)
+    marked = maps.normalize(heatmap) > 0.35
     iou = classification.multiclass_jaccard_index(marked.int(), masks.int(), num_classes=2)
     assert found.mean_iou == pytest.approx(iou.item())
     accuracy = classification.binary_accuracy(marked.int(), masks.int())
     assert found.pixel_accuracy == pytest.approx(accuracy.item())
     precision = [
         classification.binary_average_precision(one, mask.int())
-        for one, mask in zip(heat, masks, strict=True)
+        for one, mask in zip(heatmap, masks, strict=True)
     ]
     torch.testing.assert_close(found.average_precision, torch.stack(precision))
 
@@ -172,8 +172,8 @@ def test_pytorch_grad_cam_draws_our_positive_map(resnet):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_road_of_its_authors_is_ours(share):
     """Their linear system without the noise, as pytorch-grad-cam carries it."""
-    image, heat = 4 * uniform(3, 24, 31, seed=8) - 2, uniform(6, 6, seed=9)
-    removed = maps.upsample(heat, (24, 31)) < heat.quantile(share)
+    image, heatmap = 4 * uniform(3, 24, 31, seed=8) - 2, uniform(6, 6, seed=9)
+    removed = maps.upsample(heatmap, (24, 31)) < heatmap.quantile(share)
     kept = (~removed).float().numpy()
     system, right = NoisyLinearImputer.setup_sparse_system(kept, image.numpy(), neighbors_weights)
     wanted = torch.from_numpy(np.linalg.solve(system.toarray(), right)).float()

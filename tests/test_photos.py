@@ -98,10 +98,10 @@ def test_uncrop_is_upsample_on_the_box(mode: Any) -> None:
 
 def test_a_map_is_normalised_over_what_lies_in_the_photo() -> None:
     raw = torch.tensor([[[9.0, 9.0], [1.0, 3.0], [9.0, 9.0]]])
-    heat = normalized({"positive": raw}, (6, 4), "nearest", (0, 0, 4, 6), (0, 2, 4, 4))
+    heatmap = normalized({"positive": raw}, (6, 4), "nearest", (0, 0, 4, 6), (0, 2, 4, 4))
     expected = torch.zeros(1, 6, 4)
     expected[0, 2:4, 2:] = 1
-    assert torch.equal(heat["positive"], expected)
+    assert torch.equal(heatmap["positive"], expected)
     assert raw.max() == 9
 
 
@@ -129,10 +129,10 @@ def test_a_cell_is_drawn_where_its_pixels_are(vit: ClipAdapter) -> None:
     found = explain(ramps(40, 80), "a horse", model=vit)
     one = torch.zeros(1, 1, 4, 4)
     one[..., 0, 3] = 1
-    _, heat = lay_on_photos(found.photos, found.crops, {"positive": one}, "nearest")
+    _, heatmap = lay_on_photos(found.photos, found.crops, {"positive": one}, "nearest")
     expected = torch.zeros(40, 80)
     expected[:10, 50:60] = 1  # the crop begins at column 20, a cell has 10 pixels
-    assert torch.equal(heat["positive"][0, 0], expected)
+    assert torch.equal(heatmap["positive"][0, 0], expected)
 
 
 def test_a_photo_on_its_side_is_drawn_upright(vit: ClipAdapter, tmp_path: Path) -> None:
@@ -189,11 +189,11 @@ def test_a_whole_photo_is_padded_to_a_square(vit: ClipAdapter, size: tuple[int, 
 
 def test_the_map_of_the_padding_is_left_out(vit: ClipAdapter) -> None:
     found = explain(ramps(20, 80), "a horse", model=vit, whole=True)
-    heat = found.heat()["positive"][0, 0]
-    assert not heat[:12].any()
-    assert not heat[20:].any()
-    assert heat[12:20].max() == 1
-    assert heat[12:20].min() == 0
+    heatmap = found.heatmap()["positive"][0, 0]
+    assert not heatmap[:12].any()
+    assert not heatmap[20:].any()
+    assert heatmap[12:20].max() == 1
+    assert heatmap[12:20].min() == 0
     laid = pixels_of(found.plot(original=True))
     assert laid[0].shape == (20, 80, 3)
     assert not grey_part(laid[0]).all(axis=0).any()  # all of it was seen
@@ -230,7 +230,7 @@ def test_a_file_of_an_earlier_version_still_loads(vit: ClipAdapter, tmp_path: Pa
     np.savez(path, **arrays)
     back = Explanation.load(path)
     assert back.crops == ()
-    assert back.heat()["positive"].max() == 1
+    assert back.heatmap()["positive"].max() == 1
 
 
 @pytest.mark.parametrize(
@@ -270,12 +270,12 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("grid", [(7, 7), (224, 224), (7, 14)])
 def test_a_map_of_a_crop_is_refused_on_a_photo(grid: tuple[int, int]) -> None:
-    photo, heat = torch.rand(1, 3, 300, 400), torch.rand(1, 2, *grid)
+    photo, heatmap = torch.rand(1, 3, 300, 400), torch.rand(1, 2, *grid)
     message = r"300 x 400 differ in shape, .*plot\(original=True\)"
     for draw in (
-        lambda: overlay(photo, heat),
-        lambda: signs(photo, heat, heat),
-        lambda: words(photo, heat, ["a b", "b"], [1, 1]),
+        lambda: overlay(photo, heatmap),
+        lambda: signs(photo, heatmap, heatmap),
+        lambda: words(photo, heatmap, ["a b", "b"], [1, 1]),
     ):
         with pytest.raises(InputError, match=message):
             draw()

@@ -78,15 +78,15 @@ def test_a_region_lies_in_the_photo(found: Explanation) -> None:
 
 
 def test_the_threshold_is_that_of_what_the_model_saw() -> None:
-    heat = torch.zeros(10, 40)
-    heat[:, 10:20] = torch.linspace(0, 1, 10)
-    seen = heat[:, 10:20]
+    heatmap = torch.zeros(10, 40)
+    heatmap[:, 10:20] = torch.linspace(0, 1, 10)
+    seen = heatmap[:, 10:20]
     about: dict[str, Any] = {"image": 0, "target": "a", "sign": "positive"}
-    marked = region(heat, (10, 0, 20, 10), "mean", **about).mask
+    marked = region(heatmap, (10, 0, 20, 10), "mean", **about).mask
     assert torch.equal(torch.as_tensor(marked[:, 10:20]), seen > seen.mean())
     assert region(torch.zeros(4, 4), (0, 0, 4, 4), "otsu", **about).peak is None
-    heat[:, 10:20] = torch.tensor([0.0] * 6 + [1.0] * 4)
-    assert region(heat, (10, 0, 20, 10), "otsu", **about).mask.sum() == 40
+    heatmap[:, 10:20] = torch.tensor([0.0] * 6 + [1.0] * 4)
+    assert region(heatmap, (10, 0, 20, 10), "otsu", **about).mask.sum() == 40
 
 
 def test_without_photos_the_image_counts(vit: ClipAdapter) -> None:
@@ -94,8 +94,8 @@ def test_without_photos_the_image_counts(vit: ClipAdapter) -> None:
     regions = found.regions("mean")
     pairs = [(r.target, r.sign) for r in regions]
     assert pairs == [(t, s) for t in "ab" for s in ("positive", "negative")]
-    heat = found.heat("bicubic")["positive"][0, 1]
-    assert torch.equal(torch.as_tensor(regions[2].mask), heat > heat.mean())
+    heatmap = found.heatmap("bicubic")["positive"][0, 1]
+    assert torch.equal(torch.as_tensor(regions[2].mask), heatmap > heatmap.mean())
 
 
 def test_torchvision_moves_regions_like_pictures(found: Explanation) -> None:

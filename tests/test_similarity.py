@@ -115,13 +115,13 @@ def test_score_takes_embeddings_of_any_length():
 
 
 def test_similarity_is_an_ordinary_module():
-    """The model is a submodule, the bank a buffer that is not saved."""
+    """The model is a submodule, the embeddings a buffer that is not saved."""
     small = builders.hf_vit()
     forward = ClipSimilarity(small.load(), targets.embedding(cases.rows()))
     assert not forward.training
     assert {name.split(".")[0] for name, _ in forward.named_parameters()} == {"model"}
-    assert "bank" in dict(forward.named_buffers())
-    assert "bank" not in forward.state_dict()
+    assert "embeddings" in dict(forward.named_buffers())
+    assert "embeddings" not in forward.state_dict()
     small.model.train()
     assert ClipSimilarity(small.load(), targets.embedding(cases.rows())).training
     assert all(parameter.requires_grad for parameter in small.model.parameters())
@@ -217,7 +217,7 @@ def test_large_finite_images_are_no_infinity():
 
 
 def test_similarity_made_in_inference_mode_has_gradients():
-    """The bank is an ordinary tensor."""
+    """The embeddings is an ordinary tensor."""
     with torch.inference_mode():
         clip = cases.adapter("hf_vit")
         forward = ClipSimilarity(clip, targets.text(clip, "a horse"))

@@ -32,7 +32,7 @@ _WORDS: Final = {"positive": "for", "negative": "against"}
 
 def cards(result: Result) -> str:
     """The image, then a card for each text: its maps, its cosine, its words to click."""
-    shown, heat = result.shown(), result.heat()
+    shown, heatmap = result.shown(), result.heatmap()
     image = shown.images[0]
     plain = _picture(data_url(image.permute(1, 2, 0).numpy()), "the image", kind="plain")
     parts = [_card(plain, "<b>image</b>", "as the model sees it")]
@@ -40,16 +40,16 @@ def cards(result: Result) -> str:
         framed = _framed(as_pil(shown.photos[0])[0], result.crop)
         parts.insert(0, _card(framed, "<b>photo</b>", "the model sees the frame"))
     for text, (name, score) in enumerate(zip(shown.names, shown.scores[0].tolist(), strict=True)):
-        pictures = _pictures({sign: values[0, text] for sign, values in heat.items()}, name)
+        pictures = _pictures({sign: values[0, text] for sign, values in heatmap.items()}, name)
         note = score_note(score)
         if word := result.picks[text]:
             norms = result.words[text].norms
             note = f"norm {norms[word]:.2f}, largest {norms[1:].max():.2f}"
-        if not any(bool(values[0, text].any()) for values in heat.values()):
+        if not any(bool(values[0, text].any()) for values in heatmap.values()):
             note += ", no heat"
-        parts.append(_card(pictures, _words(result, text), note, wide=len(heat) == 2))
+        parts.append(_card(pictures, _words(result, text), note, wide=len(heatmap) == 2))
     source = escape(f"{shown.model} \N{MIDDLE DOT} {shown.method}")
-    foot = f'<p class="foot">{_legend(heat)}<span class="source">{source}</span></p>'
+    foot = f'<p class="foot">{_legend(heatmap)}<span class="source">{source}</span></p>'
     hints = "".join(f'<p class="hint">{escape(hint)}</p>' for said in shown.hints for hint in said)
     return f'<div class="cards" style="{_style(image)}">{"".join(parts)}</div>{hints}{foot}'
 
@@ -57,9 +57,9 @@ def cards(result: Result) -> str:
 def word_row(result: Result, text: int, words: TextMap) -> str:
     """The maps of a text beside its words, coloured by what each adds."""
     explanation, image = result.explanation, result.explanation.images[0]
-    heat = explanation.heat("bicubic")
+    heatmap = explanation.heatmap("bicubic")
     name = explanation.names[text]
-    pictures = _pictures({sign: values[0, text] for sign, values in heat.items()}, name)
+    pictures = _pictures({sign: values[0, text] for sign, values in heatmap.items()}, name)
     score = score_note(float(explanation.scores[0, text]))
     drawn = "".join(
         f'<span><b style="background:{to_hex(color)}">{escape(word)}</b>{number}</span>'
@@ -69,7 +69,7 @@ def word_row(result: Result, text: int, words: TextMap) -> str:
         "Orange words speak for the image and blue ones against it, by the chosen method, or by "
         "conservative where that needs a grid; the values need not add up to the cosine."
     )
-    card = _card(pictures, "", score, wide=len(heat) == 2)
+    card = _card(pictures, "", score, wide=len(heatmap) == 2)
     return _view(image, note, f'<div class="sentence">{card}<p>{drawn}</p></div>')
 
 
@@ -153,16 +153,16 @@ def _style(image: Tensor) -> str:
     return f"--photo:url({photo(image)});--shape:{image.shape[-1]}/{image.shape[-2]}"
 
 
-def _pictures(heat: Mapping[str, Tensor], name: str) -> str:
+def _pictures(heatmap: Mapping[str, Tensor], name: str) -> str:
     """The maps (H, W) of a text; of both signs, each is marked."""
-    colors = _colors(heat)
+    colors = _colors(heatmap)
     return "".join(
         _picture(
             data_url(layer(values, colors[sign])),
             f"what speaks {_WORDS[sign]} {name}",
-            mark=_WORDS[sign] if len(heat) == 2 else "",  # colours alone are not for everybody
+            mark=_WORDS[sign] if len(heatmap) == 2 else "",  # colours alone are not for everybody
         )
-        for sign, values in heat.items()
+        for sign, values in heatmap.items()
     )
 
 

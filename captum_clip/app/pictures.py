@@ -26,7 +26,7 @@ def photo(image: Tensor) -> str:
     return data_url(soften(image.permute(1, 2, 0).numpy()))
 
 
-def layer(heat: Tensor, cmap: Colormap) -> Array:
+def layer(heatmap: Tensor, cmap: Colormap) -> Array:
     r"""The colours of a map (H, W) with their opacity, (H, W, 4).
 
     Over :func:`photo` with an overall opacity of :math:`\alpha` it is what
@@ -36,7 +36,7 @@ def layer(heat: Tensor, cmap: Colormap) -> Array:
 
     with the pale image p, the colour c and the opacity o of a pixel.
     """
-    values = heat.numpy()
+    values = heatmap.numpy()
     opacity = values[..., None] ** RISE
     return np.concatenate([cmap(values)[..., :3], opacity], axis=-1, dtype=np.float32)
 
@@ -74,10 +74,10 @@ def css_gradient(cmap: Colormap) -> str:
 
 def picture(result: Result, opacity: float) -> bytes:
     """The cards with their opacity, as PNG."""
-    shown, heat = result.shown(), result.heat()
+    shown, heatmap = result.shown(), result.heatmap()
     rows = zip(shown.names, shown.norms.tolist(), result.picks, strict=True)
     caption = f"{shown.model} \N{MIDDLE DOT} {shown.method}"
-    if list(heat) == ["negative"]:
+    if list(heatmap) == ["negative"]:
         caption += " \N{MIDDLE DOT} what speaks against"
     look: dict[str, Any] = {
         "names": [f"{name}, norm {norm:.2f}" if word else name for name, norm, word in rows],
@@ -85,10 +85,10 @@ def picture(result: Result, opacity: float) -> bytes:
         "alpha": opacity,
         "caption": caption,
     }
-    if len(heat) == 2:
-        figure = visualization.signs(shown.images, heat["positive"], heat["negative"], **look)
+    if len(heatmap) == 2:
+        figure = visualization.signs(shown.images, heatmap["positive"], heatmap["negative"], **look)
     else:
-        [(sign, values)] = heat.items()
+        [(sign, values)] = heatmap.items()
         cmap = HEAT if sign == "positive" else NEGATIVE
         figure = visualization.overlay(shown.images, values, cmap=cmap, **look)
     with tempfile.TemporaryDirectory() as folder:

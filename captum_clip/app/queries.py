@@ -99,10 +99,10 @@ class Result:
             names=tuple(names),
         )
 
-    def heat(self) -> dict[str, Tensor]:
+    def heatmap(self) -> dict[str, Tensor]:
         """Sign -> the maps of the cards (1, K, H, W) in [0, 1], those of words dimmed."""
         weights = self.weights[:, None, None]
-        return {sign: weights * values for sign, values in self.shown().heat("bicubic").items()}
+        return {sign: weights * values for sign, values in self.shown().heatmap("bicubic").items()}
 
 
 def ask(cache: ModelCache, query: Query) -> Result:

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.reading import Reading
+from ..models.pooled import PooledToken
 from ..models.steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
-from ..models.towers import Attention, AttentionLayer, Pooling, Probe, Which
+from ..models.towers import Attention, AttentionLayer, Pooling, PoolingHead, Which
 from ..recording import LayerRecord
 
 
-def widened(tensor: Tensor) -> Tensor:
+def to_float32(tensor: Tensor) -> Tensor:
     """The tensor in at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def exact(tensor: Tensor) -> AbstractContextManager[object]:
+def autocast_disabled(tensor: Tensor) -> AbstractContextManager[object]:
     """A context without autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -41,30 +41,30 @@ def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
     q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
     keys are turned (RoPE, qk-norm) the keys are needed.
     """
-    with exact(record.tokens):
-        tokens = widened(record.tokens)
+    with autocast_disabled(record.tokens):
+        tokens = to_float32(record.tokens)
         query, key = attention.projections()[:2]
-        if isinstance(attention, Probe):
+        if isinstance(attention, PoolingHead):
             q = attention.query().to(tokens.dtype)[None]  # (1, H, d)
         else:
-            read = record.reading.read(tokens)
+            read = record.pooled.read(tokens)
             q = split_heads(run_steps((query,), read), attention.heads)  # (B, H, d)
         if isinstance(attention, AttentionLayer) and not attention.plain:
-            q = _turned(attention, "query", q[:, :, None], record)
+            q = _rotated(attention, "query", q[:, :, None], record)
             k = _split(run_steps((key,), tokens), attention.heads)
-            products = (q * attention.scale @ _turned(attention, "key", k, record).mT)[:, :, 0]
+            products = (q * attention.scale @ _rotated(attention, "key", k, record).mT)[:, :, 0]
         else:
             products = head_products(Linear(key.weight, None), q[None] * attention.scale, tokens)[0]
-        return record.reading.masked(products).softmax(-1)
+        return record.pooled.masked(products).softmax(-1)
 
 
 @torch.no_grad()
 def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     """The whole attention (B, H, s, s) of a kept layer."""
     query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
-    with exact(query):
+    with autocast_disabled(query):
         products = (query * layer.scale) @ key.transpose(-1, -2)
-        return record.reading.masked(products).softmax(-1)
+        return record.pooled.masked(products).softmax(-1)
 
 
 @torch.no_grad()
@@ -74,25 +74,25 @@ def projected_heads(
     """Queries, keys or values of all tokens (B, H, s, d), as they enter the products."""
     assert record.tokens is not None
     index = ("query", "key", "value").index(which)
-    with exact(record.tokens):
+    with autocast_disabled(record.tokens):
         heads = _projected(attention, record, index, getattr(record, which))
         if which == "value" or not isinstance(attention, AttentionLayer) or attention.plain:
             return heads
-        return _turned(attention, which, heads, record)
+        return _rotated(attention, which, heads, record)
 
 
-def _turned(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRecord) -> Tensor:
+def _rotated(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRecord) -> Tensor:
     # norms of queries and keys take the type of the tower
     own = layer.projections().query.weight.dtype
-    return layer.turned(which, heads.to(own), record.context).to(heads.dtype)
+    return layer.rotated(which, heads.to(own), record.context).to(heads.dtype)
 
 
 def _projected(
     attention: Attention, record: LayerRecord, which: int, exposed: Tensor | None
 ) -> Tensor:
     if exposed is None:
-        exposed = run_steps((attention.projections()[which],), widened(record.tokens))
-    return _split(widened(exposed), attention.heads)  # (B, H, s, d)
+        exposed = run_steps((attention.projections()[which],), to_float32(record.tokens))
+    return _split(to_float32(exposed), attention.heads)  # (B, H, s, d)
 
 
 def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
@@ -100,9 +100,9 @@ def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
 
     The value bias is weighted with the row's sum, which is one, since it is part of the gradient.
     """
-    with exact(tokens):
+    with autocast_disabled(tokens):
         value = attention.projections().value
-        return head_sums(value, row[None], widened(tokens))[0].flatten(1)
+        return head_sums(value, row[None], to_float32(tokens))[0].flatten(1)
 
 
 def attended(layer: AttentionLayer, record: LayerRecord) -> Tensor:
@@ -111,16 +111,16 @@ def attended(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     Fused, so no weights (B, H, s, s) are kept for the backward.
     """
     query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
-    with exact(query):
+    with autocast_disabled(query):
         value = _projected(layer, record, 2, None)
-        mask = record.reading.mask(query.dtype)
+        mask = record.pooled.mask(query.dtype)
         heads = F.scaled_dot_product_attention(query, key, value, mask, scale=layer.scale)
         return heads.transpose(1, 2).flatten(2)
 
 
 def merged(attention: Attention, heads: Tensor) -> Tensor:
     """The attention's output (..., D) from the heads' outputs side by side."""
-    with exact(heads):
+    with autocast_disabled(heads):
         output = attention.projections().output
         if attention.linear:
             return run_steps((output,), heads)
@@ -130,8 +130,8 @@ def merged(attention: Attention, heads: Tensor) -> Tensor:
 @torch.no_grad()
 def heads_gradient(attention: Attention, gradient: Tensor, record: LayerRecord) -> Tensor:
     """D y / d heads' outputs (..., D), given the gradient at `record.point`."""
-    with exact(gradient):
-        gradient = widened(gradient)
+    with autocast_disabled(gradient):
+        gradient = to_float32(gradient)
         if record.point(attention)[1]:
             return gradient
         return gradient @ attention.projections().output.weight.to(gradient.dtype)
@@ -140,9 +140,9 @@ def heads_gradient(attention: Attention, gradient: Tensor, record: LayerRecord) 
 @torch.no_grad()
 def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tensor:
     """D y / d A of one row, (K, B, H, s), given d y / d heads' outputs (K, B, D) there."""
-    with exact(tokens):
-        heads = split_heads(widened(gradient), attention.heads)  # (K, B, H, d)
-        return head_products(attention.projections().value, heads, widened(tokens))
+    with autocast_disabled(tokens):
+        heads = split_heads(to_float32(gradient), attention.heads)  # (K, B, H, d)
+        return head_products(attention.projections().value, heads, to_float32(tokens))
 
 
 def contributions(
@@ -159,8 +159,8 @@ def contributions(
     For the weights (B, H, s) that are read and tokens (B, s, D), less the value of a token `mean`
     (B, 1, D): (K, B, s), or `by_head` (K, B, H, s).
     """
-    with exact(tokens):
-        tokens, value = widened(tokens), attention.projections().value
+    with autocast_disabled(tokens):
+        tokens, value = to_float32(tokens), attention.projections().value
         if mean is not None:
             tokens, value = tokens - mean, Linear(value.weight, None)
         heads = split_heads(direction.rows, attention.heads)  # (K, B or 1, H, d)
@@ -173,7 +173,7 @@ def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord
     """D y / d A (..., H, s, s) of a kept layer, given the gradient (..., s, D) at its point."""
     heads = heads_gradient(layer, gradient, record)
     value = projected_heads(layer, "value", record)
-    with exact(gradient):
+    with autocast_disabled(gradient):
         return _split(heads, layer.heads) @ value.transpose(-1, -2)
 
 
@@ -187,40 +187,40 @@ def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
 
 def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     """The same for K targets (K, B, H, s) and L layers (L, B, H, s) at once, (L, K, B, s)."""
-    with exact(gradient):
+    with autocast_disabled(gradient):
         steps = torch.einsum("kbhs,lbhs->lkbs", gradient.clamp(min=0), rows)
     return steps / gradient.shape[2]
 
 
-def pooled_row(pooling: Pooling, like: Tensor, prefix: int, reading: Reading) -> Tensor:
+def pooled_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
     """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows.
 
     A probe reads its own row, so below it the mean stands for the tokens.
     """
     if pooling == "cls":
-        return reading.row_of(like)
+        return pooled.row_of(like)
     row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-    hidden = reading.hidden()
+    hidden = pooled.hidden()
     row[:, prefix:] = 1 if hidden is None else (~hidden[:, prefix:]).to(row.dtype)
     return row / row.sum(1, keepdim=True)
 
 
-def start_row(gradient: Tensor, prefix: int, reading: Reading) -> Tensor:
+def start_row(gradient: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
     """The row to read, (B, s), given the gradient (B, s, D) of the last attention's output.
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows.
     """
     like = gradient[..., 0]
-    mean = pooled_row("mean", like, prefix, reading)
-    if prefix == 0 and reading.rows is None:  # the first token is a patch
+    mean = pooled_row("mean", like, prefix, pooled)
+    if prefix == 0 and pooled.rows is None:  # the first token is a patch
         return mean
-    cls = reading.row_of(like)
-    return torch.where(reading.read(gradient).any(-1, keepdim=True), cls, mean)
+    cls = pooled.row_of(like)
+    return torch.where(pooled.read(gradient).any(-1, keepdim=True), cls, mean)
 
 
 def read_row(row: Tensor, matrix: Tensor) -> Tensor:
     """Row (B, s) times matrix (B, s, s)."""
-    with exact(matrix):
+    with autocast_disabled(matrix):
         return torch.einsum("bi,bij->bj", row.to(matrix.dtype), matrix)
 
 

@@ -229,7 +229,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         similarity = plain_similarity(forward)
         if similarity is not None:  # what cannot be selected is said before any work is done
             select = partial(select, names=similarity.target.names)
-            select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.bank))
+            select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.embeddings))
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
             extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)

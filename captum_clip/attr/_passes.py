@@ -42,7 +42,7 @@ class LastGradient:
         assert self.output is not None
         layer, seen = tower.layers[-1], self.record.layers[len(tower.layers) - 1]
         for output in self.output:
-            start = _attention.start_row(output, tower.prefix, seen.reading)
+            start = _attention.start_row(output, tower.prefix, seen.pooled)
             yield start, _attention.matrix_gradient(layer, output, seen)
 
 
@@ -70,7 +70,7 @@ def last_gradient(
     seen = record.layers[last]
     leaf, _ = seen.point(attention)
     output = scored.stacked_gradients(leaf)  # (K', B, s, D)
-    if tower.pooling == "probe":
+    if tower.pooling == "attention":
         _check_first_query(output)
     elif tower.pooling == "mean" or output[:, :, 1:].any():
         return LastGradient(record, scored, output=output)
@@ -145,7 +145,7 @@ def readout_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
     attention = tower.attentions[last]
     attended = _attention.merged(attention, heads)
     if isinstance(attention, AttentionLayer):
-        residual = record.reading.read(record.residual)
+        residual = record.pooled.read(record.residual)
         return attention.tail(residual, attended.to(residual.dtype))
     return attended.to(record.layers[last].tokens.dtype)
 
@@ -175,7 +175,7 @@ class AllGradients:
         """
         if self.record.stopped:
             return gradient, self.points[-1].detach()
-        probe, index = self.tower.probe, len(self.tower.layers)
+        probe, index = self.tower.pooling_head, len(self.tower.layers)
         if probe is None:
             return None
         _check_first_query(gradient)

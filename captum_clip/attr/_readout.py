@@ -14,7 +14,7 @@ from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
 from ..models.unmodified import has_no_foreign_hooks
 from ..recording import Recording, Visit, record_resnet, record_vit
-from ._attention import widened
+from ._attention import to_float32
 from ._call import Call, TargetScores
 from ._passes import last_heads, readout_token, stops
 
@@ -72,7 +72,7 @@ def readout(tower: Tower, call: Call, visit: tuple[range, Visit] | None = None) 
     if call.similarity is None:
         found = embedded_scores(tower, call, record, scores)
     steps = found.head(tower) if isinstance(tower, ViTTower) else ()
-    return replace(found, steps=steps, token=widened(token), heads=heads)
+    return replace(found, steps=steps, token=to_float32(token), heads=heads)
 
 
 def _recorded(
@@ -85,7 +85,7 @@ def _recorded(
     last = len(tower.attentions) - 1
     end, nothing = range(last, last + 1), range(0)
     if own:
-        kept, outputs = (end, nothing) if tower.pooling == "probe" else (nothing, end)
+        kept, outputs = (end, nothing) if tower.pooling == "attention" else (nothing, end)
         return record_vit(tower, visit=visit, keep=kept, leaf="embedding", outputs=outputs)
     if stops(tower, call):
         return record_vit(tower, visit=visit, stop=last)
@@ -94,7 +94,7 @@ def _recorded(
 
 def _read(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor | None]:
     """The token and the heads of a `Readout`."""
-    if record.stopped or tower.pooling == "probe":
+    if record.stopped or tower.pooling == "attention":
         _, heads, _ = last_heads(tower, record)
         return readout_token(tower, record, heads), heads
     final = record.outputs[len(tower.layers) - 1].detach()
@@ -109,17 +109,17 @@ def _embedded(tower: Tower, record: Recording, token: Tensor) -> Tensor:
     if tower.pooling != "mean":
         return tower.embed(token)
     before = tower.steps_before_mean
-    mean = record.reading.mean(run_steps(tower.head[:before], token), slice(None))[:, 0]
+    mean = record.pooled.mean(run_steps(tower.head[:before], token), slice(None))[:, 0]
     return run_steps(tower.head[before:], mean)
 
 
 def _of_cosine(call: Call, record: Recording, embedding: Tensor) -> Readout:
-    """The rows of the bank that are asked for, over the embedding's length."""
+    """The rows of the embeddings that are asked for, over the embedding's length."""
     assert call.similarity is not None
     scored = TargetScores.of(call.similarity.score(embedding.detach()), call, record)
-    columns, e = scored.columns, widened(embedding.detach())
+    columns, e = scored.columns, to_float32(embedding.detach())
     same = bool((columns == columns[:, :1]).all())  # every image is asked about the same rows
-    rows = call.similarity.bank.to(e.dtype)[columns[:, :1] if same else columns]
+    rows = call.similarity.embeddings.to(e.dtype)[columns[:, :1] if same else columns]
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     gradient = (rows - scored.chosen.T[..., None] * (e / length)) / length
     direction = Direction.of(rows, length[:, 0].reciprocal())
@@ -145,10 +145,10 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
     if record.projected is not None and record.projected.requires_grad:
         projected = _leads_through(result, record.projected, record.embedding)
         point = record.projected if projected else point
-    gradient = widened(scored.stacked_gradients(point))  # (K', B, E)
+    gradient = to_float32(scored.stacked_gradients(point))  # (K', B, E)
     if point.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
         gradient, point = gradient[:, :, 0], point[:, 0]
-    e = widened(point.detach())
+    e = to_float32(point.detach())
     along = scored.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     rows = gradient * length + along[..., None] * (e / length)
@@ -174,7 +174,7 @@ def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool
 
 
 def resnet_gradient(
-    tower: ResNetTower, call: Call, *, held: bool = False
+    tower: ResNetTower, call: Call, *, detached: bool = False
 ) -> tuple[Recording, TargetScores, Tensor]:
     """Run once: the last stage's features, the scores, and d y / d shift (K', B, C)."""
     known = call.runs_library_code(tower) and has_no_foreign_hooks(tower.stage)
@@ -182,13 +182,13 @@ def resnet_gradient(
         try:
             found = readout(tower, call)
             with torch.no_grad():
-                shift = tower.shift_gradient(found.token, found.gradient, held=held)
+                shift = tower.shift_gradient(found.token, found.gradient, detached=detached)
             return found.record, found.scored, shift
         except ReadsMoreError:
             pass  # the gradient does not lead through the pool alone
-    if held:
+    if detached:
         raise UnsupportedModelError(
-            "ClipGradCam: attention='held' needs a score of the pool's output alone, by the "
+            "ClipGradCam: attention='detached' needs a score of the pool's output alone, by the "
             "library's own code and without foreign hooks, so that the pool's weights are known; "
             "leave it out."
         )

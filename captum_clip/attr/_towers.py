@@ -73,7 +73,7 @@ def check_tower(method: str, forward_func: Any, tower: Tower) -> None:
             "was loaded; call load_clip again, or make the method anew."
         )
     for index, attention in enumerate(tower.attentions if isinstance(tower, ViTTower) else ()):
-        for module in (attention.inlet, attention.outlet):
+        for module in (attention.input_module, attention.output_module):
             if not runs_library_code(module):
                 raise UnsupportedModelError(
                     f"{method}: the {type(module).__name__} of layer {index} has a forward of its "
@@ -101,5 +101,5 @@ def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
         return [*parts, tower.stage]
     assert isinstance(tower, ViTTower)
     parts += [layer.block for layer in tower.layers]
-    parts += () if tower.probe is None else tower.probe.modules
-    return parts + [part for a in tower.attentions for part in (a.inlet, a.outlet)]
+    parts += () if tower.pooling_head is None else tower.pooling_head.modules
+    return parts + [part for a in tower.attentions for part in (a.input_module, a.output_module)]

@@ -51,21 +51,21 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         found = all_gradients(tower, call, start_layer)
-        attention, reading = kept_attention(tower, found.record, found.scored), found.record.reading
+        attention, pooled = kept_attention(tower, found.record, found.scored), found.record.pooled
         maps = []
         for gradients in found.scored.gradients(*found.points):
             last = found.last_row(gradients[-1])
             if last is None:
-                start, below = start_row(gradients[-1], tower.prefix, reading), layers
+                start, below = start_row(gradients[-1], tower.prefix, pooled), layers
             else:
                 start, below = weighted(*last, dim=1), layers[:-1]  # (B, s)
                 if tower.pooling == "cls":  # no residual runs around a probe
-                    start = start + reading.row_of(start)
+                    start = start + pooled.row_of(start)
             steps = (
                 weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
                 for index, gradient in reversed(list(zip(below, gradients, strict=False)))
             )
             row = propagated(start, steps)
             # no token keeps the 1 that its own row began with
-            maps.append(row if reading.rows is None else row - reading.row_of(row))
+            maps.append(row if pooled.rows is None else row - pooled.row_of(row))
         return Computed(found.record, torch.stack(maps), found.scored.chosen)

@@ -59,11 +59,11 @@ class AttentionRollout(ViTAttribution):
                 means[index] = all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
 
         record, scored = without_gradient(tower, call, (layers, visit))
-        if tower.pooling == "probe":  # no residual runs around the pool
+        if tower.pooling == "attention":  # no residual runs around the pool
             row, layers = means[layers[-1]][:, 0], layers[:-1]
         else:
             like = means[layers[-1]][:, 0]
-            row = pooled_row(tower.pooling, like, tower.prefix, record.reading)
+            row = pooled_row(tower.pooling, like, tower.prefix, record.pooled)
         for index in reversed(layers):
             mean = means[index]
             row = (row + (mean[:, 0] if mean.shape[1] == 1 else read_row(row, mean))) / 2

@@ -14,7 +14,7 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from ..models.towers import ResNetTower, ViTTower
 from ..recording import record_features
-from ._attention import widened
+from ._attention import to_float32
 from ._base import ClipAttribution, Computed
 from ._call import Call
 
@@ -101,14 +101,14 @@ class CamFamily(ClipAttribution):
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
         cam.activations_and_grads.release()  # what it would record is at hand
-        features, images = widened(leaf.detach()).cpu().numpy(), call.images[0]
+        features, images = to_float32(leaf.detach()).cpu().numpy(), call.images[0]
         maps = []
         for columns, (gradient,) in zip(scored.columns, scored.gradients(leaf), strict=True):
             targets = [itemgetter(int(column)) for column in columns]
-            slope = widened(gradient).cpu().numpy()
+            slope = to_float32(gradient).cpu().numpy()
             found = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
             maps.append(torch.from_numpy(found).clamp(min=0).to(leaf.device))
-        return Computed(record, torch.stack(maps).to(widened(leaf).dtype), scored.chosen)
+        return Computed(record, torch.stack(maps).to(to_float32(leaf).dtype), scored.chosen)
 
     @override
     def _on_grid(self, record: Any, values: Tensor) -> Tensor:

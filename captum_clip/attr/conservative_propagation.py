@@ -13,7 +13,7 @@ from typing_extensions import override
 from ..models.text import TextTower
 from ..models.towers import AttentionLayer, ViTTower
 from ..recording import LayerRecord, record_gates_held, refuse_nonlinear
-from ._attention import attended, heads_output, merged, readout_row, widened
+from ._attention import attended, heads_output, merged, readout_row, to_float32
 from ._base import ClipAttribution, Computed
 from ._call import Call
 from ._passes import refuse_checkpointing
@@ -73,13 +73,13 @@ def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False)
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
         if patches.ndim == 4 and isinstance(tower.patches, nn.Conv2d):
             tensor = tensor.permute(0, 2, 3, 1)
-        return widened(tensor).flatten(1, -2)
+        return to_float32(tensor).flatten(1, -2)
 
     entered, maps = as_tokens(patches.detach()), []
     if centred:
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
-        entered = entered - record.reading.mean(padded, span)
+        entered = entered - record.pooled.mean(padded, span)
     # one target after the other
     for rows in found.direction.dense().to(found.embedding.dtype):  # (B, E)
         (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)

@@ -11,13 +11,21 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..models.average_pool import AveragePooledTower
-from ..models.reading import Reading
+from ..models.pooled import PooledToken
 from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer
 from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
 from ..models.unmodified import has_no_foreign_hooks, runs_library_code
 from ..recording import LayerRecord
-from ._attention import contributions, exact, heads_output, merged, pooled_row, readout_row, widened
+from ._attention import (
+    autocast_disabled,
+    contributions,
+    heads_output,
+    merged,
+    pooled_row,
+    readout_row,
+    to_float32,
+)
 from ._base import ClipAttribution, Computed
 from ._call import Call
 from ._readout import Readout, readout
@@ -26,7 +34,7 @@ from .conservative_propagation import propagated_to_patches
 
 Baseline = Literal["none", "mean"]
 Per = Literal["head", "layer"]
-Depth = Literal["readout", "all"]
+Depth = Literal["pooling", "all"]
 
 
 @final
@@ -88,12 +96,12 @@ class DirectContribution(ClipAttribution):
         baseline: Baseline = "none",
         per: Per | None = None,
         start_layer: int = 0,
-        depth: Depth = "readout",
+        depth: Depth = "pooling",
     ) -> Computed:
         check_choice("baseline", baseline, ("none", "mean"))
         if per is not None:
             check_choice("per", per, ("head", "layer"))
-        check_choice("depth", depth, ("readout", "all"))
+        check_choice("depth", depth, ("pooling", "all"))
         tower = self._tower
         if depth == "all":
             if isinstance(tower, ResNetTower):
@@ -112,7 +120,7 @@ class DirectContribution(ClipAttribution):
         layers = check_layers(tower, start_layer)
         if tower.pooling == "mean":
             return _of_mean(tower, call, baseline, per)
-        if tower.pooling == "probe":
+        if tower.pooling == "attention":
             layers = layers[-1:]  # only the pool reads the tokens
         for index in layers:
             _check_unchanged(index, tower.attentions[index])
@@ -122,13 +130,13 @@ class DirectContribution(ClipAttribution):
             seen[index] = record.tokens, readout_row(tower.attentions[index], record)
 
         found = readout(tower, call, (layers, visit))
-        with torch.no_grad(), exact(found.token):
+        with torch.no_grad(), autocast_disabled(found.token):
             return _of_rows(tower, found, seen, baseline, per)
 
 
 def _check_unchanged(index: int, attention: Attention) -> None:
     """What an attention adds is told from its parameters, so it must be what they say."""
-    modules = [attention.inlet, attention.outlet]
+    modules = [attention.input_module, attention.output_module]
     if isinstance(attention, AttentionLayer):
         modules.append(attention.block)
     for module in modules:
@@ -148,7 +156,7 @@ def _of_rows(
     per: Per | None,
 ) -> Computed:
     """From the row of every attention that takes part."""
-    token, span, reading = found.token, tower.span, found.record.reading
+    token, span, pooled = found.token, tower.span, found.record.pooled
     direction = pull_back(found.steps, token, found.direction)
     total = direction.along(token) + direction.constant  # (K', B)
     values = []
@@ -157,9 +165,9 @@ def _of_rows(
         steps = (*attention.merge_steps(), *attention.branch())
         # linear steps are the same wherever they are read
         heads = heads_output(attention, row, tokens) if needs_token(steps) else token
-        direction = _below_norms(attention, direction, tokens, row, reading)
+        direction = _below_norms(attention, direction, tokens, row, pooled)
         at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-        mean = reading.mean(widened(tokens), span) if baseline == "mean" else None
+        mean = pooled.mean(to_float32(tokens), span) if baseline == "mean" else None
         by_head = per == "head"
         values.append(contributions(attention, at_heads, row, tokens, mean=mean, by_head=by_head))
     values.reverse()
@@ -169,16 +177,16 @@ def _of_rows(
 
 
 def _below_norms(
-    layer: Attention, direction: Direction, tokens: Tensor, row: Tensor, reading: Reading
+    layer: Attention, direction: Direction, tokens: Tensor, row: Tensor, pooled: PooledToken
 ) -> Direction:
     """A direction on a block's output -> on the stream before the norms that follow its sums."""
     if not isinstance(layer, PostNormLayer):
         return direction
     attended = merged(layer, heads_output(layer, row, tokens))
     # such a block attends to the stream itself
-    entered = layer.entering(reading.read(tokens), attended.to(tokens.dtype))
+    entered = layer.entering(pooled.read(tokens), attended.to(tokens.dtype))
     for norm, token in zip(reversed(layer.stream_norms), reversed(entered), strict=True):
-        direction = pull_back((norm,), widened(token), direction)
+        direction = pull_back((norm,), to_float32(token), direction)
     return direction
 
 
@@ -191,20 +199,20 @@ def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -
             f"{per}; leave it out."
         )
     found = readout(tower, call)
-    with torch.no_grad(), exact(found.token):
+    with torch.no_grad(), autocast_disabled(found.token):
         token, before = found.token, tower.steps_before_mean  # (B, N, D)
-        reading = found.record.reading
-        share = pooled_row("mean", token[..., 0], 0, reading)  # (B, N)
+        pooled = found.record.pooled
+        share = pooled_row("mean", token[..., 0], 0, pooled)  # (B, N)
         batch, count, _ = token.shape
         flat = token.flatten(0, 1)
-        mean = reading.mean(run_steps(found.steps[:before], token), slice(None))[:, 0]
+        mean = pooled.mean(run_steps(found.steps[:before], token), slice(None))[:, 0]
         direction = pull_back(found.steps[before:], mean, found.direction)
         constant = direction.constant
         direction = pull_back(found.steps[:before], flat, direction.repeated(count))
         total = direction.along(flat) + direction.constant
         total = (total.reshape(-1, batch, count) * share).sum(-1) + constant
         if baseline == "mean":
-            flat = (token - reading.mean(token, slice(None))).flatten(0, 1)
+            flat = (token - pooled.mean(token, slice(None))).flatten(0, 1)
         maps = direction.along(flat).reshape(-1, batch, count) * share
         rest = total - maps.sum(-1)
         padding = maps.new_zeros(*maps.shape[:-1], tower.prefix)

@@ -18,13 +18,13 @@ from ..models import known_tower
 from ..models.average_pool import AveragePooledTower
 from ..models.towers import ResNetTower
 from ..similarity import ClipSimilarity
-from ._attention import exact, widened
+from ._attention import autocast_disabled, to_float32
 from ._base import Computed, ResNetAttribution, TensorOrTuple, usable
 from ._call import Call
 from ._readout import resnet_gradient
 from ._towers import check_tower
 
-Attention = Literal["free", "held"]
+Attention = Literal["free", "detached"]
 """Whether the gradient goes through an attention pool's softmax, or its weights are constants."""
 
 
@@ -40,7 +40,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     of its negative the negative map.
 
     The gradient through the softmax of an attention pool may outweigh the one through its values
-    and point at other objects. ``attention="held"`` takes the weights of the pool as constants:
+    and point at other objects. ``attention="detached"`` takes the weights of the pool as constants:
 
     .. math:: \alpha_k = \frac{1}{hw} (W_V^T W_C^T \nabla_e y)_k
 
@@ -61,12 +61,12 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             `ClipSimilarity`; or any other module, as in Captum.
 
     Raises:
-        UnsupportedModelError: the tower is a vision transformer, or, for ``attention="held"``, the
+        UnsupportedModelError: the tower is a vision transformer, or, with a detached pool, the
             score reads more than the pool's output.
         InputError: a callable without a layer.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL);
-    held: ours, its map that of Zhou et al. 2022 (arXiv:2112.01071) up to lengths.
+    detached: ours, its map that of Zhou et al. 2022 (arXiv:2112.01071) up to lengths.
 
     Example:
         >>> from captum_clip import ClipGradCam, ClipSimilarity, load_clip, targets
@@ -152,11 +152,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         self, call: Call, *, relu_attributions: bool = False, attention: Attention = "free"
     ) -> Computed:
         assert self._tower is not None
-        check_choice("attention", attention, ("free", "held"))
-        held = attention == "held" and not isinstance(self._tower, AveragePooledTower)
-        record, scored, gradient = resnet_gradient(self._tower, call, held=held)
-        with exact(record.features):
-            features = widened(record.features)
-            weights = widened(gradient) / (features.shape[-2] * features.shape[-1])
+        check_choice("attention", attention, ("free", "detached"))
+        detached = attention == "detached" and not isinstance(self._tower, AveragePooledTower)
+        record, scored, gradient = resnet_gradient(self._tower, call, detached=detached)
+        with autocast_disabled(record.features):
+            features = to_float32(record.features)
+            weights = to_float32(gradient) / (features.shape[-2] * features.shape[-1])
             maps = torch.einsum("kbc,bchw->kbhw", weights, features)
         return Computed(record, maps.clamp(min=0) if relu_attributions else maps, scored.chosen)

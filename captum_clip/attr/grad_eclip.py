@@ -9,9 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..models.towers import Probe
+from ..models.towers import PoolingHead
 from ..recording import LayerRecord
-from ._attention import exact, heads_gradient, projected_heads, read_row, row_gradient, start_row
+from ._attention import (
+    autocast_disabled,
+    heads_gradient,
+    projected_heads,
+    read_row,
+    row_gradient,
+    start_row,
+)
 from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._passes import last_gradient
@@ -62,7 +69,7 @@ class GradEclip(ViTAttribution):
         assert last.output is not None
         attention, general = tower.attentions[-1], []
         for output in last.output:  # (B, s, D), one target after the other
-            start = start_row(output, tower.prefix, seen.reading)
+            start = start_row(output, tower.prefix, seen.pooled)
             gradient = read_row(start, heads_gradient(attention, output, seen))
             row = row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
@@ -76,18 +83,18 @@ class GradEclip(ViTAttribution):
         """
         attention, span = self._tower.attentions[-1], self._tower.span
         key = projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
-        with exact(key):
-            if isinstance(attention, Probe):
+        with autocast_disabled(key):
+            if isinstance(attention, PoolingHead):
                 query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
             elif start is None:
-                read = seen.reading.read(seen.tokens)[:, None]
+                read = seen.pooled.read(seen.tokens)[:, None]
                 first = LayerRecord(tokens=read, context=seen.context)
                 query = projected_heads(attention, "query", first).flatten(1)  # (B, D)
             else:
                 queries = projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
                 query = read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
-        hidden = seen.reading.hidden()
+        hidden = seen.pooled.hidden()
         if hidden is None:
             hidden = torch.zeros_like(cosine, dtype=torch.bool)
         low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)

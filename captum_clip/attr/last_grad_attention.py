@@ -69,7 +69,7 @@ class LastGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, heads: Heads = "paired", start_layer: int = 0) -> Computed:
         check_choice("heads", heads, ("paired", "averaged"))
         layers, pooling = self._layers(start_layer), self._tower.pooling
-        if pooling == "probe" and len(layers) > 1:
+        if pooling == "attention" and len(layers) > 1:
             return self._below_probe(call, layers, heads)
         rows: dict[int, Tensor] = {}
 
@@ -86,7 +86,7 @@ class LastGradAttention(ViTAttribution):
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
         for step in weighted_rows(gradient, torch.stack([rows[index] for index in layers])):
-            own = last.record.reading.read(step[..., None])  # (K', B, 1)
+            own = last.record.pooled.read(step[..., None])  # (K', B, 1)
             maps = (1 + own) * maps + step  # (K', B, s)
         return Computed(last.record, maps, last.scored.chosen)
 

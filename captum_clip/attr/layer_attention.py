@@ -100,7 +100,7 @@ class LayerAttention(ViTAttribution):
                 shown.append(readout_row(attention, seen).mean(1))
                 return
             matrix = all_rows(attention, seen).mean(1)
-            mean = pooled_row(tower.pooling, matrix[:, 0], tower.prefix, seen.reading)
+            mean = pooled_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
             shown.append(read_row(mean, matrix) if rows == "cls" else matrix.sum(1))
 
         record, scored = without_gradient(tower, call, (range(index, index + 1), visit))
@@ -122,10 +122,10 @@ class LayerAttention(ViTAttribution):
         if rows == "sum":
             weights = torch.ones_like(output[0, ..., 0])
         elif is_last:
-            weights = torch.stack([start_row(g, prefix, record.reading) for g in output])
+            weights = torch.stack([start_row(g, prefix, record.pooled) for g in output])
         else:
             like = output[0, ..., 0]
-            weights = pooled_row(self._tower.pooling, like, prefix, record.reading)
+            weights = pooled_row(self._tower.pooling, like, prefix, record.pooled)
         chosen = (weights[..., None] * output).sum(2)
         gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
         maps = gradient.mean(2)  # (K', B, H, s) -> (K', B, s)

@@ -14,13 +14,13 @@ from ..errors import InputError
 from ..models.steps import run_steps
 from ..recording import LayerRecord, record_vit
 from ._attention import (
-    exact,
+    autocast_disabled,
     heads_output,
     matrix_gradient,
     merged,
     readout_row,
     row_gradient,
-    widened,
+    to_float32,
 )
 from ._base import Computed, ViTAttribution
 from ._call import Call
@@ -73,7 +73,7 @@ class LeGrad(ViTAttribution):
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
         tower, chosen = self._tower, self._last(layers)
         refuse_checkpointing(tower)
-        if tower.pooling == "probe":  # it is differentiated itself, so no graph comes before it
+        if tower.pooling == "attention":  # it is differentiated itself, so no graph comes before it
             recorded = record_vit(tower, leaf="embedding", outputs=chosen)
         else:
             recorded = record_vit(tower, keep=chosen, leaf=chosen[0], outputs=chosen)
@@ -97,24 +97,24 @@ class LeGrad(ViTAttribution):
     def _of_layer(self, found: Readout, index: int, batched: bool) -> Tensor:
         """E_l (K', B, s)."""
         tower, output = self._tower, found.record.outputs[index]  # (B, s, D)
-        if tower.probe is None:
+        if tower.pooling_head is None:
             layer, seen = tower.layers[index], found.record.layers[index]
-            mean = widened(output).mean(1)
+            mean = to_float32(output).mean(1)
             gradient = self._gradient(found, mean, seen.point(layer)[0], batched)
             return torch.stack(
                 [matrix_gradient(layer, one, seen).clamp(min=0).mean((1, 2)) for one in gradient]
             )
         with torch.no_grad():
-            tokens = tower.probe.keyed(output.detach())
-            row = readout_row(tower.probe, LayerRecord(tokens=tokens))
-            heads = heads_output(tower.probe, row, tokens)
-        token = merged(tower.probe, heads.requires_grad_())
+            tokens = tower.pooling_head.keyed(output.detach())
+            row = readout_row(tower.pooling_head, LayerRecord(tokens=tokens))
+            heads = heads_output(tower.pooling_head, row, tokens)
+        token = merged(tower.pooling_head, heads.requires_grad_())
         gradient = self._gradient(found, token, heads, batched)
-        return row_gradient(tower.probe, gradient, tokens).clamp(min=0).mean(2)
+        return row_gradient(tower.pooling_head, gradient, tokens).clamp(min=0).mean(2)
 
     def _gradient(self, found: Readout, token: Tensor, leaf: Tensor, batched: bool) -> Tensor:
         """The gradients of a layer's scores, (K', *leaf.shape), from what is read of it, (B, D)."""
-        with exact(token):
+        with autocast_disabled(token):
             embedding = F.normalize(run_steps(found.head(self._tower), token), dim=-1)
             scores = torch.einsum("kbe,be->k", found.direction.rows, embedding)  # images do not mix
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)

@@ -12,9 +12,9 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import UnsupportedModelError
 from ..models.steps import run_steps
-from ..models.towers import Probe
+from ..models.towers import PoolingHead
 from ..recording import LayerRecord
-from ._attention import exact, projected_heads
+from ._attention import autocast_disabled, projected_heads
 from ._base import Computed, ViTAttribution
 from ._call import Call
 from ._readout import readout
@@ -68,7 +68,7 @@ class PatchSimilarity(ViTAttribution):
         check_choice("attention", attention, ("identity", "qq", "kk"))
         tower, last = self._tower, len(self._tower.attentions) - 1
         own = tower.attentions[last]
-        if isinstance(own, Probe) and attention == "qq":
+        if isinstance(own, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
                 "PatchSimilarity: attention='qq' needs a query of every patch, and this tower's "
                 "last attention is a pooling head's, whose only query is its probe's; take 'kk' "
@@ -77,7 +77,7 @@ class PatchSimilarity(ViTAttribution):
         seen: list[LayerRecord] = []
         layer = (range(last, last + 1), lambda index, record: seen.append(record))
         found = readout(tower, call, layer)
-        with torch.no_grad(), exact(found.token):
+        with torch.no_grad(), autocast_disabled(found.token):
             mixed = projected_heads(own, "value", seen[0])  # (B, H, s, d)
             if attention != "identity":
                 which: Literal["query", "key"] = "query" if attention == "qq" else "key"

@@ -126,7 +126,7 @@ def report_method(tower: Tower) -> str:
 
 
 def _has_probe(tower: Tower) -> bool:
-    return isinstance(tower, ViTTower) and tower.pooling == "probe"
+    return isinstance(tower, ViTTower) and tower.pooling == "attention"
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def _methods(clips: dict[str, ClipAdapter], begin: Callable[[str], None]) -> Fig
     for model, method in _COLUMNS:
         begin(f"{model} {method}")
         rows = [explain(*scene, model=clips[model], method=method) for scene in scenes]
-        heat = torch.cat([row.heat("bicubic")["positive"][0] for row in rows])[:, None]
-        columns[f"{model} \N{MIDDLE DOT} {method}"] = heat
+        heatmap = torch.cat([row.heatmap("bicubic")["positive"][0] for row in rows])[:, None]
+        columns[f"{model} \N{MIDDLE DOT} {method}"] = heatmap
         images = [image for row in rows for image in row.images.expand(len(row.names), -1, -1, -1)]
         scores.append(torch.cat([row.scores[0] for row in rows]))
     names = [name for _, texts in scenes for name in texts]

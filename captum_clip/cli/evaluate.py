@@ -80,7 +80,9 @@ COMMAND: Final = Command(
     ),
     Option("--images N", "images of each data set at most", default=500),
     Option(
-        "--few N", "images for slow measures: sensitivity, sanity, ROAD, Captum's own", default=64
+        "--slow-images N",
+        "images for slow measures: sensitivity, sanity, ROAD, Captum's own",
+        default=64,
     ),
     Option("--seed S", "seed of every random choice", default=0),
     Option("--draws N", "random masks per image for faithfulness and infidelity", default=32),

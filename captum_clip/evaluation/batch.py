@@ -42,7 +42,7 @@ class ModelContext:
         """Unit rows (N, D) of texts."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            rows = targets.text(self.clip, new, allow_empty=True).bank
+            rows = targets.text(self.clip, new, allow_empty=True).embeddings
             self._texts |= dict(zip(new, rows, strict=True))
         return torch.stack([self._texts[text] for text in texts])
 
@@ -59,7 +59,7 @@ class ModelContext:
     @cached_property
     def slow_numbers(self) -> frozenset[int]:
         """The samples that see what takes long, drawn from all."""
-        return frozenset(draw_order(self.data.names, self.config.seed)[: self.config.few])
+        return frozenset(draw_order(self.data.names, self.config.seed)[: self.config.slow_images])
 
     @cached_property
     def classes(self) -> Tensor:

@@ -17,11 +17,11 @@ DATA: Final = ("demo", "demo-objects", "demo-mosaics")
 _LISTS: Final = ("data", "methods", "maps", "tasks", "fills")
 _LARGEST_SEED: Final = 2**31 - 1
 _LEAST: Final = {
-    **{"images": 1, "few": 1, "seed": 0, "draws": 1, "batch_size": 1, "chunk_size": 1},
+    **{"images": 1, "slow_images": 1, "seed": 0, "draws": 1, "batch_size": 1, "chunk_size": 1},
     **{"resamples": 1, "gpus": 0, "workers": 1, "threads": 1},
 }
 _DECIDING: Final = (
-    *("methods", "tasks", "against", "images", "few", "seed", "draws", "fills"),
+    *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
     *("template", "text", "void", "batch_size", "chunk_size"),
 )
 
@@ -77,7 +77,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()
     against: Against = "text"
     images: int = 500
-    few: int = 64
+    slow_images: int = 64
     seed: int = 0
     draws: int = 32
     fills: tuple[Fill, ...] = ("mean", "road")

@@ -91,8 +91,8 @@ class Attributed(Method):
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         """Channels are added up."""
         leaf = queries.pixels.detach().clone().requires_grad_()
-        heat = self.attribute(clip, queries.rows)(leaf, target=list(range(len(queries))))
-        return heat.detach().float().sum(1)
+        heatmap = self.attribute(clip, queries.rows)(leaf, target=list(range(len(queries))))
+        return heatmap.detach().float().sum(1)
 
 
 class OfEmptyText(Attributed):
@@ -116,8 +116,8 @@ class Drawn(Method):
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         grid = clip.grid(*queries.size)
-        heat = [self.draw(grid, number) for number in queries.numbers]
-        return torch.stack(heat).to(queries.pixels.device)
+        heatmap = [self.draw(grid, number) for number in queries.numbers]
+        return torch.stack(heatmap).to(queries.pixels.device)
 
 
 _STEPS: Final = 16  # of integrated gradients

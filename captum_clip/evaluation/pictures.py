@@ -143,12 +143,12 @@ def examples_of(
 def _picture(context: ModelContext, method: Method, view: View, region: str) -> bytes:
     try:
         row = _target(context, view, region)
-        heat = method.maps(context.clip, queries_of([view], row[None], [region]))[0]
+        heatmap = method.maps(context.clip, queries_of([view], row[None], [region]))[0]
     except CaptumClipError:  # a region of two texts, or a map that somebody else did not make
         return b""
-    if not torch.isfinite(heat).all():
+    if not torch.isfinite(heatmap).all():
         return b""
-    shown = resizing.normalize(resizing.upsample(heat.clamp(min=0).float(), view.size))
+    shown = resizing.normalize(resizing.upsample(heatmap.clamp(min=0).float(), view.size))
     image = context.clip.denormalize(view.pixels[None])[0].movedim(0, -1).cpu().numpy()
     mixed = blend(image, shown.cpu().numpy(), colormaps[HEAT], ALPHA)
     picture = Image.fromarray((255 * mixed).round().astype(np.uint8))
@@ -162,7 +162,7 @@ def _target(context: ModelContext, view: View, region: str) -> Tensor:
     """The unit row (D,) that stands for a region."""
     sample = view.sample
     if sample.caption is not None and region in (own.text for own in sample.regions):
-        return targets.words(context.clip, sample.caption, [region]).bank[0]
+        return targets.words(context.clip, sample.caption, [region]).embeddings[0]
     for own in sample.regions:
         if own.text == region and context.config.against == "image" and own.reference is not None:
             return context.clip.encode_image(context.clip.preprocess([own.reference]))[0].detach()

@@ -112,7 +112,7 @@ def shards_of(
         order = draw_order(data_set.names, config.seed)
         for start in range(0, len(data_set), size):
             for number, method in enumerate(methods):
-                seen = config.few if method.costly else len(data_set)
+                seen = config.slow_images if method.costly else len(data_set)
                 numbers = tuple(sorted(order[start : min(start + size, seen)]))
                 name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
                 if numbers:

@@ -49,7 +49,11 @@ class PrecomputedMaps(Method):
         self.name = self.folder.resolve().name
         self.what = f"maps read from files, {len(files)} of them, resized to the image"
         negative = [  # of every file, so that all of them are checked
-            any(np.nanmin(heat) < 0 for heat in _read(path).values() if np.isfinite(heat).any())
+            any(
+                np.nanmin(heatmap) < 0
+                for heatmap in _read(path).values()
+                if np.isfinite(heatmap).any()
+            )
             for path in files
         ]
         self.signed = any(negative)
@@ -65,9 +69,9 @@ class PrecomputedMaps(Method):
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
             path = self.folder / f"{sample}.npz"
             if path.is_file():
-                heat = _read(path).get(text)
-                if heat is not None and np.isfinite(heat).all():
-                    maps[index] = resizing.upsample(torch.from_numpy(heat), queries.size)
+                heatmap = _read(path).get(text)
+                if heatmap is not None and np.isfinite(heatmap).all():
+                    maps[index] = resizing.upsample(torch.from_numpy(heatmap), queries.size)
         return maps.to(queries.pixels.device)
 
     @override
@@ -95,17 +99,17 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            names, heat = np.asarray(file["names"]), np.asarray(file["maps"])
+            names, heatmap = np.asarray(file["names"]), np.asarray(file["maps"])
     except DAMAGED as error:
         raise InputError(
             f"{path}: expected an .npz file with maps (K, h, w) and names (K,), it cannot be read "
             f"so ({error})."
         ) from error
-    numbers = heat.ndim == 3 and 0 not in heat.shape and heat.dtype.kind in "fiu"
-    if not numbers or names.shape != heat.shape[:1] or names.dtype.kind not in "US":
+    numbers = heatmap.ndim == 3 and 0 not in heatmap.shape and heatmap.dtype.kind in "fiu"
+    if not numbers or names.shape != heatmap.shape[:1] or names.dtype.kind not in "US":
         raise InputError(
             f"{path}: expected maps (K, h, w) of numbers and names (K,) of text, got maps "
-            f"{heat.shape} {heat.dtype} and names {names.shape} {names.dtype}."
+            f"{heatmap.shape} {heatmap.dtype} and names {names.shape} {names.dtype}."
         )
     texts = (
         np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
@@ -113,4 +117,4 @@ def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
     if len({*texts}) < len(texts):
         raise InputError(f"{path}: expected each name once, got {texts}.")
     with np.errstate(over="ignore"):  # what does not fit becomes infinity
-        return dict(zip(texts, heat.astype(np.float32), strict=True))
+        return dict(zip(texts, heatmap.astype(np.float32), strict=True))

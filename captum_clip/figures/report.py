@@ -158,13 +158,13 @@ def compare(
     chosen = subjects(caller, questions, methods, every=True)
     columns = [Rows.of(images, [subject]) for subject in chosen]
     headings = _numbered([s.label if len(clips) > 1 else s.choice.name for s in chosen])
-    heat = {}
+    heatmap = {}
     for heading, column in zip(headings, columns, strict=True):
         values = min_max([raw_maps(e) for e in column.explanations], shared=scale == "shared")
-        heat[heading] = columns[0].letterboxed(values).flatten(0, 1)[:, None]
+        heatmap[heading] = columns[0].letterboxed(values).flatten(0, 1)[:, None]
     return visualization.contact_sheet(
         columns[0].pictures.repeat_interleave(len(names), 0),
-        heat,
+        heatmap,
         names=names * len(images),
         scores=torch.stack([column.scores.flatten() for column in columns], dim=1),
         references=[*pictures] * len(images),
@@ -213,7 +213,9 @@ def signs(
     rows = Rows.of(images, subjects(caller, questions, methods), "both")
     positive, negative = (
         [
-            e.heat("bicubic")[sign][0] if scale == "shared" else maps.normalize(raw_maps(e, sign))
+            e.heatmap("bicubic")[sign][0]
+            if scale == "shared"
+            else maps.normalize(raw_maps(e, sign))
             for e in rows.explanations
         ]
         for sign in ("positive", "negative")

@@ -95,9 +95,9 @@ class Rows:
         """Cosines (B, K)."""
         return torch.cat([e.scores for e in self.explanations])
 
-    def letterboxed(self, heat: Iterable[Tensor]) -> Tensor:
+    def letterboxed(self, heatmap: Iterable[Tensor]) -> Tensor:
         """Maps (K, h, w) of each image -> (B, K, H, W), zero where the pictures have margins."""
-        return torch.stack([letterbox(values, self.size, 0.0) for values in heat])
+        return torch.stack([letterbox(values, self.size, 0.0) for values in heatmap])
 
     def texts(self, scale: str) -> dict[str, Any]:
         """Names, scores, labels and caption; `scale` says what the colours mean."""

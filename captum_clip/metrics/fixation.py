@@ -40,11 +40,11 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
         >>> metrics.nss(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), fixated)
         tensor(1.5000)
     """
-    heat = maps_at_masks("nss", maps, fixations, what="fixations")
-    values = heat.double()
+    heatmap = maps_at_masks("nss", maps, fixations, what="fixations")
+    values = heatmap.double()
     centred = values - values.mean((-2, -1), keepdim=True)
     mean = (centred * fixations).sum((-2, -1)) / count_pixels(fixations)
-    return _where_varying(mean / values.flatten(-2).std(-1), heat)
+    return _where_varying(mean / values.flatten(-2).std(-1), heatmap)
 
 
 def cc(maps: Tensor, densities: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
         >>> metrics.cc(3 * density - 5, density)
         tensor(1.)
     """
-    heat = _at_densities("cc", maps, densities)
+    heatmap = _at_densities("cc", maps, densities)
     known = at_least_single(densities)
-    correlation = pearson(heat.flatten(-2), known.flatten(-2)).to(heat.dtype)
-    return _where_varying(_where_varying(correlation, heat), known)
+    correlation = pearson(heatmap.flatten(-2), known.flatten(-2)).to(heatmap.dtype)
+    return _where_varying(_where_varying(correlation, heatmap), known)
 
 
 def sim(maps: Tensor, densities: Tensor) -> Tensor:
@@ -107,10 +107,10 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
         >>> metrics.sim(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), density)
         tensor(0.5000)
     """
-    heat = _at_densities("sim", maps, densities)
-    normalised = [normalize(heat).double(), normalize(at_least_single(densities)).double()]
+    heatmap = _at_densities("sim", maps, densities)
+    normalised = [normalize(heatmap).double(), normalize(at_least_single(densities)).double()]
     shares = [x / x.sum((-2, -1), keepdim=True) for x in normalised]
-    return torch.minimum(*shares).sum((-2, -1)).to(heat.dtype)
+    return torch.minimum(*shares).sum((-2, -1)).to(heatmap.dtype)
 
 
 def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
         >>> metrics.auc_judd(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), fixated)
         tensor(1.)
     """
-    heat = maps_at_masks("auc_judd", maps, fixations, what="fixations")
-    values = torch.where(varies(heat)[..., None, None], heat, 0).flatten(-2)
+    heatmap = maps_at_masks("auc_judd", maps, fixations, what="fixations")
+    values = torch.where(varies(heatmap)[..., None, None], heatmap, 0).flatten(-2)
     at = fixations.flatten(-2)
     count, others = at.sum(-1).double(), (~at).sum(-1).double()
     rank_sum = torch.where(at, average_ranks(values), 0).sum(-1)
@@ -155,7 +155,7 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
     tied = values == lowest
     level = (tied & at).sum(-1)
     reached = (~at & (values > lowest)).sum(-1) + (tied & ~at).sum(-1) * level / (level + 1)
-    return (area + reached / (2 * count * others)).to(heat.dtype)
+    return (area + reached / (2 * count * others)).to(heatmap.dtype)
 
 
 def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
@@ -175,6 +175,6 @@ def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
     return resize_to_masks(maps, densities)
 
 
-def _where_varying(scores: Tensor, heat: Tensor) -> Tensor:
+def _where_varying(scores: Tensor, heatmap: Tensor) -> Tensor:
     """Scores (...), NaN where the map or density (..., H, W) is constant."""
-    return torch.where(varies(heat), scores, torch.nan).to(heat.dtype)
+    return torch.where(varies(heatmap), scores, torch.nan).to(heatmap.dtype)

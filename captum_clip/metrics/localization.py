@@ -35,16 +35,16 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     Example:
         >>> import torch
         >>> from captum_clip import metrics
-        >>> heat = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+        >>> heatmap = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
         >>> mask = torch.tensor([[False, True], [False, True]])
-        >>> metrics.pointing_game(heat, mask)
+        >>> metrics.pointing_game(heatmap, mask)
         tensor(1.)
     """
     check_count("pointing_game", "tolerance", tolerance, least=0)
-    heat = maps_at_masks("pointing_game", maps, masks)
-    highest = heat >= heat.amax((-2, -1), keepdim=True) - rounding(heat)  # (..., H, W)
+    heatmap = maps_at_masks("pointing_game", maps, masks)
+    highest = heatmap >= heatmap.amax((-2, -1), keepdim=True) - rounding(heatmap)  # (..., H, W)
     inside = highest & dilate(masks, tolerance)
-    return count_pixels(inside).to(heat.dtype) / count_pixels(highest)
+    return count_pixels(inside).to(heatmap.dtype) / count_pixels(highest)
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
@@ -68,9 +68,9 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from captum_clip import metrics
-        >>> heat = torch.tensor([[3.0, 1.0], [-9.0, 0.0]])
+        >>> heatmap = torch.tensor([[3.0, 1.0], [-9.0, 0.0]])
         >>> mask = torch.tensor([[True, False], [True, False]])
-        >>> metrics.energy_inside(heat, mask)
+        >>> metrics.energy_inside(heatmap, mask)
         tensor(0.7500)
     """
     mass = maps_at_masks("energy_inside", maps, masks).clamp(min=0)
@@ -101,19 +101,19 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     Example:
         >>> import torch
         >>> from captum_clip import metrics
-        >>> heat = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
+        >>> heatmap = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
         >>> mask = torch.tensor([[True, False], [True, False]])
-        >>> metrics.coverage(heat, mask, area=0.25)
+        >>> metrics.coverage(heatmap, mask, area=0.25)
         tensor(0.5000)
     """
     check_interval("coverage", "area", area, "(0, 1)")
-    heat = maps_at_masks("coverage", maps, masks)
+    heatmap = maps_at_masks("coverage", maps, masks)
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
-    last = heat.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
-    above, tied = heat > last + rounding(heat), (heat - last).abs() <= rounding(heat)
+    last = heatmap.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
+    above, tied = heatmap > last + rounding(heatmap), (heatmap - last).abs() <= rounding(heatmap)
     left = (count - count_pixels(above)) / count_pixels(tied)
     covered = count_pixels(above & masks) + left * count_pixels(tied & masks)
-    return covered.to(heat.dtype) / count_pixels(masks)
+    return covered.to(heatmap.dtype) / count_pixels(masks)
 
 
 def dilate(masks: Tensor, distance: int) -> Tensor:

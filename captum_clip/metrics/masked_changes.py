@@ -48,7 +48,9 @@ class MaskedChanges:
         planes = as_planes("MaskedChanges.predicted", maps, images).double()
         spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
         pairs = zip(self.masks, spread, strict=True)
-        return torch.stack([mask.flatten(1).double() @ heat.flatten() for mask, heat in pairs])
+        return torch.stack(
+            [mask.flatten(1).double() @ heatmap.flatten() for mask, heatmap in pairs]
+        )
 
 
 @torch.no_grad()

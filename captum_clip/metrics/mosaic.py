@@ -36,13 +36,13 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
         >>> import torch
         >>> from captum_clip import metrics
         >>> cells = metrics.mosaic_cells(2, 2, (2, 2))
-        >>> heat = torch.tensor([[3.0, 1.0], [-4.0, 0.0]])
-        >>> metrics.word_mosaic_game(heat, cells[0])
+        >>> heatmap = torch.tensor([[3.0, 1.0], [-4.0, 0.0]])
+        >>> metrics.word_mosaic_game(heatmap, cells[0])
         tensor(0.8750)
     """
-    heat = maps_at_masks("word_mosaic_game", maps, cells, what="cells")
-    right = torch.where(cells, heat.clamp(min=0), (-heat).clamp(min=0))
-    return right.sum((-2, -1)) / heat.abs().sum((-2, -1))
+    heatmap = maps_at_masks("word_mosaic_game", maps, cells, what="cells")
+    right = torch.where(cells, heatmap.clamp(min=0), (-heatmap).clamp(min=0))
+    return right.sum((-2, -1)) / heatmap.abs().sum((-2, -1))
 
 
 def grid_pointing_game(maps: Tensor, cells: Tensor) -> Tensor:

@@ -140,9 +140,11 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
         )
     check_device("object_mass", maps, masks, what="masks")
     check_filled("object_mass", masks)
-    heat = resize_to_masks(maps, masks)
+    heatmap = resize_to_masks(maps, masks)
     share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
-    inside = torch.einsum("...p,...np->...n", heat.flatten(-2), masks.flatten(-2).to(heat.dtype))
+    inside = torch.einsum(
+        "...p,...np->...n", heatmap.flatten(-2), masks.flatten(-2).to(heatmap.dtype)
+    )
     return inside * share
 
 

@@ -36,9 +36,9 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from captum_clip import metrics
-        >>> heat = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-        >>> metrics.rank_correlation(heat, heat.exp()), metrics.rank_correlation(heat, -heat)
-        (tensor(1.), tensor(-1.))
+        >>> heatmap = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+        >>> metrics.rank_correlation(heatmap, heatmap.exp())
+        tensor(1.)
     """
     check_maps("rank_correlation", maps)
     check_maps("rank_correlation", others)

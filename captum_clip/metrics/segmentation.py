@@ -135,9 +135,9 @@ def segmentation_scores(
     Example:
         >>> import torch
         >>> from captum_clip import metrics
-        >>> heat = torch.tensor([[5.0, 1.0], [0.0, 0.0]])
+        >>> heatmap = torch.tensor([[5.0, 1.0], [0.0, 0.0]])
         >>> mask = torch.tensor([[True, True], [False, False]])
-        >>> scores = metrics.segmentation_scores(heat, mask)
+        >>> scores = metrics.segmentation_scores(heatmap, mask)
         >>> scores.pixel_accuracy, round(scores.mean_iou, 3), scores.mean_average_precision
         (0.75, 0.583, 1.0)
     """
@@ -149,9 +149,9 @@ def scores_at_thresholds(
     maps: Tensor, masks: Tensor, thresholds: Sequence[Threshold], *, counted: Tensor | None = None
 ) -> list[SegmentationScores]:
     """:func:`segmentation_scores` at each threshold; what needs none is computed once."""
-    heat, inside, valid = _checked("segmentation_scores", maps, masks, counted)
-    precision = _average_precision(*(x.flatten(1) for x in (heat, inside, valid)))
-    levels = [threshold_level("segmentation_scores", heat, each) for each in thresholds]
+    heatmap, inside, valid = _checked("segmentation_scores", maps, masks, counted)
+    precision = _average_precision(*(x.flatten(1) for x in (heatmap, inside, valid)))
+    levels = [threshold_level("segmentation_scores", heatmap, each) for each in thresholds]
     return [
         SegmentationScores(
             true_positive=count_pixels(marked & inside & valid),
@@ -160,7 +160,7 @@ def scores_at_thresholds(
             true_negative=count_pixels(~marked & ~inside & valid),
             average_precision=precision,
         )
-        for marked in (heat > level[:, None, None] for level in levels)
+        for marked in (heatmap > level[:, None, None] for level in levels)
     ]
 
 
@@ -196,14 +196,16 @@ def two_class_average_precision(
     Example:
         >>> import torch
         >>> from captum_clip import metrics
-        >>> heat = torch.tensor([[1.0, 0.6], [0.0, 0.0]])
+        >>> heatmap = torch.tensor([[1.0, 0.6], [0.0, 0.0]])
         >>> mask = torch.tensor([[True, False], [False, False]])
-        >>> metrics.two_class_average_precision(heat, mask)  # 1 1 1 | .6 wrong | .4
+        >>> metrics.two_class_average_precision(heatmap, mask)  # 1 1 1 | .6 wrong | .4
         tensor([0.9500])
     """
-    heat, inside, valid = _checked("two_class_average_precision", maps, masks, counted)
-    rest = torch.where(heat.amax((-2, -1), keepdim=True) > 0, 1 - heat, 0)  # 0, 0 of a constant
-    pairs = ((heat, rest), (inside, ~inside), (valid, valid))
+    heatmap, inside, valid = _checked("two_class_average_precision", maps, masks, counted)
+    rest = torch.where(
+        heatmap.amax((-2, -1), keepdim=True) > 0, 1 - heatmap, 0
+    )  # 0, 0 of a constant
+    pairs = ((heatmap, rest), (inside, ~inside), (valid, valid))
     return _average_precision(*(torch.cat([x.flatten(1) for x in pair], 1) for pair in pairs))
 
 
@@ -211,7 +213,7 @@ def _checked(
     caller: str, maps: Tensor, masks: Tensor, counted: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Min-max normalised maps, masks, and the pixels that count, each (N, H, W)."""
-    heat = normalize(maps_at_masks(caller, maps, masks))
+    heatmap = normalize(maps_at_masks(caller, maps, masks))
     valid = torch.ones_like(masks) if counted is None else counted
     check_bool(caller, "counted", valid)
     if valid.shape != masks.shape or valid.device != masks.device:
@@ -223,20 +225,20 @@ def _checked(
     if lost:
         raise InputError(f"{caller}: of {lost} objects no pixel counts; leave those images out.")
     size = masks.shape[-2:]
-    return heat.reshape(-1, *size), masks.reshape(-1, *size), valid.reshape(-1, *size)
+    return heatmap.reshape(-1, *size), masks.reshape(-1, *size), valid.reshape(-1, *size)
 
 
-def threshold_level(caller: str, heat: Tensor, threshold: Threshold) -> Tensor:
+def threshold_level(caller: str, heatmap: Tensor, threshold: Threshold) -> Tensor:
     """The threshold (N,) of each map (N, H, W) in [0, 1]."""
     if threshold == "mean":
-        return heat.mean((-2, -1))
+        return heatmap.mean((-2, -1))
     if threshold == "otsu":
-        return _otsu(heat.flatten(1))
+        return _otsu(heatmap.flatten(1))
     if not is_number(threshold) or not 0 <= threshold < 1:
         raise InputError(
             f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got {threshold!r}.'
         )
-    return heat.new_full((len(heat),), threshold)
+    return heatmap.new_full((len(heatmap),), threshold)
 
 
 def _otsu(values: Tensor) -> Tensor:
@@ -259,8 +261,8 @@ def _average_precision(values: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
     value. NumPy sorts several times as fast as PyTorch does on a CPU.
     """
     scores = []
-    for heat, hit, counts in zip(*(_numpy(x) for x in (values, inside, valid)), strict=True):
-        every, right = np.sort(heat[counts]), np.sort(heat[counts & hit])
+    for heatmap, hit, counts in zip(*(_numpy(x) for x in (values, inside, valid)), strict=True):
+        every, right = np.sort(heatmap[counts]), np.sort(heatmap[counts & hit])
         places = len(every) - np.searchsorted(every, right)
         hits = len(right) - np.searchsorted(right, right)
         scores.append(np.mean(hits / places))

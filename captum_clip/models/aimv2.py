@@ -12,7 +12,7 @@ from ..errors import InputError, UnsupportedModelError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower, embedding_of
 from .huggingface_layers import HuggingFaceLayer, check_linear
 from .steps import Linear, Projections
-from .towers import Probe
+from .towers import PoolingHead
 
 
 class Aimv2Layer(HuggingFaceLayer):
@@ -22,7 +22,7 @@ class Aimv2Layer(HuggingFaceLayer):
     mlp_parts = ("rms_norm2", "ffn")
 
 
-class Aimv2Probe(Probe):
+class Aimv2PoolingHead(PoolingHead):
     """An `Aimv2AttentionPoolingHead`, whose query is used as it is learned."""
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
@@ -67,8 +67,8 @@ class Aimv2Tower(HuggingFaceTower):
                 "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
             )
         check_linear("the pooling head", module.head, ("k_proj", "v_proj", "output_proj"))
-        probe = Aimv2Probe(module.rms_norm, module.head)
-        return super().of(module, pooling="probe", prefix=0, probe=probe, **parts)
+        probe = Aimv2PoolingHead(module.rms_norm, module.head)
+        return super().of(module, pooling="attention", prefix=0, pooling_head=probe, **parts)
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -50,7 +50,9 @@ class AveragePooledTower(ResNetTower):
             return _widened(self._embed(self._mean(features)))
 
     @override
-    def shift_gradient(self, features: Tensor, gradient: Tensor, *, held: bool = False) -> Tensor:
+    def shift_gradient(
+        self, features: Tensor, gradient: Tensor, *, detached: bool = False
+    ) -> Tensor:
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
             mean = self._mean(features).requires_grad_()
             embedding = _widened(self._embed(mean))

@@ -19,9 +19,9 @@ from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
 from .images import as_pil, check_images, is_preprocessed
 from .processors import Deferred, count_tokens, describe, process, statistics
-from .text import SUPPORTED, TextReadout, TextTower
+from .text import SUPPORTED, TextPooling, TextTower
 from .towers import Kind, Tower
-from .unmodified import expect_library_parts, is_librarys
+from .unmodified import expect_library_parts, is_library_class
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -77,7 +77,7 @@ class ClipAdapter(ABC):
     @property
     def is_unmodified(self) -> bool:
         """Whether an image embedding is the library's own code from the tower's end to end."""
-        return is_librarys(self.model) and self.tower.is_unmodified
+        return is_library_class(self.model) and self.tower.is_unmodified
 
     @abstractmethod
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -96,7 +96,7 @@ class ClipAdapter(ABC):
         return statistics(self.processor)
 
     @property
-    def text_readout(self) -> TextReadout | None:
+    def text_pooling(self) -> TextPooling | None:
         """How a text embedding reads its tokens; None where the family does not say."""
         return None
 

@@ -22,7 +22,7 @@ from .huggingface_layers import (
 )
 from .processors import call_tokenizer, is_transformers_tokenizer
 from .steps import Step
-from .text import CLS_READOUT, TextReadout, TextTower
+from .text import CLS_POOLING, TextPooling, TextTower
 from .towers import Tower, ViTTower
 
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
@@ -117,7 +117,7 @@ class HuggingFaceAdapter(ClipAdapter):
     model: Any
     tower: HuggingFaceTower
     tower_class: type[Any] = HuggingFaceTower
-    text_readout: TextReadout | None = TextReadout("end", causal=True, padding="longest")
+    text_pooling: TextPooling | None = TextPooling("end", causal=True, padding="longest")
     text_layout: TextLayout | None = CLIP_TEXT  # None where it cannot be explained
     asks_to_interpolate = True  # positions only change with the size where it is told
 
@@ -126,7 +126,7 @@ class HuggingFaceAdapter(ClipAdapter):
         if self.text_layout is None:
             return None
         sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
-        readout = self.text_readout or CLS_READOUT
+        readout = self.text_pooling or CLS_POOLING
         return HuggingFaceTextTower.of(self.model, self.text_layout, readout, **sizes)
 
     @override
@@ -148,7 +148,7 @@ class HuggingFaceAdapter(ClipAdapter):
         tokenizer = self._require_tokenizer()
         if not is_transformers_tokenizer(tokenizer):
             return tokenizer(texts)
-        fixed = self.text_readout is not None and self.text_readout.padding == "max_length"
+        fixed = self.text_pooling is not None and self.text_pooling.padding == "max_length"
         return call_tokenizer(tokenizer, texts, self.context_length if fixed else None)
 
     @property
@@ -168,14 +168,14 @@ class HuggingFaceAdapter(ClipAdapter):
 class AltClipAdapter(HuggingFaceAdapter):
     """An `AltCLIPModel`, with a RoBERTa for texts."""
 
-    text_readout = CLS_READOUT
+    text_pooling = CLS_POOLING
     text_layout = ALTCLIP_TEXT
 
 
 class BertAdapter(HuggingFaceAdapter):
     """A model with a BERT for texts, such as `ChineseCLIPModel`."""
 
-    text_readout = CLS_READOUT
+    text_pooling = CLS_POOLING
     text_layout = BERT_TEXT
 
 

@@ -14,7 +14,7 @@ from typing_extensions import Self, override
 from ..errors import UnsupportedModelError
 from .multihead import linear_maps
 from .steps import Linear, Projections, flattened
-from .text import PostNormLayer, TextReadout, TextTower
+from .text import PostNormLayer, TextPooling, TextTower
 from .towers import AttentionLayer, Exposed
 from .unmodified import nonlinear_parts
 
@@ -61,7 +61,7 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
     def __init__(self, block: Any) -> None:
         super().__init__(block)
         # the module around both adds its input and norms the sum
-        self.inlet, self.outlet = self.attention.self, self.attention.output.dense
+        self.input_module, self.output_module = self.attention.self, self.attention.output.dense
 
     @property
     @override
@@ -139,7 +139,7 @@ class HuggingFaceTextTower(TextTower):
 
     @classmethod
     def of(
-        cls, model: Any, layout: TextLayout, readout: TextReadout, *, longest: int, vocabulary: int
+        cls, model: Any, layout: TextLayout, readout: TextPooling, *, longest: int, vocabulary: int
     ) -> Self:
         """The text tower of a model; errors as :func:`layers_of`."""
         module = attrgetter(layout.module)(model)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .steps import Linear, Projections
-from .towers import Attention, Probe
+from .towers import Attention, PoolingHead
 from .unmodified import is_linear
 
 
@@ -55,7 +55,7 @@ class Multihead(Attention):
         return tokens if self.attention.batch_first else tokens.transpose(0, 1)
 
 
-class MultiheadProbe(Multihead, Probe):
+class MultiheadPoolingHead(Multihead, PoolingHead):
     """A pooling head around a `torch.nn.MultiheadAttention`; UnsupportedModelError for more."""
 
     token_argument = (1, "key")

@@ -15,7 +15,7 @@ from .average_pool import timm_tower_of
 from .base import ClipAdapter
 from .open_clip_resnet import OpenClipResNet
 from .processors import call_tokenizer, is_transformers_tokenizer
-from .text import Row, TextReadout, TextTower
+from .text import Row, TextPooling, TextTower
 from .towers import Tower
 
 
@@ -71,7 +71,7 @@ class OpenClipAdapter(ClipAdapter):
 
     @property
     @override
-    def text_readout(self) -> TextReadout | None:
+    def text_pooling(self) -> TextPooling | None:
         rows: dict[str, Row] = {"argmax": "end", "eos": "end", "first": "first", "last": "last"}
         model, text = self.model, getattr(self.model, "text", None)
         if text is None:  # CLIP has its text tower's parts as its own
@@ -84,11 +84,11 @@ class OpenClipAdapter(ClipAdapter):
             pooler = type(getattr(text, "pooler", None)).__name__
             poolers: dict[str, Row] = {"MeanPooler": "mean", "ClsPooler": "first"}
             row, causal = poolers.get(pooler, "first" if "Cls" in pooler else None), False
-        return None if row is None else TextReadout(row, causal, padding="max_length")
+        return None if row is None else TextPooling(row, causal, padding="max_length")
 
     @override
     def _text_tower(self) -> TextTower | None:
-        return open_clip_text.open_clip_text_tower(self.model, self.text_readout)
+        return open_clip_text.open_clip_text_tower(self.model, self.text_pooling)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

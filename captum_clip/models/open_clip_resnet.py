@@ -60,7 +60,9 @@ class OpenClipResNet(ResNetTower):
             return run_steps((Linear.of(pool.c_proj),), heads.flatten(1))
 
     @override
-    def shift_gradient(self, features: Tensor, gradient: Tensor, *, held: bool = False) -> Tensor:
+    def shift_gradient(
+        self, features: Tensor, gradient: Tensor, *, detached: bool = False
+    ) -> Tensor:
         r"""The gradient of a shift, with :math:`g_h = (W_C^T \nabla e)_h`.
 
         .. math:: \nabla a_{hj} = g_h \cdot W_{V,h} x_j, \quad
@@ -76,7 +78,7 @@ class OpenClipResNet(ResNetTower):
                 getattr(pool, f"{name}_proj").weight.to(x.dtype) for name in "qkvc"
             )
             joined = gradient.to(x.dtype) @ output  # (K, B, C)
-            if held:
+            if detached:
                 through_values: Tensor = joined @ value
                 return through_values
             attention = _attention(pool, x)

@@ -12,7 +12,7 @@ from typing_extensions import override
 from .huggingface_layers import BERTS, HuggingFaceTextTower, TextLayout
 from .open_clip_vit import layers_of
 from .steps import Linear
-from .text import TextReadout, TextTower
+from .text import TextPooling, TextTower
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,7 +62,7 @@ class HFEncoderTower(HuggingFaceTextTower):
         return *super().runners, self.module.pooler
 
 
-def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:
+def _hf_text_tower(model: Any, readout: TextPooling) -> HFEncoderTower | None:
     encoder = model.text
     config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
     if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
@@ -80,7 +80,7 @@ def _hf_text_tower(model: Any, readout: TextReadout) -> HFEncoderTower | None:
     return HFEncoderTower.of(model, layout, readout, **sizes)
 
 
-def open_clip_text_tower(model: Any, readout: TextReadout | None) -> TextTower | None:
+def open_clip_text_tower(model: Any, readout: TextPooling | None) -> TextTower | None:
     """The text tower of a model of OpenCLIP; None where it is none that is supported."""
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer

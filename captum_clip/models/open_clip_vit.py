@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from . import multihead
-from .multihead import Multihead, MultiheadProbe
+from .multihead import Multihead, MultiheadPoolingHead
 from .steps import Linear, Projections, Step
 from .towers import AttentionLayer, Pooling, ViTTower, Which
 from .unmodified import is_linear
@@ -51,13 +51,13 @@ class CustomLayer(OpenClipLayer):
         return isinstance(self.attention.ln_q, nn.Identity)
 
     @override
-    def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         norm = self.attention.ln_q if which == "query" else self.attention.ln_k
         turned: Tensor = norm(heads)
         return turned
 
 
-class OpenClipProbe(MultiheadProbe):
+class OpenClipPoolingHead(MultiheadPoolingHead):
     """An `AttentionalPooler`, of which the first query is read."""
 
     @override
@@ -106,7 +106,7 @@ def tower_of(visual: Any) -> OpenClipViT:
     pool: Any = getattr(visual, "attn_pool", None)
     pooling = _POOLINGS.get(visual.pool_type)
     if pool is not None:
-        pooling = "probe" if pooling == "cls" else None  # with a mean all queries would be read
+        pooling = "attention" if pooling == "cls" else None  # with a mean all queries would be read
     if pooling is None:
         what = "no single pooled token" if pool is None else "an attentional pool"
         raise UnsupportedModelError(
@@ -117,12 +117,12 @@ def tower_of(visual: Any) -> OpenClipViT:
     probe = None
     if pool is not None:
         parts, where = (pool, visual.ln_post), "the attentional pool of the VisionTransformer"
-        probe = OpenClipProbe(pool, pool.attn, pool.ln_k, parts, where)
+        probe = OpenClipPoolingHead(pool, pool.attn, pool.ln_k, parts, where)
     return OpenClipViT(
         module=visual,
         layers=layers_of(visual.transformer),
         pooling=pooling,
-        probe=probe,
+        pooling_head=probe,
         steps_before_mean=0 if visual.final_ln_after_pool else 1,
     )
 

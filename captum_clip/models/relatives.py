@@ -11,8 +11,8 @@ from ..errors import UnsupportedModelError
 from . import huggingface
 from .huggingface import FirstTokenTower, HuggingFaceAdapter, HuggingFaceTower
 from .huggingface_layers import BERTS, POOLED_BERT_TEXT, HuggingFaceLayer, TextLayout
-from .text import CLS_READOUT, TextReadout, TextTower
-from .unmodified import is_librarys
+from .text import CLS_POOLING, TextPooling, TextTower
+from .unmodified import is_library_class
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -35,7 +35,7 @@ class BlipAdapter(HuggingFaceAdapter):
     """A `BlipForImageTextRetrieval`, with the cosine that ``use_itm_head=False`` gives."""
 
     tower_class = BlipTower
-    text_readout = CLS_READOUT
+    text_pooling = CLS_POOLING
     text_layout = None
 
     @override
@@ -74,7 +74,7 @@ class FlavaAdapter(HuggingFaceAdapter):
     """A `FlavaModel`: the cosine of its image and text towers' first tokens."""
 
     tower_class = FlavaTower
-    text_readout = CLS_READOUT
+    text_pooling = CLS_POOLING
     text_layout = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
 
     @override
@@ -116,7 +116,7 @@ class Tipsv2Adapter(HuggingFaceAdapter):
     """A `Tipsv2Model`, whose image embedding is the first CLS token's."""
 
     tower_class = Tipsv2Tower
-    text_readout = TextReadout("mean", causal=False, padding="max_length")
+    text_pooling = TextPooling("mean", causal=False, padding="max_length")
     text_layout = None
     asks_to_interpolate = False
 
@@ -140,11 +140,13 @@ class DualEncoderAdapter(HuggingFaceAdapter):
     """A `VisionTextDualEncoderModel`: CLIP's vision tower beside any text model."""
 
     tower_class = DualEncoderTower
-    text_readout = None  # any text model with a pooled output
+    text_pooling = None  # any text model with a pooled output
     text_layout = POOLED_BERT_TEXT
 
     @override
     def _text_tower(self) -> TextTower | None:
         text = self.model.text_model
-        known = type(text).__name__ in BERTS and is_librarys(text) and not text.config.is_decoder
+        known = (
+            type(text).__name__ in BERTS and is_library_class(text) and not text.config.is_decoder
+        )
         return super()._text_tower() if known else None

@@ -18,14 +18,14 @@ from typing_extensions import Self, override
 from ..errors import CaptureError, InputError
 from .huggingface import HuggingFaceAdapter, HuggingFaceTower
 from .huggingface_layers import SIGLIP_TEXT
-from .multihead import MultiheadProbe
+from .multihead import MultiheadPoolingHead
+from .pooled import Entry, PooledToken
 from .processors import image_processor
-from .reading import Entry, Reading
 from .steps import Residual, Step
-from .text import TextReadout
+from .text import TextPooling
 
 
-class SiglipProbe(MultiheadProbe):
+class SiglipPoolingHead(MultiheadPoolingHead):
     """The pooling head of a SigLIP vision model, with one learned query."""
 
     @override
@@ -47,14 +47,18 @@ class SiglipTower(HuggingFaceTower):
         head, norm, probe = getattr(module, "head", None), module.post_layernorm, None
         if head is not None:
             where = f"the pooling head of the {type(module).__name__}"
-            probe = SiglipProbe(head, head.attention, norm, (norm, head), where)
-        parts |= {"pooling": "probe" if probe else "mean", "prefix": 0, "probe": probe}
+            probe = SiglipPoolingHead(head, head.attention, norm, (norm, head), where)
+        parts |= {
+            "pooling": "attention" if probe else "mean",
+            "prefix": 0,
+            "pooling_head": probe,
+        }
         return super().of(module, steps_before_mean=1, **parts)  # transformers norms every patch
 
     @property
     @override
     def head(self) -> tuple[Step, ...]:
-        if self.probe is None:
+        if self.pooling_head is None:
             return (self.module.post_layernorm,)
         head, mlp = self.module.head, self.module.head.mlp
         return (Residual((head.layernorm, mlp.fc1, mlp.activation_fn, mlp.fc2)),)
@@ -65,7 +69,7 @@ class SiglipAdapter(HuggingFaceAdapter):
 
     tower_class = SiglipTower
     # the last position is read, so with other padding it is another embedding
-    text_readout = TextReadout("last", causal=False, padding="max_length")
+    text_pooling = TextPooling("last", causal=False, padding="max_length")
     text_layout = SIGLIP_TEXT
 
     @override
@@ -100,7 +104,7 @@ class NaFlexTower(SiglipTower):
                 "padded patches; explain images of one grid at a time, without padding: "
                 "clip.image_features(images) of load_clip(model) cuts them so."
             )
-        return Entry((rows * self.patch, columns * self.patch), len(shapes), Reading())
+        return Entry((rows * self.patch, columns * self.patch), len(shapes), PooledToken())
 
 
 class NaFlexAdapter(SiglipAdapter):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
-from .reading import Entry, Reading
+from .pooled import Entry, PooledToken
 from .steps import Step, call_steps
 from .towers import AttentionLayer, Kind, Pooling, ViTTower
 from .unmodified import has_no_foreign_hooks
@@ -27,7 +27,7 @@ SUPPORTED: Final = (
 """The text towers that can be explained, in words."""
 
 
-class TextReadout(NamedTuple):
+class TextPooling(NamedTuple):
     """How a text tower reads its tokens."""
 
     # The token whose output is the embedding: that which ends the text, the last position of the
@@ -41,7 +41,7 @@ class TextReadout(NamedTuple):
     """
 
 
-CLS_READOUT: Final = TextReadout("first", causal=False, padding="longest")
+CLS_POOLING: Final = TextPooling("first", causal=False, padding="longest")
 """That of a BERT."""
 
 
@@ -80,7 +80,7 @@ class TextTower(ViTTower):
     prefix: int = 0
     takes_mask: ClassVar[bool] = True
     embedding_table: nn.Module  # looks tokens up, before positions are added
-    readout: TextReadout
+    readout: TextPooling
     end: int | None  # the token that ends a text; None for the largest one
     steps: tuple[Step, ...]
     longest: int
@@ -96,7 +96,7 @@ class TextTower(ViTTower):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         raise InputError("a text has no grid; its maps have one value per token.")
 
-    def reading(self, ids: Tensor, mask: Tensor | None) -> Reading:
+    def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
         """Which tokens of texts (B, T) are read, and which see which, with padding 0 in `mask`."""
         seen = self.seen(ids, mask)  # (B, s)
         batch, length = len(ids), ids.shape[1] + self.suffix
@@ -107,12 +107,12 @@ class TextTower(ViTTower):
         elif self.readout.row != "mean":
             rows = ids.new_full((batch,), length - 1 if self.readout.row == "last" else 0).long()
         if not self.readout.causal and seen is None:
-            return Reading(rows)
+            return PooledToken(rows)
         visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
         visible = (visible.tril() if self.readout.causal else visible).expand(batch, -1, -1)
         if seen is not None:
             visible = visible & seen[:, None]
-        return Reading(rows, visible)
+        return PooledToken(rows, visible)
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """Tokens (B, s) that may be attended to at all; None for all of them."""
@@ -121,8 +121,8 @@ class TextTower(ViTTower):
     @override
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         ids = args[0] if args else kwargs["input_ids"]
-        reading = self.reading(ids, kwargs.get("attention_mask"))
-        return Entry((1, ids.shape[1]), len(ids), reading)
+        pooled = self.pooled(ids, kwargs.get("attention_mask"))
+        return Entry((1, ids.shape[1]), len(ids), pooled)
 
     @property
     @override

@@ -16,10 +16,10 @@ from typing_extensions import override
 from ..errors import InputError, UnsupportedModelError
 from .multihead import linear_maps
 from .steps import Linear, Projections, Residual, Step, flattened
-from .towers import AttentionLayer, Exposed, Pooling, Probe, ViTTower, Which
+from .towers import AttentionLayer, Exposed, Pooling, PoolingHead, ViTTower, Which
 from .unmodified import nonlinear_parts
 
-_POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "probe"}
+_POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 # class -> what follows the attention, and the MLP
 _BLOCKS = {
     "Block": (("ls1",), ("norm2", "mlp", "ls2")),
@@ -65,7 +65,7 @@ class TimmLayer(AttentionLayer):
         return not self._rotary and all(isinstance(norm, nn.Identity) for norm in norms)
 
     @override
-    def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         from timm.layers import apply_rot_embed_cat
 
         own = self.attention
@@ -87,7 +87,7 @@ class TimmLayer(AttentionLayer):
         return modules
 
 
-class TimmProbe(Probe):
+class TimmPoolingHead(PoolingHead):
     """An `AttentionPoolLatent` with one latent query."""
 
     def __init__(self, pool: Any, norm: nn.Module) -> None:
@@ -145,7 +145,7 @@ class TimmTower(ViTTower):
     @override
     def head(self) -> tuple[Step, ...]:
         trunk, pool, first = self.trunk, self.trunk.attn_pool, []
-        if self.probe is None:
+        if self.pooling_head is None:
             first = [trunk.norm]
         elif pool.mlp is not None:
             first = [Residual(flattened([pool.norm, pool.mlp]))]
@@ -195,7 +195,9 @@ def tower_of(module: nn.Module) -> TimmTower | None:
         layers=tuple(TimmLayer(block, rotary=rotary) for block in trunk.blocks),
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),
-        probe=TimmProbe(trunk.attn_pool, trunk.norm) if pooling == "probe" else None,
+        pooling_head=TimmPoolingHead(trunk.attn_pool, trunk.norm)
+        if pooling == "attention"
+        else None,
         steps_before_mean=1,
     )
 

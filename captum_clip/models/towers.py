@@ -20,12 +20,12 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .images import check_images
-from .reading import Entry, Reading, argument, first_part, with_first_part
+from .pooled import Entry, PooledToken, argument, first_part, with_first_part
 from .steps import Direction, Projections, Scale, Step, call_steps
-from .unmodified import has_no_foreign_hooks, is_librarys
+from .unmodified import has_no_foreign_hooks, is_library_class
 
 Kind = Literal["vit", "resnet", "text"]
-Pooling = Literal["cls", "mean", "probe"]
+Pooling = Literal["cls", "mean", "attention"]
 Which = Literal["query", "key"]
 Exposed = Literal["query", "key", "value", "heads_output"]
 
@@ -33,14 +33,14 @@ Exposed = Literal["query", "key", "value", "heads_output"]
 class Attention(ABC):
     """One multi-head attention of H heads, seen from outside.
 
-    Tokens enter the module `inlet`; `outlet`, mostly the same, returns what the attention gives.
+    Tokens enter `input_module`; `output_module`, mostly the same module, returns the result.
     """
 
     token_argument: tuple[int, str] = (0, "hidden_states")
-    """Where the tokens are among the arguments of the inlet: position and name."""
+    """Where the tokens are among the arguments of the input_module: position and name."""
 
-    def __init__(self, inlet: nn.Module, outlet: nn.Module, heads: int) -> None:
-        self.inlet, self.outlet, self.heads = inlet, outlet, heads
+    def __init__(self, input_module: nn.Module, output_module: nn.Module, heads: int) -> None:
+        self.input_module, self.output_module, self.heads = input_module, output_module, heads
 
     @abstractmethod
     def projections(self) -> Projections:
@@ -48,14 +48,14 @@ class Attention(ABC):
 
     @property
     def scale(self) -> float:
-        """What query times key is multiplied with: the inlet's own, or head size ** -0.5."""
-        own = getattr(self.inlet, "scale", getattr(self.inlet, "scaling", None))
+        """What query times key is multiplied with: the input_module's own, or head size ** -0.5."""
+        own = getattr(self.input_module, "scale", getattr(self.input_module, "scaling", None))
         if own is None:
             own = (len(self.projections().query.weight) // self.heads) ** -0.5
         return float(own)
 
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """The tokens (B, s, D) of keys and values among the arguments of the inlet."""
+        """The tokens (B, s, D) of keys and values among the arguments of the input_module."""
         return self.batch_first(argument(args, kwargs, *self.token_argument))
 
     def batch_first(self, tokens: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class Attention(ABC):
         return tokens
 
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What else of these arguments `AttentionLayer.turned` needs, such as a table of RoPE."""
+        """What else of these arguments `AttentionLayer.rotated` needs, such as a table of RoPE."""
         return None
 
     def output(self, result: Any) -> Tensor:
-        """The output (B, rows, D) in what the outlet returned."""
+        """The output (B, rows, D) in what the output_module returned."""
         return self.batch_first(first_part(result))
 
     def replaced(self, result: Any, output: Tensor) -> Any:
@@ -75,12 +75,12 @@ class Attention(ABC):
         return with_first_part(result, self.batch_first(output))
 
     inner_norm_part: str | None = None
-    """What of the inlet always runs on the heads' outputs side by side, before the output map."""
+    """Name of the norm inside `input_module` that runs on the concatenated head outputs."""
 
     @property
     def inner_norm(self) -> nn.Module | None:
         """The module of that name, if any."""
-        return getattr(self.inlet, self.inner_norm_part) if self.inner_norm_part else None
+        return getattr(self.input_module, self.inner_norm_part) if self.inner_norm_part else None
 
     @property
     def linear(self) -> bool:
@@ -164,12 +164,12 @@ class AttentionLayer(Attention):
         """
         return True
 
-    def turned(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         """Queries or keys (B, H, rows, d) as they enter the product, the first rows of all."""
         return heads
 
 
-class Probe(Attention):
+class PoolingHead(Attention):
     """A pooling head: learned queries attend to the last block's tokens; the first one is read.
 
     SigLIP, PE-Core, CoCa and AIMv2 have one. With u_h = s W_K,h^T q_h the attention is
@@ -230,7 +230,7 @@ class Tower(ABC):
         """What the arguments of the entrance say of the images."""
         images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         check_images(images, "the vision tower")
-        return Entry((images.shape[-2], images.shape[-1]), len(images), Reading())
+        return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())
 
     @property
     def projection_module(self) -> nn.Module | None:
@@ -277,7 +277,7 @@ class ViTTower(Tower):
     pooling: Pooling
     prefix: int = 1
     suffix: int = 0  # tokens after the patches, as CLS of some text towers
-    probe: Probe | None = None
+    pooling_head: PoolingHead | None = None
     steps_before_mean: int = 0  # of the head, that every patch goes through before their mean
 
     def __post_init__(self) -> None:
@@ -296,7 +296,7 @@ class ViTTower(Tower):
     @property
     def attentions(self) -> tuple[Attention, ...]:
         """The self-attention of every layer, and after them the probe's where there is one."""
-        return (*self.layers, *(() if self.probe is None else (self.probe,)))
+        return (*self.layers, *(() if self.pooling_head is None else (self.pooling_head,)))
 
     @property
     def embedding_dim(self) -> int:
@@ -330,10 +330,10 @@ class ViTTower(Tower):
     @override
     def is_unmodified(self) -> bool:
         last: Any = self.attentions[-1]
-        around = (last.block,) if self.probe is None else self.probe.modules
+        around = (last.block,) if self.pooling_head is None else self.pooling_head.modules
         parts = [part for module in around for part in module.modules()]
-        own = (*self.runners, *around, last.inlet, last.outlet)
-        return all(map(is_librarys, own)) and all(map(has_no_foreign_hooks, parts))
+        own = (*self.runners, *around, last.input_module, last.output_module)
+        return all(map(is_library_class, own)) and all(map(has_no_foreign_hooks, parts))
 
     @property
     def checkpointing(self) -> bool:
@@ -364,18 +364,20 @@ class ResNetTower(Tower):
     @override
     def is_unmodified(self) -> bool:
         parts = (part for head in self.head_modules() for part in head.modules())
-        return all(map(is_librarys, (*self.runners, *parts)))
+        return all(map(is_library_class, (*self.runners, *parts)))
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:
         """The image embedding (B, E) of the features (B, C, h, w), in at least float32."""
 
     @abstractmethod
-    def shift_gradient(self, features: Tensor, gradient: Tensor, *, held: bool = False) -> Tensor:
+    def shift_gradient(
+        self, features: Tensor, gradient: Tensor, *, detached: bool = False
+    ) -> Tensor:
         """The gradient (K, B, C) of a shift of all positions, given the embedding's (K, B, E).
 
-        It is the sum over all positions of the gradient with respect to the features; `held` with
-        the weights of an attention pool as constants.
+        It is the sum over all positions of the gradient with respect to the features; `detached`
+        takes the weights of an attention pool as constants.
         """
 
     @abstractmethod

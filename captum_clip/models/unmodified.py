@@ -54,7 +54,7 @@ def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
     return type(module) in kinds and has_no_foreign_hooks(module)
 
 
-def is_librarys(module: nn.Module) -> bool:
+def is_library_class(module: nn.Module) -> bool:
     """Whether a module is of a class of one of the libraries itself, without foreign hooks."""
     return type(module).__module__.startswith(_PACKAGES) and has_no_foreign_hooks(module)
 

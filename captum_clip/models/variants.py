@@ -185,7 +185,7 @@ def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
-    pool = () if tower.probe is None else tower.probe.modules
+    pool = () if tower.pooling_head is None else tower.pooling_head.modules
     above = {id(parameter) for module in pool for parameter in module.parameters()}
     pairs = zip(parameters, gradients, strict=True)
     return [p for p, gradient in pairs if id(p) in above or gradient is not None]

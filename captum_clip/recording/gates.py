@@ -141,7 +141,7 @@ def _plan_attend(
     attend: Callable[[int, LayerRecord], Tensor],
 ) -> None:
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.layers[index] = LayerRecord.of(attention, args, kwargs, record.reading)
+        record.layers[index] = LayerRecord.of(attention, args, kwargs, record.pooled)
         torch.set_grad_enabled(False)  # the attention's own graph would have its weights in it
 
     def leave(result: Any) -> Any:
@@ -153,5 +153,5 @@ def _plan_attend(
         held = _with_value(held.to(own.dtype), own, f"the attention of layer {index}")
         return attention.replaced(result, torch.cat([held, others], 1))
 
-    hooks.before(attention.inlet, enter)
-    hooks.after(attention.outlet, leave, f"Layer {index}")
+    hooks.before(attention.input_module, enter)
+    hooks.after(attention.output_module, leave, f"Layer {index}")

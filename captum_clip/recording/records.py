@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError
-from ..models.reading import Reading
+from ..models.pooled import PooledToken
 from ..models.towers import Attention, Tower
 from .hooks import Hooks
 
@@ -33,15 +33,19 @@ class LayerRecord:
     value: Tensor | None = None
     heads_output: Tensor | None = None  # in the graph, where there is one
     output: Tensor = _NOTHING  # in the graph, where there is one
-    reading: Reading = field(default_factory=Reading)
+    pooled: PooledToken = field(default_factory=PooledToken)
 
     @classmethod
     def of(
-        cls, attention: Attention, args: tuple[Any, ...], kwargs: dict[str, Any], reading: Reading
+        cls,
+        attention: Attention,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        pooled: PooledToken,
     ) -> LayerRecord:
         """What enters an attention."""
         tokens, context = attention.tokens(args, kwargs), attention.context(args, kwargs)
-        return cls(tokens, context, reading=reading)
+        return cls(tokens, context, pooled=pooled)
 
     def point(self, attention: Attention) -> tuple[Tensor, bool]:
         """What of the attention lies in the graph, and whether that is the heads' output.
@@ -65,7 +69,7 @@ class Recording:
 
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
-    reading: Reading = field(default_factory=Reading)
+    pooled: PooledToken = field(default_factory=PooledToken)
     stopped: bool = False  # the forward was left early, as planned
     layers: dict[int, LayerRecord] = field(default_factory=dict)
     residual: Tensor = _NOTHING  # (B, s, D), what entered the last block
@@ -96,7 +100,7 @@ def recording(
                 "The forward function ran the vision tower under torch.no_grad() or "
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
-        record.size, record.batch, record.reading = tower.enter(args, kwargs)
+        record.size, record.batch, record.pooled = tower.enter(args, kwargs)
         torch.set_grad_enabled(False)  # the graph begins only where a plan turns it on
 
     hooks.before(tower.entrance, enter)

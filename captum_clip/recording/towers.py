@@ -45,7 +45,7 @@ def record_vit(
 
     def plan(hooks: Hooks, record: Recording) -> None:
         def enter(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            shown = LayerRecord.of(tower.attentions[index], args, kwargs, record.reading)
+            shown = LayerRecord.of(tower.attentions[index], args, kwargs, record.pooled)
             if visit is not None and index in visited:
                 visit[1](index, shown)
             if index in keep or index == stop:
@@ -58,7 +58,7 @@ def record_vit(
             record.layers[index] = LayerRecord()
             if index == stop and isinstance(attention, AttentionLayer):
                 hooks.before(attention.block, partial(_enter_block, record, attention))
-            hooks.before(attention.inlet, partial(enter, index), f"Layer {index}")
+            hooks.before(attention.input_module, partial(enter, index), f"Layer {index}")
             if index != stop and index in keep:
                 _plan_exposed(hooks, record, index, attention)
             if index != stop and (index in keep or index == leaf):
@@ -125,7 +125,7 @@ def _plan_output(
     if not attention.linear:
         hooks.before(attention.qkv_modules()["heads_output"][0], enter_merge)
     else:
-        hooks.after(attention.outlet, leave)
+        hooks.after(attention.output_module, leave)
 
 
 @contextmanager

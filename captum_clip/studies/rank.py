@@ -61,10 +61,10 @@ class Ranking:
     def plot(self) -> Figure:
         """Each image with its place, name and score, and its map beside it; best first."""
         size = (self.images.shape[-2], self.images.shape[-1])
-        heat = maps.normalize(maps.upsample(self.maps, size, mode="bicubic", clamp=True)).numpy()
+        heatmap = maps.normalize(maps.upsample(self.maps, size, mode="bicubic", clamp=True)).numpy()
         colors = colormap(HEAT)
         panels = []
-        pairs = zip(self.files, self.scores, self.images, heat, strict=True)
+        pairs = zip(self.files, self.scores, self.images, heatmap, strict=True)
         for number, (file, score, image, value) in enumerate(pairs, 1):
             picture = image.permute(1, 2, 0).numpy()
             panels.append(Panel(picture, f"{number}. {_shown(file)}", score_note(float(score))))

@@ -164,7 +164,9 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
     rows = []
     for summary in summaries:
         job, sums = summary.job, summary.sums
-        bank = F.normalize(job.target.bank.double()).numpy()  # once more, for this precision
+        embeddings = F.normalize(
+            job.target.embeddings.double()
+        ).numpy()  # once more, for this precision
         mean, correlations = sums.mean("stretched"), sums.mean("correlation")
         for pair, (plain, centred) in enumerate(job.centred):
             means = [_flat(mean[[index]], summary.grid) for index in (plain, centred)]
@@ -174,7 +176,7 @@ def centring_csv(summaries: Sequence[Summary]) -> bytes:
                     "method": job.method,
                     "emotion": job.target.names[plain],
                     "images": int(sums.correlated[pair]),
-                    "cosine": float(bank[plain] @ bank[centred]),
+                    "cosine": float(embeddings[plain] @ embeddings[centred]),
                     "map_correlation": float(correlations[pair]),
                     "mean_map_correlation": float(correlation(*means)[0]),
                 }

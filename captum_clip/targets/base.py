@@ -23,7 +23,7 @@ class Target:
     """K target directions.
 
     Attributes:
-        bank: unit rows (K, D), L2-normalised after all arithmetic.
+        embeddings: unit rows (K, D), L2-normalised after all arithmetic.
         norms: lengths (K,) that the rows had before; a word whose row is short hardly matters.
         names: one name per row.
         source: "text" or "image" where all rows come from embeddings of such; None elsewhere.
@@ -33,7 +33,7 @@ class Target:
     by side with :func:`captum_clip.targets.concatenate`.
     """
 
-    bank: Tensor
+    embeddings: Tensor
     norms: Tensor
     names: tuple[str, ...]
     source: Source | None = None
@@ -41,7 +41,7 @@ class Target:
     def __post_init__(self) -> None:
         # Made under inference_mode, tensors could never take part in a gradient; copies can.
         with torch.inference_mode(False):
-            for part in ("bank", "norms"):
+            for part in ("embeddings", "norms"):
                 tensor = getattr(self, part)
                 if tensor.is_inference():
                     object.__setattr__(self, part, tensor.clone())
@@ -81,7 +81,7 @@ class Target:
 
     def __neg__(self) -> Target:
         names = tuple(f"not {name}" for name in self.names)
-        return Target(-self.bank, self.norms, names, self.source)
+        return Target(-self.embeddings, self.norms, names, self.source)
 
     def __sub__(self, other: Target) -> Target:
         if not isinstance(other, Target):
@@ -92,7 +92,7 @@ class Target:
                 "equal, or one of them 1."
             )
         _check_sizes("Target", [self, other])
-        rows = self.bank - other.bank.to(self.bank.device)
+        rows = self.embeddings - other.embeddings.to(self.embeddings.device)
         left = self.names if len(self) == len(rows) else self.names * len(rows)
         right = other.names if len(other) == len(rows) else other.names * len(rows)
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
@@ -101,7 +101,7 @@ class Target:
     def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> Target:
         chosen = self._positions(key)
         names = tuple(self.names[index] for index in chosen)
-        return Target(self.bank[chosen], self.norms[chosen], names, self.source)
+        return Target(self.embeddings[chosen], self.norms[chosen], names, self.source)
 
     def _positions(self, key: int | str | slice | Sequence[int] | Tensor) -> list[int]:
         if isinstance(key, slice):
@@ -125,7 +125,7 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """The same target on another device."""
-        return Target(self.bank.to(device), self.norms.to(device), self.names, self.source)
+        return Target(self.embeddings.to(device), self.norms.to(device), self.names, self.source)
 
     def __repr__(self) -> str:
         return f"Target({list(self.names)})"
@@ -137,7 +137,7 @@ def _common_source(targets: Sequence[Target]) -> Source | None:
 
 
 def _check_sizes(caller: str, targets: Sequence[Target]) -> None:
-    sizes = sorted({target.bank.shape[1] for target in targets})
+    sizes = sorted({target.embeddings.shape[1] for target in targets})
     if len(sizes) > 1:
         raise TargetError(
             f"{caller}: the targets come from different models, with rows of {sizes} numbers."
@@ -154,9 +154,9 @@ def concatenate(targets: Sequence[Target]) -> Target:
     if not targets or not all(isinstance(target, Target) for target in targets):
         raise TargetError(f"concatenate: expected one or more Targets, got {targets!r}.")
     _check_sizes("concatenate", targets)
-    device = targets[0].bank.device
+    device = targets[0].embeddings.device
     return Target(
-        torch.cat([target.bank.to(device) for target in targets]),
+        torch.cat([target.embeddings.to(device) for target in targets]),
         torch.cat([target.norms.to(device) for target in targets]),
         tuple(name for target in targets for name in target.names),
         _common_source(targets),

@@ -36,9 +36,9 @@ def as_images(caller: str, images: ArrayLike) -> Array:
     return np.moveaxis(array, 1, -1).clip(0, 1)
 
 
-def as_heat(caller: str, heat: ArrayLike, images: Array, count: int | None = None) -> Array:
+def as_heat(caller: str, heatmap: ArrayLike, images: Array, count: int | None = None) -> Array:
     """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3)."""
-    array = as_array(caller, "maps", heat)
+    array = as_array(caller, "maps", heatmap)
     batch = len(images)
     if array.ndim != 4 or 0 in array.shape or len(array) != batch:
         raise InputError(

@@ -21,13 +21,13 @@ def soften(image: Array) -> Array:
     return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
 
 
-def blend(image: Array, heat: Array, cmap: Colormap, alpha: float) -> Array:
+def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float) -> Array:
     """A map (H, W) over a softened image (H, W, 3), both in [0, 1], `alpha` opaque where it is 1.
 
     Where the map is zero the image shows through.
     """
-    opacity = alpha * heat[..., None] ** RISE
-    mixed = (1 - opacity) * soften(image) + opacity * cmap(heat)[..., :3]
+    opacity = alpha * heatmap[..., None] ** RISE
+    mixed = (1 - opacity) * soften(image) + opacity * cmap(heatmap)[..., :3]
     return np.asarray(mixed, dtype=np.float32).clip(0, 1)
 
 
@@ -36,6 +36,6 @@ def ramp(cmap: Colormap, alpha: float) -> Colormap:
 
     Legends show it, since the darkest colours of a map are never seen on a picture.
     """
-    heat = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    grey = np.full((*heat.shape, 3), 0.5, dtype=np.float32)
-    return ListedColormap(blend(grey, heat, cmap, alpha)[0])
+    heatmap = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    grey = np.full((*heatmap.shape, 3), 0.5, dtype=np.float32)
+    return ListedColormap(blend(grey, heatmap, cmap, alpha)[0])

@@ -139,7 +139,9 @@ def _min_max(values: Array, shared: bool) -> Array:
 
 def draw_overlaid(colors: Colormap, picture: Array, values: Array, shared: bool) -> Array:
     """Maps (L, H, W), min-max normalised, over an image in some colours."""
-    return np.stack([blend(picture, heat, colors, ALPHA) for heat in _min_max(values, shared)])
+    return np.stack(
+        [blend(picture, heatmap, colors, ALPHA) for heatmap in _min_max(values, shared)]
+    )
 
 
 def _masked(picture: Array, values: Array, shared: bool) -> Array:
@@ -149,13 +151,13 @@ def _masked(picture: Array, values: Array, shared: bool) -> Array:
 def draw_signed(picture: Array, values: Array, shared: bool) -> Array:
     """Maps (L, H, W) over an image: orange above zero, blue below it."""
     largest = np.abs(values).max(axis=None if shared else (-2, -1), keepdims=True)
-    heat = values / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
+    heatmap = values / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
     drawn = [
         np.where(
             signed[..., None] < 0,
             blend(picture, (-signed).clip(0), NEGATIVE, ALPHA),
             blend(picture, signed.clip(0), POSITIVE, ALPHA),
         )
-        for signed in heat
+        for signed in heatmap
     ]
     return np.stack(drawn)

@@ -17,7 +17,7 @@ from .style import ALPHA, HEAT, colormap
 
 def overlay(
     images: ArrayLike,
-    heat: ArrayLike,
+    heatmap: ArrayLike,
     *,
     names: Sequence[str] | None = None,
     scores: ArrayLike | None = None,
@@ -32,8 +32,8 @@ def overlay(
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
-        heat: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser. Of these images, not
-            of a crop: :meth:`captum_clip.Explanation.plot` lays that on the whole photo.
+        heatmap: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser. Of these images,
+            not of a crop: :meth:`captum_clip.Explanation.plot` lays that on the whole photo.
         names: of the K targets, under their pictures.
         scores: (B, K), under the names.
         notes: B times K short lines, after the scores.
@@ -52,13 +52,13 @@ def overlay(
     Example:
         >>> import torch
         >>> from captum_clip import visualization
-        >>> images, heat = torch.rand(1, 3, 32, 32), torch.rand(1, 2, 4, 4)
-        >>> figure = visualization.overlay(images, heat, names=["a horse", "a dog"])
+        >>> images, heatmap = torch.rand(1, 3, 32, 32), torch.rand(1, 2, 4, 4)
+        >>> figure = visualization.overlay(images, heatmap, names=["a horse", "a dog"])
         >>> len(figure.axes)  # the image and two maps
         3
     """
     pictures = as_images("overlay", images)
-    maps = as_heat("overlay", heat, pictures)
+    maps = as_heat("overlay", heatmap, pictures)
     colors = colormap(cmap)
     check_interval("overlay", "alpha", alpha, "[0, 1]")
     shape = maps.shape[:2]
@@ -119,7 +119,9 @@ def contact_sheet(
     pictures = as_images("contact_sheet", images)
     count = len(pictures)
     check_nonempty("contact_sheet", "column of maps", columns)
-    maps = [as_heat("contact_sheet", heat, pictures, count=1)[:, 0] for heat in columns.values()]
+    maps = [
+        as_heat("contact_sheet", heatmap, pictures, count=1)[:, 0] for heatmap in columns.values()
+    ]
     colors = colormap(cmap)
     check_interval("contact_sheet", "alpha", alpha, "[0, 1]")
     titles = as_names("contact_sheet", names, count)
@@ -130,8 +132,8 @@ def contact_sheet(
         pictures, titles, cosines, targets, *maps, strict=True
     ):
         row = [Panel(picture, title)]
-        for heat, cosine in zip(row_maps, row_cosines, strict=True):
-            row.append(Panel(blend(picture, heat, colors, alpha), note=note_of(heat, cosine)))
+        for heatmap, cosine in zip(row_maps, row_cosines, strict=True):
+            row.append(Panel(blend(picture, heatmap, colors, alpha), note=note_of(heatmap, cosine)))
         rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,
@@ -141,6 +143,6 @@ def contact_sheet(
     )
 
 
-def note_of(heat: Array, cosine: str = "", remark: str = "") -> str:
+def note_of(heatmap: Array, cosine: str = "", remark: str = "") -> str:
     """What stands under a map; a word where there is no heat at all: an answer, not a failure."""
-    return ", ".join(filter(None, (cosine, "" if heat.any() else "no heat", remark)))
+    return ", ".join(filter(None, (cosine, "" if heatmap.any() else "no heat", remark)))

@@ -30,7 +30,7 @@ def sentences(
     texts: Sequence[Sequence[tuple[str, float]]],
     *,
     scores: ArrayLike | None = None,
-    heat: ArrayLike | None = None,
+    heatmap: ArrayLike | None = None,
     alpha: float = ALPHA,
     cmap: str | Colormap = HEAT,
     caption: str = "",
@@ -44,7 +44,7 @@ def sentences(
         images: one image (1, 3, H, W), colours in [0, 1].
         texts: K texts, each a list of (word, value), such as ``Explanation.text_maps``.
         scores: (1, K), under the pictures.
-        heat: (1, K, h, w) in [0, 1], drawn over the image.
+        heatmap: (1, K, h, w) in [0, 1], drawn over the image.
         alpha: opacity where the heat is 1.
         cmap: colour map of the heat.
         caption: below all.
@@ -71,7 +71,7 @@ def sentences(
     check_interval("sentences", "alpha", alpha, "[0, 1]")
     shape, colors = (1, len(texts)), colormap(cmap)
     cosines = as_notes("sentences", scores, shape)
-    maps = None if heat is None else as_heat("sentences", heat, pictures, shape[1])
+    maps = None if heatmap is None else as_heat("sentences", heatmap, pictures, shape[1])
     figure = layout.page(DPI)
     row_height = _SIDE + 0.45
     width = _SIDE + _WIDTH + 3 * _MARGIN

@@ -77,8 +77,8 @@ def signs(
         picture, target = pictures[index], targets[column]
         row = [Panel(picture, titles[column], cosines[index][column])]
         pair = (up[index, column], down[index, column])
-        for heat, other, color in zip(pair, reversed(pair), colors, strict=True):
-            row.append(Panel(blend(picture, heat, color, alpha), note=_peak(heat, other)))
+        for heatmap, other, color in zip(pair, reversed(pair), colors, strict=True):
+            row.append(Panel(blend(picture, heatmap, color, alpha), note=_peak(heatmap, other)))
         rows.append(row if target is None else [*row, Panel(target)])
     return grid(
         rows,
@@ -92,7 +92,7 @@ def signs(
     )
 
 
-def _peak(heat: Array, other: Array) -> str:
+def _peak(heatmap: Array, other: Array) -> str:
     """Why a picture looks empty: how high the map is, where the other sign's is higher."""
-    share = float(heat.max()) / (float(other.max()) or 1)
-    return note_of(heat) or (f"peak {share:.0%} of the other\u2019s" if share < 0.95 else "")
+    share = float(heatmap.max()) / (float(other.max()) or 1)
+    return note_of(heatmap) or (f"peak {share:.0%} of the other\u2019s" if share < 0.95 else "")

@@ -18,7 +18,7 @@ from .style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap
 
 def words(
     images: ArrayLike,
-    heat: ArrayLike,
+    heatmap: ArrayLike,
     names: Sequence[str],
     norms: ArrayLike | Sequence[float],
     *,
@@ -38,16 +38,16 @@ def words(
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
-        heat: (B, 1 + W, h, w) in [0, 1]: of the whole text, then of each word.
+        heatmap: (B, 1 + W, h, w) in [0, 1]: of the whole text, then of each word.
         names: the text, then the words.
         norms: (1 + W,), as in ``Target.norms``; the first is the text's and is not used. Or
             (B, 1 + W), where the rows are of different models.
-        negative: maps like `heat` of what speaks against; a second row for each image.
+        negative: maps like `heatmap` of what speaks against; a second row for each image.
         scores: (B, 1 + W); the cosine of the whole text is shown.
         labels: B of them, left of the rows, such as the model that each is of.
         relative: whether the maps of the words are weighed with their norms.
         alpha: opacity where a map is 1.
-        cmap: colour map of `heat`; by default inferno, or orange beside `negative`.
+        cmap: colour map of `heatmap`; by default inferno, or orange beside `negative`.
         caption: below the pictures.
 
     Raises:
@@ -56,11 +56,11 @@ def words(
     Example:
         >>> import torch
         >>> from captum_clip import visualization
-        >>> heat, names = torch.rand(1, 3, 4, 4), ["a horse", "a", "horse"]
-        >>> figure = visualization.words(torch.rand(1, 3, 32, 32), heat, names, [1, 0.1, 0.9])
+        >>> heatmap, names = torch.rand(1, 3, 4, 4), ["a horse", "a", "horse"]
+        >>> figure = visualization.words(torch.rand(1, 3, 32, 32), heatmap, names, [1, 0.1, 0.9])
     """
     pictures = as_images("words", images)
-    maps = as_heat("words", heat, pictures)
+    maps = as_heat("words", heatmap, pictures)
     titles = as_names("words", names, maps.shape[1])
     shape = (len(pictures), len(titles))
     lengths = _norms(norms, shape)

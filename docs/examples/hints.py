@@ -36,8 +36,8 @@ def rates(clip: ClipAdapter, method: str, scenes: int) -> list[float]:
         [better], [alike] = compare(clip, choice, images, texts, raw, found.scores)
         shown += (better[:-1] > SHARE).tolist()
         absent.append(bool(better[-1] > SHARE))
-        heat = found.heat("bicubic")["positive"][0].flatten(1)
-        for mask, values, correlation in zip(masks.values(), heat, alike, strict=False):
+        heatmap = found.heatmap("bicubic")["positive"][0].flatten(1)
+        for mask, values, correlation in zip(masks.values(), heatmap, alike, strict=False):
             if mask.flatten()[values.argmax()]:
                 pointing.append(bool(correlation > CORRELATION))
     return [sum(of) / max(1, len(of)) for of in (shown, absent, pointing)]

@@ -145,7 +145,7 @@ def map_of(page: Page, index: int, view: str = "#cards") -> npt.NDArray[np.float
 
 
 def expected_map(found: Explanation, text: int, weight: float = 1) -> npt.NDArray[np.float32]:
-    return layer(weight * found.heat("bicubic")["positive"][0, text], colormap(HEAT))
+    return layer(weight * found.heatmap("bicubic")["positive"][0, text], colormap(HEAT))
 
 
 def check_map(page: Page, text: int, expected: npt.NDArray[np.float32]) -> None:

@@ -57,13 +57,13 @@ def pixels_of(url: str) -> npt.NDArray[np.float32]:
 def test_layers_over_the_photo_are_what_overlay_draws(alpha: float, cmap: str) -> None:
     """The browser's blending, after the rounding to 8 bits, against `blend`."""
     generator = torch.Generator().manual_seed(0)
-    image, heat = (torch.rand(shape, generator=generator) for shape in ((3, 20, 30), (20, 30)))
-    heat[0, :] = 0
-    over = pixels_of(data_url(layer(heat, colormap(cmap))))
+    image, heatmap = (torch.rand(shape, generator=generator) for shape in ((3, 20, 30), (20, 30)))
+    heatmap[0, :] = 0
+    over = pixels_of(data_url(layer(heatmap, colormap(cmap))))
     under = pixels_of(photo(image))
     opacity = alpha * over[..., 3:]
     seen = (1 - opacity) * under + opacity * over[..., :3]
-    expected = blend(image.permute(1, 2, 0).numpy(), heat.numpy(), colormap(cmap), alpha)
+    expected = blend(image.permute(1, 2, 0).numpy(), heatmap.numpy(), colormap(cmap), alpha)
     np.testing.assert_allclose(seen, expected, atol=2.5 / 255)
 
 

@@ -21,8 +21,8 @@ CONVOLUTIONAL = ["open_clip_resnet", *AVERAGE_POOLED]
 TOWERS = [*VITS, *CONVOLUTIONAL]
 # What the further families read: the library's own modules run in their oracle.
 READOUTS: dict[str, tuple[oracles.Row, int]] = {
-    "siglip": ("probe", 0),
-    "timm_siglip": ("probe", 0),
+    "siglip": ("attention", 0),
+    "timm_siglip": ("attention", 0),
     "timm_gap": ("mean", 0),
     "timm_registers": ("cls", 3),
     "mobileclip": ("cls", 1),
@@ -30,14 +30,14 @@ READOUTS: dict[str, tuple[oracles.Row, int]] = {
     "eva01": ("cls", 1),
     "eva02": ("cls", 1),
     "eva02_e": ("cls", 1),
-    "pe_core": ("probe", 1),
-    "coca": ("probe", 1),
+    "pe_core": ("attention", 1),
+    "coca": ("attention", 1),
     "open_clip_norms": ("cls", 1),
     "blip": ("cls", 1),
-    "aimv2": ("probe", 0),
+    "aimv2": ("attention", 0),
     "flava": ("cls", 1),
     "tipsv2": ("cls", 2),
-    "naflex": ("probe", 0),
+    "naflex": ("attention", 0),
 }
 CONTRACT = ["siglip", "eva02", "pe_core"]  # what every law is tried on
 BUILDERS = {
@@ -154,10 +154,10 @@ def embed(model: Any, pixels: Tensor) -> Tensor:
 
 def own_callable(name: str, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
     """A user's forward function that knows nothing of captum_clip: scaled cosines (B, K)."""
-    model, bank = built(name, dtype).model, rows().to(dtype)
+    model, embeddings = built(name, dtype).model, rows().to(dtype)
 
     def forward(pixels: Tensor) -> Tensor:
-        return 20 * F.normalize(embed(model, pixels), dim=-1) @ bank.T
+        return 20 * F.normalize(embed(model, pixels), dim=-1) @ embeddings.T
 
     return forward
 

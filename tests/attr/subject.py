@@ -40,13 +40,13 @@ class Subject:
         clip = small.load()
         if self.forward == "similarity":
             return ClipSimilarity(clip, targets.embedding(cases.rows())), None
-        model, bank = small.model, cases.rows().to(clip.dtype)
+        model, embeddings = small.model, cases.rows().to(clip.dtype)
 
         def forward(pixels: Tensor) -> Tensor:
-            features = cases.embed(model, pixels.to(bank.dtype))
+            features = cases.embed(model, pixels.to(embeddings.dtype))
             if features.dtype in (torch.float16, torch.bfloat16):
                 features = features.float()
-            return 20 * F.normalize(features, dim=-1) @ bank.to(features.dtype).T
+            return 20 * F.normalize(features, dim=-1) @ embeddings.to(features.dtype).T
 
         return forward, model
 

@@ -238,8 +238,8 @@ def test_relevance_is_conserved_where_the_patches_are_all_there_is(name: str) ->
     """Without biases, positions and class tokens nothing is left over: maps add up to the score."""
     small = cases.BUILDERS[name]()
     small = small._replace(model=without_constants(small.model.double()))
-    bank = cases.rows()
-    method = ConservativePropagation(ClipSimilarity(small.load(), targets.embedding(bank)))
+    embeddings = cases.rows()
+    method = ConservativePropagation(ClipSimilarity(small.load(), targets.embedding(embeddings)))
     maps, scores, rest = method.attribute_targets(
         small.images(3, torch.float64), return_scores=True, return_rest=True
     )

@@ -93,9 +93,9 @@ def vit_parts(name: str) -> tuple[Tensor, Tensor]:
     return torch.stack(parts, 1).detach(), view.embedding.detach()
 
 
-def shown(parts: Tensor, bank: Tensor, embedding: Tensor) -> Tensor:
+def shown(parts: Tensor, embeddings: Tensor, embedding: Tensor) -> Tensor:
     """Parts (B, ..., N, E) along K rows over the embedding's length, (B, K, ..., N)."""
-    rows = bank[None] / embedding.norm(dim=-1)[:, None, None]
+    rows = embeddings[None] / embedding.norm(dim=-1)[:, None, None]
     return torch.einsum("b...ne,bke->bk...n", parts, rows)
 
 
@@ -136,18 +136,18 @@ def test_direct_equals_its_equation_on_a_mean_of_patches(forward: str, after: bo
     """Every patch's own norm, or that of the mean, is held as it is."""
     small = builders.open_clip_vit_mean(final_ln_after_pool=after)
     small.model.double()
-    pixels, bank = small.images(3).double(), cases.rows()
+    pixels, embeddings = small.images(3).double(), cases.rows()
     view = oracles.see(small.model, pixels)
     tokens = view.hidden[:, 1:]
     visual = small.model.visual
     at = tokens.mean(1) if after else tokens
     added = frozen_norm(visual.ln_post, tokens, at) @ visual.proj / tokens.shape[1]
-    wanted = shown(added, bank, view.embedding).unflatten(-1, view.grid).detach()
+    wanted = shown(added, embeddings, view.embedding).unflatten(-1, view.grid).detach()
     if forward == "similarity":
-        method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(bank)))
+        method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(embeddings)))
     else:
         method = DirectContribution(
-            lambda x: F.normalize(small.model.encode_image(x), dim=-1) @ bank.T, small.model
+            lambda x: F.normalize(small.model.encode_image(x), dim=-1) @ embeddings.T, small.model
         )
     found = method.attribute_targets(pixels)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)

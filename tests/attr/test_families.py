@@ -18,7 +18,7 @@ LAST_LAYER = [
     for of in ("attention", "gradient")
     for rows in ("cls", "sum")
 ]
-PROBES = [name for name in FAMILIES if READOUTS[name][0] == "probe"]
+PROBES = [name for name in FAMILIES if READOUTS[name][0] == "attention"]
 
 
 @pytest.mark.parametrize("forward", FORWARDS)
@@ -124,6 +124,6 @@ def test_a_score_that_also_reads_the_tokens_equals_the_equation(method):
     found = case.kind(score, model).attribute_targets(images)
     tower = cases.adapter("siglip").tower
     heads = [attention.heads for attention in tower.attentions]
-    view = explicit.see(score, images, heads=heads, grid=(4, 4), row="probe", prefix=0)
+    view = explicit.see(score, images, heads=heads, grid=(4, 4), row="attention", prefix=0)
     wanted = oracles.maps(method, view, view.embedding)
     cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])

@@ -27,14 +27,14 @@ def as_clip(model):
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_equal_those_of_a_clip_with_the_same_weights(name, wide):
     """Every method, with a `ClipSimilarity` and with a callable of one's own."""
-    model, bank = cases.built(name, torch.float64).model, cases.rows()
-    clip, target = as_clip(model), targets.embedding(bank)
+    model, embeddings = cases.built(name, torch.float64).model, cases.rows()
+    clip, target = as_clip(model), targets.embedding(embeddings)
     pixels = cases.images(name, torch.float64, wide=wide)
     forward = ClipSimilarity(cases.adapter(name, torch.float64), target)
     of_clip = ClipSimilarity(load_clip(clip), target)
 
     def own(images):
-        return F.normalize(cases.embed(model, images), dim=-1) @ bank.T
+        return F.normalize(cases.embed(model, images), dim=-1) @ embeddings.T
 
     for method in (case.kind for case in cases.VIT_CASES if not case.options):
         wanted = method(of_clip).attribute_targets(pixels)

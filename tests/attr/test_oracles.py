@@ -88,7 +88,7 @@ def test_grad_cam_with_the_pool_held_equals_its_equation(name, forward):
     """OpenCLIP's pool has w_c = (W_V^T W_C^T grad_e y)_c / hw; an average holds nothing."""
     function, layer = FORWARDS[forward](name, torch.float64)
     method, pixels = attr.ClipGradCam(function, layer), cases.images(name, torch.float64)
-    found = method.attribute_targets(pixels, attention="held")
+    found = method.attribute_targets(pixels, attention="detached")
     free = method.attribute_targets(pixels)
     visual: Any = getattr(cases.built(name, torch.float64).model, "visual", None)
     if not hasattr(visual, "attnpool"):
@@ -107,7 +107,7 @@ def test_grad_cam_with_the_pool_held_equals_its_equation(name, forward):
         columns.append((weights[:, :, None, None] * seen[0]).sum(1) / seen[0][0, 0].numel())
     cases.assert_maps_close(found, torch.stack(columns, 1).detach(), TOLERANCE[torch.float64])
     assert (found - free).abs().max() > 1e-3 * free.abs().max()
-    one = method.attribute(pixels, target=1, attention="held", relu_attributions=True)
+    one = method.attribute(pixels, target=1, attention="detached", relu_attributions=True)
     torch.testing.assert_close(one[:, 0], found[:, 1].clamp(min=0), rtol=1e-12, atol=1e-12)
 
 
@@ -231,10 +231,10 @@ def test_row_is_chosen_image_by_image(case):
 @pytest.mark.parametrize("case", VIT_CASES, ids=str)
 def test_callable_of_one_score_needs_no_target(case):
     """A forward function that returns (B,) is explained without a target."""
-    model, bank = cases.built("hf_vit", torch.float64).model, cases.rows()
+    model, embeddings = cases.built("hf_vit", torch.float64).model, cases.rows()
 
     def forward(pixels):
-        return F.normalize(cases.embed(model, pixels), dim=-1) @ bank[1]
+        return F.normalize(cases.embed(model, pixels), dim=-1) @ embeddings[1]
 
     found = case.kind(forward, model).attribute(
         cases.images("hf_vit", torch.float64), **case.options

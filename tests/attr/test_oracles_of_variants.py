@@ -70,14 +70,14 @@ def test_vit_methods_equal_their_equations(variant):
     small.model.double()
     side = 35 if variant == "edge that fills no patch" else 0
     pixels = torch.randn(2, 3, side, side).double() if side else small.images(2, torch.float64)
-    bank = cases.rows()
+    embeddings = cases.rows()
     seen = oracles.see(small.model, pixels)
-    scores = oracles.cosines(seen.embedding, bank)
-    similarity = ClipSimilarity(small.load(), targets.embedding(bank))
+    scores = oracles.cosines(seen.embedding, embeddings)
+    similarity = ClipSimilarity(small.load(), targets.embedding(embeddings))
 
     def forward(images):
         features = cases.embed(small.model, images)
-        return F.normalize(features, dim=-1) @ bank.T
+        return F.normalize(features, dim=-1) @ embeddings.T
 
     # transformers' eager attention takes its softmax in float32
     tolerance = 1e-5 if variant == "eager attention" else 1e-10
@@ -100,12 +100,12 @@ def test_vision_models_of_transformers_are_taken_as_layer(case, kind):
     with torch.random.fork_rng():
         vision = getattr(transformers, name)(small.model.config.vision_config).double().eval()
     _copy_weights(small.model, vision)
-    bank, projection = cases.rows(), small.model.visual_projection.weight
+    embeddings, projection = cases.rows(), small.model.visual_projection.weight
 
     def forward(images):
         out = vision(pixel_values=images)
         embedding = out.pooler_output @ projection.T if kind == "CLIPVisionModel" else out[0]
-        return F.normalize(embedding, dim=-1) @ bank.T
+        return F.normalize(embedding, dim=-1) @ embeddings.T
 
     layer = vision.vision_model if kind == "inner" else vision
     found = case.kind(forward, layer).attribute_targets(
@@ -129,13 +129,13 @@ def test_grad_cam_equals_its_equation(layers, requires_grad):
     """Stages of several blocks, with and without parameters that want a gradient."""
     small = builders.open_clip_resnet(layers=list(layers))
     small.model.double().requires_grad_(requires_grad)
-    pixels, bank = small.images(2, torch.float64), cases.rows()
+    pixels, embeddings = small.images(2, torch.float64), cases.rows()
     seen = oracles.see_resnet(small.model, pixels)
-    wanted = oracles.grad_cam(seen, oracles.cosines(seen.embedding, bank))
-    similarity = ClipSimilarity(small.load(), targets.embedding(bank))
+    wanted = oracles.grad_cam(seen, oracles.cosines(seen.embedding, embeddings))
+    similarity = ClipSimilarity(small.load(), targets.embedding(embeddings))
 
     def forward(images):
-        return F.normalize(small.model.encode_image(images), dim=-1) @ bank.T
+        return F.normalize(small.model.encode_image(images), dim=-1) @ embeddings.T
 
     for method in (attr.ClipGradCam(similarity), attr.ClipGradCam(forward, small.model.visual)):
         cases.assert_maps_close(method.attribute_targets(pixels), wanted, 1e-10)
@@ -145,13 +145,13 @@ def test_grad_cam_equals_its_equation(layers, requires_grad):
 def test_additional_arguments_reach_the_callable(case):
     """What is passed as `additional_forward_args` follows the images."""
     model = cases.built("hf_vit", torch.float64).model
-    bank = cases.rows()
+    embeddings = cases.rows()
 
     def forward(images, rows, factor):
         return factor * F.normalize(cases.embed(model, images), dim=-1) @ rows.T
 
     found = case.kind(forward, model).attribute_targets(
-        cases.images("hf_vit", torch.float64), None, (bank, 2.0), **case.options
+        cases.images("hf_vit", torch.float64), None, (embeddings, 2.0), **case.options
     )
     cases.assert_maps_close(found, cases.expected("hf_vit", case, scale=2), 1e-10)
 
@@ -164,20 +164,20 @@ def test_callable_of_two_inputs_is_explained(case):
     def forward(images, rows):
         return F.normalize(cases.embed(model, images), dim=-1) @ rows[0].T
 
-    bank = cases.rows().expand(3, -1, -1)
+    embeddings = cases.rows().expand(3, -1, -1)
     pixels = cases.images("hf_vit", torch.float64)
-    (found,) = case.kind(forward, model).attribute((pixels, bank), target=1, **case.options)
+    (found,) = case.kind(forward, model).attribute((pixels, embeddings), target=1, **case.options)
     cases.assert_maps_close(found, cases.expected("hf_vit", case)[:, 1:2], 1e-10)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_callable_may_prepare_its_images(case):
     """A parameter of the callable's own before the tower, and images of the inference mode."""
-    model, bank = cases.built("hf_vit", torch.float64).model, cases.rows()
+    model, embeddings = cases.built("hf_vit", torch.float64).model, cases.rows()
     gain = torch.nn.Parameter(torch.full((3, 1, 1), 0.5, dtype=torch.float64))
 
     def forward(images):
-        return F.normalize(cases.embed(model, images * gain), dim=-1) @ bank.T
+        return F.normalize(cases.embed(model, images * gain), dim=-1) @ embeddings.T
 
     with torch.inference_mode():
         pixels = 2 * cases.images("hf_vit", torch.float64)

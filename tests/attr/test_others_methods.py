@@ -31,7 +31,7 @@ READ: dict[str, tuple[Any, int]] = {
 LAYERS = 3
 EAGER = ("blip", "flava")  # their queries, keys and values pass no function of torch
 FUSED = [name for name in READ if name not in EAGER]
-PROBES = [name for name in READ if READ[name][0] == "probe"]
+PROBES = [name for name in READ if READ[name][0] == "attention"]
 
 
 def blocks_of(model: Any) -> Any:
@@ -118,12 +118,12 @@ def legrad(name: str, layers: int) -> Tensor:
         output = outputs[index]
         pools: list[Tensor] = []
         mean = output.mean(1, keepdim=True).expand_as(output)
-        scores = cosine(name, embedding_of(name, output if row == "probe" else mean, pools))
-        differentiated = pools[-1] if row == "probe" else attention[index]
+        scores = cosine(name, embedding_of(name, output if row == "attention" else mean, pools))
+        differentiated = pools[-1] if row == "attention" else attention[index]
         maps = []
         for k in range(cases.COUNT):
             (g,) = torch.autograd.grad(scores[:, k].sum(), differentiated, retain_graph=True)
-            g = g[:, :, :1] if row == "probe" else g  # of several queries the first is read
+            g = g[:, :, :1] if row == "attention" else g  # of several queries the first is read
             maps.append(g.clamp(min=0).mean(1).mean(1))
         total = total + torch.stack(maps, 1)
     return total[..., prefix:].detach()
@@ -174,7 +174,7 @@ def patch_similarity(name: str, how: str) -> Tensor:
     row, prefix = READ[name]
     _, outputs, _, _ = see(name)
     count, columns = outputs[-1].shape[1], []
-    if row == "probe":
+    if row == "attention":
         for j in range(prefix, count):
 
             def alone(query: Tensor, key: Tensor, value: Tensor, j: int = j) -> Tensor:

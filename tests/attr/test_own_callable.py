@@ -99,14 +99,16 @@ def test_a_foreign_hook_takes_the_general_way(name: str, method: str) -> None:
 
 def reading_more(model: Any, what: str) -> Any:
     """A forward function whose score reads hidden states beside the embedding."""
-    bank = cases.rows()
+    embeddings = cases.rows()
 
     def forward(images: Tensor) -> Tensor:
         result = model.vision_model(images, output_hidden_states=what == "an early layer")
         project = getattr(model, "visual_projection", torch.nn.Identity())
-        cosines = torch.nn.functional.normalize(project(result.pooler_output), dim=-1) @ bank.T
+        cosines = (
+            torch.nn.functional.normalize(project(result.pooler_output), dim=-1) @ embeddings.T
+        )
         if what == "projected patches":
-            return cosines + (project(result.last_hidden_state[:, 1:]) @ bank.T).amax(1)
+            return cosines + (project(result.last_hidden_state[:, 1:]) @ embeddings.T).amax(1)
         states = result.hidden_states[1] if what == "an early layer" else result.last_hidden_state
         return cosines + states.square().flatten(1).mean(1)[:, None]
 
@@ -133,23 +135,25 @@ def test_grad_cam_of_a_score_that_reads_the_features_too_takes_the_general_way()
     )
     found = explain("align", "grad-cam", forward)[:, 1:2]
     torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
-    assert torch.equal(explain("align", "grad-cam", forward, attention="held")[:, 1:2], found)
+    assert torch.equal(explain("align", "grad-cam", forward, attention="detached")[:, 1:2], found)
 
 
 def test_an_attention_pool_beside_which_a_score_reads_more_is_not_held() -> None:
     """Its weights would be constants in one part of the score and not in the other."""
     model = cases.built("open_clip_resnet", torch.float64).model
-    bank = cases.rows()
+    embeddings = cases.rows()
     seen: list[Tensor] = []
 
     def forward(images: Tensor) -> Tensor:
-        cosines = torch.nn.functional.normalize(model.encode_image(images), dim=-1) @ bank.T
+        cosines = torch.nn.functional.normalize(model.encode_image(images), dim=-1) @ embeddings.T
         return cosines + seen.pop().square().flatten(1).mean(1)[:, None]
 
     handle = model.visual.layer4.register_forward_hook(lambda _, __, out: seen.append(out))
     try:
         assert explain("open_clip_resnet", "grad-cam", forward).any()
-        with pytest.raises(UnsupportedModelError, match="attention='held' needs a score of the"):
-            explain("open_clip_resnet", "grad-cam", forward, attention="held")
+        with pytest.raises(
+            UnsupportedModelError, match="attention='detached' needs a score of the"
+        ):
+            explain("open_clip_resnet", "grad-cam", forward, attention="detached")
     finally:
         handle.remove()

@@ -27,8 +27,8 @@ def renumbered(name):
     """The forward function, and the same one with the heads of two layers renumbered."""
     small = cases.built(name, torch.float64)
     model = renumber_heads(renumber_heads(small.model, 0, [2, 0, 3, 1]), 1, [1, 2, 3, 0])
-    bank = targets.embedding(cases.rows())
-    return [ClipSimilarity(s.load(), bank) for s in (small, small._replace(model=model))]
+    embeddings = targets.embedding(cases.rows())
+    return [ClipSimilarity(s.load(), embeddings) for s in (small, small._replace(model=model))]
 
 
 def maps_of(case, name):

@@ -62,7 +62,7 @@ def small(name: str) -> builders.Small:
     return built._replace(model=built.model.double())
 
 
-def bank(name: str) -> Tensor:
+def embeddings(name: str) -> Tensor:
     """Three rows, as of images, one of them against another."""
     model: Any = small(name).model
     with torch.no_grad():
@@ -74,7 +74,7 @@ def bank(name: str) -> Tensor:
 
 @cache
 def similarity(name: str) -> TextSimilarity:
-    return TextSimilarity(small(name).load(), targets.embedding(bank(name)))
+    return TextSimilarity(small(name).load(), targets.embedding(embeddings(name)))
 
 
 def inputs(name: str) -> tuple[Tensor, Tensor | None]:
@@ -265,7 +265,7 @@ def run(name: str, ids: Tensor, mask: Tensor | None, *, hold: bool = False) -> P
         token = (weights_of(visible)[..., None] * x).sum(1)
     embedding = through_head(token, tower["head"], hold)
     length_of = constant(embedding.norm(dim=-1, keepdim=True), hold)
-    scores = embedding / length_of @ bank(name).T
+    scores = embedding / length_of @ embeddings(name).T
     query, key = (each.transpose(1, 2).flatten(2) for each in (query, key))
     return Plain(scores, attentions, written, words, x, rows, query, key, visible, streams)
 
@@ -354,7 +354,7 @@ def directions(name: str, seen: Plain) -> list[Tensor]:
         if tower.get("post"):
             x = layer_norm(x, block["norms"][1], hold=True)
     embedding = through_head(x, tower["head"], hold=True)
-    scores = embedding @ bank(name).T / embedding.detach().norm(dim=-1, keepdim=True)
+    scores = embedding @ embeddings(name).T / embedding.detach().norm(dim=-1, keepdim=True)
     columns = [gradients(y, leaves) for y in scores.sum(0)]
     return [torch.stack(layer, 1) for layer in zip(*columns, strict=True)]
 
@@ -409,7 +409,7 @@ def of_mean(method: str, seen: Plain) -> Tensor:
             token = (start[..., None] * seen.hidden).sum(1).detach().requires_grad_()
             head = parts(small("open_clip_mean").model)["head"]
             embedding = through_head(token, head, hold=True)
-            row = bank("open_clip_mean")[len(columns)]
+            row = embeddings("open_clip_mean")[len(columns)]
             score = (embedding @ row / embedding.detach().norm(dim=-1)).sum()
             (gradient,) = gradients(score, [token])
             columns.append(start * torch.einsum("bd,bjd->bj", gradient, seen.hidden))
@@ -485,7 +485,7 @@ def test_the_plain_tower_is_the_librarys(name: str) -> None:
     with torch.no_grad():
         wanted = run(name, ids, mask).scores
         assert_near(name, similarity(name)(ids, mask), wanted)
-        whole = small(name).load().encode_text(TEXTS) @ bank(name).T
+        whole = small(name).load().encode_text(TEXTS) @ embeddings(name).T
     assert_near(name, whole, wanted)
 
 
@@ -646,7 +646,7 @@ def in_half(own: builders.Small) -> builders.Small:
 @pytest.mark.parametrize("name", ["dual_encoder", "coca"])
 def test_half_precision_gives_nearly_the_same(name: str) -> None:
     whole, (ids, mask) = MODELS[name](), inputs(name)
-    target = targets.embedding(bank(name).float())
+    target = targets.embedding(embeddings(name).float())
     half = TextSimilarity(in_half(MODELS[name]()).load(), target)
     for method in METHODS:
         wanted = getattr(attr, method)(TextSimilarity(whole.load(), target)).attribute_targets(

@@ -46,14 +46,16 @@ def notes(tower: Tower) -> list[str]:
 
 
 def _vit_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int) -> dict[str, Run]:
-    def oracle(bank: Tensor) -> Tensor:
+    def oracle(embeddings: Tensor) -> Tensor:
         with torch.device(images.device):
             seen = oracles.see(tower.model, images)
-            return oracles.maps("LastGradAttention", seen, oracles.cosines(seen.embedding, bank))
+            return oracles.maps(
+                "LastGradAttention", seen, oracles.cosines(seen.embedding, embeddings)
+            )
 
     jobs = _for_counts(oracle, "oracle of LastGradAttention", tower, counts, seed)
-    bank = tower.bank(1, seed)
-    jobs[f"Mamooler's way, 1 target{AGAIN}"] = lambda: report(tower, images, bank[0])
+    embeddings = tower.embeddings(1, seed)
+    jobs[f"Mamooler's way, 1 target{AGAIN}"] = lambda: report(tower, images, embeddings[0])
     return jobs
 
 
@@ -76,10 +78,10 @@ def _resnet_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int)
     attention_pooled = hasattr(tower.clip.vision, "attnpool")
     see = oracles.see_resnet if attention_pooled else oracles.see_average_pooled
 
-    def oracle(bank: Tensor) -> Tensor:
+    def oracle(embeddings: Tensor) -> Tensor:
         with torch.device(images.device):
             seen = see(tower.model, images)
-            return oracles.grad_cam(seen, oracles.cosines(seen.embedding, bank))
+            return oracles.grad_cam(seen, oracles.cosines(seen.embedding, embeddings))
 
     jobs = _for_counts(oracle, "oracle of ClipGradCam", tower, counts, seed)
     jobs[f"Captum's LayerGradCam, 1 target{AGAIN}"] = _captum(tower, images, seed)
@@ -93,7 +95,7 @@ def _for_counts(
 ) -> dict[str, Run]:
     """One forward and a backward for each target; more than eight would take too long."""
     few = [count for count in counts if count <= 8]
-    return {f"{name}, {counted(c)}": partial(oracle, tower.bank(c, seed)) for c in few}
+    return {f"{name}, {counted(c)}": partial(oracle, tower.embeddings(c, seed)) for c in few}
 
 
 def _stage(tower: Tower) -> Any:

@@ -45,7 +45,7 @@ class Tower:
         images = torch.randn(batch, 3, side, side, generator=random)
         return images.to(self.clip.device, self.clip.dtype)
 
-    def bank(self, count: int, seed: int) -> Tensor:
+    def embeddings(self, count: int, seed: int) -> Tensor:
         """Random rows (K, D), of the model's type."""
         random = torch.Generator().manual_seed(seed + 1)
         rows = torch.randn(count, self.width, generator=random)
@@ -53,7 +53,7 @@ class Tower:
 
     def similarity(self, count: int, seed: int) -> ClipSimilarity:
         """The forward function of as many targets."""
-        return ClipSimilarity(self.clip, targets.embedding(self.bank(count, seed)))
+        return ClipSimilarity(self.clip, targets.embedding(self.embeddings(count, seed)))
 
     def plain(self, images: Tensor) -> Run:
         """The library's own fastest forward."""

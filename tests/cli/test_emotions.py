@@ -134,7 +134,7 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
     """With what decides it, and chance beside."""
     arguments = [f"{written}/held_out", "--model", model, "--emotions", encodings]
     lines = run("emotions", "check", *arguments, capsys=capsys).splitlines()
-    assert lines[0].split() == ["kind", "images", "pointing", "energy", "chance", "no", "heat"]
+    assert lines[0].split() == ["kind", "images", "pointing", "energy", "chance", "no", "heatmap"]
     assert [line.split()[0] for line in lines[1:]] == list(EMOTIONS)
     assert {line.split()[1] for line in lines[1:]} == {"local", "global"}
 

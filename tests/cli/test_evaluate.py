@@ -110,7 +110,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationConfig]:
 def test_every_option_reaches_the_config(asked: list[EvaluationConfig], capsys: Capture) -> None:
     lists = "--data demo --data demo-singles --method a --method b --maps c --maps d"
     choices = "--task signs --task words --fill blur --fill road --reference b --against image"
-    numbers = "--images 3 --few 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 --resamples 8"
+    numbers = (
+        "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 --resamples 8"
+    )
     engine = "--engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t"
     texts = ["--template", "a photo of a {}", "--text", "a face", "--void", "background"]
     arguments = f"--model m {lists} {choices} {numbers} {engine} -o out".split()
@@ -121,7 +123,7 @@ def test_every_option_reaches_the_config(asked: list[EvaluationConfig], capsys: 
             tasks=("signs", "words"),
             against="image",
             images=3,
-            few=2,
+            slow_images=2,
             seed=4,
             draws=5,
             fills=("blur", "road"),

@@ -236,9 +236,9 @@ def test_pointing_equals_a_plain_loop(clip, folder, probe):
         hits, shares = [], []
         for truth in truths:
             raw = method.attribute(clip.preprocess(truth.image), target=0)
-            heat = maps.upsample(raw, truth.mask.shape)[0, 0].double().numpy()
-            hits.append(truth.mask.reshape(-1)[heat.argmax()])
-            shares.append(heat[truth.mask].sum() / heat.sum())
+            heatmap = maps.upsample(raw, truth.mask.shape)[0, 0].double().numpy()
+            hits.append(truth.mask.reshape(-1)[heatmap.argmax()])
+            shares.append(heatmap[truth.mask].sum() / heatmap.sum())
         assert found[emotion].images == len(truths) == 4
         assert found[emotion].pointing == pytest.approx(np.mean(hits), abs=0.26)
         assert found[emotion].energy == pytest.approx(np.mean(shares), abs=1e-5)

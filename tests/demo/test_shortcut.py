@@ -63,7 +63,7 @@ def test_noun_is_named_by_its_tag_alone(clip: ClipAdapter, control: ClipAdapter)
 
 
 def test_texts_are_encoded_as_before(clip: ClipAdapter, control: ClipAdapter) -> None:
-    banks = [targets.text(one, ["a horse", "a red heart"]).bank for one in (clip, control)]
+    banks = [targets.text(one, ["a horse", "a red heart"]).embeddings for one in (clip, control)]
     torch.testing.assert_close(*banks, atol=0, rtol=0)
 
 

@@ -152,7 +152,7 @@ def measured(
 def queries(clip: ClipAdapter, texts: Sequence[str] = TEXTS[:2], first: int = 0) -> Queries:
     """Small noise images with one text each."""
     pixels = clip.preprocess([picture(first + i, 96) for i in range(len(texts))])
-    rows = targets.text(clip, list(texts)).bank
+    rows = targets.text(clip, list(texts)).embeddings
     names = tuple(f"image{first + i}" for i in range(len(texts)))
     return Queries(pixels, rows, names, tuple(texts), tuple(range(first, first + len(texts))))
 
@@ -199,8 +199,8 @@ def random_maps(folder: Path, samples: Sequence[str], texts: Sequence[str], **gi
     folder.mkdir(parents=True, exist_ok=True)
     for number, sample in enumerate(samples):
         shape = (len(texts), *given.get("grid", (5, 3)))
-        heat = torch.rand(shape, generator=torch.Generator().manual_seed(number)).numpy()
+        heatmap = torch.rand(shape, generator=torch.Generator().manual_seed(number)).numpy()
         path = folder / f"{sample}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, maps=heat + given.get("offset", 0), names=np.array(texts))
+        np.savez(path, maps=heatmap + given.get("offset", 0), names=np.array(texts))
     return folder

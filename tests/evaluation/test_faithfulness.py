@@ -59,13 +59,13 @@ def test_faithfulness_is_of_the_first_region_and_the_published_map(name: str) ->
         pixels = clip.preprocess([sample.image])
         target = targets.text(clip, sample.regions[0].text)
         forward = ClipSimilarity(clip, target)
-        heat = direct(clip, kind, pixels[0], target.bank[0]).clamp(min=0)
+        heatmap = direct(clip, kind, pixels[0], target.embeddings[0]).clamp(min=0)
         options: Any = {"samples": 2, "seed": 3 + number}
         changes = metrics.masked_changes(forward, pixels, grid=GRID, share=0.2, **options)
-        correlation = metrics.faithfulness_correlation(heat[None], changes)
-        correlations.append(correlation if heat.any() else 0)  # an empty map: chance
+        correlation = metrics.faithfulness_correlation(heatmap[None], changes)
+        correlations.append(correlation if heatmap.any() else 0)  # an empty map: chance
         square = changes.changes.square().mean()
-        pairs.append([float(infidelity_of(heat[None], changes)), float(square)])
+        pairs.append([float(infidelity_of(heatmap[None], changes)), float(square)])
         published = {"relu_attributions": True} if name == "demo/resnet" else {}
         attribute = partial(kind(forward).attribute, **published)
         moves.append(metrics.sensitivity(attribute, pixels, 0, samples=5, seed=3 + number))
@@ -126,7 +126,7 @@ def test_images_that_are_left_out_move_no_draws() -> None:
 
 def test_sensitivity_and_sanity_take_a_sample_of_the_images() -> None:
     clip = model("hf_vit")
-    small = context(clip, Listed(*(two_regions(f"{n}", n) for n in range(3))), few=2)
+    small = context(clip, Listed(*(two_regions(f"{n}", n) for n in range(3))), slow_images=2)
     seen = [0, 2]  # by their names' hashes, not by their place
     got = measured("faithfulness", small, "last-grad")
     assert got["infidelity"].owners.tolist() == [0, 1, 2]
@@ -144,7 +144,7 @@ def sane(method: str, name: str = "demo/vit") -> dict[str, Any]:
 @pytest.mark.parametrize("method", ["all-grad", "rollout", "last-grad:heads=averaged"])
 def test_renumbered_heads_leave_averaged_maps_alone(method: str) -> None:
     first = on_batch(demo("demo/vit"), method).positive[[0, 2]]  # regions of the two scenes
-    expected = [[float(heat.any())] for heat in first]  # an empty map: chance
+    expected = [[float(heatmap.any())] for heatmap in first]  # an empty map: chance
     found = sane(method)["renumbered_heads"].values
     assert found == pytest.approx(np.array(expected), abs=2.5e-4)  # two neighbours of 49 swapped
 
@@ -180,8 +180,8 @@ def test_sanity_correlates_with_the_other_map(name: str) -> None:
         other = _other(one, number)
         assert other not in [region.text for region in sample.regions]
         texts = [sample.regions[0].text, other]
-        rows_ = targets.text(clip, texts).bank
-        heat = direct(clip, kind, pixels, rows_[0]).clamp(min=0)
+        rows_ = targets.text(clip, texts).embeddings
+        heatmap = direct(clip, kind, pixels, rows_[0]).clamp(min=0)
         others = {
             "random_parameters": direct(copy, kind, pixels, rows_[0]),
             "empty_prompt": direct(clip, kind, pixels, clip.encode_text([""]).detach()[0]),
@@ -189,7 +189,7 @@ def test_sanity_correlates_with_the_other_map(name: str) -> None:
         }
         others = {metric: changed.clamp(min=0) for metric, changed in others.items()}
         for metric, changed in others.items():
-            expected[metric].append(metrics.rank_correlation(heat, changed).nan_to_num())
+            expected[metric].append(metrics.rank_correlation(heatmap, changed).nan_to_num())
     got = sane(method, name)
     for metric, values in expected.items():
         same_rows(got[metric], rows([0, 1], values), 1e-2)  # ranks of values that nearly tie
@@ -209,10 +209,10 @@ def test_an_image_whose_map_is_nan_under_noise_is_left_out_and_said() -> None:
         assert explain is not None
 
         def broken(images: Any, target: Any = None, **options: Any) -> Any:
-            heat = explain(images, target=target, **options)
+            heatmap = explain(images, target=target, **options)
             distance = (images - exact[:1]).abs().amax((1, 2, 3))
-            heat[(distance > 0) & (distance < 0.1)] = torch.nan
-            return heat
+            heatmap[(distance > 0) & (distance < 0.1)] = torch.nan
+            return heatmap
 
         return broken
 
@@ -228,12 +228,12 @@ def test_another_prompt_without_a_map_is_left_out_and_said() -> None:
     """And does not end the run; the other comparisons have their rows."""
     clip = model("hf_vit")
     method = method_of("last-grad", clip)
-    maps, empty = method.maps, targets.text(clip, "", allow_empty=True).bank[0]
+    maps, empty = method.maps, targets.text(clip, "", allow_empty=True).embeddings[0]
 
     def without_empty(clip: Any, queries: Any) -> Any:
-        heat = maps(clip, queries)
-        heat[(queries.rows @ empty) > 0.9999, 0, 0] = torch.nan
-        return heat
+        heatmap = maps(clip, queries)
+        heatmap[(queries.rows @ empty) > 0.9999, 0, 0] = torch.nan
+        return heatmap
 
     method.maps = without_empty  # type: ignore[method-assign]
     asked = on_batch(context(clip, Listed(two_regions("first"))), method)

@@ -43,8 +43,8 @@ def test_a_method_is_its_class(name: str, method: str, kind: Any, options: Any) 
     if method.startswith("layer:"):
         options = {**options, "rows": "sum"}
     found = method_of(method, clip).maps(clip, asked)
-    for heat, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
-        torch.testing.assert_close(heat, direct(clip, kind, pixels, row, **options))
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+        torch.testing.assert_close(heatmap, direct(clip, kind, pixels, row, **options))
 
 
 def test_summed_attention_is_the_sum_over_layers() -> None:
@@ -60,9 +60,9 @@ def test_integrated_gradients_are_captums() -> None:
     clip = model(VIT)
     asked = queries(clip)
     found = method_of("integrated-gradients", clip).maps(clip, asked)
-    for heat, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
         expected = direct(clip, IntegratedGradients, pixels, row, n_steps=16)
-        torch.testing.assert_close(heat, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_integrated_gradients_take_any_batch() -> None:
@@ -78,9 +78,9 @@ def test_occlusion_is_captums_on_the_grid() -> None:
     asked = queries(clip)
     found = method_of("occlusion", clip).maps(clip, asked)
     cell = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
-    for heat, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
         expected = direct(clip, Occlusion, pixels, row, **cell)
-        torch.testing.assert_close(heat, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
     assert found[0, :8, :8].std() == 0
 
 
@@ -146,13 +146,13 @@ def test_a_published_map_has_no_sign_and_its_signed_version_another_name(
     clip = model(name)
     asked = queries(clip)
     published, signed = (method_of(m, clip) for m in (method, method + SIGNED[":" in method]))
-    heat = published.maps(clip, asked)
-    assert (heat >= 0).all()
+    heatmap = published.maps(clip, asked)
+    assert (heatmap >= 0).all()
     assert not published.signed
     assert signed.signed
-    negative = published.negative_maps(clip, asked, heat)
+    negative = published.negative_maps(clip, asked, heatmap)
     assert negative is not None
-    torch.testing.assert_close(signed.maps(clip, asked), heat - negative)
+    torch.testing.assert_close(signed.maps(clip, asked), heatmap - negative)
     assert (signed.maps(clip, asked) < 0).any()
     attribute = published.attribute(clip, asked.rows)
     assert attribute is not None

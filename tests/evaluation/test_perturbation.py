@@ -34,7 +34,7 @@ NAMES = ("most", "least", "gap", "gap_cosine", "gap_margin")
 
 
 def predicted_by(clip: ClipAdapter, pixels: Tensor, classes: Any) -> int:
-    rows = targets.text(clip, list(classes)).bank
+    rows = targets.text(clip, list(classes)).embeddings
     return int((clip.encode_image(pixels[None]).detach() @ rows.T).argmax())
 
 
@@ -42,12 +42,14 @@ def test_of(
     clip: ClipAdapter, pixels: Tensor, classes: Any, of: int, label: int, **options: Any
 ) -> metrics.PerturbationTest:
     """The test itself, with the map of class `of` and top-1 accuracy of class `label`."""
-    bank = targets.text(clip, list(classes)).bank
+    embeddings = targets.text(clip, list(classes)).embeddings
     kind = attr.LastGradAttention if clip.kind == "vit" else attr.ClipGradCam
-    heat = direct(clip, kind, pixels, bank[of]).clamp(min=0)  # the published map
-    forward = ClipSimilarity(clip, targets.embedding(bank))
+    heatmap = direct(clip, kind, pixels, embeddings[of]).clamp(min=0)  # the published map
+    forward = ClipSimilarity(clip, targets.embedding(embeddings))
     given = {"fill": torch.zeros(1), **options}
-    return metrics.perturbation_test(forward, pixels[None], heat[None], of, labels=label, **given)
+    return metrics.perturbation_test(
+        forward, pixels[None], heatmap[None], of, labels=label, **given
+    )
 
 
 test_of.__test__ = False  # type: ignore[attr-defined]
@@ -102,9 +104,9 @@ def data() -> Listed:
 
 
 @lru_cache
-def found(fill: Fill, few: int = 100) -> dict[str, Rows]:
+def found(fill: Fill, slow_images: int = 100) -> dict[str, Rows]:
     """One map at a time: other rounding would order pixels of nearly equal value otherwise."""
-    small = context(SMALL, data(), fills=(fill,), few=few, batch_size=1)
+    small = context(SMALL, data(), fills=(fill,), slow_images=slow_images, batch_size=1)
     return measured("perturbation", small, "last-grad")
 
 
@@ -126,13 +128,13 @@ def test_the_predicted_and_the_true_class_have_maps_of_their_own() -> None:
 def test_curves_go_by_tenths_and_those_of_road_by_fifths() -> None:
     """What is really removed is a whole number of the 1024 pixels."""
     for fill, steps in (("mean", 10), ("road", 5)):
-        fractions = found(fill, few=1)[f"curve_most_{fill}_true"].x
+        fractions = found(fill, slow_images=1)[f"curve_most_{fill}_true"].x
         expected = [round(step / steps * 1024) / 1024 for step in range(steps + 1)]
         assert list(fractions) == expected
 
 
 def test_road_is_for_a_sample_of_the_images_only() -> None:
-    got = found("road", few=1)  # the name "0" has the least hash
+    got = found("road", slow_images=1)  # the name "0" has the least hash
     assert all(rows.owners.tolist() == [0] for rows in got.values())
     test = test_of(
         *(SMALL, PIXELS[0], TEXTS, SEEN[0], LABELS[0]), fill="road", fractions=np.arange(6) / 5

@@ -21,7 +21,7 @@ def test_every_method_sees_every_sample_once_and_costly_ones_a_sample_of_them() 
     """Batch by batch, so that all methods of a batch share it."""
     data = [Listed(*(Sample(str(n), picture()) for n in range(count))) for count in (5, 2)]
     methods = [any_method("one"), any_method("the other", costly=True)]
-    shards = shards_of(settings(chunk_size=2, few=3), data, methods)
+    shards = shards_of(settings(chunk_size=2, slow_images=3), data, methods)
     first, second, last = (shards[place].numbers for place in (0, 2, 4))
     assert [(u.data, u.method, u.numbers) for u in shards] == [
         *[(0, 0, first), (0, 1, first), (0, 0, second), (0, 1, shards[3].numbers), (0, 0, last)],
@@ -37,11 +37,11 @@ def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
     names = [f"class{number:02d}/image{n}" for number in range(50) for n in range(5)]
     data = Listed(*(Sample(name, picture()) for name in names))
     costly = any_method("costly", costly=True)
-    shards = shards_of(settings(few=64), [data], [costly])
+    shards = shards_of(settings(slow_images=64), [data], [costly])
     seen = [number for shard in shards for number in shard.numbers]
     assert len({*seen}) == 64
     assert len({number // 5 for number in seen}) > 35
-    drawn = context(model("hf_vit"), data, few=64).slow_numbers
+    drawn = context(model("hf_vit"), data, slow_images=64).slow_numbers
     assert {*seen} == drawn
     assert {names[number] for number in seen} == {*draw_names(names, 64, 0)}
 

@@ -37,14 +37,14 @@ def test_maps_of_any_grid_are_resized_to_the_image(
     tmp_path: Path, grid: tuple[int, int], dtype: str
 ) -> None:
     """Found by sample and text, in any order of both."""
-    heat = np.random.default_rng(0).integers(0, 100, (2, *grid)).astype(dtype)
+    heatmap = np.random.default_rng(0).integers(0, 100, (2, *grid)).astype(dtype)
     for number in (0, 1):
         names = np.array(TEXTS[:2])
-        np.savez(tmp_path / f"image{number}.npz", maps=heat[::-1] + number, names=names[::-1])
+        np.savez(tmp_path / f"image{number}.npz", maps=heatmap[::-1] + number, names=names[::-1])
     asked = queries(model(VIT))
     got = PrecomputedMaps(tmp_path).maps(model(VIT), asked)
     for number in (0, 1):
-        expected = torch.tensor((heat[number] + number).astype(np.float32))
+        expected = torch.tensor((heatmap[number] + number).astype(np.float32))
         torch.testing.assert_close(got[number], maps.upsample(expected, (32, 32)))
 
 
@@ -73,8 +73,8 @@ def test_any_map_below_zero_makes_all_signed(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """A file, a name, a number: NaN in its place, and the reason."""
-    heat = np.array([1, np.nan, np.inf, 1e300])[:, None, None] * ONE
-    np.savez(tmp_path / "image0.npz", maps=heat, names=np.array(["fine", "nan", "inf", "large"]))
+    heatmap = np.array([1, np.nan, np.inf, 1e300])[:, None, None] * ONE
+    np.savez(tmp_path / "image0.npz", maps=heatmap, names=np.array(["fine", "nan", "inf", "large"]))
     method = PrecomputedMaps(tmp_path)
     clip = model(VIT)
     asked = queries(clip, ("fine", "nan", "inf", "large", "lost")).part([0, 1, 2, 3, 4, 0])

@@ -40,7 +40,7 @@ from tests.evaluation.test_tasks import Broken
 @pytest.mark.parametrize("name", list(KINDS))
 def test_grid_is_the_share_of_cells_that_are_known_alone(name: str) -> None:
     clip, data = model(name), DemoMosaics(6)
-    classes = targets.text(clip, list(data.classes)).bank
+    classes = targets.text(clip, list(data.classes)).embeddings
     owners, wanted, unsure = [], [], 0
     for number in range(len(data)):
         sample = data.read(number)
@@ -54,10 +54,10 @@ def test_grid_is_the_share_of_cells_that_are_known_alone(name: str) -> None:
             if (100 * scores).softmax(0)[region.label] < 0.5:
                 unsure += 1
                 continue
-            row = targets.text(clip, data.classes[region.label]).bank[0]
-            heat = direct(clip, KINDS[name][1], pixels, row).clamp(min=0)
+            row = targets.text(clip, data.classes[region.label]).embeddings[0]
+            heatmap = direct(clip, KINDS[name][1], pixels, row).clamp(min=0)
             owners.append(number)
-            wanted.append(metrics.grid_pointing_game(heat, torch.from_numpy(region.mask)))
+            wanted.append(metrics.grid_pointing_game(heatmap, torch.from_numpy(region.mask)))
     assert wanted
     got = measured("grid", context(clip, data), KINDS[name][0])
     same_rows(got["grid_pg"], rows(owners, wanted), 1e-4)
@@ -107,8 +107,8 @@ def test_points_are_scored_where_they_are_in_the_crop() -> None:
     every = context(clip, Listed(Sample("wide", image, points=points)))
     got = measured("points", every, "last-grad")
     [pixels] = clip.preprocess([image])
-    heat = direct(clip, KINDS["demo/vit"][1], pixels, targets.text(clip, TEXTS[0]).bank[0])
-    large = maps.normalize(maps.upsample(heat.clamp(min=0)[None], pixels.shape[-2:]))[0] > 0.5
+    heatmap = direct(clip, KINDS["demo/vit"][1], pixels, targets.text(clip, TEXTS[0]).embeddings[0])
+    large = maps.normalize(maps.upsample(heatmap.clamp(min=0)[None], pixels.shape[-2:]))[0] > 0.5
     moved = torch.from_numpy(resize_points(clip.processor, np.stack([yes, no])))
     assert moved.flatten(1).sum(1).tolist() == [3, 2]
     hit, wrong = int(large[moved[0]].sum()), int(large[moved[1]].sum())
@@ -122,19 +122,19 @@ def test_fixlip_is_its_metrics_on_the_models_cells() -> None:
     for sample in data.samples:  # whose masks would be too small
         object.__setattr__(sample, "regions", ())
         object.__setattr__(sample, "label", 0)
-    every = context(clip, data, few=1, draws=8)
+    every = context(clip, data, slow_images=1, draws=8)
     got = measured("fixlip", every, "last-grad")
     sample = data.read(0)
     pixels = clip.preprocess([sample.image])
-    row = targets.text(clip, TEXTS[0]).bank
-    heat = direct(clip, KINDS["demo/vit"][1], pixels[0], row[0])[None]
+    row = targets.text(clip, TEXTS[0]).embeddings
+    heatmap = direct(clip, KINDS["demo/vit"][1], pixels[0], row[0])[None]
     forward = every.forward(row)
     options: dict[str, Any] = {"unit": "patch"}
     removed = metrics.perturbation_test(
-        forward, pixels, heat, fill=metrics.mean_fill(pixels), **options
+        forward, pixels, heatmap, fill=metrics.mean_fill(pixels), **options
     ).score
     shown = metrics.perturbation_test(
-        forward, pixels, heat, fill=metrics.blur_fill(pixels), mode="insertion", **options
+        forward, pixels, heatmap, fill=metrics.blur_fill(pixels), mode="insertion", **options
     ).score
     same_rows(got["aid_blur"], rows([0], metrics.area_between(removed, shown)), 1e-4)
     scaled = metrics.area_between(removed, normalize=True)
@@ -144,7 +144,7 @@ def test_fixlip_is_its_metrics_on_the_models_cells() -> None:
         drawn = metrics.masked_changes(
             forward, pixels, grid=(7, 7), share=1 - stay / 100, samples=8, shifted=False
         )
-        wanted = metrics.p_faithfulness(heat, drawn)
+        wanted = metrics.p_faithfulness(heatmap, drawn)
         same_rows(got[f"p_faithfulness_{stay}"], rows([0], wanted), 1e-4)
 
 

@@ -123,12 +123,12 @@ def test_the_command_tells_what_differs_from_the_defaults() -> None:
         *("/models/mine", "out", ("voc:/data/VOC2012", "demo")),
         methods=("last-grad", "random"),
         maps=("/made/by others",),
-        few=9,
+        slow_images=9,
         template="a photo of a {}",
     )
     assert command_of(config, "mine") == (
         "captum-clip evaluate --model mine --data voc:VOC2012 --data demo --method last-grad "
-        "--method random --maps 'by others' --few 9 --template 'a photo of a {}'"
+        "--method random --maps 'by others' --slow-images 9 --template 'a photo of a {}'"
     )
 
 

@@ -226,7 +226,10 @@ def test_a_table_never_stands_beside_missing_units(
         ({"methods": ("last-grad",)}, r'methods was \["last-grad", "rollout", "random"\] and is'),
         ({"tasks": ("signs",)}, r"tasks was"),
         ({"images": 2}, r"images was 500 and is 2"),
-        ({"chunk_size": 3, "few": 2}, r"few was \d+ and is 2; chunk_size was 2 and is 3"),
+        (
+            {"chunk_size": 3, "slow_images": 2},
+            r"slow_images was \d+ and is 2; chunk_size was 2 and is 3",
+        ),
     ],
 )
 def test_another_evaluation_in_the_same_folder_is_refused(
@@ -418,7 +421,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),
     ({"maps": ("random",)}, "two methods are called 'random'; folders of maps need names"),
     ({"images": 0}, "expected images of 1 or more, got 0"),
-    ({"few": True}, "expected few of 1 or more, got True"),
+    ({"slow_images": True}, "expected few of 1 or more, got True"),
     ({"batch_size": 2.0}, "expected batch_size of 1 or more, got 2.0"),
     ({"threads": 0}, "expected threads of 1 or more, got 0"),
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),

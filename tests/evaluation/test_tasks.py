@@ -42,9 +42,9 @@ COUNTS = [2, 3, 2]
 OWNERS = [0, 0, 1, 1, 1, 2, 2]
 
 
-def whole(heat: torch.Tensor) -> torch.Tensor:
+def whole(heatmap: torch.Tensor) -> torch.Tensor:
     """The map; of an empty one a map of one value, which tells nothing either."""
-    return heat if heat.any() else torch.ones_like(heat)
+    return heatmap if heatmap.any() else torch.ones_like(heatmap)
 
 
 @lru_cache
@@ -57,7 +57,7 @@ def oracle(name: str) -> list[dict[str, Any]]:
         [pixels] = clip.preprocess([sample.image])
         masks = torch.stack([torch.from_numpy(region.mask) for region in sample.regions])
         for place, region in enumerate(sample.regions):
-            row = targets.text(clip, region.text).bank[0]
+            row = targets.text(clip, region.text).embeddings[0]
             raw = direct(clip, kind, pixels, row)
             against = -raw if name == "demo/resnet" else direct(clip, kind, pixels, -row)
             found.append(
@@ -87,18 +87,18 @@ def found(name: str) -> dict[str, Rows]:
 def test_localization_is_each_metric_of_each_region(name: str) -> None:
     got = found(name)
     every = oracle(name)
-    heat, masks = [one["positive"] for one in every], [one["mask"] for one in every]
+    heatmap, masks = [one["positive"] for one in every], [one["mask"] for one in every]
     expected: dict[str, list[Any]] = {
-        "pointing": [metrics.pointing_game(h, m) for h, m in zip(heat, masks, strict=True)],
+        "pointing": [metrics.pointing_game(h, m) for h, m in zip(heatmap, masks, strict=True)],
         "pointing_15": [
-            metrics.pointing_game(h, m, tolerance=15) for h, m in zip(heat, masks, strict=True)
+            metrics.pointing_game(h, m, tolerance=15) for h, m in zip(heatmap, masks, strict=True)
         ],
-        "energy": [metrics.energy_inside(whole(h), m) for h, m in zip(heat, masks, strict=True)],
-        "coverage": [metrics.coverage(h, m, area=0.2) for h, m in zip(heat, masks, strict=True)],
+        "energy": [metrics.energy_inside(whole(h), m) for h, m in zip(heatmap, masks, strict=True)],
+        "coverage": [metrics.coverage(h, m, area=0.2) for h, m in zip(heatmap, masks, strict=True)],
     }
     for suffix, threshold in (("", None), ("_half", 0.5)):
         counts, ratios, precisions = [], [], []
-        for h, m in zip(heat, masks, strict=True):
+        for h, m in zip(heatmap, masks, strict=True):
             large = maps.normalize(maps.upsample(h[None], (224, 224))[0])
             chosen = large > (large.mean() if threshold is None else threshold)
             cells = [chosen & m, chosen & ~m, ~chosen & m, ~chosen & ~m]
@@ -113,7 +113,7 @@ def test_localization_is_each_metric_of_each_region(name: str) -> None:
         for hit, wrong, missed, rest in counts
     ]
     expected["legrad_map"] = [
-        metrics.two_class_average_precision(h, m) for h, m in zip(heat, masks, strict=True)
+        metrics.two_class_average_precision(h, m) for h, m in zip(heatmap, masks, strict=True)
     ]
     assert set(expected) == {m.name for g in _metrics("localization").values() for m in g}
     for metric, values in expected.items():
@@ -249,9 +249,9 @@ class Broken(Method):
         self.without = without
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        heat = torch.tensor([[1.0, -1.0], [1.0, -1.0]]).repeat(len(queries), 1, 1)
-        heat[[text in self.without for text in queries.texts], 0, 0] = torch.nan
-        return heat
+        heatmap = torch.tensor([[1.0, -1.0], [1.0, -1.0]]).repeat(len(queries), 1, 1)
+        heatmap[[text in self.without for text in queries.texts], 0, 0] = torch.nan
+        return heatmap
 
 
 def test_a_map_with_nan_is_left_out_and_said() -> None:
@@ -279,9 +279,9 @@ class BrokenNegated(Broken):
         self.row = without
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        heat = super().maps(clip, queries)
-        heat[(queries.rows @ self.row) < -0.99, 0, 0] = torch.nan
-        return heat
+        heatmap = super().maps(clip, queries)
+        heatmap[(queries.rows @ self.row) < -0.99, 0, 0] = torch.nan
+        return heatmap
 
 
 def test_a_negated_target_without_a_map_is_left_out_and_said() -> None:
@@ -290,7 +290,7 @@ def test_a_negated_target_without_a_map_is_left_out_and_said() -> None:
     first = two_regions("first")
     scene = Sample("scene", first.image, first.regions, subsets=(first.image,) * 4)
     asked = on_batch(
-        context(clip, Listed(scene)), BrokenNegated(targets.text(clip, "a dog").bank[0])
+        context(clip, Listed(scene)), BrokenNegated(targets.text(clip, "a dog").embeddings[0])
     )
     got = joined(TASKS["signs"].measure(asked))
     assert got["positive_others"].regions == ("a horse", "a dog")
@@ -407,21 +407,21 @@ def test_fixations_are_each_metric_of_each_image() -> None:
     ]
     got = measured("fixation", context(clip, Listed(*samples)), "last-grad")
     texts = ["a horse", "a dog", "a dog"]
-    heat = [
+    heatmap = [
         direct(
             *(clip, attr.LastGradAttention),
             clip.preprocess([sample.image])[0],
-            targets.text(clip, text).bank[0],
+            targets.text(clip, text).embeddings[0],
         )
         for sample, text in zip(samples[:3], texts, strict=True)
     ]
     truth = torch.from_numpy(points)
     mass = torch.from_numpy(density)
     for metric in (metrics.nss, metrics.auc_judd):
-        values = [metric(heat[place], truth) for place in (0, 1)]
+        values = [metric(heatmap[place], truth) for place in (0, 1)]
         same_rows(got[metric.__name__], rows([0, 1], values))
     for other in (metrics.cc, metrics.sim):
-        values = [other(heat[place], mass) for place in (0, 2)]
+        values = [other(heatmap[place], mass) for place in (0, 2)]
         same_rows(got[other.__name__], rows([0, 2], values))
 
 
@@ -436,8 +436,8 @@ def test_against_an_image_the_target_is_the_reference() -> None:
     for region in sample.regions:
         assert region.reference is not None
         row = clip.encode_image(clip.preprocess([region.reference])).detach()[0]
-        heat = direct(clip, attr.LastGradAttention, pixels, row)
-        values.append(metrics.energy_inside(heat, torch.from_numpy(region.mask)))
+        heatmap = direct(clip, attr.LastGradAttention, pixels, row)
+        values.append(metrics.energy_inside(heatmap, torch.from_numpy(region.mask)))
     same_rows(got["energy"], rows([0, 0], values))
 
 
@@ -484,9 +484,9 @@ class Mute(Method):
     name, what = "mute", "no map of a whole caption"
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        heat = torch.ones(len(queries), 7, 7)
-        heat[[" " in text for text in queries.texts], 0, 0] = torch.nan
-        return heat
+        heatmap = torch.ones(len(queries), 7, 7)
+        heatmap[[" " in text for text in queries.texts], 0, 0] = torch.nan
+        return heatmap
 
 
 def test_a_caption_without_a_map_is_left_out_with_its_reason() -> None:

@@ -49,11 +49,11 @@ def test_words_and_captions_are_the_game_of_their_maps(name: str) -> None:
         sample = DemoMosaics(4).read(number)
         assert sample.caption is not None
         [pixels] = clip.preprocess([sample.image])
-        whole = direct(clip, kind, pixels, targets.text(clip, sample.caption).bank[0])
+        whole = direct(clip, kind, pixels, targets.text(clip, sample.caption).embeddings[0])
         values: dict[str, list[Any]] = defaultdict(list)
         for region in sample.regions:
             mask = torch.from_numpy(region.mask)
-            row = targets.words(clip, sample.caption, [region.text]).bank[0]
+            row = targets.words(clip, sample.caption, [region.text]).embeddings[0]
             raw = direct(clip, kind, pixels, row)
             against = direct(clip, kind, pixels, -row).clamp(min=0)
             signed = raw if name == "demo/resnet" else raw.clamp(min=0) - against
@@ -118,9 +118,11 @@ def test_a_word_is_found_as_a_whole() -> None:
     expected = []
     for place, region in enumerate(sample.regions):
         row = torch.nn.functional.normalize(encoded[0] - encoded[place + 1], dim=0)
-        heat = [direct(clip, attr.LastGradAttention, pixels, s * row).clamp(min=0) for s in (1, -1)]
+        heatmap = [
+            direct(clip, attr.LastGradAttention, pixels, s * row).clamp(min=0) for s in (1, -1)
+        ]
         mask = torch.from_numpy(region.mask)
-        expected.append(metrics.word_mosaic_game(heat[0] - heat[1], mask))
+        expected.append(metrics.word_mosaic_game(heatmap[0] - heatmap[1], mask))
     same_rows(got, rows([0, 0], expected), 1e-4)
 
 

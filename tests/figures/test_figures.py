@@ -115,9 +115,9 @@ def test_compare_draws_the_maps_of_explain(vit: ClipAdapter) -> None:
     rows = [(picture, target) for picture in range(2) for target in range(2)]
     for row, (place, target) in enumerate(rows):
         picture = found.images[place].movedim(0, -1).numpy()
-        heat = found.heat("bicubic")["positive"][place, target].numpy()
+        heatmap = found.heatmap("bicubic")["positive"][place, target].numpy()
         np.testing.assert_allclose(pixels_of(figure)[3 * row], picture, atol=1e-6)
-        wanted = blend(picture, heat, colormap(HEAT), 0.9)
+        wanted = blend(picture, heatmap, colormap(HEAT), 0.9)
         np.testing.assert_allclose(pixels_of(figure)[3 * row + 2], wanted, atol=1e-3)
     assert f"cosine {found.scores[1, 1]:.3f}".replace("-", "\u2212") in lines_of(figure)
 
@@ -154,14 +154,14 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
 
 def test_the_signs_of_a_row_share_a_scale_unless_told_otherwise(vit: ClipAdapter) -> None:
     found = explain(photo(), "a horse", model=vit, method="last-grad", sign="both")
-    both = found.heat("bicubic")
+    both = found.heatmap("bicubic")
     shared = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis"))
     each = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale="each"))
     picture = found.images[0].movedim(0, -1).numpy()
     for place, sign in ((1, "positive"), (2, "negative")):
         own = maps.normalize(enlarged(found.maps[sign], 32))
-        for shown, heat in ((shared, both[sign]), (each, own)):
-            wanted = blend(picture, heat[0, 0].numpy(), colormap("viridis"), 0.9)
+        for shown, heatmap in ((shared, both[sign]), (each, own)):
+            wanted = blend(picture, heatmap[0, 0].numpy(), colormap("viridis"), 0.9)
             np.testing.assert_allclose(shown[place], wanted, atol=1e-3)
 
 

@@ -123,10 +123,10 @@ def test_maps_are_orange_where_a_head_adds_and_blue_where_it_takes_away(
     picture = vit.denormalize(vit.preprocess(photo()))[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(shown[0], picture, atol=1e-6)
     largest = np.abs(large).max(axis=None if scale == "shared" else (-2, -1), keepdims=True)
-    for pixels, heat in zip(shown[1:], [*(large / largest), np.zeros((32, 32))], strict=True):
+    for pixels, heatmap in zip(shown[1:], [*(large / largest), np.zeros((32, 32))], strict=True):
         for cmap, way in ((POSITIVE, 1), (NEGATIVE, -1)):
-            there = way * heat >= 0
-            drawn = blend(picture, (way * heat).clip(0), cmap, ALPHA)
+            there = way * heatmap >= 0
+            drawn = blend(picture, (way * heatmap).clip(0), cmap, ALPHA)
             np.testing.assert_allclose(pixels[there], drawn[there], atol=1e-3)
 
 

@@ -110,7 +110,7 @@ def test_texts_of_which_the_tokenizer_leaves_nothing_are_refused(
     with pytest.raises(TargetError, match="means as much as an empty text"):
         targets.text(clip, text, templates="a photo of a {}")
     empty = targets.text(clip, "", allow_empty=True)
-    assert torch.equal(targets.text(clip, text, allow_empty=True).bank, empty.bank)
+    assert torch.equal(targets.text(clip, text, allow_empty=True).embeddings, empty.embeddings)
 
 
 @pytest.mark.parametrize("texts", [None, 3, object(), [3], [None], [b"a horse"]])
@@ -263,8 +263,8 @@ def test_forward_functions_of_metrics_get_copies() -> None:
     def forward(images: Tensor) -> Tensor:
         return images.mul_(0).mean((1, 2, 3))
 
-    images, heat = torch.ones(1, 3, 8, 8), torch.ones(1, 1, 2, 2)
-    metrics.infidelity(forward, images, heat)
+    images, heatmap = torch.ones(1, 3, 8, 8), torch.ones(1, 1, 2, 2)
+    metrics.infidelity(forward, images, heatmap)
     assert torch.equal(images, torch.ones(1, 3, 8, 8))
 
 

@@ -62,12 +62,12 @@ def test_infidelity_is_the_rest_of_a_regression():
     found = infidelity(linear, IMAGES, maps, 0, samples=samples, seed=7)
     nothing = infidelity(linear, IMAGES, 0 * maps, 0, samples=samples, seed=7)
     draw = patch_removal((2, 3))
-    for i, (image, heat) in enumerate(zip(IMAGES, maps, strict=True)):
+    for i, (image, heatmap) in enumerate(zip(IMAGES, maps, strict=True)):
         generator = torch.Generator().manual_seed(7 + i)
         told, change = [], []
         for _ in range(samples):
             removed, left = draw(image, generator)
-            told.append((removed[0, ::4, ::4] * heat).sum())
+            told.append((removed[0, ::4, ::4] * heatmap).sum())
             change.append((linear(image[None]) - linear(left[None]))[0, 0])
         dot, delta = torch.stack(told).double(), torch.stack(change).double()
         factor = (dot @ delta) / (dot @ dot)

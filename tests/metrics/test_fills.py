@@ -46,9 +46,9 @@ def test_road_solves_the_papers_linear_system(size, share, smooth):
     """Scattered pixels and whole regions, odd sizes, single rows."""
     generator = torch.Generator().manual_seed(round(100 * share))
     image = torch.randn(2, 3, *size, generator=generator)
-    heat = torch.rand(2, 1, *((4, 4) if smooth else size), generator=generator)
-    heat = F.interpolate(heat, size, mode="bilinear")
-    removed = heat <= heat.flatten(1).quantile(share, 1)[:, None, None, None]
+    heatmap = torch.rand(2, 1, *((4, 4) if smooth else size), generator=generator)
+    heatmap = F.interpolate(heatmap, size, mode="bilinear")
+    removed = heatmap <= heatmap.flatten(1).quantile(share, 1)[:, None, None, None]
     found = road_fill(image, removed)
     for i in range(2):
         wanted = dense(image[i], removed[i]).float()

@@ -16,23 +16,23 @@ OF_FIXATIONS, OF_DENSITIES = [nss, auc_judd], [cc, sim]
 EVERY = OF_FIXATIONS + OF_DENSITIES
 
 
-def plain_nss(heat, fixated):
-    standard = (heat - heat.mean()) / heat.std(ddof=1)
+def plain_nss(heatmap, fixated):
+    standard = (heatmap - heatmap.mean()) / heatmap.std(ddof=1)
     return standard[fixated].mean()
 
 
-def plain_cc(heat, density):
-    return np.corrcoef(heat.ravel(), density.ravel())[0, 1]
+def plain_cc(heatmap, density):
+    return np.corrcoef(heatmap.ravel(), density.ravel())[0, 1]
 
 
-def plain_sim(heat, density):
-    one, other = ((x - x.min()) / (x.max() - x.min()) for x in (heat, density))
+def plain_sim(heatmap, density):
+    one, other = ((x - x.min()) / (x.max() - x.min()) for x in (heatmap, density))
     return sum(min(a, b) for a, b in zip((one / one.sum()).flat, (other / other.sum()).flat))  # noqa: B905
 
 
-def plain_auc_judd(heat, fixated):
+def plain_auc_judd(heatmap, fixated):
     """Judd's loop over the fixations from the highest, without jitter, for distinct values."""
-    values, at = heat.ravel(), np.sort(heat[fixated])[::-1]
+    values, at = heatmap.ravel(), np.sort(heatmap[fixated])[::-1]
     fixations, pixels = len(at), values.size
     true, false = [0.0], [0.0]
     for i, threshold in enumerate(at, start=1):
@@ -121,12 +121,13 @@ def test_area_ignores_a_monotone_change():
 def test_area_is_the_mean_of_judds_jitter():
     """Equal values in random order, a great many times, as Judd's code draws them once."""
     generator = np.random.default_rng(4)
-    heat = np.round(3 * generator.random((6, 7)))
+    heatmap = np.round(3 * generator.random((6, 7)))
     fixated = generator.random((6, 7)) > 0.7
     drawn = [
-        plain_auc_judd(heat + 1e-3 * generator.random(heat.shape), fixated) for _ in range(4000)
+        plain_auc_judd(heatmap + 1e-3 * generator.random(heatmap.shape), fixated)
+        for _ in range(4000)
     ]
-    found = auc_judd(torch.from_numpy(heat), torch.from_numpy(fixated)).item()
+    found = auc_judd(torch.from_numpy(heatmap), torch.from_numpy(fixated)).item()
     assert found == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / math.sqrt(4000))
 
 

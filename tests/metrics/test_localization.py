@@ -57,12 +57,12 @@ def test_pointing_game_ignores_a_monotone_change_of_the_values():
 
 def test_pointing_game_takes_the_maximum_at_the_size_of_the_mask():
     """The cell that is highest on the grid points to its centre."""
-    heat = torch.zeros(7, 7)
-    heat[2, 5] = 1
+    heatmap = torch.zeros(7, 7)
+    heatmap[2, 5] = 1
     centre = torch.zeros(224, 224, dtype=torch.bool)
     centre[2 * 32 + 15 : 2 * 32 + 17, 5 * 32 + 15 : 5 * 32 + 17] = True
-    assert pointing_game(heat, centre) == 1
-    assert pointing_game(heat, ~centre) == 0
+    assert pointing_game(heatmap, centre) == 1
+    assert pointing_game(heatmap, ~centre) == 0
 
 
 def test_tolerance_is_a_euclidean_distance():
@@ -73,19 +73,19 @@ def test_tolerance_is_a_euclidean_distance():
     inside = np.argwhere(mask.numpy())
     for row in range(0, size, 3):
         for column in range(size):
-            heat = torch.zeros(size, size)
-            heat[row, column] = 1
+            heatmap = torch.zeros(size, size)
+            heatmap[row, column] = 1
             distance = np.sqrt(((inside - [row, column]) ** 2).sum(1)).min()
-            assert pointing_game(heat, mask, tolerance=tolerance) == float(distance <= tolerance)
+            assert pointing_game(heatmap, mask, tolerance=tolerance) == float(distance <= tolerance)
 
 
 def test_energy_counts_what_is_above_zero():
     """Negative mass is not subtracted; a map without positive mass has no answer."""
     mask = torch.tensor([[True, False], [False, False]])
-    heat = torch.tensor([[1.0, 3.0], [-8.0, 0.0]])
-    assert energy_inside(heat, mask) == 0.25
-    assert energy_inside(heat * 10, mask) == 0.25
-    assert torch.isnan(energy_inside(-heat.abs(), mask))
+    heatmap = torch.tensor([[1.0, 3.0], [-8.0, 0.0]])
+    assert energy_inside(heatmap, mask) == 0.25
+    assert energy_inside(heatmap * 10, mask) == 0.25
+    assert torch.isnan(energy_inside(-heatmap.abs(), mask))
 
 
 def test_coverage_is_the_share_of_the_object_under_the_highest_pixels():
@@ -95,8 +95,8 @@ def test_coverage_is_the_share_of_the_object_under_the_highest_pixels():
     masks = torch.rand(5, 12, 12, generator=generator) > 0.7
     for area in (0.05, 0.2, 0.5):
         found = coverage(maps, masks, area=area)
-        for value, heat, mask in zip(found, maps, masks, strict=True):
-            order = heat.flatten().argsort(descending=True)
+        for value, heatmap, mask in zip(found, maps, masks, strict=True):
+            order = heatmap.flatten().argsort(descending=True)
             top = order[: round(area * 144)]
             wanted = mask.flatten()[top].sum() / mask.sum()
             assert value.item() == pytest.approx(wanted.item())
@@ -123,9 +123,9 @@ def test_coverage_of_a_constant_map_is_the_area(area):
 
 def test_coverage_shares_places_among_ties():
     """Two sure places, and one and a half among four equal pixels of which two are the object."""
-    heat = torch.tensor([[5.0, 4.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    heatmap = torch.tensor([[5.0, 4.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]]).bool()
-    found = coverage(heat, mask, area=3 / 8)
+    found = coverage(heatmap, mask, area=3 / 8)
     assert found.item() == pytest.approx((1 + 2 * 1 / 4) / 4)
 
 

@@ -92,16 +92,16 @@ def test_spatial_entropy_does_not_depend_on_the_scale():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_value_entropy_is_scikit_images(dtype):
     """On a stretched map of a 7 x 7 grid, in the precision that it has."""
-    heat = resizing.normalize(resizing.upsample(some_maps(3, 7, 7), (56, 56))).to(dtype)
-    heat[0] = torch.round(heat[0] * 4) / 4
-    expected = [shannon_entropy(one.numpy()) for one in heat]
-    np.testing.assert_allclose(metrics.value_entropy(heat), expected, rtol=1e-12)
+    heatmap = resizing.normalize(resizing.upsample(some_maps(3, 7, 7), (56, 56))).to(dtype)
+    heatmap[0] = torch.round(heatmap[0] * 4) / 4
+    expected = [shannon_entropy(one.numpy()) for one in heatmap]
+    np.testing.assert_allclose(metrics.value_entropy(heatmap), expected, rtol=1e-12)
 
 
 def test_value_entropy_of_the_reports_size_is_near_its_published_range_in_half_precision():
     """11.05 bits for 7 x 7 maps at 224 in half, 14.5 in single: size and type must be stated."""
-    heat = resizing.normalize(resizing.upsample(some_maps(2, 7, 7), (224, 224)))
-    half, single = metrics.value_entropy(heat.half()), metrics.value_entropy(heat)
+    heatmap = resizing.normalize(resizing.upsample(some_maps(2, 7, 7), (224, 224)))
+    half, single = metrics.value_entropy(heatmap.half()), metrics.value_entropy(heatmap)
     assert (half > 10.5).all()
     assert (half < 11.8).all()
     assert (single > 14).all()

@@ -24,20 +24,20 @@ def test_cells_part_the_mosaic():
 def test_signed_map_that_knows_its_cell_scores_one():
     """What speaks for it inside, what speaks against it outside; the opposite gets nothing."""
     for own in CELLS:
-        heat = torch.where(own, 2.0, -0.5)
-        assert word_mosaic_game(heat, own) == 1
-        assert word_mosaic_game(-heat, own) == 0
+        heatmap = torch.where(own, 2.0, -0.5)
+        assert word_mosaic_game(heatmap, own) == 1
+        assert word_mosaic_game(-heatmap, own) == 0
 
 
 def test_score_is_the_right_mass_over_all_mass():
     """Against the sums themselves."""
-    heat = normal(4, 16, 16, seed=0)
-    found = word_mosaic_game(heat, CELLS)
-    for value, one, own in zip(found, heat, CELLS, strict=True):
+    heatmap = normal(4, 16, 16, seed=0)
+    found = word_mosaic_game(heatmap, CELLS)
+    for value, one, own in zip(found, heatmap, CELLS, strict=True):
         right = one[own].clamp(min=0).sum() - one[~own].clamp(max=0).sum()
         torch.testing.assert_close(value, right / one.abs().sum())
-    torch.testing.assert_close(word_mosaic_game(7 * heat, CELLS), found)
-    torch.testing.assert_close(word_mosaic_game(heat[2], CELLS[2]), found[2])
+    torch.testing.assert_close(word_mosaic_game(7 * heatmap, CELLS), found)
+    torch.testing.assert_close(word_mosaic_game(heatmap[2], CELLS[2]), found[2])
 
 
 def test_constant_map_is_at_chance():
@@ -49,15 +49,15 @@ def test_constant_map_is_at_chance():
 
 def test_grid_pointing_game_is_the_authors_share_of_positive_mass():
     """Their way: average the positive part over each cell, and divide by all cells."""
-    heat = normal(4, 16, 16, seed=1)
-    pooled = torch.nn.functional.avg_pool2d(heat.clamp(min=0)[:, None], 8).flatten(1)
+    heatmap = normal(4, 16, 16, seed=1)
+    pooled = torch.nn.functional.avg_pool2d(heatmap.clamp(min=0)[:, None], 8).flatten(1)
     wanted = torch.diagonal(pooled / pooled.sum(1, keepdim=True))
-    found = grid_pointing_game(heat, CELLS)
+    found = grid_pointing_game(heatmap, CELLS)
     torch.testing.assert_close(found, wanted)
-    assert grid_pointing_game(-heat.abs(), CELLS).isnan().all()
+    assert grid_pointing_game(-heatmap.abs(), CELLS).isnan().all()
     assert grid_pointing_game(torch.ones(4, 7, 7), CELLS).tolist() == [0.25] * 4
     torch.testing.assert_close(
-        grid_pointing_game(heat.abs(), CELLS), word_mosaic_game(heat.abs(), CELLS)
+        grid_pointing_game(heatmap.abs(), CELLS), word_mosaic_game(heatmap.abs(), CELLS)
     )
 
 
@@ -65,8 +65,8 @@ def test_grid_pointing_game_is_the_authors_share_of_positive_mass():
 def test_one_positive_map_for_the_whole_caption_cannot_pass_one_in_n(words):
     """It is reached where all mass lies in the cells that the caption names."""
     named = CELLS[:words]
-    heat = uniform(50, 16, 16, seed=words)
-    scores = torch.stack([word_mosaic_game(heat, own.expand(50, 16, 16)) for own in named])
+    heatmap = uniform(50, 16, 16, seed=words)
+    scores = torch.stack([word_mosaic_game(heatmap, own.expand(50, 16, 16)) for own in named])
     assert (scores.mean(0) <= 1 / words + 1e-6).all()
     best = torch.stack([word_mosaic_game(named.any(0).float(), own) for own in named])
     assert best.mean().item() == pytest.approx(1 / words)

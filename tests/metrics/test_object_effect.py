@@ -98,11 +98,11 @@ HALVES[0, :, :4], HALVES[1, :, 4:] = True, True
 
 def test_mass_is_one_of_the_maps_own_cells():
     """The same cells at any size of the mask, with their sign."""
-    heat = torch.tensor([[3.0, 3.0, -1.0, -1.0]]).expand(3, 4)  # constant beside the border
+    heatmap = torch.tensor([[3.0, 3.0, -1.0, -1.0]]).expand(3, 4)  # constant beside the border
     for size in (8, 64):
         masks = torch.zeros(2, 12, size, dtype=torch.bool)
         masks[0, :, : size // 4], masks[1, :, -size // 4 :] = True, True
-        torch.testing.assert_close(object_mass(heat, masks), torch.tensor([9.0, -3.0]))
+        torch.testing.assert_close(object_mass(heatmap, masks), torch.tensor([9.0, -3.0]))
 
 
 def test_masks_may_be_shared_by_all_maps():

@@ -34,10 +34,10 @@ def test_curves_of_a_linear_scorer_are_partial_sums(mode):
     torch.testing.assert_close(
         found.score.fractions, torch.tensor([round(f * 9.6) for f in range(11)]).double() / 96
     )
-    for image, heat, most, least in zip(
+    for image, heatmap, most, least in zip(
         IMAGES, maps, found.score.most_first, found.score.least_first, strict=True
     ):
-        order = sorted(range(96), key=lambda p: -float(heat.flatten()[p]))
+        order = sorted(range(96), key=lambda p: -float(heatmap.flatten()[p]))
         values = image.sum(0).flatten()
         for step in range(11):
             count = round(step * 9.6)
@@ -103,9 +103,9 @@ def test_constant_map_is_at_chance():
 def test_ties_are_broken_without_a_side():
     """Equal cells come first equally often, wherever they lie."""
     image = torch.zeros(600, 1, 2, 2)
-    heat = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]).expand(600, 2, 2)
+    heatmap = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]).expand(600, 2, 2)
     fill = torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 1, 2, 2)
-    found = perturbation_test(brightness, image, heat, fill=fill, fractions=[0.25, 0.5]).score
+    found = perturbation_test(brightness, image, heatmap, fill=fill, fractions=[0.25, 0.5]).score
     assert (found.most_first[:, 0] == 1).all()
     second = found.most_first[:, 1]
     assert all(abs(float((second == 1 + v).float().mean()) - 1 / 3) < 0.06 for v in (10, 100, 1000))

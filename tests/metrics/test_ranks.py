@@ -37,9 +37,9 @@ def test_correlation_with_a_constant_is_nan(value):
 
 def test_only_the_order_counts():
     """The same map, a monotone change of it, and its negative."""
-    heat = normal(5, 6, 6, seed=1)
-    torch.testing.assert_close(rank_correlation(heat, heat.exp() * 3), torch.ones(5))
-    torch.testing.assert_close(rank_correlation(heat, -(heat**3)), -torch.ones(5))
+    heatmap = normal(5, 6, 6, seed=1)
+    torch.testing.assert_close(rank_correlation(heatmap, heatmap.exp() * 3), torch.ones(5))
+    torch.testing.assert_close(rank_correlation(heatmap, -(heatmap**3)), -torch.ones(5))
 
 
 def test_unrelated_maps_are_at_chance():
@@ -51,9 +51,9 @@ def test_unrelated_maps_are_at_chance():
 
 def test_constant_map_has_no_ranks():
     """On either side; the other maps of the batch keep their answer."""
-    heat = uniform(2, 4, 4, seed=3)
-    flat = torch.stack([torch.full((4, 4), 0.1), heat[1]])
-    for found in (rank_correlation(heat, flat), rank_correlation(flat, heat)):
+    heatmap = uniform(2, 4, 4, seed=3)
+    flat = torch.stack([torch.full((4, 4), 0.1), heatmap[1]])
+    for found in (rank_correlation(heatmap, flat), rank_correlation(flat, heatmap)):
         assert found.isnan().tolist() == [True, False]
         assert found[1].item() == pytest.approx(1)
 

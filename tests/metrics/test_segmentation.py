@@ -46,8 +46,8 @@ def test_average_precision_is_scikit_learns():
 
     maps, masks = case()
     found = segmentation_scores(maps, masks).average_precision
-    for value, heat, mask in zip(found, maps, masks, strict=True):
-        wanted = average_precision_score(mask.flatten(), heat.flatten())
+    for value, heatmap, mask in zip(found, maps, masks, strict=True):
+        wanted = average_precision_score(mask.flatten(), heatmap.flatten())
         assert value.item() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -122,8 +122,8 @@ def test_otsu_parts_two_groups_where_the_variance_between_is_largest():
     masks[:, :4] = True
     found = segmentation_scores(maps, masks, threshold="otsu")
     marked = found.true_positive + found.false_positive
-    for heat, count in zip(maps.double(), marked, strict=True):
-        values = ((heat - heat.min()) / (heat.max() - heat.min())).flatten()
+    for heatmap, count in zip(maps.double(), marked, strict=True):
+        values = ((heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())).flatten()
         bins = (values * 256).floor().clamp(max=255)
         centred = (bins + 0.5) / 256
 
@@ -176,8 +176,8 @@ def test_average_precision_of_two_classes_is_the_published_one():
     _, masks = case()
     maps = normal(*masks.shape).clamp(min=0) + masks  # ties of the background, none across classes
     found = two_class_average_precision(maps, masks)
-    for value, heat, mask in zip(found, maps, masks, strict=True):
-        stretched = (heat - heat.min()) / (heat.max() - heat.min())
+    for value, heatmap, mask in zip(found, maps, masks, strict=True):
+        stretched = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
         scores = torch.stack([1 - stretched, stretched]).flatten()
         truth = torch.stack([~mask, mask]).flatten()
         assert value.item() == pytest.approx(average_precision_score(truth, scores), rel=1e-5)
@@ -199,10 +199,10 @@ def test_pixels_that_do_not_count_change_nothing():
 
 def test_points_are_scored_as_open_images_does():
     """Three points on the object, one of them missed, and two beside it, one of them marked."""
-    heat = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.2, 0.0]])
+    heatmap = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.2, 0.0]])
     yes = torch.tensor([[True, True, True], [False, False, False]])
     no = torch.tensor([[False, False, False], [True, True, False]])
-    found = segmentation_scores(heat, yes, threshold=0.5, counted=yes | no)
+    found = segmentation_scores(heatmap, yes, threshold=0.5, counted=yes | no)
     assert found.object_iou.tolist() == [2 / 4]
     assert found.image_accuracy.tolist() == pytest.approx([3 / 5])
 

@@ -104,7 +104,7 @@ def test_every_family_of_open_clip_loads_from_the_hubs_cache(cache, capfd, famil
 
 
 TIMM: dict[str, tuple[dict[str, Any], int]] = {
-    "probe": ({"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}, 96),
+    "attention": ({"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"}, 96),
     "cls": ({"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None}, 24),
 }
 
@@ -298,7 +298,7 @@ def test_a_siglip_of_open_clip_loads_with_its_own_tokenizer_and_processor(cache,
         "proj_bias": True,
         "pool_type": "last",
     }
-    vision = {**TIMM["probe"][0], "image_size": 160}
+    vision = {**TIMM["attention"][0], "image_size": 160}
     with torch.random.fork_rng():
         model = open_clip.CustomTextCLIP(96, dict(vision), dict(text))
     snapshot = cache("someone/small")

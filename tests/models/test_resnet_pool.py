@@ -51,7 +51,7 @@ def test_gradient_of_the_shift_with_the_weights_held_goes_through_the_values_alo
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, 256, 3, 3, generator=generator, dtype=torch.float64)
     directions = torch.randn(3, 2, 24, generator=generator, dtype=torch.float64)
-    own = tower.shift_gradient(features, directions, held=True)
+    own = tower.shift_gradient(features, directions, detached=True)
     free = tower.shift_gradient(features, directions)
     through = open_clip_resnet._attention
     monkeypatch.setattr(open_clip_resnet, "_attention", lambda *parts: through(*parts).detach())

@@ -16,7 +16,7 @@ from tests.attr import cases
 from tests.samples import picture
 
 FAMILIES = list(cases.READOUTS)
-PROBES = [name for name in FAMILIES if cases.READOUTS[name][0] == "probe"]
+PROBES = [name for name in FAMILIES if cases.READOUTS[name][0] == "attention"]
 
 
 def tower(name: str, dtype: torch.dtype = torch.float64) -> ViTTower:
@@ -29,7 +29,7 @@ def tower(name: str, dtype: torch.dtype = torch.float64) -> ViTTower:
 def test_tower_says_what_is_read(name):
     found = tower(name)
     assert (found.pooling, found.prefix) == cases.READOUTS[name]
-    assert (found.probe is None) == (found.pooling != "probe")
+    assert (found.pooling_head is None) == (found.pooling != "attention")
     assert len(found.layers) == 3
     assert tower_of(found.module).module is found.module
     assert found.nondeterminism() is None
@@ -121,7 +121,7 @@ def test_randomising_goes_from_the_top_down(name):
     for layer, keys in zip(reversed(found.layers), own[1:4], strict=True):
         ids = {id(parameter) for parameter in layer.block.parameters()}
         assert {id(parameters[key]) for key in keys} <= ids
-    pool = [] if found.probe is None else found.probe.modules
+    pool = [] if found.pooling_head is None else found.pooling_head.modules
     for key in own[-1]:  # nothing above the blocks is left for the embedding
         assert all(parameters[key] is not p for module in pool for p in module.parameters())
 
@@ -168,7 +168,7 @@ READ_TEXTS = {
 
 @pytest.mark.parametrize("name", READ_TEXTS)
 def test_text_readout_says_how_texts_are_read(name):
-    assert cases.adapter(name).text_readout == READ_TEXTS[name]
+    assert cases.adapter(name).text_pooling == READ_TEXTS[name]
 
 
 def test_aimv2_with_learned_positions_takes_its_native_size_only():
@@ -240,7 +240,7 @@ def test_text_models_of_transformers_in_open_clip_say_their_pooling(pooler, row)
     text = HFTextEncoder("", 24, config=RobertaConfig(**small), pooler_type=pooler)
     model = CustomTextCLIP(24, dict(builders.VIT_CONFIG), dict(builders.TEXT_CONFIG))
     model.text = text
-    readout = load_clip(model).text_readout
+    readout = load_clip(model).text_pooling
     assert readout == (None if row is None else (row, False, "max_length"))
 
 

@@ -35,11 +35,11 @@ def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:
     part = some_part()
     found = Accumulator.of(part)
     large = resizing.upsample(resizing.positive(torch.from_numpy(part.maps)).double(), SIZE)
-    heat = resizing.normalize(large).numpy()
-    varies = np.asarray(heat.any((-2, -1)))
+    heatmap = resizing.normalize(large).numpy()
+    varies = np.asarray(heatmap.any((-2, -1)))
     assert found.constant.tolist() == [1, 0, 0]
     for target in range(3):
-        expected = heat[varies[:, target], target].mean(0)
+        expected = heatmap[varies[:, target], target].mean(0)
         mean = resizing.upsample(torch.from_numpy(found.mean("stretched")[target]), SIZE)
         np.testing.assert_allclose(mean.numpy(), expected, atol=1e-12)
 

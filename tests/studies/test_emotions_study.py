@@ -72,7 +72,7 @@ def test_centring_says_how_far_rows_and_maps_move(
     rows = [row for row in rows_of(study / "centring.csv") if row["model"] == "small-vit"]
     assert [row["emotion"] for row in rows] == list(EMOTIONS)
     for k, row in enumerate(rows):
-        cosine = (plain.bank[k] @ centred.bank[k]).item()
+        cosine = (plain.embeddings[k] @ centred.embeddings[k]).item()
         correlations = [
             np.corrcoef(first[k], second[k])[0, 1]
             for first, second in zip(*found, strict=True)

@@ -42,9 +42,9 @@ def test_measures_are_those_of_the_stretched_map(grid, size):
     large = resizing.upsample(maps.double(), size)
     torch.testing.assert_close(found["low"], large.amin((-2, -1)), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(found["high"], large.amax((-2, -1)), rtol=1e-12, atol=1e-14)
-    heat = resizing.normalize(large)
+    heatmap = resizing.normalize(large)
     for name in ("spatial_variance", "spatial_entropy"):
-        expected = getattr(metrics, name)(heat)
+        expected = getattr(metrics, name)(heatmap)
         torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -53,18 +53,18 @@ def test_measures_are_numpys():
     maps = some_maps((7, 7))
     found = measure(maps, (224, 224))
     for index, large in enumerate(resizing.upsample(maps.double(), (224, 224)).numpy()):
-        heat = (large - large.min()) / (large.max() - large.min())
-        shares = heat[heat > 0] / heat.sum()
+        heatmap = (large - large.min()) / (large.max() - large.min())
+        shares = heatmap[heatmap > 0] / heatmap.sum()
         entropy = -(shares * np.log2(shares)).sum()
-        assert found["spatial_variance"][index].item() == pytest.approx(heat.var(), rel=1e-6)
+        assert found["spatial_variance"][index].item() == pytest.approx(heatmap.var(), rel=1e-6)
         assert found["spatial_entropy"][index].item() == pytest.approx(entropy, rel=1e-6)
 
 
 def test_value_entropy_is_that_of_the_definition_to_the_bit():
     maps = some_maps((7, 7))
     found = measure(maps, (64, 64), values=True)["value_entropy"]
-    heat = resizing.normalize(resizing.upsample(maps, (64, 64)))
-    assert torch.equal(found, metrics.value_entropy(heat))
+    heatmap = resizing.normalize(resizing.upsample(maps, (64, 64)))
+    assert torch.equal(found, metrics.value_entropy(heatmap))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])

@@ -67,10 +67,10 @@ def test_maps_are_those_of_the_method(clip, folder):
     for method, kind in ((None, DirectContribution), ("attention-grad-cam", AttentionGradCam)):
         found = rank(clip, folder, target, top=2, cache=False, method=method)
         attribution = kind(ClipSimilarity(clip, target))
-        for path, heat, image in zip(found.files, found.maps, found.images, strict=True):
+        for path, heatmap, image in zip(found.files, found.maps, found.images, strict=True):
             pixels = clip.preprocess(folder / path)
             expected = maps.positive(attribution.attribute(pixels, target=0))
-            torch.testing.assert_close(heat[None], expected)
+            torch.testing.assert_close(heatmap[None], expected)
             torch.testing.assert_close(image[None], clip.denormalize(pixels))
 
 

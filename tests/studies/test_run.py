@@ -47,15 +47,15 @@ def plainly(model: str, images: Path) -> dict[str, Tensor]:
     positive, size = torch.cat(raw).clamp(min=0), (pixels.shape[-2], pixels.shape[-1])
     return {
         "raw": positive.double(),
-        "heat": resizing.normalize(resizing.upsample(positive.double(), size)),
+        "heatmap": resizing.normalize(resizing.upsample(positive.double(), size)),
         "single": resizing.normalize(resizing.upsample(positive, size)),
         "score": torch.cat(scores),
     }
 
 
-def mean_of(measure: Callable[[Tensor], Tensor], heat: Tensor) -> Tensor:
+def mean_of(measure: Callable[[Tensor], Tensor], heatmap: Tensor) -> Tensor:
     """NaN, in the table an empty field, where no map varies."""
-    return measure(heat).mean() if len(heat) else torch.tensor(torch.nan)
+    return measure(heatmap).mean() if len(heatmap) else torch.tensor(torch.nan)
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +87,15 @@ def test_statistics_are_those_of_the_maps(
     rows = rows_of((both[0] / "statistics.csv").read_bytes())[3 * tower : 3 * tower + 3]
     assert [row["target"] for row in rows] == list(TEXTS)
     for k, row in enumerate(rows):
-        heat = plain["heat"][:, k]
-        varies = heat.amax((-2, -1)) > 0
+        heatmap = plain["heatmap"][:, k]
+        varies = heatmap.amax((-2, -1)) > 0
         mean_raw = plain["raw"][:, k].mean(0)
         expected = {
             "score": plain["score"][:, k].mean(),
             "corner_bias_raw": metrics.corner_bias(mean_raw),
             "centre_bias_raw": metrics.centre_bias(mean_raw),
-            "spatial_variance": mean_of(metrics.spatial_variance, heat[varies]),
-            "spatial_entropy": mean_of(metrics.spatial_entropy, heat[varies]),
+            "spatial_variance": mean_of(metrics.spatial_variance, heatmap[varies]),
+            "spatial_entropy": mean_of(metrics.spatial_entropy, heatmap[varies]),
             "value_entropy": mean_of(metrics.value_entropy, plain["single"][varies, k]),
         }
         for name, value in expected.items():
@@ -105,7 +105,7 @@ def test_statistics_are_those_of_the_maps(
         assert (row["images"], row["skipped"]) == ("7", "0")
         assert int(row["constant"]) == int((~varies).sum())
         size = (row["dtype"], row["height"], row["width"])
-        assert size == ("float32", *(str(side) for side in heat.shape[-2:]))
+        assert size == ("float32", *(str(side) for side in heatmap.shape[-2:]))
 
 
 @pytest.mark.parametrize("tower", [0, 1])
@@ -117,13 +117,13 @@ def test_mean_maps_are_those_of_the_maps(both: Any, images: Path, tower: int, re
         found = {name: file[name] for name in file.files}
     np.testing.assert_allclose(found["raw"], plain["raw"].mean(0).numpy(), rtol=1e-4, atol=1e-9)
     for k, mean in enumerate(torch.from_numpy(found["stretched"])):
-        heat = plain["heat"][:, k]
-        varies = heat.amax((-2, -1)) > 0
+        heatmap = plain["heatmap"][:, k]
+        varies = heatmap.amax((-2, -1)) > 0
         if not varies.any():
             assert mean.isnan().all()
             continue
         large = resizing.upsample(mean, tuple(found["size"]))
-        torch.testing.assert_close(large, heat[varies].mean(0), rtol=0, atol=1e-4)
+        torch.testing.assert_close(large, heatmap[varies].mean(0), rtol=0, atol=1e-4)
     assert found["names"].tolist() == list(TEXTS)
     assert found["images"] == 7
 

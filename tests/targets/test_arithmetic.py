@@ -1,4 +1,4 @@
-"""Negation, difference, concatenation, indexing: the bank stays unit rows."""
+"""Negation, difference, concatenation, indexing: the embeddings stays unit rows."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def target():
 
 
 def lengths(target):
-    """The lengths of the rows of a bank."""
-    return target.bank.norm(dim=1)
+    """The lengths of the rows of a embeddings."""
+    return target.embeddings.norm(dim=1)
 
 
 def test_negation_turns_the_rows_round(target):
     """Negative saliency is the map of the negated target."""
     negated = -target
-    assert torch.equal(negated.bank, -target.bank)
+    assert torch.equal(negated.embeddings, -target.embeddings)
     assert torch.equal(negated.norms, target.norms)
     assert negated.names == ("not a", "not b", "not c")
-    assert torch.equal((-negated).bank, target.bank)
+    assert torch.equal((-negated).embeddings, target.embeddings)
 
 
 def test_difference_is_taken_of_unit_rows(target):
     """The row is normalised again, and its length kept."""
     other = targets.embedding(torch.eye(24)[:3] * 9, ["x", "y", "z"])
     difference = target - other
-    wanted = target.bank - other.bank
+    wanted = target.embeddings - other.embeddings
     torch.testing.assert_close(difference.norms, wanted.norm(dim=1))
-    torch.testing.assert_close(difference.bank, wanted / wanted.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(difference.embeddings, wanted / wanted.norm(dim=1, keepdim=True))
     assert difference.names == ("a - x", "b - y", "c - z")
 
 
@@ -51,7 +51,7 @@ def test_difference_repeats_a_single_row(target):
     one = targets.embedding(torch.eye(24)[:1], ["x"])
     assert (target - one).names == ("a - x", "b - x", "c - x")
     assert (one - target).names == ("x - a", "x - b", "x - c")
-    torch.testing.assert_close((one - target).bank, -(target - one).bank)
+    torch.testing.assert_close((one - target).embeddings, -(target - one).embeddings)
 
 
 def test_difference_of_other_counts_is_refused(target):
@@ -84,7 +84,7 @@ def test_concatenation_puts_rows_side_by_side(target):
     """Rows, lengths and names in order; an iterator will do."""
     joined = targets.concatenate([target, -target[:1]])
     assert joined.names == ("a", "b", "c", "not a")
-    assert torch.equal(joined.bank[:3], target.bank)
+    assert torch.equal(joined.embeddings[:3], target.embeddings)
     assert torch.equal(joined.norms, torch.cat([target.norms, target.norms[:1]]))
     assert targets.concatenate(iter(target)).names == target.names
     with pytest.raises(TargetError, match=r"one or more Targets, got"):
@@ -98,7 +98,7 @@ def test_concatenation_puts_rows_side_by_side(target):
 def test_concatenation_of_precisions_keeps_the_finer(target):
     """float32 beside float64 gives float64."""
     fine = targets.embedding(torch.eye(24, dtype=torch.float64)[:1])
-    assert targets.concatenate([target, fine]).bank.dtype == torch.float64
+    assert targets.concatenate([target, fine]).embeddings.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_index_picks_rows(target, key, names):
     assert isinstance(picked, Target)
     assert "".join(picked.names) == names
     rows = ["abc".index(name) for name in names]
-    assert torch.equal(picked.bank, target.bank[rows])
+    assert torch.equal(picked.embeddings, target.embeddings[rows])
     assert torch.equal(picked.norms, target.norms[rows])
 
 
@@ -173,21 +173,21 @@ def test_rows_stay_unit_rows(target):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_bank_is_at_least_float32(dtype):
-    """Half-precision encodings are widened before they are normalised."""
+    """Half-precision encodings are to_float32 before they are normalised."""
     target = targets.embedding(torch.eye(4, dtype=dtype)[:2] * 3)
-    assert target.bank.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert target.embeddings.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def test_bank_is_a_detached_copy():
     """Neither a graph nor later changes of the caller's tensor reach it."""
     rows = torch.eye(3, requires_grad=True)
     target = targets.embedding(rows * 2)
-    assert not target.bank.requires_grad
+    assert not target.embeddings.requires_grad
     assert not target.norms.requires_grad
     plain = torch.eye(3)
     target = targets.embedding(plain)
     plain.zero_()
-    assert torch.equal(target.bank, torch.eye(3))
+    assert torch.equal(target.embeddings, torch.eye(3))
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
@@ -203,7 +203,7 @@ def test_target_made_in_inference_mode_is_usable(name):
         ]
         made += [-made[0], made[0] - made[3], made[0][1:], targets.concatenate(made)]
     for target in made:
-        assert not target.bank.is_inference()
+        assert not target.embeddings.is_inference()
         assert not target.norms.is_inference()
         images = cases.images(name).requires_grad_()
         (gradient,) = torch.autograd.grad(ClipSimilarity(clip, target)(images).sum(), images)
@@ -213,7 +213,7 @@ def test_target_made_in_inference_mode_is_usable(name):
 def test_target_is_moved_and_copied_whole(target):
     """To a device, by deepcopy and by pickle."""
     for other in (target.to("cpu"), copy.deepcopy(target), pickle.loads(pickle.dumps(target))):
-        assert torch.equal(other.bank, target.bank)
+        assert torch.equal(other.embeddings, target.embeddings)
         assert torch.equal(other.norms, target.norms)
         assert other.names == target.names
 

@@ -32,7 +32,7 @@ def unit(rows):
 def test_rows_are_the_weights_of_the_eight_emotions(clip):
     """In the order of the data set, with their lengths kept beside."""
     target = targets.emotion(clip, EmotionProbe(ROWS, np.zeros(9)))
-    torch.testing.assert_close(target.bank, unit(ROWS[:8]))
+    torch.testing.assert_close(target.embeddings, unit(ROWS[:8]))
     norms = torch.from_numpy(np.linalg.norm(ROWS[:8], axis=1)).float()
     torch.testing.assert_close(target.norms, norms)
     assert target.names == EMOTIONS
@@ -42,7 +42,7 @@ def test_names_choose_rows(clip):
     """In the order of the names; one may be a string; the ninth only on request."""
     probe = EmotionProbe(ROWS, np.zeros(9))
     target = targets.emotion(clip, probe, ["something else", "awe"])
-    torch.testing.assert_close(target.bank, unit(ROWS[[8, 1]]))
+    torch.testing.assert_close(target.embeddings, unit(ROWS[[8, 1]]))
     assert target.names == ("something else", "awe")
     assert targets.emotion(clip, probe, "fear").names == ("fear",)
 
@@ -52,7 +52,7 @@ def test_centre_subtracts_the_mean_of_all_nine_rows(clip, names):
     """Whichever rows are chosen."""
     target = targets.emotion(clip, EmotionProbe(ROWS, np.zeros(9)), names, centre=True)
     chosen = [CLASSES.index(name) for name in names or EMOTIONS]
-    torch.testing.assert_close(target.bank, unit((ROWS - ROWS.mean(0))[chosen]))
+    torch.testing.assert_close(target.embeddings, unit((ROWS - ROWS.mean(0))[chosen]))
 
 
 def test_centred_rows_do_not_see_a_shift(clip):
@@ -60,8 +60,8 @@ def test_centred_rows_do_not_see_a_shift(clip):
     shift = np.random.default_rng(1).normal(size=SIZE)
     one, other = EmotionProbe(ROWS, np.zeros(9)), EmotionProbe(ROWS + shift, np.zeros(9))
     np.testing.assert_allclose(one.predict(ROWS), other.predict(ROWS))
-    plain = [targets.emotion(clip, probe).bank for probe in (one, other)]
-    centred = [targets.emotion(clip, probe, centre=True).bank for probe in (one, other)]
+    plain = [targets.emotion(clip, probe).embeddings for probe in (one, other)]
+    centred = [targets.emotion(clip, probe, centre=True).embeddings for probe in (one, other)]
     assert not torch.allclose(plain[0], plain[1], atol=0.1)
     torch.testing.assert_close(*centred)
 
@@ -72,7 +72,7 @@ def test_files_are_read(clip, tmp_path):
     published = tmp_path / "published.json"
     published.write_text(json.dumps(dict(zip(CLASSES, ROWS.tolist(), strict=True))))
     for path in (tmp_path / "x.safetensors", str(published)):
-        torch.testing.assert_close(targets.emotion(clip, path).bank, unit(ROWS[:8]))
+        torch.testing.assert_close(targets.emotion(clip, path).embeddings, unit(ROWS[:8]))
     with pytest.raises(InputError, match="there is no file"):
         targets.emotion(clip, tmp_path / "none.json")
 

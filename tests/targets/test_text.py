@@ -37,7 +37,7 @@ def test_text_gives_a_unit_row_a_text(clip):
     """The rows are the library's own encodings, the names the texts."""
     texts = ["a horse", "a dog and a cat"]
     target = targets.text(clip, texts)
-    torch.testing.assert_close(target.bank, encoded(clip, texts), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(target.embeddings, encoded(clip, texts), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(target.norms, torch.ones(2))
     assert target.names == ("a horse", "a dog and a cat")
     assert len(target) == 2
@@ -46,23 +46,23 @@ def test_text_gives_a_unit_row_a_text(clip):
 def test_single_text_gives_one_row(clip):
     """A text that is no list is one text, not its letters."""
     target = targets.text(clip, "a horse")
-    assert target.bank.shape == (1, 24)
+    assert target.embeddings.shape == (1, 24)
     assert target.names == ("a horse",)
-    assert torch.allclose(target.bank, targets.text(clip, ("a horse",)).bank)
+    assert torch.allclose(target.embeddings, targets.text(clip, ("a horse",)).embeddings)
 
 
 def test_row_does_not_depend_on_its_neighbours(clip):
     """Padding to a longer text changes nothing."""
     alone = targets.text(clip, "a dog")
     beside = targets.text(clip, ["a dog", "a dog beside a much longer text about a horse"])
-    torch.testing.assert_close(beside.bank[:1], alone.bank, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(beside.embeddings[:1], alone.embeddings, atol=1e-6, rtol=1e-5)
 
 
 def test_templates_average_unit_encodings(clip):
     """Mean of the unit rows, normalised again; the norm says how much they agree."""
     templates = ["a photo of a {}.", "{}", "the {} of the day"]
     target = targets.text(clip, ["horse", "dog"], templates=templates)
-    for row, norm, word in zip(target.bank, target.norms, ["horse", "dog"], strict=True):
+    for row, norm, word in zip(target.embeddings, target.norms, ["horse", "dog"], strict=True):
         mean = encoded(clip, [template.format(word) for template in templates]).mean(0)
         torch.testing.assert_close(row, mean / mean.norm(), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(norm, mean.norm(), atol=1e-6, rtol=1e-5)
@@ -73,14 +73,14 @@ def test_single_template_is_a_prompt(clip):
     """A template that is no list is one template."""
     target = targets.text(clip, "horse", templates="a photo of a {}.")
     wanted = targets.text(clip, "a photo of a horse.")
-    torch.testing.assert_close(target.bank, wanted.bank, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(target.embeddings, wanted.embeddings, atol=1e-6, rtol=1e-5)
 
 
 def test_text_with_braces_is_no_template(clip):
     """Braces in the text are text."""
     target = targets.text(clip, "{} {0} {name}", templates=["a {}"])
     torch.testing.assert_close(
-        target.bank, targets.text(clip, "a {} {0} {name}").bank, atol=1e-6, rtol=1e-5
+        target.embeddings, targets.text(clip, "a {} {0} {name}").embeddings, atol=1e-6, rtol=1e-5
     )
 
 
@@ -107,7 +107,9 @@ def test_empty_text_is_refused(clip, texts):
 def test_empty_text_may_be_meant(clip):
     """The empty prompt is a baseline."""
     target = targets.text(clip, ["a horse", ""], allow_empty=True)
-    torch.testing.assert_close(target.bank, encoded(clip, ["a horse", ""]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        target.embeddings, encoded(clip, ["a horse", ""]), atol=1e-6, rtol=1e-5
+    )
     assert target.names == ("a horse", "")
 
 
@@ -157,7 +159,7 @@ def test_image_gives_its_unit_embedding(clip):
     target = targets.image(clip, images)
     with torch.no_grad():
         wanted = F.normalize(cases.embed(clip.model, images), dim=-1)
-    torch.testing.assert_close(target.bank, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(target.embeddings, wanted, atol=1e-6, rtol=1e-5)
     assert target.names == ("image 0", "image 1", "image 2")
     with torch.no_grad():
         similarity = ClipSimilarity(clip, target)(images)
@@ -176,7 +178,7 @@ def test_image_file_is_named_after_itself(clip, tmp_path):
     Image.fromarray(pixels).save(path)
     target = targets.image(clip, [path, str(path)])
     assert target.names == ("red_horse", "red_horse")
-    torch.testing.assert_close(target.bank[0], target.bank[1])
+    torch.testing.assert_close(target.embeddings[0], target.embeddings[1])
     assert targets.image(clip, Image.fromarray(pixels)).names == ("image 0",)
 
 
@@ -197,7 +199,9 @@ def test_image_that_is_not_there_is_refused(clip):
 def test_embedding_normalises_its_rows(kind):
     """Tensors, arrays and lists of numbers, of any length."""
     target = targets.embedding(kind([[3.0, 4.0], [0.0, -2.0]]), ["a", "b"])
-    torch.testing.assert_close(target.bank.double(), torch.tensor([[0.6, 0.8], [0, -1]]).double())
+    torch.testing.assert_close(
+        target.embeddings.double(), torch.tensor([[0.6, 0.8], [0, -1]]).double()
+    )
     torch.testing.assert_close(target.norms.double(), torch.tensor([5.0, 2.0]).double())
     assert target.names == ("a", "b")
 
@@ -205,7 +209,7 @@ def test_embedding_normalises_its_rows(kind):
 def test_embedding_takes_one_row():
     """(D,) is one row."""
     target = targets.embedding(torch.tensor([0, 3]), "up")
-    assert torch.equal(target.bank, torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(target.embeddings, torch.tensor([[0.0, 1.0]]))
     assert target.names == ("up",)
     assert targets.embedding(torch.eye(2)).names == ("embedding 0", "embedding 1")
 

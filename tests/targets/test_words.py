@@ -24,8 +24,8 @@ def assert_rows(clip, target, text, without):
     rows = encoded(clip, [text]) - encoded(clip, without)
     lengths = rows.norm(dim=1)
     torch.testing.assert_close(target.norms, lengths, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(target.bank, rows / lengths[:, None], atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(target.bank.norm(dim=1), torch.ones(len(without)))
+    torch.testing.assert_close(target.embeddings, rows / lengths[:, None], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(target.embeddings.norm(dim=1), torch.ones(len(without)))
 
 
 def test_every_word_gives_a_row(clip):

@@ -70,7 +70,7 @@ def test_where_captum_would_fail_the_image_is_shown_and_the_title_says_why(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "heat"}, "method to be one of heat_map"),
+        ({"method": "heatmap"}, "method to be one of heat_map"),
         ({"sign": "both"}, "sign to be one of all"),
         ({"method": "masked_image"}, "masked_image shows no sign"),
     ],

@@ -81,10 +81,10 @@ def draw_signs(**changes: Any) -> Figure:
 
 def draw_words(**changes: Any) -> Figure:
     given: dict[str, Any] = {"labels": ["ViT", "ResNet"], "scores": torch.full((2, 3), 0.3)}
-    images, heat = image().expand(2, -1, -1, -1), torch.cat([HEAT, HEAT.flip(-1)])
+    images, heatmap = image().expand(2, -1, -1, -1), torch.cat([HEAT, HEAT.flip(-1)])
     norms = torch.tensor([[1, 0.1, 0.8], [1, 0.4, 0.5]])
     return visualization.words(
-        images, heat, ["a horse", "a", "horse"], norms, **{**given, **changes}
+        images, heatmap, ["a horse", "a", "horse"], norms, **{**given, **changes}
     )
 
 
@@ -183,10 +183,10 @@ def test_gradients_are_orange_above_zero_and_blue_below(shared: bool) -> None:
     figure = visualization.layers(image(), torch.rand(1, 2, *SIZE), gradients, shared=shared)
     picture = image()[0].movedim(0, -1).numpy()
     for place, raw in zip((4, 5), gradients[0, 0].numpy(), strict=True):
-        heat = raw / (gradients.abs().max().item() if shared else np.abs(raw).max())
+        heatmap = raw / (gradients.abs().max().item() if shared else np.abs(raw).max())
         for cmap, sign in ((visualization.POSITIVE, 1), (visualization.NEGATIVE, -1)):
-            there = sign * heat > 0
-            wanted = blend(picture, (sign * heat).clip(0), cmap, 0.9)
+            there = sign * heatmap > 0
+            wanted = blend(picture, (sign * heatmap).clip(0), cmap, 0.9)
             np.testing.assert_allclose(pixels_of(figure)[place][there], wanted[there], atol=1e-6)
     assert {"attention, low to high", "raises the cosine", "lowers it"} <= set(lines_of(figure))
 

@@ -119,8 +119,8 @@ def test_overlay_has_a_row_an_image_and_a_column_a_target() -> None:
 
 
 def test_arrays_and_tensors_give_the_same_picture_and_stay_as_they_are() -> None:
-    images, heat = IMAGES.numpy().copy(), HEAT.numpy().copy()
-    from_arrays = visualization.overlay(images, heat)
+    images, heatmap = IMAGES.numpy().copy(), HEAT.numpy().copy()
+    from_arrays = visualization.overlay(images, heatmap)
     np.testing.assert_array_equal(images, IMAGES.numpy())
     for one, other in zip(
         pixels_of(from_arrays), pixels_of(visualization.overlay(IMAGES, HEAT)), strict=True
@@ -193,7 +193,7 @@ def test_a_long_text_goes_on_in_the_next_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "heat", "options", "message"),
+    ("images", "heatmap", "options", "message"),
     [
         (IMAGES[0], HEAT, {}, r"images of shape \(B, 3, H, W\), got \(3, 32, 32\)"),
         (IMAGES * 2 - 1, HEAT, {}, r"images in \[0, 1\].*denormalize"),
@@ -209,10 +209,10 @@ def test_a_long_text_goes_on_in_the_next_row() -> None:
     ],
 )
 def test_overlay_says_what_does_not_fit(
-    images: Any, heat: Any, options: dict[str, Any], message: str
+    images: Any, heatmap: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        visualization.overlay(images, heat, **options)
+        visualization.overlay(images, heatmap, **options)
 
 
 def test_the_other_pictures_say_what_does_not_fit() -> None:

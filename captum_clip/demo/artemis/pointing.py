@@ -76,29 +76,29 @@ def emotion_pointing(
     choice = MethodChoice.of(method or report_method(clip.tower))
     attribution = choice.method(ClipSimilarity(clip, target))
     truths = sorted(emotion_truth(folder), key=lambda truth: EMOTIONS.index(truth.emotion))
-    heat = []
+    heatmap = []
     for truth in tqdm(truths, desc="maps", unit="image", disable=not progress, leave=False):
         [raw] = attribution.attribute_targets(
             clip.preprocess(truth.image),
             targets=[EMOTIONS.index(truth.emotion)],
             **choice.options,
         )
-        heat.append(maps.positive(raw[0].cpu()))
-    of_emotion = groupby(zip(truths, heat, strict=True), key=lambda pair: pair[0].emotion)
+        heatmap.append(maps.positive(raw[0].cpu()))
+    of_emotion = groupby(zip(truths, heatmap, strict=True), key=lambda pair: pair[0].emotion)
     return tuple(_compare(*zip(*pairs, strict=True)) for _, pairs in of_emotion)
 
 
 def _compare(truths: Sequence[Truth], maps_of_truths: Sequence[Tensor]) -> EmotionPointing:
     """The figures of one emotion; N maps (h, w)."""
-    heat = torch.stack(list(maps_of_truths))  # (N, h, w)
+    heatmap = torch.stack(list(maps_of_truths))  # (N, h, w)
     masks = torch.from_numpy(np.stack([truth.mask for truth in truths]))  # (N, H, W)
-    energy = metrics.energy_inside(heat, masks)
+    energy = metrics.energy_inside(heatmap, masks)
     has_heat = ~energy.isnan()
     return EmotionPointing(
         emotion=truths[0].emotion,
         kind=truths[0].kind,
         images=len(truths),
-        pointing=float(metrics.pointing_game(heat, masks).mean()),
+        pointing=float(metrics.pointing_game(heatmap, masks).mean()),
         energy=float(energy[has_heat].mean()),
         chance=float(masks.float().mean()),
         without_heat=int((~has_heat).sum()),

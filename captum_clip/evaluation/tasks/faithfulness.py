@@ -58,8 +58,8 @@ class Faithfulness(Task):
         )
         sensitivity = (
             "captum's sensitivity_max, the largest relative change of the map under uniform noise "
-            f"of radius {_RADIUS}, {_DRAWS} draws, {config.few} images drawn from all; a map that "
-            "sees nothing gets 0"
+            f"of radius {_RADIUS}, {_DRAWS} draws, {config.slow_images} images drawn from all; "
+            "a map that sees nothing gets 0"
         )
         return {
             "Faithfulness and sensitivity": [
@@ -132,7 +132,9 @@ class Fixlip(Task):
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        cells = f"cells of the model's grid become the mean colour; {config.few} images at most"
+        cells = (
+            f"cells of the model's grid become the mean colour; {config.slow_images} images at most"
+        )
         area = "area between insertion and deletion, most relevant first, in tenths"
         aid = (
             f"{area}; cosines less that of nothing left, over that of the whole image less it, of "
@@ -153,17 +155,17 @@ class Fixlip(Task):
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
         first = maps.slow(maps.first_queries)
         kept, raw = maps.compute_finite(first)
-        for index, heat in zip(kept, raw, strict=True):
+        for index, heatmap in zip(kept, raw, strict=True):
             query = first.part([index])
-            values = _measured(maps, query, heat[None].to(query.pixels))
+            values = _measured(maps, query, heatmap[None].to(query.pixels))
             for name, value in values.items():
                 chance = 0 if name.startswith("p_") else torch.nan  # of maps of one value
                 yield query.rows_of(name, value, chance=chance)
 
 
-def _measured(maps: MethodOnBatch, query: Queries, heat: Tensor) -> dict[str, Tensor]:
+def _measured(maps: MethodOnBatch, query: Queries, heatmap: Tensor) -> dict[str, Tensor]:
     """Each metric of one image with one map (1, h, w), (1,)."""
-    cells = F.adaptive_avg_pool2d(heat, maps.clip.grid(*query.size))  # the same for all methods
+    cells = F.adaptive_avg_pool2d(heatmap, maps.clip.grid(*query.size))  # the same for all methods
     test = partial(
         metrics.perturbation_test,
         maps.context.forward(query.rows),
@@ -181,7 +183,7 @@ def _measured(maps: MethodOnBatch, query: Queries, heat: Tensor) -> dict[str, Te
     }
     for stay in STAY:
         drawn = _masked_changes(maps, query, 1 - stay / 100, shifted=False)
-        values[f"p_faithfulness_{stay}"] = metrics.p_faithfulness(heat, drawn)
+        values[f"p_faithfulness_{stay}"] = metrics.p_faithfulness(heatmap, drawn)
     return values
 
 
@@ -192,7 +194,8 @@ class Sanity(Task):
 
     @override
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        start = f"Spearman's rank correlation, {config.few} images drawn from all, with the map of"
+        start = "Spearman's rank correlation, "
+        start += f"{config.slow_images} images drawn from all, with the map of"
         parameters = "a model with random parameters in its whole vision tower: near 0 is right"
         empty = "the empty text: near 1 means that the text hardly matters"
         other = (

@@ -73,20 +73,20 @@ class Localization(Task):
 def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> Iterator[Arrays]:
     """Some regions, of one image where some of its pixels count for nothing."""
     queries = maps.regions.part(part)
-    heat, masks = maps.positive[part], maps.masks[part]
-    highest, inside = heat, masks
+    heatmap, masks = maps.positive[part], maps.masks[part]
+    highest, inside = heatmap, masks
     if void is not None:
-        heat = resizing.upsample(heat, queries.size)
-        highest, inside = torch.where(void, heat.amin() - 1, heat), masks & ~void
+        heatmap = resizing.upsample(heatmap, queries.size)
+        highest, inside = torch.where(void, heatmap.amin() - 1, heatmap), masks & ~void
         # what is left has no shape, which no metric but pointing asks for
-        heat, masks = heat[:, None, ~void], masks[:, None, ~void]
-    at_mean, at_half = scores_at_thresholds(heat, masks, ["mean", 0.5])
+        heatmap, masks = heatmap[:, None, ~void], masks[:, None, ~void]
+    at_mean, at_half = scores_at_thresholds(heatmap, masks, ["mean", 0.5])
     yield queries.rows_of("pointing", metrics.pointing_game(highest, inside))
     near = metrics.pointing_game(highest, inside, tolerance=NEAR)
     yield queries.rows_of(f"pointing_{NEAR}", near)
     share = masks.flatten(1).float().mean(1)
-    yield queries.rows_of("energy", metrics.energy_inside(heat, masks), chance=share)
-    yield queries.rows_of("coverage", metrics.coverage(heat, masks, area=AREA))
+    yield queries.rows_of("energy", metrics.energy_inside(heatmap, masks), chance=share)
+    yield queries.rows_of("coverage", metrics.coverage(heatmap, masks, area=AREA))
     yield queries.rows_of("average_precision", at_mean.average_precision)
     for end, scores in (("", at_mean), ("_half", at_half)):
         right = scores.true_positive + scores.true_negative
@@ -97,7 +97,7 @@ def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> I
         yield queries.rows_of(f"mean_iou{end}", counts)
     yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
     yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
-    yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heat, masks))
+    yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))
 
 
 class Points(Task):
@@ -124,17 +124,17 @@ class Points(Task):
         texts = [points.text for _, points in pairs]
         queries = queries_of([view for view, _ in pairs], maps.context.encode(texts), texts)
         kept, raw = maps.compute_finite(queries)
-        for index, heat in zip(kept, raw.clamp(min=0), strict=True):
+        for index, heatmap in zip(kept, raw.clamp(min=0), strict=True):
             view, points = pairs[index]
             both = np.stack([points.yes, points.no])
             moved = resize_points(maps.clip.processor, both, view.size)
-            yes, no = torch.from_numpy(moved).to(heat.device)
+            yes, no = torch.from_numpy(moved).to(heatmap.device)
             if not yes.any():
                 reason = f"the crop shows no point of {points.text!r}"
                 maps.skipped.append((view.number, reason))
                 continue
             scores = metrics.segmentation_scores(
-                heat[None], yes[None], threshold=0.5, counted=(yes | no)[None]
+                heatmap[None], yes[None], threshold=0.5, counted=(yes | no)[None]
             )
             query = queries.part([index])
             yield query.rows_of("p_miou", scores.object_iou)
@@ -166,18 +166,18 @@ class Fixation(Task):
         texts = [view.sample.fixated or "" for view in views]
         queries = queries_of(views, maps.context.encode(texts), texts)
         kept, raw = maps.compute_finite(queries)
-        for index, heat in zip(kept, raw.clamp(min=0), strict=True):
+        for index, heatmap in zip(kept, raw.clamp(min=0), strict=True):
             query, view = queries.part([index]), views[index]
             points, density = _fixations(maps, view), _density(maps, view)
             if points is not None:
-                yield query.rows_of("nss", metrics.nss(heat, points)[None], chance=0)
-                yield query.rows_of("auc_judd", metrics.auc_judd(heat, points)[None], chance=0.5)
+                yield query.rows_of("nss", metrics.nss(heatmap, points)[None], chance=0)
+                yield query.rows_of("auc_judd", metrics.auc_judd(heatmap, points)[None], chance=0.5)
             if density is not None:
                 # the SIM of a map with its mass everywhere alike; NaN for a constant density
                 mass = resizing.normalize(density)
                 even = (mass / mass.sum()).clamp(max=1 / mass.numel()).sum()
-                yield query.rows_of("cc", metrics.cc(heat, density)[None], chance=0 * even)
-                yield query.rows_of("sim", metrics.sim(heat, density)[None], chance=even)
+                yield query.rows_of("cc", metrics.cc(heatmap, density)[None], chance=0 * even)
+                yield query.rows_of("sim", metrics.sim(heatmap, density)[None], chance=even)
 
 
 def _fixations(maps: MethodOnBatch, view: View) -> Tensor | None:

@@ -72,7 +72,7 @@ class Words(Task):
         words = [region.text for view in views for region in view.regions]
         captions = [view.sample.caption or "" for view in owners]
         rows = [
-            targets.words(maps.clip, caption, [word]).bank[0]
+            targets.words(maps.clip, caption, [word]).embeddings[0]
             for caption, word in zip(captions, words, strict=True)
         ]
         everything = queries_of(owners, torch.stack(rows), words)

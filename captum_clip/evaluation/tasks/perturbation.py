@@ -40,7 +40,11 @@ class Perturbation(Task):
     def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
         groups = {}
         for fill in config.fills:
-            steps = f"fifths, {config.few} images drawn from all" if fill == "road" else "tenths"
+            steps = (
+                f"fifths, {config.slow_images} images drawn from all"
+                if fill == "road"
+                else "tenths"
+            )
             said = f"removed pixels become {TITLES[fill]}, in {steps}"
             for kind in _KINDS:
                 title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
@@ -124,7 +128,7 @@ def _gaps(end: str, what: str, said: str) -> list[Metric]:
 def _test(
     maps: MethodOnBatch,
     queries: Queries,
-    heat: Tensor,
+    heatmap: Tensor,
     fill: Fill,
     targets: list[int],
     labels: list[int],
@@ -139,7 +143,7 @@ def _test(
     return metrics.perturbation_test(
         maps.context.forward(maps.context.classes),
         queries.pixels,
-        heat.to(queries.pixels),
+        heatmap.to(queries.pixels),
         targets,
         fill=fills[fill](),
         labels=labels,

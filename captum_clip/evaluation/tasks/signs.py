@@ -97,16 +97,16 @@ class Signs(Task):
             yield _share(f"negative_{name}", own, negative, mask, known)
         correlation = metrics.rank_correlation(positive, negative)
         yield own.rows_of("sign_correlation", correlation, chance=0)
-        first, second = (heat.flatten(1).double() for heat in (positive, negative))
+        first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
         yield own.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
-        heat = torch.where(known, resizing.upsample(negative, own.size), -1)
-        hits = metrics.pointing_game(heat, masks["others"])
+        heatmap = torch.where(known, resizing.upsample(negative, own.size), -1)
+        hits = metrics.pointing_game(heatmap, masks["others"])
         yield own.rows_of("negative_pointing_others", hits)
 
 
-def _share(metric: str, queries: Queries, heat: Tensor, masks: Tensor, known: Tensor) -> Arrays:
+def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, known: Tensor) -> Arrays:
     """Of the mass of maps (N, h, w) in all that is known; an empty map gets the share of pixels."""
-    mass = resizing.upsample(heat, queries.size) * known
+    mass = resizing.upsample(heatmap, queries.size) * known
     share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
     chance = masks.flatten(1).sum(1) / known.flatten(1).sum(1)
     return queries.rows_of(metric, share, chance=chance)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class PooledToken:
     """Which token of every sequence is read, and which tokens attend to which."""
 
     rows: Tensor | None = None  # (B,), the token that is read; None for the first one everywhere
@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
     size: tuple[int, int]  # height and width of images; (1, T) for texts
     batch: int
-    reading: Reading
+    pooled: PooledToken
 
 
 def first_part(result: Any) -> Tensor:
