@@ -100,7 +100,7 @@ def _check(arguments: Namespace) -> None:
         method=arguments.method,
         progress=shows_bars(arguments),
     )
-    head = ("", "kind", "images", "pointing", "energy", "chance", "no heat")
+    head = ("", "kind", "images", "pointing", "energy", "chance", "no heatmap")
     print("{:<14}{:<8}{:>8}{:>10}{:>8}{:>8}{:>9}".format(*head))
     for row in rows:
         print(

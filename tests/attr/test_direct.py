@@ -309,7 +309,7 @@ def test_direct_needs_no_gradient() -> None:
     [
         ({"baseline": "zero"}, "baseline: expected one of none, mean, got 'zero'"),
         ({"per": "token"}, "per: expected one of head, layer, got 'token'"),
-        ({"depth": 2}, "depth: expected one of readout, all, got 2"),
+        ({"depth": 2}, "depth: expected one of pooling, all, got 2"),
         ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
         ({"start_layer": 3}, "start_layer: 3 is out of range; the tower has layers 0 to 2"),

@@ -421,7 +421,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),
     ({"maps": ("random",)}, "two methods are called 'random'; folders of maps need names"),
     ({"images": 0}, "expected images of 1 or more, got 0"),
-    ({"slow_images": True}, "expected few of 1 or more, got True"),
+    ({"slow_images": True}, "expected slow_images of 1 or more, got True"),
     ({"batch_size": 2.0}, "expected batch_size of 1 or more, got 2.0"),
     ({"threads": 0}, "expected threads of 1 or more, got 0"),
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),
