@@ -161,15 +161,18 @@ def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: 
     return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
 
 
+ARTEMIS = "python ../../experiments/artemis.py"
+
+
 def paintings(name: str, options: str = "") -> Step:
     """The demo's own ArtEmis, a probe of each model fitted on it, and where their maps point."""
-    lines = [f"captum-clip emotions demo-data {options} -o art"]
+    lines = [f"{ARTEMIS} write art {options}"]
     for model in BOTH:
         probe = f"--model demo/{model}"
         held_out = "art/held_out"
         lines += [
             f"captum-clip emotions fit art {probe} -o {model}.safetensors --test {held_out}",
-            f"captum-clip emotions check {held_out} {probe} --emotions {model}.safetensors",
+            f"{ARTEMIS} check {held_out} {probe} --emotions {model}.safetensors",
         ]
     return Step(name, BOTH, "\n".join(lines))
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from experiments.artemis import GLOBAL, LOCAL
 
 from captum_clip.attr.registry import METHODS
-from captum_clip.demo.artemis.paintings import GLOBAL, LOCAL
 
 BESIDE = (
     "integrated-gradients",
@@ -246,7 +246,7 @@ def emotions() -> None:
 
 
 def emotion_pointing() -> None:
-    """Where the maps of emotions point, from what ``emotions check`` printed."""
+    """Where the maps of emotions point, from what ``artemis.py check`` printed."""
     pattern = r"^(\w+) +(local|global) +\d+ +([\d.]+) +([\d.]+)"
     found = re.findall(pattern, printed("thousand"), flags=re.MULTILINE)
     cells: dict[str, list[str]] = {}

@@ -83,9 +83,9 @@ model, pixels = clip.model, clip.preprocess("photo.jpg")
 texts = clip.encode_text(["a horse", "a dog"]).detach()
 """,
     "emotions": """
-from captum_clip.studies import write_demo_artemis
+from tests.experiments import experiment
 
-write_demo_artemis("art", paintings=80)
+experiment("artemis").write_artemis("art", paintings=80)
 Path("art/artemis_dataset_release_v0.csv").rename("artemis_dataset_release_v0.csv")
 Path("art/images").rename("wikiart")
 """,

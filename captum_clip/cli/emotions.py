@@ -1,4 +1,4 @@
-"""``captum-clip emotions``: write a data set, fit a probe to one, check where its maps point."""
+"""``captum-clip emotions``: fit a probe to a data set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .command import EMOTIONS, LOADING, METHOD, MODEL, OF_REPORT, OUTPUT, WORKERS, Command, Option
-from .inputs import load_model, read_probe
+from .command import LOADING, MODEL, OUTPUT, WORKERS, Command, Option
+from .inputs import load_model
 from .output import say_skipped, shows_bars
 
 if TYPE_CHECKING:
@@ -22,20 +22,6 @@ _FIGURES: Final = (
     ("majority", "majority_eight"),
 )
 """Headings, and what is under them: an accuracy, then what the most frequent answer gives."""
-
-
-def _write(arguments: Namespace) -> None:
-    from ..demo.artemis import HELD_OUT
-    from ..studies import write_demo_artemis
-
-    folder = write_demo_artemis(
-        arguments.output,
-        paintings=arguments.paintings,
-        seed=arguments.seed,
-        progress=shows_bars(arguments),
-    )
-    print(f"paintings        {folder}")
-    print(f"held-out faces   {folder / HELD_OUT}")
 
 
 def _fit(arguments: Namespace) -> None:
@@ -87,41 +73,6 @@ def _print_scores(scores: Mapping[str, ProbeScores]) -> None:
     print()
 
 
-def _check(arguments: Namespace) -> None:
-    from ..studies import emotion_pointing, emotion_truth
-
-    emotion_truth(arguments.folder)
-    probe, model = read_probe(arguments)
-    assert probe is not None  # it is required
-    rows = emotion_pointing(
-        load_model(arguments, model),
-        probe,
-        arguments.folder,
-        method=arguments.method,
-        progress=shows_bars(arguments),
-    )
-    head = ("", "kind", "images", "pointing", "energy", "chance", "no heatmap")
-    print("{:<14}{:<8}{:>8}{:>10}{:>8}{:>8}{:>9}".format(*head))
-    for row in rows:
-        print(
-            f"{row.emotion:<14}{row.kind:<8}{row.images:>8}{row.pointing:>10.2f}{row.energy:>8.2f}"
-            f"{row.chance:>8.2f}{row.without_heat:>9}"
-        )
-
-
-_DEMO_DATA: Final = Command(
-    "demo-data",
-    "write a small data set in the format of ArtEmis, drawn from the demo's scenes",
-    "captum-clip emotions demo-data -o art",
-    replace(OUTPUT, usage="-o --output FOLDER", required=True),
-    Option(
-        "--paintings N",
-        "paintings in FOLDER itself; FOLDER/held_out gets half as many",
-        default=400,
-    ),
-    Option("--seed S", "seed of scenes and votes", default=0),
-    run=_write,
-)
 _FIT: Final = Command(
     "fit",
     "fit a linear probe from a model's image features to the votes of ArtEmis",
@@ -143,20 +94,9 @@ _FIT: Final = Command(
     replace(OUTPUT, help="a .safetensors file", required=True),
     run=_fit,
 )
-_CHECK: Final = Command(
-    "check",
-    "measure where the maps of emotions point, on a data set written by demo-data",
-    "captum-clip emotions check art/held_out --model demo/vit --emotions vit.safetensors",
-    Option("folder FOLDER", "a folder written by demo-data, or its held_out", type=Path),
-    MODEL,
-    *LOADING,
-    replace(EMOTIONS, required=True),
-    replace(METHOD, otherwise=OF_REPORT),
-    run=_check,
-)
 COMMAND: Final = Command(
     "emotions",
-    "fit and check an emotion probe on a model's features",
+    "fit an emotion probe on a model's features",
     "captum-clip emotions fit FOLDER --model ViT-B/32 -o emotions.safetensors",
-    commands=(_DEMO_DATA, _FIT, _CHECK),
+    commands=(_FIT,),
 )

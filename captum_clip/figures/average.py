@@ -55,12 +55,15 @@ def average(
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from PIL import Image
         >>> from captum_clip import figures
-        >>> from captum_clip.studies import run_study, statistics_study, write_demo_artemis
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> from captum_clip.studies import run_study, statistics_study
         >>> folder = Path(tempfile.mkdtemp())
-        >>> images = write_demo_artemis(folder / "data", paintings=16) / "images"
+        >>> for seed in range(2):
+        ...     Image.fromarray(draw_scene(seed).image).save(folder / f"{seed}.png")
         >>> options = {"texts": ["a face"], "models": ["demo/vit"], "workers": 0}
-        >>> _ = run_study(statistics_study(images, folder / "study", **options))
+        >>> _ = run_study(statistics_study(folder, folder / "study", **options))
         >>> figure = figures.average(folder / "study")
     """
     folders = as_list(studies)

@@ -1,12 +1,5 @@
 """Runs over whole folders of images: what they give is written to a folder."""
 
-from ..demo.artemis import (
-    EmotionPointing,
-    Truth,
-    emotion_pointing,
-    emotion_truth,
-    write_demo_artemis,
-)
 from .config import StudyConfig, Subject
 from .features import ImageFeatures, find_images, fit_emotions, image_features, score_emotions
 from .presets import corner_bias_study, emotions_study, statistics_study, subjects
@@ -14,16 +7,12 @@ from .rank import Ranking, rank
 from .run import StudyResult, run_study
 
 __all__ = [
-    "EmotionPointing",
     "ImageFeatures",
     "Ranking",
     "StudyConfig",
     "StudyResult",
     "Subject",
-    "Truth",
     "corner_bias_study",
-    "emotion_pointing",
-    "emotion_truth",
     "emotions_study",
     "find_images",
     "fit_emotions",
@@ -33,5 +22,4 @@ __all__ = [
     "score_emotions",
     "statistics_study",
     "subjects",
-    "write_demo_artemis",
 ]

@@ -125,11 +125,14 @@ def rank(
 
     Example:
         >>> import tempfile
+        >>> from PIL import Image
         >>> from captum_clip import load_clip
-        >>> from captum_clip.studies import rank, write_demo_artemis
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> from captum_clip.studies import rank
         >>> clip, folder = load_clip("demo/vit"), tempfile.mkdtemp()
-        >>> images = write_demo_artemis(folder, paintings=16) / "images"
-        >>> found = rank(clip, images, "a sad face", top=3, cache=False)
+        >>> for seed in range(4):
+        ...     Image.fromarray(draw_scene(seed).image).save(f"{folder}/{seed}.png")
+        >>> found = rank(clip, folder, "a sad face", top=3, cache=False)
         >>> len(found.files), found.maps.shape
         (3, torch.Size([3, 1, 7, 7]))
     """

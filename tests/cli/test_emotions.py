@@ -19,6 +19,7 @@ from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
 from captum_clip.emotions.probe import STRENGTH
 from captum_clip.explanation import Explanation
 from tests import builders
+from tests.experiments import experiment
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,8 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A small data set."""
-    folder = str(tmp_path_factory.mktemp("written") / "data")
-    assert main(["emotions", "demo-data", "-o", folder, "--paintings", "40"]) == 0
-    return folder
+    folder = tmp_path_factory.mktemp("written") / "data"
+    return str(experiment("artemis").write_artemis(folder, paintings=40))
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,6 @@ def run(*arguments, capsys, code=0):
 
 
 # emotions
-
-
-def test_demo_data_says_where_it_is(here, capsys):
-    """Both parts."""
-    printed = run("emotions", "demo-data", "-o", "new/data", "--paintings", "16", capsys=capsys)
-    assert printed.split() == ["paintings", "new/data", "held-out", "faces", "new/data/held_out"]
-    assert (here / "new/data/held_out/artemis_dataset_release_v0.csv").is_file()
 
 
 def test_fit_prints_the_report_and_the_scores(here, written, model, capsys):
@@ -130,21 +123,9 @@ def test_fit_passes_its_options_on(here, written, model, capsys):
     assert (settings.seed, settings.held_out, settings.strength) == (3, 0.5, 0.1)
 
 
-def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys):
-    """With what decides it, and chance beside."""
-    arguments = [f"{written}/held_out", "--model", model, "--emotions", encodings]
-    lines = run("emotions", "check", *arguments, capsys=capsys).splitlines()
-    assert lines[0].split() == ["kind", "images", "pointing", "energy", "chance", "no", "heatmap"]
-    assert [line.split()[0] for line in lines[1:]] == list(EMOTIONS)
-    assert {line.split()[1] for line in lines[1:]} == {"local", "global"}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo-data"], "required: -o/--output"),
-        (["demo-data", "-o", "x", "--paintings", "3"], "paintings of 16 or more, got 3"),
-        (["demo-data", "-o", "x", "--paintings", "many"], "invalid int value: 'many'"),
         (["fit", "none", "--model", "MODEL", "-o", "p.safetensors"], "there is no folder none"),
         (["fit", "DATA", "--model", "MODEL", "-o", "p.pt"], "must end in .safetensors"),
         (["fit", "DATA", "--model", "MODEL", "-o", "no/p.safetensors"], "there is no folder no"),
@@ -156,8 +137,6 @@ def test_check_prints_a_line_an_emotion(here, written, model, encodings, capsys)
             ["fit", "DATA", "--held-out", "2", "--model", "MODEL", "-o", "p.safetensors"],
             "--held-out in [0, 1), got 2.0",
         ),
-        (["check", "DATA", "--model", "MODEL", "--emotions", "none.json"], "no file none.json"),
-        (["check", ".", "--model", "MODEL", "--emotions", "FILE"], "holds no truth"),
         ([], "required: COMMAND"),
         (["train"], "invalid choice: 'train'"),
     ],
@@ -327,7 +306,6 @@ def test_a_probe_names_its_model(here, written, photo, model, capsys):
     ranking = [f"{written}/images", *probe, "--emotion", "awe", "-o", "out"]
     assert f"({model}, " in run("rank", *ranking, capsys=capsys)
     run("figure", "emotions", photo, *probe, "--emotion", "awe", "-o", "a.png", capsys=capsys)
-    run("emotions", "check", f"{written}/held_out", *probe, capsys=capsys)
     said = run("figure", "emotions", photo, *probe, *probe, "--model", model, capsys=capsys, code=2)
     assert "for each of the 1 models" in said
 

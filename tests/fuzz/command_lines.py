@@ -24,9 +24,9 @@ from captum_clip.cli import demo
 from captum_clip.cli import parser as parser_module
 from captum_clip.cli.command import Command, Option
 from captum_clip.errors import InputError
-from captum_clip.studies import write_demo_artemis
 from captum_clip.visualization import grid
 from tests.evaluation.cases import make_masks
+from tests.experiments import experiment
 from tests.fuzz.calls import Failure
 from tests.studies import folders
 
@@ -181,7 +181,7 @@ def make_files(folder: Path) -> None:
     (folder / "empty.safetensors").touch()
     for name in ("empty", "study"):
         (folder / name).mkdir()
-    write_demo_artemis(folder / "art", paintings=16)
+    experiment("artemis").write_artemis(folder / "art", paintings=16)
     make_masks(folder / "farm", 2)
     (folder / "study" / "manifest.json").write_text("{}")
     folders.make_vit(folder / "vit")

@@ -15,6 +15,7 @@ import pytest
 
 from captum_clip.cli import main
 from captum_clip.emotions import EMOTIONS
+from tests.experiments import experiment
 from tests.studies import folders
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     faces = tmp_path_factory.mktemp("demo") / "faces"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAPTUM_CLIP_CACHE", str(faces.with_name("cache")))
-        assert main(["emotions", "demo-data", "--paintings", "24", "-o", str(faces)]) == 0
+        experiment("artemis").write_artemis(faces, paintings=24)
         files = [str(faces.with_name(f"{model[5:]}.safetensors")) for model in MODELS]
         for model, file in zip(MODELS, files, strict=True):
             assert main(["emotions", "fit", str(faces), "--model", model, "-o", file]) == 0

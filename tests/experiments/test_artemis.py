@@ -1,0 +1,106 @@
+"""The drawn ArtEmis: real files, a known truth, and where maps point on it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_clip import load_clip, maps, targets
+from captum_clip.attr import LastGradAttention
+from captum_clip.demo.catalogue import FEELINGS
+from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe, find_artemis, read_artemis
+from captum_clip.similarity import ClipSimilarity
+from tests.experiments import experiment
+
+artemis = experiment("artemis")
+PAINTINGS = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small data set."""
+    return artemis.write_artemis(tmp_path_factory.mktemp("artemis"), paintings=PAINTINGS)
+
+
+@pytest.mark.parametrize(("part", "count"), [("", PAINTINGS), ("held_out", PAINTINGS // 2)])
+def test_files_are_those_of_the_data_set(folder, part, count):
+    """Official name and columns, one image per painting, repetition = its number of rows."""
+    with open(folder / part / artemis.ANNOTATIONS, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == artemis.COLUMNS
+    assert {row["emotion"] for row in rows} <= set(CLASSES)
+    per_painting = Counter(row["painting"] for row in rows)
+    assert all(int(row["repetition"]) == per_painting[row["painting"]] for row in rows)
+    report = read_artemis(*find_artemis(folder / part)).report
+    assert str(report) == f"{len(rows):,} rows read, {count} paintings kept; left out: nothing."
+    names = {artemis.ANNOTATIONS, "emotion_truth", "images"} | ({"held_out"} - {part})
+    assert set(os.listdir(folder / part)) == names
+
+
+def test_truth_names_what_decides_and_where(folder):
+    """Each emotion equally often; a face inside its mask, or all that no object covers."""
+    truths = artemis.emotion_truth(folder)
+    assert Counter(truth.emotion for truth in truths) == dict.fromkeys(EMOTIONS, PAINTINGS // 8)
+    for truth in truths:
+        with Image.open(truth.image) as image:
+            assert truth.mask.shape == image.size[::-1] == (224, 224)
+        if truth.kind == "local":
+            assert truth.cause == f"{FEELINGS[truth.emotion]} face"
+            assert 0.02 < truth.mask.mean() < 0.3
+        else:
+            assert truth.cause == artemis.GLOBAL[truth.emotion]
+            assert truth.mask.mean() > 0.4
+
+
+def test_most_votes_are_for_the_truth_and_some_are_not(folder):
+    """Noise, also of something else."""
+    data = read_artemis(*find_artemis(folder))
+    drawn = {truth.image: EMOTIONS.index(truth.emotion) for truth in artemis.emotion_truth(folder)}
+    true = sum(painting.votes[drawn[painting.image]] for painting in data.paintings)
+    assert 0.55 < true / data.votes.sum() < 0.85
+    assert data.votes[:, 8].sum() > 0
+
+
+def test_the_same_seed_gives_the_same_files(folder, tmp_path):
+    """To the byte."""
+    again = artemis.write_artemis(tmp_path / "a", paintings=PAINTINGS)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".npz":
+            assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
+
+
+def test_a_data_set_is_not_written_over(folder, tmp_path):
+    """Paintings of another size or seed would stay among the new ones."""
+    with pytest.raises(ValueError, match="holds a data set already"):
+        artemis.write_artemis(folder)
+    with pytest.raises(ValueError, match="expected 16 paintings or more, got 15"):
+        artemis.write_artemis(tmp_path / "new", paintings=15)
+
+
+def test_pointing_equals_a_plain_loop(folder, tmp_path, capsys):
+    """One emotion, image by image; and the command prints a line for each."""
+    clip = load_clip("demo/vit")
+    rows = np.random.default_rng(0).normal(size=(9, 128))
+    probe = EmotionProbe(rows, np.zeros(9))
+    found = {one.emotion: one for one in artemis.emotion_pointing(clip, probe, folder)}
+    assert list(found) == list(EMOTIONS)
+    target = targets.emotion(clip, probe, "awe")
+    method = LastGradAttention(ClipSimilarity(clip, target))
+    truths = [one for one in artemis.emotion_truth(folder) if one.emotion == "awe"]
+    shares = []
+    for truth in truths:
+        raw = method.attribute(clip.preprocess(truth.image), target=0)
+        heatmap = maps.upsample(raw, truth.mask.shape)[0, 0].double().numpy()
+        shares.append(heatmap[truth.mask].sum() / heatmap.sum())
+    assert found["awe"].images == len(truths) == 2
+    assert found["awe"].energy == pytest.approx(np.mean(shares), abs=1e-5)
+    assert found["awe"].chance == pytest.approx(np.mean([t.mask.mean() for t in truths]))
+    file = str(probe.save(tmp_path / "p.safetensors"))
+    artemis.main(["check", str(folder), "--model", "demo/vit", "--emotions", file])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[1:]] == list(EMOTIONS)
