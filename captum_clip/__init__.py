@@ -34,8 +34,7 @@ if TYPE_CHECKING:
         LeGrad,
         PatchSimilarity,
     )
-    from .explained import Explanation
-    from .explanation import explain
+    from .explanation import Explanation, explain
     from .models import load_clip
     from .similarity import ClipSimilarity, TextSimilarity
     from .targets import Target
@@ -74,7 +73,7 @@ __all__ = [
 
 _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "ClipSimilarity": "similarity",
-    "Explanation": "explained",
+    "Explanation": "explanation",
     "Target": "targets",
     "TextSimilarity": "similarity",
     "explain": "explanation",

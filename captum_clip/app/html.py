@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import maps
-from ..explained import TextMap
+from ..explanation import TextMap
 from ..figures.heads import ScoreParts
 from ..models.images import as_pil
 from ..visualization.blend import ramp

@@ -15,8 +15,7 @@ from .. import targets
 from ..attr import LayerAttention
 from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError
-from ..explained import TextMap
-from ..explanation import Explanation, Sign, explain
+from ..explanation import Explanation, Sign, TextMap, explain
 from ..figures.heads import ScoreParts, score_parts
 from ..models import ClipAdapter
 from ..models.base import ImageLike
