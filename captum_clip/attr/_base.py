@@ -113,18 +113,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         values = values.transpose(0, 1)
         if not isinstance(self._tower, ViTTower):
             return values
-        assert record.size is not None
         if isinstance(self._tower, TextTower):
+            assert record.size is not None
             return values[..., : record.size[1]]  # without a class token at the end
-        prefix, (rows, columns) = self._tower.prefix, self._tower.grid(*record.size)
-        if values.shape[-1] != prefix + rows * columns:
-            raise UnsupportedModelError(
-                f"{type(self).__name__}: the vision tower ran on {values.shape[-1]} tokens, but "
-                f"{prefix} before the patches and a grid of {rows} x {columns} make "
-                f"{prefix + rows * columns}; remove what adds or drops tokens, such as prompts."
-            )
-        patches = values[..., prefix:]
-        return patches.reshape(*patches.shape[:-1], rows, columns)
+        return record.on_grid(self._tower, values)
 
     @classmethod
     def is_signed(cls, **options: Any) -> bool:

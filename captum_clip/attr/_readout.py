@@ -135,7 +135,7 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
     if isinstance(tower, TextTower):
         return _of_cosine(call, record, result)
     scored = TargetScores.of(result, call, record)
-    if scored.depend_on(record.beside):
+    if scored.depend_on(record.other_outputs):
         raise ReadsMoreError(
             "The scores depend on more of what the vision tower returned than the image embedding, "
             "such as hidden states, so they cannot be taken apart; take a method with gradients, "

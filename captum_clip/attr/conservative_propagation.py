@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..models.text import TextTower
 from ..models.towers import AttentionLayer, ViTTower
-from ..recording import LayerRecord, record_gates_held, refuse_nonlinear
+from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
 from ._attention import attended, heads_output, merged, readout_row, to_float32
 from ._base import ClipAttribution, Computed
 from ._call import Call
@@ -65,9 +65,9 @@ class ConservativePropagation(ClipAttribution):
 def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False) -> Computed:
     """Relevance of every projected patch; `centred` takes each patch less their mean."""
     refuse_checkpointing(tower)
-    with record_gates_held(tower, partial(_attend, tower)) as record:
+    with record_detached_gates(tower, partial(_attend, tower)) as record:
         result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
-    found, patches = embedded_scores(tower, call, record, result), record.patches
+    found, patches = embedded_scores(tower, call, record, result), record.input
     refuse_nonlinear(found.embedding, patches)
 
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)

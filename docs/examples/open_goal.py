@@ -26,7 +26,7 @@ from captum_clip.attr._call import Call
 from captum_clip.attr._readout import embedded_scores, readout
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.models.steps import Direction, pull_back
-from captum_clip.recording import LayerRecord, record_gates_held
+from captum_clip.recording import LayerRecord, record_detached_gates
 
 
 @register
@@ -99,14 +99,14 @@ class AttentionFree(ViTAttribution):
             heads = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
             return merged(layer, heads.transpose(1, 2).flatten(2))
 
-        with record_gates_held(tower, attend) as record:
+        with record_detached_gates(tower, attend) as record:
             scores = call.scores()
         found = embedded_scores(tower, call, record, scores)
         embedding = found.embedding
         maps = []
         for rows in found.direction.dense():
-            (gradient,) = torch.autograd.grad(embedding, record.patches, rows, retain_graph=True)
-            maps.append((gradient * record.patches.detach()).sum(1).flatten(1))
+            (gradient,) = torch.autograd.grad(embedding, record.input, rows, retain_graph=True)
+            maps.append((gradient * record.input.detach()).sum(1).flatten(1))
         stacked = torch.stack(maps)
         padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
         return Computed(record, torch.cat([padding, stacked], -1), found.scored.chosen)
