@@ -26,7 +26,7 @@ from .hints import find_hints
 from .maps import Mode
 from .metrics.segmentation import Threshold
 from .models import ClipAdapter, load_clip
-from .models.base import ImageLike
+from .models.adapter import ImageLike
 from .models.geometry import Crop
 from .regions import Region
 from .similarity import ClipSimilarity, TextSimilarity

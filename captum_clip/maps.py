@@ -32,6 +32,11 @@ def unusable(tensor: Tensor) -> str:
     return ""
 
 
+def to_float32(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32: half precision is too coarse to compute maps in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def upsample(
     maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
 ) -> Tensor:

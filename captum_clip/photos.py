@@ -14,7 +14,7 @@ from . import maps
 from .errors import InputError, UnsupportedModelError
 from .maps import Box, Mode
 from .models import ClipAdapter
-from .models.base import ImageLike
+from .models.adapter import ImageLike
 from .models.geometry import Crop, Size, crop_of
 from .models.images import as_pil, is_preprocessed
 from .visualization.arrays import letterbox

@@ -21,10 +21,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
 from .errors import CaptureError, UnsupportedModelError
-from .models.pooled import PooledToken
+from .models.library import mark_own_hook
 from .models.steps import holds_gate, is_activation, with_gate_held
-from .models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
-from .models.unmodified import mark_own_hook
+from .models.towers import Attention, AttentionLayer, PooledToken, ResNetTower, Tower, ViTTower
 
 Arguments = tuple[Any, ...]
 _NOTHING: Final = torch.empty(0)  # until the forward has shown it

@@ -24,7 +24,7 @@ from captum_clip.demo import MODELS
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DATA_SETS, DemoScenes
 from captum_clip.models import families
-from captum_clip.models.base import Family
+from captum_clip.models.adapter import Family
 from tests import oracles
 
 ROOT = Path(__file__).parents[1]

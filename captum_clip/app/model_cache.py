@@ -8,8 +8,7 @@ from typing import Final
 
 from ..errors import InputError
 from ..models import ClipAdapter, load_clip
-from ..models.loading import load_processor, load_tokenizer
-from ..models.resolve import resolve
+from ..models.loading import load_processor, load_tokenizer, resolve
 
 EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 """Offered on every page; they come with the package."""

@@ -18,7 +18,7 @@ from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, TextMap, explain
 from ..figures.heads import ScoreParts, score_parts
 from ..models import ClipAdapter
-from ..models.base import ImageLike
+from ..models.adapter import ImageLike
 from ..models.images import as_pil
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.pooled import PooledToken
 from ..models.steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
-from ..models.towers import Attention, AttentionLayer, Pooling, PoolingHead, Which
+from ..models.towers import Attention, AttentionLayer, PooledToken, Pooling, PoolingHead, Which
 from ..recording import LayerRecord
 
 

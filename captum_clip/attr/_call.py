@@ -19,8 +19,8 @@ from torch.autograd import grad
 
 from ..checks import show
 from ..errors import CaptureError, TargetError
+from ..models.library import is_unmodified
 from ..models.towers import Tower
-from ..models.unmodified import is_unmodified
 from ..recording import Recording
 from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 

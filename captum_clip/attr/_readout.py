@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CaptureError, UnsupportedModelError
+from ..models.library import has_no_foreign_hooks
 from ..models.steps import Direction, Step, run_steps
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
-from ..models.unmodified import has_no_foreign_hooks
 from ..recording import Recording, Visit, record_resnet, record_vit
 from ._attention import to_float32
 from ._call import Call, TargetScores

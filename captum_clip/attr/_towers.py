@@ -9,9 +9,9 @@ from torch import nn
 from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
 from ..models import tower_of
+from ..models.library import runs_library_code
 from ..models.text import TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
-from ..models.unmodified import runs_library_code
 from ..similarity import ClipSimilarity, Similarity, TextSimilarity
 
 

@@ -10,12 +10,17 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
-from ..models.average_pool import AveragePooledTower
-from ..models.pooled import PooledToken
+from ..models.library import has_no_foreign_hooks, runs_library_code
 from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer
-from ..models.towers import Attention, AttentionLayer, ResNetTower, ViTTower
-from ..models.unmodified import has_no_foreign_hooks, runs_library_code
+from ..models.towers import (
+    Attention,
+    AttentionLayer,
+    AveragePooledTower,
+    PooledToken,
+    ResNetTower,
+    ViTTower,
+)
 from ..recording import LayerRecord
 from ._attention import (
     autocast_disabled,

@@ -15,8 +15,7 @@ from typing_extensions import override
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..models import known_tower
-from ..models.average_pool import AveragePooledTower
-from ..models.towers import ResNetTower
+from ..models.towers import AveragePooledTower, ResNetTower
 from ..similarity import ClipSimilarity
 from ._attention import autocast_disabled, to_float32
 from ._base import Computed, ResNetAttribution, TensorOrTuple, usable

@@ -24,7 +24,7 @@ def _run(arguments: Namespace) -> None:
 
 def _print_models() -> None:
     from ..models import available
-    from ..models.names import EXAMPLES
+    from ..models.loading import EXAMPLES
 
     rows = [("name", "tower", "library", "checkpoint", "also called")]
     for model in available():

@@ -17,7 +17,7 @@ from ..checks import check_choice, check_integer
 from ..errors import InputError
 from ..explanation import Sign
 from ..models import ClipAdapter, ViTTower, load_clip
-from ..models.base import ImageLike
+from ..models.adapter import ImageLike
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from .report import DEFAULT_MODEL

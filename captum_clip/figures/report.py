@@ -17,7 +17,7 @@ from ..checks import check_choice
 from ..emotions import EmotionProbe
 from ..errors import InputError, UnsupportedModelError
 from ..models import ViTTower, load_clip
-from ..models.base import ImageLike
+from ..models.adapter import ImageLike
 from ..similarity import ClipSimilarity
 from .subjects import (
     DOT,

@@ -16,7 +16,7 @@ from ..checks import check_nonempty
 from ..errors import InputError
 from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
-from ..models.base import ImageLike
+from ..models.adapter import ImageLike
 from ..targets import Target
 from ..visualization.arrays import letterbox
 

@@ -1,4 +1,4 @@
-"""Which family a model belongs to."""
+"""The registry of families: which one a model belongs to, its tower and its adapter."""
 
 from __future__ import annotations
 
@@ -8,37 +8,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import huggingface, open_clip, timm_vit
-from .aimv2 import Aimv2Adapter
-from .align import AlignAdapter
-from .base import ClipAdapter, Family
-from .huggingface import transformers_family
-from .relatives import BlipAdapter, DualEncoderAdapter, FlavaAdapter, Tipsv2Adapter
-from .siglip import NaFlexAdapter, SiglipAdapter
+from . import huggingface, open_clip, relatives, timm
+from .adapter import ClipAdapter, Family
+from .library import add_packages, expect_library_parts
 from .towers import Tower
-from .unmodified import expect_library_parts
 
-FAMILIES: list[Family] = [
-    *huggingface.FAMILIES,
-    transformers_family("align", "Align", AlignAdapter),
-    transformers_family("aimv2", "Aimv2", Aimv2Adapter),
-    transformers_family("blip", "Blip", BlipAdapter, model="ForImageTextRetrieval"),
-    transformers_family("flava", "Flava", FlavaAdapter, vision="ImageModel"),
-    transformers_family("tipsv2", "Tipsv2", Tipsv2Adapter),
-    transformers_family(
-        "vision_text_dual_encoder", "VisionTextDualEncoder", DualEncoderAdapter, vision="Model"
-    ),
-    transformers_family("siglip", "Siglip", SiglipAdapter),
-    transformers_family("siglip2", "Siglip2", NaFlexAdapter),
-    Family(
-        library="open_clip",
-        tower_of=open_clip.tower_of,
-        adapter=open_clip.OpenClipAdapter,
-        models=["CLIP", "CustomTextCLIP", "CoCa"],
-        towers=["VisionTransformer", "ModifiedResNet", "TimmModel"],
-    ),
-    Family("timm.models", timm_vit.tower_of, towers=["VisionTransformer", "Eva"]),
-]
+FAMILIES: list[Family] = []
 
 _REFUSED = {
     "BlipModel": "its image embedding is normed twice; take BlipForImageTextRetrieval, as in "
@@ -46,6 +21,19 @@ _REFUSED = {
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
     "image has no one embedding; take a CLIP or SigLIP",
 }
+
+
+def register_family(family: Family) -> None:
+    """Make a family known to `load_clip` and to every method, before those that are known already.
+
+    Modules of its packages then count as library code, whose computation is known.
+    """
+    FAMILIES.append(family)
+    add_packages(family.packages or [family.library.partition(".")[0]])
+
+
+for _family in (*huggingface.FAMILIES, *relatives.FAMILIES, *open_clip.FAMILIES, *timm.FAMILIES):
+    register_family(_family)
 
 
 def transformers_class(name: str, model_type: Any, architectures: Sequence[str]) -> str:
@@ -71,7 +59,7 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
 
 
 def _advice(kind: str, *, models_only: bool) -> str:
-    """What would run in the place of a class, in words."""
+    """The classes that would run in the place of another, in words."""
     names: dict[str, list[str]] = {}
     for family in FAMILIES:
         classes = family.models if models_only else (*family.models, *family.towers)
@@ -80,18 +68,21 @@ def _advice(kind: str, *, models_only: bool) -> str:
     return _REFUSED.get(kind, f"supported are {'; '.join(listed)}")
 
 
+def _family_of(module: nn.Module) -> Family | None:
+    return next((family for family in reversed(FAMILIES) if family.holds(module)), None)
+
+
 def known_tower(module: nn.Module) -> Tower | None:
     """The vision tower in a user's module; None where the module is no CLIP at all.
 
     Raises:
         UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
     """
-    family = next((family for family in FAMILIES if family.holds(module)), None)
-    tower: Tower | None = None
-    if family is not None:
-        with expect_library_parts(module):
-            tower = family.tower_of(module)
-    return tower
+    family = _family_of(module)
+    if family is None:
+        return None
+    with expect_library_parts(module):
+        return family.tower_of(module)
 
 
 def tower_of(module: nn.Module) -> Tower:
@@ -111,15 +102,14 @@ def tower_of(module: nn.Module) -> Tower:
 
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
     """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
-    kind, tower = type(model).__name__, known_tower(model)
-    if tower is None:
+    kind, family, tower = type(model).__name__, _family_of(model), known_tower(model)
+    if family is None or tower is None:
         advice = _advice(kind, models_only=True)
         other = "" if kind in _REFUSED else ", or the name of such a model"
         raise UnsupportedModelError(f"load_clip does not support a {kind}; {advice}{other}.")
-    for family in FAMILIES:
-        if family.adapter is not None and family.holds(model, family.models):
-            return family.adapter(model, tower, name=name, processor=processor, tokenizer=tokenizer)
-    raise UnsupportedModelError(
-        f"load_clip: a {kind} has no text tower; pass the whole model, or give this one as `layer` "
-        "to a method, with a forward function of your own."
-    )
+    if family.adapter is None or not family.holds(model, family.models):
+        raise UnsupportedModelError(
+            f"load_clip: a {kind} has no text tower; pass the whole model, or give this one as "
+            "`layer` to a method, with a forward function of your own."
+        )
+    return family.adapter(model, tower, name=name, processor=processor, tokenizer=tokenizer)

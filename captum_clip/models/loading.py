@@ -1,22 +1,260 @@
-"""`load_clip`: a name or a model -> an adapter."""
+"""`load_clip`: a name, a folder or a model -> an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import logging
+import pickle
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..checks import expand, show
-from ..errors import InputError, UnsupportedModelError
-from . import hub
-from .base import ClipAdapter
+from ..errors import CaptumClipError, InputError, UnsupportedModelError
+from .adapter import ClipAdapter, MissingPart
 from .families import adapter_of, transformers_class
-from .processors import Deferred
-from .resolve import Source, resolve
+from .open_clip import check_architecture
+
+Library = Literal["transformers", "open_clip"]
+
+_EMBEDDED = "load_clip('demo/vit') is embedded and needs no network"
+_ACCEPTED = (
+    "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
+    "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
+    f"{_EMBEDDED}."
+)
+_NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
+_FAILURES = (
+    *(OSError, ValueError, RuntimeError, KeyError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@dataclass(frozen=True)
+class AvailableModel:
+    """A model that can be loaded by a short name.
+
+    Attributes:
+        name: for `load_clip`.
+        aliases: other spellings of it.
+        kind: "vit" or "resnet".
+        library: what loads it.
+        checkpoint: where its weights come from: a repository on the Hugging Face hub, or OpenCLIP's
+            architecture (tag `openai`).
+        embedded: part of the package, so that no network is needed.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: Literal["vit", "resnet"]
+    library: Library
+    checkpoint: str
+    embedded: bool = False
+
+
+def _resnet(suffix: str) -> AvailableModel:
+    architecture = f"RN{suffix}-quickgelu"  # without it OpenCLIP runs these weights with GELU
+    aliases = (f"ResNet{suffix}", f"{architecture}/openai")
+    return AvailableModel(f"RN{suffix}", aliases, "resnet", "open_clip", architecture)
+
+
+def _vit(name: str, checkpoint: str, *aliases: str) -> AvailableModel:
+    return AvailableModel(name, aliases, "vit", "transformers", f"openai/clip-vit-{checkpoint}")
+
+
+# the nine CLIPs of Mamooler's report, by OpenAI's names
+_PUBLISHED = (
+    *map(_resnet, ("50", "101", "50x4", "50x16", "50x64")),
+    _vit("ViT-B/32", "base-patch32"),
+    _vit("ViT-B/16", "base-patch16"),
+    _vit("ViT-L/14", "large-patch14"),
+    _vit("ViT-L/14@336px", "large-patch14-336", "ViT-L/14-336px"),
+)
+_BY_NAME = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
+
+
+def published(name: str) -> AvailableModel | None:
+    """The model of a name of Mamooler's in any of its spellings; None for other names.
+
+    Example:
+        >>> published("ResNet50x4").checkpoint
+        'RN50x4-quickgelu'
+    """
+    return _BY_NAME.get(name.casefold())
+
+
+def available() -> list[AvailableModel]:
+    """The models with short names: the embedded ones, then Mamooler's.
+
+    Example:
+        >>> [model.name for model in available()][:3]
+        ['demo/vit', 'demo/resnet', 'demo/siglip']
+    """
+    from ..demo import MODELS
+
+    rows = []
+    for name in MODELS:
+        note = _NOTES.get(name, "embedded")
+        if name.endswith("resnet"):
+            rows.append(AvailableModel(name, (), "resnet", "open_clip", note, embedded=True))
+        else:
+            rows.append(AvailableModel(name, (), "vit", "transformers", note, embedded=True))
+    return [*rows, *_PUBLISHED]
+
+
+class Example(NamedTuple):
+    """A name for `load_clip`."""
+
+    family: str
+    name: str
+    library: Library
+
+
+_HF: Library = "transformers"
+_OC: Library = "open_clip"
+EXAMPLES: tuple[Example, ...] = (
+    Example("SigLIP 2", "google/siglip2-base-patch16-224", _HF),
+    Example("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex", _HF),
+    Example("SigLIP", "google/siglip-base-patch16-224", _HF),
+    Example("SigLIP 2", "ViT-B-16-SigLIP2/webli", _OC),
+    Example("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k", _OC),
+    Example("DFN", "ViT-B-16/dfn2b", _OC),
+    Example("MetaCLIP", "ViT-B-16/metaclip_fullcc", _OC),
+    Example("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu", _HF),
+    Example("EVA-02", "EVA02-B-16/merged2b_s8b_b131k", _OC),
+    Example("ViTamin", "ViTamin-S/datacomp1b", _OC),
+    Example("PE-Core", "PE-Core-B-16/meta", _OC),
+    Example("CoCa", "coca_ViT-B-32/laion2b_s13b_b90k", _OC),
+    Example("MobileCLIP", "MobileCLIP2-S0/dfndr2b", _OC),
+    Example("ConvNeXt", "convnext_base_w/laion2b_s13b_b82k", _OC),
+    Example("BiomedCLIP", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", _OC),
+    Example("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", _OC),
+    Example("AltCLIP", "BAAI/AltCLIP", _HF),
+    Example("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16", _HF),
+    Example("TIPSv2", "google/tipsv2-b14", _HF),
+    Example("ALIGN", "kakaobrain/align-base", _HF),
+    Example("BLIP", "Salesforce/blip-itm-base-coco", _HF),
+    Example("AIMv2", "apple/aimv2-large-patch14-224-lit", _HF),
+    Example("FLAVA", "facebook/flava-full", _HF),
+    Example("CLIPSeg", "CIDAS/clipseg-rd64-refined", _HF),
+    Example("OWL-ViT", "google/owlvit-base-patch32", _HF),
+    Example("OWLv2", "google/owlv2-base-patch16-ensemble", _HF),
+)
+"""In the order of how much they are used."""
+
+
+_NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named model comes from: a folder, repository, ``hf-hub:`` name or architecture."""
+
+    name: str
+    library: Library
+    where: str
+    tag: str | None = None  # OpenCLIP's, for an architecture
+    # to be switched on, as the weights were trained with it and the architecture lacks it
+    quick_gelu: bool = False
+    local: bool = False
+    tokenizer: Callable[[], Any] | None = None  # loads another than the library's
+
+    @property
+    def open_clip_name(self) -> str:
+        """What OpenCLIP calls it."""
+        return f"local-dir:{self.where}" if self.local else self.where
+
+
+def resolve(name: str) -> Source:
+    """Find out where a name leads, without a network.
+
+    Raises:
+        InputError: it leads nowhere.
+        UnsupportedModelError: it leads to a model of a kind that is not supported.
+    """
+    from ..demo import MODELS
+
+    row = published(name)
+    if row is not None:
+        tag = "openai" if row.library == "open_clip" else None
+        return Source(row.name, row.library, row.checkpoint, tag)
+    if name in MODELS:
+        return _embedded(name, MODELS[name])
+    folder = expand(name)
+    if folder.is_dir():
+        return _folder(name, folder)
+    if name.startswith("demo/"):
+        raise InputError(
+            f"load_clip({name!r}): no such embedded model; there are {', '.join(MODELS)}."
+        )
+    if name.startswith("hf-hub:"):
+        return Source(name, "open_clip", name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
+        raise InputError(f"load_clip: {name!r} {_unknown(name)}")
+    return _open_clip_pair(name) or Source(name, "transformers", name)
+
+
+def _unknown(name: str) -> str:
+    from open_clip import list_models, list_pretrained_tags_by_model
+
+    if name not in list_models():
+        return f"is neither a known name nor a folder. {_ACCEPTED}"
+    tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+    return f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
+
+
+def _embedded(name: str, folder: Path) -> Source:
+    from ..demo.vocabulary import DemoTokenizer
+
+    if not folder.is_dir():
+        raise InputError(f"load_clip({name!r}): {folder} is missing; install captum-clip again.")
+    return replace(_folder(name, folder), tokenizer=DemoTokenizer)
+
+
+def _folder(name: str, folder: Path) -> Source:
+    """A folder of transformers, or of OpenCLIP, which may hold a `config.json` as well."""
+    path = folder / "config.json"
+    is_open_clip = (folder / "open_clip_config.json").is_file()
+    if not path.is_file() and not is_open_clip:
+        raise InputError(
+            f"load_clip({name!r}): the folder holds neither config.json (transformers) nor "
+            "open_clip_config.json (OpenCLIP)."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        transformers_class(name, config.get("model_type"), config.get("architectures") or ())
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"load_clip({name!r}): {path} cannot be read ({error}).") from error
+    except UnsupportedModelError:
+        if not is_open_clip:
+            raise
+        return Source(name, "open_clip", str(folder), local=True)
+    return Source(name, "transformers", str(folder), local=True)
+
+
+def _open_clip_pair(name: str) -> Source | None:
+    from open_clip import get_model_config
+    from open_clip.pretrained import get_pretrained_cfg
+
+    architecture, _, tag = name.rpartition("/")
+    weights = get_pretrained_cfg(architecture, tag)
+    if not weights:
+        return None
+    # OpenCLIP only warns of a mismatch, and computes other embeddings. Never switched off:
+    # roberta-ViT-B-32 was published with the configuration as it is.
+    runs_with = (get_model_config(architecture) or {}).get("quick_gelu", False)
+    quick_gelu = bool(weights.get("quick_gelu", False)) and not runs_with
+    return Source(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
 
 
 def load_clip(
@@ -118,18 +356,23 @@ def _load(
         raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
-    with source.loading(), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         is_hugging_face = source.library == "transformers"
         model = _transformers_model(source) if is_hugging_face else _open_clip_model(source)
         model.to(device=device, dtype=dtype or torch.float32).eval()
         if tokenizer is None:
-            tokenizer = Deferred(partial(_tokenizer, source), "its tokenizer")
+            tokenizer = _own_part("tokenizer", partial(_tokenizer, source))
         if processor is None:
-            processor = Deferred(partial(_processor, source, model), "its processor")
-        for deferred in (processor, tokenizer):
-            if isinstance(deferred, Deferred) and not source.local:
-                _ = deferred.value  # now, so that all of it is in the hub's cache
+            processor = _own_part("processor", partial(_processor, source, model))
     return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
+
+
+def _own_part(what: str, load: Callable[[], Any]) -> Any:
+    """A model's own processor or tokenizer; where it cannot be loaded, the reason for later."""
+    try:
+        return load()
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
+        return MissingPart(f"its {what} could not be loaded: {_first_line(error)}")
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -184,7 +427,7 @@ def _part_of(name: str, load: Callable[[Source], Any]) -> Any:
             f"{name!r} is a model of OpenCLIP; expected a folder or a repository of transformers "
             "with an image processor or a tokenizer."
         )
-    with source.loading():
+    with _loading(source):
         return load(source)
 
 
@@ -208,8 +451,6 @@ def _transformers_model(source: Source) -> nn.Module:
 
 def _open_clip_model(source: Source) -> nn.Module:
     import open_clip
-
-    from .open_clip import check_architecture
 
     config = open_clip.factory.get_model_config(source.open_clip_name)
     if config is not None:  # else the next line says what is wrong with it
@@ -241,22 +482,107 @@ def _processor(source: Source, model: Any) -> Any:
         return image_transform_v2(PreprocessCfg(**settings), is_train=False)
     from transformers import AutoImageProcessor
 
-    with hub.quiet():
-        return AutoImageProcessor.from_pretrained(source.where)
+    return AutoImageProcessor.from_pretrained(source.where)
 
 
 def _tokenizer(source: Source) -> Any:
     if source.tokenizer is not None:
         return source.tokenizer()
-    with hub.quiet():
-        if source.library == "open_clip":
-            from open_clip import get_tokenizer
+    if source.library == "open_clip":
+        from open_clip import get_tokenizer
 
-            return get_tokenizer(source.open_clip_name)
-        from transformers import AutoTokenizer
+        return get_tokenizer(source.open_clip_name)
+    from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(source.where)
+    tokenizer = AutoTokenizer.from_pretrained(source.where)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers 5 makes one of nothing where the files are missing
         raise FileNotFoundError(f"{source.where} holds no vocabulary")
     return tokenizer
+
+
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Load the files of a model, from its folder or the hub; what cannot be is an InputError."""
+    online = not source.local and _hub_answers()
+    try:
+        with _quiet(progress=online), _only_cache(not online):
+            yield
+    except CaptumClipError:
+        raise
+    except _FAILURES as error:
+        checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
+        problem = f"cannot be loaded: {type(error).__name__}, {_first_line(error)}."
+        if source.local:
+            message = f"it {problem}"
+        elif online:
+            message = f"{checkpoint} {problem} {_ACCEPTED}"
+        else:
+            from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+
+            message = (
+                f"{checkpoint} {problem} {ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set: "
+                "connect once so that it is downloaded, copy the cache "
+                f"{HF_HUB_CACHE} from another machine, or pass a local folder; {_EMBEDDED}."
+            )
+        raise InputError(f"load_clip({source.name!r}): {message}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".:")
+
+
+def _hub_answers() -> bool:
+    """Whether the hub answers once: its client tries for half a minute before it takes a cache."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of one of several clients, by version
+        return False
+    return True
+
+
+@contextmanager
+def _only_cache(asked: bool) -> Iterator[None]:
+    """Let the hub's client answer from its cache, as HF_HUB_OFFLINE=1 does."""
+    from huggingface_hub import constants, utils
+
+    before = constants.HF_HUB_OFFLINE
+    # Clients before 1.0 read the switch when a session is made, later ones at every request.
+    forget_sessions = getattr(utils, "reset_sessions", lambda: None)
+    constants.HF_HUB_OFFLINE = before or asked
+    forget_sessions()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        forget_sessions()
+
+
+@contextmanager
+def _quiet(progress: bool) -> Iterator[None]:
+    """Keep the libraries' remarks on loading to themselves; what matters is raised.
+
+    OpenCLIP calls `logging.info`, which sets up the root logger where nobody did. One thread loads
+    at a time: two would restore each other's settings. `progress` leaves progress bars on.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    def is_not_open_clips(record: logging.LogRecord) -> bool:
+        return "open_clip" not in Path(record.pathname).parts
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    with _ONE_AT_A_TIME, ExitStack() as undo:
+        undo.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity(logging.CRITICAL)
+        root.addFilter(is_not_open_clips)
+        undo.callback(root.removeFilter, is_not_open_clips)
+        root.addHandler(handler)
+        undo.callback(root.removeHandler, handler)
+        if transformers_logging.is_progress_bar_enabled() and not progress:
+            transformers_logging.disable_progress_bar()
+            undo.callback(transformers_logging.enable_progress_bar)
+        yield

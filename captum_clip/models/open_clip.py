@@ -1,22 +1,390 @@
-"""CLIP of OpenCLIP: its vision towers and its adapter."""
+"""CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import UnsupportedModelError
-from . import open_clip_text, open_clip_vit, timm_vit
-from .average_pool import timm_tower_of
-from .base import ClipAdapter
-from .open_clip_resnet import OpenClipResNet
-from .processors import call_tokenizer, is_transformers_tokenizer
+from ..errors import InputError, UnsupportedModelError
+from ..maps import to_float32
+from . import timm
+from .adapter import ClipAdapter, Family
+from .huggingface import BERTS, HuggingFaceTextTower, TextLayout
+from .images import call_tokenizer, is_transformers_tokenizer
+from .library import is_linear
+from .steps import Direction, Linear, Step, head_products, head_sums, run_steps, split_heads
 from .text import Row, TextPooling, TextTower
-from .towers import Tower
+from .towers import (
+    AttentionLayer,
+    Multihead,
+    MultiheadPoolingHead,
+    Pooling,
+    ResNetTower,
+    Tower,
+    ViTTower,
+    Which,
+    unsupported_parts,
+)
+
+_POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
+
+
+class OpenClipLayer(Multihead, AttentionLayer):
+    """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
+
+    block: Any
+    residual_argument = (0, "q_x")
+    branch_parts: tuple[str, ...] = ("ls_1",)
+    mlp_parts = ("ln_2", "mlp", "ls_2")
+
+
+class CustomLayer(OpenClipLayer):
+    """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
+
+    token_argument = (0, "x")
+    residual_argument = (0, "x")
+    branch_parts = ("ln_attn", "ls_1")
+    inner_norm_part = "ln_inner"
+
+    @property
+    @override
+    def plain(self) -> bool:
+        return isinstance(self.attention.ln_q, nn.Identity)
+
+    @override
+    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+        norm = self.attention.ln_q if which == "query" else self.attention.ln_k
+        normed: Tensor = norm(heads)
+        return normed
+
+
+class OpenClipPoolingHead(MultiheadPoolingHead):
+    """An `AttentionalPooler`, of which the first query is read."""
+
+    @override
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.head.ln_q(self.head.query[0])
+        return query
+
+
+def native_grid(
+    size: tuple[int, int], native: tuple[int, int], grid: tuple[int, int]
+) -> tuple[int, int]:
+    """The grid, where images have the native size; else InputError."""
+    if size != native:
+        raise InputError(
+            f"the tower cannot take images of {size[0]} x {size[1]} pixels: OpenCLIP towers take "
+            f"their native size only, here {native[0]} x {native[1]}; resize or crop them, or let "
+            "the adapter's preprocess do it."
+        )
+    return grid
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenClipViT(ViTTower):
+    """A `VisionTransformer`, whose embedding is its CLS token, a mean, or its pool's first query.
+
+    With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
+    """
+
+    module: Any
+    patch_map = "conv1"
+    runner_parts = ("transformer",)
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        norm, projection = self.module.ln_post, self.module.proj
+        return (norm,) if projection is None else (norm, Linear(projection.T, None))
+
+
+def _vit_of(visual: Any) -> OpenClipViT:
+    pool: Any = getattr(visual, "attn_pool", None)
+    pooling = _POOLINGS.get(visual.pool_type)
+    if pool is not None:
+        pooling = "attention" if pooling == "cls" else None  # with a mean all queries would be read
+    if pooling is None:
+        what = "no single pooled token" if pool is None else "an attentional pool"
+        raise UnsupportedModelError(
+            f"the VisionTransformer has {what} (pool_type={visual.pool_type!r}); supported are the "
+            "CLS token (pool_type='tok'), the mean of the patches (pool_type='avg'), and the first "
+            "query of an attentional pool (pool_type='tok')."
+        )
+    head = None
+    if pool is not None:
+        head = OpenClipPoolingHead(pool, pool.attn, pool.ln_k, pool, visual.ln_post)
+    return OpenClipViT(
+        module=visual,
+        layers=_layers_of(visual.transformer),
+        pooling=pooling,
+        pooling_head=head,
+        steps_before_mean=0 if visual.final_ln_after_pool else 1,
+    )
+
+
+def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
+    """The blocks of a transformer of OpenCLIP, of images or texts; errors as :func:`tower_of`."""
+    return tuple(_layer_of(index, block) for index, block in enumerate(transformer.resblocks))
+
+
+def _layer_of(index: int, block: Any) -> AttentionLayer:
+    attention: Any = getattr(block, "attn", None)
+    for what in _unsupported_parts(attention):
+        raise UnsupportedModelError(
+            f"layer {index} of the VisionTransformer has an attention with {what}; supported are "
+            "torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's Attention "
+            "without scaled_cosine and scale_heads."
+        )
+    kind = OpenClipLayer if isinstance(attention, nn.MultiheadAttention) else CustomLayer
+    return kind(block, attention, attention.num_heads)
+
+
+def _unsupported_parts(attention: Any) -> Iterator[str]:
+    """What of an attention is not supported, in words."""
+    from open_clip.transformer import Attention
+
+    is_torchs, is_own = (isinstance(attention, kind) for kind in (nn.MultiheadAttention, Attention))
+    if is_torchs:
+        if attention.in_proj_weight is None:
+            yield "separate query, key and value weights"
+        yield from unsupported_parts(attention)
+    elif is_own:
+        if not is_linear(attention.out_proj):
+            yield "an output map that is no torch.nn.Linear"
+        yield from (name for name in ("scaled_cosine", "scale_heads") if getattr(attention, name))
+    else:
+        yield f"the class {type(attention).__name__}"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenClipResNet(ResNetTower):
+    """A `ModifiedResNet` with its attention pool."""
+
+    module: Any
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        side = int(self.module.image_size)
+        return native_grid((height, width), (side, side), (side // 32, side // 32))
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        return int(self.module.attnpool.c_proj.out_features)
+
+    @override
+    def stages(self) -> Mapping[str, nn.Module]:
+        return {
+            name: getattr(self.module, name) for name in ("layer4", "layer3", "layer2", "layer1")
+        }
+
+    @override
+    def head_modules(self) -> Sequence[nn.Module]:
+        return (self.module.attnpool,)
+
+    @override
+    def pool(self, features: Tensor) -> Tensor:
+        pool = self.module.attnpool
+        with torch.autocast(features.device.type, enabled=False):
+            x = _tokens(pool, features)
+            heads = head_sums(Linear.of(pool.v_proj), _pool_attention(pool, x)[None], x)[0]
+            return run_steps((Linear.of(pool.c_proj),), heads.flatten(1))
+
+    @override
+    def shift_gradient(
+        self, features: Tensor, gradient: Tensor, *, detached: bool = False
+    ) -> Tensor:
+        r"""The gradient of a shift, with :math:`g_h = (W_C^T \nabla e)_h`.
+
+        .. math:: \nabla a_{hj} = g_h \cdot W_{V,h} x_j, \quad
+            \nabla l = a \odot (\nabla a - \textstyle\sum_j a_j \nabla a_j), \quad
+            \nabla \delta = W_V^T g + W_Q^T \big(s \sum_j \nabla l_{hj} W_{K,h} x_j\big)_h
+
+        Held, :math:`W_V^T g` alone.
+        """
+        pool = self.module.attnpool
+        with torch.autocast(features.device.type, enabled=False):
+            x = _tokens(pool, features)
+            query, key, value, output = (
+                getattr(pool, f"{name}_proj").weight.to(x.dtype) for name in "qkvc"
+            )
+            joined = gradient.to(x.dtype) @ output  # (K, B, C)
+            if detached:
+                through_values: Tensor = joined @ value
+                return through_values
+            attention = _pool_attention(pool, x)
+            vectors = split_heads(joined, pool.num_heads)
+            # biases, the same for every token, are cancelled by the softmax
+            weights = head_products(Linear(value, None), vectors, x)
+            logits = attention * (weights - (attention * weights).sum(-1, keepdim=True))
+            through_query = head_sums(Linear(key, None), logits * _scale(pool), x).flatten(2)
+            result: Tensor = joined @ value + through_query @ query
+            return result
+
+    @override
+    def contributions(
+        self, features: Tensor, direction: Direction, *, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        r"""What head h adds at position j, with :math:`g_h = (W_C^T d)_h`, and the rest.
+
+        .. math:: r_{hj} = a_{hj} \, g_h \cdot (W_{V,h} x_j + b_{V,h})
+            + \frac{a_{h0}}{hw} \, g_h \cdot W_{V,h} A_j
+
+        The mean token's part is spread over the positions; the rest has the biases beside it and
+        the mean token's own position.
+        """
+        pool = self.module.attnpool
+        with torch.autocast(features.device.type, enabled=False):
+            x = _tokens(pool, features)
+            attention, output = _pool_attention(pool, x), pool.c_proj
+            rows, scale = direction.rows.to(x.dtype), direction.scale
+            constant = direction.constant + rows @ output.bias.to(x.dtype) * scale
+            vectors = split_heads(rows @ output.weight.to(x.dtype), pool.num_heads)
+            # the values of positions and of their embeddings, which no image changes, apart
+            value, positions = Linear.of(pool.v_proj), pool.positional_embedding.to(x.dtype)[None]
+            # (K, B, H, hw), and (K, B or 1, H, 1 + hw)
+            plain = head_products(Linear(value.weight, None), vectors, _flat(features))
+            place = head_products(value, vectors, positions)
+            own = plain + place[..., 1:]
+            first, others = attention[..., :1], attention[..., 1:]
+            whole = (own * others).sum(-1) + (plain.mean(-1) + place[..., 0]) * first[..., 0]
+            if centred:
+                own = own - own.mean(-1, keepdim=True)
+                plain = plain - plain.mean(-1, keepdim=True)
+            scale = scale[:, None, None]
+            maps = own * (others * scale) + plain * (first * scale / plain.shape[-1])
+            rest = whole.sum(-1) * direction.scale + constant - maps.sum((-1, -2))
+            return maps.unflatten(-1, features.shape[-2:]), rest  # type: ignore[no-untyped-call]
+
+
+def _flat(features: Tensor) -> Tensor:
+    """The positions (B, hw, C), in at least float32."""
+    return to_float32(features).flatten(2).mT
+
+
+def _tokens(pool: Any, features: Tensor) -> Tensor:
+    """The mean and the positions with their embeddings, (B, s, C)."""
+    x = _flat(features)
+    positions: Tensor = pool.positional_embedding.to(x.dtype)
+    return torch.cat([x.mean(1, keepdim=True), x], 1) + positions
+
+
+def _pool_attention(pool: Any, x: Tensor) -> Tensor:
+    """The attention of the mean token, (B, H, s), from no key."""
+    query = split_heads(run_steps((Linear.of(pool.q_proj),), x[:, 0]), pool.num_heads)
+    key = Linear(pool.k_proj.weight, None)
+    return head_products(key, query[None] * _scale(pool), x)[0].softmax(-1)
+
+
+def _scale(pool: Any) -> float:
+    return float((pool.q_proj.out_features // pool.num_heads) ** -0.5)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenClipTextTower(TextTower):
+    """OpenCLIP's text transformer; `owner` has its parts, the model itself in a `CLIP`."""
+
+    model: Any
+    owner: Any
+    takes_mask = False
+
+    @property
+    @override
+    def entrance(self) -> nn.Module:
+        return self.embedding_table  # a `CLIP` calls no module for the whole of it
+
+    @override
+    def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        owner = self.owner
+        if self.owner is self.model or not (self.suffix or owner.use_pad_mask):
+            return None
+        seen: Tensor = ids != owner.pad_id
+        if not self.suffix:
+            return seen
+        own = seen.new_ones(len(ids), 1)
+        # the first CoCa's mask has CLS at its start, though CLS stands at the end
+        return torch.cat([seen, own] if owner.correct_cls_mask else [own, seen], 1)
+
+    @property
+    @override
+    def runners(self) -> tuple[nn.Module, ...]:
+        return self.model, self.owner, self.owner.transformer
+
+
+class HFEncoderTower(HuggingFaceTextTower):
+    """A text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
+
+    takes_mask = False
+
+    @override
+    def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        seen: Tensor = ids != self.module.config.pad_token_id
+        return seen
+
+    @property
+    @override
+    def runners(self) -> tuple[nn.Module, ...]:
+        return *super().runners, self.module.pooler
+
+
+def _hf_text_tower(model: Any, readout: TextPooling) -> HFEncoderTower | None:
+    encoder = model.text
+    config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
+    if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
+        return None
+    pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
+    pooler_parts = ("transformer.pooler.dense", "transformer.pooler.activation") * pooled
+    layout = TextLayout(
+        module="text",
+        table="transformer.embeddings.word_embeddings",
+        encoder="transformer.encoder",
+        own_head=(*pooler_parts, "proj"),
+        head=(),
+    )
+    sizes = {"longest": int(encoder.context_length), "vocabulary": int(encoder.vocab_size)}
+    return HFEncoderTower.of(model, layout, readout, **sizes)
+
+
+def _text_tower_of(model: Any, readout: TextPooling | None) -> TextTower | None:
+    """The text tower of a model of OpenCLIP; None where it is none that is supported."""
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.transformer import TextTransformer
+
+    owner = getattr(model, "text", model)
+    if readout is None:
+        return None
+    if isinstance(owner, HFTextEncoder):
+        return _hf_text_tower(model, readout)
+    if owner is not model and not isinstance(owner, TextTransformer):
+        return None
+    projection = owner.text_projection
+    if isinstance(projection, nn.Parameter):
+        projection = Linear(projection.T, None)
+    pool = getattr(owner, "text_pool_type", None) or owner.pool_type  # a `CLIP`'s own name
+    end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
+    return OpenClipTextTower(
+        module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
+        model=model,
+        owner=owner,
+        embedding_table=owner.token_embedding,
+        end=end if pool == "eos" else None,
+        layers=_layers_of(owner.transformer),
+        readout=readout,
+        steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
+        suffix=int(getattr(owner, "cls_emb", None) is not None),
+        longest=int(owner.context_length),
+        is_fixed=owner is model,
+        vocabulary=int(owner.vocab_size),
+    )
 
 
 def tower_of(module: Any) -> Tower:
@@ -27,7 +395,7 @@ def tower_of(module: Any) -> Tower:
 
     visual: Any = getattr(module, "visual", module)
     if isinstance(visual, VisionTransformer):
-        return open_clip_vit.tower_of(visual)
+        return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet(module=visual, stage=visual.layer4)
     if not isinstance(visual, TimmModel):
@@ -35,7 +403,7 @@ def tower_of(module: Any) -> Tower:
             f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
             "are OpenCLIP's VisionTransformer, ModifiedResNet and TimmModel."
         )
-    tower = timm_tower_of(visual) or timm_vit.tower_of(visual)
+    tower = timm.tower_of(visual)
     if tower is None:
         raise UnsupportedModelError(
             f"the TimmModel has a {type(visual.trunk).__name__} of timm as its trunk; supported "
@@ -88,7 +456,7 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def _text_tower(self) -> TextTower | None:
-        return open_clip_text.open_clip_text_tower(self.model, self.text_pooling)
+        return _text_tower_of(self.model, self.text_pooling)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
@@ -134,3 +502,14 @@ class OpenClipAdapter(ClipAdapter):
         text = getattr(self.model, "text", self.model)
         owner = getattr(text, "config", None) or text
         return getattr(owner, "vocab_size", None)
+
+
+FAMILIES = (
+    Family(
+        library="open_clip",
+        tower_of=tower_of,
+        adapter=OpenClipAdapter,
+        models=["CLIP", "CustomTextCLIP", "CoCa"],
+        towers=["VisionTransformer", "ModifiedResNet", "TimmModel"],
+    ),
+)

@@ -2,17 +2,318 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from PIL import Image
+from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from ..errors import UnsupportedModelError
+from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
-from .huggingface import FirstTokenTower, HuggingFaceAdapter, HuggingFaceTower
-from .huggingface_layers import BERTS, POOLED_BERT_TEXT, HuggingFaceLayer, TextLayout
+from .huggingface import (
+    BERTS,
+    POOLED_BERT_TEXT,
+    SIGLIP_TEXT,
+    BertAdapter,
+    FirstTokenTower,
+    HuggingFaceAdapter,
+    HuggingFaceLayer,
+    HuggingFaceTower,
+    PooledOutput,
+    TextLayout,
+    check_linear,
+    embedding_of,
+    transformers_family,
+    vision_of,
+)
+from .images import image_processor
+from .library import is_library_class
+from .steps import Linear, Projections, Residual, Step
 from .text import CLS_POOLING, TextPooling, TextTower
-from .unmodified import is_library_class
+from .towers import AveragePooledTower, Entry, MultiheadPoolingHead, PooledToken, PoolingHead
+
+
+class SiglipPoolingHead(MultiheadPoolingHead):
+    """The pooling head of a SigLIP vision model, with one learned query."""
+
+    @override
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.head.probe[0, 0]
+        return query
+
+
+class SiglipTower(HuggingFaceTower):
+    """The vision transformer of a `SiglipModel`: patches only, read by the head's probe.
+
+    The head ends in the space of the texts. Without one (`vision_use_head=False`) the callable that
+    uses the tower takes the patches' mean.
+    """
+
+    @classmethod
+    @override
+    def of(cls, module: Any, **parts: Any) -> Self:
+        head, norm, probe = getattr(module, "head", None), module.post_layernorm, None
+        if head is not None:
+            probe = SiglipPoolingHead(head, head.attention, norm, norm, head)
+        parts |= {
+            "pooling": "attention" if probe else "mean",
+            "prefix": 0,
+            "pooling_head": probe,
+        }
+        return super().of(module, steps_before_mean=1, **parts)  # transformers norms every patch
+
+    @property
+    @override
+    def head(self) -> tuple[Step, ...]:
+        if self.pooling_head is None:
+            return (self.module.post_layernorm,)
+        head, mlp = self.module.head, self.module.head.mlp
+        return (Residual((head.layernorm, mlp.fc1, mlp.activation_fn, mlp.fc2)),)
+
+
+class SiglipAdapter(HuggingFaceAdapter):
+    """A `SiglipModel` of transformers."""
+
+    tower_class = SiglipTower
+    # the last position is read, so with other padding it is another embedding
+    text_pooling = TextPooling("last", causal=False, padding="max_length")
+    text_layout = SIGLIP_TEXT
+
+    @override
+    def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
+        # it was trained without a mask, which the tokenizers of SigLIP 2 give
+        return super().text_inputs(texts)[0], None
+
+
+class NaFlexTower(SiglipTower):
+    """The vision transformer of a `Siglip2Model`."""
+
+    @property
+    @override
+    def native(self) -> tuple[int, int]:
+        side = int(self.module.config.num_patches**0.5) * self.patch
+        return side, side
+
+    @property
+    def patch(self) -> int:
+        """Height and width of a patch."""
+        return int(self.module.config.patch_size)
+
+    @override
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        shapes = given["spatial_shapes"]
+        rows, columns = shapes[0].tolist()
+        if (shapes != shapes[:1]).any() or rows * columns != given["pixel_values"].shape[1]:
+            raise CaptureError(
+                "The forward function ran the vision tower on images with different grids or on "
+                "padded patches; explain images of one grid at a time, without padding: "
+                "clip.image_features(images) of load_clip(model) cuts them so."
+            )
+        return Entry((rows * self.patch, columns * self.patch), len(shapes), PooledToken())
+
+
+class NaFlexAdapter(SiglipAdapter):
+    """A `Siglip2Model` of transformers."""
+
+    tower: NaFlexTower
+    tower_class = NaFlexTower
+
+    @override
+    def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
+        patches = _cut(images, self.tower.patch)
+        grid = torch.tensor([self.grid(images.shape[-2], images.shape[-1])], device=images.device)
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32),
+            "spatial_shapes": grid.expand(len(images), -1),
+        }
+
+    @override
+    def _process(self, images: list[Image.Image]) -> Tensor:
+        processor = image_processor(self._require_processor())
+        if "spatial_shapes" not in getattr(processor, "model_input_names", ()):
+            return super()._process(images)
+        processed = processor(images=images, return_tensors="pt")
+        shapes = processed["spatial_shapes"]
+        if (shapes != shapes[:1]).any():
+            raise InputError(
+                "preprocess: a NaFlex model sees every picture in its own shape, and these differ; "
+                "preprocess and explain them one at a time, or crop them to one shape."
+            )
+        rows, columns = shapes[0].tolist()
+        patches = processed["pixel_values"][:, : rows * columns]
+        return _joined(patches, rows, self.tower.patch).float()
+
+
+def _cut(images: Tensor, side: int) -> Tensor:
+    """Images (B, 3, H, W) as patches (B, h w, side side 3), as the library orders them."""
+    batch, channels, height, width = images.shape
+    pieces = images.reshape(batch, channels, height // side, side, width // side, side)
+    return pieces.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+
+
+def _joined(patches: Tensor, rows: int, side: int) -> Tensor:
+    """The images of such patches."""
+    batch, count, _ = patches.shape
+    pieces = patches.reshape(batch, rows, count // rows, side, side, -1)
+    return pieces.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * side, count // rows * side)
+
+
+class Aimv2Layer(HuggingFaceLayer):
+    """An `Aimv2EncoderLayer`: RMSNorm, attention, RMSNorm, a gated MLP."""
+
+    attention_part = "attention"
+    mlp_parts = ("rms_norm2", "ffn")
+
+
+class Aimv2PoolingHead(PoolingHead):
+    """An `Aimv2AttentionPoolingHead`, whose query is used as it is learned."""
+
+    def __init__(self, norm: nn.Module, head: Any) -> None:
+        super().__init__(head, head.output_proj, head.num_heads)
+        self.head, self.norm, self.modules = head, norm, (norm, head)
+
+    @override
+    def projections(self) -> Projections:
+        maps = (self.head.k_proj, self.head.v_proj, self.head.output_proj)
+        key, value, output = map(Linear.of, maps)
+        query = Linear(torch.eye(*key.weight.shape).to(key.weight), None)
+        return Projections(query, key, value, output)
+
+    @override
+    def embedded_query(self) -> Tensor:
+        query: Tensor = self.head.cls_token[0, 0]
+        return query
+
+    @override
+    def output(self, result: Any) -> Tensor:
+        output: Tensor = result[:, None]
+        return output
+
+    @override
+    def replaced(self, result: Any, output: Tensor) -> Any:
+        return output[:, 0]
+
+
+class Aimv2Tower(HuggingFaceTower):
+    """An `Aimv2VisionModel`: patches only, read by the pooling head."""
+
+    layer_class = Aimv2Layer
+    final_norm = None
+    patch_map = "embeddings.patch_embed"
+
+    @classmethod
+    @override
+    def of(cls, module: Any, **parts: Any) -> Self:
+        if not module.use_head:
+            raise UnsupportedModelError(
+                "the Aimv2VisionModel has no pooling head (use_head=False), so it embeds no image; "
+                "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
+            )
+        check_linear("the pooling head", module.head, ("k_proj", "v_proj", "output_proj"))
+        probe = Aimv2PoolingHead(module.rms_norm, module.head)
+        return super().of(module, pooling="attention", prefix=0, pooling_head=probe, **parts)
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        if not self.module.config.is_native and (height, width) != self.native:
+            raise InputError(
+                f"the tower cannot take images of {height} x {width} pixels: its positions are "
+                f"those of {self.native[0]} x {self.native[1]}; resize or crop them."
+            )
+        return super().grid(height, width)
+
+
+class Aimv2Adapter(HuggingFaceAdapter):
+    """An `Aimv2Model`."""
+
+    tower_class = Aimv2Tower
+    text_layout = None
+
+    @override
+    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
+        # text would be encoded otherwise alone than beside a longer one. Under a causal mask the
+        # padding, which follows the end token, does not matter.
+        length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
+        lowest = torch.finfo(dtype).min
+        causal = torch.full((length, length), lowest, dtype=dtype, device=ids.device).triu(1)
+        mask = causal.expand(len(ids), 1, -1, -1)
+        return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
+
+
+@dataclass(frozen=True, eq=False)
+class AlignTower(PooledOutput, AveragePooledTower):
+    """An `AlignVisionModel`."""
+
+    module: Any
+    runner_parts = ("encoder", "pooler")
+
+    @classmethod
+    def found_in(cls, module: Any) -> Self:
+        """The tower in an `AlignModel`; UnsupportedModelError where it takes a maximum."""
+        inner = vision_of(module)
+        if not isinstance(inner.pooler, nn.AvgPool2d):
+            raise UnsupportedModelError(
+                f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is "
+                "the mean of the features (pooling_type='mean')."
+            )
+        return cls(module=inner, stage=inner.encoder.blocks[-1])
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        # any size, as the strided convolutions make it smaller
+        rows, columns = _strided(height, 3, 0, 1), _strided(width, 3, 0, 1)
+        for block in self.module.encoder.blocks:
+            layer = block.depthwise_conv
+            if layer.stride == 2:
+                kernel = layer.depthwise_conv.kernel_size[0]
+                left, right, top, bottom = layer.depthwise_conv_pad.padding
+                rows = _strided(rows, kernel, top, bottom)
+                columns = _strided(columns, kernel, left, right)
+        if min(rows, columns) < 1:
+            side = self.module.config.image_size
+            raise InputError(
+                f"the tower cannot take images of {height} x {width} pixels: nothing is left of "
+                f"them after its strides; resize them, its native size is {side} x {side}."
+            )
+        return rows, columns
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
+
+    @override
+    def stages(self) -> dict[str, nn.Module]:
+        blocks = enumerate(self.module.encoder.blocks)
+        return dict(reversed([(f"block {i}", block) for i, block in blocks]))
+
+    @override
+    def head_modules(self) -> Sequence[nn.Module]:
+        # the mean is the embedding
+        return ()
+
+    @override
+    def head_steps(self) -> Sequence[Step]:
+        return ()
+
+
+def _strided(length: int, kernel: int, before: int, after: int) -> int:
+    return (length + before + after - kernel) // 2 + 1
+
+
+class AlignAdapter(BertAdapter):
+    """An `AlignModel` of transformers."""
+
+    tower: Any
+    tower_class = AlignTower
+    asks_to_interpolate = False
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -150,3 +451,17 @@ class DualEncoderAdapter(HuggingFaceAdapter):
             type(text).__name__ in BERTS and is_library_class(text) and not text.config.is_decoder
         )
         return super()._text_tower() if known else None
+
+
+FAMILIES = (
+    transformers_family("align", "Align", AlignAdapter),
+    transformers_family("aimv2", "Aimv2", Aimv2Adapter),
+    transformers_family("blip", "Blip", BlipAdapter, model="ForImageTextRetrieval"),
+    transformers_family("flava", "Flava", FlavaAdapter, vision="ImageModel"),
+    transformers_family("tipsv2", "Tipsv2", Tipsv2Adapter),
+    transformers_family(
+        "vision_text_dual_encoder", "VisionTextDualEncoder", DualEncoderAdapter, vision="Model"
+    ),
+    transformers_family("siglip", "Siglip", SiglipAdapter),
+    transformers_family("siglip2", "Siglip2", NaFlexAdapter),
+)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UnsupportedModelError
-from .unmodified import has_no_foreign_hooks, is_linear
+from ..maps import to_float32
+from .library import has_no_foreign_hooks, is_linear
 
 
 class Linear(NamedTuple):
@@ -210,7 +211,7 @@ def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
     if is_activation(module):
         gate = torch.where(token == 0, torch.zeros_like(token), result / token).detach()
         return token * gate + (result - token * gate).detach()
-    wide = token.to(torch.promote_types(token.dtype, torch.float32))
+    wide = to_float32(token)
     centred = wide - wide.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else wide
     scale = (centred.square().mean(-1, keepdim=True) + _epsilon(module, wide)).rsqrt().detach()
     normed = centred * scale

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
-from .pooled import Entry, PooledToken
+from .library import has_no_foreign_hooks
 from .steps import Step, call_steps
-from .towers import AttentionLayer, Kind, Pooling, ViTTower
-from .unmodified import has_no_foreign_hooks
+from .towers import AttentionLayer, Entry, Kind, PooledToken, Pooling, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
 

@@ -1,4 +1,4 @@
-"""What a recording needs of a vision tower, whichever library the tower comes from.
+"""What a recording needs of a tower, whichever library the tower comes from.
 
 A model family implements these classes in its own file; nothing above asks which family it is.
 """
@@ -6,10 +6,10 @@ A model family implements these classes in its own file; nothing above asks whic
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,83 @@ from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
+from ..maps import to_float32
 from .images import check_images
-from .pooled import Entry, PooledToken, argument, first_part, with_first_part
-from .steps import Direction, Projections, Scale, Step, call_steps
-from .unmodified import has_no_foreign_hooks, is_library_class
+from .library import has_no_foreign_hooks, is_library_class, is_linear
+from .steps import Direction, Linear, Projections, Scale, Step, call_steps, pull_back, run_steps
+
+
+@dataclass(frozen=True, eq=False)
+class PooledToken:
+    """Which token of every sequence is read, and which tokens attend to which."""
+
+    rows: Tensor | None = None  # (B,), the token that is read; None for the first one everywhere
+    visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """The token that is read, (..., B, s, D) -> (..., B, D)."""
+        if self.rows is None:
+            return tokens[..., 0, :]
+        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
+
+    def row_of(self, like: Tensor) -> Tensor:
+        """1 at the token that is read and 0 elsewhere, (B, s), for values (B, s)."""
+        row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        if self.rows is None:
+            row[:, 0] = 1
+            return row
+        return row.scatter_(1, self.rows[:, None], 1)
+
+    def hidden(self) -> Tensor | None:
+        """The tokens that the row that is read does not see, (B, s); None where it sees all."""
+        return None if self.visible is None else ~self.read(self.visible)
+
+    def masked(self, products: Tensor) -> Tensor:
+        """Queries times keys, (B, H, s) of the row that is read or (B, H, s, s), before softmax."""
+        if self.visible is None:
+            return products
+        visible = self.read(self.visible) if products.ndim == 3 else self.visible
+        # minus infinity would make NaN of a row that sees nothing, such as one of padding
+        return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The same as what is added to the products, (B, 1, s, s)."""
+        if self.visible is None:
+            return None
+        return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
+
+    def mean(self, tokens: Tensor, span: slice) -> Tensor:
+        """Mean (B, 1, D) of the tokens of a span, of those that the row sees."""
+        if self.visible is None:
+            return tokens[:, span].mean(1, keepdim=True)
+        seen = self.read(self.visible)[:, span, None].to(tokens.dtype)
+        return (tokens[:, span] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+
+
+class Entry(NamedTuple):
+    """What entered a tower."""
+
+    size: tuple[int, int]  # height and width of images; (1, T) for texts
+    batch: int
+    pooled: PooledToken
+
+
+def first_part(result: Any) -> Tensor:
+    """The first of what a module returned, which may be a tuple."""
+    part: Tensor = result[0] if isinstance(result, tuple) else result
+    return part
+
+
+def with_first_part(result: Any, part: Tensor) -> Any:
+    """`result` with `part` in the place of its first."""
+    return (part, *result[1:]) if isinstance(result, tuple) else part
+
+
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
+    """An argument of a call, however it was handed over."""
+    value: Tensor = args[index] if len(args) > index else kwargs[name]
+    return value
+
 
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
@@ -394,3 +467,104 @@ class ResNetTower(Tower):
         Returns:
             (K, B, H, h, w), and what no position adds, (K, B): together the score.
         """
+
+
+def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
+    """Some weights of one module with their parts of its stacked bias, which may be None."""
+    parts = (None,) * len(weights) if bias is None else bias.chunk(len(weights))
+    return list(map(Linear, weights, parts))
+
+
+class Multihead(Attention):
+    """A `torch.nn.MultiheadAttention` or one that keeps its maps in the same way."""
+
+    attention: Any
+    token_argument = (0, "query")
+
+    def projections(self) -> Projections:
+        """See `Attention`: one stacked weight, or three where keys have a width of their own."""
+        own = self.attention
+        if own.in_proj_weight is None:
+            weights = [getattr(own, f"{name}_proj_weight") for name in "qkv"]
+        else:
+            weights = own.in_proj_weight.chunk(3)
+        inputs = linear_maps(weights, own.in_proj_bias)
+        return Projections._make((*inputs, Linear.of(own.out_proj)))
+
+    @override
+    def batch_first(self, tokens: Tensor) -> Tensor:
+        first = getattr(self.attention, "batch_first", True)
+        return tokens if first else tokens.transpose(0, 1)
+
+
+def unsupported_parts(attention: Any) -> Iterator[str]:
+    """The parts of a `torch.nn.MultiheadAttention` that are not supported, in words."""
+    if not is_linear(attention.out_proj):
+        yield "an output map that is no torch.nn.Linear"
+    if attention.bias_k is not None:
+        yield "bias_k"
+    if attention.add_zero_attn:
+        yield "add_zero_attn"
+
+
+class MultiheadPoolingHead(Multihead, PoolingHead):
+    """A pooling head around a `torch.nn.MultiheadAttention`; UnsupportedModelError for more."""
+
+    token_argument = (1, "key")
+
+    def __init__(self, head: Any, attention: Any, norm: nn.Module, *modules: nn.Module) -> None:
+        super().__init__(attention, attention, attention.num_heads)
+        self.head, self.attention, self.norm, self.modules = head, attention, norm, modules
+        for what in unsupported_parts(attention):
+            raise UnsupportedModelError(
+                f"the pooling head {type(head).__name__} has an attention with {what}; expected "
+                "the library's own. Merge adapters such as LoRA into the weights first, load the "
+                "model without quantisation, and remove hooks from it."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePooledTower(ResNetTower):
+    """A convolutional tower whose embedding is a function of the mean of its last features."""
+
+    @abstractmethod
+    def head_steps(self) -> Sequence[Step]:
+        """What the mean of the features (B, C) goes through to be the embedding (B, E)."""
+
+    @override
+    def contributions(
+        self, features: Tensor, direction: Direction, *, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            positions, mean = to_float32(features.detach()).flatten(2), self._mean(features)
+            direction = pull_back(self.head_steps(), mean, direction)
+            total = direction.along(mean) + direction.constant
+            if centred:
+                positions = positions - mean[..., None]
+            dense = direction.dense()
+            maps = torch.einsum("kbc,bcs->kbs", dense, positions) / positions.shape[-1]
+            rest = total - maps.sum(-1)
+            return maps.reshape(*maps.shape[:2], 1, *features.shape[-2:]), rest
+
+    @override
+    def pool(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return to_float32(self._embed(self._mean(features)))
+
+    @override
+    def shift_gradient(
+        self, features: Tensor, gradient: Tensor, *, detached: bool = False
+    ) -> Tensor:
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            mean = self._mean(features).requires_grad_()
+            embedding = to_float32(self._embed(mean))
+            (shift,) = torch.autograd.grad(embedding, mean, gradient, is_grads_batched=True)
+        return shift
+
+    def _mean(self, features: Tensor) -> Tensor:
+        # of half precision in float32: a sum over many positions
+        return to_float32(features.detach()).mean((-2, -1))
+
+    def _embed(self, mean: Tensor) -> Tensor:
+        # under autocast the features have another type than the head's weights
+        return run_steps(self.head_steps(), mean.to(next(self.module.parameters()).dtype))

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
-from .base import ClipAdapter
+from .adapter import ClipAdapter
 from .families import adapter_of, tower_of
 from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
 

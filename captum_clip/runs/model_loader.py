@@ -8,8 +8,7 @@ from pathlib import Path
 from ..checks import expand
 from ..errors import InputError
 from ..models import ClipAdapter, load_clip
-from ..models.loading import load_processor, load_tokenizer
-from ..models.names import published
+from ..models.loading import load_processor, load_tokenizer, published
 
 
 class ModelLoader:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.images import as_pil, is_away
-from ..models.processors import process
+from ..models.images import as_pil, is_away, process
 from ..runs import AGAIN, Storage
 from ..runs.workers import iterate_workers
 

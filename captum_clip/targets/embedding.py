@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import as_list
 from ..errors import TargetError
 from ..models import ClipAdapter
-from ..models.base import ImageLike
+from ..models.adapter import ImageLike
 from .base import Target
 
 

@@ -32,7 +32,7 @@ from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation
 from captum_clip.files import replace_file
 from captum_clip.models import available
-from captum_clip.models.names import EXAMPLES
+from captum_clip.models.loading import EXAMPLES
 from tests import builders
 
 Capture = pytest.CaptureFixture[str]

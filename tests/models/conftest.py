@@ -5,14 +5,14 @@ from __future__ import annotations
 import huggingface_hub.constants
 import pytest
 
-from captum_clip.models import hub
+from captum_clip.models import loading
 
 COMMIT = "0" * 39 + "1"
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
 
 
 @pytest.fixture

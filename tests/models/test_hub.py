@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import ssl
-import urllib.error
 
 import huggingface_hub.constants
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.models import hub, load_clip
+from captum_clip.models import load_clip, loading
 from tests import builders
 from tests.models.checkpoints import save_transformers
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32", "hf-hub:some/one", "some/one"])
-def test_without_a_network_the_cure_is_named(cache, capfd, name):
+def test_without_a_network_the_cure_is_named(cache, capfd, monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     root = logging.getLogger().handlers[:]
-    message = rf"load_clip\('{name}'\): .* is not in the cache .*hub, and https.*demo/vit"
+    message = rf"load_clip\('{name}'\): .* cannot be loaded: .*https.* cannot be reached.*demo/vit"
     with pytest.raises(InputError, match=message):
         load_clip(name)
     assert capfd.readouterr() == ("", "")
@@ -26,53 +25,32 @@ def test_without_a_network_the_cure_is_named(cache, capfd, name):
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
-def test_a_half_filled_cache_is_told_from_an_empty_one(cache):
-    (cache("some/one") / "config.json").write_text("{")
-    with pytest.raises(InputError, match="some/one cannot be loaded from the cache"):
-        load_clip("some/one")
-
-
-def test_the_hubs_own_switch_is_named(cache, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"cannot be reached \(HF_HUB_OFFLINE is set\)"):
-        load_clip("some/one")
-    assert huggingface_hub.constants.HF_HUB_OFFLINE
-
-
-def test_what_the_hub_says_is_passed_on(monkeypatch, cache):
-    monkeypatch.setattr(hub, "reachable", lambda: True)
+def test_what_the_hub_answers_is_passed_on(monkeypatch, cache):
+    monkeypatch.setattr(loading, "_hub_answers", lambda: True)
 
     def missing(*_, **__):
         raise OSError("some/one is not a valid model identifier.\nMore lines.")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", missing)
-    with pytest.raises(InputError, match=r"from the hub: OSError, some/one .* identifier\. A name"):
+    with pytest.raises(InputError, match=r"loaded: OSError, some/one .* identifier\. A name"):
         load_clip("some/one")
 
 
-def test_reachable_asks_once_and_briefly(monkeypatch):
+def test_the_hub_is_asked_once_and_not_where_it_is_switched_off(monkeypatch):
     asked = []
-    answer: Exception = OSError()
 
-    def urlopen(request, timeout):
-        asked.append((request.full_url, request.method, timeout))
-        raise answer
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            raise OSError("Name or service not known")
 
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    answers = {
-        urllib.error.URLError(OSError("Name or service not known")): False,
-        urllib.error.URLError(ssl.SSLError("certificate")): True,
-        urllib.error.HTTPError("", 404, "", None, None): True,  # type: ignore[arg-type]
-        TimeoutError(): False,
-    }
-    for raised, expected in answers.items():
-        answer = raised
-        assert hub.reachable() is expected
-    assert asked == [(huggingface_hub.constants.ENDPOINT, "HEAD", 5.0)] * 4
+    assert not loading._hub_answers()
+    assert asked == [(huggingface_hub.constants.ENDPOINT, 5)]
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert not hub.reachable()
-    assert len(asked) == 4
+    assert not loading._hub_answers()
+    assert len(asked) == 1
 
 
 def test_loading_leaves_the_libraries_settings_as_they_were(tmp_path, offline):
@@ -90,20 +68,18 @@ def test_loading_leaves_the_libraries_settings_as_they_were(tmp_path, offline):
     assert settings() == before
 
 
-def test_a_part_that_is_loaded_with_its_model_leaves_the_rest_silent():
-    said: list[logging.LogRecord] = []
+def test_remarks_of_open_clip_stay_silent_while_a_model_loads():
+    records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = said.append  # type: ignore[method-assign, assignment]
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
     root = logging.getLogger()
     remark = logging.LogRecord("root", logging.ERROR, "/lib/open_clip/factory.py", 1, "", (), None)
     root.addHandler(handler)
     try:
-        with hub.quiet():
-            with hub.quiet():
-                root.handle(remark)
+        with loading._quiet(progress=False):
             root.handle(remark)
-        assert not said
+        assert not records
         root.handle(remark)
-        assert said == [remark]
+        assert records == [remark]
     finally:
         root.removeHandler(handler)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import captum_clip.demo
 from captum_clip.errors import InputError, TargetError
-from captum_clip.models import hub, load_clip
+from captum_clip.models import load_clip, loading
 from tests import builders
 from tests.models.checkpoints import assert_same, save_open_clip, save_transformers
 
@@ -273,7 +273,7 @@ def embedded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "kind"), [("demo/vit", "vit"), ("demo/resnet", "resnet")])
 def test_embedded_names_load_with_the_embedded_tokenizer(embedded, monkeypatch, name, kind):
-    monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("asked the hub"))
+    monkeypatch.setattr(loading, "_hub_answers", lambda: pytest.fail("asked the hub"))
     clip = load_clip(name)
     assert clip.name == name
     assert clip.kind == kind

@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.models import hub, load_clip
-from captum_clip.models.resolve import resolve
+from captum_clip.models import load_clip, loading
+from captum_clip.models.loading import resolve
 from tests import builders
 from tests.models.checkpoints import save_open_clip
 
@@ -99,7 +99,7 @@ def test_a_true_size_rn50_checkpoint_loads(tmp_path, monkeypatch):
     path = tmp_path / "rn50.safetensors"
     state = {key: weights(value) for key, value in model.state_dict().items()}
     save_file(state, path)
-    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(loading, "_hub_answers", lambda: True)
     asked = []
 
     def download(cfg, **_):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
-
 import pytest
 import torch
 import transformers
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.models.processors import Deferred
 from tests import builders
 
 SQUARE = {"size": {"height": 32, "width": 32}}
@@ -55,22 +51,3 @@ def test_colours_come_back_from_what_a_processor_made_of_them(name, options):
     torch.testing.assert_close(restored, expected.expand_as(restored), atol=2e-3, rtol=0)
     made = clip.color([value / 255 for value in color])
     torch.testing.assert_close(made.expand_as(images), images, atol=2e-2, rtol=0)
-
-
-def test_a_part_loads_while_another_thread_loads_one():
-    """The other may wait for this very thread, which has the lock of a model's loading."""
-    begun, over = Event(), Event()
-
-    def load_slowly() -> bool:
-        begun.set()
-        return over.wait(60)
-
-    slow, quick = Deferred(load_slowly, "one"), Deferred(lambda: "tokenizer", "another")
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(lambda: slow.value)
-        assert begun.wait(60)
-        try:
-            assert pool.submit(lambda: quick.value).result(timeout=20) == "tokenizer"
-        finally:
-            over.set()
-        assert first.result()

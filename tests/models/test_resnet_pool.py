@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_clip.models import ResNetTower, open_clip_resnet, tower_of
+from captum_clip.models import ResNetTower, open_clip, tower_of
 from tests.models.small import small
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -53,8 +53,8 @@ def test_gradient_of_the_shift_with_the_weights_held_goes_through_the_values_alo
     directions = torch.randn(3, 2, 24, generator=generator, dtype=torch.float64)
     own = tower.shift_gradient(features, directions, detached=True)
     free = tower.shift_gradient(features, directions)
-    through = open_clip_resnet._attention
-    monkeypatch.setattr(open_clip_resnet, "_attention", lambda *parts: through(*parts).detach())
+    through = open_clip._pool_attention
+    monkeypatch.setattr(open_clip, "_pool_attention", lambda *parts: through(*parts).detach())
     features.requires_grad_()
     embedding = tower.pool(features)
     expected = [

@@ -17,13 +17,26 @@ from torch.nn import functional as F
 from ..checks import as_list, is_encodable, is_number, show
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
-from .images import as_pil, check_images, is_preprocessed
-from .processors import Deferred, count_tokens, describe, process, statistics
+from .images import (
+    as_pil,
+    check_images,
+    count_tokens,
+    describe,
+    is_preprocessed,
+    process,
+    statistics,
+)
+from .library import expect_library_parts, is_library_class
 from .text import SUPPORTED, TextPooling, TextTower
 from .towers import Kind, Tower
-from .unmodified import expect_library_parts, is_library_class
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class MissingPart(NamedTuple):
+    """A processor or tokenizer that could not be loaded, which matters once it is needed."""
+
+    reason: str
 
 
 class Family(NamedTuple):
@@ -35,6 +48,11 @@ class Family(NamedTuple):
     models: Collection[str] = ()  # names of these; those of transformers also load by name
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
     variants: Collection[str] = ()  # names of more of these, which messages leave out
+    packages: Collection[str] = ()
+    """The packages whose modules it is made of, so that what they compute is known.
+
+    By default that is the top-level package of `library`.
+    """
 
     def holds(self, module: nn.Module, names: Collection[str] | None = None) -> bool:
         """Whether a module is of one of the classes, or one of these `names`, or made from it."""
@@ -62,11 +80,10 @@ class ClipAdapter(ABC):
         processor: Any = None,
         tokenizer: Any = None,
     ) -> None:
-        self.model = model
-        self.tower = tower
-        self.name = name
-        self._processor = processor
-        self._tokenizer = tokenizer
+        self.model, self.tower, self.name = model, tower, name
+        self.processor: Any = None if isinstance(processor, MissingPart) else processor
+        self.tokenizer: Any = None if isinstance(tokenizer, MissingPart) else tokenizer
+        self._given = {"processor": processor, "tokenizer": tokenizer}
 
     # What a family provides
 
@@ -322,18 +339,6 @@ class ClipAdapter(ABC):
             return tokens, None
         return tokens["input_ids"], tokens.get("attention_mask")
 
-    # Parts
-
-    @property
-    def processor(self) -> Any:
-        """What makes tensors of pictures, as it was given; None where there is none."""
-        return self._processor.value if isinstance(self._processor, Deferred) else self._processor
-
-    @property
-    def tokenizer(self) -> Any:
-        """What makes tokens of texts, as it was given; None where there is none."""
-        return self._tokenizer.value if isinstance(self._tokenizer, Deferred) else self._tokenizer
-
     def _require_processor(self) -> Any:
         what = "an image that is no preprocessed tensor"
         return self._require("processor", self.processor, what)
@@ -345,8 +350,8 @@ class ClipAdapter(ABC):
 
     def _require(self, option: str, part: Any, what: str) -> Any:
         if part is None:
-            source = getattr(self, f"_{option}")
-            reason = f" ({source.reason})" if isinstance(source, Deferred) else ""
+            given = self._given[option]
+            reason = f" ({given.reason})" if isinstance(given, MissingPart) else ""
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
                 f"pass load_clip(..., {option}=...)."

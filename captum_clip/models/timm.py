@@ -1,11 +1,11 @@
-"""Vision transformers of timm, in OpenCLIP or alone: SigLIP, EVA, PE-Core, ViTamin, MobileCLIP.
+"""Towers of timm, in OpenCLIP or alone: SigLIP, EVA, PE-Core, ViTamin, MobileCLIP, ConvNeXt.
 
 One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with three attentions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,19 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
-from .multihead import linear_maps
-from .steps import Linear, Projections, Residual, Step, flattened
-from .towers import AttentionLayer, Exposed, Pooling, PoolingHead, ViTTower, Which
-from .unmodified import nonlinear_parts
+from .adapter import Family
+from .library import nonlinear_parts
+from .steps import Linear, Projections, Residual, Step, flattened, run_steps
+from .towers import (
+    AttentionLayer,
+    AveragePooledTower,
+    Exposed,
+    Pooling,
+    PoolingHead,
+    ViTTower,
+    Which,
+    linear_maps,
+)
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 # class -> what follows the attention, and the MLP
@@ -174,14 +183,77 @@ class TimmTower(ViTTower):
         return super().nondeterminism()
 
 
-def tower_of(module: nn.Module) -> TimmTower | None:
-    """The tower of a vision transformer of timm or of a `TimmModel`; None for anything else."""
+@dataclass(frozen=True, eq=False)
+class TimmCNN(AveragePooledTower):
+    """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
+
+    module: Any
+    runner_parts = ("trunk",)
+
+    @override
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        # there are no positions, so any multiple of the strides will do
+        stride = int(self.module.trunk.feature_info[-1]["reduction"])
+        if height % stride or width % stride or not height or not width:
+            native = self.module.image_size
+            raise InputError(
+                f"the tower cannot take images of {height} x {width} pixels: height and width must "
+                f"be multiples of {stride}; resize or crop them, its native size is {native[0]} x "
+                f"{native[1]}."
+            )
+        return height // stride, width // stride
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        weight = next(self.module.parameters())
+        with torch.no_grad():
+            mean = weight.new_zeros(1, self.module.trunk.head.in_features)
+            return run_steps(self.head_steps(), mean).shape[-1]
+
+    @override
+    def stages(self) -> dict[str, nn.Module]:
+        trunk = self.module.trunk
+        stages = {f"stage {i}": stage for i, stage in enumerate(trunk.stages)}
+        if self.stage is not trunk.stages[-1]:
+            stages["final_conv"] = self.stage
+        return dict(reversed(stages.items()))
+
+    @override
+    def head_modules(self) -> Sequence[nn.Module]:
+        return self.module.trunk.head, self.module.head
+
+    @override
+    def head_steps(self) -> Sequence[Step]:
+        head = self.module.trunk.head
+        parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
+        return flattened([*(part for part in parts if part is not None), self.module.head])
+
+
+def tower_of(module: nn.Module) -> TimmTower | TimmCNN | None:
+    """The tower of a network of timm, alone or as a trunk; None where it is of no known kind."""
+    from timm.models.convnext import ConvNeXt
     from timm.models.eva import Eva
+    from timm.models.fastvit import FastVit
     from timm.models.vision_transformer import VisionTransformer
 
     trunk: Any = getattr(module, "trunk", module)
-    if not isinstance(trunk, (VisionTransformer, Eva)):
+    if isinstance(trunk, (VisionTransformer, Eva)):
+        return _vit_of(module, trunk)
+    if type(trunk) is ConvNeXt and isinstance(trunk.norm_pre, nn.Identity):
+        stage = trunk.stages[-1]
+    elif type(trunk) is FastVit and not trunk.fork_feat:
+        stage = trunk.final_conv
+    else:
         return None
+    # the head of the trunk or of OpenCLIP may pool in another way
+    averages = getattr(trunk.head.global_pool, "pool_type", None) == "avg"
+    if not averages or hasattr(module.head, "pool"):
+        return None
+    return TimmCNN(module=module, stage=stage)
+
+
+def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
     for what in (*_unsupported_trunk(trunk), *_unsupported_layers(trunk)):
         raise UnsupportedModelError(
             f"the {type(trunk).__name__} of timm has {what}; supported are its towers that pool "
@@ -190,14 +262,13 @@ def tower_of(module: nn.Module) -> TimmTower | None:
         )
     rotary = getattr(trunk, "rope", None) is not None
     pooling = _POOLINGS[trunk.global_pool]
+    pool = TimmPoolingHead(trunk.attn_pool, trunk.norm) if pooling == "attention" else None
     return TimmTower(
         module=module,
         layers=tuple(TimmLayer(block, rotary=rotary) for block in trunk.blocks),
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),
-        pooling_head=TimmPoolingHead(trunk.attn_pool, trunk.norm)
-        if pooling == "attention"
-        else None,
+        pooling_head=pool,
         steps_before_mean=1,
     )
 
@@ -247,3 +318,6 @@ def _unsupported_attention(index: int, attention: Any) -> Iterator[str]:
     names = ("q_proj", "k_proj", "v_proj") if attention.qkv is None else ("qkv",)
     for what in nonlinear_parts(attention, (*names, "proj")):
         yield f"{what} in layer {index}"
+
+
+FAMILIES = (Family("timm.models", tower_of, towers=["VisionTransformer", "Eva"]),)

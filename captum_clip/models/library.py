@@ -14,19 +14,24 @@ from ..errors import UnsupportedModelError
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _MARK = "_captum_clip_recording"
-_LIBRARIES = ("torch", "transformers", "timm", "open_clip")
-_PACKAGES = ("torch.nn.", "transformers.models.", "timm.", "open_clip.")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# not the whole of torch: a compiled or traced model is of one of its classes as well
+_PACKAGES = {"torch.nn"}
+
+
+def add_packages(names: Iterable[str]) -> None:
+    """Add packages whose modules count as library code; families name theirs."""
+    _PACKAGES.update(names)
 
 
 def mark_own_hook(hook: Hook) -> Hook:
-    """Mark a hook of a recording, which changes nothing for anybody else."""
+    """Mark a hook of a recording, which does not change what other code computes."""
     setattr(hook, _MARK, True)
     return hook
 
 
 def has_no_foreign_hooks(module: nn.Module) -> bool:
-    """Whether neither a hook nor another method on the object itself changes what it computes."""
+    """Whether neither a hook nor a method patched on the object changes what it computes."""
     hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
     patched = (
         callable(value) and hasattr(type(module), name)
@@ -55,15 +60,18 @@ def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
 
 
 def is_library_class(module: nn.Module) -> bool:
-    """Whether a module is of a class of one of the libraries itself, without foreign hooks."""
-    return type(module).__module__.startswith(_PACKAGES) and has_no_foreign_hooks(module)
+    """Whether a module is of a class that a library defines, without foreign hooks."""
+    defined = f"{type(module).__module__}."
+    known = any(defined.startswith(f"{package}.") for package in _PACKAGES)
+    return known and has_no_foreign_hooks(module)
 
 
 def runs_library_code(module: nn.Module) -> bool:
-    """Whether a module's forward is code of one of the libraries that models come from."""
-    # of a subclass or a patched class too the function says where it was written
-    written = str(getattr(type(module).forward, "__module__", ""))
-    return "forward" not in vars(module) and written.split(".")[0] in _LIBRARIES
+    """Whether a module's forward was written in one of the libraries that models come from."""
+    # of a subclass or a patched class too the function tells where it was written
+    written = str(getattr(type(module).forward, "__module__", "")).partition(".")[0]
+    known = any(package.partition(".")[0] == written for package in _PACKAGES)
+    return known and "forward" not in vars(module)
 
 
 def is_linear(module: Any) -> bool:
@@ -77,7 +85,7 @@ def is_linear(module: Any) -> bool:
 
 
 def nonlinear_parts(owner: Any, names: Iterable[str]) -> Iterator[str]:
-    """Which of the parts of these names compute something else, in words."""
+    """The parts of these names that are more than a linear map, in words."""
     for name in names:
         part = attrgetter(name)(owner)
         if not is_linear(part):
