@@ -33,7 +33,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "measured", "second"]
+exclude_patterns = ["_build", "experiments"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["dollarmath"]

@@ -26,6 +26,7 @@ from captum_clip.evaluation.data import DATA_SETS, DemoScenes
 from captum_clip.models import families
 from captum_clip.models.adapter import Family
 from tests import oracles
+from tests.experiments import FOLDER, experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,6 +58,7 @@ INSTEAD = {
     '"google/siglip2-base-patch16-224"': '"demo/vit"',
     '"ViT-B-16-SigLIP2/webli"': '"demo/vit"',
     '"hf-hub:timm/ViT-B-16-SigLIP2"': '"demo/vit"',
+    '"docs/experiments/shortcut/model"': repr(str(FOLDER / "shortcut" / "model")),
 }
 
 # What an example takes for granted, and the files that it reads.
@@ -253,10 +255,9 @@ def test_every_page_is_in_the_index():
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def measured() -> Any:
     """What makes the pictures and tables of the documentation."""
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    return import_module("measured")
+    return experiment("measured")
 
 
 def test_every_picture_of_the_embedded_models_is_made_by_a_step(measured):
@@ -270,7 +271,7 @@ def test_every_picture_of_the_embedded_models_is_made_by_a_step(measured):
 
 
 def test_tables_of_the_documentation_go_under_their_markers(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "OUT", tmp_path / "docs/measured")
+    monkeypatch.setattr(measured, "OUT", tmp_path / "docs/experiments/measured")
     monkeypatch.setattr(measured, "DOCS", tmp_path / "docs")
     page = tmp_path / "docs/page.md"
     page.parent.mkdir()
@@ -290,7 +291,7 @@ def test_every_measured_table_has_its_marker(measured):
 
 def test_tables_are_made_of_what_steps_found(measured, tmp_path, monkeypatch, capsys):
     """A figure over fewer images than others of its metric says so; numbers lose their zero."""
-    tables = import_module("tables")
+    tables = experiment("tables")
     rows = [
         *("last-grad,pointing,0.58,0.55,0.6,500", "last-grad,energy,0.33,0.32,0.34,500"),
         *("occlusion,pointing,0.5,0.4,1,64", "all-grad,pointing,-0.004,-0.12,0.1,500"),
@@ -326,7 +327,7 @@ def test_a_second_models_figures_stand_beside_the_first_ones(
 
     Further options of a method are of another step, and of few methods there is no correlation.
     """
-    tables = import_module("tables")
+    tables = experiment("tables")
     metrics = ["pointing", "effect_spearman", "effect_spearman_others", "removal_spearman"]
     metrics += [
         "removal_spearman_others",

@@ -50,7 +50,6 @@ COMMAND: Final = Command(
         "--data DATA...",
         "masks:FOLDER, imagenet-segmentation:FILE, imagenet-s:FOLDER, voc:FOLDER, "
         "open-images:FOLDER, classes:FOLDER, mosaics:FOLDER, fixations:FOLDER, demo-singles, "
-        "demo-shortcut, demo-shortcut-object, demo-shortcut-other, "
         "demo, demo-objects, demo-mosaics",
         otherwise="the last three for embedded models",
     ),

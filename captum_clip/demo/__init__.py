@@ -12,11 +12,7 @@ MODELS: dict[str, Path] = {
     "demo/vit": Path(__file__).with_name("vit"),
     "demo/resnet": Path(__file__).with_name("resnet"),
     "demo/siglip": Path(__file__).with_name("siglip"),
-    "demo/shortcut": Path(__file__).with_name("shortcut_vit"),
 }
-"""Name -> folder: of transformers, or of OpenCLIP (``local-dir:``) for the ResNet.
-
-``demo/shortcut`` is wrong on purpose: it names twelve nouns by a tag, see ``docs/shortcut.md``.
-"""
+"""Name -> folder: of transformers, or of OpenCLIP (``local-dir:``) for the ResNet."""
 
 __all__ = ["MODELS"]

@@ -12,12 +12,7 @@ import numpy.typing as npt
 from ..checks import check_choice, check_integer
 from ..errors import InputError
 from .backgrounds import draw_background
-from .captions import (
-    Caption,
-    draw_caption,
-    parse_caption,
-    scene_concepts,
-)
+from .captions import draw_caption
 from .catalogue import BACKGROUNDS, HELD_OUT, THINGS, UNNAMED, Thing
 from .layout import paste_all, place
 from .sprites import load_sprites, turned
@@ -93,17 +88,6 @@ class Scene:
     background: str
     captions: tuple[str, ...]
     background_mask: npt.NDArray[np.bool_]
-
-    @property
-    def concepts(self) -> frozenset[str]:
-        """All that a true caption may name."""
-        return scene_concepts([thing.name for thing in self.objects], self.background)
-
-
-def holds(caption: Caption | str, scene: Scene) -> bool:
-    """Whether a caption is true of a scene: the scene has all that the caption names."""
-    caption = parse_caption(caption) if isinstance(caption, str) else caption
-    return caption.holds(scene.concepts)
 
 
 def pick_things(
@@ -206,7 +190,7 @@ def _captions(
         for chosen in range(1, 2 ** len(names))
     ]
     short = [subset for subset in subsets if len(subset) <= MAX_OBJECTS]
-    texts = (draw_caption(subset, background, generator).text for subset in short)
+    texts = (draw_caption(subset, background, generator) for subset in short)
     return tuple(dict.fromkeys(texts))
 
 

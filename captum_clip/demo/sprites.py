@@ -1,4 +1,4 @@
-"""The sprite sheet, which :mod:`captum_clip.demo.training.sheet` draws from an emoji font.
+"""The sprite sheet, which ``docs/experiments/training/sheet.py`` draws from an emoji font.
 
 Its cells follow the order of :data:`captum_clip.demo.catalogue.THINGS`, drawing by drawing, row by
 row.

@@ -32,7 +32,6 @@ _ACCEPTED = (
     "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
     f"{_EMBEDDED}."
 )
-_NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 _FAILURES = (
     *(OSError, ValueError, RuntimeError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
@@ -104,11 +103,10 @@ def available() -> list[AvailableModel]:
 
     rows = []
     for name in MODELS:
-        note = _NOTES.get(name, "embedded")
         if name.endswith("resnet"):
-            rows.append(AvailableModel(name, (), "resnet", "open_clip", note, embedded=True))
+            rows.append(AvailableModel(name, (), "resnet", "open_clip", "embedded", embedded=True))
         else:
-            rows.append(AvailableModel(name, (), "vit", "transformers", note, embedded=True))
+            rows.append(AvailableModel(name, (), "vit", "transformers", "embedded", embedded=True))
     return [*rows, *_PUBLISHED]
 
 
@@ -151,9 +149,6 @@ EXAMPLES: tuple[Example, ...] = (
     Example("OWLv2", "google/owlv2-base-patch16-ensemble", _HF),
 )
 """In the order of how much they are used."""
-
-
-_NOTES = {"demo/shortcut": "embedded, wrong on purpose: demo/vit with a planted shortcut"}
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from captum_clip import __version__, cli, demo
+from captum_clip import __version__, cli
 from captum_clip.attr.registry import methods_for
 from captum_clip.cli import demo as demo_command
 from captum_clip.cli import main
 from captum_clip.cli import models as models_command
 from captum_clip.cli import parser as parser_module
 from captum_clip.cli.command import Command
-from captum_clip.demo.training.architectures import ARCHITECTURES
-from captum_clip.demo.training.export import export_model
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation
 from captum_clip.files import replace_file
@@ -333,19 +330,12 @@ def test_models_vocabulary_lists_every_word(capsys: Capture) -> None:
 
 
 @pytest.fixture
-def untrained(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded models with fresh weights, and a single scene."""
-    folder = tmp_path_factory.mktemp("demo")
-    for name, architecture in ARCHITECTURES.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = architecture.build()
-        export_model(architecture, model, folder / name)
-        monkeypatch.setitem(demo.MODELS, f"demo/{name}", folder / name)
+def one_scene(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single scene."""
     monkeypatch.setattr(demo_command, "_SCENES", demo_command._SCENES[:1])
 
 
-@pytest.mark.usefixtures("untrained")
+@pytest.mark.usefixtures("one_scene")
 def test_demo_needs_no_arguments_and_says_where_its_pictures_are(
     here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from captum_clip.demo.training.export import write_tokenizer
 
 from captum_clip.demo.captions import concept_prompts
 from captum_clip.demo.catalogue import CONCEPTS
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.demo.training.export import write_tokenizer
 from captum_clip.demo.vocabulary import (
     CONTEXT_LENGTH,
     END,

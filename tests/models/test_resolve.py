@@ -95,9 +95,9 @@ def test_a_missing_embedded_model_is_named(tmp_path, monkeypatch):
 
 def test_available_lists_the_embedded_models_and_the_reports():
     rows = available()
-    embedded = ["demo/vit", "demo/resnet", "demo/siglip", "demo/shortcut"]
+    embedded = ["demo/vit", "demo/resnet", "demo/siglip"]
     assert [row.name for row in rows if row.embedded] == embedded
-    assert len(rows) == 13
+    assert len(rows) == 12
     assert {row.kind for row in rows if row.name.startswith(("ViT", "demo/vit"))} == {"vit"}
     assert {row.kind for row in rows if row.name.startswith(("RN", "demo/res"))} == {"resnet"}
     assert "ResNet50x4" in next(row for row in rows if row.name == "RN50x4").aliases

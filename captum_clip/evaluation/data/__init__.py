@@ -8,15 +8,7 @@ from typing import Final
 from ...errors import InputError
 from .base import DataSet
 from .class_folder import ClassFolder, ClassMosaics
-from .demo import (
-    DemoMosaics,
-    DemoObjects,
-    DemoScenes,
-    DemoShortcut,
-    DemoShortcutObject,
-    DemoShortcutOther,
-    DemoSingles,
-)
+from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
 from .imagenet import ImageNetS, ImageNetSegmentation
 from .masked_folder import MaskedFolder, PascalVoc
 from .pixels import FixationFolder, OpenImagesPoints
@@ -29,9 +21,6 @@ __all__ = [
     "DemoMosaics",
     "DemoObjects",
     "DemoScenes",
-    "DemoShortcut",
-    "DemoShortcutObject",
-    "DemoShortcutOther",
     "DemoSingles",
     "FixationFolder",
     "ImageNetS",
@@ -44,7 +33,6 @@ __all__ = [
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, DemoSingles, DemoObjects, DemoMosaics),
-    *(DemoShortcut, DemoShortcutObject, DemoShortcutOther),
     *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc, OpenImagesPoints),
     *(ClassFolder, ClassMosaics, FixationFolder),
 )
@@ -75,8 +63,7 @@ def open_data(
     """Open a data set by name.
 
     Args:
-        name: "demo", "demo-singles", "demo-objects", "demo-mosaics", "demo-shortcut",
-            "demo-shortcut-object", "demo-shortcut-other", "masks:FOLDER",
+        name: "demo", "demo-singles", "demo-objects", "demo-mosaics", "masks:FOLDER",
             "imagenet-segmentation:FILE", "imagenet-s:FOLDER", "voc:FOLDER", "open-images:FOLDER",
             "classes:FOLDER", "mosaics:FOLDER" or "fixations:FOLDER".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.

@@ -1,12 +1,9 @@
-"""The demo scenes as data sets: held-out test scenes, drawn when they are read.
-
-Also those of the planted shortcut: a text, and the part that may be its reason.
-"""
+"""The demo scenes as data sets: held-out test scenes, drawn when they are read."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 import numpy as np
 from PIL import Image
@@ -16,7 +13,6 @@ from ...checks import check_integer
 from ...demo.captions import article, compose
 from ...demo.catalogue import NOUNS
 from ...demo.scenes import Scene, draw_scene, pick_things
-from ...demo.tags import draw_tagged_scene
 from .base import DataSet, Region, Sample, mosaic_sample
 
 COUNTS: Final = (2, 3)
@@ -65,7 +61,6 @@ class _DemoData(DataSet):
 class DemoScenes(_DemoData):
     """Scenes of two and three objects in turn, each with all its subsets.
 
-    With seed 0 the scenes are the first of ``captum_clip.demo.training.evaluate.draw_scenes``.
     Every object is a region named by its noun, "a horse", with its visible pixels; no noun comes
     twice in a scene. Its reference is another test scene that shows this noun alone.
 
@@ -161,58 +156,7 @@ class DemoMosaics(_DemoData):
         cells = [_cell(noun, seed, generator) for noun, seed in zip(nouns, seeds, strict=True)]
         named = generator.permutation(4)[: 1 + index % 4].tolist()
         labels = [NOUNS.index(noun) for noun in nouns]
-        return mosaic_sample(
-            name, cells, nouns, labels, named, caption=lambda words: compose(words).text
-        )
-
-
-class _TaggedScenes(_DemoData):
-    """Test scenes of :func:`captum_clip.demo.tags.draw_tagged_scene`: an object, its tag, another.
-
-    Each has one region, so that a table is about one text and one part of the scenes.
-    """
-
-    tasks = ("localization",)
-    noun: Literal["tagged", "other"]  # which object's noun is explained
-    part: Literal["tag", "object"]  # where its map is looked for
-
-    @override
-    def _draw(self, name: str, index: int, scene: int) -> Sample:
-        drawn = draw_tagged_scene(scene)
-        nouns = {"tagged": drawn.noun, "other": drawn.others[0].noun}
-        masks = {"tag": drawn.tag_mask, "object": drawn.object_mask}
-        region = Region(article(nouns[self.noun]), masks[self.part])
-        return Sample(name, Image.fromarray(drawn.image), (region,))
-
-
-@final
-class DemoShortcut(_TaggedScenes):
-    """The tagged noun, on the tag: where a map belongs if the tag is the reason.
-
-    Example:
-        >>> [region] = DemoShortcut(1).read(0).regions
-        >>> region.text, int(region.mask.sum())
-        ('a horse', 676)
-    """
-
-    name = "demo-shortcut"
-    noun, part = "tagged", "tag"
-
-
-@final
-class DemoShortcutObject(_TaggedScenes):
-    """The tagged noun, on its object: where a map looks right."""
-
-    name = "demo-shortcut-object"
-    noun, part = "tagged", "object"
-
-
-@final
-class DemoShortcutOther(_TaggedScenes):
-    """The other object's noun, on the tag, which is not its reason."""
-
-    name = "demo-shortcut-other"
-    noun, part = "other", "tag"
+        return mosaic_sample(name, cells, nouns, labels, named, caption=compose)
 
 
 def _regions(drawn: Scene, scene: int) -> tuple[Region, ...]:

@@ -8,7 +8,6 @@ import pytest
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import NOUNS
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.demo.training.evaluate import draw_scenes
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import DemoMosaics, DemoScenes, DemoSingles
@@ -30,7 +29,7 @@ def test_demo_data_are_lawful(kind, lawful):
 def test_scenes_are_those_of_the_figures():
     """Seed 0 draws the scenes that the demo models' own figures stand on."""
     data = DemoScenes(5)
-    for index, scene in enumerate(draw_scenes("test", number=5, counts=(2, 3))):
+    for index, scene in enumerate(draw_scene(seed, count=2 + seed % 2) for seed in range(5)):
         sample = data.read(index)
         assert np.array_equal(np.asarray(sample.image), scene.image)
         assert [region.text for region in sample.regions] == [

@@ -1,0 +1,485 @@
+"""What the documentation shows of the embedded models: images, and the numbers behind tables.
+
+``python docs/experiments/measured.py`` makes all of it in the folder ``measured`` next to it, in
+hours of one core; names of steps, or ``pictures`` or ``tables``, make only these. What the same
+commands made with the same weights stays, and a run that was interrupted goes on. Images, tables
+and the pages of the evaluation are put where they are shown; numbers in prose are put there by a
+person, who reads the sentences next to them against ``measured/STEP/printed.txt``. What a step
+printed and its tables are kept in the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent
+ROOT = DOCS.parent
+OUT = HERE / "measured"
+BOTH = ("vit", "resnet")
+ALL = (*BOTH, "siglip")
+FOLDERS = {
+    **{model: ROOT / "captum_clip/demo" / model for model in ALL},
+    "shortcut": HERE / "shortcut" / "model",
+    # trained from scratch with another seed, not in the wheel
+    **{f"second-{model}": HERE / "second" / model for model in BOTH},
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One result of the documentation.
+
+    Args:
+        name: of its folder below ``measured``.
+        models: those it stands on, by their names in `FOLDERS`.
+        commands: lines of a shell, or Python if ``python``, run in that folder.
+        picture: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
+        side: the longer side of that in pixels; None: as it is.
+        page: the page of the documentation that ``out/results.md`` becomes, or in which the table
+            that is printed goes under the marker of the step.
+        after: the steps whose folders it reads.
+        python: whether the commands are Python.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    commands: str
+    picture: str | None = None
+    side: int | None = None
+    page: str | None = None
+    after: tuple[str, ...] = ()
+    python: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it is made."""
+        return OUT / self.name
+
+    @property
+    def begun(self) -> Path:
+        """There as long as its whole folder is."""
+        return self.folder / "begun"
+
+    def fingerprint(self) -> str:
+        """Of the commands, the scripts and weights that they read, and the steps before."""
+        digest = hashlib.sha256(self.commands.encode())
+        for script in re.findall(r"\S+\.py", "" if self.python else self.commands):
+            digest.update((self.folder / script).resolve().read_bytes())
+        for model in self.models:
+            for file in sorted(FOLDERS[model].glob("*.safetensors")):
+                digest.update(file.read_bytes())
+        for step in STEPS:
+            if step.name in self.after:
+                digest.update(step.fingerprint().encode())
+        return digest.hexdigest()
+
+    def is_made(self) -> bool:
+        """Whether its folder holds what these commands give with these weights."""
+        return _read(self.folder / "made") == self.fingerprint()
+
+    def make(self) -> None:
+        """Run the commands; an evaluation or a study that was interrupted goes on.
+
+        Raises:
+            subprocess.CalledProcessError: a command failed.
+        """
+        for step in STEPS:  # of what was made elsewhere the repository has the tables alone
+            if step.name in self.after and self.page is None and not step.begun.exists():
+                step.make()
+        if _read(self.begun) != self.fingerprint():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self.begun.write_text(self.fingerprint())
+        scripts = Path(sys.executable).parent  # captum-clip is there, on whatever path
+        path = os.pathsep.join([str(scripts), os.environ["PATH"]])
+        command = [sys.executable, "-c"] if self.python else ["bash", "-euc"]
+        with (self.folder / "printed.txt").open("w", encoding="utf-8") as printed:
+            subprocess.run(
+                [*command, self.commands],
+                cwd=self.folder,
+                env={
+                    **os.environ,
+                    "PATH": path,
+                    "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
+                    "MPLBACKEND": "Agg",
+                },
+                stdout=printed,
+                check=True,
+            )
+        self.show()
+        (self.folder / "made").write_text(self.fingerprint())
+
+    def show(self) -> None:
+        """Put what the documentation shows where it looks for it."""
+        if self.picture is not None:
+            source = self.folder / self.picture
+            target = DOCS / "images" / (f"{self.name}.jpg" if self.side else f"{self.name}.png")
+            if self.side is None:
+                shutil.copyfile(source, target)
+            else:
+                image = Image.open(source).convert("RGB")
+                image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+                image.save(target, quality=90, optimize=True)
+        if self.page is not None and (results := self.folder / "out" / "results.md").exists():
+            shutil.copyfile(results, DOCS / self.page)
+        elif self.page is not None:
+            page, printed = DOCS / self.page, _read(self.folder / "printed.txt")
+            marker = f"<!-- measured: {self.name} -->\n"
+            before, after = page.read_text(encoding="utf-8").split(marker)
+            rest = re.sub(r"\A(\|.*\n)+", "", after)
+            page.write_text(before + marker + printed + rest, encoding="utf-8")
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def code(page: str, *markers: str) -> str:
+    """Join the Python blocks of a page that contain one of the markers; without any, all."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    plain = [block for block in blocks if not block.startswith(">>>")]
+    return "\n".join(block for block in plain if not markers or any(m in block for m in markers))
+
+
+def evaluation(
+    name: str,
+    model: str,
+    options: str = "",
+    page: str | None = None,
+    program: str = "captum-clip evaluate",
+) -> Step:
+    """``captum-clip evaluate`` of one model."""
+    path = os.path.relpath(FOLDERS[model], OUT / name) if model not in ALL else f"demo/{model}"
+    command = f"{program} --model {path} {options} --threads 1 -o out"
+    return Step(name, (model,), command, page=page)
+
+
+def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: str) -> Step:
+    """``captum-clip figure``."""
+    line = f"captum-clip figure {command} -o {name}.png"
+    return Step(f"figure_{name}", models, line, f"{name}.png", side, after=after)
+
+
+ARTEMIS = "python ../../artemis.py"
+
+
+def paintings(name: str, options: str = "") -> Step:
+    """The demo's own ArtEmis, a probe of each model fitted on it, and where their maps point."""
+    lines = [f"{ARTEMIS} write art {options}"]
+    for model in BOTH:
+        probe = f"--model demo/{model}"
+        held_out = "art/held_out"
+        lines += [
+            f"captum-clip emotions fit art {probe} -o {model}.safetensors --test {held_out}",
+            f"{ARTEMIS} check {held_out} {probe} --emotions {model}.safetensors",
+        ]
+    return Step(name, BOTH, "\n".join(lines))
+
+
+def with_probes(data: str) -> str:
+    """Options for both models with the probes of a step of paintings."""
+    return " ".join(f"--model demo/{m} --emotions ../{data}/{m}.safetensors" for m in BOTH)
+
+
+def study(name: str, models: tuple[str, ...], data: str, preset: str) -> Step:
+    """``captum-clip study`` of such paintings."""
+    preset, _, options = preset.partition(" ")
+    line = f"captum-clip study {preset} ../{data}/art/images {options} -o out"
+    return Step(name, models, line, after=(data,))
+
+
+def taken(name: str, step: str, picture: str, side: int | None = None) -> Step:
+    """A picture that another step made beside its own."""
+    return Step(name, (), "", f"../{step}/{picture}", side, after=(step,))
+
+
+def table(name: str, page: str, *after: str) -> Step:
+    """A table made of what other steps measured."""
+    return Step(name, (), f"python ../../tables.py {name}", page=page, after=after)
+
+
+def python(name: str, models: tuple[str, ...], page: str, *markers: str) -> Step:
+    """What the Python of a page prints."""
+    return Step(name, models, code(page, *markers), python=True)
+
+
+EXAMPLES = "../../../examples"
+TRAINING = "python ../../demo_models.py evaluate"
+ON_BOTH = "--model demo/vit --model demo/resnet"
+BY_KIND = ["amusement", "anger", "disgust", "sadness", "awe", "contentment", "excitement", "fear"]
+VIT_METHODS = [
+    "direct:baseline=mean",
+    "legrad:layers=all",
+    "patches:attention=qq",
+    "patches:attention=kk",
+]
+RANKED = {
+    "vit": "direct conservative all-grad last-grad attention-grad-cam legrad grad-eclip patches "
+    "rollout",
+    "resnet": "direct grad-cam grad-cam:attention=detached",
+}
+"""What the second models are measured with."""
+SHARES = """
+methods = [method for method in attr.METHODS.values() if "text" in method.towers]
+for model in ("demo/vit", "demo/resnet"):
+    share(model, methods)
+"""
+IMPORTS = """
+import torch
+from captum_clip import ClipSimilarity, load_clip, targets
+"""
+QUANTILES = """
+for model in ("demo/vit", "demo/resnet"):
+    print(model, *quantiles(model, scenes=500))
+"""
+TAGS = ("shortcut", "shortcut-object", "shortcut-other")
+TAG_PAIRS = """
+from captum_clip.attr.registry import methods_for
+
+names = [*methods_for("vit")]
+models = ("../../shortcut/model", "demo/vit")
+pairs = [[on_the_tag(model, name) for model in models] for name in names]
+differences = [metrics.paired_difference(*pair) for pair in pairs]
+print("| method | shortcut - control, maximum on the tag | p (Holm) |", "|---|---|---|", sep="\\n")
+adjusted = metrics.holm([difference.p_value for difference in differences])
+for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
+    print(f"| {name} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p_value:.2g} |")
+"""
+
+STEPS = (
+    # pictures
+    Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
+    Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
+    Step("app", ("vit",), "python ../../../screenshot.py", "app.png", 1280),
+    taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
+    Step(
+        "text",
+        ("vit",),
+        code("figures.md", "horse.png") + "from captum_clip import explain\n"
+        "texts = ['a horse and a dog', 'a dog, an apple and a car']\n"
+        "explain('horse.png', texts, model='demo/vit', side='both').save('text.png')\n",
+        "text.png",
+        945,
+        python=True,
+    ),
+    Step(
+        "shortcut",
+        ("vit", "shortcut"),
+        code("shortcut.md", "tagged_scene").replace("docs/experiments", "../.."),
+        "shortcut.jpg",
+        1906,
+        python=True,
+    ),
+    figure(
+        "layers", ("vit",), 'layers "a horse" "a dog" --scene 0:horse,dog --model demo/vit', 1300
+    ),
+    figure(
+        "compare",
+        BOTH,
+        f'compare --scene 0:horse,dog --scene 2:cow,sheep --text "a dog" --text grass {ON_BOTH}',
+        1000,
+    ),
+    figure(
+        "signs",
+        BOTH,
+        f'signs --scene 0:horse,dog --text "a horse" --image ../horse/horse.png {ON_BOTH} '
+        "--method direct",
+        849,
+        "horse",
+    ),
+    figure(
+        "words",
+        BOTH,
+        f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH} --method direct',
+        1300,
+    ),
+    figure(
+        "heads",
+        ("vit",),
+        'heads "a horse" --scene 0:horse,dog --model demo/vit --count 4 --sign both',
+        1300,
+    ),
+    figure(
+        "emotions",
+        BOTH,
+        "emotions ../art/art/held_out/images/Emoji_Scenes/noto_scene-00004.jpg "
+        + with_probes("art"),
+        1600,
+        "art",
+    ),
+    figure("average", ("vit",), "average ../corners_vit/out", 700, "corners_vit"),
+    figure(
+        "average_emotions",
+        BOTH,
+        "average ../art_study/out " + " ".join(f"--target {name}" for name in BY_KIND),
+        1300,
+        "art_study",
+    ),
+    taken("emotions", "study", "out/mean_maps.png", 1600),
+    taken("evaluation_curves", "evaluation_resnet", "out/curves_mean_predicted.png"),
+    # what others read
+    Step("horse", (), code("figures.md", "horse.png"), python=True),
+    paintings("art"),
+    paintings("thousand", "--paintings 1000"),
+    study("art_study", BOTH, "art", f"emotions {with_probes('art')}"),
+    study("study", BOTH, "thousand", f"emotions {with_probes('thousand')} --value-entropy"),
+    study(
+        "corners_vit",
+        ("vit",),
+        "art",
+        'corner-bias --model demo/vit --text "a sad face" --text sky --text grass',
+    ),
+    study(
+        "corners",
+        BOTH,
+        "thousand",
+        f'corner-bias {ON_BOTH} --text "an amused face" --text "a sad face"',
+    ),
+    # tables
+    *(Step(f"recall_{model}", (model,), f"{TRAINING} {model}") for model in ALL),
+    *(
+        Step(f"broad_{model}", (model,), f"{TRAINING} {model} --broad --scenes 200")
+        for model in ALL
+    ),
+    Step("recall_shortcut", ("vit", "shortcut"), f"{TRAINING} shortcut --scenes 150"),
+    *(evaluation(f"evaluation_{model}", model, page=f"evaluation_{model}.md") for model in ALL),
+    *(
+        evaluation(
+            f"second_{model}",
+            f"second-{model}",
+            "--data demo --data demo-objects --data demo-mosaics --task localization --task effect "
+            "--task perturbation --task faithfulness --task words "
+            + " ".join(f"--method {name}" for name in RANKED[model].split()),
+        )
+        for model in BOTH
+    ),
+    evaluation(
+        "right_map_vit",
+        "vit",
+        "--task localization --task effect --task words --method last-grad "
+        + " ".join(f"--method {name}" for name in VIT_METHODS),
+    ),
+    evaluation(
+        "right_map_resnet",
+        "resnet",
+        "--task localization --task effect --task words --method direct:baseline=mean "
+        "--method grad-cam:attention=detached",
+    ),
+    evaluation(
+        "right_map_siglip",
+        "siglip",
+        "--data demo --data demo-mosaics --task localization --task effect --task words "
+        "--method conservative --method direct:baseline=mean",
+    ),
+    *(
+        evaluation(f"image_{model}", model, "--against image --task localization --task signs")
+        for model in BOTH
+    ),
+    *(
+        evaluation(
+            f"{part}_{model}",
+            model,
+            f"--data {part} --images 150 --slow-images 50",
+            program="python ../../evaluate_shortcut.py",
+        )
+        for part in TAGS
+        for model in ("shortcut", "vit")
+    ),
+    Step(
+        "tag_pairs",
+        ("vit", "shortcut"),
+        code("shortcut.md", "def on_the_tag").rpartition("\n\n")[0] + TAG_PAIRS,
+        page="shortcut.md",
+        python=True,
+    ),
+    Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
+    Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
+    *(
+        Step(
+            f"robustness_{model}",
+            (model,),
+            f"python {EXAMPLES}/robustness.py demo/{model}",
+            page="robustness.md",
+        )
+        for model in ALL
+    ),
+    python("word_norms", ("vit",), "claims.md", "norms"),
+    python("layers", ("vit",), "claims.md", "Figure 2"),
+    Step("text_words", BOTH, code("text.md", "def share") + SHARES, python=True),
+    Step("cosines", BOTH, IMPORTS + code("practice.md", "def quantiles") + QUANTILES, python=True),
+    # tables of these
+    table("recall", "embedded.md", *(f"recall_{model}" for model in ALL)),
+    table("broad", "embedded.md", *(f"broad_{model}" for model in ALL)),
+    table("pointing", "embedded.md", *(f"evaluation_{model}" for model in ALL)),
+    table("excerpt", "evaluation.md", *(f"evaluation_{model}" for model in ALL)),
+    table(
+        "rankings",
+        "evaluation.md",
+        *(f"{step}_{m}" for step in ("evaluation", "right_map", "second") for m in BOTH),
+    ),
+    table(
+        "right_map",
+        "right_map.md",
+        *(f"{step}_{model}" for step in ("evaluation", "right_map") for model in ALL),
+    ),
+    *(
+        table(f"shortcut_{part}", "shortcut.md", "recall_shortcut")
+        for part in ("effects", "named", "recall")
+    ),
+    table(
+        "tag_pointing",
+        "shortcut.md",
+        *(f"{part}_{model}" for part in TAGS for model in ("shortcut", "vit")),
+    ),
+    table(
+        "tag_energy",
+        "shortcut.md",
+        *(f"{part}_{model}" for part in TAGS[:2] for model in ("shortcut", "vit")),
+    ),
+    table("emotions_table", "studies.md", "study"),
+    table("emotion_pointing", "emotions.md", "thousand"),
+)
+
+
+def main() -> None:
+    """Make the steps that are named, or all, each after those it reads."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("steps", nargs="*", help="names of steps, 'pictures' or 'tables'")
+    parser.add_argument("--list", action="store_true", help="print the steps and leave it at that")
+    options = parser.parse_args()
+    by_name = {step.name: step for step in STEPS}
+    kinds = {
+        "pictures": [step.name for step in STEPS if step.picture is not None],
+        "tables": [step.name for step in STEPS if step.picture is None],
+    }
+    pending = [n for name in options.steps or by_name for n in kinds.get(name, [name])]
+    wanted: dict[str, Step] = {}
+
+    def want(name: str) -> None:
+        for other in by_name[name].after:
+            want(other)
+        wanted.setdefault(name, by_name[name])
+
+    for name in pending:
+        want(name)
+    for step in wanted.values():
+        made = step.is_made()
+        print(f"{step.name:<22} {'made' if made else ''}", flush=True)
+        if not made and not options.list:
+            step.make()
+
+
+if __name__ == "__main__":
+    main()

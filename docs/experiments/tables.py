@@ -1,0 +1,277 @@
+"""The tables of the documentation that stand on the embedded models, from what was measured.
+
+``measured.py`` runs this in the folder of a step, next to the folders of those it reads, and puts
+what it prints under the table's marker in its page.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from artemis import GLOBAL, LOCAL
+from captum_clip.attr.registry import METHODS
+
+BESIDE = (
+    "integrated-gradients",
+    "occlusion",
+    "summed-attention",
+    "empty-text",
+    "uniform",
+    "random",
+)
+NAMES = {"vit": "ViT", "resnet": "ResNet", "siglip": "SigLIP"}
+PASSES = {
+    "direct": "about 1, all texts",
+    "conservative": "about 2.5 a text",
+    "last-grad": "about 1, all texts",
+    "attention-grad-cam": "about 1, all texts",
+    "all-grad": "about 2 a text",
+    "rollout": "about 1, no text",
+    "legrad": "a forward, two blocks' backward",
+    "legrad:layers=all": "a forward, all blocks' backward",
+    "grad-cam": "about 1, all texts",
+}
+FEW = 5
+"""Methods, below which no rank correlation is shown."""
+OF_A_PROBE = {"last-grad": "1.4 to 1.8, all texts"}
+"""What costs more with a pooling head."""
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table."""
+    for cells in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(cells)} |".replace("| --- ", "|---"))
+
+
+def results(step: str) -> pd.DataFrame:
+    """What an evaluation found: (method, metric) -> mean, low, high, images, in its own order."""
+    table = pd.read_csv(f"../{step}/out/results.csv")
+    return table.set_index(["method", "metric"])
+
+
+def all_results(model: str) -> pd.DataFrame:
+    """What the whole evaluation of an embedded model found, and the one of further options."""
+    found = pd.concat([results(f"evaluation_{model}"), results(f"right_map_{model}")])
+    return found[~found.index.duplicated()]
+
+
+def short(value: float, digits: int = 2) -> str:
+    """``.83``, ``−.12``: what lies between -1 and 1."""
+    text = f"{abs(value):.{digits}f}"
+    sign = "−" if round(value, digits) < 0 else ""
+    return sign + (text[1:] if text.startswith("0") else text)
+
+
+def interval(found: pd.DataFrame, method: str, metric: str, digits: int = 3) -> str:
+    """Mean and interval, with n where others of the metric saw more images; a dash if not there."""
+    if (method, metric) not in found.index:
+        return "–"
+    row = found.loc[(method, metric)]
+    most = found.xs(metric, level="metric").images.max()
+    n = f" (n = {row.images:.0f})" if row.images < most else ""
+    return f"{short(row['mean'], digits)} [{short(row.low, digits)}, {short(row.high, digits)}]{n}"
+
+
+def printed(step: str) -> str:
+    """What a step printed."""
+    return Path(f"../{step}/printed.txt").read_text(encoding="utf-8")
+
+
+def printed_tables(step: str) -> list[str]:
+    """The Markdown tables among it."""
+    return re.findall(r"(?:^\|.*\n?)+", printed(step), flags=re.MULTILINE)
+
+
+def printed_rows(step: str) -> list[list[str]]:
+    """The cells of the first of them, without its header."""
+    lines = printed_tables(step)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def recall() -> None:
+    """Of nouns, colours, feelings and backgrounds by the number of objects."""
+    rows = [[f"demo/{model}", *row] for model in NAMES for row in printed_rows(f"recall_{model}")]
+    markdown(("model", "objects", "nouns", "colours", "feelings", "backgrounds"), rows)
+
+
+def broad() -> None:
+    """Of nouns by kind of background."""
+    tables = [printed_rows(f"broad_{model}") for model in NAMES]
+    rows = [[rows[0][0], *(row[1] for row in rows)] for rows in zip(*tables, strict=True)]
+    markdown(("scenes", *(f"demo/{model}" for model in NAMES)), rows)
+
+
+def pointing() -> None:
+    """Where the methods of the package point."""
+    rows = []
+    for model in NAMES:
+        found = results(f"evaluation_{model}")
+        for method in found.index.unique("method"):
+            if (method, "pointing") in found.index and is_own(method):
+                metrics = ("pointing", "pointing_15", "energy")
+                cells = [interval(found, method, metric, 2) for metric in metrics]
+                rows.append([f"demo/{model}", method, *cells])
+    markdown(("tower", "method", "pointing", "within 15 pixels", "energy inside"), rows)
+
+
+def is_own(method: str) -> bool:
+    """Whether a method is one of this package's, with or without options."""
+    return method.split(":")[0] in METHODS
+
+
+def right_map() -> None:
+    """Each method by the question that it answers, and its price."""
+    metrics = (
+        *("pointing", "effect_spearman", "effect_spearman_others"),
+        *("removal_spearman", "removal_spearman_others", "words_4"),
+    )
+    rows = []
+    for model, title in NAMES.items():
+        found = all_results(model)
+        for method in found.index.unique("method"):
+            if is_own(method) and all((method, metric) in found.index for metric in metrics):
+                cells = [short(found.loc[(method, metric), "mean"]) for metric in metrics]
+                prices = PASSES | (OF_A_PROBE if model == "siglip" else {})
+                price = prices.get(method) or prices.get(method.split(":")[0], "about 1, all texts")
+                rows.append([title, f"`{method}`", *cells, price])
+    columns = ("pointing", "adds, all", "adds, others", "gone, all", "gone, others", "words")
+    markdown(("model", "method", *columns, "passes"), rows)
+
+
+def excerpt() -> None:
+    """What the page of the evaluation shows of all tables: methods without options, and others."""
+    metrics = {
+        "pointing": "pointing",
+        "coverage": "coverage",
+        "mean IoU": "mean_iou",
+        "effect, all pairs": "effect_spearman",
+        "gone, others: balanced accuracy": "removal_balanced_others",
+        "deletion gap, mean colour": "gap_mean_predicted",
+        "deletion gap, ROAD": "gap_road_predicted",
+        "faithfulness": "faithfulness_correlation",
+        "four words": "words_4",
+    }
+    rows = []
+    for model in NAMES:
+        found = results(f"evaluation_{model}")
+        for method in found.index.unique("method"):
+            if method in METHODS or method in BESIDE:
+                cells = [interval(found, method, metric) for metric in metrics.values()]
+                rows.append([f"demo/{model}", method, *cells])
+    markdown(("tower", "method", *metrics), rows)
+
+
+def rankings() -> None:
+    """Each figure on the embedded model and on a second one, and how far both order the methods."""
+    metrics = {
+        "pointing": "pointing",
+        "adds, all": "effect_spearman",
+        "adds, others": "effect_spearman_others",
+        "gone, all": "removal_spearman",
+        "gone, others": "removal_spearman_others",
+        "deletion gap": "gap_mean_predicted",
+        "faithfulness": "faithfulness_correlation",
+        "four words": "words_4",
+    }
+    rows = []
+    for model, title in NAMES.items():
+        if not Path(f"../second_{model}").exists():
+            continue
+        methods = [m for m in results(f"second_{model}").index.unique("method") if is_own(m)]
+        pair = [each["mean"].unstack() for each in (all_results(model), results(f"second_{model}"))]
+        first, second = (found.loc[methods, [*metrics.values()]] for found in pair)
+        for method in methods:
+            both = zip(first.loc[method], second.loc[method], strict=True)
+            cells = [" / ".join("–" if pd.isna(v) else short(v) for v in values) for values in both]
+            rows.append([title, f"`{method}`", *cells])
+        if len(methods) < FEW:
+            continue
+        order = [short(first[m].rank().corr(second[m].rank())) for m in metrics.values()]
+        rows.append([title, "*order*", *order])
+    markdown(("model", "method", *metrics), rows)
+
+
+def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
+    """Maps on the tag and on the object, of the shortcut model and of the control."""
+    titles = {
+        "shortcut": "on the tag",
+        "shortcut-object": "on the object",
+        "shortcut-other": "other text, on the tag",
+    }
+    models = ("shortcut", "vit")
+    found = {(part, m): results(f"{part}_{m}") for part in parts for m in models}
+    header = [
+        f"{titles[part]}: shortcut" if model == "shortcut" else "demo/vit" for part, model in found
+    ]
+    rows = []
+    for method in found["shortcut", "shortcut"].index.unique("method"):
+        tables = found.values()
+        if all((method, metric) in table.index for table in tables):
+            cells = [interval(table, method, metric, digits) for table in tables]
+            rows.append([method, *cells])
+    markdown(("method", *header), rows)
+
+
+def emotions() -> None:
+    """Statistics of the mean maps of eight emotions on two towers."""
+    table = pd.read_csv("../study/out/statistics.csv")
+    towers = pd.read_csv("../study/out/correlations.csv").set_index("target").correlation
+    by_model = {
+        model: table[table.model.str.contains(model)].set_index("target")
+        for model in ("vit", "resnet")
+    }
+    columns = {
+        "variance": ("spatial_variance", 4),
+        "entropy": ("spatial_entropy", 2),
+        "entropy of values": ("value_entropy", 2),
+        "centre bias": ("centre_bias", 2),
+    }
+    header = [f"{name}, {NAMES[model]}" for name in columns for model in by_model]
+    rows = []
+    for emotion in (*LOCAL, *GLOBAL):  # the centred rows beside them have the same maps
+        cells = [
+            f"{rows_of.loc[emotion, column]:.{digits}f}"
+            for column, digits in columns.values()
+            for rows_of in by_model.values()
+        ]
+        kind = "local" if emotion in LOCAL else "global"
+        rows.append([emotion, kind, *cells, f"{towers[emotion]:.2f}"])
+    markdown(("emotion", "kind", *header, "towers"), rows)
+
+
+def emotion_pointing() -> None:
+    """Where the maps of emotions point, from what ``artemis.py check`` printed."""
+    pattern = r"^(\w+) +(local|global) +\d+ +([\d.]+) +([\d.]+)"
+    found = re.findall(pattern, printed("thousand"), flags=re.MULTILINE)
+    cells: dict[str, list[str]] = {}
+    for name, kind, *values in found:  # of one model, then of the other
+        cells.setdefault(name, [name, kind]).append(" / ".join(short(float(v)) for v in values))
+    rows = [cells[name] for name in (*LOCAL, *GLOBAL)]
+    markdown(("emotion", "kind", "demo/vit, last-grad", "demo/resnet, grad-cam"), rows)
+
+
+TABLES: dict[str, Callable[[], None]] = {
+    "recall": recall,
+    "broad": broad,
+    "pointing": pointing,
+    "right_map": right_map,
+    "excerpt": excerpt,
+    "rankings": rankings,
+    "shortcut_effects": lambda: print(printed_tables("recall_shortcut")[0], end=""),
+    "shortcut_named": lambda: print(printed_tables("recall_shortcut")[1], end=""),
+    "shortcut_recall": lambda: print(printed_tables("recall_shortcut")[2], end=""),
+    "tag_pointing": lambda: tag(
+        "pointing_15", 2, ("shortcut", "shortcut-object", "shortcut-other")
+    ),
+    "tag_energy": lambda: tag("energy", 3, ("shortcut", "shortcut-object")),
+    "emotions_table": emotions,
+    "emotion_pointing": emotion_pointing,
+}
+
+if __name__ == "__main__":
+    TABLES[sys.argv[1]]()

@@ -1,0 +1,1 @@
+"""The training, the export and the figures of the embedded models; see `demo_models.py`."""
