@@ -458,6 +458,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("steps", nargs="*", help="names of steps, 'pictures' or 'tables'")
     parser.add_argument("--list", action="store_true", help="print the steps and leave it at that")
+    parser.add_argument(
+        "--stamp",
+        action="store_true",
+        help="take what lies there as made: after a change that leaves the results as they are",
+    )
     options = parser.parse_args()
     by_name = {step.name: step for step in STEPS}
     kinds = {
@@ -475,6 +480,8 @@ def main() -> None:
     for name in pending:
         want(name)
     for step in wanted.values():
+        if options.stamp:
+            (step.folder / "made").write_text(step.fingerprint())
         made = step.is_made()
         print(f"{step.name:<22} {'made' if made else ''}", flush=True)
         if not made and not options.list:

@@ -313,7 +313,7 @@ def test_models_lists_every_name_with_its_checkpoint(capsys: Capture) -> None:
         [line] = [line for line in lines if line.split()[:1] == [known.name]]
         assert known.checkpoint in line
         assert all(alias in line for alias in known.aliases)
-    assert len(available()) == 13
+    assert len(available()) == 12
     for example in EXAMPLES:
         assert any(example.name in line and example.family in line for line in lines)
 
