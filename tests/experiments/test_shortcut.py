@@ -108,7 +108,7 @@ def test_each_data_set_asks_for_its_part_of_the_same_scenes():
         assert np.array_equal(tag.mask, scene.tag_mask)
         assert np.array_equal(other.mask, scene.tag_mask)
         assert np.array_equal(thing.mask, scene.object_mask)
-        assert all(np.array_equal(sample.image, scene.image) for sample in samples)
+        assert all(np.array_equal(np.asarray(sample.image), scene.image) for sample in samples)
 
 
 def test_methods_show_the_tag_where_it_is_the_reason(tmp_path):
@@ -117,7 +117,8 @@ def test_methods_show_the_tag_where_it_is_the_reason(tmp_path):
     def pointing(model: str, data: str) -> dict[str, float]:
         output = tmp_path / f"{len([*tmp_path.iterdir()])}"
         methods = ("all-grad", "direct", "random")
-        evaluate(EvaluationConfig(model, output, data=data, methods=methods, images=4, resamples=9))
+        options: dict[str, Any] = {"methods": methods, "images": 4, "resamples": 9}
+        evaluate(EvaluationConfig(model, output, data=(data,), **options))
         with open(output / "results.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["metric"] == "pointing_15"]
         return {row["method"]: float(row["mean"]) for row in rows}
