@@ -34,8 +34,8 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
     return split_heads(tokens, heads).transpose(-3, -2)
 
 
-def readout_row(attention: Attention, record: LayerRecord) -> Tensor:
-    """The row that the embedding reads, CLS or the probe's, (B, H, s), mostly from no key.
+def pooled_attention(attention: Attention, record: LayerRecord) -> Tensor:
+    """The row that is pooled, CLS or a pooling head's, (B, H, s), mostly without computing keys.
 
     q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
     keys are turned (RoPE, qk-norm) the keys are needed.
@@ -191,7 +191,7 @@ def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
     return steps / gradient.shape[2]
 
 
-def pooled_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
+def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
     """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows.
 
     A probe reads its own row, so below it the mean stands for the tokens.
@@ -210,7 +210,7 @@ def start_row(gradient: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows.
     """
     like = gradient[..., 0]
-    mean = pooled_row("mean", like, prefix, pooled)
+    mean = initial_row("mean", like, prefix, pooled)
     if prefix == 0 and pooled.rows is None:  # the first token is a patch
         return mean
     cls = pooled.row_of(like)

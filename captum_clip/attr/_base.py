@@ -1,4 +1,4 @@
-"""What all methods have in common: Captum's contract around one pass, and the two verbs."""
+"""The base of all methods: Captum's contract, and `attribute` and `attribute_targets`."""
 
 from __future__ import annotations
 
@@ -7,44 +7,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from ..checks import is_integer
 from ..errors import CaptureError, InputError, UnsupportedModelError
+from ..models import tower_of
+from ..models.library import runs_library_code
 from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
-from ..similarity import TextSimilarity
-from ._call import Call, Columns, many_columns, one_column, plain_similarity
-from ._towers import check_layers, check_tower, resolve_tower
+from ..similarity import ClipSimilarity, Similarity, TextSimilarity
+from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
 
 
-class Computed(NamedTuple):
-    """What a method's formula gives.
-
-    Attributes:
-        record: what was recorded.
-        values: maps of the K' targets, before `_on_grid` brings them on the grid.
-        scores: (B, K').
-        rest: (B, K') what an additive method's maps leave of the scores.
-    """
-
-    record: Recording
-    values: Tensor
-    scores: Tensor
-    rest: Tensor | None = None
-
-
 class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
-    """Base of the methods: a final class adds its formula, `_compute`, and what is true of it.
+    """Base of the methods: a final class adds its formula, `_compute`, and its properties.
 
-    The keyword-only arguments of `_compute` are the method's options; both verbs take them.
+    The keyword-only arguments of `_compute` are the method's options, which `attribute` and
+    `attribute_targets` take.
 
     Args:
         forward_func: a :class:`captum_clip.ClipSimilarity`, a
@@ -55,14 +42,14 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     Attributes:
         name: on the command line.
         towers: kinds of towers that it explains.
-        signed: what speaks against the target is below zero in its maps. Where it is not, the map
-            of ``-target`` is the negative map.
+        signed: evidence against the target is negative in its maps. Where it is False, the map of
+            ``-target`` is the negative map.
         needs_target: its maps depend on the target.
-        additive: its maps and a rest add up to the score, and both verbs take ``return_rest``.
+        additive: its maps and a rest add up to the score, and both methods take ``return_rest``.
         costly: it takes many forward passes per map, so an evaluation gives it fewer images.
         published: options of the map that its paper draws, where Captum's default is another.
-        leading: the option whose value follows its name without being named: ``cam:LayerCAM``.
-        listed: whether it is offered beside the others, or only taken where it is named.
+        leading: the option whose value follows its name directly: ``cam:LayerCAM``.
+        listed: whether lists of methods offer it, or it is only taken where it is named.
     """
 
     name: ClassVar[str]
@@ -80,13 +67,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "_compute" in vars(cls):
-            for verb in ("attribute", "attribute_targets"):
-                if verb not in vars(cls):
-                    setattr(cls, verb, _with_options(cls, verb))
+            for name in ("attribute", "attribute_targets"):
+                if name not in vars(cls):
+                    setattr(cls, name, _with_options(cls, name))
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
-        name = type(self).__name__
-        tower = resolve_tower(name, forward_func, layer)
+        tower, name = _resolve_tower(type(self).__name__, forward_func, layer), type(self).__name__
         if tower.kind == "text" and "text" not in self.towers:
             raise UnsupportedModelError(
                 f"{name} needs {self._needs}, and a text has words, not a grid; use "
@@ -96,13 +82,13 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             raise UnsupportedModelError(
                 f"{name} needs {self._needs}, and this tower is a {tower.kind}; {self._instead}."
             )
-        # what Captum calls the layer
+        # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, part)
         self._tower = tower
 
-    _needs: ClassVar[str]  # of the tower, as its error says
-    _instead: ClassVar[str]  # what to do with another tower
+    _needs: ClassVar[str]  # the part of a tower that its error names
+    _instead: ClassVar[str]  # the advice for another tower
 
     @abstractmethod
     def _compute(self, call: Call) -> Computed:
@@ -135,8 +121,22 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
-        """Raise InputError for options that only the class itself can tell, before any work."""
+        """Raise InputError for options that only the class itself can check, before any work."""
 
+    def _layers(self, start_layer: int) -> range:
+        """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
+        assert isinstance(self._tower, ViTTower)
+        count = len(self._tower.attentions)
+        if not is_integer(start_layer):
+            raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
+        if not 0 <= start_layer < count:
+            raise InputError(
+                f"start_layer: {start_layer} is out of range; the tower has layers 0 to "
+                f"{count - 1}."
+            )
+        return range(start_layer, count)
+
+    # `log_usage`, since NoiseTunnel calls the `__wrapped__` that it leaves
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute(
         self,
@@ -158,7 +158,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
         Raises:
             TargetError: the target is missing, out of range, or not one per image.
-            InputError: images, or an option, that are none.
+            InputError: invalid images, or an invalid option.
             CaptureError: the forward function does not run the tower exactly once.
         """
         return_rest = self.additive and options.pop("return_rest", False)
@@ -166,7 +166,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             target = 0
         select = partial(one_column, target)
         found = self._run(inputs, additional_forward_args, select, options)
-        # a tuple for a tuple, as Captum's metrics expect
+        # sensitivity_max passes a tuple first and a bare tensor afterwards: the same kind out as in
         maps = (found.values,) if isinstance(inputs, tuple) else found.values
         return (maps, found.rest) if return_rest else maps
 
@@ -189,12 +189,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             inputs: as in `attribute`.
             targets: indices of scores; None for all.
             additional_forward_args: further arguments of the forward function.
-            return_scores: give the cosines (B, K) of the same pass too.
+            return_scores: return the cosines (B, K) of the same pass as well.
             **options: see the class.
 
         Raises:
             TargetError: no target, or one out of range.
-            InputError: images, or an option, that are none.
+            InputError: invalid images, or an invalid option.
             CaptureError: the forward function does not run the tower exactly once.
         """
         return_rest = self.additive and options.pop("return_rest", False)
@@ -215,19 +215,21 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         Gradients are possible whatever the caller's mode, and none reaches the caller's tensors.
         """
         forward, name = self.forward_func, type(self).__name__
-        check_tower(name, forward, self._tower)
+        self._check_tower()
         tensors = _tensors(forward, inputs)
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         similarity = plain_similarity(forward)
-        if similarity is not None:  # what cannot be selected is said before any work is done
+        if similarity is not None:  # a target that cannot be selected is refused before any work
             select = partial(select, names=similarity.target.names)
             select(len(tensors[0]) if tensors[0].ndim else 0, len(similarity.embeddings))
+        # Captum's NoiseTunnel and metrics call under no_grad; under inference_mode `enable_grad`
+        # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
             extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
             found = self._compute(Call(forward, images, extra, select), **options)
             maps = self._on_grid(found.record, found.values.detach())
-            # ClipSimilarity has checked its images; of those that overflow the maps say so
+            # a ClipSimilarity checks its images, and one that overflows shows in its own scores
             if similarity is None and not maps.isfinite().all():
                 raise CaptureError(
                     f"{name}: the forward function or its gradient holds NaN or infinity; look for "
@@ -235,13 +237,47 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 )
             return found._replace(values=maps.contiguous())
 
+    def _check_tower(self) -> None:
+        """Refuse a tower that changed since it was found, or that answers differently each time."""
+        method, forward, tower = type(self).__name__, self.forward_func, self._tower
+        if isinstance(tower, TextTower) and not tower.is_unmodified:
+            raise UnsupportedModelError(
+                f"{method}: the text tower is not its library's own code from the last block on; "
+                "take hooks and patched methods away."
+            )
+        is_similarity = isinstance(forward, Similarity)
+        if isinstance(forward, TextSimilarity):
+            now: Tower = forward.clip.text_tower
+        else:
+            now = tower_of(forward.clip.model if is_similarity else tower.module)
+        # of a callable's own model only the tower is known, not what projects its output
+        before, after = (_parts(t, projection=is_similarity) for t in (tower, now))
+        noun = "text tower" if isinstance(tower, TextTower) else "vision tower"
+        if [id(part) for part in before] != [id(part) for part in after]:
+            raise InputError(
+                f"{method}: the {noun}, a layer of it or its projection was exchanged since it "
+                "was loaded; call load_clip again, or make the method anew."
+            )
+        for index, attention in enumerate(tower.attentions if isinstance(tower, ViTTower) else ()):
+            for module in (attention.input_module, attention.output_module):
+                if not runs_library_code(module):
+                    raise UnsupportedModelError(
+                        f"{method}: the {type(module).__name__} of layer {index} has a forward of "
+                        "its own, so what it attends to is not known; use the library's own."
+                    )
+        reason = tower.nondeterminism()
+        if reason is not None:
+            raise InputError(
+                f"{method}: the {noun} is in training mode with {reason}; call model.eval()."
+            )
 
-def _with_options(method: type[ClipAttribution], verb: str) -> Any:
-    """A verb of the base whose signature has the options of a method's `_compute`.
+
+def _with_options(method: type[ClipAttribution], name: str) -> Any:
+    """`attribute` or `attribute_targets` with the options of a method's `_compute`.
 
     So help, completion and Captum see them, and another argument is a TypeError at the call.
     """
-    inherited = getattr(super(method, method), verb)
+    inherited = getattr(super(method, method), name)
     signature = inspect.signature(inherited)
     options = inspect.signature(method._compute).parameters.values()
     fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -257,7 +293,7 @@ def _with_options(method: type[ClipAttribution], verb: str) -> Any:
         signature.bind(self, *args, **kwargs)
         return inherited(self, *args, **kwargs)
 
-    call.__qualname__ = f"{method.__qualname__}.{verb}"
+    call.__qualname__ = f"{method.__qualname__}.{name}"
     call.__module__ = method.__module__
     call.__signature__ = signature  # type: ignore[attr-defined]
     return log_usage(part_of_slo=True)(call)  # NoiseTunnel calls its `__wrapped__`
@@ -275,9 +311,6 @@ class ViTAttribution(ClipAttribution):
     _needs = "the attention of a vision transformer"
     _instead = "use ClipGradCam"
     _tower: ViTTower
-
-    def _layers(self, start_layer: int) -> range:
-        return check_layers(self._tower, start_layer)
 
 
 class ResNetAttribution(ClipAttribution):
@@ -313,3 +346,44 @@ def usable(inputs: TensorOrTuple) -> TensorOrTuple:
     if isinstance(inputs, tuple):
         return tuple(usable(tensor) for tensor in inputs)
     return inputs.clone() if inputs.is_inference() else inputs
+
+
+def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
+    """The tower of a `Similarity`, or of the module that was given as `layer`."""
+    if not callable(forward_func):
+        raise InputError(
+            f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
+            "ClipSimilarity, or a callable images -> (B, K) with layer=model."
+        )
+    if isinstance(forward_func, TextSimilarity):
+        if layer is not None:
+            raise InputError(f"{method}: a TextSimilarity knows its tower; leave `layer` out.")
+        return forward_func.tower
+    own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
+    given = None if layer is None else tower_of(layer)
+    tower = own or given
+    if tower is None:
+        raise InputError(
+            f"{method}: with a forward function of your own, pass the model or its vision tower "
+            "as `layer`, so that it is known where to look."
+        )
+    if given is not None and tower.module is not given.module:
+        raise InputError(
+            f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it out."
+        )
+    return tower
+
+
+def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
+    """The modules that a tower keeps, and hooks would be set on."""
+    parts: list[nn.Module | None]
+    if isinstance(tower, TextTower):
+        parts = [tower.embedding_table, *tower.head_modules]
+    else:
+        parts = [tower.module, *([tower.projection_module] if projection else [])]
+    if isinstance(tower, ResNetTower):
+        return [*parts, tower.stage]
+    assert isinstance(tower, ViTTower)
+    parts += [layer.block for layer in tower.layers]
+    parts += () if tower.pooling_head is None else tower.pooling_head.modules
+    return parts + [part for a in tower.attentions for part in (a.input_module, a.output_module)]

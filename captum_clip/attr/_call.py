@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,22 @@ Columns = Sequence[int] | Tensor | None
 Select = Callable[[int, int], Tensor]  # (B, K) -> columns (K', B)
 
 
+class Computed(NamedTuple):
+    """The result of a method's formula.
+
+    Attributes:
+        record: the recording of the forward.
+        values: maps of the K' targets, before `ClipAttribution._on_grid` brings them on the grid.
+        scores: (B, K').
+        rest: (B, K'), the part of the scores that an additive method's maps leave out.
+    """
+
+    record: Recording
+    values: Tensor
+    scores: Tensor
+    rest: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A forward function, its arguments, and the columns that are asked for."""
@@ -39,7 +55,7 @@ class Call:
 
     @cached_property
     def similarity(self) -> Similarity | None:
-        """The forward function where what it does after the tower is known."""
+        """The forward function where it is known what it does after the tower."""
         similarity = plain_similarity(self.forward)
         return similarity if similarity is not None and similarity.is_unmodified else None
 
@@ -50,7 +66,7 @@ class Call:
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
         images = self.images
-        if self.similarity is None:  # which might change them
+        if self.similarity is None:  # a user's function may change them in place
             images = tuple(image.clone() for image in images)
         scores = self.forward(*images, *self.extra)
         if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
@@ -61,11 +77,21 @@ class Call:
             )
         return scores[:, None] if scores.ndim == 1 else scores
 
-    def run(self, recording: AbstractContextManager[Recording]) -> tuple[Recording, TargetScores]:
-        """Run the forward under a recording: what it showed, and the scores asked for."""
+    def run(self, recording: AbstractContextManager[Recording]) -> Pass:
+        """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
-        return record, TargetScores.of(scores, self, record)
+        return self.passed(record, scores)
+
+    def passed(self, record: Recording, scores: Tensor) -> Pass:
+        """The scores (B, K) of a recorded forward, and the columns that are asked for."""
+        if len(scores) != record.batch:
+            raise CaptureError(
+                f"The forward function returned {len(scores)} rows of scores, but "
+                f"{record.batch} images went through the tower."
+            )
+        columns = self.select(*scores.shape).to(scores.device)
+        return Pass(record, scores, columns, batched=self.similarity is not None)
 
     def embeddings(self) -> Tensor:
         """Run a `TextSimilarity` to the embeddings of its texts, (B, E)."""
@@ -80,28 +106,26 @@ def plain_similarity(forward: Callable[..., Tensor]) -> Similarity | None:
 
 
 @dataclass(frozen=True, eq=False)
-class TargetScores:
-    """Scores of all columns (B, K), with a graph or without, and the columns asked for (K', B)."""
+class Pass:
+    """One forward: its recording, the scores (B, K), with a graph or without, the columns (K', B).
 
+    `batched` tells whether one batched product gives the gradients of all columns: a user's
+    forward may contain operations that no batched backward passes.
+    """
+
+    record: Recording
     scores: Tensor
     columns: Tensor
-    batched: bool = False  # whether one batched product gives all columns
-
-    @classmethod
-    def of(cls, scores: Tensor, call: Call, record: Recording) -> TargetScores:
-        """Pick the columns."""
-        if len(scores) != record.batch:
-            raise CaptureError(
-                f"The forward function returned {len(scores)} rows of scores, but "
-                f"{record.batch} images went through the tower."
-            )
-        columns = call.select(*scores.shape).to(scores.device)
-        return cls(scores, columns, batched=call.similarity is not None)
+    batched: bool
 
     @property
     def chosen(self) -> Tensor:
-        """The scores asked for, (B, K'), detached."""
+        """The scores that are asked for, (B, K'), detached."""
         return self.scores.detach().T.gather(0, self.columns).T.contiguous()
+
+    def computed(self, values: Tensor, rest: Tensor | None = None) -> Computed:
+        """A method's result: maps of the K' columns, and the rest (B, K') of an additive method."""
+        return Computed(self.record, values, self.chosen, rest)
 
     def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """For each column the gradients of its score with respect to the leaves."""
@@ -113,6 +137,12 @@ class TargetScores:
         for column in self._one_hot():
             yield _known(grad(self.scores, leaves, column, retain_graph=True, allow_unused=True))
 
+    def stacked_gradients(self, leaf: Tensor) -> Tensor:
+        """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
+        if not self.batched or len(self.columns) == 1:
+            return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
+        return _known(grad(self.scores, leaf, self._one_hot(), is_grads_batched=True))[0]
+
     def depend_on(self, leaves: Sequence[Tensor]) -> bool:
         """Whether a score has a gradient at one of the leaves."""
         if not self.scores.requires_grad or not leaves:
@@ -121,12 +151,6 @@ class TargetScores:
         gradients: tuple[Tensor | None, ...]
         gradients = grad(total, leaves, retain_graph=True, allow_unused=True)
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
-
-    def stacked_gradients(self, leaf: Tensor) -> Tensor:
-        """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
-        if not self.batched or len(self.columns) == 1:
-            return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
-        return _known(grad(self.scores, leaf, self._one_hot(), is_grads_batched=True))[0]
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)
@@ -147,7 +171,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
         if count != 1:
             raise TargetError(
                 f"attribute: the forward function returns {count} scores per image{_named(names)}; "
-                "say which with target=0, or take all with attribute_targets."
+                "choose one with target=0, or take all with attribute_targets."
             )
         target = 0
     if isinstance(target, (Tensor, np.ndarray)):

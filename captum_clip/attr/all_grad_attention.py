@@ -8,9 +8,9 @@ import torch
 from typing_extensions import override
 
 from ._attention import propagated, start_row, weighted
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import all_gradients, kept_attention
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import all_gradients, kept_attention
 
 
 @final
@@ -51,15 +51,15 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         found = all_gradients(tower, call, start_layer)
-        attention, pooled = kept_attention(tower, found.record, found.scored), found.record.pooled
+        attention, pooled = kept_attention(tower, found.run), found.run.record.pooled
         maps = []
-        for gradients in found.scored.gradients(*found.points):
+        for gradients in found.run.gradients(*found.points):
             last = found.last_row(gradients[-1])
             if last is None:
                 start, below = start_row(gradients[-1], tower.prefix, pooled), layers
             else:
                 start, below = weighted(*last, dim=1), layers[:-1]  # (B, s)
-                if tower.pooling == "cls":  # no residual runs around a probe
+                if tower.pooling == "cls":  # no residual runs around a pooling head
                     start = start + pooled.row_of(start)
             steps = (
                 weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
@@ -68,4 +68,4 @@ class AllGradAttention(ViTAttribution):
             row = propagated(start, steps)
             # no token keeps the 1 that its own row began with
             maps.append(row if pooled.rows is None else row - pooled.row_of(row))
-        return Computed(found.record, torch.stack(maps), found.scored.chosen)
+        return found.run.computed(torch.stack(maps))

@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ._attention import all_rows, read_row, weighted, weighted_rows
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import LastGradient, last_gradient
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import LastGradient, last_gradient
 
 Weights = Literal["elementwise", "pooled"]
 
@@ -63,11 +63,11 @@ class AttentionGradCam(ViTAttribution):
             patches = last.row[..., self._tower.span]
             pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
             maps = (pooled * last.attention).mean(2).clamp(min=0)
-        return Computed(last.record, maps, last.scored.chosen)
+        return last.run.computed(maps)
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
         """The same from whole matrices, for a gradient that has more than the CLS row."""
-        layer, kept = self._tower.layers[-1], last.record.layers[len(self._tower.layers) - 1]
+        layer, kept = self._tower.layers[-1], last.run.record.layers[len(self._tower.layers) - 1]
         attention, prefix = all_rows(layer, kept), self._tower.prefix  # (B, H, s, s)
         maps = []
         for start, gradient in last.matrices(self._tower):

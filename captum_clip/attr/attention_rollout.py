@@ -8,10 +8,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..recording import LayerRecord
-from ._attention import all_rows, pooled_row, read_row, readout_row
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import without_gradient
+from ._attention import all_rows, initial_row, pooled_attention, read_row
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import without_gradient
 
 
 @final
@@ -53,18 +53,18 @@ class AttentionRollout(ViTAttribution):
 
         def visit(index: int, seen: LayerRecord) -> None:
             if index == layers[-1] and tower.pooling != "mean":
-                row = readout_row(tower.attentions[index], seen)
+                row = pooled_attention(tower.attentions[index], seen)
                 means[index] = row.mean(1, keepdim=True)  # (B, 1, s)
             else:
                 means[index] = all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
 
-        record, scored = without_gradient(tower, call, (layers, visit))
+        run = without_gradient(tower, call, (layers, visit))
         if tower.pooling == "attention":  # no residual runs around the pool
             row, layers = means[layers[-1]][:, 0], layers[:-1]
         else:
             like = means[layers[-1]][:, 0]
-            row = pooled_row(tower.pooling, like, tower.prefix, record.pooled)
+            row = initial_row(tower.pooling, like, tower.prefix, run.record.pooled)
         for index in reversed(layers):
             mean = means[index]
             row = (row + (mean[:, 0] if mean.shape[1] == 1 else read_row(row, mean))) / 2
-        return Computed(record, row.expand(len(scored.columns), -1, -1), scored.chosen)
+        return run.computed(row.expand(len(run.columns), -1, -1))

@@ -15,8 +15,8 @@ from ..errors import InputError, UnsupportedModelError
 from ..models.towers import ResNetTower, ViTTower
 from ..recording import record_features
 from ._attention import to_float32
-from ._base import ClipAttribution, Computed
-from ._call import Call
+from ._base import ClipAttribution
+from ._call import Call, Computed
 
 _WHOLE_NETWORK = ("FullGrad", "ShapleyCAM")  # they differentiate more than one layer
 _WITHOUT_TARGET = ("EigenCAM", "KPCA_CAM", "FEM")
@@ -96,19 +96,19 @@ class CamFamily(ClipAttribution):
             )
         options = {name: _value(value) for name, value in options.items()}
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
-        record, scored = call.run(record_features(tower))
-        leaf = record.features
+        run = call.run(record_features(tower))
+        leaf = run.record.features
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
         cam.activations_and_grads.release()  # what it would record is at hand
         features, images = to_float32(leaf.detach()).cpu().numpy(), call.images[0]
         maps = []
-        for columns, (gradient,) in zip(scored.columns, scored.gradients(leaf), strict=True):
+        for columns, (gradient,) in zip(run.columns, run.gradients(leaf), strict=True):
             targets = [itemgetter(int(column)) for column in columns]
             slope = to_float32(gradient).cpu().numpy()
             found = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
             maps.append(torch.from_numpy(found).clamp(min=0).to(leaf.device))
-        return Computed(record, torch.stack(maps).to(to_float32(leaf).dtype), scored.chosen)
+        return run.computed(torch.stack(maps).to(to_float32(leaf).dtype))
 
     @override
     def _on_grid(self, record: Any, values: Tensor) -> Tensor:

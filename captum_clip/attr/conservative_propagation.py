@@ -13,11 +13,10 @@ from typing_extensions import override
 from ..models.text import TextTower
 from ..models.towers import AttentionLayer, ViTTower
 from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
-from ._attention import attended, heads_output, merged, readout_row, to_float32
-from ._base import ClipAttribution, Computed
-from ._call import Call
-from ._passes import refuse_checkpointing
-from ._readout import embedded_scores
+from ._attention import attended, heads_output, merged, pooled_attention, to_float32
+from ._base import ClipAttribution
+from ._call import Call, Computed
+from ._engine import embedded_scores, refuse_checkpointing
 
 
 @final
@@ -84,10 +83,9 @@ def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False)
     for rows in found.direction.dense().to(found.embedding.dtype):  # (B, E)
         (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)
         maps.append((as_tokens(gradient) * entered).sum(-1))
-    stacked, chosen = torch.stack(maps), found.scored.chosen  # (K', B, N)
-    padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
-    rest = chosen - stacked.sum(-1).T
-    return Computed(record, torch.cat([padding, stacked], -1), chosen, rest)
+    stacked = torch.stack(maps)  # (K', B, N)
+    rest = found.run.chosen - stacked.sum(-1).T
+    return found.run.computed(F.pad(stacked, (tower.prefix, 0)), rest)
 
 
 def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
@@ -96,5 +94,5 @@ def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
     if isinstance(attention, AttentionLayer):
         return merged(attention, attended(attention, seen))
     with torch.no_grad():
-        row = readout_row(attention, seen)
+        row = pooled_attention(attention, seen)
     return merged(attention, heads_output(attention, row, seen.tokens))[:, None]

@@ -26,15 +26,14 @@ from ._attention import (
     autocast_disabled,
     contributions,
     heads_output,
+    initial_row,
     merged,
-    pooled_row,
-    readout_row,
+    pooled_attention,
     to_float32,
 )
-from ._base import ClipAttribution, Computed
-from ._call import Call
-from ._readout import Readout, readout
-from ._towers import check_layers
+from ._base import ClipAttribution
+from ._call import Call, Computed
+from ._engine import PooledEmbedding, pooled_embedding
 from .conservative_propagation import propagated_to_patches
 
 Baseline = Literal["none", "mean"]
@@ -122,7 +121,7 @@ class DirectContribution(ClipAttribution):
             return propagated_to_patches(tower, call, centred=baseline == "mean")
         if isinstance(tower, ResNetTower):
             return _of_resnet(tower, call, baseline, per, start_layer)
-        layers = check_layers(tower, start_layer)
+        layers = self._layers(start_layer)
         if tower.pooling == "mean":
             return _of_mean(tower, call, baseline, per)
         if tower.pooling == "attention":
@@ -132,9 +131,9 @@ class DirectContribution(ClipAttribution):
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def visit(index: int, record: LayerRecord) -> None:
-            seen[index] = record.tokens, readout_row(tower.attentions[index], record)
+            seen[index] = record.tokens, pooled_attention(tower.attentions[index], record)
 
-        found = readout(tower, call, (layers, visit))
+        found = pooled_embedding(tower, call, (layers, visit))
         with torch.no_grad(), autocast_disabled(found.token):
             return _of_rows(tower, found, seen, baseline, per)
 
@@ -155,13 +154,13 @@ def _check_unchanged(index: int, attention: Attention) -> None:
 
 def _of_rows(
     tower: ViTTower,
-    found: Readout,
+    found: PooledEmbedding,
     seen: dict[int, tuple[Tensor, Tensor]],
     baseline: Baseline,
     per: Per | None,
 ) -> Computed:
     """From the row of every attention that takes part."""
-    token, span, pooled = found.token, tower.span, found.record.pooled
+    token, span, pooled = found.token, tower.span, found.run.record.pooled
     direction = pull_back(found.steps, token, found.direction)
     total = direction.along(token) + direction.constant  # (K', B)
     values = []
@@ -178,7 +177,7 @@ def _of_rows(
     values.reverse()
     maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
     rest = total - maps[..., span].flatten(2).sum(-1)
-    return Computed(found.record, maps, found.scored.chosen, rest.T)
+    return found.run.computed(maps, rest.T)
 
 
 def _below_norms(
@@ -203,11 +202,11 @@ def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -
             f"per: a mean of {tokens} is read by no attention, so there is nothing to keep per "
             f"{per}; leave it out."
         )
-    found = readout(tower, call)
+    found = pooled_embedding(tower, call)
     with torch.no_grad(), autocast_disabled(found.token):
         token, before = found.token, tower.steps_before_mean  # (B, N, D)
-        pooled = found.record.pooled
-        share = pooled_row("mean", token[..., 0], 0, pooled)  # (B, N)
+        pooled = found.run.record.pooled
+        share = initial_row("mean", token[..., 0], 0, pooled)  # (B, N)
         batch, count, _ = token.shape
         flat = token.flatten(0, 1)
         mean = pooled.mean(run_steps(found.steps[:before], token), slice(None))[:, 0]
@@ -222,7 +221,7 @@ def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -
         rest = total - maps.sum(-1)
         padding = maps.new_zeros(*maps.shape[:-1], tower.prefix)
     maps = torch.cat([padding, maps], -1)
-    return Computed(found.record, maps, found.scored.chosen, rest.T)
+    return found.run.computed(maps, rest.T)
 
 
 def _of_resnet(
@@ -233,9 +232,9 @@ def _of_resnet(
         raise InputError("start_layer: a ResNet has one pool, which is always read; leave it out.")
     if per == "head" and isinstance(tower, AveragePooledTower):
         raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
-    found, centred = readout(tower, call), baseline == "mean"
+    found, centred = pooled_embedding(tower, call), baseline == "mean"
     with torch.no_grad():
         maps, rest = tower.contributions(found.token, found.direction, centred=centred)
     # (K', B, H, h, w)
     maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
-    return Computed(found.record, maps, found.scored.chosen, rest.T)
+    return found.run.computed(maps, rest.T)

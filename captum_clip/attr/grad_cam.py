@@ -18,10 +18,9 @@ from ..models import known_tower
 from ..models.towers import AveragePooledTower, ResNetTower
 from ..similarity import ClipSimilarity
 from ._attention import autocast_disabled, to_float32
-from ._base import Computed, ResNetAttribution, TensorOrTuple, usable
-from ._call import Call
-from ._readout import resnet_gradient
-from ._towers import check_tower
+from ._base import ResNetAttribution, TensorOrTuple, usable
+from ._call import Call, Computed
+from ._engine import resnet_gradient
 
 Attention = Literal["free", "detached"]
 """Whether the gradient goes through an attention pool's softmax, or its weights are constants."""
@@ -124,7 +123,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                     "layer or for what Captum's LayerGradCam does; leave one of them out."
                 )
             if self._tower is not None:
-                check_tower("ClipGradCam", self.forward_func, self._tower)
+                self._check_tower()
             captum: Callable[..., TensorOrTuple] = LayerGradCam.attribute.__wrapped__
             options = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
@@ -153,9 +152,10 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         assert self._tower is not None
         check_choice("attention", attention, ("free", "detached"))
         detached = attention == "detached" and not isinstance(self._tower, AveragePooledTower)
-        record, scored, gradient = resnet_gradient(self._tower, call, detached=detached)
-        with autocast_disabled(record.features):
-            features = to_float32(record.features)
+        run, gradient = resnet_gradient(self._tower, call, detached=detached)
+        features = run.record.features
+        with autocast_disabled(features):
+            features = to_float32(features)
             weights = to_float32(gradient) / (features.shape[-2] * features.shape[-1])
             maps = torch.einsum("kbc,bchw->kbhw", weights, features)
-        return Computed(record, maps.clamp(min=0) if relu_attributions else maps, scored.chosen)
+        return run.computed(maps.clamp(min=0) if relu_attributions else maps)

@@ -19,9 +19,9 @@ from ._attention import (
     row_gradient,
     start_row,
 )
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import last_gradient
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import last_gradient
 
 
 @final
@@ -62,10 +62,10 @@ class GradEclip(ViTAttribution):
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
         last = last_gradient(tower, call)
-        seen = last.record.layers[len(tower.attentions) - 1]
+        seen = last.run.record.layers[len(tower.attentions) - 1]
         if last.row is not None:  # (K', B, H, s)
             maps = last.row.sum(2).clamp(min=0) * self._loosened(seen, None)
-            return Computed(last.record, maps, last.scored.chosen)
+            return last.run.computed(maps)
         assert last.output is not None
         attention, general = tower.attentions[-1], []
         for output in last.output:  # (B, s, D), one target after the other
@@ -73,7 +73,7 @@ class GradEclip(ViTAttribution):
             gradient = read_row(start, heads_gradient(attention, output, seen))
             row = row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
-        return Computed(last.record, torch.stack(general), last.scored.chosen)
+        return last.run.computed(torch.stack(general))
 
     @torch.no_grad()
     def _loosened(self, seen: LayerRecord, start: Tensor | None) -> Tensor:

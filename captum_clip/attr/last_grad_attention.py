@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
@@ -11,10 +12,10 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ..recording import LayerRecord, record_vit
-from ._attention import propagated, readout_row, weighted, weighted_rows
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import LastGradient, all_gradients, kept_attention, last_gradient
+from ._attention import pooled_attention, propagated, weighted, weighted_rows
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import LastGradient, all_gradients, kept_attention, last_gradient
 
 Heads = Literal["paired", "averaged"]
 
@@ -70,11 +71,11 @@ class LastGradAttention(ViTAttribution):
         check_choice("heads", heads, ("paired", "averaged"))
         layers, pooling = self._layers(start_layer), self._tower.pooling
         if pooling == "attention" and len(layers) > 1:
-            return self._below_probe(call, layers, heads)
+            return self._below_pooling_head(call, layers, heads)
         rows: dict[int, Tensor] = {}
 
         def visit(index: int, seen: LayerRecord) -> None:
-            rows[index] = _combined(readout_row(self._tower.layers[index], seen), heads, dim=1)
+            rows[index] = _combined(pooled_attention(self._tower.layers[index], seen), heads, dim=1)
 
         if pooling == "mean":  # the rows alone will not do
             last = last_gradient(self._tower, call, keep=layers)
@@ -86,36 +87,36 @@ class LastGradAttention(ViTAttribution):
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
         for step in weighted_rows(gradient, torch.stack([rows[index] for index in layers])):
-            own = last.record.pooled.read(step[..., None])  # (K', B, 1)
+            own = last.run.record.pooled.read(step[..., None])  # (K', B, 1)
             maps = (1 + own) * maps + step  # (K', B, s)
-        return Computed(last.record, maps, last.scored.chosen)
+        return last.run.computed(maps)
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
-        record = last.record
+        run = last.run
         if self._tower.pooling != "mean":  # only now whole layers turned out to be needed
             with torch.no_grad(), record_vit(self._tower, keep=layers) as record:
                 call.scores()
-        averaged = heads == "averaged"
-        attention = kept_attention(self._tower, record, last.scored, averaged=averaged)
+            run = replace(run, record=record)
+        attention = kept_attention(self._tower, run, averaged=heads == "averaged")
         maps = [
             _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
             for start, gradient in last.matrices(self._tower)
         ]
-        return Computed(last.record, torch.stack(maps), last.scored.chosen)
+        return last.run.computed(torch.stack(maps))
 
-    def _below_probe(self, call: Call, layers: range, heads: Heads) -> Computed:
+    def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         found = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        averaged, maps = heads == "averaged", []
-        attention = kept_attention(self._tower, found.record, found.scored, averaged=averaged)
-        for gradients in found.scored.gradients(*found.points):
+        attention = kept_attention(self._tower, found.run, averaged=heads == "averaged")
+        maps = []
+        for gradients in found.run.gradients(*found.points):
             last = found.last_row(gradients[-1])
             assert last is not None
             start = weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
             gradient = _combined(found.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
             maps.append(_propagated(start, gradient, attention, layers[:-1]))
-        return Computed(found.record, torch.stack(maps), found.scored.chosen)
+        return found.run.computed(torch.stack(maps))
 
 
 def _propagated(

@@ -15,15 +15,15 @@ from ..recording import LayerRecord
 from ._attention import (
     all_rows,
     heads_gradient,
-    pooled_row,
+    initial_row,
+    pooled_attention,
     read_row,
-    readout_row,
     row_gradient,
     start_row,
 )
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import all_gradients, last_gradient, without_gradient
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import all_gradients, last_gradient, without_gradient
 
 Of = Literal["attention", "gradient"]
 Rows = Literal["cls", "sum"]
@@ -97,36 +97,36 @@ class LayerAttention(ViTAttribution):
             if not isinstance(attention, AttentionLayer) or (
                 rows == "cls" and tower.pooling == "cls"
             ):
-                shown.append(readout_row(attention, seen).mean(1))
+                shown.append(pooled_attention(attention, seen).mean(1))
                 return
             matrix = all_rows(attention, seen).mean(1)
-            mean = pooled_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
+            mean = initial_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
             shown.append(read_row(mean, matrix) if rows == "cls" else matrix.sum(1))
 
-        record, scored = without_gradient(tower, call, (range(index, index + 1), visit))
-        return Computed(record, shown[0].expand(len(scored.columns), -1, -1), scored.chosen)
+        run = without_gradient(tower, call, (range(index, index + 1), visit))
+        return run.computed(shown[0].expand(len(run.columns), -1, -1))
 
     def _gradient(self, call: Call, index: int, rows: Rows) -> Computed:
         prefix, is_last = self._tower.prefix, index == len(self._tower.attentions) - 1
         if is_last:
             last = last_gradient(self._tower, call)
             if last.row is not None:  # the only row, so also the sum
-                return Computed(last.record, last.row.mean(2), last.scored.chosen)
-            record, scored, output = last.record, last.scored, last.output
+                return last.run.computed(last.row.mean(2))
+            run, output = last.run, last.output
             assert output is not None
         else:
             found = all_gradients(self._tower, call, index)
-            record, scored = found.record, found.scored
-            output = scored.stacked_gradients(found.points[0])  # (K', B, s, D)
-        layer, seen = self._tower.layers[index], record.layers[index]
+            run = found.run
+            output = run.stacked_gradients(found.points[0])  # (K', B, s, D)
+        layer, seen = self._tower.layers[index], run.record.layers[index]
         if rows == "sum":
             weights = torch.ones_like(output[0, ..., 0])
         elif is_last:
-            weights = torch.stack([start_row(g, prefix, record.pooled) for g in output])
+            weights = torch.stack([start_row(g, prefix, run.record.pooled) for g in output])
         else:
             like = output[0, ..., 0]
-            weights = pooled_row(self._tower.pooling, like, prefix, record.pooled)
+            weights = initial_row(self._tower.pooling, like, prefix, run.record.pooled)
         chosen = (weights[..., None] * output).sum(2)
         gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
         maps = gradient.mean(2)  # (K', B, H, s) -> (K', B, s)
-        return Computed(record, maps, scored.chosen)
+        return run.computed(maps)

@@ -18,14 +18,13 @@ from ._attention import (
     heads_output,
     matrix_gradient,
     merged,
-    readout_row,
+    pooled_attention,
     row_gradient,
     to_float32,
 )
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._passes import refuse_checkpointing
-from ._readout import Readout, embedded_scores
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import PooledEmbedding, embedded_scores, refuse_checkpointing
 
 _TOGETHER = 8  # targets in one batched backward, which bounds its memory
 
@@ -81,7 +80,7 @@ class LeGrad(ViTAttribution):
             scores = call.scores()
         found, batched = embedded_scores(tower, call, record, scores), call.similarity is not None
         maps = torch.stack([self._of_layer(found, index, batched) for index in record.outputs])
-        return Computed(found.record, maps.sum(0), found.scored.chosen)
+        return found.run.computed(maps.sum(0))
 
     def _last(self, layers: int | Literal["all"]) -> range:
         count = len(self._tower.layers)
@@ -94,11 +93,11 @@ class LeGrad(ViTAttribution):
             )
         return range(count - layers, count)
 
-    def _of_layer(self, found: Readout, index: int, batched: bool) -> Tensor:
+    def _of_layer(self, found: PooledEmbedding, index: int, batched: bool) -> Tensor:
         """E_l (K', B, s)."""
-        tower, output = self._tower, found.record.outputs[index]  # (B, s, D)
+        tower, output = self._tower, found.run.record.outputs[index]  # (B, s, D)
         if tower.pooling_head is None:
-            layer, seen = tower.layers[index], found.record.layers[index]
+            layer, seen = tower.layers[index], found.run.record.layers[index]
             mean = to_float32(output).mean(1)
             gradient = self._gradient(found, mean, seen.point(layer)[0], batched)
             return torch.stack(
@@ -106,13 +105,15 @@ class LeGrad(ViTAttribution):
             )
         with torch.no_grad():
             tokens = tower.pooling_head.keyed(output.detach())
-            row = readout_row(tower.pooling_head, LayerRecord(tokens=tokens))
+            row = pooled_attention(tower.pooling_head, LayerRecord(tokens=tokens))
             heads = heads_output(tower.pooling_head, row, tokens)
         token = merged(tower.pooling_head, heads.requires_grad_())
         gradient = self._gradient(found, token, heads, batched)
         return row_gradient(tower.pooling_head, gradient, tokens).clamp(min=0).mean(2)
 
-    def _gradient(self, found: Readout, token: Tensor, leaf: Tensor, batched: bool) -> Tensor:
+    def _gradient(
+        self, found: PooledEmbedding, token: Tensor, leaf: Tensor, batched: bool
+    ) -> Tensor:
         """The gradients of a layer's scores, (K', *leaf.shape), from what is read of it, (B, D)."""
         with autocast_disabled(token):
             embedding = F.normalize(run_steps(found.head(self._tower), token), dim=-1)

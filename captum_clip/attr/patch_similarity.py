@@ -15,9 +15,9 @@ from ..models.steps import run_steps
 from ..models.towers import PoolingHead
 from ..recording import LayerRecord
 from ._attention import autocast_disabled, projected_heads
-from ._base import Computed, ViTAttribution
-from ._call import Call
-from ._readout import readout
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import pooled_embedding
 
 Mixing = Literal["identity", "qq", "kk"]
 
@@ -76,7 +76,7 @@ class PatchSimilarity(ViTAttribution):
             )
         seen: list[LayerRecord] = []
         layer = (range(last, last + 1), lambda index, record: seen.append(record))
-        found = readout(tower, call, layer)
+        found = pooled_embedding(tower, call, layer)
         with torch.no_grad(), autocast_disabled(found.token):
             mixed = projected_heads(own, "value", seen[0])  # (B, H, s, d)
             if attention != "identity":
@@ -89,4 +89,4 @@ class PatchSimilarity(ViTAttribution):
             patches = F.normalize(flat, dim=-1).view(batch, count, -1)  # (B, s, E)
             rows: Tensor = found.direction.rows.expand(-1, batch, -1)
             maps = torch.einsum("kbe,bse->kbs", rows, patches)
-        return Computed(found.record, maps, found.scored.chosen)
+        return found.run.computed(maps)

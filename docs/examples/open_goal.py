@@ -18,12 +18,11 @@ from captum_clip.attr import ViTAttribution, register
 from captum_clip.attr._attention import (
     contributions,
     merged,
+    pooled_attention,
     projected_heads,
-    readout_row,
 )
-from captum_clip.attr._base import Computed
-from captum_clip.attr._call import Call
-from captum_clip.attr._readout import embedded_scores, readout
+from captum_clip.attr._call import Call, Computed
+from captum_clip.attr._engine import embedded_scores, pooled_embedding
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.models.steps import Direction, pull_back
 from captum_clip.recording import LayerRecord, record_detached_gates
@@ -61,9 +60,9 @@ class Competition(ViTAttribution):
         tower, seen = self._tower, {}
 
         def visit(index: int, record: LayerRecord) -> None:
-            seen[index] = record.tokens, readout_row(tower.attentions[index], record)
+            seen[index] = record.tokens, pooled_attention(tower.attentions[index], record)
 
-        found = readout(tower, call, (range(len(tower.layers)), visit))
+        found = pooled_embedding(tower, call, (range(len(tower.layers)), visit))
         with torch.no_grad():
             direction = pull_back(found.steps, found.token, found.direction)
             maps = torch.zeros(1)
@@ -76,7 +75,7 @@ class Competition(ViTAttribution):
                 added = contributions(layer, at_heads, row, tokens, by_head=True)  # (K, B, H, s)
                 share = row / (1 - row)
                 maps = maps + (share * (added / row - added.sum(-1, keepdim=True))).sum(2)
-        return Computed(found.record, maps, found.scored.chosen)
+        return found.run.computed(maps)
 
 
 @register
@@ -108,8 +107,7 @@ class AttentionFree(ViTAttribution):
             (gradient,) = torch.autograd.grad(embedding, record.input, rows, retain_graph=True)
             maps.append((gradient * record.input.detach()).sum(1).flatten(1))
         stacked = torch.stack(maps)
-        padding = stacked.new_zeros(*stacked.shape[:-1], tower.prefix)
-        return Computed(record, torch.cat([padding, stacked], -1), found.scored.chosen)
+        return found.run.computed(F.pad(stacked, (tower.prefix, 0)))
 
 
 METHODS = ("direct", "conservative", "mean-of-both", "competition", "attention-free")

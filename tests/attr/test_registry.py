@@ -13,10 +13,8 @@ from captum.attr import LayerGradCam
 
 from captum_clip import ClipSimilarity, attr, explain, load_clip, targets
 from captum_clip.attr import ResNetAttribution, ViTAttribution, register, registry
-from captum_clip.attr._base import Computed
-from captum_clip.attr._call import Call
-from captum_clip.attr._passes import last_gradient
-from captum_clip.attr._readout import resnet_gradient
+from captum_clip.attr._call import Call, Computed
+from captum_clip.attr._engine import last_gradient, resnet_gradient
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
@@ -39,7 +37,7 @@ class LastGradient(ViTAttribution):
     def _compute(self, call: Call, *, times: int = 1) -> Computed:
         last = last_gradient(self._tower, call)
         assert last.row is not None
-        return Computed(last.record, times * last.row.mean(2), last.scored.chosen)
+        return last.run.computed(times * last.row.mean(2))
 
 
 @final
@@ -51,10 +49,9 @@ class Activation(ResNetAttribution):
     costly = True
 
     def _compute(self, call: Call) -> Computed:
-        record, scored, _ = resnet_gradient(self._tower, call)
-        assert record.features is not None
-        mean = record.features.float().mean(1)
-        return Computed(record, mean.expand(len(scored.columns), *mean.shape), scored.chosen)
+        run, _ = resnet_gradient(self._tower, call)
+        mean = run.record.features.float().mean(1)
+        return run.computed(mean.expand(len(run.columns), *mean.shape))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,413 @@
+"""One forward through a tower: gradients at its attentions, or the embedding taken apart.
+
+Where a `ClipSimilarity` scores a tower that pools CLS or has a pooling head, the forward stops at
+the last attention, and one token goes through the rest. Elsewhere the forward runs to its end.
+Either way a gradient is taken at the output of an attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from ..errors import CaptureError, UnsupportedModelError
+from ..models.library import has_no_foreign_hooks
+from ..models.steps import Direction, Step, run_steps
+from ..models.text import TextTower
+from ..models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
+from ..recording import LayerRecord, Recording, Visit, record_resnet, record_vit
+from . import _attention
+from ._attention import to_float32
+from ._call import Call, Pass
+
+Visits = tuple[range, Visit]
+
+
+@dataclass(frozen=True, eq=False)
+class LastGradient:
+    """The gradient of the last attention, which is the pooling head's where there is one.
+
+    Attributes:
+        row: d y / d A of the pooled row, (K', B, H, s), where all others are exactly zero.
+        attention: that row of A, (B, H, s), where there is a `row`.
+        output: the gradient at the last layer's point, (K', B, s, D), where they are not zero.
+    """
+
+    run: Pass
+    row: Tensor | None = None
+    attention: Tensor | None = None
+    output: Tensor | None = None
+
+    def matrices(self, tower: ViTTower) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
+        assert self.output is not None
+        layer, seen = tower.layers[-1], self.run.record.layers[len(tower.layers) - 1]
+        for output in self.output:
+            start = _attention.start_row(output, tower.prefix, seen.pooled)
+            yield start, _attention.matrix_gradient(layer, output, seen)
+
+
+def last_gradient(
+    tower: ViTTower, call: Call, visit: Visits | None = None, keep: range = range(0)
+) -> LastGradient:
+    """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
+    last = len(tower.attentions) - 1
+    attention = tower.attentions[last]
+    if tower.pooling == "cls" and not keep and call.runs_library_code(tower):
+        short = _from_last_block(tower, call, visit)
+        if short is not None:
+            return short
+    if _stops(tower, call):
+        with record_vit(tower, visit=visit, stop=last) as record:
+            call.scores()
+        with torch.no_grad():
+            weights, heads, tokens = _last_heads(tower, record)
+        run = _tail(tower, call, record, heads.requires_grad_())
+        row = _attention.row_gradient(attention, run.stacked_gradients(heads), tokens)
+        return LastGradient(run, row, weights)
+    refuse_checkpointing(tower)
+    keep = keep or range(last, last + 1)
+    run = call.run(record_vit(tower, visit=visit, keep=keep, leaf=last))
+    seen = run.record.layers[last]
+    output = run.stacked_gradients(seen.point(attention)[0])  # (K', B, s, D)
+    if tower.pooling == "attention":
+        _check_first_query(output)
+    elif tower.pooling == "mean" or output[:, :, 1:].any():
+        return LastGradient(run, output=output)
+    return LastGradient(run, *_first_row(attention, seen, output))
+
+
+def _from_last_block(tower: ViTTower, call: Call, visit: Visits | None) -> LastGradient | None:
+    """The same with the last block's output as leaf, so K backwards run the user's tail alone.
+
+    One token passes the block itself, for all targets at once. None where the scores depend on
+    more than CLS.
+    """
+    last = len(tower.layers) - 1
+    kept = range(last, last + 1)
+    run = call.run(record_vit(tower, visit=visit, keep=kept, leaf="block"))
+    rows = []
+    for (gradient,) in run.gradients(run.record.outputs[last]):
+        if gradient[:, 1:].any():
+            return None
+        rows.append(gradient[:, 0])
+    with torch.no_grad():
+        weights, heads, tokens = _last_heads(tower, run.record)
+    token = _pooled_token(tower, run.record, heads.requires_grad_())
+    (gradient,) = grad(token, heads, torch.stack(rows), is_grads_batched=True)
+    return LastGradient(run, _attention.row_gradient(tower.layers[last], gradient, tokens), weights)
+
+
+def _stops(tower: ViTTower, call: Call) -> bool:
+    """Whether the forward may end at the last attention, the rest being one token's tail."""
+    return call.similarity is not None and tower.pooling != "mean"
+
+
+@torch.no_grad()
+def _first_row(attention: Attention, seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
+    heads = _attention.heads_gradient(attention, gradient[:, :, 0], seen)
+    row = _attention.row_gradient(attention, heads, seen.tokens)
+    return row, _attention.pooled_attention(attention, seen)
+
+
+def _check_first_query(gradient: Tensor) -> None:
+    """Only a pooling head's first query may have a gradient (..., queries, D): it is pooled."""
+    if gradient[..., 1:, :].any():
+        raise CaptureError(
+            "The scores depend on several queries of the tower's pooling head; only the first one, "
+            "of which the image embedding is made, can be explained."
+        )
+
+
+def _last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor, Tensor]:
+    """The last attention's pooled row (B, H, s), its heads' outputs (B, D), and its tokens."""
+    attention = tower.attentions[-1]
+    seen = record.layers[len(tower.attentions) - 1]
+    row = _attention.pooled_attention(attention, seen)
+    return row, _attention.heads_output(attention, row, seen.tokens), seen.tokens
+
+
+def _pooled_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
+    """The argument of `ViTTower.embed`, (B, D), from the last heads' outputs for what is pooled."""
+    last = len(tower.attentions) - 1
+    attention = tower.attentions[last]
+    attended = _attention.merged(attention, heads)
+    if isinstance(attention, AttentionLayer):
+        residual = record.pooled.read(record.residual)
+        return attention.tail(residual, attended.to(residual.dtype))
+    return attended.to(record.layers[last].tokens.dtype)  # of the tower, as its head expects
+
+
+def _tail(tower: ViTTower, call: Call, record: Recording, heads: Tensor) -> Pass:
+    """The scores of a stopped forward, from the last heads' outputs for what is pooled, (B, D)."""
+    assert call.similarity is not None
+    embedding = tower.embed(_pooled_token(tower, record, heads))
+    return call.passed(record, call.similarity.score(embedding))
+
+
+@dataclass(frozen=True, eq=False)
+class AllGradients:
+    """One forward whose graph begins at an attention, and the `points` to differentiate.
+
+    They are the attentions' outputs, before the output map where they can be; where the forward
+    was stopped the last one is the pooled row of attention itself.
+    """
+
+    tower: ViTTower
+    run: Pass
+    points: tuple[Tensor, ...]
+
+    def layer_gradient(self, index: int, gradient: Tensor) -> Tensor:
+        """D y / d A (B, H, s, s) of a layer, given the gradient of its point."""
+        layer, seen = self.tower.layers[index], self.run.record.layers[index]
+        return _attention.matrix_gradient(layer, gradient, seen)
+
+    def last_row(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
+        """D y / d A and A of the pooled row, both (B, H, s), given the last gradient.
+
+        None where the last attention is a layer's whole matrix.
+        """
+        if self.run.record.stopped:
+            return gradient, self.points[-1].detach()
+        head = self.tower.pooling_head
+        if head is None:
+            return None
+        _check_first_query(gradient)
+        seen = self.run.record.layers[len(self.tower.layers)]
+        rows, attention = _first_row(head, seen, gradient[None])
+        return rows[0], attention
+
+
+def all_gradients(
+    tower: ViTTower, call: Call, start: int, first: int | None = None
+) -> AllGradients:
+    """Run once with a graph from the attention of layer `start` on, tokens kept from `first`."""
+    refuse_checkpointing(tower)
+    first = start if first is None else first
+    last = len(tower.attentions) - 1
+
+    def points(record: Recording, stop: int) -> tuple[Tensor, ...]:
+        indices = range(start, stop)
+        return tuple(record.layers[i].point(tower.attentions[i])[0] for i in indices)
+
+    if _stops(tower, call) and start < last:
+        with record_vit(tower, keep=range(first, last), leaf=start, stop=last) as record:
+            call.scores()
+        row, heads, _ = _last_heads(tower, record)
+        run = _tail(tower, call, record, heads)
+        return AllGradients(tower, run, (*points(record, last), row))
+    run = call.run(record_vit(tower, keep=range(first, last + 1), leaf=start))
+    return AllGradients(tower, run, points(run.record, last + 1))
+
+
+def kept_attention(
+    tower: ViTTower, run: Pass, *, averaged: bool = False
+) -> Callable[[int], Tensor]:
+    """A function of a kept layer: its attention (B, H, s, s), or `averaged` (B, 1, s, s)."""
+
+    def attention(index: int) -> Tensor:
+        matrix = _attention.all_rows(tower.layers[index], run.record.layers[index])
+        return matrix.mean(1, keepdim=True) if averaged else matrix
+
+    return cache(attention) if len(run.columns) > 1 else attention  # every target needs it again
+
+
+def without_gradient(tower: ViTTower, call: Call, visit: Visits) -> Pass:
+    """Run once without any graph and visit the tokens of some layers."""
+    with torch.no_grad():
+        if not _stops(tower, call):
+            return call.run(record_vit(tower, visit=visit))
+        with record_vit(tower, visit=visit, stop=len(tower.attentions) - 1) as record:
+            call.scores()
+        return _tail(tower, call, record, _last_heads(tower, record)[1])
+
+
+def refuse_checkpointing(tower: ViTTower) -> None:
+    """A block that runs again in the backward would be seen by no hook."""
+    if tower.checkpointing:
+        raise UnsupportedModelError(
+            "The vision tower checkpoints its activations, so its blocks run again in the "
+            "backward; turn gradient checkpointing off to explain it."
+        )
+
+
+class ReadsMoreError(CaptureError):
+    """The scores depend on more than the embedding."""
+
+
+@dataclass(frozen=True, eq=False)
+class PooledEmbedding:
+    """An embedding e, the scores that are made of it, and what e itself is pooled from.
+
+    Attributes:
+        embedding: (B, E), in the graph where there is one.
+        direction: y = d . e for K' texts, with the length of the embedding as a constant. It is
+            the direction's scale, so its rows are the texts' own where y is a cosine.
+        gradient: of the scores at e, (K', B, E).
+        projected: whether e comes out of the tower's whole head.
+        steps: of the tower's head, from the pooled token to e.
+        token: (B, D), the argument of `ViTTower.embed`; with a mean of patches the tokens of which
+            it is the mean, (B, N, D); a ResNet's features (B, C, h, w).
+    """
+
+    run: Pass
+    embedding: Tensor
+    direction: Direction
+    gradient: Tensor
+    projected: bool = True
+    steps: tuple[Step, ...] = ()
+    token: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def head(self, tower: ViTTower) -> tuple[Step, ...]:
+        """The steps of a tower's head up to the embedding that the scores are made of."""
+        whole = self.projected or tower.projection_module is None
+        return tower.head if whole else tower.head[:-1]
+
+
+def pooled_embedding(tower: Tower, call: Call, visit: Visits | None = None) -> PooledEmbedding:
+    """Run once, without a graph up to the embedding, and visit the tokens of some layers."""
+    if isinstance(tower, ViTTower):
+        _ = tower.head  # which a family may not know: refused before any work
+    with _until_embedding(tower, call, visit) as record:
+        scores = call.scores()
+    with torch.no_grad():
+        token = _pooled_tokens(tower, record)
+        if call.similarity is not None:
+            found = _of_cosine(call, record, _embedded(tower, record, token))
+    if call.similarity is None:
+        found = embedded_scores(tower, call, record, scores)
+    steps = found.head(tower) if isinstance(tower, ViTTower) else ()
+    return replace(found, steps=steps, token=to_float32(token))
+
+
+def _until_embedding(
+    tower: Tower, call: Call, visit: Visits | None
+) -> AbstractContextManager[Recording]:
+    own = call.similarity is None
+    if isinstance(tower, ResNetTower):
+        return record_resnet(tower, then="embedding" if own else "stop")
+    assert isinstance(tower, ViTTower)
+    last = len(tower.attentions) - 1
+    end, nothing = range(last, last + 1), range(0)
+    if own:
+        kept, outputs = (end, nothing) if tower.pooling == "attention" else (nothing, end)
+        return record_vit(tower, visit=visit, keep=kept, leaf="embedding", outputs=outputs)
+    if _stops(tower, call):
+        return record_vit(tower, visit=visit, stop=last)
+    return record_vit(tower, visit=visit, outputs=end)
+
+
+def _pooled_tokens(tower: Tower, record: Recording) -> Tensor:
+    """The `token` of a `PooledEmbedding`, in the tower's own precision."""
+    if not isinstance(tower, ViTTower):
+        return record.features
+    if record.stopped or tower.pooling == "attention":
+        return _pooled_token(tower, record, _last_heads(tower, record)[1])
+    final = record.outputs[len(tower.layers) - 1].detach()
+    return final[:, tower.prefix :] if tower.pooling == "mean" else final[:, 0]
+
+
+def _embedded(tower: Tower, record: Recording, token: Tensor) -> Tensor:
+    """The embedding (B, E) of what is pooled."""
+    if isinstance(tower, ResNetTower):
+        return tower.pool(token)
+    assert isinstance(tower, ViTTower)
+    if tower.pooling != "mean":
+        return tower.embed(token)
+    before = tower.steps_before_mean
+    mean = record.pooled.mean(run_steps(tower.head[:before], token), slice(None))[:, 0]
+    return run_steps(tower.head[before:], mean)
+
+
+def _of_cosine(call: Call, record: Recording, embedding: Tensor) -> PooledEmbedding:
+    """Directions that are the target's embeddings over the length of the image's."""
+    assert call.similarity is not None
+    run = call.passed(record, call.similarity.score(embedding.detach()))
+    columns, e = run.columns, to_float32(embedding.detach())
+    same = bool((columns == columns[:, :1]).all())  # every image is asked about the same targets
+    rows = call.similarity.embeddings.to(e.dtype)[columns[:, :1] if same else columns]
+    length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    gradient = (rows - run.chosen.T[..., None] * (e / length)) / length
+    direction = Direction.of(rows, length[:, 0].reciprocal())
+    return PooledEmbedding(run, embedding, direction, gradient)
+
+
+def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor) -> PooledEmbedding:
+    r"""A forward's result, scores or the embeddings of texts, in terms of the embedding e.
+
+    The directions are :math:`g + (y - g \cdot e) e / |e|^2`, g the gradient at e: so d . e = y
+    whatever the scores are, and d = t / |e| where y is the cosine of e and t.
+    """
+    if isinstance(tower, TextTower):
+        return _of_cosine(call, record, result)
+    run = call.passed(record, result)
+    if run.depend_on(record.other_outputs):
+        raise ReadsMoreError(
+            "The scores depend on more of what the vision tower returned than the image embedding, "
+            "such as hidden states, so they cannot be taken apart; take a method with gradients, "
+            "such as AllGradAttention, or ClipGradCam on a ResNet."
+        )
+    point, projected = record.embedding, False
+    if record.projected is not None and record.projected.requires_grad:
+        projected = _leads_through(result, record.projected, record.embedding)
+        point = record.projected if projected else point
+    gradient = to_float32(run.stacked_gradients(point))  # (K', B, E)
+    if point.ndim == 3:  # FLAVA projects all tokens, and the first is the image's
+        gradient, point = gradient[:, :, 0], point[:, 0]
+    e = to_float32(point.detach())
+    along = run.chosen.T.to(gradient.dtype) - (gradient * e).sum(-1)
+    length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    rows = gradient * length + along[..., None] * (e / length)
+    direction = Direction.of(rows, length[:, 0].reciprocal())
+    return PooledEmbedding(run, point, direction, gradient, projected)
+
+
+def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool:
+    """Whether the scores depend on the tower's embedding through its projection alone."""
+
+    def gradients(
+        of: Tensor, *at: Tensor, along: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        return grad(of, at, along, retain_graph=True, allow_unused=True)
+
+    inner, whole = gradients(scores.sum(), projected, embedding)
+    if inner is None or whole is None:
+        return False
+    (through,) = gradients(projected, embedding, along=inner)
+    return through is not None and bool(
+        torch.allclose(through, whole, rtol=1e-3, atol=1e-6 * float(whole.abs().max()))
+    )
+
+
+def resnet_gradient(
+    tower: ResNetTower, call: Call, *, detached: bool = False
+) -> tuple[Pass, Tensor]:
+    """Run once: the last stage's features in the recording, and d y / d shift (K', B, C).
+
+    A shift of all positions, since Grad-CAM needs the gradient only through its mean over them;
+    `detached` takes the weights of an attention pool as constants.
+    """
+    known = call.runs_library_code(tower) and has_no_foreign_hooks(tower.stage)
+    if known or call.similarity is not None:
+        try:
+            found = pooled_embedding(tower, call)
+            with torch.no_grad():
+                shift = tower.shift_gradient(found.token, found.gradient, detached=detached)
+            return found.run, shift
+        except ReadsMoreError:
+            pass  # the gradient does not lead through the pool alone
+    if detached:
+        raise UnsupportedModelError(
+            "ClipGradCam: attention='detached' needs a score of the pool's output alone, by the "
+            "library's own code and without foreign hooks, so that the pool's weights are known; "
+            "leave it out."
+        )
+    run = call.run(record_resnet(tower, then="shift"))
+    return run, run.stacked_gradients(run.record.shift)
