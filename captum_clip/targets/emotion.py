@@ -11,7 +11,7 @@ from ..checks import as_list
 from ..emotions import EMOTIONS, EmotionProbe
 from ..errors import TargetError
 from ..models import ClipAdapter
-from .base import Target
+from .target import Target
 
 
 def emotion(

@@ -15,8 +15,14 @@ from tests.attr import cases
 LIBRARIES = ["hf_vit", "open_clip_vit", "open_clip_resnet"]
 
 
+@pytest.fixture
+def clip():
+    """An adapter of transformers."""
+    return cases.adapter("hf_vit")
+
+
 @pytest.fixture(params=LIBRARIES)
-def clip(request):
+def each(request):
     """An adapter of each library."""
     return cases.adapter(request.param)
 
@@ -33,17 +39,17 @@ def encoded(clip, texts):
     return features / features.norm(dim=1, keepdim=True)
 
 
-def test_text_gives_a_unit_row_a_text(clip):
-    """The rows are the library's own encodings, the names the texts."""
+def test_text_gives_a_unit_embedding_a_text(each):
+    """They are the library's own encodings, the names the texts."""
     texts = ["a horse", "a dog and a cat"]
-    target = targets.text(clip, texts)
-    torch.testing.assert_close(target.embeddings, encoded(clip, texts), atol=1e-6, rtol=1e-5)
+    target = targets.text(each, texts)
+    torch.testing.assert_close(target.embeddings, encoded(each, texts), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(target.norms, torch.ones(2))
     assert target.names == ("a horse", "a dog and a cat")
     assert len(target) == 2
 
 
-def test_single_text_gives_one_row(clip):
+def test_single_text_gives_one_embedding(clip):
     """A text that is no list is one text, not its letters."""
     target = targets.text(clip, "a horse")
     assert target.embeddings.shape == (1, 24)
@@ -51,15 +57,15 @@ def test_single_text_gives_one_row(clip):
     assert torch.allclose(target.embeddings, targets.text(clip, ("a horse",)).embeddings)
 
 
-def test_row_does_not_depend_on_its_neighbours(clip):
+def test_embedding_does_not_depend_on_its_neighbours(each):
     """Padding to a longer text changes nothing."""
-    alone = targets.text(clip, "a dog")
-    beside = targets.text(clip, ["a dog", "a dog beside a much longer text about a horse"])
-    torch.testing.assert_close(beside.embeddings[:1], alone.embeddings, atol=1e-6, rtol=1e-5)
+    alone = targets.text(each, "a dog")
+    both = targets.text(each, ["a dog", "a dog next to a much longer text about a horse"])
+    torch.testing.assert_close(both.embeddings[:1], alone.embeddings, atol=1e-6, rtol=1e-5)
 
 
 def test_templates_average_unit_encodings(clip):
-    """Mean of the unit rows, normalised again; the norm says how much they agree."""
+    """Mean of the unit embeddings, normalised again; the norm says how much they agree."""
     templates = ["a photo of a {}.", "{}", "the {} of the day"]
     target = targets.text(clip, ["horse", "dog"], templates=templates)
     for row, norm, word in zip(target.embeddings, target.norms, ["horse", "dog"], strict=True):
@@ -84,7 +90,7 @@ def test_text_with_braces_is_no_template(clip):
     )
 
 
-@pytest.mark.parametrize("template", ["a horse", "{} and {}", 3, "{0}"])
+@pytest.mark.parametrize("template", ["a horse", "{} and {}", 3])
 def test_template_without_one_place_is_refused(clip, template):
     """The template is named."""
     with pytest.raises(TargetError, match=r"one \{\} for the text, got"):
@@ -137,8 +143,9 @@ def test_what_is_no_list_of_texts_is_refused(clip, texts):
         targets.text(clip, texts)
 
 
-def test_long_text_says_how_many_tokens_it_has(clip):
+def test_long_text_says_how_many_tokens_it_has(each):
     """Nothing is cut off in silence."""
+    clip = each
     if clip.tokenizer is cases.adapter("hf_vit").tokenizer:
         fitting, longer = "x" * 75, "x" * 76  # a token of each byte, start and end
     else:
@@ -152,10 +159,10 @@ def test_long_text_says_how_many_tokens_it_has(clip):
         targets.words(clip, longer)
 
 
-def test_image_gives_its_unit_embedding(clip):
+def test_image_gives_its_unit_embedding(each):
     """A reference image is a target; a float tensor counts as preprocessed."""
-    name = next(n for n in LIBRARIES if cases.adapter(n) is clip)
-    images = cases.images(name)
+    clip = each
+    images = cases.images(next(n for n in LIBRARIES if cases.adapter(n) is clip))
     target = targets.image(clip, images)
     with torch.no_grad():
         wanted = F.normalize(cases.embed(clip.model, images), dim=-1)
@@ -184,9 +191,8 @@ def test_image_file_is_named_after_itself(clip, tmp_path):
 
 def test_image_wants_as_many_names(clip):
     """One name per image."""
-    name = next(n for n in LIBRARIES if cases.adapter(n) is clip)
-    with pytest.raises(TargetError, match=r"3 rows need as many names, got 1"):
-        targets.image(clip, cases.images(name), names=["one"])
+    with pytest.raises(TargetError, match=r"3 embeddings need as many names, got 1"):
+        targets.image(clip, cases.images("hf_vit"), names=["one"])
 
 
 def test_image_that_is_not_there_is_refused(clip):
@@ -196,7 +202,7 @@ def test_image_that_is_not_there_is_refused(clip):
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
-def test_embedding_normalises_its_rows(kind):
+def test_embedding_is_normalised(kind):
     """Tensors, arrays and lists of numbers, of any length."""
     target = targets.embedding(kind([[3.0, 4.0], [0.0, -2.0]]), ["a", "b"])
     torch.testing.assert_close(
@@ -206,8 +212,8 @@ def test_embedding_normalises_its_rows(kind):
     assert target.names == ("a", "b")
 
 
-def test_embedding_takes_one_row():
-    """(D,) is one row."""
+def test_embedding_takes_a_vector():
+    """(D,) is one embedding."""
     target = targets.embedding(torch.tensor([0, 3]), "up")
     assert torch.equal(target.embeddings, torch.tensor([[0.0, 1.0]]))
     assert target.names == ("up",)
@@ -215,7 +221,7 @@ def test_embedding_takes_one_row():
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("given", "message"),
     [
         (torch.zeros(2, 3), "'embedding 0' has no direction"),
         (torch.tensor([[1.0, float("nan")]]), "'embedding 0' holds NaN or infinity"),
@@ -229,13 +235,13 @@ def test_embedding_takes_one_row():
     ],
     ids=str,
 )
-def test_bad_embedding_is_refused(rows, message):
+def test_bad_embedding_is_refused(given, message):
     """Each with its reason."""
     with pytest.raises(TargetError, match=message):
-        targets.embedding(rows)
+        targets.embedding(given)
 
 
 def test_embedding_wants_as_many_names():
-    """One name per row."""
-    with pytest.raises(TargetError, match=r"2 rows need as many names, got 3"):
+    """One name per embedding."""
+    with pytest.raises(TargetError, match=r"2 embeddings need as many names, got 3"):
         targets.embedding(torch.eye(2), ["a", "b", "c"])

@@ -1,0 +1,435 @@
+"""Targets: K directions in CLIP's embedding space, from embeddings, images, texts and words."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checks import as_list, is_encodable, is_integer, show
+from ..errors import InputError, TargetError
+from ..maps import to_float32, unusable
+from ..models import ClipAdapter, ImageLike
+
+Source = Literal["text", "image"]
+Span = tuple[int, int]
+_ZERO = 1e-6  # a direction this short, next to unit encodings, is rounding
+_PUNCTUATION = string.punctuation + "“”‘’«»„¿¡…–—"
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """K target directions.
+
+    Attributes:
+        embeddings: (K, D), L2-normalised after all arithmetic.
+        norms: lengths (K,) before that; a word with a short difference hardly matters to its text.
+        names: one name per embedding.
+        source: "text" or "image" where all embeddings are of such; None elsewhere.
+
+    ``-t`` negates (negative saliency), ``a - b`` subtracts unit embeddings, ``t[i]`` picks some (an
+    index, a slice, a list or a name), ``len(t)`` is K. There is no ``+``: several targets are
+    joined by :func:`captum_clip.targets.concatenate`.
+    """
+
+    embeddings: Tensor
+    norms: Tensor
+    names: tuple[str, ...]
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        # Made under inference_mode, tensors could never take part in a gradient; copies can.
+        with torch.inference_mode(False):
+            for part in ("embeddings", "norms"):
+                tensor = getattr(self, part)
+                if tensor.is_inference():
+                    object.__setattr__(self, part, tensor.clone())
+
+    @classmethod
+    def of(cls, embeddings: Tensor, names: Sequence[str], source: Source | None = None) -> Target:
+        """A target of embeddings (K, D) of any length; kept detached, in at least float32.
+
+        Raises:
+            TargetError: not (K, D), not finite, one without direction, or not K names.
+        """
+        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or 0 in embeddings.shape:
+            is_tensor = isinstance(embeddings, Tensor)
+            got = tuple(embeddings.shape) if is_tensor else type(embeddings).__name__
+            raise TargetError(f"Target: expected embeddings of shape (K, D), got {got}.")
+        if reason := unusable(embeddings):
+            raise TargetError(f"Target: expected embeddings of plain numbers, got {reason}.")
+        count = len(embeddings)
+        if len(names) != count:
+            raise TargetError(f"Target: {count} embeddings need as many names, got {len(names)}.")
+        is_float = embeddings.is_floating_point()
+        zero = max(_ZERO, torch.finfo(embeddings.dtype).eps if is_float else 0)
+        embeddings = to_float32(embeddings.detach())
+        norms = embeddings.norm(dim=1)
+        for name, norm in zip(names, norms.tolist(), strict=True):
+            if not norm < float("inf"):
+                raise TargetError(f"Target: the embedding of {name!r} holds NaN or infinity.")
+            if norm < zero:
+                raise TargetError(
+                    f"Target: {name!r} has no direction (length {norm:.1e}); with it and without "
+                    "it the model sees the same, so there is nothing to explain."
+                )
+        return cls(embeddings / norms[:, None], norms, tuple(names), source)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Target]:
+        return (self[index] for index in range(len(self)))
+
+    def __neg__(self) -> Target:
+        names = tuple(f"not {name}" for name in self.names)
+        return Target(-self.embeddings, self.norms, names, self.source)
+
+    def __sub__(self, other: Target) -> Target:
+        if not isinstance(other, Target):
+            return NotImplemented
+        if len(other) not in (1, len(self)) and len(self) != 1:
+            raise TargetError(
+                f"Target: cannot subtract {len(other)} embeddings from {len(self)}; the counts "
+                "must be equal, or one of them 1."
+            )
+        _check_sizes("Target", [self, other])
+        differences = self.embeddings - other.embeddings.to(self.embeddings.device)
+        count = len(differences)
+        left, right = (t.names * (count if len(t) == 1 else 1) for t in (self, other))
+        names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
+        return Target.of(differences, names, _common_source([self, other]))
+
+    def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> Target:
+        chosen = self._positions(key)
+        if not chosen:
+            raise TargetError(
+                f"Target: {show(key)} picks no embedding; the names are {list(self.names)}."
+            )
+        names = tuple(self.names[index] for index in chosen)
+        return Target(self.embeddings[chosen], self.norms[chosen], names, self.source)
+
+    def _positions(self, key: Any) -> list[int]:
+        if isinstance(key, slice):
+            return list(range(len(self)))[key]
+        if isinstance(key, str):
+            return [index for index, name in enumerate(self.names) if name == key]
+        listed = key.tolist() if isinstance(key, (Tensor, np.ndarray, np.integer)) else key
+        several = listed if isinstance(listed, Iterable) else [listed]
+        chosen = [i.item() if isinstance(i, np.integer) else i for i in several]
+        if not all(is_integer(index) for index in chosen):
+            raise TargetError(f"Target: expected indices, a slice or a name, got {show(key)}.")
+        if any(not -len(self) <= index < len(self) for index in chosen):
+            raise IndexError(f"Target: index {show(key)} is out of range for {len(self)} targets.")
+        return [index % len(self) for index in chosen]
+
+    def to(self, device: torch.device | str) -> Target:
+        """The same target on another device."""
+        return Target(self.embeddings.to(device), self.norms.to(device), self.names, self.source)
+
+    def __repr__(self) -> str:
+        return f"Target({list(self.names)})"
+
+
+def _common_source(targets: Sequence[Target]) -> Source | None:
+    sources = {target.source for target in targets}
+    return sources.pop() if len(sources) == 1 else None
+
+
+def _check_sizes(caller: str, targets: Sequence[Target]) -> None:
+    sizes = sorted({target.embeddings.shape[1] for target in targets})
+    if len(sizes) > 1:
+        raise TargetError(
+            f"{caller}: the targets come from different models, with embeddings of {sizes} numbers."
+        )
+
+
+def concatenate(targets: Sequence[Target]) -> Target:
+    """Several targets as one, their embeddings one after the other.
+
+    Raises:
+        TargetError: nothing was given, or the embeddings differ in length.
+    """
+    targets = list(targets)
+    if not targets or not all(isinstance(target, Target) for target in targets):
+        raise TargetError(f"concatenate: expected one or more Targets, got {targets!r}.")
+    _check_sizes("concatenate", targets)
+    device = targets[0].embeddings.device
+    return Target(
+        torch.cat([target.embeddings.to(device) for target in targets]),
+        torch.cat([target.norms.to(device) for target in targets]),
+        tuple(name for target in targets for name in target.names),
+        _common_source(targets),
+    )
+
+
+def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> Target:
+    """Targets from embeddings (K, D) or one (D,), tensor or array, of any length.
+
+    Args:
+        embeddings: directions in the model's embedding space.
+        names: one name per embedding; "embedding 0", "embedding 1", ... where none is given.
+
+    Raises:
+        TargetError: not numbers, wrong shape, not finite, or one of zeros.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import targets
+        >>> targets.embedding(torch.eye(3)[:2], ["first", "second"]).norms
+        tensor([1., 1.])
+    """
+    try:
+        tensor = torch.as_tensor(embeddings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(
+            f"targets.embedding: expected numbers (K, D) or (D,), got {type(embeddings).__name__}."
+        ) from error
+    tensor = tensor[None] if tensor.ndim == 1 else tensor
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        tensor = tensor.float()
+    if names is None:
+        names = [f"embedding {index}" for index in range(len(tensor) if tensor.ndim else 0)]
+    return Target.of(tensor, as_list(names))
+
+
+def image(
+    clip: ClipAdapter,
+    images: ImageLike | Sequence[ImageLike],
+    names: Sequence[str] | None = None,
+) -> Target:
+    """One embedding per reference image, L2-normalised.
+
+    Args:
+        clip: the adapter.
+        images: what :meth:`ClipAdapter.preprocess` takes.
+        names: one name per image; file stems or "image 0", "image 1", ... where none is given.
+
+    Raises:
+        InputError: an image cannot be read.
+        TargetError: not as many names as images.
+    """
+    pixels = clip.preprocess(images)
+    with torch.no_grad():
+        embeddings = clip.encode_image(pixels)
+    if names is None:
+        names = _names(images, len(embeddings))
+    return Target.of(embeddings, as_list(names), "image")
+
+
+def _names(images: Any, count: int) -> list[str]:
+    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    if len(sources) != count:  # a batch: its images have no names of their own
+        sources = [None] * count
+    return [
+        Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
+        for index, source in enumerate(sources)
+    ]
+
+
+def text(
+    clip: ClipAdapter,
+    texts: str | Sequence[str],
+    *,
+    templates: str | Sequence[str] | None = None,
+    allow_empty: bool = False,
+) -> Target:
+    r"""One L2-normalised embedding per text.
+
+    With prompt templates it is the mean of the unit embeddings of the text in every template,
+    normalised again (Radford et al. 2021, section 3.1.4):
+
+    .. math:: t = \frac{m}{|m|}, \quad m = \frac{1}{P} \sum_p \frac{enc(p(text))}{|enc(p(text))|}
+
+    Args:
+        clip: the adapter.
+        texts: one text or several.
+        templates: one or several prompts with ``{}`` where the text goes, as "a photo of a {}.".
+        allow_empty: take "" as a text; a prompt without content, useful as a baseline.
+
+    Raises:
+        TargetError: no text, an empty one, one that is too long, or a template without ``{}``.
+
+    Example:
+        >>> from captum_clip import load_clip, targets
+        >>> clip = load_clip("demo/vit")
+        >>> targets.text(clip, ["horse", "dog"], templates=["a {}", "a photo of a {}"]).names
+        ('horse', 'dog')
+    """
+    texts = _checked_texts("targets.text", texts, allow_empty=allow_empty)
+    for text in texts:
+        if not allow_empty and clip.is_blank(text):
+            raise TargetError(
+                f"targets.text: {show(text)} means as much as an empty text to {clip.name}, whose "
+                "tokenizer leaves nothing of it; pass allow_empty=True to mean it."
+            )
+    if templates is None:
+        return Target.of(_encode(clip, texts), texts, "text")
+    templates = as_list(templates)
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise TargetError(
+                "targets.text: expected a template with one {} for the text, got "
+                f"{show(template)}."
+            )
+    if not templates:
+        raise TargetError("targets.text: templates is empty; leave it out to use the bare texts.")
+    prompts = [template.replace("{}", text) for text in texts for template in templates]
+    embeddings = F.normalize(_encode(clip, prompts), dim=-1).view(len(texts), len(templates), -1)
+    return Target.of(embeddings.mean(1), texts, "text")
+
+
+def _checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
+    """The texts as a list, each a text with something in it."""
+    if not isinstance(texts, Iterable):
+        raise TargetError(f"{caller}: expected a text or several, got {type(texts).__name__}.")
+    listed = as_list(texts)
+    if not listed:
+        raise TargetError(f"{caller}: expected at least one text, got an empty list.")
+    for text in listed:
+        if not isinstance(text, str):
+            raise TargetError(f"{caller}: expected texts, got {type(text).__name__}: {show(text)}.")
+        if not is_encodable(text):
+            raise TargetError(
+                f"{caller}: {show(text)} holds half a character (a surrogate); take it out."
+            )
+        if not text.strip() and not allow_empty:
+            raise TargetError(f"{caller}: {text!r} is empty; pass allow_empty=True to mean it.")
+    return listed
+
+
+def _encode(clip: ClipAdapter, texts: list[str]) -> Tensor:
+    """Unit text embeddings (N, D), without a graph."""
+    with torch.no_grad():
+        return clip.encode_text(texts)
+
+
+def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = None) -> Target:
+    r"""One direction for each word or span w of the text t: what is lost when w is left out.
+
+    .. math:: t_w \propto \widehat{enc}(t) - \widehat{enc}(t \setminus w)
+
+    with both encodings L2-normalised first.
+
+    The text is split at white space and words are taken out by position, so a repeated word gives
+    one for each occurrence, and the punctuation of the other words stays. ``.norms`` holds the
+    length of each difference: how much the word matters to the text at all. The embeddings
+    themselves have unit length, so a word map differs from Mamooler's, which keeps the length, by
+    second order. Where nothing is left, the empty encoding is subtracted.
+
+    Args:
+        clip: the adapter.
+        text: the whole text.
+        words: which; each a word or span as it stands in the text ("horse", "red hair"; outer
+            punctuation does not count) or (start, stop) positions of words; all words by default.
+
+    Raises:
+        TargetError: an empty text, a word that is not in it, or one whose removal changes nothing.
+
+    Source: CLIP Explainability (Mamooler, EPFL), word-wise saliency.
+
+    Example:
+        >>> from captum_clip import load_clip, targets
+        >>> targets.words(load_clip("demo/vit"), "a horse and a dog.", ["horse", "dog"]).names
+        ('horse', 'dog')
+    """
+    _checked_texts("targets.words", [text], allow_empty=False)
+    parts = text.split()
+    spans = _spans(parts, words)
+    # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
+    without = [" ".join(parts[:start] + parts[stop:]) for start, stop in spans]
+    encodings = _encode(clip, [text, *without])
+    names = [_bare(" ".join(parts[start:stop])) for start, stop in spans]
+    return Target.of(encodings[:1] - encodings[1:], names, "text")
+
+
+def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
+    """The words of a text, split at white space, each with the positions of its tokens.
+
+    A value for each token, as methods give them on a :class:`captum_clip.TextSimilarity`, is summed
+    over them; start, end and padding belong to no word.
+
+    Raises:
+        TargetError: an empty text, or one that is too long.
+        InputError: a tokenizer that does not cut texts at white space, or cannot count.
+
+    Example:
+        >>> from captum_clip import load_clip, targets
+        >>> targets.word_tokens(load_clip("demo/vit"), "a horse.")
+        (('a', range(1, 2)), ('horse.', range(2, 3)))
+    """
+    _checked_texts("targets.word_tokens", [text], allow_empty=False)
+    words = text.split()
+    ids = clip.text_inputs(" ".join(words))[0][0].tolist()
+    empty = clip.text_inputs("")[0][0].tolist()
+    start = next((i for i, (a, b) in enumerate(zip(ids, empty, strict=False)) if a != b), None)
+    counts = [clip.count_tokens(" ".join(words[:stop])) for stop in range(len(words) + 1)]
+    if start is None:
+        raise TargetError(f"targets.word_tokens: {text!r} has no tokens of its own.")
+    if None in counts:
+        raise InputError(
+            "targets.word_tokens: the tokenizer does not say how many tokens a text has; sum the "
+            "values over each word yourself."
+        )
+    known = [count for count in counts if count is not None]
+    stops = [start + count - known[0] for count in known]
+    if stops != sorted(stops):
+        raise InputError(
+            f"targets.word_tokens: the tokenizer does not cut {text!r} at white space; sum the "
+            "values over each word yourself."
+        )
+    spans = zip(words, stops, stops[1:], strict=False)
+    return tuple((word, range(first, last)) for word, first, last in spans)
+
+
+def _bare(word: str) -> str:
+    return word.strip(_PUNCTUATION) or word
+
+
+def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
+    if words is None:
+        return [(index, index + 1) for index in range(len(parts))]
+    listed = as_list(words)
+    if not listed:
+        raise TargetError("targets.words: words is empty; leave it out to take all words.")
+    return [
+        span
+        for word in listed
+        for span in (_find(parts, word) if isinstance(word, str) else [_checked(parts, word)])
+    ]
+
+
+def _find(parts: list[str], word: str) -> list[Span]:
+    """Every occurrence of a word or span, by its words without outer punctuation."""
+    wanted = [_bare(part) for part in word.split()]
+    bare = [_bare(part) for part in parts]
+    size = len(wanted)
+    spans = [
+        (start, start + size)
+        for start in range(len(parts) - size + 1)
+        if size and bare[start : start + size] == wanted
+    ]
+    if not spans:
+        raise TargetError(f"targets.words: {word!r} is not in the text; its words are {bare}.")
+    return spans
+
+
+def _checked(parts: list[str], span: Span) -> Span:
+    if (
+        not isinstance(span, (tuple, list))
+        or len(span) != 2
+        or not all(is_integer(end) for end in span)
+        or not 0 <= span[0] < span[1] <= len(parts)
+    ):
+        raise TargetError(
+            f"targets.words: expected a word of the text or (start, stop) with "
+            f"0 <= start < stop <= {len(parts)}, got {span!r}."
+        )
+    return (span[0], span[1])
