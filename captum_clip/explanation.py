@@ -24,7 +24,7 @@ from .errors import InputError, TargetError
 from .files import DAMAGED, replace_file
 from .hints import find_hints
 from .maps import Mode
-from .metrics.segmentation import Threshold
+from .metrics.localization import Threshold
 from .models import ClipAdapter, load_clip
 from .models.adapter import ImageLike
 from .models.geometry import Crop

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import maps
 from .files import make_folder, replace_file
 from .maps import Box
-from .metrics.segmentation import Threshold, threshold_level
+from .metrics.localization import Threshold, threshold_level
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
 

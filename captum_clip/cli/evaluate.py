@@ -49,7 +49,7 @@ COMMAND: Final = Command(
     Option(
         "--data DATA...",
         "masks:FOLDER, imagenet-segmentation:FILE, imagenet-s:FOLDER, voc:FOLDER, "
-        "open-images:FOLDER, classes:FOLDER, mosaics:FOLDER, fixations:FOLDER, demo-singles, "
+        "classes:FOLDER, mosaics:FOLDER, fixations:FOLDER, demo-singles, "
         "demo, demo-objects, demo-mosaics",
         otherwise="the last three for embedded models",
     ),
@@ -63,7 +63,7 @@ COMMAND: Final = Command(
     ),
     Option(
         "--task NAME...",
-        "localization, points, signs, effect, words, grid, perturbation, faithfulness, fixlip, "
+        "localization, signs, effect, words, grid, perturbation, faithfulness, fixlip, "
         "sanity, fixation",
         otherwise="all that the data support",
     ),

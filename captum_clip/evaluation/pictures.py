@@ -18,14 +18,13 @@ from torch import Tensor
 from .. import maps as resizing
 from .. import targets
 from ..errors import CaptumClipError
-from ..metrics.bootstrap import bootstrap, interval_of
+from ..metrics.bootstrap import STATISTICS, bootstrap, interval_of
 from ..models import ClipAdapter
 from ..visualization.blend import blend
 from ..visualization.curves import Curve, curves
 from ..visualization.style import ALPHA, HEAT
 from .batch import Batch, ModelContext, View, queries_of
 from .methods import Method
-from .metric import STATISTICS
 from .plan import Plan
 from .summary import Summary
 from .table import Table, readable

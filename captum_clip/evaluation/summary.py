@@ -14,8 +14,8 @@ import numpy.typing as npt
 from ..checks import find_repeated
 from ..errors import InputError
 from ..metrics import bootstrap, holm
-from ..metrics.bootstrap import Array, Statistic
-from .metric import STATISTICS, Metric, RowStatistic
+from ..metrics.bootstrap import STATISTICS, Array, RowStatistic, Statistic
+from .metric import Metric
 from .table import Table
 
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")

@@ -1,31 +1,52 @@
-"""Measures of saliency maps: pure functions of maps, masks and images; they know no model."""
+"""Measures of saliency maps: pure functions of maps, masks and images; they know no model.
+
+Maps are floating-point tensors (..., h, w) without NaN or infinity, on any grid. The examples
+assume ``import torch`` and ``from captum_clip.metrics import *``.
+"""
 
 from .bootstrap import Difference, Interval, bootstrap_mean, holm, paired_difference
-from .captum_metrics import infidelity, sensitivity
-from .deletion import Curves, PerturbationTest, area_between, perturbation_test
-from .fills import blur_fill, mean_fill, road_fill
+from .faithfulness import (
+    Agreement,
+    MaskedChanges,
+    ObjectEffect,
+    effect_agreement,
+    faithfulness_correlation,
+    infidelity,
+    masked_changes,
+    object_effect,
+    object_mass,
+    p_faithfulness,
+    sensitivity,
+    shapley_effects,
+)
 from .fixation import auc_judd, cc, nss, sim
-from .localization import coverage, energy_inside, pointing_game
+from .localization import (
+    SegmentationScores,
+    coverage,
+    energy_inside,
+    mosaic_cells,
+    pointing_game,
+    segmentation_scores,
+    two_class_average_precision,
+    word_mosaic_game,
+)
 from .map_statistics import (
     centre_bias,
     corner_bias,
+    rank_correlation,
     spatial_entropy,
     spatial_variance,
     value_entropy,
 )
-from .masked_changes import MaskedChanges, faithfulness_correlation, masked_changes, p_faithfulness
-from .mosaic import grid_pointing_game, mosaic_cells, word_mosaic_game
-from .object_effect import (
-    Agreement,
-    ObjectEffect,
-    effect_agreement,
-    object_effect,
-    object_mass,
-    shapley_effects,
+from .perturbation import (
+    Curves,
+    PerturbationTest,
+    area_between,
+    blur_fill,
+    mean_fill,
+    perturbation_test,
+    road_fill,
 )
-from .perturbations import gaussian_noise, patch_removal
-from .ranks import rank_correlation
-from .segmentation import SegmentationScores, segmentation_scores, two_class_average_precision
 
 __all__ = [
     "Agreement",
@@ -47,8 +68,6 @@ __all__ = [
     "effect_agreement",
     "energy_inside",
     "faithfulness_correlation",
-    "gaussian_noise",
-    "grid_pointing_game",
     "holm",
     "infidelity",
     "masked_changes",
@@ -59,7 +78,6 @@ __all__ = [
     "object_mass",
     "p_faithfulness",
     "paired_difference",
-    "patch_removal",
     "perturbation_test",
     "pointing_game",
     "rank_correlation",

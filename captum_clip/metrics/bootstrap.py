@@ -1,22 +1,25 @@
-"""Intervals of means and of differences: the bootstrap over images."""
+"""Statistics of rows, and the bootstrap over images: intervals, differences, p values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import check_integer, check_interval, show
 from ..errors import InputError
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Statistic = Callable[[Array], Array]
-"""How often each cluster counts, (r, clusters) -> the figures (r,) of such samples."""
+"""How often each image counts, (r, images) -> the figures (r,) of such samples."""
+StatisticName = Literal["mean", "ratio", "mean_iou", "spearman", "balanced_accuracy", "auc"]
 
-_BLOCK: Final = 2**21  # weights held at a time
+_BLOCK: Final = 2**21  # weights in memory at a time
 
 
 class Interval(NamedTuple):
@@ -70,11 +73,11 @@ def bootstrap_mean(
             no resample.
 
     Example:
-        >>> from captum_clip.metrics import bootstrap_mean
         >>> print(bootstrap_mean([1.0, 1.0, 1.0]))
         1.00 [1.00, 1.00]
     """
-    flat, index = _checked("bootstrap_mean", values, groups, level, resamples)
+    check_resampling("bootstrap_mean", level, resamples)
+    flat, index = _checked("bootstrap_mean", values, groups)
     return interval_of(_means(flat, index, resamples, seed), level)
 
 
@@ -100,7 +103,7 @@ def paired_difference(
     Args:
         first: (N,) finite numbers.
         second: (N,) of the same images in the same order.
-        groups: (N,) the image that each pair comes from; each its own where none is given.
+        groups: as of :func:`bootstrap_mean`, and so are the others.
         level: of the interval.
         resamples: number of resamples.
         seed: of the resampling.
@@ -114,13 +117,13 @@ def paired_difference(
     Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapters 13 and 16.
 
     Example:
-        >>> from captum_clip.metrics import paired_difference
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
     caller = "paired_difference"
-    own, index = _checked(caller, first, groups, level, resamples)
-    other, _ = _checked(caller, second, groups, level, resamples)
+    check_resampling(caller, level, resamples)
+    own, index = _checked(caller, first, groups)
+    other, _ = _checked(caller, second, groups)
     if len(own) != len(other):
         raise InputError(
             f"{caller}: {len(own)} and {len(other)} values; expected one per method and image."
@@ -146,13 +149,12 @@ def holm(p_values: npt.ArrayLike) -> Array:
         InputError: no such numbers.
 
     Example:
-        >>> from captum_clip.metrics import holm
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
     given = np.asarray(p_values, dtype=np.float64)
     if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
-        raise InputError(f"holm: expected p values (m,) from 0 to 1, got {p_values!r}.")
+        raise InputError(f"holm: expected p values (m,) from 0 to 1, got {show(p_values)}.")
     order = np.argsort(given, kind="stable")
     steps = np.arange(len(given), 0, -1)
     adjusted = np.empty_like(given)
@@ -161,47 +163,36 @@ def holm(p_values: npt.ArrayLike) -> Array:
 
 
 def check_resampling(caller: str, level: float, resamples: int) -> None:
-    """A level in (0, 1), and resamples."""
-    if not 0 < level < 1 or resamples < 1:
-        raise InputError(
-            f"{caller}: expected a level in (0, 1) and resamples from 1, got {level} and "
-            f"{resamples}."
-        )
+    """Raise InputError unless a level is in (0, 1) and there are resamples."""
+    check_interval(caller, "a level", level, "(0, 1)")
+    check_integer(caller, "resamples", resamples)
 
 
-def bootstrap(
-    statistics: Sequence[Statistic], clusters: int, *, resamples: int, seed: int
-) -> Array:
-    """Statistics of clusters over all of them, then over each bootstrap resample.
+def bootstrap(statistics: Sequence[Statistic], images: int, *, resamples: int, seed: int) -> Array:
+    """Statistics of images over all of them, then over each bootstrap resample.
 
-    A resample draws as many clusters as there are, with replacement. All statistics see the same
-    draws, which depend on nothing but the number of clusters, `resamples` and `seed`; so
+    A resample draws as many images as there are, with replacement. All statistics see the same
+    draws, which depend on nothing but the number of images, `resamples` and `seed`; so
     differences of two rows of the result are paired.
 
     Returns:
-        (statistics, 1 + resamples), the statistic over all clusters first.
+        (statistics, 1 + resamples), the statistic over all images first.
     """
-    blocks = chain([np.ones((1, clusters))], _draws(clusters, resamples, seed))
+    blocks = chain([np.ones((1, images))], _draws(images, resamples, seed))
     figures = [[statistic(weights) for statistic in statistics] for weights in blocks]
     return np.concatenate([np.stack(block) for block in figures], axis=1)
 
 
-def _draws(clusters: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each cluster is in each resample: blocks (r, clusters) that fit in memory."""
+def _draws(images: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each image is in each resample: blocks (r, images) that fit in memory."""
     generator = np.random.default_rng(seed)
-    height = max(1, _BLOCK // clusters)
+    height = max(1, _BLOCK // images)
     for start in range(0, resamples, height):
         rows = min(height, resamples - start)
-        drawn = generator.integers(clusters, size=(rows, clusters))
-        drawn += clusters * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * clusters)
-        yield times.reshape(rows, clusters).astype(np.float64)
-
-
-def cluster_sums(index: Index, values: Array, clusters: int) -> Array:
-    """The sums (clusters, C) of the rows (N, C) of each cluster, whose number is in `index`."""
-    columns = [np.bincount(index, weights=column, minlength=clusters) for column in values.T]
-    return np.stack(columns, axis=1)
+        drawn = generator.integers(images, size=(rows, images))
+        drawn += images * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * images)
+        yield times.reshape(rows, images).astype(np.float64)
 
 
 def interval_of(figures: Array, level: float) -> Interval:
@@ -229,9 +220,7 @@ def _ends(resampled: Array, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _checked(
-    caller: str, values: npt.ArrayLike, groups: Any, level: float, resamples: int
-) -> tuple[Array, Index]:
+def _checked(caller: str, values: npt.ArrayLike, groups: Any) -> tuple[Array, Index]:
     """The values and the number of the group of each, both (N,)."""
     flat = np.asarray(values, dtype=np.float64)
     if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
@@ -241,19 +230,118 @@ def _checked(
     owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
     if owners.shape != flat.shape:
         raise InputError(f"{caller}: {len(flat)} values, but groups {owners.shape}.")
-    check_resampling(caller, level, resamples)
     return flat, np.unique(owners, return_inverse=True)[1]
 
 
 def _means(flat: Array, index: Index, resamples: int, seed: int) -> Array:
     """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
-    clusters = int(index.max()) + 1
-    sums = cluster_sums(index, np.stack([flat, np.ones_like(flat)], axis=1), clusters)
-
-    def mean(weights: Array) -> Array:
-        total, count = (weights @ sums).T
-        means: Array = total / count
-        return means
-
-    figures: Array = bootstrap([mean], clusters, resamples=resamples, seed=seed)[0]
+    images = int(index.max()) + 1
+    mean = STATISTICS["mean"].prepare(index, flat[:, None], images)
+    figures: Array = bootstrap([mean], images, resamples=resamples, seed=seed)[0]
     return figures
+
+
+@dataclass(frozen=True)
+class RowStatistic:
+    """A statistic of rows, each of which belongs to an image.
+
+    `prepare` takes the image (N,) of each row, the rows (N, C) and the number of images, and
+    gives the statistic of how often each image counts; NaN where it means nothing.
+    """
+
+    parts: tuple[str, ...]  # the columns of the rows, by their names in the long table
+    prepare: Callable[[Index, Array, int], Statistic]
+
+
+def _additive(
+    parts: tuple[str, ...], addends: Callable[[Array], Array], figure: Callable[..., Array]
+) -> RowStatistic:
+    """A `figure` of the D sums (r,) over rows, so over images, of their `addends` (N, D)."""
+
+    def prepare(index: Index, values: Array, images: int) -> Statistic:
+        columns = addends(values).T
+        sums = [np.bincount(index, weights=column, minlength=images) for column in columns]
+        return lambda weights: figure(*(weights @ np.stack(sums, axis=1)).T)
+
+    return RowStatistic(parts, prepare)
+
+
+def _quotient(part: Array, whole: Array) -> Array:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole != 0)
+
+
+def _mean_iou(
+    true_positive: Array, false_positive: Array, false_negative: Array, true_negative: Array
+) -> Array:
+    wrong = false_positive + false_negative
+    of_object = _quotient(true_positive, true_positive + wrong)
+    return (of_object + _quotient(true_negative, true_negative + wrong)) / 2
+
+
+def _signs(values: Array) -> Array:
+    """Agreement and number of the rows with a positive and of those with a negative effect."""
+    mass, effect = np.sign(values).T
+    right = (1 + mass * effect) / 2  # no mass has no sign and counts one half
+    rises, falls = effect > 0, effect < 0
+    return np.stack([right * rises, rises, right * falls, falls], axis=1)
+
+
+def _balanced_accuracy(risen: Array, rises: Array, fallen: Array, falls: Array) -> Array:
+    return (_quotient(risen, rises) + _quotient(fallen, falls)) / 2
+
+
+def _spearman(index: Index, values: Array, images: int) -> Statistic:
+    """Spearman's rank correlation of two columns, with no sorting in any resample."""
+    first, second = (np.unique(column, return_inverse=True)[1] for column in values.T)
+
+    def correlation(image_weights: Array) -> float:
+        weights = image_weights[index]
+        x, y = _centred_ranks(first, weights), _centred_ranks(second, weights)
+        size = np.sqrt((weights * x) @ x * ((weights * y) @ y))
+        return float(np.clip((weights * x) @ y / size, -1, 1)) if size else np.nan
+
+    return lambda weights: np.array([correlation(row) for row in weights])
+
+
+def _centred_ranks(order: Index, weights: Array) -> Array:
+    """Average ranks (N,) less their mean, of rows that count `weights` (N,) times.
+
+    Of W rows, those of one value have the ranks from b + 1 to b + w, with b the weight of all
+    smaller ones, so b + (w + 1) / 2 each; the mean of all ranks is (W + 1) / 2. Whole and half
+    numbers are exact, so equal orders give equal correlations to the last digit. `order` (N,) has
+    the place of each row's value among the distinct values, from 0.
+    """
+    weight = np.bincount(order, weights=weights)
+    up_to = np.cumsum(weight)
+    ranks: Array = (up_to - weight / 2 - up_to[-1] / 2)[order]
+    return ranks
+
+
+def _auc(index: Index, values: Array, images: int) -> Statistic:
+    """The chance that the mass of a positive effect is above that of a negative one."""
+    order, effect = np.unique(values[:, 0], return_inverse=True)[1], np.sign(values[:, 1])
+
+    def area(image_weights: Array) -> float:
+        weights = image_weights[index]
+        rises, falls = (np.bincount(order, weights=weights * (effect == s)) for s in (1, -1))
+        pairs = rises.sum() * falls.sum()
+        below = np.cumsum(falls) - falls / 2  # of equal masses one half
+        return float(rises @ below / pairs) if pairs else np.nan
+
+    return lambda weights: np.array([area(row) for row in weights])
+
+
+_PIXELS: Final = ("true_positive", "false_positive", "false_negative", "true_negative")
+_EFFECT: Final = ("mass", "effect")
+STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
+    "mean": _additive(("",), lambda values: np.hstack([values, np.ones_like(values)]), _quotient),
+    "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
+    "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
+    "spearman": RowStatistic(_EFFECT, _spearman),
+    "balanced_accuracy": _additive(_EFFECT, _signs, _balanced_accuracy),
+    "auc": RowStatistic(_EFFECT, _auc),
+}
+"""By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
+counts of pixels; of mass and effect Spearman's rank correlation, the mean share of right signs
+among the positive and among the negative effects, and the area under the ROC curve of the effect's
+sign. All over all rows of the images drawn."""

@@ -1,4 +1,12 @@
-"""Maps against human fixations: NSS, CC, SIM and AUC-Judd (Bylinskii et al. 2019)."""
+"""Maps against human fixations: NSS, CC, SIM and AUC-Judd.
+
+Maps (..., h, w) are resized first (bilinear): to fixations (..., H, W), bool, the pixels that
+somebody looked at, neither none nor all; or to densities (..., H, W), fixations blurred as a rule
+by 1 degree of sight, from 0 on, with some mass. There is one of them per map.
+
+Source: Bylinskii et al. 2019, *What do different evaluation metrics tell us about saliency
+models?* (arXiv:1604.03605).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +15,15 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import check_maps, normalize
-from .checks import check_device
-from .ranks import average_ranks, pearson
-from .resize import at_least_single, count_pixels, maps_at_masks, resize_to_masks, varies
+from .inputs import (
+    at_least_single,
+    count_pixels,
+    describe,
+    maps_at_masks,
+    resize_to_masks,
+    varies,
+)
+from .map_statistics import average_ranks, pearson
 
 
 def nss(maps: Tensor, fixations: Tensor) -> Tensor:
@@ -20,24 +34,17 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
     Chance is 0. The standard deviation is that of a sample (divided by N - 1), as in the authors'
     code.
 
-    Args:
-        maps: (..., h, w); resized to the fixations first (bilinear).
-        fixations: (..., H, W) bool, one per map, pixels that somebody looked at.
-
     Returns:
         (...); NaN for a constant map.
 
     Raises:
-        InputError: maps that are no finite floating-point tensor, other, empty or full fixations.
+        InputError: maps or fixations of another kind, NaN, no fixation or nothing else.
 
-    Source: Peters et al. 2005; Bylinskii et al. 2019, *What do different evaluation metrics tell us
-    about saliency models?* (arXiv:1604.03605).
+    Source: Peters et al. 2005; Bylinskii et al. 2019.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
         >>> fixated = torch.tensor([[True, False], [False, False]])
-        >>> metrics.nss(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), fixated)
+        >>> nss(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), fixated)
         tensor(1.5000)
     """
     heatmap = maps_at_masks("nss", maps, fixations, what="fixations")
@@ -54,24 +61,17 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
 
     Chance is 0.
 
-    Args:
-        maps: (..., h, w); resized to the densities first (bilinear).
-        densities: (..., H, W), one per map, fixations blurred as a rule by 1 degree of sight.
-
     Returns:
         (...) from -1 to 1; NaN for a constant map or density.
 
     Raises:
-        InputError: maps or densities that are no finite floating-point tensors, densities of
-            another number, with a negative value or without any mass.
+        InputError: maps or densities of another kind, NaN, a negative or empty density.
 
-    Source: Bylinskii et al. 2019 (arXiv:1604.03605).
+    Source: Bylinskii et al. 2019.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
         >>> density = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        >>> metrics.cc(3 * density - 5, density)
+        >>> cc(3 * density - 5, density)
         tensor(1.)
     """
     heatmap = _at_densities("cc", maps, densities)
@@ -87,24 +87,17 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
 
     where both are min-max normalised and then divided by their sums.
 
-    Args:
-        maps: (..., h, w); resized to the densities first (bilinear).
-        densities: (..., H, W), one per map, fixations blurred as a rule by 1 degree of sight.
-
     Returns:
         (...) from 0 to 1; NaN for a constant map or density.
 
     Raises:
-        InputError: maps or densities that are no finite floating-point tensors, densities of
-            another number, with a negative value or without any mass.
+        InputError: as :func:`cc`.
 
-    Source: Judd et al. 2012; Bylinskii et al. 2019 (arXiv:1604.03605).
+    Source: Judd et al. 2012; Bylinskii et al. 2019.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
         >>> density = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-        >>> metrics.sim(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), density)
+        >>> sim(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), density)
         tensor(0.5000)
     """
     heatmap = _at_densities("sim", maps, densities)
@@ -123,26 +116,20 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
     .. math:: \mathrm{AUC} = P(m_f > m_o) + \tfrac{1}{2} P(m_f = m_o)
                              + \frac{1}{2 |F|} P(m_o > \min_F m)
 
-    for a fixated pixel f and another pixel o drawn at random. Judd's code parts equal values by
+    for a fixated pixel f and another pixel o drawn at random. Judd's code separates equal values by
     a random jitter; here the mean over all such orders is computed, so there is no chance in it.
-
-    Args:
-        maps: (..., h, w); resized to the fixations first (bilinear).
-        fixations: (..., H, W) bool, one per map, pixels that somebody looked at.
 
     Returns:
         (...) from 0 to 1; for a constant map chance, 0.5 + 0.5 / (number of fixations + 1).
 
     Raises:
-        InputError: maps that are no finite floating-point tensor, other, empty or full fixations.
+        InputError: as :func:`nss`.
 
-    Source: Judd et al. 2009; Bylinskii et al. 2019 (arXiv:1604.03605).
+    Source: Judd et al. 2009; Bylinskii et al. 2019.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
         >>> fixated = torch.tensor([[True, False], [False, False]])
-        >>> metrics.auc_judd(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), fixated)
+        >>> auc_judd(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), fixated)
         tensor(1.)
     """
     heatmap = maps_at_masks("auc_judd", maps, fixations, what="fixations")
@@ -150,7 +137,7 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
     at = fixations.flatten(-2)
     count, others = at.sum(-1).double(), (~at).sum(-1).double()
     rank_sum = torch.where(at, average_ranks(values), 0).sum(-1)
-    area = (rank_sum - count * (count + 1) / 2) / (count * others)
+    area = (rank_sum - count * (count + 1) / 2) / (count * others)  # of the ordinary ROC curve
     lowest = torch.where(at, values, torch.inf).amin(-1, keepdim=True)
     tied = values == lowest
     level = (tied & at).sum(-1)
@@ -159,14 +146,14 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
 
 
 def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
+    """Maps at the size of their densities, after a check of both."""
     check_maps(caller, maps)
     check_maps(f"{caller}, densities", densities)
-    if densities.shape[:-2] != maps.shape[:-2]:
+    if densities.shape[:-2] != maps.shape[:-2] or densities.device != maps.device:
         raise InputError(
             f"{caller}: expected one density (..., H, W) per map, got densities "
-            f"{tuple(densities.shape)} for maps {tuple(maps.shape)}."
+            f"{describe(densities)} for maps {describe(maps)}."
         )
-    check_device(caller, maps, densities, what="densities")
     if (densities < 0).any() or not densities.flatten(-2).any(-1).all():
         raise InputError(
             f"{caller}: expected densities from 0 on with some mass in each; leave images out that "

@@ -1,4 +1,7 @@
-"""What a map looks like on the whole: its spread, its entropies, its corners and its centre."""
+"""Statistics of maps: spread, entropies, corners and centre, and the rank correlation of two maps.
+
+Maps are (..., h, w), floating-point and finite.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,22 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..maps import check_maps
+from .inputs import at_least_single, describe
 
 
 def spatial_variance(maps: Tensor) -> Tensor:
-    r"""Variance of the values of each map, over all of its cells.
+    r"""Variance (...) of the values of each map, over all of its cells, float64.
 
     .. math:: \sigma^2 = \frac{1}{hw} \sum_{ij} (m_{ij} - \bar m)^2
 
     A constant map has variance 0. Where maps were min-max normalised first, a constant one
     was made of nothing: count it apart.
 
-    Args:
-        maps: (..., h, w).
-
-    Returns:
-        (...), float64.
-
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: no such maps.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
-        >>> metrics.spatial_variance(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        >>> spatial_variance(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor(0.2500, dtype=torch.float64)
     """
     check_maps("spatial_variance", maps)
@@ -39,26 +35,18 @@ def spatial_variance(maps: Tensor) -> Tensor:
 
 
 def spatial_entropy(maps: Tensor) -> Tensor:
-    r"""Entropy in bits of each map as a distribution over its cells; low is concentrated.
+    r"""Entropy (...) in bits of each map as a distribution over its cells, float64.
 
     .. math:: H = -\sum_{ij} p_{ij} \log_2 p_{ij}, \quad p = m / \sum m, \quad 0 \log 0 = 0
 
-    It is at most :math:`\log_2(hw)`, which a constant map reaches. A map of zeros is no
-    distribution and gives NaN.
-
-    Args:
-        maps: (..., h, w), none below zero.
-
-    Returns:
-        (...), float64.
+    Low is concentrated. It is at most :math:`\log_2(hw)`, which a constant map reaches. A map of
+    zeros is no distribution and gives NaN.
 
     Raises:
-        InputError: no such tensor, NaN or infinity, or values below zero.
+        InputError: no such maps, or values below zero.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
-        >>> metrics.spatial_entropy(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+        >>> spatial_entropy(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
         tensor(2., dtype=torch.float64)
     """
     check_maps("spatial_entropy", maps)
@@ -72,27 +60,20 @@ def spatial_entropy(maps: Tensor) -> Tensor:
 
 
 def value_entropy(maps: Tensor) -> Tensor:
-    r"""Entropy in bits of the distribution of each map's values; high is many different ones.
+    r"""Entropy (...) in bits of the distribution of each map's values, float64.
 
     .. math:: H = -\sum_v p_v \log_2 p_v, \quad p_v = \frac{n_v}{hw}
 
     with :math:`n_v` the number of cells of exactly the value v: scikit-image's `shannon_entropy`.
-    It is at most :math:`\log_2(hw)`, and 0 for a constant map. It depends on the size and on the
-    type of the map: in half precision more values coincide. State both beside it.
-
-    Args:
-        maps: (..., h, w); their type decides which values are the same.
-
-    Returns:
-        (...), float64.
+    High is many different values. It is at most :math:`\log_2(hw)`, and 0 for a constant map. It
+    depends on the size and on the type of the map, since in half precision more values coincide:
+    report both with it.
 
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: no such maps.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
-        >>> metrics.value_entropy(torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
+        >>> value_entropy(torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
         tensor(1.5000, dtype=torch.float64)
     """
     check_maps("value_entropy", maps)
@@ -108,57 +89,103 @@ def _entropy(shares: Tensor) -> Tensor:
 
 
 def corner_bias(maps: Tensor) -> Tensor:
-    r"""Mean of the four corner cells of each map over the mean of the whole map.
+    """Mean of the four corner cells of each map over the mean of the whole map, (...), float64.
 
-    1 is no bias, more is a map that favours the corners. It says something of maps on the model's
-    own grid: of an upsampled map a corner is one pixel. NaN where the mean of the map is not above
+    1 is no bias, more is a map that favours the corners. It is meant for maps on the model's own
+    grid: of an upsampled map a corner is one pixel. NaN where the mean of the map is not above
     zero, since a share of nothing means nothing.
 
-    Args:
-        maps: (..., h, w).
-
-    Returns:
-        (...), float64.
-
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: no such maps.
 
     Example:
-        >>> import torch
-        >>> from captum_clip import metrics
         >>> maps = torch.tensor([[2.0, 0.0, 2.0], [0.0, 1.0, 0.0], [2.0, 0.0, 2.0]])
-        >>> metrics.corner_bias(maps), metrics.centre_bias(maps)
+        >>> corner_bias(maps), centre_bias(maps)
         (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
     check_maps("corner_bias", maps)
-    return _bias(maps, [0, maps.shape[-2] - 1], [0, maps.shape[-1] - 1])
+    return _bias(maps, *([0, side - 1] for side in maps.shape[-2:]))
 
 
 def centre_bias(maps: Tensor) -> Tensor:
-    """Mean of the cells in the middle of each map over the mean of the whole map.
+    """Mean of the cells in the middle of each map over the mean of the whole map, (...), float64.
 
     In the middle is one cell, on an even side two. As :func:`corner_bias` in all the rest.
 
-    Args:
-        maps: (..., h, w).
-
-    Returns:
-        (...), float64.
-
     Raises:
-        InputError: no such tensor, NaN or infinity.
+        InputError: no such maps.
     """
     check_maps("centre_bias", maps)
-    height, width = maps.shape[-2:]
-    return _bias(maps, _middle(height), _middle(width))
-
-
-def _middle(side: int) -> list[int]:
-    return [(side - 1) // 2, side // 2]  # the same cell twice where the side is odd
+    return _bias(maps, *([(side - 1) // 2, side // 2] for side in maps.shape[-2:]))
 
 
 def _bias(maps: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """The mean of some rows and columns, which may name a cell twice, over that of all."""
     cells = maps.double()
     mean = cells.mean((-2, -1))
     part = cells[..., rows, :][..., columns].mean((-2, -1))
     return torch.where(mean > 0, part / mean, torch.nan)
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    r"""Spearman's rank correlation of each map with its counterpart (Adebayo et al. 2018).
+
+    .. math:: \rho = \mathrm{corr}(\mathrm{rank}(m), \mathrm{rank}(m'))
+
+    over the cells of a map; equal values share the mean of their ranks. Maps of a model with
+    random parameters or of another prompt should correlate little with the true ones, maps of the
+    same function in another form (permuted heads) perfectly. The modified copies come from
+    :mod:`captum_clip.models.variants`.
+
+    Args:
+        maps: (..., h, w).
+        others: the same shape.
+
+    Returns:
+        (...) from -1 to 1; NaN where one of the two maps is constant and has no ranks.
+
+    Raises:
+        InputError: no such maps, or of different shapes.
+
+    Source: Adebayo et al. 2018, *Sanity Checks for Saliency Maps* (arXiv:1810.03292).
+
+    Example:
+        >>> heatmap = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+        >>> rank_correlation(heatmap, heatmap.exp())
+        tensor(1.)
+    """
+    check_maps("rank_correlation", maps)
+    check_maps("rank_correlation", others)
+    if maps.shape != others.shape or maps.device != others.device:
+        raise InputError(
+            f"rank_correlation: expected two sets of maps of one shape, got {describe(maps)} and "
+            f"{describe(others)}; resize one with captum_clip.maps.upsample."
+        )
+    return spearman(maps.flatten(-2), others.flatten(-2)).to(at_least_single(maps).dtype)
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 along the last dimension, (..., N) float64; equal values share their mean."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values.detach().double().cpu().numpy(), axis=-1)
+    return torch.from_numpy(ranks).to(values.device)
+
+
+def pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant.
+
+    SciPy's takes a constant whose mean is rounded for a variable.
+    """
+    columns = first.double(), second.double()
+    varies = [
+        x.amax(-1) - x.amin(-1) > 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1) for x in columns
+    ]
+    x, y = (column - column.mean(-1, keepdim=True) for column in columns)
+    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    return torch.where(varies[0] & varies[1], ((x * y).sum(-1) / size).clamp(-1, 1), torch.nan)
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's rank correlation along the last dimension, (..., N) -> (...)."""
+    return pearson(average_ranks(first), average_ranks(second))

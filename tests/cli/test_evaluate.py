@@ -170,7 +170,7 @@ def test_a_real_clip_is_not_measured_on_drawn_scenes_unasked(capsys: Capture) ->
         (["-o", "out", "--engine", "x"], "--engine: invalid choice: 'x'"),
         (["-o", "out", "--images", "many"], "--images: invalid int value: 'many'"),
         (["-o", "out", "--images", "0"], "expected images of 1 or more, got 0"),
-        (["-o", "out", "--task", "x"], "there is no task 'x'; there are localization, points"),
+        (["-o", "out", "--task", "x"], "there is no task 'x'; there are localization, signs"),
         (["-o", "out", "--method", "x"], "there is no method 'x'; there are grad-cam"),
         (["-o", "out", "--method", "lastgrad"], "method 'lastgrad' (did you mean last-grad?)"),
         (["-o", "out", "--method", "center"], "method 'center' (did you mean centre?)"),

@@ -16,7 +16,6 @@ from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import method_of, methods_for
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.tasks.faithfulness import _other
-from captum_clip.metrics.masked_changes import infidelity_of
 from tests.evaluation.cases import (
     KINDS,
     TEXTS,
@@ -65,7 +64,7 @@ def test_faithfulness_is_of_the_first_region_and_the_published_map(name: str) ->
         correlation = metrics.faithfulness_correlation(heatmap[None], changes)
         correlations.append(correlation if heatmap.any() else 0)  # an empty map: chance
         square = changes.changes.square().mean()
-        pairs.append([float(infidelity_of(heatmap[None], changes)), float(square)])
+        pairs.append([float(metrics.infidelity(heatmap[None], changes)), float(square)])
         published = {"relu_attributions": True} if name == "demo/resnet" else {}
         attribute = partial(kind(forward).attribute, **published)
         moves.append(metrics.sensitivity(attribute, pixels, 0, samples=5, seed=3 + number))

@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from captum_clip import maps, metrics, targets
+from captum_clip import metrics, targets
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.evaluation.data import DemoMosaics
-from captum_clip.evaluation.data.base import LabelledPoints, Sample
 from captum_clip.evaluation.methods import method_of
 from captum_clip.evaluation.tasks import TASKS
-from captum_clip.models.geometry import resize_points
 from tests.evaluation.cases import (
     KINDS,
     TEXTS,
@@ -33,7 +30,7 @@ from tests.evaluation.cases import (
     two_regions,
 )
 from tests.evaluation.data.test_imagenet_s import save_numbers
-from tests.evaluation.data.writing import LEFT, noise, save, save_open_images
+from tests.evaluation.data.writing import LEFT, noise, save
 from tests.evaluation.test_tasks import Broken
 
 
@@ -57,7 +54,7 @@ def test_grid_is_the_share_of_cells_that_are_known_alone(name: str) -> None:
             row = targets.text(clip, data.classes[region.label]).embeddings[0]
             heatmap = direct(clip, KINDS[name][1], pixels, row).clamp(min=0)
             owners.append(number)
-            wanted.append(metrics.grid_pointing_game(heatmap, torch.from_numpy(region.mask)))
+            wanted.append(metrics.energy_inside(heatmap, torch.from_numpy(region.mask)))
     assert wanted
     got = measured("grid", context(clip, data), KINDS[name][0])
     same_rows(got["grid_pg"], rows(owners, wanted), 1e-4)
@@ -93,27 +90,6 @@ def test_an_empty_map_of_a_class_scores_chance() -> None:
     data = context(clip, DemoMosaics(2))
     got = measured("grid", data, nothing)["grid_pg"].values
     assert got.tolist() == [[0.25]] * len(measured("grid", data, "uniform")["grid_pg"].values)
-
-
-def test_points_are_scored_where_they_are_in_the_crop() -> None:
-    """A wide picture is cropped, and a class of which the crop shows no point is skipped."""
-    clip = model("hf_vit")
-    image = picture(0, 32).resize((64, 32))
-    yes, no, lost = (np.zeros((32, 64), dtype=bool) for _ in range(3))
-    yes[[5, 20, 30], [20, 40, 45]] = True
-    no[[0, 31, 16], [17, 47, 2]] = True  # the last is outside
-    lost[3, 1] = True
-    points = (LabelledPoints(TEXTS[0], yes, no), LabelledPoints(TEXTS[1], lost, no))
-    every = context(clip, Listed(Sample("wide", image, points=points)))
-    got = measured("points", every, "last-grad")
-    [pixels] = clip.preprocess([image])
-    heatmap = direct(clip, KINDS["demo/vit"][1], pixels, targets.text(clip, TEXTS[0]).embeddings[0])
-    large = maps.normalize(maps.upsample(heatmap.clamp(min=0)[None], pixels.shape[-2:]))[0] > 0.5
-    moved = torch.from_numpy(resize_points(clip.processor, np.stack([yes, no])))
-    assert moved.flatten(1).sum(1).tolist() == [3, 2]
-    hit, wrong = int(large[moved[0]].sum()), int(large[moved[1]].sum())
-    same_rows(got["p_miou"], rows([0], [hit / (3 + wrong)]))
-    same_rows(got["point_accuracy"], rows([0], [(hit + 2 - wrong) / 5]))
 
 
 def test_fixlip_is_its_metrics_on_the_models_cells() -> None:
@@ -165,18 +141,11 @@ def make_imagenet_s(folder: Path) -> str:
     return f"imagenet-s:{folder}"
 
 
-def make_open_images(folder: Path) -> str:
-    save(noise(), folder / "images/a.jpg")
-    points = ["a,0.5,0.5,/m/1,yes,", "a,0.4,0.4,/m/1,no,"]
-    return f"open-images:{save_open_images(folder, points, names={'/m/1': 'horse'})}"
-
-
 @pytest.mark.parametrize(
     ("make", "measures"),
     [
         (make_mosaics, {"words_1", "word_energy_1", "caption_2"}),
         (make_imagenet_s, {"legrad_mean_iou", "legrad_map", "mean_iou", "aid_blur"}),
-        (make_open_images, {"p_miou", "point_accuracy"}),
     ],
 )
 def test_protocols_run_on_their_own_files(make: Any, measures: set[str], tmp_path: Path) -> None:

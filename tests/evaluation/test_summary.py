@@ -14,10 +14,15 @@ import torch
 
 from captum_clip import metrics
 from captum_clip.errors import InputError
-from captum_clip.evaluation.metric import STATISTICS, Metric, StatisticName
+from captum_clip.evaluation.metric import Metric
 from captum_clip.evaluation.summary import summarize
-from captum_clip.metrics import bootstrap_mean, effect_agreement, paired_difference
-from captum_clip.metrics.segmentation import SegmentationScores
+from captum_clip.metrics import (
+    SegmentationScores,
+    bootstrap_mean,
+    effect_agreement,
+    paired_difference,
+)
+from captum_clip.metrics.bootstrap import STATISTICS, StatisticName
 from tests.evaluation.cases import Rows, long_table
 
 Array = npt.NDArray[np.float64]
@@ -335,7 +340,7 @@ def test_parts_of_a_row_are_found_by_sample_and_region() -> None:
         ({}, {"reference": "c"}, r"reference or baseline 'c' is not among the methods \['a'\]"),
         ({}, {"baselines": ["c"]}, "reference or baseline 'c'"),
         ({}, {"level": 95}, "expected a level in"),
-        ({}, {"resamples": 0}, "resamples from 1"),
+        ({}, {"resamples": 0}, "resamples of 1 or more"),
         ({}, {"groups": {}}, "one or more metrics, each of its own name, got none"),
         ({}, {"groups": {"": [Metric("found", "")] * 2}}, "got 'found' twice"),
     ],

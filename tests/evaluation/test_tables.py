@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from captum_clip.evaluation.metric import STATISTICS, Metric
+from captum_clip.evaluation.metric import Metric
 from captum_clip.evaluation.report import results_csv, results_md
 from captum_clip.evaluation.summary import Summary, summarize
+from captum_clip.metrics.bootstrap import STATISTICS
 from tests.evaluation.cases import Rows, long_table
 
 ABOUT = {"Model": "demo/vit", "Seed": 0}

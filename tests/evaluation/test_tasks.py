@@ -13,10 +13,10 @@ from torch import Tensor
 from captum_clip import attr, maps, metrics, targets
 from captum_clip.evaluation.batch import Queries
 from captum_clip.evaluation.data import DemoScenes
-from captum_clip.evaluation.data.base import LabelledPoints, Sample
+from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, method_of
 from captum_clip.evaluation.tasks import TASKS
-from captum_clip.metrics import segmentation
+from captum_clip.metrics import localization as segmentation
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
     KINDS,
@@ -312,7 +312,6 @@ def test_without_any_map_nothing_is_measured(task: str) -> None:
         fixations=points,
         density=points.astype(float),
         fixated="a horse",
-        points=(LabelledPoints("a horse", points, ~points),),
     )
     words = Sample("a", whole.image, tuple(_bare(r) for r in whole.regions), caption="horse dog")
     data = Listed(words if task == "words" else sample)

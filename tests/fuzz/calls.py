@@ -186,8 +186,8 @@ CALLS: dict[str, Callable[[World], Any]] = {
     "normalize": lambda w: maps.normalize(w.maps()),
     "expand_to_input": lambda w: maps.expand_to_input(w.maps(), w.images()),
     "overlay": lambda w: visualization.overlay(w.images(), w.maps()),
-    "infidelity": lambda w: metrics.infidelity(
-        lambda x: x.mean((1, 2, 3)), w.images(), w.maps(), samples=w.number()
+    "masked_changes": lambda w: metrics.masked_changes(
+        lambda x: x.mean((1, 2, 3)), w.images(), grid=(2, 2), samples=w.number()
     ),
     "pointing_game": lambda w: metrics.pointing_game(w.maps(), w.maps()),
     "rank_correlation": lambda w: metrics.rank_correlation(w.maps(), w.maps()),

@@ -65,7 +65,9 @@ def explanation(clip: ClipAdapter) -> Explanation:
         lambda clip, tensor: ClipSimilarity(clip, targets.text(clip, "a horse"))(tensor),
         lambda clip, tensor: targets.embedding(tensor[0, 0]),
         lambda clip, tensor: maps.normalize(tensor),
-        lambda clip, tensor: metrics.infidelity(lambda x: x.mean((1, 2, 3)), tensor, tensor),
+        lambda clip, tensor: metrics.masked_changes(
+            lambda x: x.mean((1, 2, 3)), tensor, grid=(2, 2)
+        ),
     ],
 )
 def test_tensors_that_hold_no_plain_numbers_are_refused(
@@ -263,8 +265,8 @@ def test_forward_functions_of_metrics_get_copies() -> None:
     def forward(images: Tensor) -> Tensor:
         return images.mul_(0).mean((1, 2, 3))
 
-    images, heatmap = torch.ones(1, 3, 8, 8), torch.ones(1, 1, 2, 2)
-    metrics.infidelity(forward, images, heatmap)
+    images = torch.ones(1, 3, 8, 8)
+    metrics.masked_changes(forward, images, grid=(2, 2))
     assert torch.equal(images, torch.ones(1, 3, 8, 8))
 
 

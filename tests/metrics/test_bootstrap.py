@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,21 +47,19 @@ def test_seed_and_level_decide():
     assert most.low < half.low < half.mean < half.high < most.high
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
+def test_what_has_no_interval_is_refused():
+    """One sentence that says what was given."""
+    refused: list[tuple[Any, dict[str, Any], str]] = [
         ([], {}, "one or more finite numbers"),
         ([1.0, np.nan], {}, "finite numbers"),
         ([[1.0]], {}, r"shape \(1, 1\)"),
         ([1.0, 2.0], {"groups": [0]}, r"2 values, but groups \(1,\)"),
-        ([1.0], {"level": 1.0}, "level in"),
-        ([1.0], {"resamples": 0}, "resamples from 1"),
-    ],
-)
-def test_what_has_no_interval_is_refused(values, options, message):
-    """One sentence that says what was given."""
-    with pytest.raises(InputError, match=message):
-        bootstrap_mean(values, **options)
+        ([1.0], {"level": 1.0}, "a level in"),
+        ([1.0], {"resamples": 0}, "resamples of 1 or more"),
+    ]
+    for values, options, message in refused:
+        with pytest.raises(InputError, match=message):
+            bootstrap_mean(values, **options)
 
 
 def test_difference_has_the_interval_and_p_value_of_the_normal_approximation():
@@ -144,8 +143,8 @@ def test_holm_keeps_the_order_and_never_lowers():
     assert (np.diff(adjusted[np.argsort(raw)]) >= 0).all()
 
 
-@pytest.mark.parametrize("wrong", [[1.1], [-0.1], [np.nan], [[0.5]]])
-def test_holm_takes_p_values_only(wrong):
+def test_holm_takes_p_values_only():
     """From 0 to 1."""
-    with pytest.raises(InputError, match="p values"):
-        holm(wrong)
+    for wrong in ([1.1], [-0.1], [np.nan], [[0.5]]):
+        with pytest.raises(InputError, match="p values"):
+            holm(wrong)

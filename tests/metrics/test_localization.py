@@ -1,4 +1,4 @@
-"""Pointing, energy and coverage against masks: closed forms, laws, what they refuse."""
+"""Maps against masks, as segmentations, in mosaics: closed forms, laws, what they refuse."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import pytest
 import torch
 
 from captum_clip.errors import InputError
-from captum_clip.metrics import coverage, energy_inside, pointing_game
-from tests.samples import uniform
+from captum_clip.metrics import (
+    SegmentationScores,
+    coverage,
+    energy_inside,
+    mosaic_cells,
+    pointing_game,
+    segmentation_scores,
+    two_class_average_precision,
+    word_mosaic_game,
+)
+from tests.samples import normal, uniform
 
 METRICS = [pointing_game, energy_inside]
-EVERY = [*METRICS, coverage]
+EVERY = [*METRICS, coverage, word_mosaic_game]
 
 
 def disc(size: int, row: int, column: int, radius: int) -> torch.Tensor:
@@ -113,12 +122,12 @@ def test_coverage_of_a_perfect_map_is_all_that_fits():
     assert coverage((~mask).float(), mask, area=0.3) == 0
 
 
-@pytest.mark.parametrize("area", [0.1, 0.25, 0.6])
-def test_coverage_of_a_constant_map_is_the_area(area):
+def test_coverage_of_a_constant_map_is_the_area():
     """Pixels that tie share the places, also with the rounding of a resize."""
     mask = disc(40, 12, 20, 9)
-    found = coverage(torch.full((7, 7), 0.1), mask, area=area)
-    assert found.item() == pytest.approx(area)
+    for area in (0.1, 0.25, 0.6):
+        found = coverage(torch.full((7, 7), 0.1), mask, area=area)
+        assert found.item() == pytest.approx(area)
 
 
 def test_coverage_shares_places_among_ties():
@@ -129,46 +138,264 @@ def test_coverage_shares_places_among_ties():
     assert found.item() == pytest.approx((1 + 2 * 1 / 4) / 4)
 
 
-@pytest.mark.parametrize("area", [0, 1, -0.1, True, "all"])
-def test_area_is_a_share(area):
-    """Neither nothing nor everything."""
-    with pytest.raises(InputError, match=r"area in \(0, 1\), got"):
-        coverage(torch.ones(2, 2), torch.eye(2).bool(), area=area)
+def test_options_are_checked():
+    """An area is neither nothing nor everything, a tolerance whole pixels."""
+    maps, masks = torch.ones(2, 2), torch.eye(2).bool()
+    for area in (0, 1, True):
+        with pytest.raises(InputError, match=r"area in \(0, 1\), got"):
+            coverage(maps, masks, area=area)
+    for tolerance in (-1, 1.5):
+        with pytest.raises(InputError, match="tolerance of 0 or more"):
+            pointing_game(maps, masks, tolerance=tolerance)  # type: ignore[arg-type]
+    for threshold in ("median", 1.0, True, None):
+        with pytest.raises(InputError, match=r'"mean", "otsu" or a number in \[0, 1\), got'):
+            segmentation_scores(maps, masks, threshold=threshold)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one or more parts, got 0"):
+        SegmentationScores.concatenate([])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_maps_are_summed_in_single(dtype):
+@pytest.mark.parametrize("metric", METRICS)
+def test_half_precision_maps_are_summed_in_single(metric):
     """A sum over 224 x 224 pixels does not fit in half precision."""
     mask = torch.zeros(224, 224, dtype=torch.bool)
     mask[:112] = True
-    for metric in METRICS:
+    for dtype in (torch.float16, torch.bfloat16):
         assert metric(torch.ones(7, 7, dtype=dtype), mask) == pytest.approx(0.5, abs=1e-5)
 
 
-@pytest.mark.parametrize("metric", EVERY)
-@pytest.mark.parametrize(
-    ("maps", "masks", "message"),
-    [
-        ([[1.0]], torch.ones(2, 2).bool(), "floating-point tensor, got list"),
-        (torch.ones(2, 2).int(), torch.ones(2, 2).bool(), "got torch.int32"),
-        (torch.ones(3), torch.ones(3).bool(), r"got \(3,\)"),
-        (torch.full((2, 2), torch.nan), torch.ones(2, 2).bool(), "NaN or infinity"),
-        (torch.ones(2, 2), torch.ones(2, 2), "bool tensor, got torch.float32"),
-        (torch.ones(2, 2), None, "bool tensor, got NoneType"),
-        (torch.ones(3, 2, 2), torch.ones(2, 2).bool(), r"masks \(2, 2\) for maps \(3, 2, 2\)"),
-        (torch.ones(2, 2, 2), torch.ones(2, 4, 4).bool().index_fill(0, torch.tensor(1), False),
-         "1 of the masks are empty"),
-        (torch.ones(2, 2), torch.ones(4, 4).bool(), "1 of the masks are full"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_measured_is_refused(metric, maps, masks, message):
+@pytest.mark.parametrize("metric", [*EVERY, segmentation_scores, two_class_average_precision])
+def test_what_cannot_be_measured_is_refused(metric):
     """One sentence that says what was given."""
-    with pytest.raises(InputError, match=message):
-        metric(maps, masks)
+    flat, mask = torch.ones(2, 2), torch.eye(2).bool()
+    half_empty = torch.stack([torch.ones(4, 4).bool(), torch.zeros(4, 4).bool()])
+    refused = [
+        ([[1.0]], mask, "floating-point tensor, got list"),
+        (flat.int(), mask, "got torch.int32"),
+        (torch.ones(3), torch.ones(3).bool(), r"got \(3,\)"),
+        (flat * torch.nan, mask, "NaN or infinity"),
+        (flat, flat, "bool tensor, got torch.float32"),
+        (flat, None, "bool tensor, got NoneType"),
+        (torch.ones(3, 2, 2), mask, r"(masks|cells) \(2, 2\) for maps \(3, 2, 2\)"),
+        (flat, mask.to("meta"), r"\(2, 2\) on meta for maps \(2, 2\)"),
+        (torch.ones(2, 2, 2), half_empty, "1 of the (masks|cells) are empty"),
+        (flat, torch.ones(4, 4).bool(), "1 of the (masks|cells) are full"),
+    ]
+    for maps, masks, message in refused:
+        with pytest.raises(InputError, match=message):
+            metric(maps, masks)
 
 
-@pytest.mark.parametrize("tolerance", [-1, 1.5, True])
-def test_tolerance_is_whole_pixels(tolerance):
-    """Neither negative nor a fraction."""
-    with pytest.raises(InputError, match="tolerance as a whole number from 0"):
-        pointing_game(torch.ones(2, 2), torch.eye(2).bool(), tolerance=tolerance)
+def case(count=6, side=20, seed=0):
+    """Noisy maps of discs, some with ties."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.arange(side)[:, None], torch.arange(side)
+    centres = torch.randint(4, side - 4, (count, 2), generator=generator)
+    masks = torch.stack([(rows - y) ** 2 + (columns - x) ** 2 <= 16 for y, x in centres.tolist()])
+    return (masks + torch.randn(masks.shape, generator=generator)).round(decimals=1), masks
+
+
+def test_scores_of_a_set_are_worked_by_hand():
+    """Counts are added up before they are divided."""
+    maps = torch.tensor([[[9.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]])
+    masks = torch.tensor([[[1, 1], [0, 0]], [[1, 0], [0, 0]]]).bool()
+    found = segmentation_scores(maps, masks)
+    assert found.true_positive.tolist() == [1, 1]
+    assert found.false_positive.tolist() == [0, 2]
+    assert found.false_negative.tolist() == [1, 0]
+    assert found.true_negative.tolist() == [2, 1]
+    assert found.pixel_accuracy == 5 / 8
+    assert found.mean_iou == pytest.approx((2 / 5 + 3 / 6) / 2)
+    assert found.average_precision.tolist() == pytest.approx([1, 1 / 3])
+    assert found.mean_average_precision == pytest.approx(2 / 3)
+
+
+def test_average_precision_is_scikit_learns():
+    """With values that many pixels share."""
+    from sklearn.metrics import average_precision_score
+
+    maps, masks = case()
+    found = segmentation_scores(maps, masks).average_precision
+    for value, heatmap, mask in zip(found, maps, masks, strict=True):
+        wanted = average_precision_score(mask.flatten(), heatmap.flatten())
+        assert value.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_batches_make_one_set():
+    """Parts joined together are the whole, whatever their sizes."""
+    maps, masks = case()
+    whole = segmentation_scores(maps, masks)
+    parts = [segmentation_scores(maps[i:j], masks[i:j]) for i, j in ((0, 1), (1, 4), (4, 6))]
+    joined = SegmentationScores.concatenate(parts)
+    assert torch.equal(joined.true_positive, whole.true_positive)
+    assert (joined.mean_iou, joined.pixel_accuracy) == (whole.mean_iou, whole.pixel_accuracy)
+    assert segmentation_scores(maps[0], masks[0]).true_positive.shape == (1,)
+
+
+@pytest.mark.parametrize("threshold", ["mean", "otsu", 0.5])
+def test_perfect_map_is_perfect_and_its_opposite_wrong(threshold):
+    """Everything is 1, or everything 0 but the precision, which has the base rate as its floor."""
+    _, masks = case()
+    best = segmentation_scores(masks.float() * 3 - 7, masks, threshold=threshold)
+    assert best.pixel_accuracy == best.mean_iou == best.mean_average_precision == 1
+    worst = segmentation_scores(-masks.float(), masks, threshold=threshold)
+    assert worst.pixel_accuracy == worst.mean_iou == 0
+
+
+@pytest.mark.parametrize("threshold", ["mean", "otsu", 0.0, 0.5])
+def test_constant_map_marks_nothing(threshold):
+    """Its accuracy is the background's share, its precision the object's, also after resizing."""
+    _, masks = case()
+    found = segmentation_scores(torch.full((6, 3, 3), 0.1), masks, threshold=threshold)
+    share = masks.float().mean((1, 2))
+    assert found.pixel_accuracy == pytest.approx(1 - share.mean().item())
+    torch.testing.assert_close(found.average_precision, share)
+
+
+@pytest.mark.parametrize("threshold", ["mean", "otsu", 0.3])
+def test_scale_and_offset_make_no_difference(threshold):
+    """Maps are stretched to [0, 1] before they are cut."""
+    maps, masks = case(seed=1)
+    maps = maps.double()
+    one, other = (segmentation_scores(m, masks, threshold=threshold) for m in (maps, 4 * maps + 8))
+    assert torch.equal(one.true_positive, other.true_positive)
+    assert torch.equal(one.false_positive, other.false_positive)
+    monotone = segmentation_scores(maps.exp(), masks, threshold=threshold).average_precision
+    torch.testing.assert_close(monotone, one.average_precision)
+
+
+def test_thresholds_are_what_they_say():
+    """A higher number marks less; the mean is the map's own."""
+    maps, masks = case(seed=2)
+    low, high = (segmentation_scores(maps, masks, threshold=t) for t in (0.2, 0.8))
+    marked = [s.true_positive + s.false_positive for s in (low, high)]
+    assert (marked[0] > marked[1]).all()
+    stretched = (maps - maps.amin((1, 2), keepdim=True)) / (
+        maps.amax((1, 2), keepdim=True) - maps.amin((1, 2), keepdim=True)
+    )
+    above = (stretched > 0.2).sum((1, 2))
+    assert torch.equal(marked[0], above)
+    mean = segmentation_scores(maps, masks)
+    wanted = (maps > maps.mean((1, 2), keepdim=True)).sum((1, 2))
+    assert torch.equal(mean.true_positive + mean.false_positive, wanted)
+
+
+def test_otsu_parts_two_groups_where_the_variance_between_is_largest():
+    """Against a search over every cut of the histogram."""
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.cat(
+        [0.5 * torch.rand(3, 30, 8, generator=generator), 0.4 + torch.rand(3, 30, 22)], -1
+    )
+    masks = torch.zeros(3, 30, 30, dtype=torch.bool)
+    masks[:, :4] = True
+    found = segmentation_scores(maps, masks, threshold="otsu")
+    marked = found.true_positive + found.false_positive
+    for heatmap, count in zip(maps.double(), marked, strict=True):
+        values = ((heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())).flatten()
+        bins = (values * 256).floor().clamp(max=255)
+        centred = (bins + 0.5) / 256
+
+        def between(cut, bins=bins, centred=centred):
+            low, high = centred[bins <= cut], centred[bins > cut]
+            return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+        best = max((c for c in range(255) if (bins <= c).any() and (bins > c).any()), key=between)
+        assert count == (values > (best + 0.5) / 256).sum()
+
+
+def test_images_are_scored_one_by_one_as_legrad_does():
+    """Worked by hand: each image's own accuracy and IoU, of which LeGrad takes the mean."""
+    maps = torch.tensor([[[9.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]])
+    masks = torch.tensor([[[1, 1], [0, 0]], [[1, 0], [0, 0]]]).bool()
+    found = segmentation_scores(maps, masks, threshold=0.5)
+    assert found.image_accuracy.tolist() == [3 / 4, 2 / 4]
+    assert found.image_iou.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, (1 / 3 + 1 / 3) / 2])
+    assert found.image_iou.mean().item() != pytest.approx(found.mean_iou)
+
+
+def test_average_precision_of_two_classes_is_the_published_one():
+    """Scikit-learn's of both classes' pixels in one list, as the authors' code has it."""
+    from sklearn.metrics import average_precision_score
+
+    _, masks = case()
+    maps = normal(*masks.shape).clamp(min=0) + masks  # ties of the background, none across classes
+    found = two_class_average_precision(maps, masks)
+    for value, heatmap, mask in zip(found, maps, masks, strict=True):
+        stretched = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
+        scores = torch.stack([1 - stretched, stretched]).flatten()
+        truth = torch.stack([~mask, mask]).flatten()
+        assert value.item() == pytest.approx(average_precision_score(truth, scores), rel=1e-5)
+    assert two_class_average_precision(torch.ones(2, 2), torch.eye(2).bool()).item() == 0.5
+
+
+CELLS = mosaic_cells(2, 2, (16, 16))
+
+
+def test_cells_part_the_mosaic():
+    """Every pixel lies in one cell, row by row, also where the sizes do not divide."""
+    cells = mosaic_cells(2, 3, (5, 7))
+    assert cells.shape == (6, 5, 7)
+    assert (cells.sum(0) == 1).all()
+    assert cells[1, 0].tolist() == [False, False, False, True, True, False, False]
+    assert cells[3, 3, 0]
+
+
+def test_signed_map_that_knows_its_cell_scores_one():
+    """What speaks for it inside, what speaks against it outside; the opposite gets nothing."""
+    for own in CELLS:
+        heatmap = torch.where(own, 2.0, -0.5)
+        assert word_mosaic_game(heatmap, own) == 1
+        assert word_mosaic_game(-heatmap, own) == 0
+
+
+def test_score_is_the_right_mass_over_all_mass():
+    """Against the sums themselves."""
+    heatmap = normal(4, 16, 16, seed=0)
+    found = word_mosaic_game(heatmap, CELLS)
+    for value, one, own in zip(found, heatmap, CELLS, strict=True):
+        right = one[own].clamp(min=0).sum() - one[~own].clamp(max=0).sum()
+        torch.testing.assert_close(value, right / one.abs().sum())
+    torch.testing.assert_close(word_mosaic_game(7 * heatmap, CELLS), found)
+    torch.testing.assert_close(word_mosaic_game(heatmap[2], CELLS[2]), found[2])
+
+
+def test_mosaic_game_of_a_constant_map_is_at_chance():
+    """A quarter of a 2 x 2 mosaic, three quarters for a negative one."""
+    for sign, chance in ((1, 0.25), (-1, 0.75)):
+        flat = torch.full((4, 7, 7), 0.3 * sign)
+        torch.testing.assert_close(word_mosaic_game(flat, CELLS), torch.full((4,), chance))
+
+
+def test_one_positive_map_for_the_whole_caption_cannot_pass_one_in_n():
+    """It is reached where all mass lies in the cells that the caption names."""
+    for words in (1, 2, 3, 4):
+        named = CELLS[:words]
+        heatmap = uniform(50, 16, 16, seed=words)
+        scores = torch.stack([word_mosaic_game(heatmap, own.expand(50, 16, 16)) for own in named])
+        assert (scores.mean(0) <= 1 / words + 1e-6).all()
+        best = torch.stack([word_mosaic_game(named.any(0).float(), own) for own in named])
+        assert best.mean().item() == pytest.approx(1 / words)
+
+
+def test_map_of_zeros_has_no_answer():
+    """Neither right nor wrong."""
+    assert torch.isnan(word_mosaic_game(torch.zeros(4, 4), CELLS[0]))
+
+
+def test_what_is_no_mosaic_is_refused():
+    """One sentence that says what was given."""
+    with pytest.raises(InputError, match="rows of 1 or more, got 0"):
+        mosaic_cells(0, 2, (4, 4))
+    with pytest.raises(InputError, match="a width of 3 or more, got 2"):
+        mosaic_cells(2, 3, (4, 2))
+
+
+def test_energy_in_a_cell_is_the_authors_grid_pointing_game():
+    """Their way: average the positive part over each cell, and divide by all cells."""
+    heatmap = normal(4, 16, 16, seed=1)
+    pooled = torch.nn.functional.avg_pool2d(heatmap.clamp(min=0)[:, None], 8).flatten(1)
+    wanted = torch.diagonal(pooled / pooled.sum(1, keepdim=True))
+    torch.testing.assert_close(energy_inside(heatmap, CELLS), wanted)
+    assert energy_inside(torch.ones(4, 7, 7), CELLS).tolist() == [0.25] * 4
+    torch.testing.assert_close(
+        energy_inside(heatmap.abs(), CELLS), word_mosaic_game(heatmap.abs(), CELLS)
+    )

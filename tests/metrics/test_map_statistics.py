@@ -1,4 +1,4 @@
-"""Statistics of maps against closed forms and plain NumPy."""
+"""Statistics of maps, and rank correlation, against closed forms and plain NumPy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from torch import Tensor
 from captum_clip import maps as resizing
 from captum_clip import metrics
 from captum_clip.errors import InputError
+from captum_clip.metrics import rank_correlation
+from captum_clip.metrics.map_statistics import pearson
+from tests.metrics import oracles
+from tests.samples import normal, uniform
 
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     name: getattr(metrics, name)
@@ -26,11 +30,6 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def some_maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=generator).to(dtype)
-
-
 def shannon_entropy(image: np.ndarray, base: float = 2) -> float:
     """Scikit-image's definition: of the counts of an array's distinct values."""
     _, counts = np.unique(image, return_counts=True)
@@ -41,7 +40,7 @@ def shannon_entropy(image: np.ndarray, base: float = 2) -> float:
 @pytest.mark.parametrize("name", MEASURES)
 def test_measures_give_one_number_a_map(name):
     """Whatever comes before (h, w) stays, and each map counts for itself."""
-    maps = some_maps(2, 3, 5, 7)
+    maps = uniform(2, 3, 5, 7)
     found = MEASURES[name](maps)
     assert found.shape == (2, 3)
     assert found.dtype == torch.float64
@@ -49,11 +48,11 @@ def test_measures_give_one_number_a_map(name):
         torch.testing.assert_close(found[index], MEASURES[name](maps[index]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_variance_is_numpys(dtype):
-    maps = some_maps(4, 9, 6, dtype=dtype)
-    expected = maps.double().numpy().var((-2, -1))
-    np.testing.assert_allclose(metrics.spatial_variance(maps), expected, rtol=1e-12)
+def test_variance_is_numpys():
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        maps = uniform(4, 9, 6).to(dtype)
+        expected = maps.double().numpy().var((-2, -1))
+        np.testing.assert_allclose(metrics.spatial_variance(maps), expected, rtol=1e-12)
 
 
 def test_variance_of_two_equal_halves_is_a_quarter_of_the_squared_step():
@@ -63,36 +62,36 @@ def test_variance_of_two_equal_halves_is_a_quarter_of_the_squared_step():
 
 def test_variance_survives_a_large_offset():
     """Sums of squares in single precision would not."""
-    maps = some_maps(8, 8)
+    maps = uniform(8, 8)
     moved = metrics.spatial_variance(maps.double() + 1e6)
     torch.testing.assert_close(moved, metrics.spatial_variance(maps), rtol=1e-6, atol=0)
 
 
 def test_spatial_entropy_is_the_plain_sum():
-    maps = some_maps(4, 9, 6)
+    maps = uniform(4, 9, 6)
     maps[:, 0] = 0
     for one, found in zip(maps.double().numpy(), metrics.spatial_entropy(maps), strict=True):
         shares = one[one > 0] / one.sum()
         assert found.item() == pytest.approx(-(shares * np.log2(shares)).sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize("cells", [1, 2, 8, 32])
-def test_spatial_entropy_of_n_equal_cells_is_log_n(cells):
-    maps = torch.zeros(32)
-    maps[:cells] = 3.0
-    found = metrics.spatial_entropy(maps.reshape(4, 8))
-    assert found.item() == pytest.approx(math.log2(cells), abs=1e-12)
+def test_spatial_entropy_of_n_equal_cells_is_log_n():
+    for cells in (1, 2, 8, 32):
+        maps = torch.zeros(32)
+        maps[:cells] = 3.0
+        found = metrics.spatial_entropy(maps.reshape(4, 8))
+        assert found.item() == pytest.approx(math.log2(cells), abs=1e-12)
 
 
 def test_spatial_entropy_does_not_depend_on_the_scale():
-    maps = some_maps(5, 5)
+    maps = uniform(5, 5)
     torch.testing.assert_close(metrics.spatial_entropy(4 * maps), metrics.spatial_entropy(maps))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_value_entropy_is_scikit_images(dtype):
     """On a stretched map of a 7 x 7 grid, in the precision that it has."""
-    heatmap = resizing.normalize(resizing.upsample(some_maps(3, 7, 7), (56, 56))).to(dtype)
+    heatmap = resizing.normalize(resizing.upsample(uniform(3, 7, 7), (56, 56))).to(dtype)
     heatmap[0] = torch.round(heatmap[0] * 4) / 4
     expected = [shannon_entropy(one.numpy()) for one in heatmap]
     np.testing.assert_allclose(metrics.value_entropy(heatmap), expected, rtol=1e-12)
@@ -100,7 +99,7 @@ def test_value_entropy_is_scikit_images(dtype):
 
 def test_value_entropy_of_the_reports_size_is_near_its_published_range_in_half_precision():
     """11.05 bits for 7 x 7 maps at 224 in half, 14.5 in single: size and type must be stated."""
-    heatmap = resizing.normalize(resizing.upsample(some_maps(2, 7, 7), (224, 224)))
+    heatmap = resizing.normalize(resizing.upsample(uniform(2, 7, 7), (224, 224)))
     half, single = metrics.value_entropy(heatmap.half()), metrics.value_entropy(heatmap)
     assert (half > 10.5).all()
     assert (half < 11.8).all()
@@ -118,7 +117,7 @@ def test_value_entropy_counts_values_wherever_they_are():
 def test_biases_are_means_of_their_cells_over_the_mean():
     """On odd and on even grids; in the middle are one, two or four cells."""
     for height, width in ((7, 7), (6, 8), (5, 4)):
-        maps = some_maps(height, width)
+        maps = uniform(height, width)
         cells = maps.double().numpy()
         corners = [cells[row, column] for row in (0, -1) for column in (0, -1)]
         middle = cells[(height - 1) // 2 : height // 2 + 1, (width - 1) // 2 : width // 2 + 1]
@@ -154,21 +153,77 @@ def test_biases_of_maps_without_a_positive_mean_are_nan():
 
 
 @pytest.mark.parametrize("name", MEASURES)
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_measures_say_what_they_cannot_measure(name):
+    refused = [
         (np.zeros((2, 2)), "floating-point tensor, got ndarray"),
         (torch.zeros(2, 2, dtype=torch.int64), "got torch.int64"),
         (torch.zeros(4), r"\(\.\.\., h, w\)"),
         (torch.zeros(0, 4), "none of them empty"),
         (torch.tensor([[1.0, torch.nan]]), "NaN or infinity"),
-    ],
-)
-def test_measures_say_what_they_cannot_measure(name, given, message):
-    with pytest.raises(InputError, match=f"{name}: .*{message}"):
-        MEASURES[name](given)
+    ]
+    for given, message in refused:
+        with pytest.raises(InputError, match=f"{name}: .*{message}"):
+            MEASURES[name](given)  # type: ignore[arg-type]
 
 
 def test_spatial_entropy_refuses_signed_maps():
     with pytest.raises(InputError, match=r"below zero, got -1; maps\.positive"):
         metrics.spatial_entropy(torch.tensor([[-1.0, 2.0]]))
+
+
+def test_rank_correlation_is_spearmans():
+    """Against ranks counted one by one, with values that many cells share."""
+    generator = torch.Generator().manual_seed(0)
+    maps, others = (torch.randn(2, 3, 7, 9, generator=generator).round(decimals=1) for _ in "ab")
+    found = rank_correlation(maps, others)
+    assert found.shape == (2, 3)
+    assert found.dtype == torch.float32
+    for i in range(2):
+        for k in range(3):
+            wanted = oracles.spearman(maps[i, k], others[i, k])
+            assert found[i, k].item() == pytest.approx(wanted, rel=1e-5)
+            assert rank_correlation(maps[i, k], others[i, k]) == found[i, k]
+
+
+def test_correlation_with_a_constant_is_nan():
+    """Also where the rounding of the mean makes its differences not quite zero."""
+    ramp = torch.arange(49.0, dtype=torch.float64)
+    for value in (0.1, 0.3, 2.0):
+        constant = torch.full((49,), value, dtype=torch.float64)
+        assert torch.isnan(pearson(ramp, constant))
+        assert torch.isnan(pearson(constant, ramp))
+
+
+def test_only_the_order_counts():
+    """The same map, a monotone change of it, and its negative."""
+    heatmap = normal(5, 6, 6, seed=1)
+    torch.testing.assert_close(rank_correlation(heatmap, heatmap.exp() * 3), torch.ones(5))
+    torch.testing.assert_close(rank_correlation(heatmap, -(heatmap**3)), -torch.ones(5))
+
+
+def test_unrelated_maps_are_at_chance():
+    """Zero on average."""
+    generator = torch.Generator().manual_seed(2)
+    maps, others = (torch.rand(500, 7, 7, generator=generator) for _ in "ab")
+    assert abs(rank_correlation(maps, others).mean()) < 0.03
+
+
+def test_constant_map_has_no_ranks():
+    """On either side; the other maps of the batch keep their answer."""
+    heatmap = uniform(2, 4, 4, seed=3)
+    flat = torch.stack([torch.full((4, 4), 0.1), heatmap[1]])
+    for found in (rank_correlation(heatmap, flat), rank_correlation(flat, heatmap)):
+        assert found.isnan().tolist() == [True, False]
+        assert found[1].item() == pytest.approx(1)
+
+
+def test_maps_must_have_one_shape():
+    """One sentence that says what was given."""
+    with pytest.raises(InputError, match=r"of one shape, got \(2, 2\) and \(4, 4\); resize"):
+        rank_correlation(torch.ones(2, 2), torch.ones(4, 4))
+    for pair in (
+        (torch.ones(2, 2) / 0, torch.ones(2, 2)),
+        (torch.ones(2, 2), torch.ones(2, 2) / 0),
+    ):
+        with pytest.raises(InputError, match="NaN or infinity"):
+            rank_correlation(*pair)

@@ -11,7 +11,7 @@ from .class_folder import ClassFolder, ClassMosaics
 from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
 from .imagenet import ImageNetS, ImageNetSegmentation
 from .masked_folder import MaskedFolder, PascalVoc
-from .pixels import FixationFolder, OpenImagesPoints
+from .pixels import FixationFolder
 
 __all__ = [
     "DATA_SETS",
@@ -26,14 +26,13 @@ __all__ = [
     "ImageNetS",
     "ImageNetSegmentation",
     "MaskedFolder",
-    "OpenImagesPoints",
     "PascalVoc",
     "open_data",
 ]
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, DemoSingles, DemoObjects, DemoMosaics),
-    *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc, OpenImagesPoints),
+    *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc),
     *(ClassFolder, ClassMosaics, FixationFolder),
 )
 DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
@@ -64,8 +63,8 @@ def open_data(
 
     Args:
         name: "demo", "demo-singles", "demo-objects", "demo-mosaics", "masks:FOLDER",
-            "imagenet-segmentation:FILE", "imagenet-s:FOLDER", "voc:FOLDER", "open-images:FOLDER",
-            "classes:FOLDER", "mosaics:FOLDER" or "fixations:FOLDER".
+            "imagenet-segmentation:FILE", "imagenet-s:FOLDER", "voc:FOLDER", "classes:FOLDER",
+            "mosaics:FOLDER" or "fixations:FOLDER".
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
         template: text of a class with "{}" for its name, of data whose classes have names only;

@@ -32,21 +32,6 @@ class Region:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledPoints:
-    """Single pixels of which somebody said whether they are of what a text names.
-
-    Attributes:
-        text: names it.
-        yes: (H, W) bool, pixels of it, one or more.
-        no: (H, W) bool, pixels that are not.
-    """
-
-    text: str
-    yes: Mask
-    no: Mask
-
-
-@dataclass(frozen=True, eq=False)
 class Sample:
     """One image with its truth; what a data set does not tell stays empty.
 
@@ -58,7 +43,6 @@ class Sample:
         caption: a text that names the regions word by word; None where regions have own texts.
         subsets: the scene with every subset of its regions, 2^n images of one size; region i is
             there where bit i of the index is set.
-        points: labelled pixels of some texts, where there are no masks.
         fixations: (H, W) bool, the pixels that somebody looked at, neither none nor all.
         density: (H, W) of fixations, finite and from 0 on, with some mass.
         fixated: the text that fixations and density are compared with.
@@ -72,7 +56,6 @@ class Sample:
     label: int | None = None
     caption: str | None = None
     subsets: tuple[Image.Image, ...] = ()
-    points: tuple[LabelledPoints, ...] = ()
     fixations: Mask | None = None
     density: npt.NDArray[np.float64] | None = None
     fixated: str | None = None

@@ -4,13 +4,13 @@ from typing import Final
 
 from ..method_on_batch import Task
 from .faithfulness import Faithfulness, Fixlip, Sanity
-from .localization import Fixation, Localization, Points
+from .localization import Fixation, Localization
 from .mosaics import GridPointing, Words
 from .perturbation import Perturbation
 from .signs import Effect, Signs
 
 _ALL: Final[tuple[Task, ...]] = (
-    *(Localization(), Points(), Signs(), Effect(), Words(), GridPointing(), Perturbation()),
+    *(Localization(), Signs(), Effect(), Words(), GridPointing(), Perturbation()),
     *(Faithfulness(), Fixlip(), Sanity(), Fixation()),
 )
 TASKS: Final[dict[str, Task]] = {task.name: task for task in _ALL}

@@ -18,7 +18,6 @@ from typing_extensions import override
 
 from ... import metrics
 from ...errors import InputError
-from ...metrics.masked_changes import MaskedChanges, infidelity_of
 from ...runs import Arrays
 from ..batch import Queries
 from ..config import EvaluationConfig
@@ -76,12 +75,12 @@ class Faithfulness(Task):
         if not kept:
             return
         every = _masked_changes(maps, first, _SHARE)
-        changes = MaskedChanges(every.masks[kept], every.changes[kept])
+        changes = metrics.MaskedChanges(every.masks[kept], every.changes[kept])
         queries = first.part(kept)
         correlation = metrics.faithfulness_correlation(raw, changes)
         yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
         square = changes.changes.square().mean(1)
-        ratio = {"numerator": infidelity_of(raw, changes), "denominator": square}
+        ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": square}
         yield queries.rows_of("infidelity", ratio)
         slow = maps.slow(queries)
         attribute = maps.method.attribute(maps.clip, slow.rows)
@@ -107,7 +106,7 @@ def _finite_sensitivity(
 
 def _masked_changes(
     maps: MethodOnBatch, queries: Queries, share: float, *, shifted: bool = True
-) -> MaskedChanges:
+) -> metrics.MaskedChanges:
     """Of all methods the same, and most of the work."""
     return maps.batch.remember(
         f"changes of {queries.numbers} by {share}",

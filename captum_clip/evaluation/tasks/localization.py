@@ -1,4 +1,4 @@
-"""Does a map lie where it should? Against masks, single labelled pixels, and human fixations."""
+"""Does a map lie where it should? Against masks, and against human fixations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
-from ...metrics.segmentation import scores_at_thresholds
+from ...metrics.bootstrap import STATISTICS
+from ...metrics.localization import scores_at_thresholds
 from ...models.geometry import resize_density, resize_points
 from ...runs import Arrays
 from ..batch import View, queries_of
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task
-from ..metric import STATISTICS, Metric
+from ..metric import Metric
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2
@@ -98,47 +99,6 @@ def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> I
     yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
     yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
     yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))
-
-
-class Points(Task):
-    """Positive maps against single labelled pixels: those of the class, and those that are not."""
-
-    name = "points"
-
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        marked = "marked: above half of the min-max map; classes with a point that says yes"
-        union = (
-            "p-mIoU: of the points, those marked and right / those marked or right, mean over "
-            f"pairs of image and class; {marked}"
-        )
-        share = f"share of the points decided rightly, mean; {marked}"
-        return {"Open Images points": [Metric("p_miou", union), Metric("point_accuracy", share)]}
-
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Samples with labelled points of which the crop shows some that say yes."""
-        pairs = [(view, points) for view in maps.batch.views for points in view.sample.points]
-        if not pairs:
-            return
-        texts = [points.text for _, points in pairs]
-        queries = queries_of([view for view, _ in pairs], maps.context.encode(texts), texts)
-        kept, raw = maps.compute_finite(queries)
-        for index, heatmap in zip(kept, raw.clamp(min=0), strict=True):
-            view, points = pairs[index]
-            both = np.stack([points.yes, points.no])
-            moved = resize_points(maps.clip.processor, both, view.size)
-            yes, no = torch.from_numpy(moved).to(heatmap.device)
-            if not yes.any():
-                reason = f"the crop shows no point of {points.text!r}"
-                maps.skipped.append((view.number, reason))
-                continue
-            scores = metrics.segmentation_scores(
-                heatmap[None], yes[None], threshold=0.5, counted=(yes | no)[None]
-            )
-            query = queries.part([index])
-            yield query.rows_of("p_miou", scores.object_iou)
-            yield query.rows_of("point_accuracy", scores.image_accuracy)
 
 
 class Fixation(Task):

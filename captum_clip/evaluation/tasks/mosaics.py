@@ -138,7 +138,7 @@ class GridPointing(Task):
         kept, raw = maps.compute_finite(queries)
         if kept:
             masks = torch.stack([view.masks[place] for view, place in (cells[i] for i in kept)])
-            share = metrics.grid_pointing_game(resizing.positive(raw), masks)
+            share = metrics.energy_inside(resizing.positive(raw), masks)
             chance = masks.flatten(1).double().mean(1)
             yield queries.part(kept).rows_of("grid_pg", share, chance=chance)
 

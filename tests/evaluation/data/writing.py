@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,3 @@ def save_segmentations(
     with open(path, "r+b") as raw:
         raw.write(header)
     return path
-
-
-def save_open_images(folder: Path, rows: Sequence[str], *, names: Mapping[str, str]) -> Path:
-    """Write the tables of Open Images V7: points, and what classes are called."""
-    columns = "ImageId,X,Y,Label,EstimatedYesNo,TextLabel"
-    points = "\n".join([columns, *rows, ""])
-    (folder / "oidv7-val-annotations-point-labels.csv").write_text(points)
-    described = "\n".join(["LabelName,DisplayName", *(f"{k},{v}" for k, v in names.items()), ""])
-    (folder / "oidv7-class-descriptions.csv").write_text(described)
-    return folder

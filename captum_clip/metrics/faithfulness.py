@@ -1,0 +1,556 @@
+"""Do maps put their mass on what changes the score, and predict random changes of it?
+
+Where something is drawn, image i of a call draws from seed + i, so that a set may come in batches
+of any size; or from its own seed in a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import factorial
+from typing import Any
+
+import numpy as np
+import torch
+from captum import metrics as captum_metrics
+from torch import Tensor
+
+from ..checks import check_integer, check_interval, check_positive
+from ..errors import InputError
+from ..maps import check_maps, expand_to_input
+from .bootstrap import STATISTICS
+from .inputs import (
+    Forward,
+    Seed,
+    Targets,
+    as_planes,
+    at_least_single,
+    cell_indices,
+    check_bool,
+    check_filled,
+    check_finite,
+    check_images,
+    checked_scores,
+    checked_targets,
+    describe,
+    resize_to_masks,
+    seeds_of,
+)
+from .map_statistics import pearson, spearman
+
+_MOST_OBJECTS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedChanges:
+    """Random masks of images and what they change; made once, it serves the maps of any method.
+
+    Args:
+        masks: (B, S, H, W) bool, the pixels that each draw removes from an image.
+        changes: (B, S) float64, the score of the image less that of the image without them.
+    """
+
+    masks: Tensor
+    changes: Tensor
+
+    def predicted(self, maps: Tensor) -> Tensor:
+        """What maps predict: the sum of each over the pixels of each mask, (B, S) float64.
+
+        Args:
+            maps: (B, 1, h, w) or (B, h, w), whose cells are spread over their pixels.
+
+        Raises:
+            InputError: maps of other images, NaN or infinity.
+        """
+        images = self.masks[:, :1]
+        planes = as_planes("MaskedChanges.predicted", maps, images).double()
+        spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
+        pairs = zip(self.masks, spread, strict=True)
+        return torch.stack(
+            [mask.flatten(1).double() @ heatmap.flatten() for mask, heatmap in pairs]
+        )
+
+
+@torch.no_grad()
+def masked_changes(
+    forward: Forward,
+    images: Tensor,
+    target: Targets = None,
+    *,
+    grid: tuple[int, int],
+    share: float = 0.2,
+    samples: int = 32,
+    shifted: bool = True,
+    fill: float | Tensor = 0.0,
+    batch_size: int = 32,
+    seed: Seed = 0,
+) -> MaskedChanges:
+    """Remove random cells from images, and see what that does to a score.
+
+    Args:
+        forward: images (B, C, H, W) -> scores (B,) or (B, K).
+        images: (B, C, H, W), preprocessed.
+        target: column of the scores, one for all or one per image; None with one column.
+        grid: rows and columns of the cells, as ``clip.grid(height, width)`` gives them.
+        share: the chance of each cell to be removed, in (0, 1).
+        samples: S, draws per image.
+        shifted: move the grid by half a cell, with cells of half the size at the edges, so that no
+            cell is one of the patches that a ViT cuts. Where they coincide, a method that itself
+            removes patches (occlusion) is asked for what it measured.
+        fill: what takes their place; zero is the mean colour of normalised images.
+        batch_size: images per forward pass.
+        seed: of the draws.
+
+    Raises:
+        InputError: no such images, targets, grid or share.
+
+    Example:
+        >>> images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> found = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
+        >>> torch.allclose(found.predicted(images.mean(1) / 64), found.changes)
+        True
+    """
+    caller = "masked_changes"
+    check_images(caller, images)
+    counts = {"rows": grid[0], "columns": grid[1], "samples": samples, "a batch size": batch_size}
+    for name, count in counts.items():
+        check_integer(caller, name, count)
+    check_interval(caller, "share", share, "(0, 1)")
+    chosen = checked_targets(caller, target, images, name="target")
+    largest = None if target is None else int(chosen.max())
+    row, column = cell_indices(grid, images, shifted=shifted)
+    size = (samples, grid[0] + shifted, grid[1] + shifted)
+    masks, changes = [], []
+    for image, own, start in zip(images, chosen, seeds_of(caller, seed, len(images)), strict=True):
+        generator = torch.Generator().manual_seed(start)
+        drawn = torch.rand(size, generator=generator).to(images.device) < share
+        taken = drawn[:, row, column]  # (S, H, W)
+        states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
+        filled = torch.as_tensor(fill).to(image)
+        parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
+        scores = [checked_scores(caller, forward, part, largest)[:, own] for part in parts]
+        score = torch.cat(scores).double()
+        masks.append(taken)
+        changes.append(score[0] - score[1:])
+    return MaskedChanges(torch.stack(masks), torch.stack(changes))
+
+
+def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
+    r"""The correlation of what maps predict of random masks with what these change.
+
+    .. math:: \rho = \mathrm{corr}_S \Bigl(\sum_{p \in S} m_p, \; y(x) - y(x \setminus S)\Bigr)
+
+    Pearson's, so scale and offset of a map make no difference. A map that has one value everywhere
+    predicts that larger masks change more, which is true: report what it reaches next to any
+    figure. A map of random values gets 0 on average, one upside down the negative.
+
+    Args:
+        maps: as :meth:`MaskedChanges.predicted` takes them.
+        changes: of the images, from :func:`masked_changes`.
+
+    Returns:
+        (B,) float64 from -1 to 1; NaN for a map of zeros, and where no mask changes anything.
+
+    Raises:
+        InputError: maps of other images, NaN or infinity.
+
+    Source: Bhatt et al. 2020, *Evaluating and Aggregating Feature-based Model Explanations*
+    (arXiv:2005.00631). There S has a fixed number of pixels; here every cell is drawn by itself.
+
+    Example:
+        >>> images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> found = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
+        >>> faithfulness_correlation(images.mean(1), found)
+        tensor([1.0000], dtype=torch.float64)
+    """
+    return pearson(changes.predicted(maps), changes.changes)
+
+
+def p_faithfulness(maps: Tensor, changes: MaskedChanges) -> Tensor:
+    r"""FIxLIP's p-faithfulness: do maps rank random coalitions of cells as the score does?
+
+    .. math:: \rho_p = \mathrm{Spearman}_S
+              \Bigl(\sum_{c \in S} m_c, \; y(x_S) - y(x_\emptyset)\Bigr)
+
+    where each cell c is in S with chance p and the others are removed. Ranks do not change if both
+    sides are subtracted from those of the whole image, so what is removed does as well as what
+    stays. The authors draw 1,000 coalitions of a ViT's patches at p = .3, .5 and .7:
+    ``masked_changes(..., share=1 - p, shifted=False, samples=1000)``. They mask the attention to
+    the others, here they are filled.
+
+    Args:
+        maps: as :meth:`MaskedChanges.predicted` takes them.
+        changes: of the images, from :func:`masked_changes`.
+
+    Returns:
+        (B,) float64 from -1 to 1; NaN where one side is constant.
+
+    Raises:
+        InputError: maps of other images, NaN or infinity.
+
+    Source: Baniecki et al. 2025, FIxLIP (arXiv:2508.05430).
+
+    Example:
+        >>> images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> score = lambda x: x.mean((1, 2, 3)).exp()
+        >>> found = masked_changes(score, images, grid=(2, 2), share=0.5, shifted=False)
+        >>> brightness = torch.nn.functional.avg_pool2d(images.mean(1), 4)
+        >>> p_faithfulness(brightness, found).round(decimals=9)
+        tensor([1.], dtype=torch.float64)
+    """
+    return spearman(changes.predicted(maps), changes.changes)
+
+
+def infidelity(maps: Tensor, changes: MaskedChanges, *, normalize: bool = True) -> Tensor:
+    r"""Infidelity of maps: how far they are from predicting what random masks change.
+
+    .. math:: \mathrm{INFD} = E_S\bigl[(\beta \, I_S \cdot m - (y(x) - y(x \setminus S)))^2\bigr],
+              \quad \beta = \frac{E[I_S \cdot m \, (y(x) - y(x \setminus S))]}{E[(I_S \cdot m)^2]}
+
+    with :math:`I_S` 1 on the pixels of the mask: the figure of `captum.metrics.infidelity`, which
+    takes perturbations of other kinds (with :func:`captum_clip.maps.expand_to_input`). With beta
+    (`normalize`) the scale of the map makes no difference, nor does its sign as a whole, since beta
+    may be negative; without it beta is 1. Zero is perfect, and a map of zeros gets the mean square
+    of the score's change, the unit that a figure is to be read in. There is no intercept: a map
+    with one value everywhere tells how much an average cell counts, and that alone explains most of
+    the square, so it may beat maps that tell one cell from another.
+    :func:`faithfulness_correlation` has an offset.
+
+    Args:
+        maps: as :meth:`MaskedChanges.predicted` takes them.
+        changes: of the images, from :func:`masked_changes`.
+        normalize: see above; without it maps must be on the scale of the score.
+
+    Returns:
+        (B,) float64.
+
+    Raises:
+        InputError: maps of other images, NaN or infinity.
+
+    Source: Yeh et al. 2019 (arXiv:1901.09392); Captum.
+
+    Example:
+        >>> images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> found = masked_changes(lambda x: x.mean((1, 2, 3)), images, grid=(2, 2))
+        >>> infidelity(images.mean(1), found) < 1e-12
+        tensor([True, True])
+    """
+    predicted, true = changes.predicted(maps), changes.changes
+    if normalize:
+        square = predicted.square().mean(1)
+        factor = (predicted * true).mean(1) / torch.where(square > 0, square, 1)
+        predicted = factor[:, None] * predicted
+    return (predicted - true).square().mean(1)
+
+
+@torch.inference_mode(False)
+def sensitivity(
+    attribute: Callable[..., Any],
+    images: Tensor,
+    target: Targets = None,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    batch_size: int = 32,
+    seed: Seed = 0,
+    **options: Any,
+) -> Tensor:
+    r"""The largest relative change of maps under small noise, `captum.metrics.sensitivity_max`.
+
+    .. math:: \mathrm{SENS} = \max_{|\delta|_\infty \le r} \frac{|m(x + \delta) - m(x)|}{|m(x)|}
+
+    over uniform draws. A map of zeros is divided by 1.
+
+    Args:
+        attribute: images, ``target=`` and the options -> maps (B, ...): the `attribute` of any
+            method of Captum or of this package. It is called with a tensor, with gradients on.
+        images: (B, C, H, W), preprocessed.
+        target: one for all or one per image; None where the method needs none.
+        radius: r, in units of the normalised images.
+        samples: draws per image.
+        batch_size: images per call of `attribute`.
+        seed: of the draws.
+        **options: passed on to `attribute` as they are.
+
+    Returns:
+        (B,), 0 for a map that does not change.
+
+    Raises:
+        InputError: no such images, targets, radius or maps; NaN or infinity in them.
+
+    Source: Yeh et al. 2019 (arXiv:1901.09392); Captum.
+
+    Example:
+        >>> images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> sensitivity(lambda inputs, target: torch.ones(len(inputs), 1, 2, 2), images)
+        tensor([0., 0.])
+    """
+    caller = "sensitivity"
+    check_images(caller, images)
+    check_positive(caller, "a radius", radius)
+    check_integer(caller, "samples", samples)
+    check_integer(caller, "a batch size", batch_size)
+    seeds = seeds_of(caller, seed, len(images))
+    one_target = target is None or isinstance(target, int)
+    chosen = None if one_target else checked_targets(caller, target, images, name="target").clone()
+
+    def explain(inputs: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
+        # captum gives a tuple first and a tensor afterwards, and turns gradients off; its own
+        # methods warn of inputs that need none
+        pixels = inputs[0] if isinstance(inputs, tuple) else inputs
+        with torch.enable_grad():
+            result = attribute(pixels.detach().clone().requires_grad_(), target=target, **options)
+        maps = result[0] if isinstance(result, tuple) else result
+        check_maps(caller, maps)
+        maps = at_least_single(maps.detach()).contiguous()
+        return (maps,) if isinstance(inputs, tuple) else maps
+
+    def add_noise(generators: list[torch.Generator], inputs: Tensor) -> Tensor:
+        each = len(inputs) // len(generators)  # captum repeats each image for its draws
+        drawn = [
+            torch.rand(image.shape, generator=generators[i // each])
+            for i, image in enumerate(inputs)
+        ]
+        return inputs + radius * (2 * torch.stack(drawn) - 1).to(inputs)
+
+    values, size = [], max(1, batch_size // samples)
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        generators = [torch.Generator().manual_seed(own) for own in seeds[part]]
+        largest = captum_metrics.sensitivity_max(
+            explain,
+            images[part],
+            perturb_func=partial(add_noise, generators),
+            n_perturb_samples=samples,
+            max_examples_per_batch=min(batch_size, len(generators) * samples),
+            target=target if chosen is None else chosen[part],
+        )
+        values.append(largest)
+    return torch.cat(values)
+
+
+def shapley_effects(scores: Tensor) -> Tensor:
+    r"""The exact Shapley effect of each of n objects on a score.
+
+    .. math:: \phi_i = \sum_{S \not\ni i} \frac{|S|! \, (n - |S| - 1)!}{n!}
+                       \bigl(y(S \cup i) - y(S)\bigr)
+
+    where y(S) is the score of the scene that holds the objects S and no other. The effects add up
+    to y(all) - y(none).
+
+    Args:
+        scores: (..., 2^n), the score of every subset of the objects; object i is in the subset of
+            index s exactly where bit i of s is set, so index 0 is the empty scene and 2^n - 1 the
+            whole one. Leading dimensions are scenes, targets or anything else.
+
+    Returns:
+        (..., n), at least in single precision.
+
+    Raises:
+        InputError: scores that are no finite floating-point tensor of 2, 4, 8, ... subsets.
+
+    Source: Shapley 1953.
+
+    Example:
+        >>> horse, dog, both = 0.3, -0.1, 0.2
+        >>> shapley_effects(torch.tensor([0.0, horse, dog, both]))
+        tensor([ 0.3000, -0.1000])
+    """
+    check_finite("shapley_effects", "scores", scores)
+    subsets = scores.shape[-1] if scores.ndim else 0
+    objects = subsets.bit_length() - 1
+    if subsets != 2 ** max(objects, 0) or not 1 <= objects <= _MOST_OBJECTS:
+        raise InputError(
+            f"shapley_effects: expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
+            f"objects, (..., 2^n), got {tuple(scores.shape)}."
+        )
+    return (scores.double() @ _weights(objects).to(scores.device)).to(at_least_single(scores).dtype)
+
+
+def _weights(objects: int) -> Tensor:
+    """What each subset's score counts for each object, (2^n, n) float64."""
+    subsets = torch.arange(2**objects)
+    inside = (subsets[:, None] >> torch.arange(objects)) & 1  # (2^n, n)
+    sizes = inside.sum(1).tolist()
+    total = factorial(objects)
+    gain = [factorial(max(s - 1, 0)) * factorial(objects - s) / total for s in sizes]
+    loss = [-factorial(s) * factorial(max(objects - s - 1, 0)) / total for s in sizes]
+    gains, losses = (torch.tensor(w, dtype=torch.float64)[:, None] for w in (gain, loss))
+    return torch.where(inside.bool(), gains, losses)
+
+
+def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""The signed mass of each map inside each object.
+
+    .. math:: \mu_i = \frac{hw}{HW} \sum_{p \in M_i} m_p
+
+    Maps are resized to their masks (bilinear); the factor makes the mass one of the map's own
+    cells, whatever the size of the image.
+
+    Args:
+        maps: (..., h, w), signed or not.
+        masks: (..., n, H, W) bool, the objects of each map, none empty or full; or (n, H, W), the
+            objects of all maps.
+
+    Returns:
+        (..., n)
+
+    Raises:
+        InputError: maps that are no finite floating-point tensor, or other masks.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False]], [[False, True]]])
+        >>> object_mass(torch.tensor([[2.0, -1.0]]), masks)
+        tensor([ 2., -1.])
+    """
+    check_maps("object_mass", maps)
+    check_bool("object_mass", "masks", masks)
+    if masks.ndim < 3 or masks.shape[:-3] not in (maps.shape[:-2], torch.Size()):
+        raise InputError(
+            f"object_mass: expected masks (..., n, H, W), the objects of each map, or (n, H, W), "
+            f"got masks {describe(masks)} for maps {describe(maps)}."
+        )
+    check_filled("object_mass", masks)
+    heatmap = resize_to_masks(maps, masks)
+    share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
+    planes = masks.flatten(-2).to(heatmap.dtype)
+    return torch.einsum("...p,...np->...n", heatmap.flatten(-2), planes) * share
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the mass of maps agrees with the effects of objects, over pairs of map and object.
+
+    Args:
+        spearman: rank correlation of mass and effect; NaN where either is constant, or for less
+            than two pairs.
+        signs: share of the pairs whose mass has the sign of the effect, of those with an effect; a
+            mass of zero has no sign and counts one half. NaN where no pair has an effect.
+        one_sign: the same of a method that always gives the more frequent sign.
+        pairs: number of pairs.
+        signed: number of pairs with an effect other than zero.
+        balanced_accuracy: mean of the shares of right signs among the positive and among the
+            negative effects. A constant answer gets .5, whatever the base rate is; NaN where one of
+            the two kinds is missing.
+        auc: the chance that the mass of a positive effect is above that of a negative one, equal
+            ones counting one half; .5 where mass and sign have nothing to do with each other.
+        negative_effects: share of the pairs whose effect is below zero.
+        negative_masses: share of the pairs whose mass is below zero.
+    """
+
+    spearman: float
+    signs: float
+    one_sign: float
+    pairs: int
+    signed: int
+    balanced_accuracy: float
+    auc: float
+    negative_effects: float
+    negative_masses: float
+
+
+def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
+    """How far masses agree with effects, pooled over all pairs of map and object.
+
+    Args:
+        mass: any shape, as :func:`object_mass` gives it.
+        effects: the same shape, as :func:`shapley_effects` gives them, on any device.
+
+    Raises:
+        InputError: different shapes, or NaN or infinity.
+
+    Example:
+        >>> agreement = effect_agreement(
+        ...     torch.tensor([4.0, -1.0, 2.0]), torch.tensor([0.3, 0.1, 0.2])
+        ... )
+        >>> agreement.spearman, round(agreement.signs, 3), agreement.one_sign
+        (1.0, 0.667, 1.0)
+    """
+    check_finite("effect_agreement", "mass", mass)
+    check_finite("effect_agreement", "effects", effects)
+    if mass.shape != effects.shape:
+        raise InputError(
+            f"effect_agreement: expected one effect per mass, got {tuple(effects.shape)} for "
+            f"{tuple(mass.shape)}."
+        )
+    masses, truths = mass.cpu().double().flatten(), effects.cpu().double().flatten()
+    some, pairs = truths != 0, len(truths)
+    signed, positive = int(some.sum()), int((truths > 0).sum())
+    right = (1 + masses.sign() * truths.sign()) / 2  # no mass has no sign and counts one half
+    table, once = torch.stack([masses, truths], 1).numpy(), np.ones((1, pairs))
+    named = {
+        name: float(STATISTICS[name].prepare(np.arange(pairs), table, pairs)(once)[0])
+        for name in ("spearman", "balanced_accuracy", "auc")
+    }
+    return Agreement(
+        **named,
+        signs=float(right[some].mean()),
+        one_sign=max(positive, signed - positive) / signed if signed else float("nan"),
+        pairs=pairs,
+        signed=signed,
+        negative_effects=float((truths < 0).double().mean()),
+        negative_masses=float((masses < 0).double().mean()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectEffect:
+    """Signed mass of maps in objects, and its agreement with the objects' effects.
+
+    Args:
+        mass: (..., n) of each map in each object.
+        agreement: over all pairs.
+        off_target: over the pairs where the text names another object; None where it is not known
+            which those are.
+    """
+
+    mass: Tensor
+    agreement: Agreement
+    off_target: Agreement | None
+
+
+def object_effect(
+    maps: Tensor, masks: Tensor, effects: Tensor, *, off_target: Tensor | None = None
+) -> ObjectEffect:
+    """The signed mass of maps in objects, and how far it agrees with the objects' true effects.
+
+    Masks measure whether a map looks right; this measures whether it is. Figures are pooled over
+    all pairs of map and object, so maps enter on their own raw scale. Over the pairs where the
+    text names another object they tell whether negative evidence is right, where an answer that is
+    always "negative" may already be (`Agreement.one_sign`).
+
+    For sets that do not fit in one call, collect :func:`object_mass` batch by batch and give all
+    of it to :func:`effect_agreement`.
+
+    Args:
+        maps: (..., h, w), signed or not.
+        masks: (..., n, H, W) bool, the objects of each map, none empty or full; or (n, H, W).
+        effects: (..., n), from :func:`shapley_effects`.
+        off_target: (..., n) bool, the pairs where the text names another object.
+
+    Raises:
+        InputError: shapes that do not belong together, empty or full masks, NaN or infinity.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False]], [[False, True]]])
+        >>> effect = object_effect(
+        ...     torch.tensor([[2.0, -1.0]]), masks, torch.tensor([0.3, -0.1])
+        ... )
+        >>> effect.mass, effect.agreement.spearman, effect.agreement.signs
+        (tensor([ 2., -1.]), 1.0, 1.0)
+    """
+    mass = object_mass(maps, masks)
+    agreement = effect_agreement(mass, effects)
+    if off_target is None:
+        return ObjectEffect(mass, agreement, None)
+    check_bool("object_effect", "off_target", off_target)
+    if off_target.shape != mass.shape:
+        raise InputError(
+            f"object_effect: expected off_target {tuple(mass.shape)}, one per pair, got "
+            f"{tuple(off_target.shape)}."
+        )
+    pairs = off_target.cpu()
+    restricted = effect_agreement(mass.cpu()[pairs], effects.cpu()[pairs])
+    return ObjectEffect(mass, agreement, restricted)

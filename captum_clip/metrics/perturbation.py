@@ -1,0 +1,480 @@
+"""The perturbation test: does the score fall when what the map marks is removed?
+
+Also what takes the place of removed pixels: one colour, a blurred copy, or ROAD's imputation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checks import check_choice, check_integer, check_positive, show
+from ..errors import InputError
+from ..maps import upsample
+from .inputs import (
+    Forward,
+    Seed,
+    Targets,
+    as_planes,
+    at_least_single,
+    cell_indices,
+    check_bool,
+    check_images,
+    checked_scores,
+    checked_targets,
+    seeds_of,
+    varies,
+)
+
+Fill = Tensor | Literal["road"]
+TENTHS = tuple(tenth / 10 for tenth in range(11))
+_NOISE: Final = 0.01  # of ROAD, in units of the normalised images
+_TOLERANCE: Final = 1e-5  # of the residual in ROAD's solver, relative
+_MOST_STEPS: Final = 500  # about 15 are needed
+_DAMPING: Final = 0.8
+_COARSEST_SWEEPS: Final = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """One measure while more and more of each image is changed, in both orders.
+
+    Args:
+        fractions: (F,) float64, what is really removed (or inserted) after rounding to whole units.
+        most_first: (B, F), the most relevant first.
+        least_first: (B, F), the least relevant first.
+    """
+
+    fractions: Tensor
+    most_first: Tensor
+    least_first: Tensor
+
+    @property
+    def most_area(self) -> Tensor:
+        """(B,) the area under `most_first` by trapezoid."""
+        return torch.trapezoid(self.most_first, self.fractions.to(self.most_first))
+
+    @property
+    def least_area(self) -> Tensor:
+        """(B,) the area under `least_first` by trapezoid."""
+        return torch.trapezoid(self.least_first, self.fractions.to(self.least_first))
+
+    @property
+    def gap(self) -> Tensor:
+        """(B,) the area of least first minus that of most first; for deletion high is good."""
+        return self.least_area - self.most_area
+
+    @property
+    def reversed(self) -> Curves:
+        """The curves of insertion into the fill of a deletion, or the other way round.
+
+        What is shown first is what is removed last.
+        """
+        shown = 1 - self.fractions.flip(0)
+        return Curves(shown, self.least_first.flip(-1), self.most_first.flip(-1))
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationTest:
+    """The curves of one test, all from the same forward passes.
+
+    Args:
+        score: the score of the target, such as its cosine.
+        top1: 1 where the label has the highest score of all, else 0; None without labels.
+        margin: the score of the target less the highest of all others; None with one score. What
+            any object adds to the score of any text drops out.
+    """
+
+    score: Curves
+    top1: Curves | None
+    margin: Curves | None
+
+
+@torch.no_grad()
+def perturbation_test(
+    forward: Forward,
+    images: Tensor,
+    maps: Tensor,
+    targets: Targets = None,
+    *,
+    fill: Fill,
+    labels: Targets = None,
+    mode: Literal["deletion", "insertion"] = "deletion",
+    unit: Literal["pixel", "patch"] = "pixel",
+    fractions: Sequence[float] = TENTHS,
+    batch_size: int = 32,
+    seed: Seed = 0,
+) -> PerturbationTest:
+    r"""Score images of which a growing part is removed (deletion) or shown (insertion).
+
+    .. math:: x_f = x \odot (1 - R_f) + \text{fill} \odot R_f
+
+    Units are ranked by the map and changed in that order. Most relevant first (the positive test)
+    a good map's deletion falls early; least relevant first (the negative test) it falls late. Units
+    of equal value come in random order, drawn anew for each image, so a constant map is a random
+    one. Least first is the reverse of most first; therefore insertion with the same fill is
+    deletion in the other order, read backwards. All steps are scored `batch_size` at a time:
+    twenty forward passes per image for eleven fractions, since both orders begin and end alike.
+
+    Args:
+        forward: images (B, C, H, W) -> scores (B,) or (B, K).
+        images: (B, C, H, W), preprocessed.
+        maps: (B, 1, h, w) or (B, h, w), or of the images' shape, whose channels are added up.
+        targets: column of the score curves, one for all or one per image; the map's target as a
+            rule. None for the labels, or for the only column.
+        fill: what takes the place of removed pixels: a tensor that can be broadcast to the images
+            (:func:`mean_fill`, :func:`blur_fill`, ``clip.color((0, 0, 0))`` for black), or "road",
+            :func:`road_fill` with Gaussian noise of standard deviation 0.01.
+        labels: the classes of the top-1 curves, one for all or one per image: the true ones,
+            whatever target the map is of. A tie for the highest score counts as wrong.
+        mode: "deletion" or "insertion".
+        unit: "pixel" (the map is resized to the image, bilinear) or "patch" (cells of the map's own
+            grid).
+        fractions: of the units, rising, from 0 to 1.
+        batch_size: images per forward pass.
+        seed: image i draws its ties and its noise from seed + i, so that a set may come in batches
+            of any size; or the seed of each image.
+
+    Returns:
+        Curves (B, F) of the score, of top-1 where there are labels, and of the margin where there
+        is more than one score; their areas.
+
+    Raises:
+        InputError: images and maps that do not belong together, NaN or infinity, more targets than
+            scores, or an option that does not exist.
+
+    Source: Samek et al. 2017 (arXiv:1509.06321); Petsiuk et al. 2018 (arXiv:1806.07421); Chefer et
+    al. 2021 (arXiv:2103.15679); Rong et al. 2022 (arXiv:2202.00449).
+
+    Example:
+        >>> images = torch.tensor([4.0, 3.0, 2.0, 1.0]).view(1, 1, 2, 2)
+        >>> test = perturbation_test(
+        ...     lambda x: x.sum((1, 2, 3)),
+        ...     images,
+        ...     images,
+        ...     fill=mean_fill(images),
+        ...     fractions=[0, 0.5, 1],
+        ... )
+        >>> test.score.most_first, test.score.least_first
+        (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
+    """
+    caller = "perturbation_test"
+    check_images(caller, images)
+    check_choice(caller, mode, ("deletion", "insertion"), name="a mode")
+    check_choice(caller, unit, ("pixel", "patch"), name="a unit")
+    rising = all(low < high for low, high in pairwise(fractions))
+    if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
+        raise InputError(
+            f"{caller}: expected two or more rising fractions from 0 to 1, got {list(fractions)}."
+        )
+    check_integer(caller, "a batch size", batch_size)
+    units = as_planes(caller, maps, images)
+    if unit == "pixel":
+        units = upsample(units, (images.shape[-2], images.shape[-1]))
+    classes = None if labels is None else checked_targets(caller, labels, images, name="labels")
+    followed = labels if targets is None else targets
+    chosen = checked_targets(caller, followed, images, name="targets")
+    columns = [chosen] if classes is None else [chosen, classes]
+    largest = None if followed is None else max(int(index.max()) for index in columns)
+    filled = _checked_fill(fill, images)
+    ranks, noise = _draw(images, units, seeds_of(caller, seed, len(images)), noisy=filled is None)
+
+    total = units[0].numel()
+    counts = [round(fraction * total) for fraction in fractions]
+    most = [(False, count) for count in counts]
+    least = [(0 < count < total, count) for count in counts]  # both orders begin and end alike
+    states = list(dict.fromkeys(most + least))
+    row, column = cell_indices((units.shape[-2], units.shape[-1]), images)
+    known = torch.tensor(states, device=images.device)
+    shape = (len(states), len(images))
+    pairs = torch.cartesian_prod(*map(torch.arange, shape)).to(images.device)
+    measured: dict[str, list[Tensor]] = defaultdict(list)
+    for step, index in (part.T for part in torch.split(pairs, batch_size)):
+        backwards, changed = (part[:, None, None] for part in known[step].T)
+        order = torch.where(backwards.bool(), total - 1 - ranks[index], ranks[index])
+        pixels = ((order < changed) != (mode == "insertion"))[:, None, row, column]
+        own = images[index]
+        new = road_fill(own, pixels) + noise[index] if filled is None else filled[index]
+        perturbed = torch.where(pixels, new, own)
+        scores = at_least_single(checked_scores(caller, forward, perturbed, largest))
+        measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
+        if scores.shape[1] > 1:
+            measured["margin"].append(_margin(scores, chosen[index]))
+        if classes is not None:
+            measured["top1"].append((_margin(scores, classes[index]) > 0).to(scores.dtype))
+
+    real = torch.tensor(counts, dtype=torch.float64, device=images.device) / total
+    places = [[states.index(state) for state in order] for order in (most, least)]
+    curves = {}
+    for name, parts in measured.items():
+        table = torch.cat(parts).reshape(shape).T  # (B, S)
+        curves[name] = Curves(real, *(table[:, place] for place in places))
+    return PerturbationTest(curves["score"], curves.get("top1"), curves.get("margin"))
+
+
+def _margin(scores: Tensor, columns: Tensor) -> Tensor:
+    """How far one score of each image is above all others, (N, K) and (N,) -> (N,)."""
+    others = scores.scatter(1, columns[:, None], -torch.inf).amax(1)
+    return scores.gather(1, columns[:, None])[:, 0] - others
+
+
+def _draw(
+    images: Tensor, units: Tensor, seeds: Sequence[int], *, noisy: bool
+) -> tuple[Tensor, Tensor]:
+    """Ranks of units (B, h, w), 0 the most relevant, ties at random; and noise (B, C, H, W)."""
+    flat = torch.where(varies(units)[:, None, None], units, 0).flatten(1).cpu()
+    ranks, noise = torch.empty(flat.shape, dtype=torch.long), torch.zeros(images.shape)
+    for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = torch.randperm(len(values), generator=generator)
+        order = values[shuffled].argsort(descending=True, stable=True)
+        ranks[index, shuffled[order]] = torch.arange(len(values))
+        if noisy:
+            noise[index] = _NOISE * torch.randn(images.shape[1:], generator=generator)
+    return ranks.reshape(units.shape).to(images.device), noise.to(images)
+
+
+def _checked_fill(fill: Fill, images: Tensor) -> Tensor | None:
+    """The fill in the images' shape; None for ROAD."""
+    if isinstance(fill, str) and fill == "road":
+        return None
+    try:
+        return fill.to(images).expand_as(images)  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError) as error:
+        given = tuple(fill.shape) if isinstance(fill, Tensor) else show(fill)
+        raise InputError(
+            f'perturbation_test: expected fill as "road" or a tensor that can be broadcast to '
+            f"images {tuple(images.shape)}, got {given}; metrics.mean_fill(images) is one."
+        ) from error
+
+
+def area_between(
+    deletion: Curves, insertion: Curves | None = None, *, normalize: bool = False
+) -> Tensor:
+    r"""AID, the area between the insertion and the deletion curve, most relevant first.
+
+    .. math:: AID = \int_0^1 I(f) - D(f) \, df
+
+    High is good, and a random order gets 0 where both start from the same fill. FIxLIP normalises
+    each curve by its ends, so that images with large and small scores count alike:
+
+    .. math:: y' = \frac{y - y(\text{nothing left})}{y(\text{whole image}) - y(\text{nothing left})}
+
+    and takes the mean of the n + 1 points of n units, which is n / (n + 1) of the area.
+
+    Args:
+        deletion: curves of :func:`perturbation_test`.
+        insertion: those of ``mode="insertion"``, perhaps into another fill: insertion usually
+            starts from a blurred image and deletion ends in one colour (RISE). None is
+            ``deletion.reversed``, insertion into the same fill, as FIxLIP has it.
+        normalize: as FIxLIP does.
+
+    Returns:
+        (B,) in units of the score, or normalised: NaN where nothing scores as high as the image.
+
+    Raises:
+        InputError: curves of other numbers of images, or without their ends, fractions 0 and 1.
+
+    Source: Baniecki et al. 2025, FIxLIP (arXiv:2508.05430); Petsiuk et al. 2018
+    (arXiv:1806.07421), whose insertion starts from a blur.
+
+    Example:
+        >>> fractions = torch.tensor([0.0, 0.5, 1.0])
+        >>> curves = Curves(fractions, torch.tensor([[4, 1, 0.0]]), torch.tensor([[4, 3, 0.0]]))
+        >>> area_between(curves), area_between(curves, normalize=True)
+        (tensor([1.]), tensor([0.2500]))
+    """
+    shown = deletion.reversed if insertion is None else insertion
+    ends = [float(curves.fractions[end]) for curves in (deletion, shown) for end in (0, -1)]
+    if ends != [0, 1, 0, 1] or len(shown.most_first) != len(deletion.most_first):
+        raise InputError(
+            "area_between: expected deletion and insertion of the same images over fractions from "
+            f"0 to 1, got {len(deletion.most_first)} and {len(shown.most_first)} images from "
+            f"{ends[0]} to {ends[1]} and from {ends[2]} to {ends[3]}."
+        )
+    inserted, deleted = shown.most_area, deletion.most_area
+    if not normalize:
+        return inserted - deleted
+    return _scaled(inserted, shown.most_first.flip(-1)) - _scaled(deleted, deletion.most_first)
+
+
+def _scaled(area: Tensor, curve: Tensor) -> Tensor:
+    """An area (B,) in units of what is lost from the first to the last point of a curve (B, F)."""
+    whole, nothing = curve[:, 0], curve[:, -1]
+    return torch.where(whole > nothing, (area - nothing) / (whole - nothing), torch.nan)
+
+
+def mean_fill(images: Tensor) -> Tensor:
+    """The mean colour of the model's training images: zero, since images are normalised.
+
+    Args:
+        images: (B, C, H, W), preprocessed.
+
+    Returns:
+        Zeros (1, C, 1, 1) for `fill`; black is ``clip.color((0, 0, 0))``.
+
+    Raises:
+        InputError: no such images.
+
+    Example:
+        >>> mean_fill(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([1, 3, 1, 1])
+    """
+    check_images("mean_fill", images)
+    return images.new_zeros(1, images.shape[1], 1, 1)
+
+
+def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
+    """The images blurred by a Gaussian, edges repeated: the usual start of insertion.
+
+    Args:
+        images: (B, C, H, W), preprocessed.
+        deviation: standard deviation of the Gaussian in pixels; it is cut off at three.
+
+    Returns:
+        (B, C, H, W), same type and device.
+
+    Raises:
+        InputError: no such images, or a standard deviation that is not above 0.
+
+    Example:
+        >>> blur_fill(torch.ones(1, 3, 8, 8), deviation=2.0).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    check_images("blur_fill", images)
+    check_positive("blur_fill", "a standard deviation in pixels", deviation)
+    reach = max(1, round(3 * deviation))
+    steps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
+    kernel = (-0.5 * (steps / deviation) ** 2).exp()
+    kernel = (kernel / kernel.sum()).to(torch.promote_types(images.dtype, torch.float32))
+    planes = images.reshape(-1, 1, *images.shape[-2:]).to(kernel.dtype)
+    padded = F.pad(planes, (reach, reach, reach, reach), mode="replicate")
+    blurred = F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])
+    return blurred.reshape(images.shape).to(images.dtype)
+
+
+def road_fill(images: Tensor, removed: Tensor) -> Tensor:
+    r"""ROAD's linear imputation: each removed pixel is the weighted mean of its neighbours.
+
+    .. math:: \sum_{q \sim p} w_{pq} (x_p - x_q) = 0 \quad \text{for all removed } p
+
+    with :math:`w = 1/6` for the four direct and :math:`1/12` for the four diagonal neighbours
+    inside the image: a sparse linear system for all removed pixels at once. It is solved by
+    conjugate gradients with a multigrid step as preconditioner, to a relative residual of 1e-5.
+    Where every pixel of an image is removed there is nothing to start from, and zero comes out.
+    The small noise of the paper is added by :func:`captum_clip.metrics.perturbation_test`.
+
+    Args:
+        images: (B, C, H, W).
+        removed: (B, 1, H, W) bool.
+
+    Returns:
+        (B, C, H, W), the images with their removed pixels imputed; same type and device.
+
+    Raises:
+        InputError: no such images, or `removed` of another shape, type or device.
+
+    Source: Rong et al. 2022, *A Consistent and Efficient Evaluation Strategy for Attribution
+    Methods* (arXiv:2202.00449).
+
+    Example:
+        >>> image = torch.tensor([0.0, 9.0, 9.0, 3.0]).view(1, 1, 1, 4)
+        >>> road_fill(image, image == 9).flatten().round(decimals=3)
+        tensor([0., 1., 2., 3.])
+    """
+    check_images("road_fill", images)
+    check_bool("road_fill", "removed", removed)
+    shape = (len(images), 1, *images.shape[-2:])
+    if removed.shape != shape:
+        raise InputError(f"road_fill: expected removed {shape}, got {tuple(removed.shape)}.")
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    with torch.no_grad():
+        solved = _solve(images.detach().to(dtype), removed.to(dtype))
+    return torch.where(removed, solved.to(images.dtype), images)
+
+
+class _Level(NamedTuple):
+    """One scale of the multigrid step."""
+
+    unknown: Tensor  # (B, 1, h, w), 1 where a pixel is removed
+    weight: Tensor  # (1, 1, h, w), of each pixel's neighbours together
+    step: Tensor  # (B, 1, h, w), from a residual to a damped Jacobi step
+
+
+def _solve(images: Tensor, unknown: Tensor) -> Tensor:
+    """Conjugate gradients for the unknown pixels, all planes at once."""
+    levels = _levels(unknown)
+    right = unknown * _neighbours((1 - unknown) * images)
+    solution, residual = torch.zeros_like(images), right
+    goal = _TOLERANCE**2 * _dot(right, right)
+    direction, product = torch.zeros_like(images), torch.ones_like(goal)
+    for _ in range(_MOST_STEPS):
+        active = _dot(residual, residual) > goal
+        if not active.any():
+            break
+        step = _cycle(levels, residual)
+        renewed = _dot(residual, step)
+        direction = step + torch.where(active, renewed / product, 0) * direction
+        image = _operator(levels[0], direction)
+        length = torch.where(active, renewed / _dot(direction, image), 0)
+        solution = solution + length * direction
+        residual = residual - length * image
+        product = torch.where(active, renewed, 1)
+    return solution
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).sum((-2, -1), keepdim=True)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """The weighted sum of each pixel's neighbours: (1 2 1) x (1 2 1) without the centre, by 12."""
+    rows = x / 6
+    rows[..., 1:].add_(x[..., :-1], alpha=1 / 12)
+    rows[..., :-1].add_(x[..., 1:], alpha=1 / 12)
+    total = torch.sub(2 * rows, x, alpha=1 / 3)
+    total[..., 1:, :] += rows[..., :-1, :]
+    total[..., :-1, :] += rows[..., 1:, :]
+    return total
+
+
+def _operator(level: _Level, x: Tensor) -> Tensor:
+    """The left side of the system; x is zero where pixels are known."""
+    return level.unknown * (level.weight * x - _neighbours(x))
+
+
+def _levels(unknown: Tensor) -> list[_Level]:
+    """The unknown pixels at each scale: a coarse one is where all four below it are."""
+    levels = []
+    while True:
+        weight = _neighbours(torch.ones_like(unknown[:1])).clamp(min=torch.finfo(unknown.dtype).eps)
+        levels.append(_Level(unknown, weight, _DAMPING * unknown / weight))
+        if max(unknown.shape[-2:]) <= 3 or not unknown.any():
+            return levels
+        unknown = 1 - F.max_pool2d(1 - unknown, 2, ceil_mode=True)
+
+
+def _cycle(levels: list[_Level], right: Tensor) -> Tensor:
+    """One symmetric multigrid V-cycle for the system with this right side, from zero."""
+    level = levels[0]
+    solution = level.step * right
+
+    def smoothed(x: Tensor) -> Tensor:
+        return x + level.step * (_neighbours(x).add_(right).sub_(level.weight * x))
+
+    if len(levels) == 1:
+        for _ in range(_COARSEST_SWEEPS):
+            solution = smoothed(solution)
+        return solution
+    height, width = right.shape[-2:]
+    residual = F.pad(right - _operator(level, solution), (0, width % 2, 0, height % 2))
+    coarse = _cycle(levels[1:], levels[1].unknown * 4 * F.avg_pool2d(residual, 2))
+    spread = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :height, :width]
+    return smoothed(solution + level.unknown * spread)
