@@ -246,7 +246,7 @@ def _checked_fill(fill: Fill, images: Tensor) -> Tensor | None:
     if isinstance(fill, str) and fill == "road":
         return None
     try:
-        return fill.to(images).expand_as(images)  # type: ignore[union-attr]
+        return fill.to(images).expand_as(images)
     except (AttributeError, RuntimeError) as error:
         given = tuple(fill.shape) if isinstance(fill, Tensor) else show(fill)
         raise InputError(
