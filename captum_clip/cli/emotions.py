@@ -26,13 +26,12 @@ _FIGURES: Final = (
 
 def _fit(arguments: Namespace) -> None:
     from ..checks import check_destination, check_integer
-    from ..emotions.files import WEIGHTS
-    from ..emotions.probe import check_options
+    from ..emotions import check_fit
     from ..studies import fit_emotions, score_emotions
 
-    output = check_destination(arguments.output, (WEIGHTS,))
+    output = check_destination(arguments.output, (".safetensors",))
     settings = {name: getattr(arguments, name) for name in ("seed", "held_out", "strength")}
-    check_options(**settings)
+    check_fit(**settings)
     check_integer("emotions fit", "--workers", arguments.workers, least=0)
     data = _read(arguments.folder, arguments.csv, arguments.images)
     test = None if arguments.test is None else _read(arguments.test)
@@ -58,7 +57,7 @@ def _read(folder: Path, csv: Path | None = None, images: Path | None = None) -> 
         default_csv, default_images = find_artemis(folder)
         csv, images = csv or default_csv, images or default_images
     data = read_artemis(csv, images)
-    print(f"{folder}: {data.report}")
+    print(f"{folder}: {data}")
     return data
 
 

@@ -15,4 +15,14 @@ MODELS: dict[str, Path] = {
 }
 """Name -> folder: of transformers, or of OpenCLIP (``local-dir:``) for the ResNet."""
 
-__all__ = ["MODELS"]
+PROBES: dict[str, Path] = {
+    name: Path(__file__).with_name("emotions") / f"{folder.name}.safetensors"
+    for name, folder in MODELS.items()
+}
+"""Name -> the emotion probe that was fitted on a model's features of a thousand drawn scenes.
+
+``python docs/experiments/artemis.py write art --paintings 1000`` draws them, and ``captum-clip
+emotions fit art --model demo/vit -o vit.safetensors`` fits the probe.
+"""
+
+__all__ = ["MODELS", "PROBES"]

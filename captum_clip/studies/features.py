@@ -17,8 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ..checks import check_integer, expand
-from ..emotions import Artemis, EmotionProbe, ProbeScores, fit_probe
-from ..emotions.probe import STRENGTH, check_options
+from ..emotions import STRENGTH, Artemis, EmotionProbe, ProbeScores, check_fit, fit_probe
 from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.images import decode_file, read_file
@@ -147,7 +146,7 @@ def fit_emotions(
         InputError: no image could be read, or what :func:`captum_clip.emotions.fit_probe` says.
     """
     settings: Any = {"seed": seed, "held_out": held_out, "strength": strength}
-    check_options(**settings)
+    check_fit(**settings)
     features = image_features(clip, data.images, **options).check_any()
     votes = data.votes[list(features.indices)]
     settings |= {"model": clip.name, "fingerprint": clip.fingerprint}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..checks import as_list
-from ..emotions import EMOTIONS, EmotionProbe
+from ..emotions import CLASSES, EMOTIONS, EmotionProbe
 from ..errors import TargetError
 from ..models import ClipAdapter
 from .target import Target
@@ -34,7 +34,7 @@ def emotion(
         clip: the adapter.
         probe: fitted on features of the same model, or a file of one: what ``EmotionProbe.save``
             wrote, or the encodings that Mamooler published.
-        names: which of ``probe.classes``; the eight emotions by default, "something else" on
+        names: which of ``CLASSES``; the eight emotions by default, "something else" on
             request.
         centre: subtract the mean row.
 
@@ -61,17 +61,17 @@ def emotion(
             f"{type(probe).__name__}."
         )
     chosen = EMOTIONS if names is None else tuple(as_list(names))
-    unknown = [name for name in chosen if name not in probe.classes]
+    unknown = [name for name in chosen if name not in CLASSES]
     if unknown or not chosen:
         raise TargetError(
-            f"targets.emotion: expected names among {', '.join(probe.classes)}; got "
+            f"targets.emotion: expected names among {', '.join(CLASSES)}; got "
             f"{', '.join(map(repr, unknown)) or 'none at all'}."
         )
     _check_model(clip, probe)
     weights = torch.from_numpy(probe.weights)  # (9, D)
     if centre:
         weights = weights - weights.mean(0)
-    rows = weights[[probe.classes.index(name) for name in chosen]]
+    rows = weights[[CLASSES.index(name) for name in chosen]]
     return Target.of(rows.float().to(clip.device), chosen)
 
 

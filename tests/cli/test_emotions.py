@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from captum_clip.cli import main
-from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
-from captum_clip.emotions.probe import STRENGTH
+from captum_clip.emotions import CLASSES, EMOTIONS, STRENGTH, EmotionProbe
 from captum_clip.explanation import Explanation
 from tests import builders
 from tests.experiments import experiment
@@ -82,8 +81,8 @@ def test_fit_prints_the_report_and_the_scores(here, written, model, capsys):
     """Of what was held out, and of a second data set; the file is a probe of this model."""
     arguments = [written, "--model", model, "-o", "p.safetensors", "--test", f"{written}/held_out"]
     lines = run("emotions", "fit", *arguments, capsys=capsys).splitlines()
-    assert "40 paintings kept; left out: nothing." in lines[0]
-    assert "20 paintings kept; left out: nothing." in lines[1]
+    assert "40 paintings kept; left out: nothing" in lines[0]
+    assert "20 paintings kept; left out: nothing" in lines[1]
     assert lines[3].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
     probe = EmotionProbe.load("p.safetensors")
     assert probe.scores is not None
@@ -108,7 +107,7 @@ def test_fit_takes_files_from_elsewhere(here, written, model, capsys):
     capsys.readouterr()
     assert main(["emotions", "fit", *arguments, "--held-out", "0", "-o", "p.safetensors"]) == 0
     out, err = capsys.readouterr()
-    assert "1 painting without an image" in out
+    assert "paintings without an image: 1" in out
     assert "1 file left out, pictures/Emoji_Scenes/broken.jpg: " in err
     assert out.splitlines()[-1] == "p.safetensors"
     assert "majority" not in out
@@ -284,7 +283,7 @@ def test_texts_may_stand_among_options(here, photo, model, capsys, position):
         (["--centre", "a"], "--centre goes with --emotions"),
         (["--emotions", "FILE", "--words", "a"], "--words takes a TEXT apart"),
         (["--emotions", "none.json"], "there is no file none.json"),
-        (["--emotions", "PHOTO"], "expected a file .safetensors or .json"),
+        (["--emotions", "PHOTO"], "expected a file of EmotionProbe.save"),
         (["a", "--unknown"], "unrecognized arguments: --unknown"),
     ],
 )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from captum_clip.emotions import CLASSES, ProbeScores
-from captum_clip.emotions.scores import score_predictions, single_argmax
+from captum_clip.emotions import CLASSES, _score, _single_argmax
 
 
 def votes_of(**counts):
@@ -35,7 +32,7 @@ def certain(*names):
 
 def test_scores_by_hand():
     """Over nine and over eight, all and agreed, each beside its majority."""
-    found = score_predictions(
+    found = _score(
         certain("awe", "awe", "something else", "something else", "fear"), VOTES, TRAINING
     )
     assert found.all.paintings == 5
@@ -53,30 +50,30 @@ def test_scores_by_hand():
 def test_argmax_over_eight_leaves_something_else_out_on_both_sides():
     """The best of the eight emotions, however likely the ninth class is."""
     predicted = certain("something else") + 0.5 * certain("anger")
-    found = score_predictions(predicted, VOTES[[2]], TRAINING)
+    found = _score(predicted, VOTES[[2]], TRAINING)
     assert (found.all.nine, found.all.eight) == (1.0, 1.0)
 
 
 def test_ties_are_wrong_on_either_side():
     """A painting with a tie, and a prediction that cannot decide."""
-    found = score_predictions(certain("fear"), VOTES[[1]], TRAINING)
+    found = _score(certain("fear"), VOTES[[1]], TRAINING)
     assert (found.all.nine, found.all.eight, found.tied) == (0.0, 0.0, 1)
-    found = score_predictions(np.ones((1, 9)), VOTES[[0]], TRAINING)
+    found = _score(np.ones((1, 9)), VOTES[[0]], TRAINING)
     assert (found.all.nine, found.all.eight, found.tied) == (0.0, 0.0, 0)
     assert np.sum(found.confusion) == 0
 
 
 def test_of_equal_training_votes_the_first_class_is_the_majority():
     """So that the baseline is one answer."""
-    found = score_predictions(certain("fear"), VOTES[[0]], np.ones(9, dtype=int))
+    found = _score(certain("fear"), VOTES[[0]], np.ones(9, dtype=int))
     assert found.all.majority_nine == 0.0
-    found = score_predictions(certain("fear"), np.array([votes_of(amusement=2)]), np.ones(9))
+    found = _score(certain("fear"), np.array([votes_of(amusement=2)]), np.ones(9))
     assert found.all.majority_nine == 1.0
 
 
 def test_no_painting_gives_zeros():
     """Nobody agreed, so there is nothing to be right about."""
-    found = score_predictions(certain("fear"), VOTES[[4]], TRAINING)
+    found = _score(certain("fear"), VOTES[[4]], TRAINING)
     assert found.agreed == type(found.agreed)(0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -86,7 +83,7 @@ def test_scores_equal_a_plain_loop():
     favourites = generator.integers(0, 20, (200, 1)) * np.eye(9, dtype=int)[np.arange(200) % 9]
     votes = generator.integers(0, 3, (200, 9)) + favourites
     predicted = generator.integers(0, 5, (200, 9)).astype(float)
-    found = score_predictions(predicted, votes, TRAINING)
+    found = _score(predicted, votes, TRAINING)
     right, agreed, confusion = [], [], np.zeros((9, 9), dtype=int)
     for cast, guess in zip(votes.tolist(), predicted.tolist(), strict=True):
         truth = [c for c in range(9) if cast[c] == max(cast)]
@@ -106,17 +103,9 @@ def test_scores_do_not_depend_on_the_order_of_paintings():
     generator = np.random.default_rng(1)
     votes, predicted = generator.integers(0, 4, (50, 9)), generator.random((50, 9))
     order = generator.permutation(50)
-    assert score_predictions(predicted, votes, TRAINING) == score_predictions(
-        predicted[order], votes[order], TRAINING
-    )
-
-
-def test_scores_survive_json():
-    """As a probe keeps them."""
-    found = score_predictions(certain("awe"), VOTES[[0]], TRAINING)
-    assert ProbeScores.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert _score(predicted, votes, TRAINING) == _score(predicted[order], votes[order], TRAINING)
 
 
 def test_single_argmax_of_ties():
     """Minus one where several are largest."""
-    assert single_argmax(np.array([[0, 0, 0], [1, 2, 3], [3, 3, 1]])).tolist() == [-1, 2, -1]
+    assert _single_argmax(np.array([[0, 0, 0], [1, 2, 3], [3, 3, 1]])).tolist() == [-1, 2, -1]

@@ -1,0 +1,590 @@
+"""Emotions: the ArtEmis data set, and linear probes from image features to its emotions.
+
+Arrays of features come in, never a model. Fitting needs scikit-learn, the extra ``emotions``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import unicodedata
+import warnings
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .checks import check_integer, check_interval, check_positive, expand, find_file, find_folder
+from .demo import PROBES
+from .errors import InputError
+from .files import replace_file
+
+__all__ = [
+    "CLASSES",
+    "EMOTIONS",
+    "SOMETHING_ELSE",
+    "Accuracy",
+    "Artemis",
+    "EmotionProbe",
+    "FitSettings",
+    "ProbeScores",
+    "find_artemis",
+    "fit_probe",
+    "read_artemis",
+]
+
+EMOTIONS: Final = (
+    *("amusement", "awe", "contentment", "excitement"),
+    *("anger", "disgust", "fear", "sadness"),
+)
+"""The eight emotions, positive ones first."""
+SOMETHING_ELSE: Final = "something else"
+CLASSES: Final = (*EMOTIONS, SOMETHING_ELSE)
+"""What an annotator could choose: the columns of all votes."""
+STRENGTH: Final = 1e-3
+"""The default strength of the penalty in :func:`fit_probe`."""
+
+_ANNOTATIONS: Final = "artemis_dataset_release_v0.csv"  # what the authors call the file
+_COLUMNS: Final = ("art_style", "painting", "emotion", "utterance", "repetition")
+_IMAGE_FOLDERS: Final = ("images", "wikiart")
+_FORMAT: Final = "captum_clip.EmotionProbe/2"
+_STEPS: Final = 20_000
+_TOLERANCE: Final = 1e-9  # of the largest partial derivative of the mean loss
+_Array = npt.NDArray[np.float64]
+_Votes = npt.NDArray[np.int64]
+
+
+# The data set
+
+
+@dataclass(frozen=True, eq=False)
+class Artemis:
+    """The paintings that have an image and a vote, sorted by art style and name.
+
+    Attributes:
+        images: the N image files.
+        votes: (N, 9), how many annotators chose each of :data:`CLASSES`.
+        rows: all rows of the file below its header.
+        left_out: what could not be used -> how often, such as "duplicate rows".
+    """
+
+    images: tuple[Path, ...]
+    votes: _Votes
+    rows: int
+    left_out: dict[str, int]
+
+    def __str__(self) -> str:
+        found = [f"{what}: {count:,}" for what, count in self.left_out.items() if count]
+        left_out = ", ".join(found) or "nothing"
+        return f"{self.rows:,} rows read, {len(self.images):,} paintings kept; left out: {left_out}"
+
+
+def find_artemis(folder: str | Path) -> tuple[Path, Path]:
+    """Find the CSV file and the folder of images of a data set in one folder.
+
+    Returns:
+        The file of the official name, or else the only .csv; ``images``, ``wikiart`` or the folder
+        itself.
+
+    Raises:
+        InputError: there is no folder, no such file, or several.
+    """
+    folder = find_folder(folder, caller="find_artemis")
+    images = next((folder / n for n in _IMAGE_FOLDERS if (folder / n).is_dir()), folder)
+    if (folder / _ANNOTATIONS).is_file():
+        return folder / _ANNOTATIONS, images
+    files = sorted(folder.glob("*.csv"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise InputError(
+            f"find_artemis: expected {_ANNOTATIONS} or one other .csv in {folder}, found {names}; "
+            "name the file itself."
+        )
+    return files[0], images
+
+
+def read_artemis(path: str | Path, images: str | Path) -> Artemis:
+    """Read the data set as its authors publish it: one row per utterance, one image per painting.
+
+    A row is one utterance: its emotion is one vote for its painting. Columns may come in any order
+    and among others; utterances and repetitions are not needed and not kept.
+
+    Args:
+        path: the CSV file, UTF-8, with a header that names art_style, painting, emotion,
+            utterance and repetition.
+        images: the folder that holds ``art_style/painting.jpg`` (or .jpeg, .png).
+
+    Returns:
+        The images with their votes, and what was left out: paintings without an image, rows of
+        unknown emotions, duplicate rows (equal to an earlier one in every cell; each counts once)
+        and bad rows (another number of cells than the header, no art style or painting, or names
+        that would leave the folder of the images).
+
+    Raises:
+        InputError: no such file or folder, a file that cannot be read or is no such CSV, or no
+            usable painting.
+
+    Source: Achlioptas et al. 2021, ArtEmis (arXiv:2101.07396).
+    """
+    path = find_file(path, caller="read_artemis")
+    images = find_folder(images, caller="read_artemis", what="folder of images")
+    header, rows = _read_rows(path)
+    style, painting, emotion = (header.index(name) for name in _COLUMNS[:3])
+    votes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(CLASSES))
+    seen: set[tuple[str, ...]] = set()
+    left_out = dict.fromkeys(
+        ("paintings without an image", "rows of unknown emotions", "duplicate rows", "bad rows"), 0
+    )
+    for row in rows:
+        if len(row) != len(header) or not (_is_plain(row[style]) and _is_plain(row[painting])):
+            left_out["bad rows"] += 1
+        elif row in seen:
+            left_out["duplicate rows"] += 1
+        elif row[emotion].strip() not in CLASSES:
+            left_out["rows of unknown emotions"] += 1
+        else:
+            votes[row[style], row[painting]][CLASSES.index(row[emotion].strip())] += 1
+        seen.add(row)
+    paired = [(_find_image(images, *names), cast) for names, cast in sorted(votes.items())]
+    kept = [(image, cast) for image, cast in paired if image is not None]
+    left_out["paintings without an image"] = len(votes) - len(kept)
+    found, counts = zip(*kept, strict=True) if kept else ((), ())
+    data = Artemis(tuple(found), np.array(counts, dtype=np.int64), len(rows), left_out)
+    if not kept:
+        raise InputError(
+            f"read_artemis: no painting of {path} has a vote and an image in {images} ({data})."
+        )
+    return data
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Read the header, which has every column once, and the rows that are not blank."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            # strict: else an open quote would swallow all the rows that follow it
+            reader = csv.reader(file, strict=True)
+            header, *rows = [tuple(row) for row in reader if row] or [()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"read_artemis: {path} cannot be read as CSV in UTF-8 ({error})."
+        ) from error
+    names = [cell.strip() for cell in header]
+    if lacking := [name for name in _COLUMNS if name not in names]:
+        raise InputError(
+            f"read_artemis: {path} {'has another first line' if names else 'is empty'}; it lacks "
+            f"{', '.join(lacking)}, expected the columns {', '.join(_COLUMNS)}, in any order."
+        )
+    return names, rows
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is one part of a path, which cannot lead out of its folder."""
+    return name.strip() not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def _find_image(folder: Path, style: str, painting: str) -> Path | None:
+    # file systems and CSV files encode letters with accents in one of two ways
+    for form in (None, "NFC", "NFD"):
+        inner, name = (
+            n if form is None else unicodedata.normalize(form, n) for n in (style, painting)
+        )
+        for ending in (".jpg", ".jpeg", ".png"):
+            path = folder / inner / f"{name}{ending}"
+            if os.path.isfile(path):  # Path.is_file raises for names that are too long
+                return path
+    return None
+
+
+# Scores
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of paintings whose single most voted class was predicted; 0 paintings give zeros.
+
+    A painting whose most votes are shared by two classes has no single one, and counts as wrong
+    whatever is predicted; so does a tie of the prediction.
+
+    Attributes:
+        paintings: how many.
+        nine: argmax over the nine classes, against the most voted of the nine.
+        eight: argmax over the eight emotions, against the most voted of the eight, "something
+            else" left out on both sides.
+        majority_nine: what always answering the class with most votes in the training split gives
+            (of classes with equally many, the first of :data:`CLASSES`).
+        majority_eight: the same with the emotion with most votes there.
+    """
+
+    paintings: int
+    nine: float
+    eight: float
+    majority_nine: float
+    majority_eight: float
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """A probe on paintings that it was not fitted on.
+
+    Attributes:
+        all: over all paintings.
+        agreed: over those where one of the eight emotions has more than half of all votes.
+        tied: paintings without a single most voted of the nine classes, all of them wrong.
+        confusion: counts (9, 9), row = most voted class, column = predicted class, in the order of
+            :data:`CLASSES`; paintings with a tie on either side are left out.
+    """
+
+    all: Accuracy
+    agreed: Accuracy
+    tied: int
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def _score(predicted: _Array, votes: _Votes, training_votes: _Votes) -> ProbeScores:
+    """Compare logits (N, 9) with votes (N, 9); training_votes (9,) decide the majority."""
+    hits, baselines = [], []
+    for count in (len(CLASSES), len(EMOTIONS)):
+        truth, guess = _single_argmax(votes[:, :count]), _single_argmax(predicted[:, :count])
+        hits.append((truth >= 0) & (guess == truth))
+        baselines.append(truth == int(training_votes[:count].argmax()))
+
+    def over(chosen: npt.NDArray[np.bool_]) -> Accuracy:
+        shares = [float(hit[chosen].mean()) if chosen.any() else 0.0 for hit in hits + baselines]
+        return Accuracy(int(chosen.sum()), *shares)
+
+    truth, guess = _single_argmax(votes), _single_argmax(predicted)
+    clear = (truth >= 0) & (guess >= 0)
+    confusion = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
+    np.add.at(confusion, (truth[clear], guess[clear]), 1)
+    return ProbeScores(
+        all=over(np.ones(len(votes), dtype=bool)),
+        agreed=over(2 * votes[:, : len(EMOTIONS)].max(1) > votes.sum(1)),
+        tied=int((truth < 0).sum()),
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def _single_argmax(values: npt.NDArray[Any]) -> _Votes:
+    """Argmax of each row, or -1 where several values are largest."""
+    largest = values == values.max(1, keepdims=True)
+    return np.where(largest.sum(1) == 1, largest.argmax(1), -1).astype(np.int64)
+
+
+# The probe
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a probe was fitted.
+
+    Attributes:
+        seed: of the split.
+        held_out: share of the paintings that were kept for the scores.
+        strength: of the penalty, lambda in :func:`fit_probe`.
+        paintings: of the training split.
+        votes: of the training split, one count per class.
+    """
+
+    seed: int
+    held_out: float
+    strength: float
+    paintings: int
+    votes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EmotionProbe:
+    r"""A linear model from image features x to emotions: :math:`p = \text{softmax}(W \hat x + b)`.
+
+    The weights of an emotion are its encoding: the direction that
+    :func:`captum_clip.targets.emotion` explains.
+
+    Attributes:
+        weights: W (9, D).
+        bias: b (9,); minus infinity for a class that had no vote.
+        model: the name of the CLIP whose features it was fitted on; "" where that is not known.
+        fingerprint: of that CLIP; "" where it is not known.
+        scores: on held-out paintings, None without any.
+        settings: of the fit, None for encodings that were read from elsewhere.
+
+    Raises:
+        InputError: the shapes do not belong together, or weights that are not finite.
+    """
+
+    weights: _Array
+    bias: _Array
+    model: str = ""
+    fingerprint: str = ""
+    scores: ProbeScores | None = None
+    settings: FitSettings | None = None
+
+    def __post_init__(self) -> None:
+        count, shape = len(CLASSES), self.weights.shape
+        fits = len(shape) == 2 and shape[0] == count and shape[1] > 0
+        if not fits or self.bias.shape != (count,):
+            raise InputError(
+                f"EmotionProbe: expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
+                f"got {self.weights.shape} and {self.bias.shape}."
+            )
+        if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
+            raise InputError("EmotionProbe: the weights or the bias hold NaN or infinity.")
+
+    def __repr__(self) -> str:
+        return f"EmotionProbe(D={self.weights.shape[1]}, model={self.model!r})"
+
+    def predict(self, features: Any) -> _Array:
+        """Probabilities (N, 9) for image features (N, D) of any length.
+
+        Raises:
+            InputError: another shape, not finite, or a row of zeros.
+        """
+        logits = self._logits("EmotionProbe.predict", features)
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return np.asarray(powers / powers.sum(1, keepdims=True))
+
+    def score(self, features: Any, votes: Any) -> ProbeScores:
+        """Compare with the votes (N, 9) of other paintings.
+
+        Raises:
+            InputError: features or votes that are none, or a probe that was read from elsewhere:
+                it has no training votes for the majority baseline.
+        """
+        if self.settings is None:
+            raise InputError(
+                "EmotionProbe.score: these encodings were read from elsewhere, without a bias and "
+                "training votes; only a fitted probe can be scored."
+            )
+        logits = self._logits("EmotionProbe.score", features)
+        counts = _check_votes("EmotionProbe.score", votes, len(logits))
+        return _score(logits, counts, np.array(self.settings.votes))
+
+    def _logits(self, caller: str, features: Any) -> _Array:
+        unit = _unit_features(caller, features)
+        if unit.shape[1] != self.weights.shape[1]:
+            raise InputError(
+                f"{caller}: the probe takes features of {self.weights.shape[1]} numbers, got "
+                f"{unit.shape[1]}; they come from another model."
+            )
+        return np.asarray(unit @ self.weights.T + self.bias)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``x.safetensors``: weights and bias, and in its header all the rest as JSON.
+
+        The file appears only when it is complete; an existing one is replaced.
+
+        Raises:
+            InputError: another ending, or a folder that cannot be written to.
+        """
+        path = expand(path)
+        if path.suffix.lower() != ".safetensors":
+            raise InputError(f"EmotionProbe.save: the name must end in .safetensors, got {path}.")
+        arrays = {"weights": self.weights, "bias": self.bias}
+        facts = {
+            "classes": CLASSES,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "scores": None if self.scores is None else asdict(self.scores),
+            "settings": None if self.settings is None else asdict(self.settings),
+            "sha256": _digest(arrays),
+        }
+        # one key only: safetensors writes several in any order, and the bytes should be the same
+        header = {_FORMAT: json.dumps(facts, allow_nan=False)}
+        contents = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, header)
+        replace_file(path, lambda file: file.write(contents))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> EmotionProbe:
+        """Read a probe.
+
+        Args:
+            path: what :meth:`save` wrote; the JSON of encodings that Mamooler published (weights
+                without a bias, of a model that the file does not name); or the name of an embedded
+                model, such as "demo/vit", whose probe comes with the package.
+
+        Raises:
+            InputError: no such file, or something else.
+
+        Source: CLIP Explainability (Mamooler, EPFL).
+        """
+        path = PROBES.get(str(path)) or find_file(path, caller="EmotionProbe.load")
+        if path.suffix.lower() == ".json":
+            return cls(_read_encodings(path), np.zeros(len(CLASSES)))
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads(file.metadata()[_FORMAT])
+                arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
+            scores, settings = facts["scores"], facts["settings"]
+            if scores is not None:
+                accuracies = (Accuracy(**scores[part]) for part in ("all", "agreed"))
+                confusion = tuple(map(tuple, scores["confusion"]))
+                scores = ProbeScores(*accuracies, scores["tied"], confusion)
+            if settings is not None:
+                settings = FitSettings(**settings | {"votes": tuple(settings["votes"])})
+            known = (facts["model"], facts["fingerprint"], scores, settings)
+            damaged = facts["sha256"] != _digest(arrays)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"EmotionProbe.load: {path} is no emotion probe ({error!r}); expected a file of "
+                "EmotionProbe.save (.safetensors) or published encodings (.json)."
+            ) from error
+        if damaged:
+            raise InputError(f"EmotionProbe.load: {path} was damaged; save the probe again.")
+        return cls(arrays["weights"], arrays["bias"], *known)
+
+
+def _digest(arrays: dict[str, _Array]) -> str:
+    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+
+
+def _read_encodings(path: Path) -> _Array:
+    """Weights (9, D) from JSON of the nine names -> D numbers each."""
+    try:
+        content = json.loads(path.read_bytes())
+        return np.array([content[name] for name in CLASSES], dtype=np.float64)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(
+            f"EmotionProbe.load: {path} is not a file of emotion encodings: expected JSON with the "
+            f"nine names {', '.join(CLASSES)} and equally many numbers for each ({error})."
+        ) from error
+
+
+def fit_probe(
+    features: Any,
+    votes: Any,
+    *,
+    seed: int = 0,
+    held_out: float = 0.2,
+    strength: float = STRENGTH,
+    model: str = "",
+    fingerprint: str = "",
+) -> EmotionProbe:
+    r"""Multinomial logistic regression from image features to the distribution of votes.
+
+    Each pair of a painting n and a class c that it has votes for is one sample, weighted by its
+    votes :math:`v_{nc}`; over the training split, with :math:`\hat x` the L2-normalised features,
+
+    .. math:: \min_{W, b} \; -\frac{1}{V} \sum_{n, c} v_{nc} \log \text{softmax}(W \hat x_n + b)_c
+        + \frac{\lambda}{2} |W|^2, \quad V = \sum_{n, c} v_{nc}
+
+    The penalty makes the nine rows of W sum to zero, so that ``centre=True`` changes nothing in a
+    target of a fitted probe; it does for encodings that were fitted without one. A class without
+    any vote gets the limit of the minimum: weights of zero and a bias of minus infinity.
+
+    Args:
+        features: image features (N, D), array or tensor, of any length.
+        votes: counts (N, 9), columns as :data:`captum_clip.emotions.CLASSES`.
+        seed: of the split by painting.
+        held_out: share of the paintings that is kept for ``.scores``; 0 keeps none.
+        strength: lambda; per vote, so it means the same for few and for many.
+        model: the name of the CLIP that the features are of.
+        fingerprint: of that CLIP, ``clip.fingerprint``; a target for another one is then refused.
+
+    Raises:
+        InputError: features or votes that are none, too few of them, an option out of range, or
+            scikit-learn is not installed (``pip install scikit-learn``).
+
+    Source: CLIP Explainability (Mamooler, EPFL), emotions; Achlioptas et al. 2021
+    (arXiv:2101.07396).
+
+    Example:
+        >>> import numpy as np
+        >>> features, votes = np.eye(9).repeat(4, 0), 5 * np.eye(9, dtype=int).repeat(4, 0)
+        >>> probe = fit_probe(features, votes, held_out=0)
+        >>> probe.weights.shape, probe.predict(features).argmax(1)[::4].tolist()
+        ((9, 9), [0, 1, 2, 3, 4, 5, 6, 7, 8])
+    """
+    unit = _unit_features("fit_probe", features)
+    counts = _check_votes("fit_probe", votes, len(unit))
+    check_fit(seed=seed, held_out=held_out, strength=strength)
+    order = np.random.default_rng(seed).permutation(len(unit))
+    tested = round(held_out * len(unit))
+    test, train = order[:tested], np.sort(order[tested:])
+    weights, bias = _minimum(unit[train], counts[train], strength)
+    totals = tuple(int(count) for count in counts[train].sum(0))
+    settings = FitSettings(seed, held_out, strength, len(train), totals)
+    probe = EmotionProbe(weights, bias, model, fingerprint, None, settings)
+    return replace(probe, scores=probe.score(unit[test], counts[test])) if tested else probe
+
+
+def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, _Array]:
+    """Find the minimum of `fit_probe`, W (9, D) and b (9,)."""
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "fit_probe: fitting needs scikit-learn, which is not installed; "
+            "pip install scikit-learn."
+        ) from error
+    voted = np.flatnonzero(votes.sum(0))
+    if len(voted) < 3:
+        raise InputError(
+            f"fit_probe: expected votes for three classes or more in the training split, got "
+            f"{len(voted)}; give more paintings."
+        )
+    # the bias is not penalised, so centred features have the same minimum, found in fewer steps
+    centre = features.mean(0)
+    painting, emotion = np.nonzero(votes)
+    model = LogisticRegression(
+        C=1 / (strength * votes.sum()), solver="lbfgs", tol=_TOLERANCE, max_iter=_STEPS
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model.fit(
+                (features - centre)[painting], emotion, sample_weight=votes[painting, emotion]
+            )
+        except ConvergenceWarning as error:
+            raise InputError(
+                f"fit_probe: no minimum was found in {_STEPS} steps; give a larger strength than "
+                f"{strength}."
+            ) from error
+    weights, bias = np.zeros((len(CLASSES), features.shape[1])), np.full(len(CLASSES), -np.inf)
+    weights[voted] = model.coef_
+    bias[voted] = model.intercept_ - model.coef_ @ centre
+    return weights, bias
+
+
+def check_fit(*, seed: int, held_out: float, strength: float) -> None:
+    """Refuse options that :func:`fit_probe` does not take, before features are computed."""
+    check_integer("fit_probe", "a seed", seed, least=0)
+    check_interval("fit_probe", "held_out", held_out, "[0, 1)")
+    check_positive("fit_probe", "a strength", strength)
+
+
+def _unit_features(caller: str, features: Any) -> _Array:
+    """Normalise features (N, D), in double precision."""
+    rows = np.asarray(features, dtype=np.float64)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise InputError(f"{caller}: expected features of shape (N, D), got {rows.shape}.")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    usable = np.isfinite(norms) & (norms > 0)
+    if not usable.all():
+        row = int(np.flatnonzero(~usable)[0])
+        raise InputError(f"{caller}: row {row} of the features is zero or not finite.")
+    return np.asarray(rows / norms)
+
+
+def _check_votes(caller: str, votes: Any, count: int) -> _Votes:
+    """Votes as whole numbers (N, 9), at least one per row."""
+    counts = np.asarray(votes)
+    if counts.shape != (count, len(CLASSES)):
+        raise InputError(
+            f"{caller}: expected votes of shape ({count}, {len(CLASSES)}), a row for each row of "
+            f"the features, got {counts.shape}."
+        )
+    whole = counts.astype(np.int64)
+    if (whole != counts).any() or (whole < 0).any():
+        raise InputError(f"{caller}: expected votes as counts, got numbers that are none.")
+    empty = np.flatnonzero(whole.sum(1) == 0)
+    if len(empty):
+        raise InputError(f"{caller}: row {empty[0]} has no vote; leave it out.")
+    return whole
