@@ -423,9 +423,9 @@ class EmotionProbe:
                 arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
             scores, settings = facts["scores"], facts["settings"]
             if scores is not None:
-                accuracies = (Accuracy(**scores[part]) for part in ("all", "agreed"))
+                overall, agreed = (Accuracy(**scores[part]) for part in ("all", "agreed"))
                 confusion = tuple(map(tuple, scores["confusion"]))
-                scores = ProbeScores(*accuracies, scores["tied"], confusion)
+                scores = ProbeScores(overall, agreed, scores["tied"], confusion)
             if settings is not None:
                 settings = FitSettings(**settings | {"votes": tuple(settings["votes"])})
             known = (facts["model"], facts["fingerprint"], scores, settings)

@@ -67,7 +67,7 @@ def test_of_equal_training_votes_the_first_class_is_the_majority():
     """So that the baseline is one answer."""
     found = _score(certain("fear"), VOTES[[0]], np.ones(9, dtype=int))
     assert found.all.majority_nine == 0.0
-    found = _score(certain("fear"), np.array([votes_of(amusement=2)]), np.ones(9))
+    found = _score(certain("fear"), np.array([votes_of(amusement=2)]), np.ones(9, dtype=int))
     assert found.all.majority_nine == 1.0
 
 
