@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         figures,
         maps,
         metrics,
-        studies,
         targets,
         visualization,
     )
@@ -66,7 +65,6 @@ __all__ = [
     "load_clip",
     "maps",
     "metrics",
-    "studies",
     "targets",
     "visualization",
 ]

@@ -38,6 +38,8 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with open(temporary, "xb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # a name must never outlive its content
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import folders
 from tests.attr import cases
-from tests.studies import folders
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 

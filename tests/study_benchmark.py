@@ -28,9 +28,9 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import load_clip
-from captum_clip.runs import storage_of
-from captum_clip.studies import StudyConfig, Subject, run_study
-from captum_clip.studies.image_loader import Batch, ImageLoader, load_batches
+from captum_clip.evaluation import StudyConfig, Subject, run_study
+from captum_clip.evaluation.image_batches import ImageBatch, ImageReader, read_ahead
+from captum_clip.evaluation.storage import storage_of
 from tests import builders
 
 TEXTS = tuple(f"a thing number {number}" for number in range(8))
@@ -75,13 +75,15 @@ def make_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> N
 
 
 @contextmanager
-def batches(clip: Any, setting: Setting, count: int | None = None) -> Iterator[Iterator[Batch]]:
+def batches(
+    clip: Any, setting: Setting, count: int | None = None
+) -> Iterator[Iterator[ImageBatch]]:
     """Decoded as in a study, the first `count` of them."""
     names = sorted(path.name for path in setting.images.iterdir())[:count]
     size = setting.batch_size
-    loader = ImageLoader(storage_of(setting.images), names, clip.processor, (224, 224), size)
+    reader = ImageReader(storage_of(setting.images), names, clip.processor, (224, 224), size)
     indices = [range(len(names))[start : start + size] for start in range(0, len(names), size)]
-    with load_batches(loader, indices, setting.workers) as stream:
+    with read_ahead(reader, indices, setting.workers) as stream:
         yield stream
 
 
@@ -93,7 +95,7 @@ def plain(setting: Setting) -> float:
     with torch.no_grad(), batches(clip, setting) as stream:
         for batch in stream:
             model.get_image_features(batch.pixels)
-            done += len(batch.indices)
+            done += len(batch.numbers)
     return done / (time.perf_counter() - begin)
 
 
@@ -129,7 +131,7 @@ def naive(setting: Setting) -> float:
         for batch in stream:
             for row in rows:
                 attention_gradients(model, batch.pixels, row)
-            done += len(batch.indices)
+            done += len(batch.numbers)
     return done / (time.perf_counter() - begin)
 
 

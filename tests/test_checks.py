@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from captum_clip import checks, files, load_clip
 from captum_clip.cli.inputs import read_folder, read_image
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
 from captum_clip.evaluation import data as datasets
+from captum_clip.evaluation import find_images, image_features
+from captum_clip.evaluation.storage import storage_of
 from captum_clip.explanation import Explanation
 from captum_clip.models.images import as_pil
-from captum_clip.runs import storage_of
-from captum_clip.studies.features import find_images, image_features
 
 
 @pytest.mark.parametrize("value", [1, 7])
@@ -163,10 +164,12 @@ def test_paths_that_no_file_can_have_are_input_errors(take: Any, path: str) -> N
     assert 30 <= len(str(caught.value)) < 500
 
 
-def test_image_features_leaves_out_names_that_no_file_can_have() -> None:
+def test_image_features_leaves_out_names_that_no_file_can_have(tmp_path: Path) -> None:
     """As it does with any file that cannot be read."""
     bad = [path for path in BAD_PATHS.values() if "circle" not in path]
-    features = image_features(load_clip("demo/vit"), bad, cache=False)
+    image = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(image)
+    features = image_features(load_clip("demo/vit"), [*bad, image])
     assert [str(path) for path in features.skipped] == bad
 
 

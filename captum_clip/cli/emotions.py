@@ -27,7 +27,7 @@ _FIGURES: Final = (
 def _fit(arguments: Namespace) -> None:
     from ..checks import check_destination, check_integer
     from ..emotions import check_fit
-    from ..studies import fit_emotions, score_emotions
+    from ..evaluation import fit_emotions, score_emotions
 
     output = check_destination(arguments.output, (".safetensors",))
     settings = {name: getattr(arguments, name) for name in ("seed", "held_out", "strength")}

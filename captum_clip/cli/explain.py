@@ -58,9 +58,7 @@ def _explain_folder(arguments: Namespace, model: str, probe: EmotionProbe | None
         explanation = _explain(arguments, path, clip, target, name)
         return explanation.plot(original=_draws_original(arguments, explanation))
 
-    files = [] if probe is None else [arguments.emotions]
-    texts = arguments.texts
-    draw_pictures(arguments, folder, output, draw, clips=[clip], texts=texts, files=files)
+    draw_pictures(arguments, folder, output, draw)
 
 
 def _explain(
@@ -172,8 +170,7 @@ COMMAND: Final = Command(
     'captum-clip explain photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
     Option(
         "image IMAGE",
-        "an image file, or a folder of which each image gets a picture, and all a contact sheet; "
-        "rerun after an interruption, it resumes",
+        "an image file, or a folder of which each image gets a figure, unless there is one",
     ),
     *TEXTS,
     MODEL,

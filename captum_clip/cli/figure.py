@@ -43,9 +43,6 @@ def _run(arguments: Namespace) -> None:
             folder,
             output,
             lambda path: _draw(arguments, replace(inputs, images=[path]), clips),
-            clips=clips,
-            texts=inputs.texts,
-            files=[*inputs.references, *(getattr(arguments, "emotions", None) or ())],
         )
         return
     default = f"{inputs.stem}-{arguments.command}.png"

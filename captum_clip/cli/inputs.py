@@ -93,9 +93,9 @@ def check_output(
 
 def check_folder(arguments: Namespace, name: str) -> tuple[Path, Path]:
     """The folder of images, which holds one, and that of their pictures."""
+    from ..evaluation.image_batches import list_images
+    from ..evaluation.storage import storage_of
     from ..explanation import FORMATS
-    from ..runs import storage_of
-    from ..studies.file_list import list_images
 
     folder = read_folder(name)
     ending = "explained" if arguments.command == "explain" else arguments.command

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ..models import ClipAdapter
-
-_NO_SETTINGS: Final = (
-    *("run", "command", "device", "output", "quiet"),
-    *("image", "given", "scene", "model", "processor", "tokenizer", "emotions", "text"),
-)
-"""Arguments that change no picture, or that the caller tells in another way."""
 
 
 def shows_bars(arguments: Namespace) -> bool:
@@ -89,33 +82,30 @@ def say_skipped(skipped: Mapping[Path, str]) -> None:
 
 
 def draw_pictures(
-    arguments: Namespace,
-    folder: Path,
-    output: Path,
-    draw: Callable[[Path], Figure],
-    *,
-    clips: Sequence[ClipAdapter],
-    texts: Sequence[str],
-    files: Sequence[str | Path],
+    arguments: Namespace, folder: Path, output: Path, draw: Callable[[Path], Figure]
 ) -> None:
-    """Draw what is not drawn yet, and say where the pictures are.
+    """Draw each image of a folder that has no figure yet, and print where the figures are."""
+    from ..evaluation.image_batches import list_images
+    from ..evaluation.storage import storage_of
+    from ..visualization.saving import save_figure
 
-    Arguments that change the pictures must be the same when a command goes on; `files`, such as
-    probes, count by their content.
-    """
-    from ..studies.picture_folder import draw_folder
-
-    settings = {
-        "figure": arguments.command,
-        "texts": list(texts),
-        "files": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files],
-        **{n: v for n, v in vars(arguments).items() if n not in _NO_SETTINGS and v is not None},
-    }
+    names = list_images(storage_of(folder), storage_of(output))
+    # with the ending of the image, since a folder may hold a.jpg and a.png
+    figures = {folder / name: output / f"{name}.png" for name in names}
+    missing = [image for image, figure in figures.items() if not figure.exists()]
+    skipped: dict[Path, str] = {}
     with images_bar(arguments, arguments.command) as progress:
-        drawn = draw_folder(
-            folder, output, draw, settings=settings, models=clips, progress=progress
-        )
-    say_skipped(drawn.skipped)
-    count = len(drawn.pictures)
-    pictures = "picture" if count == 1 else "pictures"
-    print(f"{count:,} {pictures} in {output}", *drawn.sheets, sep="\n")
+        for done, image in enumerate(missing, len(figures) - len(missing)):
+            progress(done, len(figures))
+            try:
+                figure = draw(image)
+            except InputError as error:
+                skipped[image] = str(error).removeprefix("preprocess: ")
+            else:
+                figures[image].parent.mkdir(parents=True, exist_ok=True)
+                save_figure(figure, figures[image])
+    if len(skipped) == len(figures):
+        image, reason = next(iter(skipped.items()))
+        raise InputError(f"none of the {len(figures)} images can be drawn; {image}: {reason}")
+    say_skipped(skipped)
+    print(f"{len(figures) - len(skipped):,} figures in {output}")

@@ -16,8 +16,8 @@ from .output import say_skipped, shows_bars
 def _run(arguments: Namespace) -> None:
     """Find the images and say where the list and the picture are."""
     from ..checks import check_integer
+    from ..evaluation import rank
     from ..files import make_folder
-    from ..studies import rank
     from ..targets import emotion
 
     _check_target(arguments)
@@ -34,6 +34,7 @@ def _run(arguments: Namespace) -> None:
         arguments.texts[0] if probe is None else emotion(clip, probe, arguments.emotion),
         top=arguments.top,
         method=arguments.method,
+        cache=output / "features.npz",
         workers=arguments.workers,
         progress=shows_bars(arguments),
     )

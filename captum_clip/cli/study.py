@@ -15,9 +15,9 @@ _TOWERS: Final = {"statistics": (DEFAULT_MODEL,), "emotions": (DEFAULT_MODEL, "R
 
 def _run(arguments: Namespace) -> None:
     """Run the study, or go on with it, and say where the results are."""
-    from .. import studies
-    from ..runs import storage_of
-    from ..studies.file_list import list_images
+    from .. import evaluation
+    from ..evaluation.image_batches import list_images
+    from ..evaluation.storage import storage_of
 
     images, output = storage_of(arguments.images), storage_of(arguments.output)
     if images.is_local:  # elsewhere it takes long
@@ -27,12 +27,12 @@ def _run(arguments: Namespace) -> None:
         _, fitted = read_probes(fields["emotions"], _TOWERS[arguments.command])
         fields.setdefault("models", tuple(fitted))
     config = {
-        "statistics": studies.statistics_study,
-        "corner-bias": studies.corner_bias_study,
-        "emotions": studies.emotions_study,
+        "statistics": evaluation.statistics_study,
+        "corner-bias": evaluation.corner_bias_study,
+        "emotions": evaluation.emotions_study,
     }[arguments.command](**fields)
     with images_bar(arguments, "study") as progress:
-        result = studies.run_study(config, progress=progress)
+        result = evaluation.run_study(config, progress=progress)
     print(f"statistics  {inside(arguments.output, 'statistics.csv')}")
     print(f"mean maps   {inside(arguments.output, 'mean_maps.png')}")
     if result.skipped:

@@ -20,11 +20,11 @@ from ..models.geometry import resize_masks
 from ..models.images import is_away
 from ..models.towers import ViTTower
 from ..models.variants import randomize_parameters, renumber_heads
-from ..runs import AGAIN, Arrays
 from ..similarity import ClipSimilarity
 from .config import EvaluationConfig
 from .data.base import DataSet, Region, Sample
-from .table import Skipped, rows_of
+from .table import rows_of
+from .units import AGAIN, Arrays, Skipped
 
 Remembered = TypeVar("Remembered")
 

@@ -1,33 +1,143 @@
-"""What an evaluation is to measure, checked before anything is loaded."""
+"""What a run is to compute: an evaluation or a study, checked before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, get_args
 
-from ..checks import check_choice, check_integer, find_repeated
+import torch
+
+from ..attr.registry import MethodChoice
+from ..checks import check_choice, check_integer, expand, find_repeated, show
 from ..errors import InputError
-from ..runs import EngineName, check_engine, given_parts
+from ..models.loading import published
 
+EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]
 FILLS: Final = get_args(Fill)
 DATA: Final = ("demo", "demo-objects", "demo-mosaics")
-_LISTS: Final = ("data", "methods", "maps", "tasks", "fills")
 _LARGEST_SEED: Final = 2**31 - 1
-_LEAST: Final = {
-    **{"images": 1, "slow_images": 1, "seed": 0, "draws": 1, "batch_size": 1, "chunk_size": 1},
-    **{"resamples": 1, "gpus": 0, "workers": 1, "threads": 1},
-}
-_DECIDING: Final = (
-    *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
-    *("template", "text", "void", "batch_size", "chunk_size"),
-)
+
+
+def label_of(model: str) -> str:
+    """How results call a model: its name; of a folder the last part, without the path."""
+    folder = _folder_of(model)
+    return model if folder is None else folder.name
+
+
+def full_name(model: str) -> str:
+    """A model's name as any process on any machine understands it."""
+    return str(_folder_of(model) or model)
+
+
+def _folder_of(model: str) -> Path | None:
+    if model.startswith("demo/") or published(model) is not None:
+        return None
+    folder = expand(model)
+    return folder.resolve() if folder.is_dir() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How an evaluation or a study is computed.
+
+    Attributes:
+        batch_size: images per forward pass.
+        chunk_size: images per unit of work; a stop loses one unit per worker.
+        seed: of every draw.
+        engine: "local", or "ray" for several processes or machines.
+        workers: processes that compute (ray; None is one for each GPU, or one), or that decode the
+            images of a study (local; 0 is none, None is two).
+        gpus: 0 computes on the CPU; 1 on a GPU; with Ray the number that the workers share.
+        threads: of each process that computes; None is PyTorch's own number. The same results to
+            the bit need the same number.
+        processor: whose image processor all models get, by name or folder, for checkpoints that
+            were saved without one.
+        tokenizer: the same for the tokenizer.
+    """
+
+    caller: ClassVar[str]  # begins messages
+    deciding: ClassVar[tuple[str, ...]]  # fields that decide the results
+    least: ClassVar[dict[str, int]] = {
+        **{"batch_size": 1, "chunk_size": 1, "seed": 0, "workers": 0, "gpus": 0, "threads": 1}
+    }
+
+    batch_size: int = 32
+    chunk_size: int = 32
+    seed: int = 0
+    engine: EngineName = "local"
+    workers: int | None = None
+    gpus: int = 0
+    threads: int | None = None
+    processor: str | None = None
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        defaults = {one.name: one.default for one in fields(self)}
+        for name, least in self.least.items():
+            value = getattr(self, name)
+            if value is not None or defaults[name] is not None:
+                check_integer(self.caller, name, value, least=least)
+        check_integer(self.caller, "a seed", self.seed, least=0, most=_LARGEST_SEED)
+        check_choice(self.caller, self.engine, get_args(EngineName), name="an engine")
+        if self.engine == "local" and self.gpus > 1:
+            raise InputError(
+                f"{self.caller}: the local engine computes on one GPU; engine='ray' uses "
+                f"{self.gpus} of them."
+            )
+        if self.engine == "ray" and self.processes < max(1, self.gpus):
+            raise InputError(
+                f"{self.caller}: Ray needs one worker or more, and as many as GPUs, got "
+                f"workers={self.workers} and gpus={self.gpus}."
+            )
+        for name in ("processor", "tokenizer"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise InputError(
+                    f"{self.caller}: expected {name} by name or folder, so that any worker can "
+                    f"load it, got {type(value).__name__}."
+                )
+
+    def _tuple(self, name: str, values: Any) -> None:
+        """Keep one value or several as a tuple, none of which comes twice."""
+        several = isinstance(values, Sequence) and not isinstance(values, str)
+        listed = tuple(values) if several else (values,)
+        repeated = find_repeated(listed)
+        if repeated is not None:
+            raise InputError(
+                f"{self.caller}: {str(repeated)!r} is given twice in {name}; once will do."
+            )
+        object.__setattr__(self, name, listed)
+
+    @property
+    def processes(self) -> int:
+        """Workers, with the engine's default in place of None."""
+        default = 2 if self.engine == "local" else max(1, self.gpus)
+        return default if self.workers is None else self.workers
+
+    @property
+    def thread_count(self) -> int:
+        """Threads, with PyTorch's own number in place of None."""
+        return self.threads or torch.get_num_threads()
+
+    @property
+    def device(self) -> str:
+        """Where models compute."""
+        return "cuda" if self.gpus else "cpu"
+
+    def identity(self) -> dict[str, Any]:
+        """All settings that decide the results, as JSON; neither places nor the engine do."""
+        values = {name: getattr(self, name) for name in self.deciding}
+        parts = {name: getattr(self, name) for name in ("processor", "tokenizer")}
+        values |= {name: label_of(value) for name, value in parts.items() if value is not None}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(RunConfig):
     """Methods and metrics over data sets, for one model.
 
     Attributes:
@@ -40,33 +150,32 @@ class EvaluationConfig:
         maps: folders of maps made elsewhere, each a method.
         reference: the method that the others are compared with; by default Mamooler's.
         tasks: names of tasks; none means all that the data support.
-        against: explain regions by their text, or by another picture of the same thing; then only
+        against: explain regions by their text, or by another image of the same thing; then only
             "localization" and "signs" are measured.
         images: at most so many of each data set.
-        few: images of each data set, drawn from all of them, for what takes long: sensitivity,
-            sanity, ROAD's fill, and all of Captum's own methods.
-        seed: of every draw.
+        slow_images: images of each data set, drawn from all of them, for what takes long:
+            sensitivity, sanity, ROAD's fill, and all of Captum's own methods.
         draws: random masks per image for faithfulness and infidelity.
         fills: what takes the place of removed pixels: "mean" colour (normalised zero), "black",
             "blur", "road".
-        batch_size: images per forward pass.
-        chunk_size: images per unit of work; a stop loses one unit per worker.
         template: text of a class with "{}" for its name, for data that have classes by name.
         text: that fixations are compared with where their folder names none.
-        void: "out" leaves out the pixels that Pascal VOC marks as void, as is done where nothing is
-            said; "background" counts them as beside every region.
+        void: "out" leaves out the pixels that Pascal VOC marks as void, which is the default;
+            "background" counts them as outside of every region.
         resamples: of the bootstrap.
-        engine: "local", or "ray" for several processes or machines.
-        workers: processes of Ray.
-        gpus: 0 computes on the CPU; with Ray the number that the workers share.
-        threads: of each process; None is PyTorch's own number.
-        processor: whose image processor the model gets, by name or folder, for a checkpoint that
-            was saved without one.
-        tokenizer: the same for the tokenizer.
+
+    The settings of :class:`RunConfig` are keywords too.
 
     Raises:
-        InputError: something that cannot be measured, said in one sentence.
+        InputError: something that cannot be measured.
     """
+
+    caller = "evaluate"
+    deciding = (
+        *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
+        *("template", "text", "void", "batch_size", "chunk_size"),
+    )
+    least = RunConfig.least | {"images": 1, "slow_images": 1, "draws": 1, "resamples": 1}
 
     model: str
     output: str
@@ -78,21 +187,12 @@ class EvaluationConfig:
     against: Against = "text"
     images: int = 500
     slow_images: int = 64
-    seed: int = 0
     draws: int = 32
     fills: tuple[Fill, ...] = ("mean", "road")
-    batch_size: int = 32
-    chunk_size: int = 32
     template: str | None = None
     text: str | None = None
     void: str | None = None
     resamples: int = 2000
-    engine: EngineName = "local"
-    workers: int = 1
-    gpus: int = 0
-    threads: int | None = None
-    processor: str | None = None
-    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "output"):
@@ -102,18 +202,10 @@ class EvaluationConfig:
                 "evaluate: expected a model by name or path, so that any worker can load it, got "
                 "an empty text."
             )
-        for name in _LISTS:
-            value = getattr(self, name)
-            several = isinstance(value, Sequence) and not isinstance(value, str)
-            listed = tuple(str(entry) for entry in (value if several else [value]))
-            object.__setattr__(self, name, listed)
-            repeated = find_repeated(listed)
-            if repeated is not None:
-                raise InputError(f"evaluate: {repeated!r} is given twice in {name}; once will do.")
-        for name, least in _LEAST.items():
-            if name != "threads" or self.threads is not None:
-                check_integer("evaluate", name, getattr(self, name), least=least)
-        check_integer("evaluate", "a seed", self.seed, least=0, most=_LARGEST_SEED)
+        for name in ("data", "methods", "maps", "tasks", "fills"):
+            self._tuple(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+        super().__post_init__()
         for name in ("template", "text", "void"):
             value = getattr(self, name)
             if not isinstance(value, str | None):
@@ -121,11 +213,111 @@ class EvaluationConfig:
         check_choice("evaluate", self.against, get_args(Against), name="against")
         for fill in self.fills or ("none",):
             check_choice("evaluate", fill, FILLS, name="fills")
-        check_engine("evaluate", self.engine, self.workers, self.gpus)
-        given_parts("evaluate", processor=self.processor, tokenizer=self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with a method, and with the emotions of this model where a study asks for them.
+
+    Attributes:
+        model: a name or a folder that :func:`captum_clip.load_clip` knows, so that any worker can
+            load it.
+        method: a name of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; None is
+            Mamooler's, "last-grad" or "grad-cam".
+        emotions: a file that :func:`captum_clip.targets.emotion` reads, fitted for this model.
+
+    Raises:
+        InputError: a model that is not a name, or an unknown method.
+    """
+
+    model: str
+    method: str | None = None
+    emotions: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "emotions"):
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, str(value))
+            elif not (isinstance(value, str) and value) and (name, value) != ("emotions", None):
+                raise InputError(
+                    f"Subject: expected {name} by name or path, so that any worker can load it, "
+                    f"got {type(value).__name__}."
+                )
+        if self.method is not None:
+            MethodChoice.of(self.method)
+
+
+@dataclass(frozen=True)
+class StudyConfig(RunConfig):
+    """A study of saliency maps over a folder of images.
+
+    Attributes:
+        images: a folder, searched recursively, or a URL that fsspec knows.
+        output: a folder or URL of its own for the results.
+        subjects: models with their methods, one or several.
+        texts: targets of all of them.
+        centred: for each emotion also the emotion minus the mean of all of them.
+        limit: study a sample of this many images; None is all. Without it the seed decides nothing.
+        value_entropy: measure this entropy too, which takes longer than all the rest.
+
+    The settings of :class:`RunConfig` are keywords too.
+
+    Raises:
+        InputError: something that cannot be studied.
+    """
+
+    caller = "StudyConfig"
+    deciding = (
+        *("texts", "centred", "batch_size", "chunk_size", "seed", "limit", "value_entropy"),
+        "threads",
+    )
+    least = RunConfig.least | {"limit": 1}
+
+    images: str
+    output: str
+    subjects: tuple[Subject, ...]
+    texts: tuple[str, ...] = ()
+    centred: bool = False
+    limit: int | None = None
+    value_entropy: bool = False
+    batch_size: int = field(default=16, kw_only=True)
+    chunk_size: int = field(default=128, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "output"):
+            place = getattr(self, name)
+            if not isinstance(place, (str, Path)) or not str(place):
+                raise InputError(
+                    f"StudyConfig: expected {name} as a folder or a URL, got {show(place)}."
+                )
+            object.__setattr__(self, name, str(place))
+        for name in ("subjects", "texts"):
+            self._tuple(name, getattr(self, name))
+        super().__post_init__()
+        self._check_targets()
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the results, as JSON; places, the engine and the bootstrap do not."""
-        values = {name: getattr(self, name) for name in _DECIDING}
-        values |= given_parts("", processor=self.processor, tokenizer=self.tokenizer)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        """As of every run; the seed decides nothing but a sample."""
+        return {**super().identity(), "seed": None if self.limit is None else self.seed}
+
+    def _check_targets(self) -> None:
+        if not self.subjects or not all(isinstance(subject, Subject) for subject in self.subjects):
+            raise InputError(
+                f"StudyConfig: expected one or more Subjects (model, method), got {self.subjects}."
+            )
+        blank = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
+        if blank:
+            raise InputError(
+                f"StudyConfig: expected texts with something in them, got {blank[0]!r}."
+            )
+        with_emotions = [subject.emotions is not None for subject in self.subjects]
+        if any(with_emotions) and not all(with_emotions):
+            raise InputError(
+                "StudyConfig: some models have a file of emotions and some have none; give each "
+                "its own, or none, so that their targets can be compared."
+            )
+        if not self.texts and not any(with_emotions):
+            raise InputError("StudyConfig: there is nothing to explain; give texts or emotions.")
+        if self.centred and not any(with_emotions):
+            raise InputError("StudyConfig: centred means emotions, and there are none.")

@@ -13,12 +13,11 @@ from torch import Tensor
 from .. import maps as resizing
 from ..errors import InputError
 from ..models import ClipAdapter
-from ..runs import Arrays
 from .batch import Batch, Queries, queries_of
 from .config import EvaluationConfig
 from .methods import Method
 from .metric import Metric
-from .table import Skipped
+from .units import Arrays, Skipped
 
 
 class Task(ABC):

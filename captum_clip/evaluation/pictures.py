@@ -25,7 +25,7 @@ from ..visualization.curves import Curve, curves
 from ..visualization.style import ALPHA, HEAT
 from .batch import Batch, ModelContext, View, queries_of
 from .methods import Method
-from .plan import Plan
+from .plan import EvaluationPlan
 from .summary import Summary
 from .table import Table, readable
 
@@ -105,7 +105,7 @@ class Example:
 
 
 def examples_of(
-    plan: Plan, table: Table, summary: Summary, clip: ClipAdapter
+    plan: EvaluationPlan, table: Table, summary: Summary, clip: ClipAdapter
 ) -> dict[str, list[Example]]:
     """Metric -> its best and its worst example by the reference method.
 

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from typing_extensions import override
 
 from ..attr.registry import report_method
 from ..checks import error_context, find_repeated
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter
-from ..runs import ModelLoader, full_name, label_of, slug
-from .batch import Queries
-from .config import DATA, EvaluationConfig
+from .batch import Batch, ModelContext, Queries
+from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
+from .method_on_batch import MethodOnBatch
 from .methods import Method, check_method, method_of, methods_for
 from .precomputed_maps import PrecomputedMaps
+from .table import table_of, to_arrays
 from .tasks import TASKS
+from .units import Arrays, Content, ModelLoader, Plan, Skipped, Unit, Worker, slug
 
-FOLDER: Final = "units"
+RESULTS: Final = "results.csv"
 _OF_IMAGES: Final = ("localization", "signs")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One method on some samples of a data set: what is computed at one go, in one file."""
-
-    data: int  # number of the data set
-    method: int  # number of the method
-    numbers: tuple[int, ...]  # of the samples
-    name: str  # of its file
-
-    @property
-    def size(self) -> int:
-        """How many images it counts for in the progress."""
-        return len(self.numbers)
-
-
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """An evaluation that can begin."""
+class EvaluationPlan(Plan):
+    """An evaluation that can begin; each of its jobs is a method on a data set."""
+
+    noun = "evaluation"
+    result = RESULTS
 
     config: EvaluationConfig
     model: str  # what `load_clip` takes, a folder by its full path
@@ -51,15 +42,19 @@ class Plan:
     tasks: tuple[tuple[str, ...], ...]  # of each data set
     methods: tuple[Method, ...]  # precomputed maps last
     reference: str  # the method that the others are compared with
-    shards: tuple[Shard, ...]
+    units: tuple[Unit, ...]
 
     @property
     def label(self) -> str:
         """What results call the model."""
         return label_of(self.config.model)
 
-    def about(self) -> dict[str, Any]:
-        """All that decides the results, as JSON."""
+    def data_of(self, unit: Unit) -> int:
+        """The number of a unit's data set."""
+        return unit.job // len(self.methods)
+
+    @override
+    def about(self) -> Content:
         return {
             "config": self.config.identity(),
             "model": {"name": self.label, "fingerprint": self.fingerprint},
@@ -68,8 +63,34 @@ class Plan:
             "tasks": [list(tasks) for tasks in self.tasks],
         }
 
+    @override
+    def worker(self, models: ModelLoader) -> Worker:
+        clip = models.load(self.model, self.config.device, self.fingerprint)
+        contexts = [ModelContext(clip, data, self.config) for data in self.data]
+        last: tuple[tuple[int, tuple[int, ...]], Batch] | None = None
 
-def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
+        def compute(units: Sequence[Unit]) -> Iterator[tuple[Unit, Arrays, Skipped]]:
+            nonlocal last
+            for unit in units:
+                place = self.data_of(unit)
+                if last is None or last[0] != (place, unit.numbers):
+                    last = (place, unit.numbers), Batch(contexts[place], unit.numbers)
+                yield unit, *self._measure(unit, last[1])
+
+        return compute
+
+    def _measure(self, unit: Unit, batch: Batch) -> tuple[Arrays, Skipped]:
+        method = self.methods[unit.job % len(self.methods)]
+        maps = MethodOnBatch(batch, method)
+        with error_context(f"{method.name} on {batch.context.data.name}"):
+            rows = {
+                name: list(TASKS[name].measure(maps) if batch.views else ())
+                for name in self.tasks[self.data_of(unit)]
+            }
+        return to_arrays(table_of(method.name, rows)), [*batch.skipped, *maps.skipped]
+
+
+def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     """Load the model, open the data, and try every method on one black image."""
     data = _open_data(config)
     tasks = _tasks(config, data)
@@ -82,7 +103,7 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
         check_method(name)
     precomputed = [PrecomputedMaps(folder) for folder in config.maps]
     model = full_name(config.model)
-    clip, fingerprint = models.load(model, "cpu")
+    clip = models.load(model)
     for data_set in data:
         if data_set.classes and config.against == "text":
             with error_context(data_set.name):  # what the model cannot read as a text
@@ -94,21 +115,21 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> Plan:
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
     for method in named:  # what depends on nothing but the model and the method fails here
         method.maps(clip, query)
-    shards = tuple(shards_of(config, data, methods))
-    return Plan(config, model, fingerprint, data, tasks, methods, reference, shards)
+    units = tuple(_units(config, data, methods))
+    return EvaluationPlan(config, model, clip.fingerprint, data, tasks, methods, reference, units)
 
 
-def shards_of(
+def _units(
     config: EvaluationConfig, data: Sequence[DataSet], methods: Sequence[Method]
-) -> list[Shard]:
-    """Cut every data set into batches; all methods of a batch follow each other.
+) -> Iterator[Unit]:
+    """Every data set in chunks; all methods of a chunk follow each other.
 
     Samples come in the order in which the seed would draw them, so the first are a sample of all;
-    costly methods see `few` of them. A shard has `chunk_size` samples, the last one the rest.
+    costly methods see `slow_images` of them.
     """
-    shards, size = [], config.chunk_size
+    size = config.chunk_size
     for place, data_set in enumerate(data):
-        folder = f"{FOLDER}/{place:02d}-{slug(data_set.name)}"
+        folder = f"units/{place:02d}-{slug(data_set.name)}"
         order = draw_order(data_set.names, config.seed)
         for start in range(0, len(data_set), size):
             for number, method in enumerate(methods):
@@ -116,8 +137,7 @@ def shards_of(
                 numbers = tuple(sorted(order[start : min(start + size, seen)]))
                 name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
                 if numbers:
-                    shards.append(Shard(place, number, numbers, name))
-    return shards
+                    yield Unit(name, place * len(methods) + number, numbers)
 
 
 def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
@@ -129,7 +149,7 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
             raise InputError(f"evaluate: none of the data {', '.join(names)} takes a {option}.")
     data = []
     for name in names:
-        own = {option: options[option] for option in options_of(name)}
+        own: dict[str, Any] = {option: options[option] for option in options_of(name)}
         data.append(open_data(name, number=config.images, seed=config.seed, **own))
     return tuple(data)
 
@@ -139,8 +159,15 @@ def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str
     for name in config.tasks:
         if name not in TASKS:
             raise InputError(f"evaluate: there is no task {name!r}; there are {', '.join(TASKS)}.")
-    wanted = _wanted(config)
-    tasks = tuple(tuple(name for name in wanted if name in data_set.tasks) for data_set in data)
+    wanted = config.tasks or tuple(TASKS)
+    if config.against == "image":
+        other = [name for name in config.tasks if name not in _OF_IMAGES]
+        if other:
+            raise InputError(
+                f"evaluate: {other[0]} explains texts; against='image' serves "
+                f"{', '.join(_OF_IMAGES)}."
+            )
+        wanted = config.tasks or _OF_IMAGES
     for name in wanted:
         serving = [data_set.name for data_set in data if name in data_set.tasks]
         if len(serving) > 1:
@@ -155,6 +182,7 @@ def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str
                 f"evaluate: {which} do not serve the task {name}, they serve {served}; give data "
                 "that do."
             )
+    tasks = tuple(tuple(name for name in wanted if name in data_set.tasks) for data_set in data)
     for data_set, own in zip(data, tasks, strict=True):
         if not own and config.data:
             raise InputError(
@@ -175,18 +203,6 @@ def _check_names(data: Sequence[DataSet]) -> None:
                     "that maps made elsewhere cannot be told apart; name one data set, and measure "
                     "the other in an output folder of its own."
                 )
-
-
-def _wanted(config: EvaluationConfig) -> tuple[str, ...]:
-    """The tasks that are asked for."""
-    if config.against == "text":
-        return config.tasks or tuple(TASKS)
-    other = [name for name in config.tasks if name not in _OF_IMAGES]
-    if other:
-        raise InputError(
-            f"evaluate: {other[0]} explains texts; against='image' serves {', '.join(_OF_IMAGES)}."
-        )
-    return config.tasks or _OF_IMAGES
 
 
 def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]) -> str:

@@ -17,13 +17,12 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from ..runs import slug
-from .config import EvaluationConfig
+from .config import EvaluationConfig, RunConfig
 from .metric import UNIFORM, Metric
 from .pictures import Example
 from .summary import FEWEST, Summary
+from .units import slug
 
-RESULTS: Final = "results.csv"
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
 SIGNIFICANT: Final = 0.05
@@ -248,7 +247,8 @@ def command_of(config: EvaluationConfig, model: str) -> str:
         'captum-clip evaluate --model demo/vit --data masks:farm --images 9'
     """
     parts = ["captum-clip evaluate", f"--model {shlex.quote(model)}"]
-    for field in fields(config):
+    shared = {field.name for field in fields(RunConfig)}
+    for field in sorted(fields(config), key=lambda field: field.name in shared):
         value = getattr(config, field.name)
         if value == field.default or field.name in _ELSEWHERE:
             continue

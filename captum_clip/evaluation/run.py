@@ -1,284 +1,214 @@
-"""`evaluate`: a config in, tables and curves out, from which a stop at any moment takes nothing."""
+"""Run a plan: what is missing is computed and kept, unit by unit, then everything is summarised.
+
+A unit is one file, whole or not at all, so a stop at any moment loses no more than the units that
+were being computed, and the same command started again ends in the same bytes.
+"""
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, TypeVar
 
 import torch
 
-from .. import runs
-from ..checks import error_context
+from .._version import __version__
 from ..errors import InputError
-from ..models import ClipAdapter
-from ..runs import manifest
-from . import report
-from .batch import Batch, ModelContext
-from .config import EvaluationConfig
-from .method_on_batch import MethodOnBatch
-from .metric import Metric
-from .pictures import examples_of, perturbation_curves
-from .plan import Plan, Shard, make_plan
-from .summary import Summary, summarize
-from .table import Skipped, Table, concatenate, from_arrays, table_of, to_arrays
-from .tasks import TASKS
-from .tasks.perturbation import LEAST_FIRST, MOST_FIRST, TITLES
-
-SkippedEntries = dict[str, list[dict[str, Any]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What an evaluation came to.
-
-    Attributes:
-        output: its folder or URL.
-        table: every measured value, a row each, with the columns `task`, `metric`, `method`,
-            `sample` (its name), `region` (what is explained, "a horse"), `part` (of metrics that
-            are made of several numbers), `x` (of curves: the share of the pixels removed) and
-            `value`. All that follows is made from it.
-        summary: every method by every metric.
-        pictures: names of the files with curves.
-        skipped: data set -> samples, regions or maps that were left out, with the reason.
-    """
-
-    output: str
-    table: Table
-    summary: Summary
-    pictures: tuple[str, ...]
-    skipped: SkippedEntries
-
-    @property
-    def findings(self) -> Summary:
-        """The old name of `summary`, whose figures are a table now."""
-        warnings.warn(
-            "Evaluation.findings is now Evaluation.summary; its figures are summary.figures, a "
-            "table.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.summary
-
-
-def evaluate(config: EvaluationConfig, *, progress: runs.Progress | None = None) -> Evaluation:
-    """Measure what is not there yet, then write all tables.
-
-    Started again after a stop, it goes on with the shards that are there, and ends with the same
-    figures. docs/evaluation.md says what the folder holds.
-
-    Args:
-        config: what to measure.
-        progress: called now and then with how many images were done, and how many there are, first
-            with what an earlier run had done; an image counts once a method.
-
-    Raises:
-        CaptumClipError: a model, data set, method or task that cannot be worked with; an output
-            folder that holds something else, or in which another run is at work; data of which
-            nothing can be used.
-
-    Example:
-        >>> from captum_clip.evaluation import EvaluationConfig, evaluate
-        >>> config = EvaluationConfig("demo/vit", "out", images=100)
-        >>> evaluate(config).table  # doctest: +SKIP
-    """
-    output = runs.storage_of(config.output)
-    count = config.threads or torch.get_num_threads()
-    engine = runs.Engine(config.engine, config.workers, config.gpus, count)
-    engine.check_device()
-    with runs.threads(count), output.lock():
-        models = runs.ModelLoader(config.processor, config.tokenizer)
-        plan = make_plan(config, models)
-        begun = manifest.begin(_KIND, plan.about(), output, engine)
-        runs.compute_missing(
-            partial(EvaluationWorker, plan),
-            plan.shards,
-            output,
-            engine,
-            parse=_parse_final,
-            before={manifest.NAME: manifest.to_bytes(begun)},
-            result=report.RESULTS,
-            models=models,
-            progress=progress,
-        )
-        table, skipped = _collect(plan, output)
-        done = {"images": {data.name: len(data) for data in plan.data}, "skipped": skipped}
-        done = {**begun, **done, "state": "measured"}
-        output.write(manifest.NAME, manifest.to_bytes(done))
-        _check_measured(plan, table, skipped, output)
-        clip, _ = models.load(plan.model, "cpu")
-        return _write(plan, table, done, output, clip)
-
-
-class EvaluationWorker:
-    """A model with a plan; the last batch stays for the next method."""
-
-    def __init__(self, plan: Plan, models: runs.ModelLoader) -> None:
-        device = "cuda" if plan.config.gpus else "cpu"
-        clip = models.load_same(plan.model, device, plan.fingerprint, "evaluation")
-        self._plan = plan
-        self._contexts = [ModelContext(clip, data, plan.config) for data in plan.data]
-        self._last: tuple[tuple[int, tuple[int, ...]], Batch] | None = None
-
-    def compute(self, units: Sequence[Shard], save: runs.Save, advance: runs.Advance) -> None:
-        """Compute shards in their order."""
-        for shard in units:
-            save(shard.name, runs.to_npz(self._measure(shard), shard))
-            advance(shard.size)
-
-    def _measure(self, shard: Shard) -> runs.Arrays:
-        batch, method = self._batch(shard), self._plan.methods[shard.method]
-        maps = MethodOnBatch(batch, method)
-        with error_context(f"{method.name} on {batch.context.data.name}"):
-            rows = {
-                name: list(TASKS[name].measure(maps) if batch.views else ())
-                for name in self._plan.tasks[shard.data]
-            }
-        return to_arrays(table_of(method.name, rows), [*batch.skipped, *maps.skipped])
-
-    def _batch(self, shard: Shard) -> Batch:
-        key = (shard.data, shard.numbers)
-        if self._last is None or self._last[0] != key:
-            self._last = key, Batch(self._contexts[shard.data], shard.numbers)
-        return self._last[1]
-
-
-def _parse(arrays: runs.Arrays, shard: Shard) -> tuple[Table, Skipped]:
-    return from_arrays(arrays, shard.numbers)
-
-
-def _parse_final(arrays: runs.Arrays, shard: Shard) -> tuple[Table, Skipped]:
-    """The same of a shard that need not be computed again."""
-    table, skipped = _parse(arrays, shard)
-    if any(reason.endswith(runs.AGAIN) for _, reason in skipped):
-        raise ValueError("some of its samples could not be read")
-    return table, skipped
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Between the evaluation in the folder and this one, in words: what decides the rest first."""
-    settings = manifest.changes(before["config"], now["config"])
-    settings += manifest.changes(before["model"], now["model"])
-    return settings or manifest.changes({name: before[name] for name in now}, now)
-
-
-_KIND: Final = manifest.ManifestFormat(
-    "evaluation",
-    "captum_clip evaluation 1",
-    {"config": dict, "model": dict, "data": list, "methods": list, "tasks": list},
-    _differences,
+from ..files import DAMAGED
+from .config import EvaluationConfig, StudyConfig
+from .on_ray import run_on_ray
+from .storage import Storage, storage_of
+from .units import (
+    AGAIN,
+    Content,
+    ModelLoader,
+    Plan,
+    Progress,
+    Unit,
+    parse_unit,
+    threads,
+    to_json,
+    write_units,
 )
 
+MANIFEST: Final = "manifest.json"
+_TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.part$")
+"""Names of files that a run which was killed leaves behind."""
+_PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum", "pillow")
 
-def _collect(plan: Plan, output: runs.Storage) -> tuple[Table, SkippedEntries]:
-    """The whole table, and each sample with each of its reasons, once."""
-    tables, reasons = [], [set[tuple[int, str]]() for _ in plan.data]
-    for shard in plan.shards:
-        table, skipped = runs.read_unit(output, shard, _parse)
-        tables.append((table, plan.data[shard.data].names))
-        reasons[shard.data] |= {*skipped}
-    entries = {
-        data.name: [{"sample": data.names[number], "reason": why} for number, why in sorted(own)]
-        for data, own in zip(plan.data, reasons, strict=True)
-    }
-    return concatenate(tables), entries
+Result = TypeVar("Result")
 
 
-def _check_measured(
-    plan: Plan, table: Table, skipped: SkippedEntries, output: runs.Storage
-) -> None:
-    """Raise an InputError for data of which nothing can be used."""
-    for data, tasks in zip(plan.data, plan.tasks, strict=True):
-        if table["task"].isin(tasks).any():
-            continue
-        said = ", ".join(tasks)
-        if not skipped[data.name]:
-            methods = ", ".join(method.name for method in plan.methods)
-            raise InputError(
-                f"{data.name}: {said} measures nothing of {methods} on its {len(data)} samples."
-            )
+def run(
+    plan: Callable[[ModelLoader], Plan],
+    summarise: Callable[[Any, Content, Storage, ModelLoader], Result],
+    config: EvaluationConfig | StudyConfig,
+    progress: Progress | None,
+) -> Result:
+    """Compute every unit that has no whole file, then summarise.
+
+    `progress` is called first with what an earlier run had done. `summarise` gets the plan, the
+    manifest so far, the output folder and what loads models, and writes the results.
+
+    Raises:
+        CaptumClipError: a model that cannot be loaded, a folder with another run or something
+            else in it, a disk that refuses, a worker that died.
+    """
+    if config.gpus and config.engine == "local" and not torch.cuda.is_available():
         raise InputError(
-            f"{data.name}: none of the {len(data)} samples can be used for {said}; the first: "
-            f"{skipped[data.name][0]['reason'].rstrip('.')}. All reasons are in "
-            f"{output.root}/{manifest.NAME}."
+            "a GPU was asked for, but PyTorch sees no CUDA device; leave gpus out to compute on "
+            "the CPU."
         )
+    output = storage_of(config.output)
+    with threads(config.thread_count), output.lock():
+        models = ModelLoader(config.processor, config.tokenizer)
+        made = plan(models)
+        manifest = _begin(made, output)
+        _tidy_up(output)
+        _compute_missing(made, manifest, output, models, progress)
+        return summarise(made, manifest, output, models)
 
 
-def _write(
-    plan: Plan, table: Table, done: dict[str, Any], output: runs.Storage, clip: ClipAdapter
-) -> Evaluation:
-    """Every file; the table of figures comes last."""
-    skipped = done["skipped"]
-    summary = summarize(
-        table,
-        _groups(plan, table),
-        [method.name for method in plan.methods],
-        reference=plan.reference,
-        baselines=[method.name for method in plan.methods if method.baseline],
-        resamples=plan.config.resamples,
-        seed=plan.config.seed,
-    )
-    curves = {name: (what, file) for name, what, file in _draw(plan, table, summary)}
-    for name, (_, file) in curves.items():
-        output.write(name, file)
-    title, about = f"Evaluation of {plan.label}", _about(plan, skipped)
-    tables = report.results_md(summary, title=title, about=about)
-    output.write(report.TABLES, tables.encode())
-    page = report.report_html(
-        summary,
-        title=title,
-        about=about,
-        curves=dict(curves.values()),
-        examples=examples_of(plan, table, summary, clip),
-        manifest=done,
-    )
-    output.write(report.REPORT, page.encode())
-    output.write(report.RESULTS, report.results_csv(summary))
-    return Evaluation(output.root, table, summary, tuple(curves), skipped)
+def _compute_missing(
+    plan: Plan, manifest: Content, output: Storage, models: ModelLoader, progress: Progress | None
+) -> None:
+    missing = _unfinished(output, plan.units)
+    total = sum(len(unit.numbers) for unit in plan.units)
+    done = total - sum(len(unit.numbers) for unit in missing)
+    if progress is not None:
+        progress(done, total)
+    if not missing:
+        return
+    output.remove(plan.result)  # it says that all is done
+    # The manifest comes first: a folder without one is taken for somebody else's.
+    for name, content in {MANIFEST: to_json(manifest), **plan.files()}.items():
+        output.write(name, content)
+    for unit in _computed(plan, missing, output, models):
+        done += len(unit.numbers)
+        if progress is not None:
+            progress(done, total)
+    _tidy_up(output)  # a worker of Ray that was killed leaves files, although the run goes on
 
 
-def _groups(plan: Plan, table: Table) -> dict[str, Sequence[Metric]]:
-    """The tables of all tasks, without metrics that no method could be measured by."""
-    measured = set(table["metric"].unique())
-    groups: dict[str, Sequence[Metric]] = {}
-    for task in (task for tasks in plan.tasks for task in tasks):
-        for title, metrics in TASKS[task].metrics(plan.config).items():
-            kept = [metric for metric in metrics if metric.name in measured]
-            if kept:
-                groups[title] = kept
-    return groups
+def _computed(
+    plan: Plan, missing: Sequence[Unit], output: Storage, models: ModelLoader
+) -> Iterator[Unit]:
+    """Each unit once it is computed and written."""
+    if plan.config.engine == "ray":
+        return run_on_ray(plan, missing, output, models)
+    return write_units(plan.worker(models), missing, output)
 
 
-def _draw(plan: Plan, table: Table, summary: Summary) -> Iterator[tuple[str, str, bytes]]:
-    """A picture of each pair of curves: its name, what it shows, and the PNG file."""
-    curves = dict(iter(table[table["x"].notna()].groupby("metric", observed=True, sort=False)))
-    for end in [name.removeprefix(MOST_FIRST) for name in curves if name.startswith(MOST_FIRST)]:
-        fill, _, kind = end.partition("_")
-        title = f"{plan.label}: removed pixels become {TITLES[fill]}, map of the {kind} class"
-        pair = curves[MOST_FIRST + end], curves[LEAST_FIRST + end]
-        file = io.BytesIO()
-        perturbation_curves(*pair, summary, title=title).savefig(file, format="png", dpi="figure")
-        yield f"curves_{end}.png", title, file.getvalue()
+def _unfinished(storage: Storage, units: Iterable[Unit]) -> list[Unit]:
+    """Units without a whole file, or with an image that may be readable now."""
+    present = storage.files()
+    missing = []
+    for unit in units:
+        # What the storage refuses ends the run: a file that cannot be reached is not damaged.
+        content = storage.read(unit.name) if unit.name in present else None
+        try:
+            _, skipped = parse_unit(content, unit)
+        except DAMAGED:
+            skipped = [(0, AGAIN)]
+        if any(reason.endswith(AGAIN) for _, reason in skipped):
+            missing.append(unit)
+            storage.remove(unit.name)
+    return missing
 
 
-def _about(plan: Plan, skipped: SkippedEntries) -> dict[str, Any]:
-    """The lines over the tables."""
-    lines: dict[str, Any] = {
-        "made by": report.command_of(plan.config, plan.label),
-        "model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}",
-    }
-    for data, tasks in zip(plan.data, plan.tasks, strict=True):
-        said = f"{len(data)} samples"
-        if skipped[data.name]:
-            what = "samples, regions or maps left out (manifest.json says why)"
-            said += f", {len(skipped[data.name])} {what}"
-        if "void" in data.identity():
-            said += f", void pixels: {data.identity()['void']}"
-        lines[f"data {data.name}"] = f"{said}; {', '.join(tasks)}"
-    other = plan.config.against == "image"
-    kind = "another picture of the same thing" if other else "their text"
-    lines |= {"regions are explained by": kind, "seed": plan.config.seed}
-    return {**lines, **{method.name: method.what for method in plan.methods}}
+def _tidy_up(output: Storage) -> None:
+    """Remove what a run that was killed left half-written."""
+    for name in output.files():
+        if _TEMPORARY.search(name):
+            output.remove(name)
+
+
+def _begin(plan: Plan, output: Storage) -> Content:
+    """The manifest of a new run, or of the one in the folder that is to go on.
+
+    It has "format", all of ``plan.about()``, "environments" (versions and threads of every run that
+    took part, each once) and "state".
+    """
+    about: Content = json.loads(json.dumps(plan.about()))
+    form, environments = f"captum_clip {plan.noun} 2", []
+    content = output.read(MANIFEST)
+    if content is not None:
+        environments = _check_same(plan, form, about, content, output)
+    elif other := [name for name in output.files() if not name.startswith(".")]:
+        raise InputError(
+            f"{output.root} holds files that are of no {plan.noun}, such as {other[0]}; name a new "
+            "or an empty folder."
+        )
+    now: Content = {"captum_clip": __version__, **{name: _version_of(name) for name in _PACKAGES}}
+    now |= {"threads": plan.config.thread_count, "device": plan.config.device}
+    if now not in environments:
+        environments = [*environments, now]
+    return {"format": form, **about, "environments": environments, "state": "running"}
+
+
+def _check_same(
+    plan: Plan, form: str, about: Content, content: bytes, output: Storage
+) -> list[Content]:
+    """The environments of the run in the folder, if it has the same settings."""
+    try:
+        before: Content = json.loads(content)
+        if before["format"] != form:
+            raise ValueError(f"its format is {before['format']!r}")
+        environments: list[Content] = list(before["environments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{output.root}/{MANIFEST} is not a manifest of the kind {form!r} ({error}); name "
+            "another output folder."
+        ) from error
+    then, now = (dict(_leaves({name: of.get(name) for name in about})) for of in (before, about))
+    changes = [
+        f"{name} was {_short(then.get(name))} and is {_short(now.get(name))}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    ]
+    for name, own in plan.files().items():
+        other = output.read(name)
+        if other not in (None, own):
+            changes.append(_line_changes(name, (other or b"").splitlines(), own.splitlines()))
+    if changes:
+        raise InputError(
+            f"{output.root} holds another {plan.noun}: {'; '.join(changes[:3])}. Take another "
+            f"output folder, or the settings of that {plan.noun} to go on with it."
+        )
+    return environments
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a JSON value holds by its path, as "config.texts"; lists of plain values are whole."""
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        value = {str(number): each for number, each in enumerate(value)}
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _leaves(each, f"{path}.{name}".lstrip("."))
+    else:
+        yield path, value
+
+
+def _line_changes(name: str, before: Sequence[bytes], now: Sequence[bytes]) -> str:
+    """What changed in a table, in words."""
+    differences = {"gone": {*before} - {*now}, "new or changed": {*now} - {*before}}
+    said = [
+        f"{len(lines)} {what} (such as {min(lines).decode('utf-8', 'replace')})"
+        for what, lines in differences.items()
+        if lines
+    ]
+    return f"{name} changed: {', '.join(said) or 'another order'}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

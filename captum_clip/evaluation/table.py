@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runs import Arrays
+from .units import Arrays
 
 if TYPE_CHECKING:
     from pandas import Categorical, DataFrame
@@ -20,9 +20,6 @@ COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "
 
 _NUMBERS: Final[dict[str, type]] = {"sample": np.int64, "x": np.float64, "value": np.float64}
 _TEXTS: Final = tuple(name for name in COLUMNS if name not in _NUMBERS)
-
-Skipped = list[tuple[int, str]]
-"""Number of a sample, and why it, or a region or map of it, was left out."""
 
 
 def rows_of(
@@ -78,33 +75,21 @@ def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
     return pd.DataFrame({**columns, **coded})
 
 
-def to_arrays(table: Table, skipped: Skipped) -> Arrays:
-    """The table of one method, with what was skipped, as the arrays of a file."""
+def to_arrays(table: Table) -> Arrays:
+    """The table of one method as the arrays of a file."""
     arrays = {name: table[name].to_numpy() for name in _NUMBERS}
     for name in _TEXTS:  # long, with few different entries
         arrays[name] = table[name].cat.codes.to_numpy()
         arrays[f"{name} names"] = np.array(table[name].cat.categories, dtype=np.str_)
-    arrays["skipped"] = np.array([number for number, _ in skipped], dtype=np.int64)
-    arrays["reasons"] = np.array([reason for _, reason in skipped], dtype=np.str_)
     return arrays
 
 
-def from_arrays(arrays: Arrays, samples: Sequence[int]) -> tuple[Table, Skipped]:
-    """What :func:`to_arrays` was made from.
-
-    Raises:
-        ValueError: they are not those of such a table; a KeyError where one is missing.
-    """
+def from_arrays(arrays: Arrays) -> Table:
+    """The table that :func:`to_arrays` was given."""
     import pandas as pd
 
-    skipped = list(zip(arrays["skipped"].tolist(), arrays["reasons"].tolist(), strict=True))
     coded = {n: _category(arrays[n], arrays[f"{n} names"].tolist()) for n in _TEXTS}
-    table = pd.DataFrame({name: coded.get(name, arrays[name]) for name in COLUMNS})
-    if not set(samples).issuperset([*table["sample"], *(number for number, _ in skipped)]):
-        raise ValueError("it tells of other samples")
-    if not np.isfinite(table["value"]).all():
-        raise ValueError("it holds NaN")
-    return table, skipped
+    return pd.DataFrame({name: coded.get(name, arrays[name]) for name in COLUMNS})
 
 
 def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from .. import visualization
 from ..errors import InputError, TargetError
+from ..evaluation.run import MANIFEST
+from ..evaluation.statistics import STATISTICS
+from ..evaluation.storage import Storage, storage_of
 from ..files import DAMAGED
-from ..runs import Storage, manifest, storage_of
-from ..studies import results
-from ..studies.plan import FORMAT
 from ..visualization.arrays import Array
 from .subjects import as_list
 
@@ -58,7 +58,7 @@ def average(
         >>> from PIL import Image
         >>> from captum_clip import figures
         >>> from captum_clip.demo.scenes import draw_scene
-        >>> from captum_clip.studies import run_study, statistics_study
+        >>> from captum_clip.evaluation import run_study, statistics_study
         >>> folder = Path(tempfile.mkdtemp())
         >>> for seed in range(2):
         ...     Image.fromarray(draw_scene(seed).image).save(folder / f"{seed}.png")
@@ -88,10 +88,10 @@ def average(
 
 
 def _read(study: Storage) -> list[_Row]:
-    content = study.read(manifest.NAME)
-    if content is not None and FORMAT.encode() not in content:
+    content = study.read(MANIFEST)
+    if content is not None and b"captum_clip study" not in content:
         content = None
-    if content is None or study.read(results.STATISTICS) is None:
+    if content is None or study.read(STATISTICS) is None:
         state = "no study" if content is None else "a study that is not finished"
         raise InputError(
             f"figures.average: {study.root} holds {state}; 'captum-clip study statistics FOLDER "
@@ -100,7 +100,7 @@ def _read(study: Storage) -> list[_Row]:
     rows = []
     try:
         jobs = json.loads(content)["jobs"]
-        files = sorted(n for n, _ in study.files() if n.startswith(f"{results.MEAN_MAPS}/"))
+        files = sorted(name for name in study.files() if name.startswith("mean_maps/"))
         for job, file in zip(jobs, files, strict=True):
             arrays = np.load(io.BytesIO(study.read(file) or b""), allow_pickle=False)
             names, means = tuple(arrays["names"].tolist()), arrays["stretched"].astype(np.float32)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from captum_clip.cli import main
+from tests import folders
 from tests.experiments import experiment
-from tests.studies import folders
 
 Capture = pytest.CaptureFixture[str]
 

@@ -14,9 +14,9 @@ from captum_clip.cli import evaluate as command
 from captum_clip.cli import main
 from captum_clip.evaluation import TASKS, Evaluation, EvaluationConfig
 from captum_clip.evaluation.data import forms
+from tests import folders
 from tests.evaluation.cases import make_classes, make_masks, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, save_bytes
-from tests.studies import folders
 
 Capture = pytest.CaptureFixture[str]
 QUICK = ["--method", "rollout", "--task", "localization", "--resamples", "20", "--threads", "1"]

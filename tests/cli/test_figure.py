@@ -13,9 +13,9 @@ from PIL import Image
 from captum_clip import demo
 from captum_clip.attr.registry import methods_for
 from captum_clip.cli import main
-from captum_clip.studies import run_study
+from captum_clip.evaluation import run_study
 from captum_clip.visualization import grid
-from tests.studies import folders
+from tests import folders
 
 Capture = pytest.CaptureFixture[str]
 VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resnet"))

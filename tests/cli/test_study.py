@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captum_clip import studies
+from captum_clip import evaluation
 from captum_clip.cli import main
 from captum_clip.emotions import EmotionProbe
-from captum_clip.studies import StudyConfig, StudyResult, Subject
+from captum_clip.evaluation import StudyConfig, StudyResult, Subject
 from captum_clip.visualization import grid
-from tests.studies import folders
+from tests import folders
 
 Capture = pytest.CaptureFixture[str]
 
@@ -78,7 +78,7 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[StudyConfig]:
         found.append(config)
         return StudyResult("out", 1, {})
 
-    monkeypatch.setattr(studies, "run_study", instead)
+    monkeypatch.setattr(evaluation, "run_study", instead)
     return found
 
 
@@ -117,8 +117,8 @@ def test_each_study_has_the_librarys_own_defaults(
     files = ["--emotions", "a.json", "--emotions", "a.json"]
     run("emotions", "photos", *files, "-o", "out", capsys=capsys)
     assert asked == [
-        studies.corner_bias_study("photos", "out", models=[vit]),
-        studies.emotions_study("photos", "out", emotions=["a.json", "a.json"]),
+        evaluation.corner_bias_study("photos", "out", models=[vit]),
+        evaluation.emotions_study("photos", "out", emotions=["a.json", "a.json"]),
     ]
 
 

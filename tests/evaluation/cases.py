@@ -22,8 +22,8 @@ from captum_clip.evaluation.method_on_batch import MethodOnBatch
 from captum_clip.evaluation.methods import Method, method_of
 from captum_clip.evaluation.table import rows_of, table_of
 from captum_clip.evaluation.tasks import TASKS
+from captum_clip.evaluation.units import Arrays
 from captum_clip.models import ClipAdapter
-from captum_clip.runs import Arrays
 from tests import builders
 from tests.evaluation.data.writing import LEFT, RIGHT, noise, save, save_mask
 

@@ -1,13 +1,45 @@
-"""A small model in a folder, and the data that whole evaluations read."""
+"""A small model in a folder, and the data that whole evaluations and studies read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from captum_clip.evaluation import run_study
+from captum_clip.visualization import grid
+from tests import folders
 from tests.evaluation import cases
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_figures() -> Iterator[None]:
+    """Studies draw with few pixels, which saves most of their time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "_FINE", 32)
+        yield
 
 
 @pytest.fixture(scope="session")
 def masks(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three images with two masks each."""
     return cases.make_masks(tmp_path_factory.mktemp("data") / "masks")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven images, two of them in a folder within."""
+    return folders.make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def whole_study(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, vit: str
+) -> dict[str, bytes]:
+    """What an uninterrupted study with two units leaves."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid, "_FINE", 32)
+        run_study(folders.config_of(images, output, vit))
+    return folders.content(output)

@@ -1,4 +1,4 @@
-"""What is to be computed: how data are cut into shards, and what they are called."""
+"""What is to be computed: how data are cut into units, and what they are called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Attributed, Drawn
-from captum_clip.evaluation.plan import shards_of
+from captum_clip.evaluation.plan import _units
 from captum_clip.files import draw_names
 from tests.evaluation.cases import Listed, context, model, picture, settings
 
@@ -21,15 +21,15 @@ def test_every_method_sees_every_sample_once_and_costly_ones_a_sample_of_them() 
     """Batch by batch, so that all methods of a batch share it."""
     data = [Listed(*(Sample(str(n), picture()) for n in range(count))) for count in (5, 2)]
     methods = [any_method("one"), any_method("the other", costly=True)]
-    shards = shards_of(settings(chunk_size=2, slow_images=3), data, methods)
-    first, second, last = (shards[place].numbers for place in (0, 2, 4))
-    assert [(u.data, u.method, u.numbers) for u in shards] == [
-        *[(0, 0, first), (0, 1, first), (0, 0, second), (0, 1, shards[3].numbers), (0, 0, last)],
+    units = [*_units(settings(chunk_size=2, slow_images=3), data, methods)]
+    first, second, last = (units[place].numbers for place in (0, 2, 4))
+    assert [(*divmod(u.job, 2), u.numbers) for u in units] == [
+        *[(0, 0, first), (0, 1, first), (0, 0, second), (0, 1, units[3].numbers), (0, 0, last)],
         *[(1, 0, (0, 1)), (1, 1, (0, 1))],
     ]
     assert sorted(first + second + last) == [0, 1, 2, 3, 4]
-    assert len(shards[3].numbers) == 1
-    assert {*shards[3].numbers} < {*second}
+    assert len(units[3].numbers) == 1
+    assert {*units[3].numbers} < {*second}
 
 
 def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
@@ -37,8 +37,8 @@ def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
     names = [f"class{number:02d}/image{n}" for number in range(50) for n in range(5)]
     data = Listed(*(Sample(name, picture()) for name in names))
     costly = any_method("costly", costly=True)
-    shards = shards_of(settings(slow_images=64), [data], [costly])
-    seen = [number for shard in shards for number in shard.numbers]
+    units = _units(settings(slow_images=64), [data], [costly])
+    seen = [number for unit in units for number in unit.numbers]
     assert len({*seen}) == 64
     assert len({number // 5 for number in seen}) > 35
     drawn = context(model("hf_vit"), data, slow_images=64).slow_numbers
@@ -49,7 +49,7 @@ def test_costly_methods_see_every_class_of_a_sorted_list() -> None:
 def test_names_of_files_are_unique_and_tame() -> None:
     data = [Listed(Sample("a", picture()), name="Ä b")]
     methods = [any_method(name) for name in ("a:b=c,d=e", "a b=c d=e", "../x", "ÄÖ", "ä")]
-    names = [shard.name for shard in shards_of(settings(chunk_size=1), data, methods)]
+    names = [unit.name for unit in _units(settings(chunk_size=1), data, methods)]
     assert len({*names}) == 5
     assert names[0] == "units/00-b/000000-00-a-b=c-d=e.npz"
     assert all(name.isascii() and ".." not in name and " " not in name for name in names)

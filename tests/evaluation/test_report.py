@@ -17,7 +17,7 @@ from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
 from captum_clip.evaluation.pictures import Example, examples_of
 from captum_clip.evaluation.plan import make_plan
 from captum_clip.evaluation.report import command_of, report_html
-from captum_clip.runs import ModelLoader
+from captum_clip.evaluation.units import ModelLoader
 from tests.evaluation.test_tables import metric, rows, summary
 
 MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "environments": []}
@@ -99,7 +99,7 @@ def test_examples_are_the_best_and_the_worst(
     config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS, reference="random")
     models = ModelLoader()
     plan = make_plan(config, models)
-    clip, _ = models.load(plan.model, "cpu")
+    clip = models.load(plan.model)
     others = examples_of(plan, evaluation.table, evaluation.summary, clip)
     assert [example.best for example in others["energy"]] == [True, False]
     assert others["energy"][0].picture not in [pictures[0].tobytes(), b""]

@@ -1,494 +1,368 @@
-"""Whole evaluations: what they write, how they go on after a stop, and what they refuse."""
+"""The order of a run, with units that need no model, here and in a worker of Ray."""
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
 import json
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-from dataclasses import replace
-from functools import partial
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from typing_extensions import override
 
-import captum_clip.evaluation
-from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation import Evaluation, EvaluationConfig, Summary, evaluate
-from captum_clip.evaluation.plan import make_plan
-from captum_clip.evaluation.run import EvaluationWorker
-from captum_clip.evaluation.table import COLUMNS
-from captum_clip.models import images
-from captum_clip.runs import ModelLoader, storage_of
-from captum_clip.runs.on_ray import UnitWorker
-from tests.evaluation.cases import TEXTS, make_classes, random_maps
-from tests.evaluation.data.writing import JPEG_OF_NOTHING, LEFT, noise, save, save_bytes, save_mask
-from tests.evaluation.killed import SMALL
-from tests.studies.folders import content
+from captum_clip import load_clip
+from captum_clip.errors import InputError
+from captum_clip.evaluation import StudyConfig, Subject, on_ray, run_study
+from captum_clip.evaluation import run as order
+from captum_clip.evaluation.config import full_name, label_of
+from captum_clip.evaluation.run import MANIFEST, run
+from captum_clip.evaluation.storage import Storage, storage_of
+from captum_clip.evaluation.units import (
+    AGAIN,
+    Arrays,
+    Content,
+    ModelLoader,
+    Plan,
+    Skipped,
+    Unit,
+    Worker,
+    read_unit,
+    slug,
+    to_npz,
+    write_units,
+)
+from tests import folders
 
-ROOT = Path(__file__).parents[2]
-
-
-def config_of(model: str, data: str, output: Path, **given: Any) -> EvaluationConfig:
-    return EvaluationConfig(model, str(output), (data,), **{**SMALL, **given})
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> dict[str, bytes]:
-    """What an evaluation leaves without any stop: three methods, two chunks."""
-    output = tmp_path_factory.mktemp("whole") / "out"
-    evaluate(config_of(vit, masks, output))
-    return content(output)
-
-
-@pytest.fixture
-def output(tmp_path: Path, whole: dict[str, bytes]) -> Path:
-    """A folder with that evaluation."""
-    for name, data in whole.items():
-        save_bytes(data, tmp_path / "out" / name)
-    return tmp_path / "out"
+UNITS = tuple(Unit(f"units/{number}.npz", 0, (number, number + 1)) for number in range(4))
+UNIT = UNITS[0]
 
 
-def manifest(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return found
+def config_of(output: Path, **settings: Any) -> StudyConfig:
+    return StudyConfig("images", str(output), (Subject("m"),), ("a",), threads=1, **settings)
 
 
-def test_an_evaluation_writes_tables_units_and_a_manifest(whole: dict[str, bytes]) -> None:
-    units = [name for name in whole if name.startswith("units/")]
-    assert units == [
-        f"units/00-masks/{start:06d}-{method}.npz"
-        for start in (0, 2)
-        for method in ("00-last-grad", "01-rollout", "02-random")
-    ]
-    others = {"manifest.json", "results.csv", "results.md", "report.html"}
-    assert set(whole) - set(units) == others
-    table = list(csv.DictReader(io.StringIO(whole["results.csv"].decode())))
-    assert {line["method"] for line in table} == {"last-grad", "rollout", "random"}
-    assert {line["reference"] for line in table} == {"last-grad"}
-    energy = next(line for line in table if line["metric"] == "energy")
-    assert (energy["images"], energy["rows"]) == ("3", "6")
-    negative = [line for line in table if line["metric"] == "negative_target"]
-    assert [line["images"] for line in negative] == ["3", "0", "3"]  # rollout has none
-    told = json.loads(whole["manifest.json"])
-    assert told["state"] == "measured"
-    assert told["images"] == {"masks": 3}
-    assert told["skipped"] == {"masks": []}
-    assert told["model"]["name"] == "small-vit"
+@dataclass(frozen=True)
+class Squares(Plan):
+    """Squares numbers, and fails at one of the units."""
+
+    noun = "evaluation"
+    result = "results.csv"
+
+    config: Any
+    units: tuple[Unit, ...] = UNITS
+    settings: Content = field(default_factory=lambda: {"seed": 0, "texts": ["a", "ä"]})
+    names: str = "a\nb\n"
+    fails_at: str = ""
+    reason: str = ""
+    computed: list[str] = field(default_factory=list)
+
+    @override
+    def about(self) -> Content:
+        return {"config": self.settings, "jobs": [{"model": "m"}]}
+
+    @override
+    def files(self) -> dict[str, bytes]:
+        return {"names.csv": self.names.encode()}
+
+    @override
+    def worker(self, models: ModelLoader) -> Worker:
+        def compute(units: Sequence[Unit]) -> Iterator[tuple[Unit, Arrays, Skipped]]:
+            for unit in units:
+                if unit.name == self.fails_at:
+                    raise InputError("no more")
+                self.computed.append(unit.name)
+                squares = np.square(np.array(unit.numbers, dtype=float))
+                yield unit, {"squares": squares}, [(1, self.reason)] if self.reason else []
+
+        return compute
 
 
-def figure(found: Evaluation, metric: str, method: str) -> Any:
-    """A row of the summary."""
-    lines = found.summary.figures
-    [line] = lines[(lines["metric"] == metric) & (lines["method"] == method)].itertuples()
-    return line
+def summarise(plan: Squares, manifest: Content, output: Storage, _: ModelLoader) -> Content:
+    values = [read_unit(output, unit)[0]["squares"].tolist() for unit in plan.units]
+    output.write(MANIFEST, json.dumps({**manifest, "state": "done"}).encode())
+    output.write(plan.result, json.dumps(values).encode())
+    return manifest
 
 
-def test_every_figure_and_file_is_made_of_one_long_table(
-    output: Path, vit: str, masks: str
+def done(plan: Squares) -> list[tuple[int, int]]:
+    """What the progress was told."""
+    told: list[tuple[int, int]] = []
+    run(lambda _: plan, summarise, plan.config, lambda *counts: told.append(counts))
+    return told
+
+
+def test_a_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    """What was done is counted and kept, half-written files go away, and the bytes are the same."""
+    whole = Squares(config_of(tmp_path / "whole"))
+    assert done(whole) == [(0, 8), (2, 8), (4, 8), (6, 8), (8, 8)]
+    plan = Squares(config_of(tmp_path / "out"))
+    with pytest.raises(InputError, match="no more"):
+        done(replace(plan, fails_at=UNITS[2].name))
+    output = storage_of(tmp_path / "out")
+    output.write("units/.3.npz.0f.part", b"")
+    output.write(UNIT.name, b"damaged")
+    plan.computed.clear()
+    assert done(plan) == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert plan.computed == [UNITS[0].name, UNITS[2].name, UNITS[3].name]
+    assert folders.content(tmp_path / "out") == folders.content(tmp_path / "whole")
+
+
+def test_results_go_away_while_something_is_missing_and_only_then(tmp_path: Path) -> None:
+    plan, output = Squares(config_of(tmp_path / "out")), storage_of(tmp_path / "out")
+    done(plan)
+    assert done(plan) == [(8, 8)]
+    output.remove(UNITS[1].name)
+    with pytest.raises(InputError, match="no more"):
+        done(replace(plan, fails_at=UNITS[1].name))
+    assert output.read("results.csv") is None
+    assert json.loads(output.read(MANIFEST) or b"")["state"] == "running"
+
+
+def test_a_unit_with_an_image_that_was_away_is_computed_again(tmp_path: Path) -> None:
+    plan = Squares(config_of(tmp_path), reason=f"away.{AGAIN}")
+    done(plan)
+    plan.computed.clear()
+    done(replace(plan, reason="broken"))
+    assert len(plan.computed) == 4
+    done(plan)
+    assert len(plan.computed) == 4
+
+
+def test_what_killed_workers_of_ray_leave_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One row per measured value, by the names that people know; the means are the table's own."""
-    found = evaluate(config_of(vit, masks, output))
-    assert tuple(found.table.columns) == COLUMNS
-    energy = found.table[(found.table["metric"] == "energy") & (found.table["method"] == "random")]
-    regions = energy[["task", "sample", "region", "part"]].astype(str).to_numpy().tolist()
-    assert sorted(regions) == [  # samples come in the order in which they would be drawn
-        ["localization", f"image{number}", text, ""]
-        for number in range(3)
-        for text in ("a dog", "a horse")
-    ]
-    assert energy["x"].isna().all()
-    assert figure(found, "energy", "random").mean == pytest.approx(energy["value"].mean())
-    rounded = pd.read_csv(output / "results.csv")
-    assert rounded.columns.tolist() == found.summary.figures.columns.tolist()
-    assert np.allclose(rounded["mean"], found.summary.figures["mean"], atol=5e-4, equal_nan=True)
+    """Half-written files are no part of a folder that is the same to the byte."""
+
+    def on_ray(
+        plan: Plan, units: Sequence[Unit], output: Storage, models: ModelLoader
+    ) -> Iterator[Unit]:
+        output.write("units/..0.npz.tries.part.0f.part", b"1")
+        return write_units(plan.worker(models), units, output)
+
+    monkeypatch.setattr(order, "run_on_ray", on_ray)
+    done(Squares(config_of(tmp_path / "ray", engine="ray")))
+    done(Squares(config_of(tmp_path / "local")))
+    assert folders.content(tmp_path / "ray") == folders.content(tmp_path / "local")
 
 
-def test_the_old_name_of_the_summary_still_works(output: Path, vit: str, masks: str) -> None:
-    found = evaluate(config_of(vit, masks, output))
-    with pytest.warns(DeprecationWarning, match=r"findings is now Evaluation\.summary"):
-        assert found.findings is found.summary
-    with pytest.warns(DeprecationWarning, match=r"Findings is now called Summary"):
-        assert captum_clip.evaluation.Findings is Summary
+def test_a_manifest_lists_every_environment_once(tmp_path: Path) -> None:
+    plan = Squares(config_of(tmp_path))
+    for threads, count in ((1, 1), (1, 1), (2, 2)):
+        done(replace(plan, config=replace(plan.config, threads=threads)))
+        begun = json.loads((tmp_path / MANIFEST).read_bytes())
+        assert list(begun) == ["format", "config", "jobs", "environments", "state"]
+        assert [one["threads"] for one in begun["environments"]] == [1, 2][:count]
+    assert {"torch", "captum_clip", "device"} <= begun["environments"][0].keys()
 
 
-def test_progress_counts_images_times_methods(output: Path, vit: str, masks: str) -> None:
-    """What an earlier run had done counts from the first call on."""
-    (output / "units/00-masks/000002-01-rollout.npz").unlink()
-    said: list[tuple[int, int]] = []
-    evaluate(config_of(vit, masks, output), progress=lambda *counts: said.append(counts))
-    assert said == [(8, 9), (9, 9)]
-
-
-def damage(output: Path) -> None:
-    path = output / "units/00-masks/000000-00-last-grad.npz"
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-STOPS = {
-    "all units gone": lambda out: shutil.rmtree(out / "units"),
-    "some units gone": lambda out: [p.unlink() for p in out.glob("units/*/000002-*")],
-    "a unit damaged": damage,
-    "no tables yet": lambda out: [(out / f"results.{end}").unlink() for end in ("csv", "md")],
-    "a table half written": lambda out: (out / ".results.csv.0.part").write_bytes(b"meth"),
-    "a shard begun": lambda out: (out / "units/00-masks/.x.npz.tries").write_bytes(b"1"),
-}
-
-
-@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
-def test_an_evaluation_goes_on_after_a_stop(
-    output: Path, vit: str, masks: str, whole: dict[str, bytes], stop: Any
-) -> None:
-    """Whenever it was, the folder ends up the same to the byte; whole units are left alone."""
-    stop(output)
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("units/*/0*.npz")}
-    evaluate(config_of(vit, masks, output))
-    assert content(output) == whole
-    for path, changed in before.items():
-        if "last-grad" not in path.name:
-            assert path.stat().st_mtime_ns == changed
-
-
-@pytest.mark.slow
-def test_an_evaluation_goes_on_after_a_kill(
-    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes]
-) -> None:
-    """Killed while it writes its third unit: two are there, and no table."""
-    output = tmp_path / "out"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.evaluation.killed", vit, masks, str(output), "4"],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
+def test_what_changed_is_told_and_nothing_is_touched(tmp_path: Path) -> None:
+    plan = Squares(config_of(tmp_path))
+    done(plan)
+    before = folders.content(tmp_path)
+    other = replace(plan, settings={"seed": 1, "texts": ["a"]}, names="a\nc\nd\n")
+    message = (
+        r'holds another evaluation: config\.seed was 0 and is 1; config\.texts was \["a", "ä"\] '
+        r'and is \["a"\]; names\.csv changed: 1 gone \(such as b\), 2 new or changed \(such as c\)'
     )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    assert len(list(output.glob("units/*/0*.npz"))) == 2
-    assert not (output / "results.csv").exists()
-    assert manifest(output)["state"] == "running"
-    evaluate(config_of(vit, masks, output))
-    assert content(output) == whole
-
-
-def test_samples_that_were_away_are_tried_again(
-    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once their disk answers they are in the results of the next run, byte for byte."""
-    config, check = config_of(vit, masks, tmp_path / "out"), images._check_regular
-
-    def refuse(path: Path, source: str) -> None:
-        if path.name == away:
-            raise OSError(errno.EIO, "Input/output error")
-        check(path, source)
-
-    [away, *_] = sorted(path.name for path in Path(masks.partition(":")[2], "images").iterdir())
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "_check_regular", refuse)
-        [entry] = evaluate(config).skipped["masks"]
-    assert entry["reason"].endswith("It is tried again when the same command is started again.")
-    assert evaluate(config).skipped["masks"] == []
-    assert content(tmp_path / "out") == whole
-
-
-def test_a_table_never_stands_beside_missing_units(
-    output: Path, vit: str, masks: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It goes away before the first unit is computed."""
-    damage(output)
-
-    class Stopped(Exception):
-        pass
-
-    def stop(*_: Any) -> None:
-        assert not (output / "results.csv").exists()
-        raise Stopped
-
-    monkeypatch.setattr(EvaluationWorker, "compute", stop)
-    with pytest.raises(Stopped):
-        evaluate(config_of(vit, masks, output))
-    assert manifest(output)["state"] == "running"
+    with pytest.raises(InputError, match=message):
+        done(other)
+    assert folders.content(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    "content",
+    ["{", "[]", "{}", '{"format": "other"}', '{"format": "captum_clip evaluation 2"}'],
+)
+def test_a_manifest_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(InputError, match=r"is not a manifest of the kind .* name another"):
+        done(Squares(config_of(tmp_path)))
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"files that are of no evaluation, such as thesis\.tex"):
+        done(Squares(config_of(tmp_path)))
+    assert sorted(folders.content(tmp_path)) == ["thesis.tex"]
+
+
+def whole_unit() -> bytes:
+    arrays = {"squares": np.array([0.0, 1.0]), "unit": np.array(UNIT.name)}
+    return to_npz({**arrays, "skipped": np.zeros(0, int), "reasons": np.zeros(0, "U1")})
+
+
+WHOLE = whole_unit()
+FLIPPED = WHOLE.replace(np.float64(1).tobytes(), np.float64(8).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
     [
-        ({"seed": 1}, r"seed was 0 and is 1"),
-        ({"methods": ("last-grad",)}, r'methods was \["last-grad", "rollout", "random"\] and is'),
-        ({"tasks": ("signs",)}, r"tasks was"),
-        ({"images": 2}, r"images was 500 and is 2"),
-        (
-            {"chunk_size": 3, "slow_images": 2},
-            r"slow_images was \d+ and is 2; chunk_size was 2 and is 3",
-        ),
+        (None, "it is gone"),
+        (b"nothing of the kind", ""),
+        (WHOLE[: len(WHOLE) // 2], ""),
+        (FLIPPED, "CRC"),
+        (to_npz({"cubes": np.zeros(2)}), "unit"),
+        (to_npz({"unit": np.array([{}])}), "pickle"),
+        (to_npz({"unit": np.array("units/1.npz")}), r"it was written as units/1\.npz"),
     ],
 )
-def test_another_evaluation_in_the_same_folder_is_refused(
-    output: Path, vit: str, masks: str, whole: dict[str, bytes], given: Any, message: str
+def test_a_file_that_cannot_be_used_is_named_and_computed_again(
+    tmp_path: Path, content: bytes | None, message: str
 ) -> None:
-    """One sentence with what changed; nothing in the folder does."""
-    with pytest.raises(InputError, match=message) as caught:
-        evaluate(config_of(vit, masks, output, **given))
-    assert "holds an evaluation with other settings" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert content(output) == whole
+    plan, storage = Squares(config_of(tmp_path)), storage_of(tmp_path)
+    done(plan)
+    before = folders.content(tmp_path)
+    if content is None:
+        storage.remove(UNIT.name)
+    else:
+        storage.write(UNIT.name, content)
+    with pytest.raises(InputError, match=rf"units/0\.npz cannot be used \(.*{message}.*delete it"):
+        read_unit(storage, UNIT)
+    done(plan)
+    assert folders.content(tmp_path) == before
 
 
-def test_other_intervals_need_no_other_maps(output: Path, vit: str, masks: str) -> None:
-    """Neither the bootstrap nor the reference decides what is measured."""
-    units = {path: path.stat().st_mtime_ns for path in output.glob("units/*/*")}
-    found = evaluate(config_of(vit, masks, output, resamples=30, reference="rollout"))
-    assert found.summary.reference == "rollout"
-    assert found.summary.resamples == 30
-    assert {path: path.stat().st_mtime_ns for path in output.glob("units/*/*")} == units
-
-
-def test_another_model_in_the_same_folder_is_refused(output: Path, resnet: str, masks: str) -> None:
-    with pytest.raises(InputError, match='name was "small-vit" and is "small-resnet"'):
-        evaluate(config_of(resnet, masks, output, methods=("grad-cam",)))
-
-
-def test_a_refused_evaluation_leaves_no_folder(tmp_path: Path, vit: str, masks: str) -> None:
-    with pytest.raises(InputError, match="there is no method 'x'"):
-        evaluate(config_of(vit, masks, tmp_path / "out", methods=("x",)))
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_cannot_be_used_is_counted_with_its_reason(
-    tmp_path: Path, vit: str, whole: dict[str, bytes]
+def test_a_file_that_cannot_be_reached_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken image, masks of another size, empty or full; the rest is measured."""
-    folder = tmp_path / "data"
-    for name in ("fine", "size", "some", "broken"):
-        save(noise(), folder / f"images/{name}.png")
-        save_mask(LEFT, folder / f"masks/{name}/a horse.png")
-    save_mask(LEFT[1:], folder / "masks/size/a horse.png")
-    save_mask(LEFT & False, folder / "masks/some/a dog.png")
-    save_mask(LEFT | True, folder / "masks/some/a cat.png")
-    save_bytes(JPEG_OF_NOTHING, folder / "images/broken.png")
-    found = evaluate(config_of(vit, f"masks:{folder}", tmp_path / "out", tasks=("localization",)))
-    told = manifest(tmp_path / "out")["skipped"]["masks"]
-    assert told == found.skipped["masks"]
-    said = {
-        (entry["sample"], re.sub(r".*?(the mask|cannot be read).*", r"\1", entry["reason"]))
-        for entry in told
-    }
-    assert said == {("size", "the mask"), ("some", "the mask"), ("broken", "cannot be read")}
-    reasons = "; ".join(entry["reason"] for entry in told)
-    for part in ("19 x 30 pixels, its image 20 x 30", "is empty", "is full", "'a dog'"):
-        assert part in reasons
-    energy = figure(found, "energy", "last-grad")
-    assert (energy.images, energy.rows) == (2, 2)
-    assert "4 samples, regions or maps left out" in (tmp_path / "out" / "results.md").read_text()
+    """A network that is away must not cost what was computed."""
+    plan = Squares(config_of(tmp_path))
+    done(plan)
+    cat = LocalFileSystem.cat_file
+
+    def refuse(self: Any, path: str, *rest: Any) -> bytes:
+        if path.endswith(".npz"):
+            raise PermissionError("no leave")
+        content: bytes = cat(self, path, *rest)
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "cat_file", refuse)
+        with pytest.raises(InputError, match="cannot be read: no leave"):
+            done(plan)
+    assert (tmp_path / UNIT.name).exists()
 
 
-def test_where_nothing_can_be_read_nothing_is_written(tmp_path: Path, vit: str) -> None:
-    """One error with the first reason; all of them are in the manifest; no table."""
-    folder = tmp_path / "data"
-    for name in ("a", "b"):
-        save_bytes(JPEG_OF_NOTHING, folder / f"images/{name}.png")
-        save_mask(LEFT, folder / f"masks/{name}/a horse.png")
-    for _ in range(2):  # the second time all units are there
-        with pytest.raises(InputError, match=r"masks: none of the 2 samples can be used") as caught:
-            evaluate(config_of(vit, f"masks:{folder}", tmp_path / "out"))
-        assert re.search(r"first: .*\)\. All reasons are in .*manifest\.json\.$", str(caught.value))
-        assert [e["sample"] for e in manifest(tmp_path / "out")["skipped"]["masks"]] == ["a", "b"]
-        assert not (tmp_path / "out" / "results.csv").exists()
+def test_no_flipped_bit_is_a_traceback(tmp_path: Path) -> None:
+    """It is an error that tells what to do, or the bit does not matter."""
+    storage, path = storage_of(tmp_path), tmp_path / UNIT.name
+    path.parent.mkdir(parents=True)
+    for bit in range(0, 8 * len(WHOLE), 5):
+        damaged = bytearray(WHOLE)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert read_unit(storage, UNIT)[0]["squares"].tolist() == [0.0, 1.0]
+        except InputError:
+            continue
 
 
-def test_methods_that_a_task_cannot_measure_are_said(tmp_path: Path, vit: str, masks: str) -> None:
-    config = config_of(vit, masks, tmp_path, methods=("random", "centre"), tasks=("sanity",))
-    with pytest.raises(InputError, match="masks: sanity measures nothing of random, centre on its"):
-        evaluate(config)
-    assert not (tmp_path / "results.csv").exists()
+def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
+    """Called as Ray calls it, without Ray: errors travel as text, and deaths are counted."""
+    output = storage_of(tmp_path)
+    plan = Squares(config_of(tmp_path), fails_at=UNITS[1].name)
+    worker = on_ray.UnitWorker(plan, UNITS, output, ModelLoader())
+    assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
+    assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
+    assert list(output.files()) == [UNIT.name]
+    output.write("units/.2.npz.tries.part", b"5")
+    [error] = worker({"unit": [2]})["error"]
+    assert "5 workers died over units/2.npz" in error
 
 
-def test_metrics_without_any_row_are_left_out(tmp_path: Path, vit: str) -> None:
-    """Densities of fixations and no points: two metrics of four."""
-    save(noise(), tmp_path / "data/images/a.png")
-    save_mask(LEFT, tmp_path / "data/fixations/a.png")
-    data = f"fixations:{tmp_path / 'data'}"
-    found = evaluate(config_of(vit, data, tmp_path / "out", tasks=(), text="a horse"))
-    assert [metric.name for metric in found.summary.metrics] == ["cc", "sim"]
+class Cluster:
+    """A Ray with machines of these resources; the last one is gone."""
+
+    def __init__(self, *machines: dict[str, float]) -> None:
+        self.machines = machines
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [{"Alive": True, "Resources": machine} for machine in self.machines] + [gone]
 
 
-def test_a_class_folder_has_curves(tmp_path: Path, vit: str) -> None:
-    """A picture for each fill and class, and the same after a stop."""
-    data = make_classes(tmp_path / "data")
-    given: dict[str, Any] = {"tasks": ("perturbation",), "fills": ("mean",)}
-    config = config_of(vit, data, tmp_path / "out", methods=("last-grad", "centre"), **given)
-    found = evaluate(config)
-    assert found.pictures == ("curves_mean_predicted.png", "curves_mean_true.png")
-    before = content(tmp_path / "out")
-    assert set(found.pictures) < set(before)
-    for path in (tmp_path / "out").glob("units/*/*last-grad*"):
-        path.unlink()
-    evaluate(config)
-    assert content(tmp_path / "out") == before
-
-
-def test_a_reference_without_curves_costs_no_table(tmp_path: Path, vit: str) -> None:
-    """Maps made elsewhere that know none of the images are compared with, and have no line."""
-    random_maps(tmp_path / "theirs", ["another"], ["horse"])
-    config = config_of(
-        vit,
-        make_classes(tmp_path / "classes"),
-        tmp_path / "out",
-        methods=("last-grad", "random"),
-        maps=(str(tmp_path / "theirs"),),
-        reference="theirs",
-        tasks=("perturbation",),
-        fills=("mean",),
-    )
-    found = evaluate(config)
-    assert found.pictures == ("curves_mean_predicted.png", "curves_mean_true.png")
-    assert (tmp_path / "out" / "results.csv").is_file()
-
-
-def test_a_text_that_no_model_reads_is_said_before_any_work(tmp_path: Path) -> None:
-    """The embedded tokenizer names the word; nothing is written."""
-    save(noise(), tmp_path / "data" / "images" / "one.jpg")
-    save_mask(LEFT, tmp_path / "data" / "masks" / "one" / "a xylophone.png")
-    config = config_of("demo/vit", f"masks:{tmp_path / 'data'}", tmp_path / "out")
-    with pytest.raises(CaptumClipError, match=r"masks: .*xylophone"):
-        evaluate(config)
-    assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_options_go_to_the_data_that_take_them(tmp_path: Path, vit: str, masks: str) -> None:
-    """A text for fixations beside masks, which take none."""
-    save(noise(), tmp_path / "fixations" / "images" / "one.jpg")
-    density = np.arange(noise().width * noise().height, dtype=np.float64)
-    (tmp_path / "fixations" / "fixations").mkdir()
-    np.save(
-        tmp_path / "fixations" / "fixations" / "one.npy",
-        density.reshape(noise().height, noise().width),
-    )
-    data = (masks, f"fixations:{tmp_path / 'fixations'}")
-    settings = {**SMALL, "methods": ("last-grad",), "text": "a horse", "tasks": ()}
-    found = evaluate(EvaluationConfig(vit, str(tmp_path / "out"), data, **settings))
-    assert {"cc", "energy"} <= {metric.name for metric in found.summary.metrics}
-
-
-def test_maps_made_elsewhere_stand_beside_ours(tmp_path: Path, vit: str, masks: str) -> None:
-    """A missing map is counted; other maps under the same name are another evaluation."""
-    texts = TEXTS[::2]
-    folder = random_maps(tmp_path / "theirs", ["image0", "image2"], texts)
-    config = config_of(vit, masks, tmp_path / "out", maps=(str(folder),))
-    found = evaluate(config)
-    theirs = figure(found, "energy", "theirs")
-    assert (theirs.images, theirs.rows, theirs.images_paired) == (2, 4, 2)
-    assert found.skipped["masks"] == [
-        {"sample": "image1", "reason": "theirs: there is no file image1.npz"}
-    ]
-    random_maps(folder, ["image0", "image2"], texts, offset=1)
-    with pytest.raises(InputError, match="with other settings: methods was"):
-        evaluate(config)
-
-
-def test_maps_made_elsewhere_need_names_that_tell_data_apart(tmp_path: Path, vit: str) -> None:
-    folder = random_maps(tmp_path / "theirs", ["00000"], ["a horse"])
-    with pytest.raises(InputError, match="demo and demo-objects both have a sample 00000"):
-        evaluate(EvaluationConfig(vit, str(tmp_path / "out"), maps=(str(folder),), images=1))
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    (
-        {"tasks": ("pointing",)},
-        "there is no task 'pointing'; there are localization, signs, ",
-    ),
-    ({"tasks": ("words",)}, "the data do not serve the task words, they serve localization"),
-    ({"tasks": ("fixation",), "data": ()}, "the demo's data do not serve the task fixation"),
-    ({"data": ("coco:x",)}, "there is no data set 'coco:x'; expected one of demo"),
-    ({"reference": "all-grad"}, "the reference 'all-grad' is not among the methods last-grad, r"),
-    ({"methods": ("last-grad", "grad-cam")}, "ClipGradCam"),
-    ({"data": ("demo-singles",)}, "data do not serve the task localization, they serve pert"),
-    ({"data": ("demo", "demo-singles")}, "demo-singles serves none of localization, signs; it"),
-    ({"against": "image", "tasks": ("effect",)}, "effect explains texts; against='image' serves"),
-    ({"against": "image"}, "masks has no pictures to explain its images against"),
-    ({"template": "a {}"}, "none of the data masks.* takes a template"),
-    ({"model": "demo/bit"}, "demo/bit"),
-    ({"model": ""}, "expected a model by name or path"),
-    ({"maps": ("nowhere",)}, "--maps nowhere: there is no such folder"),
-    ({"maps": ("random",)}, "two methods are called 'random'; folders of maps need names"),
-    ({"images": 0}, "expected images of 1 or more, got 0"),
-    ({"slow_images": True}, "expected slow_images of 1 or more, got True"),
-    ({"batch_size": 2.0}, "expected batch_size of 1 or more, got 2.0"),
-    ({"threads": 0}, "expected threads of 1 or more, got 0"),
-    ({"against": "texts"}, "expected against of text, image, got 'texts'"),
-    ({"engine": "spark"}, "expected an engine of local, ray, got 'spark'"),
-    ({"fills": ("grey",)}, "expected fills of mean, black, blur, road, got 'grey'"),
-    ({"fills": ()}, "expected fills of .*, got 'none'"),
-    ({"methods": ("rollout", "rollout")}, "'rollout' is given twice in methods"),
-    ({"gpus": 2}, "the local engine computes on one GPU"),
-    ({"engine": "ray", "gpus": 2}, "2 GPUs need as many workers or more, got 1"),
-]
-
-
-@pytest.mark.parametrize(("given", "message"), BAD)
-def test_what_cannot_be_measured_is_said(
-    tmp_path: Path, vit: str, masks: str, monkeypatch: pytest.MonkeyPatch, given: Any, message: str
+@pytest.mark.parametrize(
+    ("threads", "gpus", "fits"),
+    [(2, 0, True), (2, 1, True), (4, 0, True), (8, 0, False), (4, 1, False), (2, 2, False)],
+)
+def test_a_worker_that_fits_nowhere_is_refused(
+    tmp_path: Path, threads: int, gpus: int, fits: bool
 ) -> None:
-    """One sentence, and no table."""
+    """Without a word it would be waited for without end."""
+    cluster = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
+    config = replace(config_of(tmp_path, engine="ray", gpus=gpus), threads=threads)
+    refused = pytest.raises(InputError, match=f"threads={threads} .* gpus={gpus} fits on no mach")
+    with nullcontext() if fits else refused:
+        on_ray._check_room(cluster, config)
+
+
+def test_the_number_of_threads_is_put_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    done(Squares(replace(config_of(tmp_path), threads=before + 1)))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("ViT-B/32", "vit-b-32"), ("a:b=c,d=e", "a-b=c-d=e"), ("../x", "x"), ("Ä b", "b")],
+)
+def test_slugs_are_tame_names_of_files(name: str, expected: str) -> None:
+    assert slug(name) == expected
+
+
+@pytest.fixture
+def bare(tmp_path: Path, vit: str) -> str:
+    """The model of `vit`, saved without its processor and its tokenizer."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(Path(vit, name).read_bytes())
+    return str(folder)
+
+
+def test_a_loader_takes_its_processor_and_tokenizer_to_other_processes(vit: str, bare: str) -> None:
+    """And not the model that it has loaded."""
+    loader = ModelLoader(vit, vit)
+    clip = loader.load(bare)
+    assert clip.fingerprint == load_clip(vit).fingerprint
+    assert loader.load(bare, "cpu", clip.fingerprint) is clip
+    sent = pickle.dumps(loader)
+    assert len(sent) < 1000
+    other = pickle.loads(sent).load(bare)
+    assert other.fingerprint == clip.fingerprint
+    assert other.encode_text(["a horse"]).shape == (1, 24)
+    with pytest.raises(InputError, match="are not those that the run was begun with"):
+        loader.load(bare, "cpu", "another")
+
+
+def test_names_of_folders_are_known_from_anywhere(
+    tmp_path: Path, bare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results call them by their last part, so that no path gets into them."""
     monkeypatch.chdir(tmp_path)
-    random_maps(tmp_path / "random", ["image0"], ["a horse"])
-    settings = {**SMALL, "images": 2, "data": (masks,), "model": vit, "output": "out", **given}
-    with pytest.raises(CaptumClipError, match=message) as caught:
-        evaluate(EvaluationConfig(**settings))
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.glob("out/results*"))
+    assert full_name("bare") == full_name("./bare/") == bare
+    assert label_of("./bare/") == label_of("bare") == "bare"
+    for name in ("demo/vit", "ViT-B/32", "org/name"):
+        assert full_name(name) == label_of(name) == name
 
 
-def test_a_folder_of_one_class_is_refused(tmp_path: Path, vit: str) -> None:
-    data = make_classes(tmp_path / "data", count=1)
-    with pytest.raises(InputError, match="of two or more classes"):
-        evaluate(config_of(vit, data, tmp_path / "out", tasks=()))
-
-
-def test_one_task_reads_one_data_set(tmp_path: Path, vit: str, masks: str) -> None:
-    config = EvaluationConfig(vit, str(tmp_path / "out"), ("demo", masks), tasks=("signs",))
-    with pytest.raises(InputError, match="demo and masks are both measured by signs; give each"):
-        evaluate(config)
-
-
-def test_a_method_of_another_tower_is_refused_before_any_work(
-    tmp_path: Path, resnet: str, masks: str
+def test_a_study_of_a_bare_checkpoint_is_that_of_the_whole_one(
+    tmp_path: Path, vit: str, bare: str
 ) -> None:
-    with pytest.raises(CaptumClipError, match="LastGradAttention needs the attention of a vision"):
-        evaluate(config_of(resnet, masks, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, masks: str) -> None:
-    """By whoever loads it on another machine."""
-    config = config_of(vit, masks, tmp_path / "out", engine="ray")
-    plan = make_plan(config, ModelLoader())
-    work = partial(EvaluationWorker, replace(plan, fingerprint="another"))
-    worker = UnitWorker(work, plan.shards, storage_of(tmp_path / "out"), 1, ModelLoader())
-    [error] = worker({"unit": [0]})["error"]
-    assert "are not those that the evaluation was begun with" in error
-
-
-@pytest.mark.slow
-def test_ray_gives_the_same_bytes(
-    tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two workers on a Ray of their own."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setenv("PYTHONPATH", path)
-    said: list[int] = []
-    config = config_of(vit, masks, tmp_path / "out", engine="ray", workers=2)
-    evaluate(config, progress=lambda done, _: said.append(done))
-    assert content(tmp_path / "out") == whole
-    assert said[0] == 0
-    assert said[-1] == 9
+    images = folders.make_images(tmp_path / "images", 2)
+    parts: dict[str, Any] = {"processor": vit, "tokenizer": vit}
+    whole = StudyConfig(str(images), str(tmp_path / "whole"), (Subject(vit),), ("a",), workers=0)
+    lent = replace(whole, output=str(tmp_path / "lent"), subjects=(Subject(bare),), **parts)
+    assert "processor" not in whole.identity()
+    assert lent.identity()["tokenizer"] == "small-vit"
+    for config in (whole, lent):
+        run_study(config)
+    rows = [(tmp_path / n / "statistics.csv").read_text() for n in ("whole", "lent")]
+    assert rows[0].replace("small-vit", "bare") == rows[1]

@@ -1,17 +1,12 @@
-"""The long table: what a row is, what a file holds, and files that hold something else."""
+"""The long table: what a row is, and what a file holds."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from captum_clip.errors import InputError
-from captum_clip.evaluation.plan import Shard
-from captum_clip.evaluation.run import _parse
 from captum_clip.evaluation.table import (
     COLUMNS,
     concatenate,
@@ -20,9 +15,8 @@ from captum_clip.evaluation.table import (
     table_of,
     to_arrays,
 )
-from captum_clip.runs import read_unit, storage_of, to_npz
+from captum_clip.evaluation.units import to_npz
 
-SHARD = Shard(0, 0, (3, 4), "units/00-any/000003-00-random.npz")
 ODD = "odd \udcff"  # a file's name that is no valid text
 READ = "odd \\xff"
 
@@ -61,20 +55,17 @@ def test_what_is_not_finite_is_left_out_with_all_its_parts() -> None:
     assert rows["part"].tolist() == ["mass", "effect"]
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_table_is_read_as_it_was_written() -> None:
     """And the same content is the same bytes."""
-    skipped = [(4, f"why: ä {ODD}")]
-    storage = storage_of(tmp_path)
-    storage.write(SHARD.name, to_npz(to_arrays(table(), skipped)))
-    read, reasons = read_unit(storage, SHARD, _parse)
+    arrays = to_arrays(table())
+    read = from_arrays(arrays)
     assert read.equals(table())
-    assert reasons == skipped
-    assert to_npz(to_arrays(read, reasons)) == storage.read(SHARD.name)
+    assert to_npz(to_arrays(read)) == to_npz(arrays)
 
 
-def test_a_file_without_anything_is_read_too() -> None:
-    read, reasons = from_arrays(to_arrays(table_of("ours", {}), []), [3])
-    assert (len(read), reasons) == (0, [])
+def test_a_table_without_anything_is_read_too() -> None:
+    read = from_arrays(to_arrays(table_of("ours", {})))
+    assert len(read) == 0
     assert len(concatenate([(read, ["a"]), (table(0), list("abcde"))])) == len(table())
 
 
@@ -94,23 +85,3 @@ def test_samples_whose_names_read_alike_are_one() -> None:
     whole = concatenate([(table(), [*"xyz", ODD, READ])])
     assert whole["sample"].tolist() == [READ] * 10
     assert whole["sample"].cat.categories.tolist() == [*"xyz", READ]
-
-
-WHOLE = to_arrays(table(), [])
-WRONG: dict[str, dict[str, Any]] = {
-    "nothing told": {"a": np.zeros(1)},
-    "other samples": to_arrays(table(sample=5), []),
-    "reasons of others": to_arrays(table(), [(5, "why")]),
-    "NaN": {**WHOLE, "value": np.full_like(WHOLE["value"], np.nan)},
-    "too few values": {**WHOLE, "value": WHOLE["value"][1:]},
-    "unknown names": {**WHOLE, "metric names": WHOLE["metric names"][:1]},
-    "no names": {name: array for name, array in WHOLE.items() if name != "region names"},
-}
-
-
-@pytest.mark.parametrize("arrays", WRONG.values(), ids=WRONG)
-def test_a_file_with_something_else_is_said(tmp_path: Path, arrays: Any) -> None:
-    storage = storage_of(tmp_path)
-    storage.write(SHARD.name, to_npz(arrays))
-    with pytest.raises(InputError, match=r"000003-00-random.npz cannot be used \(.*delete it"):
-        read_unit(storage, SHARD, _parse)

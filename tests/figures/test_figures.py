@@ -13,15 +13,14 @@ from PIL import Image
 from captum_clip import ClipSimilarity, LayerAttention, explain, figures, maps, targets
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from captum_clip.evaluation import run_study
 from captum_clip.figures import subjects
 from captum_clip.models import ClipAdapter
-from captum_clip.studies import run_study
 from captum_clip.visualization import grid
 from captum_clip.visualization.blend import blend
 from captum_clip.visualization.style import HEAT, colormap
-from tests import builders
+from tests import builders, folders
 from tests.figure_parts import lines_of, pixels_of
-from tests.studies import folders
 
 BAD: Any = "nonsense"
 

@@ -30,8 +30,8 @@ from captum_clip import (
     visualization,
 )
 from captum_clip.errors import CaptumClipError
+from captum_clip.evaluation import StudyConfig, Subject
 from captum_clip.models import ClipAdapter
-from captum_clip.studies import StudyConfig, Subject
 
 ACCEPTED = (CaptumClipError, IndexError)
 """What a call may end in; an IndexError of a `Target` is Python's own protocol."""

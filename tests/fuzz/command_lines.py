@@ -25,10 +25,10 @@ from captum_clip.cli import parser as parser_module
 from captum_clip.cli.command import Command, Option
 from captum_clip.errors import InputError
 from captum_clip.visualization import grid
+from tests import folders
 from tests.evaluation.cases import make_masks
 from tests.experiments import experiment
 from tests.fuzz.calls import Failure
-from tests.studies import folders
 
 SECONDS = 300  # after which a line is taken to hang
 
@@ -204,7 +204,7 @@ def _surroundings(folder: Path) -> Iterator[None]:
         for target, answer in (
             ("captum_clip.app.serve.serve", lambda *_: None),
             ("captum_clip.app.serve.warm", lambda *_: None),
-            ("captum_clip.runs.run.run_on_ray", _no_ray),
+            ("captum_clip.evaluation.run.run_on_ray", _no_ray),
         ):
             stack.enter_context(_patched(target, answer))
         os.environ |= {"HF_HUB_OFFLINE": "1", "CAPTUM_CLIP_CACHE": str(folder / "cache")}

@@ -31,9 +31,9 @@ from captum_clip import (
 )
 from captum_clip.checks import as_list
 from captum_clip.errors import CaptumClipError, CaptureError, InputError, TargetError
+from captum_clip.evaluation import StudyConfig, Subject, rank
 from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
-from captum_clip.studies import StudyConfig, Subject, rank
 from captum_clip.visualization import save_figure
 
 ODD_TENSORS: dict[str, Callable[[], Tensor]] = {

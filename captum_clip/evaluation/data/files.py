@@ -18,7 +18,7 @@ from ...checks import check_integer, expand
 from ...errors import InputError
 from ...files import IMAGE_ENDINGS, draw_names, image_names
 from ...models.images import as_pil
-from ...runs import storage_of
+from ..storage import storage_of
 from .base import DataSet, Mask, Region, Sample
 
 # what Pillow's readers raise on broken files
@@ -73,7 +73,7 @@ class FileData(DataSet):
         Names are relative to the folder, and sorted; images by what is left of them below `under`
         without their ending, each once. "." is all folders in it.
         """
-        files = dict(sorted(storage_of(self._path).files()))
+        files = dict(sorted(storage_of(self._path).files().items()))
         stems: dict[str, str] = {}
         for name in image_names(files):
             path = PurePosixPath(name)

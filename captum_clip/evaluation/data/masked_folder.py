@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ...checks import check_choice, find_file
 from ...errors import InputError
-from ...runs import storage_of
+from ..storage import storage_of
 from .base import Sample
 from .files import FileData, digest, masked_sample, read_indices, read_lines, read_mask
 

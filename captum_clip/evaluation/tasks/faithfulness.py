@@ -18,12 +18,12 @@ from typing_extensions import override
 
 from ... import metrics
 from ...errors import InputError
-from ...runs import Arrays
 from ..batch import Queries
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task
 from ..methods import Attribute
 from ..metric import Metric
+from ..units import Arrays
 
 _SHARE: Final = 0.2
 _RADIUS: Final = 0.02

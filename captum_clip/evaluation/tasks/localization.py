@@ -14,11 +14,11 @@ from ... import metrics
 from ...metrics.bootstrap import STATISTICS
 from ...metrics.localization import scores_at_thresholds
 from ...models.geometry import resize_density, resize_points
-from ...runs import Arrays
 from ..batch import View, queries_of
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task
 from ..metric import Metric
+from ..units import Arrays
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2

@@ -13,11 +13,11 @@ from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics, targets
-from ...runs import Arrays
 from ..batch import Batch, Queries, View, queries_of
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..metric import Metric
+from ..units import Arrays
 
 _MOST: Final = 4
 _CAPTION: Final = "caption of {n} of the four cells"

@@ -10,11 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from ... import metrics
-from ...runs import Arrays
 from ..batch import Queries, queries_of
 from ..config import EvaluationConfig, Fill
 from ..method_on_batch import MethodOnBatch, Task
 from ..metric import Metric
+from ..units import Arrays
 
 TITLES: Final[dict[str, str]] = {
     "mean": "the mean colour",

@@ -11,12 +11,12 @@ from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
-from ...runs import Arrays
 from ..batch import Queries
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..metric import Metric
 from ..table import rows_of
+from ..units import Arrays
 
 _PARTS = {
     "target": "in the region that the text names",

@@ -1,0 +1,212 @@
+"""Image features of many files, kept in one file, and emotion probes from them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from ..checks import check_integer, expand
+from ..emotions import STRENGTH, Artemis, EmotionProbe, ProbeScores, check_fit, fit_probe
+from ..errors import InputError
+from ..files import DAMAGED, replace_file
+from ..models import ClipAdapter
+from ..models.images import decode_file, read_file
+from .image_batches import list_images, read_ahead
+from .storage import storage_of
+from .units import to_npz
+
+_Read = tuple[npt.NDArray[np.uint8] | None, str]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Features of those files that could be read.
+
+    Attributes:
+        embeddings: (N, D), L2-normalised, float32.
+        paths: of the N images, in the order they were given.
+        indices: of these N in what was given.
+        skipped: file -> why it could not be read.
+    """
+
+    embeddings: npt.NDArray[np.float32]
+    paths: tuple[Path, ...]
+    indices: tuple[int, ...]
+    skipped: dict[Path, str]
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All image files in a folder and those in it, sorted; hidden ones and results are left out.
+
+    Raises:
+        InputError: there is no folder, or no image file in it.
+    """
+    folder = expand(folder)
+    return sorted(folder / name for name in list_images(storage_of(folder)))
+
+
+def image_features(
+    clip: ClipAdapter,
+    paths: Sequence[str | Path],
+    *,
+    cache: str | Path | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    progress: bool = False,
+) -> ImageFeatures:
+    """L2-normalised image features of files; a file that cannot be read is left out, with a reason.
+
+    In which batch an image is computed changes its features by rounding.
+
+    Args:
+        clip: the adapter.
+        paths: N image files.
+        cache: an .npz file that keeps the features; they are computed anew where it is of another
+            model, or of files with other names, sizes or dates.
+        batch_size: images in a forward.
+        workers: processes that read and decode the files; 0 does so here.
+        progress: show a bar.
+
+    Raises:
+        InputError: an option out of range, a cache that cannot be written, a model without a
+            processor, or no image that can be read.
+    """
+    check_integer("image_features", "batch_size", batch_size)
+    check_integer("image_features", "workers", workers, least=0)
+    listed = [Path(os.path.expanduser(path)) for path in paths]
+    file = None if cache is None else expand(cache)
+    key = np.array([clip.fingerprint, *map(_state, listed)]) if file is not None else None
+    kept = _read_cache(file, key)
+    if kept is None:
+        embeddings, reasons = _compute(clip, listed, batch_size, workers, progress)
+        kept = {"embeddings": embeddings, "reasons": np.array(reasons, dtype=np.str_)}
+        if file is not None and key is not None:
+            content = to_npz({**kept, "key": key})
+            replace_file(file, lambda opened: opened.write(content))
+    reasons = kept["reasons"].tolist()
+    indices = tuple(index for index, reason in enumerate(reasons) if not reason)
+    skipped = {path: reason for path, reason in zip(listed, reasons, strict=True) if reason}
+    if not indices:
+        path, reason = next(iter(skipped.items()), ("", "no file was given"))
+        raise InputError(f"none of the {len(skipped)} images can be read; {path}: {reason}")
+    return ImageFeatures(
+        kept["embeddings"], tuple(listed[index] for index in indices), indices, skipped
+    )
+
+
+def _state(path: Path) -> str:
+    """What decides whether a file is the same as before."""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path!r}"
+    return f"{path.absolute()!r} {status.st_size} {status.st_mtime_ns}"
+
+
+def _read_cache(
+    file: Path | None, key: npt.NDArray[Any] | None
+) -> dict[str, npt.NDArray[Any]] | None:
+    if file is None or key is None or not file.is_file():
+        return None
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            same = np.array_equal(arrays["key"], key)
+            return {n: arrays[n] for n in ("embeddings", "reasons")} if same else None
+    except DAMAGED:  # it is computed again
+        return None
+
+
+def _compute(
+    clip: ClipAdapter, paths: Sequence[Path], batch_size: int, workers: int, progress: bool
+) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Embeddings of the files that can be read, and why each file cannot; "" of those that can."""
+    embeddings: list[npt.NDArray[np.float32]] = []
+    reasons: list[str] = []
+    bar: Any = {"desc": "image features", "unit": "image", "leave": False, "disable": not progress}
+
+    def readable(files: Iterator[_Read]) -> Iterator[npt.NDArray[np.uint8]]:
+        for image, reason in tqdm(files, total=len(paths), **bar):
+            reasons.append(reason)
+            if image is not None:
+                yield image
+
+    with read_ahead(_read, paths, workers) as read, torch.no_grad():
+        images = readable(read)
+        while batch := list(islice(images, batch_size)):
+            encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
+            embeddings.append(encoded.float().cpu().numpy())
+    nothing = np.zeros((0, 0), dtype=np.float32)
+    return np.concatenate(embeddings) if embeddings else nothing, reasons
+
+
+def _read(path: Path) -> _Read:
+    """The image (H, W, 3) of a file; or why there is none."""
+    try:
+        return np.asarray(decode_file(read_file(path), path)), ""
+    except InputError as error:
+        return None, str(error).removeprefix("preprocess: ")
+
+
+def fit_emotions(
+    clip: ClipAdapter,
+    data: Artemis,
+    *,
+    seed: int = 0,
+    held_out: float = 0.2,
+    strength: float = STRENGTH,
+    **options: Any,
+) -> tuple[EmotionProbe, dict[Path, str]]:
+    """Fit a probe on the images of a data set.
+
+    Args:
+        clip: the adapter; the probe keeps its name and its fingerprint.
+        data: from :func:`captum_clip.emotions.read_artemis`.
+        seed: of the split by painting.
+        held_out: share of the paintings kept for the scores.
+        strength: of the penalty.
+        **options: of :func:`image_features`.
+
+    Returns:
+        The probe, and the images that could not be read with the reason.
+
+    Raises:
+        InputError: as :func:`image_features` and :func:`captum_clip.emotions.fit_probe`.
+    """
+    settings: Any = {"seed": seed, "held_out": held_out, "strength": strength}
+    check_fit(**settings)
+    features = image_features(clip, data.images, **options)
+    settings |= {"model": clip.name, "fingerprint": clip.fingerprint}
+    probe = fit_probe(features.embeddings, data.votes[list(features.indices)], **settings)
+    return probe, features.skipped
+
+
+def score_emotions(
+    clip: ClipAdapter, probe: EmotionProbe, data: Artemis, **options: Any
+) -> tuple[ProbeScores, dict[Path, str]]:
+    """Score a probe on the images of another data set.
+
+    Args:
+        clip: the adapter.
+        probe: fitted on features of the same model.
+        data: paintings that the probe was not fitted on.
+        **options: of :func:`image_features`.
+
+    Returns:
+        The scores, and the images that could not be read with the reason.
+
+    Raises:
+        InputError: no image could be read, or the probe takes other features.
+    """
+    features = image_features(clip, data.images, **options)
+    scores = probe.score(features.embeddings, data.votes[list(features.indices)])
+    return scores, features.skipped

@@ -1,0 +1,340 @@
+r"""Statistics of maps over many images: measures of each map, sums over them, and the tables.
+
+Measures are those of min-max maps at the size of the image, taken on the model's own grid where
+they can. Upsampling is linear in the map, :math:`U m = R_h m R_w^T`, and a min-max map is
+:math:`x = a \, U m + b`. So its sum and its sum of squares are forms of the small map. Between
+neighbouring cells x is bilinear: its extremes lie on the outermost pixels there. Only the entropy
+has to look at every pixel.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import maps as resizing
+from .. import metrics, visualization
+from ..targets import Target
+from .units import Arrays, to_csv, to_npz
+
+STATISTICS: Final = "statistics.csv"
+VALUE_ENTROPY: Final = "value_entropy"
+MEASURE: Final = "measure_"
+"""Begins the names of the measures among the arrays of a unit."""
+_COUNTS: Final = ("images", "constant", "correlated")
+_ALWAYS: Final = ("spatial_variance", "spatial_entropy")
+_DTYPE: Final = "float32"  # of the min-max maps at full size that are measured
+_COLUMNS: Final = 8  # targets per figure
+_AT_ONCE: Final = 2**20  # pixels that are worked on together, so that they stay in the cache
+_TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not flushed to zero
+
+Array = npt.NDArray[np.float64]
+
+
+def measure(maps: Tensor, size: tuple[int, int], *, values: bool = False) -> dict[str, Tensor]:
+    """Extremes of ``maps.upsample(m, size)``, and statistics of it stretched to [0, 1].
+
+    Args:
+        maps: (..., h, w), finite, float32.
+        size: (H, W) of the images.
+        values: whether :func:`captum_clip.metrics.value_entropy` is measured as well.
+
+    Returns:
+        name -> (...), float64: "low" and "high", then "spatial_variance", "spatial_entropy"
+        and perhaps "value_entropy" as in :mod:`captum_clip.metrics`. These are NaN for a map
+        that is constant as :func:`captum_clip.maps.normalize` sees it.
+    """
+    shape, grid = maps.shape[:-2], maps.shape[-2:]
+    small = maps.reshape(-1, *grid)
+    wide = small.double()
+    rows, columns = (
+        _interpolation(*sides).to(maps.device) for sides in zip(size, grid, strict=True)
+    )
+    outermost = (_outermost(rows) @ wide @ _outermost(columns).T).flatten(1)
+    low, high = outermost.amin(1), outermost.amax(1)
+    largest = torch.maximum(low.abs(), high.abs())
+    varies = high - low > 8 * torch.finfo(maps.dtype).eps * largest
+    span = torch.where(varies, high - low, 1)
+    stretched = (wide - low[:, None, None]) / span[:, None, None]
+    measured = {
+        "spatial_variance": _variance(stretched, rows, columns),
+        "spatial_entropy": _entropy(stretched, rows, columns),
+    }
+    if values:  # by its definition to the bit, since it asks which values are the same
+        large = (resizing.upsample(part, size) for part in torch.split(small, 1))
+        entropies = [metrics.value_entropy(resizing.normalize(part)) for part in large]
+        measured[VALUE_ENTROPY] = torch.cat(entropies)
+    measured = {name: torch.where(varies, value, torch.nan) for name, value in measured.items()}
+    measured = {"low": low, "high": high, **measured}
+    return {name: value.reshape(shape) for name, value in measured.items()}
+
+
+def _variance(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Mean square less squared mean, of maps that were moved to a mean near zero."""
+    maps = maps - maps.mean((-2, -1), keepdim=True)
+    pixels = len(rows) * len(columns)
+    squares = (maps * (rows.T @ rows @ maps @ columns.T @ columns)).sum((-2, -1))
+    return squares / pixels - (maps @ columns.sum(0) @ rows.sum(0) / pixels).square()
+
+
+def _entropy(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    r""":math:`\log_2 S - \frac{1}{S} \sum x \log_2 x`, with S the sum of x."""
+    half = rows.float() @ maps.float()  # (N, H, w)
+    at_once = max(1, _AT_ONCE // (len(rows) * len(columns)))
+    sums = []
+    for part in torch.split(half, at_once):
+        values = (part @ columns.float().T).clamp_(min=_TINY)
+        sums.append(torch.log2(values).mul_(values).sum((-2, -1)))
+    total = maps @ columns.sum(0) @ rows.sum(0)
+    return torch.log2(total) - torch.cat(sums).double() / total
+
+
+def _interpolation(pixels: int, cells: int) -> Tensor:
+    """R (pixels, cells), as `maps.upsample` interpolates."""
+    unit = torch.eye(cells, dtype=torch.float64)[:, :, None]  # one column per cell
+    return resizing.upsample(unit, (pixels, 1))[:, :, 0].T
+
+
+def _outermost(axis: Tensor) -> Tensor:
+    """Of the pixels between two neighbouring cells the first and the last one."""
+    cell = (axis != 0).int().argmax(1)
+    changes = cell[1:] != cell[:-1]
+    edge = torch.ones(1, dtype=torch.bool, device=axis.device)
+    return axis[torch.cat([edge, changes]) | torch.cat([changes, edge])]
+
+
+def sums_of(unit: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Arrays:
+    r"""Sums over the N images of a unit, float64; those of all units are added up.
+
+    A min-max map is :math:`a \, U m + b` with the upsampling U linear, so the mean of such maps
+    needs only :math:`\sum a m` on the model's own grid and :math:`\sum b`.
+
+    Args:
+        unit: the "maps" (N, K, h, w), "scores" (N, K) and measures (N, K) of its images.
+        pairs: indices of (emotion, the same emotion centred) among the K targets.
+
+    Returns:
+        "score" (K,), the cosine similarities; "raw" (K, h, w), the positive maps m; "stretched"
+        (K, h, w), a m + b; each measure (K,); "correlation" (P,) of the two maps of each pair over
+        the grid. The counts "images" (); "constant" (K,), maps that do not vary and are part of
+        no sum but "score" and "raw"; "correlated" (P,), images whose two maps both vary.
+    """
+    maps = unit["maps"].astype(np.float64).clip(min=0)
+    low, high = unit[f"{MEASURE}low"], unit[f"{MEASURE}high"]
+    names = [name.removeprefix(MEASURE) for name in unit if name.startswith(MEASURE)]
+    constant = np.isnan(unit[f"{MEASURE}spatial_variance"])
+    scale = np.where(constant, 0, 1 / np.where(constant, 1, high - low))
+    stretched = (maps - low[..., None, None]) * scale[..., None, None]
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    flat = maps.reshape(*maps.shape[:2], maps.shape[2] * maps.shape[3])
+    either = constant[:, first] | constant[:, second]
+    correlations = np.where(either, np.nan, correlation(flat[:, first], flat[:, second]))
+    return {
+        "images": np.array(len(maps)),
+        "constant": constant.sum(0),
+        "correlated": (~np.isnan(correlations)).sum(0),
+        "score": unit["scores"].sum(0, dtype=np.float64),
+        "raw": maps.sum(0),
+        "stretched": stretched.sum(0),
+        **{n: np.nansum(unit[MEASURE + n], 0) for n in names if n not in ("low", "high")},
+        "correlation": np.nansum(correlations, 0),
+    }
+
+
+def correlation(first: Array, second: Array) -> Array:
+    r"""Pearson's correlation over the last axis; NaN where one side does not vary.
+
+    .. math:: r = \frac{\sum (x - \bar x)(y - \bar y)}
+                       {\sqrt{\sum (x - \bar x)^2 \sum (y - \bar y)^2}}
+    """
+    varies = _varies(first) & _varies(second)
+    first = first - first.mean(-1, keepdims=True)
+    second = second - second.mean(-1, keepdims=True)
+    lengths = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
+    varies &= lengths > 0
+    return np.asarray(
+        np.where(varies, (first * second).sum(-1) / np.where(varies, lengths, 1), np.nan)
+    )
+
+
+def _varies(values: Array) -> npt.NDArray[np.bool_]:
+    """Whether more than the rounding of the values tells them apart."""
+    rounding = 8 * np.finfo(np.float64).eps * np.abs(values).max(-1)
+    return np.asarray(values.max(-1) - values.min(-1) > rounding)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """All that was found of one model and method."""
+
+    key: str  # names its files
+    model: str  # what results call it
+    method: str
+    target: Target  # K directions
+    centred: tuple[tuple[int, int], ...]  # indices of (emotion, the same one centred)
+    size: tuple[int, int]  # (H, W) of the images that the model sees
+    sums: Arrays  # of :func:`sums_of`, over all images that could be read
+    skipped: dict[int, str]  # number of an image that was left out -> why
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the model's own maps."""
+        height, width = self.sums["raw"].shape[-2:]
+        return int(height), int(width)
+
+    def mean(self, name: str) -> Array:
+        """The mean of one of the sums, over the images that are in it; NaN where there is none."""
+        every, varying = self.sums["images"], self.sums["images"] - self.sums["constant"]
+        counts = {"score": every, "raw": every, "correlation": self.sums["correlated"]}
+        total, count = self.sums[name], counts.get(name, varying)
+        if total.ndim == 3:
+            count = count.reshape(-1, 1, 1)
+        return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
+
+    def bias(self, where: str, of: str) -> Array:
+        """The corner or centre bias (K,) of each mean map; NaN where there is no mean."""
+        mean = self.mean(of)
+        finite = np.asarray(np.isfinite(mean).all((-2, -1)))
+        maps = torch.from_numpy(np.where(finite[:, None, None], mean, 0))
+        compute = {"corner": metrics.corner_bias, "centre": metrics.centre_bias}[where]
+        return np.where(finite, compute(maps).numpy(), np.nan)
+
+
+def result_files(results: Sequence[Statistics], centring: bool) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file; the statistics, which say that all is done, come last."""
+    for one in results:
+        yield f"mean_maps/{one.key}.npz", _mean_maps(one)
+    yield from _figures(results)
+    if len(results) > 1:
+        yield "correlations.csv", _table(_correlations(results))
+    if centring:
+        yield "centring.csv", _table(row for one in results for row in _centring(one))
+    yield STATISTICS, _table(row for one in results for row in _statistics(one))
+
+
+def _table(rows: Iterator[dict[str, Any]]) -> bytes:
+    listed = list(rows)
+    return to_csv(list(listed[0]), [list(row.values()) for row in listed])
+
+
+def _statistics(one: Statistics) -> Iterator[dict[str, Any]]:
+    """A row for each target; results only."""
+    nothing = np.full(len(one.target), np.nan)
+    columns = {name: one.mean(name) for name in ("score", *_ALWAYS)}
+    columns[VALUE_ENTROPY] = one.mean(VALUE_ENTROPY) if VALUE_ENTROPY in one.sums else nothing
+    for of, suffix in (("stretched", ""), ("raw", "_raw")):
+        for where in ("corner", "centre"):
+            columns[f"{where}_bias{suffix}"] = one.bias(where, of)
+    for index, name in enumerate(one.target.names):
+        yield {
+            "model": one.model,
+            "method": one.method,
+            "target": name,
+            "images": int(one.sums["images"]),
+            "skipped": len(one.skipped),
+            "constant": int(one.sums["constant"][index]),
+            **{column: float(values[index]) for column, values in columns.items()},
+            "dtype": _DTYPE,
+            "height": one.size[0],
+            "width": one.size[1],
+            "grid_height": one.grid[0],
+            "grid_width": one.grid[1],
+        }
+
+
+def _mean_maps(one: Statistics) -> bytes:
+    """On the model's own grid; docs/studies.md tells how they get their full size."""
+    return to_npz(
+        {
+            "names": np.array(one.target.names, dtype=np.str_),
+            "raw": one.mean("raw"),
+            "stretched": one.mean("stretched"),
+            "size": np.array(one.size),
+            "images": one.sums["images"],
+            "constant": one.sums["constant"],
+        }
+    )
+
+
+def _figures(results: Sequence[Statistics]) -> Iterator[tuple[str, bytes]]:
+    """Mean maps, all on one scale: a row per model and method and a column per target."""
+    labels = [f"{one.model} \N{MIDDLE DOT} {one.method}" for one in results]
+    names = results[0].target.names
+    means = [np.nan_to_num(one.mean("stretched")) for one in results]
+    notes = [
+        [
+            "no map varies" if np.isnan(corner) else f"corner {corner:.2f}, centre {centre:.2f}"
+            for corner, centre in zip(
+                one.bias("corner", "stretched"), one.bias("centre", "stretched"), strict=True
+            )
+        ]
+        for one in results
+    ]
+    counts = sorted({int(one.sums["images"]) for one in results})
+    for page, start in enumerate(range(0, len(names), _COLUMNS), 1):
+        shown = slice(start, start + _COLUMNS)
+        figure = visualization.average(
+            {label: mean[shown] for label, mean in zip(labels, means, strict=True)},
+            names=names[shown],
+            notes={label: note[shown] for label, note in zip(labels, notes, strict=True)},
+            scale=(min(float(m.min()) for m in means), max(float(m.max()) for m in means)),
+            caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
+        )
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi="figure")
+        yield f"mean_maps{'' if page == 1 else f'-{page}'}.png", file.getvalue()
+
+
+def _correlations(results: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
+    """Correlation of the mean maps of every two, for each target, on the finer grid."""
+    for first, second in combinations(results, 2):
+        height, width = (max(sides) for sides in zip(first.grid, second.grid, strict=True))
+        stretched, raw = (
+            correlation(*(_flat(one.mean(kind), (height, width)) for one in (first, second)))
+            for kind in ("stretched", "raw")
+        )
+        for index, name in enumerate(first.target.names):
+            yield {
+                "model_a": first.model,
+                "method_a": first.method,
+                "model_b": second.model,
+                "method_b": second.method,
+                "target": name,
+                "correlation": float(stretched[index]),
+                "correlation_raw": float(raw[index]),
+                "grid_height": height,
+                "grid_width": width,
+            }
+
+
+def _flat(mean: Array, size: tuple[int, int]) -> Array:
+    """Mean maps (K, h, w) -> (K, H * W)."""
+    resized = resizing.upsample(torch.from_numpy(np.where(np.isfinite(mean), mean, 0)), size)
+    return np.asarray(resized.numpy().reshape(len(mean), -1), dtype=np.float64)
+
+
+def _centring(one: Statistics) -> Iterator[dict[str, Any]]:
+    """How far each emotion and its maps move when the mean of all emotions is taken away."""
+    # normalised once more, for this precision
+    embeddings = F.normalize(one.target.embeddings.double()).numpy()
+    mean, correlations = one.mean("stretched"), one.mean("correlation")
+    for pair, (plain, centred) in enumerate(one.centred):
+        means = [_flat(mean[[index]], one.grid) for index in (plain, centred)]
+        yield {
+            "model": one.model,
+            "method": one.method,
+            "emotion": one.target.names[plain],
+            "images": int(one.sums["correlated"][pair]),
+            "cosine": float(embeddings[plain] @ embeddings[centred]),
+            "map_correlation": float(correlations[pair]),
+            "mean_map_correlation": float(correlation(*means)[0]),
+        }

@@ -1,0 +1,409 @@
+"""Studies: mean maps and statistics of whole folders of images, among them Mamooler's three."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from typing_extensions import override
+
+from .. import maps as resizing
+from .. import targets
+from ..attr.registry import MethodChoice, report_method
+from ..emotions import EmotionProbe
+from ..errors import InputError
+from ..models import ClipAdapter, load_clip
+from ..similarity import ClipSimilarity
+from ..targets import Target
+from .config import StudyConfig, Subject, full_name, label_of
+from .image_batches import ImageBatch, ImageReader, list_images, read_ahead
+from .run import MANIFEST, run
+from .statistics import MEASURE, STATISTICS, Statistics, measure, result_files, sums_of
+from .storage import Storage, storage_of
+from .units import (
+    Arrays,
+    Content,
+    ModelLoader,
+    Plan,
+    Progress,
+    Skipped,
+    Unit,
+    Worker,
+    read_unit,
+    slug,
+    to_csv,
+    to_json,
+)
+
+IMAGES: Final = "images.csv"
+CENTRED: Final = " (centred)"
+"""What follows the name of an emotion from which the mean of all emotions was taken away."""
+CORNER_TEXTS: Final = ("this person is happy", "this person is sad")
+CORNER_METHODS: Final = ("all-grad", "attention-grad-cam", "last-grad", "grad-cam")
+"""Mamooler's three for vision transformers, Grad-CAM for ResNets."""
+MODELS: Final = ("ViT-B/32",)
+TOWERS: Final = ("ViT-B/32", "RN101")
+
+
+def statistics_study(
+    images: str | Path,
+    output: str | Path,
+    *,
+    texts: Sequence[str] = (),
+    models: Sequence[str] = MODELS,
+    methods: Sequence[str] = (),
+    emotions: Sequence[str | Path] = (),
+    **settings: Any,
+) -> StudyConfig:
+    """Saliency statistics (Mamooler, Tables III and IV): any texts and emotions.
+
+    Args:
+        images: a folder.
+        output: a folder for the results.
+        texts: targets.
+        models: by name; every model with every method that fits its tower.
+        methods: by name; Mamooler's where none is given.
+        emotions: a file for each model, in the same order; or none.
+        **settings: of :class:`StudyConfig`.
+
+    Raises:
+        InputError: something that cannot be studied.
+    """
+    # which methods fit is seen from the models, and all the rest before they are loaded
+    config = StudyConfig(
+        str(images), str(output), _subjects(models, (), emotions), tuple(texts), **settings
+    )
+    return replace(config, subjects=_subjects(models, methods, emotions))
+
+
+def corner_bias_study(
+    images: str | Path,
+    output: str | Path,
+    *,
+    texts: Sequence[str] = CORNER_TEXTS,
+    methods: Sequence[str] = CORNER_METHODS,
+    **settings: Any,
+) -> StudyConfig:
+    """Do methods favour the corners (Mamooler, Figure 6)? Arguments as :func:`statistics_study`."""
+    return statistics_study(images, output, texts=texts, methods=methods, **settings)
+
+
+def emotions_study(
+    images: str | Path,
+    output: str | Path,
+    *,
+    emotions: Sequence[str | Path],
+    models: Sequence[str] = TOWERS,
+    **settings: Any,
+) -> StudyConfig:
+    """Eight emotions, plain and centred, ViT next to ResNet (Mamooler, Figures 11 and 12).
+
+    All sixteen come from one forward pass. Arguments as :func:`statistics_study`.
+    """
+    if not emotions:
+        raise InputError("the study of emotions needs a file of emotions for each model.")
+    settings = {"models": models, "emotions": emotions, "centred": True, **settings}
+    return statistics_study(images, output, **settings)
+
+
+def _subjects(
+    models: Sequence[str], methods: Sequence[str], emotions: Sequence[str | Path]
+) -> tuple[Subject, ...]:
+    """Every model with every method that fits its tower."""
+    if emotions and len(emotions) != len(models):
+        raise InputError(
+            f"expected a file of emotions for each of the {len(models)} models ("
+            f"{', '.join(models)}), in the same order, got {len(emotions)}."
+        )
+    files = [str(file) for file in emotions] if emotions else [None] * len(models)
+    if not methods:
+        return tuple(Subject(model, None, file) for model, file in zip(models, files, strict=True))
+    choices = [(method, MethodChoice.of(method)) for method in methods]
+    chosen = []
+    for model, file in zip(models, files, strict=True):
+        kind = load_clip(model, device="cpu").kind
+        fitting = [method for method, choice in choices if choice.fits(kind)]
+        if not fitting:
+            raise InputError(
+                f"none of the methods {', '.join(methods)} fits {model}, whose tower is a {kind}."
+            )
+        chosen += [Subject(model, method, file) for method in fitting]
+    return tuple(chosen)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The outcome of a study.
+
+    Attributes:
+        output: its folder or URL.
+        images: number of image files that it looked at.
+        skipped: file -> why it was left out, by one subject or by all.
+    """
+
+    output: str
+    images: int
+    skipped: dict[str, str]
+
+
+def run_study(config: StudyConfig, *, progress: Progress | None = None) -> StudyResult:
+    """Compute what is not there yet, then all statistics.
+
+    Started again after a stop, it goes on with the units that are there, and the folder ends up
+    the same, to the byte. docs/studies.md describes what the folder holds.
+
+    Args:
+        config: what to compute.
+        progress: called now and then with how many images were done, and how many there are, first
+            with what an earlier run had done; an image counts once a subject.
+
+    Returns:
+        The outcome; ``statistics.csv`` in the output folder was written last.
+
+    Raises:
+        CaptumClipError: a model, text, method or folder that cannot be worked with; an output
+            folder that holds another study, or in which one is at work; no image that can be
+            read.
+
+    Example:
+        >>> from captum_clip.evaluation import StudyConfig, Subject, run_study
+        >>> config = StudyConfig("photos", "out", (Subject("ViT-B/32"),), texts=("a horse",))
+        >>> run_study(config)  # doctest: +SKIP
+    """
+    images, output = storage_of(config.images), storage_of(config.output)
+    files = list_images(images, output, limit=config.limit, seed=config.seed)
+    return run(partial(_plan, config, images, files), _summarise, config, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One subject of a study, made ready."""
+
+    key: str  # names its files
+    model: str  # what `load_clip` takes, a folder by its full path
+    label: str  # what results call the model
+    fingerprint: str  # of the model; a worker must find the same
+    kind: str  # of its tower
+    size: tuple[int, int]  # (H, W) of the images that it sees
+    method: str  # with its options, as on the command line
+    target: Target  # K directions
+    centred: tuple[tuple[int, int], ...]  # of the K, indices of (emotion, the same one centred)
+    emotions: str  # SHA-256 of the emotions' weights; "" where there are none
+
+
+@dataclass(frozen=True, eq=False)
+class StudyPlan(Plan):
+    """A study that can begin."""
+
+    noun = "study"
+    result = STATISTICS
+
+    config: StudyConfig
+    jobs: tuple[Job, ...]
+    images: Storage
+    sizes: dict[str, int]  # of the image files by name
+    units: tuple[Unit, ...]
+
+    @override
+    def about(self) -> Content:
+        told = ("method", "fingerprint", "emotions")
+        return {
+            "config": self.config.identity(),
+            "jobs": [
+                {"model": job.label}
+                | {name: getattr(job, name) for name in told}
+                | {"tower": job.kind, "targets": list(job.target.names)}
+                for job in self.jobs
+            ],
+        }
+
+    @override
+    def files(self) -> dict[str, bytes]:
+        return {IMAGES: to_csv(("file", "bytes"), self.sizes.items())}
+
+    @override
+    def worker(self, models: ModelLoader) -> Worker:
+        def compute(units: Sequence[Unit]) -> Iterator[tuple[Unit, Arrays, Skipped]]:
+            for job, own in groupby(units, key=lambda unit: unit.job):
+                # in a function, at whose end nothing holds the model: the next one is loaded then
+                yield from self._compute(self.jobs[job], list(own), models)
+
+        return compute
+
+    def _compute(
+        self, job: Job, units: Sequence[Unit], models: ModelLoader
+    ) -> Iterator[tuple[Unit, Arrays, Skipped]]:
+        config, size = self.config, self.config.batch_size
+        clip = models.load(job.model, config.device, job.fingerprint)
+        reader = ImageReader(self.images, tuple(self.sizes), clip.processor, job.size, size)
+        batches = [_split(unit.numbers, size) for unit in units]
+        flat = [batch for of_unit in batches for batch in of_unit]
+        decoders = config.processes if config.engine == "local" else 0
+        with read_ahead(reader, flat, decoders) as read:
+            for unit, of_unit in zip(units, batches, strict=True):
+                parts, skipped = [], Skipped()
+                for _ in of_unit:
+                    part, reasons = explain_batch(job, clip, next(read), config.value_entropy)
+                    parts.append(part)
+                    skipped += reasons.items()
+                joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+                yield unit, joined, sorted(skipped)
+
+
+def _split(numbers: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+
+
+def explain_batch(
+    job: Job, clip: ClipAdapter, batch: ImageBatch, value_entropy: bool = False
+) -> tuple[Arrays, dict[int, str]]:
+    """Explain all images and targets of a batch in one forward pass.
+
+    Returns:
+        Of the N images with finite maps: "numbers" (N,), "maps" (N, K, h, w) with their sign,
+        "scores" (N, K), cosine similarities, and measures (N, K) of the positive part of each map;
+        and number of each other image -> why it was left out.
+    """
+    choice = MethodChoice.of(job.method)
+    method: Any = choice.method(ClipSimilarity(clip, job.target))
+    pixels = batch.pixels.to(clip.device, clip.dtype)
+    raw, scores = method.attribute_targets(pixels, return_scores=True, **choice.options)
+    skipped = dict(batch.reasons)
+    finite = torch.isfinite(raw).flatten(1).all(1) & torch.isfinite(scores).all(1)
+    for row, number in enumerate(batch.numbers):
+        if number not in skipped and not finite[row]:
+            skipped[number] = "its maps or scores hold NaN or infinity"
+    positive = resizing.positive(torch.where(finite[:, None, None, None], raw, 0))
+    measured = measure(positive, (pixels.shape[-2], pixels.shape[-1]), values=value_entropy)
+    kept = [row for row, number in enumerate(batch.numbers) if number not in skipped]
+    explained = {
+        "numbers": np.array([batch.numbers[row] for row in kept], dtype=np.int64),
+        "maps": raw[kept].cpu().numpy(),
+        "scores": scores[kept].cpu().numpy(),
+        **{f"{MEASURE}{name}": values[kept].cpu().numpy() for name, values in measured.items()},
+    }
+    return explained, skipped
+
+
+def _plan(
+    config: StudyConfig, images: Storage, sizes: dict[str, int], models: ModelLoader
+) -> StudyPlan:
+    """Load every model on the CPU, make its targets, and try the method on one black image."""
+    jobs = tuple(_plan_job(config, *numbered, models) for numbered in enumerate(config.subjects))
+    seen: dict[tuple[str, str], int] = {}
+    for number, job in enumerate(jobs):
+        if (first := seen.setdefault((job.label, job.method), number)) != number:
+            raise InputError(
+                f"StudyConfig: the subjects {first + 1} and {number + 1} are both {job.method} of "
+                f"{job.label}; give each model and method once, folders under different names."
+            )
+    size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
+    chunks = list(enumerate(_split(range(len(sizes)), size)))
+    units = [
+        Unit(f"units/{job.key}/{chunk:06d}.npz", number, numbers)
+        for number, job in enumerate(jobs)
+        for chunk, numbers in chunks
+    ]
+    return StudyPlan(config, jobs, images, sizes, tuple(units))
+
+
+def _plan_job(config: StudyConfig, number: int, subject: Subject, models: ModelLoader) -> Job:
+    model, label = full_name(subject.model), label_of(subject.model)
+    clip = models.load(model)
+    choice = MethodChoice.of(subject.method or report_method(clip.tower))
+    target, centred, digest = _target(config, subject.emotions, clip)
+    blank = clip.preprocess(Image.new("RGB", (64, 64)))
+    job = Job(
+        key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
+        model=model,
+        label=label,
+        fingerprint=clip.fingerprint,
+        kind=clip.kind,
+        size=(blank.shape[-2], blank.shape[-1]),
+        method=choice.name,
+        target=target,
+        centred=centred,
+        emotions=digest,
+    )
+    explain_batch(job, clip, ImageBatch(blank, (0,), {}), config.value_entropy)
+    return job
+
+
+def _target(
+    config: StudyConfig, emotions: str | None, clip: ClipAdapter
+) -> tuple[Target, tuple[tuple[int, int], ...], str]:
+    """All targets of a subject: texts, then emotions, then the emotions centred."""
+    parts = [targets.text(clip, config.texts)] if config.texts else []
+    if emotions is None:
+        return parts[0], (), ""
+    probe = EmotionProbe.load(emotions)
+    plain = targets.emotion(clip, probe)
+    parts.append(plain)
+    centred: tuple[tuple[int, int], ...] = ()
+    if config.centred:
+        other = targets.emotion(clip, probe, centre=True)
+        parts.append(replace(other, names=tuple(f"{name}{CENTRED}" for name in other.names)))
+        first, count = len(config.texts), len(plain)
+        centred = tuple((first + i, first + count + i) for i in range(count))
+    digest = hashlib.sha256(np.ascontiguousarray(probe.weights).tobytes()).hexdigest()
+    return targets.concatenate(parts), centred, digest
+
+
+def _summarise(
+    plan: StudyPlan, manifest: Content, output: Storage, models: ModelLoader
+) -> StudyResult:
+    """One pass over all units in order, then every file; the statistics come last."""
+    results = [_sum_up(plan, number, output) for number in range(len(plan.jobs))]
+    skipped = _skipped_files(plan, results)
+    counts = [{"images": int(r.sums["images"]), "skipped": len(r.skipped)} for r in results]
+    done = {**manifest, "state": "maps done", "images": len(plan.sizes)}
+    output.write(MANIFEST, to_json({**done, "counts": counts, "skipped": skipped}))
+    if not any(one.sums["images"] for one in results):
+        raise InputError(
+            f"none of the {len(plan.sizes)} images can be read; the first: "
+            f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
+        )
+    for name, content in result_files(results, plan.config.centred):
+        output.write(name, content)
+    reasons = {entry["file"]: entry["reason"] for entry in skipped}
+    return StudyResult(output.root, len(plan.sizes), reasons)
+
+
+def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
+    """The sums over all units of a job, in float64 and in order; and what was left out."""
+    job = plan.jobs[number]
+    skipped: dict[int, str] = {}
+
+    def parts() -> Iterator[Arrays]:
+        for unit in plan.units:
+            if unit.job == number:
+                arrays, left_out = read_unit(output, unit)
+                skipped.update(left_out)
+                yield sums_of(arrays, job.centred)
+
+    sums = reduce(lambda one, other: {name: one[name] + other[name] for name in one}, parts())
+    return Statistics(
+        job.key, job.label, job.method, job.target, job.centred, job.size, sums, skipped
+    )
+
+
+def _skipped_files(plan: StudyPlan, results: Sequence[Statistics]) -> list[dict[str, Any]]:
+    """Each file with its reason, and the subjects where it is not all of them."""
+    keys_of: dict[tuple[int, str], list[str]] = {}
+    for one in results:
+        for number, reason in one.skipped.items():
+            keys_of.setdefault((number, reason), []).append(one.key)
+    names = tuple(plan.sizes)
+    return [
+        {"file": names[number], "reason": reason}
+        | ({} if len(keys) == len(results) else {"subjects": keys})
+        for (number, reason), keys in sorted(keys_of.items())
+    ]

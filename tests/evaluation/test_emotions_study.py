@@ -1,0 +1,110 @@
+"""Eight emotions, plain and centred, in a ViT and a ResNet."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from captum_clip import ClipSimilarity, LastGradAttention, load_clip, targets
+from captum_clip.emotions import EMOTIONS
+from captum_clip.errors import InputError
+from captum_clip.evaluation import emotions_study, run_study, statistics_study
+from tests import folders
+
+SETTINGS: dict[str, Any] = {"batch_size": 4, "chunk_size": 4, "workers": 0}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of models with embeddings of 24 numbers; their rows do not sum to zero."""
+    return folders.make_emotions(tmp_path_factory.mktemp("emotions") / "emotions.json")
+
+
+@pytest.fixture(scope="module")
+def study(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, vit: str, resnet: str, encodings: Path
+) -> Path:
+    output = tmp_path_factory.mktemp("study") / "out"
+    files = [encodings, encodings]
+    run_study(emotions_study(images, output, models=[vit, resnet], emotions=files, **SETTINGS))
+    return output
+
+
+def test_there_is_a_row_for_each_emotion_plain_and_centred(study: Path) -> None:
+    names = [*EMOTIONS, *(f"{name} (centred)" for name in EMOTIONS)]
+    rows = rows_of(study / "statistics.csv")
+    assert [row["target"] for row in rows] == 2 * names
+    assert {row["model"] for row in rows} == {"small-vit", "small-resnet"}
+    assert len(rows_of(study / "correlations.csv")) == 16
+
+
+def test_plain_and_centred_have_a_picture_each(study: Path) -> None:
+    assert sorted(path.name for path in study.glob("*.png")) == [
+        "mean_maps-2.png",
+        "mean_maps.png",
+    ]
+
+
+def test_centring_says_how_far_rows_and_maps_move(
+    study: Path, images: Path, vit: str, encodings: Path
+) -> None:
+    """Cosines of the rows, and the mean over images of the maps' correlation, done plainly."""
+    clip = load_clip(vit)
+    plain = targets.emotion(clip, encodings)
+    centred = targets.emotion(clip, encodings, centre=True)
+    paths = sorted(images.rglob("*.png"), key=lambda p: p.relative_to(images).as_posix())
+    pixels = clip.preprocess(paths)
+    found: list[np.ndarray] = []
+    for target in (plain, centred):
+        maps = LastGradAttention(ClipSimilarity(clip, target)).attribute_targets(pixels)
+        assert isinstance(maps, torch.Tensor)
+        found.append(maps.flatten(2).double().numpy())
+    rows = [row for row in rows_of(study / "centring.csv") if row["model"] == "small-vit"]
+    assert [row["emotion"] for row in rows] == list(EMOTIONS)
+    for k, row in enumerate(rows):
+        cosine = (plain.embeddings[k] @ centred.embeddings[k]).item()
+        correlations = [
+            np.corrcoef(first[k], second[k])[0, 1]
+            for first, second in zip(*found, strict=True)
+            if first[k].std() > 0 and second[k].std() > 0
+        ]
+        assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-6)
+        assert 0.2 < cosine < 0.999
+        assert int(row["images"]) == len(correlations)
+        assert float(row["map_correlation"]) == pytest.approx(np.mean(correlations), abs=1e-4)
+
+
+def test_texts_and_emotions_go_together(
+    tmp_path: Path, images: Path, vit: str, encodings: Path
+) -> None:
+    config = statistics_study(
+        images, tmp_path / "out", models=[vit], texts=["a dog"], emotions=[encodings], **SETTINGS
+    )
+    run_study(config)
+    rows = rows_of(tmp_path / "out" / "statistics.csv")
+    assert [row["target"] for row in rows] == ["a dog", *EMOTIONS]
+    assert not (tmp_path / "out" / "centring.csv").exists()
+
+
+def test_other_emotions_in_the_same_folder_are_refused(
+    tmp_path: Path, images: Path, vit: str
+) -> None:
+    """By their content: the file may move, but not change."""
+    output = tmp_path / "out"
+    first = folders.make_emotions(tmp_path / "first.json")
+    run_study(statistics_study(images, output, models=[vit], emotions=[first], **SETTINGS))
+    moved = first.rename(tmp_path / "moved.json")
+    run_study(statistics_study(images, output, models=[vit], emotions=[moved], **SETTINGS))
+    other = folders.make_emotions(tmp_path / "other.json", offset=2.0)
+    with pytest.raises(InputError, match=r"jobs\.0\.emotions was"):
+        run_study(statistics_study(images, output, models=[vit], emotions=[other], **SETTINGS))

@@ -1,0 +1,138 @@
+"""Which files a folder holds, and images in their places, whatever becomes of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import load_clip
+from captum_clip.errors import InputError
+from captum_clip.evaluation import find_images
+from captum_clip.evaluation.image_batches import ImageReader, list_images, read_ahead
+from captum_clip.evaluation.storage import storage_of
+from captum_clip.evaluation.units import AGAIN
+from tests import builders, folders
+
+
+def reader_of(folder: Path, *names: str, **change: Any) -> ImageReader:
+    settings: dict[str, Any] = {
+        "images": storage_of(folder),
+        "names": names,
+        "processor": builders.hf_processor(),
+        "size": (32, 32),
+        "batch_size": 3,
+    }
+    return ImageReader(**{**settings, **change})
+
+
+def test_each_image_is_what_the_model_would_see(images: Path, vit: str) -> None:
+    clip = load_clip(vit)
+    names = ("image0.png", "inner/image1.png", "image2.png")
+    batch = reader_of(images, *names)([0, 1, 2])
+    assert batch.reasons == {}
+    assert torch.equal(batch.pixels, clip.preprocess([images / name for name in names]))
+
+
+def test_rows_without_an_image_hold_zeros(images: Path, tmp_path: Path) -> None:
+    """One that cannot be read, and those beyond the last one."""
+    folders.make_images(tmp_path, 1)
+    batch = reader_of(tmp_path, "none.png", "image0.png")([0, 1])
+    assert batch.pixels.shape == (3, 3, 32, 32)
+    assert [bool(image.any()) for image in batch.pixels] == [False, True, False]
+    assert batch.reasons == {0: f"there is no image file none.png.{AGAIN}"}
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [((1, 1), None), ((3, 50), None), ((1, 200), None), ((1, 201), "a.png is too long and narrow")],
+)
+def test_odd_shapes_are_read_or_told(
+    tmp_path: Path, size: tuple[int, int], reason: str | None
+) -> None:
+    Image.new("RGB", size, "red").save(tmp_path / "a.png")
+    found = reader_of(tmp_path, "a.png")([0]).reasons
+    assert found.get(0, "").startswith(reason or "")
+    assert bool(found) == (reason is not None)
+
+
+def test_a_processor_that_fails_or_does_not_crop_is_told(images: Path) -> None:
+    """For this image, with the reason."""
+
+    def fail(image: Image.Image) -> torch.Tensor:
+        raise ValueError("cannot infer the channels")
+
+    batch = reader_of(images, "image0.png", processor=fail)([0])
+    assert batch.reasons == {0: "image0.png cannot be preprocessed (cannot infer the channels)."}
+    batch = reader_of(images, "image0.png", processor=lambda _: torch.ones(3, 40, 48))([0])
+    assert batch.reasons[0].startswith("image0.png becomes (3, 40, 48) and not (3, 32, 32);")
+
+
+class Gone:
+    """A store that nobody reaches any more."""
+
+    is_local, path = False, ""
+
+    def read(self, name: str) -> bytes:
+        raise InputError("the store cannot be reached.") from OSError(5, "away")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_fails_is_tried_again(images: Path, workers: int) -> None:
+    """An image is not to be skipped for good because a network was away."""
+    reader = reader_of(images, "image0.png", images=Gone())
+    with read_ahead(reader, [[0]], workers) as batches:
+        assert next(batches).reasons == {0: f"the store cannot be reached.{AGAIN}"}
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    return folder
+
+
+def names_of(folder: Path, output: Path | None = None, **sample: Any) -> tuple[str, ...]:
+    place = folder / "out" if output is None else output
+    return tuple(list_images(storage_of(folder), storage_of(place), **sample))
+
+
+def test_images_are_found_by_their_ending_to_the_bottom(tmp_path: Path) -> None:
+    """Hidden files and the output are left out."""
+    touch(tmp_path, "b.JPG", "a/c.png", "a/b/d.webp", "notes.txt", "e.jpg.part", "outer/c.png")
+    touch(tmp_path, "._a.png", ".cache/b.png", "out/mean_maps.png")
+    assert names_of(tmp_path) == ("a/b/d.webp", "a/c.png", "b.JPG", "outer/c.png")
+    assert "out/mean_maps.png" in names_of(tmp_path, tmp_path / "elsewhere")
+
+
+def test_other_studies_and_rankings_in_the_folder_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "old/manifest.json", "old/images.csv", "old/sub/mean_maps.png")
+    touch(tmp_path, "found/ranking.csv", "found/ranking.png", "found/b.png")
+    touch(tmp_path, "mine/manifest.json", "mine/c.png", "ranking.png")
+    kept = ("a.png", "found/b.png", "mine/c.png", "ranking.png")
+    assert names_of(tmp_path) == kept
+    assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == list(kept)
+
+
+def test_folders_that_cannot_be_studied_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no image file"):
+        names_of(touch(tmp_path, "a.txt"))
+    with pytest.raises(InputError, match="there is no folder"):
+        names_of(tmp_path / "none")
+    with pytest.raises(InputError, match="cannot go into the folder of the images"):
+        names_of(touch(tmp_path, "a.png"), tmp_path)
+
+
+def test_a_sample_is_drawn_by_name_and_seed(tmp_path: Path) -> None:
+    """Sorted, the same each time, growing with its size, another one for another seed."""
+    touch(tmp_path, *(f"{number:03d}.png" for number in range(60)))
+    small, large = names_of(tmp_path, limit=10), names_of(tmp_path, limit=20)
+    assert small == tuple(sorted(small)) == names_of(tmp_path, limit=10)
+    assert set(small) < set(large)
+    assert len(large) == 20
+    assert names_of(tmp_path, limit=10, seed=1) != small
+    assert len(names_of(tmp_path, limit=99)) == 60

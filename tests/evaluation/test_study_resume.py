@@ -1,0 +1,247 @@
+"""Interrupted at any point, a study resumes and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captum_clip.errors import InputError
+from captum_clip.evaluation import Subject, run_study
+from captum_clip.evaluation.image_batches import ImageReader
+from tests import folders
+
+ROOT = Path(__file__).parents[2]
+# Renames of a whole study: list, manifest, two units, manifest, mean maps, picture, statistics
+UNIT, STATISTICS = 3, 8
+
+
+def start(module: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """A process of its own."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def units_of(output: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (output / "units").rglob("*.npz")}
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_the_same(
+    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """With a unit half-way to its name, after a unit, and just before the statistics."""
+    output = tmp_path / "out"
+    kept: dict[str, int] = {}
+    moments: Sequence[tuple[str, int, int]] = (
+        ("before", UNIT, 0),
+        ("after", UNIT, 1),
+        ("before", STATISTICS - 1, 2),  # its first unit is there already
+    )
+    for when, count, units in moments:
+        process = start("tests.evaluation.killed_study", images, output, vit, when, count)
+        assert process.wait(timeout=300) == -signal.SIGKILL
+        assert not (output / "statistics.csv").exists()
+        found = units_of(output)
+        assert len(found) == units
+        assert kept.items() <= found.items()
+        kept = found
+        if units == 0:
+            assert [path.name for path in output.rglob("*.part")]
+    run_study(folders.config_of(images, output, vit))
+    assert units_of(output) == kept
+    assert folders.content(output) == whole_study
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_from_outside_goes_on(
+    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """Kill -9 as soon as the first unit is seen, decoding processes and all."""
+    output = tmp_path / "out"
+    texts = ["--text", "a horse", "--text", "a dog"]
+    arguments = ["study", "statistics", images, *texts, "--model", vit, "--batch-size", 2]
+    process = start("captum_clip", *arguments, "--workers", 1, "-o", output)
+    until = time.monotonic() + 300
+    while not units_of(output) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = units_of(output)
+    assert len(kept) == 1
+    run_study(folders.config_of(images, output, vit, chunk_size=128))
+    assert units_of(output) == kept
+    found = folders.content(output)
+    assert found["statistics.csv"] == whole_study["statistics.csv"]
+
+
+def copy_of(whole_study: dict[str, bytes], output: Path) -> Path:
+    for name, data in whole_study.items():
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_bytes(data)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 4}, "batch_size was 2 and is 4"),
+        ({"texts": ("a cat",)}, r'texts was \["a horse", "a dog"\] and is \["a cat"\]'),
+        (
+            {"limit": 99, "seed": 2},
+            r"config\.seed was null and is 2; config\.limit was null and is 99",
+        ),
+        ({"method": "all-grad"}, r'jobs\.0\.method was "last-grad" and is "all-grad"'),
+    ],
+)
+def test_another_study_in_the_same_folder_is_refused(
+    tmp_path: Path,
+    images: Path,
+    vit: str,
+    whole_study: dict[str, bytes],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    """With what differs; nothing is touched."""
+    output = copy_of(whole_study, tmp_path / "out")
+    change = dict(change)
+    method = change.pop("method", None)
+    config = replace(folders.config_of(images, output, vit), **change)
+    with pytest.raises(InputError, match=f"holds another study: .*{message}"):
+        run_study(replace(config, subjects=(Subject(vit, method),)))
+    assert folders.content(output) == whole_study
+
+
+def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[str, bytes]) -> None:
+    """More, fewer, or of another size, each with an example."""
+    output = copy_of(whole_study, tmp_path / "out")
+    images = folders.make_images(tmp_path / "images")
+    (images / "new.png").touch()
+    (images / "image0.png").unlink()
+    (images / "image2.png").write_bytes(b"1")
+    with pytest.raises(
+        InputError,
+        match=r"images\.csv changed: 2 gone \(such as image0\.png,.*\), 2 new or changed \(",
+    ):
+        run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole_study
+
+
+def test_another_model_of_the_same_name_is_refused(
+    tmp_path: Path, images: Path, whole_study: dict[str, bytes]
+) -> None:
+    from tests import builders
+    from tests.models.checkpoints import save_transformers
+
+    save_transformers(builders.hf_vit(seed=1), tmp_path / "small-vit")
+    output = copy_of(whole_study, tmp_path / "out")
+    with pytest.raises(InputError, match=r"jobs\.0\.fingerprint was"):
+        run_study(folders.config_of(images, output, str(tmp_path / "small-vit")))
+
+
+def test_a_full_disk_ends_with_an_error_and_the_study_goes_on(
+    tmp_path: Path,
+    images: Path,
+    vit: str,
+    whole_study: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the second unit: the first one stays, and nothing half-written."""
+    output, written = tmp_path / "out", 0
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal written
+        written += 1
+        if written > UNIT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="No space left on device; what is done is kept"):
+            run_study(folders.config_of(images, output, vit))
+    assert len(units_of(output)) == 1
+    assert not list(output.rglob(".*"))
+    run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole_study
+
+
+def test_a_decoding_process_that_dies_is_said(
+    tmp_path: Path,
+    images: Path,
+    vit: str,
+    whole_study: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the whole study with it: it goes on."""
+    parent, load = os.getpid(), ImageReader.__call__
+
+    def die(self: ImageReader, indices: Sequence[int]) -> Any:
+        if os.getpid() != parent and 4 in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, indices)
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageReader, "__call__", die)
+        with pytest.raises(InputError, match="a process that decodes images died"):
+            run_study(folders.config_of(images, output, vit, workers=1))
+    run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole_study
+
+
+def test_images_that_were_away_are_tried_again(
+    tmp_path: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """Those that a disk refused: moved back, they are in the results of the next run."""
+    images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
+    (images / "image0.png").rename(tmp_path / "kept.png")
+    (images / "image0.png").symlink_to(tmp_path / "away" / "image0.png")
+    config = folders.config_of(images, output, vit)
+    assert "tried again" in run_study(config).skipped["image0.png"]
+    assert len(units_of(output)) == 2
+    (tmp_path / "away").mkdir()
+    shutil.copy(tmp_path / "kept.png", tmp_path / "away" / "image0.png")
+    (output / "images.csv").write_bytes(whole_study["images.csv"])  # with the size that it has now
+    assert run_study(config).skipped == {}
+    assert folders.content(output) == whole_study
+
+
+def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
+    tmp_path: Path, vit: str, whole_study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are not remembered as files that cannot be read."""
+    images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
+    config, load = folders.config_of(images, output, vit), ImageReader.__call__
+
+    def vanish(self: ImageReader, indices: Sequence[int]) -> Any:
+        if 4 in indices:
+            images.rename(tmp_path / "away")
+        return load(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageReader, "__call__", vanish)
+        with pytest.raises(
+            InputError, match=r"images cannot be reached; .* run the same command again"
+        ):
+            run_study(config)
+    (tmp_path / "away").rename(images)
+    assert run_study(config).skipped == {}
+    assert folders.content(output) == whole_study
