@@ -17,7 +17,6 @@ from torch import Tensor
 
 from . import maps, targets
 from .attr.registry import MethodChoice
-from .demo.captions import article
 from .models import ClipAdapter
 from .similarity import ClipSimilarity
 from .targets import Target
@@ -28,7 +27,7 @@ _NOUNS: Final = (
     *("cake", "cheese", "lemon", "carrot", "mushroom", "pumpkin", "cactus", "bus"),
     *("bicycle", "train", "plane", "clock", "key", "drum", "chair", "duck"),
 )
-UNRELATED: Final = tuple(map(article, _NOUNS))
+UNRELATED: Final = tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in _NOUNS)
 """Everyday things, which the embedded models know too."""
 SHARE: Final = 0.1
 """Where more of the unrelated texts fit an image better, a text does not fit it."""

@@ -15,7 +15,7 @@ from .backgrounds import draw_background
 from .captions import draw_caption
 from .catalogue import BACKGROUNDS, HELD_OUT, THINGS, UNNAMED, Thing
 from .layout import paste_all, place
-from .sprites import load_sprites, turned
+from .sprites import load_sprites, rotated
 
 Split = Literal["train", "validation", "test"]
 STEEPEST: Final = 15.0  # degrees
@@ -25,7 +25,7 @@ _BY_NAME: Final = {thing.name: thing for thing in THINGS}
 
 @dataclass(frozen=True)
 class World:
-    """What scenes look like.
+    """A kind of scenes.
 
     Args:
         objects: how many there are at most.
@@ -43,7 +43,7 @@ class World:
 
 
 STANDARD: Final = World(3, (0.28, 0.5), 0.62, BACKGROUNDS)
-"""What trainings show by default, and the evaluation: one to three objects on textures."""
+"""The scenes of the evaluation, and of trainings by default: one to three objects on textures."""
 
 BROAD: Final = World(
     5, (0.12, 0.7), 0.4, BACKGROUNDS * len(UNNAMED) + UNNAMED * len(BACKGROUNDS), HELD_OUT
@@ -51,7 +51,7 @@ BROAD: Final = World(
 """Small and large objects, partly covered, half of them in front of backgrounds without a name."""
 
 MAX_OBJECTS: Final = STANDARD.objects
-"""What scenes show, and captions name, at most."""
+"""The most objects that a standard scene shows, and that a caption names."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def draw_object(
     split: Split = "train",
     world: World = STANDARD,
 ) -> npt.NDArray[np.uint8]:
-    """Draw a thing for a scene of the given side, at random in drawing, size, turn and mirroring.
+    """Draw a thing for a scene of the given side, at random in drawing, size, angle and mirroring.
 
     Returns:
         (h, w, 4); its mask is ``alpha > 0``.
@@ -121,7 +121,7 @@ def draw_object(
     drawing = drawings[generator.integers(len(drawings))]
     side = round(size * generator.uniform(*world.sizes))
     angle = generator.uniform(-STEEPEST, STEEPEST)
-    return turned(drawing, side=side, angle=angle, flip=bool(generator.random() < 0.5))
+    return rotated(drawing, side=side, angle=angle, flip=bool(generator.random() < 0.5))
 
 
 def draw_scene(
@@ -230,7 +230,7 @@ def _check(
     if isinstance(objects, str):
         raise InputError(f"draw_scene: objects={objects!r}, expected a list of names")
     if objects is not None and count is not None and count != len(objects):
-        raise InputError(f"draw_scene: count={count} beside {len(objects)} objects")
+        raise InputError(f"draw_scene: count={count}, but objects names {len(objects)}")
     number = count if objects is None else len(objects)
     if number is not None:
         check_integer("draw_scene", "a number of objects", number, most=world.objects)

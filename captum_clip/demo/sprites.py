@@ -41,12 +41,12 @@ def load_sprites() -> dict[str, tuple[Image.Image, ...]]:
     return sprites
 
 
-def turned(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> npt.NDArray[np.uint8]:
-    """Flip, resize and turn one drawing.
+def rotated(drawing: Image.Image, *, side: int, angle: float, flip: bool) -> npt.NDArray[np.uint8]:
+    """Flip, resize and rotate one drawing.
 
     Args:
         drawing: an RGBA sprite.
-        side: its longer side in pixels before it is turned.
+        side: its longer side in pixels before it is rotated.
         angle: degrees, counter-clockwise.
         flip: mirror it left to right first.
 

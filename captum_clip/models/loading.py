@@ -18,7 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from .. import demo
 from ..checks import expand, show
+from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError
 from .adapter import ClipAdapter, MissingPart
 from .families import adapter_of, transformers_class
@@ -99,10 +101,8 @@ def available() -> list[AvailableModel]:
         >>> [model.name for model in available()][:3]
         ['demo/vit', 'demo/resnet', 'demo/siglip']
     """
-    from ..demo import MODELS
-
     rows = []
-    for name in MODELS:
+    for name in demo.MODELS:
         if name.endswith("resnet"):
             rows.append(AvailableModel(name, (), "resnet", "open_clip", "embedded", embedded=True))
         else:
@@ -177,20 +177,18 @@ def resolve(name: str) -> Source:
         InputError: it leads nowhere.
         UnsupportedModelError: it leads to a model of a kind that is not supported.
     """
-    from ..demo import MODELS
-
     row = published(name)
     if row is not None:
         tag = "openai" if row.library == "open_clip" else None
         return Source(row.name, row.library, row.checkpoint, tag)
-    if name in MODELS:
-        return _embedded(name, MODELS[name])
+    if name in demo.MODELS:
+        return _embedded(name, demo.MODELS[name])
     folder = expand(name)
     if folder.is_dir():
         return _folder(name, folder)
     if name.startswith("demo/"):
         raise InputError(
-            f"load_clip({name!r}): no such embedded model; there are {', '.join(MODELS)}."
+            f"load_clip({name!r}): no such embedded model; there are {', '.join(demo.MODELS)}."
         )
     if name.startswith("hf-hub:"):
         return Source(name, "open_clip", name)
@@ -209,8 +207,6 @@ def _unknown(name: str) -> str:
 
 
 def _embedded(name: str, folder: Path) -> Source:
-    from ..demo.vocabulary import DemoTokenizer
-
     if not folder.is_dir():
         raise InputError(f"load_clip({name!r}): {folder} is missing; install captum-clip again.")
     return replace(_folder(name, folder), tokenizer=DemoTokenizer)

@@ -21,36 +21,34 @@ def emotion(
     *,
     centre: bool = False,
 ) -> Target:
-    r"""One row per emotion: the weights of its output neuron in a linear probe.
+    r"""One embedding per emotion: the weights of its output neuron in a linear probe.
 
-    .. math:: row_e = W_e \quad \text{or, with centre,} \quad row_e = W_e - \frac{1}{9} \sum_c W_c
+    .. math:: t_e = W_e \quad \text{or, with centre,} \quad t_e = W_e - \frac{1}{9} \sum_c W_c
 
-    The mean is over all nine rows, whichever are chosen. A softmax does not change when one vector
-    is added to every row, a cosine target does. The rows of :func:`captum_clip.emotions.fit_probe`
-    sum to zero, so there the two are the same; the published rows have cosines of .83 to .95 with
-    their centred forms.
+    The mean is over all nine classes, whichever emotions are chosen. A softmax does not change when
+    one vector is added to the weights of every class, a cosine target does. The weights of
+    :func:`captum_clip.emotions.fit_probe` sum to zero, so there the two are the same; the published
+    ones have cosines of .83 to .95 with their centred forms.
 
     Args:
         clip: the adapter.
-        probe: fitted on features of the same model, or a file of one: what ``EmotionProbe.save``
-            wrote, or the encodings that Mamooler published.
-        names: which of ``CLASSES``; the eight emotions by default, "something else" on
-            request.
-        centre: subtract the mean row.
+        probe: fitted on features of the same model, or what ``EmotionProbe.load`` takes: a file
+            that ``EmotionProbe.save`` wrote, the encodings that Mamooler published, or the name of
+            an embedded model such as "demo/vit".
+        names: which of :data:`captum_clip.emotions.CLASSES`; the eight emotions by default,
+            "something else" on request.
+        centre: subtract the mean of the nine.
 
     Raises:
         InputError: a file that cannot be read or is something else.
         TargetError: an unknown name, or a probe of another model: its fingerprint differs, or,
-            where it has none, the size of its rows.
+            where it has none, its number of dimensions.
 
     Source: CLIP Explainability (Mamooler, EPFL), emotions.
 
     Example:
-        >>> import numpy as np
-        >>> from captum_clip import emotions, load_clip, targets
-        >>> rows = np.random.default_rng(0).normal(size=(9, 128))
-        >>> probe = emotions.EmotionProbe(rows, np.zeros(9))
-        >>> targets.emotion(load_clip("demo/vit"), probe, ["awe", "fear"]).names
+        >>> from captum_clip import load_clip, targets
+        >>> targets.emotion(load_clip("demo/vit"), "demo/vit", ["awe", "fear"]).names
         ('awe', 'fear')
     """
     if isinstance(probe, (str, Path)):
@@ -71,8 +69,8 @@ def emotion(
     weights = torch.from_numpy(probe.weights)  # (9, D)
     if centre:
         weights = weights - weights.mean(0)
-    rows = weights[[CLASSES.index(name) for name in chosen]]
-    return Target.of(rows.float().to(clip.device), chosen)
+    embeddings = weights[[CLASSES.index(name) for name in chosen]]
+    return Target.of(embeddings.float().to(clip.device), chosen)
 
 
 def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
@@ -84,6 +82,6 @@ def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
         )
     if not probe.fingerprint and expected is not None and width != expected:
         raise TargetError(
-            f"targets.emotion: the probe has rows of {width} numbers, and {clip.name} embeds in "
+            f"targets.emotion: the probe has {width} dimensions, and {clip.name} embeds in "
             f"{expected}; take one of this model."
         )

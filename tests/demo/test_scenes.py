@@ -73,7 +73,7 @@ def test_objects_stay_mostly_visible_and_in_size() -> None:
             assert whole.objects[i].mask.sum() >= 0.6 * alone.sum()
             rows, columns = np.nonzero(alone)
             longer = max(np.ptp(rows), np.ptp(columns)) + 1
-            # turned by 15 degrees, a thin drawing loses and a square one gains some length
+            # rotated by 15 degrees, a thin drawing loses and a square one gains some length
             smallest, largest = STANDARD.sizes
             assert 0.9 * smallest <= longer / 224 <= 1.27 * largest
 
@@ -112,7 +112,7 @@ def test_forced_objects_and_background_are_drawn() -> None:
         ({"objects": ["frobnicator"]}, "no demo scene shows 'frobnicator'"),
         ({"objects": "horse"}, "expected a list"),
         ({"objects": ["horse"] * 4}, "number of objects up to 3, got 4"),
-        ({"objects": ["horse"], "count": 2}, "count=2 beside 1"),
+        ({"objects": ["horse"], "count": 2}, "count=2, but objects names 1"),
         ({"count": 0}, "number of objects of 1 or more, got 0"),
         ({"background": "lava"}, "background of grass, .*, got 'lava'"),
         ({"split": "dev"}, "split of train, .*, got 'dev'"),

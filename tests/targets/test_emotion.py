@@ -88,7 +88,7 @@ def test_probe_of_another_model_is_refused(clip):
 
 def test_probe_of_another_size_is_refused(clip):
     """Where no fingerprint says of which model it is."""
-    with pytest.raises(TargetError, match=r"rows of 512 numbers, and .* embeds in 24"):
+    with pytest.raises(TargetError, match=r"has 512 dimensions, and .* embeds in 24"):
         targets.emotion(clip, EmotionProbe(np.ones((9, 512)), np.zeros(9)))
 
 

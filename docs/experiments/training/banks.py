@@ -45,7 +45,7 @@ class Banks:
 
     Args:
         size: side of the scenes in pixels.
-        objects: name -> variants (h, w, 4), turned, mirrored, resized.
+        objects: name -> variants (h, w, 4), rotated, mirrored, resized.
         backgrounds: name -> variants (H, W, 3).
         world: what the scenes look like.
     """
