@@ -32,9 +32,8 @@ def draw_background(name: str, size: int, generator: np.random.Generator) -> npt
     if name in _UNNAMED:
         return np.clip(_UNNAMED[name](generator, size), 0, 255).astype(np.uint8)
     pixels = _NAMED[name](generator, size)
-    if name != "snow":
-        pixels = pixels * generator.uniform(0.88, 1.06, size=3)
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    brightness = generator.uniform(0.88, 1.06, size=3) if name != "snow" else 1.0
+    return np.asarray(np.clip(pixels * brightness, 0, 255).astype(np.uint8))
 
 
 def _noise(generator: np.random.Generator, size: int, cells: tuple[int, int]) -> _Array:
