@@ -149,7 +149,7 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
             raise InputError(f"evaluate: none of the data {', '.join(names)} takes a {option}.")
     data = []
     for name in names:
-        own: dict[str, Any] = {option: options[option] for option in options_of(name)}
+        own: dict[str, Any] = {n: options[n] for n in options_of(name) if n in options}
         data.append(open_data(name, number=config.images, seed=config.seed, **own))
     return tuple(data)
 

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter
 from .batch import Queries
-from .data.files import digest
+from .data.base import digest
 from .methods import Method
 
 

@@ -19,7 +19,7 @@ from .storage import Storage
 from .summary import Summary, summarize
 from .table import Table, concatenate, from_arrays
 from .tasks import TASKS
-from .tasks.perturbation import LEAST_FIRST, MOST_FIRST, TITLES
+from .tasks.perturbation_task import LEAST_FIRST, MOST_FIRST, TITLES
 from .units import Content, ModelLoader, Progress, read_unit, to_json
 
 SkippedEntries = dict[str, list[dict[str, Any]]]

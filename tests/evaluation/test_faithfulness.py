@@ -15,7 +15,7 @@ from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import method_of, methods_for
 from captum_clip.evaluation.tasks import TASKS
-from captum_clip.evaluation.tasks.faithfulness import _other
+from captum_clip.evaluation.tasks.faithfulness_tasks import _other
 from tests.evaluation.cases import (
     KINDS,
     TEXTS,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import InputError
-from .base import DataSet
-from .class_folder import ClassFolder, ClassMosaics
+from .base import DataSet, FileData, Region, Sample, digest, masked_sample
+from .benchmarks import ImageNetS, ImageNetSegmentation, PascalVoc
 from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
-from .imagenet import ImageNetS, ImageNetSegmentation
-from .masked_folder import MaskedFolder, PascalVoc
-from .pixels import FixationFolder
+from .folders import ClassFolder, ClassMosaics, FixationFolder, MaskedFolder
 
 __all__ = [
     "DATA_SETS",
@@ -22,11 +20,16 @@ __all__ = [
     "DemoObjects",
     "DemoScenes",
     "DemoSingles",
+    "FileData",
     "FixationFolder",
     "ImageNetS",
     "ImageNetSegmentation",
     "MaskedFolder",
     "PascalVoc",
+    "Region",
+    "Sample",
+    "digest",
+    "masked_sample",
     "open_data",
 ]
 
@@ -36,7 +39,7 @@ _SETS: Final[tuple[type[DataSet], ...]] = (
     *(ClassFolder, ClassMosaics, FixationFolder),
 )
 DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
-"""All data sets by name."""
+"""All data sets by name; one of your own is known under the name that it is entered with."""
 
 
 def forms() -> list[str]:
@@ -44,33 +47,25 @@ def forms() -> list[str]:
     return [f"{name}:{kind.place}" if kind.place else name for name, kind in DATA_SETS.items()]
 
 
-def options_of(name: str) -> Sequence[str]:
+def options_of(name: str) -> Iterable[str]:
     """The own options of a data set, of the name that :func:`open_data` takes."""
     data_set = DATA_SETS.get(name.partition(":")[0])
     return data_set.options if data_set else ()
 
 
 def open_data(
-    name: str,
-    *,
-    number: int | None = None,
-    seed: int = 0,
-    template: str | None = None,
-    text: str | None = None,
-    void: str | None = None,
+    name: str, *, number: int | None = None, seed: int = 0, **options: str | None
 ) -> DataSet:
     """Open a data set by name.
 
     Args:
-        name: "demo", "demo-singles", "demo-objects", "demo-mosaics", "masks:FOLDER",
-            "imagenet-segmentation:FILE", "imagenet-s:FOLDER", "voc:FOLDER", "classes:FOLDER",
-            "mosaics:FOLDER" or "fixations:FOLDER".
+        name: of :data:`DATA_SETS`, as "demo" or "demo-mosaics", where it has a place with that
+            place: "masks:FOLDER", "imagenet-segmentation:FILE" and so on.
         number: of samples; of files a drawn sample. None is 500 of the demo, and all files.
         seed: of the demo's scenes, or of the drawn sample.
-        template: text of a class with "{}" for its name, of data whose classes have names only;
-            None is the data set's own.
-        text: that fixations are compared with where no texts.csv names another.
-        void: "out" or "background", what becomes of the pixels that "voc" marks as void.
+        **options: the data set's own, None for its default: `template`, the text of a class with
+            "{}" for its name; `text`, that fixations are compared with where no texts.csv names
+            another; `void`, "out" or "background", what becomes of the pixels that "voc" marks so.
 
     Raises:
         InputError: another name, an option that the data set does not have, or what the data set
@@ -84,16 +79,15 @@ def open_data(
     data_set = DATA_SETS.get(kind)
     if data_set is None or bool(data_set.place) != bool(colon) or bool(colon) != bool(place):
         raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
-    named = {"template": template, "text": text, "void": void}
-    options = {option: value for option, value in named.items() if value is not None}
-    for option in options:
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
         if option not in data_set.options:
             raise InputError(f"the data set {kind} takes no {option}.")
     build: Callable[..., DataSet] = data_set
     if not place:
         return build(500 if number is None else number, seed)
     try:
-        return build(place, limit=number, seed=seed, **options)
+        return build(place, limit=number, seed=seed, **given)
     except InputError:
         raise
     except (OSError, ValueError) as error:  # a name that no file can have

@@ -1,15 +1,26 @@
-"""What a data set of an evaluation is: images with their truth, regions, classes, fixations."""
+"""Data sets of an evaluation: images with their truth, drawn or read from files."""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from typing_extensions import override
+
+from ...checks import check_integer, expand
+from ...errors import InputError
+from ...files import DAMAGED, IMAGE_ENDINGS, draw_names, image_names
+from ...models.images import as_pil
+from ..storage import storage_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -21,7 +32,7 @@ class Region:
     Attributes:
         text: names it, as "a horse"; in a sample with a caption a word of that caption.
         mask: (H, W) bool at the image's size, neither empty nor full.
-        reference: another picture of what the text names, for maps of an image against an image.
+        reference: another image of what the text names, for maps of an image against an image.
         label: number of its class among the data set's classes; None where it has none.
     """
 
@@ -33,7 +44,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with its truth; what a data set does not tell stays empty.
+    """One image with its truth; what a data set does not know stays empty.
 
     Attributes:
         name: of the image, unique in its data set: the stem of its file.
@@ -63,27 +74,6 @@ class Sample:
     dropped: tuple[str, ...] = ()
 
 
-def mosaic_sample(
-    name: str,
-    cells: Sequence[npt.NDArray[np.uint8]],
-    words: Sequence[str],
-    labels: Sequence[int],
-    named: Sequence[int],
-    *,
-    caption: Callable[[list[str]], str],
-) -> Sample:
-    """Put four pictures (S, S, 3) together row by row, those that are `named` as regions.
-
-    Each shows a word and has a class, its label; the caption is made of the words that are named.
-    """
-    mosaic = np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
-    places = np.arange(len(mosaic)) // len(cells[0])
-    owners = 2 * places[:, None] + places
-    regions = [Region(words[cell], owners == cell, label=labels[cell]) for cell in named]
-    text = caption([words[cell] for cell in named])
-    return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)
-
-
 class DataSet(ABC):
     """Images with their truth, read one by one; it can be sent to another process or machine.
 
@@ -91,9 +81,9 @@ class DataSet(ABC):
         name: how results call it, as "demo" or "voc".
         names: of all samples, unique, in order.
         classes: texts of the classes that labels count, for zero-shot classification; may be empty.
-        tasks: what its truth serves, names of :data:`captum_clip.evaluation.tasks.TASKS`.
+        tasks: what its truth serves, names of :data:`captum_clip.evaluation.TASKS`.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
-        options: its own among those of :func:`captum_clip.evaluation.open_data`.
+        options: its own options of :func:`captum_clip.evaluation.open_data`, with their defaults.
     """
 
     name: str
@@ -101,7 +91,7 @@ class DataSet(ABC):
     classes: Sequence[str]
     tasks: Sequence[str]
     place: str = ""
-    options: Sequence[str] = ()
+    options: ClassVar[Mapping[str, str | None]] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,3 +107,187 @@ class DataSet(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """All that decides its samples, as JSON: the same data give the same, wherever they lie."""
+
+
+class FileData(DataSet):
+    """A data set that is read from files, or a sample of it.
+
+    Args:
+        path: of the folder, or of the file; :attr:`path` has its ``~`` expanded.
+        limit: take a sample of this many; None is all.
+        seed: of the sample.
+        **options: of the data set's own; :attr:`given` has them with their defaults.
+
+    Raises:
+        InputError: a limit below 1, a seed below 0, a path that no file can have, an option that
+            the data set does not have, or what :meth:`open` refuses.
+    """
+
+    place = "FOLDER"
+
+    def __init__(
+        self, path: str | Path, *, limit: int | None = None, seed: int = 0, **options: str | None
+    ) -> None:
+        check_integer(type(self).__name__, "seed", seed, least=0)
+        if limit is not None:
+            check_integer(type(self).__name__, "limit", limit)
+        for option in options:
+            if option not in self.options:
+                raise InputError(f"the data set {self.name} takes no {option}.")
+        self.path = expand(path)
+        self.limit, self.seed = limit, seed
+        known = {option: value for option, value in options.items() if value is not None}
+        self.given: dict[str, Any] = {**self.options, **known}
+        self.open()
+
+    @abstractmethod
+    def open(self) -> None:
+        """Find all samples: set `classes`, and :meth:`take` the names."""
+
+    def take(self, images: Iterable[str] | Mapping[str, str], /, **decided_by: object) -> None:
+        """Set `names`, all or a sample of :func:`captum_clip.files.draw_names`, and the identity.
+
+        Images are files by the samples' names, or these names alone; the rest is what else decides
+        the samples, as JSON.
+        """
+        self.names = tuple(draw_names(images, self.limit, self.seed))
+        self._images = {name: images[name] for name in self.names if isinstance(images, Mapping)}
+        seed = None if self.limit is None else self.seed  # which decides nothing
+        self._identity = {"data": self.name, "limit": self.limit, "seed": seed, **decided_by}
+
+    def read_image(self, name: str) -> Image.Image:
+        """The image of a sample, RGB and the right way up."""
+        return read_picture(self.path / self._images[name])
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return dict(self._identity)
+
+    def list_images(self, under: str) -> tuple[dict[str, int], dict[str, str]]:
+        """All files of the folder, with their sizes, and the images under a folder in it.
+
+        Names are relative to the folder, and sorted; images by what is left of them below `under`
+        without their ending, each once. "." is all folders in it.
+        """
+        files = dict(sorted(storage_of(self.path).files().items()))
+        stems: dict[str, str] = {}
+        for name in image_names(files):
+            path = PurePosixPath(name)
+            if len(path.parts) == 1 or under not in (".", path.parts[0]):
+                continue
+            stem = str(path.relative_to(under).with_suffix(""))
+            if stem in stems:
+                raise InputError(
+                    f"{self.path}: {stems[stem]} and {name} would be one sample; rename one of "
+                    "them."
+                )
+            stems[stem] = name
+        if not stems:
+            raise InputError(
+                f"{self.path}: expected images ({', '.join(IMAGE_ENDINGS)}) in "
+                f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
+            )
+        return files, stems
+
+
+def digest(entries: Mapping[str, object], under: Collection[str] | None = None) -> str:
+    """SHA-256 over names with their entries, as sizes of files; of some folders, or of all."""
+    sha = hashlib.sha256()
+    for name in sorted(entries):
+        if under is None or name.partition("/")[0] in under:
+            sha.update(f"{name}\0{entries[name]}\n".encode("utf-8", "surrogateescape"))
+    return sha.hexdigest()
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text that have something in them, stripped."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An image, RGB and the right way up."""
+    try:
+        return as_pil([path])[0]
+    except InputError as error:
+        raise InputError(str(error).removeprefix("preprocess: ")) from error
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image as it is stored, for masks and numbers; what cannot be read is an InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken metadata and the like
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                yield image
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no image file {path}.") from error
+    except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}).") from error
+
+
+def masked_sample(
+    name: str, image: Image.Image, masks: Iterable[tuple[str, Callable[[], Mask]]], **truth: Any
+) -> Sample:
+    """A sample with the regions whose masks can be used, of texts with what reads their masks.
+
+    `dropped` has why each of the others was left out: the mask cannot be read, has another size
+    than its image, is empty or full, or its text was there already.
+
+    Raises:
+        InputError: no region is left.
+    """
+    regions: dict[str, Region] = {}
+    dropped: list[str] = []
+    height, width = image.height, image.width
+    for text, read in masks:
+        reason = ""
+        try:
+            mask = read()
+        except InputError as error:
+            reason = str(error).rstrip(".")
+        else:
+            shape = " x ".join(map(str, mask.shape))
+            if mask.shape != (height, width):
+                reason = f"the mask has {shape} pixels, its image {height} x {width}"
+            elif not mask.any() or mask.all():
+                reason = f"the mask is {'full' if mask.any() else 'empty'}"
+            elif text in regions:
+                reason = "the image has another region of the same text"
+            else:
+                regions[text] = Region(text, mask)
+        if reason:
+            dropped.append(f"{name}, {text!r}: {reason}")
+    if not regions:
+        reason = "; ".join(dropped) or f"{name} has no mask"
+        raise InputError(f"there is no region to compare a map with: {reason}.")
+    return Sample(name, image, tuple(regions.values()), dropped=tuple(dropped), **truth)
+
+
+def mosaic_sample(
+    name: str,
+    cells: Sequence[npt.NDArray[np.uint8]],
+    words: Sequence[str],
+    labels: Sequence[int],
+    named: Sequence[int],
+    *,
+    caption: Callable[[list[str]], str],
+) -> Sample:
+    """Put four images (S, S, 3) together row by row, those that are `named` as regions.
+
+    Each shows a word and has a class, its label; the caption is made of the words that are named.
+    """
+    mosaic = np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])])
+    places = np.arange(len(mosaic)) // len(cells[0])
+    owners = 2 * places[:, None] + places
+    regions = [Region(words[cell], owners == cell, label=labels[cell]) for cell in named]
+    text = caption([words[cell] for cell in named])
+    return Sample(name, Image.fromarray(mosaic), tuple(regions), caption=text)

@@ -1,4 +1,4 @@
-"""Does a map lie where it should? Against masks, and against human fixations."""
+"""Does a map lie where it should? Against masks of both signs, and against human fixations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ... import maps as resizing
@@ -14,14 +15,20 @@ from ... import metrics
 from ...metrics.bootstrap import STATISTICS
 from ...metrics.localization import scores_at_thresholds
 from ...models.geometry import resize_density, resize_points
-from ..batch import View, queries_of
+from ..batch import Queries, View, queries_of
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, Task
+from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..metric import Metric
 from ..units import Arrays
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2
+_PARTS = {
+    "target": "in the region that the text names",
+    "others": "in the other regions",
+    "background": "outside of all regions",
+}
+_TINY = 1e-150  # maps may be as small as gradients
 
 
 class Localization(Task):
@@ -99,6 +106,92 @@ def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> I
     yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
     yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
     yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))
+
+
+class Signs(Task):
+    """Mass of both signs in the target, in other regions and in the background."""
+
+    name = "signs"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        share = "share of the {} map's mass {}; chance: uniform"
+        shares = {
+            sign: [Metric(f"{sign}_{p}", share.format(sign, w), "none") for p, w in _PARTS.items()]
+            for sign in ("positive", "negative")
+        }
+        correlation = (
+            "Spearman's rank correlation of positive and negative map; below zero by construction "
+            "where both are parts of one signed map"
+        )
+        others = "maximum of the negative map inside another region; chance: uniform"
+        cosine = "cosine of positive and negative map; 0: they never meet"
+        choice = (
+            "share of the positive mass in all regions that lies in the one that the text names: "
+            "does the map tell objects apart, wherever else it lies? Chance: uniform"
+        )
+        return {
+            "Where the positive map lies": [
+                *shares["positive"],
+                Metric("target_among_regions", choice),
+            ],
+            "Where the negative map lies": [
+                *shares["negative"],
+                Metric("sign_correlation", correlation, "none"),
+                Metric("sign_cosine", cosine, "none"),
+                Metric("negative_pointing_others", others, "none"),
+            ],
+        }
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Regions without another one beside them are left out."""
+        queries = maps.regions
+        if not len(queries):
+            return
+        views = {view.number: view for view in maps.batch.views}
+        owners = [views[number] for number in queries.numbers]
+        whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
+        known = torch.stack(
+            [torch.ones_like(v.masks[0]) if v.void is None else ~v.void for v in owners]
+        )
+        parts = [part & known for part in (maps.masks, whole & ~maps.masks, ~whole)]
+        several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
+        kept = several.nonzero()[:, 0].tolist()
+        if not kept:
+            return
+        own, known, positive = queries.part(kept), known[kept], maps.positive[kept]
+        masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
+        for name, mask in masks.items():
+            yield _share(f"positive_{name}", own, positive, mask, known)
+        regions = masks["target"] | masks["others"]
+        yield _share("target_among_regions", own, positive, masks["target"], regions)
+        if maps.negative is None:
+            return
+        negative = maps.negative[kept]
+        finite = finite_indices(negative)
+        if not finite:
+            return
+        own, known = own.part(finite), known[finite]
+        positive, negative = positive[finite], negative[finite]
+        masks = {name: mask[finite] for name, mask in masks.items()}
+        for name, mask in masks.items():
+            yield _share(f"negative_{name}", own, negative, mask, known)
+        correlation = metrics.rank_correlation(positive, negative)
+        yield own.rows_of("sign_correlation", correlation, chance=0)
+        first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
+        yield own.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
+        heatmap = torch.where(known, resizing.upsample(negative, own.size), -1)
+        hits = metrics.pointing_game(heatmap, masks["others"])
+        yield own.rows_of("negative_pointing_others", hits)
+
+
+def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, known: Tensor) -> Arrays:
+    """Of the mass of maps (N, h, w) in all that is known; an empty map gets the share of pixels."""
+    mass = resizing.upsample(heatmap, queries.size) * known
+    share = (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
+    chance = masks.flatten(1).sum(1) / known.flatten(1).sum(1)
+    return queries.rows_of(metric, share, chance=chance)
 
 
 class Fixation(Task):

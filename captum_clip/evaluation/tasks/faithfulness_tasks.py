@@ -1,6 +1,6 @@
-"""Is a map faithful: does it predict what changes do to the score, and change where it should?
+"""Is a map faithful? Against exact effects of objects, random changes, and modified models.
 
-Captum's tests, FIxLIP's, and sanity checks, of one target an image, its first.
+What has one target an image takes its first.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from ... import metrics
 from ...errors import InputError
 from ..batch import Queries
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, Task
+from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..methods import Attribute
 from ..metric import Metric
+from ..table import rows_of
 from ..units import Arrays
 
 _SHARE: Final = 0.2
@@ -31,6 +32,86 @@ _DRAWS: Final = 5
 STAY: Final = (30, 50, 70)
 """The chance of each cell to stay, in per cent."""
 _STEPS: Final = tuple(tenth / 10 for tenth in range(11))
+
+
+class Effect(Task):
+    """Signed mass in each object against the object's exact Shapley effect."""
+
+    name = "effect"
+
+    @override
+    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
+        shapley = "exact Shapley effect on the cosine, by drawing the scene with every subset"
+        removal = "the cosine of the whole scene less that of the scene drawn without the object"
+        return {
+            "Effect of an object": _effect_metrics("effect", shapley),
+            "Effect of taking an object out of the scene": _effect_metrics("removal", removal),
+        }
+
+    @override
+    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
+        """Samples of which a map is missing are left out.
+
+        A row is a pair of a text and an object, whose region is "a horse / a dog".
+        """
+        queries = maps.regions
+        for view in maps.batch.views if len(queries) else ():
+            own = [i for i, number in enumerate(queries.numbers) if number == view.number]
+            scores = maps.batch.subset_scores.get(view.number)
+            if scores is None or len(own) != len(view.regions):
+                continue
+            if len(finite_indices(maps.signed[own])) < len(own):
+                continue
+            mass = metrics.object_mass(maps.signed[own].double(), view.masks)  # (texts, objects)
+            texts = [region.text for region in view.regions]
+            pairs = [(text, other) for text in texts for other in texts]
+            others = [place for place, (text, other) in enumerate(pairs) if text != other]
+            effects = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
+            for name, effect in effects.items():
+                for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
+                    where = [view.number] * len(kept), [" / ".join(pairs[i]) for i in kept]
+                    both = {"mass": mass.flatten()[kept], "effect": effect.flatten()[kept]}
+                    for statistic in ("spearman", "balanced", "auc"):
+                        yield rows_of(f"{name}_{statistic}{end}", both, *where)
+                    for sign, of in (("negative", "effect"), ("mass_negative", "mass")):
+                        yield rows_of(f"{name}_{sign}{end}", (both[of] < 0).double(), *where)
+
+
+def _removals(scores: Tensor) -> Tensor:
+    """What the whole scene has over the scene without each object: (n, 2^n) -> (n, n)."""
+    whole = scores.shape[1] - 1
+    without = [whole ^ (1 << place) for place in range(whole.bit_length())]
+    return scores[:, whole:] - scores[:, without]
+
+
+def _effect_metrics(name: str, exact: str) -> list[Metric]:
+    mass = "the mass (positive less negative map, both as published)"
+    ranks = f"rank correlation of {mass} and {exact}"
+    balanced = (
+        "mean of the shares of right signs among the effects above and among those below zero, no "
+        "mass counts one half; a constant answer gets .5"
+    )
+    area = (
+        "chance that the mass of an effect above zero is above that of one below zero; masses that "
+        "have nothing to do with the effects get .5"
+    )
+    share = "share of the effects below zero: always saying one sign is right as often"
+    masses = "share of the masses below zero"
+    columns = []
+    for end, pairs in (
+        ("", "all pairs of a region's text and an object of its scene"),
+        ("_others", "pairs where the text names another object"),
+    ):
+        columns += [
+            Metric(f"{name}_spearman{end}", f"{ranks}; {pairs}", "high", "spearman", 0),
+            Metric(
+                f"{name}_balanced{end}", f"{balanced}; {pairs}", "high", "balanced_accuracy", 0.5
+            ),
+            Metric(f"{name}_auc{end}", f"{area}; {pairs}", "high", "auc", 0.5),
+            Metric(f"{name}_negative{end}", f"{share}; {pairs}", "none"),
+            Metric(f"{name}_mass_negative{end}", f"{masses}; {pairs}", "none"),
+        ]
+    return columns
 
 
 class Faithfulness(Task):

@@ -1,0 +1,383 @@
+"""Folders of one's own: images by class, mosaics of them, images with masks, with fixations."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Final, final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ImageOps
+from typing_extensions import override
+
+from ...checks import error_context, find_repeated
+from ...errors import InputError
+from ...files import DAMAGED
+from .base import (
+    FileData,
+    Mask,
+    Sample,
+    digest,
+    masked_sample,
+    mosaic_sample,
+    open_image,
+    read_lines,
+    read_picture,
+)
+
+TEMPLATE: Final = "a photo of a {}"
+"""The template of data whose classes have names only."""
+_CLASS_NAMES: Final = "classnames.txt"
+_SYNSET: Final = re.compile(r"n\d{8}")
+_SIDE: Final = 224  # of a mosaic's cell, in pixels
+
+
+@final
+class ClassFolder(FileData):
+    """``FOLDER/CLASS/*.jpg``, at any depth under the class, as torchvision's ImageFolder has it.
+
+    The text of a class is its folder's name as it stands, with spaces for underscores: folders "a
+    horse" need no template, folders "horse" take ``template="a photo of a {}"``. Folders that are
+    numbers of WordNet, as ImageNet's are, get ImageNet's names, and ``FOLDER/classnames.txt`` may
+    name any (:func:`class_texts`). A limit takes so many images, of which all classes stay.
+
+    Raises:
+        InputError: there is no such folder, fewer than two classes with images in it, two classes
+            with one text, an unreadable ``classnames.txt``, or a number out of range.
+    """
+
+    name = "classes"
+    tasks = ("perturbation", "faithfulness", "fixlip", "sanity")
+    options: ClassVar = {"template": "{}"}
+
+    @override
+    def open(self) -> None:
+        files, images = self.list_images(".")
+        self.folders = sorted({stem.partition("/")[0] for stem in images})
+        if len(self.folders) < 2:
+            raise InputError(
+                f"{self.path}: expected images in folders of two or more classes, as CLASS/*.jpg,"
+                f" found {len(self.folders)}."
+            )
+        texts = class_texts(self.folders, self.path, template=self.given["template"])
+        self.classes = tuple(texts.values())
+        repeated = find_repeated(self.classes)
+        if repeated:
+            raise InputError(f"{self.path}: two classes have the same text, {repeated!r}.")
+        sizes = {name: files[name] for name in images.values()}
+        self.take(images, texts=list(self.classes), files=digest(sizes))
+
+    @override
+    def read(self, index: int) -> Sample:
+        name = self.names[index]
+        return Sample(name, self.read_image(name), label=self.label_of(name))
+
+    def label_of(self, name: str) -> int:
+        """The number of a sample's class."""
+        return self.folders.index(name.partition("/")[0])
+
+    def files_by_class(self) -> list[list[str]]:
+        """The files of each class, relative to the folder, in order."""
+        files: list[list[str]] = [[] for _ in self.classes]
+        for name, file in self._images.items():
+            files[self.label_of(name)].append(file)
+        return files
+
+
+@final
+class ClassMosaics(FileData):
+    """Mosaics of 2 x 2 images of a class folder (:class:`ClassFolder`), each of another class.
+
+    Each image is cropped to the square in its middle. A mosaic is drawn from its own number, as
+    many as there are images for. Captions name one to four cells, and are the names of the
+    classes side by side, as in FIxLIP's pointing game; the template makes the texts of the classes,
+    which GridPG explains. A limit takes so many mosaics.
+
+    Raises:
+        InputError: what a class folder cannot be made of, or fewer than four classes.
+    """
+
+    name = "mosaics"
+    tasks = ("words", "grid")
+    options: ClassVar = {"template": TEMPLATE}
+
+    @override
+    def open(self) -> None:
+        images = ClassFolder(self.path, template=self.given["template"])
+        self.classes = images.classes
+        self._words = [*class_texts(images.folders, self.path, template="{}").values()]
+        if len(self._words) < 4:
+            raise InputError(
+                f"{self.path}: a mosaic needs four classes, there are {len(self._words)}."
+            )
+        numbers = range(max(1, len(images) // 4))
+        self.take([f"{number:05d}" for number in numbers], pictures=images.identity())
+        files = images.files_by_class()
+        with error_context(str(self.path)):
+            self._cells = {name: _draw(files, self._words, int(name)) for name in self.names}
+
+    @override
+    def read(self, index: int) -> Sample:
+        name = self.names[index]
+        files, labels = zip(*self._cells[name], strict=True)
+        images = [ImageOps.fit(read_picture(self.path / file), (_SIDE, _SIDE)) for file in files]
+        words = [self._words[label] for label in labels]
+        named = _generator(int(name), 1).permutation(4)[: 1 + int(name) % 4].tolist()
+        return mosaic_sample(
+            name, [np.asarray(image) for image in images], words, labels, named, caption=" ".join
+        )
+
+
+def _draw(
+    files: Sequence[Sequence[str]], words: Sequence[str], number: int
+) -> list[tuple[str, int]]:
+    """File and class of four images, of classes of which no name is part of another."""
+    generator = _generator(number, 0)
+    chosen: list[int] = []
+    for label in generator.permutation(len(words)).tolist():
+        parts = [words[label], *(words[other] for other in chosen)]
+        if not any(a != b and f" {a} " in f" {b} " for a in parts for b in parts):
+            chosen.append(label)
+    if len(chosen) < 4:
+        raise InputError("expected four classes of which no name is part of another.")
+    drawn = ((files[label], label) for label in chosen[:4])
+    return [(own[int(generator.integers(len(own)))], label) for own, label in drawn]
+
+
+def _generator(number: int, use: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(number, spawn_key=(use,)))
+
+
+def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[str, str]:
+    """A text for each class.
+
+    The name of a class comes from ``classnames.txt`` in the folder, if it is there (a class and its
+    name a line, with a tab between them), else from ImageNet, if it is a number of WordNet such as
+    "n02084071", else it is the class itself with spaces for underscores. ImageNet's names are those
+    that OpenAI chose for CLIP for the thousand classes of ILSVRC 2012, and for others the first of
+    WordNet's.
+
+    Raises:
+        InputError: a template without "{}", a file that cannot be read, an unknown number.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+    path = folder / _CLASS_NAMES
+    lines = read_lines(path) if path.exists() else []
+    rows = [[part.strip() for part in line.split("\t")] for line in lines]
+    for row in rows:
+        if len(row) != 2 or not all(row):
+            raise InputError(
+                f"{path}: expected a class and its name per line, with a tab between them, got "
+                f"{' '.join(row)!r}."
+            )
+    known = dict(rows)
+    return {name: template.replace("{}", known.get(name) or _name(name)) for name in names}
+
+
+def _name(name: str) -> str:
+    if not _SYNSET.fullmatch(name):
+        return name.replace("_", " ").strip()
+    if name not in _imagenet():
+        raise InputError(
+            f"the class {name} is not one of ImageNet's; give its name in a file {_CLASS_NAMES}: "
+            f"{name}, a tab, the name."
+        )
+    return _imagenet()[name]
+
+
+@lru_cache(maxsize=1)
+def _imagenet() -> dict[str, str]:
+    """Number -> name of the 21 thousand classes of the whole ImageNet."""
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    whole, thousand = ImageNetInfo("imagenet-22k"), ImageNetInfo("imagenet-1k").label_names()
+    described = zip(whole.label_names(), whole.label_descriptions(), strict=True)
+    named = {number: text.partition(",")[0].strip() for number, text in described}
+    return {**named, **dict(zip(thousand, IMAGENET_CLASSNAMES, strict=True))}
+
+
+@final
+class MaskedFolder(FileData):
+    """``images/STEM.jpg`` with ``masks/STEM/a horse.png``, one mask per text.
+
+    The mask's name is the text, as it stands but with spaces for underscores; every pixel of it
+    that is not 0 is inside. An image without masks is a sample that cannot be read.
+
+    Raises:
+        InputError: there is no such folder, no image or no mask in it, or a number out of range.
+    """
+
+    name = "masks"
+    tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
+
+    @override
+    def open(self) -> None:
+        files, images = self.list_images("images")
+        masks: dict[str, list[str]] = defaultdict(list)
+        for path in map(PurePosixPath, files):
+            if path.parts[0] == "masks" and path.suffix.lower() == ".png" and len(path.parts) > 2:
+                masks[str(path.parent.relative_to("masks"))].append(str(path))
+        if not any(stem in masks for stem in images):
+            raise InputError(
+                f"{self.path}: expected masks in masks/, such as "
+                f"masks/{next(iter(images))}/a horse.png, found none that belongs to an image."
+            )
+        self.take(images, files=digest(files, ("images", "masks")))
+        self.classes = tuple(sorted({_text(mask) for of in masks.values() for mask in of}))
+        self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
+
+    @override
+    def read(self, index: int) -> Sample:
+        stem = self.names[index]
+        own = self._masks.get(stem, ())
+        masks = [(_text(name), partial(_read_mask, self.path / name)) for name in own]
+        return masked_sample(stem, self.read_image(stem), masks)
+
+
+def _text(mask: str) -> str:
+    return PurePosixPath(mask).stem.replace("_", " ").strip()
+
+
+def _read_mask(path: Path) -> Mask:
+    """A mask (H, W): every pixel that is not 0.
+
+    Palette images count by their indices, others by their colours; what is transparent is outside.
+    """
+    with open_image(path) as image:
+        if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
+            mask: Mask = np.asarray(image) != 0
+        else:
+            filled = np.asarray(image.convert("RGBA")) != 0
+            mask = filled[..., :3].any(-1) & filled[..., 3]
+        return mask
+
+
+@final
+class FixationFolder(FileData):
+    """``images/STEM.jpg`` with ``fixations/STEM.png``, ``fixations/STEM.npy`` or both.
+
+    A PNG file is a density, its grey values. An NPY file (H, W) holds points if it is bool or has
+    no other values than 0 and 1, and is a density otherwise. The metrics NSS and AUC-Judd need
+    points, CC and SIM a density; with one of them only the two that need the other cannot be
+    measured: to blur points takes a width that no file has, and a density no longer knows its
+    points.
+
+    ``FOLDER/texts.csv``, with the columns file (with or without its ending) and text, has the texts
+    that the fixations on images are compared with; the option `text` is that of all others.
+
+    Raises:
+        InputError: there is no such folder, no image or no fixations in it, no text, an unreadable
+            texts.csv, or a number out of range.
+    """
+
+    name = "fixations"
+    classes = ()
+    tasks = ("fixation",)
+    options: ClassVar = {"text": None}
+
+    @override
+    def open(self) -> None:
+        files, images = self.list_images("images")
+        places = {s: [f"fixations/{s}{end}" for end in (".png", ".npy")] for s in images}
+        maps = {stem: [place for place in own if place in files] for stem, own in places.items()}
+        if not any(maps.values()):
+            raise InputError(
+                f"{self.path}: expected fixations/{next(iter(images))}.png or .npy and so on, "
+                "found no fixations that belong to an image."
+            )
+        text = self.given["text"]
+        if text is not None and not text.strip():
+            raise InputError(f"FixationFolder: expected a text with something in it, got {text!r}.")
+        texts = _read_texts(self.path / "texts.csv") if "texts.csv" in files else {}
+        if not texts and text is None:
+            raise InputError(
+                f"{self.path}: there is no text to compare fixations with; give one for all "
+                "images, or texts.csv with the columns file and text."
+            )
+        self._texts = {stem: texts.get(stem, text) for stem in images}
+        used = digest(files, ("images", "fixations"))
+        self.take(images, texts=digest(self._texts), files=used)
+        self._maps = {stem: maps[stem] for stem in self.names}
+
+    @override
+    def read(self, index: int) -> Sample:
+        stem = self.names[index]
+        text = self._texts[stem]
+        if text is None:
+            raise InputError(f"{stem}: texts.csv has no text for it.")
+        image = self.read_image(stem)
+        truth: dict[str, Any] = {}
+        dropped: list[str] = []
+        for place in self._maps[stem]:
+            try:
+                kind, values = _read_fixations(self.path / place, (image.height, image.width))
+                if kind in truth:
+                    raise InputError(f"{place}: the image has another {kind}.")
+                truth[kind] = values
+            except InputError as error:
+                dropped.append(str(error).rstrip("."))
+        if not truth:
+            reason = "; ".join(dropped) or f"{stem} has none"
+            raise InputError(f"there are no fixations to compare a map with: {reason}.")
+        return Sample(stem, image, fixated=text, dropped=tuple(dropped), **truth)
+
+
+def _read_texts(path: Path) -> dict[str, str]:
+    """Stem of each image -> its text."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    if header != ["file", "text"]:
+        raise InputError(f"{path}: expected the columns file, text, got {header}.")
+    texts = {}
+    for row in rows:
+        image = PurePosixPath(row[0].strip())
+        if len(row) != 2 or not row[1].strip() or not image.name:
+            raise InputError(f"{path}: expected a file and a text per line, got {row}.")
+        if image.parts[0] == "images" and len(image.parts) > 1:
+            image = image.relative_to("images")
+        texts[str(image.with_suffix(""))] = row[1]
+    return texts
+
+
+def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray[Any]]:
+    """Whether a file has "fixations" (bool) or a "density", and its values (H, W)."""
+    values: npt.NDArray[Any] = _read_grey(path) if path.suffix == ".png" else _load(path)
+    if values.shape != size:
+        shape = " x ".join(map(str, values.shape))
+        raise InputError(f"{path} has {shape} values, its image {size[0]} x {size[1]} pixels.")
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise InputError(f"{path}: expected finite values from 0 on.")
+    if not values.any():
+        raise InputError(f"{path}: nobody looked at the image.")
+    if path.suffix == ".png" or not np.isin(values, (0, 1)).all():
+        return "density", values.astype(np.float64)
+    if values.all():
+        raise InputError(f"{path}: every pixel is a fixation.")
+    return "fixations", values.astype(np.bool_)
+
+
+def _read_grey(path: Path) -> npt.NDArray[np.float64]:
+    """The grey values (H, W) of an image, of 8, 16 or 32 bits."""
+    with open_image(path) as image:
+        deep = image.mode in ("L", "F") or image.mode.startswith("I")
+        return np.asarray(image if deep else image.convert("L"), dtype=np.float64)
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except DAMAGED as error:
+        raise InputError(f"{path} cannot be read as an array ({error}).") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: expected an array of numbers.")
+    return array
