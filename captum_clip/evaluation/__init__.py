@@ -1,21 +1,30 @@
 """Runs over whole data sets: which map is right, statistics of many maps, and the best images."""
 
 from .config import EvaluationConfig, StudyConfig, Subject
-from .data import open_data
-from .data.base import Region, Sample
+from .data import DATA_SETS, DataSet, FileData, Region, Sample, open_data
 from .features import ImageFeatures, find_images, fit_emotions, image_features, score_emotions
-from .methods import methods_for
+from .method_on_batch import MethodOnBatch
+from .methods import REFERENCES, Attributed, Method, methods_for
+from .metric import Metric
 from .ranking import Ranking, rank
 from .results import Evaluation, evaluate
 from .study import StudyResult, corner_bias_study, emotions_study, run_study, statistics_study
 from .summary import Summary
-from .tasks import TASKS
+from .tasks import TASKS, Task
 
 __all__ = [
+    "DATA_SETS",
+    "REFERENCES",
     "TASKS",
+    "Attributed",
+    "DataSet",
     "Evaluation",
     "EvaluationConfig",
+    "FileData",
     "ImageFeatures",
+    "Method",
+    "MethodOnBatch",
+    "Metric",
     "Ranking",
     "Region",
     "Sample",
@@ -23,6 +32,7 @@ __all__ = [
     "StudyResult",
     "Subject",
     "Summary",
+    "Task",
     "corner_bias_study",
     "emotions_study",
     "evaluate",

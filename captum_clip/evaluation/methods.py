@@ -36,8 +36,8 @@ class Method(ABC):
     name: str  # in the table
     what: str  # how it is made, in a line
     costly: bool = False  # it takes many forward passes per map, so it sees the first images only
-    baseline: bool = False  # listed apart, since it says nothing about the model or the target
-    signed: bool = False  # what speaks against the target is below zero in its maps
+    baseline: bool = False  # listed apart, since it knows nothing of the model or the target
+    signed: bool = False  # negative evidence is below zero in its maps
     # not signed: the map of the negated target is the negative map
     negative_from_negated_target: bool = False
 
@@ -46,13 +46,13 @@ class Method(ABC):
         """Raw maps (N, h, w) on any grid, on the images' device; NaN where there is none."""
 
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute | None:
-        """Its `attribute` over the cosines with these rows; None where there is no such thing."""
+        """Its `attribute` over the cosines with these embeddings; None of maps that are drawn."""
         return None
 
     def negative_maps(self, clip: ClipAdapter, queries: Queries, raw: Tensor) -> Tensor | None:
-        """What speaks against the targets, (N, h, w), not below zero; None where there is no such.
+        """Negative evidence (N, h, w), not below zero, of queries with maps `raw`; None without.
 
-        `raw` are the maps for them. NaN where the map of a negated target has it.
+        NaN where the map of a negated target has it.
         """
         if self.signed:
             return (-raw).clamp(min=0)
@@ -80,27 +80,21 @@ class Attributed(Method):
     negative_from_negated_target: bool = False
     baseline: bool = False
     costly: bool = False
+    of_empty_text: bool = False  # whatever the target is
 
     @override
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
+        if self.of_empty_text:
+            rows = clip.encode_text([""]).expand_as(rows)
         names = tuple(str(number) for number in range(len(rows)))
         target = Target(rows.detach(), torch.ones(len(rows), device=rows.device), names)
         return partial(self.compute, ClipSimilarity(clip, target))
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
-        """Channels are added up."""
         leaf = queries.pixels.detach().clone().requires_grad_()
         heatmap = self.attribute(clip, queries.rows)(leaf, target=list(range(len(queries))))
-        return heatmap.detach().float().sum(1)
-
-
-class OfEmptyText(Attributed):
-    """An attribution of the empty text, whatever the target is."""
-
-    @override
-    def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
-        return super().attribute(clip, clip.encode_text([""]).expand_as(rows))
+        return heatmap.detach().float().sum(1)  # channels are added up
 
 
 @dataclass(eq=False)
@@ -154,33 +148,32 @@ def _occlusion(forward: ClipSimilarity, images: Tensor, target: Any = None) -> T
     return maps
 
 
-REFERENCES: Final = {
-    method.name: method
-    for method in (
-        Attributed(
-            "integrated-gradients",
-            f"Captum's IntegratedGradients from the mean colour, {_STEPS} steps, channels added",
-            _integrated_gradients,
-            signed=True,
-            costly=True,
-        ),
-        Attributed(
-            "noise-tunnel",
-            f"Captum's NoiseTunnel over Saliency (absolute gradients), {_DRAWS} draws of standard "
-            f"deviation {_DEVIATION}, channels added",
-            _noise_tunnel,
-            costly=True,
-        ),
-        Attributed(
-            "occlusion",
-            "Captum's Occlusion with the mean colour, one cell of the model's grid at a time",
-            _occlusion,
-            signed=True,
-            costly=True,
-        ),
-    )
-}
-"""Captum's own methods by name, at the size of the image."""
+_CAPTUMS: Final = (
+    Attributed(
+        "integrated-gradients",
+        f"Captum's IntegratedGradients from the mean colour, {_STEPS} steps, channels added",
+        _integrated_gradients,
+        signed=True,
+        costly=True,
+    ),
+    Attributed(
+        "noise-tunnel",
+        f"Captum's NoiseTunnel over Saliency (absolute gradients), {_DRAWS} draws of standard "
+        f"deviation {_DEVIATION}, channels added",
+        _noise_tunnel,
+        costly=True,
+    ),
+    Attributed(
+        "occlusion",
+        "Captum's Occlusion with the mean colour, one cell of the model's grid at a time",
+        _occlusion,
+        signed=True,
+        costly=True,
+    ),
+)
+REFERENCES: Final[dict[str, Method]] = {method.name: method for method in _CAPTUMS}
+"""Captum's own methods by name, at the size of the image; one of your own is measured next to them
+once it is in here."""
 
 _LAYERS: Final = {
     "last-attention": "layer:index=-1,of=attention",
@@ -224,7 +217,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name == "empty-text":
         method = _registered(name, registry.report_method(clip.tower))
         what = f"{method.what}, for the empty text"
-        return OfEmptyText(name, what, method.compute, baseline=True)
+        return Attributed(name, what, method.compute, baseline=True, of_empty_text=True)
     if name == "summed-attention":
         what = "CLS rows of the attention of all layers, heads averaged, added up"
         return Attributed(name, what, _summed_attention, baseline=True)
@@ -253,23 +246,22 @@ def _registered(name: str, text: str) -> Attributed:
     options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
     what = f"{choice.method.__name__} of {choice.method.__module__.partition('.')[0]}"
     what += f" with {options}" if options else ""
-
-    def compute(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
-        maps: Tensor = choice.method(forward).attribute(images, target=target, **choice.options)
-        return maps
-
-    def compute_signed(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
-        negated = ClipSimilarity(forward.clip, -forward.target)
-        return compute(forward, images, target) - compute(negated, images, target)
-
     if both_signs:
         choice.check_negative()
         what += ", less the map of the negated target"
+
+    def compute(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
+        maps: Tensor = choice.method(forward).attribute(images, target=target, **choice.options)
+        if both_signs:
+            negated = ClipSimilarity(forward.clip, -forward.target)
+            maps = maps - choice.method(negated).attribute(images, target=target, **choice.options)
+        return maps
+
     signed = choice.signed or both_signs
     return Attributed(
         name,
         what,
-        compute_signed if both_signs else compute,
+        compute,
         signed=signed,
         negative_from_negated_target=choice.needs_target and not signed,
         baseline=name in BASELINES,

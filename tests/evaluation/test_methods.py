@@ -9,7 +9,7 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 
-from captum_clip import ClipSimilarity, LayerAttention, attr, maps, targets
+from captum_clip import ClipSimilarity, LayerAttention, attr, evaluation, maps, targets
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.evaluation.methods import (
     BASELINES,
@@ -17,7 +17,15 @@ from captum_clip.evaluation.methods import (
     method_of,
     methods_for,
 )
-from tests.evaluation.cases import direct, model, queries
+from tests.evaluation.cases import (
+    Listed,
+    context,
+    direct,
+    measured,
+    model,
+    queries,
+    two_regions,
+)
 
 VIT, RESNET = "hf_vit", "open_clip_resnet"
 OWN: list[tuple[str, str, Any, dict[str, Any]]] = [
@@ -35,16 +43,17 @@ OWN: list[tuple[str, str, Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "method", "kind", "options"), OWN)
-def test_a_method_is_its_class(name: str, method: str, kind: Any, options: Any) -> None:
+@pytest.mark.parametrize("tower", [VIT, RESNET])
+def test_a_method_is_its_class(tower: str) -> None:
     """Two images with a text each at once, or one after the other through the class itself."""
-    clip = model(name)
+    clip = model(tower)
     asked = queries(clip)
-    if method.startswith("layer:"):
-        options = {**options, "rows": "sum"}
-    found = method_of(method, clip).maps(clip, asked)
-    for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
-        torch.testing.assert_close(heatmap, direct(clip, kind, pixels, row, **options))
+    for name, method, kind, options in OWN:
+        if name == tower:
+            own = {**options, "rows": "sum"} if method.startswith("layer:") else options
+            found = method_of(method, clip).maps(clip, asked)
+            for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+                torch.testing.assert_close(heatmap, direct(clip, kind, pixels, row, **own))
 
 
 def test_summed_attention_is_the_sum_over_layers() -> None:
@@ -162,52 +171,33 @@ def test_a_published_map_has_no_sign_and_its_signed_version_another_name(
 SIGNED = (":sign=signed", ",sign=signed")
 
 
-@pytest.mark.parametrize(
-    "method", ["all-grad", "attention-grad-cam", "last-grad", "last-grad:heads=averaged"]
-)
-def test_the_negative_map_of_a_vit_is_that_of_the_negated_target(method: str) -> None:
+def test_the_negative_map_of_a_vit_is_that_of_the_negated_target() -> None:
     clip = model(VIT)
     asked = queries(clip)
-    chosen = method_of(method, clip)
-    found = chosen.negative_maps(clip, asked, chosen.maps(clip, asked))
-    expected = chosen.maps(clip, replace(asked, rows=-asked.rows)).clamp(min=0)
-    assert found is not None
-    torch.testing.assert_close(found, expected, atol=0, rtol=0)
-    assert found.any()
+    for method in ("all-grad", "last-grad", "last-grad:heads=averaged"):
+        chosen = method_of(method, clip)
+        found = chosen.negative_maps(clip, asked, chosen.maps(clip, asked))
+        expected = chosen.maps(clip, replace(asked, rows=-asked.rows)).clamp(min=0)
+        assert found is not None
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+        assert found.any()
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [
-        (RESNET, "grad-cam:sign=signed"),
-        (VIT, "last-gradient"),
-        (VIT, "layer:of=gradient"),
-        (VIT, "integrated-gradients"),
-        (VIT, "occlusion"),
-        (VIT, "random"),
-    ],
-)
-def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero(
-    name: str, method: str
-) -> None:
-    clip = model(name)
-    asked = queries(clip)
+def test_the_negative_map_of_a_signed_method_is_what_lies_below_zero() -> None:
     raw = torch.tensor([[[1.0, -2.0]], [[-3.0, 0.0]]])
-    found = method_of(method, clip).negative_maps(clip, asked, raw)
-    assert found is not None
-    assert torch.equal(found, torch.tensor([[[0.0, 2.0]], [[3.0, 0.0]]]))
+    signed = ("last-gradient", "layer:of=gradient", "integrated-gradients", "occlusion", "random")
+    for name, method in ((RESNET, "grad-cam:sign=signed"), *((VIT, method) for method in signed)):
+        clip = model(name)
+        found = method_of(method, clip).negative_maps(clip, queries(clip), raw)
+        assert found is not None
+        assert torch.equal(found, torch.tensor([[[0.0, 2.0]], [[3.0, 0.0]]]))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        *("rollout", "last-attention", "summed-attention", "layer:index=0"),
-        *("centre", "empty-text", "noise-tunnel"),
-    ],
-)
-def test_what_does_not_know_against_has_no_negative_map(method: str) -> None:
+def test_what_does_not_know_negative_evidence_has_no_negative_map() -> None:
     clip = model(VIT)
-    assert method_of(method, clip).negative_maps(clip, queries(clip), torch.ones(2, 4, 4)) is None
+    ones = torch.ones(2, 4, 4)
+    for method in ("rollout", "summed-attention", "layer:index=0", "centre", "empty-text"):
+        assert method_of(method, clip).negative_maps(clip, queries(clip), ones) is None
 
 
 @pytest.mark.parametrize("name", [VIT, RESNET])
@@ -223,18 +213,18 @@ def test_empty_text_ignores_the_target(name: str) -> None:
     torch.testing.assert_close(found, own.maps(clip, replace(asked, rows=empty)))
 
 
-@pytest.mark.parametrize("method", ["random", "centre", "uniform"])
-def test_drawn_baselines_see_nothing(method: str) -> None:
+def test_drawn_baselines_see_nothing() -> None:
     """Neither model nor image nor target nor batch; only a sample's number."""
     clip = model(VIT)
     asked, other = queries(clip), queries(clip, ("x", "y"), first=0)
     other.pixels.zero_()
-    drawn = method_of(method, clip)
-    found = drawn.maps(clip, asked)
-    assert torch.equal(found, drawn.maps(clip, other))
-    assert torch.equal(found[1:], drawn.maps(clip, asked.part([1])))
-    assert drawn.attribute(clip, asked.rows) is None
-    assert drawn.baseline
+    for method in ("random", "centre", "uniform"):
+        drawn = method_of(method, clip)
+        found = drawn.maps(clip, asked)
+        assert torch.equal(found, drawn.maps(clip, other))
+        assert torch.equal(found[1:], drawn.maps(clip, asked.part([1])))
+        assert drawn.attribute(clip, asked.rows) is None
+        assert drawn.baseline
 
 
 def test_random_is_drawn_by_number_and_seed() -> None:
@@ -254,32 +244,37 @@ def test_centre_is_highest_in_the_middle() -> None:
     assert maps.normalize(found)[1:3, 1:3].min() == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "method", "message"),
-    [
-        (
-            VIT,
-            "gradcam",
-            r"no method 'gradcam' \(did you mean grad-cam\?\); there are grad-cam, .*centre",
-        ),
-        (VIT, "last-grad:head=paired", "last-grad has no option 'head'"),
-        (VIT, "last-grad:heads", "cannot read 'heads'"),
-        (VIT, "layer:index=x", "index: 'x' is not a layer"),
-        (VIT, "layer:index", "cannot read 'index' in 'layer:index'; options look like"),
-        (VIT, "layer:depth=1", "no option 'depth'"),
-        (VIT, "rollout:sign=signed", "rollout does not depend on the target"),
-    ],
-)
-def test_unknown_methods_are_said(name: str, method: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        method_of(method, model(name)).maps(model(name), queries(model(name)))
+def test_unknown_methods_and_options_are_refused() -> None:
+    clip = model(VIT)
+    for method, message in (
+        ("gradcam", r"no method 'gradcam' \(did you mean grad-cam\?\); .* grad-cam, .*centre"),
+        ("last-grad:head=paired", "last-grad has no option 'head'"),
+        ("layer:index=x", "index: 'x' is not a layer"),
+        ("layer:index", "cannot read 'index' in 'layer:index'; options look like"),
+        ("rollout:sign=signed", "rollout does not depend on the target"),
+    ):
+        with pytest.raises(InputError, match=message):
+            method_of(method, clip).maps(clip, queries(clip))
 
 
-@pytest.mark.parametrize("method", ["last-grad", "rollout", "summed-attention", "last-attention"])
-def test_a_method_of_another_tower_is_said(method: str) -> None:
+def test_a_method_of_another_tower_is_refused() -> None:
     clip = model(RESNET)
-    with pytest.raises(UnsupportedModelError, match="needs the attention of a vision transformer"):
-        method_of(method, clip).maps(clip, queries(clip))
+    for method in ("last-grad", "summed-attention"):
+        with pytest.raises(UnsupportedModelError, match="needs the attention of a vision"):
+            method_of(method, clip).maps(clip, queries(clip))
+
+
+def test_a_method_of_ones_own_is_measured_next_to_captums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any function of a similarity, images and a target is one."""
+    saliency = lambda forward, images, target=None: Saliency(forward).attribute(  # noqa: E731
+        images, target=target
+    )
+    own = evaluation.Attributed("saliency", "Captum's Saliency", saliency)
+    monkeypatch.setitem(evaluation.REFERENCES, "saliency", own)
+    clip = model(VIT)
+    assert "saliency" in methods_for(clip)
+    got = measured("localization", context(clip, Listed(two_regions("a"))), "saliency")
+    assert len(got["pointing"].values) == 2
 
 
 def test_parts_of_queries_keep_what_belongs_together() -> None:
