@@ -171,7 +171,7 @@ def test_numbers_out_of_range_are_refused():
     """The message names the class, the argument and the value."""
     for number, seed, message in (
         (0, 0, "number of 1 or more, got 0"),
-        (2.5, 0, "number of 1 or more, got 2.5"),
+        (True, 0, "number of 1 or more, got True"),
         (1, -1, "seed of 0 or more, got -1"),
         (100_001, 0, "number up to 100000"),
     ):

@@ -180,6 +180,6 @@ def test_two_images_of_one_stem_are_said(folder):
 
 def test_limits_out_of_range_are_refused(folder):
     """The message names the argument."""
-    for limit, seed in ((0, 0), (2.0, 0), (1, -1)):
+    for limit, seed in ((0, 0), (True, 0), (1, -1)):
         with pytest.raises(InputError, match=r"MaskedFolder: expected (limit|seed) of"):
             MaskedFolder(folder, limit=limit, seed=seed)

@@ -68,10 +68,10 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 def test_options_of_other_data_are_refused():
     """Nothing that was asked for is left out in silence."""
-    for name, option in (("demo", "template"), ("masks:x", "template"), ("voc:x", "text")):
+    for name in ("demo", "masks:x", "fixations:x"):
         kind = name.partition(":")[0]
-        with pytest.raises(InputError, match=f"the data set {kind} takes no {option}"):
-            open_data(name, **{option: "a {}"})
+        with pytest.raises(InputError, match=f"the data set {kind} takes no template"):
+            open_data(name, template="a {}")
 
 
 def test_places_that_are_not_there_are_named(tmp_path):
