@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..maps import to_float32
 from ..models.steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
 from ..models.towers import Attention, AttentionLayer, PooledToken, Pooling, PoolingHead, Which
 from ..recording import LayerRecord
-
-
-def to_float32(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def autocast_disabled(tensor: Tensor) -> AbstractContextManager[object]:
@@ -38,7 +34,7 @@ def pooled_attention(attention: Attention, record: LayerRecord) -> Tensor:
     """The row that is pooled, CLS or a pooling head's, (B, H, s), mostly without computing keys.
 
     q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
-    keys are turned (RoPE, qk-norm) the keys are needed.
+    keys are rotated (RoPE) or normed the keys are needed.
     """
     with autocast_disabled(record.tokens):
         tokens = to_float32(record.tokens)
@@ -71,31 +67,25 @@ def projected_heads(
     attention: Attention, which: Literal["query", "key", "value"], record: LayerRecord
 ) -> Tensor:
     """Queries, keys or values of all tokens (B, H, s, d), as they enter the products."""
-    assert record.tokens is not None
-    index = ("query", "key", "value").index(which)
     with autocast_disabled(record.tokens):
-        heads = _projected(attention, record, index, getattr(record, which))
+        exposed = getattr(record, which)
+        if exposed is None:
+            projection = getattr(attention.projections(), which)
+            exposed = run_steps((projection,), to_float32(record.tokens))
+        heads = _split(to_float32(exposed), attention.heads)
         if which == "value" or not isinstance(attention, AttentionLayer) or attention.plain:
             return heads
         return _rotated(attention, which, heads, record)
 
 
 def _rotated(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRecord) -> Tensor:
-    # norms of queries and keys take the type of the tower
+    # norms of queries and keys expect the tower's own type
     own = layer.projections().query.weight.dtype
     return layer.rotated(which, heads.to(own), record.context).to(heads.dtype)
 
 
-def _projected(
-    attention: Attention, record: LayerRecord, which: int, exposed: Tensor | None
-) -> Tensor:
-    if exposed is None:
-        exposed = run_steps((attention.projections()[which],), to_float32(record.tokens))
-    return _split(to_float32(exposed), attention.heads)  # (B, H, s, d)
-
-
 def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
-    """The heads' outputs side by side (B, D) for one row (B, H, s), differentiable in both.
+    """The heads' outputs, concatenated (B, D), for one row (B, H, s), differentiable in both.
 
     The value bias is weighted with the row's sum, which is one, since it is part of the gradient.
     """
@@ -105,20 +95,21 @@ def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
 
 
 def attended(layer: AttentionLayer, record: LayerRecord) -> Tensor:
-    """The heads' outputs side by side (B, s, D), in whose graph the weights are constants.
+    """The heads' outputs, concatenated (B, s, D), in whose graph the weights are constants.
 
     Fused, so no weights (B, H, s, s) are kept for the backward.
     """
     query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
     with autocast_disabled(query):
-        value = _projected(layer, record, 2, None)
+        projection = layer.projections().value
+        value = _split(run_steps((projection,), to_float32(record.tokens)), layer.heads)
         mask = record.pooled.mask(query.dtype)
         heads = F.scaled_dot_product_attention(query, key, value, mask, scale=layer.scale)
         return heads.transpose(1, 2).flatten(2)
 
 
 def merged(attention: Attention, heads: Tensor) -> Tensor:
-    """The attention's output (..., D) from the heads' outputs side by side."""
+    """The attention's output (..., D) from the heads' concatenated outputs."""
     with autocast_disabled(heads):
         output = attention.projections().output
         if attention.linear:
@@ -144,29 +135,6 @@ def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tens
         return head_products(attention.projections().value, heads, to_float32(tokens))
 
 
-def contributions(
-    attention: Attention,
-    direction: Direction,
-    row: Tensor,
-    tokens: Tensor,
-    *,
-    mean: Tensor | None = None,
-    by_head: bool = False,
-) -> Tensor:
-    """What each token adds along directions on the heads' outputs: sum_h a_hj d_h . v_hj.
-
-    For the weights (B, H, s) that are read and tokens (B, s, D), less the value of a token `mean`
-    (B, 1, D): (K, B, s), or `by_head` (K, B, H, s).
-    """
-    with autocast_disabled(tokens):
-        tokens, value = to_float32(tokens), attention.projections().value
-        if mean is not None:
-            tokens, value = tokens - mean, Linear(value.weight, None)
-        heads = split_heads(direction.rows, attention.heads)  # (K, B or 1, H, d)
-        parts = head_products(value, heads, tokens) * (row * direction.scale[:, None, None])
-        return parts if by_head else parts.sum(2)
-
-
 @torch.no_grad()
 def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord) -> Tensor:
     """D y / d A (..., H, s, s) of a kept layer, given the gradient (..., s, D) at its point."""
@@ -174,6 +142,27 @@ def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord
     value = projected_heads(layer, "value", record)
     with autocast_disabled(gradient):
         return _split(heads, layer.heads) @ value.transpose(-1, -2)
+
+
+def contributions(
+    attention: Attention,
+    direction: Direction,
+    row: Tensor,
+    tokens: Tensor,
+    *,
+    mean: Tensor | None = None,
+) -> Tensor:
+    """The share of each token along directions on the heads' outputs: a_hj d_h . v_hj.
+
+    For the pooled weights (B, H, s) and tokens (B, s, D), less the value of a token `mean`
+    (B, 1, D): (K, B, H, s).
+    """
+    with autocast_disabled(tokens):
+        tokens, value = to_float32(tokens), attention.projections().value
+        if mean is not None:
+            tokens, value = tokens - mean, Linear(value.weight, None)
+        heads = split_heads(direction.rows, attention.heads)  # (K, B or 1, H, d)
+        return head_products(value, heads, tokens) * (row * direction.scale[:, None, None])
 
 
 def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
@@ -192,9 +181,9 @@ def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
 
 
 def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
-    """The row that a tower's output reads, (B, s): e_CLS, or the mean of the patches' rows.
+    """The row that a tower's output pools, (B, s): e_CLS, or the mean of the patches' rows.
 
-    A probe reads its own row, so below it the mean stands for the tokens.
+    A pooling head has a row of its own, so below it the mean stands for the tokens.
     """
     if pooling == "cls":
         return pooled.row_of(like)
@@ -205,7 +194,7 @@ def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken
 
 
 def start_row(gradient: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
-    """The row to read, (B, s), given the gradient (B, s, D) of the last attention's output.
+    """The row to begin with, (B, s), given the gradient (B, s, D) of the last attention's output.
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows.
     """
@@ -213,8 +202,7 @@ def start_row(gradient: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
     mean = initial_row("mean", like, prefix, pooled)
     if prefix == 0 and pooled.rows is None:  # the first token is a patch
         return mean
-    cls = pooled.row_of(like)
-    return torch.where(pooled.read(gradient).any(-1, keepdim=True), cls, mean)
+    return torch.where(pooled.read(gradient).any(-1, keepdim=True), pooled.row_of(like), mean)
 
 
 def read_row(row: Tensor, matrix: Tensor) -> Tensor:

@@ -72,16 +72,16 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     setattr(cls, name, _with_options(cls, name))
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
-        tower, name = _resolve_tower(type(self).__name__, forward_func, layer), type(self).__name__
-        if tower.kind == "text" and "text" not in self.towers:
-            raise UnsupportedModelError(
-                f"{name} needs {self._needs}, and a text has words, not a grid; use "
-                "DirectContribution, ConservativePropagation or LastGradAttention."
-            )
+        name = type(self).__name__
+        tower = _resolve_tower(name, forward_func, layer)
         if tower.kind not in self.towers:
-            raise UnsupportedModelError(
-                f"{name} needs {self._needs}, and this tower is a {tower.kind}; {self._instead}."
-            )
+            reason = f"this tower is a {tower.kind}; {self._instead}."
+            if tower.kind == "text":
+                reason = (
+                    "a text has words, not a grid; use DirectContribution, "
+                    "ConservativePropagation or LastGradAttention."
+                )
+            raise UnsupportedModelError(f"{name} needs {self._needs}, and {reason}")
         # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, part)
@@ -105,19 +105,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return record.on_grid(self._tower, values)
 
     @classmethod
-    def is_signed(cls, **options: Any) -> bool:
-        """`signed` with these options."""
-        return cls.signed
-
-    @classmethod
-    def depends_on_target(cls, **options: Any) -> bool:
-        """`needs_target` with these options."""
-        return cls.needs_target
-
-    @classmethod
-    def is_costly(cls, **options: Any) -> bool:
-        """`costly` with these options."""
-        return cls.costly
+    def properties(cls, **options: Any) -> dict[str, bool]:
+        """`signed`, `needs_target` and `costly` where these options change them."""
+        return {}
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
@@ -162,7 +152,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             CaptureError: the forward function does not run the tower exactly once.
         """
         return_rest = self.additive and options.pop("return_rest", False)
-        if target is None and not self.depends_on_target(**options):
+        if target is None and not self.properties(**options).get("needs_target", self.needs_target):
             target = 0
         select = partial(one_column, target)
         found = self._run(inputs, additional_forward_args, select, options)

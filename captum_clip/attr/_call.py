@@ -174,12 +174,9 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
                 "choose one with target=0, or take all with attribute_targets."
             )
         target = 0
-    if isinstance(target, (Tensor, np.ndarray)):
-        target = target.tolist()
-    if isinstance(target, (list, tuple)):
-        flat = [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in target]
-    else:
-        flat = [target]
+    listed = target.tolist() if isinstance(target, (Tensor, np.ndarray)) else target
+    several = listed if isinstance(listed, (list, tuple)) else [listed]
+    flat = [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in several]
     if len(flat) == 1:
         flat *= batch
     if len(flat) != batch:

@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
 from ..errors import CaptureError, UnsupportedModelError
+from ..maps import to_float32
 from ..models.library import has_no_foreign_hooks
 from ..models.steps import Direction, Step, run_steps
 from ..models.text import TextTower
 from ..models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
 from ..recording import LayerRecord, Recording, Visit, record_resnet, record_vit
-from . import _attention
-from ._attention import to_float32
+from . import _attention as mha
 from ._call import Call, Pass
 
 Visits = tuple[range, Visit]
@@ -49,8 +50,8 @@ class LastGradient:
         assert self.output is not None
         layer, seen = tower.layers[-1], self.run.record.layers[len(tower.layers) - 1]
         for output in self.output:
-            start = _attention.start_row(output, tower.prefix, seen.pooled)
-            yield start, _attention.matrix_gradient(layer, output, seen)
+            start = mha.start_row(output, tower.prefix, seen.pooled)
+            yield start, mha.matrix_gradient(layer, output, seen)
 
 
 def last_gradient(
@@ -64,12 +65,9 @@ def last_gradient(
         if short is not None:
             return short
     if _stops(tower, call):
-        with record_vit(tower, visit=visit, stop=last) as record:
-            call.scores()
-        with torch.no_grad():
-            weights, heads, tokens = _last_heads(tower, record)
-        run = _tail(tower, call, record, heads.requires_grad_())
-        row = _attention.row_gradient(attention, run.stacked_gradients(heads), tokens)
+        run, weights, heads = _stopped(tower, call, from_heads=True, visit=visit)
+        tokens = run.record.layers[last].tokens
+        row = mha.row_gradient(attention, run.stacked_gradients(heads), tokens)
         return LastGradient(run, row, weights)
     refuse_checkpointing(tower)
     keep = keep or range(last, last + 1)
@@ -98,10 +96,11 @@ def _from_last_block(tower: ViTTower, call: Call, visit: Visits | None) -> LastG
             return None
         rows.append(gradient[:, 0])
     with torch.no_grad():
-        weights, heads, tokens = _last_heads(tower, run.record)
+        weights, heads = _last_heads(tower, run.record)
     token = _pooled_token(tower, run.record, heads.requires_grad_())
     (gradient,) = grad(token, heads, torch.stack(rows), is_grads_batched=True)
-    return LastGradient(run, _attention.row_gradient(tower.layers[last], gradient, tokens), weights)
+    tokens = run.record.layers[last].tokens
+    return LastGradient(run, mha.row_gradient(tower.layers[last], gradient, tokens), weights)
 
 
 def _stops(tower: ViTTower, call: Call) -> bool:
@@ -109,12 +108,31 @@ def _stops(tower: ViTTower, call: Call) -> bool:
     return call.similarity is not None and tower.pooling != "mean"
 
 
+def _stopped(
+    tower: ViTTower, call: Call, *, from_heads: bool = False, **recording: Any
+) -> tuple[Pass, Tensor, Tensor]:
+    """A forward that ends at the last attention, whose pooled token goes through the rest.
+
+    With the last pooled row (B, H, s) and its heads' outputs (B, D), which are the leaf of the
+    graph with `from_heads`.
+    """
+    assert call.similarity is not None
+    with record_vit(tower, stop=len(tower.attentions) - 1, **recording) as record:
+        call.scores()
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not from_heads):
+        row, heads = _last_heads(tower, record)
+    if from_heads:
+        heads.requires_grad_()
+    embedding = tower.embed(_pooled_token(tower, record, heads))
+    return call.passed(record, call.similarity.score(embedding)), row, heads
+
+
 @torch.no_grad()
 def _first_row(attention: Attention, seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
-    heads = _attention.heads_gradient(attention, gradient[:, :, 0], seen)
-    row = _attention.row_gradient(attention, heads, seen.tokens)
-    return row, _attention.pooled_attention(attention, seen)
+    heads = mha.heads_gradient(attention, gradient[:, :, 0], seen)
+    row = mha.row_gradient(attention, heads, seen.tokens)
+    return row, mha.pooled_attention(attention, seen)
 
 
 def _check_first_query(gradient: Tensor) -> None:
@@ -126,30 +144,22 @@ def _check_first_query(gradient: Tensor) -> None:
         )
 
 
-def _last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor, Tensor]:
-    """The last attention's pooled row (B, H, s), its heads' outputs (B, D), and its tokens."""
-    attention = tower.attentions[-1]
-    seen = record.layers[len(tower.attentions) - 1]
-    row = _attention.pooled_attention(attention, seen)
-    return row, _attention.heads_output(attention, row, seen.tokens), seen.tokens
+def _last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor]:
+    """The last attention's pooled row (B, H, s), and its heads' outputs (B, D)."""
+    attention, seen = tower.attentions[-1], record.layers[len(tower.attentions) - 1]
+    row = mha.pooled_attention(attention, seen)
+    return row, mha.heads_output(attention, row, seen.tokens)
 
 
 def _pooled_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
     """The argument of `ViTTower.embed`, (B, D), from the last heads' outputs for what is pooled."""
     last = len(tower.attentions) - 1
     attention = tower.attentions[last]
-    attended = _attention.merged(attention, heads)
+    attended = mha.merged(attention, heads)
     if isinstance(attention, AttentionLayer):
         residual = record.pooled.read(record.residual)
         return attention.tail(residual, attended.to(residual.dtype))
     return attended.to(record.layers[last].tokens.dtype)  # of the tower, as its head expects
-
-
-def _tail(tower: ViTTower, call: Call, record: Recording, heads: Tensor) -> Pass:
-    """The scores of a stopped forward, from the last heads' outputs for what is pooled, (B, D)."""
-    assert call.similarity is not None
-    embedding = tower.embed(_pooled_token(tower, record, heads))
-    return call.passed(record, call.similarity.score(embedding))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +177,7 @@ class AllGradients:
     def layer_gradient(self, index: int, gradient: Tensor) -> Tensor:
         """D y / d A (B, H, s, s) of a layer, given the gradient of its point."""
         layer, seen = self.tower.layers[index], self.run.record.layers[index]
-        return _attention.matrix_gradient(layer, gradient, seen)
+        return mha.matrix_gradient(layer, gradient, seen)
 
     def last_row(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
         """D y / d A and A of the pooled row, both (B, H, s), given the last gradient.
@@ -198,11 +208,8 @@ def all_gradients(
         return tuple(record.layers[i].point(tower.attentions[i])[0] for i in indices)
 
     if _stops(tower, call) and start < last:
-        with record_vit(tower, keep=range(first, last), leaf=start, stop=last) as record:
-            call.scores()
-        row, heads, _ = _last_heads(tower, record)
-        run = _tail(tower, call, record, heads)
-        return AllGradients(tower, run, (*points(record, last), row))
+        run, row, _ = _stopped(tower, call, keep=range(first, last), leaf=start)
+        return AllGradients(tower, run, (*points(run.record, last), row))
     run = call.run(record_vit(tower, keep=range(first, last + 1), leaf=start))
     return AllGradients(tower, run, points(run.record, last + 1))
 
@@ -213,7 +220,7 @@ def kept_attention(
     """A function of a kept layer: its attention (B, H, s, s), or `averaged` (B, 1, s, s)."""
 
     def attention(index: int) -> Tensor:
-        matrix = _attention.all_rows(tower.layers[index], run.record.layers[index])
+        matrix = mha.all_rows(tower.layers[index], run.record.layers[index])
         return matrix.mean(1, keepdim=True) if averaged else matrix
 
     return cache(attention) if len(run.columns) > 1 else attention  # every target needs it again
@@ -222,11 +229,9 @@ def kept_attention(
 def without_gradient(tower: ViTTower, call: Call, visit: Visits) -> Pass:
     """Run once without any graph and visit the tokens of some layers."""
     with torch.no_grad():
-        if not _stops(tower, call):
-            return call.run(record_vit(tower, visit=visit))
-        with record_vit(tower, visit=visit, stop=len(tower.attentions) - 1) as record:
-            call.scores()
-        return _tail(tower, call, record, _last_heads(tower, record)[1])
+        if _stops(tower, call):
+            return _stopped(tower, call, visit=visit)[0]
+        return call.run(record_vit(tower, visit=visit))
 
 
 def refuse_checkpointing(tower: ViTTower) -> None:

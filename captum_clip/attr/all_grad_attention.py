@@ -29,19 +29,10 @@ class AllGradAttention(ViTAttribution):
     It needs the gradient of every layer, so each target costs a backward; the forward is shared.
     The map is non-negative; the negative map is the map of ``-target``.
 
-    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based;
+    Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
     a pooling head counts as one more layer.
 
     Source: Chefer et al. 2021 (arXiv:2103.15679), equations 5 and 6 there.
-
-    Example:
-        >>> from captum_clip import AllGradAttention, ClipSimilarity, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
-        >>> images = clip.preprocess(draw_scene(0).image)
-        >>> AllGradAttention(forward).attribute(images).shape
-        torch.Size([1, 1, 7, 7])
     """
 
     name = "all-grad"

@@ -31,21 +31,12 @@ class AttentionGradCam(ViTAttribution):
     with ``weights="pooled"`` (the form of Chefer et al., to which Mamooler's text refers: the
     gradient is one number per head, and the ReLU comes after the mean over heads).
 
-    Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows is
-    read, and pooled over, in its place. In a tower with a pooling head (SigLIP, PE-Core) the last
-    attention is the head's, which has one row: that of its probe. The map is non-negative; the
-    negative map is the map of ``-target``. It is the last term of :class:`LastGradAttention`.
+    Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows
+    takes its place. In a tower with a pooling head (SigLIP, PE-Core) the last attention is the
+    head's, which has one row, that of its query. The map is non-negative; the negative map is the
+    map of ``-target``. It is the last term of :class:`LastGradAttention`.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); Chefer et al. 2021 (arXiv:2103.15679).
-
-    Example:
-        >>> from captum_clip import AttentionGradCam, ClipSimilarity, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, "a horse"))
-        >>> images = clip.preprocess(draw_scene(0).image)
-        >>> AttentionGradCam(forward).attribute(images, weights="pooled").shape
-        torch.Size([1, 1, 7, 7])
     """
 
     name = "attention-grad-cam"

@@ -28,18 +28,10 @@ class AttentionRollout(ViTAttribution):
     It does not depend on the target: `target` may be left out, and ``attribute_targets`` repeats
     the map K times, so that tables of methods stay rectangular.
 
-    Option, keyword-only on both verbs: ``start_layer``, the first layer that takes part, 0-based;
+    Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
     a pooling head counts as one more layer.
 
     Source: Abnar and Zuidema 2020 (arXiv:2005.00928).
-
-    Example:
-        >>> from captum_clip import AttentionRollout, ClipSimilarity, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
-        >>> AttentionRollout(forward).attribute(clip.preprocess(draw_scene(0).image)).shape
-        torch.Size([1, 1, 7, 7])
     """
 
     name = "rollout"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
+from ..maps import to_float32
 from ..models.towers import ResNetTower, ViTTower
 from ..recording import record_features
-from ._attention import to_float32
 from ._base import ClipAttribution
 from ._call import Call, Computed
 
@@ -42,7 +42,7 @@ class CamFamily(ClipAttribution):
     The map is non-negative; the negative map is the map of ``-target``. Score-CAM and Ablation-CAM
     take a forward for each channel, the others one forward, and a backward per target.
 
-    Options, keyword-only on both verbs:
+    Options, keyword-only:
 
     - ``variant``: the class, "GradCAM" if none is named.
     - ``eigen_smooth``: the first principal component of the weighted features, where it has that.
@@ -66,13 +66,8 @@ class CamFamily(ClipAttribution):
 
     @classmethod
     @override
-    def depends_on_target(cls, *, variant: str = "GradCAM", **options: Any) -> bool:
-        return variant not in _WITHOUT_TARGET
-
-    @classmethod
-    @override
-    def is_costly(cls, *, variant: str = "GradCAM", **options: Any) -> bool:
-        return variant in _MANY_FORWARDS
+    def properties(cls, *, variant: str = "GradCAM", **options: Any) -> dict[str, bool]:
+        return {"needs_target": variant not in _WITHOUT_TARGET, "costly": variant in _MANY_FORWARDS}
 
     @classmethod
     @override
@@ -91,7 +86,7 @@ class CamFamily(ClipAttribution):
         tower = self._tower
         if isinstance(tower, ViTTower) and variant in _NOT_ON_TOKENS:
             raise UnsupportedModelError(
-                f"cam:{variant} says nothing on a vision transformer: {_NOT_ON_TOKENS[variant]}; "
+                f"cam:{variant} is meaningless on a vision transformer: {_NOT_ON_TOKENS[variant]}; "
                 "take LayerCAM or GradCAM."
             )
         options = {name: _value(value) for name, value in options.items()}
@@ -100,7 +95,7 @@ class CamFamily(ClipAttribution):
         leaf = run.record.features
         network = _Network(call, tower, leaf.device)
         cam = _class_of(variant)(model=network, target_layers=[network.features], **options)
-        cam.activations_and_grads.release()  # what it would record is at hand
+        cam.activations_and_grads.release()  # the gradients are taken here
         features, images = to_float32(leaf.detach()).cpu().numpy(), call.images[0]
         maps = []
         for columns, (gradient,) in zip(run.columns, run.gradients(leaf), strict=True):
@@ -116,17 +111,17 @@ class CamFamily(ClipAttribution):
 
 
 class _Network(nn.Module):
-    """What the library is given for a model: the forward function, and the layer to look at."""
+    """The model as the library sees it: the forward function, and the layer to look at."""
 
     def __init__(self, call: Call, tower: ViTTower | ResNetTower, device: torch.device) -> None:
         super().__init__()
         self.features = nn.Identity()
-        self.anchor = nn.Parameter(torch.zeros((), device=device))  # tells the device
+        self.anchor = nn.Parameter(torch.zeros((), device=device))  # where the library finds it
         self._call, self._tower = (call,), tower  # no submodule, so no flag of it is touched
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """The scores, the features having passed the layer."""
+        """Scores, with the features sent through the layer."""
         call = self._call[0]
         with record_features(self._tower, through=lambda features: self.features(features)):
             scores: Tensor = call.forward(images, *call.extra)
@@ -151,7 +146,7 @@ def _class_of(variant: str) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """A number or a truth value where a command line's text says one."""
+    """A number or a truth value where a command line's text is one."""
     try:
         return literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""ConservativePropagation: gradient times input with every gate of the transformer held."""
+"""ConservativePropagation: gradient times input with every gate of the transformer detached."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ..maps import to_float32
 from ..models.text import TextTower
 from ..models.towers import AttentionLayer, ViTTower
 from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
-from ._attention import attended, heads_output, merged, pooled_attention, to_float32
+from ._attention import attended, heads_output, merged, pooled_attention
 from ._base import ClipAttribution
 from ._call import Call, Computed
 from ._engine import embedded_scores, refuse_checkpointing
@@ -21,7 +22,7 @@ from ._engine import embedded_scores, refuse_checkpointing
 
 @final
 class ConservativePropagation(ClipAttribution):
-    r"""Gradient times input, with attention, norms and activations held: signed and conservative.
+    r"""Gradient times input with attention, norms and activations detached: signed, conservative.
 
     .. math:: r_j = x_j \cdot \frac{\partial \tilde y}{\partial x_j}
 
@@ -29,24 +30,15 @@ class ConservativePropagation(ClipAttribution):
     in which the attention's weights, the norms' standard deviations, the activations' gates
     :math:`f(x) / x` and the embedding's length are constants. What is left is linear, so relevance
     is neither made nor lost on the way: ``maps.sum((-2, -1)) + rest`` is the score, and the rest
-    has what class token, positions and biases add. A gated MLP (SwiGLU) keeps its gate.
+    is the share of class token, positions and biases. A gated MLP (SwiGLU) keeps its gate.
 
-    One forward, and a backward per target. What is below zero speaks against the target. With a
-    forward function of your own the score's gradient is taken at the tower's output, as
-    :class:`DirectContribution` does. For vision transformers only.
+    One forward, and a backward per target. Evidence against the target is negative. With a forward
+    function of your own the score's gradient is taken at the tower's output, as
+    :class:`DirectContribution` does. For transformers only.
 
-    Option, keyword-only on both verbs: ``return_rest``: give the rest (B, K) too.
+    Option, keyword-only: ``return_rest``, to return the rest (B, K) as well.
 
     Source: Ali et al. 2022 (arXiv:2202.07304).
-
-    Example:
-        >>> from captum_clip import ClipSimilarity, ConservativePropagation, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
-        >>> images = clip.preprocess(draw_scene(0).image)
-        >>> ConservativePropagation(forward).attribute_targets(images).shape
-        torch.Size([1, 2, 7, 7])
     """
 
     name = "conservative"
@@ -89,7 +81,7 @@ def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False)
 
 
 def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
-    """An attention's output (B, rows, D), its weights held."""
+    """An attention's output (B, rows, D), its weights detached."""
     attention = tower.attentions[index]
     if isinstance(attention, AttentionLayer):
         return merged(attention, attended(attention, seen))

@@ -1,4 +1,4 @@
-"""DirectContribution: what each position adds to the score, for every text from one forward."""
+"""DirectContribution: the share of each position in the score, for every text in one forward."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
+from ..maps import to_float32
 from ..models.library import has_no_foreign_hooks, runs_library_code
 from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer
@@ -22,18 +24,10 @@ from ..models.towers import (
     ViTTower,
 )
 from ..recording import LayerRecord
-from ._attention import (
-    autocast_disabled,
-    contributions,
-    heads_output,
-    initial_row,
-    merged,
-    pooled_attention,
-    to_float32,
-)
+from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Computed
-from ._engine import PooledEmbedding, pooled_embedding
+from ._engine import pooled_embedding
 from .conservative_propagation import propagated_to_patches
 
 Baseline = Literal["none", "mean"]
@@ -46,32 +40,32 @@ class DirectContribution(ClipAttribution):
     r"""What every position adds to the score directly: signed, additive, without a gradient.
 
     The embedding is a sum over tokens once the final norm's standard deviation and the embedding's
-    length are held as they are at this image. With :math:`G = \gamma \odot W_P^T t / (\sigma |e|)`
+    length are constants of this image. With :math:`G = \gamma \odot W_P^T t / (\sigma |e|)`
     less its mean over channels, position j adds
 
     .. math:: r_j = \sum_l \sum_h A_{lh}[CLS, j] \; (W_O^{h\,T} G) \cdot v_{lhj}
 
-    in a tower that reads CLS; the sum over layers is that of the residual stream. A pooling head
-    (probe) is one such attention, with its MLP's gates held as well; a mean of N patches adds
+    in a tower that pools CLS; the sum over layers is that of the residual stream. A pooling head is
+    one such attention, with its MLP's gates detached as well; in a mean of N patches each adds
     :math:`G \cdot x_j / N`; the attention pool of a ResNet is one attention, whose mean token is
     spread over the positions; on a network that ends in average pooling this is CAM.
 
-    ``maps.sum((-2, -1)) + rest`` is the score: the rest has the class token, the MLPs and the
-    biases. What is below zero speaks against the target. All targets come from one forward pass.
+    ``maps.sum((-2, -1)) + rest`` is the score: the rest is the share of the class token, the MLPs
+    and the biases. Evidence against the target is negative. All targets come from one forward.
     With a forward function of your own, :math:`G` begins at the tower's output e with
     :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward per
     target. It answers "what does this place add"; "what if it were gone" is another question.
 
-    Options, keyword-only on both verbs:
+    Options, keyword-only:
 
-    - ``baseline``: "none", or "mean" for :math:`v_j - \frac{1}{N} \sum_i v_i`, what a position
-      adds beyond an average one.
+    - ``baseline``: "none", or "mean" for :math:`v_j - \frac{1}{N} \sum_i v_i`, the share of a
+      position beyond an average one.
     - ``per``: None, "layer" for maps (B, K, n, h, w) or "head" for (B, K, n, H, h, w), n the
       attentions that take part.
-    - ``start_layer``: first layer that takes part, 0-based; what is below is in the rest.
-    - ``depth``: "readout", or "all" to carry what tokens add on through all layers to the patches
-      they are made of, which is :class:`ConservativePropagation`, at a backward a target.
-    - ``return_rest``: give the rest (B, K) too.
+    - ``start_layer``: first layer that takes part, 0-based; those below count in the rest.
+    - ``depth``: "pooling", or "all" to carry the tokens' shares on through all layers to the
+      patches, which is :class:`ConservativePropagation`, at a backward per target.
+    - ``return_rest``: return the rest (B, K) as well.
 
     Source: Gandelsman et al. 2024 (arXiv:2310.05916), who use it for heads and texts; Zhou et al.
     2016 (arXiv:1512.04150), CAM.
@@ -106,7 +100,7 @@ class DirectContribution(ClipAttribution):
         if per is not None:
             check_choice("per", per, ("head", "layer"))
         check_choice("depth", depth, ("pooling", "all"))
-        tower = self._tower
+        tower, centred = self._tower, baseline == "mean"
         if depth == "all":
             if isinstance(tower, ResNetTower):
                 raise InputError(
@@ -118,28 +112,58 @@ class DirectContribution(ClipAttribution):
                     "depth: 'all' carries every layer and head on to the patches, so none of them "
                     "can be kept or left out; leave out `per` and `start_layer`."
                 )
-            return propagated_to_patches(tower, call, centred=baseline == "mean")
+            return propagated_to_patches(tower, call, centred=centred)
         if isinstance(tower, ResNetTower):
-            return _of_resnet(tower, call, baseline, per, start_layer)
+            if start_layer:
+                raise InputError(
+                    "start_layer: a ResNet has one pool, which is always read; leave it out."
+                )
+            return _of_resnet(tower, call, centred, per)
         layers = self._layers(start_layer)
         if tower.pooling == "mean":
-            return _of_mean(tower, call, baseline, per)
+            return _of_mean(tower, call, centred, per)
         if tower.pooling == "attention":
             layers = layers[-1:]  # only the pool reads the tokens
-        for index in layers:
-            _check_unchanged(index, tower.attentions[index])
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        return _of_rows(tower, call, layers, centred, per)
 
-        def visit(index: int, record: LayerRecord) -> None:
-            seen[index] = record.tokens, pooled_attention(tower.attentions[index], record)
 
-        found = pooled_embedding(tower, call, (layers, visit))
-        with torch.no_grad(), autocast_disabled(found.token):
-            return _of_rows(tower, found, seen, baseline, per)
+def _of_rows(
+    tower: ViTTower, call: Call, layers: range, centred: bool, per: Per | None
+) -> Computed:
+    """From the pooled row of every attention that takes part."""
+    for index in layers:
+        _check_unchanged(index, tower.attentions[index])
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def visit(index: int, record: LayerRecord) -> None:
+        row = mha.pooled_attention(tower.attentions[index], record)
+        seen[index] = record.tokens, row
+
+    found = pooled_embedding(tower, call, (layers, visit))
+    token, span, pooled = found.token, tower.span, found.run.record.pooled
+    with torch.no_grad(), mha.autocast_disabled(token):
+        direction = pull_back(found.steps, token, found.direction)
+        total = direction.along(token) + direction.constant  # (K', B)
+        values = []
+        for index, (tokens, row) in sorted(seen.items(), reverse=True):
+            attention = tower.attentions[index]
+            if isinstance(attention, PostNormLayer):
+                direction = _below_norms(attention, direction, tokens, row, pooled)
+            steps = (*attention.merge_steps(), *attention.branch())
+            # linear steps are the same for every token
+            heads = mha.heads_output(attention, row, tokens) if needs_token(steps) else token
+            at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
+            mean = pooled.mean(to_float32(tokens), span) if centred else None
+            parts = mha.contributions(attention, at_heads, row, tokens, mean=mean)  # (K', B, H, s)
+            values.append(parts if per == "head" else parts.sum(2))
+        values.reverse()
+        maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
+        rest = total - maps[..., span].flatten(2).sum(-1)
+        return found.run.computed(maps, rest.T)
 
 
 def _check_unchanged(index: int, attention: Attention) -> None:
-    """What an attention adds is told from its parameters, so it must be what they say."""
+    """The shares are computed from an attention's parameters, so nothing else may change them."""
     modules = [attention.input_module, attention.output_module]
     if isinstance(attention, AttentionLayer):
         modules.append(attention.block)
@@ -152,41 +176,11 @@ def _check_unchanged(index: int, attention: Attention) -> None:
             )
 
 
-def _of_rows(
-    tower: ViTTower,
-    found: PooledEmbedding,
-    seen: dict[int, tuple[Tensor, Tensor]],
-    baseline: Baseline,
-    per: Per | None,
-) -> Computed:
-    """From the row of every attention that takes part."""
-    token, span, pooled = found.token, tower.span, found.run.record.pooled
-    direction = pull_back(found.steps, token, found.direction)
-    total = direction.along(token) + direction.constant  # (K', B)
-    values = []
-    for index, (tokens, row) in sorted(seen.items(), reverse=True):
-        attention = tower.attentions[index]
-        steps = (*attention.merge_steps(), *attention.branch())
-        # linear steps are the same wherever they are read
-        heads = heads_output(attention, row, tokens) if needs_token(steps) else token
-        direction = _below_norms(attention, direction, tokens, row, pooled)
-        at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-        mean = pooled.mean(to_float32(tokens), span) if baseline == "mean" else None
-        by_head = per == "head"
-        values.append(contributions(attention, at_heads, row, tokens, mean=mean, by_head=by_head))
-    values.reverse()
-    maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
-    rest = total - maps[..., span].flatten(2).sum(-1)
-    return found.run.computed(maps, rest.T)
-
-
 def _below_norms(
-    layer: Attention, direction: Direction, tokens: Tensor, row: Tensor, pooled: PooledToken
+    layer: PostNormLayer, direction: Direction, tokens: Tensor, row: Tensor, pooled: PooledToken
 ) -> Direction:
     """A direction on a block's output -> on the stream before the norms that follow its sums."""
-    if not isinstance(layer, PostNormLayer):
-        return direction
-    attended = merged(layer, heads_output(layer, row, tokens))
+    attended = mha.merged(layer, mha.heads_output(layer, row, tokens))
     # such a block attends to the stream itself
     entered = layer.entering(pooled.read(tokens), attended.to(tokens.dtype))
     for norm, token in zip(reversed(layer.stream_norms), reversed(entered), strict=True):
@@ -194,8 +188,8 @@ def _below_norms(
     return direction
 
 
-def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -> Computed:
-    """From the last tokens themselves, whose mean is read."""
+def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per | None) -> Computed:
+    """From the last tokens themselves, whose mean is pooled."""
     if per is not None:
         tokens = "tokens" if tower.kind == "text" else "patches"
         raise InputError(
@@ -203,36 +197,28 @@ def _of_mean(tower: ViTTower, call: Call, baseline: Baseline, per: Per | None) -
             f"{per}; leave it out."
         )
     found = pooled_embedding(tower, call)
-    with torch.no_grad(), autocast_disabled(found.token):
-        token, before = found.token, tower.steps_before_mean  # (B, N, D)
-        pooled = found.run.record.pooled
-        share = initial_row("mean", token[..., 0], 0, pooled)  # (B, N)
+    with torch.no_grad(), mha.autocast_disabled(found.token):
+        token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
+        share = mha.initial_row("mean", token[..., 0], 0, pooled)  # (B, N)
         batch, count, _ = token.shape
-        flat = token.flatten(0, 1)
+        flat = token.flatten(0, 1)  # (B N, D)
         mean = pooled.mean(run_steps(found.steps[:before], token), slice(None))[:, 0]
         direction = pull_back(found.steps[before:], mean, found.direction)
         constant = direction.constant
         direction = pull_back(found.steps[:before], flat, direction.repeated(count))
         total = direction.along(flat) + direction.constant
         total = (total.reshape(-1, batch, count) * share).sum(-1) + constant
-        if baseline == "mean":
+        if centred:
             flat = (token - pooled.mean(token, slice(None))).flatten(0, 1)
         maps = direction.along(flat).reshape(-1, batch, count) * share
-        rest = total - maps.sum(-1)
-        padding = maps.new_zeros(*maps.shape[:-1], tower.prefix)
-    maps = torch.cat([padding, maps], -1)
-    return found.run.computed(maps, rest.T)
+        return found.run.computed(F.pad(maps, (tower.prefix, 0)), (total - maps.sum(-1)).T)
 
 
-def _of_resnet(
-    tower: ResNetTower, call: Call, baseline: Baseline, per: Per | None, start_layer: int
-) -> Computed:
+def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per | None) -> Computed:
     """From the features that the pool reads."""
-    if start_layer:
-        raise InputError("start_layer: a ResNet has one pool, which is always read; leave it out.")
     if per == "head" and isinstance(tower, AveragePooledTower):
         raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
-    found, centred = pooled_embedding(tower, call), baseline == "mean"
+    found = pooled_embedding(tower, call)
     with torch.no_grad():
         maps, rest = tower.contributions(found.token, found.direction, centred=centred)
     # (K', B, H, h, w)

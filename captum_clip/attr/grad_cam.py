@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
+from ..maps import to_float32
 from ..models import known_tower
 from ..models.towers import AveragePooledTower, ResNetTower
 from ..similarity import ClipSimilarity
-from ._attention import autocast_disabled, to_float32
+from ._attention import autocast_disabled
 from ._base import ResNetAttribution, TensorOrTuple, usable
 from ._call import Call, Computed
 from ._engine import resnet_gradient
@@ -43,7 +44,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     .. math:: \alpha_k = \frac{1}{hw} (W_V^T W_C^T \nabla_e y)_k
 
     so that what each position would give the pool is compared with the target, as in MaskCLIP. On a
-    network that ends in average pooling there is nothing to hold, and both are the same.
+    network that ends in average pooling there is nothing to detach, and both are the same.
 
     With the last stage as its layer the forward runs without a graph up to there. A
     :class:`captum_clip.ClipSimilarity` stops there, and goes through the attention pool with its
@@ -80,7 +81,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     signed = True
     published = MappingProxyType({"relu_attributions": True})  # equation 2
 
-    _tower: ResNetTower | None  # type: ignore[assignment]  # None: the layer is Captum's affair
+    _tower: ResNetTower | None  # type: ignore[assignment]  # None: any other layer, which is left to Captum
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
         own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
@@ -98,8 +99,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     @classmethod
     @override
-    def is_signed(cls, *, relu_attributions: bool = False, **options: Any) -> bool:
-        return not relu_attributions
+    def properties(cls, *, relu_attributions: bool = False, **options: Any) -> dict[str, bool]:
+        return {"signed": not relu_attributions}
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @override
@@ -128,12 +129,9 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             options = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
                 return captum(self, usable(inputs), target, additional_forward_args, *options)
+        own = {"relu_attributions": relu_attributions, "attention": attention}
         return super().attribute(  # type: ignore[no-any-return]
-            inputs,
-            target,
-            additional_forward_args,
-            relu_attributions=relu_attributions,
-            attention=attention,
+            inputs, target, additional_forward_args, **own
         )
 
     @override

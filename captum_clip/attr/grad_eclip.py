@@ -11,14 +11,7 @@ from typing_extensions import override
 
 from ..models.towers import PoolingHead
 from ..recording import LayerRecord
-from ._attention import (
-    autocast_disabled,
-    heads_gradient,
-    projected_heads,
-    read_row,
-    row_gradient,
-    start_row,
-)
+from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed
 from ._engine import last_gradient
@@ -32,27 +25,18 @@ class GradEclip(ViTAttribution):
               \quad \lambda = \text{min-max over patches of } \cos(q_{CLS}, k_p)
 
     where :math:`\partial y / \partial A_{n,h}[CLS, p]` is the gradient at head h's output times
-    the value :math:`v_{hp}`, and q and k are a token's queries and keys of all heads side by side,
+    the value :math:`v_{hp}`, and q and k are a token's concatenated queries and keys of all heads,
     as they enter the attention. The min-max weights take the softmax's place, which is too sparse
     for a map.
 
     The authors' code runs the last block again with one head of full width, so that it explains
     another score than the model's; here the model's own heads and its own score stand.
 
-    A pooling head (SigLIP, PE-Core) has the probe's query in the place of CLS's. Where CLS has no
-    gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for
+    In a tower with a pooling head (SigLIP, PE-Core) its query replaces that of CLS. Where CLS has
+    no gradient, as with mean pooling, the mean of the patches' rows and of their queries stands for
     it. The map is non-negative; the negative map is the map of ``-target``.
 
     Source: Zhao et al., ICML 2024 (Gradient-based Visual Explanation for Transformer-based CLIP).
-
-    Example:
-        >>> from captum_clip import ClipSimilarity, GradEclip, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
-        >>> images = clip.preprocess(draw_scene(0).image)
-        >>> GradEclip(forward).attribute(images, target=0).shape
-        torch.Size([1, 1, 7, 7])
     """
 
     name = "grad-eclip"
@@ -69,30 +53,30 @@ class GradEclip(ViTAttribution):
         assert last.output is not None
         attention, general = tower.attentions[-1], []
         for output in last.output:  # (B, s, D), one target after the other
-            start = start_row(output, tower.prefix, seen.pooled)
-            gradient = read_row(start, heads_gradient(attention, output, seen))
-            row = row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
+            start = mha.start_row(output, tower.prefix, seen.pooled)
+            gradient = mha.read_row(start, mha.heads_gradient(attention, output, seen))
+            row = mha.row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
         return last.run.computed(torch.stack(general))
 
     @torch.no_grad()
     def _loosened(self, seen: LayerRecord, start: Tensor | None) -> Tensor:
-        """Min-max over the patches of the cosine between keys and the query that is read, (B, s).
+        """Min-max over the patches of the cosine between keys and the pooled query, (B, s).
 
-        The query is CLS's or the probe's, or that of a row `start` (B, s) of tokens.
+        The query is that of CLS or the pooling head, or of a row `start` (B, s) of tokens.
         """
         attention, span = self._tower.attentions[-1], self._tower.span
-        key = projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
-        with autocast_disabled(key):
+        key = mha.projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
+        with mha.autocast_disabled(key):
             if isinstance(attention, PoolingHead):
                 query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
             elif start is None:
                 read = seen.pooled.read(seen.tokens)[:, None]
                 first = LayerRecord(tokens=read, context=seen.context)
-                query = projected_heads(attention, "query", first).flatten(1)  # (B, D)
+                query = mha.projected_heads(attention, "query", first).flatten(1)  # (B, D)
             else:
-                queries = projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
-                query = read_row(start, queries)
+                queries = mha.projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
+                query = mha.read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
         hidden = seen.pooled.hidden()
         if hidden is None:

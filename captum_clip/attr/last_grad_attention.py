@@ -36,15 +36,15 @@ class LastGradAttention(ViTAttribution):
     Where the gradient is not confined to row CLS, as with mean pooling, the general form is
     computed, and read at the mean of the patches' rows if row CLS has no gradient.
 
-    A pooling head (SigLIP, PE-Core) has a probe, and its row is no row of the layers below, so
-    equation 6 read strictly ends there, as :class:`AttentionGradCam`. What is computed instead is
-    ours: :math:`v = E_h[(\nabla a \odot a)^+]` on the head's attention a, then
+    The query of a pooling head (SigLIP, PE-Core) has no row in the layers below, so equation 6 read
+    strictly ends there, as :class:`AttentionGradCam`. The form computed instead is ours:
+    :math:`v = E_h[(\nabla a \odot a)^+]` on the head's attention a, then
     :math:`v \leftarrow v + v \bar A_l` from the top down, with the gradient of the last
     *self*-attention as :math:`\nabla A_n`.
 
     The map is non-negative; the negative map is the map of ``-target``.
 
-    Options, keyword-only on both verbs:
+    Options, keyword-only:
 
     - ``heads``: "paired" multiplies head h of the last gradient with head h of every layer, as the
       equation says, although the heads of different layers do not correspond; "averaged" takes
@@ -94,7 +94,7 @@ class LastGradAttention(ViTAttribution):
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
         """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
         run = last.run
-        if self._tower.pooling != "mean":  # only now whole layers turned out to be needed
+        if self._tower.pooling != "mean":  # whole layers turned out to be needed
             with torch.no_grad(), record_vit(self._tower, keep=layers) as record:
                 call.scores()
             run = replace(run, record=record)

@@ -12,15 +12,7 @@ from ..checks import check_choice, is_integer
 from ..errors import InputError
 from ..models.towers import AttentionLayer
 from ..recording import LayerRecord
-from ._attention import (
-    all_rows,
-    heads_gradient,
-    initial_row,
-    pooled_attention,
-    read_row,
-    row_gradient,
-    start_row,
-)
+from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed
 from ._engine import all_gradients, last_gradient, without_gradient
@@ -40,10 +32,10 @@ class LayerAttention(ViTAttribution):
     In towers with mean pooling ``rows="cls"`` is the mean of the patches' rows; so it is for the
     last layer's gradient wherever a forward function leaves row CLS without one.
 
-    Options, keyword-only on both verbs:
+    Options, keyword-only:
 
     - ``index``: the layer, 0-based; negative counts from the end, -1 is the last. A pooling head is
-      one more layer, whose attention has one row, that of its probe; in the layers below it
+      one more layer, whose attention has one row, that of its query; in the layers below it
       ``rows="cls"`` is the mean of the patches' rows.
     - ``of``: "attention", which no target changes (`target` may be left out), or "gradient".
     - ``rows``: "cls" or "sum".
@@ -66,13 +58,8 @@ class LayerAttention(ViTAttribution):
 
     @classmethod
     @override
-    def is_signed(cls, *, of: Of = "attention", **options: Any) -> bool:
-        return of == "gradient"
-
-    @classmethod
-    @override
-    def depends_on_target(cls, *, of: Of = "attention", **options: Any) -> bool:
-        return of == "gradient"
+    def properties(cls, *, of: Of = "attention", **options: Any) -> dict[str, bool]:
+        return dict.fromkeys(("signed", "needs_target"), of == "gradient")
 
     @override
     def _compute(
@@ -86,10 +73,10 @@ class LayerAttention(ViTAttribution):
                 f"index: {index!r} is not a layer; the tower has layers 0 to {count - 1}, or "
                 f"-{count} to -1 from the end."
             )
-        compute = self._gradient if of == "gradient" else self._attention
+        compute = self._of_gradient if of == "gradient" else self._of_attention
         return compute(call, index % count, rows)
 
-    def _attention(self, call: Call, index: int, rows: Rows) -> Computed:
+    def _of_attention(self, call: Call, index: int, rows: Rows) -> Computed:
         tower, attention = self._tower, self._tower.attentions[index]
         shown: list[Tensor] = []  # (B, s)
 
@@ -97,36 +84,36 @@ class LayerAttention(ViTAttribution):
             if not isinstance(attention, AttentionLayer) or (
                 rows == "cls" and tower.pooling == "cls"
             ):
-                shown.append(pooled_attention(attention, seen).mean(1))
+                shown.append(mha.pooled_attention(attention, seen).mean(1))
                 return
-            matrix = all_rows(attention, seen).mean(1)
-            mean = initial_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
-            shown.append(read_row(mean, matrix) if rows == "cls" else matrix.sum(1))
+            matrix = mha.all_rows(attention, seen).mean(1)
+            like = matrix[:, 0]
+            mean = mha.initial_row(tower.pooling, like, tower.prefix, seen.pooled)
+            cls = rows == "cls"
+            shown.append(mha.read_row(mean, matrix) if cls else matrix.sum(1))
 
         run = without_gradient(tower, call, (range(index, index + 1), visit))
         return run.computed(shown[0].expand(len(run.columns), -1, -1))
 
-    def _gradient(self, call: Call, index: int, rows: Rows) -> Computed:
-        prefix, is_last = self._tower.prefix, index == len(self._tower.attentions) - 1
+    def _of_gradient(self, call: Call, index: int, rows: Rows) -> Computed:
+        tower, is_last = self._tower, index == len(self._tower.attentions) - 1
         if is_last:
-            last = last_gradient(self._tower, call)
+            last = last_gradient(tower, call)
             if last.row is not None:  # the only row, so also the sum
                 return last.run.computed(last.row.mean(2))
             run, output = last.run, last.output
             assert output is not None
         else:
-            found = all_gradients(self._tower, call, index)
-            run = found.run
-            output = run.stacked_gradients(found.points[0])  # (K', B, s, D)
-        layer, seen = self._tower.layers[index], run.record.layers[index]
+            found = all_gradients(tower, call, index)
+            run, output = found.run, found.run.stacked_gradients(found.points[0])  # (K', B, s, D)
+        layer, seen, pooled = tower.layers[index], run.record.layers[index], run.record.pooled
+        like = output[0, ..., 0]
         if rows == "sum":
-            weights = torch.ones_like(output[0, ..., 0])
+            weights = torch.ones_like(like)
         elif is_last:
-            weights = torch.stack([start_row(g, prefix, run.record.pooled) for g in output])
+            weights = torch.stack([mha.start_row(g, tower.prefix, pooled) for g in output])
         else:
-            like = output[0, ..., 0]
-            weights = initial_row(self._tower.pooling, like, prefix, run.record.pooled)
-        chosen = (weights[..., None] * output).sum(2)
-        gradient = row_gradient(layer, heads_gradient(layer, chosen, seen), seen.tokens)
-        maps = gradient.mean(2)  # (K', B, H, s) -> (K', B, s)
-        return run.computed(maps)
+            weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
+        chosen = mha.heads_gradient(layer, (weights[..., None] * output).sum(2), seen)
+        gradient = mha.row_gradient(layer, chosen, seen.tokens)  # (K', B, H, s)
+        return run.computed(gradient.mean(2))

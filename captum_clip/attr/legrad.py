@@ -6,22 +6,16 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 from torch.nn import functional as F
 from typing_extensions import override
 
 from ..checks import is_integer
 from ..errors import InputError
+from ..maps import to_float32
 from ..models.steps import run_steps
 from ..recording import LayerRecord, record_vit
-from ._attention import (
-    autocast_disabled,
-    heads_output,
-    matrix_gradient,
-    merged,
-    pooled_attention,
-    row_gradient,
-    to_float32,
-)
+from . import _attention as mha
 from ._base import ViTAttribution
 from ._call import Call, Computed
 from ._engine import PooledEmbedding, embedded_scores, refuse_checkpointing
@@ -39,11 +33,11 @@ class LeGrad(ViTAttribution):
               L = \sum_l E_l[patches]
 
     with :math:`z_l` all s tokens after block l, through the tower's own norm and projection, and l
-    the last layers. A layer's score is not the model's: it is what the text would get if the
-    image were read there. The map does not multiply with the attention itself.
+    the last layers. A layer's score is not the model's: it is the cosine if the image were pooled
+    there. The map does not multiply with the attention itself.
 
-    In a tower with a pooling head (SigLIP, PE-Core) the head's probe pools each layer's tokens,
-    and its attention is differentiated in the place of the layer's. The authors' code leaves the
+    In a tower with a pooling head (SigLIP, PE-Core) the head pools each layer's tokens, and its
+    attention is differentiated in the place of the layer's. The authors' code leaves the
     final norm out there, and blanks cells where the map of an empty prompt exceeds .8; here the
     norm stays and nothing is blanked. With a forward function of your own, t is the direction of
     the score at the tower's output, as in :class:`DirectContribution`.
@@ -51,19 +45,10 @@ class LeGrad(ViTAttribution):
     One forward, and for each layer a backward through its MLP and no further, for all targets
     together. The map is non-negative; the negative map is the map of ``-target``.
 
-    Option, keyword-only on both verbs: ``layers``, the number of last layers, 2 as in the authors'
+    Option, keyword-only: ``layers``, the number of last layers, 2 as in the authors'
     code, or "all".
 
     Source: Bousselham et al. 2024 (arXiv:2404.03214).
-
-    Example:
-        >>> from captum_clip import ClipSimilarity, LeGrad, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
-        >>> images = clip.preprocess(draw_scene(0).image)
-        >>> LeGrad(forward).attribute_targets(images, layers="all").shape
-        torch.Size([1, 2, 7, 7])
     """
 
     name = "legrad"
@@ -78,8 +63,8 @@ class LeGrad(ViTAttribution):
             recorded = record_vit(tower, keep=chosen, leaf=chosen[0], outputs=chosen)
         with recorded as record:
             scores = call.scores()
-        found, batched = embedded_scores(tower, call, record, scores), call.similarity is not None
-        maps = torch.stack([self._of_layer(found, index, batched) for index in record.outputs])
+        found = embedded_scores(tower, call, record, scores)
+        maps = torch.stack([self._of_layer(found, index) for index in record.outputs])
         return found.run.computed(maps.sum(0))
 
     def _last(self, layers: int | Literal["all"]) -> range:
@@ -93,36 +78,32 @@ class LeGrad(ViTAttribution):
             )
         return range(count - layers, count)
 
-    def _of_layer(self, found: PooledEmbedding, index: int, batched: bool) -> Tensor:
+    def _of_layer(self, found: PooledEmbedding, index: int) -> Tensor:
         """E_l (K', B, s)."""
-        tower, output = self._tower, found.run.record.outputs[index]  # (B, s, D)
-        if tower.pooling_head is None:
-            layer, seen = tower.layers[index], found.run.record.layers[index]
-            mean = to_float32(output).mean(1)
-            gradient = self._gradient(found, mean, seen.point(layer)[0], batched)
-            return torch.stack(
-                [matrix_gradient(layer, one, seen).clamp(min=0).mean((1, 2)) for one in gradient]
-            )
+        head, output = self._tower.pooling_head, found.run.record.outputs[index]  # (B, s, D)
+        if head is None:
+            layer, seen = self._tower.layers[index], found.run.record.layers[index]
+            gradients = self._gradients(found, to_float32(output).mean(1), seen.point(layer)[0])
+            maps = [
+                mha.matrix_gradient(layer, g, seen).clamp(min=0).mean((1, 2)) for g in gradients
+            ]
+            return torch.stack(maps)
         with torch.no_grad():
-            tokens = tower.pooling_head.keyed(output.detach())
-            row = pooled_attention(tower.pooling_head, LayerRecord(tokens=tokens))
-            heads = heads_output(tower.pooling_head, row, tokens)
-        token = merged(tower.pooling_head, heads.requires_grad_())
-        gradient = self._gradient(found, token, heads, batched)
-        return row_gradient(tower.pooling_head, gradient, tokens).clamp(min=0).mean(2)
+            tokens = head.keyed(output.detach())
+            row = mha.pooled_attention(head, LayerRecord(tokens=tokens))
+            heads = mha.heads_output(head, row, tokens)
+        gradients = self._gradients(found, mha.merged(head, heads.requires_grad_()), heads)
+        return mha.row_gradient(head, gradients, tokens).clamp(min=0).mean(2)
 
-    def _gradient(
-        self, found: PooledEmbedding, token: Tensor, leaf: Tensor, batched: bool
-    ) -> Tensor:
-        """The gradients of a layer's scores, (K', *leaf.shape), from what is read of it, (B, D)."""
-        with autocast_disabled(token):
+    def _gradients(self, found: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
+        """The gradients of a layer's scores, (K', *leaf.shape), from its pooled token (B, D)."""
+        with mha.autocast_disabled(token):
             embedding = F.normalize(run_steps(found.head(self._tower), token), dim=-1)
             scores = torch.einsum("kbe,be->k", found.direction.rows, embedding)  # images do not mix
-        ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
-        # the blocks of a forward of one's own may hold what no batched backward passes
+        ones, batched = torch.eye(len(scores)).to(scores), found.run.batched
+        # the blocks of a user's own forward may contain operations that no batched backward passes
         rows = torch.split(ones, _TOGETHER) if batched else ones.unbind()
         parts = [
-            torch.autograd.grad(scores, leaf, row, retain_graph=True, is_grads_batched=batched)[0]
-            for row in rows
+            grad(scores, leaf, r, retain_graph=True, is_grads_batched=batched)[0] for r in rows
         ]
         return torch.cat(parts) if batched else torch.stack(parts)

@@ -36,28 +36,19 @@ class PatchSimilarity(ViTAttribution):
     having any effect on the score.
 
     In a tower with a pooling head (SigLIP, PE-Core) the last attention is the head's: with the
-    identity a patch's value is the cosine that the image would have if the probe attended to that
+    identity a patch's value is the cosine that the image would have if the head attended to that
     patch alone, its MLP included. With a forward function of your own, t is the direction of the
     score at the tower's output, as in :class:`DirectContribution`.
 
     The map is signed and costs one forward, without a gradient, for any number of texts.
 
-    Option, keyword-only on both verbs: ``attention``, "identity", "qq" or "kk" for S.
+    Option, keyword-only: ``attention``, "identity", "qq" or "kk" for S.
 
     Raises:
         UnsupportedModelError: "qq" in a tower with a pooling head, whose patches have no queries.
 
     Source: Zhou et al. 2022 (arXiv:2112.01071), MaskCLIP; Lan et al. 2024 (arXiv:2407.12442),
     ClearCLIP.
-
-    Example:
-        >>> from captum_clip import ClipSimilarity, PatchSimilarity, load_clip, targets
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> clip = load_clip("demo/vit")
-        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
-        >>> images = clip.preprocess(draw_scene(0).image)
-        >>> PatchSimilarity(forward).attribute_targets(images, attention="kk").shape
-        torch.Size([1, 2, 7, 7])
     """
 
     name = "patches"
@@ -71,7 +62,7 @@ class PatchSimilarity(ViTAttribution):
         if isinstance(own, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
                 "PatchSimilarity: attention='qq' needs a query of every patch, and this tower's "
-                "last attention is a pooling head's, whose only query is its probe's; take 'kk' "
+                "last attention is a pooling head's, which has one query of its own; take 'kk' "
                 "or 'identity'."
             )
         seen: list[LayerRecord] = []

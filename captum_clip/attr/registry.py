@@ -1,11 +1,11 @@
-"""The methods by name: which there are, which fit a tower, and one of them with its options."""
+"""The methods by name: all of them, those that fit a tower, and one of them with its options."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -23,72 +23,67 @@ ENTRY_POINTS: Final = "captum_clip.methods"
 """Group of entry points in which other packages name their classes."""
 
 _OF_REPORT: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
-_RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # no options: the caller's
+_RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # the caller's, no options
 
 Method = TypeVar("Method", bound=type[Any])
 
 
 def register(method: Method) -> Method:
-    """Offer a class wherever methods are named: `explain`, command line, page, evaluation, studies.
+    """Offer a class wherever methods are named: `explain`, command line, page, evaluation.
 
     It needs no more than a base of this package has; `signed`, `needs_target` and `costly` may be
     left out. May be used as a decorator. Where other processes have to know the class (Ray, the
     command line), name it in the entry point group ``captum_clip.methods`` of its package.
 
     Args:
-        method: a class with `name`, `towers` ("vit", "resnet", "text") and the verbs `attribute`
+        method: a class with `name`, `towers` ("vit", "resnet", "text") and the methods `attribute`
             and `attribute_targets`, made from a forward function.
 
     Returns:
         The class.
 
     Raises:
-        InputError: what is said of the class is missing or wrong, or its name is taken.
+        InputError: a property of the class is missing or wrong, or its name is taken.
 
     Example:
         >>> from captum_clip.attr import LastGradAttention, register
         >>> register(LastGradAttention) is LastGradAttention  # registered already: no change
         True
     """
-    caller = f"register: {getattr(method, '__name__', repr(method))}"
     if not isinstance(method, type):
         raise InputError(f"register: expected a class, got {method!r}.")
-    name = getattr(method, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise InputError(
-            f"{caller}: expected a `name` of small letters, digits and hyphens, got {name!r}."
-        )
-    towers = getattr(method, "towers", None)
-    kinds = get_args(Kind)
-    several = isinstance(towers, (tuple, list, set, frozenset))
-    if not several or not towers or set(towers) - set(kinds):
-        raise InputError(f"{caller}: expected `towers` among {', '.join(kinds)}, got {towers!r}.")
-    for flag in ("signed", "needs_target", "costly", "listed"):
-        if not isinstance(value := getattr(method, flag, False), bool):
-            raise InputError(f"{caller}: expected `{flag}` to be True or False, got {value!r}.")
-    for verb in ("attribute", "attribute_targets"):
-        if not callable(getattr(method, verb, None)):
-            raise InputError(
-                f"{caller} has no {verb}; derive it from ViTAttribution or ResNetAttribution of "
-                "captum_clip.attr, which bring both verbs."
-            )
-    registered = METHODS.get(name)
-    # the same class may be defined anew, by a notebook's cell
-    if registered is not None and _origin(registered) != _origin(method):
-        raise InputError(
-            f"{caller}: the name {name!r} is taken by {registered.__name__}; choose another."
-        )
-    METHODS[name] = method
+    for problem in _problems(method):
+        raise InputError(f"register: {method.__name__}{problem}.")
+    METHODS[method.name] = method
     return method
 
 
-def _origin(method: type[Any]) -> tuple[str, str]:
-    return method.__module__, method.__qualname__
+def _problems(method: type[Any]) -> Iterator[str]:
+    name, towers = getattr(method, "name", None), getattr(method, "towers", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        yield f": expected a `name` of small letters, digits and hyphens, got {name!r}"
+    kinds = get_args(Kind)
+    several = isinstance(towers, (tuple, list, set, frozenset))
+    if not several or not towers or set(towers) - set(kinds):
+        yield f": expected `towers` among {', '.join(kinds)}, got {towers!r}"
+    for flag in ("signed", "needs_target", "costly", "listed"):
+        if not isinstance(value := getattr(method, flag, False), bool):
+            yield f": expected `{flag}` to be True or False, got {value!r}"
+    for needed in ("attribute", "attribute_targets"):
+        if not callable(getattr(method, needed, None)):
+            yield (
+                f" has no {needed}; derive it from ViTAttribution or ResNetAttribution of "
+                "captum_clip.attr, which bring both methods"
+            )
+    # the same class may be defined anew, by a notebook's cell
+    taken = METHODS.get(str(name), method)
+    if (taken.__module__, taken.__qualname__) != (method.__module__, method.__qualname__):
+        yield f": the name {name!r} is taken by {taken.__name__}; choose another"
 
 
 @cache
 def _load_entry_points() -> None:
-    """Register what other packages bring, once a process; a package that is broken is left out."""
+    """Register the methods of other packages, once a process; a broken package is left out."""
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             register(entry.load())
@@ -116,16 +111,16 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def default_method(tower: Tower) -> str:
-    """The method where none is named: what ranks best with what objects add (docs/right_map.md)."""
-    return "conservative" if _has_probe(tower) else "direct"
+    """The method where none is named: the one that ranks best (docs/right_map.md)."""
+    return "conservative" if _has_pooling_head(tower) else "direct"
 
 
 def report_method(tower: Tower) -> str:
-    """The method that Mamooler's figures and tables have on such a tower."""
-    return "conservative" if _has_probe(tower) else _OF_REPORT[tower.kind]  # she knows no probe
+    """The method of Mamooler's figures and tables, whose towers have no pooling head."""
+    return "conservative" if _has_pooling_head(tower) else _OF_REPORT[tower.kind]
 
 
-def _has_probe(tower: Tower) -> bool:
+def _has_pooling_head(tower: Tower) -> bool:
     return isinstance(tower, ViTTower) and tower.pooling == "attention"
 
 
@@ -136,7 +131,7 @@ class MethodChoice:
     Attributes:
         method: the class.
         options: keyword arguments of its ``attribute_targets``.
-        name: the command-line name that says both, as "last-grad:heads=averaged".
+        name: the command-line name of both, as "last-grad:heads=averaged".
     """
 
     method: type[Any]
@@ -171,23 +166,24 @@ class MethodChoice:
 
     @property
     def signed(self) -> bool:
-        """Whether what speaks against the target is below zero in its maps."""
-        return self._said("signed", "is_signed", otherwise=False)
+        """Whether evidence against the target is negative in its maps."""
+        return self._property("signed", otherwise=False)
 
     @property
     def needs_target(self) -> bool:
         """Whether its maps depend on the target."""
-        return self._said("needs_target", "depends_on_target", otherwise=True)
+        return self._property("needs_target", otherwise=True)
 
     @property
     def costly(self) -> bool:
         """Whether it takes many forward passes per map."""
-        return self._said("costly", "is_costly", otherwise=False)
+        return self._property("costly", otherwise=False)
 
-    def _said(self, flag: str, by_options: str, *, otherwise: bool) -> bool:
+    def _property(self, name: str, *, otherwise: bool) -> bool:
+        stated = bool(getattr(self.method, name, otherwise))
         if issubclass(self.method, ClipAttribution):
-            return bool(getattr(self.method, by_options)(**self.options))
-        return bool(getattr(self.method, flag, otherwise))
+            return self.method.properties(**self.options).get(name, stated)
+        return stated
 
     def check_negative(self) -> None:
         """Raise InputError where the target does not change the map, which then has no negative."""
@@ -212,7 +208,7 @@ def _by_name(method: str, stem: str) -> type[Any]:
 
 
 def suggestion(typed: str, names: Iterable[str]) -> str:
-    """The name that was probably meant, as a question in brackets; empty where none is close.
+    """The name that was probably meant, as a question in brackets, or an empty text.
 
     >>> suggestion("lastgrad", ["all-grad", "last-grad"]), suggestion("x", ["rollout"])
     (' (did you mean last-grad?)', '')

@@ -72,7 +72,7 @@ class Competition(ViTAttribution):
                 at_heads = pull_back(
                     steps, found.token, Direction.of(direction.rows, direction.scale)
                 )
-                added = contributions(layer, at_heads, row, tokens, by_head=True)  # (K, B, H, s)
+                added = contributions(layer, at_heads, row, tokens)  # (K, B, H, s)
                 share = row / (1 - row)
                 maps = maps + (share * (added / row - added.sum(-1, keepdim=True))).sum(2)
         return found.run.computed(maps)

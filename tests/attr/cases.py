@@ -87,6 +87,16 @@ VIT_CASES = [
 ]
 
 
+# One of each method: what is tried again in further ways.
+KEY_CASES = [
+    Case("AttentionGradCam", {}),
+    Case("AttentionRollout", {"start_layer": 0}),
+    Case("AllGradAttention", {"start_layer": 0}),
+    Case("LastGradAttention", {"heads": "paired", "start_layer": 0}),
+    Case("LayerAttention", {"index": 1, "of": "gradient", "rows": "cls"}),
+]
+
+
 def built(name: str, dtype: torch.dtype = torch.float32) -> builders.Small:
     """A small model, shared by all tests, which therefore leave it as it is."""
     return _built(name, dtype)[0]

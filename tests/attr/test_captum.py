@@ -104,10 +104,11 @@ def grad_cams(layer):
     return attr.ClipGradCam(forward, layer), captum_attr.LayerGradCam(forward, layer)
 
 
-@pytest.mark.parametrize("path", ["layer3", "layer4.0.conv2", "layer2", "attnpool"])
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("summed", [False, True])
-@pytest.mark.parametrize("of_input", [False, True])
+@pytest.mark.parametrize("path", ["layer3", "layer4.0.conv2", "attnpool"])
+@pytest.mark.parametrize(
+    ("relu", "summed", "of_input"),
+    [(False, True, False), (True, True, False), (False, False, False), (False, True, True)],
+)
 def test_grad_cam_of_another_layer_is_captums(path, relu, summed, of_input):
     """With any other module the same numbers, bit by bit."""
     layer = cases.built(NAME).model.visual.get_submodule(path)

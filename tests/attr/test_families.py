@@ -10,20 +10,38 @@ from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.errors import CaptureError
 from tests import explicit, oracles
 from tests.attr import cases, state
-from tests.attr.cases import FORWARDS, READOUTS, TOLERANCE, VIT_CASES, Case
+from tests.attr.cases import FORWARDS, KEY_CASES, READOUTS, TOLERANCE, Case
 
 FAMILIES = list(READOUTS)
-LAST_LAYER = [
-    Case("LayerAttention", {"index": 2, "of": of, "rows": rows})
+POOLING_HEADS = [name for name in FAMILIES if READOUTS[name][0] == "attention"]
+# index 2 is the last self-attention, below a pooling head where there is one
+LAYERS = [
+    Case("LayerAttention", {"index": index, "of": of, "rows": rows})
+    for index in (-1, 1, 2)
     for of in ("attention", "gradient")
     for rows in ("cls", "sum")
 ]
-PROBES = [name for name in FAMILIES if READOUTS[name][0] == "attention"]
+FURTHER = [
+    Case("AttentionGradCam", {"weights": "pooled"}),
+    Case("AttentionRollout", {"start_layer": 1}),
+    Case("AllGradAttention", {"start_layer": 1}),
+    Case("LastGradAttention", {"heads": "paired", "start_layer": 1}),
+    Case("LastGradAttention", {"heads": "averaged", "start_layer": 0}),
+]
+CHECKED = [
+    *((case, name, "similarity") for name in FAMILIES for case in [*KEY_CASES[:4], *FURTHER]),
+    *(
+        (case, name, "similarity")
+        for name in FAMILIES
+        for case in LAYERS
+        if name in POOLING_HEADS or case.options["index"] == 1
+    ),
+    *((case, name, "callable, layer=model") for name in FAMILIES for case in KEY_CASES),
+    *((KEY_CASES[3], name, "callable, layer=tower") for name in FAMILIES),
+]
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("case", [*VIT_CASES, *LAST_LAYER], ids=str)
+@pytest.mark.parametrize(("case", "name", "forward"), CHECKED, ids=str)
 def test_method_equals_its_equation(case, name, forward):
     """All targets of a batch, with every way to name the tower."""
     function, layer = FORWARDS[forward](name, torch.float64)
@@ -33,17 +51,14 @@ def test_method_equals_its_equation(case, name, forward):
     cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", POOLING_HEADS)
 @pytest.mark.parametrize("method", ["AttentionRollout", "AllGradAttention", "LastGradAttention"])
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_probe_alone_may_take_part(method, name, forward):
+def test_pooling_head_alone_may_take_part(method, name):
     """The last start layer is the pool: its own row."""
-    function, layer = FORWARDS[forward](name, torch.float64)
     case = Case(method, {"start_layer": 3})
-    method = case.kind(function, layer)
+    method = case.kind(cases.similarity(name, torch.float64))
     found = method.attribute_targets(cases.images(name, torch.float64), **case.options)
-    wanted = cases.expected(name, case, scale=1 if forward == "similarity" else 20)
-    cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
+    cases.assert_maps_close(found, cases.expected(name, case), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("name", ["siglip", "tipsv2", "flava", "blip"])
@@ -59,9 +74,11 @@ def test_method_equals_its_equation_on_wide_images(method, name):
     cases.assert_maps_close(found, wanted, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("method", ["AttentionGradCam", "AllGradAttention"])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [("AttentionGradCam", torch.float16), ("AllGradAttention", torch.bfloat16)],
+)
 def test_half_precision_gives_single(method, name, dtype):
     """Maps in float32, close to those of the float32 model."""
     small = cases.BUILDERS[name]()
@@ -76,12 +93,12 @@ def test_half_precision_gives_single(method, name, dtype):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
-def test_model_is_the_same_afterwards(method, name):
+def test_model_is_the_same_afterwards(name):
     """Every parameter, buffer, hook and flag."""
     model = cases.built(name).model
     before = state.of_model(model)
-    getattr(attr, method)(cases.similarity(name)).attribute_targets(cases.images(name))
+    for method in (attr.AttentionGradCam, attr.LastGradAttention, attr.AllGradAttention):
+        method(cases.similarity(name)).attribute_targets(cases.images(name))
     state.assert_same(before, state.of_model(model))
 
 
@@ -99,7 +116,7 @@ def test_scores_of_a_pools_other_queries_are_refused(method):
 
 @pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
 def test_scores_that_do_not_come_from_the_pool_are_refused(method):
-    """The tokens of SigLIP beside its pooling head."""
+    """The tokens of SigLIP, and not its pooling head."""
     model = cases.built("siglip").model
 
     def forward(pixels):
@@ -111,7 +128,7 @@ def test_scores_that_do_not_come_from_the_pool_are_refused(method):
 
 @pytest.mark.parametrize("method", ["AttentionGradCam", "LastGradAttention", "AllGradAttention"])
 def test_a_score_that_also_reads_the_tokens_equals_the_equation(method):
-    """Beside the pool the last layer's tokens may have a part; the gradients are the score's."""
+    """Next to the pool the last layer's tokens may have a part; the gradients are the score's."""
     model = cases.built("siglip", torch.float64).model
     direction = torch.linspace(-1, 1, 24, dtype=torch.float64)
 

@@ -31,7 +31,7 @@ READ: dict[str, tuple[Any, int]] = {
 LAYERS = 3
 EAGER = ("blip", "flava")  # their queries, keys and values pass no function of torch
 FUSED = [name for name in READ if name not in EAGER]
-PROBES = [name for name in READ if READ[name][0] == "attention"]
+POOLING_HEADS = [name for name in READ if READ[name][0] == "attention"]
 
 
 def blocks_of(model: Any) -> Any:
@@ -212,35 +212,40 @@ def check(kind: Any, name: str, forward: str, wanted: Tensor, **options: Any) ->
         torch.testing.assert_close(scores, function(pixels))
 
 
-def forwards(names: list[str]) -> list[Any]:
-    """Towers with forward functions; alone, a tower of transformers ends before the projection."""
-    return [
-        (name, forward)
-        for name in names
-        for forward in FORWARDS
-        if forward != "callable, layer=tower" or cases.adapter(name).tower.projection_module is None
-    ]
+# the others end before the projection
+ALONE = ("open_clip_vit", "siglip")
 
 
-@pytest.mark.parametrize(("name", "forward"), forwards([*READ]))
-@pytest.mark.parametrize("layers", [1, 2, "all"])
+@pytest.mark.parametrize(
+    ("name", "forward", "layers"),
+    [
+        *((name, "similarity", layers) for name in READ for layers in (1, "all")),
+        *((name, "callable, layer=model", 2) for name in READ),
+        *((name, "callable, layer=tower", 2) for name in ALONE),
+    ],
+)
 def test_legrad_equals_its_equation(name: str, layers: Any, forward: str) -> None:
     wanted = legrad(name, LAYERS if layers == "all" else layers)
     check(LeGrad, name, forward, wanted, layers=layers)
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
 @pytest.mark.parametrize("name", FUSED)
 def test_grad_eclip_equals_its_equation(name: str, forward: str) -> None:
     check(GradEclip, name, forward, grad_eclip(name))
 
 
-@pytest.mark.parametrize(("name", "forward"), forwards(FUSED))
-@pytest.mark.parametrize("how", ["identity", "qq", "kk"])
+@pytest.mark.parametrize(
+    ("name", "forward", "how"),
+    [
+        *((name, "similarity", how) for name in FUSED for how in ("identity", "qq", "kk")),
+        *((name, "callable, layer=model", "kk") for name in FUSED),
+    ],
+)
 def test_patch_similarity_equals_its_equation(name: str, how: str, forward: str) -> None:
-    if how == "qq" and name in PROBES:
+    if how == "qq" and name in POOLING_HEADS:
         function, layer = FORWARDS[forward](name, torch.float64)
-        with pytest.raises(UnsupportedModelError, match="whose only query is its probe's"):
+        with pytest.raises(UnsupportedModelError, match="one query of its own"):
             PatchSimilarity(function, layer).attribute(
                 cases.images(name, torch.float64), target=0, attention="qq"
             )

@@ -155,7 +155,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -
 
 @pytest.mark.parametrize("method", attr.METHODS.values())
 @pytest.mark.parametrize("verb", ["attribute", "attribute_targets"])
-def test_verbs_have_a_signature_with_the_options(method: Any, verb: str) -> None:
+def test_both_methods_have_a_signature_with_the_options(method: Any, verb: str) -> None:
     """As help and completion show it; anything else is a TypeError at the call."""
     parameters = inspect.signature(getattr(method, verb)).parameters
     assert list(parameters)[:2] == ["self", "inputs"]
