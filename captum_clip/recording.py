@@ -243,9 +243,9 @@ def record_vit(
         record.residual = tower.layers[index].residual(args, kwargs)
 
     def leave_block(index: int, _: Arguments, result: Any) -> Any:
-        layer, output = tower.layers[index], tower.layers[index].leaving(result)
+        layer, output = tower.layers[index], tower.layers[index].output(result)
         record.outputs[index] = output = _as_leaf(output) if leaf == "block" else output
-        return layer.left(result, output)
+        return layer.replaced(result, output)
 
     with _recording(tower, gradient=leaf is not None) as (hooks, record):
         if leaf == "input" and tower.kind == "text":  # token ids have no gradient
@@ -380,10 +380,10 @@ def record_features(
 
     def leave(_: Arguments, result: Any) -> Any:
         assert isinstance(tower, ViTTower)
-        output = layer.leaving(result)
+        output = layer.output(result)
         patches = record.on_grid(tower, output.transpose(1, 2))
         tokens = passed((), patches).flatten(2).transpose(1, 2)
-        return layer.left(result, torch.cat([output[:, : tower.prefix], tokens], 1))
+        return layer.replaced(result, torch.cat([output[:, : tower.prefix], tokens], 1))
 
     with _recording(tower, gradient=through is _as_leaf) as (hooks, record):
         if isinstance(tower, ResNetTower):

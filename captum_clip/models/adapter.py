@@ -44,7 +44,7 @@ class Family(NamedTuple):
 
     library: str  # the module or package that defines them
     tower_of: Callable[[Any], Tower | None]  # the vision tower in one of them
-    adapter: type[ClipAdapter] | None = None  # of the whole models among them
+    adapter: Callable[..., ClipAdapter] | None = None  # of the whole models among them
     models: Collection[str] = ()  # names of these; those of transformers also load by name
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
     variants: Collection[str] = ()  # names of more of these, which messages leave out

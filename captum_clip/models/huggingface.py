@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
@@ -18,7 +19,7 @@ from .images import call_tokenizer, is_transformers_tokenizer
 from .library import nonlinear_parts
 from .steps import Linear, Projections, Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
-from .towers import AttentionLayer, Exposed, Tower, ViTTower, linear_maps
+from .towers import AttentionLayer, Exposed, Tower, ViTTower, linear_maps, part_of, with_part
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -97,24 +98,27 @@ def check_linear(where: str, owner: nn.Module, names: Sequence[str]) -> None:
 
 
 class TextLayout(NamedTuple):
-    """Where a model of transformers keeps the parts of its text tower; names may be paths."""
+    """How a model of transformers pools its texts, and where it keeps the parts of its text tower.
 
-    module: str = "text_model"  # what token ids enter
+    Names may be paths.
+    """
+
+    pooling: TextPooling = CLS_POOLING
+    module: str = "text_model"  # takes the token ids
     table: str = "embeddings.word_embeddings"  # of the token embeddings, in `module`
-    encoder: str = "encoder"  # what has the layers, in `module`
-    layer: type[HuggingFaceLayer] = BertLayer  # what they are
-    own_head: tuple[str, ...] = ()  # what the token that is read goes through in `module`
+    encoder: str = "encoder"  # holds the layers, in `module`
+    layer: type[HuggingFaceLayer] | None = BertLayer  # their kind; None: it cannot be explained
+    own_head: tuple[str, ...] = ()  # what the pooled token goes through in `module`
     head: tuple[str, ...] = ("text_projection",)  # and after that, in the model
 
 
 CLIP_TEXT: Final = TextLayout(
+    TextPooling("end", causal=True, padding="longest"),
     table="embeddings.token_embedding",
     layer=HuggingFaceLayer,
     own_head=("final_layer_norm",),
 )
-SIGLIP_TEXT: Final = CLIP_TEXT._replace(own_head=("final_layer_norm", "head"), head=())
 BERT_TEXT: Final = TextLayout()
-POOLED_BERT_TEXT: Final = TextLayout(own_head=("pooler.dense", "pooler.activation"))
 ALTCLIP_TEXT: Final = TextLayout(
     table="roberta.embeddings.word_embeddings",
     encoder="roberta.encoder",
@@ -123,6 +127,7 @@ ALTCLIP_TEXT: Final = TextLayout(
 
 BERTS: Final = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
 """Models whose layers are `BertLayer`s, wherever they stand."""
+_ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,10 +145,10 @@ class HuggingFaceTextTower(TextTower):
         return self.model, self.module, *(attrgetter(path)(self.module) for path in paths)
 
     @classmethod
-    def of(
-        cls, model: Any, layout: TextLayout, readout: TextPooling, *, longest: int, vocabulary: int
-    ) -> Self:
-        """The text tower of a model; errors as :func:`layers_of`."""
+    def of(cls, model: Any, layout: TextLayout, *, longest: int, vocabulary: int) -> Self | None:
+        """The text tower of a model, None where it cannot be; errors as :func:`layers_of`."""
+        if layout.layer is None:
+            return None
         module = attrgetter(layout.module)(model)
         while not hasattr(module, layout.encoder.partition(".")[0]):
             module = module.text_model
@@ -159,32 +164,16 @@ class HuggingFaceTextTower(TextTower):
             embedding_table=attrgetter(layout.table)(module),
             end=None if largest else end,
             layers=layers_of(layout.layer, attrgetter(layout.encoder)(module), "text tower"),
-            readout=readout,
-            pooling="mean" if readout.row == "mean" else "cls",
+            text_pooling=layout.pooling,
+            pooling="mean" if layout.pooling.row == "mean" else "cls",
             steps=flattened(steps),
             longest=longest,
             vocabulary=vocabulary,
         )
 
 
-_ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
-
-
-class PooledOutput(Tower):
-    """A tower whose output of transformers has the embedding (B, D) as its pooled token."""
-
-    @override
-    def embedding(self, result: Any) -> Tensor:
-        pooled: Tensor = result[1] if isinstance(result, tuple) else result.pooler_output
-        return pooled
-
-    @override
-    def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        return _with_part(result, 1, "pooler_output", embedding)
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HuggingFaceTower(PooledOutput, ViTTower):
+class HuggingFaceTower(ViTTower):
     """The vision transformer of a `CLIPModel`, with the model's projection where there is one.
 
     Relatives say what their parts are called.
@@ -193,11 +182,14 @@ class HuggingFaceTower(PooledOutput, ViTTower):
     module: Any
     projection_module: nn.Module | None = None
 
+    embedding_index = 1  # the pooled output
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
     patch_map = "embeddings.patch_embedding"
     runner_parts = ("encoder",)
     projection_part: ClassVar[str] = "visual_projection"
+    # whether positions only change with the size where that is asked for
+    asks_to_interpolate: ClassVar[bool] = True
 
     @classmethod
     def found_in(cls, module: Any) -> Self:
@@ -244,41 +236,43 @@ class FirstTokenTower(HuggingFaceTower):
 
     @override
     def embedding(self, result: Any) -> Tensor:
-        states: Tensor = result[0]
-        return states[:, 0]
+        return part_of(result)[:, 0]
 
     @override
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
-        states = torch.cat([embedding[:, None], result[0][:, 1:]], 1)
-        return _with_part(result, 0, "last_hidden_state", states)
+        return with_part(result, torch.cat([embedding[:, None], part_of(result)[:, 1:]], 1))
 
 
 class HuggingFaceAdapter(ClipAdapter):
     """A `CLIPModel` of transformers, or another with its parts."""
 
     model: Any
-    tower: HuggingFaceTower
-    tower_class: type[Any] = HuggingFaceTower
-    text_pooling: TextPooling | None = TextPooling("end", causal=True, padding="longest")
-    text_layout: TextLayout | None = CLIP_TEXT  # None where it cannot be explained
-    asks_to_interpolate = True  # positions only change with the size where it is told
+    tower: Any
+
+    def __init__(
+        self, model: nn.Module, tower: Tower, *, text: TextLayout = CLIP_TEXT, **parts: Any
+    ) -> None:
+        super().__init__(model, tower, **parts)
+        self.text_layout = text
+
+    @property
+    @override
+    def text_pooling(self) -> TextPooling:
+        return self.text_layout.pooling
 
     @override
     def _text_tower(self) -> TextTower | None:
-        if self.text_layout is None:
-            return None
         sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
-        readout = self.text_pooling or CLS_POOLING
-        return HuggingFaceTextTower.of(self.model, self.text_layout, readout, **sizes)
+        return HuggingFaceTextTower.of(self.model, self.text_layout, **sizes)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        self.grid(images.shape[-2], images.shape[-1])
         return embedding_of(self.model.get_image_features(**self._vision_inputs(images)))
 
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         # not every class, in every version, casts pixels inside or knows of interpolation
-        resized = self.asks_to_interpolate and tuple(images.shape[-2:]) != self.tower.native
+        tower, size = self.tower, tuple(images.shape[-2:])
+        resized = tower.asks_to_interpolate and size != tower.native
         options = {"interpolate_pos_encoding": True} if resized else {}
         return {"pixel_values": images.to(self.dtype), **options}
 
@@ -290,7 +284,7 @@ class HuggingFaceAdapter(ClipAdapter):
         tokenizer = self._require_tokenizer()
         if not is_transformers_tokenizer(tokenizer):
             return tokenizer(texts)
-        fixed = self.text_pooling is not None and self.text_pooling.padding == "max_length"
+        fixed = self.text_pooling.padding == "max_length"
         return call_tokenizer(tokenizer, texts, self.context_length if fixed else None)
 
     @property
@@ -307,31 +301,11 @@ class HuggingFaceAdapter(ClipAdapter):
         return int(self.model.config.text_config.vocab_size)
 
 
-class AltClipAdapter(HuggingFaceAdapter):
-    """An `AltCLIPModel`, with a RoBERTa for texts."""
-
-    text_pooling = CLS_POOLING
-    text_layout = ALTCLIP_TEXT
-
-
-class BertAdapter(HuggingFaceAdapter):
-    """A model with a BERT for texts, such as `ChineseCLIPModel`."""
-
-    text_pooling = CLS_POOLING
-    text_layout = BERT_TEXT
-
-
 def vision_of(module: Any) -> Any:
     """The vision transformer in a model, or in what wraps it."""
     while not hasattr(module, "encoder"):
         module = module.image_model if hasattr(module, "image_model") else module.vision_model
     return module
-
-
-def _with_part(result: Any, index: int, name: str, part: Tensor) -> Any:
-    if isinstance(result, tuple):
-        return (*result[:index], part, *result[index + 1 :])
-    return type(result)(**{**result, name: part})
 
 
 def embedding_of(features: Any) -> Tensor:
@@ -344,7 +318,9 @@ def embedding_of(features: Any) -> Tensor:
 def transformers_family(
     name: str,
     prefix: str,
-    adapter: type[HuggingFaceAdapter],
+    adapter: type[HuggingFaceAdapter] = HuggingFaceAdapter,
+    tower: Any = HuggingFaceTower,
+    text: TextLayout = CLIP_TEXT,
     *,
     model: str = "Model",
     vision: str = "VisionModel",
@@ -352,8 +328,8 @@ def transformers_family(
     """The family in a module of transformers, whose classes are called by a prefix and a kind."""
     return Family(
         library=f"transformers.models.{name}",
-        tower_of=adapter.tower_class.found_in,
-        adapter=adapter,
+        tower_of=tower.found_in,
+        adapter=partial(adapter, text=text),
         models=[prefix + model],
         towers=[prefix + vision],
         variants=[f"{prefix}VisionModelWithProjection", f"{prefix}VisionTransformer"],
@@ -361,17 +337,13 @@ def transformers_family(
     )
 
 
-_LAYOUTS: dict[str, tuple[str, type[HuggingFaceAdapter]]] = {
-    "clip": ("CLIP", HuggingFaceAdapter),
-    "metaclip_2": ("MetaClip2", HuggingFaceAdapter),
-    "altclip": ("AltCLIP", AltClipAdapter),
-    "chinese_clip": ("ChineseCLIP", BertAdapter),
-    "clipseg": ("CLIPSeg", HuggingFaceAdapter),
-    "owlvit": ("OwlViT", HuggingFaceAdapter),
-    "owlv2": ("Owlv2", HuggingFaceAdapter),
-}
-
-FAMILIES = tuple(
-    transformers_family(name, prefix, adapter) for name, (prefix, adapter) in _LAYOUTS.items()
+FAMILIES = (
+    transformers_family("clip", "CLIP"),
+    transformers_family("metaclip_2", "MetaClip2"),
+    transformers_family("altclip", "AltCLIP", text=ALTCLIP_TEXT),
+    transformers_family("chinese_clip", "ChineseCLIP", text=BERT_TEXT),
+    transformers_family("clipseg", "CLIPSeg"),
+    transformers_family("owlvit", "OwlViT"),
+    transformers_family("owlv2", "Owlv2"),
 )
 """Those with CLIP's vision tower."""

@@ -336,7 +336,7 @@ class HFEncoderTower(HuggingFaceTextTower):
         return *super().runners, self.module.pooler
 
 
-def _hf_text_tower(model: Any, readout: TextPooling) -> HFEncoderTower | None:
+def _hf_text_tower(model: Any, pooling: TextPooling) -> HFEncoderTower | None:
     encoder = model.text
     config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
     if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
@@ -344,6 +344,7 @@ def _hf_text_tower(model: Any, readout: TextPooling) -> HFEncoderTower | None:
     pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
     pooler_parts = ("transformer.pooler.dense", "transformer.pooler.activation") * pooled
     layout = TextLayout(
+        pooling,
         module="text",
         table="transformer.embeddings.word_embeddings",
         encoder="transformer.encoder",
@@ -351,19 +352,19 @@ def _hf_text_tower(model: Any, readout: TextPooling) -> HFEncoderTower | None:
         head=(),
     )
     sizes = {"longest": int(encoder.context_length), "vocabulary": int(encoder.vocab_size)}
-    return HFEncoderTower.of(model, layout, readout, **sizes)
+    return HFEncoderTower.of(model, layout, **sizes)
 
 
-def _text_tower_of(model: Any, readout: TextPooling | None) -> TextTower | None:
+def _text_tower_of(model: Any, pooling: TextPooling | None) -> TextTower | None:
     """The text tower of a model of OpenCLIP; None where it is none that is supported."""
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
 
     owner = getattr(model, "text", model)
-    if readout is None:
+    if pooling is None:
         return None
     if isinstance(owner, HFTextEncoder):
-        return _hf_text_tower(model, readout)
+        return _hf_text_tower(model, pooling)
     if owner is not model and not isinstance(owner, TextTransformer):
         return None
     projection = owner.text_projection
@@ -378,7 +379,7 @@ def _text_tower_of(model: Any, readout: TextPooling | None) -> TextTower | None:
         embedding_table=owner.token_embedding,
         end=end if pool == "eos" else None,
         layers=_layers_of(owner.transformer),
-        readout=readout,
+        text_pooling=pooling,
         steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
         suffix=int(getattr(owner, "cls_emb", None) is not None),
         longest=int(owner.context_length),
@@ -460,7 +461,6 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        self.grid(*images.shape[-2:])
         features = self.model.encode_image(images.to(self.dtype), normalize=False)
         embedding: Tensor = features[0] if isinstance(features, tuple) else features
         return embedding

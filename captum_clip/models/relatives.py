@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -14,15 +14,13 @@ from typing_extensions import Self, override
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
 from .huggingface import (
+    BERT_TEXT,
     BERTS,
-    POOLED_BERT_TEXT,
-    SIGLIP_TEXT,
-    BertAdapter,
+    CLIP_TEXT,
     FirstTokenTower,
     HuggingFaceAdapter,
     HuggingFaceLayer,
     HuggingFaceTower,
-    PooledOutput,
     TextLayout,
     check_linear,
     embedding_of,
@@ -32,21 +30,18 @@ from .huggingface import (
 from .images import image_processor
 from .library import is_library_class
 from .steps import Linear, Projections, Residual, Step
-from .text import CLS_POOLING, TextPooling, TextTower
+from .text import TextPooling, TextTower
 from .towers import AveragePooledTower, Entry, MultiheadPoolingHead, PooledToken, PoolingHead
 
 
 class SiglipPoolingHead(MultiheadPoolingHead):
     """The pooling head of a SigLIP vision model, with one learned query."""
 
-    @override
-    def embedded_query(self) -> Tensor:
-        query: Tensor = self.head.probe[0, 0]
-        return query
+    query_part = "probe"
 
 
 class SiglipTower(HuggingFaceTower):
-    """The vision transformer of a `SiglipModel`: patches only, read by the head's probe.
+    """The vision transformer of a `SiglipModel`: patches only, read by its pooling head.
 
     The head ends in the space of the texts. Without one (`vision_use_head=False`) the callable that
     uses the tower takes the patches' mean.
@@ -55,15 +50,12 @@ class SiglipTower(HuggingFaceTower):
     @classmethod
     @override
     def of(cls, module: Any, **parts: Any) -> Self:
-        head, norm, probe = getattr(module, "head", None), module.post_layernorm, None
-        if head is not None:
-            probe = SiglipPoolingHead(head, head.attention, norm, norm, head)
-        parts |= {
-            "pooling": "attention" if probe else "mean",
-            "prefix": 0,
-            "pooling_head": probe,
-        }
-        return super().of(module, steps_before_mean=1, **parts)  # transformers norms every patch
+        head, norm = getattr(module, "head", None), module.post_layernorm
+        parts |= {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
+        if head is None:
+            return super().of(module, pooling="mean", **parts)
+        pool = SiglipPoolingHead(head, head.attention, norm, norm, head)
+        return super().of(module, pooling="attention", pooling_head=pool, **parts)
 
     @property
     @override
@@ -76,11 +68,6 @@ class SiglipTower(HuggingFaceTower):
 
 class SiglipAdapter(HuggingFaceAdapter):
     """A `SiglipModel` of transformers."""
-
-    tower_class = SiglipTower
-    # the last position is read, so with other padding it is another embedding
-    text_pooling = TextPooling("last", causal=False, padding="max_length")
-    text_layout = SIGLIP_TEXT
 
     @override
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, None]:
@@ -120,9 +107,6 @@ class NaFlexTower(SiglipTower):
 class NaFlexAdapter(SiglipAdapter):
     """A `Siglip2Model` of transformers."""
 
-    tower: NaFlexTower
-    tower_class = NaFlexTower
-
     @override
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         patches = _cut(images, self.tower.patch)
@@ -142,7 +126,7 @@ class NaFlexAdapter(SiglipAdapter):
         shapes = processed["spatial_shapes"]
         if (shapes != shapes[:1]).any():
             raise InputError(
-                "preprocess: a NaFlex model sees every picture in its own shape, and these differ; "
+                "preprocess: a NaFlex model sees every image in its own shape, and these differ; "
                 "preprocess and explain them one at a time, or crop them to one shape."
             )
         rows, columns = shapes[0].tolist()
@@ -174,6 +158,8 @@ class Aimv2Layer(HuggingFaceLayer):
 class Aimv2PoolingHead(PoolingHead):
     """An `Aimv2AttentionPoolingHead`, whose query is used as it is learned."""
 
+    query_part = "cls_token"
+
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
         self.head, self.norm, self.modules = head, norm, (norm, head)
@@ -184,11 +170,6 @@ class Aimv2PoolingHead(PoolingHead):
         key, value, output = map(Linear.of, maps)
         query = Linear(torch.eye(*key.weight.shape).to(key.weight), None)
         return Projections(query, key, value, output)
-
-    @override
-    def embedded_query(self) -> Tensor:
-        query: Tensor = self.head.cls_token[0, 0]
-        return query
 
     @override
     def output(self, result: Any) -> Tensor:
@@ -216,8 +197,8 @@ class Aimv2Tower(HuggingFaceTower):
                 "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
             )
         check_linear("the pooling head", module.head, ("k_proj", "v_proj", "output_proj"))
-        probe = Aimv2PoolingHead(module.rms_norm, module.head)
-        return super().of(module, pooling="attention", prefix=0, pooling_head=probe, **parts)
+        parts["pooling_head"] = Aimv2PoolingHead(module.rms_norm, module.head)
+        return super().of(module, pooling="attention", prefix=0, **parts)
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -232,13 +213,10 @@ class Aimv2Tower(HuggingFaceTower):
 class Aimv2Adapter(HuggingFaceAdapter):
     """An `Aimv2Model`."""
 
-    tower_class = Aimv2Tower
-    text_layout = None
-
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         # Of a mask without padding, or none, the library makes no causal mask under SDPA, and a
-        # text would be encoded otherwise alone than beside a longer one. Under a causal mask the
+        # text would be encoded otherwise alone than next to a longer one. Under a causal mask the
         # padding, which follows the end token, does not matter.
         length, dtype = ids.shape[1], self.model.text_projection.weight.dtype
         lowest = torch.finfo(dtype).min
@@ -248,11 +226,13 @@ class Aimv2Adapter(HuggingFaceAdapter):
 
 
 @dataclass(frozen=True, eq=False)
-class AlignTower(PooledOutput, AveragePooledTower):
+class AlignTower(AveragePooledTower):
     """An `AlignVisionModel`."""
 
     module: Any
     runner_parts = ("encoder", "pooler")
+    embedding_index = 1  # the pooled output
+    asks_to_interpolate: ClassVar[bool] = False
 
     @classmethod
     def found_in(cls, module: Any) -> Self:
@@ -267,15 +247,13 @@ class AlignTower(PooledOutput, AveragePooledTower):
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        # any size, as the strided convolutions make it smaller
-        rows, columns = _strided(height, 3, 0, 1), _strided(width, 3, 0, 1)
-        for block in self.module.encoder.blocks:
-            layer = block.depthwise_conv
+        # any size: each strided convolution halves it, rounded by the library's padding
+        rows, columns = height // 2, width // 2
+        for layer in (block.depthwise_conv for block in self.module.encoder.blocks):
             if layer.stride == 2:
-                kernel = layer.depthwise_conv.kernel_size[0]
-                left, right, top, bottom = layer.depthwise_conv_pad.padding
-                rows = _strided(rows, kernel, top, bottom)
-                columns = _strided(columns, kernel, left, right)
+                left, right, *_ = layer.depthwise_conv_pad.padding
+                up = int(left == right)
+                rows, columns = (rows + up) // 2, (columns + up) // 2
         if min(rows, columns) < 1:
             side = self.module.config.image_size
             raise InputError(
@@ -293,27 +271,6 @@ class AlignTower(PooledOutput, AveragePooledTower):
     def stages(self) -> dict[str, nn.Module]:
         blocks = enumerate(self.module.encoder.blocks)
         return dict(reversed([(f"block {i}", block) for i, block in blocks]))
-
-    @override
-    def head_modules(self) -> Sequence[nn.Module]:
-        # the mean is the embedding
-        return ()
-
-    @override
-    def head_steps(self) -> Sequence[Step]:
-        return ()
-
-
-def _strided(length: int, kernel: int, before: int, after: int) -> int:
-    return (length + before + after - kernel) // 2 + 1
-
-
-class AlignAdapter(BertAdapter):
-    """An `AlignModel` of transformers."""
-
-    tower: Any
-    tower_class = AlignTower
-    asks_to_interpolate = False
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -335,13 +292,8 @@ class BlipTower(FirstTokenTower):
 class BlipAdapter(HuggingFaceAdapter):
     """A `BlipForImageTextRetrieval`, with the cosine that ``use_itm_head=False`` gives."""
 
-    tower_class = BlipTower
-    text_pooling = CLS_POOLING
-    text_layout = None
-
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        self.grid(images.shape[-2], images.shape[-1])
         result = self.model.vision_model(**self._vision_inputs(images))
         features: Tensor = self.model.vision_proj(self.tower.embedding(result))
         return features
@@ -374,10 +326,6 @@ class FlavaTower(FirstTokenTower):
 class FlavaAdapter(HuggingFaceAdapter):
     """A `FlavaModel`: the cosine of its image and text towers' first tokens."""
 
-    tower_class = FlavaTower
-    text_pooling = CLS_POOLING
-    text_layout = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
-
     @override
     def image_features(self, images: Tensor) -> Tensor:
         return super().image_features(images)[:, 0]
@@ -400,10 +348,11 @@ class Tipsv2Layer(HuggingFaceLayer):
 class Tipsv2Tower(HuggingFaceTower):
     """The vision transformer of a `Tipsv2Model`, without projection.
 
-    Its tokens are CLS, a register that is a second CLS, and the patches.
+    Its tokens are CLS, which is the embedding, a register that is a second CLS, and the patches.
     """
 
     layer_class = Tipsv2Layer
+    asks_to_interpolate = False
     final_norm = "layernorm"
     patch_map = "embeddings.patch_embeddings.projection"
 
@@ -411,15 +360,6 @@ class Tipsv2Tower(HuggingFaceTower):
     @override
     def of(cls, module: Any, **parts: Any) -> Self:
         return super().of(module, prefix=1 + int(module.config.num_register_tokens), **parts)
-
-
-class Tipsv2Adapter(HuggingFaceAdapter):
-    """A `Tipsv2Model`, whose image embedding is the first CLS token's."""
-
-    tower_class = Tipsv2Tower
-    text_pooling = TextPooling("mean", causal=False, padding="max_length")
-    text_layout = None
-    asks_to_interpolate = False
 
 
 class DualEncoderTower(HuggingFaceTower):
@@ -438,11 +378,7 @@ class DualEncoderTower(HuggingFaceTower):
 
 
 class DualEncoderAdapter(HuggingFaceAdapter):
-    """A `VisionTextDualEncoderModel`: CLIP's vision tower beside any text model."""
-
-    tower_class = DualEncoderTower
-    text_pooling = None  # any text model with a pooled output
-    text_layout = POOLED_BERT_TEXT
+    """A `VisionTextDualEncoderModel`: CLIP's vision tower next to any text model."""
 
     @override
     def _text_tower(self) -> TextTower | None:
@@ -453,15 +389,35 @@ class DualEncoderAdapter(HuggingFaceAdapter):
         return super()._text_tower() if known else None
 
 
+# the last position is the pooled one, so with other padding it is another embedding
+_SIGLIP_TEXT = CLIP_TEXT._replace(
+    pooling=TextPooling("last", causal=False, padding="max_length"),
+    own_head=("final_layer_norm", "head"),
+    head=(),
+)
+_BLIP_TEXT = BERT_TEXT._replace(layer=None)
+_FLAVA_TEXT = TextLayout(layer=FlavaLayer, own_head=("layernorm",))
+_TIPSV2_TEXT = TextLayout(TextPooling("mean", causal=False, padding="max_length"), layer=None)
+_DUAL_TEXT = TextLayout(own_head=("pooler.dense", "pooler.activation"))
+
 FAMILIES = (
-    transformers_family("align", "Align", AlignAdapter),
-    transformers_family("aimv2", "Aimv2", Aimv2Adapter),
-    transformers_family("blip", "Blip", BlipAdapter, model="ForImageTextRetrieval"),
-    transformers_family("flava", "Flava", FlavaAdapter, vision="ImageModel"),
-    transformers_family("tipsv2", "Tipsv2", Tipsv2Adapter),
+    transformers_family("align", "Align", tower=AlignTower, text=BERT_TEXT),
+    transformers_family("aimv2", "Aimv2", Aimv2Adapter, Aimv2Tower, CLIP_TEXT._replace(layer=None)),
     transformers_family(
-        "vision_text_dual_encoder", "VisionTextDualEncoder", DualEncoderAdapter, vision="Model"
+        "blip", "Blip", BlipAdapter, BlipTower, _BLIP_TEXT, model="ForImageTextRetrieval"
     ),
-    transformers_family("siglip", "Siglip", SiglipAdapter),
-    transformers_family("siglip2", "Siglip2", NaFlexAdapter),
+    transformers_family(
+        "flava", "Flava", FlavaAdapter, FlavaTower, _FLAVA_TEXT, vision="ImageModel"
+    ),
+    transformers_family("tipsv2", "Tipsv2", tower=Tipsv2Tower, text=_TIPSV2_TEXT),
+    transformers_family(
+        "vision_text_dual_encoder",
+        "VisionTextDualEncoder",
+        DualEncoderAdapter,
+        DualEncoderTower,
+        _DUAL_TEXT,
+        vision="Model",
+    ),
+    transformers_family("siglip", "Siglip", SiglipAdapter, SiglipTower, _SIGLIP_TEXT),
+    transformers_family("siglip2", "Siglip2", NaFlexAdapter, NaFlexTower, _SIGLIP_TEXT),
 )

@@ -79,7 +79,7 @@ class TextTower(ViTTower):
     prefix: int = 0
     takes_mask: ClassVar[bool] = True
     embedding_table: nn.Module  # looks tokens up, before positions are added
-    readout: TextPooling
+    text_pooling: TextPooling
     end: int | None  # the token that ends a text; None for the largest one
     steps: tuple[Step, ...]
     longest: int
@@ -100,15 +100,17 @@ class TextTower(ViTTower):
         seen = self.seen(ids, mask)  # (B, s)
         batch, length = len(ids), ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean
-        if self.readout.row == "end":
+        if self.text_pooling.row == "end":
             ends = ids if self.end is None else ids == self.end
             rows = ends.int().argmax(-1)
-        elif self.readout.row != "mean":
-            rows = ids.new_full((batch,), length - 1 if self.readout.row == "last" else 0).long()
-        if not self.readout.causal and seen is None:
+        elif self.text_pooling.row != "mean":
+            rows = ids.new_full(
+                (batch,), length - 1 if self.text_pooling.row == "last" else 0
+            ).long()
+        if not self.text_pooling.causal and seen is None:
             return PooledToken(rows)
         visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
-        visible = (visible.tril() if self.readout.causal else visible).expand(batch, -1, -1)
+        visible = (visible.tril() if self.text_pooling.causal else visible).expand(batch, -1, -1)
         if seen is not None:
             visible = visible & seen[:, None]
         return PooledToken(rows, visible)

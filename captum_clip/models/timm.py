@@ -99,26 +99,22 @@ class TimmLayer(AttentionLayer):
 class TimmPoolingHead(PoolingHead):
     """An `AttentionPoolLatent` with one latent query."""
 
+    query_part = "latent"
+
     def __init__(self, pool: Any, norm: nn.Module) -> None:
         # the pool may add positions first: what its map of keys and values sees are the tokens
         super().__init__(pool.kv, pool.proj, pool.num_heads)
-        self.pool = pool
-        self.norm, self.modules = norm, (norm, pool)
+        self.head, self.norm, self.modules = pool, norm, (norm, pool)
 
-    @override
     def projections(self) -> Projections:
-        pool = self.pool
+        """See `Attention`."""
+        pool = self.head
         key, value = linear_maps(pool.kv.weight.chunk(2), pool.kv.bias)
         return Projections(Linear.of(pool.q), key, value, Linear.of(pool.proj))
 
     @override
-    def embedded_query(self) -> Tensor:
-        query: Tensor = self.pool.latent[0, 0]
-        return query
-
-    @override
     def keyed(self, hidden: Tensor) -> Tensor:
-        normed, positions = super().keyed(hidden), self.pool.pos_embed
+        normed, positions = super().keyed(hidden), self.head.pos_embed
         return normed if positions is None else normed + positions.to(normed.dtype)
 
 

@@ -80,15 +80,19 @@ class Entry(NamedTuple):
     pooled: PooledToken
 
 
-def first_part(result: Any) -> Tensor:
-    """The first of what a module returned, which may be a tuple."""
-    part: Tensor = result[0] if isinstance(result, tuple) else result
+def part_of(result: Any, index: int = 0) -> Tensor:
+    """A part of the output of a module, which may be several tensors or one."""
+    part: Tensor = result if isinstance(result, Tensor) else result[index]
     return part
 
 
-def with_first_part(result: Any, part: Tensor) -> Any:
-    """`result` with `part` in the place of its first."""
-    return (part, *result[1:]) if isinstance(result, tuple) else part
+def with_part(result: Any, part: Tensor, index: int = 0) -> Any:
+    """The output of a module with `part` in the place of one of its own."""
+    if isinstance(result, Tensor):
+        return part
+    if isinstance(result, tuple):
+        return (*result[:index], part, *result[index + 1 :])
+    return type(result)(**{**result, list(result)[index]: part})  # an output of transformers
 
 
 def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
@@ -140,12 +144,12 @@ class Attention(ABC):
         return None
 
     def output(self, result: Any) -> Tensor:
-        """The output (B, rows, D) in what the output_module returned."""
-        return self.batch_first(first_part(result))
+        """The output (B, rows, D) in the result of the output_module, or of the block."""
+        return self.batch_first(part_of(result))
 
     def replaced(self, result: Any, output: Tensor) -> Any:
-        """`result` with `output` (B, rows, D) in the place of its output."""
-        return with_first_part(result, self.batch_first(output))
+        """The result with `output` (B, rows, D) in the place of its own."""
+        return with_part(result, self.batch_first(output))
 
     inner_norm_part: str | None = None
     """Name of the norm inside `input_module` that runs on the concatenated head outputs."""
@@ -221,14 +225,6 @@ class AttentionLayer(Attention):
         hidden = residual + call_steps(self.branch(), attended)
         return hidden + call_steps(self.mlp_branch(), hidden)
 
-    def leaving(self, result: Any) -> Tensor:
-        """The block's output (B, s, D) in what the block returned."""
-        return self.batch_first(first_part(result))
-
-    def left(self, result: Any, output: Tensor) -> Any:
-        """`result` with `output` (B, s, D) in the place of the block's output."""
-        return with_first_part(result, self.batch_first(output))
-
     @property
     def plain(self) -> bool:
         """Whether queries and keys enter the product as they are projected.
@@ -249,12 +245,15 @@ class PoolingHead(Attention):
     a_hj = softmax_j(u_h . x_j), and the embedding is `ViTTower.embed` of its output.
     """
 
+    head: Any  # the library's own module
+    query_part: str  # of the head, its learned queries (1, count, D)
     norm: nn.Module  # what the last block's output goes through first
     modules: tuple[nn.Module, ...]  # all that lies between that and the image embedding
 
-    @abstractmethod
     def embedded_query(self) -> Tensor:
-        """What is mapped to the first query, (D,)."""
+        """The vector (D,) that is mapped to the first query."""
+        query: Tensor = getattr(self.head, self.query_part)[0, 0]
+        return query
 
     def query(self) -> Tensor:
         """The first query (H, d), which no image changes, not yet scaled."""
@@ -273,6 +272,7 @@ class Tower(ABC):
 
     kind: ClassVar[Kind]
     runner_parts: ClassVar[tuple[str, ...]] = ()  # of `module`, such as what runs the blocks
+    embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
     module: nn.Module  # runs exactly once in a forward
 
     @abstractmethod
@@ -312,11 +312,11 @@ class Tower(ABC):
 
     def embedding(self, result: Any) -> Tensor:
         """The image embedding (B, E), before the projection if any, in what the tower returned."""
-        return first_part(result)
+        return part_of(result, self.embedding_index)
 
     def with_embedding(self, result: Any, embedding: Tensor) -> Any:
         """`result` with `embedding` in the place of its own."""
-        return with_first_part(result, embedding)
+        return with_part(result, embedding, self.embedding_index)
 
     def nondeterminism(self) -> str | None:
         """What in training mode makes two forwards differ or changes a buffer, if anything."""
@@ -378,10 +378,10 @@ class ViTTower(Tower):
         with torch.no_grad():
             return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
-    def embed(self, readout: Tensor) -> Tensor:
+    def embed(self, token: Tensor) -> Tensor:
         """The image embedding (..., E) of a token (..., D) from the last block, or the probe's."""
         # for one token the order of norm and pooling makes no difference
-        return call_steps(self.head, readout)
+        return call_steps(self.head, token)
 
     @property
     @abstractmethod
@@ -527,9 +527,13 @@ class MultiheadPoolingHead(Multihead, PoolingHead):
 class AveragePooledTower(ResNetTower):
     """A convolutional tower whose embedding is a function of the mean of its last features."""
 
-    @abstractmethod
     def head_steps(self) -> Sequence[Step]:
-        """What the mean of the features (B, C) goes through to be the embedding (B, E)."""
+        """The steps from the mean of the features (B, C) to the embedding (B, E); none at all."""
+        return ()
+
+    def head_modules(self) -> Sequence[nn.Module]:
+        """See `ResNetTower`; none where the mean is the embedding."""
+        return ()
 
     @override
     def contributions(
