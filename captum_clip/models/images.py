@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..maps import unusable
 
 _CHANNELS = (1, 2, 3, 4)
 NARROW: Final = 200
-"""How often the shorter side of a picture may go into the longer one."""
+"""How often the shorter side of an image may go into the longer one."""
 
 # what Pillow's readers raise on broken files
 _DAMAGED = (
@@ -54,31 +54,19 @@ def check_images(images: Any, caller: str) -> None:
 
 
 def _problems(images: Any) -> Iterator[str]:
+    made = "clip.preprocess(images) makes them of any images"
     if not isinstance(images, Tensor):
-        yield (
-            f"expected a tensor of preprocessed images (B, 3, H, W), got {type(images).__name__}; "
-            "clip.preprocess(images) makes it"
-        )
+        yield f"expected preprocessed images (B, 3, H, W), got {type(images).__name__}; {made}"
     if reason := unusable(images):
         yield f"expected images as a tensor of plain numbers, got {reason}"
     shape = tuple(images.shape)
-    if len(shape) != 4:
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
         yield (
-            f"expected images of shape (B, 3, H, W), got {shape}; add the batch dimension with "
-            "images[None]"
+            f"expected images of shape (B, 3, H, W), got {shape}; {made}, and images[None] adds "
+            "the batch dimension"
         )
-    if shape[1] != 3:
-        yield (
-            f"expected three channels in (B, 3, H, W), got {shape}; clip.preprocess(images) makes "
-            "RGB images of any picture"
-        )
-    if 0 in shape:
-        yield f"expected at least one image and one pixel, got {shape}"
     if not images.is_floating_point():
-        yield (
-            f"expected floating-point (preprocessed) images, got {images.dtype}; "
-            "clip.preprocess(images) makes them of uint8 images"
-        )
+        yield f"expected floating-point (preprocessed) images, got {images.dtype}; {made}"
     # One pass decides almost always; a sum may overflow where every value is finite.
     values = images.detach()
     total = values.sum(dtype=torch.promote_types(images.dtype, torch.float32))
@@ -90,7 +78,7 @@ def _problems(images: Any) -> Iterator[str]:
 
 
 def as_pil(images: Any) -> list[Image.Image]:
-    """One or several images -> RGB pictures, the right way up.
+    """One or several images -> RGB images, the right way up.
 
     Args:
         images: one or a sequence of: path, PIL image, array or uint8 tensor; (H, W), (H, W, C) or
@@ -100,28 +88,19 @@ def as_pil(images: Any) -> list[Image.Image]:
     Raises:
         InputError: an image cannot be read or has no sensible shape or type.
     """
-    if not isinstance(images, Sequence) or isinstance(images, str):
-        return _pictures_of(images)
-    if not images:
+    several = isinstance(images, Sequence) and not isinstance(images, str)
+    converted = [one for image in (images if several else [images]) for one in _as_pil(image)]
+    if not converted:
         raise InputError("preprocess: got no image at all.")
-    pictures = []
-    for image in images:
-        batch = _pictures_of(image)
-        if len(batch) != 1:
-            raise InputError(
-                f"preprocess: expected one image, got a batch of {len(batch)} inside a list; pass "
-                "batches alone."
-            )
-        pictures += batch
-    return pictures
+    return converted
 
 
-def _pictures_of(image: Any) -> list[Image.Image]:
-    """The picture of a path or a PIL image, or those of an array."""
+def _as_pil(image: Any) -> list[Image.Image]:
+    """The image of a path or a PIL image, or those of an array."""
     if isinstance(image, (Tensor, np.ndarray)):
-        return _batch_to_pil(image)
+        return _arrays_to_pil(image)
     if isinstance(image, (str, Path)):
-        return [_read(Path(image))]
+        return [decode_file(read_file(Path(image)), Path(image))]
     if isinstance(image, Image.Image):
         with _guarded("the PIL image"):
             return [_to_rgb(image, "the PIL image")]
@@ -132,16 +111,20 @@ def _pictures_of(image: Any) -> list[Image.Image]:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of an image file, for those who need it beside the picture; else InputError."""
+    """The content of an image file; InputError where it cannot be read."""
     source = excerpt(str(path), 300)
     with _guarded(source):
-        _check_regular(path, source)
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a named pipe would wait for ever
+            raise InputError(f"preprocess: {source} is not a file but a pipe or a device.")
         return path.read_bytes()
 
 
 def decode_file(content: bytes, path: Path) -> Image.Image:
-    """The RGB picture of a file whose content was read, the right way up; else InputError."""
-    return _open(io.BytesIO(content), excerpt(str(path), 300))
+    """The RGB image in the content of a file, the right way up; else InputError."""
+    source = excerpt(str(path), 300)
+    with _guarded(source), Image.open(io.BytesIO(content)) as image:
+        return _to_rgb(image, source)
 
 
 def is_away(error: BaseException | None) -> bool:
@@ -151,25 +134,6 @@ def is_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _read(path: Path) -> Image.Image:
-    source = excerpt(str(path), 300)
-    with _guarded(source):
-        _check_regular(path, source)
-    return _open(path, source)
-
-
-def _open(file: Path | BinaryIO, source: str) -> Image.Image:
-    with _guarded(source), Image.open(file) as image:
-        return _to_rgb(image, source)
-
-
-def _check_regular(path: Path, source: str) -> None:
-    """Opened, a named pipe would wait for a writer for ever."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(f"preprocess: {source} is not a file but a pipe or a device.")
 
 
 @contextmanager
@@ -201,24 +165,16 @@ def _guarded(source: str) -> Iterator[None]:
         ) from error
 
 
-def check_sides(size: tuple[int, int], source: str) -> None:
-    """Refuse a picture (width, height) without pixels, or with one side far longer than the other.
-
-    A processor that makes the shorter side of 60000 x 1 pixels 224 long would take 36 GB.
-    """
-    width, height = size
-    if not width or not height:
-        raise InputError(f"preprocess: {source} has no pixels, {width} x {height}.")
-    if max(size) > NARROW * min(size):
-        raise InputError(
-            f"preprocess: {source} is too long and narrow, {width} x {height}; crop it so that one "
-            f"side is at most {NARROW} times the other."
-        )
-
-
 def _to_rgb(image: Image.Image, source: str) -> Image.Image:
     """The right way up, RGB, on white where transparent."""
-    check_sides(image.size, source)  # before anything is unpacked
+    # before it is unpacked: a processor would make 224 x 13,440,000 pixels of 1 x 60,000
+    if not all(image.size):
+        raise InputError(f"preprocess: {source} has no pixels, {image.width} x {image.height}.")
+    if max(image.size) > NARROW * min(image.size):
+        raise InputError(
+            f"preprocess: {source} is too long and narrow, {image.width} x {image.height}; crop it "
+            f"so that one side is at most {NARROW} times the other."
+        )
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
@@ -229,19 +185,15 @@ def _to_rgb(image: Image.Image, source: str) -> Image.Image:
         colors = upright.convert("RGBA")
         white = Image.new("RGBA", colors.size, "white")
         return Image.alpha_composite(white, colors).convert("RGB")
-    return upright.convert("RGB")  # a new picture, or with mode RGB a copy
+    return upright.convert("RGB")  # a new image, or with mode RGB a copy
 
 
 def _grey_to_pil(values: np.ndarray) -> Image.Image:
-    """One channel (H, W) of 16 bits, in whatever type Pillow keeps it, or of floats."""
-    if values.dtype.kind == "f":
+    """One channel (H, W) of 16 bits, in whatever type Pillow keeps it."""
+    if values.dtype.kind == "f" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
         raise InputError(
-            "preprocess: the picture holds floating-point values of unknown range; scale it to "
-            "uint8, or pass a preprocessed tensor."
-        )
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise InputError(
-            "preprocess: the picture holds integers outside 0 ... 65535; scale it to uint8."
+            "preprocess: the image holds floating-point values, or integers outside 0 ... 65535, "
+            "of unknown range; scale it to uint8, or pass a preprocessed tensor."
         )
     return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
 
@@ -250,8 +202,8 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     return np.round(values / 257).astype(np.uint8)  # 65535 / 255
 
 
-def _batch_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
-    """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB pictures."""
+def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
+    """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB images."""
     if isinstance(array, Tensor) and (reason := unusable(array)):
         raise InputError(f"preprocess: expected a tensor of plain numbers, got {reason}.")
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
@@ -270,18 +222,17 @@ def _batch_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
         values = values[None]
     if values.ndim == 4 and values.shape[3] not in _CHANNELS and values.shape[1] in _CHANNELS:
         values = values.transpose(0, 2, 3, 1)
-    if values.ndim in (3, 4) and not len(values):
-        raise InputError("preprocess: got no image at all.")
-    channels = values.shape[-1] if values.ndim == 4 else 1
-    if values.ndim not in (3, 4) or 0 in values.shape or channels not in _CHANNELS:
+    if values.ndim == 3:
+        values = values[..., None]
+    sensible = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
+    if not sensible:
         raise InputError(
             f"preprocess: got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
             "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
         )
-    if channels == 1:
-        values = values.reshape(values.shape[:3])
-    pictures = (Image.fromarray(np.ascontiguousarray(picture)) for picture in values)
-    return [_to_rgb(picture, "the array or tensor") for picture in pictures]
+    images = (image[..., 0] if image.shape[-1] == 1 else image for image in values)
+    pil = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    return [_to_rgb(image, "the array or tensor") for image in pil]
 
 
 def image_processor(processor: Any) -> Any:
@@ -290,14 +241,12 @@ def image_processor(processor: Any) -> Any:
 
 
 def process(processor: Any, images: list[Image.Image]) -> Tensor:
-    """RGB pictures -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
+    """RGB images -> (B, 3, H, W), float32 on the CPU; InputError where they differ in size.
 
-    The processor is one of transformers, or a function from a picture to a tensor (3, H, W) such as
+    The processor is one of transformers, or a function from an image to a tensor (3, H, W) such as
     OpenCLIP's transforms.
     """
     inner = image_processor(processor)
-    for image in images:
-        _check_resized(inner, image)
     if hasattr(inner, "image_mean"):
         tensors = list(inner(images=images, return_tensors="pt")["pixel_values"])
     else:
@@ -310,24 +259,6 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
                 "expected one tensor (3, H, W) an image, all of the same size."
             )
     return torch.stack(tensors).float()
-
-
-def _check_resized(processor: Any, image: Image.Image) -> None:
-    """Refuse a picture that keeps its shape and becomes larger than Pillow would open."""
-    size: Any = getattr(processor, "size", None)  # a dictionary or what behaves as one
-    shorter = size.get("shortest_edge") if hasattr(size, "get") else size
-    for step in getattr(processor, "transforms", ()):  # torchvision's Compose
-        if type(step).__name__ in ("Resize", "ResizeKeepRatio"):
-            shorter = step.size
-    most = Image.MAX_IMAGE_PIXELS
-    if isinstance(shorter, int) and most is not None:
-        longer = shorter * max(image.size) // min(image.size)
-        if shorter * longer > most:
-            raise InputError(
-                f"preprocess: resized so that its shorter side is {shorter} pixels, a picture of "
-                f"{image.width} x {image.height} has {shorter * longer} pixels, more than {most}; "
-                "crop it, or raise PIL.Image.MAX_IMAGE_PIXELS where you trust it."
-            )
 
 
 def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None:

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .. import demo
 from ..checks import expand, show
+from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError
 from .adapter import ClipAdapter, MissingPart
@@ -38,7 +38,7 @@ _FAILURES = (
     *(OSError, ValueError, RuntimeError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
 )
-_ONE_AT_A_TIME = threading.RLock()
+_ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def available() -> list[AvailableModel]:
         ['demo/vit', 'demo/resnet', 'demo/siglip']
     """
     rows = []
-    for name in demo.MODELS:
+    for name in MODELS:
         if name.endswith("resnet"):
             rows.append(AvailableModel(name, (), "resnet", "open_clip", "embedded", embedded=True))
         else:
@@ -153,21 +153,16 @@ EXAMPLES: tuple[Example, ...] = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model comes from: a folder, repository, ``hf-hub:`` name or architecture."""
+    """Where a named model comes from."""
 
     name: str
     library: Library
-    where: str
+    where: str  # as its library has it: a folder, a repository, a name of OpenCLIP
     tag: str | None = None  # OpenCLIP's, for an architecture
     # to be switched on, as the weights were trained with it and the architecture lacks it
     quick_gelu: bool = False
     local: bool = False
     tokenizer: Callable[[], Any] | None = None  # loads another than the library's
-
-    @property
-    def open_clip_name(self) -> str:
-        """What OpenCLIP calls it."""
-        return f"local-dir:{self.where}" if self.local else self.where
 
 
 def resolve(name: str) -> Source:
@@ -181,14 +176,14 @@ def resolve(name: str) -> Source:
     if row is not None:
         tag = "openai" if row.library == "open_clip" else None
         return Source(row.name, row.library, row.checkpoint, tag)
-    if name in demo.MODELS:
-        return _embedded(name, demo.MODELS[name])
+    if name in MODELS:
+        return replace(_folder(name, MODELS[name]), tokenizer=DemoTokenizer)
     folder = expand(name)
     if folder.is_dir():
         return _folder(name, folder)
     if name.startswith("demo/"):
         raise InputError(
-            f"load_clip({name!r}): no such embedded model; there are {', '.join(demo.MODELS)}."
+            f"load_clip({name!r}): no such embedded model; there are {', '.join(MODELS)}."
         )
     if name.startswith("hf-hub:"):
         return Source(name, "open_clip", name)
@@ -204,12 +199,6 @@ def _unknown(name: str) -> str:
         return f"is neither a known name nor a folder. {_ACCEPTED}"
     tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
     return f"is an architecture of OpenCLIP; add one of its tags as in '{name}/TAG': {tags}."
-
-
-def _embedded(name: str, folder: Path) -> Source:
-    if not folder.is_dir():
-        raise InputError(f"load_clip({name!r}): {folder} is missing; install captum-clip again.")
-    return replace(_folder(name, folder), tokenizer=DemoTokenizer)
 
 
 def _folder(name: str, folder: Path) -> Source:
@@ -229,7 +218,7 @@ def _folder(name: str, folder: Path) -> Source:
     except UnsupportedModelError:
         if not is_open_clip:
             raise
-        return Source(name, "open_clip", str(folder), local=True)
+        return Source(name, "open_clip", f"local-dir:{folder}", local=True)
     return Source(name, "transformers", str(folder), local=True)
 
 
@@ -319,11 +308,11 @@ def _name_of(model: nn.Module) -> str:
     """
     name = type(model).__name__
     if type(model).__module__.startswith("open_clip."):
-        name = f"OpenCLIP's {name}"
-    source = getattr(getattr(model, "config", None), "_name_or_path", "")
-    if not isinstance(source, str) or not source:
-        return name
-    return f"{name} {Path(source).name if Path(source).is_absolute() else source}"
+        return f"OpenCLIP's {name}"
+    source = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return (
+        f"{name} {Path(source).name if Path(source).is_absolute() else source}" if source else name
+    )
 
 
 def _refuse(model: str, **options: Any) -> None:
@@ -368,29 +357,16 @@ def _own_part(what: str, load: Callable[[], Any]) -> Any:
 
 def choose_device(device: torch.device | str | None) -> torch.device:
     """A device by name; None is CUDA if there is one, else the CPU. InputError if there is none."""
-    cuda = torch.cuda.is_available()
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device or ("cuda" if cuda else "cpu"))
-    except RuntimeError as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"load_clip: {device!r} is not a device of PyTorch; expected 'cpu', 'cuda' or the like."
+            f"load_clip: PyTorch cannot compute on the device {str(device)!r} here; expected 'cpu', "
+            "'cuda' or the like, or none to take what there is."
         ) from error
-    if chosen.type == "cuda" and not cuda:
-        raise InputError(
-            f"load_clip: device={device!r} was asked for, but PyTorch sees no CUDA device; leave "
-            "device out to take what there is."
-        )
-    if (chosen.index or 0) >= max(1, torch.cuda.device_count()):
-        raise InputError(f"load_clip: there is no device '{chosen}'; their numbers begin at 0.")
-    if chosen.type not in ("cpu", "cuda"):
-        try:
-            torch.zeros(1, device=chosen).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(
-                f"load_clip: PyTorch cannot compute on {str(chosen)!r} here; expected 'cpu', "
-                "'cuda' or the like."
-            ) from error
-    return chosen
+    return torch.device(device)
 
 
 def load_processor(name: str | None) -> Any:
@@ -443,11 +419,11 @@ def _transformers_model(source: Source) -> nn.Module:
 def _open_clip_model(source: Source) -> nn.Module:
     import open_clip
 
-    config = open_clip.factory.get_model_config(source.open_clip_name)
+    config = open_clip.factory.get_model_config(source.where)
     if config is not None:  # else the next line says what is wrong with it
         check_architecture(source.name, config)
     model: nn.Module = open_clip.create_model(
-        source.open_clip_name,
+        source.where,
         pretrained=source.tag,
         precision="fp32",
         device="cpu",
@@ -482,7 +458,7 @@ def _tokenizer(source: Source) -> Any:
     if source.library == "open_clip":
         from open_clip import get_tokenizer
 
-        return get_tokenizer(source.open_clip_name)
+        return get_tokenizer(source.where)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.where)
@@ -495,28 +471,27 @@ def _tokenizer(source: Source) -> Any:
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
     """Load the files of a model, from its folder or the hub; what cannot be is an InputError."""
+    from huggingface_hub import constants
+
     online = not source.local and _hub_answers()
     try:
-        with _quiet(progress=online), _only_cache(not online):
+        with _ONE_AT_A_TIME, _quiet(online):
             yield
     except CaptumClipError:
         raise
     except _FAILURES as error:
         checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
-        problem = f"cannot be loaded: {type(error).__name__}, {_first_line(error)}."
-        if source.local:
-            message = f"it {problem}"
-        elif online:
-            message = f"{checkpoint} {problem} {_ACCEPTED}"
-        else:
-            from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
-
-            message = (
-                f"{checkpoint} {problem} {ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set: "
-                "connect once so that it is downloaded, copy the cache "
-                f"{HF_HUB_CACHE} from another machine, or pass a local folder; {_EMBEDDED}."
+        advice = "" if source.local else f" {_ACCEPTED}"
+        if not source.local and not online:
+            advice = (
+                f" {constants.ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set: connect once "
+                f"so that it is downloaded, copy the cache {constants.HF_HUB_CACHE} from another "
+                f"machine, or pass a local folder; {_EMBEDDED}."
             )
-        raise InputError(f"load_clip({source.name!r}): {message}") from error
+        raise InputError(
+            f"load_clip({source.name!r}): {checkpoint} cannot be loaded: {type(error).__name__}, "
+            f"{_first_line(error)}.{advice}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -524,56 +499,41 @@ def _first_line(error: BaseException) -> str:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub answers once: its client tries for half a minute before it takes a cache."""
+    """Whether the hub answers once; its client would try for half a minute a file."""
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
-        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of one of several clients, by version
+    except Exception:  # of one of several clients, by version, or since HF_HUB_OFFLINE is set
         return False
     return True
 
 
 @contextmanager
-def _only_cache(asked: bool) -> Iterator[None]:
-    """Let the hub's client answer from its cache, as HF_HUB_OFFLINE=1 does."""
-    from huggingface_hub import constants, utils
+def _quiet(online: bool) -> Iterator[None]:
+    """Keep the libraries' remarks on loading to themselves, since what matters is raised.
 
-    before = constants.HF_HUB_OFFLINE
-    # Clients before 1.0 read the switch when a session is made, later ones at every request.
-    forget_sessions = getattr(utils, "reset_sessions", lambda: None)
-    constants.HF_HUB_OFFLINE = before or asked
-    forget_sessions()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        forget_sessions()
-
-
-@contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
-    """Keep the libraries' remarks on loading to themselves; what matters is raised.
-
-    OpenCLIP calls `logging.info`, which sets up the root logger where nobody did. One thread loads
-    at a time: two would restore each other's settings. `progress` leaves progress bars on.
+    OpenCLIP calls `logging.info`, which sets up the root logger where nobody did. Progress bars of
+    downloads stay; without a connection the hub's client takes its cache at once.
     """
+    from huggingface_hub import constants
     from transformers.utils import logging as transformers_logging
 
     def is_not_open_clips(record: logging.LogRecord) -> bool:
         return "open_clip" not in Path(record.pathname).parts
 
     root, handler = logging.getLogger(), logging.NullHandler()
-    with _ONE_AT_A_TIME, ExitStack() as undo:
+    with ExitStack() as undo:
         undo.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
         transformers_logging.set_verbosity(logging.CRITICAL)
         root.addFilter(is_not_open_clips)
         undo.callback(root.removeFilter, is_not_open_clips)
         root.addHandler(handler)
         undo.callback(root.removeHandler, handler)
-        if transformers_logging.is_progress_bar_enabled() and not progress:
-            transformers_logging.disable_progress_bar()
-            undo.callback(transformers_logging.enable_progress_bar)
+        if not online:
+            undo.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+            constants.HF_HUB_OFFLINE = True
+            if transformers_logging.is_progress_bar_enabled():
+                transformers_logging.disable_progress_bar()
+                undo.callback(transformers_logging.enable_progress_bar)
         yield

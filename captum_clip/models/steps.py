@@ -175,6 +175,15 @@ def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def step_parameters(step: Step) -> list[Tensor]:
+    """The parameters of a step: of a view of one, such as a projection turned round, its own."""
+    if isinstance(step, nn.Module):
+        return list(step.parameters())
+    if isinstance(step, Residual):
+        return [parameter for part in step.steps for parameter in step_parameters(part)]
+    return [p if p._base is None else p._base for p in step if p is not None]
+
+
 def needs_token(steps: Sequence[Step]) -> bool:
     """Whether a direction's way through the steps depends on the token that takes it."""
     plain = (_plain(step) for step in steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,8 @@ from ..checks import is_integer
 from ..errors import InputError, UnsupportedModelError
 from .adapter import ClipAdapter
 from .families import adapter_of, tower_of
-from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
+from .steps import step_parameters
+from .towers import AttentionLayer, ResNetTower, ViTTower
 
 Model = TypeVar("Model", bound=nn.Module)
 ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
@@ -46,25 +47,24 @@ def renumber_heads(model: Model, layer: int, permutation: Sequence[int]) -> Mode
             "layers with heads; pass a model with a ViT."
         )
     count = len(tower.layers)
-    if not -count <= layer < count:
+    if not is_integer(layer, least=-count) or layer >= count:
         raise InputError(
             f"renumber_heads: layer {layer} does not exist; the tower has the layers 0 ... "
             f"{count - 1}, or -{count} ... -1 from the end."
         )
-    attention = tower.layers[layer]
-    if sorted(permutation) != list(range(attention.heads)):
+    attention, order = tower.layers[layer], list(permutation)
+    if sorted(order) != list(range(attention.heads)):
         raise InputError(
-            f"renumber_heads: expected a permutation of 0 ... {attention.heads - 1}, got "
-            f"{list(permutation)}."
+            f"renumber_heads: expected a permutation of 0 ... {attention.heads - 1}, got {order}."
         )
-    _permute(attention, list(permutation))
+    _permute(attention, order)
     return changed
 
 
 def _permute(attention: AttentionLayer, order: list[int]) -> None:
     maps = attention.projections()
-    norm = attention.inner_norm
-    for parameter in () if norm is None else norm.parameters():
+    norm = attention.inner_norm or nn.Identity()
+    for parameter in norm.parameters():
         parameter.copy_(parameter.reshape(attention.heads, -1)[order].flatten())
     for rows in maps[:3]:  # query, key, value
         for values in (rows.weight, rows.bias):
@@ -90,9 +90,7 @@ def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
         >>> randomization_stages(load_clip("demo/resnet"))
         ('head', 'layer4', 'layer3', 'layer2', 'layer1', 'stem')
     """
-    tower = tower_of(model.model if isinstance(model, ClipAdapter) else model)
-    headless = isinstance(tower, ResNetTower) and not tower.head_modules()
-    return (*(() if headless else ("head",)), *_middle(tower), _BOTTOMS[tower.kind])
+    return tuple(_stages(model.model if isinstance(model, ClipAdapter) else model))
 
 
 @torch.inference_mode(False)
@@ -146,46 +144,27 @@ def randomize_parameters(
     return result
 
 
-_BOTTOMS = {"vit": "embedding", "resnet": "stem"}
-
-
-def _middle(tower: Tower) -> dict[str, nn.Module]:
-    """The parts between head and bottom, from the top."""
-    if isinstance(tower, ResNetTower):
-        return dict(tower.stages())
-    assert isinstance(tower, ViTTower)
-    return {f"layer {i}": layer.block for i, layer in reversed([*enumerate(tower.layers)])}
-
-
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of each stage of the vision tower, from the top."""
     tower = tower_of(model)
-    middle = {name: list(part.parameters()) for name, part in _middle(tower).items()}
+    middle: Mapping[str, nn.Module]
     if isinstance(tower, ResNetTower):
+        middle, bottom = tower.stages(), "stem"
         head = [p for module in tower.head_modules() for p in module.parameters()]
     else:
         assert isinstance(tower, ViTTower)
+        layers = reversed([*enumerate(tower.layers)])
+        middle, bottom = {f"layer {i}": layer.block for i, layer in layers}, "embedding"
         head = _vit_head(model, tower)
-    above = {id(parameter) for part in (head, *middle.values()) for parameter in part}
+    parameters = {name: list(part.parameters()) for name, part in middle.items()}
+    above = {id(parameter) for part in (head, *parameters.values()) for parameter in part}
     rest = [parameter for parameter in tower.module.parameters() if id(parameter) not in above]
-    return {**({"head": head} if head else {}), **middle, _BOTTOMS[tower.kind]: rest}
+    return {**({"head": head} if head else {}), **parameters, bottom: rest}
 
 
 def _vit_head(model: nn.Module, tower: ViTTower) -> list[nn.Parameter]:
-    """What lies between the last block and the image embedding: what has a gradient there."""
-    parameters = list(model.parameters())
-    flags = [parameter.requires_grad for parameter in parameters]
-    weight = tower.attentions[-1].projections().output.weight
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            embedding = tower.embed(weight.new_ones(1, len(weight)))
-            gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
-    finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.requires_grad_(flag)
-    pool = () if tower.pooling_head is None else tower.pooling_head.modules
-    above = {id(parameter) for module in pool for parameter in module.parameters()}
-    pairs = zip(parameters, gradients, strict=True)
-    return [p for p, gradient in pairs if id(p) in above or gradient is not None]
+    """The parameters between the last block and the image embedding, in the model's order."""
+    found = {id(parameter) for step in tower.head for parameter in step_parameters(step)}
+    modules = () if tower.pooling_head is None else tower.pooling_head.modules
+    found |= {id(parameter) for module in modules for parameter in module.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) in found]

@@ -43,10 +43,10 @@ MESSAGES = {
     "inf": "hold NaN or infinity",
     "3-D": r"expected images of shape \(B, 3, H, W\), got \(3, \d+, \d+\).*images\[None\]",
     "5-D": r"expected images of shape \(B, 3, H, W\), got \(1, 3, 3, \d+, \d+\)",
-    "grey": r"three channels in \(B, 3, H, W\), got \(3, 1,.*preprocess",
-    "alpha": r"three channels in \(B, 3, H, W\), got \(3, 4,.*preprocess",
+    "grey": r"shape \(B, 3, H, W\), got \(3, 1,.*preprocess",
+    "alpha": r"shape \(B, 3, H, W\), got \(3, 4,.*preprocess",
     "integers": r"floating-point \(preprocessed\) images, got torch.uint8.*preprocess",
-    "none": r"at least one image and one pixel, got \(0, 3,",
+    "none": r"shape \(B, 3, H, W\), got \(0, 3,",
 }
 
 
