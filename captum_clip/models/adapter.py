@@ -20,11 +20,11 @@ from ..maps import unusable
 from .images import (
     as_pil,
     check_images,
-    count_tokens,
     describe,
+    image_processor,
     is_preprocessed,
+    is_transformers_tokenizer,
     process,
-    statistics,
 )
 from .library import expect_library_parts, is_library_class
 from .text import SUPPORTED, TextPooling, TextTower
@@ -109,8 +109,22 @@ class ClipAdapter(ABC):
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Mean and standard deviation of the three channels; None where nothing tells."""
-        return statistics(self.processor)
+        """Mean and standard deviation of the three channels; None where the processor has none."""
+        inner = image_processor(self.processor)
+        for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
+            if hasattr(step, "mean") and hasattr(step, "std"):
+                return tuple(map(float, step.mean)), tuple(map(float, step.std))
+        if not hasattr(inner, "image_mean"):
+            return None
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if getattr(inner, "do_normalize", True):
+            mean, std = tuple(inner.image_mean), tuple(inner.image_std)
+        # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
+        scale = 255 * (inner.rescale_factor if getattr(inner, "do_rescale", True) else 1)
+        offset = 1 if getattr(inner, "rescale_offset", False) else 0
+        divisor = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
+        means = tuple((m + offset) / scale for m in mean)
+        return means, tuple(s * d / scale for s, d in zip(std, divisor, strict=True))
 
     @property
     def text_pooling(self) -> TextPooling | None:
@@ -257,19 +271,23 @@ class ClipAdapter(ABC):
         mean, std = (torch.tensor(list(s), device=device).view(1, 3, 1, 1) for s in statistics)
         return mean, std
 
+    def check_images(self, images: Any, caller: str) -> None:
+        """Raise InputError unless images are preprocessed, on its device, of a size it takes."""
+        check_images(images, caller)
+        if images.device != self.device:
+            raise InputError(
+                f"{caller}: the images are on {images.device}, the model on {self.device}; pass "
+                "images.to(clip.device)."
+            )
+        self.grid(images.shape[-2], images.shape[-1])
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable.
 
         Raises:
             InputError: images of the wrong shape, type, size or device, or with NaN or infinity.
         """
-        check_images(images, "encode_image")
-        if images.device != self.device:
-            raise InputError(
-                f"encode_image: the images are on {images.device}, the model on {self.device}; "
-                "pass images.to(clip.device)."
-            )
-        self.grid(images.shape[-2], images.shape[-1])
+        self.check_images(images, "encode_image")
         return F.normalize(self.image_features(images), dim=-1)
 
     # Texts
@@ -327,7 +345,19 @@ class ClipAdapter(ABC):
 
     def count_tokens(self, text: str) -> int | None:
         """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
-        return count_tokens(self._require_tokenizer(), text)
+        tokenizer = self._require_tokenizer()
+        if is_transformers_tokenizer(tokenizer):
+            return len(tokenizer(text, verbose=False)["input_ids"])
+        if hasattr(tokenizer, "count"):  # the embedded model's
+            return int(tokenizer.count(text))
+        clean = getattr(tokenizer, "clean_fn", None)
+        if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
+            own = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
+            options = {"add_special_tokens": not own, "verbose": False}
+            return 3 * own + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
+        if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
+            return 2 + len(tokenizer.encode(text))
+        return None
 
     def text_inputs(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Token ids (N, T) and attention mask, as the model was trained to take them.

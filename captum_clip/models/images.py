@@ -261,25 +261,6 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
     return torch.stack(tensors).float()
 
 
-def statistics(processor: Any) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Mean and standard deviation of the three channels; None where the processor does not tell."""
-    inner = image_processor(processor)
-    for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
-        if hasattr(step, "mean") and hasattr(step, "std"):
-            return tuple(map(float, step.mean)), tuple(map(float, step.std))
-    if not hasattr(inner, "image_mean"):
-        return None
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if getattr(inner, "do_normalize", True):
-        mean, std = tuple(inner.image_mean), tuple(inner.image_std)
-    # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the standard deviation twice
-    scale = 255 * (inner.rescale_factor if getattr(inner, "do_rescale", True) else 1)
-    offset = 1 if getattr(inner, "rescale_offset", False) else 0
-    divisor = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
-    means = tuple((m + offset) / scale for m in mean)
-    return means, tuple(s * d / scale for s, d in zip(std, divisor, strict=True))
-
-
 def describe(processor: Any) -> str:
     """A text that changes when the preprocessing does, and not from run to run."""
     inner = image_processor(processor)
@@ -297,19 +278,3 @@ def call_tokenizer(tokenizer: Any, texts: list[str], length: int | None) -> Any:
     """Tokens by one of transformers, padded to a length; None for the longest text's."""
     padding = True if length is None else "max_length"
     return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
-
-
-def count_tokens(tokenizer: Any, text: str) -> int | None:
-    """Tokens of a text with start and end, uncut; None where the tokenizer cannot say."""
-    if is_transformers_tokenizer(tokenizer):
-        return len(tokenizer(text, verbose=False)["input_ids"])
-    if hasattr(tokenizer, "count"):  # the embedded model's
-        return int(tokenizer.count(text))
-    clean = getattr(tokenizer, "clean_fn", None)
-    if clean is not None and hasattr(tokenizer, "tokenizer"):  # OpenCLIP's HFTokenizer
-        own = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds start, end and class
-        options = {"add_special_tokens": not own, "verbose": False}
-        return 3 * own + len(tokenizer.tokenizer(clean(text), **options)["input_ids"])
-    if clean is not None and hasattr(tokenizer, "encode"):  # OpenCLIP's SimpleTokenizer
-        return 2 + len(tokenizer.encode(text))
-    return None

@@ -363,7 +363,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"load_clip: PyTorch cannot compute on the device {str(device)!r} here; expected 'cpu', "
+            f"load_clip: PyTorch cannot compute on device={str(device)!r} here; expected 'cpu', "
             "'cuda' or the like, or none to take what there is."
         ) from error
     return torch.device(device)

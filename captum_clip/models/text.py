@@ -98,22 +98,18 @@ class TextTower(ViTTower):
     def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
         """Which tokens of texts (B, T) are read, and which see which, with padding 0 in `mask`."""
         seen = self.seen(ids, mask)  # (B, s)
-        batch, length = len(ids), ids.shape[1] + self.suffix
+        (row, causal, _), length = self.text_pooling, ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean
-        if self.text_pooling.row == "end":
+        if row == "end":
             ends = ids if self.end is None else ids == self.end
             rows = ends.int().argmax(-1)
-        elif self.text_pooling.row != "mean":
-            rows = ids.new_full(
-                (batch,), length - 1 if self.text_pooling.row == "last" else 0
-            ).long()
-        if not self.text_pooling.causal and seen is None:
+        elif row != "mean":
+            rows = ids.new_full((len(ids),), length - 1 if row == "last" else 0).long()
+        if not causal and seen is None:
             return PooledToken(rows)
         visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
-        visible = (visible.tril() if self.text_pooling.causal else visible).expand(batch, -1, -1)
-        if seen is not None:
-            visible = visible & seen[:, None]
-        return PooledToken(rows, visible)
+        visible = (visible.tril() if causal else visible).expand(len(ids), -1, -1)
+        return PooledToken(rows, visible if seen is None else visible & seen[:, None])
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """Tokens (B, s) that may be attended to at all; None for all of them."""
@@ -154,12 +150,12 @@ def _problems(
     made = "ids, mask = clip.text_inputs(texts) makes them"
     if not isinstance(ids, Tensor):
         yield f"expected token ids (B, T), got {type(ids).__name__}; {made}"
-    shape = tuple(ids.shape)
+    shape, longest = tuple(ids.shape), tower.longest
     if len(shape) != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in shape:
         yield f"expected token ids (B, T) of whole numbers, got {shape} of {ids.dtype}; {made}"
-    texts = f"the texts have {shape[1]} tokens, and"
-    if shape[1] > tower.longest:
-        yield f"{texts} {name} takes {tower.longest}; shorten them"
+    if shape[1] > longest or (tower.is_fixed and shape[1] != longest):
+        exactly = f"{name} takes {longest}{' exactly' * tower.is_fixed}"
+        yield f"the texts have {shape[1]} tokens, and {exactly}; {made}"
     if ids.device != device:
         yield f"the token ids are on {ids.device}, the model on {device}; pass ids.to(clip.device)"
     low, high = int(ids.min()), int(ids.max())
@@ -168,16 +164,8 @@ def _problems(
             f"token ids from {low} to {high} were given, and {name} knows 0 to "
             f"{tower.vocabulary - 1}; make them with its own tokenizer"
         )
+    if mask is not None and not tower.takes_mask:
+        yield "OpenCLIP's text tower takes no attention_mask, since it knows padding; leave it out"
     if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         yield f"expected an attention_mask of shape {shape} like the token ids, got {got}"
-    if mask is not None and not tower.takes_mask:
-        yield (
-            "OpenCLIP's text tower takes no attention_mask, since it knows padding by itself; "
-            "leave it out"
-        )
-    if tower.is_fixed and shape[1] != tower.longest:
-        yield (
-            f"{texts} OpenCLIP's CLIP takes {tower.longest} exactly; "
-            "ids, mask = clip.text_inputs(texts) pads them"
-        )
