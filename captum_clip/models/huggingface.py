@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
 from .adapter import ClipAdapter, Family
 from .images import call_tokenizer, is_transformers_tokenizer
-from .library import nonlinear_parts
 from .steps import Linear, Projections, Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
 from .towers import AttentionLayer, Exposed, Tower, ViTTower, linear_maps, part_of, with_part
@@ -40,17 +39,14 @@ class HuggingFaceLayer(AttentionLayer):
 
     @override
     def projections(self) -> Projections:
-        *inputs, output = map(Linear.of, _parts(self.attention, self.maps))
+        *inputs, output = map(Linear.of, self.map_modules())
         if len(inputs) == 1:
             inputs = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
         return Projections._make((*inputs, output))
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        *inputs, output = _parts(self.attention, self.maps)
-        names: tuple[Exposed, ...] = ("query", "key", "value") if len(inputs) == 3 else ()
-        exposed = {name: (module, True) for name, module in zip(names, inputs, strict=False)}
-        return {**exposed, "heads_output": (output, False)}
+        return {**super().qkv_modules(), "heads_output": (self.map_modules()[-1], False)}
 
 
 class BertLayer(PostNormLayer, HuggingFaceLayer):
@@ -72,29 +68,12 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
         return self.attention.output.LayerNorm, self.block.output.LayerNorm
 
 
-def _parts(owner: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(attrgetter(name)(owner) for name in names)
-
-
 Layer = TypeVar("Layer", bound=HuggingFaceLayer)
 
 
-def layers_of(kind: type[Layer], encoder: Any, tower: str = "vision tower") -> tuple[Layer, ...]:
-    """The blocks of an encoder, each as a layer; their maps must be linear."""
-    layers = tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
-    for index, layer in enumerate(layers):
-        check_linear(f"layer {index} of the {tower}", layer.attention, kind.maps)
-    return layers
-
-
-def check_linear(where: str, owner: nn.Module, names: Sequence[str]) -> None:
-    """Refuse maps that are more than linear: wrapped (LoRA), quantised or hooked."""
-    for what in nonlinear_parts(owner, names):
-        raise UnsupportedModelError(
-            f"{where} has {what}; expected torch.nn.Linear with floating-point weights. Merge "
-            "adapters such as LoRA into the weights first, load the model without quantisation, "
-            "and remove hooks from it, which may change what it computes."
-        )
+def layers_of(kind: type[Layer], encoder: Any) -> tuple[Layer, ...]:
+    """The blocks of an encoder, each as a layer."""
+    return tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
 
 
 class TextLayout(NamedTuple):
@@ -146,7 +125,7 @@ class HuggingFaceTextTower(TextTower):
 
     @classmethod
     def of(cls, model: Any, layout: TextLayout, *, longest: int, vocabulary: int) -> Self | None:
-        """The text tower of a model, None where it cannot be; errors as :func:`layers_of`."""
+        """The text tower of a model; None where it cannot be explained."""
         if layout.layer is None:
             return None
         module = attrgetter(layout.module)(model)
@@ -163,7 +142,7 @@ class HuggingFaceTextTower(TextTower):
             layout=layout,
             embedding_table=attrgetter(layout.table)(module),
             end=None if largest else end,
-            layers=layers_of(layout.layer, attrgetter(layout.encoder)(module), "text tower"),
+            layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
             text_pooling=layout.pooling,
             pooling="mean" if layout.pooling.row == "mean" else "cls",
             steps=flattened(steps),
@@ -193,7 +172,7 @@ class HuggingFaceTower(ViTTower):
 
     @classmethod
     def found_in(cls, module: Any) -> Self:
-        """The tower in a module of its family; errors as :func:`layers_of`."""
+        """The tower in a module of its family."""
         return cls.of(
             vision_of(module), projection_module=getattr(module, cls.projection_part, None)
         )

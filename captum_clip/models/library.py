@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from torch import nn
@@ -82,11 +81,3 @@ def is_linear(module: Any) -> bool:
         and has_no_foreign_hooks(module)
         and module.weight.is_floating_point()
     )
-
-
-def nonlinear_parts(owner: Any, names: Iterable[str]) -> Iterator[str]:
-    """The parts of these names that are more than a linear map, in words."""
-    for name in names:
-        part = attrgetter(name)(owner)
-        if not is_linear(part):
-            yield f"a {type(part).__name__} as {name.rpartition('.')[2]}"

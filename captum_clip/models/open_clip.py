@@ -16,7 +16,6 @@ from . import timm
 from .adapter import ClipAdapter, Family
 from .huggingface import BERTS, HuggingFaceTextTower, TextLayout
 from .images import call_tokenizer, is_transformers_tokenizer
-from .library import is_linear
 from .steps import Direction, Linear, Step, head_products, head_sums, run_steps, split_heads
 from .text import Row, TextPooling, TextTower
 from .towers import (
@@ -28,7 +27,6 @@ from .towers import (
     Tower,
     ViTTower,
     Which,
-    unsupported_parts,
 )
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
@@ -50,6 +48,11 @@ class CustomLayer(OpenClipLayer):
     residual_argument = (0, "x")
     branch_parts = ("ln_attn", "ls_1")
     inner_norm_part = "ln_inner"
+
+    @override
+    def unsupported(self) -> Iterator[str]:
+        yield from super().unsupported()
+        yield from (name for name in ("scaled_cosine", "scale_heads") if self._has(name))
 
     @property
     @override
@@ -132,37 +135,22 @@ def _vit_of(visual: Any) -> OpenClipViT:
 
 
 def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
-    """The blocks of a transformer of OpenCLIP, of images or texts; errors as :func:`tower_of`."""
-    return tuple(_layer_of(index, block) for index, block in enumerate(transformer.resblocks))
-
-
-def _layer_of(index: int, block: Any) -> AttentionLayer:
-    attention: Any = getattr(block, "attn", None)
-    for what in _unsupported_parts(attention):
-        raise UnsupportedModelError(
-            f"layer {index} of the VisionTransformer has an attention with {what}; supported are "
-            "torch.nn.MultiheadAttention with one stacked input weight and OpenCLIP's Attention "
-            "without scaled_cosine and scale_heads."
-        )
-    kind = OpenClipLayer if isinstance(attention, nn.MultiheadAttention) else CustomLayer
-    return kind(block, attention, attention.num_heads)
-
-
-def _unsupported_parts(attention: Any) -> Iterator[str]:
-    """What of an attention is not supported, in words."""
+    """The blocks of a transformer of OpenCLIP, of images or texts."""
     from open_clip.transformer import Attention
 
-    is_torchs, is_own = (isinstance(attention, kind) for kind in (nn.MultiheadAttention, Attention))
-    if is_torchs:
-        if attention.in_proj_weight is None:
-            yield "separate query, key and value weights"
-        yield from unsupported_parts(attention)
-    elif is_own:
-        if not is_linear(attention.out_proj):
-            yield "an output map that is no torch.nn.Linear"
-        yield from (name for name in ("scaled_cosine", "scale_heads") if getattr(attention, name))
-    else:
-        yield f"the class {type(attention).__name__}"
+    kinds = {nn.MultiheadAttention: OpenClipLayer, Attention: CustomLayer}
+    layers = []
+    for index, block in enumerate(transformer.resblocks):
+        attention: Any = getattr(block, "attn", None)
+        layer = next((kind for own, kind in kinds.items() if isinstance(attention, own)), None)
+        if layer is None:
+            raise UnsupportedModelError(
+                f"layer {index} of OpenCLIP's transformer has an attention of the class "
+                f"{type(attention).__name__}; supported are torch.nn.MultiheadAttention and "
+                "OpenCLIP's Attention."
+            )
+        layers.append(layer(block, attention, attention.num_heads))
+    return tuple(layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +171,7 @@ class OpenClipResNet(ResNetTower):
 
     @override
     def stages(self) -> Mapping[str, nn.Module]:
-        return {
-            name: getattr(self.module, name) for name in ("layer4", "layer3", "layer2", "layer1")
-        }
+        return {f"layer{i}": getattr(self.module, f"layer{i}") for i in (4, 3, 2, 1)}
 
     @override
     def head_modules(self) -> Sequence[nn.Module]:

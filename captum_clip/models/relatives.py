@@ -22,7 +22,6 @@ from .huggingface import (
     HuggingFaceLayer,
     HuggingFaceTower,
     TextLayout,
-    check_linear,
     embedding_of,
     transformers_family,
     vision_of,
@@ -159,6 +158,7 @@ class Aimv2PoolingHead(PoolingHead):
     """An `Aimv2AttentionPoolingHead`, whose query is used as it is learned."""
 
     query_part = "cls_token"
+    maps = ("k_proj", "v_proj", "output_proj")
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
@@ -166,8 +166,7 @@ class Aimv2PoolingHead(PoolingHead):
 
     @override
     def projections(self) -> Projections:
-        maps = (self.head.k_proj, self.head.v_proj, self.head.output_proj)
-        key, value, output = map(Linear.of, maps)
+        key, value, output = map(Linear.of, self.map_modules())
         query = Linear(torch.eye(*key.weight.shape).to(key.weight), None)
         return Projections(query, key, value, output)
 
@@ -196,7 +195,6 @@ class Aimv2Tower(HuggingFaceTower):
                 "the Aimv2VisionModel has no pooling head (use_head=False), so it embeds no image; "
                 "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
             )
-        check_linear("the pooling head", module.head, ("k_proj", "v_proj", "output_proj"))
         parts["pooling_head"] = Aimv2PoolingHead(module.rms_norm, module.head)
         return super().of(module, pooling="attention", prefix=0, **parts)
 

@@ -15,12 +15,10 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from .adapter import Family
-from .library import nonlinear_parts
 from .steps import Linear, Projections, Residual, Step, flattened, run_steps
 from .towers import (
     AttentionLayer,
     AveragePooledTower,
-    Exposed,
     Pooling,
     PoolingHead,
     ViTTower,
@@ -48,20 +46,29 @@ class TimmLayer(AttentionLayer):
     def __init__(self, block: Any, *, rotary: bool) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
         self._rotary = rotary
+        inputs = ("q_proj", "k_proj", "v_proj") if block.attn.qkv is None else ("qkv",)
+        # EVA uses `qkv` by its weight, so a hook on it would never fire
+        self.maps = (*inputs, "proj")
         names = (kind.__name__ for kind in type(block).__mro__)
         self.branch_parts, self.mlp_parts = next(_BLOCKS[n] for n in names if n in _BLOCKS)
 
     @override
+    def unsupported(self) -> Iterator[str]:
+        yield from super().unsupported()
+        if getattr(self.attention, "gate", None) is not None:
+            yield "a gated attention"
+        if getattr(self.attention, "num_kv_groups", 1) > 1:
+            yield "grouped queries"
+
+    @override
     def projections(self) -> Projections:
-        own = self.attention
-        if own.qkv is None:
-            inputs = [Linear.of(module) for module in (own.q_proj, own.k_proj, own.v_proj)]
-        else:
+        own, (*inputs, output) = self.attention, map(Linear.of, self.map_modules())
+        if own.qkv is not None:
             inputs = linear_maps(own.qkv.weight.chunk(3), own.qkv.bias)
-            if own.qkv.bias is None:  # EVA keeps them beside its map, that of the keys as zeros
+            if own.qkv.bias is None:  # EVA keeps them next to its map, that of the keys as zeros
                 biases = (getattr(own, f"{name}_bias", None) for name in "qkv")
                 inputs = [Linear(m.weight, bias) for m, bias in zip(inputs, biases, strict=True)]
-        return Projections._make((*inputs, Linear.of(own.proj)))
+        return Projections._make((*inputs, output))
 
     @override
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -86,25 +93,26 @@ class TimmLayer(AttentionLayer):
         patches = apply_rot_embed_cat(heads[:, :, prefix:], context, half=half)
         return torch.cat([heads[:, :, :prefix], patches.type_as(heads)], dim=2)
 
-    @override
-    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        # EVA's `qkv` is used by its weight, so a hook on it would never fire
-        own, modules = self.attention, dict(super().qkv_modules())
-        if own.qkv is None:
-            modules |= {"query": (own.q_proj, True), "key": (own.k_proj, True)}
-            modules["value"] = (own.v_proj, True)
-        return modules
-
 
 class TimmPoolingHead(PoolingHead):
     """An `AttentionPoolLatent` with one latent query."""
 
     query_part = "latent"
+    maps = ("q", "kv", "proj")
 
     def __init__(self, pool: Any, norm: nn.Module) -> None:
         # the pool may add positions first: what its map of keys and values sees are the tokens
         super().__init__(pool.kv, pool.proj, pool.num_heads)
-        self.head, self.norm, self.modules = pool, norm, (norm, pool)
+        self.owner = self.head = pool
+        self.norm, self.modules = norm, (norm, pool)
+
+    @override
+    def unsupported(self) -> Iterator[str]:
+        yield from super().unsupported()
+        if self.head.latent_len != 1:
+            yield f"{self.head.latent_len} latent queries"
+        if not all(isinstance(norm, nn.Identity) for norm in (self.head.q_norm, self.head.k_norm)):
+            yield "norms of queries and keys"
 
     def projections(self) -> Projections:
         """See `Attention`."""
@@ -277,17 +285,9 @@ def _unsupported_trunk(trunk: Any) -> Iterator[str]:
         yield "rotary positions of each head's own"
     if trunk.global_pool == "avg" and getattr(trunk, "pool_include_prefix", False):
         yield "a mean over its prefix tokens too"
-    pool = trunk.attn_pool
-    if trunk.global_pool != "map" or pool is None:
-        return
-    if trunk.num_prefix_tokens and not getattr(trunk, "pool_include_prefix", True):
+    left_out = trunk.num_prefix_tokens and not getattr(trunk, "pool_include_prefix", True)
+    if trunk.global_pool == "map" and left_out:
         yield "a pool that leaves out the prefix tokens"
-    if pool.latent_len != 1:
-        yield f"a pool with {pool.latent_len} latent queries"
-    if not all(isinstance(norm, nn.Identity) for norm in (pool.q_norm, pool.k_norm)):
-        yield "a pool with norms of queries and keys"
-    for what in nonlinear_parts(pool, ("q", "kv", "proj")):
-        yield f"a pool with {what}"
 
 
 def _unsupported_layers(trunk: Any) -> Iterator[str]:
@@ -302,18 +302,6 @@ def _unsupported_layers(trunk: Any) -> Iterator[str]:
             yield f"a {type(block).__name__} as layer {index}"
         elif not isinstance(attention, (Attention, AttentionRope, EvaAttention)):
             yield f"a {type(attention).__name__} in layer {index}"
-        else:
-            yield from _unsupported_attention(index, attention)
-
-
-def _unsupported_attention(index: int, attention: Any) -> Iterator[str]:
-    if getattr(attention, "gate", None) is not None:
-        yield f"a gated attention in layer {index}"
-    if getattr(attention, "num_kv_groups", 1) > 1:
-        yield f"grouped queries in layer {index}"
-    names = ("q_proj", "k_proj", "v_proj") if attention.qkv is None else ("qkv",)
-    for what in nonlinear_parts(attention, (*names, "proj")):
-        yield f"{what} in layer {index}"
 
 
 FAMILIES = (Family("timm.models", tower_of, towers=["VisionTransformer", "Eva"]),)

@@ -116,8 +116,22 @@ class Attention(ABC):
     token_argument: tuple[int, str] = (0, "hidden_states")
     """Where the tokens are among the arguments of the input_module: position and name."""
 
+    maps: tuple[str, ...]
+    """Paths of its linear maps in `owner`, mostly the input_module."""
+
     def __init__(self, input_module: nn.Module, output_module: nn.Module, heads: int) -> None:
         self.input_module, self.output_module, self.heads = input_module, output_module, heads
+        self.owner = input_module
+
+    def map_modules(self) -> tuple[Any, ...]:
+        """The modules at the paths of `maps`."""
+        return tuple(attrgetter(path)(self.owner) for path in self.maps)
+
+    def unsupported(self) -> Iterator[str]:
+        """Parts that compute more than is known, in words: wrapped (LoRA), quantised or hooked."""
+        for path, part in zip(self.maps, self.map_modules(), strict=True):
+            if not is_linear(part):
+                yield f"a {type(part).__name__} as {path.rpartition('.')[2]}"
 
     @abstractmethod
     def projections(self) -> Projections:
@@ -169,7 +183,11 @@ class Attention(ABC):
 
         What a family does not expose is left out and computed again.
         """
-        return {} if self.inner_norm is None else {"heads_output": (self.inner_norm, False)}
+        *inputs, _ = self.map_modules()
+        names: tuple[Exposed, ...] = ("query", "key", "value") if len(inputs) == 3 else ()
+        exposed = {name: (module, True) for name, module in zip(names, inputs, strict=False)}
+        norm = self.inner_norm
+        return exposed if norm is None else {**exposed, "heads_output": (norm, False)}
 
     def merge_steps(self) -> tuple[Step, ...]:
         """What the heads' outputs go through: the inner norm where there is one, the output map."""
@@ -360,6 +378,14 @@ class ViTTower(Tower):
                     f"the vision tower uses one {what} in several layers; supported are towers "
                     "whose layers have modules of their own."
                 )
+        for index, attention in enumerate(self.attentions):
+            for what in attention.unsupported():
+                where = f"layer {index}" if index < len(self.layers) else "the pooling head"
+                raise UnsupportedModelError(
+                    f"{where} of the {type(self.module).__name__} has {what}, which is not "
+                    "supported. Merge adapters such as LoRA into the weights first, load the model "
+                    "without quantisation, and remove hooks from it."
+                )
 
     @property
     def span(self) -> slice:
@@ -480,6 +506,16 @@ class Multihead(Attention):
 
     attention: Any
     token_argument = (0, "query")
+    maps = ("out_proj",)
+
+    @override
+    def unsupported(self) -> Iterator[str]:
+        yield from super().unsupported()
+        yield from (name for name in ("bias_k", "add_zero_attn") if self._has(name))
+
+    def _has(self, name: str) -> bool:
+        part = getattr(self.attention, name, None)
+        return part is not None and part is not False
 
     def projections(self) -> Projections:
         """See `Attention`: one stacked weight, or three where keys have a width of their own."""
@@ -497,30 +533,14 @@ class Multihead(Attention):
         return tokens if first else tokens.transpose(0, 1)
 
 
-def unsupported_parts(attention: Any) -> Iterator[str]:
-    """The parts of a `torch.nn.MultiheadAttention` that are not supported, in words."""
-    if not is_linear(attention.out_proj):
-        yield "an output map that is no torch.nn.Linear"
-    if attention.bias_k is not None:
-        yield "bias_k"
-    if attention.add_zero_attn:
-        yield "add_zero_attn"
-
-
 class MultiheadPoolingHead(Multihead, PoolingHead):
-    """A pooling head around a `torch.nn.MultiheadAttention`; UnsupportedModelError for more."""
+    """A pooling head around a `torch.nn.MultiheadAttention`."""
 
     token_argument = (1, "key")
 
     def __init__(self, head: Any, attention: Any, norm: nn.Module, *modules: nn.Module) -> None:
         super().__init__(attention, attention, attention.num_heads)
         self.head, self.attention, self.norm, self.modules = head, attention, norm, modules
-        for what in unsupported_parts(attention):
-            raise UnsupportedModelError(
-                f"the pooling head {type(head).__name__} has an attention with {what}; expected "
-                "the library's own. Merge adapters such as LoRA into the weights first, load the "
-                "model without quantisation, and remove hooks from it."
-            )
 
 
 @dataclass(frozen=True, eq=False)
