@@ -15,11 +15,11 @@ from .maps import to_float32
 from .models import ClipAdapter
 from .models.text import check_ids
 from .models.towers import Tower
-from .targets.base import Target
+from .targets import Target
 
 
 class Similarity(nn.Module, ABC):
-    """What both forward functions have in common: the rows of a target, and the cosine."""
+    """Base of both forward functions: the embeddings of a target, and the cosine."""
 
     embeddings: Tensor
 
@@ -36,17 +36,17 @@ class Similarity(nn.Module, ABC):
                 f"{name}: expected a Target, got {type(target).__name__}; make one with "
                 f"captum_clip.targets, for example {self._example}."
             )
-        dimension = clip.embedding_dim
-        if dimension is not None:
-            self._check_rows(target.embeddings, dimension, clip.name)
         self.clip = clip
         self.target = target
+        dimension = clip.embedding_dim
+        if dimension is not None:
+            self._check_dimension(target.embeddings, dimension)
         self.model = clip.model
-        # A buffer: as an additional forward argument Captum would tile five rows over a batch.
-        # Outside of inference mode: what is made in it can never take part in a gradient.
+        # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
+        # Outside inference mode, since a tensor made in it can never take part in a gradient.
         with torch.inference_mode(False):
             self.register_buffer("embeddings", target.embeddings.to(clip.device), persistent=False)
-        self.training = clip.model.training  # a new module would say that it trains
+        self.training = clip.model.training  # a new module is in training mode
 
     _example: str
 
@@ -62,33 +62,33 @@ class Similarity(nn.Module, ABC):
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
-        self._check_rows(self.embeddings, embedding.shape[-1], self.clip.name)
+        self._check_dimension(self.embeddings, embedding.shape[-1])
         embedding = to_float32(embedding)
         return F.normalize(embedding, dim=-1) @ self.embeddings.to(embedding.dtype).T
 
-    def _check_rows(self, embeddings: Tensor, dimension: int, name: str) -> None:
+    def _check_dimension(self, embeddings: Tensor, dimension: int) -> None:
         if embeddings.shape[1] != dimension:
             raise TargetError(
-                f"{type(self).__name__}: the target has rows of {embeddings.shape[1]} numbers, and "
-                f"{name} embeds in {dimension}; make it with this model."
+                f"{type(self).__name__}: the target has embeddings of {embeddings.shape[1]} "
+                f"numbers, and {self.clip.name} embeds in {dimension}; make it with this model."
             )
 
 
 class ClipSimilarity(Similarity):
-    r"""Images (B, 3, H, W) -> cosine similarities (B, K) to the K rows of a target.
+    r"""Images (B, 3, H, W) -> cosine similarities (B, K) to the K embeddings of a target.
 
     .. math:: y_k = \frac{e \cdot t_k}{|e|}, \quad e = \text{image embedding}, \; |t_k| = 1
 
     Differentiable in the images, so any Captum method takes it as its forward function. Captum's
-    ``target`` picks the row. Half-precision towers give float32 similarities.
+    ``target`` picks the embedding. Half-precision towers give float32 similarities.
 
     Args:
         clip: an adapter from :func:`captum_clip.load_clip`; its model is used as it is.
-        target: K rows of the model's embedding size.
+        target: K directions of the model's embedding size.
 
     Raises:
         InputError: images of the wrong shape, type, size or device, or with NaN or infinity.
-        TargetError: the target's rows do not have the model's embedding size.
+        TargetError: the target does not have the model's embedding size.
 
     Example:
         >>> from captum_clip import ClipSimilarity, load_clip, targets
@@ -135,7 +135,7 @@ class TextSimilarity(Similarity):
 
     Args:
         clip: an adapter from :func:`captum_clip.load_clip`; its model is used as it is.
-        target: K rows of images, from ``targets.image``, or of your own (``targets.embedding``).
+        target: K embeddings of images, from ``targets.image`` or your own (``targets.embedding``).
 
     Raises:
         UnsupportedModelError: a text tower that cannot be explained.

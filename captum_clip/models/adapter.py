@@ -27,7 +27,7 @@ from .images import (
     process,
 )
 from .library import expect_library_parts, is_library_class
-from .text import SUPPORTED, TextPooling, TextTower
+from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -47,7 +47,6 @@ class Family(NamedTuple):
     adapter: Callable[..., ClipAdapter] | None = None  # of the whole models among them
     models: Collection[str] = ()  # names of these; those of transformers also load by name
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
-    variants: Collection[str] = ()  # names of more of these, which messages leave out
     packages: Collection[str] = ()
     """The packages whose modules it is made of, so that what they compute is known.
 
@@ -56,7 +55,7 @@ class Family(NamedTuple):
 
     def holds(self, module: nn.Module, names: Collection[str] | None = None) -> bool:
         """Whether a module is of one of the classes, or one of these `names`, or made from it."""
-        names = (*self.models, *self.towers, *self.variants) if names is None else names
+        names = (*self.models, *self.towers) if names is None else names
         return any(
             kind.__name__ in names and f"{kind.__module__}.".startswith(f"{self.library}.")
             for kind in type(module).__mro__
@@ -125,11 +124,6 @@ class ClipAdapter(ABC):
         divisor = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
         means = tuple((m + offset) / scale for m in mean)
         return means, tuple(s * d / scale for s, d in zip(std, divisor, strict=True))
-
-    @property
-    def text_pooling(self) -> TextPooling | None:
-        """How a text embedding reads its tokens; None where the family does not say."""
-        return None
 
     @property
     def text_tower(self) -> TextTower:

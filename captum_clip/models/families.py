@@ -58,14 +58,15 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     )
 
 
-def _advice(kind: str, *, models_only: bool) -> str:
+def _advice(kind: str) -> str:
     """The classes that would run in the place of another, in words."""
     names: dict[str, list[str]] = {}
     for family in FAMILIES:
-        classes = family.models if models_only else (*family.models, *family.towers)
+        # a family without whole models has its towers alone
+        classes = family.models or family.towers
         names.setdefault(family.library.partition(".")[0], []).extend(classes)
-    listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items() if c)
-    return _REFUSED.get(kind, f"supported are {'; '.join(listed)}")
+    listed = (f"{library}: {', '.join(dict.fromkeys(c))}" for library, c in names.items())
+    return _REFUSED.get(kind, f"supported are {'; '.join(listed)}, and their vision towers")
 
 
 def _family_of(module: nn.Module) -> Family | None:
@@ -95,7 +96,7 @@ def tower_of(module: nn.Module) -> Tower:
     if tower is None:
         kind = type(module).__name__
         raise UnsupportedModelError(
-            f"there is no CLIP vision tower known in a {kind}; {_advice(kind, models_only=False)}."
+            f"there is no CLIP vision tower known in a {kind}; {_advice(kind)}."
         )
     return tower
 
@@ -104,9 +105,7 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
     """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
     kind, family, tower = type(model).__name__, _family_of(model), known_tower(model)
     if family is None or tower is None:
-        advice = _advice(kind, models_only=True)
-        other = "" if kind in _REFUSED else ", or the name of such a model"
-        raise UnsupportedModelError(f"load_clip does not support a {kind}; {advice}{other}.")
+        raise UnsupportedModelError(f"load_clip does not support a {kind}; {_advice(kind)}.")
     if family.adapter is None or not family.holds(model, family.models):
         raise UnsupportedModelError(
             f"load_clip: a {kind} has no text tower; pass the whole model, or give this one as "

@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from ..errors import InputError
 from .adapter import ClipAdapter, Family
 from .images import call_tokenizer, is_transformers_tokenizer
 from .steps import Linear, Projections, Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
-from .towers import AttentionLayer, Exposed, Tower, ViTTower, linear_maps, part_of, with_part
+from .towers import (
+    AttentionLayer,
+    Exposed,
+    Tower,
+    ViTTower,
+    linear_maps,
+    part_of,
+    with_part,
+    wrong_size,
+)
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -195,11 +203,9 @@ class HuggingFaceTower(ViTTower):
         patch = int(self.module.config.patch_size)
         fits = height % patch == 0 and width % patch == 0 and min(height, width) >= patch
         if not fits and (height, width) != self.native:
-            raise InputError(
-                f"the tower cannot take images of {height} x {width} pixels: height and width must "
-                f"be multiples of its patch size {patch}; resize or crop them, its native size is "
-                f"{self.native[0]} x {self.native[1]}."
-            )
+            native = f"its native size is {self.native[0]} x {self.native[1]}"
+            reason = f"height and width must be multiples of its patch size {patch}, {native}"
+            raise wrong_size(height, width, reason)
         return height // patch, width // patch
 
     @property
@@ -234,11 +240,6 @@ class HuggingFaceAdapter(ClipAdapter):
         super().__init__(model, tower, **parts)
         self.text_layout = text
 
-    @property
-    @override
-    def text_pooling(self) -> TextPooling:
-        return self.text_layout.pooling
-
     @override
     def _text_tower(self) -> TextTower | None:
         sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
@@ -263,7 +264,7 @@ class HuggingFaceAdapter(ClipAdapter):
         tokenizer = self._require_tokenizer()
         if not is_transformers_tokenizer(tokenizer):
             return tokenizer(texts)
-        fixed = self.text_pooling.padding == "max_length"
+        fixed = self.text_layout.pooling.padding == "max_length"
         return call_tokenizer(tokenizer, texts, self.context_length if fixed else None)
 
     @property
@@ -294,6 +295,9 @@ def embedding_of(features: Any) -> Tensor:
     return embedding
 
 
+_VISION_KINDS = ("VisionModelWithProjection", "VisionTransformer")
+
+
 def transformers_family(
     name: str,
     prefix: str,
@@ -310,8 +314,7 @@ def transformers_family(
         tower_of=tower.found_in,
         adapter=partial(adapter, text=text),
         models=[prefix + model],
-        towers=[prefix + vision],
-        variants=[f"{prefix}VisionModelWithProjection", f"{prefix}VisionTransformer"],
+        towers=[f"{prefix}{kind}" for kind in (vision, *_VISION_KINDS)],
         packages=["transformers.models"],
     )
 

@@ -24,7 +24,6 @@ from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError
 from .adapter import ClipAdapter, MissingPart
 from .families import adapter_of, transformers_class
-from .open_clip import check_architecture
 
 Library = Literal["transformers", "open_clip"]
 
@@ -419,9 +418,6 @@ def _transformers_model(source: Source) -> nn.Module:
 def _open_clip_model(source: Source) -> nn.Module:
     import open_clip
 
-    config = open_clip.factory.get_model_config(source.where)
-    if config is not None:  # else the next line says what is wrong with it
-        check_architecture(source.name, config)
     model: nn.Module = open_clip.create_model(
         source.where,
         pretrained=source.tag,

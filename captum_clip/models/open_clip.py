@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
@@ -24,12 +24,19 @@ from .towers import (
     MultiheadPoolingHead,
     Pooling,
     ResNetTower,
+    Size,
     Tower,
     ViTTower,
     Which,
+    wrong_size,
 )
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
+# of texts, by OpenCLIP's pool types and classes
+_ROWS: dict[str, Row] = {
+    **{"argmax": "end", "eos": "end", "first": "first", "last": "last"},
+    **{"MeanPooler": "mean", "ClsPooler": "first"},
+}
 
 
 class OpenClipLayer(Multihead, AttentionLayer):
@@ -75,19 +82,6 @@ class OpenClipPoolingHead(MultiheadPoolingHead):
         return query
 
 
-def native_grid(
-    size: tuple[int, int], native: tuple[int, int], grid: tuple[int, int]
-) -> tuple[int, int]:
-    """The grid, where images have the native size; else InputError."""
-    if size != native:
-        raise InputError(
-            f"the tower cannot take images of {size[0]} x {size[1]} pixels: OpenCLIP towers take "
-            f"their native size only, here {native[0]} x {native[1]}; resize or crop them, or let "
-            "the adapter's preprocess do it."
-        )
-    return grid
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OpenClipViT(ViTTower):
     """A `VisionTransformer`, whose embedding is its CLS token, a mean, or its pool's first query.
@@ -101,13 +95,21 @@ class OpenClipViT(ViTTower):
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        return native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
+        return _native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
 
     @property
     @override
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.T, None))
+
+
+def _native_grid(size: Size, native: Size, grid: Size) -> Size:
+    """The grid, where images have the native size; else InputError."""
+    if size != native:
+        takes = f"OpenCLIP towers take their native size only, here {native[0]} x {native[1]}"
+        raise wrong_size(*size, takes)
+    return grid
 
 
 def _vit_of(visual: Any) -> OpenClipViT:
@@ -162,12 +164,7 @@ class OpenClipResNet(ResNetTower):
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
         side = int(self.module.image_size)
-        return native_grid((height, width), (side, side), (side // 32, side // 32))
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        return int(self.module.attnpool.c_proj.out_features)
+        return _native_grid((height, width), (side, side), (side // 32, side // 32))
 
     @override
     def stages(self) -> Mapping[str, nn.Module]:
@@ -322,15 +319,19 @@ class HFEncoderTower(HuggingFaceTextTower):
         return *super().runners, self.module.pooler
 
 
-def _hf_text_tower(model: Any, pooling: TextPooling) -> HFEncoderTower | None:
+def _hf_text_tower(model: Any) -> HFEncoderTower | None:
     encoder = model.text
     config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
     if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
         return None
+    kind = type(encoder.pooler).__name__
+    row = _ROWS.get(kind, "first" if "Cls" in kind else None)
+    if row is None:
+        return None
     pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
     pooler_parts = ("transformer.pooler.dense", "transformer.pooler.activation") * pooled
     layout = TextLayout(
-        pooling,
+        TextPooling(row, causal=False, padding="max_length"),
         module="text",
         table="transformer.embeddings.word_embeddings",
         encoder="transformer.encoder",
@@ -341,22 +342,25 @@ def _hf_text_tower(model: Any, pooling: TextPooling) -> HFEncoderTower | None:
     return HFEncoderTower.of(model, layout, **sizes)
 
 
-def _text_tower_of(model: Any, pooling: TextPooling | None) -> TextTower | None:
+def _text_tower_of(model: Any) -> TextTower | None:
     """The text tower of a model of OpenCLIP; None where it is none that is supported."""
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
 
-    owner = getattr(model, "text", model)
-    if pooling is None:
-        return None
+    owner = getattr(model, "text", model)  # a `CLIP` has the parts as its own
     if isinstance(owner, HFTextEncoder):
-        return _hf_text_tower(model, pooling)
+        return _hf_text_tower(model)
     if owner is not model and not isinstance(owner, TextTransformer):
+        return None
+    pool = getattr(owner, "text_pool_type", None) or owner.pool_type  # a `CLIP`'s own name
+    # a CLS of its own stands at the end
+    suffix = int(getattr(owner, "cls_emb", None) is not None)
+    row = "last" if suffix else _ROWS.get(pool)
+    if row is None:
         return None
     projection = owner.text_projection
     if isinstance(projection, nn.Parameter):
         projection = Linear(projection.T, None)
-    pool = getattr(owner, "text_pool_type", None) or owner.pool_type  # a `CLIP`'s own name
     end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
@@ -365,9 +369,9 @@ def _text_tower_of(model: Any, pooling: TextPooling | None) -> TextTower | None:
         embedding_table=owner.token_embedding,
         end=end if pool == "eos" else None,
         layers=_layers_of(owner.transformer),
-        text_pooling=pooling,
+        text_pooling=TextPooling(row, owner.attn_mask is not None, padding="max_length"),
         steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
-        suffix=int(getattr(owner, "cls_emb", None) is not None),
+        suffix=suffix,
         longest=int(owner.context_length),
         is_fixed=owner is model,
         vocabulary=int(owner.vocab_size),
@@ -399,19 +403,6 @@ def tower_of(module: Any) -> Tower:
     return tower
 
 
-def check_architecture(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse an architecture that is not supported, before its weights are downloaded."""
-    from open_clip import CLIP
-
-    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
-    with torch.device("meta"):  # shapes without numbers, in a fraction of a second
-        model = CLIP(config["embed_dim"], vision, text_cfg={"layers": 1})
-    try:
-        tower_of(model)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"load_clip({name!r}): {error}") from error
-
-
 class OpenClipAdapter(ClipAdapter):
     """A `CLIP`, `CustomTextCLIP` or `CoCa` of OpenCLIP."""
 
@@ -424,26 +415,9 @@ class OpenClipAdapter(ClipAdapter):
         modules = self.tower.module.modules()
         return next(m for m in modules if isinstance(m, nn.Conv2d)).weight.dtype
 
-    @property
-    @override
-    def text_pooling(self) -> TextPooling | None:
-        rows: dict[str, Row] = {"argmax": "end", "eos": "end", "first": "first", "last": "last"}
-        model, text = self.model, getattr(self.model, "text", None)
-        if text is None:  # CLIP has its text tower's parts as its own
-            row, causal = rows.get(model.text_pool_type), model.attn_mask is not None
-        elif hasattr(text, "pool_type"):
-            # a CLS of its own stands at the end
-            row = "last" if text.cls_emb is not None else rows.get(text.pool_type)
-            causal = text.attn_mask is not None
-        else:  # a model of transformers
-            pooler = type(getattr(text, "pooler", None)).__name__
-            poolers: dict[str, Row] = {"MeanPooler": "mean", "ClsPooler": "first"}
-            row, causal = poolers.get(pooler, "first" if "Cls" in pooler else None), False
-        return None if row is None else TextPooling(row, causal, padding="max_length")
-
     @override
     def _text_tower(self) -> TextTower | None:
-        return _text_tower_of(self.model, self.text_pooling)
+        return _text_tower_of(self.model)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:

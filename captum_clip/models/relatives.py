@@ -30,7 +30,14 @@ from .images import image_processor
 from .library import is_library_class
 from .steps import Linear, Projections, Residual, Step
 from .text import TextPooling, TextTower
-from .towers import AveragePooledTower, Entry, MultiheadPoolingHead, PooledToken, PoolingHead
+from .towers import (
+    AveragePooledTower,
+    Entry,
+    MultiheadPoolingHead,
+    PooledToken,
+    PoolingHead,
+    wrong_size,
+)
 
 
 class SiglipPoolingHead(MultiheadPoolingHead):
@@ -201,10 +208,8 @@ class Aimv2Tower(HuggingFaceTower):
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
         if not self.module.config.is_native and (height, width) != self.native:
-            raise InputError(
-                f"the tower cannot take images of {height} x {width} pixels: its positions are "
-                f"those of {self.native[0]} x {self.native[1]}; resize or crop them."
-            )
+            reason = f"its positions are those of {self.native[0]} x {self.native[1]}"
+            raise wrong_size(height, width, reason)
         return super().grid(height, width)
 
 
@@ -253,17 +258,8 @@ class AlignTower(AveragePooledTower):
                 up = int(left == right)
                 rows, columns = (rows + up) // 2, (columns + up) // 2
         if min(rows, columns) < 1:
-            side = self.module.config.image_size
-            raise InputError(
-                f"the tower cannot take images of {height} x {width} pixels: nothing is left of "
-                f"them after its strides; resize them, its native size is {side} x {side}."
-            )
+            raise wrong_size(height, width, "nothing is left of them after its strides")
         return rows, columns
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
 
     @override
     def stages(self) -> dict[str, nn.Module]:

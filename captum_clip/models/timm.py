@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import UnsupportedModelError
 from .adapter import Family
-from .steps import Linear, Projections, Residual, Step, flattened, run_steps
+from .steps import Linear, Projections, Residual, Step, flattened
 from .towers import (
     AttentionLayer,
     AveragePooledTower,
@@ -24,6 +24,7 @@ from .towers import (
     ViTTower,
     Which,
     linear_maps,
+    wrong_size,
 )
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
@@ -147,12 +148,9 @@ class TimmTower(ViTTower):
         fits = not (height % tall or width % wide) and height >= tall and width >= wide
         if self.trunk.dynamic_img_size and fits:
             return height // tall, width // wide
-        raise InputError(
-            f"the tower cannot take images of {height} x {width} pixels: as it was made it takes "
-            f"its native size only, here {embed.img_size[0]} x {embed.img_size[1]}; resize or crop "
-            "them, let the adapter's preprocess do it, or make the model for another size "
-            "(force_image_size in OpenCLIP)."
-        )
+        native = f"{embed.img_size[0]} x {embed.img_size[1]}"
+        reason = f"as it was made it takes its native size only, here {native}"
+        raise wrong_size(height, width, reason)
 
     @property
     @override
@@ -199,21 +197,9 @@ class TimmCNN(AveragePooledTower):
         # there are no positions, so any multiple of the strides will do
         stride = int(self.module.trunk.feature_info[-1]["reduction"])
         if height % stride or width % stride or not height or not width:
-            native = self.module.image_size
-            raise InputError(
-                f"the tower cannot take images of {height} x {width} pixels: height and width must "
-                f"be multiples of {stride}; resize or crop them, its native size is {native[0]} x "
-                f"{native[1]}."
-            )
+            reason = f"height and width must be multiples of {stride}"
+            raise wrong_size(height, width, reason)
         return height // stride, width // stride
-
-    @property
-    @override
-    def embedding_dim(self) -> int:
-        weight = next(self.module.parameters())
-        with torch.no_grad():
-            mean = weight.new_zeros(1, self.module.trunk.head.in_features)
-            return run_steps(self.head_steps(), mean).shape[-1]
 
     @override
     def stages(self) -> dict[str, nn.Module]:

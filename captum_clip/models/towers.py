@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
-from ..errors import UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
 from .images import check_images
 from .library import has_no_foreign_hooks, is_library_class, is_linear
@@ -101,6 +101,7 @@ def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name:
     return value
 
 
+Size = tuple[int, int]
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
 Which = Literal["query", "key"]
@@ -284,6 +285,13 @@ class PoolingHead(Attention):
         return keyed
 
 
+def wrong_size(height: int, width: int, reason: str) -> InputError:
+    """The error for images of a size that a tower cannot take."""
+    return InputError(
+        f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop them."
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Tower(ABC):
     """A CLIP vision tower."""
@@ -295,7 +303,7 @@ class Tower(ABC):
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of its map for an input size; InputError where it cannot take it."""
+        """Rows and columns of its map for an input size; `wrong_size` where it cannot take it."""
 
     @property
     def embedding_dim(self) -> int | None:

@@ -609,7 +609,7 @@ def test_open_clip_takes_no_mask_and_its_own_length() -> None:
     ids, _ = inputs("open_clip_vit")
     with pytest.raises(InputError, match="takes no attention_mask"):
         similarity("open_clip_vit")(ids, torch.ones_like(ids))
-    with pytest.raises(InputError, match="have 5 tokens, and .* takes 77 exactly"):
+    with pytest.raises(InputError, match=r"have 5 tokens, and .* takes 77 exactly"):
         similarity("open_clip_vit")(ids[:, :5])
 
 

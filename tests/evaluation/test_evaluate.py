@@ -174,16 +174,16 @@ def test_samples_that_were_away_are_tried_again(
     tmp_path: Path, vit: str, masks: str, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once their disk answers they are in the results of the next run, byte for byte."""
-    config, check = config_of(vit, masks, tmp_path / "out"), images._check_regular
+    config, read = config_of(vit, masks, tmp_path / "out"), images.read_file
 
-    def refuse(path: Path, source: str) -> None:
+    def refuse(path: Path) -> bytes:
         if path.name == away:
-            raise OSError(errno.EIO, "Input/output error")
-        check(path, source)
+            raise InputError("away") from OSError(errno.EIO, "Input/output error")
+        return read(path)
 
     [away, *_] = sorted(path.name for path in Path(masks.partition(":")[2], "images").iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_check_regular", refuse)
+        patch.setattr(images, "read_file", refuse)
         [entry] = evaluate(config).skipped["masks"]
     assert entry["reason"].endswith("It is tried again when the same command is started again.")
     assert evaluate(config).skipped["masks"] == []

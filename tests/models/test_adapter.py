@@ -19,6 +19,7 @@ from tests.attr.cases import CONVOLUTIONAL
 from tests.samples import picture
 
 ALL = list(builders.BUILDERS)
+KINDS = ["hf_vit", "siglip", "aimv2", "align", "open_clip_vit", "open_clip_resnet", "timm_convnext"]
 TEXTS = ["a horse", "a dog and a red house."]
 
 
@@ -41,10 +42,10 @@ def own_image_features(built, images):
 def test_image_embeddings_are_the_librarys_own_in_unit_length(name):
     built = builders.BUILDERS[name]()
     images = built.images(3)
-    rows = built.load().encode_image(images)
+    embeddings = built.load().encode_image(images)
     expected = F.normalize(own_image_features(built, images), dim=-1)
-    torch.testing.assert_close(rows, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(embeddings, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(3))
 
 
 @torch.no_grad()
@@ -55,8 +56,9 @@ def test_image_embeddings_of_other_sizes_in_transformers():
     torch.testing.assert_close(built.load().encode_image(images), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.bfloat16) for name in KINDS), ("hf_vit", torch.float16)]
+)
 @torch.no_grad()
 def test_half_precision_models_work(name, dtype):
     built = builders.BUILDERS[name]()
@@ -73,7 +75,7 @@ def test_half_precision_models_work(name, dtype):
     assert (clip.encode_text(TEXTS).float() * texts).sum(-1).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_vit_mean", "open_clip_resnet"])
+@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_resnet"])
 @torch.no_grad()
 def test_open_clips_mixed_precision_works(name):
     from open_clip.model import convert_weights_to_lp
@@ -93,7 +95,7 @@ def test_open_clips_mixed_precision_works(name):
     assert (clip.encode_image(images).float() * expected).sum(-1).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", KINDS)
 def test_image_embeddings_are_differentiable_in_the_images(name):
     built = builders.BUILDERS[name]()
     images = built.images().requires_grad_()
@@ -102,7 +104,7 @@ def test_image_embeddings_are_differentiable_in_the_images(name):
     assert all(p.grad is None for p in built.model.parameters())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", KINDS)
 def test_preprocess_is_the_processors_own(name):
     built = builders.BUILDERS[name]()
     clip = built.load()
@@ -118,7 +120,7 @@ def test_preprocess_is_the_processors_own(name):
     assert torch.equal(clip.preprocess(pictures[0]), images[:1])
 
 
-@pytest.mark.parametrize("name", ["open_clip_vit", "open_clip_resnet", "timm_convnext"])
+@pytest.mark.parametrize("name", ["open_clip_vit", "timm_convnext"])
 def test_a_processor_of_another_model_is_refused(name):
     clip = builders.BUILDERS[name]().load(processor=builders.hf_processor(50))
     with pytest.raises(InputError, match=r"makes images of 50 x 50 pixels, which .* cannot take"):
@@ -152,7 +154,7 @@ def test_preprocess_names_tensors_of_several_sizes():
 
 def test_preprocess_checks_floating_tensors():
     clip = builders.hf_vit().load()
-    with pytest.raises(InputError, match=r"preprocess: expected three channels"):
+    with pytest.raises(InputError, match=r"preprocess: expected images of shape"):
         clip.preprocess(torch.zeros(1, 1, 32, 32))
     with pytest.raises(InputError, match=r"preprocess: .* NaN"):
         clip.preprocess(torch.full((3, 32, 32), float("nan")))
@@ -164,7 +166,7 @@ def test_a_processor_that_returns_something_else_is_named():
         clip.preprocess(picture())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["hf_vit", "align", "open_clip_vit"])
 def test_denormalize_undoes_the_normalisation(name):
     clip = builders.BUILDERS[name]().load()
     colors = clip.denormalize(clip.preprocess(Image.new("RGB", (50, 40), (200, 30, 40))))
@@ -207,8 +209,8 @@ def test_statistics_without_normalisation_are_neutral():
     assert clip.color((1, 0.5, 0)).flatten().tolist() == [1, 0.5, 0]
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_missing_processor_is_asked_for_when_a_picture_needs_it(name):
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
+def test_a_missing_processor_is_asked_for_when_an_image_needs_it(name):
     built = builders.BUILDERS[name]()
     clip = built.load(processor=None)
     assert clip.processor is None
@@ -225,7 +227,7 @@ def test_parts_are_kept_as_given():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_adapter_tells_what_it_is(name):
+def test_the_adapter_shows_its_model_and_tower(name):
     built = builders.BUILDERS[name]()
     clip = built.load(name="mine")
     assert clip.model is built.model
@@ -280,7 +282,7 @@ def test_a_model_object_is_called_after_its_class_and_what_it_was_loaded_from(so
     assert load_clip(model).name == f"CLIPModel {source.removeprefix('/home/me/')}"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", KINDS)
 def test_load_clip_uses_a_model_object_as_it_is(name):
     model = builders.BUILDERS[name]().model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -36,13 +36,15 @@ def own_text_features(built, texts):
 @torch.no_grad()
 def test_text_embeddings_are_the_librarys_own_in_unit_length(name):
     built = builders.BUILDERS[name]()
-    rows = built.load().encode_text(TEXTS)
+    embeddings = built.load().encode_text(TEXTS)
     expected = F.normalize(own_text_features(built, TEXTS), dim=-1)
-    torch.testing.assert_close(rows, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(built.load().encode_text(TEXTS[1]), rows[1:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeddings, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        built.load().encode_text(TEXTS[1]), embeddings[1:], atol=1e-6, rtol=0
+    )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit"])
 def test_a_missing_tokenizer_is_asked_for_when_a_text_needs_it(name):
     built = builders.BUILDERS[name]()
     clip = built.load(tokenizer=None)
@@ -51,7 +53,7 @@ def test_a_missing_tokenizer_is_asked_for_when_a_text_needs_it(name):
         clip.encode_text("a horse")
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["hf_vit", "altclip", "siglip", "dual_encoder", "open_clip_vit"])
 def test_a_text_over_the_context_is_refused_with_its_length(name):
     clip = builders.BUILDERS[name]().load()
     assert clip.context_length == 77
@@ -172,16 +174,14 @@ def test_a_processor_with_a_tokenizer_serves_for_both():
     assert clip.preprocess(picture()).shape == (1, 3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    "name", ["hf_vit", *builders.LAYOUTS, "align", "siglip", "blip", "aimv2", "flava"]
-)
-def test_the_text_readout_is_what_the_text_tower_does(name):
+@pytest.mark.parametrize("name", ["hf_vit", "chinese_clip", "align", "siglip", "blip", "aimv2"])
+def test_text_pooling_is_what_the_text_tower_does(name):
     """The row that has a gradient, and whether a later token changes the rows before it."""
     clip = builders.BUILDERS[name]().load()
     tower = getattr(clip.model, "text_model", None) or clip.model.text_encoder
     seen = []
     tower.register_forward_hook(lambda *call: seen.append(call[-1][0]))
-    row, causal, _ = clip.text_pooling
+    row, causal, _ = clip.text_layout.pooling
     features = [clip.encode_text(text) for text in ("abc", "abd")]
     ids = clip.tokenize("abc")
     ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]

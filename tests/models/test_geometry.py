@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -98,14 +99,13 @@ def processed(processor: Any, picture: np.ndarray) -> np.ndarray:
     return (pixels[0] / (255 if pixels.max() > 2 else 1)).numpy()
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_maps_land_where_a_smooth_picture_lands(name, size):
+def test_maps_land_where_a_smooth_image_lands(name):
     """Ramps through the real processor show the same positions as ramps through the geometry."""
     processor = PROCESSORS[name]
-    geometry = geometry_of(processor, size)
-    inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
-    for axis in (0, 1):
+    for size, axis in product(SIZES, (0, 1)):
+        geometry = geometry_of(processor, size)
+        inside = (geometry.rows[:, None] >= 0) & (geometry.columns >= 0)
         ramp = np.indices(size)[axis] / (size[axis] - 1)
         truth = processed(processor, ramp)
         own = resize_density(processor, ramp, truth.shape)
@@ -116,16 +116,15 @@ def test_maps_land_where_a_smooth_picture_lands(name, size):
         assert not own[~inside].any()
 
 
-@pytest.mark.parametrize("size", [(32, 39), (41, 32), (32, 32), (32, 64), (33, 32)])
 @pytest.mark.parametrize("name", ["slow", "fast", "open_clip", "slow padded", "fast padded"])
-def test_masks_are_cropped_to_the_pixel(name, size):
-    """Where nothing is resized, a noisy mask equals its processed picture in every pixel."""
-    mask = np.random.default_rng(1).random(size) < 0.5
-    truth = processed(PROCESSORS[name], mask.astype(float)) > 0.5
-    inside = resize_masks(PROCESSORS[name], np.ones(size, dtype=bool), truth.shape)
-    assert (resize_masks(PROCESSORS[name], mask, truth.shape) == truth)[inside].all()
-    if name in ("slow", "fast", "open_clip"):
-        assert inside.all()
+def test_masks_are_cropped_to_the_pixel(name):
+    """Where nothing is resized, a noisy mask equals its processed image in every pixel."""
+    for size in ((32, 39), (41, 32), (32, 32), (32, 64), (33, 32)):
+        mask = np.random.default_rng(1).random(size) < 0.5
+        truth = processed(PROCESSORS[name], mask.astype(float)) > 0.5
+        inside = resize_masks(PROCESSORS[name], np.ones(size, dtype=bool), truth.shape)
+        assert (resize_masks(PROCESSORS[name], mask, truth.shape) == truth)[inside].all()
+        assert inside.all() or name not in ("slow", "fast", "open_clip")
 
 
 def test_a_second_division_by_the_deviation_moves_no_pixel():

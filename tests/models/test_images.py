@@ -269,7 +269,7 @@ def test_shapes_without_sense_are_named(shape):
 
 
 def test_floating_pictures_are_refused():
-    with pytest.raises(InputError, match="floating-point values of unknown range"):
+    with pytest.raises(InputError, match=r"floating-point values, .* of unknown range"):
         as_pil(solid("F", 0.5))
 
 
@@ -289,11 +289,6 @@ def test_other_things_are_refused_by_type(images):
     kind = "NoneType" if images is None else "int"
     with pytest.raises(InputError, match=f"expected a path, a PIL image.*got {kind}"):
         as_pil(images)
-
-
-def test_batches_inside_a_list_are_refused():
-    with pytest.raises(InputError, match="a batch of 2 inside a list"):
-        as_pil([np.zeros((2, 3, 4, 6), np.uint8)])
 
 
 def test_floating_tensors_count_as_preprocessed():
@@ -338,11 +333,11 @@ def test_check_images_finds_infinities_that_cancel():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(3, 4, 6), r"\(B, 3, H, W\), got \(3, 4, 6\); add the batch dimension"),
-        (torch.zeros(2, 4, 4, 6), r"three channels .*, got \(2, 4, 4, 6\)"),
-        (torch.zeros(0, 3, 4, 6), r"at least one image and one pixel, got \(0, 3, 4, 6\)"),
+        (torch.zeros(3, 4, 6), r"\(B, 3, H, W\), got \(3, 4, 6\); .* adds the batch dimension"),
+        (torch.zeros(2, 4, 4, 6), r"\(B, 3, H, W\), got \(2, 4, 4, 6\)"),
+        (torch.zeros(0, 3, 4, 6), r"\(B, 3, H, W\), got \(0, 3, 4, 6\)"),
         (torch.zeros(1, 3, 4, 6, dtype=torch.uint8), r"floating-point .* got torch\.uint8"),
-        (np.zeros((1, 3, 4, 6)), "expected a tensor .* got ndarray"),
+        (np.zeros((1, 3, 4, 6)), "expected preprocessed images .* got ndarray"),
     ],
 )
 def test_check_images_names_what_is_wrong(images, message):

@@ -14,16 +14,14 @@ from tests.models.small import small
 
 
 def test_tower_of_names_what_it_does_not_know():
-    with pytest.raises(
-        UnsupportedModelError, match=r"in a Linear.*CLIPVisionModel, .*ModifiedResNet"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"in a Linear.*CLIPModel, .*CustomTextCLIP"):
         tower_of(nn.Linear(2, 2))
 
 
 def test_siglip_head_with_more_than_a_linear_map_is_refused():
     model = small("siglip").model
     model.vision_model.head.attention.out_proj = nn.Sequential(nn.Linear(24, 24))
-    with pytest.raises(UnsupportedModelError, match=r"pooling head .* no torch\.nn\.Linear;.*LoRA"):
+    with pytest.raises(UnsupportedModelError, match=r"pooling head .* Sequential as out_.*LoRA"):
         tower_of(model)
 
 
@@ -82,15 +80,8 @@ def test_an_adapter_on_the_projection_is_refused_where_it_must_be_linear():
 @pytest.mark.parametrize("option", ["scaled_cosine_attn", "scale_heads"])
 def test_open_clip_attention_variants_are_refused_by_name(option):
     what = {"scaled_cosine_attn": "scaled_cosine"}.get(option, option)
-    with pytest.raises(UnsupportedModelError, match=rf"layer 0 .* attention with {what};"):
+    with pytest.raises(UnsupportedModelError, match=rf"layer 0 .* has {what}, which is not"):
         tower_of(small("open_clip_vit", **{option: True}).model)
-
-
-def test_open_clip_separate_weights_are_refused():
-    model = small("open_clip_vit").model
-    model.visual.transformer.resblocks[1].attn = nn.MultiheadAttention(32, 4, kdim=32, vdim=16)
-    with pytest.raises(UnsupportedModelError, match=r"layer 1 .* separate query, key and value"):
-        tower_of(model)
 
 
 @pytest.mark.parametrize("pool", ["parallel", "cascade", True])
@@ -101,7 +92,7 @@ def test_open_clip_pools_that_read_several_queries_are_refused(pool):
 
 
 def timm_parts():
-    """What is said -> a model of timm that has it."""
+    """The message -> a model of timm that is refused with it."""
 
     def gated():
         built = timm_builders.eva()
@@ -109,27 +100,29 @@ def timm_parts():
         return built
 
     return {
-        "a gated attention in layer 0": gated,
-        "grouped queries in layer 0": lambda: timm_builders.eva(
+        "layer 0 .* has a gated attention": gated,
+        "layer 0 .* has grouped queries": lambda: timm_builders.eva(
             attn_type="rope", qkv_fused=False, num_kv_heads=2
         ),
-        "rotary positions of each head's own": lambda: timm_builders.eva(
+        "timm has rotary positions of each head's own": lambda: timm_builders.eva(
             attn_type="rope", use_rot_pos_emb=True, rope_type="mixed"
         ),
-        "the pooling 'max'": lambda: timm_builders.vision_transformer(global_pool="max"),
-        "a DiffAttention in layer 0": lambda: timm_builders.vision_transformer(attn_layer="diff"),
-        "a mean over its prefix tokens too": lambda: timm_builders.vision_transformer(
+        "timm has the pooling 'max'": lambda: timm_builders.vision_transformer(global_pool="max"),
+        "has a DiffAttention in layer 0": lambda: timm_builders.vision_transformer(
+            attn_layer="diff"
+        ),
+        "timm has a mean over its prefix tokens too": lambda: timm_builders.vision_transformer(
             global_pool="avg", pool_include_prefix=True
         ),
-        "a pool that leaves out the prefix tokens": lambda: timm_builders.vision_transformer(
-            global_pool="map"
+        "timm has a pool that leaves out the prefix tokens": lambda: (
+            timm_builders.vision_transformer(global_pool="map")
         ),
     }
 
 
 @pytest.mark.parametrize("what", timm_parts())
 def test_timm_parts_that_are_not_supported_are_named(what):
-    with pytest.raises(UnsupportedModelError, match=f"of timm has {what}; supported are"):
+    with pytest.raises(UnsupportedModelError, match=what):
         tower_of(timm_parts()[what]().model)
 
 
@@ -138,11 +131,11 @@ def test_timm_pools_with_several_queries_are_refused():
 
     model = timm_builders.timm_siglip().model
     model.visual.trunk.attn_pool = AttentionPoolLatent(24, num_heads=4, latent_len=2)
-    with pytest.raises(UnsupportedModelError, match="a pool with 2 latent queries"):
+    with pytest.raises(UnsupportedModelError, match=r"pooling head .* has 2 latent queries"):
         tower_of(model)
 
 
-def test_drop_path_in_training_is_said():
+def test_drop_path_in_training_is_named():
     tower = tower_of(timm_builders.eva(drop_path_rate=0.2).model)
     assert tower.nondeterminism() is None
     tower.module.train()

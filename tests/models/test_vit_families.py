@@ -16,7 +16,7 @@ from tests.attr import cases
 from tests.samples import picture
 
 FAMILIES = list(cases.READOUTS)
-PROBES = [name for name in FAMILIES if cases.READOUTS[name][0] == "attention"]
+POOLED = [name for name in FAMILIES if cases.READOUTS[name][0] == "attention"]
 
 
 def tower(name: str, dtype: torch.dtype = torch.float64) -> ViTTower:
@@ -68,9 +68,9 @@ def test_layers_show_tokens_and_blocks(name):
         torch.testing.assert_close(layer.tail(inputs[index], output), block, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", POOLED)
 @torch.no_grad()
-def test_embed_of_the_probes_output_is_the_librarys_embedding(name):
+def test_embed_of_the_pooling_heads_output_is_the_librarys_embedding(name):
     found, images = tower(name), cases.images(name, torch.float64)
     model = cases.built(name, torch.float64).model
     last = len(found.layers)
@@ -149,7 +149,7 @@ OWN_TEXTS = {
 @pytest.mark.parametrize("name", OWN_TEXTS)
 @torch.no_grad()
 def test_text_embeddings_are_the_librarys_own(name):
-    """A text alone and beside a longer one are the same."""
+    """A text alone and next to a longer one are the same."""
     built, clip, texts = cases.built(name), cases.adapter(name), ["a horse", "a dog on a bench"]
     padded = built.tokenizer(texts, padding=True, return_tensors="pt")
     expected = OWN_TEXTS[name](built.model, padded["input_ids"], padded["attention_mask"])
@@ -159,7 +159,6 @@ def test_text_embeddings_are_the_librarys_own(name):
 
 
 READ_TEXTS = {
-    "tipsv2": ("mean", False, "max_length"),
     "open_clip_vit": ("end", True, "max_length"),
     "open_clip_custom_vit": ("end", True, "max_length"),
     "coca": ("last", True, "max_length"),
@@ -167,8 +166,8 @@ READ_TEXTS = {
 
 
 @pytest.mark.parametrize("name", READ_TEXTS)
-def test_text_readout_says_how_texts_are_read(name):
-    assert cases.adapter(name).text_pooling == READ_TEXTS[name]
+def test_text_towers_name_their_pooling(name):
+    assert cases.adapter(name).text_tower.text_pooling == READ_TEXTS[name]
 
 
 def test_aimv2_with_learned_positions_takes_its_native_size_only():
@@ -237,15 +236,19 @@ def test_text_models_of_transformers_in_open_clip_say_their_pooling(pooler, row)
     from transformers import RobertaConfig
 
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = HFTextEncoder("", 24, config=RobertaConfig(**small), pooler_type=pooler)
+    text = HFTextEncoder("", 24, config=RobertaConfig(**small), pooler_type=pooler, proj_type="mlp")
     model = CustomTextCLIP(24, dict(builders.VIT_CONFIG), dict(builders.TEXT_CONFIG))
     model.text = text
-    readout = load_clip(model).text_pooling
-    assert readout == (None if row is None else (row, False, "max_length"))
+    clip = load_clip(model)
+    if row is None:
+        with pytest.raises(UnsupportedModelError, match="cannot be explained"):
+            _ = clip.text_tower
+    else:
+        assert clip.text_tower.text_pooling == (row, False, "max_length")
 
 
 @torch.no_grad()
-def test_naflex_sees_a_picture_in_its_own_shape():
+def test_naflex_sees_an_image_in_its_own_shape():
     """The processor's patches are joined, and the embedding is that of the padded patches."""
     built = cases.built("naflex")
     clip, wide = built.load(), picture(height=24, width=40)
@@ -258,7 +261,7 @@ def test_naflex_sees_a_picture_in_its_own_shape():
     assert rows * columns < 16  # the processor pads to 16
     expected = F.normalize(built.model.get_image_features(**given).pooler_output, dim=-1)
     torch.testing.assert_close(clip.encode_image(images), expected, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match="sees every picture in its own shape, and these differ"):
+    with pytest.raises(InputError, match="sees every image in its own shape, and these differ"):
         clip.preprocess([wide, picture(height=40, width=24)])
 
 
