@@ -15,7 +15,7 @@ from .config import RunConfig
 from .storage import Storage
 from .units import ModelLoader, Plan, Unit, Worker, default_environment, threads, write_units
 
-_TRIES: Final = 5  # of a unit whose worker dies, since Ray starts workers anew without end
+_TRIES: Final = 5  # lives of a worker
 _RESUME: Final = "what is done is kept, start the same command again."
 
 
@@ -36,6 +36,9 @@ def run_on_ray(
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
                 num_gpus=1 / share if share else 0,
+                # without a limit a unit that kills its worker would be tried without end
+                max_restarts=_TRIES - 1,
+                max_task_retries=_TRIES - 1,
             )
             for row in rows.iter_rows():
                 if row["error"]:
@@ -59,31 +62,13 @@ class UnitWorker:
         """Compute the unit of a row; an error travels as text."""
         number = int(rows["unit"][0])
         try:
-            with threads(self._plan.config.thread_count), self._counted(self._units[number].name):
+            with threads(self._plan.config.thread_count):
                 if self._worker is None:  # here, so that its errors travel as text too
                     self._worker = self._plan.worker(self._models)
                 list(write_units(self._worker, [self._units[number]], self._output))
         except CaptumClipError as error:
             return {"unit": [number], "error": [str(error)]}
         return {"unit": [number], "error": [""]}
-
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        """Count the times that a unit is begun; the count stays where the process dies."""
-        counter = f"{name}.tries.part"
-        counter = f"{counter.rpartition('/')[0]}/.{counter.rpartition('/')[2]}"
-        before = int(self._output.read(counter) or 0)
-        if before >= _TRIES:
-            self._output.remove(counter)
-            raise InputError(
-                f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
-                "batch, or engine='local', which says more."
-            )
-        self._output.write(counter, str(before + 1).encode())
-        try:
-            yield
-        finally:
-            self._output.remove(counter)
 
 
 @contextmanager

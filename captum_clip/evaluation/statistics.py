@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .. import maps as resizing
 from .. import metrics, visualization
+from ..metrics.map_statistics import pearson
 from ..targets import Target
 from .units import Arrays, to_csv, to_npz
 
@@ -135,9 +136,9 @@ def sums_of(unit: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Arrays:
     scale = np.where(constant, 0, 1 / np.where(constant, 1, high - low))
     stretched = (maps - low[..., None, None]) * scale[..., None, None]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    flat = maps.reshape(*maps.shape[:2], maps.shape[2] * maps.shape[3])
+    flat = torch.from_numpy(maps).flatten(2)
     either = constant[:, first] | constant[:, second]
-    correlations = np.where(either, np.nan, correlation(flat[:, first], flat[:, second]))
+    correlations = np.where(either, np.nan, pearson(flat[:, first], flat[:, second]).numpy())
     return {
         "images": np.array(len(maps)),
         "constant": constant.sum(0),
@@ -150,38 +151,27 @@ def sums_of(unit: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Arrays:
     }
 
 
-def correlation(first: Array, second: Array) -> Array:
-    r"""Pearson's correlation over the last axis; NaN where one side does not vary.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A model with a method and its targets, made ready."""
 
-    .. math:: r = \frac{\sum (x - \bar x)(y - \bar y)}
-                       {\sqrt{\sum (x - \bar x)^2 \sum (y - \bar y)^2}}
-    """
-    varies = _varies(first) & _varies(second)
-    first = first - first.mean(-1, keepdims=True)
-    second = second - second.mean(-1, keepdims=True)
-    lengths = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
-    varies &= lengths > 0
-    return np.asarray(
-        np.where(varies, (first * second).sum(-1) / np.where(varies, lengths, 1), np.nan)
-    )
-
-
-def _varies(values: Array) -> npt.NDArray[np.bool_]:
-    """Whether more than the rounding of the values tells them apart."""
-    rounding = 8 * np.finfo(np.float64).eps * np.abs(values).max(-1)
-    return np.asarray(values.max(-1) - values.min(-1) > rounding)
+    key: str  # names its files
+    model: str  # what results call it
+    method: str  # with its options, as on the command line
+    target: Target  # K directions
+    centred: tuple[tuple[int, int], ...]  # of the K, indices of (emotion, the same one centred)
+    size: tuple[int, int]  # (H, W) of the images that the model sees
+    location: str = ""  # what `load_clip` takes, a folder by its full path
+    fingerprint: str = ""  # of the model; a worker must find the same
+    kind: str = ""  # of its tower
+    emotions: str = ""  # SHA-256 of the emotions' weights; "" where there are none
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
     """All that was found of one model and method."""
 
-    key: str  # names its files
-    model: str  # what results call it
-    method: str
-    target: Target  # K directions
-    centred: tuple[tuple[int, int], ...]  # indices of (emotion, the same one centred)
-    size: tuple[int, int]  # (H, W) of the images that the model sees
+    job: Job
     sums: Arrays  # of :func:`sums_of`, over all images that could be read
     skipped: dict[int, str]  # number of an image that was left out -> why
 
@@ -212,7 +202,7 @@ class Statistics:
 def result_files(results: Sequence[Statistics], centring: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file; the statistics, which say that all is done, come last."""
     for one in results:
-        yield f"mean_maps/{one.key}.npz", _mean_maps(one)
+        yield f"mean_maps/{one.job.key}.npz", _mean_maps(one)
     yield from _figures(results)
     if len(results) > 1:
         yield "correlations.csv", _table(_correlations(results))
@@ -228,24 +218,24 @@ def _table(rows: Iterator[dict[str, Any]]) -> bytes:
 
 def _statistics(one: Statistics) -> Iterator[dict[str, Any]]:
     """A row for each target; results only."""
-    nothing = np.full(len(one.target), np.nan)
+    nothing = np.full(len(one.job.target), np.nan)
     columns = {name: one.mean(name) for name in ("score", *_ALWAYS)}
     columns[VALUE_ENTROPY] = one.mean(VALUE_ENTROPY) if VALUE_ENTROPY in one.sums else nothing
     for of, suffix in (("stretched", ""), ("raw", "_raw")):
         for where in ("corner", "centre"):
             columns[f"{where}_bias{suffix}"] = one.bias(where, of)
-    for index, name in enumerate(one.target.names):
+    for index, name in enumerate(one.job.target.names):
         yield {
-            "model": one.model,
-            "method": one.method,
+            "model": one.job.model,
+            "method": one.job.method,
             "target": name,
             "images": int(one.sums["images"]),
             "skipped": len(one.skipped),
             "constant": int(one.sums["constant"][index]),
             **{column: float(values[index]) for column, values in columns.items()},
             "dtype": _DTYPE,
-            "height": one.size[0],
-            "width": one.size[1],
+            "height": one.job.size[0],
+            "width": one.job.size[1],
             "grid_height": one.grid[0],
             "grid_width": one.grid[1],
         }
@@ -255,10 +245,10 @@ def _mean_maps(one: Statistics) -> bytes:
     """On the model's own grid; docs/studies.md tells how they get their full size."""
     return to_npz(
         {
-            "names": np.array(one.target.names, dtype=np.str_),
+            "names": np.array(one.job.target.names, dtype=np.str_),
             "raw": one.mean("raw"),
             "stretched": one.mean("stretched"),
-            "size": np.array(one.size),
+            "size": np.array(one.job.size),
             "images": one.sums["images"],
             "constant": one.sums["constant"],
         }
@@ -267,8 +257,8 @@ def _mean_maps(one: Statistics) -> bytes:
 
 def _figures(results: Sequence[Statistics]) -> Iterator[tuple[str, bytes]]:
     """Mean maps, all on one scale: a row per model and method and a column per target."""
-    labels = [f"{one.model} \N{MIDDLE DOT} {one.method}" for one in results]
-    names = results[0].target.names
+    labels = [f"{one.job.model} \N{MIDDLE DOT} {one.job.method}" for one in results]
+    names = results[0].job.target.names
     means = [np.nan_to_num(one.mean("stretched")) for one in results]
     notes = [
         [
@@ -299,15 +289,15 @@ def _correlations(results: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
     for first, second in combinations(results, 2):
         height, width = (max(sides) for sides in zip(first.grid, second.grid, strict=True))
         stretched, raw = (
-            correlation(*(_flat(one.mean(kind), (height, width)) for one in (first, second)))
+            pearson(*(_flat(one.mean(kind), (height, width)) for one in (first, second)))
             for kind in ("stretched", "raw")
         )
-        for index, name in enumerate(first.target.names):
+        for index, name in enumerate(first.job.target.names):
             yield {
-                "model_a": first.model,
-                "method_a": first.method,
-                "model_b": second.model,
-                "method_b": second.method,
+                "model_a": first.job.model,
+                "method_a": first.job.method,
+                "model_b": second.job.model,
+                "method_b": second.job.method,
                 "target": name,
                 "correlation": float(stretched[index]),
                 "correlation_raw": float(raw[index]),
@@ -316,25 +306,25 @@ def _correlations(results: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _flat(mean: Array, size: tuple[int, int]) -> Array:
+def _flat(mean: Array, size: tuple[int, int]) -> Tensor:
     """Mean maps (K, h, w) -> (K, H * W)."""
-    resized = resizing.upsample(torch.from_numpy(np.where(np.isfinite(mean), mean, 0)), size)
-    return np.asarray(resized.numpy().reshape(len(mean), -1), dtype=np.float64)
+    finite = torch.from_numpy(np.where(np.isfinite(mean), mean, 0))
+    return resizing.upsample(finite, size).flatten(1)
 
 
 def _centring(one: Statistics) -> Iterator[dict[str, Any]]:
     """How far each emotion and its maps move when the mean of all emotions is taken away."""
     # normalised once more, for this precision
-    embeddings = F.normalize(one.target.embeddings.double()).numpy()
+    embeddings = F.normalize(one.job.target.embeddings.double()).numpy()
     mean, correlations = one.mean("stretched"), one.mean("correlation")
-    for pair, (plain, centred) in enumerate(one.centred):
+    for pair, (plain, centred) in enumerate(one.job.centred):
         means = [_flat(mean[[index]], one.grid) for index in (plain, centred)]
         yield {
-            "model": one.model,
-            "method": one.method,
-            "emotion": one.target.names[plain],
+            "model": one.job.model,
+            "method": one.job.method,
+            "emotion": one.job.target.names[plain],
             "images": int(one.sums["correlated"][pair]),
             "cosine": float(embeddings[plain] @ embeddings[centred]),
             "map_correlation": float(correlations[pair]),
-            "mean_map_correlation": float(correlation(*means)[0]),
+            "mean_map_correlation": float(pearson(*means)[0]),
         }

@@ -26,7 +26,7 @@ from ..targets import Target
 from .config import StudyConfig, Subject, full_name, label_of
 from .image_batches import ImageBatch, ImageReader, list_images, read_ahead
 from .run import MANIFEST, run
-from .statistics import MEASURE, STATISTICS, Statistics, measure, result_files, sums_of
+from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
 from .storage import Storage, storage_of
 from .units import (
     Arrays,
@@ -184,22 +184,6 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """One subject of a study, made ready."""
-
-    key: str  # names its files
-    model: str  # what `load_clip` takes, a folder by its full path
-    label: str  # what results call the model
-    fingerprint: str  # of the model; a worker must find the same
-    kind: str  # of its tower
-    size: tuple[int, int]  # (H, W) of the images that it sees
-    method: str  # with its options, as on the command line
-    target: Target  # K directions
-    centred: tuple[tuple[int, int], ...]  # of the K, indices of (emotion, the same one centred)
-    emotions: str  # SHA-256 of the emotions' weights; "" where there are none
-
-
-@dataclass(frozen=True, eq=False)
 class StudyPlan(Plan):
     """A study that can begin."""
 
@@ -218,7 +202,7 @@ class StudyPlan(Plan):
         return {
             "config": self.config.identity(),
             "jobs": [
-                {"model": job.label}
+                {"model": job.model}
                 | {name: getattr(job, name) for name in told}
                 | {"tower": job.kind, "targets": list(job.target.names)}
                 for job in self.jobs
@@ -242,7 +226,7 @@ class StudyPlan(Plan):
         self, job: Job, units: Sequence[Unit], models: ModelLoader
     ) -> Iterator[tuple[Unit, Arrays, Skipped]]:
         config, size = self.config, self.config.batch_size
-        clip = models.load(job.model, config.device, job.fingerprint)
+        clip = models.load(job.location, config.device, job.fingerprint)
         reader = ImageReader(self.images, tuple(self.sizes), clip.processor, job.size, size)
         batches = [_split(unit.numbers, size) for unit in units]
         flat = [batch for of_unit in batches for batch in of_unit]
@@ -300,10 +284,10 @@ def _plan(
     jobs = tuple(_plan_job(config, *numbered, models) for numbered in enumerate(config.subjects))
     seen: dict[tuple[str, str], int] = {}
     for number, job in enumerate(jobs):
-        if (first := seen.setdefault((job.label, job.method), number)) != number:
+        if (first := seen.setdefault((job.model, job.method), number)) != number:
             raise InputError(
                 f"StudyConfig: the subjects {first + 1} and {number + 1} are both {job.method} of "
-                f"{job.label}; give each model and method once, folders under different names."
+                f"{job.model}; give each model and method once, folders under different names."
             )
     size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
     chunks = list(enumerate(_split(range(len(sizes)), size)))
@@ -316,21 +300,21 @@ def _plan(
 
 
 def _plan_job(config: StudyConfig, number: int, subject: Subject, models: ModelLoader) -> Job:
-    model, label = full_name(subject.model), label_of(subject.model)
-    clip = models.load(model)
+    location, label = full_name(subject.model), label_of(subject.model)
+    clip = models.load(location)
     choice = MethodChoice.of(subject.method or report_method(clip.tower))
     target, centred, digest = _target(config, subject.emotions, clip)
     blank = clip.preprocess(Image.new("RGB", (64, 64)))
     job = Job(
         key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
-        model=model,
-        label=label,
-        fingerprint=clip.fingerprint,
-        kind=clip.kind,
-        size=(blank.shape[-2], blank.shape[-1]),
+        model=label,
         method=choice.name,
         target=target,
         centred=centred,
+        size=(blank.shape[-2], blank.shape[-1]),
+        location=location,
+        fingerprint=clip.fingerprint,
+        kind=clip.kind,
         emotions=digest,
     )
     explain_batch(job, clip, ImageBatch(blank, (0,), {}), config.value_entropy)
@@ -390,9 +374,7 @@ def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
                 yield sums_of(arrays, job.centred)
 
     sums = reduce(lambda one, other: {name: one[name] + other[name] for name in one}, parts())
-    return Statistics(
-        job.key, job.label, job.method, job.target, job.centred, job.size, sums, skipped
-    )
+    return Statistics(job, sums, skipped)
 
 
 def _skipped_files(plan: StudyPlan, results: Sequence[Statistics]) -> list[dict[str, Any]]:
@@ -400,7 +382,7 @@ def _skipped_files(plan: StudyPlan, results: Sequence[Statistics]) -> list[dict[
     keys_of: dict[tuple[int, str], list[str]] = {}
     for one in results:
         for number, reason in one.skipped.items():
-            keys_of.setdefault((number, reason), []).append(one.key)
+            keys_of.setdefault((number, reason), []).append(one.job.key)
     names = tuple(plan.sizes)
     return [
         {"file": names[number], "reason": reason}

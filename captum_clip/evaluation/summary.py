@@ -11,8 +11,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..checks import find_repeated
-from ..errors import InputError
 from ..metrics import bootstrap, holm
 from ..metrics.bootstrap import STATISTICS, Array, RowStatistic, Statistic
 from .metric import Metric
@@ -129,18 +127,11 @@ def summarize(
     The table is long, as :mod:`captum_clip.evaluation.table` has it; a method without rows of a
     metric was not measured by it. The other arguments are those of :class:`Summary`.
 
-    Raises:
-        InputError: no metric, two of one name, a reference or baseline that is not among the
-            methods, rows without one of the parts that a statistic takes, NaN, a level outside
-            (0, 1) or no resample.
-
     Source: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*; Holm 1979.
     """
     import pandas as pd
 
     metrics = [metric for group in groups.values() for metric in group]
-    _check([metric.name for metric in metrics], methods, [reference, *baselines])
-    bootstrap.check_resampling("summarize", level, resamples)
     # Sorted, so that neither parts of one row nor the last digits of sums depend on their order.
     table = table.astype({"sample": "category"})
     table = table[table["x"].isna()].sort_values(["sample", "region"], kind="stable")
@@ -150,7 +141,7 @@ def summarize(
     figures = {}
     for metric in metrics:
         measured = {
-            method: _rows(metric, method, rows[metric.name, method])
+            method: _rows(metric, rows[metric.name, method])
             for method in methods
             if (metric.name, method) in rows
         }
@@ -169,39 +160,11 @@ def summarize(
     return Summary(frame, groups, [*methods], [*baselines], reference, level, resamples, seed)
 
 
-def _check(metrics: Sequence[str], methods: Sequence[str], named: Sequence[str]) -> None:
-    repeated = find_repeated(metrics)
-    if not metrics or repeated:
-        raise InputError(
-            f"summarize: expected one or more metrics, each of its own name, got "
-            f"{f'{repeated!r} twice' if repeated else 'none'}."
-        )
-    missing = [method for method in named if method not in methods]
-    if missing:
-        raise InputError(
-            f"summarize: the reference or baseline {missing[0]!r} is not among the methods "
-            f"{list(methods)}."
-        )
-
-
-def _rows(metric: Metric, method: str, rows: Table) -> _Rows:
+def _rows(metric: Metric, rows: Table) -> _Rows:
     """The parts of each row side by side."""
-    caller = f"summarize: {metric.name} of {method!r}"
-    if metric.statistic not in STATISTICS:
-        raise InputError(
-            f"{caller}: there is no statistic {metric.statistic!r}; expected one of "
-            f"{', '.join(STATISTICS)}."
-        )
     parts = STATISTICS[metric.statistic].parts
     columns = [rows[rows["part"] == part] for part in parts]
-    if len({len(column) for column in columns}) > 1 or len(columns[0]) * len(parts) != len(rows):
-        raise InputError(
-            f"{caller}: expected as many rows of each of the parts {', '.join(map(repr, parts))}, "
-            f"and none of others, got {rows['part'].value_counts().to_dict()}."
-        )
     values = np.stack([column["value"].to_numpy(np.float64) for column in columns], axis=1)
-    if not np.isfinite(values).all():
-        raise InputError(f"{caller}: the values hold NaN or infinity; leave those rows out.")
     samples = columns[0]["sample"].cat.codes.to_numpy(np.int64)
     regions = columns[0]["number"].to_numpy(np.int64)
     order = np.lexsort((*values.T, regions))
@@ -236,7 +199,7 @@ def _compare(
     for method, own in rows.items():
         images, (kept, other) = len(own.images), pairs[method]
         interval = bootstrap.interval_of(resampled[method, own.key], level)._asdict()
-        if images == 1:  # says nothing of others
+        if images == 1:  # which tells nothing of others
             interval = {"mean": interval["mean"]}
         both = len(kept.images)
         counts = {"images": images, "rows": len(own.samples), "images_paired": both}

@@ -140,4 +140,4 @@ def test_where_nothing_can_be_drawn_the_code_is_two(here: Path, vit: str, capsys
     for name in NAMES:
         (here / "photos" / name).write_bytes(b"1")
     said = run(f"explain photos horse --model {vit}", capsys, code=2)
-    assert "none of the 3 images can be drawn; image0.png: " in said
+    assert "none of the 3 images can be drawn; photos/image0.png: " in said

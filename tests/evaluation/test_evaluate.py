@@ -130,7 +130,6 @@ STOPS = {
     "a unit damaged": damage,
     "no tables yet": lambda out: [(out / f"results.{end}").unlink() for end in ("csv", "md")],
     "a table half written": lambda out: (out / ".results.csv.0.part").write_bytes(b"meth"),
-    "a unit begun": lambda out: (out / "units/00-masks/.x.npz.tries.part").write_bytes(b"1"),
 }
 
 

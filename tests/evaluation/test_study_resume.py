@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -245,3 +246,53 @@ def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
     (tmp_path / "away").rename(images)
     assert run_study(config).skipped == {}
     assert folders.content(output) == whole_study
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_ray_gives_the_same_bytes_although_its_workers_die(
+    tmp_path: Path,
+    images: Path,
+    vit: str,
+    whole_study: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed as soon as one is there; another one computes its unit."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    dead: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 200
+        while not dead and time.monotonic() < until:
+            dead.extend(workers_of(os.getpid()))
+            time.sleep(0.01)
+        for process in dead:
+            os.kill(process, signal.SIGKILL)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    run_study(folders.config_of(images, tmp_path / "out", vit, engine="ray", workers=1))
+    watcher.join()
+    assert dead
+    assert folders.content(tmp_path / "out") == whole_study
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes below `parent` that are actors of this package."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                names[int(entry.name)] = (entry / "cmdline").read_bytes()
+                parents[int(entry.name)] = int(fields[1])
+            except OSError:  # it has ended
+                continue
+
+    def below(process: int) -> bool:
+        while process in parents and process != parent:
+            process = parents[process]
+        return process == parent
+
+    return [pid for pid, name in names.items() if b"UnitWorker" in name and below(pid)]

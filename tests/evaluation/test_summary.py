@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from captum_clip import metrics
-from captum_clip.errors import InputError
 from captum_clip.evaluation.metric import Metric
 from captum_clip.evaluation.summary import summarize
 from captum_clip.metrics import (
@@ -314,12 +313,6 @@ def test_resamples_that_mean_nothing_are_left_out() -> None:
     assert found["a"].interval == (1, 1, 1)
 
 
-def test_seed_decides() -> None:
-    rows = {"a": rows_of("mean", 1)}
-    one, same, other = (compare("mean", rows, reference="a", seed=seed) for seed in (1, 1, 2))
-    assert one["a"].interval == same["a"].interval != other["a"].interval
-
-
 def test_parts_of_a_row_are_found_by_sample_and_region() -> None:
     """However the table is sorted."""
     rows = rows_of("spearman", 3)
@@ -330,31 +323,3 @@ def test_parts_of_a_row_are_found_by_sample_and_region() -> None:
         for t in (table, table.sample(frac=1, random_state=0))
     )
     assert one.equals(other)
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        ({"part": "mass"}, {}, "found of 'a': expected as many rows of each of the parts ''"),
-        ({"value": np.nan}, {}, "found of 'a': the values hold NaN"),
-        ({}, {"reference": "c"}, r"reference or baseline 'c' is not among the methods \['a'\]"),
-        ({}, {"baselines": ["c"]}, "reference or baseline 'c'"),
-        ({}, {"level": 95}, "expected a level in"),
-        ({}, {"resamples": 0}, "resamples of 1 or more"),
-        ({}, {"groups": {}}, "one or more metrics, each of its own name, got none"),
-        ({}, {"groups": {"": [Metric("found", "")] * 2}}, "got 'found' twice"),
-    ],
-)
-def test_summarize_says_what_it_cannot_use(change: Any, options: Any, message: str) -> None:
-    table = long_table("a", "found", ("",), rows_of("mean", 1)).assign(**change)
-    given = {"groups": {"": [Metric("found", "")]}, "methods": ["a"], "reference": "a", **options}
-    with pytest.raises(InputError, match=f"summarize: .*{message}"):
-        summarize(table, **given)
-
-
-def test_unknown_statistics_are_named() -> None:
-    wrong: Any = "median"
-    metric = Metric("found", "", statistic=wrong)
-    table = long_table("a", "found", ("",), rows_of("mean", 1))
-    with pytest.raises(InputError, match="no statistic 'median'; expected one of mean, ratio"):
-        summarize(table, {"": [metric]}, ["a"], reference="a")

@@ -257,7 +257,7 @@ def test_the_callers_random_numbers_stay(name: str, tmp_path: Path) -> None:
     before = torch.random.get_rng_state().clone()
     clip = load_clip(name)
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
-    rank(clip, tmp_path, "a horse", cache=False)
+    rank(clip, tmp_path, "a horse")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
