@@ -2,14 +2,21 @@
 
 from .config import EvaluationConfig, StudyConfig, Subject
 from .data import DATA_SETS, DataSet, FileData, Region, Sample, open_data
-from .features import ImageFeatures, find_images, fit_emotions, image_features, score_emotions
+from .features import (
+    ImageFeatures,
+    Ranking,
+    find_images,
+    fit_emotions,
+    image_features,
+    rank,
+    score_emotions,
+)
 from .method_on_batch import MethodOnBatch
 from .methods import REFERENCES, Attributed, Method, methods_for
-from .metric import Metric
-from .ranking import Ranking, rank
 from .results import Evaluation, evaluate
 from .study import StudyResult, corner_bias_study, emotions_study, run_study, statistics_study
 from .summary import Summary
+from .table import Metric
 from .tasks import TASKS, Task
 
 __all__ = [

@@ -16,7 +16,7 @@ from ..models import ClipAdapter
 from .batch import Batch, Queries, queries_of
 from .config import EvaluationConfig
 from .methods import Method
-from .metric import Metric
+from .table import Metric
 from .units import Arrays, Skipped
 
 

@@ -22,7 +22,7 @@ from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from .batch import Queries
-from .metric import UNIFORM
+from .table import UNIFORM
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""

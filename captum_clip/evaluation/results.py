@@ -11,13 +11,12 @@ from typing import Any
 from ..errors import InputError
 from . import report
 from .config import EvaluationConfig
-from .metric import Metric
-from .pictures import examples_of, perturbation_curves
 from .plan import RESULTS, EvaluationPlan, make_plan
+from .report import examples_of, perturbation_curves
 from .run import MANIFEST, run
 from .storage import Storage
 from .summary import Summary, summarize
-from .table import Table, concatenate, from_arrays
+from .table import Metric, Table, concatenate, from_arrays
 from .tasks import TASKS
 from .tasks.perturbation_task import LEAST_FIRST, MOST_FIRST, TITLES
 from .units import Content, ModelLoader, Progress, read_unit, to_json

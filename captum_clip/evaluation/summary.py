@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from ..metrics import bootstrap, holm
 from ..metrics.bootstrap import STATISTICS, Array, RowStatistic, Statistic
-from .metric import Metric
-from .table import Table
+from .table import Metric, Table
 
 _DIFFERENCE: Final = ("difference", "difference_low", "difference_high", "p_holm")
 _COLUMNS: Final = (

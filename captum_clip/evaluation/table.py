@@ -1,14 +1,16 @@
-"""The long table of an evaluation: a row for each measured value, whatever the metric."""
+"""The long table of an evaluation, a row for each measured value, and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..metrics.bootstrap import StatisticName
 from .units import Arrays
 
 if TYPE_CHECKING:
@@ -20,6 +22,31 @@ COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "
 
 _NUMBERS: Final[dict[str, type]] = {"sample": np.int64, "x": np.float64, "value": np.float64}
 _TEXTS: Final = tuple(name for name in COLUMNS if name not in _NUMBERS)
+
+
+UNIFORM: Final = "uniform"
+"""The baseline whose map is the same everywhere: what an answer gets that is always the same."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the tables.
+
+    Attributes:
+        name: as "pointing"; lower-case words joined by "_".
+        protocol: one line with every choice: fill, threshold, area, chance level, number of draws.
+        better: which way is good; "none" where the figure only describes.
+        statistic: how the figure comes from the rows of the long table, by its name in
+            :data:`captum_clip.metrics.bootstrap.STATISTICS`, which has the parts it needs.
+        constant: what an answer gets that is always the same, where that is known beforehand;
+            nothing that is no better is bold.
+    """
+
+    name: str
+    protocol: str
+    better: Literal["high", "low", "none"] = "high"
+    statistic: StatisticName = "mean"
+    constant: float | None = None
 
 
 def rows_of(

@@ -22,8 +22,8 @@ import pytest
 
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
-from captum_clip.evaluation.on_ray import UnitWorker
 from captum_clip.evaluation.plan import EvaluationPlan, make_plan
+from captum_clip.evaluation.run import UnitWorker
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.table import COLUMNS
 from captum_clip.evaluation.units import ModelLoader

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
-from captum_clip.evaluation.pictures import Example, examples_of
 from captum_clip.evaluation.plan import make_plan
-from captum_clip.evaluation.report import command_of, report_html
+from captum_clip.evaluation.report import Example, command_of, examples_of, report_html
 from captum_clip.evaluation.units import ModelLoader
 from tests.evaluation.test_tables import metric, rows, summary
 

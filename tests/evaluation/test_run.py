@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError
-from captum_clip.evaluation import StudyConfig, Subject, on_ray, run_study
+from captum_clip.evaluation import StudyConfig, Subject, run_study
 from captum_clip.evaluation import run as order
 from captum_clip.evaluation.config import full_name, label_of
 from captum_clip.evaluation.run import MANIFEST, run
@@ -268,7 +268,7 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     """Called as Ray calls it, without Ray: errors travel as text."""
     output = storage_of(tmp_path)
     plan = Squares(config_of(tmp_path), fails_at=UNITS[1].name)
-    worker = on_ray.UnitWorker(plan, UNITS, output, ModelLoader())
+    worker = order.UnitWorker(plan, UNITS, output, ModelLoader())
     assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
     assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
     assert list(output.files()) == [UNIT.name]
@@ -297,7 +297,7 @@ def test_a_worker_that_fits_nowhere_is_refused(
     config = replace(config_of(tmp_path, engine="ray", gpus=gpus), threads=threads)
     refused = pytest.raises(InputError, match=f"threads={threads} .* gpus={gpus} fits on no mach")
     with nullcontext() if fits else refused:
-        on_ray._check_room(cluster, config)
+        order._check_room(cluster, config)
 
 
 def test_the_number_of_threads_is_put_back(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from captum_clip import metrics
-from captum_clip.evaluation.metric import Metric
 from captum_clip.evaluation.summary import summarize
+from captum_clip.evaluation.table import Metric
 from captum_clip.metrics import (
     SegmentationScores,
     bootstrap_mean,

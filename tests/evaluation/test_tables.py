@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from captum_clip.evaluation.metric import Metric
 from captum_clip.evaluation.report import results_csv, results_md
 from captum_clip.evaluation.summary import Summary, summarize
+from captum_clip.evaluation.table import Metric
 from captum_clip.metrics.bootstrap import STATISTICS
 from tests.evaluation.cases import Rows, long_table
 

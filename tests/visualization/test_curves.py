@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.pictures import curve_bands, perturbation_curves
+from captum_clip.evaluation.report import curve_bands, perturbation_curves
 from captum_clip.evaluation.summary import Summary
 from captum_clip.metrics import bootstrap_mean
 from captum_clip.visualization.curves import Curve, curves

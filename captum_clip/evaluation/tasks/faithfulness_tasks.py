@@ -22,8 +22,7 @@ from ..batch import Queries
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..methods import Attribute
-from ..metric import Metric
-from ..table import rows_of
+from ..table import Metric, rows_of
 from ..units import Arrays
 
 _SHARE: Final = 0.2

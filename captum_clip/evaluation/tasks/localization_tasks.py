@@ -18,7 +18,7 @@ from ...models.geometry import resize_density, resize_points
 from ..batch import Queries, View, queries_of
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task, finite_indices
-from ..metric import Metric
+from ..table import Metric
 from ..units import Arrays
 
 NEAR = 15  # pixels, of the paper of the pointing game

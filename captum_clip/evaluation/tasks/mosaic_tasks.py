@@ -16,7 +16,7 @@ from ... import metrics, targets
 from ..batch import Batch, Queries, View, queries_of
 from ..config import EvaluationConfig
 from ..method_on_batch import MethodOnBatch, Task, finite_indices
-from ..metric import Metric
+from ..table import Metric
 from ..units import Arrays
 
 _MOST: Final = 4

@@ -13,7 +13,7 @@ from ... import metrics
 from ..batch import Queries, queries_of
 from ..config import EvaluationConfig, Fill
 from ..method_on_batch import MethodOnBatch, Task
-from ..metric import Metric
+from ..table import Metric
 from ..units import Arrays
 
 TITLES: Final[dict[str, str]] = {
