@@ -11,7 +11,7 @@ import json
 import os
 import unicodedata
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -78,10 +78,10 @@ class Artemis:
     images: tuple[Path, ...]
     votes: _Votes
     rows: int
-    left_out: dict[str, int]
+    left_out: Counter[str]
 
     def __str__(self) -> str:
-        found = [f"{what}: {count:,}" for what, count in self.left_out.items() if count]
+        found = [f"{what}: {count:,}" for what, count in sorted(self.left_out.items()) if count]
         left_out = ", ".join(found) or "nothing"
         return f"{self.rows:,} rows read, {len(self.images):,} paintings kept; left out: {left_out}"
 
@@ -139,9 +139,7 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     style, painting, emotion = (header.index(name) for name in _COLUMNS[:3])
     votes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(CLASSES))
     seen: set[tuple[str, ...]] = set()
-    left_out = dict.fromkeys(
-        ("paintings without an image", "rows of unknown emotions", "duplicate rows", "bad rows"), 0
-    )
+    left_out: Counter[str] = Counter()
     for row in rows:
         if len(row) != len(header) or not (_is_plain(row[style]) and _is_plain(row[painting])):
             left_out["bad rows"] += 1
@@ -152,11 +150,11 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
         else:
             votes[row[style], row[painting]][CLASSES.index(row[emotion].strip())] += 1
         seen.add(row)
-    paired = [(_find_image(images, *names), cast) for names, cast in sorted(votes.items())]
-    kept = [(image, cast) for image, cast in paired if image is not None]
-    left_out["paintings without an image"] = len(votes) - len(kept)
-    found, counts = zip(*kept, strict=True) if kept else ((), ())
-    data = Artemis(tuple(found), np.array(counts, dtype=np.int64), len(rows), left_out)
+    found = {names: _find_image(images, *names) for names in sorted(votes)}
+    kept = {names: image for names, image in found.items() if image is not None}
+    left_out["paintings without an image"] = len(found) - len(kept)
+    counts = np.array([votes[names] for names in kept], dtype=np.int64)
+    data = Artemis(tuple(kept.values()), counts, len(rows), left_out)
     if not kept:
         raise InputError(
             f"read_artemis: no painting of {path} has a vote and an image in {images} ({data})."
@@ -582,9 +580,11 @@ def _check_votes(caller: str, votes: Any, count: int) -> _Votes:
             f"the features, got {counts.shape}."
         )
     whole = counts.astype(np.int64)
-    if (whole != counts).any() or (whole < 0).any():
-        raise InputError(f"{caller}: expected votes as counts, got numbers that are none.")
-    empty = np.flatnonzero(whole.sum(1) == 0)
-    if len(empty):
-        raise InputError(f"{caller}: row {empty[0]} has no vote; leave it out.")
+    wrong = ((whole != counts) | (whole < 0)).any(1) | ~whole.any(1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise InputError(
+            f"{caller}: expected counts of votes, one or more in each row, got "
+            f"{counts[row].tolist()} in row {row}."
+        )
     return whole

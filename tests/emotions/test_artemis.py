@@ -96,8 +96,8 @@ def test_what_cannot_be_used_is_counted(tmp_path, images):
     found = read_artemis(written(tmp_path, ROWS + other), images)
     assert counted(found)["Cubism/a_man.jpg"] == {"anger": 3, "something else": 1}
     assert str(found) == (
-        "15 rows read, 2 paintings kept; left out: paintings without an image: 1, rows of unknown "
-        "emotions: 2, duplicate rows: 2, bad rows: 4"
+        "15 rows read, 2 paintings kept; left out: bad rows: 4, duplicate rows: 2, paintings "
+        "without an image: 1, rows of unknown emotions: 2"
     )
 
 
