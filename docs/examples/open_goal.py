@@ -45,7 +45,7 @@ class DirectAndConservative(ViTAttribution):
 @register
 @final
 class Competition(ViTAttribution):
-    r"""What CLS loses at every layer where a patch is taken from its softmax.
+    r"""Compute what CLS loses at every layer where a patch is taken from its softmax.
 
     .. math:: r_j = \sum_l \sum_h \frac{A_{lh}[CLS, j]}{1 - A_{lh}[CLS, j]} \,
         g_{lh} \cdot (v_{lhj} - o_{lh}), \quad o_{lh} = \sum_i A_{lh}[CLS, i] \, v_{lhi}

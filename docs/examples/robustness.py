@@ -64,7 +64,7 @@ def measure(clip: ClipAdapter, scene: Scene, wording: str, methods: list[str]) -
 
 
 def table(model: str, number: int, methods: list[str] | None, worded: int) -> pd.DataFrame:
-    """The shares of one model, a row for each group of objects, n of them.
+    """Measure the shares of one model, a row for each group of objects, n of them.
 
     The first `worded` scenes are measured with every wording, the others with the plain one.
     """

@@ -1,7 +1,7 @@
 """What the documentation shows of the embedded models: images, and the numbers behind tables.
 
 ``python docs/experiments/measured.py`` makes all of it in the folder ``measured`` next to it, in
-hours of one core; names of steps, or ``pictures`` or ``tables``, make only these. What the same
+hours of one core; names of steps, or ``images`` or ``tables``, make only these. What the same
 commands made with the same weights stays, and a run that was interrupted goes on. Images, tables
 and the pages of the evaluation are put where they are shown; numbers in prose are put there by a
 person, who reads the sentences next to them against ``measured/STEP/printed.txt``. What a step
@@ -44,7 +44,7 @@ class Step:
         name: of its folder below ``measured``.
         models: those it stands on, by their names in `FOLDERS`.
         commands: lines of a shell, or Python if ``python``, run in that folder.
-        picture: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
+        image: a file there, which becomes ``docs/images/NAME.jpg`` or ``.png``.
         side: the longer side of that in pixels; None: as it is.
         page: the page of the documentation that ``out/results.md`` becomes, or in which the table
             that is printed goes under the marker of the step.
@@ -55,7 +55,7 @@ class Step:
     name: str
     models: tuple[str, ...]
     commands: str
-    picture: str | None = None
+    image: str | None = None
     side: int | None = None
     page: str | None = None
     after: tuple[str, ...] = ()
@@ -122,15 +122,15 @@ class Step:
 
     def show(self) -> None:
         """Put what the documentation shows where it looks for it."""
-        if self.picture is not None:
-            source = self.folder / self.picture
+        if self.image is not None:
+            source = self.folder / self.image
             target = DOCS / "images" / (f"{self.name}.jpg" if self.side else f"{self.name}.png")
             if self.side is None:
                 shutil.copyfile(source, target)
             else:
-                image = Image.open(source).convert("RGB")
-                image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
-                image.save(target, quality=90, optimize=True)
+                shown = Image.open(source).convert("RGB")
+                shown.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+                shown.save(target, quality=90, optimize=True)
         if self.page is not None and (results := self.folder / "out" / "results.md").exists():
             shutil.copyfile(results, DOCS / self.page)
         elif self.page is not None:
@@ -200,9 +200,9 @@ def study(name: str, models: tuple[str, ...], data: str, preset: str) -> Step:
     return Step(name, models, line, after=(data,))
 
 
-def taken(name: str, step: str, picture: str, side: int | None = None) -> Step:
-    """A picture that another step made beside its own."""
-    return Step(name, (), "", f"../{step}/{picture}", side, after=(step,))
+def taken(name: str, step: str, image: str, side: int | None = None) -> Step:
+    """An image that another step made next to its own."""
+    return Step(name, (), "", f"../{step}/{image}", side, after=(step,))
 
 
 def table(name: str, page: str, *after: str) -> Step:
@@ -259,7 +259,7 @@ for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
 """
 
 STEPS = (
-    # pictures
+    # images
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
     Step("app", ("vit",), "python ../../../screenshot.py", "app.png", 1280),
@@ -456,7 +456,7 @@ STEPS = (
 def main() -> None:
     """Make the steps that are named, or all, each after those it reads."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("steps", nargs="*", help="names of steps, 'pictures' or 'tables'")
+    parser.add_argument("steps", nargs="*", help="names of steps, 'images' or 'tables'")
     parser.add_argument("--list", action="store_true", help="print the steps and leave it at that")
     parser.add_argument(
         "--stamp",
@@ -466,8 +466,8 @@ def main() -> None:
     options = parser.parse_args()
     by_name = {step.name: step for step in STEPS}
     kinds = {
-        "pictures": [step.name for step in STEPS if step.picture is not None],
-        "tables": [step.name for step in STEPS if step.picture is None],
+        "images": [step.name for step in STEPS if step.image is not None],
+        "tables": [step.name for step in STEPS if step.image is None],
     }
     pending = [n for name in options.steps or by_name for n in kinds.get(name, [name])]
     wanted: dict[str, Step] = {}

@@ -233,7 +233,7 @@ def emotions() -> None:
     }
     header = [f"{name}, {NAMES[model]}" for name in columns for model in by_model]
     rows = []
-    for emotion in (*LOCAL, *GLOBAL):  # the centred rows beside them have the same maps
+    for emotion in (*LOCAL, *GLOBAL):  # the centred ones have the same maps
         cells = [
             f"{rows_of.loc[emotion, column]:.{digits}f}"
             for column, digits in columns.values()

@@ -142,7 +142,8 @@ def test_kinds_of_background_vary_and_follow_from_the_generator() -> None:
         first, again, other = (
             draw_background(name, 96, np.random.default_rng(seed)) for seed in (0, 0, 1)
         )
-        assert (first.shape, first.dtype) == ((96, 96, 3), np.uint8)
+        assert first.shape == (96, 96, 3)
+        assert first.dtype == np.uint8
         np.testing.assert_array_equal(first, again)
         assert (first != other).any()
 

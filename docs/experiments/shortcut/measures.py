@@ -98,7 +98,7 @@ def named(clip: ClipAdapter, drawing: Drawing, seeds: Sequence[int]) -> Interval
 
 
 def shortcut_tables(models: Models, number: int) -> dict[str, str]:
-    """What decides the nouns, in Markdown; 95 % intervals over scenes.
+    """Measure what decides the nouns, in Markdown, with 95 % intervals over scenes.
 
     Args:
         models: demo ViTs.

@@ -65,7 +65,7 @@ def trim(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
-    """L2-normalise rows (N, D) in single precision."""
+    """L2-normalise embeddings (N, D) in single precision."""
     return F.normalize(rows.float(), dim=-1)
 
 

@@ -38,7 +38,7 @@ _DATA: Final = {
         "covered",
     },
 }
-"""Name of what scenes look like -> what the card says of it."""
+"""Kind of scenes -> its description in the model card."""
 _SPECIAL: Final = {"<pad>": PAD, "<start>": START, "<end>": END}
 
 
@@ -150,7 +150,7 @@ def export_checkpoint(name: str, checkpoint: Path, folder: Path, *, scenes: int 
 
 
 def measure(name: str, clip: ClipAdapter, scenes: int) -> dict[str, str]:
-    """What a model's card says about it, in Markdown: title -> table.
+    """Measure what a model's card reports, in Markdown: title -> table.
 
     Args:
         name: of its recipe.

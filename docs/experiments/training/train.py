@@ -37,7 +37,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is asked to do.
+    """The settings of a training run.
 
     Args:
         name: of the recipe in :data:`training.recipes.RECIPES`.
