@@ -12,8 +12,7 @@ from PIL import Image
 
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import NOUNS
-from captum_clip.evaluation.data import DataSet
-from captum_clip.evaluation.data.base import Region, Sample
+from captum_clip.evaluation import DataSet, Region, Sample
 
 from .tags import TaggedScene, draw_tagged_scene
 
