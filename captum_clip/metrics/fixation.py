@@ -2,7 +2,8 @@
 
 Maps (..., h, w) are resized first (bilinear): to fixations (..., H, W), bool, the pixels that
 somebody looked at, neither none nor all; or to densities (..., H, W), fixations blurred as a rule
-by 1 degree of sight, from 0 on, with some mass. There is one of them per map.
+by 1 degree of sight, from 0 on, with some mass. There is one of them per map; for others, and for
+NaN, an InputError is raised.
 
 Source: Bylinskii et al. 2019, *What do different evaluation metrics tell us about saliency
 models?* (arXiv:1604.03605).
@@ -37,9 +38,6 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
     Returns:
         (...); NaN for a constant map.
 
-    Raises:
-        InputError: maps or fixations of another kind, NaN, no fixation or nothing else.
-
     Source: Peters et al. 2005; Bylinskii et al. 2019.
 
     Example:
@@ -64,11 +62,6 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
     Returns:
         (...) from -1 to 1; NaN for a constant map or density.
 
-    Raises:
-        InputError: maps or densities of another kind, NaN, a negative or empty density.
-
-    Source: Bylinskii et al. 2019.
-
     Example:
         >>> density = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         >>> cc(3 * density - 5, density)
@@ -89,9 +82,6 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
 
     Returns:
         (...) from 0 to 1; NaN for a constant map or density.
-
-    Raises:
-        InputError: as :func:`cc`.
 
     Source: Judd et al. 2012; Bylinskii et al. 2019.
 
@@ -121,9 +111,6 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
 
     Returns:
         (...) from 0 to 1; for a constant map chance, 0.5 + 0.5 / (number of fixations + 1).
-
-    Raises:
-        InputError: as :func:`nss`.
 
     Source: Judd et al. 2009; Bylinskii et al. 2019.
 

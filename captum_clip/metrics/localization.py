@@ -1,7 +1,7 @@
 """Does a map lie where it should? Maps against masks of objects, and against cells of a mosaic.
 
-Maps (..., h, w) are resized to their masks first (bilinear). Masks and cells (..., H, W) are bool,
-one per map, none empty or full.
+Throughout, `maps` are (..., h, w), resized to their masks first (bilinear), and `masks` or `cells`
+(..., H, W) bool, one per map, none empty or full; for others, and for NaN, an InputError is raised.
 """
 
 from __future__ import annotations
@@ -30,19 +30,14 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
 
     Where several pixels share the maximum, up to the rounding of resizing, the share of them that
     lies inside counts; so a constant map gets the share of the image that the mask covers, which is
-    chance.
-
-    Args:
-        maps: (..., h, w).
-        masks: (..., H, W) bool.
-        tolerance: pixels; a maximum this far from the mask (Euclidean distance) still counts. The
-            paper takes 15.
+    chance. With a tolerance in pixels, a maximum this far from the mask (Euclidean distance) still
+    counts; the paper takes 15.
 
     Returns:
         (...) from 0 to 1; its mean over images is the accuracy of the pointing game.
 
     Raises:
-        InputError: maps or masks of another kind, NaN, empty or full masks, a tolerance below 0.
+        InputError: other maps or masks, or a tolerance below 0.
 
     Example:
         >>> heatmap = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
@@ -70,15 +65,11 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     for each object; where a method has one map of the whole caption, which bounds the mean over n
     objects by 1/n, that map is each object's.
 
-    Args:
-        maps: (..., h, w), signed or not; only what is above zero counts.
-        masks: (..., H, W) bool.
-
     Returns:
         (...) from 0 to 1; NaN for a map without positive mass, which GridPG's own code gives 0.
 
     Raises:
-        InputError: maps or masks of another kind, NaN, empty or full masks.
+        InputError: other maps or masks.
 
     Source: Wang et al. 2020, *Score-CAM* (arXiv:1910.01279); GridPG: Böhle et al. 2021
     (arXiv:2104.00032), Rao et al. 2022 (arXiv:2205.10435); FIxLIP: Baniecki et al. 2025
@@ -103,16 +94,11 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     average; so a constant map gets `area`, which is chance. The mask itself as a map gets 1, or
     what fits into the area.
 
-    Args:
-        maps: (..., h, w).
-        masks: (..., H, W) bool.
-        area: share of the image, above 0 and below 1.
-
     Returns:
         (...) from 0 to 1.
 
     Raises:
-        InputError: as :func:`energy_inside`, or an area outside (0, 1).
+        InputError: other maps or masks, or an area outside (0, 1).
 
     Example:
         >>> heatmap = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
@@ -150,17 +136,13 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
     negative evidence. A map that is constant gets the share of the image in C if it is positive,
     and the rest if it is negative. One non-negative map of a whole caption that names n cells
     divides its mass among them, so the mean over its n words is at most 1/n. A signed map per word
-    (:func:`captum_clip.targets.words`) has no such bound.
-
-    Args:
-        maps: (..., h, w), signed or not, one per word.
-        cells: (..., H, W) bool, the word's own cell; :func:`mosaic_cells` makes them.
+    (:func:`captum_clip.targets.words`) has no such bound. :func:`mosaic_cells` makes cells.
 
     Returns:
         (...) from 0 to 1; NaN for a map of zeros.
 
     Raises:
-        InputError: maps or cells of another kind, NaN, empty or full cells.
+        InputError: other maps or cells.
 
     Example:
         >>> cells = mosaic_cells(2, 2, (2, 2))
@@ -174,12 +156,9 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
 
 
 def mosaic_cells(rows: int, columns: int, size: tuple[int, int]) -> Tensor:
-    """The cells (rows * columns, H, W) of a mosaic, bool, row by row.
+    """The cells (rows * columns, H, W) of a mosaic of (H, W) pixels, bool, row by row.
 
-    Args:
-        rows: of the mosaic.
-        columns: of the mosaic.
-        size: (H, W) in pixels; pixel i of H lies in row i * rows // H.
+    Pixel i of H lies in row i * rows // H.
 
     Raises:
         InputError: numbers below 1, or more cells than pixels.
@@ -274,8 +253,8 @@ def segmentation_scores(
 ) -> SegmentationScores:
     r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
 
-    Maps are resized to their masks (bilinear), min-max normalised one by one, and mark what is
-    above the threshold. The average precision needs none:
+    Maps are min-max normalised one by one, and mark what is above the threshold. The average
+    precision needs none:
 
     .. math:: AP = \sum_j (R_j - R_{j-1}) P_j
 
@@ -285,7 +264,7 @@ def segmentation_scores(
 
     Args:
         maps: (..., h, w).
-        masks: (..., H, W) bool, one per map, none empty or full.
+        masks: (..., H, W) bool.
         threshold: "mean" (each map's own mean), "otsu" (each map's own, which parts its values
             into two groups of largest variance between, 256 bins), or a number in [0, 1).
 
@@ -293,7 +272,7 @@ def segmentation_scores(
         Counts and average precision of each image; its properties are the figures of the set.
 
     Raises:
-        InputError: maps or masks of another kind, NaN, empty or full masks, an unknown threshold.
+        InputError: other maps or masks, or an unknown threshold.
 
     Source: Chefer et al. 2021 (arXiv:2103.15679); Otsu 1979.
 
@@ -304,8 +283,7 @@ def segmentation_scores(
         >>> scores.pixel_accuracy, round(scores.mean_iou, 3), scores.mean_average_precision
         (0.75, 0.583, 1.0)
     """
-    [scores] = scores_at_thresholds(maps, masks, [threshold])
-    return scores
+    return scores_at_thresholds(maps, masks, [threshold])[0]
 
 
 def scores_at_thresholds(
@@ -340,15 +318,11 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     everywhere puts the background first, and gets far more than that whatever it shows, so compare
     with random maps.
 
-    Args:
-        maps: (..., h, w).
-        masks: (..., H, W) bool, one per map, none empty or full.
-
     Returns:
         (N,) of each image; mAP is their mean.
 
     Raises:
-        InputError: as :func:`segmentation_scores`.
+        InputError: other maps or masks.
 
     Source: the code of Chefer et al. 2021 (arXiv:2012.09838), which LeGrad (arXiv:2404.03214) and
     others follow.

@@ -1,6 +1,6 @@
 """Statistics of maps: spread, entropies, corners and centre, and the rank correlation of two maps.
 
-Maps are (..., h, w), floating-point and finite.
+Throughout, `maps` are (..., h, w), floating-point and finite; for others an InputError is raised.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ def spatial_variance(maps: Tensor) -> Tensor:
 
     A constant map has variance 0. Where maps were min-max normalised first, a constant one
     was made of nothing: count it apart.
-
-    Raises:
-        InputError: no such maps.
 
     Example:
         >>> spatial_variance(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
@@ -69,9 +66,6 @@ def value_entropy(maps: Tensor) -> Tensor:
     depends on the size and on the type of the map, since in half precision more values coincide:
     report both with it.
 
-    Raises:
-        InputError: no such maps.
-
     Example:
         >>> value_entropy(torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
         tensor(1.5000, dtype=torch.float64)
@@ -95,9 +89,6 @@ def corner_bias(maps: Tensor) -> Tensor:
     grid: of an upsampled map a corner is one pixel. NaN where the mean of the map is not above
     zero, since a share of nothing means nothing.
 
-    Raises:
-        InputError: no such maps.
-
     Example:
         >>> maps = torch.tensor([[2.0, 0.0, 2.0], [0.0, 1.0, 0.0], [2.0, 0.0, 2.0]])
         >>> corner_bias(maps), centre_bias(maps)
@@ -111,9 +102,6 @@ def centre_bias(maps: Tensor) -> Tensor:
     """Mean of the cells in the middle of each map over the mean of the whole map, (...), float64.
 
     In the middle is one cell, on an even side two. As :func:`corner_bias` in all the rest.
-
-    Raises:
-        InputError: no such maps.
     """
     check_maps("centre_bias", maps)
     return _bias(maps, *([(side - 1) // 2, side // 2] for side in maps.shape[-2:]))
@@ -137,15 +125,11 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     same function in another form (permuted heads) perfectly. The modified copies come from
     :mod:`captum_clip.models.variants`.
 
-    Args:
-        maps: (..., h, w).
-        others: the same shape.
-
     Returns:
         (...) from -1 to 1; NaN where one of the two maps is constant and has no ranks.
 
     Raises:
-        InputError: no such maps, or of different shapes.
+        InputError: other maps, or maps of different shapes.
 
     Source: Adebayo et al. 2018, *Sanity Checks for Saliency Maps* (arXiv:1810.03292).
 
