@@ -72,17 +72,17 @@ class MethodOnBatch:
 
     @cached_property
     def positive(self) -> Tensor:
-        """What speaks for the target: (N, h, w), not below zero."""
+        """Positive evidence for the target: (N, h, w), not below zero."""
         return resizing.positive(self.raw)
 
     @cached_property
     def negative(self) -> Tensor | None:
-        """What speaks against it, (N, h, w), not below zero; None where the method has none."""
+        """Negative evidence, (N, h, w), not below zero; None where the method has none."""
         return self.compute_negative(self.regions, self.raw)
 
     @cached_property
     def signed(self) -> Tensor:
-        """What speaks for the target less what speaks against it."""
+        """Positive less negative evidence."""
         return self.positive if self.negative is None else self.positive - self.negative
 
     def compute_finite(
@@ -137,14 +137,14 @@ class MethodOnBatch:
         return queries_of(views, self.context.encode(texts), texts)
 
     def options_of(self, queries: Queries) -> dict[str, Any]:
-        """What metrics that draw are told: an image's draws are those of its own number."""
+        """Options of metrics that draw: an image's draws are those of its own number."""
         seed = [self.config.seed + number for number in queries.numbers]
         return {"batch_size": self.config.batch_size, "seed": seed}
 
     def slow(self, queries: Queries) -> Queries:
         """Those of the images that are drawn for what takes long."""
-        few = self.context.slow_numbers
-        return queries.part([i for i, number in enumerate(queries.numbers) if number in few])
+        drawn = self.context.slow_numbers
+        return queries.part([i for i, number in enumerate(queries.numbers) if number in drawn])
 
 
 def finite_indices(maps: Tensor) -> list[int]:
@@ -154,16 +154,15 @@ def finite_indices(maps: Tensor) -> list[int]:
 
 
 def _targets(batch: Batch, texts: Sequence[str]) -> Tensor:
-    """Unit rows (N, D) of all regions: of their texts, or of their reference pictures."""
+    """Unit rows (N, D) of all regions: of their texts, or of their reference images."""
     context = batch.context
     if context.config.against == "text":
         return context.encode(texts)
-    pictures = [region.reference for view in batch.views for region in view.regions]
-    known = [picture for picture in pictures if picture is not None]
-    if len(known) < len(pictures):
+    references = [region.reference for view in batch.views for region in view.regions]
+    known = [image for image in references if image is not None]
+    if len(known) < len(references):
         raise InputError(
-            f"{context.data.name} has no pictures to explain its images against; take "
-            "against='text'."
+            f"{context.data.name} has no images to explain its images against; take against='text'."
         )
     size = context.config.batch_size
     parts = [known[start : start + size] for start in range(0, len(known), size)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from .. import maps as resizing
-from ..checks import expand
+from ..checks import expand, find_repeated
 from ..errors import InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter
 from .batch import Queries
-from .data.base import digest
+from .data import digest
 from .methods import Method
 
 
@@ -27,7 +26,7 @@ class PrecomputedMaps(Method):
     """The maps in a folder: ``SAMPLE.npz`` with `maps` (K, h, w) and `names` (K,), on any grid.
 
     A map is found by the name of its sample and the text of its target, and resized to the image
-    (bilinear). What is below zero in any of a folder's maps speaks against the target. A map that
+    (bilinear). What is below zero in any of a folder's maps is negative evidence. A map that
     holds NaN or infinity counts as missing.
 
     Args:
@@ -48,19 +47,13 @@ class PrecomputedMaps(Method):
             )
         self.name = self.folder.resolve().name
         self.what = f"maps read from files, {len(files)} of them, resized to the image"
-        negative = [  # of every file, so that all of them are checked
-            any(
-                np.nanmin(heatmap) < 0
-                for heatmap in _read(path).values()
-                if np.isfinite(heatmap).any()
-            )
-            for path in files
-        ]
-        self.signed = any(negative)
-        digests = {
-            path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
-        }
+        digests: dict[str, str] = {}
+        for path in files:  # every file, so that all of them are checked
+            for heatmap in _read(path).values():
+                if np.isfinite(heatmap).any() and np.nanmin(heatmap) < 0:
+                    self.signed = True
+            sha = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[path.relative_to(self.folder).as_posix()] = sha
         self._digest = digest(digests)
 
     @override
@@ -68,15 +61,13 @@ class PrecomputedMaps(Method):
         maps = torch.full((len(queries), *queries.size), torch.nan)
         for index, (sample, text) in enumerate(zip(queries.names, queries.texts, strict=True)):
             path = self.folder / f"{sample}.npz"
-            if path.is_file():
-                heatmap = _read(path).get(text)
-                if heatmap is not None and np.isfinite(heatmap).all():
-                    maps[index] = resizing.upsample(torch.from_numpy(heatmap), queries.size)
+            heatmap = _read(path).get(text) if path.is_file() else None
+            if heatmap is not None and np.isfinite(heatmap).all():
+                maps[index] = resizing.upsample(torch.from_numpy(heatmap), queries.size)
         return maps.to(queries.pixels.device)
 
     @override
     def identity(self) -> dict[str, Any]:
-        """With a digest of all files."""
         return {**super().identity(), "files": self._digest}
 
     @override
@@ -90,13 +81,7 @@ class PrecomputedMaps(Method):
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """Text -> map (h, w), float32; a file is read again when it has changed."""
-    status = path.stat()
-    return _read_version(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=64)
-def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
+    """Text -> map (h, w), float32."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             names, heatmap = np.asarray(file["names"]), np.asarray(file["maps"])
@@ -111,10 +96,10 @@ def _read_version(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
             f"{path}: expected maps (K, h, w) of numbers and names (K,) of text, got maps "
             f"{heatmap.shape} {heatmap.dtype} and names {names.shape} {names.dtype}."
         )
-    texts = (
-        np.char.decode(names, "utf-8", "replace") if names.dtype.kind == "S" else names
-    ).tolist()
-    if len({*texts}) < len(texts):
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "replace")
+    texts = names.tolist()
+    if find_repeated(texts) is not None:
         raise InputError(f"{path}: expected each name once, got {texts}.")
     with np.errstate(over="ignore"):  # what does not fit becomes infinity
         return dict(zip(texts, heatmap.astype(np.float32), strict=True))

@@ -143,8 +143,8 @@ def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
         )
     if (densities < 0).any() or not densities.flatten(-2).any(-1).all():
         raise InputError(
-            f"{caller}: expected densities from 0 on with some mass in each; leave images out that "
-            "nobody looked at."
+            f"{caller}: expected densities from 0 on with some mass in each; leave the other "
+            "images out."
         )
     return resize_to_masks(maps, densities)
 

@@ -403,7 +403,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data": ("demo-singles",)}, "data do not serve the task localization, they serve pert"),
     ({"data": ("demo", "demo-singles")}, "demo-singles serves none of localization, signs; it"),
     ({"against": "image", "tasks": ("effect",)}, "effect explains texts; against='image' serves"),
-    ({"against": "image"}, "masks has no pictures to explain its images against"),
+    ({"against": "image"}, "masks has no images to explain its images against"),
     ({"template": "a {}"}, "none of the data masks.* takes a template"),
     ({"model": "demo/bit"}, "demo/bit"),
     ({"model": ""}, "expected a model by name or path"),

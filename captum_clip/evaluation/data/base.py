@@ -157,7 +157,7 @@ class FileData(DataSet):
 
     def read_image(self, name: str) -> Image.Image:
         """The image of a sample, RGB and the right way up."""
-        return read_picture(self.path / self._images[name])
+        return read_rgb(self.path / self._images[name])
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_rgb(path: Path) -> Image.Image:
     """An image, RGB and the right way up."""
     try:
         return as_pil([path])[0]

@@ -19,9 +19,9 @@ COUNTS: Final = (2, 3)
 """Objects of the scenes in turn."""
 
 _MOST: Final = 100_000  # scenes of one seed, so that those of two seeds never meet
-_OTHERS: Final = 10**12  # and reference pictures and cells of mosaics meet none of both
+_OTHERS: Final = 10**12  # and reference images and cells of mosaics meet none of both
 _CELL: Final = 112
-_UNCUT: Final = 176  # the largest object of a scene of this side, turned, just fits a cell
+_UNCUT: Final = 176  # the largest object of a scene of this side, rotated, just fits a cell
 
 
 class _DemoData(DataSet):
@@ -81,8 +81,8 @@ class DemoScenes(_DemoData):
         for chosen in range(2**count):
             absent = [position for position in range(count) if not chosen >> position & 1]
             subsets.append(draw_scene(scene, count=count, without=absent))
-        pictures = tuple(Image.fromarray(subset.image) for subset in subsets)
-        return Sample(name, pictures[-1], _regions(subsets[-1], scene), subsets=pictures)
+        images = tuple(Image.fromarray(subset.image) for subset in subsets)
+        return Sample(name, images[-1], _regions(subsets[-1], scene), subsets=images)
 
 
 class _LabelledScenes(_DemoData):

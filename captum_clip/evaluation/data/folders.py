@@ -27,7 +27,7 @@ from .base import (
     mosaic_sample,
     open_image,
     read_lines,
-    read_picture,
+    read_rgb,
 )
 
 TEMPLATE: Final = "a photo of a {}"
@@ -116,7 +116,7 @@ class ClassMosaics(FileData):
                 f"{self.path}: a mosaic needs four classes, there are {len(self._words)}."
             )
         numbers = range(max(1, len(images) // 4))
-        self.take([f"{number:05d}" for number in numbers], pictures=images.identity())
+        self.take([f"{number:05d}" for number in numbers], images=images.identity())
         files = images.files_by_class()
         with error_context(str(self.path)):
             self._cells = {name: _draw(files, self._words, int(name)) for name in self.names}
@@ -125,7 +125,7 @@ class ClassMosaics(FileData):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         files, labels = zip(*self._cells[name], strict=True)
-        images = [ImageOps.fit(read_picture(self.path / file), (_SIDE, _SIDE)) for file in files]
+        images = [ImageOps.fit(read_rgb(self.path / file), (_SIDE, _SIDE)) for file in files]
         words = [self._words[label] for label in labels]
         named = _generator(int(name), 1).permutation(4)[: 1 + int(name) % 4].tolist()
         return mosaic_sample(

@@ -30,7 +30,6 @@ _RADIUS: Final = 0.02
 _DRAWS: Final = 5
 STAY: Final = (30, 50, 70)
 """The chance of each cell to stay, in per cent."""
-_STEPS: Final = tuple(tenth / 10 for tenth in range(11))
 
 
 class Effect(Task):
@@ -172,7 +171,7 @@ class Faithfulness(Task):
 def _finite_sensitivity(
     maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: list[int]
 ) -> Tensor:
-    """Of each image, (N,); NaN where a map under noise holds NaN, which is said."""
+    """Of each image, (N,); NaN where a map under noise holds NaN, with its reason in `skipped`."""
     own = queries.part(indices)
     options = {"radius": _RADIUS, "samples": _DRAWS, **maps.options_of(own)}
     try:
@@ -205,7 +204,7 @@ def _masked_changes(
 
 
 class Fixlip(Task):
-    """One target an image, its first; cells of the map's grid, in few images."""
+    """One target an image, its first; cells of the map's grid, in the images for what is slow."""
 
     name = "fixlip"
 
@@ -251,7 +250,6 @@ def _measured(maps: MethodOnBatch, query: Queries, heatmap: Tensor) -> dict[str,
         query.pixels,
         cells,
         unit="patch",
-        fractions=_STEPS,
         **maps.options_of(query),
     )
     deleted = test(fill=metrics.mean_fill(query.pixels)).score

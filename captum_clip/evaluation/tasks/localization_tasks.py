@@ -145,7 +145,7 @@ class Signs(Task):
 
     @override
     def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Regions without another one beside them are left out."""
+        """Images with one region only are left out."""
         queries = maps.regions
         if not len(queries):
             return

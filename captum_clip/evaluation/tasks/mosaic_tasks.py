@@ -48,7 +48,7 @@ _SCALE: Final = 100  # of cosines before the softmax, where CLIP's own training 
 
 
 class Words(Task):
-    """Signed maps of words, and the maps of whole captions beside them."""
+    """Signed maps of words, and next to them the maps of whole captions."""
 
     name = "words"
 
@@ -148,18 +148,18 @@ def _known_cells(batch: Batch) -> list[tuple[View, int]]:
 
     Each as its view and its place there.
     """
-    cells, pictures, labels = [], [], []
+    cells, crops, labels = [], [], []
     for view in batch.views:
         for place, region in enumerate(view.regions):
             if region.label is not None:
                 rows, columns = (np.flatnonzero(region.mask.any(axis)) for axis in (1, 0))
                 box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
                 cells.append((view, place))
-                pictures.append(view.sample.image.crop(box))
+                crops.append(view.sample.image.crop(box))
                 labels.append(region.label)
     if not cells:
         return []
-    scores = batch.context.scores(batch.context.clip.preprocess(pictures), batch.context.classes)
+    scores = batch.context.scores(batch.context.clip.preprocess(crops), batch.context.classes)
     confidence, found = (_SCALE * scores.double()).softmax(1).max(1)
     sure = (found == torch.tensor(labels, device=found.device)) & (confidence >= _CONFIDENCE)
     return [cell for cell, known in zip(cells, sure.tolist(), strict=True) if known]

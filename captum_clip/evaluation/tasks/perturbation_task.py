@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ... import metrics
+from ...metrics.perturbation import TENTHS
 from ..batch import Queries, queries_of
 from ..config import EvaluationConfig, Fill
 from ..method_on_batch import MethodOnBatch, Task
@@ -28,7 +29,6 @@ LEAST_FIRST: Final = "curve_least_"
 _KINDS: Final = ("predicted", "true")
 _OBJECTS: Final = (1, 2, 3)
 _FIFTHS: Final = tuple(fifth / 5 for fifth in range(6))
-_TENTHS: Final = tuple(tenth / 10 for tenth in range(11))
 
 
 class Perturbation(Task):
@@ -45,10 +45,10 @@ class Perturbation(Task):
                 if fill == "road"
                 else "tenths"
             )
-            said = f"removed pixels become {TITLES[fill]}, in {steps}"
+            protocol = f"removed pixels become {TITLES[fill]}, in {steps}"
             for kind in _KINDS:
                 title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
-                own = f"{said}; map of the {kind} class"
+                own = f"{protocol}; map of the {kind} class"
                 gaps = _gaps(f"_{fill}_{kind}", f"the {kind} class", own)
                 groups[title] = [*_areas(f"_{fill}_{kind}", own), *gaps]
             groups[f"Perturbation by number of objects: {TITLES[fill]}"] = [
@@ -57,7 +57,7 @@ class Perturbation(Task):
                 for metric in _gaps(
                     f"_{fill}_{count}",
                     "the named object",
-                    f"{said}; scenes of {count}, map of the text that names one of them",
+                    f"{protocol}; scenes of {count}, map of the text that names one of them",
                 )
             ]
         return groups
@@ -103,25 +103,25 @@ class Perturbation(Task):
                     yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
 
 
-def _areas(end: str, said: str) -> list[Metric]:
+def _areas(end: str, protocol: str) -> list[Metric]:
     area = "area under the curve of top-1 accuracy (of the true class, all classes of the data)"
     least = "the same, least relevant first; with the same fill it is also the area of insertion"
     return [
-        Metric(f"most{end}", f"{area}, most relevant first; {said}", "low"),
-        Metric(f"least{end}", f"{least}; {said}"),
-        Metric(f"gap{end}", f"least less most; chance is 0; {said}", constant=0),
+        Metric(f"most{end}", f"{area}, most relevant first; {protocol}", "low"),
+        Metric(f"least{end}", f"{least}; {protocol}"),
+        Metric(f"gap{end}", f"least less most; chance is 0; {protocol}", constant=0),
     ]
 
 
-def _gaps(end: str, what: str, said: str) -> list[Metric]:
+def _gaps(end: str, what: str, protocol: str) -> list[Metric]:
     cosine = f"area under the curve of the cosine with {what}, least relevant first less most"
     margin = (
         f"the same of the margin, the cosine with {what} less the highest of all other classes: "
         "what would change the cosine with any text drops out"
     )
     return [
-        Metric(f"gap_cosine{end}", f"{cosine}; chance is 0; {said}", constant=0),
-        Metric(f"gap_margin{end}", f"{margin}; chance is 0; {said}", constant=0),
+        Metric(f"gap_cosine{end}", f"{cosine}; chance is 0; {protocol}", constant=0),
+        Metric(f"gap_margin{end}", f"{margin}; chance is 0; {protocol}", constant=0),
     ]
 
 
@@ -147,7 +147,7 @@ def _test(
         targets,
         fill=fills[fill](),
         labels=labels,
-        fractions=_FIFTHS if fill == "road" else _TENTHS,
+        fractions=_FIFTHS if fill == "road" else TENTHS,
         **maps.options_of(queries),
     )
 
