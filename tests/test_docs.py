@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,10 +20,10 @@ import captum_clip
 from captum_clip import attr
 from captum_clip.cli.parser import build_parser
 from captum_clip.demo import MODELS
+from captum_clip.errors import UnsupportedModelError
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DATA_SETS, DemoScenes
-from captum_clip.models import families
-from captum_clip.models.adapter import Family
+from captum_clip.models import families, library
 from tests import oracles
 from tests.experiments import FOLDER, experiment
 
@@ -130,14 +129,15 @@ def run(block: Block, page: Path, namespace: dict[str, Any]) -> None:
 
 
 def as_file(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put an example that is a whole file of the package in its place, for this test only."""
+    """Put an example that is a whole file in its place, for this test only."""
     path = Path(block.mark.removeprefix("file: "))
     assert not (ROOT / path).exists(), f"{path} exists; the example needs another name"
     name = ".".join(path.with_suffix("").parts)
     module = ModuleType(name)
     module.__package__ = name.rpartition(".")[0]
     monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(sys.modules[module.__package__], path.stem, module, raising=False)
+    if module.__package__:
+        monkeypatch.setattr(sys.modules[module.__package__], path.stem, module, raising=False)
     exec(compile(block.code, path, "exec"), module.__dict__)
 
 
@@ -146,9 +146,10 @@ def _restored_registries() -> Iterator[None]:
     """What an example registers is forgotten after it."""
     registries: list[dict[str, Any]] = [attr.METHODS, TASKS, DATA_SETS]
     before = [(registry, dict(registry)) for registry in registries]
-    tasks, known = DemoScenes.tasks, families.FAMILIES[:]
+    tasks, known, packages = DemoScenes.tasks, families.FAMILIES[:], {*library._PACKAGES}
     yield
     DemoScenes.tasks, families.FAMILIES[:] = tasks, known
+    library._PACKAGES.intersection_update(packages)
     for registry, contents in before:
         registry.clear()
         registry.update(contents)
@@ -168,37 +169,53 @@ def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
             run(block, page, namespace)
 
 
-def see_torchvision(model: Any, images: Tensor) -> oracles.Seen:
-    """A forward of torchvision's vision transformer with every attention in the graph."""
-    x = torch.cat([model.class_token.expand(len(images), -1, -1), model._process_input(images)], 1)
-    x, seen = x + model.encoder.pos_embedding, []
-    for block in model.encoder.layers:
-        own = block.self_attention
-        stacked = zip(own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3), strict=True)
-        projections = [*stacked, (own.out_proj.weight, own.out_proj.bias)]
-        attended, attention = oracles.attend(oracles.norm(x, block.ln_1), projections, 4)
+def see_own(model: Any, images: Tensor) -> oracles.Seen:
+    """A forward of the page's own vision transformer with every attention in the graph."""
+    x = model.patches(images).flatten(2).mT
+    x = torch.cat([model.class_token.expand(len(images), -1, -1), x], 1) + model.positions
+    seen = []
+    for block in model.blocks:
+        own = block.attention
+        stacked = zip(own.in_map.weight.chunk(3), own.in_map.bias.chunk(3), strict=True)
+        projections = [*stacked, (own.out_map.weight, own.out_map.bias)]
+        attended, attention = oracles.attend(oracles.norm(x, block.norm_1), projections, 4)
         seen.append(attention)
         x = x + attended
-        x = x + block.mlp(oracles.norm(x, block.ln_2))
-    scores = model.heads(oracles.norm(x[:, 0], model.encoder.ln))
-    return oracles.Seen(scores, x, x[:, 1:], tuple(seen), (4, 4), "cls")
+        x = x + block.mlp(oracles.norm(x, block.norm_2))
+    embedding = model.project(oracles.norm(x[:, 0], model.norm))
+    return oracles.Seen(embedding, x, x[:, 1:], tuple(seen), (4, 4), "cls")
+
+
+@pytest.fixture
+def own_clip(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The page's own vision tower in double precision, before its family is registered."""
+    model, family = (b for b in blocks_of(ROOT / "docs" / "extending.md") if "own_" in b.mark)
+    as_file(model, monkeypatch)
+    torch.manual_seed(0)
+    vision = sys.modules["own_clip"].OwnVision().double().eval()
+    return vision, lambda: as_file(family, monkeypatch)
 
 
 @pytest.mark.parametrize("method", oracles.METHODS)
-def test_example_of_a_family_draws_what_the_equations_say(method, monkeypatch):
-    """The tower that docs/extending.md adds is right for every method, all targets."""
-    library: Any = import_module("torchvision.models.vision_transformer")
-    (file,) = (b for b in blocks_of(ROOT / "docs" / "extending.md") if "torchvision_vit" in b.mark)
-    as_file(file, monkeypatch)
-    tower_of = sys.modules["captum_clip.models.torchvision_vit"].tower_of
-    own = Family("torchvision.models", tower_of, towers=["VisionTransformer"])
-    families.FAMILIES.append(own)
-    model = library.VisionTransformer(32, 8, 3, 4, 32, 48, num_classes=5).double().eval()
-    model.heads.head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+def test_example_of_a_family_draws_what_the_equations_say(method, own_clip):
+    """The family of one's own in docs/extending.md is right for every method, all targets."""
+    vision, register = own_clip
+    register()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
-    found = getattr(attr, method)(model, layer=model).attribute_targets(images)
-    seen = see_torchvision(model, images)
+    found = getattr(attr, method)(vision, layer=vision).attribute_targets(images)
+    seen = see_own(vision, images)
     torch.testing.assert_close(found, oracles.maps(method, seen, seen.embedding))
+
+
+def test_an_attention_of_another_package_than_the_familys_is_refused(own_clip):
+    """The packages of a family say whose code is known."""
+    vision, register = own_clip
+    with pytest.raises(UnsupportedModelError, match="no CLIP vision tower known in a OwnVision"):
+        attr.AttentionRollout(vision, layer=vision)
+    register()
+    library._PACKAGES.remove("own_clip")
+    with pytest.raises(UnsupportedModelError, match="OwnAttention of layer 0 has a forward of its"):
+        attr.AttentionRollout(vision, layer=vision).attribute(torch.zeros(1, 3, 32, 32).double())
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
