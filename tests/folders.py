@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from captum_clip.emotions import CLASSES
-from captum_clip.evaluation import StudyConfig, Subject
+from captum_clip.evaluation import StudyConfig
 from tests import builders
 from tests.models.checkpoints import save_open_clip, save_transformers
 
@@ -48,12 +48,13 @@ def make_emotions(path: Path, size: int = 24, offset: float = 1.0) -> Path:
 def config_of(images: Path, output: Path, model: str, **settings: Any) -> StudyConfig:
     """A study of one model with two texts, in batches of two and units of two batches."""
     given: dict[str, Any] = {
+        "models": (model,),
         "texts": ("a horse", "a dog"),
         "batch_size": 2,
         "chunk_size": 4,
         "workers": 0,
     }
-    return StudyConfig(str(images), str(output), (Subject(model),), **{**given, **settings})
+    return StudyConfig(images, output, **{**given, **settings})
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip import load_clip
-from captum_clip.evaluation import StudyConfig, Subject, run_study
+from captum_clip.evaluation import StudyConfig, run_study
 from captum_clip.evaluation.image_batches import ImageBatch, ImageReader, read_ahead
 from captum_clip.evaluation.storage import storage_of
 from tests import builders
@@ -111,8 +111,8 @@ def study(setting: Setting) -> float:
         config = StudyConfig(
             str(setting.images),
             output,
-            (Subject(setting.model),),
             TEXTS,
+            (setting.model,),
             batch_size=setting.batch_size,
             workers=setting.workers,
         )

@@ -30,7 +30,7 @@ _TYPED = (
     (r"\b(sign|device|engine|workers|gpus)='?([^\s',;]+)'?", r"--\1 \2"),
     (r"\b(batch|chunk)_size\b", r"--\1-size"),
     (r"\bheld_out\b", "--held-out"),
-    (r"^(load_clip|preprocess|StudyConfig|Subject|EmotionProbe\.load|figures\.\w+): ", ""),
+    (r"^(load_clip|preprocess|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
 )
 """What an error says to those who write Python -> to those who type commands."""
 

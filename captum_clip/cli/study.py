@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from .command import DEFAULT_MODEL, METHODS, MODELS, PROBES, RUN, TEXTS, Command, Option
 from .inputs import config_fields, read_probes
@@ -26,11 +26,12 @@ def _run(arguments: Namespace) -> None:
     if "emotions" in fields:
         _, fitted = read_probes(fields["emotions"], _TOWERS[arguments.command])
         fields.setdefault("models", tuple(fitted))
-    config = {
-        "statistics": evaluation.statistics_study,
+    presets: dict[str, Any] = {
+        "statistics": evaluation.StudyConfig,
         "corner-bias": evaluation.corner_bias_study,
         "emotions": evaluation.emotions_study,
-    }[arguments.command](**fields)
+    }
+    config = presets[arguments.command](**fields)
     with images_bar(arguments, "study") as progress:
         result = evaluation.run_study(config, progress=progress)
     print(f"statistics  {inside(arguments.output, 'statistics.csv')}")

@@ -1,6 +1,6 @@
 """Runs over whole data sets: which map is right, statistics of many maps, and the best images."""
 
-from .config import EvaluationConfig, StudyConfig, Subject
+from .config import EvaluationConfig, StudyConfig
 from .data import DATA_SETS, DataSet, FileData, Region, Sample, open_data
 from .features import (
     ImageFeatures,
@@ -14,7 +14,7 @@ from .features import (
 from .method_on_batch import MethodOnBatch
 from .methods import REFERENCES, Attributed, Method, methods_for
 from .results import Evaluation, evaluate
-from .study import StudyResult, corner_bias_study, emotions_study, run_study, statistics_study
+from .study import StudyResult, corner_bias_study, emotions_study, run_study
 from .summary import Summary
 from .table import Metric
 from .tasks import TASKS, Task
@@ -37,7 +37,6 @@ __all__ = [
     "Sample",
     "StudyConfig",
     "StudyResult",
-    "Subject",
     "Summary",
     "Task",
     "corner_bias_study",
@@ -51,5 +50,4 @@ __all__ = [
     "rank",
     "run_study",
     "score_emotions",
-    "statistics_study",
 ]

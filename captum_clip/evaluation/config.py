@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 import torch
 
 from ..attr.registry import MethodChoice
-from ..checks import check_choice, check_integer, expand, find_repeated, show
+from ..checks import as_list, check_choice, check_integer, expand, find_repeated, show
 from ..errors import InputError
 from ..models.loading import published
 
@@ -216,47 +216,19 @@ class EvaluationConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model with a method, and with the emotions of this model where a study asks for them.
-
-    Attributes:
-        model: a name or a folder that :func:`captum_clip.load_clip` knows, so that any worker can
-            load it.
-        method: a name of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; None is
-            Mamooler's, "last-grad" or "grad-cam".
-        emotions: a file that :func:`captum_clip.targets.emotion` reads, fitted for this model.
-
-    Raises:
-        InputError: a model that is not a name, or an unknown method.
-    """
-
-    model: str
-    method: str | None = None
-    emotions: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("model", "emotions"):
-            value = getattr(self, name)
-            if isinstance(value, Path):
-                object.__setattr__(self, name, str(value))
-            elif not (isinstance(value, str) and value) and (name, value) != ("emotions", None):
-                raise InputError(
-                    f"Subject: expected {name} by name or path, so that any worker can load it, "
-                    f"got {type(value).__name__}."
-                )
-        if self.method is not None:
-            MethodChoice.of(self.method)
-
-
-@dataclass(frozen=True)
 class StudyConfig(RunConfig):
     """A study of saliency maps over a folder of images.
 
     Attributes:
         images: a folder, searched recursively, or a URL that fsspec knows.
         output: a folder or URL of its own for the results.
-        subjects: models with their methods, one or several.
-        texts: targets of all of them.
+        texts: targets.
+        models: names or folders that :func:`captum_clip.load_clip` knows; every model is studied
+            with every method that fits its tower.
+        methods: names of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; none
+            means Mamooler's, "last-grad" or "grad-cam".
+        emotions: a file for each model, in the same order, fitted for it, as
+            :func:`captum_clip.targets.emotion` reads it; or none.
         centred: for each emotion also the emotion minus the mean of all of them.
         limit: study a sample of this many images; None is all. Without it the seed decides nothing.
         value_entropy: measure this entropy too, which takes longer than all the rest.
@@ -274,10 +246,12 @@ class StudyConfig(RunConfig):
     )
     least = RunConfig.least | {"limit": 1}
 
-    images: str
-    output: str
-    subjects: tuple[Subject, ...]
-    texts: tuple[str, ...] = ()
+    images: str | Path
+    output: str | Path
+    texts: Sequence[str] = ()
+    models: Sequence[str] = ("ViT-B/32",)
+    methods: Sequence[str] = ()
+    emotions: Sequence[str | Path] = ()
     centred: bool = False
     limit: int | None = None
     value_entropy: bool = False
@@ -292,32 +266,33 @@ class StudyConfig(RunConfig):
                     f"StudyConfig: expected {name} as a folder or a URL, got {show(place)}."
                 )
             object.__setattr__(self, name, str(place))
-        for name in ("subjects", "texts"):
+        for name in ("texts", "models", "methods"):
             self._tuple(name, getattr(self, name))
+        object.__setattr__(self, "emotions", tuple(as_list(self.emotions)))
+        object.__setattr__(self, "models", tuple(map(str, self.models)))
         super().__post_init__()
-        self._check_targets()
-
-    def identity(self) -> dict[str, Any]:
-        """As of every run; the seed decides nothing but a sample."""
-        return {**super().identity(), "seed": None if self.limit is None else self.seed}
-
-    def _check_targets(self) -> None:
-        if not self.subjects or not all(isinstance(subject, Subject) for subject in self.subjects):
+        if not all(self.models):
             raise InputError(
-                f"StudyConfig: expected one or more Subjects (model, method), got {self.subjects}."
+                f"StudyConfig: expected models by name or path, so that any worker can load them, "
+                f"got {self.models}."
             )
+        for method in self.methods:
+            MethodChoice.of(method)
         blank = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
         if blank:
             raise InputError(
                 f"StudyConfig: expected texts with something in them, got {blank[0]!r}."
             )
-        with_emotions = [subject.emotions is not None for subject in self.subjects]
-        if any(with_emotions) and not all(with_emotions):
+        if len(self.emotions) not in (0, len(self.models)):
             raise InputError(
-                "StudyConfig: some models have a file of emotions and some have none; give each "
-                "its own, or none, so that their targets can be compared."
+                f"StudyConfig: expected a file of emotions for each of the {len(self.models)} "
+                f"models ({', '.join(self.models)}), in the same order, got {len(self.emotions)}."
             )
-        if not self.texts and not any(with_emotions):
+        if not self.models or not (self.texts or self.emotions):
             raise InputError("StudyConfig: there is nothing to explain; give texts or emotions.")
-        if self.centred and not any(with_emotions):
+        if self.centred and not self.emotions:
             raise InputError("StudyConfig: centred means emotions, and there are none.")
+
+    def identity(self) -> dict[str, Any]:
+        """As of every run; the seed decides nothing but a sample."""
+        return {**super().identity(), "seed": None if self.limit is None else self.seed}

@@ -18,12 +18,13 @@ from typing_extensions import override
 from .. import maps as resizing
 from .. import targets
 from ..attr.registry import MethodChoice, report_method
+from ..checks import find_repeated
 from ..emotions import EmotionProbe
 from ..errors import InputError
-from ..models import ClipAdapter, load_clip
+from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from .config import StudyConfig, Subject, full_name, label_of
+from .config import StudyConfig, full_name, label_of
 from .image_batches import ImageBatch, ImageReader, list_images, read_ahead
 from .run import MANIFEST, run
 from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
@@ -46,97 +47,27 @@ from .units import (
 IMAGES: Final = "images.csv"
 CENTRED: Final = " (centred)"
 """What follows the name of an emotion from which the mean of all emotions was taken away."""
-CORNER_TEXTS: Final = ("this person is happy", "this person is sad")
-CORNER_METHODS: Final = ("all-grad", "attention-grad-cam", "last-grad", "grad-cam")
-"""Mamooler's three for vision transformers, Grad-CAM for ResNets."""
-MODELS: Final = ("ViT-B/32",)
-TOWERS: Final = ("ViT-B/32", "RN101")
 
 
-def statistics_study(
-    images: str | Path,
-    output: str | Path,
-    *,
-    texts: Sequence[str] = (),
-    models: Sequence[str] = MODELS,
-    methods: Sequence[str] = (),
-    emotions: Sequence[str | Path] = (),
-    **settings: Any,
-) -> StudyConfig:
-    """Saliency statistics (Mamooler, Tables III and IV): any texts and emotions.
+def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
+    """Do methods favour the corners (Mamooler, Figure 6)? Settings are those of `StudyConfig`.
 
-    Args:
-        images: a folder.
-        output: a folder for the results.
-        texts: targets.
-        models: by name; every model with every method that fits its tower.
-        methods: by name; Mamooler's where none is given.
-        emotions: a file for each model, in the same order; or none.
-        **settings: of :class:`StudyConfig`.
-
-    Raises:
-        InputError: something that cannot be studied.
+    By default a happy and a sad text, Mamooler's three methods for vision transformers and Grad-CAM
+    for ResNets.
     """
-    # which methods fit is seen from the models, and all the rest before they are loaded
-    config = StudyConfig(
-        str(images), str(output), _subjects(models, (), emotions), tuple(texts), **settings
-    )
-    return replace(config, subjects=_subjects(models, methods, emotions))
+    texts = ("this person is happy", "this person is sad")
+    methods = ("all-grad", "attention-grad-cam", "last-grad", "grad-cam")
+    return StudyConfig(images, output, **{"texts": texts, "methods": methods, **settings})
 
 
-def corner_bias_study(
-    images: str | Path,
-    output: str | Path,
-    *,
-    texts: Sequence[str] = CORNER_TEXTS,
-    methods: Sequence[str] = CORNER_METHODS,
-    **settings: Any,
-) -> StudyConfig:
-    """Do methods favour the corners (Mamooler, Figure 6)? Arguments as :func:`statistics_study`."""
-    return statistics_study(images, output, texts=texts, methods=methods, **settings)
-
-
-def emotions_study(
-    images: str | Path,
-    output: str | Path,
-    *,
-    emotions: Sequence[str | Path],
-    models: Sequence[str] = TOWERS,
-    **settings: Any,
-) -> StudyConfig:
+def emotions_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
     """Eight emotions, plain and centred, ViT next to ResNet (Mamooler, Figures 11 and 12).
 
-    All sixteen come from one forward pass. Arguments as :func:`statistics_study`.
+    All sixteen come from one forward pass. Settings are those of :class:`StudyConfig`, `emotions`
+    among them.
     """
-    if not emotions:
-        raise InputError("the study of emotions needs a file of emotions for each model.")
-    settings = {"models": models, "emotions": emotions, "centred": True, **settings}
-    return statistics_study(images, output, **settings)
-
-
-def _subjects(
-    models: Sequence[str], methods: Sequence[str], emotions: Sequence[str | Path]
-) -> tuple[Subject, ...]:
-    """Every model with every method that fits its tower."""
-    if emotions and len(emotions) != len(models):
-        raise InputError(
-            f"expected a file of emotions for each of the {len(models)} models ("
-            f"{', '.join(models)}), in the same order, got {len(emotions)}."
-        )
-    files = [str(file) for file in emotions] if emotions else [None] * len(models)
-    if not methods:
-        return tuple(Subject(model, None, file) for model, file in zip(models, files, strict=True))
-    choices = [(method, MethodChoice.of(method)) for method in methods]
-    chosen = []
-    for model, file in zip(models, files, strict=True):
-        kind = load_clip(model, device="cpu").kind
-        fitting = [method for method, choice in choices if choice.fits(kind)]
-        if not fitting:
-            raise InputError(
-                f"none of the methods {', '.join(methods)} fits {model}, whose tower is a {kind}."
-            )
-        chosen += [Subject(model, method, file) for method in fitting]
-    return tuple(chosen)
+    models = ("ViT-B/32", "RN101")
+    return StudyConfig(images, output, **{"models": models, **settings, "centred": True})
 
 
 @dataclass(frozen=True)
@@ -146,7 +77,7 @@ class StudyResult:
     Attributes:
         output: its folder or URL.
         images: number of image files that it looked at.
-        skipped: file -> why it was left out, by one subject or by all.
+        skipped: file -> why it was left out, by one model and method or by all.
     """
 
     output: str
@@ -163,7 +94,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     Args:
         config: what to compute.
         progress: called now and then with how many images were done, and how many there are, first
-            with what an earlier run had done; an image counts once a subject.
+            with what an earlier run had done; an image counts once a model and method.
 
     Returns:
         The outcome; ``statistics.csv`` in the output folder was written last.
@@ -174,8 +105,8 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
             read.
 
     Example:
-        >>> from captum_clip.evaluation import StudyConfig, Subject, run_study
-        >>> config = StudyConfig("photos", "out", (Subject("ViT-B/32"),), texts=("a horse",))
+        >>> from captum_clip.evaluation import StudyConfig, run_study
+        >>> config = StudyConfig("photos", "out", texts="a horse", models=["ViT-B/32", "RN101"])
         >>> run_study(config)  # doctest: +SKIP
     """
     images, output = storage_of(config.images), storage_of(config.output)
@@ -281,14 +212,16 @@ def _plan(
     config: StudyConfig, images: Storage, sizes: dict[str, int], models: ModelLoader
 ) -> StudyPlan:
     """Load every model on the CPU, make its targets, and try the method on one black image."""
-    jobs = tuple(_plan_job(config, *numbered, models) for numbered in enumerate(config.subjects))
-    seen: dict[tuple[str, str], int] = {}
-    for number, job in enumerate(jobs):
-        if (first := seen.setdefault((job.model, job.method), number)) != number:
-            raise InputError(
-                f"StudyConfig: the subjects {first + 1} and {number + 1} are both {job.method} of "
-                f"{job.model}; give each model and method once, folders under different names."
-            )
+    jobs: list[Job] = []
+    for number, model in enumerate(config.models):
+        emotions = config.emotions[number] if config.emotions else None
+        jobs += _jobs_of(config, model, emotions, len(jobs), models)
+    repeated = find_repeated([(job.model, job.method) for job in jobs])
+    if repeated is not None:
+        raise InputError(
+            f"StudyConfig: {repeated[1]} of {repeated[0]} comes twice; give each model and method "
+            "once, folders under different names."
+        )
     size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
     chunks = list(enumerate(_split(range(len(sizes)), size)))
     units = [
@@ -296,35 +229,45 @@ def _plan(
         for number, job in enumerate(jobs)
         for chunk, numbers in chunks
     ]
-    return StudyPlan(config, jobs, images, sizes, tuple(units))
+    return StudyPlan(config, tuple(jobs), images, sizes, tuple(units))
 
 
-def _plan_job(config: StudyConfig, number: int, subject: Subject, models: ModelLoader) -> Job:
-    location, label = full_name(subject.model), label_of(subject.model)
+def _jobs_of(
+    config: StudyConfig, model: str, emotions: str | Path | None, first: int, models: ModelLoader
+) -> Iterator[Job]:
+    """A model with every method that fits its tower; `first` is the number of the first job."""
+    location, label = full_name(model), label_of(model)
     clip = models.load(location)
-    choice = MethodChoice.of(subject.method or report_method(clip.tower))
-    target, centred, digest = _target(config, subject.emotions, clip)
+    choices = [MethodChoice.of(m) for m in config.methods or [report_method(clip.tower)]]
+    fitting = [choice for choice in choices if choice.fits(clip.kind)]
+    if not fitting:
+        raise InputError(
+            f"none of the methods {', '.join(config.methods)} fits {model}, whose tower is a "
+            f"{clip.kind}."
+        )
+    target, centred, digest = _target(config, emotions, clip)
     blank = clip.preprocess(Image.new("RGB", (64, 64)))
-    job = Job(
-        key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
-        model=label,
-        method=choice.name,
-        target=target,
-        centred=centred,
-        size=(blank.shape[-2], blank.shape[-1]),
-        location=location,
-        fingerprint=clip.fingerprint,
-        kind=clip.kind,
-        emotions=digest,
-    )
-    explain_batch(job, clip, ImageBatch(blank, (0,), {}), config.value_entropy)
-    return job
+    for number, choice in enumerate(fitting, first):
+        job = Job(
+            key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
+            model=label,
+            method=choice.name,
+            target=target,
+            centred=centred,
+            size=(blank.shape[-2], blank.shape[-1]),
+            location=location,
+            fingerprint=clip.fingerprint,
+            kind=clip.kind,
+            emotions=digest,
+        )
+        explain_batch(job, clip, ImageBatch(blank, (0,), {}), config.value_entropy)
+        yield job
 
 
 def _target(
-    config: StudyConfig, emotions: str | None, clip: ClipAdapter
+    config: StudyConfig, emotions: str | Path | None, clip: ClipAdapter
 ) -> tuple[Target, tuple[tuple[int, int], ...], str]:
-    """All targets of a subject: texts, then emotions, then the emotions centred."""
+    """All targets of a model: texts, then emotions, then the emotions centred."""
     parts = [targets.text(clip, config.texts)] if config.texts else []
     if emotions is None:
         return parts[0], (), ""
@@ -378,7 +321,7 @@ def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
 
 
 def _skipped_files(plan: StudyPlan, results: Sequence[Statistics]) -> list[dict[str, Any]]:
-    """Each file with its reason, and the subjects where it is not all of them."""
+    """Each file with its reason, and the models with their methods where it is not all."""
     keys_of: dict[tuple[int, str], list[str]] = {}
     for one in results:
         for number, reason in one.skipped.items():

@@ -58,12 +58,12 @@ def average(
         >>> from PIL import Image
         >>> from captum_clip import figures
         >>> from captum_clip.demo.scenes import draw_scene
-        >>> from captum_clip.evaluation import run_study, statistics_study
+        >>> from captum_clip.evaluation import StudyConfig, run_study
         >>> folder = Path(tempfile.mkdtemp())
         >>> for seed in range(2):
         ...     Image.fromarray(draw_scene(seed).image).save(folder / f"{seed}.png")
         >>> options = {"texts": ["a face"], "models": ["demo/vit"], "workers": 0}
-        >>> _ = run_study(statistics_study(folder, folder / "study", **options))
+        >>> _ = run_study(StudyConfig(folder, folder / "study", **options))
         >>> figure = figures.average(folder / "study")
     """
     folders = as_list(studies)

@@ -12,7 +12,7 @@ import pytest
 from captum_clip import evaluation
 from captum_clip.cli import main
 from captum_clip.emotions import EmotionProbe
-from captum_clip.evaluation import StudyConfig, StudyResult, Subject
+from captum_clip.evaluation import StudyConfig, StudyResult
 from captum_clip.visualization import grid
 from tests import folders
 
@@ -92,8 +92,9 @@ def test_every_option_reaches_the_config(asked: list[StudyConfig], capsys: Captu
         StudyConfig(
             "photos",
             "out",
-            (Subject("a", None, "a.json"), Subject("b", None, "b.json")),
             ("x", "y"),
+            ("a", "b"),
+            emotions=("a.json", "b.json"),
             batch_size=4,
             limit=5,
             seed=6,
@@ -128,7 +129,7 @@ def test_a_probe_names_its_model(asked: list[StudyConfig], here: Path, capsys: C
         probe.save(here / f"{model[5:]}.safetensors")
     files = ["--emotions", "vit.safetensors", "--emotions", "resnet.safetensors"]
     run("emotions", "photos", *files, "-o", "out", capsys=capsys)
-    assert [subject.model for subject in asked[0].subjects] == ["demo/vit", "demo/resnet"]
+    assert [*asked[0].models] == ["demo/vit", "demo/resnet"]
 
 
 def test_texts_are_words_or_options(asked: list[StudyConfig], capsys: Capture) -> None:

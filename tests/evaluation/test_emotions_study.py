@@ -13,7 +13,7 @@ import torch
 from captum_clip import ClipSimilarity, LastGradAttention, load_clip, targets
 from captum_clip.emotions import EMOTIONS
 from captum_clip.errors import InputError
-from captum_clip.evaluation import emotions_study, run_study, statistics_study
+from captum_clip.evaluation import StudyConfig, emotions_study, run_study
 from tests import folders
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "chunk_size": 4, "workers": 0}
@@ -87,7 +87,7 @@ def test_centring_says_how_far_rows_and_maps_move(
 def test_texts_and_emotions_go_together(
     tmp_path: Path, images: Path, vit: str, encodings: Path
 ) -> None:
-    config = statistics_study(
+    config = StudyConfig(
         images, tmp_path / "out", models=[vit], texts=["a dog"], emotions=[encodings], **SETTINGS
     )
     run_study(config)
@@ -102,9 +102,9 @@ def test_other_emotions_in_the_same_folder_are_refused(
     """By their content: the file may move, but not change."""
     output = tmp_path / "out"
     first = folders.make_emotions(tmp_path / "first.json")
-    run_study(statistics_study(images, output, models=[vit], emotions=[first], **SETTINGS))
+    run_study(StudyConfig(images, output, models=[vit], emotions=[first], **SETTINGS))
     moved = first.rename(tmp_path / "moved.json")
-    run_study(statistics_study(images, output, models=[vit], emotions=[moved], **SETTINGS))
+    run_study(StudyConfig(images, output, models=[vit], emotions=[moved], **SETTINGS))
     other = folders.make_emotions(tmp_path / "other.json", offset=2.0)
     with pytest.raises(InputError, match=r"jobs\.0\.emotions was"):
-        run_study(statistics_study(images, output, models=[vit], emotions=[other], **SETTINGS))
+        run_study(StudyConfig(images, output, models=[vit], emotions=[other], **SETTINGS))

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError
-from captum_clip.evaluation import StudyConfig, Subject, run_study
+from captum_clip.evaluation import StudyConfig, run_study
 from captum_clip.evaluation import run as order
 from captum_clip.evaluation.config import full_name, label_of
 from captum_clip.evaluation.run import MANIFEST, run
@@ -44,7 +44,7 @@ UNIT = UNITS[0]
 
 
 def config_of(output: Path, **settings: Any) -> StudyConfig:
-    return StudyConfig("images", str(output), (Subject("m"),), ("a",), threads=1, **settings)
+    return StudyConfig("images", str(output), "a", ("m",), threads=1, **settings)
 
 
 @dataclass(frozen=True)
@@ -355,8 +355,8 @@ def test_a_study_of_a_bare_checkpoint_is_that_of_the_whole_one(
 ) -> None:
     images = folders.make_images(tmp_path / "images", 2)
     parts: dict[str, Any] = {"processor": vit, "tokenizer": vit}
-    whole = StudyConfig(str(images), str(tmp_path / "whole"), (Subject(vit),), ("a",), workers=0)
-    lent = replace(whole, output=str(tmp_path / "lent"), subjects=(Subject(bare),), **parts)
+    whole = StudyConfig(images, tmp_path / "whole", ("a",), (vit,), workers=0)
+    lent = replace(whole, output=tmp_path / "lent", models=(bare,), **parts)
     assert "processor" not in whole.identity()
     assert lent.identity()["tokenizer"] == "small-vit"
     for config in (whole, lent):

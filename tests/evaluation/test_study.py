@@ -23,7 +23,7 @@ from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip import maps as resizing
 from captum_clip.attr.registry import METHODS, report_method
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation import StudyConfig, StudyResult, Subject, run_study, units
+from captum_clip.evaluation import StudyConfig, StudyResult, run_study, units
 from captum_clip.evaluation.storage import storage_of
 from tests import folders
 
@@ -67,8 +67,8 @@ def both(
     config = StudyConfig(
         str(images),
         str(output),
-        (Subject(vit), Subject(resnet)),
         TEXTS,
+        (vit, resnet),
         batch_size=2,
         chunk_size=4,
         workers=0,
@@ -204,7 +204,7 @@ def test_batches_of_another_size_agree(
 ) -> None:
     """To 1e-4 relative: the tower itself differs by rounding."""
     config = folders.config_of(images, tmp_path / "out", vit, texts=TEXTS, batch_size=size)
-    run_study(replace(config, subjects=(Subject(vit), Subject(resnet))))
+    run_study(replace(config, models=(vit, resnet)))
     expected = rows_of((both[0] / "statistics.csv").read_bytes())
     found = rows_of((tmp_path / "out" / "statistics.csv").read_bytes())
     for first, second in zip(expected, found, strict=True):
@@ -291,7 +291,7 @@ def test_progress_counts_every_image_of_every_subject(
 ) -> None:
     told: list[tuple[int, int]] = []
     config = folders.config_of(images, tmp_path / "out", vit)
-    config = replace(config, subjects=(Subject(vit), Subject(vit, "rollout")))
+    config = replace(config, methods=("last-grad", "rollout"))
     run_study(config, progress=lambda done, total: told.append((done, total)))
     assert told[0] == (0, 14)
     assert told[-1] == (14, 14)
@@ -320,9 +320,9 @@ def test_images_and_results_may_be_behind_fsspec(
     ("change", "message"),
     [
         ({"images": "/nowhere"}, "there is no folder /nowhere"),
-        ({"subjects": (Subject("nonsense"),)}, "'nonsense' is neither"),
-        ({"subjects": "grad-cam"}, "ClipGradCam needs the last stage of a convolutional tower"),
-        ({"subjects": "last-grad:heads=3"}, "paired, averaged, got 3"),
+        ({"models": ("nonsense",)}, "'nonsense' is neither"),
+        ({"methods": ("grad-cam",)}, "none of the methods grad-cam fits .* whose tower is a vit"),
+        ({"methods": ("last-grad:heads=3",)}, "paired, averaged, got 3"),
         ({"texts": ("a" * 200,)}, "takes 77"),
         ({"gpus": 1}, "CUDA"),
     ],
@@ -330,11 +330,8 @@ def test_images_and_results_may_be_behind_fsspec(
 def test_mistakes_are_said_before_anything_is_written(
     tmp_path: Path, images: Path, vit: str, change: dict[str, Any], message: str
 ) -> None:
-    if isinstance(change.get("subjects"), str):
-        change = {"subjects": (Subject(vit, change["subjects"]),)}
-    config = replace(folders.config_of(images, tmp_path / "out", vit), **change)
     with pytest.raises(CaptumClipError, match=message):
-        run_study(config)
+        run_study(replace(folders.config_of(images, tmp_path / "out", vit), **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -352,6 +349,6 @@ def test_a_study_that_was_stopped_at_once_goes_on(
 def test_two_models_of_one_name_are_refused(tmp_path: Path, images: Path, vit: str) -> None:
     twin = folders.make_vit(tmp_path / "twin" / "small-vit")
     config = folders.config_of(images, tmp_path / "out", vit)
-    named = replace(config, subjects=(Subject(vit), Subject(twin, "last-grad")))
-    with pytest.raises(InputError, match="subjects 1 and 2 are both last-grad of small-vit"):
+    named = replace(config, models=(vit, twin))
+    with pytest.raises(InputError, match="last-grad of small-vit comes twice"):
         run_study(named)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation import Subject, run_study
+from captum_clip.evaluation import run_study
 from captum_clip.evaluation.image_batches import ImageReader
 from tests import folders
 
@@ -125,7 +125,7 @@ def test_another_study_in_the_same_folder_is_refused(
     method = change.pop("method", None)
     config = replace(folders.config_of(images, output, vit), **change)
     with pytest.raises(InputError, match=f"holds another study: .*{message}"):
-        run_study(replace(config, subjects=(Subject(vit, method),)))
+        run_study(replace(config, methods=(method,) if method else ()))
     assert folders.content(output) == whole_study
 
 

@@ -30,7 +30,7 @@ from captum_clip import (
     visualization,
 )
 from captum_clip.errors import CaptumClipError
-from captum_clip.evaluation import StudyConfig, Subject
+from captum_clip.evaluation import StudyConfig
 from captum_clip.models import ClipAdapter
 
 ACCEPTED = (CaptumClipError, IndexError)
@@ -201,7 +201,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
     "StudyConfig": lambda w: StudyConfig(
         images=w.pick(["images"], WRONG),
         output=w.pick(["out"], WRONG),
-        subjects=w.pick([(Subject("demo/vit"),)], WRONG),
+        models=w.pick([("demo/vit",)], WRONG),
         texts=w.pick([("a horse",)], [*TEXTS, *WRONG]),
         batch_size=w.number(),
     ),

@@ -31,7 +31,7 @@ from captum_clip import (
 )
 from captum_clip.checks import as_list
 from captum_clip.errors import CaptumClipError, CaptureError, InputError, TargetError
-from captum_clip.evaluation import StudyConfig, Subject, rank
+from captum_clip.evaluation import StudyConfig, rank
 from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization import save_figure
@@ -243,7 +243,7 @@ def test_studies_need_folders(name: str, value: Any) -> None:
     """None would be a folder of that name."""
     places = {"images": "images", "output": "out", name: value}
     with pytest.raises(InputError, match=f"expected {name} as a folder or a URL, got {value!r}"):
-        StudyConfig(**places, subjects=(Subject("demo/vit"),), texts=("a horse",))
+        StudyConfig(**places, texts=("a horse",))
 
 
 def test_half_a_character_is_no_text(clip: ClipAdapter) -> None:
