@@ -51,7 +51,7 @@ def test_kept_layers_show_their_tokens_and_output(setting):
 
 
 def test_layers_that_are_not_kept_show_nothing(setting):
-    """What is not asked for is not held."""
+    """What is not asked for is not kept."""
     tower, run, _ = setting
     with torch.no_grad(), record_vit(tower) as record:
         run()
@@ -119,6 +119,39 @@ def test_graph_begins_at_the_leaf(setting):
         assert gradient.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", [*cases.VITS, "siglip", "naflex", "eva02"])
+def test_the_input_can_be_the_leaf(name):
+    """The gradient at the images is that of a plain forward, and the maps are a formula of it."""
+    clip, images = cases.adapter(name, torch.float64), cases.images(name, torch.float64)
+    with record_vit(clip.tower, leaf="input", keep=range(1)) as record:
+        result = clip.image_features(images)
+    assert record.input.is_leaf
+    assert record.layers[0].tokens.requires_grad
+    (found,) = torch.autograd.grad(result[:, 0].sum(), record.input)
+    plain = images.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(clip.image_features(plain)[:, 0].sum(), plain)
+    if name == "naflex":  # whose tower takes patches
+        size = clip.tower.patch
+        wanted = wanted.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 4, 5, 1)
+        wanted = wanted.reshape(found.shape)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_input_of_a_text_tower_is_its_token_embeddings():
+    """Token ids have no gradient."""
+    clip = cases.adapter("hf_vit", torch.float64)
+    ids, mask = clip.text_inputs(["a horse", "a dog and a cat"])
+    tower = clip.text_tower
+    with record_vit(tower, leaf="input") as record:
+        result = clip.text_features(ids, mask)
+    (found,) = torch.autograd.grad(result[:, 0].sum(), record.input)
+    tokens = tower.embedding_table(ids).detach().requires_grad_()
+    handle = tower.embedding_table.register_forward_hook(lambda *_: tokens)
+    (wanted,) = torch.autograd.grad(clip.text_features(ids, mask)[:, 0].sum(), tokens)
+    handle.remove()
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
+
+
 def test_recording_does_not_change_the_result(setting):
     """The forward computes what it always does."""
     tower, run, seen = setting
@@ -157,7 +190,7 @@ def test_everything_is_taken_back(setting, options, fails, mode):
 
 
 def test_forward_without_the_tower_is_refused(setting):
-    """It is said at the end of the recording."""
+    """The end of the recording refuses it."""
     tower, _, _ = setting
     message = r"did not run the vision tower.*exactly once"
     with pytest.raises(CaptureError, match=message), record_vit(tower):
@@ -165,7 +198,7 @@ def test_forward_without_the_tower_is_refused(setting):
 
 
 def test_second_run_of_the_tower_is_refused(setting):
-    """It is said at once."""
+    """At once."""
     tower, run, _ = setting
     message = r"twice.*Encode texts and reference images beforehand"
     with torch.no_grad(), pytest.raises(CaptureError, match=message), record_vit(tower):

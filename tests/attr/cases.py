@@ -47,7 +47,7 @@ BUILDERS = {
     "coca": builders.coca,
     "open_clip_norms": builders.open_clip_norms,
 }
-METHODS = [method.__name__ for method in attr.METHODS.values()]
+METHODS: dict[str, Any] = {method.__name__: method for method in attr.METHODS.values()}
 COUNT = 4  # K
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -61,7 +61,7 @@ class Case(NamedTuple):
     @property
     def kind(self) -> Any:
         """The class."""
-        return getattr(attr, self.method)
+        return METHODS[self.method]
 
     def __str__(self) -> str:
         return ",".join([self.method, *(f"{k}={v}" for k, v in self.options.items())])

@@ -60,7 +60,7 @@ MESSAGES = {
 )
 def test_bad_images_are_named(method, name, what, forward):
     """Shape, channels, type and values are checked before the tower sees the images."""
-    found = getattr(attr, method)(*forward(name))
+    found = cases.METHODS[method](*forward(name))
     images = bad(cases.images(name), what)
     with pytest.raises(InputError, match=MESSAGES[what]):
         found.attribute(images, target=0)
@@ -71,7 +71,7 @@ def test_bad_images_are_named(method, name, what, forward):
 @pytest.mark.parametrize(("method", "name"), METHODS[-3:], ids=str)
 def test_size_that_the_tower_cannot_take_is_named(method, name):
     """The size, and what would fit."""
-    found = getattr(attr, method)(cases.similarity(name))
+    found = cases.METHODS[method](cases.similarity(name))
     images = bad(cases.images(name), "size")
     height, width = images.shape[-2:]
     message = f"cannot take images of {height} x {width} pixels.* {width} x {width}"
@@ -125,7 +125,7 @@ def test_bad_target_is_named(target, message, forward):
 @pytest.mark.parametrize(("method", "name"), NEEDING, ids=str)
 def test_every_method_checks_its_target(method, name):
     """Also where its formula would not fail."""
-    found = getattr(attr, method)(cases.similarity(name))
+    found = cases.METHODS[method](cases.similarity(name))
     with pytest.raises(TargetError, match="target: 4 is out of range"):
         found.attribute(cases.images(name), target=4)
     with pytest.raises(TargetError, match="target: 4 is out of range"):

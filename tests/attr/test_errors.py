@@ -22,7 +22,7 @@ FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 def make(method, forward, layer=None):
     """A method by its name."""
-    return getattr(attr, method)(forward, layer)
+    return cases.METHODS[method](forward, layer)
 
 
 def small_similarity(small):

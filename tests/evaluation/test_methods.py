@@ -136,7 +136,7 @@ def test_every_method_leaves_everything_as_it_was(name: str) -> None:
 def test_methods_for_are_those_of_the_tower() -> None:
     vit, resnet = (set(methods_for(model(name))) for name in (VIT, RESNET))
     assert {*REFERENCES, *BASELINES} <= vit
-    assert vit - resnet == {
+    assert vit - resnet >= {  # a method may be added
         *("all-grad", "attention-grad-cam", "attention-grad-cam:weights=pooled", "rollout"),
         *("last-grad", "last-grad:heads=averaged", "last-grad:sign=signed"),
         *("conservative", "legrad", "grad-eclip", "patches"),
