@@ -1,7 +1,11 @@
 """Do maps put their mass on what changes the score, and predict random changes of it?
 
-Where something is drawn, image i of a call draws from seed + i, so that a set may come in batches
-of any size; or from its own seed in a list.
+Throughout, `forward` takes images (B, C, H, W) to scores (B,) or (B, K), `images` are preprocessed,
+`target` is a column of the scores, one for all or one per image (None with one column), and
+`batch_size` images go into a forward pass. Image i of a call draws from `seed` + i, so that a set
+may come in batches of any size; or from its own seed in a list. `changes` are those of the images,
+from :func:`masked_changes`; `masks` are bool, none empty or full. What does not belong together,
+and NaN or infinity, raises an InputError.
 """
 
 from __future__ import annotations
@@ -58,11 +62,7 @@ class MaskedChanges:
     def predicted(self, maps: Tensor) -> Tensor:
         """What maps predict: the sum of each over the pixels of each mask, (B, S) float64.
 
-        Args:
-            maps: (B, 1, h, w) or (B, h, w), whose cells are spread over their pixels.
-
-        Raises:
-            InputError: maps of other images, NaN or infinity.
+        Maps are (B, 1, h, w) or (B, h, w), and their cells are spread over their pixels.
         """
         images = self.masks[:, :1]
         planes = as_planes("MaskedChanges.predicted", maps, images).double()
@@ -90,9 +90,9 @@ def masked_changes(
     """Remove random cells from images, and see what that does to a score.
 
     Args:
-        forward: images (B, C, H, W) -> scores (B,) or (B, K).
-        images: (B, C, H, W), preprocessed.
-        target: column of the scores, one for all or one per image; None with one column.
+        forward: images -> scores.
+        images: (B, C, H, W).
+        target: column of the scores.
         grid: rows and columns of the cells, as ``clip.grid(height, width)`` gives them.
         share: the chance of each cell to be removed, in (0, 1).
         samples: S, draws per image.
@@ -146,15 +146,8 @@ def faithfulness_correlation(maps: Tensor, changes: MaskedChanges) -> Tensor:
     predicts that larger masks change more, which is true: report what it reaches next to any
     figure. A map of random values gets 0 on average, one upside down the negative.
 
-    Args:
-        maps: as :meth:`MaskedChanges.predicted` takes them.
-        changes: of the images, from :func:`masked_changes`.
-
     Returns:
         (B,) float64 from -1 to 1; NaN for a map of zeros, and where no mask changes anything.
-
-    Raises:
-        InputError: maps of other images, NaN or infinity.
 
     Source: Bhatt et al. 2020, *Evaluating and Aggregating Feature-based Model Explanations*
     (arXiv:2005.00631). There S has a fixed number of pixels; here every cell is drawn by itself.
@@ -180,15 +173,8 @@ def p_faithfulness(maps: Tensor, changes: MaskedChanges) -> Tensor:
     ``masked_changes(..., share=1 - p, shifted=False, samples=1000)``. They mask the attention to
     the others, here they are filled.
 
-    Args:
-        maps: as :meth:`MaskedChanges.predicted` takes them.
-        changes: of the images, from :func:`masked_changes`.
-
     Returns:
         (B,) float64 from -1 to 1; NaN where one side is constant.
-
-    Raises:
-        InputError: maps of other images, NaN or infinity.
 
     Source: Baniecki et al. 2025, FIxLIP (arXiv:2508.05430).
 
@@ -212,22 +198,14 @@ def infidelity(maps: Tensor, changes: MaskedChanges, *, normalize: bool = True) 
     with :math:`I_S` 1 on the pixels of the mask: the figure of `captum.metrics.infidelity`, which
     takes perturbations of other kinds (with :func:`captum_clip.maps.expand_to_input`). With beta
     (`normalize`) the scale of the map makes no difference, nor does its sign as a whole, since beta
-    may be negative; without it beta is 1. Zero is perfect, and a map of zeros gets the mean square
-    of the score's change, the unit that a figure is to be read in. There is no intercept: a map
-    with one value everywhere tells how much an average cell counts, and that alone explains most of
-    the square, so it may beat maps that tell one cell from another.
-    :func:`faithfulness_correlation` has an offset.
-
-    Args:
-        maps: as :meth:`MaskedChanges.predicted` takes them.
-        changes: of the images, from :func:`masked_changes`.
-        normalize: see above; without it maps must be on the scale of the score.
+    may be negative; without it beta is 1, and maps must be on the scale of the score. Zero is
+    perfect, and a map of zeros gets the mean square of the score's change, the unit that a figure
+    is to be read in. There is no intercept: a map with one value everywhere tells how much an
+    average cell counts, and that alone explains most of the square, so it may beat maps that tell
+    one cell from another. :func:`faithfulness_correlation` has an offset.
 
     Returns:
         (B,) float64.
-
-    Raises:
-        InputError: maps of other images, NaN or infinity.
 
     Source: Yeh et al. 2019 (arXiv:1901.09392); Captum.
 
@@ -266,8 +244,8 @@ def sensitivity(
     Args:
         attribute: images, ``target=`` and the options -> maps (B, ...): the `attribute` of any
             method of Captum or of this package. It is called with a tensor, with gradients on.
-        images: (B, C, H, W), preprocessed.
-        target: one for all or one per image; None where the method needs none.
+        images: (B, C, H, W).
+        target: None where the method needs none.
         radius: r, in units of the normalised images.
         samples: draws per image.
         batch_size: images per call of `attribute`.
@@ -276,9 +254,6 @@ def sensitivity(
 
     Returns:
         (B,), 0 for a map that does not change.
-
-    Raises:
-        InputError: no such images, targets, radius or maps; NaN or infinity in them.
 
     Source: Yeh et al. 2019 (arXiv:1901.09392); Captum.
 
@@ -391,14 +366,10 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         maps: (..., h, w), signed or not.
-        masks: (..., n, H, W) bool, the objects of each map, none empty or full; or (n, H, W), the
-            objects of all maps.
+        masks: (..., n, H, W), the objects of each map; or (n, H, W), the objects of all maps.
 
     Returns:
         (..., n)
-
-    Raises:
-        InputError: maps that are no finite floating-point tensor, or other masks.
 
     Example:
         >>> masks = torch.tensor([[[True, False]], [[False, True]]])
@@ -457,9 +428,6 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     Args:
         mass: any shape, as :func:`object_mass` gives it.
         effects: the same shape, as :func:`shapley_effects` gives them, on any device.
-
-    Raises:
-        InputError: different shapes, or NaN or infinity.
 
     Example:
         >>> agreement = effect_agreement(
@@ -526,12 +494,9 @@ def object_effect(
 
     Args:
         maps: (..., h, w), signed or not.
-        masks: (..., n, H, W) bool, the objects of each map, none empty or full; or (n, H, W).
+        masks: (..., n, H, W), the objects of each map; or (n, H, W).
         effects: (..., n), from :func:`shapley_effects`.
         off_target: (..., n) bool, the pairs where the text names another object.
-
-    Raises:
-        InputError: shapes that do not belong together, empty or full masks, NaN or infinity.
 
     Example:
         >>> masks = torch.tensor([[[True, False]], [[False, True]]])

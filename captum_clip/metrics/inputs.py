@@ -87,17 +87,17 @@ def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
     shape as Captum's input methods give them, whose channels are added up.
     """
     check_maps(caller, maps)
-    shapes = f"maps {describe(maps)} for images {describe(images)}"
     flat = maps[:, None] if maps.ndim == 3 else maps
-    if flat.ndim != 4 or len(flat) != len(images) or maps.device != images.device:
-        raise InputError(f"{caller}: expected one map (h, w) or (1, h, w) per image, got {shapes}.")
-    if flat.shape[1] != 1 and flat.shape != images.shape:
+    one_each = flat.ndim == 4 and len(flat) == len(images) and maps.device == images.device
+    finer = any(
+        cells > pixels for cells, pixels in zip(maps.shape[-2:], images.shape[-2:], strict=True)
+    )
+    if not one_each or finer or (flat.shape[1] != 1 and flat.shape != images.shape):
         raise InputError(
-            f"{caller}: expected maps with one channel or of the images' shape, got {shapes}; with "
-            "several targets pass one of them, maps[:, k]."
+            f"{caller}: expected one map per image, (B, 1, h, w) or (B, h, w) and no finer than "
+            f"it, or of the images' shape, got maps {describe(maps)} for images "
+            f"{describe(images)}; of several targets pass one, maps[:, k]."
         )
-    if flat.shape[-2] > images.shape[-2] or flat.shape[-1] > images.shape[-1]:
-        raise InputError(f"{caller}: a map cannot be finer than its image; got {shapes}.")
     return at_least_single(flat).sum(1)
 
 

@@ -314,14 +314,8 @@ def _scaled(area: Tensor, curve: Tensor) -> Tensor:
 def mean_fill(images: Tensor) -> Tensor:
     """The mean colour of the model's training images: zero, since images are normalised.
 
-    Args:
-        images: (B, C, H, W), preprocessed.
-
     Returns:
         Zeros (1, C, 1, 1) for `fill`; black is ``clip.color((0, 0, 0))``.
-
-    Raises:
-        InputError: no such images.
 
     Example:
         >>> mean_fill(torch.ones(2, 3, 8, 8)).shape
@@ -336,13 +330,10 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
 
     Args:
         images: (B, C, H, W), preprocessed.
-        deviation: standard deviation of the Gaussian in pixels; it is cut off at three.
+        deviation: standard deviation of the Gaussian in pixels, above 0; it is cut off at three.
 
     Returns:
         (B, C, H, W), same type and device.
-
-    Raises:
-        InputError: no such images, or a standard deviation that is not above 0.
 
     Example:
         >>> blur_fill(torch.ones(1, 3, 8, 8), deviation=2.0).shape
