@@ -22,7 +22,7 @@ class Seen(NamedTuple):
 
     embedding: Tensor  # (B, E)
     hidden: Tensor  # (B, s, D), the last block's output
-    patches: Tensor  # (B, s - 1, D), the patches as OpenCLIP returns them beside the embedding
+    patches: Tensor  # (B, s - 1, D), the patches as OpenCLIP returns them with the embedding
     attention: tuple[Tensor, ...]  # n x (B, H, s, s), in the graph
     grid: tuple[int, int]
     row: Row  # what the tower pools
@@ -231,7 +231,7 @@ def relevance(steps: list[Tensor]) -> Tensor:
 
 
 def all_grad_attention(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
-    """Equation 5: each layer's own gradient; a probe's row is the last step, without residual."""
+    """Equation 5: each layer's own gradient; a pooling head's row ends it, without residual."""
     steps = [
         (g * a).clamp(min=0).mean(1)
         for g, a in zip(gradients(y, seen), seen.attention, strict=True)
@@ -241,11 +241,11 @@ def all_grad_attention(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0)
     return read(relevance(steps[start_layer:]), row, seen.prefix)
 
 
-def propagated(probe: Tensor, steps: list[Tensor]) -> Tensor:
-    """The first row of a probe's step (B, queries, s), carried through the layers below."""
+def propagated(pool: Tensor, steps: list[Tensor]) -> Tensor:
+    """The first row of a pooling head's step (B, queries, s), carried through the layers below."""
     if not steps:
-        return probe[:, 0]
-    return (probe[:, :1] @ relevance(steps))[:, 0]
+        return pool[:, 0]
+    return (pool[:, :1] @ relevance(steps))[:, 0]
 
 
 def last_grad_attention(
@@ -253,7 +253,7 @@ def last_grad_attention(
 ) -> Tensor:
     """Equation 6: the last layer's gradient with every attention.
 
-    Below a probe it is the last self-attention's gradient.
+    Below a pooling head it is the last self-attention's gradient.
     """
 
     def step(gradient: Tensor, attention: Tensor) -> Tensor:
@@ -286,24 +286,24 @@ def attention_grad_cam(seen: Seen, y: Tensor, row: Row, *, weights: str = "eleme
 
 
 def attention_rollout(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
-    """Rollout of Abnar and Zuidema, whatever y is; no residual runs around a probe."""
+    """Rollout of Abnar and Zuidema, whatever y is; no residual runs around a pooling head."""
     attention = list(seen.attention)
-    probe = attention.pop() if row == "attention" else None
+    pool = attention.pop() if row == "attention" else None
     size = seen.attention[-1].shape[-1]
     identity = torch.eye(size, dtype=seen.embedding.dtype)
     product = identity.repeat(len(seen.embedding), 1, 1)
     for weights in attention[start_layer:]:
         mixed = weights.mean(1) + identity
         product = mixed / mixed.sum(-1, keepdim=True) @ product
-    if probe is not None:
-        return (probe.mean(1)[:, :1] @ product)[:, 0]
+    if pool is not None:
+        return (pool.mean(1)[:, :1] @ product)[:, 0]
     return read(product, row, seen.prefix)
 
 
 def layer_attention(
     seen: Seen, y: Tensor, row: Row, *, index: int = -1, of: str = "attention", rows: str = "cls"
 ) -> Tensor:
-    """One layer's attention or its gradient, the heads averaged; a probe's has one row."""
+    """One layer's attention or its gradient, the heads averaged; a pooling head's has one row."""
     matrix = (gradients(y, seen) if of == "gradient" else seen.attention)[index].mean(1)
     if row == "attention" and index % len(seen.attention) == len(seen.attention) - 1:
         return matrix[:, 0]

@@ -1,4 +1,4 @@
-"""Other people's tools with our methods in their place, and their figures beside ours."""
+"""Other people's tools with our methods in their place, and their figures next to ours."""
 
 from __future__ import annotations
 

@@ -117,12 +117,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
         assert isinstance(self._tower, ViTTower)
         count = len(self._tower.attentions)
-        if not is_integer(start_layer):
-            raise InputError(f"start_layer: expected a layer's index, got {start_layer!r}.")
-        if not 0 <= start_layer < count:
+        if not is_integer(start_layer, least=0) or start_layer >= count:
             raise InputError(
-                f"start_layer: {start_layer} is out of range; the tower has layers 0 to "
-                f"{count - 1}."
+                f"start_layer: expected a layer from 0 to {count - 1}, got {start_layer!r}."
             )
         return range(start_layer, count)
 
@@ -183,9 +180,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             **options: see the class.
 
         Raises:
-            TargetError: no target, or one out of range.
-            InputError: invalid images, or an invalid option.
-            CaptureError: the forward function does not run the tower exactly once.
+            TargetError: no target, or one out of range; else as `attribute`.
         """
         return_rest = self.additive and options.pop("return_rest", False)
         select = partial(many_columns, targets)
@@ -219,7 +214,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
             found = self._compute(Call(forward, images, extra, select), **options)
             maps = self._on_grid(found.record, found.values.detach())
-            # a ClipSimilarity checks its images, and one that overflows shows in its own scores
+            # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():
                 raise CaptureError(
                     f"{name}: the forward function or its gradient holds NaN or infinity; look for "
@@ -269,14 +264,13 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
     """
     inherited = getattr(super(method, method), name)
     signature = inspect.signature(inherited)
-    options = inspect.signature(method._compute).parameters.values()
-    fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if method.additive:
         kind = inspect.Parameter.KEYWORD_ONLY
-        fixed.append(inspect.Parameter("return_rest", kind, default=False, annotation="bool"))
-    signature = signature.replace(
-        parameters=[*fixed, *(p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD))]
-    )
+        parameters.append(inspect.Parameter("return_rest", kind, default=False, annotation="bool"))
+    options = inspect.signature(method._compute).parameters.values()
+    parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    signature = signature.replace(parameters=parameters)
 
     @wraps(inherited)
     def call(self: ClipAttribution, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from ast import literal_eval
 from operator import itemgetter
 from typing import Any, final
 
@@ -89,7 +88,6 @@ class CamFamily(ClipAttribution):
                 f"cam:{variant} is meaningless on a vision transformer: {_NOT_ON_TOKENS[variant]}; "
                 "take LayerCAM or GradCAM."
             )
-        options = {name: _value(value) for name, value in options.items()}
         smooth = {"eigen_smooth": bool(options.pop("eigen_smooth", False))}
         run = call.run(record_features(tower))
         leaf = run.record.features
@@ -143,11 +141,3 @@ def _class_of(variant: str) -> Any:
     if variant not in known:
         raise InputError(f"cam: expected one of {', '.join(sorted(known))}, got {variant!r}.")
     return getattr(library, variant)
-
-
-def _value(value: Any) -> Any:
-    """A number or a truth value where a command line's text is one."""
-    try:
-        return literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
-        return value

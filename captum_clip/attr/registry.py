@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from ast import literal_eval
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -248,5 +249,14 @@ def _parsed(method: str, text: str) -> dict[str, Any]:
                 f"method: cannot read {part!r} in {method!r}; options look like "
                 "last-grad:heads=averaged,start_layer=2."
             )
-        options[name] = int(value) if re.fullmatch(r"-?\d+", value) else value
+        options[name] = _value(value)
     return options
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value where the text is one."""
+    try:
+        value = literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, (int, float)) else text

@@ -20,7 +20,7 @@ AVERAGE_POOLED = ["timm_convnext", "timm_fastvit", "align"]
 CONVOLUTIONAL = ["open_clip_resnet", *AVERAGE_POOLED]
 TOWERS = [*VITS, *CONVOLUTIONAL]
 # What the further families read: the library's own modules run in their oracle.
-READOUTS: dict[str, tuple[oracles.Row, int]] = {
+POOLINGS: dict[str, tuple[oracles.Row, int]] = {
     "siglip": ("attention", 0),
     "timm_siglip": ("attention", 0),
     "timm_gap": ("mean", 0),
@@ -190,8 +190,8 @@ def seen(name: str, batch: int = 3, wide: bool = False) -> Any:
     """What the oracle sees of the images in float64."""
     pixels = images(name, batch=batch, wide=wide).double()
     model = built(name, torch.float64).model
-    if name in READOUTS:
-        row, prefix = READOUTS[name]
+    if name in POOLINGS:
+        row, prefix = POOLINGS[name]
         tower = adapter(name).tower
         return explicit.see(
             partial(embed, model),

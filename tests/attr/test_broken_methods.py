@@ -164,7 +164,7 @@ def subject(kind=LastGradAttention):
 
 @pytest.mark.parametrize(("method", "law"), BROKEN)
 def test_broken_method_fails_its_law(method, law):
-    """The law that the method breaks says so; the method as it is keeps it."""
+    """The law that the method breaks fails; the method as it is keeps it."""
     LAWS[law](broken_subject_as_it_is())
     subject = broken_subject(method)
     with pytest.raises((AssertionError, AttributeError, pytest.fail.Exception, RuntimeError)):

@@ -67,7 +67,7 @@ def test_maps_are_the_librarys_own(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit_mean", "siglip", "eva02"])
 def test_grad_cam_on_tokens_equals_its_formula(name: str) -> None:
-    """The patches that enter the last block, or with another readout than CLS leave it."""
+    """The patches that enter the last block, or with another pooling than CLS leave it."""
     model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
     tower = cases.adapter(name, torch.float64).tower
     seen: list[Tensor] = []
@@ -153,12 +153,12 @@ def test_grad_cam_is_the_positive_map_of_our_own() -> None:
 
 
 def test_a_class_is_named_wherever_a_method_is() -> None:
-    """With options after another colon; it is not offered beside the others."""
+    """With options after another colon; it is not offered with the others."""
     chosen = MethodChoice.of("cam:AblationCAM:ratio_channels_to_ablate=0.5,batch_size=4")
     assert chosen.method is CamFamily
     assert chosen.options == {
         "variant": "AblationCAM",
-        "ratio_channels_to_ablate": "0.5",
+        "ratio_channels_to_ablate": 0.5,
         "batch_size": 4,
     }
     assert chosen.name == "cam:AblationCAM:ratio_channels_to_ablate=0.5,batch_size=4"

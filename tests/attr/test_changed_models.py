@@ -117,7 +117,7 @@ def test_a_hook_of_the_users_takes_part(name: str, method: Any, where: str) -> N
 
 
 class Adapted(nn.Linear):
-    """A linear map with a low-rank update beside it, as adapters have."""
+    """A linear map with a low-rank update added, as adapters have."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) + input
@@ -330,7 +330,7 @@ def test_conservative_refuses_an_activation_that_it_cannot_hold(
 
 @pytest.mark.parametrize("activation", [nn.ReLU6(), nn.Mish(), nn.SELU()])
 def test_conservative_holds_every_activation_of_torch(activation: nn.Module) -> None:
-    """Without constants the maps add up to the score, which an activation not held would upset."""
+    """Without constants the maps add up to the score, unless an activation is in the graph."""
     small = builders.hf_vit()
     for layer in small.model.vision_model.encoder.layers:
         layer.mlp.activation_fn = activation

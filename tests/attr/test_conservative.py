@@ -13,9 +13,9 @@ from captum_clip import ClipSimilarity, ConservativePropagation, DirectContribut
 from captum_clip.errors import UnsupportedModelError
 from tests import builders, oracles
 from tests.attr import cases, state
-from tests.attr.cases import FORWARDS, READOUTS, VITS
+from tests.attr.cases import FORWARDS, POOLINGS, VITS
 
-FAMILIES = [*VITS, *READOUTS]
+FAMILIES = [*VITS, *POOLINGS]
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 

@@ -13,7 +13,7 @@ from captum_clip import ClipSimilarity, DirectContribution, targets
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import builders, oracles
 from tests.attr import cases
-from tests.attr.cases import CLS_TOWERS, CONVOLUTIONAL, FORWARDS, READOUTS, TOWERS
+from tests.attr.cases import CLS_TOWERS, CONVOLUTIONAL, FORWARDS, POOLINGS, TOWERS
 
 EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
 HEADS = 4
@@ -133,7 +133,7 @@ def test_baseline_takes_every_value_less_the_mean_value(name: str) -> None:
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
 def test_direct_equals_its_equation_on_a_mean_of_patches(forward: str, after: bool) -> None:
-    """Every patch's own norm, or that of the mean, is held as it is."""
+    """Every patch's own norm, or that of the mean, is a constant."""
     small = builders.open_clip_vit_mean(final_ln_after_pool=after)
     small.model.double()
     pixels, embeddings = small.images(3).double(), cases.rows()
@@ -236,12 +236,12 @@ def test_maps_and_rest_add_up_to_the_score(
     [{}, {"baseline": "mean"}, {"per": "head"}, {"depth": "all", "baseline": "mean"}],
     ids=str,
 )
-@pytest.mark.parametrize("name", READOUTS)
+@pytest.mark.parametrize("name", POOLINGS)
 def test_maps_and_rest_add_up_to_the_score_of_every_family(
     name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
 ) -> None:
     """Rotary positions, inner norms, LayerScale, norms after the attention, pools with an MLP."""
-    if READOUTS[name][0] == "mean" and "per" in options:
+    if POOLINGS[name][0] == "mean" and "per" in options:
         with pytest.raises(InputError, match="a mean of patches is read by no attention"):
             explain(name, forward, dtype, **options)
         return
@@ -254,7 +254,7 @@ def test_maps_and_rest_add_up_to_the_score_of_every_family(
     assert (scores - wanted).abs().max().item() <= bound
 
 
-@pytest.mark.parametrize("name", [*TOWERS, *READOUTS])
+@pytest.mark.parametrize("name", [*TOWERS, *POOLINGS])
 def test_a_cosine_of_ones_own_gives_the_similaritys_map(name: str) -> None:
     """F9: the gradient of a cosine is orthogonal to the embedding, and the length is put back."""
     ours, theirs = explain(name)[0], explain(name, "callable, layer=model")[0]
@@ -318,7 +318,7 @@ def test_direct_needs_no_gradient() -> None:
         ({"depth": 2}, "depth: expected one of pooling, all, got 2"),
         ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
-        ({"start_layer": 3}, "start_layer: 3 is out of range; the tower has layers 0 to 2"),
+        ({"start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),
     ],
 )
 def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) -> None:

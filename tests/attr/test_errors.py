@@ -198,7 +198,7 @@ def setting(request):
 
 
 def assert_refused(setting, forward, message, error=CaptureError):
-    """Both verbs refuse the callable, and the grad mode is as before."""
+    """Both methods refuse the callable, and the grad mode is as before."""
     method, _, images = setting
     with pytest.raises(error, match=message):
         method(forward).attribute(images, target=0)
@@ -310,11 +310,11 @@ def test_exception_of_the_callable_comes_out(setting, error):
             (method, {"start_layer": value}, message)
             for method in ("AllGradAttention", "AttentionRollout", "LastGradAttention")
             for value, message in (
-                (3, "start_layer: 3 is out of range; the tower has layers 0 to 2"),
-                (-1, "start_layer: -1 is out of range"),
-                (1.0, "start_layer: expected a layer's index, got 1.0"),
-                (True, "start_layer: expected a layer's index, got True"),
-                ("0", "start_layer: expected a layer's index, got '0'"),
+                (3, "start_layer: expected a layer from 0 to 2, got 3"),
+                (-1, "start_layer: expected a layer from 0 to 2, got -1"),
+                (1.0, "start_layer: expected a layer from 0 to 2, got 1.0"),
+                (True, "start_layer: expected a layer from 0 to 2, got True"),
+                ("0", "start_layer: expected a layer from 0 to 2, got '0'"),
             )
         ),
     ],
@@ -333,13 +333,13 @@ def test_a_pool_that_is_not_read_alone_cannot_be_detached():
     """Another layer, Captum's own way, a word that is no choice."""
     own, visual = cases.similarity("open_clip_resnet"), cases.built("open_clip_resnet").model.visual
     images = cases.images("open_clip_resnet")
-    held: dict[str, Any] = {"target": 0, "attention": "held"}
+    detached: dict[str, Any] = {"target": 0, "attention": "detached"}
     with pytest.raises(InputError, match="attention: expected one of free, detached, got 'fixed'"):
         attr.ClipGradCam(own).attribute(images, target=0, attention="fixed")
-    with pytest.raises(InputError, match="attention: 'held' is for the map of the last stage"):
-        attr.ClipGradCam(own, visual.layer3).attribute(images, **held)
-    with pytest.raises(InputError, match="attention: 'held' is for the map of the last stage"):
-        attr.ClipGradCam(own).attribute(images, attr_dim_summation=False, **held)
+    with pytest.raises(InputError, match="attention: 'detached' is for the map of the last stage"):
+        attr.ClipGradCam(own, visual.layer3).attribute(images, **detached)
+    with pytest.raises(InputError, match="attention: 'detached' is for the map of the last stage"):
+        attr.ClipGradCam(own).attribute(images, attr_dim_summation=False, **detached)
 
 
 def test_options_are_keyword_only():

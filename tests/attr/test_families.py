@@ -10,10 +10,10 @@ from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.errors import CaptureError
 from tests import explicit, oracles
 from tests.attr import cases, state
-from tests.attr.cases import FORWARDS, KEY_CASES, READOUTS, TOLERANCE, Case
+from tests.attr.cases import FORWARDS, KEY_CASES, POOLINGS, TOLERANCE, Case
 
-FAMILIES = list(READOUTS)
-POOLING_HEADS = [name for name in FAMILIES if READOUTS[name][0] == "attention"]
+FAMILIES = list(POOLINGS)
+POOLING_HEADS = [name for name in FAMILIES if POOLINGS[name][0] == "attention"]
 # index 2 is the last self-attention, below a pooling head where there is one
 LAYERS = [
     Case("LayerAttention", {"index": index, "of": of, "rows": rows})
@@ -134,8 +134,8 @@ def test_a_score_that_also_reads_the_tokens_equals_the_equation(method):
 
     def score(pixels):
         seen = model.vision_model(pixel_values=pixels)
-        beside = seen.last_hidden_state.tanh().mean(1) @ direction
-        return F.normalize(seen.pooler_output, dim=-1) @ cases.rows().T + beside[:, None]
+        tokens = seen.last_hidden_state.tanh().mean(1) @ direction
+        return F.normalize(seen.pooler_output, dim=-1) @ cases.rows().T + tokens[:, None]
 
     images, case = cases.images("siglip", torch.float64), Case(method, {})
     found = case.kind(score, model).attribute_targets(images)

@@ -21,12 +21,12 @@ from captum_clip import GradEclip, LeGrad, PatchSimilarity
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import explicit
 from tests.attr import cases
-from tests.attr.cases import FORWARDS, READOUTS, TOLERANCE, VITS
+from tests.attr.cases import FORWARDS, POOLINGS, TOLERANCE, VITS
 
 READ: dict[str, tuple[Any, int]] = {
     **dict.fromkeys(VITS, ("cls", 1)),
     "open_clip_vit_mean": ("mean", 1),
-    **READOUTS,
+    **POOLINGS,
 }
 LAYERS = 3
 EAGER = ("blip", "flava")  # their queries, keys and values pass no function of torch

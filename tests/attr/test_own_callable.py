@@ -98,7 +98,7 @@ def test_a_foreign_hook_takes_the_general_way(name: str, method: str) -> None:
 
 
 def reading_more(model: Any, what: str) -> Any:
-    """A forward function whose score reads hidden states beside the embedding."""
+    """A forward function whose score reads hidden states as well as the embedding."""
     embeddings = cases.rows()
 
     def forward(images: Tensor) -> Tensor:

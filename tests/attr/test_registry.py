@@ -154,10 +154,10 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(text: str) -
 
 
 @pytest.mark.parametrize("method", attr.METHODS.values())
-@pytest.mark.parametrize("verb", ["attribute", "attribute_targets"])
-def test_both_methods_have_a_signature_with_the_options(method: Any, verb: str) -> None:
+@pytest.mark.parametrize("name", ["attribute", "attribute_targets"])
+def test_both_methods_have_a_signature_with_the_options(method: Any, name: str) -> None:
     """As help and completion show it; anything else is a TypeError at the call."""
-    parameters = inspect.signature(getattr(method, verb)).parameters
+    parameters = inspect.signature(getattr(method, name)).parameters
     assert list(parameters)[:2] == ["self", "inputs"]
     options = inspect.signature(method._compute).parameters
     assert set(list(options)[2:]) <= set(parameters)
@@ -167,7 +167,7 @@ def test_both_methods_have_a_signature_with_the_options(method: Any, verb: str) 
     attribution = method(ClipSimilarity(clip, targets.text(clip, "a horse")))
     error = InputError if takes_others else TypeError
     with pytest.raises(error, match=r"(unexpected keyword argument|no option) 'nonsense'"):
-        getattr(attribution, verb)(clip.preprocess(picture()), nonsense=1)
+        getattr(attribution, name)(clip.preprocess(picture()), nonsense=1)
 
 
 def test_grad_cam_is_still_captums() -> None:

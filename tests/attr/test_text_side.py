@@ -511,7 +511,7 @@ def test_values_and_rest_add_up_to_the_score(name: str, options: dict[str, Any])
 
 @pytest.mark.parametrize("method", METHODS)
 def test_padding_changes_nothing(method: str) -> None:
-    """A short text has the same values alone and beside a long one, and its padding has none."""
+    """A short text has the same values alone and next to a long one, and its padding has none."""
     ids, mask = inputs("hf_vit")
     assert mask is not None
     count = int(mask[1].sum())

@@ -15,8 +15,8 @@ from tests import builders, timm_builders
 from tests.attr import cases
 from tests.samples import picture
 
-FAMILIES = list(cases.READOUTS)
-POOLED = [name for name in FAMILIES if cases.READOUTS[name][0] == "attention"]
+FAMILIES = list(cases.POOLINGS)
+POOLED = [name for name in FAMILIES if cases.POOLINGS[name][0] == "attention"]
 
 
 def tower(name: str, dtype: torch.dtype = torch.float64) -> ViTTower:
@@ -28,7 +28,7 @@ def tower(name: str, dtype: torch.dtype = torch.float64) -> ViTTower:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tower_says_what_is_read(name):
     found = tower(name)
-    assert (found.pooling, found.prefix) == cases.READOUTS[name]
+    assert (found.pooling, found.prefix) == cases.POOLINGS[name]
     assert (found.pooling_head is None) == (found.pooling != "attention")
     assert len(found.layers) == 3
     assert tower_of(found.module).module is found.module
