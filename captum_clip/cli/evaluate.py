@@ -31,7 +31,7 @@ def _run(arguments: Namespace) -> None:
     print(f"report   {inside(output, 'report.html')}")
     print(f"tables   {inside(output, 'results.md')}")
     print(f"figures  {inside(output, 'results.csv')}")
-    for name in evaluation.pictures:
+    for name in evaluation.curves:
         print(f"curves   {inside(output, name)}")
     for data, entries in evaluation.skipped.items():
         if entries:

@@ -39,21 +39,21 @@ class ModelContext:
         self._texts: dict[str, Tensor] = {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows (N, D) of texts."""
+        """Embeddings (N, D) of texts."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            rows = targets.text(self.clip, new, allow_empty=True).embeddings
-            self._texts |= dict(zip(new, rows, strict=True))
+            embeddings = targets.text(self.clip, new, allow_empty=True).embeddings
+            self._texts |= dict(zip(new, embeddings, strict=True))
         return torch.stack([self._texts[text] for text in texts])
 
-    def forward(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """Images -> their cosines with unit rows."""
-        return ClipSimilarity(self.clip, targets.embedding(rows))
+    def forward(self, embeddings: Tensor) -> Callable[[Tensor], Tensor]:
+        """Images -> their cosines with embeddings."""
+        return ClipSimilarity(self.clip, targets.embedding(embeddings))
 
     @torch.no_grad()
-    def scores(self, pixels: Tensor, rows: Tensor) -> Tensor:
+    def scores(self, pixels: Tensor, embeddings: Tensor) -> Tensor:
         """Cosines (N, K) of images, a batch at a time."""
-        forward = self.forward(rows)
+        forward = self.forward(embeddings)
         return torch.cat([forward(part) for part in torch.split(pixels, self.config.batch_size)])
 
     @cached_property
@@ -63,7 +63,7 @@ class ModelContext:
 
     @cached_property
     def classes(self) -> Tensor:
-        """Rows (C, D) of the data set's classes, two or more."""
+        """Embeddings (C, D) of the data set's classes, two or more."""
         if len(self.data.classes) < 2:
             raise InputError(
                 f"{self.data.name}: zero-shot classification needs two classes or more, there are "
@@ -98,7 +98,7 @@ class View:
     number: int  # in its data set
     sample: Sample  # as it was read
     pixels: Tensor  # (3, H, W), preprocessed
-    regions: tuple[Region, ...]  # of which the crop shows something, and something beside them
+    regions: tuple[Region, ...]  # of which the crop shows something, and something else
     masks: Tensor  # (n, H, W) bool, one a region
     void: Tensor | None = None  # (H, W) bool, pixels that count for nothing; None where all count
 
@@ -113,7 +113,7 @@ class Queries:
     """N images with one target each."""
 
     pixels: Tensor  # (N, 3, H, W), preprocessed
-    rows: Tensor  # (N, D) unit rows, the targets
+    embeddings: Tensor  # (N, D), the targets
     names: tuple[str, ...]  # of the samples
     texts: tuple[str, ...]  # what the targets are called
     numbers: tuple[int, ...]  # of the samples, which random baselines draw from
@@ -126,7 +126,7 @@ class Queries:
         kept = list(indices)
         return Queries(
             self.pixels[kept],
-            self.rows[kept],
+            self.embeddings[kept],
             tuple(self.names[i] for i in kept),
             tuple(self.texts[i] for i in kept),
             tuple(self.numbers[i] for i in kept),
@@ -154,11 +154,11 @@ class Queries:
         return rows_of(metric, values, self.numbers, self.texts, x=x, chance=chance)
 
 
-def queries_of(views: Sequence[View], rows: Tensor, texts: Sequence[str]) -> Queries:
-    """Each sample with a target: rows (N, D) and what they are called."""
+def queries_of(views: Sequence[View], embeddings: Tensor, texts: Sequence[str]) -> Queries:
+    """Each sample with a target: embeddings (N, D) and their texts."""
     return Queries(
         torch.stack([view.pixels for view in views]),
-        rows,
+        embeddings,
         tuple(view.sample.name for view in views),
         tuple(texts),
         tuple(view.number for view in views),
@@ -206,9 +206,9 @@ class Batch:
         scores = {}
         for view in self.views:
             if view.sample.subsets and len(view.regions) == len(view.sample.regions):
-                rows = self.context.encode([region.text for region in view.regions])
+                texts = self.context.encode([region.text for region in view.regions])
                 pixels = self.context.clip.preprocess(list(view.sample.subsets))
-                scores[view.number] = self.context.scores(pixels, rows).T
+                scores[view.number] = self.context.scores(pixels, texts).T
         return scores
 
 

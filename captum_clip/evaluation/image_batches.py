@@ -161,7 +161,7 @@ def _results(loader: DataLoader[Any]) -> Generator[Any, None, None]:
                 raise item
             yield item
     except (ConnectionError, EOFError) as error:  # it died while it handed an item over
-        with suppress(RuntimeError):  # PyTorch says so too, whenever the signal arrives
+        with suppress(RuntimeError):  # PyTorch reports it too, whenever the signal arrives
             time.sleep(1)
         raise _died() from error.with_traceback(None)
 

@@ -94,7 +94,7 @@ class MethodOnBatch:
         goes to `skipped`.
         """
         if not len(queries):
-            return [], queries.rows[:, None]
+            return [], queries.embeddings[:, None]
         parts = queries.split(self.config.batch_size)
         raw = torch.cat([self.method.maps(clip or self.clip, part) for part in parts])
         kept = self._finite(raw, queries, queries.texts)

@@ -57,7 +57,7 @@ class Method(ABC):
         if self.signed:
             return (-raw).clamp(min=0)
         if self.negative_from_negated_target:
-            return self.maps(clip, replace(queries, rows=-queries.rows)).clamp(min=0)
+            return self.maps(clip, replace(queries, embeddings=-queries.embeddings)).clamp(min=0)
         return None
 
     def identity(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Attributed(Method):
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         leaf = queries.pixels.detach().clone().requires_grad_()
-        heatmap = self.attribute(clip, queries.rows)(leaf, target=list(range(len(queries))))
+        heatmap = self.attribute(clip, queries.embeddings)(leaf, target=list(range(len(queries))))
         return heatmap.detach().float().sum(1)  # channels are added up
 
 

@@ -52,18 +52,18 @@ _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "
 _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 _OPTIONS: Final = {"methods": "method", "tasks": "task", "fills": "fill"}
 _ELSEWHERE: Final = ("model", "output", "engine", "workers", "gpus")
-"""Fields that change no figure, or are told otherwise."""
+"""Fields that change no figure, or are given otherwise."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the long table with a picture."""
+    """A row of the long table with its map."""
 
     best: bool  # by its metric, or the worst
     sample: str
     region: str  # what is explained
     value: float
-    picture: bytes  # the positive map over what the model saw, a JPEG file
+    image: bytes  # the positive map over what the model saw, a JPEG file
 
 
 def results_csv(summary: Summary) -> bytes:
@@ -200,7 +200,7 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
 def _cell(figure: Any, places: int, most: int, *, bold: bool) -> str:
     """As "**0.850** [0.800, 0.900] †"; the mean alone where there is no interval.
 
-    Over less than `most` images it says over how many: "0.850 [0.800, 0.900] (n = 64)".
+    Over less than `most` images it has their number: "0.850 [0.800, 0.900] (n = 64)".
     """
     if math.isnan(figure.mean):
         return _BLANK
@@ -219,7 +219,7 @@ def _number(value: float, places: int) -> str:
 
 
 def _sizes(figures: Mapping[str, Any]) -> str:
-    """Over what each method was measured; most have the same, which is said once."""
+    """Over what each method was measured; most have the same, which is given once."""
     sizes: dict[str, list[str]] = {}
     for method, figure in figures.items():
         sizes.setdefault(_size(figure), []).append(_text(method))
@@ -337,7 +337,7 @@ def curve_bands(
         means = [prepare(np.arange(images), column, images) for column in columns]
         figures = bootstrap(means, images, resamples=resamples, seed=seed)
         mean, low, high = np.array([interval_of(point, level) for point in figures]).T
-        if images == 1:  # says nothing of others
+        if images == 1:  # tells nothing of others
             low = high = np.full_like(mean, np.nan)
         bands[str(method)] = (points.columns.to_numpy(), mean, low, high)
     return bands
@@ -346,7 +346,7 @@ def curve_bands(
 def perturbation_curves(
     most_first: Table, least_first: Table, summary: Summary, *, title: str = ""
 ) -> Figure:
-    """The curves of all methods, most relevant first on the left, least relevant first beside.
+    """The curves of all methods, most relevant first on the left, least on the right.
 
     Both are rows of the long table. The legend has the summary's methods in their order, without
     those that have no rows; the reference is black and thick, the baselines are grey and thin.
@@ -398,7 +398,7 @@ def examples_of(
         """A JPEG file; empty where the sample has no map of this region."""
         names = [readable(name) for name in context.data.names]
         views = Batch(context, [names.index(sample)]).views
-        return _picture(context, method, views[0], region) if views else b""
+        return _draw_example(context, method, views[0], region) if views else b""
 
     own = table[(table["method"] == plan.reference) & table["x"].isna()]
     rows = dict(iter(own.groupby("metric", observed=True)))
@@ -410,17 +410,17 @@ def examples_of(
         low, high = (values.loc[i] for i in (values["value"].idxmin(), values["value"].idxmax()))
         pair = {True: high, False: low} if metric.better == "high" else {True: low, False: high}
         for best, row in pair.items():
-            picture = draw(of_task[row["task"]], row["sample"], row["region"])
-            if picture:
-                example = Example(best, row["sample"], row["region"], row["value"], picture)
+            image = draw(of_task[row["task"]], row["sample"], row["region"])
+            if image:
+                example = Example(best, row["sample"], row["region"], row["value"], image)
                 examples.setdefault(metric.name, []).append(example)
     return examples
 
 
-def _picture(context: ModelContext, method: Method, view: View, region: str) -> bytes:
+def _draw_example(context: ModelContext, method: Method, view: View, region: str) -> bytes:
     try:
-        row = _target(context, view, region)
-        heatmap = method.maps(context.clip, queries_of([view], row[None], [region]))[0]
+        target = _target(context, view, region)
+        heatmap = method.maps(context.clip, queries_of([view], target[None], [region]))[0]
     except CaptumClipError:  # a region of two texts, or a map that somebody else did not make
         return b""
     if not torch.isfinite(heatmap).all():
@@ -428,15 +428,15 @@ def _picture(context: ModelContext, method: Method, view: View, region: str) -> 
     shown = resizing.normalize(resizing.upsample(heatmap.clamp(min=0).float(), view.size))
     image = context.clip.denormalize(view.pixels[None])[0].movedim(0, -1).cpu().numpy()
     mixed = blend(image, shown.cpu().numpy(), colormaps[HEAT], ALPHA)
-    picture = Image.fromarray((255 * mixed).round().astype(np.uint8))
-    picture.thumbnail((SIDE, SIDE))
+    small = Image.fromarray((255 * mixed).round().astype(np.uint8))
+    small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=82)
+    small.save(file, format="JPEG", quality=82)
     return file.getvalue()
 
 
 def _target(context: ModelContext, view: View, region: str) -> Tensor:
-    """The unit row (D,) that stands for a region."""
+    """The embedding (D,) that stands for a region."""
     sample = view.sample
     if sample.caption is not None and region in (own.text for own in sample.regions):
         return targets.words(context.clip, sample.caption, [region]).embeddings[0]

@@ -35,14 +35,14 @@ class Evaluation:
             are made of several numbers), `x` (of curves: the share of the pixels removed) and
             `value`. All that follows is made from it.
         summary: every method by every metric.
-        pictures: names of the files with curves.
+        curves: names of the files with curves.
         skipped: data set -> samples, regions or maps that were left out, with the reason.
     """
 
     output: str
     table: Table
     summary: Summary
-    pictures: tuple[str, ...]
+    curves: tuple[str, ...]
     skipped: SkippedEntries
 
 
@@ -175,7 +175,7 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries) -> dict[str, Any]:
     for data, tasks in zip(plan.data, plan.tasks, strict=True):
         text = f"{len(data)} samples"
         if skipped[data.name]:
-            what = "samples, regions or maps left out (manifest.json tells why)"
+            what = "samples, regions or maps left out (manifest.json has the reasons)"
             text += f", {len(skipped[data.name])} {what}"
         if "void" in data.identity():
             text += f", void pixels: {data.identity()['void']}"

@@ -90,7 +90,7 @@ def _compute_missing(
         progress(done, total)
     if not missing:
         return
-    output.remove(plan.result)  # it says that all is done
+    output.remove(plan.result)  # it means that all is done
     # The manifest comes first: a folder without one is taken for somebody else's.
     for name, content in {MANIFEST: to_json(manifest), **plan.files()}.items():
         output.write(name, content)
@@ -203,12 +203,12 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _line_changes(name: str, before: Sequence[bytes], now: Sequence[bytes]) -> str:
     """What changed in a table, in words."""
     differences = {"gone": {*before} - {*now}, "new or changed": {*now} - {*before}}
-    said = [
+    texts = [
         f"{len(lines)} {what} (such as {min(lines).decode('utf-8', 'replace')})"
         for what, lines in differences.items()
         if lines
     ]
-    return f"{name} changed: {', '.join(said) or 'another order'}"
+    return f"{name} changed: {', '.join(texts) or 'another order'}"
 
 
 def _short(value: Any) -> str:

@@ -31,7 +31,6 @@ STATISTICS: Final = "statistics.csv"
 VALUE_ENTROPY: Final = "value_entropy"
 MEASURE: Final = "measure_"
 """Begins the names of the measures among the arrays of a unit."""
-_COUNTS: Final = ("images", "constant", "correlated")
 _ALWAYS: Final = ("spatial_variance", "spatial_entropy")
 _DTYPE: Final = "float32"  # of the min-max maps at full size that are measured
 _COLUMNS: Final = 8  # targets per figure
@@ -242,7 +241,7 @@ def _statistics(one: Statistics) -> Iterator[dict[str, Any]]:
 
 
 def _mean_maps(one: Statistics) -> bytes:
-    """On the model's own grid; docs/studies.md tells how they get their full size."""
+    """On the model's own grid; docs/studies.md describes how they get their full size."""
     return to_npz(
         {
             "names": np.array(one.job.target.names, dtype=np.str_),

@@ -129,12 +129,12 @@ class StudyPlan(Plan):
 
     @override
     def about(self) -> Content:
-        told = ("method", "fingerprint", "emotions")
+        names = ("method", "fingerprint", "emotions")
         return {
             "config": self.config.identity(),
             "jobs": [
                 {"model": job.model}
-                | {name: getattr(job, name) for name in told}
+                | {name: getattr(job, name) for name in names}
                 | {"tower": job.kind, "targets": list(job.target.names)}
                 for job in self.jobs
             ],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Table: TypeAlias = "DataFrame"
 COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "value")
-"""Columns of the table; docs/evaluation.md says what each holds."""
+"""Columns of the table; docs/evaluation.md describes each."""
 
 _NUMBERS: Final[dict[str, type]] = {"sample": np.int64, "x": np.float64, "value": np.float64}
 _TEXTS: Final = tuple(name for name in COLUMNS if name not in _NUMBERS)
@@ -67,8 +67,8 @@ def rows_of(
         samples: (N,) numbers of the samples.
         regions: (N,) what is explained in each, unique in its sample.
         x: where on a curve the values stand.
-        chance: (N,) or one number, what takes the place of NaN: an empty map tells nothing, so it
-            gets what telling nothing gets. Left out, it would count neither for nor against.
+        chance: (N,) or one number, what takes the place of NaN: an empty map gets the value
+            of a random answer. Left out, it would count as neither right nor wrong.
     """
     parts = values if isinstance(values, Mapping) else {"": values}
     if not isinstance(values, Mapping):

@@ -231,7 +231,7 @@ def test_another_prompt_without_a_map_is_left_out_and_said() -> None:
 
     def without_empty(clip: Any, queries: Any) -> Any:
         heatmap = maps(clip, queries)
-        heatmap[(queries.rows @ empty) > 0.9999, 0, 0] = torch.nan
+        heatmap[(queries.embeddings @ empty) > 0.9999, 0, 0] = torch.nan
         return heatmap
 
     method.maps = without_empty  # type: ignore[method-assign]

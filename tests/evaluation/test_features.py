@@ -106,14 +106,6 @@ def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
     assert "is not a file but a pipe" in found.skipped[tmp_path / "pipe.png"]
 
 
-def test_narrow_pictures_are_left_out(clip, paths, tmp_path):
-    """They do not end a search among thousands."""
-    Image.new("1", (60000, 1)).save(tmp_path / "bomb.png")
-    found = image_features(clip, [tmp_path / "bomb.png", paths[0]])
-    assert found.paths == (paths[0],)
-    assert "too long and narrow" in found.skipped[tmp_path / "bomb.png"]
-
-
 def test_a_worker_that_dies_is_said(clip, paths, monkeypatch):
     """With what to do."""
     parent = os.getpid()

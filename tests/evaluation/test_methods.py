@@ -52,7 +52,7 @@ def test_a_method_is_its_class(tower: str) -> None:
         if name == tower:
             own = {**options, "rows": "sum"} if method.startswith("layer:") else options
             found = method_of(method, clip).maps(clip, asked)
-            for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+            for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
                 torch.testing.assert_close(heatmap, direct(clip, kind, pixels, row, **own))
 
 
@@ -69,7 +69,7 @@ def test_integrated_gradients_are_captums() -> None:
     clip = model(VIT)
     asked = queries(clip)
     found = method_of("integrated-gradients", clip).maps(clip, asked)
-    for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
         expected = direct(clip, IntegratedGradients, pixels, row, n_steps=16)
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
 
@@ -87,7 +87,7 @@ def test_occlusion_is_captums_on_the_grid() -> None:
     asked = queries(clip)
     found = method_of("occlusion", clip).maps(clip, asked)
     cell = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)}
-    for heatmap, pixels, row in zip(found, asked.pixels, asked.rows, strict=True):
+    for heatmap, pixels, row in zip(found, asked.pixels, asked.embeddings, strict=True):
         expected = direct(clip, Occlusion, pixels, row, **cell)
         torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-4)
     assert found[0, :8, :8].std() == 0
@@ -97,7 +97,7 @@ def test_noise_tunnel_is_captums_from_seed_0() -> None:
     """Each image by itself, so that its map does not depend on what else is in the batch."""
     clip = model(VIT)
     asked = queries(clip)
-    forward = ClipSimilarity(clip, targets.embedding(asked.rows))
+    forward = ClipSimilarity(clip, targets.embedding(asked.embeddings))
     expected = []
     for column, pixels in enumerate(asked.pixels):
         leaf = pixels[None].clone().requires_grad_()
@@ -117,7 +117,11 @@ def test_every_method_leaves_everything_as_it_was(name: str) -> None:
     """Images, gradients, flags and the global generator; and it gives the same once more."""
     clip = model(name)
     asked = queries(clip)
-    pixels, rows, state = asked.pixels.clone(), asked.rows.clone(), torch.random.get_rng_state()
+    pixels, rows, state = (
+        asked.pixels.clone(),
+        asked.embeddings.clone(),
+        torch.random.get_rng_state(),
+    )
     flags = [parameter.requires_grad for parameter in clip.model.parameters()]
     for method in methods_for(clip):
         first, again = (method_of(method, clip).maps(clip, asked) for _ in range(2))
@@ -126,7 +130,7 @@ def test_every_method_leaves_everything_as_it_was(name: str) -> None:
         assert not first.requires_grad, method
         assert torch.equal(torch.random.get_rng_state(), state), method
     assert torch.equal(asked.pixels, pixels)
-    assert torch.equal(asked.rows, rows)
+    assert torch.equal(asked.embeddings, rows)
     assert not asked.pixels.requires_grad
     assert asked.pixels.grad is None
     assert [parameter.requires_grad for parameter in clip.model.parameters()] == flags
@@ -163,7 +167,7 @@ def test_a_published_map_has_no_sign_and_its_signed_version_another_name(
     assert negative is not None
     torch.testing.assert_close(signed.maps(clip, asked), heatmap - negative)
     assert (signed.maps(clip, asked) < 0).any()
-    attribute = published.attribute(clip, asked.rows)
+    attribute = published.attribute(clip, asked.embeddings)
     assert attribute is not None
     assert (attribute(asked.pixels, target=[0, 1]) >= 0).all()
 
@@ -177,7 +181,7 @@ def test_the_negative_map_of_a_vit_is_that_of_the_negated_target() -> None:
     for method in ("all-grad", "last-grad", "last-grad:heads=averaged"):
         chosen = method_of(method, clip)
         found = chosen.negative_maps(clip, asked, chosen.maps(clip, asked))
-        expected = chosen.maps(clip, replace(asked, rows=-asked.rows)).clamp(min=0)
+        expected = chosen.maps(clip, replace(asked, embeddings=-asked.embeddings)).clamp(min=0)
         assert found is not None
         torch.testing.assert_close(found, expected, atol=0, rtol=0)
         assert found.any()
@@ -207,10 +211,12 @@ def test_empty_text_ignores_the_target(name: str) -> None:
     asked = queries(clip)
     method = method_of("empty-text", clip)
     found = method.maps(clip, asked)
-    assert torch.equal(found, method.maps(clip, replace(asked, rows=asked.rows.flip(0))))
+    assert torch.equal(
+        found, method.maps(clip, replace(asked, embeddings=asked.embeddings.flip(0)))
+    )
     own = method_of("last-grad" if name == VIT else "grad-cam", clip)
-    empty = clip.encode_text([""]).detach().expand_as(asked.rows)
-    torch.testing.assert_close(found, own.maps(clip, replace(asked, rows=empty)))
+    empty = clip.encode_text([""]).detach().expand_as(asked.embeddings)
+    torch.testing.assert_close(found, own.maps(clip, replace(asked, embeddings=empty)))
 
 
 def test_drawn_baselines_see_nothing() -> None:
@@ -223,7 +229,7 @@ def test_drawn_baselines_see_nothing() -> None:
         found = drawn.maps(clip, asked)
         assert torch.equal(found, drawn.maps(clip, other))
         assert torch.equal(found[1:], drawn.maps(clip, asked.part([1])))
-        assert drawn.attribute(clip, asked.rows) is None
+        assert drawn.attribute(clip, asked.embeddings) is None
         assert drawn.baseline
 
 
@@ -283,4 +289,4 @@ def test_parts_of_queries_keep_what_belongs_together() -> None:
     assert len(part) == 2
     assert (part.names, part.texts, part.numbers) == (("image2", "image0"), ("c", "a"), (2, 0))
     assert torch.equal(part.pixels, asked.pixels[[2, 0]])
-    assert torch.equal(part.rows, asked.rows[[2, 0]])
+    assert torch.equal(part.embeddings, asked.embeddings[[2, 0]])

@@ -80,7 +80,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     clip = model(VIT)
     asked = queries(clip, ("fine", "nan", "inf", "large", "lost")).part([0, 1, 2, 3, 4, 0])
     names = ("image0",) * 5 + ("image9",)
-    asked = type(asked)(asked.pixels, asked.rows, names, asked.texts, asked.numbers)
+    asked = type(asked)(asked.pixels, asked.embeddings, names, asked.texts, asked.numbers)
     got = torch.isfinite(method.maps(clip, asked)).flatten(1).all(1)
     assert got.tolist() == [True, *[False] * 5]
     reasons = [method.why_not(n, t) for n, t in zip(names, asked.texts, strict=True)][1:]

@@ -101,7 +101,7 @@ def test_examples_are_the_best_and_the_worst(
     clip = models.load(plan.model)
     others = examples_of(plan, evaluation.table, evaluation.summary, clip)
     assert [example.best for example in others["energy"]] == [True, False]
-    assert others["energy"][0].picture not in [pictures[0].tobytes(), b""]
+    assert others["energy"][0].image not in [pictures[0].tobytes(), b""]
 
 
 def test_low_figures_are_best_where_low_is_good() -> None:

@@ -165,20 +165,6 @@ def test_a_lock_of_a_killed_run_is_free_although_its_children_live(tmp_path: Pat
     os.write(writer, b".")
 
 
-def test_a_folder_that_became_unwritable_does_not_hide_the_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(InputError, match="what the study says"), storage_of(tmp_path).lock():
-        raise InputError("what the study says")
-    monkeypatch.undo()
-    with storage_of(tmp_path).lock():
-        pass
-
-
 def elsewhere(place: Path) -> str:
     """What another process is told when it wants the folder."""
     reader, writer = os.pipe()

@@ -14,67 +14,67 @@ from captum_clip.evaluation import StudyConfig, corner_bias_study, emotions_stud
 GOOD = StudyConfig("images", "out", ("a horse",))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
-        ({"batch_size": True}, "batch_size of 1 or more, got True"),
-        ({"chunk_size": 2.0}, "chunk_size of 1 or more, got 2.0"),
-        ({"limit": 0}, "limit of 1 or more"),
-        ({"workers": -1}, "workers of 0 or more"),
-        ({"threads": 0}, "threads of 1 or more"),
-        ({"seed": None}, "seed of 0 or more, got None"),
-        ({"models": ()}, "nothing to explain"),
-        ({"models": ("",)}, "expected models by name or path"),
-        ({"models": ("a", "a")}, "'a' is given twice in models"),
-        ({"methods": ("nonsense",)}, "expected one of grad-cam"),
-        ({"methods": ("last-grad:heads",)}, "cannot read 'heads'"),
-        ({"texts": ()}, "nothing to explain"),
-        ({"texts": ("a", " ")}, "texts with something in them, got ' '"),
-        ({"texts": ("a", "a")}, "'a' is given twice in texts"),
-        ({"centred": True}, "centred means emotions"),
-        ({"emotions": ("a", "b")}, r"each of the 1 models \(ViT-B/32\), .* got 2"),
-        ({"engine": "spark"}, "an engine of local, ray, got 'spark'"),
-        ({"gpus": 2}, "engine='ray' uses 2"),
-        ({"engine": "ray", "workers": 0}, "Ray needs one worker"),
-        ({"engine": "ray", "workers": 1, "gpus": 2}, "as many as GPUs"),
-    ],
-)
-def test_config_says_what_cannot_be_studied(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        replace(GOOD, **change)
+BAD: list[Any] = [
+    ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
+    ({"batch_size": True}, "batch_size of 1 or more, got True"),
+    ({"chunk_size": 2.0}, "chunk_size of 1 or more, got 2.0"),
+    ({"limit": 0}, "limit of 1 or more"),
+    ({"workers": -1}, "workers of 0 or more"),
+    ({"threads": 0}, "threads of 1 or more"),
+    ({"seed": None}, "seed of 0 or more, got None"),
+    ({"models": ()}, "nothing to explain"),
+    ({"models": ("",)}, "expected models by name or path"),
+    ({"models": ("a", "a")}, "'a' is given twice in models"),
+    ({"methods": ("nonsense",)}, "expected one of grad-cam"),
+    ({"methods": ("last-grad:heads",)}, "cannot read 'heads'"),
+    ({"texts": ()}, "nothing to explain"),
+    ({"texts": ("a", " ")}, "texts with something in them, got ' '"),
+    ({"texts": ("a", "a")}, "'a' is given twice in texts"),
+    ({"centred": True}, "centred means emotions"),
+    ({"emotions": ("a", "b")}, r"each of the 1 models \(ViT-B/32\), .* got 2"),
+    ({"engine": "spark"}, "an engine of local, ray, got 'spark'"),
+    ({"gpus": 2}, "engine='ray' uses 2"),
+    ({"engine": "ray", "workers": 0}, "Ray needs one worker"),
+    ({"engine": "ray", "workers": 1, "gpus": 2}, "as many as GPUs"),
+]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"images": "elsewhere"},
-        {"output": "elsewhere"},
-        {"engine": "ray"},
-        {"workers": 5},
-        {"gpus": 1},
-        {"seed": 1},
-    ],
-)
-def test_identity_knows_neither_places_nor_the_engine(change: dict[str, Any]) -> None:
-    assert replace(GOOD, **change).identity() == GOOD.identity()
+def test_config_says_what_cannot_be_studied() -> None:
+    for change, message in BAD:
+        with pytest.raises(InputError, match=message):
+            replace(GOOD, **change)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"texts": ("a dog",)},
-        {"batch_size": 8},
-        {"chunk_size": 64},
-        {"limit": 5},
-        {"value_entropy": True},
-        {"threads": 1},
-    ],
-)
-def test_identity_knows_all_that_decides_results(change: dict[str, Any]) -> None:
-    changed = replace(GOOD, **change).identity()
-    assert changed != GOOD.identity()
-    assert json.loads(json.dumps(changed)) == changed
+SAME: list[Any] = [
+    {"images": "elsewhere"},
+    {"output": "elsewhere"},
+    {"engine": "ray"},
+    {"workers": 5},
+    {"gpus": 1},
+    {"seed": 1},
+]
+
+
+def test_identity_knows_neither_places_nor_the_engine() -> None:
+    for change in SAME:
+        assert replace(GOOD, **change).identity() == GOOD.identity()
+
+
+DECIDING: list[Any] = [
+    {"texts": ("a dog",)},
+    {"batch_size": 8},
+    {"chunk_size": 64},
+    {"limit": 5},
+    {"value_entropy": True},
+    {"threads": 1},
+]
+
+
+def test_identity_knows_all_that_decides_results() -> None:
+    for change in DECIDING:
+        changed = replace(GOOD, **change).identity()
+        assert changed != GOOD.identity()
+        assert json.loads(json.dumps(changed)) == changed
 
 
 def test_identity_knows_the_seed_of_a_sample() -> None:

@@ -148,7 +148,7 @@ def test_spearman_agrees_with_ranks_however_many_ties() -> None:
     assert same["a"].interval == (1, 1, 1)
 
 
-@pytest.mark.parametrize("statistic", EVERY)
+@pytest.mark.parametrize("statistic", ["mean", "auc"])
 def test_a_method_does_not_differ_from_itself(statistic: StatisticName) -> None:
     """Difference 0 to the last digit, p value 1, in whatever order its rows come."""
     rows = rows_of(statistic, 6)

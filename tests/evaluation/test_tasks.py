@@ -280,7 +280,7 @@ class BrokenNegated(Broken):
 
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         heatmap = super().maps(clip, queries)
-        heatmap[(queries.rows @ self.row) < -0.99, 0, 0] = torch.nan
+        heatmap[(queries.embeddings @ self.row) < -0.99, 0, 0] = torch.nan
         return heatmap
 
 

@@ -162,7 +162,7 @@ class Faithfulness(Task):
         ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": square}
         yield queries.rows_of("infidelity", ratio)
         slow = maps.slow(queries)
-        attribute = maps.method.attribute(maps.clip, slow.rows)
+        attribute = maps.method.attribute(maps.clip, slow.embeddings)
         if attribute is not None and len(slow):
             values = _finite_sensitivity(maps, attribute, slow, [*range(len(slow))])
             yield slow.rows_of("sensitivity", values)
@@ -191,7 +191,7 @@ def _masked_changes(
         f"changes of {queries.numbers} by {share}",
         partial(
             metrics.masked_changes,
-            maps.context.forward(queries.rows),
+            maps.context.forward(queries.embeddings),
             queries.pixels,
             list(range(len(queries))),
             grid=maps.clip.grid(*queries.size),
@@ -246,7 +246,7 @@ def _measured(maps: MethodOnBatch, query: Queries, heatmap: Tensor) -> dict[str,
     cells = F.adaptive_avg_pool2d(heatmap, maps.clip.grid(*query.size))  # the same for all methods
     test = partial(
         metrics.perturbation_test,
-        maps.context.forward(query.rows),
+        maps.context.forward(query.embeddings),
         query.pixels,
         cells,
         unit="patch",
@@ -300,11 +300,11 @@ class Sanity(Task):
         if not kept:
             return
         queries = first.part(kept)
-        empty = context.encode([""]).expand_as(queries.rows)
+        empty = context.encode([""]).expand_as(queries.embeddings)
         other = context.encode([_other(maps, number) for number in queries.numbers])
         changed = {
-            "empty_prompt": (replace(queries, rows=empty), maps.clip),
-            "other_prompt": (replace(queries, rows=other), maps.clip),
+            "empty_prompt": (replace(queries, embeddings=empty), maps.clip),
+            "other_prompt": (replace(queries, embeddings=other), maps.clip),
             "random_parameters": (queries, context.random_copy),
             "renumbered_heads": (queries, context.renumbered_copy),
         }

@@ -95,7 +95,7 @@ class Words(Task):
         yield from _by_count("word_pointing", queries, counts, hits, cells)
 
         texts = tuple(captions[i] for i in kept)
-        whole = replace(queries, rows=maps.context.encode(texts), texts=texts)
+        whole = replace(queries, embeddings=maps.context.encode(texts), texts=texts)
         own, raw = maps.compute_finite(whole)
         if own:
             share = metrics.energy_inside(resizing.positive(raw), masks[own])
