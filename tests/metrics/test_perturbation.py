@@ -306,6 +306,15 @@ def test_road_keeps_what_a_constant_fill_destroys():
     assert road.most_first[0, 2] == pytest.approx(2.0, abs=0.02)  # nothing left to start from
 
 
+def test_road_adds_the_papers_noise():
+    """A flat image stays flat but for noise of standard deviation .01 where it was removed."""
+    flat, maps = torch.ones(1, 3, 64, 64), uniform(1, 64, 64, seed=7)
+    moved = lambda images: (images - 1).abs().mean((1, 2, 3))  # noqa: E731
+    found = perturbation_test(moved, flat, maps, fill="road", fractions=[0, 0.5]).score
+    expected = 0.5 * 0.01 * math.sqrt(2 / math.pi)
+    assert found.most_first[0, 1].item() == pytest.approx(expected, rel=0.05)
+
+
 NAN = torch.full((3, 1, 2, 2), torch.nan)
 HEAT = torch.ones(3, 1, 2, 2)
 
