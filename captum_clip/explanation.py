@@ -31,15 +31,15 @@ from .models.geometry import Crop
 from .regions import Region
 from .similarity import ClipSimilarity, TextSimilarity
 from .targets import Target
-from .visualization import saving
-from .visualization.style import ALPHA
+from .visualization.colors import ALPHA, score_note
+from .visualization.grid import FORMATS as FIGURES
 
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["image", "text", "both"]
 TextMap: TypeAlias = tuple[tuple[str, float], ...]
 """The words of a text, each with its value."""
 
-FORMATS: Final = (*saving.FORMATS, ".npz")
+FORMATS: Final = (*FIGURES, ".npz")
 """Endings of the files that :meth:`Explanation.save` writes."""
 
 SIGNS: Final = ("positive", "negative")
@@ -48,7 +48,7 @@ _PARTS: Final = ("scores", "names", "norms", "model", "method", "images", "words
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """What :func:`explain` found; tensors on the CPU.
+    """The maps of images for texts with their scores, from :func:`explain`; tensors on the CPU.
 
     Attributes:
         maps: sign ("positive", "negative") -> raw maps (B, K, h, w), none below zero, on the
@@ -62,7 +62,7 @@ class Explanation:
         words: whether the first target is a text and the others are its words.
         text_maps: of the text side, for each text its words with their values; start, end and
             padding are left out. Where only the text side was asked for, `maps` is empty.
-        hints: of each image the sentences that say which maps should be doubted, where they were
+        hints: for each image sentences about the maps that should be doubted, where they were
             asked for; they stand in the caption of :meth:`plot`.
         crops: of each image where it lies in its photo; none of images that came as tensors, or by
             a processor of which that is not known.
@@ -117,13 +117,13 @@ class Explanation:
         """The maps over the images, resized, and min-max normalised one by one.
 
         One row per image and one column per target; with words, one column per word, dimmed by its
-        norm; with both signs, one row per image and target, positive beside negative on a scale
-        that the two share. With the text side one row per text: the image, or its map, beside the
-        words in their colours. For another look pass the maps to
+        norm; with both signs, one row per image and target, positive next to negative evidence on a
+        scale that the two share. With the text side one row per text: the image, or its map, next
+        to the words in their colours. For another look pass the maps to
         :mod:`captum_clip.visualization` yourself.
 
         Args:
-            cmap: colour map, by name or as it is; by default inferno, blue for what speaks against
+            cmap: colour map, by name or as it is; by default inferno, blue for negative evidence
                 alone, and orange and blue where both signs are drawn.
             alpha: opacity where a map is 1; where it is 0 the image shows through.
             interpolation: between the cells of a map: "bicubic", kept within the map's range,
@@ -136,37 +136,65 @@ class Explanation:
             InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], or
                 no photos to lay the maps on, as where the images came as tensors.
         """
-        if original is False:
-            images, heatmap = self.images, self.heatmap(interpolation)
-        else:
-            images, heatmap = photos.lay_on_photos(
-                self._originals(original), self.crops, self._signed(), interpolation
+        images: Any = self.images
+        heatmap: Mapping[str, Any] = self.heatmap(interpolation)
+        if original is not False:
+            given = self._originals(original)
+            images, heatmap = photos.lay_on_photos(given, self.crops, self._signed(), interpolation)
+        shown: dict[str, Any] = {"alpha": alpha, "caption": self._caption()}
+        if not self.words and not self.text_maps and len(heatmap) == 2:
+            shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
+            return visualization.signs(
+                images, **heatmap, names=self.names, scores=self.scores, **shown
             )
+        first, second = (*heatmap.values(), None, None)[:2]
+        if cmap is not None or list(heatmap) == ["negative"]:
+            shown["cmap"] = cmap or visualization.NEGATIVE
+        if self.text_maps:
+            return visualization.sentences(
+                images, self.text_maps, scores=self.scores, heatmap=first, **shown
+            )
+        weights = self.weights[:, None, None]
+        first, second = (
+            None if signed is None else [weights * values for values in signed]
+            for signed in (first, second)
+        )
+        if not self.words:
+            shown["scores"] = self.scores
+        assert first is not None
+        return visualization.overlay(
+            images, first, negative=second, names=self.names, notes=self.notes, **shown
+        )
+
+    @property
+    def label(self) -> str:
+        """Model and method, as they stand next to the rows of a figure."""
+        return f"{self.model} ({self.method})"
+
+    @property
+    def weights(self) -> Tensor:
+        """How bright each target is drawn, (K,): of a word its norm over the largest, else 1."""
+        weights = torch.ones(len(self.names))
+        if self.words:
+            weights[1:] = self.norms[1:] / self.norms[1:].max()
+        return weights
+
+    @property
+    def notes(self) -> list[list[str]]:
+        """What is written under each map, B times K: of words the norms; else nothing yet."""
+        if not self.words:
+            return [[""] * len(self.names)] * len(self.images)
+        norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
+        return [[score_note(score), *norms] for score in self.scores[:, 0].tolist()]
+
+    def _caption(self) -> str:
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
         if list(self.maps) == ["negative"]:
-            caption += " \N{MIDDLE DOT} what speaks against"
+            caption += " \N{MIDDLE DOT} negative evidence"
         for number, sentences in enumerate(self.hints, 1):
             which = f"image {number}: " if len(self.hints) > 1 and sentences else ""
             caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
-        shown: dict[str, Any] = {"names": self.names, "scores": self.scores, "caption": caption}
-        shown["alpha"] = alpha
-        if not self.words and not self.text_maps and len(heatmap) == 2:
-            if cmap is not None:
-                shown["cmaps"] = (cmap, cmap)
-            return visualization.signs(images, heatmap["positive"], heatmap["negative"], **shown)
-        first, second = (*heatmap.values(), None, None)[:2]
-        if cmap is not None:
-            shown["cmap"] = cmap
-        elif list(heatmap) == ["negative"]:
-            shown["cmap"] = visualization.NEGATIVE
-        if self.text_maps:
-            del shown["names"]
-            return visualization.sentences(images, self.text_maps, heatmap=first, **shown)
-        assert first is not None
-        if self.words:
-            shown.update(norms=self.norms, negative=second)
-            return visualization.words(images, first, **shown)
-        return visualization.overlay(images, first, **shown)
+        return caption
 
     def heatmap(self, interpolation: Mode = "bilinear") -> dict[str, Tensor]:
         """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
@@ -212,7 +240,7 @@ class Explanation:
         return self.photos
 
     def regions(self, threshold: Threshold = "otsu") -> list[Region]:
-        """What the maps mark, as masks and boxes at the photos' size, for tools that take those.
+        """The parts that the maps mark, as masks and boxes at the photos' size, for other tools.
 
         Each map is resized (bicubic, within its range), min-max normalised as by
         :meth:`heatmap`, and marks what is above the threshold. Where it is not known which part of
@@ -244,14 +272,14 @@ class Explanation:
         return found
 
     def save(self, path: str | Path, **look: Any) -> Path:
-        """Write the picture (.png, .jpg, .pdf, .svg) or everything (.npz).
+        """Write the figure (.png, .jpg, .pdf, .svg) or everything (.npz).
 
         The file appears under its name only when it is complete; an existing one is replaced. An
         .npz keeps of each photo its size and what the model saw of it, not the photo.
 
         Args:
             path: in an existing folder.
-            **look: of the picture, as :meth:`plot` takes it.
+            **look: of the figure, as :meth:`plot` takes it.
 
         Returns:
             The path.
@@ -261,7 +289,7 @@ class Explanation:
         """
         path = check_destination(path, FORMATS)
         if path.suffix.lower() != ".npz":
-            return saving.save_figure(self.plot(**look), path)
+            return visualization.save_figure(self.plot(**look), path)
         arrays: dict[str, Any] = {
             f"maps_{sign}": values.numpy() for sign, values in self.maps.items()
         }
@@ -344,7 +372,7 @@ def explain(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Explanation:
-    r"""Why does the image fit the text, and which parts speak against it?
+    r"""Why does the image fit the text, and which parts contradict it?
 
     With :math:`m(t)` for the method's map of target t, the positive map is :math:`m(t)^+` and the
     negative one :math:`m(-t)^+`; for Grad-CAM, whose map is linear in t, that is the ReLU of the
@@ -364,14 +392,14 @@ def explain(
             ``targets.words``. The first target is the whole text.
         side: "image" for where in the image, "text" for which words of the texts, "both". On the
             text side a method without a grid, by default "conservative", for one image.
-        whole: pad each picture to a square with the mean colour, so that the model sees all of it,
+        whole: pad each image to a square with the mean colour, so that the model sees all of it,
             where it otherwise sees what its processor leaves, as a rule the square in the middle.
             This is another input than the crop, with other scores and maps.
-        hints: say which maps should be doubted (`Explanation.hints`): those of a text that fits the
-            image no better than unrelated ones, and those that hardly change with the text. It
-            costs about two more forward passes; for texts, the image side and the positive sign.
+        hints: find maps to doubt (`Explanation.hints`): those of a text that fits the image no
+            better than unrelated ones, and those that hardly change with the text. It costs about
+            two more forward passes; for texts, the image side and the positive sign.
         batch_size: images at a time, with a progress bar; all at once by default.
-        processor: the model's image processor, where it has none yet; pictures are drawn with its
+        processor: the model's image processor, where it has none yet; figures are drawn with its
             mean and deviation, also where the images are tensors.
         tokenizer: the model's tokenizer, where it has none yet.
         device: where a model loaded by name goes.
@@ -463,7 +491,7 @@ def _text_maps(
 ) -> tuple[tuple[TextMap, ...], Tensor]:
     """A map of each of K texts for one image (1, 3, H, W), and the cosines (1, K).
 
-    A word's value is the sum over its tokens, below zero where it speaks against. With :math:`m(t)`
+    A word's value is the sum over its tokens, below zero where it contradicts. With :math:`m(t)`
     for a method without signs it is :math:`m(t)` for the positive sign, :math:`-m(-t)` for the
     negative one, and :math:`m(t) - m(-t)` for both; a signed method gives both always.
     """

@@ -30,7 +30,7 @@ DAMAGED: Final = (
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside the file, then put it in its place; after a failure nothing is left."""
+    """Write next to the file, then put it in its place; after a failure nothing is left."""
     if path.is_symlink():  # its file is replaced, and not the link
         path = Path(os.path.realpath(path))
     # a name may have 255 bytes, and this one is longer
@@ -52,7 +52,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def image_names(names: Iterable[str]) -> list[str]:
     """Those of the names, relative to one folder, that are images; sorted.
 
-    Hidden files and folders are left out, and so are the pictures of earlier studies (all that is
+    Hidden files and folders are left out, and so are the figures of earlier studies (all that is
     in a folder with their ``manifest.json`` and ``images.csv``) and of ``captum-clip rank``.
 
     Example:

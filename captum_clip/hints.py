@@ -46,7 +46,7 @@ def find_hints(
     raw: Tensor,
     scores: Tensor,
 ) -> list[tuple[str, ...]]:
-    """What there is to say of the positive maps of some texts: up to two sentences for each image.
+    """Find out which positive maps should be doubted: up to two sentences for each image.
 
     It costs one more forward pass for the scores and one of the method for eight texts, and once a
     model the encoding of 32 short texts. The arguments are those of :func:`compare`.
@@ -73,7 +73,7 @@ def compare(
     raw: Tensor,
     scores: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Texts and their maps beside unrelated texts, which are those that share no word with them.
+    """Compare texts and their maps with unrelated texts, which share no word with them.
 
     Args:
         clip: the model.

@@ -1,4 +1,4 @@
-"""Steps between a raw saliency map and a picture or a metric: pure functions of tensors."""
+"""Steps between a raw saliency map and a figure or a metric: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import InputError
 Mode = Literal["bilinear", "bicubic", "nearest"]
 _MODES = ("bilinear", "bicubic", "nearest")
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge in pixels of a picture."""
+"""Left, top, right and bottom edge in pixels of an image."""
 
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -83,20 +83,20 @@ def upsample(
 def uncrop(
     maps: Tensor, box: Box, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
 ) -> Tensor:
-    """Lay maps (..., h, w) of a part of a picture on the whole, (..., H, W), zero elsewhere.
+    """Lay maps (..., h, w) of a part of an image on the whole, (..., H, W), zero elsewhere.
 
     The map is resized as by :func:`upsample`, so that its edges lie on those of the box.
 
     Args:
         maps: (..., h, w).
         box: left, top, right and bottom edge of the part in pixels, not rounded; it may reach
-            beyond the picture, as where an image was padded.
-        size: (H, W) of the picture.
+            beyond the image, as where it was padded.
+        size: (H, W) of the image.
         mode: as of :func:`upsample`.
         clamp: keep every map within the range that it had.
 
     Raises:
-        InputError: as :func:`upsample`, or a box without an area or outside of the picture.
+        InputError: as :func:`upsample`, or a box without an area or outside of the image.
 
     Example:
         >>> import torch
@@ -125,10 +125,10 @@ def uncrop(
 
 
 def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The rows and the columns of a picture (H, W) whose centres lie in a box, one at least.
+    """The rows and the columns of an image (H, W) whose centres lie in a box, one at least.
 
     Raises:
-        InputError: the box has no area in the picture.
+        InputError: the box has no area in the image.
 
     Example:
         >>> from captum_clip import maps
@@ -140,7 +140,7 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
     for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
         low, high = max(low, 0), min(high, length)
         if not low < high:
-            raise InputError(f"uncrop: the box {box} holds nothing of a picture {size}.")
+            raise InputError(f"uncrop: the box {box} holds nothing of an image {size}.")
         start, stop = (math.ceil(end - 0.5) for end in (low, high))
         if start == stop:  # narrower than a pixel
             start, stop = int(low), int(low) + 1
@@ -183,7 +183,7 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def positive(maps: Tensor) -> Tensor:
-    r"""What speaks for the target: :math:`m^+ = \max(m, 0)` of signed maps (..., h, w).
+    r"""Positive evidence, which supports the target: :math:`m^+ = \max(m, 0)`, of signed maps.
 
     Raises:
         InputError: no such tensor, NaN or infinity.
@@ -199,7 +199,7 @@ def positive(maps: Tensor) -> Tensor:
 
 
 def negative(maps: Tensor) -> Tensor:
-    r"""What speaks against the target: :math:`m^- = \max(-m, 0)` of signed maps (..., h, w).
+    r"""Negative evidence, which contradicts the target: :math:`m^- = \max(-m, 0)`, of signed maps.
 
     Raises:
         InputError: no such tensor, NaN or infinity.

@@ -17,7 +17,6 @@ from .models import ClipAdapter
 from .models.adapter import ImageLike
 from .models.geometry import Crop, Size, crop_of
 from .models.images import as_pil, is_preprocessed
-from .visualization.arrays import letterbox
 
 _DRAWN: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most."""
@@ -47,14 +46,14 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
     if is_preprocessed(images):
         if whole:
             raise InputError(
-                "explain: whole=True pads pictures before they are preprocessed, and these are "
+                "explain: whole=True pads images before they are preprocessed, and these are "
                 "tensors that were; pass files, PIL images or uint8 arrays."
             )
         return Seen(clip.preprocess(images))
-    pictures = as_pil(images)
+    opened = as_pil(images)
     several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
     photos = tuple(images) if several else (images,)
-    sizes = [_size(picture) for picture in pictures]
+    sizes = [_size(image) for image in opened]
     try:
         known = {size: _crop(clip, size, whole) for size in set(sizes)}
         crops = tuple(known[size] for size in sizes)
@@ -63,12 +62,12 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
     if whole:
         mean = clip.denormalize(torch.zeros(1, 3, 1, 1, device=clip.device)).flatten()
         color = tuple((255 * mean).round().int().tolist())
-        pictures = [_padded(picture, color) for picture in pictures]
-    return Seen(clip.preprocess(pictures), crops, photos)
+        opened = [_padded(image, color) for image in opened]
+    return Seen(clip.preprocess(opened), crops, photos)
 
 
-def _size(picture: Image.Image) -> Size:
-    return picture.height, picture.width
+def _size(image: Image.Image) -> Size:
+    return image.height, image.width
 
 
 def _crop(clip: ClipAdapter, size: Size, whole: bool) -> Crop:
@@ -88,54 +87,52 @@ def _small(size: Size, longest: int = _PADDED) -> Size:
     return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
 
 
-def _padded(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
-    """A picture in the middle of a square."""
-    height, width = _small(_size(picture))
+def _padded(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """An image in the middle of a square."""
+    height, width = _small(_size(image))
     side = max(height, width)
     square = Image.new("RGB", (side, side), color)
-    square.paste(picture.resize((width, height)), ((side - width) // 2, (side - height) // 2))
+    square.paste(image.resize((width, height)), ((side - width) // 2, (side - height) // 2))
     return square
 
 
 def lay_on_photos(
     photos: Sequence[ImageLike], crops: Sequence[Crop], raw: Mapping[str, Tensor], mode: Mode
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Photos, and sign -> raw maps (B, K, h, w) of their crops, as pictures of one size.
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Photos (3, H, W), and sign -> maps (K, H, W) of raw maps (B, K, h, w) of their crops.
 
-    The photos (B, 3, H, W) are grey where the model saw nothing of them; the maps (B, K, H, W) are
-    in [0, 1], as :meth:`captum_clip.Explanation.heatmap` gives them. InputError of another number
-    of photos, or one of another size.
+    The photos are grey where the model saw nothing of them; the maps are in [0, 1], as
+    :meth:`captum_clip.Explanation.heatmap` gives them. InputError of another number of photos, or
+    one of another size.
     """
-    pictures = [picture for photo in photos for picture in as_pil(photo)]
-    sizes = [_size(picture) for picture in pictures]
+    images = [image for photo in photos for image in as_pil(photo)]
+    sizes = [_size(image) for image in images]
     explained = [crop.size for crop in crops]
     if sizes != explained:
         raise InputError(
             f"plot: the photos that were explained have heights and widths {explained}, those to "
             f"lay the maps on {sizes}; pass the same."
         )
-    drawn, heatmap = [], []
-    for index, (picture, crop) in enumerate(zip(pictures, crops, strict=True)):
+    drawn: list[Tensor] = []
+    heatmap: dict[str, list[Tensor]] = {sign: [] for sign in raw}
+    for index, (image, crop) in enumerate(zip(images, crops, strict=True)):
         size = _small(crop.size, _DRAWN)
-        small = picture.resize(size[::-1])
-        colors = torch.from_numpy(np.array(small, dtype=np.float32)).movedim(-1, 0) / 255
+        colors = torch.from_numpy(np.array(image.resize(size[::-1]), dtype=np.float32))
+        colors = colors.movedim(-1, 0) / 255
         rows, columns = maps.inside(crop.scaled(size), size)
-        image = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
-        image[:, rows, columns] = colors[:, rows, columns]
-        drawn.append(image)
+        shown = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
+        shown[:, rows, columns] = colors[:, rows, columns]
+        drawn.append(shown)
         of_image = {sign: values[index] for sign, values in raw.items()}
-        heatmap.append(normalized(of_image, size, mode, crop.scaled(size)))
-    frame = (max(i.shape[1] for i in drawn), max(i.shape[2] for i in drawn))
-    return (
-        torch.stack([letterbox(image, frame, 1.0) for image in drawn]),
-        {sign: torch.stack([letterbox(h[sign], frame, 0.0) for h in heatmap]) for sign in raw},
-    )
+        for sign, values in normalized(of_image, size, mode, crop.scaled(size)).items():
+            heatmap[sign].append(values)
+    return drawn, heatmap
 
 
 def normalized(
     raw: Mapping[str, Tensor], size: Size, mode: Mode, box: Box, shown: Box | None = None
 ) -> dict[str, Tensor]:
-    """Raw maps (..., h, w) of a box of a picture -> (..., H, W) in [0, 1], zero elsewhere.
+    """Raw maps (..., h, w) of a box of an image -> (..., H, W) in [0, 1], zero elsewhere.
 
     Each map is min-max normalised over the pixels that lie in the box, and in `shown` where that
     is given; its signs share one scale.

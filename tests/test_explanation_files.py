@@ -15,8 +15,7 @@ import torch
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
-from captum_clip.visualization.blend import blend
-from captum_clip.visualization.style import colormap
+from captum_clip.visualization.colors import blend, colormap
 from tests import builders
 from tests.figure_parts import lines_of, pixels_of
 from tests.samples import picture
@@ -71,7 +70,7 @@ def test_pictures_are_written(
 def test_the_picture_names_what_it_shows(found: Explanation) -> None:
     written = lines_of(found.plot())
     assert set(found.names) <= set(written)
-    against = " \u00b7 what speaks against" if list(found.maps) == ["negative"] else ""
+    against = " \u00b7 negative evidence" if list(found.maps) == ["negative"] else ""
     assert f"{found.model} \u00b7 {found.method}{against}" in written
     assert any(line.startswith("cosine") for line in written)
     assert any(line.startswith("norm") for line in written) == found.words

@@ -19,7 +19,7 @@ from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
 from captum_clip.models.geometry import crop_of
 from captum_clip.photos import lay_on_photos, normalized, preprocess
-from captum_clip.visualization import overlay, signs, words
+from captum_clip.visualization import overlay, signs
 from tests import builders
 from tests.figure_parts import pixels_of
 from tests.models.test_geometry import PROCESSORS
@@ -91,7 +91,7 @@ def test_uncrop_is_upsample_on_the_box(mode: Any) -> None:
     beyond = maps.uncrop(raw, (-10, -20, 40, 50), (40, 30), mode=mode, clamp=True)
     torch.testing.assert_close(beyond, inner[..., 20:60, 10:40])
     assert maps.inside((3.6, 0, 3.9, 9), (9, 9))[1] == slice(3, 4)
-    with pytest.raises(InputError, match="holds nothing of a picture"):
+    with pytest.raises(InputError, match="holds nothing of an image"):
         maps.uncrop(raw, (50, 0, 60, 10), (40, 30))
 
 
@@ -131,7 +131,7 @@ def test_a_cell_is_drawn_where_its_pixels_are(vit: ClipAdapter) -> None:
     _, heatmap = lay_on_photos(found.photos, found.crops, {"positive": one}, "nearest")
     expected = torch.zeros(40, 80)
     expected[:10, 50:60] = 1  # the crop begins at column 20, a cell has 10 pixels
-    assert torch.equal(heatmap["positive"][0, 0], expected)
+    assert torch.equal(heatmap["positive"][0][0], expected)
 
 
 def test_a_photo_on_its_side_is_drawn_upright(vit: ClipAdapter, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
     found = explain(vit.preprocess(picture()), "a horse", model=vit)
     with pytest.raises(InputError, match="came as preprocessed tensors; explain files"):
         found.plot(original=True)
-    with pytest.raises(InputError, match="whole=True pads pictures before"):
+    with pytest.raises(InputError, match="whole=True pads images before"):
         explain(vit.preprocess(picture()), "a horse", model=vit, whole=True)
     with pytest.raises(InputError, match="do not belong together"):
         replace(found, photos=(picture(), picture()))
@@ -274,7 +274,6 @@ def test_a_map_of_a_crop_is_refused_on_a_photo(grid: tuple[int, int]) -> None:
     for draw in (
         lambda: overlay(photo, heatmap),
         lambda: signs(photo, heatmap, heatmap),
-        lambda: words(photo, heatmap, ["a b", "b"], [1, 1]),
     ):
         with pytest.raises(InputError, match=message):
             draw()

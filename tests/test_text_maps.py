@@ -21,7 +21,7 @@ from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.explanation import Explanation, Sign
 from captum_clip.targets import word_tokens
-from captum_clip.visualization import saving
+from captum_clip.visualization import grid
 from tests import builders
 
 TEXTS = ["a horse and a dog", "a dog."]
@@ -118,7 +118,7 @@ def test_an_explanation_of_words_is_saved_and_drawn(clip: Any, tmp_path: Path) -
         figure = shown.plot()
         for axes, text in zip(figure.axes[1::2], TEXTS, strict=True):
             assert [drawn.get_text() for drawn in axes.texts[::2]] == text.split()
-        saving.save_figure(figure, tmp_path / "words.png")
+        grid.save_figure(figure, tmp_path / "words.png")
 
 
 def test_words_that_do_not_fit_a_line_go_on_the_next() -> None:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from .. import maps
 from ..explanation import TextMap
-from ..figures.heads import ScoreParts
+from ..figures import ScoreParts
 from ..models.images import as_pil
-from ..visualization.blend import ramp
-from ..visualization.heads import REST, sum_notes
+from ..visualization.colors import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, ramp, score_note
 from ..visualization.sentences import colored_words
-from ..visualization.style import ALPHA, HEAT, NEGATIVE, POSITIVE, colormap, score_note
+from ..visualization.strips import REST, sum_notes
 from .pictures import css_gradient, data_url, layer, photo, signed_heat, signed_layer
 from .queries import Result
 

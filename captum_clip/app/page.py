@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError
-from ..visualization.style import ALPHA
+from ..visualization.colors import ALPHA
 from . import handlers, html
 from .handlers import Detail, PageState
 from .model_cache import ModelCache

@@ -15,9 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import maps, visualization
-from ..visualization.arrays import Array
-from ..visualization.blend import RISE, soften
-from ..visualization.style import HEAT, NEGATIVE
+from ..visualization.colors import HEAT, NEGATIVE, RISE, Array, soften
 from .queries import Result
 
 

@@ -16,7 +16,7 @@ from ..attr import LayerAttention
 from ..demo.scenes import draw_scene
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, TextMap, explain
-from ..figures.heads import ScoreParts, score_parts
+from ..figures import ScoreParts, score_parts
 from ..models import ClipAdapter
 from ..models.adapter import ImageLike
 from ..models.images import as_pil

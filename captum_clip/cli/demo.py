@@ -50,7 +50,7 @@ def _run(arguments: Namespace) -> None:
     from ..files import make_folder
     from ..models import load_clip
     from ..visualization import save_figure
-    from ..visualization.saving import FORMATS
+    from ..visualization.grid import FORMATS
 
     pictures: dict[str, tuple[str, _Draw]] = {
         "captum-clip-demo.jpg": ("methods", _methods),

@@ -31,7 +31,7 @@ _KEYWORDS: Final = {
 def _run(arguments: Namespace) -> None:
     """Draw the figure and say where it is."""
     from ..visualization import save_figure
-    from ..visualization.saving import FORMATS
+    from ..visualization.grid import FORMATS
 
     _check_options(arguments)
     inputs = read_inputs(arguments)
@@ -59,8 +59,8 @@ def _run(arguments: Namespace) -> None:
 
 def _check_options(arguments: Namespace) -> None:
     from ..checks import check_integer
-    from ..visualization.layers import MASK
-    from ..visualization.style import colormap
+    from ..visualization.colors import colormap
+    from ..visualization.strips import MASK
 
     masks = arguments.command == "layers" and arguments.colormap == MASK
     if arguments.colormap is not None and not masks:

@@ -87,7 +87,7 @@ def draw_pictures(
     """Draw each image of a folder that has no figure yet, and print where the figures are."""
     from ..evaluation.image_batches import list_images
     from ..evaluation.storage import storage_of
-    from ..visualization.saving import save_figure
+    from ..visualization import save_figure
 
     names = list_images(storage_of(folder), storage_of(output))
     # with the ending of the image, since a folder may hold a.jpg and a.png

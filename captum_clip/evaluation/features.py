@@ -27,11 +27,9 @@ from ..models import ClipAdapter
 from ..models.images import decode_file, read_file
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from ..visualization.blend import blend, ramp
-from ..visualization.grid import Legend, Panel, grid
-from ..visualization.overlay import note_of
-from ..visualization.saving import save_figure
-from ..visualization.style import ALPHA, HEAT, colormap, score_note
+from ..visualization.colors import ALPHA, HEAT, blend, colormap, ramp, score_note
+from ..visualization.grid import Legend, Panel, grid, save_figure
+from ..visualization.overlays import note_of
 from .image_batches import list_images, read_ahead
 from .storage import storage_of
 from .units import to_csv, to_npz

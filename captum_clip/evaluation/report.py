@@ -29,9 +29,8 @@ from .. import targets
 from ..errors import CaptumClipError
 from ..metrics.bootstrap import STATISTICS, bootstrap, interval_of
 from ..models import ClipAdapter
-from ..visualization.blend import blend
+from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
-from ..visualization.style import ALPHA, HEAT
 from .batch import Batch, ModelContext, View, queries_of
 from .config import EvaluationConfig, RunConfig
 from .methods import Method

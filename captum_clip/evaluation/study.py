@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from typing_extensions import override
@@ -21,6 +24,7 @@ from ..attr.registry import MethodChoice, report_method
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
 from ..errors import InputError
+from ..files import DAMAGED
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
@@ -112,6 +116,44 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
     images, output = storage_of(config.images), storage_of(config.output)
     files = list_images(images, output, limit=config.limit, seed=config.seed)
     return run(partial(_plan, config, images, files), _summarise, config, progress)
+
+
+class MeanMaps(NamedTuple):
+    """The mean maps (K, h, w) of one model and method of a study."""
+
+    label: str
+    names: tuple[str, ...]
+    means: npt.NDArray[np.float32]
+    images: int
+
+
+def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
+    """The mean maps of a finished study; InputError where the folder holds none."""
+    study = storage_of(folder)
+    content = study.read(MANIFEST)
+    if content is not None and b"captum_clip study" not in content:
+        content = None
+    if content is None or study.read(STATISTICS) is None:
+        state = "no study" if content is None else "a study that is not finished"
+        raise InputError(
+            f"{study.root} holds {state}; 'captum-clip study statistics FOLDER --text TEXT -o "
+            f"{study.root}' {'makes one' if content is None else 'goes on with it'}."
+        )
+    try:
+        jobs = json.loads(content)["jobs"]
+        files = sorted(name for name in study.files() if name.startswith("mean_maps/"))
+        return [
+            MeanMaps(
+                f"{job['model']} ({job['method']})",
+                tuple(file["names"].tolist()),
+                file["stretched"].astype(np.float32),
+                int(file["images"]),
+            )
+            for job, name in zip(jobs, files, strict=True)
+            for file in [np.load(io.BytesIO(study.read(name) or b""), allow_pickle=False)]
+        ]
+    except DAMAGED as error:
+        raise InputError(f"{study.root} holds no study that can be read ({error}).") from error
 
 
 @dataclass(frozen=True, eq=False)

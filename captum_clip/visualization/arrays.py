@@ -16,67 +16,78 @@ from torch.nn import functional as F
 
 from .. import maps
 from ..errors import InputError
-from .style import score_note
+from .colors import Array, score_note
 
-Array = npt.NDArray[np.float32]
 ArrayLike = Tensor | npt.NDArray[Any]
+Batch = ArrayLike | Sequence[ArrayLike]
+"""A batch, or a list of its members, which may then differ in height and width."""
 
 _SLACK = 1e-3  # rounding of half precision
 
 
-def as_images(caller: str, images: ArrayLike) -> Array:
-    """Images (B, 3, H, W) with colours in [0, 1] -> (B, H, W, 3)."""
-    array = as_array(caller, "images", images)
-    if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape:
+def as_images(caller: str, images: Batch) -> list[Array]:
+    """Images (B, 3, H, W) with colours in [0, 1] -> B of (H, W, 3)."""
+    arrays = _members(caller, "images", images)
+    for array in arrays:
+        if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
+            raise InputError(
+                f"{caller}: expected images of shape (B, 3, H, W), got {_shape(images)}; "
+                "clip.denormalize(images) gives them."
+            )
+        _check_range(caller, "images", array, "clip.denormalize(images) gives such colours")
+    return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
+
+
+def as_heatmaps(
+    caller: str, heatmaps: Batch, images: Sequence[Array], count: int | None = None
+) -> list[Array]:
+    """Maps (B, K, h, w) in [0, 1] -> B of (K, H, W), upsampled to the images (H, W, 3)."""
+    arrays = _members(caller, "maps", heatmaps)
+    if len(arrays) != len(images) or any(a.ndim != 3 or 0 in a.shape for a in arrays):
         raise InputError(
-            f"{caller}: expected images of shape (B, 3, H, W), got {array.shape}; "
-            "clip.denormalize(images) gives them."
+            f"{caller}: expected maps of shape (B, K, h, w) for {len(images)} images, got "
+            f"{_shape(heatmaps)}."
         )
-    _check_range(caller, "images", array, "clip.denormalize(images) gives such colours")
-    return np.moveaxis(array, 1, -1).clip(0, 1)
+    count, shown = count or len(arrays[0]), []
+    for array, image in zip(arrays, images, strict=True):
+        if len(array) != count:
+            raise InputError(f"{caller}: expected {count} maps per image, got {len(array)}.")
+        _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
+        _check_aspect(caller, array.shape[1:], image.shape)
+        fits = array.shape[1:] == image.shape[:2]
+        shown.append((array if fits else enlarged(array, image.shape[:2])).clip(0, 1))
+    return shown
 
 
-def as_heat(caller: str, heatmap: ArrayLike, images: Array, count: int | None = None) -> Array:
-    """Maps (B, K, h, w) in [0, 1] -> (B, K, H, W), upsampled to the images (B, H, W, 3)."""
-    array = as_array(caller, "maps", heatmap)
-    batch = len(images)
-    if array.ndim != 4 or 0 in array.shape or len(array) != batch:
-        raise InputError(
-            f"{caller}: expected maps of shape (B, K, h, w) for {batch} images, got {array.shape}."
-        )
-    if count is not None and array.shape[1] != count:
-        raise InputError(f"{caller}: expected {count} maps per image, got {array.shape[1]}.")
-    _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
-    size = images.shape[1:3]
-    if array.shape[-2:] != size:
-        _check_shape(caller, array.shape[-2:], size)
-        array = enlarged(array, size)
-    return array.clip(0, 1)
+def _members(caller: str, what: str, batch: Batch) -> list[Array]:
+    """The members of a batch, which is one array or a list of them."""
+    if isinstance(batch, (list, tuple)) and len(batch):
+        return [as_array(caller, what, member) for member in batch]
+    array = as_array(caller, what, batch)
+    return list(array) if array.ndim and len(array) else [array]
 
 
-def as_raw(caller: str, what: str, raw: ArrayLike, shape: str, size: tuple[int, int]) -> Array:
-    """Raw maps of a shape such as "(B, L, h, w)" -> (..., H, W), upsampled."""
-    array = as_array(caller, what, raw)
-    if array.ndim != shape.count(",") + 1 or 0 in array.shape:
-        raise InputError(f"{caller}: expected {what} {shape}, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{caller}: {what} holds NaN or infinity.")
-    _check_shape(caller, array.shape[-2:], size)
-    return enlarged(array, size)
+def _shape(batch: Batch) -> object:
+    """The shape of a batch, or those of its members, for a message."""
+    if isinstance(batch, (list, tuple)):
+        return [tuple(np.shape(member)) for member in batch]
+    return tuple(np.shape(batch))
 
 
-def enlarged(array: Array, size: tuple[int, int]) -> Array:
+def enlarged(array: Array, size: Sequence[int]) -> Array:
     """Maps (..., h, w) -> (..., H, W), smoothly and within the range of each."""
-    large: Array = maps.upsample(torch.from_numpy(array), size, mode="bicubic", clamp=True).numpy()
+    height, width = size
+    raw = torch.from_numpy(array)
+    large: Array = maps.upsample(raw, (height, width), mode="bicubic", clamp=True).numpy()
     return large
 
 
-def _check_shape(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:
+def _check_aspect(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:
     """Refuse a map of a crop on a whole photo, which would silently stretch it.
 
     A tower's cells are square, and there are as many of them as go into the image, or one more.
     """
-    (height, width), (rows, columns) = size, grid
+    (height, width), (rows, columns) = size[:2], grid
     fitting = (
         height / (rows + 1) < width / columns and width / (columns + 1) < height / rows,
         height * (columns - 1) < width * rows and width * (rows - 1) < height * columns,
@@ -89,20 +100,8 @@ def _check_shape(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:
         )
 
 
-def as_signed(caller: str, attribution: ArrayLike, size: tuple[int, int]) -> Array:
-    """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero."""
-    array = as_array(caller, "an attribution", attribution)
-    if array.ndim != 4 or array.shape[:2] != (1, 1):
-        raise InputError(
-            f"{caller}: expected one attribution of shape (1, 1, h, w), got {array.shape}."
-        )
-    resized = maps.upsample(torch.from_numpy(array), size)[0, 0].numpy()
-    largest = float(np.abs(resized).max())
-    return np.asarray(resized / (largest or 1), dtype=np.float32)
-
-
 def as_notes(caller: str, scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[str]]:
-    """Scores (B, K) as they are written under pictures; empty where none are given."""
+    """Scores (B, K) as they are written under images; empty where none are given."""
     if scores is None:
         return [[""] * shape[1]] * shape[0]
     array = as_array(caller, "scores", scores)
@@ -122,26 +121,20 @@ def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def as_references(
-    caller: str, references: Sequence[ArrayLike | None] | None, count: int, size: tuple[int, int]
+    caller: str, references: Sequence[ArrayLike | None] | None, count: int
 ) -> list[Array | None]:
-    """Pictures that are targets themselves, (3, h, w) each -> (H, W, 3); None for the others."""
+    """Images (3, h, w) that are targets -> (h, w, 3); None for the other targets."""
     if references is None:
         return [None] * count
     if len(references) != count:
         raise InputError(f"{caller}: expected {count} references, got {len(references)}.")
-    pictures: list[Array | None] = [None] * count
-    for index, reference in enumerate(references):
-        if reference is not None:
-            [picture] = as_images(caller, as_array(caller, "references", reference)[None])
-            planes = letterbox(torch.from_numpy(picture).movedim(-1, 0), size, 1.0)
-            pictures[index] = planes.movedim(0, -1).numpy().clip(0, 1)
-    return pictures
+    return [None if one is None else as_images(caller, [one])[0] for one in references]
 
 
-def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
+def letterbox(planes: Tensor, size: Sequence[int], fill: float) -> Tensor:
     """Resize planes (C, H, W) to fit into a frame, their shape kept, and centre them in it.
 
-    What is left free has the value `fill`; planes that have that size already come as they are.
+    The margins have the value `fill`; planes that have that size already come as they are.
 
     Example:
         >>> import torch
@@ -164,7 +157,7 @@ def letterbox(planes: Tensor, size: tuple[int, int], fill: float) -> Tensor:
     return framed
 
 
-def as_array(caller: str, what: str, values: ArrayLike | Sequence[float]) -> Array:
+def as_array(caller: str, what: str, values: Any) -> Array:
     """Numbers of any shape; the caller's array stays as it is."""
     if isinstance(values, Tensor):
         if reason := maps.unusable(values):

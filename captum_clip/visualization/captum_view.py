@@ -1,18 +1,20 @@
-"""Captum's own picture of a map, without its pitfalls."""
+"""Captum's own figure of a map, without its pitfalls."""
 
 from __future__ import annotations
 
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
+import torch
 from captum.attr import visualization as captum_visualization
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from .. import maps
 from ..checks import check_choice
 from ..errors import InputError
-from .arrays import ArrayLike, as_images, as_signed
-from .style import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, colormap
+from .arrays import ArrayLike, as_array, as_images
+from .colors import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, Array, colormap
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
 Method = Literal["heat_map", "blended_heat_map", "masked_image", "alpha_scaling"]
@@ -40,18 +42,18 @@ def captum_image_attr(
 ) -> Figure:
     """One image and its signed map through `captum.attr.visualization.visualize_image_attr`.
 
-    For what :func:`overlay` does not do: a signed map in one picture, masked images, and figures
-    beside those of other Captum methods. The map is raw: Captum scales it, and cuts outliers off.
-    Captum fails on a map that is zero everywhere or has nothing of the sign; here the picture then
-    is the plain image, and its title says so.
+    For what :func:`overlay` does not do: a signed map in one figure, masked images, and figures
+    next to those of other Captum methods. The map is raw: Captum scales it, and cuts outliers off.
+    Captum fails on a map that is zero everywhere or has nothing of the sign; here the plain image
+    is shown, and the title says why.
 
     Args:
         image: (1, 3, H, W), colours in [0, 1].
         attribution: (1, 1, h, w), a raw map, signed or not; upsampled to (H, W).
         method: how map and image are shown.
         sign: which values; "all" does not go with "masked_image" and "alpha_scaling".
-        cmap: colour map; by default orange for and blue against.
-        title: over the picture.
+        cmap: colour map; by default orange above zero and blue below.
+        title: over the image.
         outlier_perc: share of the total, in percent, whose largest values are cut.
 
     Returns:
@@ -66,9 +68,15 @@ def captum_image_attr(
         >>> image, signed = torch.rand(1, 3, 32, 32), torch.randn(1, 1, 4, 4)
         >>> figure = visualization.captum_image_attr(image, signed, method="heat_map")
     """
-    _check(method, sign)
-    picture = as_images("captum_image_attr", image)[0]
-    values = as_signed("captum_image_attr", attribution, picture.shape[:2])  # (H, W)
+    check_choice("captum_image_attr", method, get_args(Method), name="method to be one")
+    check_choice("captum_image_attr", sign, get_args(Sign), name="sign to be one")
+    if sign == "all" and method in ("masked_image", "alpha_scaling"):
+        raise InputError(
+            f"captum_image_attr: {method} shows no sign; take sign='positive', 'negative' or "
+            "'absolute_value'."
+        )
+    seen = as_images("captum_image_attr", image)[0]
+    values = _as_signed(attribution, seen.shape[:2])  # (H, W)
     colors = colormap(_COLORS[sign] if cmap is None else cmap)
     shown: str = method
     present = {"positive": values > 0, "negative": values < 0}.get(sign, values != 0)
@@ -81,7 +89,7 @@ def captum_image_attr(
     options: dict[str, Any] = {"cmap": colors, "outlier_perc": outlier_perc, "use_pyplot": False}
     captum_visualization.visualize_image_attr(
         values[..., None],
-        np.round(255 * picture).astype(np.uint8),
+        np.round(255 * seen).astype(np.uint8),
         shown,
         sign if shown == method else "positive",
         plt_fig_axis=(figure, axes),
@@ -92,11 +100,12 @@ def captum_image_attr(
     return figure
 
 
-def _check(method: str, sign: str) -> None:
-    check_choice("captum_image_attr", method, get_args(Method), name="method to be one")
-    check_choice("captum_image_attr", sign, get_args(Sign), name="sign to be one")
-    if sign == "all" and method in ("masked_image", "alpha_scaling"):
+def _as_signed(attribution: ArrayLike, size: tuple[int, ...]) -> Array:
+    """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero."""
+    array = as_array("captum_image_attr", "an attribution", attribution)
+    if array.ndim != 4 or array.shape[:2] != (1, 1):
         raise InputError(
-            f"captum_image_attr: {method} shows no sign; take sign='positive', 'negative' or "
-            "'absolute_value'."
+            f"captum_image_attr: expected one attribution of shape (1, 1, h, w), got {array.shape}."
         )
+    resized = maps.upsample(torch.from_numpy(array), (size[0], size[1]))[0, 0].numpy()
+    return np.asarray(resized / (float(np.abs(resized).max()) or 1), dtype=np.float32)

@@ -14,15 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from ..checks import check_nonempty
-from ..errors import InputError
-from .arrays import as_names
-from .layout import fit, page, wrap
-from .style import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, TEXT_COLOR
+from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, TEXT_COLOR
+from .grid import fit, page, wrap
 
 Curve = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
 """Fractions, mean, lower and upper end, each (F,)."""
 Series = Mapping[str, Curve]
-_Arrays = tuple[npt.NDArray[np.float64], ...]
 
 _PANEL = (3.1, 2.7)  # inches; taller where the legend is
 _LABEL = 2.1  # widest label of a legend, in inches
@@ -42,7 +39,7 @@ _DASHES: Final[tuple[Any, ...]] = (
 
 def curves(
     series: Series,
-    beside: Series | None = None,
+    other: Series | None = None,
     *,
     headers: Sequence[str] = (),
     title: str = "",
@@ -52,7 +49,7 @@ def curves(
     baselines: Collection[str] = (),
     caption: str = "",
 ) -> Figure:
-    """Curves with light bands, a legend beside them; two panels share their vertical axis.
+    """Curves with light bands and a legend next to them; two panels share their vertical axis.
 
     Each label has one colour and one kind of dash, the same in both panels; thirty methods and ten
     baselines are drawn before a pair of them comes again.
@@ -60,7 +57,7 @@ def curves(
     Args:
         series: label -> (fractions, mean, low, high), each (F,); NaN in `low` and `high` leaves out
             the band.
-        beside: the same for a second panel, on the right.
+        other: the same for a second panel, on the right.
         headers: one over each panel.
         title: over all.
         xlabel: below each panel; fractions are written in per cent.
@@ -70,8 +67,7 @@ def curves(
         caption: below, in grey.
 
     Raises:
-        InputError: no curve, arrays of different shapes, NaN in fractions or mean, not one
-            header a panel, or a reference or baseline that is no label.
+        InputError: no curve in a panel.
 
     Example:
         >>> from captum_clip.visualization.curves import curves
@@ -81,8 +77,9 @@ def curves(
         >>> len(figure.axes)
         2
     """
-    panels = [_checked(panel) for panel in ([series] if beside is None else [series, beside])]
-    heads = as_names("curves", headers or None, len(panels))
+    panels = [series] if other is None else [series, other]
+    for panel in panels:
+        check_nonempty("curves", "curve in every panel", panel)
     labels = list(dict.fromkeys(label for panel in panels for label in panel))
     pens = _pens(labels, reference, baselines)
     width = len(panels) * (_PANEL[0] + 0.4) + _LABEL
@@ -91,7 +88,7 @@ def curves(
     wrap(figure.suptitle(title, x=0.01, ha="left", **TEXT), width)
     wrap(figure.supxlabel(caption, x=0.01, ha="left", **NOTE), width)
     plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, panel, head in zip(plots, panels, heads, strict=True):
+    for axes, panel, head in zip(plots, panels, headers or [""] * len(panels), strict=True):
         _style(axes)
         _draw(axes, panel, pens)
         wrap(axes.set_title(head, loc="left", **TEXT), _PANEL[0])
@@ -117,36 +114,11 @@ def curves(
     return figure
 
 
-def _checked(series: Series) -> dict[str, _Arrays]:
-    """The arrays of each label; fractions and means are finite."""
-    check_nonempty("curves", "curve in every panel", series)
-    checked = {}
-    for label, curve in series.items():
-        if len(curve) != 4:
-            raise InputError(
-                f"curves: expected (fractions, mean, low, high) for {label!r}, got {len(curve)} "
-                "arrays."
-            )
-        arrays = tuple(np.asarray(part, dtype=np.float64) for part in curve)
-        shapes = {array.shape for array in arrays}
-        if len(shapes) > 1 or arrays[0].ndim != 1 or not len(arrays[0]):
-            raise InputError(
-                f"curves: expected four arrays (F,) for {label!r}, got {sorted(shapes)}."
-            )
-        if not np.isfinite(arrays[:2]).all():
-            raise InputError(f"curves: the curve of {label!r} holds NaN or infinity.")
-        checked[label] = arrays
-    return checked
-
-
 def _pens(
     labels: Sequence[str], reference: str | None, baselines: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """How each label's line is drawn, in the legend's order."""
     first = [] if reference is None else [reference]
-    unknown = [label for label in (*baselines, *first) if label not in labels]
-    if unknown:
-        raise InputError(f"curves: there is no curve {unknown[0]!r}; there are {list(labels)}.")
     usual = [label for label in labels if label not in (*first, *baselines)]
     plain = [label for label in labels if label in baselines and label not in first]
     pens: dict[str, dict[str, Any]] = {}
@@ -173,7 +145,7 @@ def _style(axes: Axes) -> None:
     )
 
 
-def _draw(axes: Axes, panel: Mapping[str, _Arrays], pens: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw(axes: Axes, panel: Series, pens: Mapping[str, Mapping[str, Any]]) -> None:
     opacity = float(np.clip(1 / len(pens), *_BAND))
     for label, (fractions, mean, low, high) in panel.items():
         pen = pens[label]

@@ -1,42 +1,56 @@
-"""Pictures in rows and columns, with their names below them."""
+"""Figures: images in rows and columns with their names below them, their size and their files."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend as FigureLegend
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
+from ..checks import check_destination
 from ..errors import InputError
-from .arrays import Array
-from .layout import fit, page, wrap
-from .style import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT
+from ..files import replace_file
+from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
-_COLUMNS = 8  # pictures in a row, where a longer row is folded
-_SIDE = 2.0  # of a square picture, in inches
+_COLUMNS = 8  # images in a row, where a longer row is folded
+_SIDE = 2.0  # of a square image, in inches
 _LABEL = 1.3  # widest label, in inches
-_TEXTS = 0.5  # usual height of what is written under a picture, in inches
+_TEXTS = 0.5  # usual height of what is written under an image, in inches
 _GAP, _ROW_GAP = 0.1, 0.16  # inches between columns and between rows
 _SHADES = 48  # patches that make the colour bar of a legend
-_FINE = 400  # pixels that a picture's side has at least
+_FINE = 400  # pixels that an image's side has at least
 _LARGE = 2400  # pixels of a figure's side from which the images' own resolution will do
 _LIMIT = 2**15  # pixels of a figure's side
+_MARGIN: Final = 0.08  # inches around everything, besides the padding
+_LINE: Final = 0.2  # more than a line of text is high, in inches
+_LETTER: Final = 0.4  # width over type size, of narrow letters
+FORMATS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+# without the time of day, the same figure is the same file
+_METADATA: Final = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_JPEG: Final = {"quality": 90, "subsampling": 0}  # letters stay crisp
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One picture.
+    """One image of a figure.
 
     Args:
         pixels: (H, W, 3) in [0, 1].
@@ -54,14 +68,14 @@ Row = list[Panel | None]
 
 @dataclass(frozen=True)
 class Legend:
-    """A bar of colours from nothing to the strongest, and what it stands for."""
+    """A bar of colours from low to high, and what it stands for."""
 
     cmap: Colormap
     label: str
 
 
 def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
-    """Spread pictures over as few rows as there must be, about as many in each, behind a `lead`.
+    """Spread panels over as few rows as there must be, about as many in each, behind a `lead`.
 
     Example:
         >>> import numpy as np
@@ -91,18 +105,18 @@ def grid(
     legends: Sequence[Legend] = (),
     caption: str = "",
 ) -> Figure:
-    """Set pictures in rows; the first one says the shape of all.
+    """Set images in rows; the first one gives the shape of all.
 
     Args:
-        rows: of pictures, None where there is none; a row may be shorter than others.
+        rows: of panels, None for an empty place; a row may be shorter than others.
         headers: one over each column.
         labels: left of rows, by their number, "" for none.
         legends: bars of colours, below.
         caption: below, on the right.
 
     Returns:
-        A figure that no window system and no `pyplot` knows; each picture has at least the pixels
-        of its image.
+        A figure that no window system and no `pyplot` knows; each image has at least its own
+        pixels.
     """
     panels = [panel for row in rows for panel in row if panel is not None]
     high, wide = panels[0].pixels.shape[:2]
@@ -155,7 +169,7 @@ def _draw(axes: Axes, panel: Panel, width: float) -> None:
 def _write(
     axes: Axes, words: str, width: float, at: tuple[float, float], by: tuple[int, int], **align: Any
 ) -> Annotation:
-    """A text beside a picture, `by` points from `at`, of at most `width` inches."""
+    """A text next to an image, `by` points from `at`, of at most `width` inches."""
     text = axes.annotate(words, at, by, "axes fraction", "offset points", **align, **TEXT)
     wrap(text, width)
     return text
@@ -197,3 +211,89 @@ def _styled(legend: FigureLegend) -> Text:
     title = legend.get_title()
     title.set(color=NOTE_COLOR, family=FONT, size=NOTE_SIZE, parse_math=False)
     return title
+
+
+def page(dpi: float) -> Figure:
+    """An empty figure that belongs to no window."""
+    figure = Figure(dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)  # keeps one renderer, where a plain canvas makes one for each text
+    return figure
+
+
+def wrap(text: Text, width: float) -> None:
+    """Break a text of a figure into lines of at most `width` inches, at spaces where it can be."""
+    words, figure = text.get_text(), text.figure
+    assert figure is not None
+    letters = int(72 * width / (_LETTER * float(text.get_fontsize())))
+    for count in range(max(1, letters), 0, -1):
+        text.set_text(textwrap.fill(words, count, break_on_hyphens=False))
+        if text.get_window_extent().width <= width * figure.dpi:
+            break
+
+
+def fit(
+    figure: Figure, shape: tuple[int, int], size: tuple[float, float], pad: tuple[float, float]
+) -> None:
+    """Give a figure the size at which constrained layout makes every plot as large as wanted.
+
+    Its plots, in a `shape` of rows and columns, get a `size` (width, height) in inches, with a
+    `pad` around, each with its texts. The layout is not made again when the figure is drawn.
+    """
+    rows, columns = shape
+    # not by findobj, which would make the ticks of every image
+    texts = [text for axes in figure.axes for text in axes.texts] + figure.texts
+    texts += [legend.get_title() for legend in figure.legends]
+    room = _LINE * (4 + max((text.get_text().count("\n") for text in texts), default=0))
+    width, height = columns * (size[0] + 3), rows * (size[1] + room) + room
+    layout = ConstrainedLayoutEngine(w_pad=pad[0], h_pad=pad[1], wspace=0, hspace=0)
+    # What stands around the plots takes as much room in a figure of any size, so that it is
+    # measured in one that is large enough, and then fits.
+    for _ in range(2):
+        figure.set_size_inches(width, height)
+        x, y = _MARGIN / width, _MARGIN / height
+        layout.set(rect=(x, y, 1 - 2 * x, 1 - 2 * y))
+        layout.execute(figure)
+        plot = figure.axes[0].get_position(original=True)
+        width += columns * (size[0] - plot.width * width)
+        height += rows * (size[1] - plot.height * height)
+    # An image that is not on whole pixels would be resampled, which blurs it.
+    pixels = [round(side * figure.dpi) for side in (width, height)]
+    width, height = (side / figure.dpi for side in pixels)
+    figure.set_size_inches(width, height)
+    for axes in figure.axes:
+        corner = axes.get_position(original=True).p0
+        left, bottom = (round(at * side) / side for at, side in zip(corner, pixels, strict=True))
+        axes.set_position((left, bottom, size[0] / width, size[1] / height))
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, JPEG, PDF or SVG, by the ending of the name.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        figure: any matplotlib figure.
+        path: in an existing folder; an existing file is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: another ending, or a folder that cannot be written to.
+    """
+    path = check_destination(path, FORMATS)
+    kind = path.suffix.lower()
+
+    def write(file: BinaryIO) -> None:
+        options: dict[str, Any] = {"metadata": _METADATA.get(kind, {})}
+        if kind in (".jpg", ".jpeg"):
+            options = {"pil_kwargs": _JPEG}
+        if kind != ".svg":
+            figure.savefig(file, format=kind[1:], dpi="figure", **options)
+            return
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", dpi="figure", **options)
+        file.write(_NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawn.getvalue()).encode())
+
+    replace_file(path, write)
+    return path

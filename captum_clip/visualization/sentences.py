@@ -1,4 +1,4 @@
-"""Texts whose words are coloured by what they add, beside the image."""
+"""Texts whose words are coloured by what they add, next to the image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 
 from ..checks import check_interval
 from ..errors import InputError
-from . import layout
-from .arrays import ArrayLike, as_heat, as_images, as_notes
-from .blend import blend
-from .style import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, colormap, short_number
+from .arrays import ArrayLike, Batch, as_heatmaps, as_images, as_notes
+from .colors import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, blend, colormap, short_number
+from .grid import page, wrap
 
 DPI: Final = 150.0
-_SIDE: Final = 1.6  # of a picture, in inches
+_SIDE: Final = 1.6  # of an image, in inches
 _WIDTH: Final = 4.4  # of a text, in inches
 _LINE: Final = 0.42  # between lines of words, in inches
 _MARGIN: Final = 0.1
@@ -26,27 +25,27 @@ _LEAST: Final = 0.005  # of the largest value, to be written
 
 
 def sentences(
-    images: ArrayLike,
+    images: Batch,
     texts: Sequence[Sequence[tuple[str, float]]],
     *,
     scores: ArrayLike | None = None,
-    heatmap: ArrayLike | None = None,
+    heatmap: Batch | None = None,
     alpha: float = ALPHA,
     cmap: str | Colormap = HEAT,
     caption: str = "",
 ) -> Figure:
-    """One row per text: the image, or its map, and beside it the words in their colours.
+    """One row per text: the image, or its map, and next to it the words in their colours.
 
-    Orange speaks for the image and blue against it, on a scale of its own for each text; the value
-    stands under its word.
+    Orange words support the image and blue ones contradict it, on a scale of its own for each
+    text; the value stands under its word.
 
     Args:
         images: one image (1, 3, H, W), colours in [0, 1].
         texts: K texts, each a list of (word, value), such as ``Explanation.text_maps``.
-        scores: (1, K), under the pictures.
+        scores: (1, K), under the images.
         heatmap: (1, K, h, w) in [0, 1], drawn over the image.
-        alpha: opacity where the heat is 1.
-        cmap: colour map of the heat.
+        alpha: opacity where a map is 1.
+        cmap: colour map of the maps.
         caption: below all.
 
     Raises:
@@ -60,10 +59,10 @@ def sentences(
         >>> len(figure.axes)  # the image and the words
         2
     """
-    pictures = as_images("sentences", images)
-    if len(pictures) != 1 or not texts or not all(texts):
+    shown = as_images("sentences", images)
+    if len(shown) != 1 or not texts or not all(texts):
         raise InputError(
-            f"sentences: expected one image and texts with words, got {len(pictures)} images and "
+            f"sentences: expected one image and texts with words, got {len(shown)} images and "
             f"{len(texts)} texts."
         )
     if not all(np.isfinite(value) for words in texts for _, value in words):
@@ -71,29 +70,26 @@ def sentences(
     check_interval("sentences", "alpha", alpha, "[0, 1]")
     shape, colors = (1, len(texts)), colormap(cmap)
     cosines = as_notes("sentences", scores, shape)
-    maps = None if heatmap is None else as_heat("sentences", heatmap, pictures, shape[1])
-    figure = layout.page(DPI)
+    maps = None if heatmap is None else as_heatmaps("sentences", heatmap, shown, shape[1])
+    figure = page(DPI)
     row_height = _SIDE + 0.45
     width = _SIDE + _WIDTH + 3 * _MARGIN
     below = figure.text(0, 0, caption, va="bottom", ha="left", **NOTE)
-    layout.wrap(below, width - 2 * _MARGIN)
+    wrap(below, width - 2 * _MARGIN)
     height = len(texts) * row_height + 0.3 + 0.12 * below.get_text().count("\n")
     figure.set_size_inches(width, height)
     below.set_position((_MARGIN / width, 0.08 / height))
     for index, words in enumerate(texts):
         top = height - index * row_height - _MARGIN
-        picture = pictures[0]
-        if maps is not None:
-            picture = blend(picture, maps[0, index], colors, alpha)
+        image = shown[0] if maps is None else blend(shown[0], maps[0][index], colors, alpha)
         box = (_MARGIN / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
         axes = figure.add_axes(box)
-        axes.imshow(picture)
+        axes.imshow(image)
         axes.set_axis_off()
         note: dict[str, Any] = {**NOTE, "transform": axes.transAxes, "ha": "center"}
         axes.text(0.5, -0.03, cosines[0][index], va="top", **note)
         left = (_SIDE + 2 * _MARGIN) / width
-        beside = figure.add_axes((left, (top - _SIDE) / height, _WIDTH / width, _SIDE / height))
-        _draw_words(beside, words)
+        _draw_words(figure.add_axes((left, box[1], _WIDTH / width, box[3])), words)
     return figure
 
 

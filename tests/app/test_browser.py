@@ -29,9 +29,9 @@ from captum_clip.app.pictures import layer, signed_heat, signed_layer
 from captum_clip.app.serve import open_port
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explanation import Explanation
-from captum_clip.figures.heads import score_parts
-from captum_clip.visualization.heads import REST, sum_notes
-from captum_clip.visualization.style import HEAT, NEGATIVE, POSITIVE, colormap
+from captum_clip.figures import score_parts
+from captum_clip.visualization.colors import HEAT, NEGATIVE, POSITIVE, colormap
+from captum_clip.visualization.strips import REST, sum_notes
 
 if find_spec("playwright") is not None:  # without it the tests below fail, others do not
     from axe_playwright_python.sync_playwright import Axe

@@ -27,8 +27,7 @@ from captum_clip.app.queries import Query, Result, ask, layers, pick
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.explanation import Explanation
 from captum_clip.visualization import NEGATIVE, POSITIVE
-from captum_clip.visualization.blend import blend
-from captum_clip.visualization.style import HEAT, colormap
+from captum_clip.visualization.colors import HEAT, blend, colormap
 
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 

@@ -33,7 +33,7 @@ from captum_clip.app.queries import (
 )
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, TargetError
-from captum_clip.visualization.heads import sum_notes
+from captum_clip.visualization.strips import sum_notes
 
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 TEXTS = "a horse\n\n  a horse and   a dog \n"

@@ -14,7 +14,7 @@ import torch
 
 from captum_clip.checks import check_destination
 from captum_clip.errors import InputError
-from captum_clip.visualization.saving import FORMATS
+from captum_clip.visualization.grid import FORMATS
 
 from .files import save
 from .growth import SWEEPS, Point, grown

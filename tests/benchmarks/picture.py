@@ -9,8 +9,8 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from captum_clip.visualization.saving import save_figure
-from captum_clip.visualization.style import FONT, NOTE_COLOR, NOTE_SIZE, TEXT_COLOR, TEXT_SIZE
+from captum_clip.visualization.colors import FONT, NOTE_COLOR, NOTE_SIZE, TEXT_COLOR, TEXT_SIZE
+from captum_clip.visualization.grid import save_figure
 
 from .growth import Point, Sweep
 from .jobs import PLAIN

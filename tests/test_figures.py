@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,30 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip import ClipSimilarity, LayerAttention, explain, figures, maps, targets
+from captum_clip import (
+    ClipSimilarity,
+    DirectContribution,
+    LayerAttention,
+    explain,
+    figures,
+    maps,
+    targets,
+)
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
-from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.evaluation import run_study
-from captum_clip.figures import subjects
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization import grid
-from captum_clip.visualization.blend import blend
-from captum_clip.visualization.style import HEAT, colormap
+from captum_clip.visualization.colors import (
+    ALPHA,
+    HEAT,
+    NEGATIVE,
+    POSITIVE,
+    blend,
+    colormap,
+    score_note,
+)
+from captum_clip.visualization.strips import REST, min_max, sum_notes
 from tests import builders, folders
 from tests.figure_parts import lines_of, pixels_of
 
@@ -47,6 +63,21 @@ def photo(seed: int = 0, height: int = 40, width: int = 60) -> Image.Image:
 
 def enlarged(raw: torch.Tensor, side: int) -> torch.Tensor:
     return maps.upsample(raw, (side, side), mode="bicubic", clamp=True)
+
+
+def picture_of(clip: ClipAdapter, seed: int = 0) -> Any:
+    """What a model sees of a photo, (H, W, 3)."""
+    return clip.denormalize(clip.preprocess(photo(seed)))[0].movedim(0, -1).numpy()
+
+
+def check_signed(shown: list[Any], picture: Any, raw: Any, *, shared: bool) -> None:
+    """Maps (L, H, W) are drawn in orange and blue, to their largest absolute value."""
+    largest = np.abs(raw).max(axis=None if shared else (-2, -1), keepdims=True)
+    for pixels, heatmap in zip(shown, raw / np.where(largest > 0, largest, 1), strict=True):
+        for cmap, sign in ((POSITIVE, 1), (NEGATIVE, -1)):
+            there = sign * heatmap >= 0
+            drawn = blend(picture, (sign * heatmap).clip(0), cmap, ALPHA)
+            np.testing.assert_allclose(pixels[there], drawn[there], atol=5e-3)
 
 
 # layers
@@ -80,10 +111,23 @@ def test_layers_of_a_resnet_there_are_none(resnet: ClipAdapter) -> None:
 
 def test_layers_of_a_tower_without_cls_are_named_so() -> None:
     clip = builders.open_clip_vit_mean().load()
-    assert any(
-        "mean of all rows" in line
-        for line in lines_of(figures.layers(photo(), "a horse", model=clip))
-    )
+    figure = figures.layers(photo(), "a horse", model=clip)
+    assert any("mean of all rows" in line for line in lines_of(figure))
+
+
+@pytest.mark.parametrize("scale", ["each", "shared"])
+def test_gradients_are_orange_above_zero_and_blue_below(vit: ClipAdapter, scale: Any) -> None:
+    """And their range is below them, without a minus zero."""
+    figure = figures.layers(photo(), "a horse", model=vit, scale=scale)
+    images = vit.preprocess(photo())
+    method = LayerAttention(ClipSimilarity(vit, targets.text(vit, "a horse")))
+    raw = torch.cat([method.attribute(images, index=i, of="gradient") for i in range(3)])[:, 0]
+    large = enlarged(raw, 32).numpy()
+    check_signed(pixels_of(figure)[5:], picture_of(vit), large, shared=scale == "shared")
+    lines = lines_of(figure)
+    assert {"attention, low to high", "raises the cosine", "lowers it", "layer 2"} <= set(lines)
+    ends = [f"{value:.2g}".replace("-", "\u2212") for value in (large[1].min(), large[1].max())]
+    assert " to ".join(ends) in lines
 
 
 # compare
@@ -209,7 +253,7 @@ def test_words_has_a_row_a_model_with_its_own_norms(vit: ClipAdapter, resnet: Cl
     assert len(figure.axes) == 2 * 4
     for clip in (vit, resnet):
         for norm in targets.words(clip, "a horse").norms.tolist():
-            assert f"norm {norm:.2f}" in lines
+            assert any(line.startswith(f"norm {norm:.2f}") for line in lines)
     assert any("dimmed by their norms" in line for line in lines)
 
 
@@ -261,7 +305,7 @@ def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
 def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no study; 'captum-clip study statistics"):
         figures.average(tmp_path)
-    with pytest.raises(TargetError, match="no target 'a cat'; its targets are a horse, a dog"):
+    with pytest.raises(InputError, match="a target of a horse, a dog, got 'a cat'"):
         figures.average(study, names=["a cat"])
     with pytest.raises(InputError, match="at least one folder"):
         figures.average([])
@@ -298,13 +342,123 @@ def test_models_that_see_images_of_other_shapes_stand_side_by_side(vit: ClipAdap
         (lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD), "rows of cls, sum"),
     ],
 )
-def test_figures_say_what_is_wrong(vit: ClipAdapter, draw: Any, message: str) -> None:
+def test_figures_name_what_is_wrong(vit: ClipAdapter, draw: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         draw(vit)
 
 
 def test_maps_stretched_as_one_keep_their_order() -> None:
     first, second = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[2.0, 4.0]]])
-    one, other = subjects.min_max([first, second], shared=True)
+    one, other = min_max([first, second], shared=True)
     torch.testing.assert_close(one, first / 4)
     torch.testing.assert_close(other, second / 4)
+
+
+# heads
+
+TOWERS: dict[str, tuple[Callable[[], builders.Small], str]] = {
+    "CLS": (builders.hf_vit, "layer {}, head {}"),
+    "pooling head": (builders.siglip, "head {1} of the pool"),
+    "attention pool": (builders.open_clip_resnet, "head {1} of the pool"),
+}
+
+
+def contributions(clip: ClipAdapter) -> tuple[torch.Tensor, float, float]:
+    """Maps (n, H, h, w), the rest and the score, as the method itself gives them."""
+    method = DirectContribution(ClipSimilarity(clip, targets.text(clip, "a horse")))
+    found, scores, rest = method.attribute_targets(
+        clip.preprocess(photo()), per="head", return_scores=True, return_rest=True
+    )
+    return found[0, 0], rest.item(), scores.item()
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("sign", ["positive", "both"])
+def test_heads_are_those_of_direct_contribution_in_their_order(name: str, sign: Any) -> None:
+    """Label, sum and share of every part."""
+    build, label = TOWERS[name]
+    clip = build().load(name="small")
+    found, rest, score = contributions(clip)
+    sums = {
+        label.format(layer, head): found[layer, head].sum().item()
+        for layer, head in np.ndindex(*found.shape[:2])
+    }
+    ranked = sorted(sums, key=lambda head: -sums[head])
+    wanted = [head for head in ranked if sums[head] > 0][:2]
+    if sign == "both":
+        wanted += [head for head in reversed(ranked) if sums[head] < 0][:2]
+    others = len(sums) - len(wanted)
+    figure = figures.heads(photo(), "a horse", model=clip, count=2, sign=sign)
+    shown = sum(sums[head] for head in wanted)
+    values = [*(sums[head] for head in wanted), *[score - rest - shown] * bool(others), rest]
+    lines = lines_of(figure)
+    between = [f"{others} other head{'s' * (others > 1)}"] * bool(others)
+    labels = [*wanted, *between, REST]
+    assert [line for line in lines if line in labels] == labels
+    notes = [line.replace("\u2212", "-") for line in lines if line.endswith("%")]
+    for note, value in zip(notes, values, strict=True):
+        number, share = note[:-1].split(", ")
+        assert abs(float(number) - value) < 1e-3 + 1e-6
+        assert abs(float(share) / 100 - value / score) < 1e-2 + 1e-5
+    assert score_note(score) in lines
+
+
+@pytest.mark.parametrize("scale", ["each", "shared"])
+def test_maps_are_orange_where_a_head_adds_and_blue_where_it_takes_away(
+    vit: ClipAdapter, scale: Any
+) -> None:
+    every = contributions(vit)[0].flatten(0, 1)
+    order = every.sum((-2, -1)).argsort(descending=True)[:2]
+    others = every.sum(0, keepdim=True) - every[order].sum(0)
+    raw = torch.cat([every[order], others, torch.zeros_like(others)])
+    shown = pixels_of(figures.heads(photo(), "a horse", model=vit, count=2, scale=scale))
+    np.testing.assert_allclose(shown[0], picture_of(vit), atol=1e-6)
+    large = enlarged(raw, 32).numpy()
+    check_signed(shown[1:], picture_of(vit), large, shared=scale == "shared")
+
+
+def test_an_image_as_target_stands_in_place_of_the_image(vit: ClipAdapter) -> None:
+    figure = figures.heads(photo(), references=photo(1), model=vit, cmap="viridis")
+    np.testing.assert_allclose(pixels_of(figure)[0], picture_of(vit, 1), atol=1e-6)
+    assert {"image 0", "low to high"} <= set(lines_of(figure))
+
+
+def test_heads_of_a_tower_without_any_are_refused_before_it_runs() -> None:
+    small = builders.open_clip_vit_mean()
+    small.model.visual.register_forward_pre_hook(lambda *_: pytest.fail("was run"))
+    with pytest.raises(InputError, match="a mean of patches is read by no attention"):
+        figures.heads(photo(), "a horse", model=small.load())
+
+
+def test_numbers_under_the_heads_add_up_to_the_score() -> None:
+    """Each is rounded up or down, whichever lets the sum come out."""
+    for seed, scale in enumerate((0.001, 0.1, 10)):
+        parts = scale * np.random.default_rng(seed).normal(size=(9, 2, 3))
+        score, notes = sum_notes(parts, 0.25)
+        pairs = [note.replace("\u2212", "-")[:-1].split(", ") for note in notes]
+        numbers, shares = ([float(pair[place]) for pair in pairs] for place in (0, 1))
+        exact = [*parts.sum((-2, -1)), 0.25]
+        np.testing.assert_allclose(numbers, exact, rtol=0, atol=1e-3)
+        assert score == score_note(sum(numbers))
+        assert sum(shares) == 100
+        np.testing.assert_allclose(shares, [100 * e / sum(exact) for e in exact], atol=1.001)
+    zero = np.array([[[0.1, 0.02]], [[-0.12, 0.0]], [[0.0001, 0.0]]])
+    assert sum_notes(zero, 0.0) == ("cosine 0.000", ["+0.120", "\u22120.120", "0.000", "0.000"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": ()}, "expected a text or an image to explain, got neither"),
+        ({"text": ["a", "b"]}, "expected one text or one image"),
+        ({"references": photo()}, "expected one text or one image"),
+        ({"count": 0}, "expected count of 1 or more, got 0"),
+        ({"sign": BAD}, "a sign of positive, negative, both, got 'nonsense'"),
+        ({"scale": BAD}, "a scale of each, shared, got 'nonsense'"),
+        ({"image": [photo(), photo()]}, "expected one image, got 2"),
+    ],
+)
+def test_heads_name_what_is_wrong(vit: ClipAdapter, options: dict[str, Any], message: str) -> None:
+    given = {"image": photo(), "text": "a horse", "model": vit}
+    with pytest.raises(InputError, match=f"figures.heads: {message}|{message}"):
+        figures.heads(**{**given, **options})

@@ -1,0 +1,600 @@
+"""The figures of Mamooler's *CLIP Explainability*, and heads, on your own images: each one call.
+
+Images, texts and models go in, are explained by :func:`captum_clip.explain`, and come out as one
+matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On the command line:
+``captum-clip figure NAME``.
+
+Images are what ``ClipAdapter.preprocess`` takes, texts are targets, and references images that are
+targets, after the texts; a model is a name, a model or an adapter, a method a class of
+:mod:`captum_clip.attr` or its command-line name with options, used with the models that it fits;
+`device` is for models loaded by name. Errors are of type `CaptumClipError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from . import maps, targets, visualization
+from .attr import DirectContribution, LayerAttention
+from .attr.registry import MethodChoice, methods_for, report_method
+from .checks import check_choice, check_integer, check_nonempty
+from .emotions import EmotionProbe
+from .errors import InputError, UnsupportedModelError
+from .evaluation.study import read_mean_maps
+from .explanation import Explanation, Sign, explain
+from .models import ClipAdapter, ViTTower, load_clip
+from .models.adapter import ImageLike
+from .similarity import ClipSimilarity
+from .targets import Target
+from .visualization.colors import HEAT, colormap, ramp, score_note
+from .visualization.grid import Legend, Panel, grid
+from .visualization.overlays import numbered
+from .visualization.strips import REST, min_max, pixels_of, strip, strip_legends, sum_notes
+
+__all__ = ["average", "compare", "emotions", "heads", "layers", "signs", "words"]
+
+Images: TypeAlias = ImageLike | Sequence[ImageLike]
+Model: TypeAlias = str | Path | nn.Module | ClipAdapter
+Models: TypeAlias = Model | Sequence[Model]
+Methods: TypeAlias = str | type[Any] | Sequence[str | type[Any]]
+Device: TypeAlias = torch.device | str | None
+
+EACH: Final = "each map on a scale of its own"
+_DOT: Final = " \N{MIDDLE DOT} "
+
+
+def layers(
+    image: ImageLike,
+    texts: str | Sequence[str] = (),
+    *,
+    references: Images = (),
+    model: Model = "ViT-B/32",
+    rows: Literal["cls", "sum"] = "cls",
+    scale: Literal["each", "shared"] = "each",
+    cmap: str | Colormap | None = None,
+    device: Device = None,
+) -> Figure:
+    r"""The attention of every layer, and for each target the gradient with respect to it.
+
+    Mamooler's Figures 2 and 3. Heads are averaged (:class:`captum_clip.LayerAttention`). A gradient
+    keeps its sign: orange where more attention would raise the cosine, blue where it would lower
+    it, on a scale that ends at the largest absolute value. The range of each map is below it.
+
+    Args:
+        image: one of what ``ClipAdapter.preprocess`` takes.
+        texts: targets.
+        references: images that are targets, shown before their gradients.
+        model: a name, a model or an adapter, with a vision transformer.
+        rows: "cls", the row of the CLS token, or "sum" of all rows.
+        scale: "each" map its own, or "shared" by all layers.
+        cmap: lay all maps, min-max normalised, over the image in these colours; "mask" multiplies
+            the image :math:`I` with each map :math:`m`, as Mamooler does, so that low is dark:
+            :math:`I (m - \min m) / (\max m - \min m)`.
+        device: where a model that is loaded by name goes.
+
+    Raises:
+        UnsupportedModelError: the model has no vision transformer.
+
+    Example:
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> image = draw_scene(0, objects=["horse", "dog"]).image
+        >>> figure = figures.layers(image, "a horse", model="demo/vit")
+        >>> len(figure.axes)  # twice the image and six layers
+        14
+    """
+    caller = "figures.layers"
+    check_choice(caller, scale, ("each", "shared"), name="a scale")
+    check_choice(caller, rows, ("cls", "sum"), name="rows")
+    clip = load_clip(model, device=device)
+    if not isinstance(clip.tower, ViTTower):
+        raise UnsupportedModelError(
+            f"{caller}: {clip.name} has a {clip.kind} tower, which has no layers of attention; "
+            "take a model with a vision transformer."
+        )
+    [target], seen = _ask(caller, [clip], texts, references)
+    pixels, indices = _one_image(caller, clip, image), range(len(clip.tower.layers))
+    given: dict[str, Any] = {"model": clip, "method": LayerAttention, "rows": rows}
+    attention = [explain(pixels, target, index=i, of="attention", **given) for i in indices]
+    gradients = [
+        explain(pixels, target, index=i, of="gradient", sign="both", **given) for i in indices
+    ]
+    found, shared = gradients[0], scale == "shared"
+    [shown] = found.images
+    titles = [f"layer {index}" for index in indices]
+    labels = {0: "attention"}
+    raw = torch.stack([e.maps["positive"][0, 0] for e in attention])  # the same for all targets
+    drawn = strip(shown, raw, titles, Panel(pixels_of(shown), "image"), cmap or HEAT, shared=shared)
+    for k, (name, reference) in enumerate(zip(found.names, seen, strict=True)):
+        note = score_note(found.scores[0, k].item())
+        lead = Panel(pixels_of(shown, reference), name, note)
+        raw = torch.stack([(e.maps["positive"] - e.maps["negative"])[0, k] for e in gradients])
+        labels[len(drawn)] = "gradient"
+        drawn += strip(shown, raw, titles, lead, cmap, shared=shared)
+    legends = strip_legends(cmap, "raises the cosine", "lowers it")
+    if cmap is None:
+        legends.insert(0, Legend(ramp(colormap(HEAT)), "attention, low to high"))
+    row = "sum of all rows" if rows == "sum" else "row CLS"
+    if rows == "cls" and clip.tower.pooling != "cls":
+        row = "mean of all rows"
+    meaning = "one scale for all layers" if shared else EACH
+    caption = _DOT.join((clip.name, "heads averaged", row, meaning))
+    return grid(drawn, labels=labels, legends=legends, caption=caption)
+
+
+def compare(
+    images: Images,
+    texts: str | Sequence[str] = (),
+    *,
+    references: Images = (),
+    models: Models = "ViT-B/32",
+    methods: Methods | None = None,
+    scale: Literal["each", "shared"] = "each",
+    cmap: str | Colormap = HEAT,
+    device: Device = None,
+) -> Figure:
+    """Methods next to each other: one row per image and target, one column per model and method.
+
+    Mamooler's Figures 4 and 5.
+
+    Args:
+        images: one or several.
+        texts: targets.
+        references: shown at the end of their rows.
+        models: one or several names, models or adapters.
+        methods: each used with the towers that it fits; all that fit where none is given.
+        scale: "each" map its own, since the values of two methods cannot be compared, or "shared"
+            by the maps of a column, whose values can.
+        cmap: colour map.
+        device: where models that are loaded by name go.
+
+    Example:
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> image = draw_scene(0, objects=["horse", "dog"]).image
+        >>> figure = figures.compare(image, "a horse", models="demo/vit")
+        >>> len(figure.axes)  # the image and nine methods
+        10
+    """
+    caller = "figures.compare"
+    check_choice(caller, scale, ("each", "shared"), name="a scale")
+    clips = _load(caller, models, device)
+    asked, seen = _ask(caller, clips, texts, references)
+    rows = _explained(caller, images, clips, asked, methods, every=True)
+    names, count = rows[0].names, len(_as_list(images))
+    columns = [rows[start :: len(rows) // count] for start in range(len(rows) // count)]
+    labels = [column[0].label if len(clips) > 1 else column[0].method for column in columns]
+    scaled = [min_max([_raw(e) for e in column], shared=scale == "shared") for column in columns]
+    return visualization.contact_sheet(
+        [e.images[0] for e in columns[0] for _ in names],
+        {
+            label: [one[None] for of_image in column for one in of_image]
+            for label, column in zip(numbered(labels), scaled, strict=True)
+        },
+        names=names * count,
+        scores=torch.stack([torch.cat([e.scores[0] for e in c]) for c in columns], dim=1),
+        references=seen * count,
+        cmap=cmap,
+        caption={"each": EACH, "shared": "one scale per column"}[scale],
+    )
+
+
+def signs(
+    images: Images,
+    texts: str | Sequence[str] = (),
+    *,
+    references: Images = (),
+    models: Models = "ViT-B/32",
+    methods: Methods | None = None,
+    scale: Literal["shared", "each"] = "shared",
+    cmap: str | Colormap | None = None,
+    device: Device = None,
+) -> Figure:
+    """What supports and what contradicts each target: one row per image, model and target.
+
+    Mamooler's Figures 7 to 10. Arguments are as in :func:`compare`, but for the methods, of which
+    each tower has its own where none is given; `scale`, which is "shared" by the two signs of a
+    row, so that a weak one looks weak, or that of "each" map; and `cmap`, which is of both signs,
+    by default orange for what supports the target and blue for what contradicts it.
+
+    Example:
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> image = draw_scene(0, objects=["horse", "dog"]).image
+        >>> figure = figures.signs(image, "a horse", models=["demo/vit", "demo/resnet"])
+    """
+    caller = "figures.signs"
+    check_choice(caller, scale, ("shared", "each"), name="a scale")
+    clips = _load(caller, models, device)
+    asked, seen = _ask(caller, clips, texts, references)
+    rows = _explained(caller, images, clips, asked, methods, sign="both")
+    positive, negative = (
+        [
+            e.heatmap("bicubic")[sign][0] if scale == "shared" else maps.normalize(_raw(e, sign))
+            for e in rows
+        ]
+        for sign in ("positive", "negative")
+    )
+    colors: dict[str, Any] = {} if cmap is None else {"cmaps": (cmap, cmap)}
+    return visualization.signs(
+        positive=positive,
+        negative=negative,
+        references=seen,
+        **_written(rows, {"shared": "both signs on one scale", "each": EACH}[scale]),
+        **colors,
+    )
+
+
+def emotions(
+    images: Images,
+    probes: EmotionProbe | str | Path | Sequence[EmotionProbe | str | Path],
+    *,
+    names: str | Sequence[str] | None = None,
+    models: Models = "ViT-B/32",
+    methods: Methods | None = None,
+    centre: bool = False,
+    scale: Literal["each", "shared"] = "each",
+    cmap: str | Colormap = HEAT,
+    device: Device = None,
+) -> Figure:
+    """What makes an image sad or fearful: one row per image and model, one column per emotion.
+
+    Mamooler's Figure 11. Each model has one of the `probes`, in the same order: probes or files of
+    them. `names` chooses emotions, by default all eight; `centre` subtracts the mean of all nine
+    weights of a probe. A `scale` is that of "each" map, with its peak under it in percent of the
+    strongest of its row, or "shared" by the row, so that a weak map looks weak. All else is as in
+    :func:`signs`, with one colour map.
+
+    Raises:
+        InputError: not as many probes as models, or a probe of another model.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> from captum_clip.emotions import EmotionProbe
+        >>> probe = EmotionProbe(np.random.default_rng(0).normal(size=(9, 128)), np.zeros(9))
+        >>> figure = figures.emotions(draw_scene(0).image, probe, models="demo/vit")
+        >>> len(figure.axes)  # the image and eight emotions
+        9
+    """
+    caller = "figures.emotions"
+    check_choice(caller, scale, ("each", "shared"), name="a scale")
+    probes, models = _as_list(probes), _as_list(models)
+    if len(probes) != len(models):
+        raise InputError(
+            f"{caller}: expected a probe for each of the {len(models)} models, in the same order, "
+            f"got {len(probes)}."
+        )
+    clips = _load(caller, models, device)
+    asked = [
+        targets.emotion(clip, probe, names, centre=centre)
+        for clip, probe in zip(clips, probes, strict=True)
+    ]
+    rows = _explained(caller, images, clips, asked, methods)
+    raw = [_raw(e) for e in rows]
+    peaks = f"{EACH}, peaks in % of the strongest in the row"
+    return visualization.overlay(
+        heatmap=[min_max([row], shared=scale == "shared")[0] for row in raw],
+        notes=[_peaks(row) for row in raw],
+        cmap=cmap,
+        **_written(rows, {"each": peaks, "shared": "one scale per row"}[scale]),
+    )
+
+
+def words(
+    images: Images,
+    text: str,
+    *,
+    picked: Sequence[str | tuple[int, int]] | None = None,
+    models: Models = "ViT-B/32",
+    methods: Methods | None = None,
+    scale: Literal["norm", "each"] = "norm",
+    cmap: str | Colormap = HEAT,
+    device: Device = None,
+) -> Figure:
+    """The whole text, then what each of its words adds: one row per image and model.
+
+    Mamooler's Figure 13. One `text` is taken apart; `picked` chooses words or spans, as in
+    ``targets.words``, by default all words. The `scale` "norm" dims each word's map by its norm, so
+    that "a" does not look as important as "horse"; "each" shows every map in full. All else is as
+    in :func:`signs`, with one colour map.
+
+    Example:
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> image = draw_scene(0, objects=["horse", "dog"]).image
+        >>> figure = figures.words(image, "a horse", models="demo/vit")
+        >>> len(figure.axes)  # the image, the text and two words
+        4
+    """
+    caller = "figures.words"
+    check_choice(caller, scale, ("norm", "each"), name="a scale")
+    clips = _load(caller, models, device)
+    asked = [
+        targets.concatenate([targets.text(clip, text), targets.words(clip, text, picked)])
+        for clip in clips
+    ]
+    rows = [replace(e, words=True) for e in _explained(caller, images, clips, asked, methods)]
+    dimmed = scale == "norm"
+    written = _written(rows, "words dimmed by their norms" if dimmed else EACH)
+    return visualization.overlay(
+        heatmap=[
+            maps.normalize(_raw(e)) * (e.weights[:, None, None] if dimmed else 1) for e in rows
+        ],
+        notes=[e.notes[0] for e in rows],
+        cmap=cmap,
+        **{**written, "scores": None},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreParts:
+    """A score as a sum of M parts: the strongest heads first, then all others where there are any.
+
+    The sum of a map is what its part adds; the rest is what no position does: the class token,
+    MLPs, biases.
+    """
+
+    labels: tuple[str, ...]
+    maps: Tensor  # (M, h, w), signed and raw
+    rest: float
+
+
+def heads(
+    image: ImageLike,
+    text: str | Sequence[str] = (),
+    *,
+    references: Images = (),
+    model: Model = "ViT-B/32",
+    count: int = 8,
+    sign: Sign = "positive",
+    scale: Literal["each", "shared"] = "each",
+    cmap: str | Colormap | None = None,
+    device: Device = None,
+) -> Figure:
+    r"""The heads that add most to a score, each with its map, and all that is left of the sum.
+
+    .. math:: y = \sum_m \sum_p r_m(p) + \text{rest}
+
+    The maps are those of :class:`captum_clip.DirectContribution`, so they add up: under each is
+    its sum and the share of the cosine, rounded so that the printed numbers add up too; all other
+    heads are one map, and the rest is what no position adds. A tower that reads CLS has the heads
+    of every layer, a pooling head and the attention pool of a ResNet their own.
+
+    Arguments are as in :func:`layers`, but for the target, which is one text or one reference, then
+    shown in place of the image. `count` is the most heads to show, `sign` "positive" for those that
+    add most, "negative" for those that take most away, "both" for `count` of each. By default
+    orange adds to the cosine and blue takes away from it; `cmap` lays all maps over the image.
+
+    Raises:
+        InputError: not one image and one target, an argument that is none, or a tower whose
+            embedding no attention reads: a mean of patches, or average pooling.
+
+    Source: Gandelsman et al. 2024 (arXiv:2310.05916).
+
+    Example:
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> image = draw_scene(0, objects=["horse", "dog"]).image
+        >>> figure = figures.heads(image, "a horse", model="demo/vit")
+        >>> len(figure.axes)  # the image, eight heads, the others and the rest
+        11
+    """
+    caller = "figures.heads"
+    check_choice(caller, scale, ("each", "shared"), name="a scale")
+    check_choice(caller, sign, get_args(Sign), name="a sign")
+    check_integer(caller, "count", count)
+    if len(_as_list(text)) + len(_as_list(references)) > 1:
+        raise InputError(
+            f"{caller}: expected one text or one image to explain, got several; draw one figure "
+            "for each."
+        )
+    clip = load_clip(model, device=device)
+    [target], [reference] = _ask(caller, [clip], text, references)
+    pixels = _one_image(caller, clip, image)
+    parts = score_parts(clip, target, pixels, count=count, sign=sign)
+    [seen] = clip.denormalize(pixels).cpu()
+    total, notes = sum_notes(parts.maps.numpy(), parts.rest)
+    # the rest has no map: the pale image alone
+    raw, titles = torch.cat([parts.maps, torch.zeros_like(parts.maps[:1])]), [*parts.labels, REST]
+    lead, shared = Panel(pixels_of(seen, reference), target.names[0], total), scale == "shared"
+    meaning = "one scale for all maps" if shared else EACH
+    return grid(
+        strip(seen, raw, titles, lead, cmap, notes=notes, shared=shared),
+        legends=strip_legends(cmap, "adds to the cosine", "takes away from it"),
+        caption=f"{clip.name} ({DirectContribution.name}){_DOT}{meaning}",
+    )
+
+
+def score_parts(
+    clip: ClipAdapter,
+    target: Target,
+    pixels: Tensor,
+    *,
+    count: int = 8,
+    sign: Sign = "positive",
+) -> ScoreParts:
+    """Take the score of one image (1, 3, H, W) and one target apart into its heads."""
+    method = DirectContribution(ClipSimilarity(clip, target))
+    found, rest = method.attribute(pixels, target=0, per="head", return_rest=True)
+    by_layer = found[0, 0].cpu()  # (n, H, h, w)
+    every = by_layer.flatten(0, 1)
+    sums = every.sum((-2, -1))
+    order = sums.argsort(descending=True, stable=True).tolist()
+    adding = [head for head in order if sums[head] > 0][:count]
+    taking = [head for head in reversed(order) if sums[head] < 0][:count]
+    shown = {"positive": adding, "negative": taking, "both": adding + taking}[sign]
+    others = sorted({*order} - {*shown})
+    reads_cls = isinstance(clip.tower, ViTTower) and clip.tower.pooling == "cls"
+    label = "layer {}, head {}" if reads_cls else "head {1} of the pool"
+    labels = [label.format(*divmod(head, by_layer.shape[1])) for head in shown]
+    parts = every[shown]
+    if others:
+        labels.append(f"{len(others)} other head{'s' * (len(others) > 1)}")
+        parts = torch.cat([parts, every[others].sum(0, keepdim=True)])
+    return ScoreParts(tuple(labels), parts, rest.item())
+
+
+def average(
+    studies: str | Path | Sequence[str | Path],
+    *,
+    names: str | Sequence[str] | None = None,
+    cmap: str | Colormap = HEAT,
+) -> Figure:
+    """Mean maps of finished studies on one scale: a row per model and method, a column per target.
+
+    Mamooler's Figures 6 and 12.
+
+    Args:
+        studies: one or several output folders of ``captum-clip study``.
+        names: which targets or emotions; by default all that every row has.
+        cmap: colour map.
+
+    Raises:
+        InputError: no study, one that is not finished, studies without a common target, or a name
+            that a row does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from captum_clip import figures
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> from captum_clip.evaluation import StudyConfig, run_study
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for seed in range(2):
+        ...     Image.fromarray(draw_scene(seed).image).save(folder / f"{seed}.png")
+        >>> options = {"texts": ["a face"], "models": ["demo/vit"], "workers": 0}
+        >>> _ = run_study(StudyConfig(folder, folder / "study", **options))
+        >>> figure = figures.average(folder / "study")
+    """
+    folders = _as_list(studies)
+    check_nonempty("figures.average", "folder of a study", folders)
+    rows = [row for folder in folders for row in read_mean_maps(folder)]
+    common = [name for name in rows[0].names if all(name in row.names for row in rows)]
+    chosen = common if names is None else _as_list(names)
+    check_nonempty("figures.average", "target that the studies have in common", chosen)
+    for row, name in product(rows, chosen):
+        check_choice(f"figures.average: {row.label}", name, row.names, name="a target")
+    labels = numbered([row.label for row in rows])
+    means = [row.means[[row.names.index(name) for name in chosen]] for row in rows]
+    notes = [["" if np.isfinite(m).all() else "no map varies" for m in mean] for mean in means]
+    counts = " and ".join(f"{count:,}" for count in sorted({row.images for row in rows}))
+    return visualization.average(
+        {label: np.nan_to_num(mean) for label, mean in zip(labels, means, strict=True)},
+        names=chosen,
+        notes=dict(zip(labels, notes, strict=True)),
+        cmap=cmap,
+        caption=f"mean of min-max maps of {counts} images",
+    )
+
+
+def _as_list(values: Any) -> list[Any]:
+    """One or several of anything, as a list; a batch of images becomes its images."""
+    if isinstance(values, (list, tuple)):
+        return list(values)
+    return list(values) if getattr(values, "ndim", 0) == 4 else [values]
+
+
+def _load(caller: str, models: Models, device: Device) -> list[ClipAdapter]:
+    listed = _as_list(models)
+    check_nonempty(caller, "model", listed)
+    return [load_clip(model, device=device) for model in listed]
+
+
+def _one_image(caller: str, clip: ClipAdapter, image: ImageLike) -> Tensor:
+    pixels = clip.preprocess(image)
+    if len(pixels) != 1:
+        raise InputError(
+            f"{caller}: expected one image, got {len(pixels)}; draw one figure for each."
+        )
+    return pixels
+
+
+def _ask(
+    caller: str, clips: Sequence[ClipAdapter], texts: str | Sequence[str], references: Images
+) -> tuple[list[Target], list[Tensor | None]]:
+    """Texts, then images, as the target of each model.
+
+    And for each None, or the image (3, H, W) as the first model sees it.
+    """
+    texts, references = _as_list(texts), _as_list(references)
+    if not texts and not references:
+        raise InputError(f"{caller}: expected a text or an image to explain, got neither.")
+    asked = []
+    for clip in clips:
+        parts = [targets.text(clip, texts)] if texts else []
+        parts += [targets.image(clip, references)] if references else []
+        asked.append(targets.concatenate(parts))
+    seen = [clips[0].denormalize(clips[0].preprocess(one))[0].cpu() for one in references]
+    return asked, [*[None] * len(texts), *seen]
+
+
+def _explained(
+    caller: str,
+    images: Images,
+    clips: Sequence[ClipAdapter],
+    asked: Sequence[Target],
+    methods: Methods | None,
+    *,
+    sign: Sign = "positive",
+    every: bool = False,
+) -> list[Explanation]:
+    """Explanations of each image by each model, with its target, and each method that fits it.
+
+    Where no method is given it is Mamooler's, or with `every` all that fit the model.
+    """
+    listed = _as_list(images)
+    check_nonempty(caller, "image", listed)
+    subjects: list[tuple[Target, dict[str, Any]]] = []
+    for clip, target in zip(clips, asked, strict=True):
+        offered = methods_for(clip.kind) if every else [report_method(clip.tower)]
+        choices = [MethodChoice.of(one) for one in (_as_list(methods) if methods else offered)]
+        fitting = [choice for choice in choices if choice.fits(clip.kind)]
+        if not fitting:
+            raise InputError(
+                f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} "
+                f"fits {clip.name}, whose tower is a {clip.kind}."
+            )
+        for choice in fitting:
+            subjects.append((target, {"model": clip, "method": choice.method, **choice.options}))
+    return [
+        explain(image, target, sign=sign, **given)
+        for image, (target, given) in product(listed, subjects)
+    ]
+
+
+def _written(rows: Sequence[Explanation], meaning: str) -> dict[str, Any]:
+    """Images, names, scores, labels and caption of all rows; `meaning` is that of the colours."""
+    shown: dict[str, Any] = {
+        "images": [e.images[0] for e in rows],
+        "names": rows[0].names,
+        "scores": torch.cat([e.scores for e in rows]),
+    }
+    labels = [e.label for e in rows]
+    if len({*labels}) == 1:
+        return {**shown, "caption": f"{labels[0]}{_DOT}{meaning}"}
+    return {**shown, "labels": labels, "caption": meaning}
+
+
+def _raw(explanation: Explanation, sign: str = "positive") -> Tensor:
+    """The raw maps of one image at its size, (K, H, W)."""
+    height, width = explanation.images.shape[-2:]
+    return maps.upsample(explanation.maps[sign][0], (height, width), mode="bicubic", clamp=True)
+
+
+def _peaks(raw: Tensor) -> list[str]:
+    """The largest value of each map (K, H, W), in percent of the largest of all."""
+    peaks = raw.amax((-2, -1))
+    return [f"peak {share:.0%}" for share in (peaks / peaks.max().clamp(min=1e-30)).tolist()]

@@ -1,0 +1,101 @@
+"""Colours and type sizes of figures, and maps laid over images in these colours."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
+
+from ..errors import InputError
+
+Array = npt.NDArray[np.float32]
+
+FONT: Final = "DejaVu Sans"  # comes with matplotlib
+TEXT_SIZE: Final = 8.0  # points
+NOTE_SIZE: Final = 7.0
+TEXT_COLOR: Final = "#222222"
+NOTE_COLOR: Final = "#6b6b6b"
+# Names of targets may hold dollar signs, which are no formulas.
+TEXT: Final[dict[str, Any]] = {
+    "fontsize": TEXT_SIZE,
+    "family": FONT,
+    "color": TEXT_COLOR,
+    "parse_math": False,
+}
+NOTE: Final = {**TEXT, "fontsize": NOTE_SIZE, "color": NOTE_COLOR}
+
+HEAT: Final = "inferno"
+POSITIVE: Final = LinearSegmentedColormap.from_list(
+    "captum_clip.positive", ["#fbd3a4", "#e8812a", "#b03a00"]
+)
+"""Light to dark orange, which people with any kind of colour vision can tell from blue."""
+NEGATIVE: Final = LinearSegmentedColormap.from_list(
+    "captum_clip.negative", ["#b5d8f0", "#2f86c5", "#00407c"]
+)
+"""Light to dark blue."""
+ALPHA: Final = 0.9
+RISE: Final = 0.8  # opacity is the map's value to this power, so that low values can be seen
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_COLOR, _LIGHT = 0.4, 0.2  # what stays of the colours, what is added of white
+
+
+def colormap(cmap: str | Colormap) -> Colormap:
+    """A colour map, by name or as it is; InputError for an unknown name."""
+    if isinstance(cmap, Colormap):
+        return cmap
+    try:
+        return colormaps[cmap]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"cmap: matplotlib knows no colour map {cmap!r}; "
+            "good ones are inferno, viridis, magma, cividis."
+        ) from error
+
+
+def soften(image: Array) -> Array:
+    """An image (H, W, 3) paler and lighter, so that the colours of a map stand out."""
+    grey = (image @ _LUMA)[..., None]
+    pale = _COLOR * image + (1 - _COLOR) * grey
+    return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
+
+
+def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float) -> Array:
+    """Lay a map (H, W) over a softened image (H, W, 3), both in [0, 1].
+
+    The map is `alpha` opaque where it is 1, and shows the image where it is 0.
+    """
+    opacity = alpha * heatmap[..., None] ** RISE
+    mixed = (1 - opacity) * soften(image) + opacity * cmap(heatmap)[..., :3]
+    return np.asarray(mixed, dtype=np.float32).clip(0, 1)
+
+
+def blend_signed(image: Array, signed: Array, alpha: float = ALPHA) -> Array:
+    """Lay a map (H, W) in [-1, 1] over an image: orange above zero, blue below it."""
+    return np.where(
+        signed[..., None] < 0,
+        blend(image, (-signed).clip(0), NEGATIVE, alpha),
+        blend(image, signed.clip(0), POSITIVE, alpha),
+    )
+
+
+def ramp(cmap: Colormap, alpha: float = ALPHA) -> Colormap:
+    """The colours of a map as they look over an image, from 0, a pale image, to 1.
+
+    Legends show them, since the darkest colours of a map are never seen in a figure.
+    """
+    heatmap = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    grey = np.full((*heatmap.shape, 3), 0.5, dtype=np.float32)
+    return ListedColormap(blend(grey, heatmap, cmap, alpha)[0])
+
+
+def short_number(value: float) -> str:
+    """A value with two digits and a true minus sign, for a figure."""
+    return f"{value + 0.0:.2g}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus zero
+
+
+def score_note(score: float) -> str:
+    """A cosine similarity as it is written in a figure."""
+    return f"cosine {score:.3f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,361 @@
+"""Maps over the images that the model saw: of targets, words, signs and methods; and mean maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from operator import itemgetter
+
+import numpy as np
+import torch
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from ..checks import check_interval, check_nonempty
+from ..errors import InputError
+from .arrays import (
+    ArrayLike,
+    Batch,
+    as_array,
+    as_heatmaps,
+    as_images,
+    as_names,
+    as_notes,
+    as_references,
+    enlarged,
+    letterbox,
+)
+from .colors import ALPHA, HEAT, NEGATIVE, POSITIVE, Array, blend, colormap, ramp, short_number
+from .grid import Legend, Panel, Row, folded, grid
+
+_SIDE = 224  # pixels of a mean map
+
+
+def overlay(
+    images: Batch,
+    heatmap: Batch,
+    *,
+    negative: Batch | None = None,
+    names: Sequence[str] | None = None,
+    scores: ArrayLike | None = None,
+    notes: Sequence[Sequence[str]] | None = None,
+    labels: Sequence[str] = (),
+    alpha: float = ALPHA,
+    cmap: str | Colormap | None = None,
+    original: bool = True,
+    caption: str = "",
+) -> Figure:
+    """Heatmaps over images: one row per image (or model), one column per target, word or emotion.
+
+    Args:
+        images: (B, 3, H, W), colours in [0, 1]; or a list of images, which may differ in size.
+        heatmap: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser. Of these images,
+            not of a crop: :meth:`captum_clip.Explanation.plot` lays that on the whole photo.
+        negative: maps like `heatmap` of negative evidence; a second row for each image, in blue.
+        names: of the K targets, under their images; more than eight go on in another row.
+        scores: (B, K), under the names.
+        notes: B times K short lines, after the scores.
+        labels: of the B images, left of their rows, such as the model that each is of.
+        alpha: opacity where a map is 1; where it is 0 the image shows through.
+        cmap: colour map of `heatmap`, by name or as it is; by default inferno, or orange with
+            `negative`.
+        original: whether the image without a map comes first.
+        caption: below the images.
+
+    Returns:
+        A figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
+
+    Raises:
+        InputError: shapes, aspect ratios or ranges that do not fit, an unknown colour map.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> images, heatmap = torch.rand(1, 3, 32, 32), torch.rand(1, 2, 4, 4)
+        >>> figure = visualization.overlay(images, heatmap, names=["a horse", "a dog"])
+        >>> len(figure.axes)  # the image and two maps
+        3
+    """
+    check_interval("overlay", "alpha", alpha, "[0, 1]")
+    given = [heatmap] if negative is None else [heatmap, negative]
+    shown, signs = _read("overlay", images, given)
+    shape = (len(shown), len(signs[0][0]))
+    titles = as_names("overlay", names, shape[1])
+    cosines = as_notes("overlay", scores, shape)
+    remarks = [[""] * shape[1]] * shape[0] if notes is None else list(notes)
+    if len(remarks) != shape[0]:
+        raise InputError(f"overlay: expected notes for {shape[0]} images, got {len(remarks)}.")
+    remarks = [as_names("overlay, notes", own, shape[1]) for own in remarks]
+    models = as_names("overlay, labels", labels or None, shape[0])
+    looks = [
+        (colormap(cmap or (HEAT if negative is None else POSITIVE)), ""),
+        (NEGATIVE, "contradicts: "),
+    ]
+    rows: list[Row] = []
+    at: dict[int, str] = {}
+    for index, image in enumerate(shown):
+        at[len(rows)] = models[index]
+        for maps, (colors, prefix) in zip(signs, looks, strict=False):
+            written = zip(maps[index], titles, cosines[index], remarks[index], strict=True)
+            cells = [
+                Panel(blend(image, values, colors, alpha), prefix + title, note_of(values, *parts))
+                for values, title, *parts in written
+            ]
+            rows += folded(cells, Panel(image, "image") if original else None)
+    meanings = ["low to high"] if negative is None else ["supports", "contradicts"]
+    legends = [
+        Legend(ramp(colors, alpha), meaning)
+        for (colors, _), meaning in zip(looks, meanings, strict=False)
+    ]
+    return grid(rows, labels=at, legends=legends, caption=caption)
+
+
+def contact_sheet(
+    images: Batch,
+    columns: Mapping[str, Batch],
+    *,
+    names: Sequence[str] | None = None,
+    scores: ArrayLike | None = None,
+    references: Sequence[ArrayLike | None] | None = None,
+    cmap: str | Colormap = HEAT,
+    caption: str = "",
+) -> Figure:
+    """Methods next to each other: one row per image and its target, one column per method.
+
+    Args:
+        images: (N, 3, H, W), colours in [0, 1], or a list; an image may come several times.
+        columns: heading -> maps (N, 1, h, w) in [0, 1].
+        names: of the N targets, under the images.
+        scores: (N, M), one per row and column, under the maps.
+        references: N images (3, H, W) that are targets themselves, None for the others; each
+            stands at the end of its row.
+        cmap: colour map.
+        caption: below the images.
+
+    Raises:
+        InputError: shapes or ranges that do not fit, no column.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> maps = {"Grad-CAM": torch.rand(2, 1, 4, 4)}
+        >>> figure = visualization.contact_sheet(torch.rand(2, 3, 32, 32), maps, names=["a", "b"])
+    """
+    check_nonempty("contact_sheet", "column of maps", columns)
+    shown, maps = _read("contact_sheet", images, list(columns.values()), count=1)
+    colors, shape = colormap(cmap), (len(shown), len(maps))
+    titles = as_names("contact_sheet", names, shape[0])
+    cosines = as_notes("contact_sheet", scores, shape)
+    targets = as_references("contact_sheet", references, shape[0])
+    rows: list[Row] = []
+    for index, (image, *row) in enumerate(zip(shown, *maps, strict=True)):
+        panels = [
+            Panel(blend(image, values, colors, ALPHA), note=note_of(values, cosine))
+            for [values], cosine in zip(row, cosines[index], strict=True)
+        ]
+        rows.append([Panel(image, titles[index]), *panels, _target(targets[index], image)])
+    return _table(rows, columns, [Legend(ramp(colors), "low to high")], {}, caption)
+
+
+def signs(
+    images: Batch,
+    positive: Batch,
+    negative: Batch,
+    *,
+    names: Sequence[str] | None = None,
+    scores: ArrayLike | None = None,
+    references: Sequence[ArrayLike | None] | None = None,
+    labels: Sequence[str] = (),
+    alpha: float = ALPHA,
+    cmaps: tuple[str | Colormap, str | Colormap] = (POSITIVE, NEGATIVE),
+    caption: str = "",
+) -> Figure:
+    """Positive next to negative evidence: one row per image (or model) and target.
+
+    Both maps of a row should share one scale, so that a weak one looks weak: normalise them as one
+    map, or divide both by the larger maximum. The peak of the weaker one is under its image.
+
+    Args:
+        images: (B, 3, H, W), colours in [0, 1]; or a list of images, which may differ in size.
+        positive: (B, K, h, w) in [0, 1], what supports each target.
+        negative: (B, K, h, w) in [0, 1], what contradicts it.
+        names: of the K targets, under the images of their rows.
+        scores: (B, K), under the names of the images.
+        references: K images (3, H, W) that are targets themselves, None for the others; each
+            stands at the end of its rows.
+        labels: B of them, left of the rows, such as the model that each is of; the rows of one
+            target then stand together.
+        alpha: opacity where a map is 1.
+        cmaps: of the positive and of the negative maps; orange and blue by default, which people
+            with any kind of colour vision can tell apart.
+        caption: below the images.
+
+    Raises:
+        InputError: shapes or ranges that do not fit, an unknown colour map.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> up, down = torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)
+        >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
+    """
+    check_interval("signs", "alpha", alpha, "[0, 1]")
+    shown, maps = _read("signs", images, [positive, negative])
+    batch, count = len(shown), len(maps[0][0])
+    colors = [colormap(cmap) for cmap in cmaps]
+    titles = as_names("signs", names, count)
+    cosines = as_notes("signs", scores, (batch, count))
+    targets = as_references("signs", references, count)
+    models = as_names("signs, labels", labels or None, batch)
+    order = list(product(range(batch), range(count)))
+    if labels:  # models side by side, target by target
+        order.sort(key=itemgetter(1))
+    rows: list[Row] = []
+    for index, column in order:
+        image, pair = shown[index], [sign[index][column] for sign in maps]
+        panels = [
+            Panel(blend(image, values, cmap, alpha), note=_peak(values, other))
+            for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
+        ]
+        lead = Panel(image, titles[column], cosines[index][column])
+        rows.append([lead, *panels, _target(targets[column], image)])
+    legends = [
+        Legend(ramp(cmap, alpha), meaning)
+        for cmap, meaning in zip(colors, ("supports", "contradicts"), strict=True)
+    ]
+    labels_of_rows = {row: models[index] for row, (index, _) in enumerate(order)}
+    return _table(rows, ["supports it", "contradicts it"], legends, labels_of_rows, caption)
+
+
+def average(
+    rows: Mapping[str, ArrayLike],
+    *,
+    names: Sequence[str] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
+    scale: tuple[float, float] | None = None,
+    cmap: str | Colormap = HEAT,
+    caption: str = "",
+) -> Figure:
+    """Mean maps: one row per model or method, one column per target or emotion, all on one scale.
+
+    The darkest colour is the smallest value of all maps and the lightest the largest, so that maps
+    can be compared and weak structure is seen; the legend gives both.
+
+    Args:
+        rows: label -> maps (K, h, w) of any finite values; grids may differ from row to row.
+        names: of the K targets, under the maps; more than eight go on in a second row.
+        notes: label -> K short lines, under the names.
+        scale: smallest and largest value, where several figures are to be compared.
+        cmap: colour map; should be perceptually uniform.
+        caption: below the maps.
+
+    Raises:
+        InputError: no maps, shapes that do not fit, NaN or infinity, an unknown colour map.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> means = {"ViT": torch.rand(2, 7, 7), "ResNet": torch.rand(2, 9, 9)}
+        >>> figure = visualization.average(means, names=["awe", "fear"])
+        >>> len(figure.axes)  # four maps
+        4
+    """
+    check_nonempty("average", "row of maps", rows)
+    means = {label: _as_means(label, given) for label, given in rows.items()}
+    counts = {len(given) for given in means.values()}
+    if len(counts) > 1:
+        raise InputError(f"average: expected as many maps in every row, got {sorted(counts)}.")
+    [count] = counts
+    titles = as_names("average", names, count)
+    colors = colormap(cmap)
+    low, high = scale or (
+        min(float(given.min()) for given in means.values()),
+        max(float(given.max()) for given in means.values()),
+    )
+    panels: list[Row] = []
+    labels: dict[int, str] = {}
+    for label, given in means.items():
+        lines = as_names("average", None if notes is None else notes[label], count)
+        shares = (given - low) / (high - low) if high > low else np.zeros_like(given)
+        pixels = np.asarray(colors(shares)[..., :3], dtype=np.float32)
+        labels[len(panels)] = label
+        panels += folded([Panel(*parts) for parts in zip(pixels, titles, lines, strict=True)])
+    legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
+    return grid(panels, labels=labels, legends=[legend], caption=caption)
+
+
+def _as_means(label: str, given: ArrayLike) -> Array:
+    """Maps (K, h, w) -> (K, 224, 224)."""
+    array = as_array("average", f"maps (K, h, w) for {label!r}", given)
+    if array.ndim != 3 or 0 in array.shape:
+        raise InputError(
+            f"average: expected maps of shape (K, h, w) for {label!r}, got {array.shape}."
+        )
+    if not np.isfinite(array).all():
+        raise InputError(f"average: the maps of {label!r} hold NaN or infinity.")
+    return enlarged(array, (_SIDE, _SIDE))
+
+
+def _read(
+    caller: str, images: Batch, heatmaps: Sequence[Batch], count: int | None = None
+) -> tuple[list[Array], list[list[Array]]]:
+    """B images (H, W, 3) and for each of several batches their B maps (K, H, W).
+
+    All are in frames of the largest height and width, with white margins around an image and zeros
+    around its maps.
+    """
+    shown = as_images(caller, images)
+    batches: list[list[Array]] = []
+    for given in heatmaps:
+        batches.append(as_heatmaps(caller, given, shown, count))
+        count = len(batches[0][0])
+    size = [max(image.shape[side] for image in shown) for side in (0, 1)]
+    return [_in_frame(image, size) for image in shown], [
+        [letterbox(torch.from_numpy(maps), size, 0.0).numpy() for maps in batch]
+        for batch in batches
+    ]
+
+
+def _in_frame(image: Array, size: Sequence[int]) -> Array:
+    """An image (h, w, 3) with white margins, (H, W, 3)."""
+    planes = letterbox(torch.from_numpy(image).movedim(-1, 0), size, 1.0)
+    return planes.movedim(0, -1).numpy().clip(0, 1)
+
+
+def _table(
+    rows: Sequence[Row],
+    columns: Iterable[str],
+    legends: Sequence[Legend],
+    labels: Mapping[int, str],
+    caption: str,
+) -> Figure:
+    """Rows of an image, its maps, and at the end the target where that is an image."""
+    headers = ["image", *columns]
+    if any(row[-1] is not None for row in rows):
+        headers.append("target image")
+    shown = [row[: len(headers)] for row in rows]
+    return grid(shown, headers=headers, labels=labels, legends=legends, caption=caption)
+
+
+def _target(target: Array | None, image: Array) -> Panel | None:
+    return None if target is None else Panel(_in_frame(target, image.shape[:2]))
+
+
+def note_of(heatmap: Array, *parts: str) -> str:
+    """The line under a map; an empty map is an answer and no failure, so it is named."""
+    return ", ".join(filter(None, (*parts, "" if heatmap.any() else "empty map")))
+
+
+def _peak(heatmap: Array, other: Array) -> str:
+    """How high a map is, where the other sign's is higher: why it looks pale."""
+    share = float(heatmap.max()) / (float(other.max()) or 1)
+    return note_of(heatmap) or (f"peak {share:.0%} of the other\u2019s" if share < 0.95 else "")
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """Labels of which no two are the same: "last-grad", "last-grad (2)"."""
+    numbers = [labels[:end].count(label) for end, label in enumerate(labels, 1)]
+    return [
+        label if number == 1 else f"{label} ({number})"
+        for label, number in zip(labels, numbers, strict=True)
+    ]

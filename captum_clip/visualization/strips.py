@@ -1,0 +1,122 @@
+"""Strips: many maps of one image behind each other, such as those of its layers or heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from torch import Tensor
+
+from .. import maps
+from .arrays import enlarged, letterbox
+from .colors import (
+    ALPHA,
+    NEGATIVE,
+    POSITIVE,
+    Array,
+    blend,
+    blend_signed,
+    colormap,
+    ramp,
+    score_note,
+    short_number,
+)
+from .grid import Legend, Panel, Row, folded
+
+MASK: Final = "mask"
+"""In place of a colour map: multiply the image with the map, as Mamooler does."""
+REST: Final = "rest, of no position"
+"""What is left of a score when the maps of all heads are taken away."""
+_BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["black", "white"])
+_DIGITS: Final = 3  # of a cosine, as score_note writes it
+
+
+def pixels_of(image: Tensor, reference: Tensor | None = None) -> Array:
+    """An image (3, H, W), or a reference in its frame, as it is drawn, (H, W, 3)."""
+    shown = image if reference is None else letterbox(reference, image.shape[-2:], 1.0)
+    return shown.movedim(0, -1).numpy().clip(0, 1)
+
+
+def strip(
+    image: Tensor,
+    raw: Tensor,
+    titles: Sequence[str],
+    lead: Panel,
+    cmap: str | Colormap | None,
+    *,
+    notes: Sequence[str] = (),
+    shared: bool,
+) -> list[Row]:
+    """Draw raw maps (L, h, w) over one image (3, H, W), behind a lead.
+
+    Without a colour map they are signed: orange above zero and blue below, on a scale that ends at
+    the largest absolute value, of each map or shared by all. With one they are min-max normalised.
+    By default the notes below them are their ranges.
+    """
+    shown = pixels_of(image)
+    large = enlarged(raw.float().numpy(), shown.shape[:2])
+    if cmap is None:
+        largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)
+        signed = large / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
+        drawn = [blend_signed(shown, values) for values in signed]
+    else:
+        heatmap = min_max([torch.from_numpy(large)], shared=shared)[0].numpy()
+        if cmap == MASK:
+            drawn = [shown * values[..., None] for values in heatmap]
+        else:
+            drawn = [blend(shown, values, colormap(cmap), ALPHA) for values in heatmap]
+    ranges = [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
+    return folded(
+        [Panel(*parts) for parts in zip(drawn, titles, notes or ranges, strict=True)], lead
+    )
+
+
+def strip_legends(cmap: str | Colormap | None, above: str, below: str) -> list[Legend]:
+    """What the colours of signed maps mean, or of one colour map."""
+    if cmap is None:
+        return [Legend(ramp(POSITIVE), above), Legend(ramp(NEGATIVE), below)]
+    return [Legend(_BLACK_TO_WHITE if cmap == MASK else ramp(colormap(cmap)), "low to high")]
+
+
+def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
+    """Maps (..., H, W) min-max normalised to [0, 1]: each on its own, or all of them as one."""
+    if not shared:
+        return [maps.normalize(values) for values in raw]
+    flat = torch.cat([values.reshape(1, -1) for values in raw], dim=1)
+    parts = torch.split(maps.normalize(flat), [values.numel() for values in raw], dim=1)
+    return [part.reshape(values.shape) for part, values in zip(parts, raw, strict=True)]
+
+
+def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:
+    """How a score and its parts, raw maps (M, h, w) and a rest, are written so that they add up.
+
+    The score comes first, then M + 1 notes: of each map's sum and of the rest, with its share of
+    the score where that is not zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from captum_clip.visualization.strips import sum_notes
+        >>> sum_notes(np.array([[[0.0304, 0.1]], [[0.0, -0.0102]]]), 0.0804)
+        ('cosine 0.201', ['+0.131, 65%', '−0.010, −5%', '+0.080, 40%'])
+    """
+    sums = [*contributions.sum((-2, -1), dtype=np.float64), rest]
+    values = _rounded_to_add_up(sums, _DIGITS)
+    score = round(sum(values), _DIGITS)
+    notes = [f"{value:{'+' * (value != 0)}.{_DIGITS}f}" for value in values]
+    if score:
+        shares = _rounded_to_add_up([value / sum(sums) for value in sums], 2)
+        notes = [f"{note}, {share:.0%}" for note, share in zip(notes, shares, strict=True)]
+    return score_note(score), [note.replace("-", "\N{MINUS SIGN}") for note in notes]
+
+
+def _rounded_to_add_up(values: Sequence[float], digits: int) -> list[float]:
+    """Values rounded up or down so that they add up to their rounded sum, by largest remainder."""
+    units = np.array(values) * 10.0**digits
+    rounded = np.floor(units)
+    missing = round(float(units.sum())) - int(rounded.sum())
+    rounded[np.argsort(rounded - units, kind="stable")[:missing]] += 1
+    return [float(value) / 10.0**digits + 0.0 for value in rounded]  # + 0.0: no minus zero

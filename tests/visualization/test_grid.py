@@ -1,0 +1,88 @@
+"""Texts are as wide as their place, and files are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from captum_clip.errors import InputError
+from captum_clip.visualization import save_figure
+from captum_clip.visualization.grid import page, wrap
+
+
+def wrapped(words: str, width: float) -> Text:
+    text = page(100).text(0, 0, words, fontsize=8, parse_math=False)
+    wrap(text, width)
+    return text
+
+
+@pytest.mark.parametrize("width", [0.2, 0.8, 4])
+def test_wrap_keeps_every_character_and_the_width(width: float) -> None:
+    for words in ("a horse", "Donaudampfschifffahrtsgesellschaft", "", "$ 4 < 5 M W"):
+        text = wrapped(words, width)
+        assert "".join(text.get_text().split()) == words.replace(" ", "")
+        assert text.get_window_extent().width <= 100 * width
+
+
+def test_wrap_breaks_at_spaces_where_it_can() -> None:
+    assert wrapped("one two", 10).get_text() == "one two"
+    assert wrapped("one two (last-grad)", 0.8).get_text() == "one two\n(last-grad)"
+
+
+@pytest.fixture
+def figure() -> Figure:
+    made = Figure(figsize=(1, 1), dpi=50)
+    made.text(0.5, 0.5, "x\x01")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ending", "start"),
+    [(".jpg", b"\xff\xd8\xff"), (".PNG", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")],
+)
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
+def test_save_figure_writes_the_format_of_the_ending(
+    figure: Figure, tmp_path: Path, ending: str, start: bytes
+) -> None:
+    """The same figure is the same file, and no character is one that XML forbids."""
+    path = save_figure(figure, str(tmp_path / f"figure{ending}"))
+    content = path.read_bytes()
+    assert content.startswith(start)
+    assert b"\x01</" not in content
+    assert os.listdir(tmp_path) == [path.name]
+    if ending != ".svg":  # whose identifiers are random
+        assert save_figure(figure, path).read_bytes() == content
+
+
+def test_save_figure_keeps_the_figures_resolution_and_the_usual_permissions(
+    tmp_path: Path,
+) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    path = save_figure(Figure(figsize=(1, 1), dpi=50), tmp_path / "figure.png")
+    with Image.open(path) as image:
+        assert image.size == (50, 50)
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("figure.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg"),
+        ("figure", "must end in"),
+        ("none/figure.png", "there is no folder"),
+        ("folder.png", "it is a folder"),
+    ],
+)
+def test_save_figure_refuses_a_destination_that_cannot_be(
+    figure: Figure, tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=message):
+        save_figure(figure, tmp_path / name)
+    assert os.listdir(tmp_path) == ["folder.png"]
