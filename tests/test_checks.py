@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from captum_clip import checks, files, load_clip
-from captum_clip.cli.inputs import read_folder, read_image
+from captum_clip.cli.inputs import read_image
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
 from captum_clip.evaluation import data as datasets
@@ -154,7 +154,6 @@ def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         datasets.MaskedFolder,
         datasets.ClassFolder,
         read_image,
-        read_folder,
     ],
 )
 def test_paths_that_no_file_can_have_are_input_errors(take: Any, path: str) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 import captum_clip
 from captum_clip import attr
-from captum_clip.cli.parser import build_parser
 from captum_clip.demo import MODELS
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import DATA_SETS, DemoScenes
 from captum_clip.models import families, library
 from tests import oracles
+from tests.cli.parsing import parse
 from tests.experiments import FOLDER, experiment
 
 ROOT = Path(__file__).parents[1]
@@ -231,7 +231,7 @@ def commands_of(page: Path) -> Iterator[list[str]]:
 def test_commands_of_a_page_exist(page):
     """Commands and options are those of the command line; files and models are not looked for."""
     for arguments in commands_of(page):
-        build_parser().parse_args(arguments)
+        parse(arguments)
 
 
 # Links

@@ -1,10 +1,8 @@
 """The command line: ``captum-clip COMMAND``.
 
-Only arguments are handled here; a command imports what it needs when it runs, so that ``--help``
-is quick.
+An annotated function is a command: it hands its arguments to the library, and prints what comes
+back. It imports what it needs when it runs, so that ``--help`` is quick.
 """
-
-from __future__ import annotations
 
 import errno
 import io
@@ -16,15 +14,22 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import typer
 
 from .. import errors
-from .inputs import check_arguments
-from .parser import build_parser
+from ..checks import excerpt
+from . import explain_command, figure_command, measure_commands, show_commands  # noqa: F401
+from .options import app
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 _FAILED, _INTERRUPTED, _TERMINATED = 2, 130, 143
+# typer brings its own click or imports it, by version; of both it names this error alone
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
     (r"load_clip\(\.\.\., (processor|tokenizer)=\.\.\.\)", r"--\1 NAME"),
     (r"\b(sign|device|engine|workers|gpus)='?([^\s',;]+)'?", r"--\1 \2"),
@@ -32,7 +37,7 @@ _TYPED = (
     (r"\bheld_out\b", "--held-out"),
     (r"^(load_clip|preprocess|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
 )
-"""What an error says to those who write Python -> to those who type commands."""
+"""What an error calls a thing in Python -> what it is called on the command line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,74 +47,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, 2 after an error that was said on one line, 130 after an interruption,
+        Exit code: 0, 2 after an error that is reported on one line, 130 after an interruption,
         143 after SIGTERM.
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
-        with _stopping_in_order(), _anything_printable():
-            arguments = build_parser().parse_args(argv)
-            with _quiet():
-                check_arguments(arguments)
-                arguments.run(arguments)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # letters that it cannot encode get escapes
+            sys.stdout.reconfigure(errors="backslashreplace")
+        with _stopping_in_order(), _quiet():
+            arguments = None if argv is None else list(argv)
+            code = typer.main.get_command(app).main(
+                arguments, prog_name="captum-clip", standalone_mode=False
+            )
             sys.stdout.flush()
+            return int(code or 0)
     except errors.CaptumClipError as error:
         return _fail(str(error))
+    except _UsageError as error:
+        return _fail(_describe(error))
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed, which this command needs.")
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has enough
         _drop_output()
+        return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         _drop_output()
         return _fail("the output cannot be written: no space is left on its device.")
-    except SystemExit as stop:  # --help, --version and wrong arguments
+    except SystemExit as stop:  # of SIGTERM, and of typer's completion
         return int(stop.code or 0)
-    return 0
+
+
+def _describe(error: Any) -> str:
+    """A usage error as one sentence, with what was probably meant."""
+    sentence = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+    if possible := getattr(error, "possibilities", None):
+        sentence = f"{error.message}; did you mean {possible[0]}?"
+    elif choice := re.search(r"'([^']*)' is not one of (.*)", sentence):
+        close = get_close_matches(choice[1], re.findall(r"[^\s',]+", choice[2]), n=1)
+        sentence += f"; did you mean {close[0]}?" if close else ""
+    sentence = sentence.replace(". Did you mean", "; did you mean")
+    sentence = excerpt(re.sub(r"(\S{80})\S+", r"\1...", sentence), 500)  # it may be endless
+    command = error.ctx.command_path if error.ctx else "captum-clip"
+    return f"{sentence} (see {command} --help)"
 
 
 @contextmanager
 def _stopping_in_order() -> Iterator[None]:
-    """Whoever ends the process with SIGTERM finds no half-written files, as after Ctrl-C."""
+    """Turn SIGTERM into SystemExit, so that no half-written file stays, as after Ctrl-C."""
 
     def stop(*_: object) -> None:
         raise SystemExit(_TERMINATED)
 
     # only the main thread may set a handler, and one that somebody has set stays
     mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
+    mine = mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def _anything_printable() -> Iterator[None]:
-    """Names that stdout has no letters for are printed with escapes, as stderr does by itself."""
-    out = sys.stdout
-    if not isinstance(out, io.TextIOWrapper) or out.errors != "strict":
-        yield
-        return
-    out.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it flushes; a reader that has gone must not hide an error
-            out.reconfigure(errors="strict")
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings and log lines of the libraries from the user, and put all back after it."""
+    """Hide warnings and log lines of the libraries, and restore their settings afterwards."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -121,7 +130,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """What is still to be written goes nowhere, so that nothing fails at the end."""
+    """Send what is still to be written nowhere, so that nothing fails at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

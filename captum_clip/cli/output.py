@@ -1,9 +1,6 @@
-"""What a command says while it works, and the pictures that it makes of a folder."""
-
-from __future__ import annotations
+"""Progress bars and messages of a command, and the figures that it draws of a folder."""
 
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,34 +12,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def shows_bars(arguments: Namespace) -> bool:
-    """Whether there is somebody to look at a bar."""
-    return not arguments.quiet and sys.stderr.isatty()
+def shows_bars(quiet: bool) -> bool:
+    """Whether somebody looks at a bar."""
+    return not quiet and sys.stderr.isatty()
 
 
 @contextmanager
-def steps(arguments: Namespace, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar of `total` steps on stderr; calling what it gives names the step that begins."""
+def steps(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show a bar of `total` steps on stderr; the function given starts the step that it names."""
     from tqdm import tqdm
 
-    form = "{desc:<42} {bar} {n_fmt}/{total_fmt}"
-    look: dict[str, Any] = {"bar_format": form, "leave": False, "mininterval": 0}
-    with tqdm(total=total, disable=not shows_bars(arguments), **look) as bar:
-        ended = 0  # steps, before the first one begins
+    look: dict[str, Any] = {"bar_format": "{desc:<42} {bar} {n_fmt}/{total_fmt}", "leave": False}
+    with tqdm(total=total, disable=not shows_bars(quiet), mininterval=0, **look) as bar:
 
         def begin(step: str) -> None:
-            nonlocal ended
-            bar.update(ended)
-            ended = 1
+            bar.update()
             bar.set_description_str(step)
 
         yield begin
-        bar.update()
 
 
 @contextmanager
-def images_bar(arguments: Namespace, task: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with the rate and the time left, from the first call on."""
+def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr with the rate and the time left, from the first call on."""
     from tqdm import tqdm
 
     bar: Any = None
@@ -51,7 +43,7 @@ def images_bar(arguments: Namespace, task: str) -> Iterator[Callable[[int, int],
     def progress(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=total, initial=done, disable=not shows_bars(arguments), **look)
+            bar = tqdm(total=total, initial=done, disable=not shows_bars(quiet), **look)
         bar.update(done - bar.n)
 
     try:
@@ -73,30 +65,36 @@ def inside(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder, name))
 
 
-def say_skipped(skipped: Mapping[Path, str]) -> None:
-    """Say how many files could not be read, and why the first one; nothing where there is none."""
+def report_skipped(skipped: Mapping[Path, str]) -> None:
+    """Print how many files could not be read, and why the first one; nothing if all could."""
     if skipped:
         path, reason = next(iter(skipped.items()))
         files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
         print(" ".join(f"{files} left out, {path}: {reason}".split()), file=sys.stderr)
 
 
-def draw_pictures(
-    arguments: Namespace, folder: Path, output: Path, draw: Callable[[Path], Figure]
+def draw_folder(
+    folder: Path, output: Path, names: list[str], draw: Callable[[Path], "Figure"], *, quiet: bool
 ) -> None:
-    """Draw each image of a folder that has no figure yet, and print where the figures are."""
-    from ..evaluation.image_batches import list_images
-    from ..evaluation.storage import storage_of
+    """Draw each image of a folder that has no figure yet, and print where the figures are.
+
+    Args:
+        folder: of the images.
+        output: of the figures.
+        names: of the images, relative to the folder.
+        draw: makes the figure of an image.
+        quiet: without a progress bar.
+    """
     from ..visualization import save_figure
 
-    names = list_images(storage_of(folder), storage_of(output))
+    skipped: dict[Path, str] = {}
     # with the ending of the image, since a folder may hold a.jpg and a.png
     figures = {folder / name: output / f"{name}.png" for name in names}
     missing = [image for image, figure in figures.items() if not figure.exists()]
-    skipped: dict[Path, str] = {}
-    with images_bar(arguments, arguments.command) as progress:
-        for done, image in enumerate(missing, len(figures) - len(missing)):
-            progress(done, len(figures))
+    existed = len(names) - len(missing)
+    with images_bar("figures", quiet=quiet) as progress:
+        progress(existed, len(names))
+        for done, image in enumerate(missing, existed + 1):
             try:
                 figure = draw(image)
             except InputError as error:
@@ -104,8 +102,10 @@ def draw_pictures(
             else:
                 figures[image].parent.mkdir(parents=True, exist_ok=True)
                 save_figure(figure, figures[image])
-    if len(skipped) == len(figures):
+            progress(done, len(names))
+    if len(skipped) == len(names):
         image, reason = next(iter(skipped.items()))
-        raise InputError(f"none of the {len(figures)} images can be drawn; {image}: {reason}")
-    say_skipped(skipped)
-    print(f"{len(figures) - len(skipped):,} figures in {output}")
+        raise InputError(f"none of the {len(names)} images can be drawn; {image}: {reason}")
+    report_skipped(skipped)
+    there = f" ({existed:,} existed)" if existed else ""
+    print(f"{len(names) - len(skipped):,} figures in {output}{there}")

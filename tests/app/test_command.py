@@ -26,7 +26,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_without_gradio_the_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("captum_clip.cli.app.find_spec", lambda _: None)
+    monkeypatch.setattr("captum_clip.cli.show_commands.find_spec", lambda _: None)
     assert "pip install 'gradio>=6.17'" in failure(capsys)
 
 
@@ -46,7 +46,7 @@ def test_what_is_wrong_is_said_on_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("captum_clip.cli.app.find_spec", lambda _: object())
+    monkeypatch.setattr("captum_clip.cli.show_commands.find_spec", lambda _: object())
     assert message in failure(capsys, *arguments)
 
 

@@ -20,12 +20,11 @@ from PIL import Image
 
 from captum_clip import cli
 from captum_clip.attr.registry import registered
-from captum_clip.cli import demo
-from captum_clip.cli import parser as parser_module
-from captum_clip.cli.command import Command, Option
+from captum_clip.cli import show_commands
 from captum_clip.errors import InputError
 from captum_clip.visualization import grid
 from tests import folders
+from tests.cli.parsing import leaves
 from tests.evaluation.cases import make_masks
 from tests.experiments import experiment
 from tests.fuzz.calls import Failure
@@ -72,27 +71,16 @@ LISTED: dict[str, tuple[list[str], list[str]]] = {
     "emotion": (["awe"], ["joy", "", "\ud800"]),
     "host": (["127.0.0.1"], ["", "\ud800", "no.such.host.invalid"]),
     "port": (["0"], NUMBERS),
-    "paintings": (["16"], NUMBERS),
     "data": (["masks:farm", "classes:art/images", "demo"], DATA),
     "task": (["localization", "signs"], ["x", ""]),
     "colormap": (["viridis", "mask"], ["x", ""]),
 }
 """Option -> what may rightly follow it, and what may not."""
-WANTED = ("model", "paintings", "images", "resamples", "draws", "data", "task")
+WANTED = ("model", "images", "resamples", "draws", "data", "task")
 """Without them a line would need a network, take long, or be refused."""
 
 
-def _leaves(
-    command: Command, words: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Command]]:
-    words = (*words, command.name)
-    if not command.commands:
-        yield words, command
-    for below in command.commands:
-        yield from _leaves(below, words)
-
-
-COMMANDS = [leaf for module in parser_module._COMMANDS for leaf in _leaves(module.COMMAND)]
+COMMANDS = dict(leaves())
 
 
 class Lines:
@@ -107,48 +95,39 @@ class Lines:
 
     def line(self) -> list[str]:
         """The words after ``captum-clip``."""
-        name, command = self._random.choice(COMMANDS)
-        self._pictures = name[0] in ("figure", "explain")
+        name, command = self._random.choice([*COMMANDS.items()])
+        self._figures = name[0] in ("figure", "explain")
         words: list[list[str]] = []
-        for option in self._options(command):
-            wanted = not option.usage.startswith("-") or option.dest in WANTED
-            wanted |= option.dest == "text" and name[0] == "figure"
+        for option in command.params:
+            wanted = option.param_type_name == "argument" or option.name in WANTED
+            wanted |= option.name == "text" and name[0] == "figure"
             if self._random.random() < (0.97 if wanted or option.required else 0.1):
-                again = option.many and self._random.random() < 0.2
+                again = option.multiple and self._random.random() < 0.2
                 words += [self._words(option) for _ in range(1 + again)]
         if self._random.random() < 0.3:
             self._random.shuffle(words)
         line = [word for group in words for word in group]
         return [*name, *self._spoiled(line)]
 
-    def _options(self, command: Command) -> list[Option]:
-        return [
-            option
-            for each in command.options
-            for option in (each if isinstance(each, tuple) else (each,))
-        ]
-
-    def _words(self, option: Option) -> list[str]:
-        name = option.names[self._random.randrange(len(option.names))]
-        if option.default is False or option.sets is not None:
+    def _words(self, option: Any) -> list[str]:
+        name = self._random.choice([*option.opts, *option.secondary_opts])
+        if getattr(option, "is_flag", False):
             return [name]
         value = self._value(option)
-        if not name.startswith("-"):
+        if option.param_type_name == "argument":
             return [value]
         return [f"{name}={value}"] if self._random.random() < 0.2 else [name, value]
 
-    def _value(self, option: Option) -> str:
+    def _value(self, option: Any) -> str:
         right = self._random.random() < 0.93
-        values = LISTED.get(option.dest, (TEXTS, ODD_TEXTS))
-        if option.choices:
-            values = (list(option.choices), ODD_TEXTS)
-        elif option.dest == "output" and right:
+        values = LISTED.get(option.name, (TEXTS, ODD_TEXTS))
+        if choices := option.type_descriptor.choices:
+            values = (list(choices), ODD_TEXTS)
+        elif option.name == "output" and right:
             folder = f"out/{self._random.randrange(10**6)}"
             probe = ".safetensors" in option.help
-            return "a.safetensors" if probe else "a.png" if self._pictures else folder
-        elif (option.type is int or isinstance(option.default, (int, float))) and (
-            option.dest not in ("port", "paintings")
-        ):
+            return "a.safetensors" if probe else "a.png" if self._figures else folder
+        elif option.type_descriptor.annotation in (int, float) and option.name != "port":
             values = (["1", "2"], NUMBERS)
         return self._random.choice(values[not right])
 
@@ -196,8 +175,8 @@ def _surroundings(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module, name, instead in (
             (grid, "_FINE", 32),
-            (demo, "_SCENES", demo._SCENES[:1]),
-            (demo, "_COLUMNS", tuple(dict(demo._COLUMNS).items())),  # one of each model
+            (show_commands, "_SCENES", show_commands._SCENES[:1]),
+            (show_commands, "_COLUMNS", {"demo/vit": ("direct",), "demo/resnet": ("direct",)}),
         ):
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, instead)

@@ -1,0 +1,162 @@
+"""``captum-clip explain``: an image, or each of a folder, with texts or emotions."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typer import BadParameter, Option
+
+from ..errors import InputError
+from . import options
+from .inputs import check_figure, check_folder, load_model, read_image, read_probes
+from .options import app, command
+from .output import draw_folder, steps
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
+    from ..targets import Target
+
+
+def _threshold(typed: str) -> str | float:
+    with suppress(ValueError):
+        if typed in ("otsu", "mean") or 0 <= float(typed) < 1:
+            return typed if typed in ("otsu", "mean") else float(typed)
+    raise BadParameter(f"expected otsu, mean or a number in [0, 1), got {typed}.")
+
+
+@command(
+    app,
+    "explain",
+    'photo.jpg "a horse" "a dog" --model ViT-B/16 -o horse.png',
+    lists=options.methods,
+)
+def explain_command(
+    image: str,
+    texts: options.Texts = None,
+    text: options.Text = None,
+    model: options.Model = None,
+    method: options.Method = None,
+    words: Annotated[bool, Option("--words")] = False,
+    side: Literal["image", "text", "both"] = "image",
+    emotions: options.Emotions = None,
+    centre: Annotated[bool, Option("--centre")] = False,
+    sign: options.Sign | None = None,
+    negative: Annotated[bool, Option("--negative")] = False,
+    whole: Annotated[bool, Option("--whole")] = False,
+    original: bool | None = None,
+    regions: Path | None = None,
+    threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = "otsu",
+    processor: options.Processor = None,
+    tokenizer: options.Tokenizer = None,
+    device: options.Device = None,
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw where a model looks for each text.
+
+    Args:
+        image: an image file, or a folder of which each image gets a figure.
+        words: take one TEXT apart, with a map for each of its words
+        side: where in the image, which words of the TEXTs, or both; for words a method that needs
+            no grid, by default conservative
+        centre: subtract the mean of all nine embeddings of --emotions from each of them
+        sign: what supports the text, what contradicts it, or both (default: positive)
+        negative: the same as --sign negative
+        whole: pad the image to a square, so that the model sees all of it, where its processor
+            would crop it to the middle
+        original: draw the whole image, grey where the model did not see it, or what the model saw
+            (default: the whole image where it was cropped or padded)
+        regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
+            JSON, in pixels of the image
+        threshold: what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)
+        output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for a folder of
+            images a folder of figures, where those that exist are kept (default:
+            IMAGE-explained.png, or FOLDER-explained, in the current folder)
+    """
+    from ..explanation import FORMATS, explain
+
+    texts = [*(texts or ()), *(text or ())]
+    if negative and sign not in (None, "negative"):
+        raise InputError(f"--negative contradicts --sign {sign}; leave one of them out.")
+    sign = "negative" if negative else sign or "positive"
+    options.check_sign(method, sign)
+    if side == "text" and regions is not None:
+        raise InputError("--regions are places in the image; leave --side text out.")
+    if side != "image" and (words or emotions):
+        option = "--words" if words else "--emotions"
+        raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
+    if words and (emotions or len(texts) != 1):
+        given = "--emotions" if emotions else len(texts)
+        raise InputError(f"--words takes one TEXT apart, got {given}.")
+    if centre and not emotions:
+        raise InputError("--centre goes with --emotions FILE.")
+    if not (texts or emotions):
+        raise InputError("expected a TEXT, or --emotions FILE, got neither.")
+    probes, [fitted] = read_probes([emotions] if emotions else [])
+    folder = check_folder(image, output, "explained")
+    if folder is None:
+        path = read_image(image)
+        file = check_figure(output, f"{path.stem}-explained.png", FORMATS, [path])
+    clip = load_model(model or fitted, processor, tokenizer, device, quiet=quiet)
+    target: list[str] | Target = texts
+    if probes:
+        from .. import targets
+
+        parts = [targets.emotion(clip, probes[0], centre=centre)]
+        target = targets.concatenate([targets.text(clip, texts), *parts] if texts else parts)
+
+    def explain_file(path: Path) -> "tuple[Explanation, bool]":
+        """Explain an image, write its regions, and tell whether to draw the whole image."""
+        explanation = explain(
+            path,
+            target,
+            model=clip,
+            method=method,
+            sign=sign,
+            words=words,
+            side=side,
+            whole=whole,
+            hints=not emotions and side != "text" and sign != "negative",
+        )
+        if regions is not None:
+            from ..regions import save_regions
+
+            name = str(path.relative_to(folder[0])) if folder else ""
+            about = {"photo": name or image, "threshold": threshold}
+            about |= {"model": explanation.model, "method": explanation.method}
+            save_regions(explanation.regions(threshold), Path(regions, name), about)
+        cropped = not all(crop.is_whole for crop in explanation.crops)
+        return explanation, cropped if original is None else original
+
+    if folder is not None:
+
+        def draw(path: Path) -> Any:
+            explanation, original = explain_file(path)
+            return explanation.plot(original=original)
+
+        draw_folder(*folder, draw, quiet=quiet)
+        return
+    with steps(2, quiet=quiet) as begin:
+        begin("explaining")
+        explanation, original = explain_file(path)
+        begin("drawing")
+        explanation.save(file, original=original)
+    what = " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
+    _print_scores(explanation, f"to each {what}")
+    for sentences in explanation.hints:
+        print(*sentences, sep="\n", end="\n" * bool(sentences))
+    print(file)
+
+
+def _print_scores(explanation: "Explanation", what: str) -> None:
+    if explanation.words:
+        what = "to the text, and to what each word adds"
+    parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
+    print(f"cosine similarity {what} ({', '.join(filter(None, parts))}):")
+    targets = zip(explanation.names, explanation.scores[0], explanation.norms, strict=True)
+    for index, (name, score, norm) in enumerate(targets):
+        length = f"   norm {norm:.2f}" if explanation.words and index > 0 else ""
+        print(f"  {score:6.3f}  {name}{length}")
+        if explanation.text_maps:
+            values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])
+            print(f"          {'  '.join(values)}")

@@ -1,0 +1,340 @@
+"""``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from typer import Option, Typer
+
+from ..checks import check_destination, check_integer, find_folder
+from ..errors import InputError
+from . import options
+from .inputs import count_gpus, load_model, read_probes
+from .options import app, command
+from .output import images_bar, inside, report_skipped, shows_bars
+
+_emotions = Typer(help="Fit an emotion probe on a model's features.")
+app.add_typer(_emotions, name="emotions")
+_Readers: TypeAlias = Annotated[int, Option(help="processes that read the images")]
+_Engine: TypeAlias = Annotated[
+    Literal["local", "ray"], Option(help="this machine, or Ray: several processes or a cluster")
+]
+_Gpus: TypeAlias = Annotated[
+    int | None, Option(help="GPUs that the workers share; 0 is the CPU (default: by --device)")
+]
+_Threads: TypeAlias = Annotated[int | None, Option(help="threads of each process that computes")]
+_BatchSize: TypeAlias = Annotated[int, Option(help="images per forward pass")]
+
+
+@command(app, "rank", 'photos "a horse in the snow" --top 20 -o found', lists=options.methods)
+def rank_command(
+    folder: Path,
+    output: options.Results,
+    texts: options.Texts = None,
+    text: options.Text = None,
+    emotions: options.Emotions = None,
+    emotion: str | None = None,
+    model: options.Model = None,
+    method: options.Method = None,
+    top: int = 12,
+    workers: _Readers = 0,
+    processor: options.Processor = None,
+    tokenizer: options.Tokenizer = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the images of a folder that fit a text or an emotion best.
+
+    Args:
+        folder: a folder of images, searched recursively
+        emotion: what to look for, instead of a TEXT
+        top: how many images to find
+    """
+    from .. import targets
+    from ..evaluation import rank
+    from ..files import make_folder
+
+    check_integer("rank", "--top", top)
+    check_integer("rank", "--workers", workers, least=0)
+    texts = [*(texts or ()), *(text or ())]
+    if (emotions is None) != (emotion is None):
+        raise InputError("--emotions FILE and --emotion NAME go together.")
+    if (given := len(texts) + (emotion is not None)) != 1:
+        raise InputError(f"expected one TEXT or one --emotion to look for, got {given}.")
+    options.check_emotions([emotion] if emotion else [])
+    images = find_folder(folder)
+    probes, [fitted] = read_probes([emotions] if emotions else [])
+    found = make_folder(output)
+    clip = load_model(model or fitted, processor, tokenizer, device, quiet=quiet)
+    target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
+    reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
+    reading["cache"] = found / "features.npz"
+    ranking = rank(clip, images, target, top=top, method=method, **reading)
+    table, figure = ranking.save(found)
+    report_skipped(ranking.skipped)
+    source = f"({ranking.model}, {ranking.method})"
+    print(f"{ranking.target!r}, best of {ranking.ranked:,} images {source}:")
+    for number, (file, score) in enumerate(zip(ranking.files, ranking.scores, strict=True), 1):
+        print(f"{number:4d}  {score:6.3f}  {file}")
+    print(table, figure, sep="\n")
+
+
+@command(app, "study", 'statistics photos --text "a horse" -o horses', lists=options.methods)
+def study_command(
+    study: Literal["statistics", "corner-bias", "emotions"],
+    images: str,
+    output: options.Results,
+    texts: options.Texts = None,
+    text: options.Text = None,
+    model: options.Models = None,
+    method: options.Methods = None,
+    emotions: options.Probes = None,
+    batch_size: _BatchSize = 16,
+    limit: int | None = None,
+    seed: int = 0,
+    value_entropy: Annotated[bool, Option("--value-entropy")] = False,
+    workers: int | None = None,
+    processor: options.Processor = None,
+    tokenizer: options.Tokenizer = None,
+    device: options.Device = None,
+    engine: _Engine = "local",
+    gpus: _Gpus = None,
+    threads: _Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Average maps over a folder of images, and measure them.
+
+    Rerun after an interruption, it resumes.
+
+    Args:
+        study: statistics, mean maps with their spread, entropies and biases, for any texts and
+            emotions; corner-bias, whether three methods favour the corners, for a happy and a sad
+            text; emotions, eight emotions, plain and centred, for a ViT and a ResNet
+        images: a folder of images, searched recursively
+        model: as of 'explain'; may be repeated (default: those that --emotions were fitted on, or
+            ViT-B/32, and for the study of emotions RN101 as well)
+        limit: study a sample of so many images
+        seed: of the sample
+        value_entropy: measure the entropy of values as well (slow)
+        workers: processes that decode images (local, default 2) or that compute (ray, default 1)
+    """
+    from .. import evaluation
+    from ..evaluation.image_batches import list_images
+    from ..evaluation.storage import storage_of
+
+    source = storage_of(images)
+    if source.is_local:  # elsewhere it takes long
+        list_images(source, storage_of(output))
+    given: dict[str, Any] = {"texts": [*(texts or ()), *(text or ())], "methods": method}
+    if study == "corner-bias" and emotions:
+        raise InputError("study corner-bias takes texts; leave --emotions out.")
+    if study == "emotions" and (given["texts"] or not emotions):
+        raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
+    if emotions:
+        towers = evaluation.study.TOWERS if study == "emotions" else evaluation.study.MODELS
+        given |= {"emotions": emotions, "models": read_probes(emotions, towers)[1]}
+    given |= {"models": model} if model else {}
+    presets: dict[str, Any] = {
+        "statistics": evaluation.statistics_study,
+        "corner-bias": evaluation.corner_bias_study,
+        "emotions": evaluation.emotions_study,
+    }
+    config = presets[study](
+        images,
+        output,
+        **{name: value for name, value in given.items() if value},
+        **{"batch_size": batch_size, "limit": limit, "seed": seed, "value_entropy": value_entropy},
+        **{"workers": workers, "processor": processor, "tokenizer": tokenizer, "engine": engine},
+        **{"gpus": count_gpus(gpus, device), "threads": threads},
+    )
+    with images_bar("study", quiet=quiet) as progress:
+        result = evaluation.run_study(config, progress=progress)
+    print(f"statistics  {inside(output, 'statistics.csv')}")
+    print(f"mean maps   {inside(output, 'mean_maps.png')}")
+    if result.skipped:
+        were = "was" if len(result.skipped) == 1 else "were"
+        print(
+            f"{len(result.skipped)} of {result.images} images {were} skipped; the reasons are in "
+            f"{inside(output, 'manifest.json')}"
+        )
+
+
+def _evaluation_lists() -> dict[str, Iterable[str]]:
+    from ..evaluation import TASKS
+    from ..evaluation.data import forms
+
+    return {**options.methods(), "tasks": TASKS, "data sets": forms()}
+
+
+@command(app, "evaluate", "--model demo/vit -o evaluation", lists=_evaluation_lists)
+def evaluate_command(
+    output: options.Results,
+    model: str = options.DEFAULT_MODEL,
+    data: options.Several = None,
+    method: options.Several = None,
+    maps: options.Several = None,
+    task: options.Several = None,
+    reference: str | None = None,
+    against: Literal["text", "image"] = "text",
+    images: int = 500,
+    slow_images: int = 64,
+    seed: int = 0,
+    draws: int = 32,
+    batch_size: _BatchSize = 32,
+    chunk_size: int = 32,
+    resamples: int = 2000,
+    fill: options.Several = None,
+    template: str | None = None,
+    void: Literal["out", "background"] | None = None,
+    text: str | None = None,
+    workers: int = 1,
+    processor: options.Processor = None,
+    tokenizer: options.Tokenizer = None,
+    device: options.Device = None,
+    engine: _Engine = "local",
+    gpus: _Gpus = None,
+    threads: _Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure which map is right: methods by metrics, with intervals.
+
+    Args:
+        model: as of 'explain'
+        data: a data set of those below, with its folder or file; may be repeated (default: demo,
+            demo-objects and demo-mosaics, for embedded models)
+        method: of those below, with options as in last-grad:heads=averaged; may be repeated
+            (default: all that fit the tower, Captum's for reference, and baselines)
+        maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,);
+            may be repeated
+        task: of those below; may be repeated (default: all that the data support)
+        reference: the method that all others are compared with (default: Mamooler's)
+        against: explain regions by their text, or by another image
+        images: of each data set at most
+        slow_images: for slow measures: sensitivity, sanity, ROAD, Captum's own
+        seed: of every random choice
+        draws: random masks per image for faithfulness and infidelity
+        chunk_size: images per unit of work; a stop costs at most one unit
+        resamples: of the bootstrap
+        fill: what removed pixels become: mean, black, blur or road; may be repeated (default: mean
+            and road)
+        template: text of a class, as "a photo of a {}" (class folders)
+        void: leave out the pixels that Pascal VOC marks as void, or count them as background
+            (default: out)
+        text: what fixations are compared with
+        workers: processes of Ray
+    """
+    from .. import evaluation
+    from ..demo import MODELS
+
+    fills: Any = tuple(fill or ("mean", "road"))
+    config = evaluation.EvaluationConfig(
+        model,
+        output,
+        data=tuple(data or ()),
+        methods=tuple(method or ()),
+        maps=tuple(maps or ()),
+        reference=reference,
+        tasks=tuple(task or ()),
+        against=against,
+        images=images,
+        slow_images=slow_images,
+        seed=seed,
+        draws=draws,
+        fills=fills,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        template=template,
+        text=text,
+        void=void,
+        resamples=resamples,
+        engine=engine,
+        workers=workers,
+        gpus=count_gpus(gpus, device),
+        threads=threads,
+        processor=processor,
+        tokenizer=tokenizer,
+    )
+    if not config.data and model not in MODELS:
+        raise InputError(
+            f"the data sets used without --data are scenes drawn for the embedded models, and "
+            f"{model} is none of {', '.join(MODELS)}; give --data, such as voc:FOLDER or "
+            "classes:FOLDER, or --data demo for the scenes all the same."
+        )
+    with images_bar("evaluate", quiet=quiet) as progress:
+        result = evaluation.evaluate(config, progress=progress)
+    print(f"report   {inside(output, 'report.html')}")
+    print(f"tables   {inside(output, 'results.md')}")
+    print(f"figures  {inside(output, 'results.csv')}")
+    for name in result.curves:
+        print(f"curves   {inside(output, name)}")
+    for name, entries in result.skipped.items():
+        if entries:
+            print(
+                f"{name}: {len(entries)} entries were skipped; the reasons are in "
+                f"{inside(output, 'manifest.json')}"
+            )
+
+
+@command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")
+def fit_command(
+    folder: Path,
+    model: Annotated[str, Option(help="as of 'explain'")],
+    output: Annotated[Path, Option("--output", "-o")],
+    csv: Path | None = None,
+    images: Path | None = None,
+    test: Path | None = None,
+    held_out: float = 0.2,
+    strength: float = 1e-3,
+    seed: int = 0,
+    workers: _Readers = 0,
+    processor: options.Processor = None,
+    tokenizer: options.Tokenizer = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fit a linear probe from a model's image features to the votes of ArtEmis.
+
+    Args:
+        folder: with artemis_dataset_release_v0.csv and images/ART_STYLE/PAINTING.jpg in it
+        output: a .safetensors file
+        csv: the annotations, if they are not in FOLDER
+        images: the images, if they are not in FOLDER
+        test: a second data set to score the probe on
+        held_out: share of the paintings kept for the scores
+        strength: of the penalty on the weights
+        seed: of the split into paintings to fit and to score
+    """
+    from ..emotions import check_fit, find_artemis, read_artemis
+    from ..evaluation import fit_emotions, score_emotions
+
+    file = check_destination(output, (".safetensors",))
+    check_fit(seed=seed, held_out=held_out, strength=strength)
+    check_integer("emotions fit", "--workers", workers, least=0)
+    if csv is None or images is None:
+        default_csv, default_images = find_artemis(folder)
+        csv, images = csv or default_csv, images or default_images
+    sets = {folder: read_artemis(csv, images)}
+    if test is not None:
+        sets[test] = read_artemis(*find_artemis(test))
+    for name, data in sets.items():
+        print(f"{name}: {data}")
+    clip = load_model(model, processor, tokenizer, device, quiet=quiet)
+    reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
+    split: dict[str, Any] = {"seed": seed, "held_out": held_out, "strength": strength}
+    probe, skipped = fit_emotions(clip, sets[folder], **split, **reading)
+    scores = {} if probe.scores is None else {f"held out of {folder}": probe.scores}
+    if test is not None:
+        scores[str(test)], more = score_emotions(clip, probe, sets[test], **reading)
+        skipped |= more
+    probe.save(file)
+    report_skipped(skipped)
+    if scores:
+        headings = ("paintings", "of nine", "majority", "of eight", "majority")
+        print(f"\n{'':<24}{''.join(f'{heading:>10}' for heading in headings)}")
+    for title, score in scores.items():
+        print(title)
+        for label, part in (("all", score.all), ("over half agree", score.agreed)):
+            shares = (part.nine, part.majority_nine, part.eight, part.majority_eight)
+            cells = "".join(f"{share:>10.3f}" for share in shares)
+            print(f"  {label:<22}{part.paintings:>10}{cells}")
+    print("\n" * bool(scores) + str(file))

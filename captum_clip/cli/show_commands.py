@@ -1,0 +1,195 @@
+"""``captum-clip models``, ``demo`` and ``app``: names, examples and a page to try them on."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from typer import Option
+
+from ..errors import InputError
+from . import options
+from .options import app, command
+from .output import steps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..models import ClipAdapter
+
+_LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+# Mamooler's pairs and one of phrases, in the first held-out scenes that there are
+_SCENES: Final = (
+    (0, ("horse", "dog")),
+    (1, ("elephant", "zebra")),
+    (2, ("cow", "sheep")),
+    (3, ("red heart", "blue circle")),
+)
+_COLUMNS: Final = {
+    "demo/vit": ("rollout", "attention-grad-cam", "all-grad", "last-grad", "direct"),
+    "demo/resnet": ("grad-cam", "direct"),
+    "demo/siglip": ("conservative", "direct"),
+}
+
+
+@command(app, "models", "--vocabulary")
+def models_command(vocabulary: Annotated[bool, Option("--vocabulary")] = False) -> None:
+    """List the models that load by name.
+
+    Args:
+        vocabulary: list the words that the embedded demo models know instead
+    """
+    if vocabulary:
+        _print_vocabulary()
+    else:
+        _print_models()
+
+
+def _print_models() -> None:
+    from ..models import available
+    from ..models.loading import EXAMPLES
+
+    rows = [("name", "tower", "library", "checkpoint", "also called")]
+    for model in available():
+        tower = {"vit": "ViT", "resnet": "ResNet"}[model.kind]
+        rows.append((model.name, tower, model.library, model.checkpoint, ", ".join(model.aliases)))
+    _print_table(rows)
+    print(
+        "\nOther models: a folder, ORG/NAME of transformers on the Hugging Face hub, "
+        "hf-hub:ORG/NAME\nor ARCHITECTURE/TAG of OpenCLIP. One name of each family:\n"
+    )
+    _print_table([("family", "name", "library"), *EXAMPLES])
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _print_vocabulary() -> None:
+    from ..demo.catalogue import BACKGROUNDS, COLORS, FEELINGS, NOUNS
+    from ..demo.vocabulary import FUNCTION_WORDS
+
+    groups = {
+        "things": NOUNS,
+        "colours": COLORS,
+        "feelings of a face": tuple(FEELINGS.values()),
+        "backgrounds": BACKGROUNDS,
+        "small words": FUNCTION_WORDS,
+    }
+    for title, words in groups.items():
+        print(f"{title}:")
+        print(textwrap.fill(" ".join(words), 78, initial_indent="  ", subsequent_indent="  "))
+
+
+@command(app, "demo", "-o figures")
+def demo_command(
+    output: options.Output = None, device: options.Device = None, quiet: options.Quiet = False
+) -> None:
+    """Draw maps of the embedded models, without a network.
+
+    Args:
+        output: a folder for the figures (default: the current folder)
+    """
+    from .. import figures
+    from ..demo.vocabulary import WORDS
+    from ..files import make_folder
+    from ..models import load_clip
+    from ..visualization import save_figure
+
+    folder = make_folder(output or Path())
+    image, texts = _scene(0)
+    with steps(len(_COLUMNS) + 3, quiet=quiet) as begin:
+        clips = {}
+        for model in _COLUMNS:
+            begin(f"loading {model}")
+            clips[model] = load_clip(model, device=device)
+        towers = [clips["demo/vit"], clips["demo/resnet"]]
+        drawings: dict[str, Callable[[], Figure]] = {
+            "captum-clip-demo.jpg": lambda: _methods(clips),
+            "captum-clip-demo-words.jpg": lambda: figures.words(
+                image, " and ".join(texts), models=towers
+            ),
+            "captum-clip-demo-signs.jpg": lambda: figures.signs(
+                image, texts, models=towers, methods="direct"
+            ),
+        }
+        paths = []
+        for name, draw in drawings.items():
+            begin(f"drawing {name}")
+            paths.append(save_figure(draw(), folder / name))
+    print(*paths, sep="\n")
+    print(
+        f"The models are small and know {len(WORDS)} words ('captum-clip models --vocabulary'); "
+        'for photographs: captum-clip explain photo.jpg "a horse"'
+    )
+
+
+def _methods(clips: "dict[str, ClipAdapter]") -> "Figure":
+    """Draw a row for each object and a column for each method."""
+    import torch
+
+    from ..explanation import explain
+    from ..visualization import contact_sheet
+
+    scenes = [_scene(index) for index in range(len(_SCENES))]
+    columns, scores, images = {}, [], []
+    for model, method in ((model, name) for model, names in _COLUMNS.items() for name in names):
+        rows = [explain(*scene, model=clips[model], method=method) for scene in scenes]
+        heatmap = torch.cat([row.heatmap("bicubic")["positive"][0] for row in rows])[:, None]
+        columns[f"{model} \N{MIDDLE DOT} {method}"] = heatmap
+        images = [image for row in rows for image in row.images.expand(len(row.names), -1, -1, -1)]
+        scores.append(torch.cat([row.scores[0] for row in rows]))
+    names = [name for _, texts in scenes for name in texts]
+    return contact_sheet(
+        torch.stack(images), columns, names=names, scores=torch.stack(scores, dim=1)
+    )
+
+
+def _scene(index: int) -> tuple[Any, list[str]]:
+    """An image and the texts that are true of it."""
+    from ..demo.captions import article
+    from ..demo.scenes import draw_scene
+
+    seed, objects = _SCENES[index]
+    return draw_scene(seed, objects=objects).image, [article(name) for name in objects]
+
+
+@command(app, "app", "--model demo/vit --port 7860")
+def app_command(
+    host: str = "127.0.0.1",
+    allow_host: options.Several = None,
+    port: int = 7860,
+    model: options.Several = None,
+    processor: options.Processor = None,
+    tokenizer: options.Tokenizer = None,
+    device: options.Device = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Open a page in the browser: drop an image, type texts, see their maps.
+
+    Args:
+        host: who can connect: this machine, or 0.0.0.0 for all that reach it
+        allow_host: a name that the page is reached by, such as that of a proxy; may be repeated
+        port: to listen on; 0 takes any that is free
+        model: one to offer; the first is loaded at the start, others when they are chosen, and the
+            embedded models are always offered; may be repeated (default: demo/vit)
+    """
+    if find_spec("gradio") is None:
+        raise InputError("the page needs Gradio: pip install 'gradio>=6.17'")
+    from ..app.model_cache import ModelCache
+    from ..app.serve import open_port, serve, warm
+
+    cache = ModelCache(model or (), device, processor=processor, tokenizer=tokenizer)
+    with open_port(host, port) as listening:
+        with steps(1, quiet=quiet) as begin:
+            begin(f"loading {cache.names[0]}")
+            warm(cache)
+        address = f"[{host}]" if ":" in host else host
+        print(f"http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        if host not in _LOCAL:
+            print("everyone who reaches this machine on the network can use the page", flush=True)
+        serve(cache, listening, (host, *(allow_host or ())))

@@ -1,0 +1,185 @@
+"""``captum-clip explain`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_clip.cli import main
+from captum_clip.emotions import EMOTIONS, EmotionProbe
+from captum_clip.explanation import Explanation, explain
+from tests import folders
+from tests.cli.conftest import Run
+
+
+def test_it_draws_a_figure_into_the_current_folder_and_prints_the_scores(
+    here: Path, run: Run, vit: str
+) -> None:
+    before = set(os.listdir())
+    printed = run("explain photo.jpg 'a horse' 'a dog' --model VIT")
+    assert set(os.listdir()) - before == {"photo-explained.png"}
+    with Image.open("photo-explained.png") as figure:
+        assert figure.width > 3 * 32
+    score = explain("photo.jpg", "a horse", model=vit).scores.item()
+    assert ", direct, positive):\n" in printed
+    assert f"{score:6.3f}  a horse\n" in printed
+    assert printed.endswith("\nphoto-explained.png\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "signs"),
+    [
+        ("", ["positive"]),
+        ("--negative", ["negative"]),
+        ("--sign negative", ["negative"]),
+        ("--sign both", ["positive", "negative"]),
+    ],
+)
+def test_it_passes_its_options_on(run: Run, options: str, signs: list[str]) -> None:
+    method = "last-grad:heads=averaged"
+    run(f"explain photo.jpg a --model VIT --method {method} -o found.npz {options}")
+    found = Explanation.load("found.npz")
+    assert (list(found.maps), found.method) == (signs, method)
+
+
+def test_it_draws_the_whole_image_where_it_was_cropped(run: Run) -> None:
+    def size(options: str, image: str = "photo.jpg") -> tuple[int, int]:
+        run(f"explain {image} a --model VIT {options} -o drawn.png")
+        with Image.open("drawn.png") as drawn:
+            return drawn.size
+
+    assert size("") == size("--original") == size("--whole")
+    assert size("") != size("--no-original") == size("--no-original --whole")
+    with Image.open("photo.jpg") as image:
+        image.resize((40, 40)).save("square.png")
+    assert size("", "square.png") == size("--no-original")
+
+
+def test_it_writes_the_regions(run: Run) -> None:
+    run("explain photo.jpg 'a horse' --model VIT --sign both --regions out --threshold 0.5")
+    content = json.loads(Path("out/regions.json").read_text())
+    assert (content["photo"], content["threshold"]) == ("photo.jpg", 0.5)
+    assert len(content["regions"]) == 2
+    assert {row["mask"] for row in content["regions"]} < set(os.listdir("out"))
+
+
+def test_it_says_which_maps_to_doubt(run: Run) -> None:
+    hint = "The map of \u201ca\u201d is almost that of unrelated texts (correlation 1.00)."
+    printed = run("explain photo.jpg a --model VIT --method rollout -o a.npz")
+    assert printed.endswith(f"{hint}\na.npz\n")
+    assert hint in Explanation.load("a.npz").hints[0]
+
+
+@pytest.mark.parametrize(("text", "norms"), [("a horse", 2), ("horse", 1)])
+def test_it_prints_the_norm_of_each_word(run: Run, text: str, norms: int) -> None:
+    printed = run(f"explain photo.jpg '{text}' --words --model VIT -o words.npz")
+    assert printed.count("   norm ") == norms
+
+
+def test_texts_are_words_or_options_among_other_options(run: Run) -> None:
+    run("explain --text 'a dog' photo.jpg --model VIT 'a horse' --text 'a cow' -o a.npz b")
+    assert Explanation.load("a.npz").names == ("a horse", "b", "a dog", "a cow")
+
+
+def test_a_checkpoint_without_processor_and_tokenizer_takes_others(
+    here: Path, run: Run, vit: str
+) -> None:
+    (here / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (here / "bare" / name).write_bytes(Path(vit, name).read_bytes())
+    assert "pass --tokenizer NAME" in run("explain photo.jpg a --model bare", code=2)
+    printed = run("explain photo.jpg a --model bare --processor VIT --tokenizer VIT")
+    assert printed.splitlines()[1:] == run("explain photo.jpg a --model VIT").splitlines()[1:]
+
+
+@pytest.mark.parametrize(("terminal", "options"), [(False, []), (True, ["--quiet"]), (True, [])])
+def test_bars_are_for_those_who_look_at_a_terminal(
+    here: Path,
+    vit: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    options: list[str],
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert main(["explain", "photo.jpg", "a", "--model", vit, *options]) == 0
+    said = capsys.readouterr().err
+    assert ("2/2" in said) == (terminal and not options)
+    assert bool(said) == (terminal and not options)
+
+
+# Emotions
+
+
+@pytest.mark.parametrize(("text", "names"), [("", ()), ("'a horse'", ("a horse",))])
+def test_it_draws_emotions_after_texts(run: Run, text: str, names: tuple[str, ...]) -> None:
+    printed = run(f"explain photo.jpg --emotions e.json --model VIT {text} -o a.npz")
+    assert Explanation.load("a.npz").names == (*names, *EMOTIONS)
+    assert printed.startswith(f"cosine similarity to each {'text and ' if text else ''}emotion (")
+
+
+def test_it_centres_emotions(run: Run) -> None:
+    for name, option in (("plain.npz", ""), ("centred.npz", "--centre")):
+        run(f"explain photo.jpg --emotions e.json --model VIT -o {name} {option}")
+    plain, centred = Explanation.load("plain.npz"), Explanation.load("centred.npz")
+    assert not np.allclose(plain.scores, centred.scores, atol=1e-2)
+
+
+def test_a_probe_names_its_model_in_every_command_that_takes_one(run: Run, vit: str) -> None:
+    probe = EmotionProbe(np.random.default_rng(0).normal(size=(9, 24)), np.zeros(9), vit)
+    probe.save("p.safetensors")
+    assert f"({vit}, " in run("explain photo.jpg --emotions p.safetensors -o a.npz")
+    assert f"({vit}, " in run("rank photos --emotions p.safetensors --emotion awe -o out")
+    run("figure emotions photo.jpg --emotions p.safetensors --emotion awe -o a.png")
+
+
+def test_a_probe_of_another_model_is_refused(run: Run) -> None:
+    EmotionProbe(np.eye(9, 24), np.zeros(9), "other", "0" * 64).save("p.safetensors")
+    said = run("explain photo.jpg --emotions p.safetensors --model VIT", code=2)
+    assert "fitted on features of other with another fingerprint" in said
+
+
+# Folders
+
+
+def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(here: Path, run: Run) -> None:
+    line = "'a horse' --model VIT --regions regions"
+    assert run(f"explain photos {line}") == "3 figures in photos-explained\n"
+    found = folders.content(here / "photos-explained")
+    assert [*found] == ["image0.png.png", "image2.png.png", "inner/image1.png.png"]
+    assert "regions.json" in os.listdir("regions/inner/image1.png")
+    run(f"explain photos/inner/image1.png {line} -o alone.png")
+    assert found["inner/image1.png.png"] == Path("alone.png").read_bytes()
+
+
+def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    plot = Explanation.plot
+
+    def counted(self: Explanation, **options: Any) -> Any:
+        drawn.append(self.names[0])
+        return plot(self, **options)
+
+    monkeypatch.setattr(Explanation, "plot", counted)
+    run("explain photos horse --model VIT -o photos/seen")
+    Path("photos/seen/image0.png.png").unlink()
+    printed = run("explain photos horse --model VIT -o photos/seen")
+    assert printed == "3 figures in photos/seen (2 existed)\n"
+    assert len(drawn) == 4
+
+
+def test_images_of_a_folder_that_cannot_be_read_are_reported(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos/image0.png").write_bytes(b"1")
+    assert run("explain photos horse --model VIT -o out", err=None) == "2 figures in out\n"
+    for name in ("image2.png", "inner/image1.png"):
+        Path("photos", name).write_bytes(b"1")
+    said = run("explain photos horse --model VIT -o none", code=2)
+    assert "none of the 3 images can be drawn; photos/image0.png: " in said

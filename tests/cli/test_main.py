@@ -1,0 +1,192 @@
+"""What all commands have in common: help, errors, exit codes, streams and signals."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captum_clip import __version__, cli
+from captum_clip.attr.registry import methods_for
+from captum_clip.cli import main, show_commands
+from captum_clip.errors import InputError
+from captum_clip.evaluation import TASKS
+from captum_clip.evaluation.data import forms
+from captum_clip.files import replace_file
+from tests.cli.parsing import leaves, parse
+
+Capture = pytest.CaptureFixture[str]
+COMMANDS = dict(leaves())
+HEAVY = {"torch", "numpy", "matplotlib", "transformers", "captum", "pandas", "tqdm", "rich"}
+
+
+def program(code: str, *, shell: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run Python code, or a line of the shell in which PYTHON is this one, in its own process."""
+    line = code.replace("PYTHON", shlex.quote(sys.executable))
+    words = ["sh", "-c", line] if shell else [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_of_each_command_explains_every_option(
+    words: tuple[str, ...], capsys: Capture
+) -> None:
+    assert main([*words, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert f"example:\n  captum-clip {' '.join(words)} " in printed
+    assert all(parameter.help for parameter in COMMANDS[words].params)
+    assert all(len(line) <= 80 or "captum-clip" in line for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_example_in_each_help_can_be_typed(words: tuple[str, ...], capsys: Capture) -> None:
+    main([*words, "--help"])
+    parse(shlex.split(capsys.readouterr().out.splitlines()[-1])[1:])
+
+
+def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
+    main(["evaluate", "--help"])
+    printed = capsys.readouterr().out.replace(",", " ").split()
+    for names in (methods_for("vit"), methods_for("resnet"), TASKS, forms()):
+        assert set(names) <= set(printed)
+
+
+@pytest.mark.parametrize("line", ["", "--help", "--version", "app --help", "demo --help"])
+def test_help_is_answered_without_a_heavy_import(line: str) -> None:
+    code = (
+        f"import sys; from captum_clip.cli import main; assert main({line.split()}) == 0; "
+        f"assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)"
+    )
+    done = program(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_command_the_help_is_printed(capsys: Capture) -> None:
+    assert main([]) == main(["--help"]) == main(["-h"]) == 0
+    printed = capsys.readouterr().out
+    third = printed[: len(printed) // 3]
+    assert printed == 3 * third
+    assert "captum-clip demo\n" in third
+
+
+def test_python_m_is_the_same_command() -> None:
+    done = program("PYTHON -m captum_clip --version", shell=True)
+    assert (done.returncode, done.stdout) == (0, f"captum-clip {__version__}\n")
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("two\nlines"), 2, "captum-clip: error: two lines\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (
+            ModuleNotFoundError("No module named 'x'", name="x"),
+            2,
+            "captum-clip: error: x is not installed, which this command needs.\n",
+        ),
+    ],
+)
+def test_failures_have_their_exit_codes(
+    error: BaseException, code: int, said: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show_commands, "_print_models", raising(error))
+    assert main(["models"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show_commands, "_print_models", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def test_warnings_and_logs_of_libraries_are_hidden_and_their_settings_restored(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy() -> None:
+        warnings.warn("a library's remark", stacklevel=1)
+        logging.getLogger("library").warning("a library's remark")
+
+    monkeypatch.setattr(show_commands, "_print_models", noisy)
+    monkeypatch.setattr(logging.root.manager, "_disable", logging.NOTSET)
+    filters = list(warnings.filters)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().err == ""
+    assert logging.root.manager.disable == logging.NOTSET
+    assert list(warnings.filters) == filters
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        ("> /dev/full", 2, "captum-clip: error: the output cannot be written: no space is left"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("> /dev/full 2>&-", 2, ""),
+        ("| true", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing_are_no_bug(streams: str, code: int, said: str) -> None:
+    done = program(f"PYTHON -m captum_clip models {streams}", shell=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("utf-8", "d\u00e9j\u00e0\n"), ("ascii", "d\\xe9j\\xe0\n")]
+)
+def test_letters_that_stdout_cannot_encode_are_printed_with_escapes(
+    encoding: str, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(show_commands, "_print_models", lambda: print("d\u00e9j\u00e0"))
+    assert main(["models"]) == 0
+    assert out.buffer.getvalue().decode(encoding) == printed
+
+
+def test_a_process_that_is_ended_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, as batch systems send it, while a file is written."""
+
+    def write(*_: Any) -> None:
+        replace_file(tmp_path / "a", lambda file: os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(show_commands, "_print_models", write)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["models"]) == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_while_it_is_imported_prints_nothing() -> None:
+    done = program(
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'captum_clip.cli.options': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_module('captum_clip', run_name='__main__')"
+    )
+    assert (done.returncode, done.stderr) == (130, "")

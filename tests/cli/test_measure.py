@@ -1,0 +1,281 @@
+"""``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit`` as a user types them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import captum_clip.evaluation
+from captum_clip.cli import main
+from captum_clip.emotions import EMOTIONS, EmotionProbe
+from captum_clip.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    StudyConfig,
+    StudyResult,
+    Subject,
+    corner_bias_study,
+    emotions_study,
+)
+from tests.cli.conftest import Run
+from tests.evaluation.cases import make_classes, random_maps
+
+EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
+EVALUATE += " --resamples 20 --threads 1 -o out"
+STUDY = "study statistics photos --text a --model VIT --workers 0 -o out"
+
+
+# rank
+
+
+def test_rank_prints_and_writes_the_best_images_for_a_text(run: Run, vit: str) -> None:
+    lines = run("rank photos 'a horse' --model VIT --top 2 -o out").splitlines()
+    assert lines[0] == f"'a horse', best of 3 images ({vit}, direct):"
+    with open("out/ranking.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for line, row in zip(lines[1:3], rows, strict=True):
+        assert line.split() == [row["rank"], f"{float(row['score']):.3f}", row["file"]]
+        assert Path("photos", row["file"]).is_file()
+    with Image.open("out/ranking.png") as figure:
+        figure.verify()
+    assert lines[3:] == ["out/ranking.csv", "out/ranking.png"]
+
+
+def test_rank_finds_images_for_an_emotion_and_reports_what_it_left_out(
+    here: Path, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos/bad.jpg").write_bytes(b"no image")
+    arguments = ["--emotions", "e.json", "--emotion", "awe", "--model", vit, "-o", "out"]
+    assert main(["rank", "photos", *arguments]) == 0
+    printed, said = capsys.readouterr()
+    assert printed.startswith("'awe', best of 3 images")
+    assert said.startswith("1 file left out, photos/bad.jpg: ")
+
+
+# study
+
+
+def test_study_prints_where_its_results_are(run: Run) -> None:
+    assert run(STUDY) == "statistics  out/statistics.csv\nmean maps   out/mean_maps.png\n"
+    assert Path("out/statistics.csv").is_file()
+    Path("photos/image0.png").write_bytes(b"1")
+    printed = run(STUDY.replace("-o out", "-o more"))
+    said = "1 of 3 images was skipped; the reasons are in more/manifest.json\n"
+    assert printed.endswith(said)
+
+
+def test_study_without_an_image_that_can_be_read_fails(run: Run) -> None:
+    for path in Path("photos").rglob("*.png"):
+        path.write_bytes(b"1")
+    assert "none of the 3 images can be read" in run(STUDY, code=2)
+
+
+@pytest.fixture
+def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configs that a command makes, which are not run."""
+    found: list[Any] = []
+
+    def study(config: StudyConfig, **_: Any) -> StudyResult:
+        found.append(config)
+        return StudyResult("out", 1, {})
+
+    def evaluate(config: EvaluationConfig, **_: Any) -> Evaluation:
+        found.append(config)
+        return Evaluation("out", None, None, (), {})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(captum_clip.evaluation, "run_study", study)
+    monkeypatch.setattr(captum_clip.evaluation, "evaluate", evaluate)
+    return found
+
+
+def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) -> None:
+    run(
+        "study statistics photos x --model a --model b --emotions e.json --emotions e.json "
+        "--text y --batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3 "
+        "--processor p --tokenizer t --value-entropy -o out"
+    )
+    assert asked == [
+        StudyConfig(
+            *("photos", "out", (Subject("a", None, "e.json"), Subject("b", None, "e.json"))),
+            texts=("x", "y"),
+            batch_size=4,
+            limit=5,
+            seed=6,
+            workers=7,
+            engine="ray",
+            gpus=2,
+            threads=3,
+            value_entropy=True,
+            processor="p",
+            tokenizer="t",
+        )
+    ]
+
+
+def test_each_study_has_the_librarys_own_defaults(asked: list[Any], run: Run, vit: str) -> None:
+    """For published encodings, which name no model, Mamooler's."""
+    run("study corner-bias photos --model VIT -o out")
+    run("study emotions photos --emotions e.json --emotions e.json -o out")
+    assert asked == [
+        corner_bias_study("photos", "out", models=[vit]),
+        emotions_study("photos", "out", emotions=["e.json", "e.json"]),
+    ]
+
+
+def test_a_probe_names_the_model_of_a_study(asked: list[Any], run: Run) -> None:
+    for model in ("vit", "resnet"):
+        probe = EmotionProbe(np.eye(9, 24), np.zeros(9), f"demo/{model}", "0" * 64)
+        probe.save(f"{model}.safetensors")
+    run("study emotions photos --emotions vit.safetensors --emotions resnet.safetensors -o out")
+    assert [subject.model for subject in asked[0].subjects] == ["demo/vit", "demo/resnet"]
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [("--device cpu", 0), ("--device cuda", 1), ("", 1), ("--device cpu --gpus 2", 2)],
+)
+def test_the_device_decides_where_no_number_of_gpus_does(
+    asked: list[Any], run: Run, monkeypatch: pytest.MonkeyPatch, options: str, gpus: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    run(f"study statistics photos sky --engine ray --workers 2 {options} -o out")
+    assert asked[0].gpus == gpus
+
+
+# evaluate
+
+
+def test_evaluate_prints_where_its_results_are_and_goes_on(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for _ in range(2):
+        assert run(EVALUATE, err=None).splitlines() == [
+            "report   out/report.html",
+            "tables   out/results.md",
+            "figures  out/results.csv",
+        ]
+    assert Path("out/results.csv").is_file()
+
+
+def test_evaluate_names_its_curves(run: Run) -> None:
+    data = make_classes(Path("classes").absolute())
+    options = f"--data {data} --method centre --task perturbation --fill black --threads 1"
+    lines = run(f"evaluate --model VIT {options} -o out").splitlines()
+    curves = ["curves   out/curves_black_predicted.png", "curves   out/curves_black_true.png"]
+    assert lines[3:] == curves
+    assert all(Path(line.split()[1]).is_file() for line in lines)
+
+
+def test_evaluate_reports_what_it_skipped(run: Run) -> None:
+    image = next(Path("farm/images").iterdir())
+    random_maps(Path("theirs").absolute(), [image.stem], ["a horse"])
+    image.write_bytes(b"")
+    printed = run(f"{EVALUATE} --maps theirs")
+    assert "entries were skipped; the reasons are in out/manifest.json\n" in printed
+    for path in Path("farm/images").iterdir():
+        path.write_bytes(b"")
+    said = run(EVALUATE.replace("-o out", "-o none"), code=2)
+    assert "masks: none of the 2 samples can be used for loc" in said
+    assert not Path("none/results.csv").exists()
+
+
+def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run) -> None:
+    run(
+        "evaluate --model m --data demo --data demo-singles --method a --method b --maps c "
+        "--maps d --task signs --task words --fill blur --fill road --reference b --against image "
+        "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
+        "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
+        "--template 'a photo of a {}' --text 'a face' --void background -o out"
+    )
+    assert asked == [
+        EvaluationConfig(
+            *("m", "out", ("demo", "demo-singles"), ("a", "b"), ("c", "d"), "b"),
+            tasks=("signs", "words"),
+            against="image",
+            images=3,
+            slow_images=2,
+            seed=4,
+            draws=5,
+            fills=("blur", "road"),
+            batch_size=6,
+            chunk_size=7,
+            template="a photo of a {}",
+            text="a face",
+            void="background",
+            resamples=8,
+            engine="ray",
+            workers=3,
+            gpus=2,
+            threads=9,
+            processor="p",
+            tokenizer="t",
+        )
+    ]
+
+
+def test_evaluate_has_the_librarys_own_defaults(asked: list[Any], run: Run) -> None:
+    run("evaluate -o out --data voc:x")
+    run("evaluate -o out --model demo/vit")
+    assert asked == [
+        EvaluationConfig("ViT-B/32", "out", ("voc:x",)),
+        EvaluationConfig("demo/vit", "out"),
+    ]
+
+
+# emotions fit
+
+
+@pytest.fixture
+def art(here: Path) -> Path:
+    """Twenty paintings with two votes each."""
+    rows = ["art_style,painting,emotion,utterance,repetition"]
+    (here / "art/images/Style").mkdir(parents=True)
+    for number in range(20):
+        colour = np.random.default_rng(number).integers(0, 256, 3, dtype=np.uint8)
+        image = Image.new("RGB", (40, 40), tuple(colour.tolist()))
+        image.save(here / f"art/images/Style/p{number}.jpg")
+        rows += [f"Style,p{number},{EMOTIONS[number % 4]},x,{vote}" for vote in (1, 2)]
+    (here / "art/artemis_dataset_release_v0.csv").write_text("\n".join([*rows, ""]))
+    return here
+
+
+def test_fit_prints_the_scores_and_passes_its_options_on(art: Path, run: Run, vit: str) -> None:
+    options = "--seed 3 --held-out 0.5 --strength 0.1 --test art"
+    lines = run(f"emotions fit art --model VIT {options} -o p.safetensors").splitlines()
+    assert lines[0] == "art: 20 paintings kept; left out: nothing."
+    assert lines[3].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
+    probe = EmotionProbe.load("p.safetensors")
+    assert probe.scores is not None
+    part = probe.scores.all
+    shares = (part.nine, part.majority_nine, part.eight, part.majority_eight)
+    assert lines[4] == "held out of art"
+    assert lines[5].split() == ["all", "10", *(f"{share:.3f}" for share in shares)]
+    assert lines[8].split()[:2] == ["all", "20"]
+    assert lines[-1] == "p.safetensors"
+    assert probe.model == vit
+    assert probe.settings is not None
+    assert (probe.settings.seed, probe.settings.held_out) == (3, 0.5)
+    assert probe.settings.strength == 0.1
+
+
+def test_fit_takes_files_from_elsewhere_and_reports_broken_ones(
+    art: Path, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.rename("art/images", "pictures")
+    Path("pictures/Style/broken.jpg").write_bytes(b"no image")
+    rows = Path("art/artemis_dataset_release_v0.csv").read_text()
+    Path("rows.csv").write_text(f"{rows}Style,gone,awe,x,1\nStyle,broken,awe,x,1\n")
+    files = ["none", "--csv", "rows.csv", "--images", "pictures", "--held-out", "0"]
+    assert main(["emotions", "fit", *files, "--model", vit, "-o", "p.safetensors"]) == 0
+    printed, said = capsys.readouterr()
+    assert "1 painting without an image" in printed
+    assert "1 file left out, pictures/Style/broken.jpg: " in said
+    assert printed.endswith("\np.safetensors\n")
+    assert "majority" not in printed

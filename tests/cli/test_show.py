@@ -1,0 +1,60 @@
+"""``captum-clip models`` and ``demo`` as a user types them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captum_clip.attr.registry import methods_for
+from captum_clip.cli import main, show_commands
+from captum_clip.demo.catalogue import NOUNS, THINGS
+from captum_clip.demo.vocabulary import WORDS
+from captum_clip.models import available
+from captum_clip.models.loading import EXAMPLES
+from tests.cli.conftest import Run
+
+
+def test_models_lists_every_name_with_its_checkpoint(run: Run) -> None:
+    lines = run("models").splitlines()
+    for known in available():
+        [line] = [line for line in lines if line.split()[:1] == [known.name]]
+        assert known.checkpoint in line
+        assert all(alias in line for alias in known.aliases)
+    for example in EXAMPLES:
+        assert any(example.name in line and example.family in line for line in lines)
+
+
+def test_models_lists_every_word_of_the_vocabulary(run: Run) -> None:
+    printed = run("models --vocabulary")
+    assert set(WORDS) <= set(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_demo_draws_its_figures_into_a_folder_and_names_them(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"demo/vit": ("last-grad", "direct"), "demo/resnet": ("grad-cam",)}
+    monkeypatch.setattr(show_commands, "_SCENES", show_commands._SCENES[:1])
+    monkeypatch.setattr(show_commands, "_COLUMNS", columns)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["demo", "-o", "new"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 4
+    for name in os.listdir("new"):
+        assert f"new/{name}\n" in out
+        with Image.open(Path("new", name)) as figure:
+            figure.verify()
+    assert "5/5" in err  # the bar
+    assert "Warning" not in err
+    assert "oading weights" not in err
+
+
+def test_demo_shows_scenes_of_known_things_with_every_kind_of_tower() -> None:
+    known = {*NOUNS, *(thing.name for thing in THINGS)}
+    assert {name for _, objects in show_commands._SCENES for name in objects} <= known
+    shown = {method for methods in show_commands._COLUMNS.values() for method in methods}
+    assert shown <= {*methods_for("vit"), *methods_for("resnet")}
+    assert show_commands._scene(0)[1] == ["a horse", "a dog"]

@@ -1,0 +1,118 @@
+"""Wrong lines: each is answered by one sentence, before a model is loaded or a file written."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from captum_clip.cli import main
+
+LINES = {
+    # typer
+    "explian": "'explian'; did you mean 'explain'? (see captum-clip --help)",
+    "models --vocabluary": "did you mean --vocabulary? (see captum-clip models --help)",
+    "explain photo.jpg a --modle=x b": "did you mean --model? (see captum-clip explain --help)",
+    "study statistic photos -o o": "did you mean statistics? (see captum-clip study --help)",
+    "explain photo.jpg a --side imge": "'imge' is not one of",
+    "demo x": "unexpected extra argument",
+    "explain photo.jpg a --text": "'--text' requires an argument",
+    "explain": "Missing argument",
+    "figure": "Missing argument",
+    "emotions": "Missing command",
+    "rank photos a": "Missing option '--output'",
+    "rank photos a --top many -o o": "Invalid value for '--top'",
+    f"explain photo.jpg a --side {'a' * 4000}": "'" + 79 * "a" + "...",
+    f"explain photo.jpg a --x {'b ' * 900}": "No such option: --x",
+    # explain
+    "explain none.jpg a": "there is no image file none.jpg",
+    "explain broken.png a": "broken.png",
+    "explain photo.jpg": "expected a TEXT, or --emotions FILE",
+    "explain photo.jpg ' '": "the text ' ' is empty",
+    "explain photo.jpg a -o a.gif": "must end in .png, .jpg, .jpeg, .pdf, .svg, .npz",
+    "explain photo.jpg a -o none/a.png": "there is no folder none",
+    "explain other.png a -o other.png": "would replace the image",
+    "explain https://x.org/a.jpg a": "https://x.org/a.jpg is a URL; download the image",
+    "explain photo.jpg a b --words": "--words takes one TEXT apart, got 2",
+    "explain photo.jpg a --method lastgrad:heads=paired": "did you mean last-grad?",
+    "explain photo.jpg a --method last-grad:x=1": "last-grad has no option 'x'",
+    "explain photo.jpg a --method rollout --negative": "no negative map; take --sign positive",
+    "explain photo.jpg a --negative --sign both": "--negative contradicts --sign both",
+    "explain photo.jpg a --device abacus": "abacus",
+    "explain photo.jpg a --threshold 2": "expected otsu, mean or a number in [0, 1), got 2",
+    "explain photo.jpg a --side text --regions r": "--regions are places in the image",
+    "explain photo.jpg a --side both --words": "--side both explains whole TEXTs",
+    "explain photo.jpg a --centre": "--centre goes with --emotions",
+    "explain photo.jpg --emotions photo.jpg": "expected a file .safetensors or .json",
+    "explain photos a -o a.npz": "photos is a folder, of which each image gets a figure",
+    "explain photos a -o photos": "cannot go into the folder of the images",
+    "explain farm/.. a -o farm/none/x.png": "is a folder, of which each image gets a figure",
+    # figure
+    "figure layer photo.jpg a": "did you mean layers?",
+    "figure layers": "expected an IMAGE, or --scene SEED",
+    "figure signs photo.jpg": "needs something to look for: a TEXT, or --image FILE",
+    "figure signs photo.jpg horse other.png": "other.png is an image; figure signs takes images,",
+    "figure signs photos photo.jpg": "figure signs takes one folder, then texts",
+    "figure words photo.jpg a b": "figure words takes one target, got 2",
+    "figure heads photo.jpg a --image other.png": "figure heads takes one target, got 2",
+    "figure layers photo.jpg a --model x --model y": "takes one image and one model, got 1 and 2",
+    "figure words photo.jpg a --scale shared": "expected a scale of norm, each, got 'shared'",
+    "figure layers photo.jpg a --count 3": "figure layers has no option --count",
+    "figure heads photo.jpg a --count 0": "expected --count of 1 or more, got 0",
+    "figure words photo.jpg a --colormap x": "no colour map 'x'",
+    "figure emotions photo.jpg a --emotions e.json": "takes no texts, got 'a'",
+    "figure emotions photo.jpg --emotions e.json --model a --model b": "for each of the 2 models",
+    "figure emotions photo.jpg --emotions e.json --emotion joy": "'joy'",
+    "figure average": "needs an output folder of 'captum-clip study'",
+    "figure average none": "none holds no study",
+    "figure layers a --scene 0": "--scene draws for the embedded models, and ViT-B/32 is none",
+    "figure layers a --scene x --model demo/vit": "SEED:THING,THING as in 0:horse, got 'x'",
+    # rank, study, evaluate, emotions
+    "rank none a -o o": "there is no folder none",
+    "rank photos a b -o o": "expected one TEXT or one --emotion to look for, got 2",
+    "rank photos a --emotion awe -o o": "go together",
+    "rank photos --emotions e.json --emotion joy -o o": "'joy'",
+    "rank photos a --top 0 -o o": "expected --top of 1 or more, got 0",
+    "rank photos a -o e.json": "the folder e.json cannot be made",
+    "study statistics photos -o o": "there is nothing to explain",
+    "study statistics none a -o o": "there is no folder",
+    "study statistics photos a a -o o": "'a' is given twice",
+    "study statistics photos a --method rollout --batch-size 0 -o o": "--batch-size of 1",
+    "study emotions photos -o o": "takes an --emotions FILE for each model",
+    "study corner-bias photos --engine ray --workers 0 -o o": "Ray needs one worker",
+    "study corner-bias photos -o photos": "cannot go into the folder of the images",
+    "study statistics photos a --device cpu:0 -o o": "expected cpu or cuda, without a number",
+    "evaluate -o o": "scenes drawn for the embedded models, and ViT-B/32 is none of demo/vit",
+    "evaluate --model demo/vit --fill grey -o o": "'grey'",
+    "evaluate --model demo/vit --images 0 -o o": "expected images of 1 or more, got 0",
+    "evaluate --model demo/vit --task x -o o": "there is no task 'x'; there are localization",
+    "evaluate --model demo/vit --method center -o o": "(did you mean centre?)",
+    "evaluate --data farm -o o": "there is no data set 'farm'; expected one of demo,",
+    "emotions fit none --model m -o p.safetensors": "there is no folder none",
+    "emotions fit photos --model m -o p.pt": "must end in .safetensors",
+    "emotions fit photos --model m --held-out 2 -o p.safetensors": "--held-out in [0, 1)",
+    "app --port 70000": "--port 70000: expected a number from 0",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), LINES.items())
+def test_a_wrong_line_is_answered_by_one_sentence(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr("captum_clip.models.loading._load", lambda *_: pytest.fail("was loaded"))
+    before = sorted(here.rglob("*"))
+    assert main(shlex.split(line)) == 2
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert said.startswith("captum-clip: error: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert len(said) < 800
+    assert sorted(here.rglob("*")) == before
+    assert os.getcwd() == str(here)
