@@ -187,7 +187,7 @@ def evaluate_command(
     template: str | None = None,
     void: Literal["out", "background"] | None = None,
     text: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     processor: options.Processor = None,
     tokenizer: options.Tokenizer = None,
     device: options.Device = None,
@@ -221,7 +221,7 @@ def evaluate_command(
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
             (default: out)
         text: what fixations are compared with
-        workers: processes of Ray
+        workers: processes of Ray (default: one for each GPU, or one)
     """
     from .. import evaluation
     from ..demo import MODELS

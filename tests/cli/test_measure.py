@@ -249,15 +249,15 @@ def art(here: Path) -> Path:
 def test_fit_prints_the_scores_and_passes_its_options_on(art: Path, run: Run, vit: str) -> None:
     options = "--seed 3 --held-out 0.5 --strength 0.1 --test art"
     lines = run(f"emotions fit art --model VIT {options} -o p.safetensors").splitlines()
-    assert lines[0] == "art: 20 paintings kept; left out: nothing."
-    assert lines[3].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
+    assert lines[0] == "art: 40 rows read, 20 paintings kept; left out: nothing"
+    assert lines[2].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
     probe = EmotionProbe.load("p.safetensors")
     assert probe.scores is not None
     part = probe.scores.all
     shares = (part.nine, part.majority_nine, part.eight, part.majority_eight)
-    assert lines[4] == "held out of art"
-    assert lines[5].split() == ["all", "10", *(f"{share:.3f}" for share in shares)]
-    assert lines[8].split()[:2] == ["all", "20"]
+    assert lines[3] == "held out of art"
+    assert lines[4].split() == ["all", "10", *(f"{share:.3f}" for share in shares)]
+    assert lines[7].split()[:2] == ["all", "20"]
     assert lines[-1] == "p.safetensors"
     assert probe.model == vit
     assert probe.settings is not None
@@ -275,7 +275,7 @@ def test_fit_takes_files_from_elsewhere_and_reports_broken_ones(
     files = ["none", "--csv", "rows.csv", "--images", "pictures", "--held-out", "0"]
     assert main(["emotions", "fit", *files, "--model", vit, "-o", "p.safetensors"]) == 0
     printed, said = capsys.readouterr()
-    assert "1 painting without an image" in printed
+    assert "left out: paintings without an image: 1\n" in printed
     assert "1 file left out, pictures/Style/broken.jpg: " in said
     assert printed.endswith("\np.safetensors\n")
     assert "majority" not in printed

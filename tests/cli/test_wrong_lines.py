@@ -45,7 +45,7 @@ LINES = {
     "explain photo.jpg a --side text --regions r": "--regions are places in the image",
     "explain photo.jpg a --side both --words": "--side both explains whole TEXTs",
     "explain photo.jpg a --centre": "--centre goes with --emotions",
-    "explain photo.jpg --emotions photo.jpg": "expected a file .safetensors or .json",
+    "explain photo.jpg --emotions photo.jpg": "photo.jpg is no emotion probe",
     "explain photos a -o a.npz": "photos is a folder, of which each image gets a figure",
     "explain photos a -o photos": "cannot go into the folder of the images",
     "explain farm/.. a -o farm/none/x.png": "is a folder, of which each image gets a figure",
