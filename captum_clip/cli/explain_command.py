@@ -92,12 +92,13 @@ def explain_command(
         raise InputError("--centre goes with --emotions FILE.")
     if not (texts or emotions):
         raise InputError("expected a TEXT, or --emotions FILE, got neither.")
-    probes, [fitted] = read_probes([emotions] if emotions else [])
+    probes, fitted = read_probes([emotions] if emotions else [])
     folder = check_folder(image, output, "explained")
     if folder is None:
         path = read_image(image)
         file = check_figure(output, f"{path.stem}-explained.png", FORMATS, [path])
-    clip = load_model(model or fitted, processor, tokenizer, device, quiet=quiet)
+    name = model or next(iter(fitted), options.DEFAULT_MODEL)
+    clip = load_model(name, processor, tokenizer, device, quiet=quiet)
     target: list[str] | Target = texts
     if probes:
         from .. import targets

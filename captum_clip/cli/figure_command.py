@@ -107,7 +107,7 @@ def figure_command(
         print(save_figure(draw(folders, **settings), file))
         return
     probes, fitted = read_probes(emotions or ())
-    models = model or fitted
+    models = model or fitted or [options.DEFAULT_MODEL]
     scenes = [_draw_scene(seed, models) for seed in scene or ()]
     words = given or []
     folder = check_folder(words[0], output, figure) if words and not scene else None

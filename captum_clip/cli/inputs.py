@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..checks import check_destination, find_file, find_folder
 from ..errors import InputError
-from .options import DEFAULT_MODEL
 from .output import steps
 
 if TYPE_CHECKING:
@@ -70,15 +69,13 @@ def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path,
     return folder, output, [*list_images(storage_of(folder), storage_of(output))]
 
 
-def read_probes(
-    files: Sequence[Path], default: Sequence[str] = (DEFAULT_MODEL,)
-) -> "tuple[list[EmotionProbe], list[str]]":
-    """Emotion probes, and the models that they were fitted on if all name one."""
+def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":
+    """Emotion probes, and the models that they were fitted on; none where not all name one."""
     from ..emotions import EmotionProbe
 
     probes = [EmotionProbe.load(file) for file in files]
     fitted = [probe.model for probe in probes]
-    return probes, fitted if fitted and all(fitted) else list(default)
+    return probes, fitted if all(fitted) else []
 
 
 def load_model(

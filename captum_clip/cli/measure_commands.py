@@ -63,9 +63,10 @@ def rank_command(
         raise InputError(f"expected one TEXT or one --emotion to look for, got {given}.")
     options.check_emotions([emotion] if emotion else [])
     images = find_folder(folder)
-    probes, [fitted] = read_probes([emotions] if emotions else [])
+    probes, fitted = read_probes([emotions] if emotions else [])
     found = make_folder(output)
-    clip = load_model(model or fitted, processor, tokenizer, device, quiet=quiet)
+    name = model or next(iter(fitted), options.DEFAULT_MODEL)
+    clip = load_model(name, processor, tokenizer, device, quiet=quiet)
     target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
     reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
     reading["cache"] = found / "features.npz"
@@ -119,26 +120,18 @@ def study_command(
         workers: processes that decode images (local, default 2) or that compute (ray, default 1)
     """
     from .. import evaluation
-    from ..evaluation.image_batches import list_images
-    from ..evaluation.storage import storage_of
 
-    source = storage_of(images)
-    if source.is_local:  # elsewhere it takes long
-        list_images(source, storage_of(output))
-    given: dict[str, Any] = {"texts": [*(texts or ()), *(text or ())], "methods": method}
-    if study == "corner-bias" and emotions:
-        raise InputError("study corner-bias takes texts; leave --emotions out.")
-    if study == "emotions" and (given["texts"] or not emotions):
-        raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
-    if emotions:
-        towers = evaluation.study.TOWERS if study == "emotions" else evaluation.study.MODELS
-        given |= {"emotions": emotions, "models": read_probes(emotions, towers)[1]}
-    given |= {"models": model} if model else {}
     presets: dict[str, Any] = {
-        "statistics": evaluation.statistics_study,
+        "statistics": evaluation.StudyConfig,
         "corner-bias": evaluation.corner_bias_study,
         "emotions": evaluation.emotions_study,
     }
+    targets = {"texts": [*(texts or ()), *(text or ())], "emotions": emotions}
+    if study == "corner-bias" and emotions:
+        raise InputError("study corner-bias takes texts; leave --emotions out.")
+    if study == "emotions" and (targets["texts"] or not emotions):
+        raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
+    given = {**targets, "models": model or read_probes(emotions or ())[1], "methods": method}
     config = presets[study](
         images,
         output,

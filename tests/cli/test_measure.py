@@ -19,7 +19,6 @@ from captum_clip.evaluation import (
     EvaluationConfig,
     StudyConfig,
     StudyResult,
-    Subject,
     corner_bias_study,
     emotions_study,
 )
@@ -102,8 +101,8 @@ def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) ->
     )
     assert asked == [
         StudyConfig(
-            *("photos", "out", (Subject("a", None, "e.json"), Subject("b", None, "e.json"))),
-            texts=("x", "y"),
+            *("photos", "out", ("x", "y"), ("a", "b")),
+            emotions=(Path("e.json"), Path("e.json")),
             batch_size=4,
             limit=5,
             seed=6,
@@ -124,7 +123,7 @@ def test_each_study_has_the_librarys_own_defaults(asked: list[Any], run: Run, vi
     run("study emotions photos --emotions e.json --emotions e.json -o out")
     assert asked == [
         corner_bias_study("photos", "out", models=[vit]),
-        emotions_study("photos", "out", emotions=["e.json", "e.json"]),
+        emotions_study("photos", "out", emotions=[Path("e.json"), Path("e.json")]),
     ]
 
 
@@ -133,12 +132,12 @@ def test_a_probe_names_the_model_of_a_study(asked: list[Any], run: Run) -> None:
         probe = EmotionProbe(np.eye(9, 24), np.zeros(9), f"demo/{model}", "0" * 64)
         probe.save(f"{model}.safetensors")
     run("study emotions photos --emotions vit.safetensors --emotions resnet.safetensors -o out")
-    assert [subject.model for subject in asked[0].subjects] == ["demo/vit", "demo/resnet"]
+    assert asked[0].models == ("demo/vit", "demo/resnet")
 
 
 @pytest.mark.parametrize(
     ("options", "gpus"),
-    [("--device cpu", 0), ("--device cuda", 1), ("", 1), ("--device cpu --gpus 2", 2)],
+    [("--device cpu", 0), ("", 1), ("--device cpu --gpus 2", 2)],
 )
 def test_the_device_decides_where_no_number_of_gpus_does(
     asked: list[Any], run: Run, monkeypatch: pytest.MonkeyPatch, options: str, gpus: int
