@@ -45,7 +45,9 @@ def test_each_figure_is_drawn(line: str, panels: int, run: Run) -> None:
 def test_averages_are_drawn_of_studies(run: Run) -> None:
     run("study statistics photos a b --model VIT --workers 0 -o study")
     assert run("figure average study --target a --colormap viridis") == "study-average.png\n"
-    assert "no target 'joy'" in run("figure average study --target joy", code=2)
+    assert "expected a target of a, b, got 'joy'" in run(
+        "figure average study --target joy", code=2
+    )
 
 
 def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(run: Run) -> None:
