@@ -287,6 +287,17 @@ def test_every_picture_of_the_embedded_models_is_made_by_a_step(measured):
     assert all(f"images/{picture}" in pages for picture in shown)
 
 
+def test_commands_of_the_steps_exist(measured):
+    """Commands and options are those of the command line, which steps take hours to find out."""
+    lines = [
+        line for step in measured.STEPS if not step.python for line in step.commands.split("\n")
+    ]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("captum-clip ")]
+    assert len(commands) > 20
+    for arguments in commands:
+        parse(arguments)
+
+
 def test_tables_of_the_documentation_go_under_their_markers(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "OUT", tmp_path / "docs/experiments/measured")
     monkeypatch.setattr(measured, "DOCS", tmp_path / "docs")
