@@ -84,7 +84,7 @@ class ClipAdapter(ABC):
         self.tokenizer: Any = None if isinstance(tokenizer, MissingPart) else tokenizer
         self._given = {"processor": processor, "tokenizer": tokenizer}
 
-    # What a family provides
+    # A family provides these
 
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class ClipAdapter(ABC):
         """The library's own text embeddings (N, E) of token ids (N, T); differentiable."""
 
     def _process(self, images: list[Image.Image]) -> Tensor:
-        """RGB pictures -> (B, 3, H, W), float32 on the CPU."""
+        """RGB images -> (B, 3, H, W), float32 on the CPU."""
         return process(self._require_processor(), images)
 
     @abstractmethod
@@ -108,7 +108,7 @@ class ClipAdapter(ABC):
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Mean and standard deviation of the three channels; None where the processor has none."""
+        """Mean and standard deviation of the three channels; None if they are not known."""
         inner = image_processor(self.processor)
         for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
             if hasattr(step, "mean") and hasattr(step, "std"):
@@ -130,7 +130,7 @@ class ClipAdapter(ABC):
         """The text tower as the methods see it.
 
         Raises:
-            UnsupportedModelError: its family does not say what a text embedding is made of.
+            UnsupportedModelError: its family does not declare what a text embedding is made of.
         """
         with expect_library_parts(self.model):
             tower = self._text_tower()
@@ -146,14 +146,14 @@ class ClipAdapter(ABC):
     @property
     @abstractmethod
     def context_length(self) -> int | None:
-        """The longest text in tokens, start and end included; None where nothing bounds it."""
+        """The longest text in tokens, start and end included; None if it is not bounded."""
 
     @property
     def vocabulary_size(self) -> int | None:
-        """How many tokens the text tower knows; None where nothing tells."""
+        """The number of tokens that the text tower knows, if it is known."""
         return None
 
-    # What it is
+    # Its model
 
     @property
     def vision(self) -> nn.Module:
@@ -162,12 +162,12 @@ class ClipAdapter(ABC):
 
     @property
     def kind(self) -> Kind:
-        """Either "vit" or "resnet", which stands for all convolutional towers."""
+        """The kind of vision tower: "vit", or "resnet" for every convolutional one."""
         return self.tower.kind
 
     @property
     def device(self) -> torch.device:
-        """Where the vision tower's parameters are."""
+        """The device of the vision tower's parameters."""
         return next(self.tower.module.parameters()).device
 
     @property
@@ -177,7 +177,7 @@ class ClipAdapter(ABC):
 
     @property
     def embedding_dim(self) -> int | None:
-        """Length of the embeddings; None where only a forward tells, as with changed code."""
+        """Length of the embeddings; None where only a forward shows it, as with changed code."""
         return self.tower.embedding_dim if self.is_unmodified else None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -74,7 +74,7 @@ def _family_of(module: nn.Module) -> Family | None:
 
 
 def known_tower(module: nn.Module) -> Tower | None:
-    """The vision tower in a user's module; None where the module is no CLIP at all.
+    """The vision tower in a user's module; None if the module is no CLIP at all.
 
     Raises:
         UnsupportedModelError: it is a CLIP, but built in a way that is not supported.

@@ -1,4 +1,4 @@
-"""Where the pixels of a picture go in preprocessing, for masks and maps that go the same way."""
+"""The way of an image's pixels through preprocessing, for masks and maps that take the same."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Geometry:
     """Resizing and cropping as numbers."""
 
     resized: Size  # height and width before the crop
-    rows: Positions  # (h,), the row of the resized picture that each row shows; -1 is padding
+    rows: Positions  # (h,), the row of the resized image that each row shows; -1 is padding
     columns: Positions  # (w,), the same for columns
 
     def shown(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """What arrays (..., H, W) of the resized picture's size become; 0 in the padding."""
+        """Crop arrays (..., H, W) of the resized image's size; 0 in the padding."""
         shown = resized[..., self.rows[:, None], self.columns]
         shown[..., (self.rows[:, None] < 0) | (self.columns < 0)] = 0
         return shown
@@ -53,7 +53,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Crop:
-    """Where in its photo a preprocessed image lies; InputError where it shows nothing of it."""
+    """The place of a preprocessed image in its photo; InputError where it shows nothing of it."""
 
     size: Size  # height and width of the photo, the right way up, in pixels
     box: Box  # of the image in pixels of the photo, outside of it where the image is padded
@@ -84,7 +84,7 @@ class Crop:
 
 
 def crop_of(processor: Any, size: Size) -> Crop:
-    """Which part of a photo (height, width) a processor shows; errors as :func:`geometry_of`."""
+    """The part of a photo (height, width) that a processor shows; errors as :func:`geometry_of`."""
     geometry = geometry_of(processor, size)
     edges = []
     axes = zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
@@ -99,11 +99,11 @@ def crop_of(processor: Any, size: Size) -> Crop:
 def resize_masks(
     processor: Any, masks: npt.NDArray[np.bool_], size: Size | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Masks (..., H, W), resized and cropped to (..., h, w) as a processor does with their picture.
+    """Resize and crop masks (..., H, W) to (..., h, w) as a processor does with their image.
 
     Nearest neighbour: each pixel shows the mask at its centre. Padding is outside. A mask may come
     out empty or full where the crop shows nothing of its object, or nothing else. `size` is that of
-    the preprocessed picture, if it is known, to compare with: InputError where they differ.
+    the preprocessed image, if it is known, to compare with: InputError where they differ.
     """
     masks = np.asarray(masks)
     geometry = _fitting("resize_masks", processor, masks, size)
@@ -114,7 +114,7 @@ def resize_masks(
 def resize_density(
     processor: Any, density: npt.NDArray[np.floating[Any]], size: Size | None = None
 ) -> npt.NDArray[np.float64]:
-    """Densities of fixations, resized and cropped as a processor does it with their picture.
+    """Resize and crop densities of fixations as a processor does with their image.
 
     Bilinear, over the whole area that a smaller pixel covers (antialiased); 0 in the padding.
     Densities (..., H, W) become (..., h, w), not scaled to any sum. The other arguments and the
@@ -130,7 +130,7 @@ def resize_density(
 def resize_points(
     processor: Any, points: npt.NDArray[np.bool_], size: Size | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Fixated pixels, moved as a processor moves their picture.
+    """Move fixated pixels as a processor moves those of their image.
 
     Every point stays one point: it goes to the pixel that its centre falls into. Points that fall
     together count once, and those outside the crop are gone, which may be all of them. Arguments,
@@ -146,21 +146,21 @@ def resize_points(
 
 
 def geometry_of(processor: Any, size: Size) -> Geometry:
-    """What a processor does to the positions of a picture's pixels.
+    """Find out where a processor puts the pixels of an image.
 
     Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
     is asked to crop an array of row and column numbers.
 
     The processor is one of transformers for a CLIP or SigLIP, NaFlex too, or torchvision's
     `Compose` of resizing, centre crops and steps that move no pixel, as OpenCLIP's is; for another
-    one there is an UnsupportedModelError. `size` is the picture's, height and width.
+    one there is an UnsupportedModelError. `size` is the image's, height and width.
     """
     inner = getattr(processor, "image_processor", processor)
     if _is_a(inner, _HUGGING_FACE):
         return _of_hugging_face(inner, size)
     if _is_a(inner, _NAFLEX):
-        picture = np.zeros((*size, 3), dtype=np.uint8)
-        patches = inner(images=[picture], return_tensors="np")["spatial_shapes"][0]
+        image = np.zeros((*size, 3), dtype=np.uint8)
+        patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
         resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
         return Geometry(resized, *map(np.arange, resized))
     if _is_a(inner, {"torchvision": ["Compose"]}):
@@ -173,7 +173,7 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
 
 
 def _fitting(caller: str, processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geometry:
-    """The geometry for arrays of a picture's size, if it gives what it should."""
+    """The geometry for arrays of an image's size; InputError where the result has another size."""
     if array.ndim < 2 or 0 in array.shape[-2:]:
         raise InputError(f"{caller}: expected an array (..., H, W), got {array.shape}.")
     geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
@@ -181,8 +181,8 @@ def _fitting(caller: str, processor: Any, array: npt.NDArray[Any], size: Size | 
     if size is not None and result != tuple(size):
         raise InputError(
             f"{caller}: an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
-            f"{result[0]} x {result[1]}, but the preprocessed picture has {size[0]} x {size[1]}; "
-            "give an array of the picture's own size."
+            f"{result[0]} x {result[1]}, but the preprocessed image has {size[0]} x {size[1]}; "
+            "give an array of the image's own size."
         )
     return geometry
 
@@ -193,14 +193,14 @@ def _centres(whole: int, resized: int) -> Positions:
 
 
 def _of_hugging_face(processor: Any, size: Size) -> Geometry:
-    # EfficientNet's divides once more by the standard deviation, whatever `do_normalize` says
+    # EfficientNet's divides once more by the standard deviation, whatever `do_normalize` is
     values = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
     kept = {step: False for step in values if hasattr(processor, step)}
     no_crop = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
 
-    def ask(picture: Tensor, **steps: bool) -> Tensor:
+    def ask(image: Tensor, **steps: bool) -> Tensor:
         options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
-        pixels: Tensor = processor(images=[picture.numpy()], **options)["pixel_values"][0]
+        pixels: Tensor = processor(images=[image.numpy()], **options)["pixel_values"][0]
         return pixels
 
     shape = ask(torch.zeros(3, *size, dtype=torch.uint8), **no_crop).shape
@@ -214,14 +214,13 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     resized, numbers, cropped = size, _numbers(size), False
     for step in steps:
         if _is_a(step, _RESIZING) and not cropped:
-            picture = step(Image.new("RGB", resized[::-1]))
-            resized = picture.size[::-1]
+            resized = step(Image.new("RGB", resized[::-1])).size[::-1]
             numbers = _numbers(resized)
         elif _is_a(step, _CROPPING):
             numbers, cropped = step(numbers), True
         elif not _is_a(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
             raise UnsupportedModelError(
-                f"what the step {step!r} of the preprocessing does to a picture is not known; for "
+                f"what the step {step!r} of the preprocessing does to an image is not known; for "
                 "masks and fixations expected Resize, then CenterCrop, then steps that move no "
                 "pixel."
             )
@@ -243,7 +242,7 @@ def _numbers(size: Size) -> Tensor:
 
 
 def _read(resized: Size, numbers: Tensor) -> Geometry:
-    """What became of :func:`_numbers`: with the same row all along a row, but for padding."""
+    """The geometry in the processed :func:`_numbers`, the same along a row but for padding."""
     rows = -1 - numbers[0].amin(1).clamp(max=0)
     columns = -1 - numbers[1].amin(0).clamp(max=0)
     return Geometry(resized, rows.long().numpy(), columns.long().numpy())

@@ -152,7 +152,7 @@ EXAMPLES: tuple[Example, ...] = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model comes from."""
+    """The origin of a named model."""
 
     name: str
     library: Library
@@ -165,11 +165,11 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """Find out where a name leads, without a network.
+    """Find the model that a name stands for, without a network.
 
     Raises:
-        InputError: it leads nowhere.
-        UnsupportedModelError: it leads to a model of a kind that is not supported.
+        InputError: there is none of this name.
+        UnsupportedModelError: its kind is not supported.
     """
     row = published(name)
     if row is not None:
@@ -244,7 +244,7 @@ def load_clip(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> ClipAdapter:
-    """A CLIP model with its preprocessing and tokenizer behind one face.
+    """Load a CLIP model with its preprocessing and tokenizer behind one face.
 
     A name is looked up in this order: Mamooler's and the embedded models (:func:`available`), an
     existing folder (of transformers or OpenCLIP), ``hf-hub:ORG/NAME`` (OpenCLIP), an
@@ -255,7 +255,7 @@ def load_clip(
     Args:
         name_or_model: a name, a folder, or a model object, which is used as it is: never copied,
             moved or changed. An adapter is returned as it is.
-        processor: makes tensors of pictures (an image processor of transformers or a function from
+        processor: makes tensors of images (an image processor of transformers or a function from
             a PIL image to a tensor); for a name the model's own is the default. Kept as given.
         tokenizer: makes tokens of texts; for a name the model's own is the default. Kept as given.
         device: for a name; None is CUDA if there is one, else the CPU.
@@ -277,7 +277,7 @@ def load_clip(
     if isinstance(name_or_model, ClipAdapter):
         _refuse("an adapter", processor=processor, tokenizer=tokenizer, device=device, dtype=dtype)
         return name_or_model
-    _check_part("processor", processor, "an image processor, or a function of one picture,")
+    _check_part("processor", processor, "an image processor, or a function of one image,")
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
         _refuse("a model object", device=device, dtype=dtype)
@@ -466,7 +466,7 @@ def _tokenizer(source: Source) -> Any:
 
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
-    """Load the files of a model, from its folder or the hub; what cannot be is an InputError."""
+    """Load the files of a model, from its folder or the hub; failures become an InputError."""
     from huggingface_hub import constants
 
     online = not source.local and _hub_answers()
@@ -507,9 +507,9 @@ def _hub_answers() -> bool:
 
 @contextmanager
 def _quiet(online: bool) -> Iterator[None]:
-    """Keep the libraries' remarks on loading to themselves, since what matters is raised.
+    """Silence the libraries' remarks on loading, since errors are raised.
 
-    OpenCLIP calls `logging.info`, which sets up the root logger where nobody did. Progress bars of
+    OpenCLIP calls `logging.info`, which sets up the root logger where no one did. Progress bars of
     downloads stay; without a connection the hub's client takes its cache at once.
     """
     from huggingface_hub import constants

@@ -217,12 +217,12 @@ class OpenClipResNet(ResNetTower):
     def contributions(
         self, features: Tensor, direction: Direction, *, centred: bool
     ) -> tuple[Tensor, Tensor]:
-        r"""What head h adds at position j, with :math:`g_h = (W_C^T d)_h`, and the rest.
+        r"""The contribution of head h at position j, with :math:`g_h = (W_C^T d)_h`, and the rest.
 
         .. math:: r_{hj} = a_{hj} \, g_h \cdot (W_{V,h} x_j + b_{V,h})
             + \frac{a_{h0}}{hw} \, g_h \cdot W_{V,h} A_j
 
-        The mean token's part is spread over the positions; the rest has the biases beside it and
+        The mean token's part is spread over the positions; the rest has the biases and
         the mean token's own position.
         """
         pool = self.module.attnpool
@@ -343,7 +343,7 @@ def _hf_text_tower(model: Any) -> HFEncoderTower | None:
 
 
 def _text_tower_of(model: Any) -> TextTower | None:
-    """The text tower of a model of OpenCLIP; None where it is none that is supported."""
+    """The text tower of a model of OpenCLIP; None if it is not supported."""
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer
 
@@ -427,7 +427,7 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        # CoCa would give unit rows by default
+        # CoCa would give unit embeddings by default
         features: Tensor = self.model.encode_text(ids, normalize=False)
         return features
 

@@ -1,8 +1,8 @@
-r"""What follows a pooled token, read backwards with its gates held as they are at this token.
+r"""The steps that follow a pooled token, and the way of a direction back through them.
 
-A norm with its standard deviation held, an activation with its gate :math:`f(x) / x` held, and a
-linear map are affine, so a direction :math:`d` on their output is a direction on their input plus a
-constant: :math:`d \cdot f(x) = d' \cdot x + c`. So an embedding's score is taken apart exactly.
+A norm with its standard deviation detached, an activation with its gate :math:`f(x) / x` detached
+and a linear map are affine, so a direction :math:`d` on their output is a direction on their input
+plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apart exactly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Linear(NamedTuple):
         return cls(module.weight, module.bias)
 
     def to(self, dtype: torch.dtype) -> Linear:
-        """The same in another dtype."""
+        """The map in another dtype."""
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
@@ -52,7 +52,7 @@ class Scale(NamedTuple):
 
 
 class Residual(NamedTuple):
-    """Steps beside which their input runs on: x + steps(x)."""
+    """A residual branch: x + steps(x)."""
 
     steps: tuple[Step, ...]
 
@@ -63,7 +63,7 @@ Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """K directions at each of B tokens, d_kb = scale_b rows_kb, and the constants beside them."""
+    """K directions at each of B tokens, d_kb = scale_b rows_kb, each with a constant."""
 
     rows: Tensor  # (K, 1, D) where the images differ by a factor alone, else (K, B, D)
     scale: Tensor  # (B,)
@@ -75,11 +75,11 @@ class Direction:
         return cls(rows, scale, rows.new_zeros(len(rows), len(scale)))
 
     def dense(self) -> Tensor:
-        """All of them, (K, B, D)."""
+        """All directions, (K, B, D)."""
         return self.rows * self.scale[:, None]
 
     def repeated(self, count: int) -> Direction:
-        """The same without its constant for `count` tokens of each image, (B count, D)."""
+        """These directions for `count` tokens of each image, (B count, D), without the constant."""
         rows = self.rows
         if rows.shape[1] > 1:
             rows = rows.repeat_interleave(count, 1)
@@ -92,7 +92,7 @@ class Direction:
         return torch.einsum("kbd,bd->kb", self.rows, tokens) * self.scale
 
     def _through(self, rows: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Direction:
-        """On the input of an affine map whose transposed weight gave `rows`."""
+        """The direction on the input of an affine map whose transposed weight gave `rows`."""
         constant = self.constant
         if bias is not None:
             constant = constant + (self.rows @ bias) * self.scale
@@ -176,7 +176,7 @@ def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
 
 
 def step_parameters(step: Step) -> list[Tensor]:
-    """The parameters of a step: of a view of one, such as a projection turned round, its own."""
+    """The parameters of a step; of a view, such as a transposed projection, its parameter."""
     if isinstance(step, nn.Module):
         return list(step.parameters())
     if isinstance(step, Residual):
@@ -198,7 +198,7 @@ def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
 
 
 def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
-    """The same, with every module called as it is, so that its hooks act."""
+    """As :func:`run_steps`, with every module called as it is, so that its hooks act."""
     for step in steps:
         if isinstance(step, Residual):
             token = token + call_steps(step.steps, token)
@@ -208,7 +208,7 @@ def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
 
 
 def holds_gate(module: nn.Module) -> bool:
-    """Whether a module is a norm or an activation, linear once its gate is held."""
+    """Whether a module is a norm or an activation, linear once its gate is detached."""
     return _is_norm(module) or is_activation(module)
 
 
@@ -293,7 +293,7 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
 
 
 def _through_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
-    """Centring is linear; only the standard deviation is held."""
+    """Centring is linear; only the standard deviation is detached."""
     centres, rows, bias = isinstance(norm, nn.LayerNorm), direction.rows, None
     variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
     scale = (variance + _epsilon(norm, token)).rsqrt()
@@ -306,7 +306,7 @@ def _through_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
 
 
 def _epsilon(norm: Any, token: Tensor) -> float:
-    """What a norm adds to the variance; transformers has its own name for it."""
+    """The constant that a norm adds to the variance; transformers has its own name for it."""
     eps = getattr(norm, "variance_epsilon", None)
     eps = getattr(norm, "eps", None) if eps is None else eps
     return float(torch.finfo(token.dtype).eps if eps is None else eps)

@@ -1,4 +1,4 @@
-"""How a text embedding reads its tokens, and the text tower as the methods see it."""
+"""The pooling of texts, and the text tower as the methods see it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ SUPPORTED: Final = (
 
 
 class TextPooling(NamedTuple):
-    """How a text tower reads its tokens."""
+    """How a text tower pools its tokens."""
 
-    # The token whose output is the embedding: that which ends the text, the last position of the
-    # sequence whatever stands there, the first one (CLS), or the mean of all.
+    # The pooled token: the one that ends the text, the last position of the sequence whatever
+    # stands there, the first one (CLS), or the mean of all.
     row: Row
     causal: bool  # whether a token sees only those before it
     padding: Literal["longest", "max_length"]
     """That of training: to the longest text of a batch, or always to one length.
 
-    Where the last position is read, or no mask is given, another one gives another embedding.
+    Where the last position is pooled, or no mask is given, another one gives another embedding.
     """
 
 
@@ -56,7 +56,7 @@ class PostNormLayer(AttentionLayer):
         """The first norm and the second."""
 
     def entering(self, residual: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the two norms, from the block's input and the attention's output."""
+        """The inputs of the two norms, from the block's input and the attention's output."""
         entered = residual + attended
         hidden = call_steps(self.stream_norms[:1], entered)
         return entered, hidden + call_steps(self.mlp_branch(), hidden)
@@ -68,10 +68,10 @@ class PostNormLayer(AttentionLayer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextTower(ViTTower):
-    """A text transformer, whose embedding reads one token of every text, or their mean.
+    """A text transformer, whose embedding pools one token of every text, or their mean.
 
     It is what a vision transformer is, with words for patches: no token stands before them, the
-    one that is read differs from text to text, and a token may not see every other one.
+    pooled one differs from text to text, and a token may not see every other one.
     """
 
     kind: ClassVar[Kind] = "text"
@@ -96,7 +96,7 @@ class TextTower(ViTTower):
         raise InputError("a text has no grid; its maps have one value per token.")
 
     def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
-        """Which tokens of texts (B, T) are read, and which see which, with padding 0 in `mask`."""
+        """The pooled tokens of texts (B, T), and which tokens see which; `mask` is 0 at padding."""
         seen = self.seen(ids, mask)  # (B, s)
         (row, causal, _), length = self.text_pooling, ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean

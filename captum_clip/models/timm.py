@@ -28,7 +28,7 @@ from .towers import (
 )
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
-# class -> what follows the attention, and the MLP
+# class -> the parts after the attention, and those of the MLP
 _BLOCKS = {
     "Block": (("ls1",), ("norm2", "mlp", "ls2")),
     "EvaBlock": (("gamma_1",), ("norm2", "mlp", "gamma_2")),
@@ -264,7 +264,7 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
 
 
 def _unsupported_trunk(trunk: Any) -> Iterator[str]:
-    """What of the whole and its pool is not supported, in words."""
+    """The properties of a tower that are not supported, in words."""
     if trunk.global_pool not in _POOLINGS:
         yield f"the pooling {trunk.global_pool!r}"
     if getattr(trunk, "rope_mixed", False):
@@ -277,7 +277,7 @@ def _unsupported_trunk(trunk: Any) -> Iterator[str]:
 
 
 def _unsupported_layers(trunk: Any) -> Iterator[str]:
-    """What of its blocks is not supported, in words."""
+    """The blocks and attentions that are not supported, in words."""
     from timm.layers import Attention, AttentionRope
     from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
     from timm.models.vision_transformer import Block

@@ -1,4 +1,4 @@
-"""What a recording needs of a tower, whichever library the tower comes from.
+"""The protocol between towers and recordings, whichever library a tower comes from.
 
 A model family implements these classes in its own file; nothing above asks which family it is.
 """
@@ -27,19 +27,19 @@ from .steps import Direction, Linear, Projections, Scale, Step, call_steps, pull
 
 @dataclass(frozen=True, eq=False)
 class PooledToken:
-    """Which token of every sequence is read, and which tokens attend to which."""
+    """The pooled token of every sequence, and which tokens attend to which."""
 
-    rows: Tensor | None = None  # (B,), the token that is read; None for the first one everywhere
+    rows: Tensor | None = None  # (B,), its index; None for the first token everywhere
     visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
 
     def read(self, tokens: Tensor) -> Tensor:
-        """The token that is read, (..., B, s, D) -> (..., B, D)."""
+        """Pick the pooled token, (..., B, s, D) -> (..., B, D)."""
         if self.rows is None:
             return tokens[..., 0, :]
         return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
 
     def row_of(self, like: Tensor) -> Tensor:
-        """1 at the token that is read and 0 elsewhere, (B, s), for values (B, s)."""
+        """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
         row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
         if self.rows is None:
             row[:, 0] = 1
@@ -47,11 +47,11 @@ class PooledToken:
         return row.scatter_(1, self.rows[:, None], 1)
 
     def hidden(self) -> Tensor | None:
-        """The tokens that the row that is read does not see, (B, s); None where it sees all."""
+        """The tokens that the pooled one does not see, (B, s); None if it sees all."""
         return None if self.visible is None else ~self.read(self.visible)
 
     def masked(self, products: Tensor) -> Tensor:
-        """Queries times keys, (B, H, s) of the row that is read or (B, H, s, s), before softmax."""
+        """Mask queries times keys, (B, H, s) of the pooled token or (B, H, s, s)."""
         if self.visible is None:
             return products
         visible = self.read(self.visible) if products.ndim == 3 else self.visible
@@ -59,13 +59,13 @@ class PooledToken:
         return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """The same as what is added to the products, (B, 1, s, s)."""
+        """The mask as an addend of the products, (B, 1, s, s)."""
         if self.visible is None:
             return None
         return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
 
     def mean(self, tokens: Tensor, span: slice) -> Tensor:
-        """Mean (B, 1, D) of the tokens of a span, of those that the row sees."""
+        """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
         if self.visible is None:
             return tokens[:, span].mean(1, keepdim=True)
         seen = self.read(self.visible)[:, span, None].to(tokens.dtype)
@@ -73,7 +73,7 @@ class PooledToken:
 
 
 class Entry(NamedTuple):
-    """What entered a tower."""
+    """The input of a tower."""
 
     size: tuple[int, int]  # height and width of images; (1, T) for texts
     batch: int
@@ -115,7 +115,7 @@ class Attention(ABC):
     """
 
     token_argument: tuple[int, str] = (0, "hidden_states")
-    """Where the tokens are among the arguments of the input_module: position and name."""
+    """Position and name of the tokens among the arguments of the input_module."""
 
     maps: tuple[str, ...]
     """Paths of its linear maps in `owner`, mostly the input_module."""
@@ -140,7 +140,7 @@ class Attention(ABC):
 
     @property
     def scale(self) -> float:
-        """What query times key is multiplied with: the input_module's own, or head size ** -0.5."""
+        """The factor of query times key: the input_module's own, or head size ** -0.5."""
         own = getattr(self.input_module, "scale", getattr(self.input_module, "scaling", None))
         if own is None:
             own = (len(self.projections().query.weight) // self.heads) ** -0.5
@@ -155,7 +155,7 @@ class Attention(ABC):
         return tokens
 
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What else of these arguments `AttentionLayer.rotated` needs, such as a table of RoPE."""
+        """Another argument that `AttentionLayer.rotated` needs, such as a table of RoPE."""
         return None
 
     def output(self, result: Any) -> Tensor:
@@ -182,7 +182,7 @@ class Attention(ABC):
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         """Modules whose output (True) or input (False) is one of these, as projected, (B, s, D).
 
-        What a family does not expose is left out and computed again.
+        Others are computed again from the tokens.
         """
         *inputs, _ = self.map_modules()
         names: tuple[Exposed, ...] = ("query", "key", "value") if len(inputs) == 3 else ()
@@ -191,12 +191,12 @@ class Attention(ABC):
         return exposed if norm is None else {**exposed, "heads_output": (norm, False)}
 
     def merge_steps(self) -> tuple[Step, ...]:
-        """What the heads' outputs go through: the inner norm where there is one, the output map."""
+        """The steps after the heads: the inner norm if there is one, and the output map."""
         norm = () if self.inner_norm is None else (self.inner_norm,)
         return (*norm, self.projections().output)
 
     def branch(self) -> tuple[Step, ...]:
-        """What its output goes through before it is added to the residual."""
+        """The steps from its output to the residual."""
         return ()
 
     def merge(self, heads_output: Tensor) -> Tensor:
@@ -212,11 +212,11 @@ class AttentionLayer(Attention):
     """
 
     residual_argument: tuple[int, str] | None = None
-    """The same of the block's input; None: called as the tokens are."""
+    """Position and name of the block's input among its arguments; None: those of the tokens."""
     branch_parts: tuple[str, ...] = ()
-    """Of the block, what the attention's output goes through; paths to modules or LayerScales."""
+    """Paths in the block, of modules or LayerScales, that follow the attention."""
     mlp_parts: tuple[str, ...]
-    """The same for its sum with the block's input: norm, MLP; every family says it."""
+    """Paths of its second branch: norm, MLP; without a default, so that no family forgets them."""
 
     def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
         super().__init__(attention, attention, heads)
@@ -232,7 +232,7 @@ class AttentionLayer(Attention):
         return self._steps(self.branch_parts)
 
     def mlp_branch(self) -> tuple[Step, ...]:
-        """What their sum goes through before it is added to itself: norm, MLP."""
+        """The steps of the second branch: norm, MLP."""
         return self._steps(self.mlp_parts)
 
     def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
@@ -258,7 +258,7 @@ class AttentionLayer(Attention):
 
 
 class PoolingHead(Attention):
-    """A pooling head: learned queries attend to the last block's tokens; the first one is read.
+    """A pooling head: learned queries attend to the last block's tokens; the first is the output.
 
     SigLIP, PE-Core, CoCa and AIMv2 have one. With u_h = s W_K,h^T q_h the attention is
     a_hj = softmax_j(u_h . x_j), and the embedding is `ViTTower.embed` of its output.
@@ -266,8 +266,8 @@ class PoolingHead(Attention):
 
     head: Any  # the library's own module
     query_part: str  # of the head, its learned queries (1, count, D)
-    norm: nn.Module  # what the last block's output goes through first
-    modules: tuple[nn.Module, ...]  # all that lies between that and the image embedding
+    norm: nn.Module  # between the last block and the head
+    modules: tuple[nn.Module, ...]  # all between the last block and the image embedding
 
     def embedded_query(self) -> Tensor:
         """The vector (D,) that is mapped to the first query."""
@@ -280,7 +280,7 @@ class PoolingHead(Attention):
         return query.view(self.heads, -1)
 
     def keyed(self, hidden: Tensor) -> Tensor:
-        """What keys and values are made of, (B, s, D), from a block's output (B, s, D)."""
+        """The input of its keys and values, (B, s, D), from a block's output (B, s, D)."""
         keyed: Tensor = self.norm(hidden)
         return keyed
 
@@ -307,12 +307,12 @@ class Tower(ABC):
 
     @property
     def embedding_dim(self) -> int | None:
-        """Length of an image embedding; None where only a forward tells."""
+        """Length of an image embedding; None where only a forward shows it."""
         return None
 
     @property
     def runners(self) -> tuple[nn.Module, ...]:
-        """The modules whose code runs after the last block or stage, but for what reads it."""
+        """The modules whose own code runs after the last block or stage, the pooling apart."""
         return (self.module, *(getattr(self.module, name) for name in self.runner_parts))
 
     @property
@@ -326,7 +326,7 @@ class Tower(ABC):
         return self.module
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
-        """What the arguments of the entrance say of the images."""
+        """The size, number and pooled tokens of the inputs among the arguments of the entrance."""
         images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         check_images(images, "the vision tower")
         return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())
@@ -345,7 +345,7 @@ class Tower(ABC):
         return with_part(result, embedding, self.embedding_index)
 
     def nondeterminism(self) -> str | None:
-        """What in training mode makes two forwards differ or changes a buffer, if anything."""
+        """The part that makes two forwards differ or changes a buffer in training mode, if any."""
         for module in filter(attrgetter("training"), self.module.modules()):
             if isinstance(module, _BatchNorm):
                 return "BatchNorm"
@@ -366,8 +366,8 @@ class Tower(ABC):
 class ViTTower(Tower):
     """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row.
 
-    Its embedding reads the last block's CLS token ("cls"), the mean of its patches ("mean"), or
-    what a `probe` attends to in all its tokens.
+    Its embedding pools the last block's CLS token ("cls"), the mean of its patches ("mean"), or all
+    tokens by a pooling head ("attention").
     """
 
     kind: ClassVar[Kind] = "vit"
@@ -377,7 +377,7 @@ class ViTTower(Tower):
     prefix: int = 1
     suffix: int = 0  # tokens after the patches, as CLS of some text towers
     pooling_head: PoolingHead | None = None
-    steps_before_mean: int = 0  # of the head, that every patch goes through before their mean
+    steps_before_mean: int = 0  # of `head`, for every patch before their mean
 
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
@@ -402,7 +402,7 @@ class ViTTower(Tower):
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
-        """The self-attention of every layer, and after them the probe's where there is one."""
+        """The self-attention of every layer, then the pooling head if there is one."""
         return (*self.layers, *(() if self.pooling_head is None else (self.pooling_head,)))
 
     @property
@@ -413,14 +413,14 @@ class ViTTower(Tower):
             return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
     def embed(self, token: Tensor) -> Tensor:
-        """The image embedding (..., E) of a token (..., D) from the last block, or the probe's."""
+        """The image embedding (..., E) of the last block's or pooling head's token (..., D)."""
         # for one token the order of norm and pooling makes no difference
         return call_steps(self.head, token)
 
     @property
     @abstractmethod
     def head(self) -> tuple[Step, ...]:
-        """What `embed` sends its token through, step by step."""
+        """The steps from the pooled token to the image embedding."""
 
     @property
     def patches(self) -> nn.Module:
@@ -465,7 +465,7 @@ class ResNetTower(Tower):
 
     @abstractmethod
     def head_modules(self) -> Sequence[nn.Module]:
-        """All that lies between the last stage and the image embedding."""
+        """The modules between the last stage and the image embedding."""
 
     @property
     @override
@@ -491,7 +491,7 @@ class ResNetTower(Tower):
     def contributions(
         self, features: Tensor, direction: Direction, *, centred: bool
     ) -> tuple[Tensor, Tensor]:
-        """What every position adds to directions (K, B, E) on the embedding, by head.
+        """The contribution of every position to directions (K, B, E) on the embedding, by head.
 
         Args:
             features: of the last stage, (B, C, h, w).
@@ -499,7 +499,7 @@ class ResNetTower(Tower):
             centred: whether a position's value is taken less the mean value of all positions.
 
         Returns:
-            (K, B, H, h, w), and what no position adds, (K, B): together the score.
+            (K, B, H, h, w), and the rest that is of no position, (K, B): together the score.
         """
 
 
