@@ -167,8 +167,6 @@ class HuggingFaceTower(ViTTower):
     """
 
     module: Any
-    projection_module: nn.Module | None = None
-
     embedding_index = 1  # the pooled output
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"

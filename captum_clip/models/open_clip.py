@@ -155,7 +155,7 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
     return tuple(layers)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 

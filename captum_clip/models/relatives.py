@@ -228,7 +228,7 @@ class Aimv2Adapter(HuggingFaceAdapter):
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AlignTower(AveragePooledTower):
     """An `AlignVisionModel`."""
 

@@ -175,17 +175,8 @@ class TimmTower(ViTTower):
         module: nn.Module = self.trunk.patch_embed
         return module
 
-    @override
-    def nondeterminism(self) -> str | None:
-        rope = getattr(self.trunk, "rope", None)
-        if rope is not None and rope.training:
-            for what in ("shift_coords", "jitter_coords", "rescale_coords"):
-                if getattr(rope, what, None):
-                    return f"rotary positions that are moved at random ({what})"
-        return super().nondeterminism()
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TimmCNN(AveragePooledTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
 

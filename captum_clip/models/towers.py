@@ -292,7 +292,7 @@ def wrong_size(height: int, width: int, reason: str) -> InputError:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tower(ABC):
     """A CLIP vision tower."""
 
@@ -300,6 +300,7 @@ class Tower(ABC):
     runner_parts: ClassVar[tuple[str, ...]] = ()  # of `module`, such as what runs the blocks
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
     module: nn.Module  # runs exactly once in a forward
+    projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -330,11 +331,6 @@ class Tower(ABC):
         images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         check_images(images, "the vision tower")
         return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())
-
-    @property
-    def projection_module(self) -> nn.Module | None:
-        """The module after the tower that makes the embedding; None where the tower does."""
-        return None
 
     def embedding(self, result: Any) -> Tensor:
         """The image embedding (B, E), before the projection if any, in what the tower returned."""
@@ -371,7 +367,7 @@ class ViTTower(Tower):
     """
 
     kind: ClassVar[Kind] = "vit"
-    patch_map: ClassVar[str | None] = None  # of `module`, projects patches, without positions
+    patch_map: ClassVar[str]  # path in `module` of what projects the patches
     layers: Sequence[AttentionLayer]
     pooling: Pooling
     prefix: int = 1
@@ -424,12 +420,7 @@ class ViTTower(Tower):
 
     @property
     def patches(self) -> nn.Module:
-        """The module that projects the patches; UnsupportedModelError where it is not known."""
-        if self.patch_map is None:
-            raise UnsupportedModelError(
-                f"it is not known where a {type(self.module).__name__} projects its patches; take "
-                "another method."
-            )
+        """The module that projects the patches, before positions are added."""
         module: nn.Module = attrgetter(self.patch_map)(self.module)
         return module
 
@@ -452,7 +443,7 @@ class ViTTower(Tower):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ResNetTower(Tower):
     """A convolutional tower: stages, and an attention pool (CLIP's ResNets) or the average."""
 
@@ -551,7 +542,7 @@ class MultiheadPoolingHead(Multihead, PoolingHead):
         self.head, self.attention, self.norm, self.modules = head, attention, norm, modules
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AveragePooledTower(ResNetTower):
     """A convolutional tower whose embedding is a function of the mean of its last features."""
 
