@@ -315,6 +315,8 @@ def _plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool
     def project(_: Arguments, result: Tensor) -> None:
         record.projected = result
 
+    if tower.kind == "text":  # scores are made of what the model returns, pooled and projected
+        return
     hooks.after(tower.module, leave)
     if tower.projection_module is not None:
         hooks.after(tower.projection_module, project)

@@ -72,7 +72,7 @@ class ClipAdapter(ABC):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tower: Tower,
         *,
         name: str,
@@ -156,7 +156,7 @@ class ClipAdapter(ABC):
     # Its model
 
     @property
-    def vision(self) -> nn.Module:
+    def vision(self) -> Any:
         """The vision tower, the module to pass as `layer` in other code."""
         return self.tower.module
 
@@ -168,12 +168,14 @@ class ClipAdapter(ABC):
     @property
     def device(self) -> torch.device:
         """The device of the vision tower's parameters."""
-        return next(self.tower.module.parameters()).device
+        device: torch.device = next(self.tower.module.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the vision tower's parameters."""
-        return next(self.tower.module.parameters()).dtype
+        dtype: torch.dtype = next(self.tower.module.parameters()).dtype
+        return dtype
 
     @property
     def embedding_dim(self) -> int | None:

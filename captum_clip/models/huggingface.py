@@ -32,9 +32,6 @@ from .towers import (
 class HuggingFaceLayer(AttentionLayer):
     """A `CLIPEncoderLayer` and its `CLIPAttention`; others say what their parts are called."""
 
-    block: Any
-    attention: Any
-
     attention_part = "self_attn"
     heads_part = "num_heads"
     maps: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -122,7 +119,6 @@ class HuggingFaceTextTower(TextTower):
     """A text transformer of transformers."""
 
     model: Any
-    module: Any
     layout: TextLayout
 
     @property
@@ -166,7 +162,6 @@ class HuggingFaceTower(ViTTower):
     Relatives say what their parts are called.
     """
 
-    module: Any
     embedding_index = 1  # the pooled output
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
@@ -229,7 +224,6 @@ class FirstTokenTower(HuggingFaceTower):
 class HuggingFaceAdapter(ClipAdapter):
     """A `CLIPModel` of transformers, or another with its parts."""
 
-    model: Any
     tower: Any
 
     def __init__(

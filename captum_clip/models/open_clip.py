@@ -42,7 +42,6 @@ _ROWS: dict[str, Row] = {
 class OpenClipLayer(Multihead, AttentionLayer):
     """A `ResidualAttentionBlock` with `torch.nn.MultiheadAttention`."""
 
-    block: Any
     residual_argument = (0, "q_x")
     branch_parts: tuple[str, ...] = ("ls_1",)
     mlp_parts = ("ln_2", "mlp", "ls_2")
@@ -89,7 +88,6 @@ class OpenClipViT(ViTTower):
     With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
     """
 
-    module: Any
     patch_map = "conv1"
     runner_parts = ("transformer",)
 
@@ -158,8 +156,6 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
-
-    module: Any
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -405,8 +401,6 @@ def tower_of(module: Any) -> Tower:
 
 class OpenClipAdapter(ClipAdapter):
     """A `CLIP`, `CustomTextCLIP` or `CoCa` of OpenCLIP."""
-
-    model: Any
 
     @property
     @override

@@ -232,7 +232,6 @@ class Aimv2Adapter(HuggingFaceAdapter):
 class AlignTower(AveragePooledTower):
     """An `AlignVisionModel`."""
 
-    module: Any
     runner_parts = ("encoder", "pooler")
     embedding_index = 1  # the pooled output
     asks_to_interpolate: ClassVar[bool] = False

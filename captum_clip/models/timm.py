@@ -39,8 +39,6 @@ _BLOCKS = {
 class TimmLayer(AttentionLayer):
     """A block of timm and its attention: qk-norm, rotary positions and an inner norm are known."""
 
-    block: Any
-    attention: Any
     token_argument = (0, "x")
     inner_norm_part = "norm"
 
@@ -131,8 +129,6 @@ class TimmPoolingHead(PoolingHead):
 class TimmTower(ViTTower):
     """A `VisionTransformer` or `Eva` of timm, alone or as the trunk of OpenCLIP's `TimmModel`."""
 
-    module: Any
-
     @property
     def trunk(self) -> Any:
         """The network of timm."""
@@ -180,7 +176,6 @@ class TimmTower(ViTTower):
 class TimmCNN(AveragePooledTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
 
-    module: Any
     runner_parts = ("trunk",)
 
     @override

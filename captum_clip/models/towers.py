@@ -218,7 +218,7 @@ class AttentionLayer(Attention):
     mlp_parts: tuple[str, ...]
     """Paths of its second branch: norm, MLP; without a default, so that no family forgets them."""
 
-    def __init__(self, block: nn.Module, attention: nn.Module, heads: int) -> None:
+    def __init__(self, block: Any, attention: Any, heads: int) -> None:
         super().__init__(attention, attention, heads)
         self.block, self.attention = block, attention
 
@@ -299,7 +299,7 @@ class Tower(ABC):
     kind: ClassVar[Kind]
     runner_parts: ClassVar[tuple[str, ...]] = ()  # of `module`, such as what runs the blocks
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
-    module: nn.Module  # runs exactly once in a forward
+    module: Any  # the library's own, which runs exactly once in a forward
     projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
 
     @abstractmethod
@@ -322,7 +322,7 @@ class Tower(ABC):
         """Whether its last part is the library's own code, neither patched nor hooked."""
 
     @property
-    def entrance(self) -> nn.Module:
+    def entrance(self) -> Any:
         """The module that the images enter, called once in a forward."""
         return self.module
 

@@ -588,7 +588,7 @@ def test_a_target_of_texts_is_refused() -> None:
     ("ids", "message"),
     [
         ({"input_ids": 1}, "expected token ids .* got dict; ids, mask = clip.text_inputs"),
-        (torch.zeros(1, 78, dtype=torch.long), "have 78 tokens, and .* takes 77; shorten"),
+        (torch.zeros(1, 78, dtype=torch.long), "have 78 tokens, and .* takes 77; ids, mask"),
         (torch.zeros(1, 7), "of whole numbers, got .* of torch.float32"),
         (torch.zeros(7, dtype=torch.long), "expected token ids .*B, T"),
         (torch.full((1, 7), 300), "from 300 to 300 were given, and .* knows 0 to 258"),
