@@ -1,7 +1,9 @@
 """Runs over whole data sets: which map is right, statistics of many maps, and the best images."""
 
+from .batch import MethodOnBatch
 from .config import EvaluationConfig, StudyConfig
 from .data import DATA_SETS, DataSet, FileData, Region, Sample, open_data
+from .evaluator import Evaluation, evaluate
 from .features import (
     ImageFeatures,
     Ranking,
@@ -11,9 +13,7 @@ from .features import (
     rank,
     score_emotions,
 )
-from .method_on_batch import MethodOnBatch
 from .methods import REFERENCES, Attributed, Method, methods_for
-from .results import Evaluation, evaluate
 from .study import StudyResult, corner_bias_study, emotions_study, run_study
 from .summary import Summary
 from .table import Metric

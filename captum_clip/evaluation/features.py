@@ -31,8 +31,8 @@ from ..visualization.colors import ALPHA, HEAT, blend, colormap, ramp, score_not
 from ..visualization.grid import Legend, Panel, grid, save_figure
 from ..visualization.overlays import note_of
 from .image_batches import list_images, read_ahead
+from .run import to_csv, to_npz
 from .storage import storage_of
-from .units import to_csv, to_npz
 
 _Read = tuple[npt.NDArray[np.uint8] | None, str]
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from ..errors import CaptumClipError, InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names
 from ..models.images import decode_file, is_away, process, read_file
+from .run import AGAIN, default_environment
 from .storage import Storage
-from .units import AGAIN, default_environment
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")

@@ -21,8 +21,7 @@ from ..models import ClipAdapter
 from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from .batch import Queries
-from .table import UNIFORM
+from .table import UNIFORM, Queries
 
 Attribute = Callable[..., Tensor]
 """Images (N, 3, H, W) and ``target=`` columns -> maps (N, C, h, w), as Captum's `attribute`."""

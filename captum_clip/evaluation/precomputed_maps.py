@@ -17,9 +17,9 @@ from ..checks import expand, find_repeated
 from ..errors import InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter
-from .batch import Queries
 from .data import digest
 from .methods import Method
+from .table import Queries
 
 
 class PrecomputedMaps(Method):

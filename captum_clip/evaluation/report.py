@@ -28,16 +28,14 @@ from .. import maps as resizing
 from .. import targets
 from ..errors import CaptumClipError
 from ..metrics.bootstrap import STATISTICS, bootstrap, interval_of
-from ..models import ClipAdapter
 from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
 from .batch import Batch, ModelContext, View, queries_of
 from .config import EvaluationConfig, RunConfig
 from .methods import Method
-from .plan import EvaluationPlan
+from .run import slug
 from .summary import FEWEST, Summary
 from .table import UNIFORM, Metric, Table, readable
-from .units import slug
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
@@ -382,15 +380,13 @@ def _count_images(tables: Sequence[Table]) -> str:
 
 
 def examples_of(
-    plan: EvaluationPlan, table: Table, summary: Summary, clip: ClipAdapter
+    method: Method, contexts: Mapping[str, ModelContext], table: Table, summary: Summary
 ) -> dict[str, list[Example]]:
-    """Metric -> its best and its worst example by the reference method.
+    """Metric -> its best and its worst example by a method.
 
-    Of metrics whose figure is a mean over rows, each of one map; of equal rows the first.
+    Of metrics whose figure is a mean over rows, each of one map; of equal rows the first. The
+    contexts are those of the tasks.
     """
-    [method] = [each for each in plan.methods if each.name == plan.reference]
-    contexts = [ModelContext(clip, data, plan.config) for data in plan.data]
-    of_task = {t: own for own, tasks in zip(contexts, plan.tasks, strict=True) for t in tasks}
 
     @cache
     def draw(context: ModelContext, sample: str, region: str) -> bytes:
@@ -399,7 +395,7 @@ def examples_of(
         views = Batch(context, [names.index(sample)]).views
         return _draw_example(context, method, views[0], region) if views else b""
 
-    own = table[(table["method"] == plan.reference) & table["x"].isna()]
+    own = table[(table["method"] == method.name) & table["x"].isna()]
     rows = dict(iter(own.groupby("metric", observed=True)))
     examples: dict[str, list[Example]] = {}
     for metric in summary.metrics:
@@ -409,7 +405,7 @@ def examples_of(
         low, high = (values.loc[i] for i in (values["value"].idxmin(), values["value"].idxmax()))
         pair = {True: high, False: low} if metric.better == "high" else {True: low, False: high}
         for best, row in pair.items():
-            image = draw(of_task[row["task"]], row["sample"], row["region"])
+            image = draw(contexts[row["task"]], row["sample"], row["region"])
             if image:
                 example = Example(best, row["sample"], row["region"], row["value"], image)
                 examples.setdefault(metric.name, []).append(example)

@@ -25,7 +25,7 @@ from .. import maps as resizing
 from .. import metrics, visualization
 from ..metrics.map_statistics import pearson
 from ..targets import Target
-from .units import Arrays, to_csv, to_npz
+from .run import Arrays, to_csv, to_npz
 
 STATISTICS: Final = "statistics.csv"
 VALUE_ENTROPY: Final = "value_entropy"

@@ -30,10 +30,8 @@ from ..similarity import ClipSimilarity
 from ..targets import Target
 from .config import StudyConfig, full_name, label_of
 from .image_batches import ImageBatch, ImageReader, list_images, read_ahead
-from .run import MANIFEST, run
-from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
-from .storage import Storage, storage_of
-from .units import (
+from .run import (
+    MANIFEST,
     Arrays,
     Content,
     ModelLoader,
@@ -43,10 +41,13 @@ from .units import (
     Unit,
     Worker,
     read_unit,
+    run,
     slug,
     to_csv,
     to_json,
 )
+from .statistics import MEASURE, STATISTICS, Job, Statistics, measure, result_files, sums_of
+from .storage import Storage, storage_of
 
 IMAGES: Final = "images.csv"
 CENTRED: Final = " (centred)"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..metrics.bootstrap import StatisticName
-from .units import Arrays
+from .run import Arrays
 
 if TYPE_CHECKING:
     from pandas import Categorical, DataFrame
@@ -146,3 +146,49 @@ def _category(codes: Any, names: Any) -> Categorical:
 def readable(name: str) -> str:
     """A name as it is, but bytes of a file's name that are no Unicode, which pandas refuses."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """N images with one target each."""
+
+    pixels: Tensor  # (N, 3, H, W), preprocessed
+    embeddings: Tensor  # (N, D), the targets
+    names: tuple[str, ...]  # of the samples
+    texts: tuple[str, ...]  # what the targets are called
+    numbers: tuple[int, ...]  # of the samples, which random baselines draw from
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def part(self, indices: Sequence[int]) -> Queries:
+        """Some of them, in the given order."""
+        kept = list(indices)
+        return Queries(
+            self.pixels[kept],
+            self.embeddings[kept],
+            tuple(self.names[i] for i in kept),
+            tuple(self.texts[i] for i in kept),
+            tuple(self.numbers[i] for i in kept),
+        )
+
+    def split(self, size: int) -> list[Queries]:
+        """All of them in parts of at most `size`."""
+        indices = range(len(self))
+        return [self.part(indices[start : start + size]) for start in indices[::size]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    def rows_of(
+        self,
+        metric: str,
+        values: Tensor | Mapping[str, Tensor],
+        *,
+        x: float = np.nan,
+        chance: Tensor | float = np.nan,
+    ) -> Arrays:
+        """:func:`captum_clip.evaluation.table.rows_of` what was measured of them."""
+        return rows_of(metric, values, self.numbers, self.texts, x=x, chance=chance)

@@ -22,11 +22,10 @@ import pytest
 
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
-from captum_clip.evaluation.plan import EvaluationPlan, make_plan
-from captum_clip.evaluation.run import UnitWorker
+from captum_clip.evaluation.evaluator import EvaluationPlan, make_plan
+from captum_clip.evaluation.run import ModelLoader, UnitWorker
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.table import COLUMNS
-from captum_clip.evaluation.units import ModelLoader
 from captum_clip.models import images
 from tests.evaluation.cases import TEXTS, make_classes, random_maps
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, LEFT, noise, save, save_bytes, save_mask

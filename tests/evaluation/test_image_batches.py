@@ -13,8 +13,8 @@ from captum_clip import load_clip
 from captum_clip.errors import InputError
 from captum_clip.evaluation import find_images
 from captum_clip.evaluation.image_batches import ImageReader, list_images, read_ahead
+from captum_clip.evaluation.run import AGAIN
 from captum_clip.evaluation.storage import storage_of
-from captum_clip.evaluation.units import AGAIN
 from tests import builders, folders
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from captum_clip.evaluation.data.base import Sample
+from captum_clip.evaluation.evaluator import _units
 from captum_clip.evaluation.methods import Attributed, Drawn
-from captum_clip.evaluation.plan import _units
 from captum_clip.files import draw_names
 from tests.evaluation.cases import Listed, context, model, picture, settings
 

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
-from captum_clip.evaluation.plan import make_plan
+from captum_clip.evaluation.batch import ModelContext
+from captum_clip.evaluation.evaluator import make_plan
 from captum_clip.evaluation.report import Example, command_of, examples_of, report_html
-from captum_clip.evaluation.units import ModelLoader
+from captum_clip.evaluation.run import ModelLoader
 from tests.evaluation.test_tables import metric, rows, summary
 
 MANIFEST = {"model": {"name": "demo/vit"}, "config": {"seed": 0}, "data": [], "environments": []}
@@ -98,8 +99,9 @@ def test_examples_are_the_best_and_the_worst(
     config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS, reference="random")
     models = ModelLoader()
     plan = make_plan(config, models)
-    clip = models.load(plan.model)
-    others = examples_of(plan, evaluation.table, evaluation.summary, clip)
+    context = ModelContext(models.load(plan.model), plan.data[0], config)
+    contexts = dict.fromkeys(plan.tasks[0], context)
+    others = examples_of(plan.methods[2], contexts, evaluation.table, evaluation.summary)
     assert [example.best for example in others["energy"]] == [True, False]
     assert others["energy"][0].image not in [pictures[0].tobytes(), b""]
 

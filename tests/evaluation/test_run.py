@@ -20,10 +20,9 @@ from captum_clip.errors import InputError
 from captum_clip.evaluation import StudyConfig, run_study
 from captum_clip.evaluation import run as order
 from captum_clip.evaluation.config import full_name, label_of
-from captum_clip.evaluation.run import MANIFEST, run
-from captum_clip.evaluation.storage import Storage, storage_of
-from captum_clip.evaluation.units import (
+from captum_clip.evaluation.run import (
     AGAIN,
+    MANIFEST,
     Arrays,
     Content,
     ModelLoader,
@@ -32,10 +31,12 @@ from captum_clip.evaluation.units import (
     Unit,
     Worker,
     read_unit,
+    run,
     slug,
     to_npz,
     write_units,
 )
+from captum_clip.evaluation.storage import Storage, storage_of
 from tests import folders
 
 UNITS = tuple(Unit(f"units/{number}.npz", 0, (number, number + 1)) for number in range(4))

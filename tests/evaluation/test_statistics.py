@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_clip import maps as resizing
 from captum_clip import metrics
+from captum_clip.evaluation.run import Arrays
 from captum_clip.evaluation.statistics import Job, Statistics, measure, sums_of
-from captum_clip.evaluation.units import Arrays
 
 SIZES = [
     ((7, 7), (224, 224)),

@@ -23,7 +23,7 @@ from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip import maps as resizing
 from captum_clip.attr.registry import METHODS, report_method
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation import StudyConfig, StudyResult, run_study, units
+from captum_clip.evaluation import StudyConfig, StudyResult, run, run_study
 from captum_clip.evaluation.storage import storage_of
 from tests import folders
 
@@ -183,7 +183,7 @@ def test_all_targets_come_from_one_forward_an_image(
         first.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         return clip
 
-    monkeypatch.setattr(units, "load_clip", counted)
+    monkeypatch.setattr(run, "load_clip", counted)
     config = folders.config_of(images, tmp_path / "out", vit, texts=[f"text {i}" for i in range(9)])
     run_study(config)
     assert seen == [1, 2, 2, 2, 2]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from captum_clip.evaluation.run import to_npz
 from captum_clip.evaluation.table import (
     COLUMNS,
     concatenate,
@@ -15,7 +16,6 @@ from captum_clip.evaluation.table import (
     table_of,
     to_arrays,
 )
-from captum_clip.evaluation.units import to_npz
 
 ODD = "odd \udcff"  # a file's name that is no valid text
 READ = "odd \\xff"

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from captum_clip import attr, maps, metrics, targets
-from captum_clip.evaluation.batch import Queries
 from captum_clip.evaluation.data import DemoScenes
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, method_of
+from captum_clip.evaluation.table import Queries
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.metrics import localization as segmentation
 from captum_clip.models import ClipAdapter

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ..method_on_batch import Task
+from ..batch import Task
 from .faithfulness_tasks import Effect, Faithfulness, Fixlip, Sanity
 from .localization_tasks import Fixation, Localization, Signs
 from .mosaic_tasks import GridPointing, Words

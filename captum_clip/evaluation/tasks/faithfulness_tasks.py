@@ -18,12 +18,11 @@ from typing_extensions import override
 
 from ... import metrics
 from ...errors import InputError
-from ..batch import Queries
+from ..batch import MethodOnBatch, Task, finite_indices
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, Task, finite_indices
 from ..methods import Attribute
-from ..table import Metric, rows_of
-from ..units import Arrays
+from ..run import Arrays
+from ..table import Metric, Queries, rows_of
 
 _SHARE: Final = 0.2
 _RADIUS: Final = 0.02

@@ -15,11 +15,10 @@ from ... import metrics
 from ...metrics.bootstrap import STATISTICS
 from ...metrics.localization import scores_at_thresholds
 from ...models.geometry import resize_density, resize_points
-from ..batch import Queries, View, queries_of
+from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, Task, finite_indices
-from ..table import Metric
-from ..units import Arrays
+from ..run import Arrays
+from ..table import Metric, Queries
 
 NEAR = 15  # pixels, of the paper of the pointing game
 AREA = 0.2

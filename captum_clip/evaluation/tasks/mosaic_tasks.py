@@ -13,11 +13,10 @@ from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics, targets
-from ..batch import Batch, Queries, View, queries_of
+from ..batch import Batch, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
-from ..method_on_batch import MethodOnBatch, Task, finite_indices
-from ..table import Metric
-from ..units import Arrays
+from ..run import Arrays
+from ..table import Metric, Queries
 
 _MOST: Final = 4
 _CAPTION: Final = "caption of {n} of the four cells"

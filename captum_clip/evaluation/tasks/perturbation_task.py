@@ -11,11 +11,10 @@ from typing_extensions import override
 
 from ... import metrics
 from ...metrics.perturbation import TENTHS
-from ..batch import Queries, queries_of
+from ..batch import MethodOnBatch, Task, queries_of
 from ..config import EvaluationConfig, Fill
-from ..method_on_batch import MethodOnBatch, Task
-from ..table import Metric
-from ..units import Arrays
+from ..run import Arrays
+from ..table import Metric, Queries
 
 TITLES: Final[dict[str, str]] = {
     "mean": "the mean colour",
