@@ -1,12 +1,12 @@
-"""What a map marks: masks and boxes, as segmenters, detectors and labelling tools take them."""
+"""Parts of an image that a map marks: masks and boxes, as labelling tools take them."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What one map marks.
+    """The part of an image that one map marks.
 
     Attributes:
         image: its position among the images.
@@ -35,8 +35,8 @@ class Region:
         mask: (H, W) bool; a ``torchvision.tv_tensors.Mask`` where there is torchvision.
         boxes: (N, 4) left, top, right and bottom edge in pixels of each part of the mask, the
             largest part first; parts touch by a side or a corner. ``tv_tensors.BoundingBoxes``
-            where there is torchvision. (0, 4) of a map without heat.
-        peak: x and y of the map's maximum, the centre of its pixel; None of a map without heat.
+            where there is torchvision. (0, 4) of an empty map.
+        peak: x and y of the map's maximum, the centre of its pixel; None of an empty map.
     """
 
     image: int
@@ -50,18 +50,9 @@ class Region:
 def region(
     heatmap: Tensor, box: Box, threshold: Threshold, *, image: int, target: str, sign: str
 ) -> Region:
-    """What a map marks.
+    """Mark what is above a threshold of a map (H, W) in [0, 1], zero outside of a box.
 
-    Args:
-        heatmap: (H, W) in [0, 1], zero outside of the box.
-        box: what the model saw, over which the threshold is computed.
-        threshold: "otsu", "mean" or a number in [0, 1).
-        image: for the region, as the following.
-        target: its name.
-        sign: "positive" or "negative".
-
-    Raises:
-        InputError: an unknown threshold.
+    The box is what the model saw, over which the threshold is computed.
     """
     rows, columns = maps.inside(box, (heatmap.shape[0], heatmap.shape[1]))
     seen = heatmap[rows, columns]
@@ -94,33 +85,15 @@ def _boxes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         >>> _boxes(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
         [[0, 0, 2, 2], [3, 0, 4, 2]]
     """
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = np.nonzero(edges == 1)  # runs of marked pixels, row by row
-    stops = np.nonzero(edges == -1)[1]
-    parent = list(range(len(rows)))
+    from scipy import ndimage
 
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    width = mask.shape[1] + 1
-    below = (rows + 1) * width  # where the next row begins, if rows stood one after another
-    first = np.searchsorted(below + stops, rows * width + starts)
-    last = np.searchsorted(below + starts, rows * width + stops, side="right")
-    for run in range(len(rows)):
-        for above in range(first[run], last[run]):  # those of the row above that touch it
-            one, other = sorted((root(above), root(run)))
-            parent[other] = one
-    part = np.array([root(run) for run in range(len(rows))], dtype=np.int64)
-    sizes = np.bincount(part, stops - starts, minlength=1)
-    roots = sorted(set(part.tolist()), key=lambda run: (-sizes[run], run))
+    parts, _ = ndimage.label(mask, np.ones((3, 3)))  # corners touch as well
     boxes = [
-        (starts[part == r].min(), rows[r], stops[part == r].max(), rows[part == r].max() + 1)
-        for r in roots
+        (columns.start, rows.start, columns.stop, rows.stop)
+        for rows, columns in ndimage.find_objects(parts)
     ]
-    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
+    largest_first = np.argsort(-np.bincount(parts.ravel())[1:], kind="stable")
+    return np.array(boxes, dtype=np.int64).reshape(-1, 4)[largest_first]
 
 
 def save_regions(
@@ -131,7 +104,7 @@ def save_regions(
     Args:
         found: of one or several images.
         folder: made where there is none; files of the same names are replaced.
-        about: what else the JSON says at its top, such as model and method.
+        about: further entries of the JSON, such as model and method.
 
     Returns:
         The path of the JSON: {..., "regions": [{"image", "target", "sign", "size": [H, W],
@@ -145,9 +118,8 @@ def save_regions(
     for number, one in enumerate(found):
         slug = re.sub(r"\W+", "-", one.target.lower()).strip("-")[:60]
         name = f"{number:03}-{slug}-{one.sign}.png"
-        picture = io.BytesIO()
-        Image.fromarray(one.mask.numpy()).save(picture, "PNG")
-        _write(path / name, picture.getvalue())
+        image = Image.fromarray(one.mask.numpy())
+        replace_file(path / name, partial(image.save, format="PNG"))
         rows.append(
             {
                 "image": one.image,
@@ -160,9 +132,5 @@ def save_regions(
             }
         )
     text = json.dumps({**(about or {}), "regions": rows}, indent=1, ensure_ascii=False)
-    _write(path / "regions.json", text.encode())
+    replace_file(path / "regions.json", lambda file: file.write(text.encode()))
     return path / "regions.json"
-
-
-def _write(path: Path, content: bytes) -> None:
-    replace_file(path, lambda file: file.write(content))
