@@ -175,7 +175,7 @@ class Explanation:
     def weights(self) -> Tensor:
         """How bright each target is drawn, (K,): of a word its norm over the largest, else 1."""
         weights = torch.ones(len(self.names))
-        if self.words:
+        if self.words and len(self.names) > 1:
             weights[1:] = self.norms[1:] / self.norms[1:].max()
         return weights
 

@@ -23,7 +23,6 @@ Run: TypeAlias = Callable[..., str]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with images, masks and encodings of emotions; figures of few pixels."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CAPTUM_CLIP_CACHE", str(tmp_path / ".cache"))
     monkeypatch.setattr(grid, "_FINE", 32)
     for name, seed in (("photo.jpg", 0), ("other.png", 1)):
         pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)

