@@ -1,4 +1,4 @@
-"""Images per second of a study beside plain forward passes: ``python -m tests.study_benchmark``.
+"""Images per second of a study beside plain forward passes: ``python -m tests.benchmarks.study``.
 
 A ViT-B/32 of true size with random weights, generated photographs, the same decoding for all, in
 turn; medians over rounds. Nothing else may run beside it. Compared are

@@ -57,34 +57,14 @@ def test_peak_of_allocations_is_exact():
 
 
 @pytest.mark.slow
-def test_peak_of_a_chain_is_two_links():
-    """Of a product after another only what enters and what leaves is alive."""
-    images, weights = torch.randn(64, 256), [torch.randn(256, 256) for _ in range(5)]
-
-    def run() -> None:
-        x = images
-        for weight in weights:
-            x = x @ weight
-
-    assert peak(run, CPU) == 2 * images.numel() * FLOAT
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layers", [2, 5])
-def test_peak_of_a_graph_grows_with_depth(layers):
+def test_peak_of_a_graph_grows_with_depth():
     """A graph keeps one tensor a layer; without a graph there are two at any depth."""
+    layers = 5
     model = nn.Sequential(*(nn.Sigmoid() for _ in range(layers)))
     images = torch.randn(1 << 14, requires_grad=True)
     size = images.numel() * FLOAT
     assert peak(lambda: model(images), CPU) == layers * size
     assert peak(torch.no_grad()(lambda: model(images)), CPU) == 2 * size
-
-
-@pytest.mark.slow
-def test_peak_leaves_out_what_was_there():
-    """Weights and images do not count."""
-    weight = torch.randn(512, 512)
-    assert peak(lambda: weight.sum(), CPU) < 1000
 
 
 # Time
@@ -108,9 +88,7 @@ def test_medians_take_turns_and_spare_slow_runs():
 # Jobs
 
 
-@pytest.mark.parametrize(
-    "kind", ["hf_vit", "siglip", "open_clip_vit", "open_clip_resnet", "timm_convnext"]
-)
+@pytest.mark.parametrize("kind", ["hf_vit", "open_clip_resnet"])
 def test_plain_forward_is_the_librarys(kind):
     """What all is divided by is the tower's own forward, without a graph."""
     tower = small(kind)
@@ -121,17 +99,7 @@ def test_plain_forward_is_the_librarys(kind):
     torch.testing.assert_close(found, tower.clip.image_features(images).detach())
 
 
-def test_plain_forward_takes_other_sizes():
-    """A transformers tower interpolates its positions, as the package's forward does."""
-    tower = small("hf_vit")
-    images = tower.images(1, seed=0, size=48)
-    assert images.shape[-2:] == (48, 48)
-    expected = tower.clip.image_features(images)
-    found = tower.plain(images)()
-    torch.testing.assert_close(getattr(found, "pooler_output", found), expected.detach())
-
-
-@pytest.mark.parametrize("kind", ["hf_vit", "siglip", "open_clip_resnet", "timm_convnext"])
+@pytest.mark.parametrize("kind", ["siglip", "timm_convnext"])
 def test_package_jobs_are_every_method(kind):
     """Each method twice for one target, with either forward function; maps of all targets."""
     tower = small(kind)
@@ -165,17 +133,9 @@ def test_oracle_draws_the_same_map():
     torch.testing.assert_close(report(), ours[:, 0])
 
 
-def test_report_leaves_no_gradient():
-    """The model that all share is as before."""
-    tower = small("hf_vit")
-    peers.report(tower, tower.images(1, seed=0), tower.embeddings(1, seed=0)[0])
-    assert all(parameter.grad is None for parameter in tower.model.parameters())
-
-
-@pytest.mark.parametrize("kind", ["open_clip_resnet", "timm_convnext"])
-def test_resnet_peers_draw_the_same_map(kind):
+def test_resnet_peers_draw_the_same_map():
     """The ways compared on a ResNet compute one thing: ours, the oracle's and Captum's."""
-    tower = small(kind)
+    tower = small("open_clip_resnet")
     images = tower.images(2, seed=0)
     ours = ClipGradCam(tower.similarity(1, seed=0)).attribute_targets(images)
     jobs = peers.peer_jobs(tower, images, [1], seed=0)
@@ -280,13 +240,13 @@ def test_growth_is_of_one_thing():
         assert replace(high, **{name: getattr(low, name)}) == low
 
 
-@pytest.mark.parametrize("name", ["RN101", "ViT-B/32"])
-def test_growth_towers_are_of_true_size(name, monkeypatch):
+def test_growth_towers_are_of_true_size(monkeypatch):
     """A ResNet is built for its input; a ViT takes any from its native one."""
     monkeypatch.setattr(growth, "transformers_vit", lambda *args, **options: options)
     monkeypatch.setattr(growth, "open_clip_tower", lambda *args, **options: options)
-    made: Any = growth.tower_of(growth.Setting(name, layers=16, size=256))
-    assert made == ({"size": 256} if name == "RN101" else {"patch": 32, "layers": 16})
+    for name, expected in (("RN101", {"size": 256}), ("ViT-B/32", {"patch": 32, "layers": 16})):
+        made: Any = growth.tower_of(growth.Setting(name, layers=16, size=256))
+        assert made == expected
 
 
 def test_picture_has_a_panel_for_each_growth(tmp_path):
@@ -305,17 +265,10 @@ def test_picture_has_a_panel_for_each_growth(tmp_path):
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("places", "expected"),
-    [
-        ([0.1, 0.5], [0.1, 0.5]),
-        ([0.5, 0.5], [0.45, 0.55]),
-        ([0.5, 0.5, 0.56], [0.42, 0.52, 0.62]),
-    ],
-)
-def test_labels_are_pushed_apart(places, expected):
+def test_labels_are_pushed_apart():
     """None closer than asked for, and a group stays around its middle."""
-    assert picture.spread(places, 0.1) == pytest.approx(expected)
+    assert picture.spread([0.1, 0.5], 0.1) == pytest.approx([0.1, 0.5])
+    assert picture.spread([0.5, 0.5, 0.56], 0.1) == pytest.approx([0.42, 0.52, 0.62])
 
 
 # The command
@@ -354,21 +307,6 @@ def test_command_measures_memory_alone(monkeypatch, capsys, quick_peak):
     assert "| small hf_vit | MiB, batch 1 (x forward) |" in capsys.readouterr().out
 
 
-def test_command_draws_growth_only_when_whole(tmp_path, monkeypatch, capsys):
-    """One sweep is a table; the picture needs its four panels."""
-    sweep = replace(growth.SWEEPS[1], values=(1, 2))
-    monkeypatch.setattr(command, "SWEEPS", (sweep,))
-    monkeypatch.setattr(growth, "tower_of", shrunk)
-    monkeypatch.setattr(growth.grown, "__kwdefaults__", {"make": shrunk})
-    picture_path = tmp_path / "growth.png"
-    options = ["--growth", "batch", "--repeats", "1", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *options, "--picture", str(picture_path)])
-    command.main()
-    assert "| images in a batch | 1 | 2 |" in capsys.readouterr().out
-    assert (tmp_path / "growth.csv").exists()
-    assert not picture_path.exists()
-
-
 def test_command_names_the_towers_where_none_is_chosen(monkeypatch):
     """A name that fits nothing is an error that lists what there is."""
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "nothing"])
@@ -376,13 +314,10 @@ def test_command_names_the_towers_where_none_is_chosen(monkeypatch):
         command.main()
 
 
-@pytest.mark.parametrize(
-    "options", [["--output", "{}/file/folder"], ["--growth", "--picture", "{}/none/growth.png"]]
-)
-def test_command_looks_at_the_folders_first(options, tmp_path, monkeypatch, capsys):
-    """Ten minutes of measuring are not lost to a folder that is not there."""
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *(o.format(tmp_path) for o in options)])
+def test_command_looks_at_the_folders_first(tmp_path, monkeypatch, capsys):
+    """Ten minutes of measuring are not lost to a folder that does not exist."""
+    options = ["--growth", "--picture", f"{tmp_path}/none/growth.png"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
     with pytest.raises(SystemExit):
         command.main()
     assert str(tmp_path) in capsys.readouterr().err
