@@ -26,6 +26,7 @@ from .models.steps import holds_gate, is_activation, with_gate_held
 from .models.towers import Attention, AttentionLayer, PooledToken, ResNetTower, Tower, ViTTower
 
 Arguments = tuple[Any, ...]
+Hook = Callable[..., Any]
 _NOTHING: Final = torch.empty(0)  # until the forward has shown it
 
 
@@ -41,12 +42,10 @@ class Hooks:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._handles: list[Any] = []
+        self.handles: list[Any] = []
         self.unseen: dict[object, str] = {}
 
-    def before(
-        self, module: nn.Module, hook: Callable[[Arguments, dict[str, Any]], Any], part: str = ""
-    ) -> None:
+    def before(self, module: nn.Module, hook: Hook, part: str = "") -> None:
         """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one."""
 
         def enter(args: Arguments, kwargs: dict[str, Any] | None = None) -> Any:
@@ -59,15 +58,13 @@ class Hooks:
             return args, {**kwargs, first: replaced}
 
         guarded = self._guarded(enter, part)
-        self._handles.append(module.register_forward_pre_hook(guarded, with_kwargs=True))
+        self.handles.append(module.register_forward_pre_hook(guarded, with_kwargs=True))
 
-    def after(
-        self, module: nn.Module, hook: Callable[[Arguments, Any], Any], part: str = ""
-    ) -> None:
+    def after(self, module: nn.Module, hook: Hook, part: str = "") -> None:
         """Call `hook(args, result)` after the module ran, for what it is to return."""
-        self._handles.append(module.register_forward_hook(self._guarded(hook, part)))
+        self.handles.append(module.register_forward_hook(self._guarded(hook, part)))
 
-    def _guarded(self, hook: Callable[..., Any], part: str) -> Callable[..., Any]:
+    def _guarded(self, hook: Hook, part: str) -> Hook:
         if part:
             self.unseen[hook] = part
 
@@ -79,11 +76,6 @@ class Hooks:
             return hook(*call)
 
         return mark_own_hook(guarded)
-
-    def remove(self) -> None:
-        """Take all hooks away."""
-        for handle in self._handles:
-            handle.remove()
 
 
 @dataclass
@@ -137,9 +129,11 @@ class Recording:
         tokens, context = attention.tokens(args, kwargs), attention.context(args, kwargs)
         return LayerRecord(tokens, context, pooled=self.pooled)
 
-    def begin(self, tensor: Tensor) -> Tensor:
-        """Begin the graph at the input."""
-        self.input = _as_leaf(tensor)
+    def begin(self, args: Arguments, given: Any) -> Tensor:
+        """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
+        if not isinstance(given, Tensor):  # keyword arguments
+            given = next(v for v in (*args, *given.values()) if isinstance(v, Tensor))
+        self.input = _as_leaf(given)
         return self.input
 
     def on_grid(self, tower: ViTTower, values: Tensor) -> Tensor:
@@ -186,7 +180,8 @@ def _recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordi
     except Stop:
         record.stopped = True
     finally:
-        hooks.remove()
+        for handle in hooks.handles:
+            handle.remove()
         torch.set_grad_enabled(mode)
     for part in hooks.unseen.values():  # which would be left out of the map
         raise CaptureError(
@@ -249,9 +244,9 @@ def record_vit(
 
     with _recording(tower, gradient=leaf is not None) as (hooks, record):
         if leaf == "input" and tower.kind == "text":  # token ids have no gradient
-            hooks.after(tower.patches, lambda _, result: record.begin(result))
+            hooks.after(tower.patches, record.begin)
         elif leaf == "input":
-            hooks.before(tower.entrance, lambda args, kwargs: record.begin(_first(args, kwargs)))
+            hooks.before(tower.entrance, record.begin)
         for index in sorted({*kept, *visited}):
             attention = tower.attentions[index]
             if index == stop and isinstance(attention, AttentionLayer):
@@ -268,10 +263,6 @@ def record_vit(
         if leaf == "embedding" or (outputs and isinstance(leaf, int)):
             _plan_embedding(hooks, record, tower, leaf=leaf == "embedding")
         yield record
-
-
-def _first(args: Arguments, kwargs: dict[str, Any]) -> Tensor:
-    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
 def _plan_kept(
@@ -422,7 +413,7 @@ def record_detached_gates(
         return attention.replaced(result, torch.cat([detached, others], 1))
 
     with _recording(tower, gradient=True) as (hooks, record):
-        hooks.after(tower.patches, lambda _, result: record.begin(result), "The patch projection")
+        hooks.after(tower.patches, record.begin, "The patch projection")
         stem, gates = set(tower.patches.modules()), _gates(tower)
         parts = {m: f"Layer {i}" for i, own in enumerate(tower.layers) for m in own.block.modules()}
         for module in tower.module.modules():

@@ -138,6 +138,7 @@ def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tens
 @torch.no_grad()
 def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord) -> Tensor:
     """D y / d A (..., H, s, s) of a kept layer, given the gradient (..., s, D) at its point."""
+    # not from weights that a library returns: they are not upstream of its output
     heads = heads_gradient(layer, gradient, record)
     value = projected_heads(layer, "value", record)
     with autocast_disabled(gradient):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -300,13 +300,13 @@ def _until_embedding(
         return record_resnet(tower, then="embedding" if own else "stop")
     assert isinstance(tower, ViTTower)
     last = len(tower.attentions) - 1
-    end, nothing = range(last, last + 1), range(0)
-    if own:
-        kept, outputs = (end, nothing) if tower.pooling == "attention" else (nothing, end)
-        return record_vit(tower, visit=visit, keep=kept, leaf="embedding", outputs=outputs)
     if _stops(tower, call):
         return record_vit(tower, visit=visit, stop=last)
-    return record_vit(tower, visit=visit, outputs=end)
+    kept, outputs = range(last, last + 1), range(0)
+    if tower.pooling != "attention":
+        kept, outputs = outputs, kept
+    leaf: Literal["embedding"] | None = "embedding" if own else None
+    return record_vit(tower, visit=visit, keep=kept, outputs=outputs, leaf=leaf)
 
 
 def _pooled_tokens(tower: Tower, record: Recording) -> Tensor:

@@ -84,10 +84,8 @@ class LeGrad(ViTAttribution):
         if head is None:
             layer, seen = self._tower.layers[index], found.run.record.layers[index]
             gradients = self._gradients(found, to_float32(output).mean(1), seen.point(layer)[0])
-            maps = [
-                mha.matrix_gradient(layer, g, seen).clamp(min=0).mean((1, 2)) for g in gradients
-            ]
-            return torch.stack(maps)
+            matrices = (mha.matrix_gradient(layer, gradient, seen) for gradient in gradients)
+            return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
         with torch.no_grad():
             tokens = head.keyed(output.detach())
             row = mha.pooled_attention(head, LayerRecord(tokens=tokens))
