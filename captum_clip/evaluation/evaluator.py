@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from ..attr.registry import report_method
-from ..checks import error_context, find_repeated
+from ..checks import check_choice, error_context, find_repeated
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter
@@ -177,8 +177,7 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:
     """The tasks of each data set, each of one data set only."""
     for name in config.tasks:
-        if name not in TASKS:
-            raise InputError(f"evaluate: there is no task {name!r}; there are {', '.join(TASKS)}.")
+        check_choice("evaluate", name, TASKS, name="a task")
     wanted = config.tasks or tuple(TASKS)
     if config.against == "image":
         other = [name for name in config.tasks if name not in _OF_IMAGES]

@@ -332,19 +332,20 @@ def _summarise(
 ) -> StudyResult:
     """One pass over all units in order, then every file; the statistics come last."""
     results = [_sum_up(plan, number, output) for number in range(len(plan.jobs))]
-    skipped = _skipped_files(plan, results)
+    names = tuple(plan.sizes)
+    reasons = sorted({item for one in results for item in one.skipped.items()})
+    skipped = [{"file": names[number], "reason": reason} for number, reason in reasons]
     counts = [{"images": int(r.sums["images"]), "skipped": len(r.skipped)} for r in results]
-    done = {**manifest, "state": "maps done", "images": len(plan.sizes)}
+    done = {**manifest, "state": "maps done", "images": len(names)}
     output.write(MANIFEST, to_json({**done, "counts": counts, "skipped": skipped}))
     if not any(one.sums["images"] for one in results):
         raise InputError(
-            f"none of the {len(plan.sizes)} images can be read; the first: "
+            f"none of the {len(names)} images can be read; the first: "
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."
         )
     for name, content in result_files(results, plan.config.centred):
         output.write(name, content)
-    reasons = {entry["file"]: entry["reason"] for entry in skipped}
-    return StudyResult(output.root, len(plan.sizes), reasons)
+    return StudyResult(output.root, len(names), {e["file"]: e["reason"] for e in skipped})
 
 
 def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
@@ -361,17 +362,3 @@ def _sum_up(plan: StudyPlan, number: int, output: Storage) -> Statistics:
 
     sums = reduce(lambda one, other: {name: one[name] + other[name] for name in one}, parts())
     return Statistics(job, sums, skipped)
-
-
-def _skipped_files(plan: StudyPlan, results: Sequence[Statistics]) -> list[dict[str, Any]]:
-    """Each file with its reason, and the models with their methods where it is not all."""
-    keys_of: dict[tuple[int, str], list[str]] = {}
-    for one in results:
-        for number, reason in one.skipped.items():
-            keys_of.setdefault((number, reason), []).append(one.job.key)
-    names = tuple(plan.sizes)
-    return [
-        {"file": names[number], "reason": reason}
-        | ({} if len(keys) == len(results) else {"subjects": keys})
-        for (number, reason), keys in sorted(keys_of.items())
-    ]

@@ -87,7 +87,7 @@ LINES = {
     "evaluate -o o": "scenes drawn for the embedded models, and ViT-B/32 is none of demo/vit",
     "evaluate --model demo/vit --fill grey -o o": "'grey'",
     "evaluate --model demo/vit --images 0 -o o": "expected images of 1 or more, got 0",
-    "evaluate --model demo/vit --task x -o o": "there is no task 'x'; there are localization",
+    "evaluate --model demo/vit --task x -o o": "expected a task of localization",
     "evaluate --model demo/vit --method center -o o": "(did you mean centre?)",
     "evaluate --data farm -o o": "there is no data set 'farm'; expected one of demo,",
     "emotions fit none --model m -o p.safetensors": "there is no folder none",

@@ -366,7 +366,7 @@ def test_maps_made_elsewhere_need_names_that_tell_data_apart(tmp_path: Path, vit
 BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"tasks": ("pointing",)},
-        "there is no task 'pointing'; there are localization, signs, ",
+        "expected a task of localization, signs, .*, got 'pointing'",
     ),
     ({"tasks": ("words",)}, "the data do not serve the task words, they serve localization"),
     ({"tasks": ("fixation",), "data": ()}, "the demo's data do not serve the task fixation"),
