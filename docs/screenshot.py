@@ -1,6 +1,6 @@
 """The picture of the page: an example scene, its texts, and the map of one word.
 
-``docs/measured.py`` runs this; it needs the extra ``app``, Playwright and Chromium.
+``docs/experiments/measured.py`` runs this; it needs the extra ``app``, Playwright and Chromium.
 """
 
 from __future__ import annotations
