@@ -200,7 +200,10 @@ def interval_of(figures: Array, level: float) -> Interval:
 
     Resamples in which the statistic means nothing, NaN, are left out.
     """
-    return Interval(float(figures[0]), *_ends(figures[1:], level))
+    finite = figures[1:][np.isfinite(figures[1:])]
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(finite, ends) if len(finite) else (np.nan, np.nan)
+    return Interval(float(figures[0]), float(low), float(high))
 
 
 def difference_of(figures: Array, level: float) -> Difference:
@@ -209,15 +212,7 @@ def difference_of(figures: Array, level: float) -> Difference:
     rarer = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
     tested = len(resampled) > 0 and np.isfinite(figures[0])
     p_value = min(1.0, 2 * (1 + rarer) / (len(resampled) + 1)) if tested else np.nan
-    return Difference(float(figures[0]), *_ends(resampled, level), p_value)
-
-
-def _ends(resampled: Array, level: float) -> tuple[float, float]:
-    finite = resampled[np.isfinite(resampled)]
-    if not len(finite):
-        return np.nan, np.nan
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return Difference(*interval_of(figures, level), p_value)
 
 
 def _checked(caller: str, values: npt.ArrayLike, groups: Any) -> tuple[Array, Index]:

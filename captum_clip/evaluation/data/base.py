@@ -151,13 +151,13 @@ class FileData(DataSet):
         the samples, as JSON.
         """
         self.names = tuple(draw_names(images, self.limit, self.seed))
-        self._images = {name: images[name] for name in self.names if isinstance(images, Mapping)}
+        self.files = {name: images[name] for name in self.names if isinstance(images, Mapping)}
         seed = None if self.limit is None else self.seed  # which decides nothing
         self._identity = {"data": self.name, "limit": self.limit, "seed": seed, **decided_by}
 
     def read_image(self, name: str) -> Image.Image:
         """The image of a sample, RGB and the right way up."""
-        return read_rgb(self.path / self._images[name])
+        return read_rgb(self.path / self.files[name])
 
     @override
     def identity(self) -> dict[str, Any]:

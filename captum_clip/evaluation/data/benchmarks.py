@@ -218,7 +218,7 @@ class PascalVoc(FileData):
         images = {name: f"JPEGImages/{name}.jpg" for name in listed}
         self.take(images, split=split, void=void)
         files = storage_of(self.path).files()
-        needed = [*self._images.values(), *(f"SegmentationClass/{n}.png" for n in self.names)]
+        needed = [*self.files.values(), *(f"SegmentationClass/{n}.png" for n in self.names)]
         own = {place: files.get(place, -1) for place in needed}
         if not any(size >= 0 for size in own.values()):
             raise InputError(

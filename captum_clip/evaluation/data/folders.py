@@ -75,18 +75,8 @@ class ClassFolder(FileData):
     @override
     def read(self, index: int) -> Sample:
         name = self.names[index]
-        return Sample(name, self.read_image(name), label=self.label_of(name))
-
-    def label_of(self, name: str) -> int:
-        """The number of a sample's class."""
-        return self.folders.index(name.partition("/")[0])
-
-    def files_by_class(self) -> list[list[str]]:
-        """The files of each class, relative to the folder, in order."""
-        files: list[list[str]] = [[] for _ in self.classes]
-        for name, file in self._images.items():
-            files[self.label_of(name)].append(file)
-        return files
+        label = self.folders.index(name.partition("/")[0])
+        return Sample(name, self.read_image(name), label=label)
 
 
 @final
@@ -117,7 +107,8 @@ class ClassMosaics(FileData):
             )
         numbers = range(max(1, len(images) // 4))
         self.take([f"{number:05d}" for number in numbers], images=images.identity())
-        files = images.files_by_class()
+        known = images.files.values()
+        files = [[f for f in known if f.startswith(f"{name}/")] for name in images.folders]
         with error_context(str(self.path)):
             self._cells = {name: _draw(files, self._words, int(name)) for name in self.names}
 
