@@ -16,7 +16,7 @@ from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, method_of
 from captum_clip.evaluation.table import Queries
 from captum_clip.evaluation.tasks import TASKS
-from captum_clip.metrics import localization as segmentation
+from captum_clip.metrics import localization
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (
     KINDS,
@@ -355,13 +355,13 @@ def test_an_empty_map_scores_chance_everywhere() -> None:
 def test_average_precision_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs no threshold: once for the object, and once for object and background together."""
     calls = []
-    compute = segmentation._average_precision
+    compute = localization._average_precision
 
     def counted(*planes: Tensor) -> Tensor:
         calls.append(planes[0].shape)
         return compute(*planes)
 
-    monkeypatch.setattr(segmentation, "_average_precision", counted)
+    monkeypatch.setattr(localization, "_average_precision", counted)
     got = measured("localization", context(model("hf_vit"), Listed(two_regions("a"))), "random")
     assert len(got["average_precision"].values) == 2
     assert calls == [(2, 32 * 32), (2, 2 * 32 * 32)]
