@@ -195,7 +195,7 @@ def test_sanity_correlates_with_the_other_map(name: str) -> None:
     assert (got["random_parameters"].values < 0.95).all()
 
 
-def test_an_image_whose_map_is_nan_under_noise_is_left_out_and_said() -> None:
+def test_an_image_whose_map_is_nan_under_noise_is_left_out_and_reported() -> None:
     """The other ones of its batch keep their rows."""
     clip = model("hf_vit")
     data = context(clip, Listed(two_regions("first"), two_regions("second", seed=1)))
@@ -223,7 +223,7 @@ def test_an_image_whose_map_is_nan_under_noise_is_left_out_and_said() -> None:
     assert [number for number, _ in asked.skipped] == [0]
 
 
-def test_another_prompt_without_a_map_is_left_out_and_said() -> None:
+def test_another_prompt_without_a_map_is_left_out_and_reported() -> None:
     """And does not end the run; the other comparisons have their rows."""
     clip = model("hf_vit")
     method = method_of("last-grad", clip)

@@ -72,7 +72,7 @@ def test_any_map_below_zero_makes_all_signed(tmp_path: Path) -> None:
     assert against.any()
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_what_is_missing_is_reported(tmp_path: Path) -> None:
     """A file, a name, a number: NaN in its place, and the reason."""
     heatmap = np.array([1, np.nan, np.inf, 1e300])[:, None, None] * ONE
     np.savez(tmp_path / "image0.npz", maps=heatmap, names=np.array(["fine", "nan", "inf", "large"]))

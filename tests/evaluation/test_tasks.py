@@ -254,7 +254,7 @@ class Broken(Method):
         return heatmap
 
 
-def test_a_map_with_nan_is_left_out_and_said() -> None:
+def test_a_map_with_nan_is_left_out_and_reported() -> None:
     """No zero in its place; a scene with one map missing has no effects."""
     first, second = two_regions("first"), two_regions("second", seed=1)
     image = first.image
@@ -284,7 +284,7 @@ class BrokenNegated(Broken):
         return heatmap
 
 
-def test_a_negated_target_without_a_map_is_left_out_and_said() -> None:
+def test_a_negated_target_without_a_map_is_left_out_and_reported() -> None:
     """Of what needs it: the positive map has its rows all the same."""
     clip = model("hf_vit")
     first = two_regions("first")

@@ -120,7 +120,7 @@ class FileData(DataSet):
 
     Raises:
         InputError: a limit below 1, a seed below 0, a path that no file can have, an option that
-            the data set does not have, or what :meth:`open` refuses.
+            the data set does not have, or what :meth:`find` refuses.
     """
 
     place = "FOLDER"
@@ -138,10 +138,10 @@ class FileData(DataSet):
         self.limit, self.seed = limit, seed
         known = {option: value for option, value in options.items() if value is not None}
         self.given: dict[str, Any] = {**self.options, **known}
-        self.open()
+        self.find()
 
     @abstractmethod
-    def open(self) -> None:
+    def find(self) -> None:
         """Find all samples: set `classes`, and :meth:`take` the names."""
 
     def take(self, images: Iterable[str] | Mapping[str, str], /, **decided_by: object) -> None:

@@ -53,7 +53,7 @@ class ImageNetS(FileData):
     options: ClassVar = {"template": TEMPLATE}
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         files, images = self.list_images(_IMAGES)
         if not any(f"{_MASKS}/{stem}.png" in files for stem in images):
             raise InputError(
@@ -110,7 +110,7 @@ class ImageNetSegmentation(FileData):
     options: ClassVar = {"template": TEMPLATE}
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         with _opened(self.path) as content:
             images, masks, targets = (_cells(content, name) for name in ("img", "gt", "target"))
             if not len(images) == len(masks) == len(targets) or not len(images):
@@ -200,7 +200,7 @@ class PascalVoc(FileData):
     options: ClassVar = {"void": "out", "split": "val"}
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         split, void = self.given["split"], self.given["void"]
         check_choice("PascalVoc", void, ("out", "background"), name="void")
         inside = [self.path / place for place in (".", "VOC2012", "VOCdevkit/VOC2012")]

@@ -56,7 +56,7 @@ class ClassFolder(FileData):
     options: ClassVar = {"template": "{}"}
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         files, images = self.list_images(".")
         self.folders = sorted({stem.partition("/")[0] for stem in images})
         if len(self.folders) < 2:
@@ -97,7 +97,7 @@ class ClassMosaics(FileData):
     options: ClassVar = {"template": TEMPLATE}
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         images = ClassFolder(self.path, template=self.given["template"])
         self.classes = images.classes
         self._words = [*class_texts(images.folders, self.path, template="{}").values()]
@@ -209,7 +209,7 @@ class MaskedFolder(FileData):
     tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         files, images = self.list_images("images")
         masks: dict[str, list[str]] = defaultdict(list)
         for path in map(PurePosixPath, files):
@@ -274,7 +274,7 @@ class FixationFolder(FileData):
     options: ClassVar = {"text": None}
 
     @override
-    def open(self) -> None:
+    def find(self) -> None:
         files, images = self.list_images("images")
         places = {s: [f"fixations/{s}{end}" for end in (".png", ".npy")] for s in images}
         maps = {stem: [place for place in own if place in files] for stem, own in places.items()}

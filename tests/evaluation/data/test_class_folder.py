@@ -76,14 +76,14 @@ def test_bad_files_of_names_are_refused(folder):
         ClassFolder(folder)
 
 
-def test_two_classes_of_one_text_are_said(folder):
+def test_two_classes_of_one_text_are_reported(folder):
     """Zero-shot classification could not tell them apart."""
     save(noise(), folder / "red barn/3.png")
     with pytest.raises(InputError, match="two classes have the same text, 'red barn'"):
         ClassFolder(folder)
 
 
-def test_missing_empty_and_single_folders_are_said(tmp_path):
+def test_missing_empty_and_single_folders_are_reported(tmp_path):
     """Two classes with images are needed."""
     with pytest.raises(InputError, match="there is no folder"):
         ClassFolder(tmp_path / "nowhere")
@@ -95,7 +95,7 @@ def test_missing_empty_and_single_folders_are_said(tmp_path):
         ClassFolder(tmp_path)
 
 
-def test_unreadable_images_are_said(folder):
+def test_unreadable_images_are_reported(folder):
     """A broken image is an error of its sample."""
     save_bytes(JPEG_OF_NOTHING, folder / "red_barn/1.jpg")
     data = ClassFolder(folder)

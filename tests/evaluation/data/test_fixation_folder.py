@@ -157,7 +157,7 @@ def test_bad_images_of_densities_are_dropped(folder):
         assert reason in sample.dropped[0]
 
 
-def test_arrays_that_are_none_are_said(folder):
+def test_arrays_that_are_none_are_reported(folder):
     """Bytes of something else, and a file cut short."""
     path = folder / "fixations/points.npy"
     for content in (b"", b"text", path.read_bytes()[:-9]):
@@ -170,7 +170,7 @@ def test_arrays_that_are_none_are_said(folder):
         FixationFolder(folder).read(2)
 
 
-def test_two_densities_are_said(folder):
+def test_two_densities_are_reported(folder):
     """The picture counts, and the array is left out."""
     save_array(DENSITY / 2, folder / "fixations/both.npy")
     sample = FixationFolder(folder).read(0)
@@ -202,7 +202,7 @@ def test_bad_lists_of_texts_are_refused(folder):
         FixationFolder(folder)
 
 
-def test_missing_and_empty_folders_are_said(tmp_path):
+def test_missing_and_empty_folders_are_reported(tmp_path):
     """Each says what was expected where."""
     with pytest.raises(InputError, match="there is no folder"):
         FixationFolder(tmp_path / "nowhere", text="it")

@@ -49,7 +49,7 @@ def test_the_images_own_class_is_the_region(folder):
         assert sample.void.sum() == SIZE[1]
 
 
-def test_numbers_of_missing_folders_are_said(folder):
+def test_numbers_of_missing_folders_are_reported(folder):
     """Classes are numbered in the order of all folders, so all must be there."""
     numbers = 300 * LEFT
     save_numbers(numbers, folder / f"validation-segmentation/{TENCH}/one.png")
@@ -57,7 +57,7 @@ def test_numbers_of_missing_folders_are_said(folder):
         ImageNetS(folder).read(0)
 
 
-def test_folders_without_masks_are_said(tmp_path):
+def test_folders_without_masks_are_reported(tmp_path):
     save(noise(), tmp_path / f"validation/{TENCH}/one.JPEG")
     with pytest.raises(InputError, match=rf"masks such as .*{TENCH}/one\.png, found none"):
         ImageNetS(tmp_path)

@@ -83,7 +83,7 @@ def test_bad_masks_are_refused(tmp_path):
         ImageNetSegmentation(file).read(0)
 
 
-def test_images_of_another_type_are_said(tmp_path):
+def test_images_of_another_type_are_reported(tmp_path):
     """Only images of uint8 have known brightness."""
     mask = LEFT.astype(np.uint8)
     file = save_segmentations(tmp_path / "some.mat", [IMAGES[0] / 255], [mask], [TENCH])
@@ -99,7 +99,7 @@ def test_grey_images_are_read(tmp_path):
     assert np.array_equal(image, np.repeat(grey[..., None], 3, -1))
 
 
-def test_broken_cells_are_said(file):
+def test_broken_cells_are_reported(file):
     """A reference that leads nowhere is an error of its sample."""
     data = ImageNetSegmentation(file)
     with h5py.File(file, "r+") as raw:
@@ -109,7 +109,7 @@ def test_broken_cells_are_said(file):
         data.read(1)
 
 
-def test_masks_of_something_else_than_numbers_are_said(file):
+def test_masks_of_something_else_than_numbers_are_reported(file):
     """They are an error of their sample as well, and do not end an evaluation."""
     data = ImageNetSegmentation(file)
     with h5py.File(file, "r+") as raw:
@@ -119,7 +119,7 @@ def test_masks_of_something_else_than_numbers_are_said(file):
         data.read(1)
 
 
-def test_other_files_are_said(tmp_path):
+def test_other_files_are_reported(tmp_path):
     """No file, a text, another HDF5 file, numbers for classes, nothing in it."""
     with pytest.raises(InputError, match=r"there is no file .*none\.mat"):
         ImageNetSegmentation(tmp_path / "none.mat")
@@ -139,7 +139,7 @@ def test_other_files_are_said(tmp_path):
         ImageNetSegmentation(fewer)
 
 
-def test_unknown_classes_are_said(tmp_path):
+def test_unknown_classes_are_reported(tmp_path):
     """A number that neither ImageNet nor a file of names knows has no text."""
     mask = LEFT.astype(np.uint8)
     file = save_segmentations(tmp_path / "some.mat", IMAGES[:1], [mask], ["n99999999"])

@@ -123,7 +123,7 @@ def test_the_same_text_twice_is_dropped(folder):
     assert "another region of the same text" in sample.dropped[0]
 
 
-def test_unreadable_images_are_said(folder):
+def test_unreadable_images_are_reported(folder):
     """A broken image is an error of its sample, with its path."""
     save_bytes(JPEG_OF_NOTHING, folder / "images/more/zoo.jpg")
     data = MaskedFolder(folder)
@@ -157,7 +157,7 @@ def test_identity_follows_names_and_sizes_but_no_place(folder, tmp_path_factory)
     assert MaskedFolder(elsewhere).identity() != before
 
 
-def test_missing_and_empty_folders_are_said(tmp_path):
+def test_missing_and_empty_folders_are_reported(tmp_path):
     """Each says what was expected where."""
     with pytest.raises(InputError, match="there is no folder"):
         MaskedFolder(tmp_path / "nowhere")
@@ -171,7 +171,7 @@ def test_missing_and_empty_folders_are_said(tmp_path):
         MaskedFolder(tmp_path)
 
 
-def test_two_images_of_one_stem_are_said(folder):
+def test_two_images_of_one_stem_are_reported(folder):
     """Masks would belong to both."""
     save(noise(), folder / "images/farm.jpg")
     with pytest.raises(InputError, match=r"farm\.jpg and images/farm\.png would be one sample"):

@@ -105,7 +105,7 @@ def test_samples_are_drawn(root):
     assert PascalVoc(root, limit=1).identity() != PascalVoc(root).identity()
 
 
-def test_bad_samples_are_said(root):
+def test_bad_samples_are_reported(root):
     """No class, a colour image, an unknown number, another size, no mask, no image."""
     data = PascalVoc(root)
     voc = root / "VOCdevkit/VOC2012"
@@ -130,7 +130,7 @@ def test_bad_samples_are_said(root):
     assert data.read(1).regions
 
 
-def test_other_folders_are_said(root, tmp_path):
+def test_other_folders_are_reported(root, tmp_path):
     """No VOC, an empty list, a list of images that are not there."""
     with pytest.raises(InputError, match=r"is not Pascal VOC 2012: expected folders JPEGImages"):
         PascalVoc(tmp_path / "nowhere")
