@@ -50,11 +50,10 @@ def resnet() -> ClipAdapter:
     return adapter
 
 
-@pytest.fixture(params=["direct", "report"])
-def method(request: pytest.FixtureRequest, clip: ClipAdapter) -> type[Any]:
-    """The default, and Mamooler's, which on the ViT has no signs."""
-    of_report = {"vit": LastGradAttention, "resnet": ClipGradCam}[clip.kind]
-    return DirectContribution if request.param == "direct" else of_report
+@pytest.fixture
+def method(clip: ClipAdapter) -> type[Any]:
+    """Mamooler's, which on the ViT has no signs."""
+    return {"vit": LastGradAttention, "resnet": ClipGradCam}[clip.kind]
 
 
 def maps_of(
@@ -92,13 +91,12 @@ def test_the_negative_map_is_the_method_on_the_negated_target(
     torch.testing.assert_close(found.scores, ClipSimilarity(clip, target)(images).detach())
 
 
-@pytest.mark.parametrize("signed_method", [ClipGradCam, DirectContribution])
 def test_the_negative_map_of_a_signed_method_is_the_relu_of_the_negated_map(
-    resnet: ClipAdapter, signed_method: type[Any]
+    resnet: ClipAdapter,
 ) -> None:
-    found = explain(picture(), TEXTS, model=resnet, sign="both", method=signed_method)
+    found = explain(picture(), TEXTS, model=resnet, sign="both")
     pixels, target = resnet.preprocess(picture()), targets.text(resnet, TEXTS)
-    signed = maps_of(signed_method, resnet, pixels, target)
+    signed = maps_of(DirectContribution, resnet, pixels, target)
     assert (signed < 0).any()
     assert (signed > 0).any()
     torch.testing.assert_close(found.maps["positive"], signed.clamp(min=0))
@@ -127,11 +125,6 @@ def test_both_signs_are_the_two_signs_from_one_forward_pass(
     for sign, one in single.items():
         torch.testing.assert_close(both.maps[sign], one.maps[sign])
         torch.testing.assert_close(both.scores, one.scores)
-
-
-def test_all_maps_are_non_negative(clip: ClipAdapter, method: type[Any]) -> None:
-    found = explain(picture(), TEXTS, model=clip, sign="both", method=method)
-    assert all((values >= 0).all() and values.any() for values in found.maps.values())
 
 
 def test_words_come_after_their_text_with_their_norms(clip: ClipAdapter) -> None:
@@ -187,7 +180,7 @@ def test_a_hub_model_is_the_default(monkeypatch: pytest.MonkeyPatch, vit: ClipAd
 # Batches
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_batches_change_nothing(vit: ClipAdapter, size: int, as_tensor: bool) -> None:
     given: Any = [picture(seed) for seed in range(5)]
@@ -200,12 +193,12 @@ def test_batches_change_nothing(vit: ClipAdapter, size: int, as_tensor: bool) ->
         torch.testing.assert_close(parts.maps[sign], whole.maps[sign])
 
 
-@pytest.mark.parametrize(("size", "bar"), [(None, False), (5, False), (2, True)])
 def test_only_several_batches_have_a_progress_bar(
-    vit: ClipAdapter, size: int | None, bar: bool, capsys: pytest.CaptureFixture[str]
+    vit: ClipAdapter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    explain([picture(seed) for seed in range(3)], "a", model=vit, batch_size=size)
-    assert ("2/2" in capsys.readouterr().err) == bar
+    for size, bar in ((None, False), (5, False), (2, True)):
+        explain([picture(seed) for seed in range(3)], "a", model=vit, batch_size=size)
+        assert ("2/2" in capsys.readouterr().err) == bar
 
 
 def test_batches_of_different_sizes_are_refused(vit: ClipAdapter) -> None:
@@ -217,28 +210,26 @@ def test_batches_of_different_sizes_are_refused(vit: ClipAdapter) -> None:
 # Methods
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_meant_by_its_name_or_its_class(name: str) -> None:
-    clip = BUILDERS["resnet" if name == "grad-cam" else "vit"]().load()
-    by_name = explain(picture(), TEXTS, model=clip, method=name)
-    by_class = explain(picture(), TEXTS, model=clip, method=METHODS[name])
-    assert by_name.method == by_class.method == name
+def test_a_method_is_given_by_its_name_or_its_class(vit: ClipAdapter) -> None:
+    by_name = explain(picture(), TEXTS, model=vit, method="all-grad")
+    by_class = explain(picture(), TEXTS, model=vit, method=METHODS["all-grad"])
+    assert by_name.method == by_class.method == "all-grad"
     assert torch.equal(by_name.maps["positive"], by_class.maps["positive"])
 
 
 def test_options_come_with_the_name_or_as_keywords(vit: ClipAdapter) -> None:
-    said = explain(picture(), "a", model=vit, method="last-grad:heads=averaged,start_layer=1")
+    named = explain(picture(), "a", model=vit, method="last-grad:heads=averaged,start_layer=1")
     given = explain(
         picture(), "a", model=vit, method=LastGradAttention, heads="averaged", start_layer=1
     )
-    assert said.method == given.method == "last-grad:heads=averaged,start_layer=1"
+    assert named.method == given.method == "last-grad:heads=averaged,start_layer=1"
     assert explain(picture(), "a", model=vit, depth="all").method == "direct:depth=all"
-    assert torch.equal(said.maps["positive"], given.maps["positive"])
+    assert torch.equal(named.maps["positive"], given.maps["positive"])
     forward = ClipSimilarity(vit, targets.text(vit, "a"))
     expected = LastGradAttention(forward).attribute(
         vit.preprocess(picture()), heads="averaged", start_layer=1
     )
-    torch.testing.assert_close(said.maps["positive"], expected)
+    torch.testing.assert_close(named.maps["positive"], expected)
 
 
 def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
@@ -273,7 +264,7 @@ def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
         ({"processor": "one"}, InputError, "processor was given with an adapter"),
     ],
 )
-def test_explain_says_what_is_wrong(
+def test_explain_names_what_is_wrong(
     vit: ClipAdapter, options: dict[str, Any], error: type[CaptumClipError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -291,7 +282,9 @@ def test_the_words_of_a_target_are_refused(vit: ClipAdapter) -> None:
         explain(picture(), targets.text(vit, "a b"), model=vit, words=True)
 
 
-def test_a_wrong_method_is_said_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_method_is_refused_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(explanation, "load_clip", lambda *_, **__: pytest.fail("was loaded"))
     with pytest.raises(InputError, match="gradcam"):
         explain(picture(), "a", method="gradcam")

@@ -29,7 +29,7 @@ def vit() -> ClipAdapter:
     return adapter
 
 
-@pytest.fixture(params=["positive", "negative", "both", "words", "words both"])
+@pytest.fixture(params=["negative", "both", "words both"])
 def found(request: pytest.FixtureRequest, vit: ClipAdapter) -> Explanation:
     asked = request.param.split()
     sign: Any = asked[-1] if asked[-1] != "words" else "positive"
@@ -53,21 +53,13 @@ def test_everything_comes_back_from_a_file(found: Explanation, tmp_path: Path) -
         assert getattr(back, name) == getattr(found, name)
 
 
-def test_the_file_holds_no_pickle(found: Explanation, tmp_path: Path) -> None:
-    with np.load(found.save(tmp_path / "found.npz"), allow_pickle=False) as file:
-        assert all(file[key].dtype != object for key in file.files)
-
-
-@pytest.mark.parametrize(("ending", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
-def test_pictures_are_written(
-    found: Explanation, tmp_path: Path, ending: str, start: bytes
-) -> None:
-    path = found.save(str(tmp_path / f"found{ending}"))
-    assert path.read_bytes().startswith(start)
+def test_save_writes_figures(found: Explanation, tmp_path: Path) -> None:
+    path = found.save(str(tmp_path / "found.png"))
+    assert path.read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_the_picture_names_what_it_shows(found: Explanation) -> None:
+def test_the_figure_names_what_it_shows(found: Explanation) -> None:
     written = lines_of(found.plot())
     assert set(found.names) <= set(written)
     against = " \u00b7 negative evidence" if list(found.maps) == ["negative"] else ""
@@ -98,7 +90,7 @@ def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
         ({"interpolation": "cubic"}, "a mode of bilinear, bicubic, nearest, got 'cubic'"),
     ],
 )
-def test_plot_says_what_it_cannot_draw(
+def test_plot_names_what_it_cannot_draw(
     vit: ClipAdapter, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -121,9 +113,9 @@ def test_an_explanation_is_frozen_and_short_to_print(found: Explanation) -> None
     assert "all-grad" in repr(found)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_parts_that_do_not_belong_together_are_refused(vit: ClipAdapter) -> None:
+    found = explain(picture(), TEXTS, model=vit)
+    wrong: list[dict[str, Any]] = [
         {"names": ("one",)},
         {"scores": torch.zeros(1, 3)},
         {"norms": torch.zeros(1)},
@@ -131,38 +123,31 @@ def test_an_explanation_is_frozen_and_short_to_print(found: Explanation) -> None
         {"maps": {"plus": torch.zeros(1, 2, 4, 4)}},
         {"maps": {"positive": torch.zeros(2, 2, 4, 4)}},
         {"images": torch.zeros(3, 32, 32)},
-    ],
-)
-def test_parts_that_do_not_belong_together_are_refused(
-    vit: ClipAdapter, changes: dict[str, Any]
-) -> None:
-    found = explain(picture(), TEXTS, model=vit)
-    with pytest.raises(InputError, match="do not belong together"):
-        replace(found, **changes)
+    ]
+    for changes in wrong:
+        with pytest.raises(InputError, match="do not belong together"):
+            replace(found, **changes)
 
 
 # Files that cannot be
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_a_file_that_cannot_be_written_is_refused(vit: ClipAdapter, tmp_path: Path) -> None:
+    found = explain(picture(), "a", model=vit)
+    for name, message in (
         ("a.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg, \.npz"),
         ("none/a.png", "no folder"),
-        ("a", "end"),
-    ],
-)
-def test_a_file_that_cannot_be_written_is_refused(
-    found: Explanation, tmp_path: Path, name: str, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        found.save(tmp_path / name)
+    ):
+        with pytest.raises(InputError, match=message):
+            found.save(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_failure_leaves_nothing_behind(
-    found: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vit: ClipAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found = explain(picture(), "a", model=vit)
+
     def broken(file: Any, **arrays: Any) -> None:
         file.write(b"half")
         raise OSError(28, "No space left on device")
@@ -190,7 +175,7 @@ def spoiled(folder: Path, found: Explanation) -> Iterator[Path]:
     yield folder / "shape.npz"
 
 
-def test_load_says_what_is_no_explanation(vit: ClipAdapter, tmp_path: Path) -> None:
+def test_load_refuses_what_is_no_explanation(vit: ClipAdapter, tmp_path: Path) -> None:
     found = explain(picture(), "a", model=vit)
     for path in spoiled(tmp_path, found):
         with pytest.raises(InputError, match=rf"Explanation\.load: .*{path.name}"):

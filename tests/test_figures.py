@@ -327,24 +327,24 @@ def test_models_that_see_images_of_other_shapes_stand_side_by_side(vit: ClipAdap
     assert (pixels_of(figure)[0][:, :16] == 1).all()  # the margin of the square image
 
 
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda clip: figures.signs([], "a", models=clip), "at least one image"),
-        (lambda clip: figures.signs(photo(), models=clip), "neither"),
-        (lambda clip: figures.signs(photo(), "a", models=[]), "at least one model"),
-        (lambda clip: figures.signs(photo(), "a", models=clip, scale=BAD), "a scale of shared"),
-        (lambda clip: figures.compare(photo(), "a", models=clip, methods="kam"), "expected one of"),
-        (
-            lambda clip: figures.words(photo(), "a", models=clip, methods="grad-cam"),
-            "none of the methods grad-cam fits small ViT",
-        ),
-        (lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD), "rows of cls, sum"),
-    ],
-)
-def test_figures_name_what_is_wrong(vit: ClipAdapter, draw: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        draw(vit)
+WRONG_FIGURES: list[tuple[Callable[[ClipAdapter], Any], str]] = [
+    (lambda clip: figures.signs([], "a", models=clip), "at least one image"),
+    (lambda clip: figures.signs(photo(), models=clip), "neither"),
+    (lambda clip: figures.signs(photo(), "a", models=[]), "at least one model"),
+    (lambda clip: figures.signs(photo(), "a", models=clip, scale=BAD), "a scale of shared"),
+    (lambda clip: figures.compare(photo(), "a", models=clip, methods="kam"), "expected one of"),
+    (
+        lambda clip: figures.words(photo(), "a", models=clip, methods="grad-cam"),
+        "none of the methods grad-cam fits small ViT",
+    ),
+    (lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD), "rows of cls, sum"),
+]
+
+
+def test_figures_name_what_is_wrong(vit: ClipAdapter) -> None:
+    for draw, message in WRONG_FIGURES:
+        with pytest.raises(InputError, match=message):
+            draw(vit)
 
 
 def test_maps_stretched_as_one_keep_their_order() -> None:
@@ -446,19 +446,19 @@ def test_numbers_under_the_heads_add_up_to_the_score() -> None:
     assert sum_notes(zero, 0.0) == ("cosine 0.000", ["+0.120", "\u22120.120", "0.000", "0.000"])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"text": ()}, "expected a text or an image to explain, got neither"),
-        ({"text": ["a", "b"]}, "expected one text or one image"),
-        ({"references": photo()}, "expected one text or one image"),
-        ({"count": 0}, "expected count of 1 or more, got 0"),
-        ({"sign": BAD}, "a sign of positive, negative, both, got 'nonsense'"),
-        ({"scale": BAD}, "a scale of each, shared, got 'nonsense'"),
-        ({"image": [photo(), photo()]}, "expected one image, got 2"),
-    ],
-)
-def test_heads_name_what_is_wrong(vit: ClipAdapter, options: dict[str, Any], message: str) -> None:
+WRONG_HEADS: list[tuple[dict[str, Any], str]] = [
+    ({"text": ()}, "expected a text or an image to explain, got neither"),
+    ({"text": ["a", "b"]}, "expected one text or one image"),
+    ({"references": photo()}, "expected one text or one image"),
+    ({"count": 0}, "expected count of 1 or more, got 0"),
+    ({"sign": BAD}, "a sign of positive, negative, both, got 'nonsense'"),
+    ({"scale": BAD}, "a scale of each, shared, got 'nonsense'"),
+    ({"image": [photo(), photo()]}, "expected one image, got 2"),
+]
+
+
+def test_heads_name_what_is_wrong(vit: ClipAdapter) -> None:
     given = {"image": photo(), "text": "a horse", "model": vit}
-    with pytest.raises(InputError, match=f"figures.heads: {message}|{message}"):
-        figures.heads(**{**given, **options})
+    for options, message in WRONG_HEADS:
+        with pytest.raises(InputError, match=f"figures.heads: .*{message}"):
+            figures.heads(**{**given, **options})

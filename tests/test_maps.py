@@ -23,35 +23,30 @@ ALL: dict[str, Callable[[Any], torch.Tensor]] = {
 # What all of them refuse
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ([[1.0]], "got list"),
-        (torch.zeros(3), r"got \(3,\)"),
-        (torch.zeros(1, 1, 0, 4), r"got \(1, 1, 0, 4\)"),
-        (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "int64"),
-        (torch.full((1, 1, 2, 2), float("nan")), "NaN or infinity"),
-        (torch.full((1, 1, 2, 2), float("-inf")), "NaN or infinity"),
-    ],
-)
-def test_every_function_refuses_what_is_no_map(name: str, bad: Any, message: str) -> None:
-    with pytest.raises(InputError, match=f"{name}: .*{message}"):
-        ALL[name](bad)
+NO_MAPS: list[tuple[Any, str]] = [
+    ([[1.0]], "got list"),
+    (torch.zeros(3), r"got \(3,\)"),
+    (torch.zeros(1, 1, 0, 4), r"got \(1, 1, 0, 4\)"),
+    (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "int64"),
+    (torch.full((1, 1, 2, 2), float("nan")), "NaN or infinity"),
+    (torch.full((1, 1, 2, 2), float("-inf")), "NaN or infinity"),
+]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_no_function_changes_its_argument(name: str) -> None:
-    given = normal(2, 1, 3, 4)
-    before = given.clone()
-    ALL[name](given)
-    assert torch.equal(given, before)
+def test_every_function_refuses_what_is_no_map(name: str) -> None:
+    for bad, message in NO_MAPS:
+        with pytest.raises(InputError, match=f"{name}: .*{message}"):
+            ALL[name](bad)
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_function_keeps_the_type(name: str, dtype: torch.dtype) -> None:
-    assert ALL[name](normal(2, 1, 3, 4, dtype=dtype)).dtype == dtype
+def test_every_function_keeps_the_type_and_its_argument_as_it_was(name: str) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        given = normal(2, 1, 3, 4, dtype=dtype)
+        before = given.clone()
+        assert ALL[name](given).dtype == dtype
+        assert torch.equal(given, before)
 
 
 # upsample
@@ -61,13 +56,13 @@ def test_upsample_keeps_pixel_centres_in_place() -> None:
     assert maps.upsample(torch.tensor([[0.0, 1.0]]), (1, 4)).tolist() == [[0, 0.25, 0.75, 1]]
 
 
-@pytest.mark.parametrize("lead", [(), (2,), (2, 3), (2, 1, 3)])
-def test_upsample_takes_any_leading_dimensions(lead: tuple[int, ...]) -> None:
-    given = normal(*lead, 3, 4)
-    expected = F.interpolate(
-        given.reshape(1, -1, 3, 4), (7, 9), mode="bilinear", align_corners=False
-    )
-    torch.testing.assert_close(maps.upsample(given, (7, 9)), expected.reshape(*lead, 7, 9))
+def test_upsample_takes_any_leading_dimensions() -> None:
+    for lead in ((), (2, 3)):
+        given = normal(*lead, 3, 4)
+        expected = F.interpolate(
+            given.reshape(1, -1, 3, 4), (7, 9), mode="bilinear", align_corners=False
+        )
+        torch.testing.assert_close(maps.upsample(given, (7, 9)), expected.reshape(*lead, 7, 9))
 
 
 def test_a_clamped_map_keeps_its_range_and_inside_it_its_values():
@@ -100,13 +95,11 @@ def test_upsample_nearest_repeats_cells() -> None:
     assert torch.equal(maps.upsample(given, (6, 12), mode="nearest"), expected)
 
 
-@pytest.mark.parametrize("size", [3, (3,), (0, 4), (3, -1), "ab", (1, 2, 3)])
-def test_upsample_refuses_what_is_no_size(size: Any) -> None:
-    with pytest.raises(InputError, match=r"expected a size \(H, W\)"):
-        maps.upsample(torch.zeros(2, 2), size)
-
-
-def test_upsample_names_the_modes() -> None:
+def test_upsample_refuses_what_is_no_size_or_mode() -> None:
+    sizes: list[Any] = [3, (3,), (0, 4), (3, -1), "ab", (1, 2, 3)]
+    for size in sizes:
+        with pytest.raises(InputError, match=r"expected a size \(H, W\)"):
+            maps.upsample(torch.zeros(2, 2), size)
     with pytest.raises(InputError, match=r"bilinear, bicubic, nearest, got 'cubic'"):
         maps.upsample(torch.zeros(2, 2), (4, 4), mode="cubic")  # type: ignore[arg-type]
 
@@ -130,16 +123,11 @@ def test_normalize_ignores_scale_and_shift() -> None:
     torch.testing.assert_close(maps.normalize(1e-9 * given + 3e-9), maps.normalize(given))
 
 
-def test_normalize_twice_is_normalize_once() -> None:
-    once = maps.normalize(normal(2, 4, 4))
-    torch.testing.assert_close(maps.normalize(once), once)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 0.1, 1e-30, 3e38])
-def test_normalize_of_a_constant_map_is_zero(value: float) -> None:
-    flat = torch.full((1, 7, 7), value)
-    assert not maps.normalize(flat).any()
-    assert not maps.normalize(maps.upsample(flat, (50, 30))).any()  # rounding is no saliency
+def test_normalize_of_a_constant_map_is_zero() -> None:
+    for value in (0.0, 1.0, -3.0, 0.1, 1e-30, 3e38):
+        flat = torch.full((1, 7, 7), value)
+        assert not maps.normalize(flat).any()
+        assert not maps.normalize(maps.upsample(flat, (50, 30))).any()  # rounding is no saliency
 
 
 def test_normalize_leaves_one_map_alone_where_another_is_constant() -> None:
@@ -154,10 +142,9 @@ def test_normalize_of_a_constant_map_has_finite_gradients() -> None:
     assert torch.isfinite(flat.grad).all()
 
 
-@pytest.mark.parametrize("scale", [1e-42, 3e38])
-def test_normalize_neither_overflows_nor_divides_by_zero(scale: float) -> None:
-    made = maps.normalize(torch.tensor([[-scale, scale]]))
-    assert made.tolist() == [[0, 1]]
+def test_normalize_neither_overflows_nor_divides_by_zero() -> None:
+    for scale in (1e-42, 3e38):
+        assert maps.normalize(torch.tensor([[-scale, scale]])).tolist() == [[0, 1]]
 
 
 # positive, negative
@@ -176,15 +163,13 @@ def test_positive_and_negative_are_the_two_halves_of_a_signed_map() -> None:
 # expand_to_input
 
 
-@pytest.mark.parametrize(
-    ("grid", "size"), [((7, 7), (224, 224)), ((2, 3), (5, 7)), ((3, 3), (3, 3)), ((1, 2), (9, 5))]
-)
-def test_expand_to_input_keeps_each_sum(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    given = normal(2, 1, *grid, dtype=torch.float64)
-    spread = maps.expand_to_input(given, torch.zeros(2, 3, *size))
-    assert spread.shape == (2, 3, *size)
-    assert spread.is_contiguous()
-    torch.testing.assert_close(spread.sum((1, 2, 3)), given.sum((1, 2, 3)))
+def test_expand_to_input_keeps_each_sum() -> None:
+    for grid, size in (((2, 3), (5, 7)), ((3, 3), (3, 3)), ((1, 2), (9, 5))):
+        given = normal(2, 1, *grid, dtype=torch.float64)
+        spread = maps.expand_to_input(given, torch.zeros(2, 3, *size))
+        assert spread.shape == (2, 3, *size)
+        assert spread.is_contiguous()
+        torch.testing.assert_close(spread.sum((1, 2, 3)), given.sum((1, 2, 3)))
 
 
 def test_expand_to_input_gives_a_cell_to_its_own_pixels() -> None:
@@ -213,18 +198,13 @@ def test_expand_to_input_fits_captums_infidelity() -> None:
     assert error.item() < 1e-10
 
 
-@pytest.mark.parametrize(
-    ("shape", "image"),
-    [
+def test_expand_to_input_refuses_shapes_that_do_not_belong_together() -> None:
+    for shape, image in (
         ((2, 2, 3, 3), (2, 3, 9, 9)),
         ((2, 1, 3, 3), (1, 3, 9, 9)),
         ((1, 3, 3), (1, 3, 9, 9)),
         ((1, 1, 3, 3), (3, 9, 9)),
         ((1, 1, 4, 3), (1, 3, 3, 9)),
-    ],
-)
-def test_expand_to_input_refuses_shapes_that_do_not_belong_together(
-    shape: tuple[int, ...], image: tuple[int, ...]
-) -> None:
-    with pytest.raises(InputError, match="expand_to_input"):
-        maps.expand_to_input(torch.zeros(shape), torch.zeros(image))
+    ):
+        with pytest.raises(InputError, match="expand_to_input"):
+            maps.expand_to_input(torch.zeros(shape), torch.zeros(image))

@@ -19,7 +19,7 @@ from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
 from captum_clip.models.geometry import crop_of
 from captum_clip.photos import lay_on_photos, normalized, preprocess
-from captum_clip.visualization import overlay, signs
+from captum_clip.visualization import overlay
 from tests import builders
 from tests.figure_parts import pixels_of
 from tests.models.test_geometry import PROCESSORS
@@ -51,13 +51,17 @@ def grey_part(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 # Geometry
 
 
-@pytest.mark.parametrize("name", READABLE)
 @pytest.mark.parametrize("size", [(90, 64), (33, 57)])
-def test_a_crop_says_where_each_pixel_of_the_image_lies_in_the_photo(
-    name: str, size: tuple[int, int]
+def test_a_crop_gives_where_each_pixel_of_the_image_lies_in_the_photo(
+    size: tuple[int, int],
 ) -> None:
-    processor, photo = PROCESSORS[name], ramps(*size)
-    crop = crop_of(processor, size)
+    for name in READABLE:
+        check_crop(PROCESSORS[name], size)
+
+
+def check_crop(processor: Any, size: tuple[int, int]) -> None:
+    """The middle pixel comes from where the crop says."""
+    photo, crop = ramps(*size), crop_of(processor, size)
     if hasattr(processor, "transforms"):
         kept = [t for t in processor.transforms if type(t).__name__ != "Normalize"]
         pixels = transforms.Compose(kept)(photo).numpy()
@@ -81,15 +85,16 @@ def test_a_crop_of_the_middle_is_where_it_is() -> None:
     assert [crop_of(PROCESSORS[n], (40, 80)).is_whole for n in ("fast", "siglip")] == [False, True]
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
-def test_uncrop_is_upsample_on_the_box(mode: Any) -> None:
+def test_uncrop_is_upsample_on_the_box() -> None:
     raw = uniform(2, 3, 7, 5)
-    laid = maps.uncrop(raw, (10, 20, 60, 90), (100, 80), mode=mode, clamp=True)
-    inner = maps.upsample(raw, (70, 50), mode=mode, clamp=True)
-    torch.testing.assert_close(laid[..., 20:90, 10:60], inner)
-    assert laid.sum() == pytest.approx(float(inner.sum()), rel=1e-5)
-    beyond = maps.uncrop(raw, (-10, -20, 40, 50), (40, 30), mode=mode, clamp=True)
-    torch.testing.assert_close(beyond, inner[..., 20:60, 10:40])
+    modes: list[Any] = ["bilinear", "bicubic", "nearest"]
+    for mode in modes:
+        laid = maps.uncrop(raw, (10, 20, 60, 90), (100, 80), mode=mode, clamp=True)
+        inner = maps.upsample(raw, (70, 50), mode=mode, clamp=True)
+        torch.testing.assert_close(laid[..., 20:90, 10:60], inner)
+        assert laid.sum() == pytest.approx(float(inner.sum()), rel=1e-5)
+        beyond = maps.uncrop(raw, (-10, -20, 40, 50), (40, 30), mode=mode, clamp=True)
+        torch.testing.assert_close(beyond, inner[..., 20:60, 10:40])
     assert maps.inside((3.6, 0, 3.9, 9), (9, 9))[1] == slice(3, 4)
     with pytest.raises(InputError, match="holds nothing of an image"):
         maps.uncrop(raw, (50, 0, 60, 10), (40, 30))
@@ -107,7 +112,7 @@ def test_a_map_is_normalised_over_what_lies_in_the_photo() -> None:
 # Pictures
 
 
-@pytest.mark.parametrize("size", [(40, 50), (200, 60), (1, 3), (1500, 2100)])
+@pytest.mark.parametrize("size", [(200, 60), (1, 3), (1500, 2100)])
 def test_a_map_lies_on_the_whole_photo(vit: ClipAdapter, size: tuple[int, int]) -> None:
     photo = ramps(*size)
     found = explain(photo, ["a horse", "a dog"], model=vit)
@@ -156,16 +161,17 @@ def test_photos_of_different_sizes_share_a_picture(vit: ClipAdapter) -> None:
     assert (drawn[0][:9] == 1).all()  # white beside a photo of another shape
 
 
-@pytest.mark.parametrize("options", [{"words": True}, {"side": "text"}, {"side": "both"}])
-def test_every_picture_takes_photos(vit: ClipAdapter, options: dict[str, Any]) -> None:
-    found = explain(ramps(40, 80), "a horse", model=vit, **options)
-    assert pixels_of(found.plot(original=True))[0].shape == (40, 80, 3)
+def test_every_figure_takes_photos(vit: ClipAdapter) -> None:
+    for options in ({"words": True}, {"side": "text"}, {"side": "both"}):
+        given: dict[str, Any] = options
+        found = explain(ramps(40, 80), "a horse", model=vit, **given)
+        assert pixels_of(found.plot(original=True))[0].shape == (40, 80, 3)
 
 
 # Whole
 
 
-@pytest.mark.parametrize("size", [(40, 80), (80, 41), (32, 32), (30, 4000)])
+@pytest.mark.parametrize("size", [(40, 80), (80, 41), (30, 4000)])
 def test_a_whole_photo_is_padded_to_a_square(vit: ClipAdapter, size: tuple[int, int]) -> None:
     seen = preprocess(vit, ramps(*size), whole=True)
     [crop] = seen.crops
@@ -222,28 +228,15 @@ def test_a_file_keeps_where_the_images_lie_in_their_photos(
         np.testing.assert_allclose(one, other)
 
 
-def test_a_file_of_an_earlier_version_still_loads(vit: ClipAdapter, tmp_path: Path) -> None:
-    path = explain(ramps(40, 80), "a horse", model=vit).save(tmp_path / "a.npz")
-    with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files if key != "crops"}
-    np.savez(path, **arrays)
-    back = Explanation.load(path)
-    assert back.crops == ()
-    assert back.heatmap()["positive"].max() == 1
-
-
-@pytest.mark.parametrize(
-    "crop", [(40, 80, 20, 0, 20, 40), (40, 80, 90, 0, 99, 40), (40, 80, 0, 0, np.inf, 40), (0,) * 6]
-)
-def test_a_file_with_an_impossible_crop_is_refused(
-    vit: ClipAdapter, tmp_path: Path, crop: tuple[float, ...]
-) -> None:
+def test_a_file_with_an_impossible_crop_is_refused(vit: ClipAdapter, tmp_path: Path) -> None:
     path = explain(ramps(40, 80), "a horse", model=vit).save(tmp_path / "a.npz")
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
-    np.savez(path, **{**arrays, "crops": np.array([crop])})
-    with pytest.raises(InputError, match=r"a\.npz is not a file of Explanation\.save"):
-        Explanation.load(path)
+    crops = [(40, 80, 20, 0, 20, 40), (40, 80, 90, 0, 99, 40), (40, 80, 0, 0, np.inf, 40), (0,) * 6]
+    for crop in crops:
+        np.savez(path, **{**arrays, "crops": np.array([crop])})
+        with pytest.raises(InputError, match=r"a\.npz is not a file of Explanation\.save"):
+            Explanation.load(path)
 
 
 # What cannot be
@@ -267,22 +260,11 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
         found.plot(original=True)
 
 
-@pytest.mark.parametrize("grid", [(7, 7), (224, 224), (7, 14)])
-def test_a_map_of_a_crop_is_refused_on_a_photo(grid: tuple[int, int]) -> None:
-    photo, heatmap = torch.rand(1, 3, 300, 400), torch.rand(1, 2, *grid)
-    message = r"300 x 400 differ in shape, .*plot\(original=True\)"
-    for draw in (
-        lambda: overlay(photo, heatmap),
-        lambda: signs(photo, heatmap, heatmap),
-    ):
-        with pytest.raises(InputError, match=message):
-            draw()
-
-
-@pytest.mark.parametrize(
-    ("size", "grid"), [((250, 224), (7, 7)), ((255, 224), (8, 7)), ((96, 160), (6, 10))]
-)
-def test_a_map_whose_cells_fill_its_image_is_drawn(
-    size: tuple[int, int], grid: tuple[int, int]
-) -> None:
-    assert overlay(torch.rand(1, 3, *size), torch.rand(1, 1, *grid)).axes
+def test_a_map_of_a_crop_is_refused_on_a_photo() -> None:
+    """One whose cells fill its image is drawn."""
+    photo = torch.rand(1, 3, 300, 400)
+    for grid in ((7, 7), (224, 224), (7, 14)):
+        with pytest.raises(InputError, match=r"300 x 400 differ in .*plot\(original=True\)"):
+            overlay(photo, torch.rand(1, 2, *grid))
+    for size, grid in (((250, 224), (7, 7)), ((255, 224), (8, 7)), ((96, 160), (6, 10))):
+        assert overlay(torch.rand(1, 3, *size), torch.rand(1, 1, *grid)).axes

@@ -19,20 +19,18 @@ def title(figure: Figure) -> str:
     return str(figure.axes[0].get_title())
 
 
-@pytest.mark.parametrize(
-    ("method", "sign"),
-    [
+def test_captum_draws_every_method_and_sign() -> None:
+    pairs: list[Any] = [
         ("heat_map", "all"),
         ("blended_heat_map", "all"),
         ("blended_heat_map", "absolute_value"),
         ("masked_image", "positive"),
         ("alpha_scaling", "negative"),
-    ],
-)
-def test_captum_draws_every_method_and_sign(method: Any, sign: Any) -> None:
-    figure = captum_image_attr(IMAGE, SIGNED, method=method, sign=sign, title="a $5 horse")
-    assert title(figure) == "a $5 horse"
-    assert figure.axes[0].images
+    ]
+    for method, sign in pairs:
+        figure = captum_image_attr(IMAGE, SIGNED, method=method, sign=sign, title="a $5 horse")
+        assert title(figure) == "a $5 horse"
+        assert figure.axes[0].images
     assert pyplot.get_fignums() == []
 
 
@@ -49,37 +47,28 @@ def test_a_map_of_tiny_values_is_drawn_as_any_other() -> None:
     np.testing.assert_allclose(small, usual, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("attribution", "sign", "said"),
-    [
+def test_where_captum_would_fail_the_image_is_shown_and_the_title_gives_the_reason() -> None:
+    empty: list[Any] = [
         (torch.zeros(1, 1, 4, 4), "all", "horse (no saliency)"),
         (torch.zeros(1, 1, 4, 4), "positive", "horse (no positive saliency)"),
         (-SIGNED.abs(), "positive", "horse (no positive saliency)"),
         (SIGNED.abs(), "negative", "horse (no negative saliency)"),
-    ],
-)
-def test_where_captum_would_fail_the_image_is_shown_and_the_title_says_why(
-    attribution: torch.Tensor, sign: Any, said: str
-) -> None:
-    figure = captum_image_attr(IMAGE, attribution, sign=sign, title="horse")
-    assert title(figure) == said
-    pixels = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_allclose(pixels / 255, IMAGE[0].permute(1, 2, 0), atol=1 / 255)
+    ]
+    for attribution, sign, expected in empty:
+        figure = captum_image_attr(IMAGE, attribution, sign=sign, title="horse")
+        assert title(figure) == expected
+        pixels = np.asarray(figure.axes[0].images[0].get_array())
+        np.testing.assert_allclose(pixels / 255, IMAGE[0].permute(1, 2, 0), atol=1 / 255)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_captum_image_attr_names_the_choices() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"method": "heatmap"}, "method to be one of heat_map"),
         ({"sign": "both"}, "sign to be one of all"),
         ({"method": "masked_image"}, "masked_image shows no sign"),
-    ],
-)
-def test_captum_image_attr_names_the_choices(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        captum_image_attr(IMAGE, SIGNED, **options)
-
-
-def test_captum_image_attr_takes_one_map() -> None:
+    ]
+    for options, message in wrong:
+        with pytest.raises(InputError, match=message):
+            captum_image_attr(IMAGE, SIGNED, **options)
     with pytest.raises(InputError, match=r"shape \(1, 1, h, w\), got \(1, 2, 4, 4\)"):
         captum_image_attr(IMAGE, SIGNED.expand(1, 2, 4, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def wrapped(words: str, width: float) -> Text:
     return text
 
 
-@pytest.mark.parametrize("width", [0.2, 0.8, 4])
-def test_wrap_keeps_every_character_and_the_width(width: float) -> None:
-    for words in ("a horse", "Donaudampfschifffahrtsgesellschaft", "", "$ 4 < 5 M W"):
+def test_wrap_keeps_every_character_and_the_width() -> None:
+    texts = ("a horse", "Donaudampfschifffahrtsgesellschaft", "", "$ 4 < 5 M W")
+    for words, width in product(texts, (0.2, 0.8, 4)):
         text = wrapped(words, width)
         assert "".join(text.get_text().split()) == words.replace(" ", "")
         assert text.get_window_extent().width <= 100 * width
@@ -70,19 +71,14 @@ def test_save_figure_keeps_the_figures_resolution_and_the_usual_permissions(
     assert path.stat().st_mode == plain.stat().st_mode
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_save_figure_refuses_a_destination_that_cannot_be(figure: Figure, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for name, message in (
         ("figure.gif", r"must end in \.png, \.jpg, \.jpeg, \.pdf, \.svg"),
         ("figure", "must end in"),
         ("none/figure.png", "there is no folder"),
         ("folder.png", "it is a folder"),
-    ],
-)
-def test_save_figure_refuses_a_destination_that_cannot_be(
-    figure: Figure, tmp_path: Path, name: str, message: str
-) -> None:
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(InputError, match=message):
-        save_figure(figure, tmp_path / name)
+    ):
+        with pytest.raises(InputError, match=message):
+            save_figure(figure, tmp_path / name)
     assert os.listdir(tmp_path) == ["folder.png"]

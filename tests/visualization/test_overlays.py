@@ -334,54 +334,50 @@ def test_all_mean_maps_share_one_scale() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("images", "heatmap", "options", "message"),
-    [
-        (IMAGES[0], MAPS, {}, r"images of shape \(B, 3, H, W\), got \(3, 32, 32\)"),
-        ([], MAPS, {}, r"images of shape \(B, 3, H, W\), got \[\]"),
-        (IMAGES * 2 - 1, MAPS, {}, r"images in \[0, 1\].*denormalize"),
-        (IMAGES * float("nan"), MAPS, {}, "nan to nan"),
-        ("photo.jpg", MAPS, {}, "expected images as a tensor or an array, got str"),
-        (IMAGES, MAPS[:1], {}, r"for 2 images, got \(1, 3, 4, 4\)"),
-        (IMAGES, MAPS[0], {}, r"got \(3, 4, 4\)"),
-        (IMAGES, [MAPS[0], MAPS[0, :2]], {}, "expected 3 maps per image, got 2"),
-        (IMAGES, 5 * MAPS, {}, r"maps in \[0, 1\].*normalize"),
-        (IMAGES, MAPS, {"names": ["a"]}, r"expected 3 names, got 1"),
-        (IMAGES, MAPS, {"labels": ["a"]}, r"labels: expected 2 names, got 1"),
-        (IMAGES, MAPS, {"notes": [["a"] * 3]}, "notes for 2 images, got 1"),
-        (IMAGES, MAPS, {"scores": SCORES[:1]}, r"scores of shape \(2, 3\)"),
-        (IMAGES, MAPS, {"alpha": 2}, "alpha in"),
-        (IMAGES, MAPS, {"cmap": "jetset"}, "no colour map 'jetset'"),
-        (torch.zeros(800, 3, 64, 64), torch.zeros(800, 1, 1, 1), {}, "draw fewer images"),
-    ],
-)
-def test_overlay_names_what_does_not_fit(
-    images: Any, heatmap: Any, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        visualization.overlay(images, heatmap, **options)
+WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
+    (IMAGES[0], MAPS, {}, r"images of shape \(B, 3, H, W\), got \(3, 32, 32\)"),
+    ([], MAPS, {}, r"images of shape \(B, 3, H, W\), got \[\]"),
+    (IMAGES * 2 - 1, MAPS, {}, r"images in \[0, 1\].*denormalize"),
+    (IMAGES * float("nan"), MAPS, {}, "nan to nan"),
+    ("photo.jpg", MAPS, {}, "expected images as a tensor or an array, got str"),
+    (IMAGES, MAPS[:1], {}, r"for 2 images, got \(1, 3, 4, 4\)"),
+    (IMAGES, MAPS[0], {}, r"got \(3, 4, 4\)"),
+    (IMAGES, [MAPS[0], MAPS[0, :2]], {}, "expected 3 maps per image, got 2"),
+    (IMAGES, 5 * MAPS, {}, r"maps in \[0, 1\].*normalize"),
+    (IMAGES, MAPS, {"names": ["a"]}, r"expected 3 names, got 1"),
+    (IMAGES, MAPS, {"labels": ["a"]}, r"labels: expected 2 names, got 1"),
+    (IMAGES, MAPS, {"notes": [["a"] * 3]}, "notes for 2 images, got 1"),
+    (IMAGES, MAPS, {"scores": SCORES[:1]}, r"scores of shape \(2, 3\)"),
+    (IMAGES, MAPS, {"alpha": 2}, "alpha in"),
+    (IMAGES, MAPS, {"cmap": "jetset"}, "no colour map 'jetset'"),
+    (torch.zeros(800, 3, 64, 64), torch.zeros(800, 1, 1, 1), {}, "draw fewer images"),
+]
+WRONG_FIGURES: list[tuple[Callable[[], Figure], str]] = [
+    (
+        lambda: visualization.signs(IMAGES, MAPS, MAPS[:, :2]),
+        "expected 3 maps per image, got 2",
+    ),
+    (lambda: draw_signs(references=[]), "expected 2 references, got 0"),
+    (lambda: visualization.contact_sheet(IMAGES, {}), "at least one column"),
+    (lambda: visualization.contact_sheet(IMAGES, {"a": MAPS}), "expected 1 maps per image"),
+    (lambda: visualization.average({}), "average: .*at least one row"),
+    (lambda: visualization.average({"a": MAPS[0, 0]}), r"\(K, h, w\) for 'a', got \(4, 4\)"),
+    (lambda: visualization.average({"a": MAPS[0], "b": MAPS[0, :1]}), r"as many .* \[1, 3\]"),
+    (lambda: visualization.average({"a": MAPS[0] * torch.nan}), "the maps of 'a' hold NaN"),
+    (lambda: visualization.average({"a": MAPS[0]}, names=["a"]), "expected 3 names, got 1"),
+]
 
 
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (
-            lambda: visualization.signs(IMAGES, MAPS, MAPS[:, :2]),
-            "expected 3 maps per image, got 2",
-        ),
-        (lambda: draw_signs(references=[]), "expected 2 references, got 0"),
-        (lambda: visualization.contact_sheet(IMAGES, {}), "at least one column"),
-        (lambda: visualization.contact_sheet(IMAGES, {"a": MAPS}), "expected 1 maps per image"),
-        (lambda: visualization.average({}), "average: .*at least one row"),
-        (lambda: visualization.average({"a": MAPS[0, 0]}), r"\(K, h, w\) for 'a', got \(4, 4\)"),
-        (lambda: visualization.average({"a": MAPS[0], "b": MAPS[0, :1]}), r"as many .* \[1, 3\]"),
-        (lambda: visualization.average({"a": MAPS[0] * torch.nan}), "the maps of 'a' hold NaN"),
-        (lambda: visualization.average({"a": MAPS[0]}, names=["a"]), "expected 3 names, got 1"),
-    ],
-)
-def test_the_other_figures_name_what_does_not_fit(draw: Callable[[], Figure], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        draw()
+def test_overlay_names_what_does_not_fit() -> None:
+    for images, heatmap, options, message in WRONG_OVERLAYS:
+        with pytest.raises(InputError, match=message):
+            visualization.overlay(images, heatmap, **options)
+
+
+def test_the_other_figures_name_what_does_not_fit() -> None:
+    for draw, message in WRONG_FIGURES:
+        with pytest.raises(InputError, match=message):
+            draw()
 
 
 if __name__ == "__main__":
