@@ -220,18 +220,14 @@ def image(
     with torch.no_grad():
         embeddings = clip.encode_image(pixels)
     if names is None:
-        names = _names(images, len(embeddings))
+        sources: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        if len(sources) != len(embeddings):  # a batch, whose images have no names of their own
+            sources = [None] * len(embeddings)
+        names = [
+            Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
+            for index, source in enumerate(sources)
+        ]
     return Target.of(embeddings, as_list(names), "image")
-
-
-def _names(images: Any, count: int) -> list[str]:
-    sources = list(images) if isinstance(images, (list, tuple)) else [images]
-    if len(sources) != count:  # a batch: its images have no names of their own
-        sources = [None] * count
-    return [
-        Path(source).stem if isinstance(source, (str, Path)) else f"image {index}"
-        for index, source in enumerate(sources)
-    ]
 
 
 def text(
@@ -367,23 +363,17 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     """
     _checked_texts("targets.word_tokens", [text], allow_empty=False)
     words = text.split()
-    ids = clip.text_inputs(" ".join(words))[0][0].tolist()
-    empty = clip.text_inputs("")[0][0].tolist()
+    ids, empty = (clip.text_inputs(part)[0][0].tolist() for part in (" ".join(words), ""))
     start = next((i for i, (a, b) in enumerate(zip(ids, empty, strict=False)) if a != b), None)
     counts = [clip.count_tokens(" ".join(words[:stop])) for stop in range(len(words) + 1)]
     if start is None:
         raise TargetError(f"targets.word_tokens: {text!r} has no tokens of its own.")
-    if None in counts:
-        raise InputError(
-            "targets.word_tokens: the tokenizer does not say how many tokens a text has; sum the "
-            "values over each word yourself."
-        )
     known = [count for count in counts if count is not None]
     stops = [start + count - known[0] for count in known]
-    if stops != sorted(stops):
+    if len(known) < len(counts) or stops != sorted(stops):
         raise InputError(
-            f"targets.word_tokens: the tokenizer does not cut {text!r} at white space; sum the "
-            "values over each word yourself."
+            f"targets.word_tokens: the tokenizer does not cut {text!r} at white space, or does not "
+            "count tokens; sum the values over each word yourself."
         )
     spans = zip(words, stops, stops[1:], strict=False)
     return tuple((word, range(first, last)) for word, first, last in spans)
