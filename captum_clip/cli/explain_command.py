@@ -34,21 +34,21 @@ def explain_command(
     image: str,
     texts: options.Texts = None,
     text: options.Text = None,
-    model: options.Model = None,
+    model: str | None = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
     side: Literal["image", "text", "both"] = "image",
-    emotions: options.Emotions = None,
-    centre: Annotated[bool, Option("--centre")] = False,
+    emotions: Path | None = None,
+    centre: options.Centre = False,
     sign: options.Sign | None = None,
     negative: Annotated[bool, Option("--negative")] = False,
     whole: Annotated[bool, Option("--whole")] = False,
     original: bool | None = None,
     regions: Path | None = None,
     threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = "otsu",
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
     output: options.Output = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -56,10 +56,11 @@ def explain_command(
 
     Args:
         image: an image file, or a folder of which each image gets a figure.
+        method: one of those below, with options as in last-grad:heads=averaged (default: direct;
+            conservative for pooling heads such as SigLIP's)
         words: take one TEXT apart, with a map for each of its words
         side: where in the image, which words of the TEXTs, or both; for words a method that needs
             no grid, by default conservative
-        centre: subtract the mean of all nine embeddings of --emotions from each of them
         sign: what supports the text, what contradicts it, or both (default: positive)
         negative: the same as --sign negative
         whole: pad the image to a square, so that the model sees all of it, where its processor
@@ -73,13 +74,15 @@ def explain_command(
             images a folder of figures, where those that exist are kept (default:
             IMAGE-explained.png, or FOLDER-explained, in the current folder)
     """
+    from ..attr.registry import MethodChoice
     from ..explanation import FORMATS, explain
 
     texts = [*(texts or ()), *(text or ())]
     if negative and sign not in (None, "negative"):
         raise InputError(f"--negative contradicts --sign {sign}; leave one of them out.")
     sign = "negative" if negative else sign or "positive"
-    options.check_sign(method, sign)
+    if method is not None and sign != "positive":
+        MethodChoice.of(method).check_negative()
     if side == "text" and regions is not None:
         raise InputError("--regions are places in the image; leave --side text out.")
     if side != "image" and (words or emotions):

@@ -41,20 +41,20 @@ def figure_command(
     scene: options.Several = None,
     text: options.Text = None,
     image: options.Several = None,
-    model: options.Models = None,
+    model: options.Several = None,
     method: options.Methods = None,
-    emotions: options.Probes = None,
+    emotions: list[Path] | None = None,
     emotion: options.Several = None,
-    centre: Annotated[bool, Option("--centre")] = False,
+    centre: options.Centre = False,
     target: options.Several = None,
     rows: Literal["cls", "sum"] | None = None,
     count: int | None = None,
     sign: options.Sign | None = None,
     scale: Literal["each", "shared", "norm"] | None = None,
     colormap: Annotated[str | None, Option(callback=_check_colormap)] = None,
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
     output: options.Output = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -68,12 +68,10 @@ def figure_command(
             that add most to the score
         given: image files, or a folder of which each image gets a figure; then what to look for;
             for average the output folders of 'captum-clip study'
-        scene: SEED or SEED:THING,THING, a scene drawn for the embedded models in place of an IMAGE;
-            may be repeated
-        image: an image to look for instead of a text; may be repeated
-        emotion: of the figure emotions; may be repeated (default: all eight)
-        centre: subtract the mean of all nine embeddings of --emotions from each of them
-        target: a text or emotion of the studies, for average; may be repeated (default: all)
+        scene: SEED or SEED:THING,THING, a scene drawn for the embedded models in place of an IMAGE
+        image: an image to look for instead of a text
+        emotion: of the figure emotions (default: all eight)
+        target: a text or emotion of the studies, for average (default: all)
         rows: of the attention in layers, that of the CLS token or the sum of all (default: cls)
         count: the most heads to show (default: 8)
         sign: of heads, those that add most, those that subtract most, or both (default: positive)

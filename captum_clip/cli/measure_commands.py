@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from typer import Option, Typer
 
@@ -15,15 +15,6 @@ from .output import images_bar, inside, report_skipped, shows_bars
 
 _emotions = Typer(help="Fit an emotion probe on a model's features.")
 app.add_typer(_emotions, name="emotions")
-_Readers: TypeAlias = Annotated[int, Option(help="processes that read the images")]
-_Engine: TypeAlias = Annotated[
-    Literal["local", "ray"], Option(help="this machine, or Ray: several processes or a cluster")
-]
-_Gpus: TypeAlias = Annotated[
-    int | None, Option(help="GPUs that the workers share; 0 is the CPU (default: by --device)")
-]
-_Threads: TypeAlias = Annotated[int | None, Option(help="threads of each process that computes")]
-_BatchSize: TypeAlias = Annotated[int, Option(help="images per forward pass")]
 
 
 @command(app, "rank", 'photos "a horse in the snow" --top 20 -o found', lists=options.methods)
@@ -32,15 +23,15 @@ def rank_command(
     output: options.Results,
     texts: options.Texts = None,
     text: options.Text = None,
-    emotions: options.Emotions = None,
+    emotions: Path | None = None,
     emotion: str | None = None,
-    model: options.Model = None,
+    model: str | None = None,
     method: options.Method = None,
     top: int = 12,
-    workers: _Readers = 0,
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
+    workers: int = 0,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Find the images of a folder that fit a text or an emotion best.
@@ -48,6 +39,8 @@ def rank_command(
     Args:
         folder: a folder of images, searched recursively
         emotion: what to look for, instead of a TEXT
+        method: one of those below, with options as in last-grad:heads=averaged (default: direct;
+            conservative for pooling heads such as SigLIP's)
         top: how many images to find
     """
     from .. import targets
@@ -87,20 +80,20 @@ def study_command(
     output: options.Results,
     texts: options.Texts = None,
     text: options.Text = None,
-    model: options.Models = None,
+    model: options.Several = None,
     method: options.Methods = None,
-    emotions: options.Probes = None,
-    batch_size: _BatchSize = 16,
+    emotions: list[Path] | None = None,
+    batch_size: int = 16,
     limit: int | None = None,
     seed: int = 0,
     value_entropy: Annotated[bool, Option("--value-entropy")] = False,
     workers: int | None = None,
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
-    engine: _Engine = "local",
-    gpus: _Gpus = None,
-    threads: _Threads = None,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    gpus: int | None = None,
+    threads: int | None = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Average maps over a folder of images, and measure them.
@@ -112,7 +105,7 @@ def study_command(
             emotions; corner-bias, whether three methods favour the corners, for a happy and a sad
             text; emotions, eight emotions, plain and centred, for a ViT and a ResNet
         images: a folder of images, searched recursively
-        model: as of 'explain'; may be repeated (default: those that --emotions were fitted on, or
+        model: as of 'explain' (default: those that --emotions were fitted on, or
             ViT-B/32, and for the study of emotions RN101 as well)
         limit: study a sample of so many images
         seed: of the sample
@@ -173,7 +166,7 @@ def evaluate_command(
     slow_images: int = 64,
     seed: int = 0,
     draws: int = 32,
-    batch_size: _BatchSize = 32,
+    batch_size: int = 32,
     chunk_size: int = 32,
     resamples: int = 2000,
     fill: options.Several = None,
@@ -181,25 +174,24 @@ def evaluate_command(
     void: Literal["out", "background"] | None = None,
     text: str | None = None,
     workers: int | None = None,
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
-    engine: _Engine = "local",
-    gpus: _Gpus = None,
-    threads: _Threads = None,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    gpus: int | None = None,
+    threads: int | None = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure which map is right: methods by metrics, with intervals.
 
     Args:
         model: as of 'explain'
-        data: a data set of those below, with its folder or file; may be repeated (default: demo,
+        data: a data set of those below, with its folder or file (default: demo,
             demo-objects and demo-mosaics, for embedded models)
-        method: of those below, with options as in last-grad:heads=averaged; may be repeated
+        method: of those below, with options as in last-grad:heads=averaged
             (default: all that fit the tower, Captum's for reference, and baselines)
-        maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,);
-            may be repeated
-        task: of those below; may be repeated (default: all that the data support)
+        maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
+        task: of those below (default: all that the data support)
         reference: the method that all others are compared with (default: Mamooler's)
         against: explain regions by their text, or by another image
         images: of each data set at most
@@ -208,7 +200,7 @@ def evaluate_command(
         draws: random masks per image for faithfulness and infidelity
         chunk_size: images per unit of work; a stop costs at most one unit
         resamples: of the bootstrap
-        fill: what removed pixels become: mean, black, blur or road; may be repeated (default: mean
+        fill: what removed pixels become: mean, black, blur or road (default: mean
             and road)
         template: text of a class, as "a photo of a {}" (class folders)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
@@ -271,7 +263,7 @@ def evaluate_command(
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")
 def fit_command(
     folder: Path,
-    model: Annotated[str, Option(help="as of 'explain'")],
+    model: Annotated[str, Option()],
     output: Annotated[Path, Option("--output", "-o")],
     csv: Path | None = None,
     images: Path | None = None,
@@ -279,10 +271,10 @@ def fit_command(
     held_out: float = 0.2,
     strength: float = 1e-3,
     seed: int = 0,
-    workers: _Readers = 0,
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
+    workers: int = 0,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Fit a linear probe from a model's image features to the votes of ArtEmis.

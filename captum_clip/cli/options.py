@@ -1,4 +1,26 @@
-"""The application, what makes a function a command of it, and options that commands share."""
+"""The application, what makes a function a command of it, and options that commands share.
+
+Help of options that several commands have, unless the docstring of a command tells more:
+
+    texts: what to look for
+    text: what to look for
+    model: a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default:
+        ViT-B/32, or the one that --emotions was fitted on)
+    method: one of those below, with options as in last-grad:heads=averaged (default: Mamooler's,
+        last-grad for ViTs and grad-cam for ResNets)
+    emotions: a probe of 'captum-clip emotions fit', or encodings that Mamooler published
+    centre: subtract the mean of all nine embeddings of --emotions from each of them
+    processor: a model whose image processor to use, for a checkpoint without one
+    tokenizer: a model whose tokenizer to use, likewise
+    device: such as cpu or cuda (default: CUDA if available)
+    engine: this machine, or Ray: several processes or a cluster
+    gpus: GPUs that the workers share; 0 is the CPU (default: by --device)
+    threads: of each process that computes
+    batch_size: images per forward pass
+    workers: processes that read the images
+    output: a folder of its own for the results
+    quiet: hide the progress bars, which only a terminal shows
+"""
 
 import inspect
 import re
@@ -11,7 +33,7 @@ from typer import Argument, Context, Exit, Option, Typer
 from typer.core import TyperCommand
 
 from .._version import __version__
-from ..checks import check_choice
+from ..checks import as_list, check_choice
 from ..errors import InputError
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -36,6 +58,14 @@ def _root(
         print(context.get_help())
 
 
+def _helps(docstring: str | None) -> dict[str, str]:
+    """Names and descriptions of arguments in a docstring."""
+    found = re.findall(
+        r"^    (\w+): (.+(?:\n        .+)*)", inspect.cleandoc(docstring or ""), re.M
+    )
+    return {name: " ".join(description.split()) for name, description in found}
+
+
 def command(
     group: Typer, name: str, example: str, *, lists: _Lists | None = None
 ) -> Callable[[_Function], _Function]:
@@ -50,16 +80,15 @@ def command(
     """
 
     def decorate(function: _Function) -> _Function:
-        summary, _, arguments = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
-        helps = dict(re.findall(r"^    (\w+): (.+(?:\n        .+)*)", arguments, re.MULTILINE))
+        helps = _helps(__doc__) | _helps(function.__doc__)
 
         class Command(TyperCommand):
             def __init__(self, *args: Any, **settings: Any) -> None:
                 super().__init__(*args, **settings)
                 parameter: Any
                 for parameter in self.params:
-                    if text := helps.get(parameter.name):
-                        parameter.help = " ".join(text.split())
+                    again = "; may be repeated" if parameter.multiple else ""
+                    parameter.help = helps[parameter.name] + again
 
             def format_epilog(self, ctx: Any, formatter: Any) -> None:
                 for title, names in lists().items() if lists else ():
@@ -69,6 +98,7 @@ def command(
                 with formatter.section("example"):
                     formatter.write(f"  {ctx.command_path} {example}\n")
 
+        summary = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:\n")[0]
         return group.command(name, cls=Command, help=summary)(function)
 
     return decorate
@@ -93,14 +123,6 @@ def check_texts(texts: list[str] | None) -> list[str]:
     return texts or []
 
 
-def check_sign(method: str | None, sign: str) -> None:
-    """Raise InputError where a method has no map of the sign."""
-    from ..attr.registry import MethodChoice
-
-    if method is not None and sign != "positive":
-        MethodChoice.of(method).check_negative()
-
-
 def check_emotions(names: list[str]) -> list[str]:
     """The names of emotions; InputError where one is none."""
     from ..emotions import CLASSES
@@ -110,77 +132,24 @@ def check_emotions(names: list[str]) -> list[str]:
     return names
 
 
-def _check_method(name: str | None) -> str | None:
-    if name is not None:
+def _check_methods(names: Any) -> Any:
+    if names:
         from ..attr.registry import MethodChoice
 
-        MethodChoice.of(name)
-    return name
-
-
-def _check_methods(names: list[str] | None) -> list[str]:
-    return [name for name in names or () if _check_method(name)]
-
-
-def _check_device(name: str | None) -> str | None:
-    if name is not None:
-        from ..models.loading import choose_device
-
-        choose_device(name)
-    return name
+        for name in as_list(names):
+            MethodChoice.of(name)
+    return names
 
 
 DEFAULT_MODEL: Final = "ViT-B/32"
-_METHOD: Final = "one of those below, with options as in last-grad:heads=averaged"
-_PROBE: Final = "a probe of 'captum-clip emotions fit', or encodings that Mamooler published"
 
 Sign: TypeAlias = Literal["positive", "negative", "both"]
 Several: TypeAlias = list[str] | None
-Texts: TypeAlias = Annotated[Several, Argument(help="what to look for", callback=check_texts)]
-Text: TypeAlias = Annotated[
-    Several, Option(help="what to look for; may be repeated", callback=check_texts)
-]
-Model: TypeAlias = Annotated[
-    str | None,
-    Option(
-        help="a name of 'captum-clip models', a folder, or a model of the Hugging Face hub "
-        f"(default: {DEFAULT_MODEL}, or the one that --emotions was fitted on)"
-    ),
-]
-Models: TypeAlias = Annotated[
-    Several, Option(help=f"as of 'explain'; may be repeated (default: {DEFAULT_MODEL})")
-]
-Method: TypeAlias = Annotated[
-    str | None,
-    Option(
-        help=f"{_METHOD} (default: direct; conservative for pooling heads such as SigLIP's)",
-        callback=_check_method,
-    ),
-]
-Methods: TypeAlias = Annotated[
-    Several,
-    Option(
-        help=f"{_METHOD}, used with the models that it fits; may be repeated "
-        "(default: Mamooler's, last-grad for ViTs and grad-cam for ResNets)",
-        callback=_check_methods,
-    ),
-]
-Emotions: TypeAlias = Annotated[Path | None, Option(help=_PROBE)]
-Probes: TypeAlias = Annotated[
-    list[Path] | None, Option(help=f"{_PROBE}; one for each model, in the same order")
-]
-Processor: TypeAlias = Annotated[
-    str | None, Option(help="whose image processor to use, for a checkpoint without one")
-]
-Tokenizer: TypeAlias = Annotated[str | None, Option(help="whose tokenizer to use, likewise")]
-Device: TypeAlias = Annotated[
-    str | None,
-    Option(help="such as cpu or cuda (default: CUDA if available)", callback=_check_device),
-]
+Texts: TypeAlias = Annotated[Several, Argument(callback=check_texts)]
+Text: TypeAlias = Annotated[Several, Option(callback=check_texts)]
+Method: TypeAlias = Annotated[str | None, Option(callback=_check_methods)]
+Methods: TypeAlias = Annotated[Several, Option(callback=_check_methods)]
+Centre: TypeAlias = Annotated[bool, Option("--centre")]
 Output: TypeAlias = Annotated[Path | None, Option("--output", "-o")]
-Results: TypeAlias = Annotated[
-    str, Option("--output", "-o", help="a folder of its own for the results")
-]
-Quiet: TypeAlias = Annotated[
-    bool, Option("--quiet", help="hide the progress bars, which only a terminal shows")
-]
+Results: TypeAlias = Annotated[str, Option("--output", "-o")]
+Quiet: TypeAlias = Annotated[bool, Option("--quiet")]

@@ -34,26 +34,21 @@ def steps(total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr with the rate and the time left, from the first call on."""
+    """Show a bar on stderr with the rate and the time left."""
     from tqdm import tqdm
 
-    bar: Any = None
-    look: dict[str, Any] = {"desc": task, "unit": "image", "leave": False}
+    with tqdm(disable=not shows_bars(quiet), desc=task, unit="image", leave=False) as bar:
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=total, initial=done, disable=not shows_bars(quiet), **look)
-        bar.update(done - bar.n)
+        def progress(done: int, total: int) -> None:
+            if bar.total is None:  # what an earlier run had done takes no part in the rate
+                bar.total, bar.initial, bar.n = total, done, done
+            bar.update(done - bar.n)
 
-    try:
-        yield progress
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise
-    finally:
-        if bar is not None:
-            bar.close()
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise
 
 
 def inside(folder: str, name: str) -> str:

@@ -40,16 +40,23 @@ def models_command(vocabulary: Annotated[bool, Option("--vocabulary")] = False) 
     Args:
         vocabulary: list the words that the embedded demo models know instead
     """
-    if vocabulary:
-        _print_vocabulary()
-    else:
-        _print_models()
-
-
-def _print_models() -> None:
+    from ..demo.catalogue import BACKGROUNDS, COLORS, FEELINGS, NOUNS
+    from ..demo.vocabulary import FUNCTION_WORDS
     from ..models import available
     from ..models.loading import EXAMPLES
 
+    groups = {
+        "things": NOUNS,
+        "colours": COLORS,
+        "feelings of a face": tuple(FEELINGS.values()),
+        "backgrounds": BACKGROUNDS,
+        "small words": FUNCTION_WORDS,
+    }
+    for title, words in groups.items() if vocabulary else ():
+        print(f"{title}:")
+        print(textwrap.fill(" ".join(words), 78, initial_indent="  ", subsequent_indent="  "))
+    if vocabulary:
+        return
     rows = [("name", "tower", "library", "checkpoint", "also called")]
     for model in available():
         tower = {"vit": "ViT", "resnet": "ResNet"}[model.kind]
@@ -69,25 +76,9 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def _print_vocabulary() -> None:
-    from ..demo.catalogue import BACKGROUNDS, COLORS, FEELINGS, NOUNS
-    from ..demo.vocabulary import FUNCTION_WORDS
-
-    groups = {
-        "things": NOUNS,
-        "colours": COLORS,
-        "feelings of a face": tuple(FEELINGS.values()),
-        "backgrounds": BACKGROUNDS,
-        "small words": FUNCTION_WORDS,
-    }
-    for title, words in groups.items():
-        print(f"{title}:")
-        print(textwrap.fill(" ".join(words), 78, initial_indent="  ", subsequent_indent="  "))
-
-
 @command(app, "demo", "-o figures")
 def demo_command(
-    output: options.Output = None, device: options.Device = None, quiet: options.Quiet = False
+    output: options.Output = None, device: str | None = None, quiet: options.Quiet = False
 ) -> None:
     """Draw maps of the embedded models, without a network.
 
@@ -164,19 +155,19 @@ def app_command(
     allow_host: options.Several = None,
     port: int = 7860,
     model: options.Several = None,
-    processor: options.Processor = None,
-    tokenizer: options.Tokenizer = None,
-    device: options.Device = None,
+    processor: str | None = None,
+    tokenizer: str | None = None,
+    device: str | None = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Open a page in the browser: drop an image, type texts, see their maps.
 
     Args:
         host: who can connect: this machine, or 0.0.0.0 for all that reach it
-        allow_host: a name that the page is reached by, such as that of a proxy; may be repeated
+        allow_host: a name that the page is reached by, such as that of a proxy
         port: to listen on; 0 takes any that is free
         model: one to offer; the first is loaded at the start, others when they are chosen, and the
-            embedded models are always offered; may be repeated (default: demo/vit)
+            embedded models are always offered (default: demo/vit)
     """
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.17'")

@@ -19,7 +19,6 @@ def test_random_lines_end_in_no_error_but_ours(tmp_path: Path) -> None:
     ("code", "said", "complaint"),
     [
         (3, "", "it ended with 3"),
-        (0, "Exception ignored in: <x>", "Exception ignored"),
         (2, "captum-clip: error: " + 900 * "a", "a message of 900 characters"),
         (2, "captum-clip: error: explain: expected sign='positive'.", "it speaks of Python"),
     ],
