@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,19 +20,14 @@ Size = tuple[int, int]
 Positions = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-# Classes by library. Owlv2's is missing: it pads before it resizes.
-_PREFIXES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip", "Flava")
+# Names of classes. Owlv2's is missing: it pads before it resizes.
+_FAMILIES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip", "Flava")
 _BACKENDS = ("", "Fast", "Pil")
-_HUGGING_FACE = {
-    "transformers": [f"{p}ImageProcessor{backend}" for p in _PREFIXES for backend in _BACKENDS]
-}
-_NAFLEX = {"transformers": [f"Siglip2ImageProcessor{backend}" for backend in _BACKENDS]}
-_RESIZING = {"torchvision": ["Resize"], "open_clip": ["ResizeKeepRatio"]}
-_CROPPING = {"torchvision": ["CenterCrop"], "open_clip": ["CenterCropOrPad"]}
-_STILL = {
-    "torchvision": ["ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize"],
-    "open_clip": ["MaybeConvertMode"],
-}
+_HUGGING_FACE = {f"{name}ImageProcessor{backend}" for name in _FAMILIES for backend in _BACKENDS}
+_NAFLEX = {f"Siglip2ImageProcessor{backend}" for backend in _BACKENDS}
+_RESIZING = {"Resize", "ResizeKeepRatio"}
+_CROPPING = {"CenterCrop", "CenterCropOrPad"}
+_STILL = {"ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize", "MaybeConvertMode"}
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 
@@ -163,7 +158,7 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
         patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
         resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
         return Geometry(resized, *map(np.arange, resized))
-    if _is_a(inner, {"torchvision": ["Compose"]}):
+    if _is_a(inner, ("Compose",)):
         return _of_steps(inner.transforms, size)
     raise UnsupportedModelError(
         f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
@@ -227,12 +222,9 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     return _read(resized, numbers)
 
 
-def _is_a(thing: Any, kinds: Mapping[str, Collection[str]]) -> bool:
-    """Whether it is an object of one of these classes, which not every version may have."""
-    return any(
-        kind.__name__ in kinds.get(kind.__module__.partition(".")[0], ())
-        for kind in type(thing).__mro__
-    )
+def _is_a(thing: Any, names: Collection[str]) -> bool:
+    """Whether it is of a class of one of these names, which not every version may have."""
+    return any(kind.__name__ in names for kind in type(thing).__mro__)
 
 
 def _numbers(size: Size) -> Tensor:

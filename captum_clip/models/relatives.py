@@ -197,11 +197,6 @@ class Aimv2Tower(HuggingFaceTower):
     @classmethod
     @override
     def of(cls, module: Any, **parts: Any) -> Self:
-        if not module.use_head:
-            raise UnsupportedModelError(
-                "the Aimv2VisionModel has no pooling head (use_head=False), so it embeds no image; "
-                "take a checkpoint with one, such as apple/aimv2-large-patch14-224-lit."
-            )
         parts["pooling_head"] = Aimv2PoolingHead(module.rms_norm, module.head)
         return super().of(module, pooling="attention", prefix=0, **parts)
 

@@ -241,7 +241,7 @@ def test_openai_transforms_are_known():
 )
 def test_unknown_steps_are_refused(step):
     """What may move pixels in another way is no guess."""
-    with pytest.raises(UnsupportedModelError, match="does to a picture is not known"):
+    with pytest.raises(UnsupportedModelError, match="does to an image is not known"):
         geometry_of(own_steps(step), (40, 50))
 
 
@@ -259,15 +259,15 @@ def test_unknown_processors_are_refused(processor):
         resize_masks(processor, np.ones((4, 4), dtype=bool))
 
 
-def test_another_size_than_the_picture_is_said():
-    """A mask that would not cover the preprocessed picture is no mask of it."""
+def test_another_size_than_the_images_is_named():
+    """A mask that would not cover the preprocessed image is no mask of it."""
     exact = fast(do_resize=False, do_center_crop=False)
-    with pytest.raises(InputError, match="becomes one of 40 x 50, but the preprocessed picture"):
+    with pytest.raises(InputError, match="becomes one of 40 x 50, but the preprocessed image"):
         resize_masks(exact, np.ones((40, 50), dtype=bool), (50, 40))
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 4), (2, 3, 0)])
-def test_arrays_without_pixels_are_said(shape):
+def test_arrays_without_pixels_are_named(shape):
     """Two dimensions with something in them are needed."""
     for resize in (resize_masks, resize_density, resize_points):
         with pytest.raises(InputError, match="expected an array"):
