@@ -134,7 +134,7 @@ def hf_vit(seed: int = 0, **vision: Any) -> Small:
 
 
 def siglip(seed: int = 1, **vision: Any) -> Small:
-    """A SigLIP of transformers: 3 layers, 4 heads, width 24, 4 x 4 patches and a probe."""
+    """A SigLIP of transformers: 3 layers, 4 heads, width 24, 4 x 4 patches and a pooling head."""
     from transformers import SiglipConfig, SiglipModel
 
     shared = {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 4}

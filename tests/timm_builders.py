@@ -101,7 +101,7 @@ def vitamin(seed: int = 0) -> builders.Small:
 
 
 def eva01(seed: int = 0) -> builders.Small:
-    """As EVA01: one map for queries, keys and values, its biases beside it; LayerScale."""
+    """As EVA01: one map for queries, keys and values, its biases next to it; LayerScale."""
     return eva(seed, init_values=0.5)
 
 

@@ -1,4 +1,4 @@
-"""The adapter gives what the library gives, and says clearly what it lacks."""
+"""The adapter gives what the library gives, and names what it lacks."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1}
 
 
 def built(architecture: str) -> Any:
-    """The whole model without numbers, beside a small text tower."""
+    """The whole model without numbers, with a small text tower."""
     config = copy.deepcopy(open_clip.get_model_config(architecture))
     config["vision_cfg"]["timm_model_pretrained"] = False
     config["text_cfg"] = {

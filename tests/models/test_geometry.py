@@ -1,4 +1,4 @@
-"""Masks and fixations go where the pixels of their picture go."""
+"""Masks and fixations go where the pixels of their image go."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_points_stay_points():
 
 
 def test_points_outside_the_crop_are_gone():
-    """A point in what is cropped away is not moved into the picture."""
+    """A point in what is cropped away is not moved into the image."""
     points = np.zeros((32, 64), dtype=bool)
     points[5, [2, 32]] = True
     assert resize_points(slow(), points).sum() == 1
@@ -254,7 +254,7 @@ def test_resizing_after_the_crop_is_refused():
 
 @pytest.mark.parametrize("processor", [None, len, object()])
 def test_unknown_processors_are_refused(processor):
-    """The message says what is expected."""
+    """The message names what is expected."""
     with pytest.raises(UnsupportedModelError, match=r"expected an image processor of transf"):
         resize_masks(processor, np.ones((4, 4), dtype=bool))
 

@@ -1,4 +1,4 @@
-"""Pictures of any kind become the RGB pictures that a person would see."""
+"""Images of any kind become the RGB images that a person would see."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pixel(image):
 
 
 def gradient():
-    """An RGB picture of 6 x 4 with every pixel another colour."""
+    """An RGB image of 6 x 4 with every pixel another colour."""
     values = np.arange(72, dtype=np.uint8).reshape(4, 6, 3) * 3
     return Image.fromarray(values)
 
@@ -67,7 +67,7 @@ def test_palettes_become_rgb_with_their_transparency():
     assert pixel(picture) == (255, 255, 255)
 
 
-def test_pictures_are_neither_changed_nor_shared():
+def test_images_are_neither_changed_nor_shared():
     original = gradient()
     (picture,) = as_pil(original)
     picture.putpixel((0, 0), (1, 2, 3))
@@ -142,7 +142,7 @@ def test_bool_masks_become_black_and_white():
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 6, 3), (5, 3, 4, 6)])
-def test_batches_become_several_pictures(shape):
+def test_batches_become_several_images(shape):
     pictures = as_pil(np.zeros(shape, np.uint8))
     assert [picture.size for picture in pictures] == [(6, 4)] * 5
 
@@ -212,7 +212,7 @@ def test_broken_files_raise_nothing_else(tmp_path):
                 assert as_pil(path), kind
 
 
-def test_narrow_pictures_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+def test_narrow_images_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
     """Resized so that its shorter side is 224 pixels long, this one would take 36 GB."""
     path = tmp_path / "bomb.png"
     Image.new("1", (60000, 1)).save(path)
@@ -223,14 +223,14 @@ def test_narrow_pictures_are_refused_before_they_are_unpacked(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("image", [solid("L", 9, (1, 201)), np.zeros((201, 1), np.uint8)])
-def test_narrow_pictures_in_memory_are_refused(image):
+def test_narrow_images_in_memory_are_refused(image):
     with pytest.raises(InputError, match="is too long and narrow, 1 x 201"):
         as_pil([image])
     assert as_pil(solid("L", 9, (1, 200)))
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0)])
-def test_pictures_without_pixels_are_refused(size):
+def test_images_without_pixels_are_refused(size):
     with pytest.raises(InputError, match=f"has no pixels, {size[0]} x {size[1]}"):
         as_pil(Image.new("RGB", size))
 
@@ -268,7 +268,7 @@ def test_shapes_without_sense_are_named(shape):
         as_pil(np.zeros(shape, np.uint8))
 
 
-def test_floating_pictures_are_refused():
+def test_floating_images_are_refused():
     with pytest.raises(InputError, match=r"floating-point values, .* of unknown range"):
         as_pil(solid("F", 0.5))
 

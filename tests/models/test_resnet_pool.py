@@ -44,7 +44,7 @@ def test_gradient_of_the_shift_is_the_sum_over_positions(count):
     torch.testing.assert_close(own, torch.stack(expected), atol=1e-11, rtol=1e-11)
 
 
-def test_gradient_of_the_shift_with_the_weights_held_goes_through_the_values_alone(monkeypatch):
+def test_gradient_of_the_shift_with_the_weights_detached_goes_through_the_values_alone(monkeypatch):
     """By autograd through the pool's softmax, taken as a constant."""
     built = small("open_clip_resnet", torch.float64)
     tower = resnet_of(built.model)

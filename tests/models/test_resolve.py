@@ -1,4 +1,4 @@
-"""Names and folders lead where they should, or a message says why not."""
+"""Names and folders lead where they should, or a message explains why not."""
 
 from __future__ import annotations
 
