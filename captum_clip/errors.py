@@ -1,4 +1,4 @@
-"""What captum_clip raises; each error says what was given, what was expected and what to do."""
+"""Errors of captum_clip; each names what was given, what was expected and what to do."""
 
 
 class CaptumClipError(Exception):

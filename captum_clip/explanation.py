@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
@@ -43,7 +43,8 @@ FORMATS: Final = (*FIGURES, ".npz")
 """Endings of the files that :meth:`Explanation.save` writes."""
 
 SIGNS: Final = ("positive", "negative")
-_PARTS: Final = ("scores", "names", "norms", "model", "method", "images", "words")
+_TENSORS: Final = ("scores", "norms", "images")
+_TEXTS: Final = ("names", "model", "method", "words", "text_maps", "hints", "crops")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,8 +65,8 @@ class Explanation:
             padding are left out. Where only the text side was asked for, `maps` is empty.
         hints: for each image sentences about the maps that should be doubted, where they were
             asked for; they stand in the caption of :meth:`plot`.
-        crops: of each image where it lies in its photo; none of images that came as tensors, or by
-            a processor of which that is not known.
+        crops: the part of its photo that each image is; empty for images that came as tensors, and
+            where the processor is not known to crop in a way that can be read.
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
 
     Raises:
@@ -114,7 +115,7 @@ class Explanation:
         interpolation: Mode = "bicubic",
         original: bool | ImageLike | Sequence[ImageLike] = False,
     ) -> Figure:
-        """The maps over the images, resized, and min-max normalised one by one.
+        """Draw the maps over the images, resized, and min-max normalised one by one.
 
         One row per image and one column per target; with words, one column per word, dimmed by its
         norm; with both signs, one row per image and target, positive next to negative evidence on a
@@ -173,7 +174,7 @@ class Explanation:
 
     @property
     def weights(self) -> Tensor:
-        """How bright each target is drawn, (K,): of a word its norm over the largest, else 1."""
+        """The brightness of each target's map, (K,): a word's norm over the largest; else 1."""
         weights = torch.ones(len(self.names))
         if self.words and len(self.names) > 1:
             weights[1:] = self.norms[1:] / self.norms[1:].max()
@@ -181,7 +182,7 @@ class Explanation:
 
     @property
     def notes(self) -> list[list[str]]:
-        """What is written under each map, B times K: of words the norms; else nothing yet."""
+        """The lines under the maps, B times K: the norms of words, and the cosine of their text."""
         if not self.words:
             return [[""] * len(self.names)] * len(self.images)
         norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
@@ -290,16 +291,10 @@ class Explanation:
         path = check_destination(path, FORMATS)
         if path.suffix.lower() != ".npz":
             return visualization.save_figure(self.plot(**look), path)
-        arrays: dict[str, Any] = {
-            f"maps_{sign}": values.numpy() for sign, values in self.maps.items()
-        }
-        for part in _PARTS:
-            value = getattr(self, part)
-            arrays[part] = value.numpy() if isinstance(value, Tensor) else np.array(value)
-        arrays["crops"] = np.array([(*c.size, *c.box) for c in self.crops], dtype=np.float64)
-        for part in ("text_maps", "hints"):
-            if getattr(self, part):
-                arrays[part] = np.array(json.dumps(getattr(self, part)))
+        arrays: dict[str, Any] = {f"maps_{sign}": self.maps[sign].numpy() for sign in self.maps}
+        arrays |= {part: getattr(self, part).numpy() for part in _TENSORS}
+        about = {part: getattr(self, part) for part in _TEXTS}
+        arrays["about"] = np.array(json.dumps(about, default=astuple))
 
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **arrays)
@@ -320,28 +315,24 @@ class Explanation:
                 pass
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
+            about = json.loads(str(arrays.pop("about")))
+            tensors: dict[str, Any] = {n: torch.from_numpy(a) for n, a in arrays.items()}
             return cls(
-                maps={
-                    key.removeprefix("maps_"): torch.from_numpy(array)
-                    for key, array in arrays.items()
-                    if key.startswith("maps_")
-                },
-                names=tuple(arrays["names"].tolist()),
-                model=str(arrays["model"]),
-                method=str(arrays["method"]),
-                words=bool(arrays["words"]),
+                maps={sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
+                **{part: tensors[part] for part in _TENSORS},
+                names=tuple(about["names"]),
+                model=str(about["model"]),
+                method=str(about["method"]),
+                words=bool(about["words"]),
                 text_maps=tuple(
                     tuple((str(word), float(value)) for word, value in of_text)
-                    for of_text in json.loads(str(arrays.get("text_maps", "[]")))
+                    for of_text in about["text_maps"]
                 ),
-                hints=tuple(map(tuple, json.loads(str(arrays.get("hints", "[]"))))),
+                hints=tuple(map(tuple, about["hints"])),
                 crops=tuple(
                     Crop((int(height), int(width)), (left, top, right, bottom))
-                    for height, width, left, top, right, bottom in arrays.get("crops", ())
+                    for (height, width), (left, top, right, bottom) in about["crops"]
                 ),
-                scores=torch.from_numpy(arrays["scores"]),
-                norms=torch.from_numpy(arrays["norms"]),
-                images=torch.from_numpy(arrays["images"]),
             )
         except DAMAGED as error:
             raise InputError(
@@ -435,7 +426,7 @@ def explain(
     pieces = _pieces(image, batch_size)
     raw, scores, shown = [], [], []
     by_word: tuple[TextMap, ...] = ()
-    said: list[tuple[str, ...]] = []
+    doubts: list[tuple[str, ...]] = []
     for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
         seen = photos.preprocess(clip, piece, whole=whole)
         shown.append(seen._replace(pixels=clip.denormalize(seen.pixels).cpu()))
@@ -452,7 +443,7 @@ def explain(
                 count = 1 if words else len(target)
                 of_texts = (raw[-1][:, :count], cosines[:, :count].cpu())
                 own = target.names[:count]
-                said += find_hints(clip, choices["image"], seen.pixels, own, *of_texts)
+                doubts += find_hints(clip, choices["image"], seen.pixels, own, *of_texts)
         scores.append(cosines[:, : len(target)].cpu())
     chunks = _joined(raw).chunk(len(wanted), dim=1) if raw else ()  # none of the text side
     names = list(dict.fromkeys(choice.name for choice in choices.values()))
@@ -466,7 +457,7 @@ def explain(
         images=_joined([seen.pixels for seen in shown]),
         words=bool(words),
         text_maps=by_word,
-        hints=tuple(said),
+        hints=tuple(doubts),
         crops=tuple(crop for seen in shown for crop in seen.crops),
         photos=tuple(photo for seen in shown for photo in seen.photos),
     )

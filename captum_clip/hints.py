@@ -35,7 +35,7 @@ CORRELATION: Final = 0.98
 """From here on a map is that of unrelated texts."""
 _MAPS: Final = 8  # unrelated texts whose maps are compared
 
-_banks: WeakKeyDictionary[ClipAdapter, tuple[Any, Target]] = WeakKeyDictionary()
+_targets: WeakKeyDictionary[ClipAdapter, tuple[Any, Target]] = WeakKeyDictionary()
 
 
 def find_hints(
@@ -134,6 +134,6 @@ def _correlation(raw: Tensor, others: Tensor) -> Tensor:
 def _unrelated(clip: ClipAdapter) -> Target:
     """The target of the unrelated texts, encoded again only where the model has changed."""
     state = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
-    if clip not in _banks or _banks[clip][0] != state:
-        _banks[clip] = (state, targets.text(clip, UNRELATED))
-    return _banks[clip][1]
+    if clip not in _targets or _targets[clip][0] != state:
+        _targets[clip] = (state, targets.text(clip, UNRELATED))
+    return _targets[clip][1]

@@ -22,7 +22,7 @@ _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def unusable(tensor: Tensor) -> str:
-    """Why nothing can be computed with a tensor, in words; "" for one of plain numbers."""
+    """The reason why a tensor cannot be computed with; "" for one of plain numbers."""
     if tensor.is_meta:
         return "a tensor without values, on the meta device"
     if tensor.layout != torch.strided or tensor.is_nested:

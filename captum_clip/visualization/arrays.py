@@ -1,4 +1,4 @@
-"""What callers give, as NumPy arrays of known shape and range.
+"""Arguments of the figures, as NumPy arrays of known shape and range.
 
 Each `as_...` raises InputError in the caller's name: other shapes, values out of range, no numbers.
 """

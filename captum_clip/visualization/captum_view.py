@@ -45,7 +45,7 @@ def captum_image_attr(
     For what :func:`overlay` does not do: a signed map in one figure, masked images, and figures
     next to those of other Captum methods. The map is raw: Captum scales it, and cuts outliers off.
     Captum fails on a map that is zero everywhere or has nothing of the sign; here the plain image
-    is shown, and the title says why.
+    is shown, and the title gives the reason.
 
     Args:
         image: (1, 3, H, W), colours in [0, 1].

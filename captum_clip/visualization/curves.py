@@ -117,7 +117,7 @@ def curves(
 def _pens(
     labels: Sequence[str], reference: str | None, baselines: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """How each label's line is drawn, in the legend's order."""
+    """The pen of each label's line, in the legend's order."""
     first = [] if reference is None else [reference]
     usual = [label for label in labels if label not in (*first, *baselines)]
     plain = [label for label in labels if label in baselines and label not in first]

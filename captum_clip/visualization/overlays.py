@@ -347,7 +347,7 @@ def note_of(heatmap: Array, *parts: str) -> str:
 
 
 def _peak(heatmap: Array, other: Array) -> str:
-    """How high a map is, where the other sign's is higher: why it looks pale."""
+    """The peak of a map where the other sign's is higher, which is why it looks pale."""
     share = float(heatmap.max()) / (float(other.max()) or 1)
     return note_of(heatmap) or (f"peak {share:.0%} of the other\u2019s" if share < 0.95 else "")
 

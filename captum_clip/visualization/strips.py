@@ -30,7 +30,7 @@ from .grid import Legend, Panel, Row, folded
 MASK: Final = "mask"
 """In place of a colour map: multiply the image with the map, as Mamooler does."""
 REST: Final = "rest, of no position"
-"""What is left of a score when the maps of all heads are taken away."""
+"""The label of a score less the maps of all heads."""
 _BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", ["black", "white"])
 _DIGITS: Final = 3  # of a cosine, as score_note writes it
 
@@ -76,7 +76,7 @@ def strip(
 
 
 def strip_legends(cmap: str | Colormap | None, above: str, below: str) -> list[Legend]:
-    """What the colours of signed maps mean, or of one colour map."""
+    """The legends of signed maps, or of one colour map."""
     if cmap is None:
         return [Legend(ramp(POSITIVE), above), Legend(ramp(NEGATIVE), below)]
     return [Legend(_BLACK_TO_WHITE if cmap == MASK else ramp(colormap(cmap)), "low to high")]
@@ -92,7 +92,7 @@ def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
 
 
 def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:
-    """How a score and its parts, raw maps (M, h, w) and a rest, are written so that they add up.
+    """Write a score and its parts, raw maps (M, h, w) and a rest, with numbers that add up.
 
     The score comes first, then M + 1 notes: of each map's sum and of the rest, with its share of
     the score where that is not zero.
