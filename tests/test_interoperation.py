@@ -153,7 +153,7 @@ def test_correlations_of_torchmetrics_are_ours():
 def resnet():
     """A ResNet of its own, since pytorch-grad-cam leaves gradients on it, with a target."""
     small = builders.open_clip_resnet()
-    forward = ClipSimilarity(small.load(), targets.embedding(cases.rows()))
+    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
     return forward, small.model.visual.layer4, small.images(3)
 
 

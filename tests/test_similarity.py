@@ -52,7 +52,7 @@ def test_similarity_of_wide_images_interpolates_positions():
     clip, images = cases.adapter("hf_vit"), cases.images("hf_vit", wide=True)
     with torch.no_grad():
         found = cases.similarity("hf_vit")(images)
-        wanted = oracles.cosines(cases.embed(clip.model, images), cases.rows().float())
+        wanted = oracles.cosines(cases.embed(clip.model, images), cases.embeddings().float())
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
@@ -117,13 +117,13 @@ def test_score_takes_embeddings_of_any_length():
 def test_similarity_is_an_ordinary_module():
     """The model is a submodule, its embeddings a buffer that is not saved."""
     small = builders.hf_vit()
-    forward = ClipSimilarity(small.load(), targets.embedding(cases.rows()))
+    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
     assert not forward.training
     assert {name.split(".")[0] for name, _ in forward.named_parameters()} == {"model"}
     assert "embeddings" in dict(forward.named_buffers())
     assert "embeddings" not in forward.state_dict()
     small.model.train()
-    assert ClipSimilarity(small.load(), targets.embedding(cases.rows())).training
+    assert ClipSimilarity(small.load(), targets.embedding(cases.embeddings())).training
     assert all(parameter.requires_grad for parameter in small.model.parameters())
 
 
@@ -180,9 +180,9 @@ def test_wrong_arguments_are_refused():
     """A model is no adapter, a tensor no target."""
     clip = cases.adapter("hf_vit")
     with pytest.raises(InputError, match=r"an adapter from load_clip.*got CLIPModel; pass"):
-        ClipSimilarity(clip.model, targets.embedding(cases.rows()))
+        ClipSimilarity(clip.model, targets.embedding(cases.embeddings()))
     with pytest.raises(TargetError, match=r"a Target, got Tensor; make one.*targets\.text"):
-        ClipSimilarity(clip, cases.rows())  # type: ignore[arg-type]
+        ClipSimilarity(clip, cases.embeddings())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_images_on_another_device_are_refused():
     """Both devices are named."""
     small = builders.hf_vit()
     small.model.to("meta")
-    forward = ClipSimilarity(small.load(), targets.embedding(cases.rows()))
+    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
     with pytest.raises(InputError, match=r"images are on cpu, the model on meta; pass images.to"):
         forward(cases.images("hf_vit"))
 

@@ -120,16 +120,16 @@ def upset(name: str) -> builders.Small:
     return BUILDERS[name]()
 
 
-def rows(count: int = COUNT, width: int = 24) -> Tensor:
-    """Unit rows (K, E), float64, each followed by its negative: the ReLU spares one of them."""
+def embeddings(count: int = COUNT, width: int = 24) -> Tensor:
+    """Unit embeddings (K, E), float64, each followed by its negative, since a ReLU spares one."""
     generator = torch.Generator().manual_seed(5)
     half = torch.randn((count + 1) // 2, width, generator=generator, dtype=torch.float64)
     return F.normalize(torch.stack([half, -half], 1).flatten(0, 1)[:count], dim=1)
 
 
 def similarity(name: str, dtype: torch.dtype = torch.float32, count: int = COUNT) -> ClipSimilarity:
-    """A `ClipSimilarity` of a shared model to K random rows."""
-    return ClipSimilarity(adapter(name, dtype), targets.embedding(rows(count)))
+    """A `ClipSimilarity` of a shared model to K random embeddings."""
+    return ClipSimilarity(adapter(name, dtype), targets.embedding(embeddings(count)))
 
 
 def images(
@@ -164,10 +164,10 @@ def embed(model: Any, pixels: Tensor) -> Tensor:
 
 def own_callable(name: str, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
     """A user's forward function that knows nothing of captum_clip: scaled cosines (B, K)."""
-    model, embeddings = built(name, dtype).model, rows().to(dtype)
+    model, wanted = built(name, dtype).model, embeddings().to(dtype)
 
     def forward(pixels: Tensor) -> Tensor:
-        return 20 * F.normalize(embed(model, pixels), dim=-1) @ embeddings.T
+        return 20 * F.normalize(embed(model, pixels), dim=-1) @ wanted.T
 
     return forward
 
@@ -210,7 +210,7 @@ def seen(name: str, batch: int = 3, wide: bool = False) -> Any:
 @cache
 def _expected(name: str, scale: float, batch: int, wide: bool, method: str, options: Any) -> Tensor:
     view = seen(name, batch, wide)
-    scores = scale * oracles.cosines(view.embedding, rows())
+    scores = scale * oracles.cosines(view.embedding, embeddings())
     if name in CONVOLUTIONAL:
         return oracles.grad_cam(view, scores)
     return oracles.maps(method, view, scores, **dict(options))

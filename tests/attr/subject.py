@@ -39,8 +39,8 @@ class Subject:
         """The forward function of a model, and the layer to pass."""
         clip = small.load()
         if self.forward == "similarity":
-            return ClipSimilarity(clip, targets.embedding(cases.rows())), None
-        model, embeddings = small.model, cases.rows().to(clip.dtype)
+            return ClipSimilarity(clip, targets.embedding(cases.embeddings())), None
+        model, embeddings = small.model, cases.embeddings().to(clip.dtype)
 
         def forward(pixels: Tensor) -> Tensor:
             features = cases.embed(model, pixels.to(embeddings.dtype))

@@ -37,7 +37,7 @@ def test_maps_equal_captums_also_at_another_size(name):
 def test_half_precision_towers_give_maps_in_float32(name, dtype):
     small = builders.BUILDERS[name]()
     small.model.to(dtype)
-    forward = ClipSimilarity(small.load(), targets.embedding(cases.rows()))
+    forward = ClipSimilarity(small.load(), targets.embedding(cases.embeddings()))
     maps, scores = attr.ClipGradCam(forward).attribute_targets(small.images(), return_scores=True)
     wanted = cases.expected(name, cases.Case("ClipGradCam", {}), batch=2)
     assert maps.dtype == scores.dtype == torch.float32
@@ -65,7 +65,7 @@ def test_a_head_with_a_hook_is_explained_as_it_is(name):
     head.register_forward_hook(lambda *call: call[-1].square())
     clip = small.load()
     assert clip.embedding_dim is None
-    forward = ClipSimilarity(clip, targets.embedding(cases.rows()))
+    forward = ClipSimilarity(clip, targets.embedding(cases.embeddings()))
     pixels = small.images(2, torch.float64)
     found = attr.ClipGradCam(forward).attribute(pixels, target=1)
     wanted = LayerGradCam(forward, clip.tower.stage).attribute(pixels, target=1).detach()

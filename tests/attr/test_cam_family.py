@@ -36,7 +36,7 @@ class Scores(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         embedding = cases.embed(self.model, pixels)
-        return nn.functional.normalize(embedding, dim=-1) @ cases.rows().float().T
+        return nn.functional.normalize(embedding, dim=-1) @ cases.embeddings().float().T
 
 
 def resized(maps: Tensor, pixels: Tensor) -> Any:
@@ -80,7 +80,7 @@ def test_grad_cam_on_tokens_equals_its_formula(name: str) -> None:
 
     index = -2 if tower.pooling == "cls" else -1
     handle = tower.layers[index].block.register_forward_hook(note)
-    scores = nn.functional.normalize(cases.embed(model, pixels), dim=-1) @ cases.rows().T
+    scores = nn.functional.normalize(cases.embed(model, pixels), dim=-1) @ cases.embeddings().T
     handle.remove()
     function = cases.similarity(name, torch.float64)
     found = CamFamily(function).attribute_targets(pixels)
@@ -127,7 +127,7 @@ def test_the_model_is_as_it_was(name: str, variant: str) -> None:
     """Flags of training, gradients, hooks, buffers; also after a failure."""
     small = cases.BUILDERS[name]()
     clip = small.load()
-    function = ClipSimilarity(clip, target_module.embedding(cases.rows()))
+    function = ClipSimilarity(clip, target_module.embedding(cases.embeddings()))
     state.upset(small.model)
     before = state.of_model(small.model)
     method, pixels = CamFamily(function), small.images(2)

@@ -192,7 +192,7 @@ def test_layers_that_were_exchanged_are_named() -> None:
 def test_a_part_that_was_exchanged_is_named(name: str, owner: str, part: str) -> None:
     """Adapters put themselves in a part's place; its old weights would explain another score."""
     small = cases.BUILDERS[name]()
-    similarity = ClipSimilarity(small.load(), targets.embedding(cases.rows().float()))
+    similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
     methods = [m for m in attr.METHODS.values() if similarity.clip.kind in m.towers]
     made = [method(similarity) for method in methods]
     module = small.model.get_submodule(owner)

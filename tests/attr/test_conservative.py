@@ -109,7 +109,7 @@ def plain_maps(name: str) -> Tensor:
         added = fixed_norm(hidden, inside) @ block.outer.weight.T + block.outer.bias
         x = x + added * block.scales[1]
     embedding = fixed_norm(x[:, 0], after) @ projection
-    scores = embedding @ cases.rows().T / embedding.norm(dim=-1, keepdim=True).detach()
+    scores = embedding @ cases.embeddings().T / embedding.norm(dim=-1, keepdim=True).detach()
     columns = [
         (torch.autograd.grad(y.sum(), patches, retain_graph=True)[0] * patches).sum(-1)
         for y in scores.T
@@ -168,7 +168,7 @@ def shares_of_patches(name: str) -> tuple[Tensor, Tensor]:
 def test_direct_through_all_layers_equals_the_shares_of_patches(name: str) -> None:
     """`depth="all"` gives what tokens do that are carried forward as sums over patches."""
     shares, embedding = shares_of_patches(name)
-    rows = cases.rows() / embedding.norm(dim=-1)[:, None, None]
+    rows = cases.embeddings() / embedding.norm(dim=-1)[:, None, None]
     wanted = torch.einsum("nbe,bke->bkn", shares, rows)
     method = DirectContribution(cases.similarity(name, torch.float64))
     maps, scores, rest = method.attribute_targets(
@@ -243,7 +243,7 @@ def test_relevance_is_conserved_where_the_patches_are_all_there_is(name: str) ->
     """Without biases, positions and class tokens nothing is left over: maps add up to the score."""
     small = cases.BUILDERS[name]()
     small = small._replace(model=without_constants(small.model.double()))
-    embeddings = cases.rows()
+    embeddings = cases.embeddings()
     method = ConservativePropagation(ClipSimilarity(small.load(), targets.embedding(embeddings)))
     maps, scores, rest = method.attribute_targets(
         small.images(3, torch.float64), return_scores=True, return_rest=True
@@ -285,7 +285,7 @@ def test_checkpointed_blocks_are_refused() -> None:
     small = builders.open_clip_vit()
     small.model.set_grad_checkpointing()
     method = ConservativePropagation(
-        ClipSimilarity(small.load(), targets.embedding(cases.rows().float()))
+        ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
     )
     with pytest.raises(UnsupportedModelError, match="turn gradient checkpointing off"):
         method.attribute(small.images(), target=0)

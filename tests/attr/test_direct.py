@@ -105,7 +105,7 @@ def test_direct_equals_its_equation_on_a_tower_that_reads_cls(name: str, forward
     """By head, by layer and in all; from a later layer on; less the mean value."""
     scale = 1 if forward == "similarity" else 20
     parts, embedding = vit_parts(name)
-    wanted = scale * shown(parts, cases.rows(), embedding)[..., 1:]  # (B, K, n, H, N)
+    wanted = scale * shown(parts, cases.embeddings(), embedding)[..., 1:]  # (B, K, n, H, N)
     assert (wanted < 0).any()
     grid = (4, 4)
     by_head = explain(name, forward, per="head")[0]
@@ -121,7 +121,7 @@ def test_direct_equals_its_equation_on_a_tower_that_reads_cls(name: str, forward
 def test_baseline_takes_every_value_less_the_mean_value(name: str) -> None:
     """With v less its mean the value bias and a common shift of all patches drop out."""
     parts, embedding = vit_parts(name)
-    wanted = shown(parts, cases.rows(), embedding)[..., 1:]
+    wanted = shown(parts, cases.embeddings(), embedding)[..., 1:]
     view = cases.seen(name)
     weights = torch.stack([a[:, :, 0, 1:] for a in view.attention], 1)[:, None]  # (B, 1, n, H, N)
     values = wanted / weights  # what a patch would add with a weight of one
@@ -136,7 +136,7 @@ def test_direct_equals_its_equation_on_a_mean_of_patches(forward: str, after: bo
     """Every patch's own norm, or that of the mean, is a constant."""
     small = builders.open_clip_vit_mean(final_ln_after_pool=after)
     small.model.double()
-    pixels, embeddings = small.images(3).double(), cases.rows()
+    pixels, embeddings = small.images(3).double(), cases.embeddings()
     view = oracles.see(small.model, pixels)
     tokens = view.hidden[:, 1:]
     visual = small.model.visual
@@ -171,7 +171,7 @@ def test_direct_equals_its_equation_on_an_attention_pool(forward: str) -> None:
     spread = weights[..., :1, None] * spread.transpose(1, 2) / (count - 1)
     per_head = pool.c_proj.weight.reshape(-1, pool.num_heads, width // pool.num_heads)
     parts = torch.einsum("bhsd,ehd->bhse", own + spread, per_head)
-    wanted = scale * shown(parts, cases.rows(), view.embedding).detach()
+    wanted = scale * shown(parts, cases.embeddings(), view.embedding).detach()
     found = explain(name, forward, per="head")[0][:, :, 0]
     torch.testing.assert_close(found, wanted.unflatten(-1, (3, 3)), rtol=1e-9, atol=1e-12)
 
@@ -181,7 +181,7 @@ def test_direct_is_cam_where_the_embedding_is_the_mean_of_the_features(forward: 
     """Zhou et al. 2016: the class's weights times the features."""
     view, scale = cases.seen("align"), 1 if forward == "similarity" else 20
     features = view.features.detach()
-    weights = cases.rows()[None] / view.embedding.norm(dim=-1)[:, None, None]
+    weights = cases.embeddings()[None] / view.embedding.norm(dim=-1)[:, None, None]
     cam = torch.einsum("bkc,bchw->bkhw", weights, features) / features[0, 0].numel()
     found = explain("align", forward)[0]
     torch.testing.assert_close(found, scale * cam.detach(), rtol=1e-9, atol=1e-12)
@@ -344,7 +344,7 @@ def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
     """What it computes is not known, so the score cannot be taken apart."""
     small = builders.hf_vit()
     small.model.vision_model.post_layernorm = nn.BatchNorm1d(32).eval()
-    method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.rows())))
+    method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.embeddings())))
     with pytest.raises(UnsupportedModelError, match="a BatchNorm1d follows the pooled token"):
         method.attribute_targets(small.images(3))
 

@@ -27,7 +27,7 @@ def make(method, forward, layer=None):
 
 def small_similarity(small):
     """A `ClipSimilarity` of a model that is the test's own."""
-    return ClipSimilarity(small.load(), targets.embedding(cases.rows().float()))
+    return ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
 
 
 # The tower

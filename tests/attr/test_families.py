@@ -82,7 +82,7 @@ def test_method_equals_its_equation_on_wide_images(method, name):
 def test_half_precision_gives_single(method, name, dtype):
     """Maps in float32, close to those of the float32 model."""
     small = cases.BUILDERS[name]()
-    kind, target = getattr(attr, method), targets.embedding(cases.rows())
+    kind, target = getattr(attr, method), targets.embedding(cases.embeddings())
     images = cases.images(name)
     wanted = kind(ClipSimilarity(small.load(), target)).attribute_targets(images)
     small.model.to(dtype)
@@ -135,7 +135,7 @@ def test_a_score_that_also_reads_the_tokens_equals_the_equation(method):
     def score(pixels):
         seen = model.vision_model(pixel_values=pixels)
         tokens = seen.last_hidden_state.tanh().mean(1) @ direction
-        return F.normalize(seen.pooler_output, dim=-1) @ cases.rows().T + tokens[:, None]
+        return F.normalize(seen.pooler_output, dim=-1) @ cases.embeddings().T + tokens[:, None]
 
     images, case = cases.images("siglip", torch.float64), Case(method, {})
     found = case.kind(score, model).attribute_targets(images)

@@ -27,7 +27,7 @@ def as_clip(model):
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_equal_those_of_a_clip_with_the_same_weights(name, wide):
     """Every method, with a `ClipSimilarity` and with a callable of one's own."""
-    model, embeddings = cases.built(name, torch.float64).model, cases.rows()
+    model, embeddings = cases.built(name, torch.float64).model, cases.embeddings()
     clip, target = as_clip(model), targets.embedding(embeddings)
     pixels = cases.images(name, torch.float64, wide=wide)
     forward = ClipSimilarity(cases.adapter(name, torch.float64), target)

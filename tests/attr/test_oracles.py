@@ -103,7 +103,7 @@ def test_grad_cam_with_a_detached_pool_equals_its_equation(name, forward):
     with torch.no_grad(), visual.layer4.register_forward_hook(lambda _, __, out: seen.append(out)):
         embedding = visual(pixels)
     embedding.requires_grad_()
-    scores = F.normalize(embedding, dim=-1) @ cases.rows().T * SCALES[forward]
+    scores = F.normalize(embedding, dim=-1) @ cases.embeddings().T * SCALES[forward]
     columns = []
     for y in scores.T:
         (gradient,) = torch.autograd.grad(y.sum(), embedding, retain_graph=True)
@@ -123,7 +123,7 @@ def patches_too(name, weight):
     direction = torch.linspace(-1, 1, width, dtype=torch.float64)
 
     def add(embedding, patches):
-        score = F.normalize(embedding, dim=-1) @ cases.rows().T
+        score = F.normalize(embedding, dim=-1) @ cases.embeddings().T
         return score + weight * (patches.tanh() @ direction).sum(1, keepdim=True)
 
     def forward(pixels):
@@ -242,7 +242,7 @@ def test_row_is_chosen_image_by_image(case):
 @pytest.mark.parametrize("case", KEY_CASES, ids=str)
 def test_callable_of_one_score_needs_no_target(case):
     """A forward function that returns (B,) is explained without a target."""
-    model, embeddings = cases.built("hf_vit", torch.float64).model, cases.rows()
+    model, embeddings = cases.built("hf_vit", torch.float64).model, cases.embeddings()
 
     def forward(pixels):
         return F.normalize(cases.embed(model, pixels), dim=-1) @ embeddings[1]

@@ -70,7 +70,7 @@ def test_vit_methods_equal_their_equations(variant):
     small.model.double()
     side = 35 if variant == "edge that fills no patch" else 0
     pixels = torch.randn(2, 3, side, side).double() if side else small.images(2, torch.float64)
-    embeddings = cases.rows()
+    embeddings = cases.embeddings()
     seen = oracles.see(small.model, pixels)
     scores = oracles.cosines(seen.embedding, embeddings)
     similarity = ClipSimilarity(small.load(), targets.embedding(embeddings))
@@ -100,7 +100,7 @@ def test_vision_models_of_transformers_are_taken_as_layer(case, kind):
     with torch.random.fork_rng():
         vision = getattr(transformers, name)(small.model.config.vision_config).double().eval()
     _copy_weights(small.model, vision)
-    embeddings, projection = cases.rows(), small.model.visual_projection.weight
+    embeddings, projection = cases.embeddings(), small.model.visual_projection.weight
 
     def forward(images):
         out = vision(pixel_values=images)
@@ -129,7 +129,7 @@ def test_grad_cam_equals_its_equation(layers, requires_grad):
     """Stages of several blocks, with and without parameters that want a gradient."""
     small = builders.open_clip_resnet(layers=list(layers))
     small.model.double().requires_grad_(requires_grad)
-    pixels, embeddings = small.images(2, torch.float64), cases.rows()
+    pixels, embeddings = small.images(2, torch.float64), cases.embeddings()
     seen = oracles.see_resnet(small.model, pixels)
     wanted = oracles.grad_cam(seen, oracles.cosines(seen.embedding, embeddings))
     similarity = ClipSimilarity(small.load(), targets.embedding(embeddings))
@@ -145,7 +145,7 @@ def test_grad_cam_equals_its_equation(layers, requires_grad):
 def test_additional_arguments_reach_the_callable(case):
     """What is passed as `additional_forward_args` follows the images."""
     model = cases.built("hf_vit", torch.float64).model
-    embeddings = cases.rows()
+    embeddings = cases.embeddings()
 
     def forward(images, rows, factor):
         return factor * F.normalize(cases.embed(model, images), dim=-1) @ rows.T
@@ -164,7 +164,7 @@ def test_callable_of_two_inputs_is_explained(case):
     def forward(images, rows):
         return F.normalize(cases.embed(model, images), dim=-1) @ rows[0].T
 
-    embeddings = cases.rows().expand(3, -1, -1)
+    embeddings = cases.embeddings().expand(3, -1, -1)
     pixels = cases.images("hf_vit", torch.float64)
     (found,) = case.kind(forward, model).attribute((pixels, embeddings), target=1, **case.options)
     cases.assert_maps_close(found, cases.expected("hf_vit", case)[:, 1:2], 1e-10)
@@ -173,7 +173,7 @@ def test_callable_of_two_inputs_is_explained(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_callable_may_prepare_its_images(case):
     """A parameter of the callable's own before the tower, and images of the inference mode."""
-    model, embeddings = cases.built("hf_vit", torch.float64).model, cases.rows()
+    model, embeddings = cases.built("hf_vit", torch.float64).model, cases.embeddings()
     gain = torch.nn.Parameter(torch.full((3, 1, 1), 0.5, dtype=torch.float64))
 
     def forward(images):

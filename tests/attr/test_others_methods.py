@@ -86,7 +86,7 @@ def embedding_of(name: str, tokens: Tensor, keep: list[Tensor] | None = None) ->
 
 def cosine(name: str, embedding: Tensor) -> Tensor:
     """With every row, (B, K)."""
-    return F.normalize(embedding, dim=-1) @ cases.rows().T
+    return F.normalize(embedding, dim=-1) @ cases.embeddings().T
 
 
 def see(name: str) -> tuple[list[Tensor], list[Tensor], list[explicit.Inputs], Tensor]:

@@ -99,7 +99,7 @@ def test_a_foreign_hook_takes_the_general_way(name: str, method: str) -> None:
 
 def reading_more(model: Any, what: str) -> Any:
     """A forward function whose score reads hidden states as well as the embedding."""
-    embeddings = cases.rows()
+    embeddings = cases.embeddings()
 
     def forward(images: Tensor) -> Tensor:
         result = model.vision_model(images, output_hidden_states=what == "an early layer")
@@ -141,7 +141,7 @@ def test_grad_cam_of_a_score_that_reads_the_features_too_takes_the_general_way()
 def test_an_attention_pool_beside_which_a_score_reads_more_is_not_held() -> None:
     """Its weights would be constants in one part of the score and not in the other."""
     model = cases.built("open_clip_resnet", torch.float64).model
-    embeddings = cases.rows()
+    embeddings = cases.embeddings()
     seen: list[Tensor] = []
 
     def forward(images: Tensor) -> Tensor:

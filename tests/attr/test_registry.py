@@ -191,5 +191,5 @@ def test_the_default_is_what_our_scenes_say(name: str, default: str, of_report: 
     clip = cases.adapter(name)
     assert registry.report_method(clip.tower) == of_report
     assert registry.default_method(clip.tower) == default
-    given = explain(cases.images(name), targets.embedding(cases.rows()), model=clip)
+    given = explain(cases.images(name), targets.embedding(cases.embeddings()), model=clip)
     assert given.method == default

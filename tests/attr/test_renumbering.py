@@ -27,7 +27,7 @@ def renumbered(name):
     """The forward function, and the same one with the heads of two layers renumbered."""
     small = cases.built(name, torch.float64)
     model = renumber_heads(renumber_heads(small.model, 0, [2, 0, 3, 1]), 1, [1, 2, 3, 0])
-    embeddings = targets.embedding(cases.rows())
+    embeddings = targets.embedding(cases.embeddings())
     return [ClipSimilarity(s.load(), embeddings) for s in (small, small._replace(model=model))]
 
 

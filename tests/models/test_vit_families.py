@@ -186,7 +186,7 @@ def test_timm_tower_of_another_size_is_made_for_it():
     assert clip.grid(48, 32) == (6, 4)
     with pytest.raises(InputError, match="native size only, here 48 x 32"):
         clip.grid(32, 32)
-    forward = ClipSimilarity(clip, targets.embedding(cases.rows()))
+    forward = ClipSimilarity(clip, targets.embedding(cases.embeddings()))
     maps = attr.LastGradAttention(forward).attribute_targets(torch.ones(1, 3, 48, 32))
     assert maps.shape == (1, 4, 6, 4)
 
