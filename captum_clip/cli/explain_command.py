@@ -74,8 +74,10 @@ def explain_command(
             images a folder of figures, where those that exist are kept (default:
             IMAGE-explained.png, or FOLDER-explained, in the current folder)
     """
+    from .. import targets
     from ..attr.registry import MethodChoice
     from ..explanation import FORMATS, explain
+    from ..regions import save_regions
 
     texts = [*(texts or ()), *(text or ())]
     if negative and sign not in (None, "negative"):
@@ -104,13 +106,11 @@ def explain_command(
     clip = load_model(name, processor, tokenizer, device, quiet=quiet)
     target: list[str] | Target = texts
     if probes:
-        from .. import targets
-
         parts = [targets.emotion(clip, probes[0], centre=centre)]
         target = targets.concatenate([targets.text(clip, texts), *parts] if texts else parts)
 
-    def explain_file(path: Path) -> "tuple[Explanation, bool]":
-        """Explain an image, write its regions, and tell whether to draw the whole image."""
+    def save(path: Path, file: Path) -> "Explanation":
+        """Explain an image, and write the figure and the regions."""
         explanation = explain(
             path,
             target,
@@ -123,42 +123,32 @@ def explain_command(
             hints=not emotions and side != "text" and sign != "negative",
         )
         if regions is not None:
-            from ..regions import save_regions
-
-            name = str(path.relative_to(folder[0])) if folder else ""
+            name = path.relative_to(folder[0]).as_posix() if folder else ""
             about = {"photo": name or image, "threshold": threshold}
             about |= {"model": explanation.model, "method": explanation.method}
             save_regions(explanation.regions(threshold), Path(regions, name), about)
         cropped = not all(crop.is_whole for crop in explanation.crops)
-        return explanation, cropped if original is None else original
+        explanation.save(file, original=cropped if original is None else original)
+        return explanation
 
     if folder is not None:
-
-        def draw(path: Path) -> Any:
-            explanation, original = explain_file(path)
-            return explanation.plot(original=original)
-
-        draw_folder(*folder, draw, quiet=quiet)
+        draw_folder(*folder, save, quiet=quiet)
         return
-    with steps(2, quiet=quiet) as begin:
+    with steps(1, quiet=quiet) as begin:
         begin("explaining")
-        explanation, original = explain_file(path)
-        begin("drawing")
-        explanation.save(file, original=original)
-    what = " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
-    _print_scores(explanation, f"to each {what}")
+        explanation = save(path, file)
+    _print_scores(explanation, " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions)))
     for sentences in explanation.hints:
         print(*sentences, sep="\n", end="\n" * bool(sentences))
     print(file)
 
 
-def _print_scores(explanation: "Explanation", what: str) -> None:
-    if explanation.words:
-        what = "to the text, and to what each word adds"
+def _print_scores(explanation: "Explanation", targets: str) -> None:
+    what = "the text, and to what each word adds" if explanation.words else f"each {targets}"
     parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
-    print(f"cosine similarity {what} ({', '.join(filter(None, parts))}):")
-    targets = zip(explanation.names, explanation.scores[0], explanation.norms, strict=True)
-    for index, (name, score, norm) in enumerate(targets):
+    print(f"cosine similarity to {what} ({', '.join(filter(None, parts))}):")
+    rows = zip(explanation.names, explanation.scores[0], explanation.norms, strict=True)
+    for index, (name, score, norm) in enumerate(rows):
         length = f"   norm {norm:.2f}" if explanation.words and index > 0 else ""
         print(f"  {score:6.3f}  {name}{length}")
         if explanation.text_maps:

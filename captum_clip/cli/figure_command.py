@@ -112,27 +112,43 @@ def figure_command(
     paths, texts = _split(figure, words[1:] if folder else words, folder is not None)
     texts += text or []
     images = [*paths, *scenes]
-    _check_inputs(figure, 1 if folder else len(images), texts, references, models, len(probes))
+    shown = 1 if folder else len(images)
+    looked_for = len(texts) + len(references)
+    if not shown:
+        raise InputError("expected an IMAGE, or --scene SEED, got neither.")
+    if figure in _SINGLE and shown + len(models) > 2:
+        raise InputError(
+            f"figure {figure} takes one image and one model, got {shown} and {len(models)}."
+        )
+    if figure == "emotions":
+        if texts:
+            raise InputError(f"figure emotions takes no texts, got {texts[0]!r}.")
+        if len(probes) != len(models):
+            raise InputError(
+                f"expected an --emotions FILE for each of the {len(models)} models "
+                f"({', '.join(models)}), in the same order, got {len(probes)}."
+            )
+    elif not looked_for:
+        raise InputError(f"figure {figure} needs a target: a TEXT, or --image FILE.")
+    elif looked_for > 1 and figure in ("words", "heads"):
+        raise InputError(f"figure {figure} takes one target, got {looked_for}.")
     if folder is None:
         stem = paths[0].stem if paths else f"scene-{''.join(scene or ()).partition(':')[0]}"
         file = check_figure(output, f"{stem}-{figure}.png", FORMATS, [*paths, *references])
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
     targets: Any = probes or (texts[0] if figure == "words" else texts)
 
-    def draw_images(images: Sequence[Any]) -> Any:
+    def save(images: Sequence[Any], file: Path) -> Path:
         if figure in _SINGLE:
-            return draw(images[0], targets, model=clips[0], **settings)
-        return draw(images, targets, models=clips, **settings)
+            return save_figure(draw(images[0], targets, model=clips[0], **settings), file)
+        return save_figure(draw(images, targets, models=clips, **settings), file)
 
     if folder is not None:
-        draw_folder(*folder, lambda path: draw_images([path]), quiet=quiet)
+        draw_folder(*folder, lambda path, file: save([path], file), quiet=quiet)
         return
-    with steps(2, quiet=quiet) as begin:
-        begin("computing")
-        drawn = draw_images(images)
+    with steps(1, quiet=quiet) as begin:
         begin("drawing")
-        save_figure(drawn, file)
-    print(file)
+        print(save(images, file))
 
 
 def _check_options(figure: str, draw: "Callable[..., Figure]", options: Mapping[str, Any]) -> None:
@@ -160,37 +176,6 @@ def _split(figure: str, words: Sequence[str], folder: bool) -> tuple[list[Path],
             kind = "one folder" if folder else "images"
             raise InputError(f"{word} is an image; figure {figure} takes {kind}, then texts.")
     return [read_image(word) for word in words[:count]], options.check_texts([*words[count:]])
-
-
-def _check_inputs(
-    figure: str,
-    images: int,
-    texts: list[str],
-    references: list[Path],
-    models: Sequence[str],
-    probes: int,
-) -> None:
-    """Refuse too few or too many of what a figure is made of."""
-    if not images:
-        raise InputError("expected an IMAGE, or --scene SEED, got neither.")
-    targets = len(texts) + len(references)
-    if figure == "emotions":
-        if texts:
-            raise InputError(f"figure emotions takes no texts, got {texts[0]!r}.")
-        if probes != len(models):
-            raise InputError(
-                f"expected an --emotions FILE for each of the {len(models)} models "
-                f"({', '.join(models)}), in the same order, got {probes}."
-            )
-    elif not targets:
-        other = "" if figure == "words" else ", or --image FILE"
-        raise InputError(f"figure {figure} needs something to look for: a TEXT{other}.")
-    elif targets > 1 and figure in ("words", "heads"):
-        raise InputError(f"figure {figure} takes one target, got {targets}.")
-    if figure in _SINGLE and (images > 1 or len(models) > 1):
-        raise InputError(
-            f"figure {figure} takes one image and one model, got {images} and {len(models)}."
-        )
 
 
 def _draw_scene(text: str, models: Sequence[str]) -> Any:

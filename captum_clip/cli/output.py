@@ -4,12 +4,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def shows_bars(quiet: bool) -> bool:
@@ -69,7 +66,12 @@ def report_skipped(skipped: Mapping[Path, str]) -> None:
 
 
 def draw_folder(
-    folder: Path, output: Path, names: list[str], draw: Callable[[Path], "Figure"], *, quiet: bool
+    folder: Path,
+    output: Path,
+    names: list[str],
+    draw: Callable[[Path, Path], object],
+    *,
+    quiet: bool,
 ) -> None:
     """Draw each image of a folder that has no figure yet, and print where the figures are.
 
@@ -77,11 +79,9 @@ def draw_folder(
         folder: of the images.
         output: of the figures.
         names: of the images, relative to the folder.
-        draw: makes the figure of an image.
+        draw: writes the figure of an image to a file.
         quiet: without a progress bar.
     """
-    from ..visualization import save_figure
-
     skipped: dict[Path, str] = {}
     # with the ending of the image, since a folder may hold a.jpg and a.png
     figures = {folder / name: output / f"{name}.png" for name in names}
@@ -90,13 +90,11 @@ def draw_folder(
     with images_bar("figures", quiet=quiet) as progress:
         progress(existed, len(names))
         for done, image in enumerate(missing, existed + 1):
+            figures[image].parent.mkdir(parents=True, exist_ok=True)
             try:
-                figure = draw(image)
+                draw(image, figures[image])
             except InputError as error:
                 skipped[image] = str(error).removeprefix("preprocess: ")
-            else:
-                figures[image].parent.mkdir(parents=True, exist_ok=True)
-                save_figure(figure, figures[image])
             progress(done, len(names))
     if len(skipped) == len(names):
         image, reason = next(iter(skipped.items()))

@@ -1,7 +1,7 @@
 """``captum-clip models``, ``demo`` and ``app``: names, examples and a page to try them on."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -93,25 +93,21 @@ def demo_command(
 
     folder = make_folder(output or Path())
     image, texts = _scene(0)
-    with steps(len(_COLUMNS) + 3, quiet=quiet) as begin:
+    with steps(len(_COLUMNS) + 1, quiet=quiet) as begin:
         clips = {}
         for model in _COLUMNS:
             begin(f"loading {model}")
             clips[model] = load_clip(model, device=device)
+        begin("drawing")
         towers = [clips["demo/vit"], clips["demo/resnet"]]
-        drawings: dict[str, Callable[[], Figure]] = {
-            "captum-clip-demo.jpg": lambda: _methods(clips),
-            "captum-clip-demo-words.jpg": lambda: figures.words(
-                image, " and ".join(texts), models=towers
-            ),
-            "captum-clip-demo-signs.jpg": lambda: figures.signs(
+        drawn = {
+            "captum-clip-demo.jpg": _methods(clips),
+            "captum-clip-demo-words.jpg": figures.words(image, " and ".join(texts), models=towers),
+            "captum-clip-demo-signs.jpg": figures.signs(
                 image, texts, models=towers, methods="direct"
             ),
         }
-        paths = []
-        for name, draw in drawings.items():
-            begin(f"drawing {name}")
-            paths.append(save_figure(draw(), folder / name))
+        paths = [save_figure(figure, folder / name) for name, figure in drawn.items()]
     print(*paths, sep="\n")
     print(
         f"The models are small and know {len(WORDS)} words ('captum-clip models --vocabulary'); "

@@ -51,7 +51,7 @@ LINES = {
     # figure
     "figure layer photo.jpg a": "did you mean layers?",
     "figure layers": "expected an IMAGE, or --scene SEED",
-    "figure signs photo.jpg": "needs something to look for: a TEXT, or --image FILE",
+    "figure signs photo.jpg": "figure signs needs a target: a TEXT, or --image FILE",
     "figure signs photo.jpg horse other.png": "other.png is an image; figure signs takes images,",
     "figure signs photos photo.jpg": "figure signs takes one folder, then texts",
     "figure words photo.jpg a b": "figure words takes one target, got 2",
