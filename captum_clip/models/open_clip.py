@@ -162,6 +162,11 @@ class OpenClipResNet(ResNetTower):
         side = int(self.module.image_size)
         return _native_grid((height, width), (side, side), (side // 32, side // 32))
 
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        return int(self.module.attnpool.c_proj.out_features)
+
     @override
     def stages(self) -> Mapping[str, nn.Module]:
         return {f"layer{i}": getattr(self.module, f"layer{i}") for i in (4, 3, 2, 1)}

@@ -252,8 +252,15 @@ class AlignTower(AveragePooledTower):
                 up = int(left == right)
                 rows, columns = (rows + up) // 2, (columns + up) // 2
         if min(rows, columns) < 1:
-            raise wrong_size(height, width, "nothing is left of them after its strides")
+            native = self.module.config.image_size
+            reason = f"nothing is left after its strides, its native size is {native} x {native}"
+            raise wrong_size(height, width, reason)
         return rows, columns
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
 
     @override
     def stages(self) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .steps import Linear, Projections, Residual, Step, flattened
+from .steps import Linear, Projections, Residual, Step, flattened, run_steps
 from .towers import (
     AttentionLayer,
     AveragePooledTower,
@@ -183,9 +183,19 @@ class TimmCNN(AveragePooledTower):
         # there are no positions, so any multiple of the strides will do
         stride = int(self.module.trunk.feature_info[-1]["reduction"])
         if height % stride or width % stride or not height or not width:
-            reason = f"height and width must be multiples of {stride}"
+            rows, columns = self.module.image_size
+            native = f"its native size is {rows} x {columns}"
+            reason = f"height and width must be multiples of {stride}, {native}"
             raise wrong_size(height, width, reason)
         return height // stride, width // stride
+
+    @property
+    @override
+    def embedding_dim(self) -> int:
+        weight = next(self.module.parameters())
+        with torch.no_grad():
+            mean = weight.new_zeros(1, self.module.trunk.head.in_features)
+            return run_steps(self.head_steps(), mean).shape[-1]
 
     @override
     def stages(self) -> dict[str, nn.Module]:
