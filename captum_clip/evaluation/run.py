@@ -38,7 +38,7 @@ _TEMPORARY: Final = re.compile(r"(^|/)\.[^/]+\.part$")
 """Names of files that a run which was killed leaves behind."""
 _PACKAGES: Final = ("torch", "numpy", "transformers", "open_clip_torch", "captum", "pillow")
 
-_TRIES: Final = 5  # lives of a worker of Ray
+_TRIES: Final = 5  # of a unit whose worker dies, since Ray starts workers anew without end
 _RESUME: Final = "what is done is kept, start the same command again."
 
 Result = TypeVar("Result")
@@ -409,9 +409,6 @@ def run_on_ray(
                 compute=ray.data.ActorPoolStrategy(size=min(config.processes, count)),
                 num_cpus=config.thread_count,
                 num_gpus=1 / share if share else 0,
-                # without a limit a unit that kills its worker would be tried without end
-                max_restarts=_TRIES - 1,
-                max_task_retries=_TRIES - 1,
             )
             for row in rows.iter_rows():
                 if row["error"]:
@@ -435,13 +432,31 @@ class UnitWorker:
         """Compute the unit of a row; an error travels as text."""
         number = int(rows["unit"][0])
         try:
-            with threads(self._plan.config.thread_count):
+            with threads(self._plan.config.thread_count), self._counted(self._units[number].name):
                 if self._worker is None:  # here, so that its errors travel as text too
                     self._worker = self._plan.worker(self._models)
                 list(write_units(self._worker, [self._units[number]], self._output))
         except CaptumClipError as error:
             return {"unit": [number], "error": [str(error)]}
         return {"unit": [number], "error": [""]}
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Count the times that a unit is begun; the count stays where the process dies."""
+        folder, _, file = name.rpartition("/")
+        counter = f"{folder}/.{file}.tries.part"
+        before = int(self._output.read(counter) or 0)
+        if before >= _TRIES:
+            self._output.remove(counter)
+            raise InputError(
+                f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
+                "batch, or engine='local', which reports more."
+            )
+        self._output.write(counter, str(before + 1).encode())
+        try:
+            yield
+        finally:
+            self._output.remove(counter)
 
 
 @contextmanager

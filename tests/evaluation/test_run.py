@@ -268,6 +268,9 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
     assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
     assert list(output.files()) == [UNIT.name]
+    output.write("units/.2.npz.tries.part", b"5")
+    [error] = worker({"unit": [2]})["error"]
+    assert "5 workers died over units/2.npz" in error
 
 
 class Cluster:
