@@ -1,5 +1,5 @@
-"""The page in the browser: what is typed and clicked -> library calls; no arithmetic of saliency.
+"""The page in the browser: library calls for what is typed and clicked, shown by Gradio.
 
-Only what a page is built and served with needs the extra `app`; all else are functions without
-Gradio.
+:mod:`captum_clip.app.answers` asks the library, without Gradio; :mod:`captum_clip.app.page` is the
+page and its server, which need the extra `app`.
 """

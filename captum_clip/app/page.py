@@ -1,242 +1,307 @@
-"""The page: what is on it, and which function answers which click.
+"""The page: what is on it, which answer each click shows, and its server."""
 
-Annotations are no strings here: Gradio reads that of an event, and is imported only when a page is
-built.
-"""
+from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ..demo.vocabulary import WORDS
-from ..errors import CaptumClipError
-from ..visualization.colors import ALPHA
-from . import handlers, html
-from .handlers import Detail, PageState
-from .model_cache import ModelCache
-from .pictures import archive, as_url, picture
-from .queries import Query, example
-from .style import ABOUT, INTRODUCTION, SCRIPTS
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-_MAX_QUEUE: Final = 64
-_QUIET: Final[dict[str, Any]] = {
+from .. import figures
+from ..demo.scenes import draw_scene
+from ..demo.vocabulary import WORDS
+from ..errors import CaptumClipError, InputError
+from ..visualization import save_figure
+from ..visualization.colors import ALPHA
+from .answers import MAX_TEXTS, Answer, Models, ask, offered_methods, panels
+
+LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
+_DOWNLOADS: Final = {"png": "Download picture (PNG)", "npz": "Download maps (NPZ)"}
+_PICTURE: Final[dict[str, Any]] = {"interactive": False, "buttons": []}
+_EVENT: Final[dict[str, Any]] = {
     "api_visibility": "private",
     "show_progress": "hidden",
     "concurrency_id": "models",
-    "concurrency_limit": 2,  # all kinds of clicks together; others wait in line
+    "concurrency_limit": 2,  # of all events together; others wait in line
 }
-_UPLOAD_SECONDS: Final = 3600
-_FIRST_SCENE: Final = 5  # one that is answered well
-_VIEWS: Final[dict[Detail, str]] = {
-    "words": "Which words",
-    "layers": "Layer by layer",
-    "heads": "Heads",
+_POLICY: Final = (  # the browser itself refuses to ask any other server
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'\">"
+)
+_KEYS: Final = """() => document.addEventListener('keydown', event => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey))
+        document.querySelector('#show').click();
+})"""
+INTRODUCTION: Final = """# Why does this image fit this text?
+CLIP scores the match as a cosine; a map shows which regions of the image a method credits for
+it. Choose a word to see what it adds to its text."""
+ABOUT: Final = """**What a map means.** Bright regions, orange next to blue ones, raise the cosine
+according to this method, and blue ones lower it, each map on a scale of its own; the two signs of
+a text share one. The map of a word shows what its text would lose without it, dimmed by how much
+that is: its norm. **What it does not mean.** It is no outline of an object and no proof of what the
+model understands; methods disagree, and some are wrong on some images. The embedded models know
+drawn scenes only."""
+_WORDS, _LAYERS, _HEADS = "Which words", "Layer by layer", "Heads"
+_DETAILS: Final = {
+    _WORDS: "Orange words support the image, blue ones contradict it, by the chosen method or, "
+    "where that needs a grid, by conservative; the values need not add up to the cosine.",
+    _LAYERS: "Where each layer attends, heads averaged; and where more attention would raise the "
+    "cosine (orange) or lower it (blue), each map on a scale of its own.",
+    _HEADS: "The heads that add most to the cosine (orange), or take most away (blue), each with "
+    "its share. With all other heads and the rest (class token, MLPs, biases) they add up to it.",
 }
-_SIGNS: Final = {"for it": "positive", "against it": "negative", "both": "both"}
 
 
-def build(cache: ModelCache, uploads: str) -> Any:
-    """The page, a `gradio.Blocks`; the first model is chosen at first.
-
-    No file outside the folder of uploaded images is read, whatever a client says.
-    """
-    import gradio as gr
-
-    with gr.Blocks(
-        title="captum-clip",
-        analytics_enabled=False,
-        delete_cache=(_UPLOAD_SECONDS // 6, _UPLOAD_SECONDS),
-        fill_width=True,
-    ) as page:
-        gr.HTML(INTRODUCTION, elem_id="introduction")
+def build(models: Models) -> Any:
+    """The page, a `gradio.Blocks`, with the first model chosen."""
+    # uploads older than an hour are deleted every ten minutes
+    with gr.Blocks(title="captum-clip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=320, elem_id="question"):
-                parts = _query(cache, uploads)
-            with gr.Column(scale=7, min_width=320, elem_id="answer"):
-                parts |= _result()
-        _connect(page, cache, parts)
-        _connect_browser(page, parts)
-    page.queue(api_open=False, max_size=_MAX_QUEUE)
-    page.preprocess_data = partial(_checked_inputs, page.preprocess_data)
-    return page
+            with gr.Column(scale=3, min_width=320):
+                question, button, scene = _question(page, models)
+            with gr.Column(scale=7, min_width=320):
+                with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
+                    with gr.Tab("Texts", id="texts"):
+                        answer, opacity, parts, show = _cards()
+                    chosen = [_detail(tab, answer) for tab in _DETAILS]
+                gr.Markdown(ABOUT, elem_id="about")
+
+        def explain(opacity: float, model: str, *asked: Any) -> Iterator[dict[Any, Any]]:
+            found = ask(models.get(model), *asked)
+            names = [(name, index) for index, name in enumerate(found.explanation.names)]
+            choice = gr.Radio(names, value=0, visible=len(names) > 1)
+            yield {**dict.fromkeys(chosen, choice), tabs: gr.Tabs(selected="texts")}
+            yield from show(found, opacity)
+
+        event = _sentences(explain), [opacity, *question], [*parts, *chosen, tabs]
+        button.click(*event, scroll_to_output=True, **_EVENT)
+        scene.success(*event, **_EVENT)
+        page.load(None, None, None, js=_KEYS)
+    return page.queue(api_open=False)
 
 
-def _query(cache: ModelCache, uploads: str) -> dict[str, Any]:
-    """What is asked: components by name."""
-    import gradio as gr
-
-    methods, _, _ = handlers.methods_of(cache, cache.names[0])
+def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
+    """Model, image, texts, method and sign; the button that asks; the event of a drawn scene."""
     image = gr.Image(
         type="filepath",
         format="png",
         sources=["upload", "clipboard"],
-        label="Image",
         show_label=False,
-        placeholder="Drop an image here, or click to choose one",
         height=176,
         buttons=[],
         elem_id="image",
     )
-    # A file goes on unread, so that a bad one is ours to speak about. Not by a subclass: Gradio
-    # writes a .pyi file beside the module of one.
-    image.preprocess = partial(_uploaded_path, uploads)
+    image.preprocess = _uploaded
     with gr.Row(elem_classes="tight"):
-        seed = gr.Number(_FIRST_SCENE, label="Example scene no.", precision=0, min_width=150)
-        draw = gr.Button("Draw it", size="md", min_width=90, elem_id="draw")
-    texts = gr.Textbox(
-        label="Texts, one per line (Ctrl+Enter shows the maps)",
-        lines=3,
-        max_lines=6,
-        placeholder="a horse",
-        elem_id="texts",
-    )
-    with gr.Row(elem_classes="tight"):
-        names = list(cache.names)  # the first one is chosen
+        number = gr.Number(5, label="Example scene no.", precision=0)
+        draw = gr.Button("Draw it", size="md", min_width=90)
+    label = "Texts, one per line (Ctrl+Enter shows the maps)"
+    texts = gr.Textbox(label=label, lines=3, max_lines=6, placeholder="a horse", elem_id="texts")
+    with gr.Row():
+        names = list(models.names)  # the first one is chosen
         model = gr.Dropdown(names, label="Model", scale=4, min_width=110, elem_id="model")
-        pairs = list(methods.items())
-        method = gr.Dropdown(pairs, label="Method", scale=5, min_width=140, elem_id="method")
-    signs = list(_SIGNS.items())
-    question = "What speaks for a text, or against it"
-    sign = gr.Radio(signs, value="positive", label=question, elem_id="sign")
-    show = gr.Button("Show the maps", variant="primary", elem_id="show")
+        methods = offered_methods(models.get(names[0]))
+        method = gr.Dropdown(methods, label="Method", scale=5, min_width=140, elem_id="method")
+    signs = [*((label, sign) for sign, label in SIGNS.items()), ("both", "both")]
+    label = "What supports a text, or contradicts it"
+    sign = gr.Radio(signs, value="positive", label=label, elem_id="sign")
+    button = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
-        gr.HTML(f'<p class="hint">{" ".join(WORDS)}</p>')
-    return {
-        **{"image": image, "seed": seed, "draw": draw, "texts": texts},
-        **{"model": model, "method": method, "sign": sign, "show": show},
-    }
+        gr.Markdown(" ".join(WORDS))
+
+    def offer(name: str) -> Iterator[Any]:
+        offered = offered_methods(models.get(name))
+        yield gr.Dropdown(offered, value=offered[0][1])
+
+    def draw_example(number: int) -> Iterator[tuple[Any, str]]:
+        drawn = draw_scene(number, count=2)
+        yield drawn.image, "\n".join(drawn.captions)
+
+    model.input(_sentences(offer), model, method, **_EVENT)
+    triggers = [page.load, draw.click, number.submit]
+    scene = gr.on(triggers, _sentences(draw_example), number, [image, texts], **_EVENT)
+    return [model, image, texts, method, sign], button, scene
 
 
-def _result() -> dict[str, Any]:
-    """What is answered: components by name."""
-    import gradio as gr
-
-    parts: dict[str, Any] = {"state": gr.State(PageState()), "view": gr.State("texts")}
-    parts["problem"] = gr.HTML("", elem_id="problem")
-    with gr.Tabs():
-        with gr.Tab("Texts") as parts["texts_tab"]:
-            parts["cards"] = gr.HTML(html.WELCOME, elem_id="cards", js_on_load=SCRIPTS["word"])
-            with gr.Row(elem_classes="tight"):
-                parts["opacity"] = gr.Slider(
-                    0, 1, ALPHA, step=0.05, label="Opacity", elem_id="opacity", min_width=200
-                )
-                for name, label in (("png", "picture (PNG)"), ("npz", "maps (NPZ)")):
-                    parts[name] = gr.Button(
-                        f"Download {label}", size="md", elem_id=name, min_width=140
-                    )
-        for view, label in _VIEWS.items():
-            with gr.Tab(label) as parts[f"{view}_tab"]:
-                parts[f"{view}_text"] = gr.Radio(
-                    [], label="Text", visible=False, elem_id=f"{view}-text"
-                )
-                parts[view] = gr.HTML(html.WELCOME, elem_id=view)
-    parts["file"] = gr.Textbox(visible="hidden", elem_id="file")
-    gr.HTML(ABOUT, elem_id="about")
-    return parts
-
-
-def _connect(page: Any, cache: ModelCache, parts: dict[str, Any]) -> None:
-    """Clicks that the server answers."""
-    import gradio as gr
-
-    def draw(seed: float | None) -> Any:
-        try:
-            return example(seed)
-        except CaptumClipError as error:
-            raise gr.Error(handlers.sentence(error), print_exception=False) from error
-
-    def show(
-        image: Any, texts: str, model: str, method: str, sign: Any, before: PageState, view: Any
-    ) -> Any:
-        query = Query(image, texts, model, method, sign)
-        state = handlers.show(cache, query, before, view)
-        names = () if state.result is None else state.result.explanation.names
-        choices = [(name, index) for index, name in enumerate(names)]
-        update = gr.update(choices=choices, value=0 if choices else None, visible=len(choices) > 1)
-        return *_outputs(state), *len(_VIEWS) * [update]
-
-    def pick(before: PageState, event: gr.EventData) -> Any:
-        data = event._data if isinstance(event._data, dict) else {}
-        indices = (str(data.get("text")), str(data.get("word")))
-        if not all(re.fullmatch(r"-?\d{1,6}", index) for index in indices):
-            raise gr.Error("This is no word of a text.", print_exception=False)
-        return _outputs(handlers.pick_word(cache, before, *map(int, indices)))
-
-    def open_view(view: Any, before: PageState, text: int | None) -> Any:
-        state = handlers.open_view(cache, before, view, text or 0)
-        return *_outputs(state), view, None if state.result is None else text or 0
-
-    def choose(model: str) -> Any:
-        methods, method, problem = handlers.methods_of(cache, model)
-        return gr.update(choices=list(methods.items()), value=method or None), html.problem(problem)
-
-    def of(*names: str) -> list[Any]:
-        return [parts[name] for name in names]
-
-    shown = of("state", "cards", *_VIEWS, "problem")
-    query = of("image", "texts", "model", "method", "sign", "state", "view")
-    showing = {"inputs": query, "outputs": [*shown, *of(*(f"{view}_text" for view in _VIEWS))]}
-    parts["show"].click(show, **showing, **{**_QUIET, "show_progress": "minimal"}).then(
-        None, None, None, js=SCRIPTS["scroll"]
-    )
-    for event in (parts["draw"].click, parts["seed"].submit, page.load):
-        drawn = event(draw, parts["seed"], of("image", "texts"), **_QUIET)
-        drawn.success(show, **showing, **_QUIET)
-    parts["model"].input(choose, parts["model"], of("method", "problem"), **_QUIET)
-    parts["cards"].click(pick, parts["state"], shown, **_QUIET)
-    for view in _VIEWS:
-        for event in (parts[f"{view}_tab"].select, parts[f"{view}_text"].input):
-            outputs = [*shown, *of("view", f"{view}_text")]
-            event(partial(open_view, view), of("state", f"{view}_text"), outputs, **_QUIET)
-    parts["texts_tab"].select(lambda: "texts", None, parts["view"], **_QUIET)
-
-
-def _connect_browser(page: Any, parts: dict[str, Any]) -> None:
-    """What the browser does alone or last: the opacity, and saving a file."""
-
-    def file(make: Callable[..., bytes], kind: str, state: PageState, *look: float) -> str:
-        return "" if state.result is None else as_url(make(state.result, *look), kind)
-
-    page.load(None, None, None, js=SCRIPTS["keys"])
-    for event in (parts["opacity"].change, page.load):
-        event(None, parts["opacity"], None, js=SCRIPTS["opacity"])
-    state, opacity = parts["state"], parts["opacity"]
-    for ending, make, inputs in (
-        ("png", partial(file, picture, "image/png"), [state, opacity]),
-        ("npz", partial(file, archive, "application/octet-stream"), [state]),
-    ):
-        made = parts[ending].click(make, inputs, parts["file"], **_QUIET)
-        made.then(None, parts["file"], None, js=SCRIPTS["save"].replace("ENDING", ending))
-
-
-async def _checked_inputs(preprocess: Callable[..., Any], event: Any, *args: Any) -> Any:
-    """As Gradio reads inputs; what no browser would send is refused without a traceback."""
-    import gradio as gr
-
-    try:
-        if event.fn is None:
-            raise TypeError("the browser answers this event alone")
-        return await preprocess(event, *args)
-    except Exception as error:
-        if isinstance(error, gr.Error) and not error.print_exception:
-            raise
-        raise gr.Error("This is nothing that the page asks.", print_exception=False) from error
-
-
-def _uploaded_path(uploads: str, payload: Any) -> str | None:
-    """The file of an image that was uploaded here or drawn here, and no other of this machine."""
-    if payload is None:
-        return None
-    import gradio as gr
-
-    path = Path(str(payload.path)).resolve()
-    if not path.is_relative_to(Path(uploads).resolve()):
+def _uploaded(upload: Any) -> str | None:
+    """The path of an upload, even if it holds no image: `ask` explains what is wrong with it."""
+    # Gradio trusts a path of which the client does not claim that it is an upload.
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    if upload and folder not in Path(upload.path).resolve().parents:
         raise gr.Error("This is no image that was uploaded here.", print_exception=False)
-    return str(path)
+    return upload and str(upload.path)
 
 
-def _outputs(state: PageState) -> tuple[PageState | str, ...]:
-    views = (getattr(state, view) for view in _VIEWS)
-    return state, state.cards, *views, html.problem(state.problem)
+def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
+    """The image, a card for each text with its words and maps, and downloads.
+
+    Returns the state that holds the answer, the opacity, the components that change, and the
+    handler that shows an answer in them.
+    """
+    answer, cards = gr.State(), []
+    with gr.Row(elem_id="cards"):
+        with gr.Column(min_width=160):
+            gr.Markdown("**image** as the model sees it")
+            image = gr.Image(show_label=False, alt_text="the image", **_PICTURE)
+        for _ in range(MAX_TEXTS):
+            with gr.Column(visible=False, min_width=160) as card:
+                words = gr.Radio([], elem_classes="words")
+                with gr.Row():
+                    maps = [gr.Image(label=s, min_width=70, **_PICTURE) for s in SIGNS.values()]
+            cards.append((card, words, *maps))
+    hints = gr.Markdown("The maps will be here.", elem_id="hints")
+    with gr.Row(elem_classes="tight"):
+        opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=320)
+        files = [gr.DownloadButton(n, size="md", min_width=140) for n in _DOWNLOADS.values()]
+
+    def show(found: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
+        figure = found.plot(opacity)
+        whole, maps = found.images(figure)
+        shown = {answer: found, image: whole, hints: found.hints()}
+        shown |= {button: gr.DownloadButton(interactive=False) for button in files}
+        shown |= {card: gr.Column(visible=False) for card, *_ in cards}
+        rows = zip(cards, found.explanation.names, found.picks, found.notes(), maps, strict=False)
+        for (card, words, first, second), text, pick, note, drawn in rows:
+            two = len(drawn) == 2
+            choices = [(word, index) for index, word in enumerate(["whole text", *text.split()])]
+            shown[card] = gr.Column(visible=True, elem_classes="wide" if two else "")
+            shown[words] = gr.Radio(choices, value=pick, label=note)
+            shown[first] = gr.Image(drawn[0], show_label=two, alt_text=text)
+            shown[second] = gr.Image(drawn[-1], visible=two, alt_text=text)
+        yield shown
+        # The files take longer. In the folder of uploads Gradio deletes what is old.
+        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        paths = [folder / f"captum-clip-maps.{ending}" for ending in _DOWNLOADS]
+        save_figure(figure, paths[0])
+        found.shown().save(paths[1])
+        made = zip(files, paths, strict=True)
+        yield {button: gr.DownloadButton(value=path, interactive=True) for button, path in made}
+
+    def pick(text: int, found: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
+        yield from show(found.pick(text, word), opacity)
+
+    parts = [answer, image, hints, *files, *(part for card in cards for part in card)]
+    opacity.release(_sentences(show), [answer, opacity], parts, **_EVENT)
+    for text, (_, words, *_) in enumerate(cards):
+        handler = _sentences(partial(pick, text))
+        words.input(handler, [answer, opacity, words], parts, **_EVENT)
+    return answer, opacity, parts, show
+
+
+def _detail(tab: str, answer: Any) -> Any:
+    """A tab that is filled when it is opened; its control that chooses the text."""
+    with gr.Tab(tab) as opened:
+        text = gr.Radio([], label="Text", visible=False)
+        gr.Markdown(_DETAILS[tab])
+        words = gr.HighlightedText(visible=tab == _WORDS, show_label=False, elem_id="words")
+        maps = gr.Gallery(height="auto", fit_columns=False, show_label=False, buttons=[])
+
+    def fill(found: Answer, index: int) -> Iterator[list[Any]]:
+        if tab == _WORDS:
+            values, colors = found.text_map(index)
+            whole = found.pick(index, 0)
+            drawn = whole.images(whole.plot(ALPHA))[1][index]
+            yield [gr.HighlightedText(values, color_map=colors), drawn]
+        else:
+            draw = figures.layers if tab == _LAYERS else partial(figures.heads, sign=found.sign)
+            figure = draw(found.pixels, found.explanation.names[index], model=found.clip)
+            yield [None, list(panels(figure))]
+
+    gr.on([opened.select, text.input], _sentences(fill), [answer, text], [words, maps], **_EVENT)
+    return text
+
+
+def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The same, with an error of the library as a message; what is shown stays."""
+
+    def answer(*inputs: Any) -> Iterator[Any]:
+        try:
+            # the first input is None where no answer is shown yet
+            yield from () if inputs[0] is None else handler(*inputs)
+        except CaptumClipError as error:
+            # without the function that raised it, and the folder in which an upload is kept
+            folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
+            text = re.sub(rf"^[\w.]+: |{folder}\S*/", "", str(error))
+            gr.Warning(text)  # gr.Error would stand in place of the maps
+            yield gr.skip()
+
+    return answer
+
+
+def find_port(host: str, port: int) -> int:
+    """A port that can be listened on: `port`, or any free one for 0; else an InputError."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port}: expected a number from 0 (any free one) to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listening:
+            return int(listening.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot listen on port {port} of {host} ({reason}); give another one with --port, or "
+            "--port 0 for any that is free."
+        ) from error
+
+
+@contextmanager
+def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -> Iterator[str]:
+    """Serve the page until the block is left or Ctrl-C; uploaded images are gone then.
+
+    Args:
+        models: to offer.
+        host: to listen on.
+        port: as :func:`find_port` gives it.
+        names: that the page is reached by, besides those of this machine to itself; requests that
+            name another are refused. On a network any name will do where none is given.
+
+    Yields:
+        The address of the page.
+    """
+    hosts = ["*"] if host not in LOCAL and not names else [*LOCAL, host, *names]
+    trusted = Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    bracketed = f"[{host}]" if ":" in host else host
+    with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when a page is built
+        page = build(models)
+        page.launch(
+            server_name=bracketed,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            max_file_size="20mb",
+            theme=gr.themes.Base(
+                primary_hue="orange",
+                neutral_hue="stone",
+                spacing_size="sm",
+                font=["system-ui", "sans-serif"],  # no font is fetched
+                font_mono=["ui-monospace", "monospace"],
+            ),
+            css_paths=Path(__file__).with_name("page.css"),
+            head=_POLICY,
+            app_kwargs={"openapi_url": None, "middleware": [trusted]},
+        )
+        # SIGTERM would leave the folder behind
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with suppress(KeyboardInterrupt):
+                yield f"http://{bracketed}:{port}"
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            page.close(verbose=False)

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Option
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..models import ClipAdapter
 
-_LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 # Mamooler's pairs and one of phrases, in the first held-out scenes that there are
 _SCENES: Final = (
     (0, ("horse", "dog")),
@@ -167,16 +167,16 @@ def app_command(
     """
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'gradio>=6.17'")
-    from ..app.model_cache import ModelCache
-    from ..app.serve import open_port, serve, warm
+    from ..app.answers import Models
+    from ..app.page import LOCAL, find_port, serving
 
-    cache = ModelCache(model or (), device, processor=processor, tokenizer=tokenizer)
-    with open_port(host, port) as listening:
-        with steps(1, quiet=quiet) as begin:
-            begin(f"loading {cache.names[0]}")
-            warm(cache)
-        address = f"[{host}]" if ":" in host else host
-        print(f"http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        if host not in _LOCAL:
+    models = Models(model or (), device, processor=processor, tokenizer=tokenizer)
+    port = find_port(host, port)
+    with steps(1, quiet=quiet) as begin:
+        begin(f"loading {models.names[0]}")
+        models.get(models.names[0])
+    with serving(models, host, port, allow_host or ()) as address:
+        print(f"{address} (Ctrl-C ends it)", flush=True)
+        if host not in LOCAL:
             print("everyone who reaches this machine on the network can use the page", flush=True)
-        serve(cache, listening, (host, *(allow_host or ())))
+        Event().wait()

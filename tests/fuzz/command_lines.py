@@ -188,8 +188,8 @@ def _surroundings(folder: Path) -> Iterator[None]:
             mock.patch.object(grid, "_FINE", 32),
             mock.patch.object(show_commands, "_SCENES", show_commands._SCENES[:1]),
             mock.patch.object(show_commands, "_COLUMNS", columns),
-            mock.patch("captum_clip.app.serve.serve"),
-            mock.patch("captum_clip.app.serve.warm"),
+            mock.patch("captum_clip.app.page.serving"),
+            mock.patch.object(show_commands, "Event"),  # which nobody waits for
             mock.patch("captum_clip.evaluation.run.run_on_ray", _no_ray),
             mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}),
             _inside(folder),

@@ -1,0 +1,214 @@
+"""Answers to what the page asks, by library calls: explanations and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from threading import Lock
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import targets, visualization
+from ..attr.registry import MethodChoice, default_method, methods_for
+from ..errors import InputError, TargetError, UnsupportedModelError
+from ..explanation import Explanation, Sign, explain
+from ..models import ClipAdapter, load_clip
+from ..models.images import as_pil
+from ..models.loading import load_processor, load_tokenizer
+from ..models.resolve import resolve
+from ..visualization.colors import HEAT, NEGATIVE, score_note
+from ..visualization.sentences import colored_words
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
+"""Models that every page offers; they come with the package."""
+MAX_TEXTS: Final = 12
+
+
+class Models:
+    """The models that a page offers, each loaded once, when it is first asked for.
+
+    `names` are those given, which alone get the processor and the tokenizer, and the embedded ones.
+
+    Raises:
+        InputError: a name that leads to no model.
+
+    Example:
+        >>> from captum_clip.app.answers import Models
+        >>> Models(["demo/resnet"]).names
+        ('demo/resnet', 'demo/vit', 'demo/siglip')
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        device: str | None = None,
+        *,
+        processor: str | None = None,
+        tokenizer: str | None = None,
+    ) -> None:
+        self.names = tuple(dict.fromkeys((*names, *EMBEDDED)))
+        for name in self.names:
+            resolve(name)
+        own = {"processor": load_processor(processor), "tokenizer": load_tokenizer(tokenizer)}
+
+        def load(name: str) -> ClipAdapter:
+            return load_clip(name, device=device, **({} if name in EMBEDDED else own))
+
+        self._load, self._lock = cache(load), Lock()
+
+    def get(self, name: str) -> ClipAdapter:
+        """The model of a name; several threads may ask at once."""
+        with self._lock:
+            return self._load(name)
+
+
+def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:
+    """The methods for a model as (label, name): the default first, those without text last."""
+    default = default_method(clip.tower)
+    choices = [MethodChoice.of(name) for name in methods_for(clip.kind)]
+    choices.sort(key=lambda choice: (choice.name != default, not choice.needs_target, choice.name))
+    return [(c.name if c.needs_target else f"{c.name} (no text)", c.name) for c in choices]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The maps of a question, and which of them are shown.
+
+    Attributes:
+        clip: the model.
+        sign: as it was asked for.
+        pixels: the image as the model took it, (1, 3, H, W).
+        explanation: of the texts.
+        picks: of each text 0 where it is shown itself, n where its n-th word is.
+        words: position of a text -> explanation of its words, where one was picked.
+    """
+
+    clip: ClipAdapter
+    sign: Sign
+    pixels: Tensor
+    explanation: Explanation
+    picks: tuple[int, ...]
+    words: Mapping[int, Explanation] = field(default_factory=dict)
+
+    def pick(self, text: int, word: int) -> Answer:
+        """Show a word of a text instead of the text, or with 0 the text again.
+
+        All words of a text are explained when the first is asked for, in one pass.
+        """
+        words = dict(self.words)
+        if word and text not in words:
+            target = targets.words(self.clip, self.explanation.names[text])
+            words[text] = self._explain(target, method=self.explanation.method)
+        picks = (*self.picks[:text], word, *self.picks[text + 1 :])
+        return replace(self, picks=picks, words=words)
+
+    def _columns(self) -> list[tuple[Explanation, int]]:
+        """Of each text, the explanation and the column of the map that is shown."""
+        return [
+            (self.words[text], word - 1) if word else (self.explanation, text)
+            for text, word in enumerate(self.picks)
+        ]
+
+    def shown(self) -> Explanation:
+        """Of each text, itself or the chosen word, as one explanation."""
+        columns, found = self._columns(), self.explanation
+        names = zip(columns, found.names, self.picks, strict=True)
+        return replace(
+            found,
+            maps={s: torch.stack([e.maps[s][:, k] for e, k in columns], dim=1) for s in found.maps},
+            scores=torch.stack([e.scores[:, k] for e, k in columns], dim=1),
+            norms=torch.stack([e.norms[k] for e, k in columns]),
+            names=tuple(f"{e.names[k]!r} in {text!r}" if w else text for (e, k), text, w in names),
+        )
+
+    def notes(self) -> list[str]:
+        """Of each text its cosine, or the norm of the word that is shown."""
+        shown = self.shown()
+        sums = torch.cat(list(shown.maps.values())).sum((0, 2, 3))
+        values = zip(shown.scores[0], shown.norms, self.picks, sums, strict=True)
+        return [
+            (f"norm {norm:.2f}" if word else score_note(cos.item())) + ", empty map" * (not heat)
+            for cos, norm, word, heat in values
+        ]
+
+    def plot(self, opacity: float) -> Figure:
+        """What is shown as a figure, a word's map dimmed by its norm over the text's largest."""
+        shown, columns = self.shown(), zip(self._columns(), self.picks, strict=True)
+        weights = torch.tensor([e.norms[k] / e.norms.max() if w else 1 for (e, k), w in columns])
+        heatmaps = shown.heatmap("bicubic")
+        maps = {sign: weights[:, None, None] * values for sign, values in heatmaps.items()}
+        look: dict[str, Any] = {
+            "names": [", ".join(pair) for pair in zip(shown.names, self.notes(), strict=True)],
+            "alpha": opacity,
+            "caption": f"{shown.model} \N{MIDDLE DOT} {shown.method}",
+        }
+        if self.sign == "both":
+            return visualization.signs(shown.images, *maps.values(), **look)
+        look["cmap"] = HEAT if self.sign == "positive" else NEGATIVE
+        return visualization.overlay(shown.images, maps[self.sign], **look)
+
+    def images(self, figure: Figure) -> tuple[Pixels, list[list[Pixels]]]:
+        """From :meth:`plot` the image, and of each text its map over it, or those of both signs."""
+        drawn = [pixels for pixels, _ in panels(figure)]
+        if self.sign != "both":
+            return drawn[0], [[pixels] for pixels in drawn[1:]]
+        # a row of the figure is the image, then the map of each sign
+        return drawn[0], [drawn[start + 1 : start + 3] for start in range(0, len(drawn), 3)]
+
+    def hints(self) -> str:
+        """Why to doubt a map, the model and the method, as Markdown."""
+        found = self.explanation
+        lines = [hint for hints in found.hints for hint in hints]
+        if any(crop.box != (0, 0, *crop.size[::-1]) for crop in found.crops):
+            lines.append("The model sees only a part of the image.")
+        return "\n\n".join([*lines, f"{found.model} \N{MIDDLE DOT} {found.method}"])
+
+    def text_map(self, text: int) -> tuple[list[tuple[str, str]], dict[str, str]]:
+        """The words of a text with their values, and the colours of the values.
+
+        By the question's method, or by `conservative` where that needs a grid.
+        """
+        name = self.explanation.names[text]
+        try:
+            explanation = self._explain(name, method=self.explanation.method, side="text")
+        except UnsupportedModelError:
+            explanation = self._explain(name, method="conservative", side="text")
+        [words] = explanation.text_maps
+        looks = colored_words(words)
+        values = [(word, value) for (word, _), (_, value) in zip(words, looks, strict=True)]
+        return values, {value: to_hex(color) for color, value in looks}
+
+    def _explain(self, target: Any, **how: Any) -> Explanation:
+        return explain(self.pixels, target, model=self.clip, sign=self.sign, **how)
+
+
+def ask(clip: ClipAdapter, image: Any, texts: str, method: str, sign: Sign = "positive") -> Answer:
+    """Explain an image for texts, one per line; a CaptumClipError where that cannot be."""
+    if image is None:
+        raise InputError("Choose an image first, or draw an example scene.")
+    lines = [" ".join(line.split()) for line in texts.splitlines() if line.strip()]
+    if not lines:
+        raise TargetError("Type a text, such as: a horse.")
+    if len(lines) > MAX_TEXTS:
+        raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
+    [photo] = as_pil(image)
+    hints = sign != "negative"
+    found = explain(photo, lines, model=clip, method=method, sign=sign, hints=hints)
+    return Answer(clip, sign, clip.preprocess(photo), found, picks=(0,) * len(lines))
+
+
+def panels(figure: Figure) -> Iterator[tuple[Pixels, str]]:
+    """The images of a figure, (H, W, 3), each with what is written under it."""
+    for axes in figure.axes:
+        [drawn] = axes.images
+        written = (" ".join(text.get_text().split()) for text in axes.texts)
+        pixels = (255 * np.asarray(drawn.get_array())).round().astype(np.uint8)
+        yield pixels, ", ".join(filter(None, written))

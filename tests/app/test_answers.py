@@ -1,0 +1,205 @@
+"""Answers of the page: each is the library's own, each refusal a sentence."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from time import sleep
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip import Explanation, explain, figures, load_clip, targets
+from captum_clip.app.answers import (
+    EMBEDDED,
+    MAX_TEXTS,
+    Answer,
+    Models,
+    ask,
+    offered_methods,
+    panels,
+)
+from captum_clip.attr.registry import default_method, methods_for
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError, TargetError
+from captum_clip.models import ClipAdapter
+from captum_clip.visualization.colors import HEAT, NEGATIVE, POSITIVE, blend, colormap
+
+IMAGE = draw_scene(0, objects=["horse", "dog"]).image
+TEXTS = "a horse\n\n  a horse and   a dog \n"
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipAdapter:
+    return load_clip("demo/vit")
+
+
+@pytest.fixture(scope="module", params=["positive", "negative", "both"])
+def answer(request: pytest.FixtureRequest, clip: ClipAdapter) -> Answer:
+    return ask(clip, IMAGE, TEXTS, "last-grad", request.param)
+
+
+@pytest.fixture(scope="module")
+def both(clip: ClipAdapter) -> Answer:
+    return ask(clip, IMAGE, TEXTS, "last-grad", "both")
+
+
+def test_ask_answers_as_explain_does(both: Answer, clip: ClipAdapter) -> None:
+    """One text per line; lines without one and needless spaces do not count."""
+    texts = ["a horse", "a horse and a dog"]
+    expected = explain(IMAGE, texts, model=clip, method="last-grad", sign="both")
+    found = both.shown()
+    assert (found.names, found.method) == (expected.names, "last-grad")
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(dict(found.maps), dict(expected.maps))
+    assert both.notes() == [f"cosine {score:.3f}" for score in expected.scores[0]]
+
+
+def test_pick_shows_the_word_of_targets_words(answer: Answer, clip: ClipAdapter) -> None:
+    """The map and the norm of the fifth word; the other text stays."""
+    picked = answer.pick(1, 5)
+    words = targets.words(clip, "a horse and a dog")
+    shown = picked.shown()
+    assert shown.names == ("a horse", "'dog' in 'a horse and a dog'")
+    assert picked.notes()[1] == f"norm {words.norms[4]:.2f}"
+    torch.testing.assert_close(shown.norms[1], words.norms[4])
+    for sign, maps in shown.maps.items():
+        target = words if sign == "positive" else -words
+        expected = explain(IMAGE, target, model=clip, method="last-grad").maps["positive"]
+        torch.testing.assert_close(maps[:, 1], expected[:, 4])
+        torch.testing.assert_close(maps[:, 0], answer.explanation.maps[sign][:, 0])
+
+
+def test_pick_goes_back_and_explains_the_words_of_a_text_once(
+    both: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picked = both.pick(1, 2)
+    monkeypatch.setattr("captum_clip.app.answers.explain", lambda *_, **__: pytest.fail("again"))
+    assert picked.pick(1, 5).picks == (0, 5)
+    assert picked.pick(1, 0).shown().names == both.explanation.names
+    assert both.picks == (0, 0)
+
+
+def test_images_are_maps_over_the_image_with_words_dimmed_by_their_norms(answer: Answer) -> None:
+    picked = answer.pick(1, 4)
+    image, maps = picked.images(picked.plot(0.6))
+    pixels = answer.explanation.images[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(image / 255, pixels, atol=1 / 255)
+    norms = picked.words[1].norms
+    colors = {"positive": colormap(HEAT), "negative": NEGATIVE}
+    if answer.sign == "both":
+        colors["positive"] = POSITIVE
+    for text, weight in ((0, 1.0), (1, norms[3] / norms.max())):
+        heatmaps = picked.shown().heatmap("bicubic")
+        assert len(maps[text]) == len(heatmaps)
+        for drawn, (sign, values) in zip(maps[text], heatmaps.items(), strict=True):
+            heatmap = (weight * values[0, text]).numpy()
+            expected = blend(pixels, heatmap, colors[sign], 0.6)
+            np.testing.assert_allclose(drawn / 255, expected, atol=2 / 255)
+
+
+def test_an_empty_map_is_named(both: Answer) -> None:
+    maps = {sign: torch.zeros_like(values) for sign, values in both.explanation.maps.items()}
+    empty = replace(both, explanation=replace(both.explanation, maps=maps))
+    assert all(note.endswith(", empty map") for note in empty.notes())
+
+
+def test_hints_name_doubtful_maps_and_cut_images(clip: ClipAdapter) -> None:
+    found = ask(clip, IMAGE, "a horse\na rocket", "direct").hints()
+    assert "\u201ca rocket\u201d scores below" in found
+    assert found.endswith("demo/vit \N{MIDDLE DOT} direct")
+    part = "The model sees only a part of the image."
+    assert part not in found
+    assert part in ask(clip, Image.new("RGB", (60, 30)), "a horse", "direct").hints()
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "by"),
+    [("demo/vit", "direct", "direct"), ("demo/resnet", "grad-cam", "conservative")],
+)
+def test_text_map_is_that_of_the_text_side(model: str, method: str, by: str) -> None:
+    """By another method where the question's needs a grid."""
+    values, colors = ask(load_clip(model), IMAGE, "a dog", method).text_map(0)
+    found = explain(IMAGE, "a dog", model=model, method=by, side="text").text_maps[0]
+    assert [word for word, _ in values] == ["a", "dog"]
+    for (_, written), (_, value) in zip(values, found, strict=True):
+        assert float(written.replace("\N{MINUS SIGN}", "-")) == pytest.approx(value, rel=0.1)
+        assert colors[written].startswith("#")
+
+
+def test_panels_are_the_images_of_a_figure_with_what_is_written_under_them() -> None:
+    found = list(panels(figures.heads(IMAGE, "a horse", model="demo/vit")))
+    assert found[0][1].startswith("a horse, cosine ")
+    assert found[1][1].startswith("layer ")
+    assert found[-1][1].startswith("rest, of no position")
+    assert found[0][0].shape == (224, 224, 3)
+
+
+def test_every_method_of_a_model_is_offered_its_default_first() -> None:
+    for model in EMBEDDED:
+        clip = load_clip(model)
+        names = [name for _, name in offered_methods(clip)]
+        assert sorted(names) == sorted(methods_for(clip.kind))
+        assert names[0] == default_method(clip.tower)
+        assert ("rollout (no text)", "rollout") in offered_methods(clip) or clip.kind == "resnet"
+
+
+@pytest.mark.parametrize(
+    ("texts", "method", "sign", "kind", "message"),
+    [
+        (" \n", "direct", "positive", TargetError, "Type a text"),
+        ("a dog\n" * (MAX_TEXTS + 1), "direct", "positive", TargetError, "13 texts; at most 12"),
+        ("a unicorn", "direct", "positive", TargetError, "do not know 'unicorn'"),
+        ("a dog", "rollout", "both", InputError, "no negative map"),
+    ],
+)
+def test_ask_refuses_with_a_reason(
+    clip: ClipAdapter, texts: str, method: str, sign: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        ask(clip, IMAGE, texts, method, sign)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Choose an image"):
+        ask(clip, None, texts, method)
+
+
+def test_models_are_the_named_ones_first_and_each_once() -> None:
+    named = Models(["demo/resnet", "ViT-B/32", "ViT-B/32"]).names
+    assert named == ("demo/resnet", "ViT-B/32", "demo/vit", "demo/siglip")
+    with pytest.raises(InputError, match="nonsense"):
+        Models(["nonsense"])
+
+
+def test_models_give_processor_and_tokenizer_to_the_named_ones(tmp_path: Path, vit: str) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(Path(vit, name).read_bytes())
+    models = Models([str(tmp_path)], processor=vit, tokenizer=vit)
+    bare, whole = models.get(str(tmp_path)), load_clip(vit)
+    assert torch.equal(bare.encode_text(["a horse"]), whole.encode_text(["a horse"]))
+    assert bare.fingerprint == whole.fingerprint
+    assert models.get("demo/vit").fingerprint == load_clip("demo/vit").fingerprint
+
+
+def test_a_model_is_loaded_once_for_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(name: str, **_: object) -> object:
+        loaded.append(name)
+        sleep(0.05)
+        return object()
+
+    monkeypatch.setattr("captum_clip.app.answers.load_clip", load)
+    models = Models()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(models.get, ["demo/vit"] * 8))
+    assert loaded == ["demo/vit"]
+    assert len(set(map(id, found))) == 1
+
+
+def test_what_is_shown_can_be_saved(both: Answer, tmp_path: Path) -> None:
+    shown = both.pick(1, 5).shown()
+    loaded = Explanation.load(shown.save(tmp_path / "maps.npz"))
+    assert loaded.names == shown.names
+    torch.testing.assert_close(dict(loaded.maps), dict(shown.maps))

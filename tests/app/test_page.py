@@ -1,0 +1,417 @@
+"""The page in Chromium, as someone uses it, and what a client that is no browser can ask of it."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from captum_clip import Explanation, explain
+from captum_clip.app.page import find_port
+from captum_clip.cli import main
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.errors import InputError
+
+if find_spec("playwright") is not None:  # without it the tests below fail, others do not
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+SLACK = 15_000  # milliseconds; a busy machine is slow
+IMAGE = draw_scene(0, objects=["horse", "dog"]).image
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes to stderr."""
+    return tmp_path_factory.mktemp("terminal") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def address(terminal: Path) -> Iterator[str]:
+    """The command as a user starts it, on a free port."""
+    command = [sys.executable, "-m", "captum_clip", "app", "--port", "0", "--allow-host", "me.org"]
+    with (
+        terminal.open("w") as stderr,
+        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=stderr) as process,
+    ):
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[0]
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if find_spec("playwright") is None:
+        pytest.fail("the browser tests need Playwright: pip install '.[dev,app]'")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.fail("the browser tests need Chromium: apt-get install chromium")
+    expect.set_options(timeout=SLACK)
+    with sync_playwright() as playwright:
+        # no-sandbox: Chromium refuses root, which CI is, with its sandbox on
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+def opened(browser: Browser, address: str, width: int = 1280) -> tuple[Page, list[str]]:
+    """A page in a session of its own, and all that it asks for on the network."""
+    page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
+    page.set_default_timeout(SLACK)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda channel: requests.append(channel.url))
+    page.goto(address)
+    expect(cards(page)).to_have_count(3)  # the example at the start
+    return page, requests
+
+
+@pytest.fixture(scope="module")
+def used(browser: Browser, address: str) -> tuple[Page, list[str]]:
+    """A page that the tests share; each asks its own question."""
+    return opened(browser, address)
+
+
+@pytest.fixture
+def page(used: tuple[Page, list[str]]) -> Page:
+    used[0].get_by_role("tab", name="Texts").click()
+    return used[0]
+
+
+def cards(page: Page) -> Locator:
+    """The words of each text under its cosine."""
+    return page.locator(".words:visible")
+
+
+def png(image: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def upload(page: Page, data: bytes, name: str = "photo.png") -> None:
+    if page.get_by_label("Remove Image").count():
+        page.get_by_label("Remove Image").click()
+    with page.expect_response(lambda response: "/upload" in response.url) as found:
+        page.locator("#image input[type=file]").set_input_files(
+            {"name": name, "mimeType": "image/png", "buffer": data}
+        )
+    assert found.value.ok
+
+
+def question(page: Page, *texts: str, data: bytes = png(IMAGE)) -> None:
+    upload(page, data, "holiday.png")
+    page.locator("#texts textarea").fill("\n".join(texts))
+    page.locator("#texts textarea").press("Control+Enter")
+
+
+def answered(page: Page, *texts: str, model: str = "demo/vit") -> Explanation:
+    """The library's own answer, once the page shows its scores."""
+    found = explain(IMAGE, list(texts), model=model, words=len(texts) == 1)
+    expect(cards(page)).to_have_count(len(texts))
+    for index in range(len(texts)):
+        score = f"cosine {found.scores[0, index]:.3f}".replace("-", "\N{MINUS SIGN}")
+        expect(cards(page).nth(index)).to_contain_text(score)
+    return found
+
+
+def choose(page: Page, control: str, option: str) -> None:
+    page.locator(f"#{control} input").click()
+    page.get_by_role("option", name=option).click()
+
+
+@pytest.mark.slow
+def test_a_clicked_word_is_shown_and_downloaded(page: Page, tmp_path: Path) -> None:
+    question(page, "a horse", "a horse and a dog")
+    answered(page, "a horse", "a horse and a dog")
+    norm = explain(IMAGE, "a horse and a dog", model="demo/vit", words=True).norms[5]
+    before = page.locator("#cards img:visible").nth(2).get_attribute("src")
+    cards(page).last.get_by_label("dog").check()
+    expect(cards(page).last).to_contain_text(f"norm {norm:.2f}")
+    expect(page.locator("#cards img:visible").nth(2)).not_to_have_attribute("src", str(before))
+    for name in ("maps (NPZ)", "picture (PNG)"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Download {name}").click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+    loaded = Explanation.load(tmp_path / "captum-clip-maps.npz")
+    assert loaded.names == ("a horse", "'dog' in 'a horse and a dog'")
+    with Image.open(tmp_path / "captum-clip-maps.png") as picture:
+        assert picture.format == "PNG"
+    cards(page).last.get_by_label("whole text").check()
+    expect(cards(page).last).to_contain_text("cosine")
+
+
+@pytest.mark.slow
+def test_the_opacity_draws_the_same_maps_again(page: Page) -> None:
+    question(page, "a dog")
+    answered(page, "a dog")
+    shown = page.locator("#cards img:visible").last
+    before = str(shown.get_attribute("src"))
+    page.get_by_label("number input for Opacity").fill("0.2")
+    page.get_by_label("number input for Opacity").blur()
+    expect(shown).not_to_have_attribute("src", before)
+    expect(cards(page)).to_contain_text("cosine")
+
+
+@pytest.mark.slow
+def test_tabs_follow_the_chosen_text(page: Page) -> None:
+    question(page, "a horse", "a rocket and a bee")
+    answered(page, "a horse", "a rocket and a bee")
+    expect(page.locator("#hints")).to_contain_text("scores below")
+    page.get_by_role("tab", name="Which words").click()
+    expect(page.locator("#words")).to_contain_text("horse")
+    page.get_by_role("tabpanel").get_by_label("a rocket and a bee").check()
+    expect(page.locator("#words")).to_contain_text("rocket")
+    for tab, caption, count in (("Layer by layer", "layer 5", 14), ("Heads", "layer 5, head", 11)):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.locator(".caption-label:visible", has_text=caption).first).to_be_visible()
+        expect(page.locator(".thumbnail-item:visible")).to_have_count(count)
+        expect(page.locator(".caption-label:visible").first).to_be_visible()
+        expect(page.locator(".caption-label:visible", has_text="a horse")).to_have_count(1)
+
+
+@pytest.mark.slow
+def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
+    """Choosing a model changes the methods that are offered."""
+    page, _ = opened(browser, address)
+    choose(page, "method", "last-grad")
+    choose(page, "model", "demo/resnet")
+    expect(page.locator("#method input")).to_have_value("direct")  # a ResNet has no last-grad
+    page.locator("#sign").get_by_label("both").check()
+    question(page, "a horse")
+    answered(page, "a horse", model="demo/resnet")
+    expect(page.locator("#cards label:has-text(' it'):visible")).to_have_text(
+        ["supports it", "contradicts it"]
+    )
+    page.get_by_role("tab", name="Layer by layer").click()
+    expect(page.locator(".toast-body")).to_contain_text("Demo/resnet has a resnet tower")
+    page.get_by_role("tab", name="Heads").click()
+    expect(page.locator(".caption-label:visible").nth(1)).to_contain_text("of the pool")
+    page.context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "text", "sentence"),
+    [
+        (b"no image at all", "a dog", "holiday.png is not an image that Pillow can read"),
+        (png(IMAGE)[:3000], "a dog", "holiday.png cannot be read"),
+        (png(IMAGE), "a unicorn", "The demo models do not know 'unicorn'"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_in_the_page(
+    page: Page, terminal: Path, data: bytes, text: str, sentence: str
+) -> None:
+    """The maps stay, and the next question is answered."""
+    before = page.locator("#cards").inner_html()
+    question(page, text, data=data)
+    message = page.locator(".toast-body").last
+    expect(message).to_contain_text(sentence)
+    assert "/" not in message.inner_text()
+    message.get_by_label("Close").click()
+    assert page.locator("#cards").inner_html() == before
+    question(page, "a dog")
+    answered(page, "a dog")
+    assert terminal.read_text() == ""
+
+
+@pytest.mark.slow
+def test_two_people_at_once_get_their_own(browser: Browser, address: str) -> None:
+    """Both ask before either is answered, then each clicks a word."""
+    pages = [opened(browser, address)[0] for _ in range(2)]
+    for page, text in zip(pages, ("a horse", "a dog"), strict=True):
+        question(page, text)
+    for page, text in zip(pages, ("a horse", "a dog"), strict=True):
+        norms = answered(page, text).norms
+        cards(page).get_by_label(text.split()[1]).check()
+        expect(cards(page)).to_contain_text(f"norm {norms[2]:.2f}")
+        page.context.close()
+
+
+@pytest.mark.slow
+def test_an_example_scene_comes_with_its_maps(page: Page) -> None:
+    page.get_by_label("Example scene no.").fill("-3")
+    page.get_by_role("button", name="Draw it").click()
+    expect(page.locator(".toast-body").last).to_contain_text("a seed")
+    page.locator(".toast-body").last.get_by_label("Close").click()
+    page.get_by_label("Example scene no.").fill("7")
+    page.get_by_role("button", name="Draw it").click()
+    scene = draw_scene(7, count=2)
+    expect(page.locator("#texts textarea")).to_have_value("\n".join(scene.captions))
+    score = explain(scene.image, scene.captions[0], model="demo/vit").scores.item()
+    expect(cards(page).first).to_contain_text(f"cosine {score:.3f}")
+
+
+FOCUSED = """() => {
+    const element = document.activeElement;
+    const label = element.type === 'radio' ? element.closest('label') : element;
+    return [label.innerText || element.getAttribute('aria-label') || element.value || '',
+        getComputedStyle(label).outlineStyle];
+}"""
+
+
+@pytest.mark.slow
+def test_the_page_needs_no_mouse(page: Page) -> None:
+    """Tab reaches all, each with a visible focus, and Space chooses a word."""
+    question(page, "a dog")
+    norm = answered(page, "a dog").norms[1]
+    expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
+    visited: list[str] = []
+    while "Download maps (NPZ)" not in visited:
+        page.keyboard.press("Tab")
+        name, outline = page.evaluate(FOCUSED)
+        assert outline == "solid", name
+        visited.append(name)
+        assert len(visited) < 40, visited
+        if name == "a":
+            page.keyboard.press("Space")
+            expect(cards(page)).to_contain_text(f"norm {norm:.2f}")
+    assert {"Model", "Method", "supports it", "Show the maps", "Texts"} <= set(visited)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theme", "width"), [("light", 420), ("dark", 1280)])
+def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: int) -> None:
+    """The accessibility checker, with both signs, in all tabs; nothing is wider than the window."""
+    page, _ = opened(browser, f"{address}/?__theme={theme}", width)
+    page.locator("#sign").get_by_label("both").check()
+    page.locator("#show").click()
+    expect(page.locator("#cards img:visible")).to_have_count(7)
+    expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
+    reports = []
+    for tab, last in (("Texts", None), ("Which words", 1), ("Layer by layer", 13), ("Heads", 9)):
+        page.get_by_role("tab", name=tab).click()
+        if last is not None:
+            expect(page.locator(".thumbnail-item:visible").nth(last)).to_be_visible()
+        page.wait_for_timeout(300)  # until colours have faded
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # Gradio's galleries have captions that repeat their descriptions
+        rules = {"rules": {"image-redundant-alt": {"enabled": False}}}
+        reports.append(Axe().run(page, options=rules))
+    assert [found.generate_report() for found in reports if found.violations_count] == []
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_nobody_else_is_asked(used: tuple[Page, list[str]], page: Page, address: str) -> None:
+    """Neither by what was clicked before, nor by a script that wants to."""
+    requests = used[1]
+    assert len(requests) > 10
+    assert [u for u in requests if not u.startswith((f"{address}/", "data:", "blob:"))] == []
+    fetch = "fetch(`http://127.0.0.1:${port}`, {mode: 'no-cors'})"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        answer = page.evaluate(f"port => {fetch}.then(() => 'sent', error => error.name)", port)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody is there
+            other.accept()
+    assert answer == "TypeError"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marked", [True, False])
+def test_no_client_reads_a_file_of_the_machine(address: str, tmp_path: Path, marked: bool) -> None:
+    """A path that nobody uploaded is refused, with and without the mark of an upload."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 64), "red").save(secret)
+    image: dict[str, Any] = {"path": str(secret)}
+    if marked:
+        image["meta"] = {"_type": "gradio.FileData"}
+    config = json.load(urllib.request.urlopen(f"{address}/config"))
+    ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    [function] = [f for f in config["dependencies"] if [ids["show"], "click"] in f["targets"]]
+    data = [0.9, "demo/vit", image, "a horse", "direct", "positive"]
+    body = {"data": data, "fn_index": function["id"], "session_hash": f"secret{marked}"}
+    join = urllib.request.Request(
+        f"{address}/gradio_api/queue/join?",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(join).read()
+    stream = f"{address}/gradio_api/queue/data?session_hash=secret{marked}"
+    with urllib.request.urlopen(stream) as lines:
+        [line] = [line for line in lines if b"process_completed" in line][:1]
+    assert json.loads(line[5:])["success"] is False
+    for path in (f"file={secret}", "file=/etc/passwd"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}/gradio_api/{path}")
+
+
+@pytest.mark.slow
+def test_a_foreign_host_is_refused(address: str) -> None:
+    """A name that somebody made to lead to this machine."""
+    allowed = {"localhost:1": 200, "127.0.0.1": 200, "ME.org": 200, "evil.example:7860": 400}
+    for host, status in allowed.items():
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status, host
+        connection.close()
+
+
+@pytest.mark.slow
+def test_too_large_an_image_is_refused(address: str) -> None:
+    head = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = head + bytes(21 * 2**20) + b"\r\n--x--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{address}/gradio_api/upload", body, kind)
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(request, timeout=60)
+
+
+@pytest.mark.slow
+def test_no_description_of_the_interface_is_offered(address: str) -> None:
+    for path in ("docs", "openapi.json", "redoc"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{address}/{path}")
+    info = json.load(urllib.request.urlopen(f"{address}/gradio_api/info"))
+    assert info["named_endpoints"] == info["unnamed_endpoints"] == {}
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [
+        ("127.0.0.1", 70000, "0-65535"),
+        ("no.such.host.invalid", 0, "cannot listen on port 0 of no.such.host.invalid"),
+        ("a" * 70, 0, "cannot listen"),
+    ],
+)
+def test_a_port_that_cannot_be_listened_on_is_a_sentence(host: str, port: int, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        find_port(host, port)
+
+
+def test_a_port_in_use_is_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"port {port} of 127.0.0.1 .*in use.*--port 0"):
+            find_port("127.0.0.1", port)
+    assert find_port("127.0.0.1", port) == port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nonsense"], "'nonsense' is neither a known name nor a folder"),
+        (["--device", "abacus", "--port", "0"], "abacus"),
+    ],
+)
+def test_the_command_ends_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["app", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "Traceback" in err) == ("", False)
+    assert message in err
