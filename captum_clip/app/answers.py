@@ -21,8 +21,7 @@ from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
 from ..models.images import as_pil
-from ..models.loading import load_processor, load_tokenizer
-from ..models.resolve import resolve
+from ..models.loading import load_processor, load_tokenizer, resolve
 from ..visualization.colors import HEAT, NEGATIVE, score_note
 from ..visualization.sentences import colored_words
 
@@ -143,8 +142,7 @@ class Answer:
         """What is shown as a figure, a word's map dimmed by its norm over the text's largest."""
         shown, columns = self.shown(), zip(self._columns(), self.picks, strict=True)
         weights = torch.tensor([e.norms[k] / e.norms.max() if w else 1 for (e, k), w in columns])
-        heatmaps = shown.heatmap("bicubic")
-        maps = {sign: weights[:, None, None] * values for sign, values in heatmaps.items()}
+        maps = {sign: weights[:, None, None] * m for sign, m in shown.heatmap("bicubic").items()}
         look: dict[str, Any] = {
             "names": [", ".join(pair) for pair in zip(shown.names, self.notes(), strict=True)],
             "alpha": opacity,

@@ -46,12 +46,11 @@ _KEYS: Final = """() => document.addEventListener('keydown', event => {
 INTRODUCTION: Final = """# Why does this image fit this text?
 CLIP scores the match as a cosine; a map shows which regions of the image a method credits for
 it. Choose a word to see what it adds to its text."""
-ABOUT: Final = """**What a map means.** Bright regions, orange next to blue ones, raise the cosine
-according to this method, and blue ones lower it, each map on a scale of its own; the two signs of
-a text share one. The map of a word shows what its text would lose without it, dimmed by how much
-that is: its norm. **What it does not mean.** It is no outline of an object and no proof of what the
-model understands; methods disagree, and some are wrong on some images. The embedded models know
-drawn scenes only."""
+ABOUT: Final = """**What a map means.** Bright or orange regions raise the cosine according to this
+method, blue ones lower it, each map on a scale of its own; the two signs of a text share one. The
+map of a word shows what its text would lose without it, dimmed by how much that is: its norm.
+**What it does not mean.** It is no outline of an object and no proof of what the model understands;
+methods disagree, and some are wrong on some images. The embedded models know drawn scenes only."""
 _WORDS, _LAYERS, _HEADS = "Which words", "Layer by layer", "Heads"
 _DETAILS: Final = {
     _WORDS: "Orange words support the image, blue ones contradict it, by the chosen method or, "
@@ -115,8 +114,7 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
         methods = offered_methods(models.get(names[0]))
         method = gr.Dropdown(methods, label="Method", scale=5, min_width=140, elem_id="method")
     signs = [*((label, sign) for sign, label in SIGNS.items()), ("both", "both")]
-    label = "What supports a text, or contradicts it"
-    sign = gr.Radio(signs, value="positive", label=label, elem_id="sign")
+    sign = gr.Radio(signs, value="positive", label="What supports a text", elem_id="sign")
     button = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
         gr.Markdown(" ".join(WORDS))
@@ -137,7 +135,7 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
 
 def _uploaded(upload: Any) -> str | None:
     """The path of an upload, even if it holds no image: `ask` explains what is wrong with it."""
-    # Gradio trusts a path of which the client does not claim that it is an upload.
+    # Gradio trusts a path of which a client does not claim that it is an upload
     folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
     if upload and folder not in Path(upload.path).resolve().parents:
         raise gr.Error("This is no image that was uploaded here.", print_exception=False)
@@ -145,11 +143,7 @@ def _uploaded(upload: Any) -> str | None:
 
 
 def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
-    """The image, a card for each text with its words and maps, and downloads.
-
-    Returns the state that holds the answer, the opacity, the components that change, and the
-    handler that shows an answer in them.
-    """
+    """The tab of texts: state of the answer, opacity, what changes, and the handler that shows."""
     answer, cards = gr.State(), []
     with gr.Row(elem_id="cards"):
         with gr.Column(min_width=160):
@@ -195,8 +189,7 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
     parts = [answer, image, hints, *files, *(part for card in cards for part in card)]
     opacity.release(_sentences(show), [answer, opacity], parts, **_EVENT)
     for text, (_, words, *_) in enumerate(cards):
-        handler = _sentences(partial(pick, text))
-        words.input(handler, [answer, opacity, words], parts, **_EVENT)
+        words.input(_sentences(partial(pick, text)), [answer, opacity, words], parts, **_EVENT)
     return answer, opacity, parts, show
 
 
@@ -249,10 +242,9 @@ def find_port(host: str, port: int) -> int:
         with socket.create_server((host, port), family=family) as listening:
             return int(listening.getsockname()[1])
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen on port {port} of {host} ({reason}); give another one with --port, or "
-            "--port 0 for any that is free."
+            f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', error)}); give "
+            "another one with --port, or --port 0 for any that is free."
         ) from error
 
 

@@ -31,7 +31,7 @@ if find_spec("playwright") is not None:  # without it the tests below fail, othe
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-SLACK = 15_000  # milliseconds; a busy machine is slow
+SLACK = 60_000  # milliseconds; a busy machine is slow
 IMAGE = draw_scene(0, objects=["horse", "dog"]).image
 
 
@@ -197,7 +197,7 @@ def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
         ["supports it", "contradicts it"]
     )
     page.get_by_role("tab", name="Layer by layer").click()
-    expect(page.locator(".toast-body")).to_contain_text("Demo/resnet has a resnet tower")
+    expect(page.locator(".toast-body")).to_contain_text("demo/resnet has a resnet tower")
     page.get_by_role("tab", name="Heads").click()
     expect(page.locator(".caption-label:visible").nth(1)).to_contain_text("of the pool")
     page.context.close()
@@ -209,7 +209,7 @@ def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     [
         (b"no image at all", "a dog", "holiday.png is not an image that Pillow can read"),
         (png(IMAGE)[:3000], "a dog", "holiday.png cannot be read"),
-        (png(IMAGE), "a unicorn", "The demo models do not know 'unicorn'"),
+        (png(IMAGE), "a unicorn", "the demo models do not know 'unicorn'"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_in_the_page(
@@ -268,7 +268,6 @@ def test_the_page_needs_no_mouse(page: Page) -> None:
     """Tab reaches all, each with a visible focus, and Space chooses a word."""
     question(page, "a dog")
     norm = answered(page, "a dog").norms[1]
-    expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
     visited: list[str] = []
     while "Download maps (NPZ)" not in visited:
         page.keyboard.press("Tab")
@@ -279,6 +278,7 @@ def test_the_page_needs_no_mouse(page: Page) -> None:
         if name == "a":
             page.keyboard.press("Space")
             expect(cards(page)).to_contain_text(f"norm {norm:.2f}")
+            expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
     assert {"Model", "Method", "supports it", "Show the maps", "Texts"} <= set(visited)
 
 
@@ -322,32 +322,29 @@ def test_nobody_else_is_asked(used: tuple[Page, list[str]], page: Page, address:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("marked", [True, False])
-def test_no_client_reads_a_file_of_the_machine(address: str, tmp_path: Path, marked: bool) -> None:
+@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}])
+def test_no_client_reads_a_file_of_the_machine(
+    address: str, tmp_path: Path, meta: dict[str, Any]
+) -> None:
     """A path that nobody uploaded is refused, with and without the mark of an upload."""
     secret = tmp_path / "secret.png"
     Image.new("RGB", (64, 64), "red").save(secret)
-    image: dict[str, Any] = {"path": str(secret)}
-    if marked:
-        image["meta"] = {"_type": "gradio.FileData"}
     config = json.load(urllib.request.urlopen(f"{address}/config"))
     ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
     [function] = [f for f in config["dependencies"] if [ids["show"], "click"] in f["targets"]]
-    data = [0.9, "demo/vit", image, "a horse", "direct", "positive"]
-    body = {"data": data, "fn_index": function["id"], "session_hash": f"secret{marked}"}
-    join = urllib.request.Request(
-        f"{address}/gradio_api/queue/join?",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(join).read()
-    stream = f"{address}/gradio_api/queue/data?session_hash=secret{marked}"
-    with urllib.request.urlopen(stream) as lines:
-        [line] = [line for line in lines if b"process_completed" in line][:1]
-    assert json.loads(line[5:])["success"] is False
-    for path in (f"file={secret}", "file=/etc/passwd"):
+    data = [0.9, "demo/vit", {"path": str(secret), **meta}, "a horse", "direct", "positive"]
+    session = f"secret{len(meta)}"
+    body = json.dumps({"data": data, "fn_index": function["id"], "session_hash": session}).encode()
+    kind = {"Content-Type": "application/json"}
+    queue = f"{address}/gradio_api/queue"
+    urllib.request.urlopen(urllib.request.Request(f"{queue}/join?", body, kind)).read()
+    with urllib.request.urlopen(f"{queue}/data?session_hash={session}") as lines:
+        answers = [json.loads(line[5:]) for line in lines if b'"msg":"process_' in line]
+    assert [answer["success"] for answer in answers if "success" in answer] == [False]
+    assert "image" not in json.dumps(answers[-1]["output"])
+    for path in (secret, "/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(f"{address}/gradio_api/{path}")
+            urllib.request.urlopen(f"{address}/gradio_api/file={path}")
 
 
 @pytest.mark.slow
@@ -383,7 +380,7 @@ def test_no_description_of_the_interface_is_offered(address: str) -> None:
 @pytest.mark.parametrize(
     ("host", "port", "reason"),
     [
-        ("127.0.0.1", 70000, "0-65535"),
+        ("127.0.0.1", 70000, "--port 70000: expected a number from 0"),
         ("no.such.host.invalid", 0, "cannot listen on port 0 of no.such.host.invalid"),
         ("a" * 70, 0, "cannot listen"),
     ],
