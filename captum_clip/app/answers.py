@@ -198,8 +198,7 @@ def ask(clip: ClipAdapter, image: Any, texts: str, method: str, sign: Sign = "po
     if len(lines) > MAX_TEXTS:
         raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
     [photo] = as_pil(image)
-    hints = sign != "negative"
-    found = explain(photo, lines, model=clip, method=method, sign=sign, hints=hints)
+    found = explain(photo, lines, model=clip, method=method, sign=sign, hints=sign != "negative")
     return Answer(clip, sign, clip.preprocess(photo), found, picks=(0,) * len(lines))
 
 

@@ -32,6 +32,7 @@ _PICTURE: Final[dict[str, Any]] = {"interactive": False, "buttons": []}
 _EVENT: Final[dict[str, Any]] = {
     "api_visibility": "private",
     "show_progress": "hidden",
+    "trigger_mode": "always_last",  # a click while the files are made counts
     "concurrency_id": "models",
     "concurrency_limit": 2,  # of all events together; others wait in line
 }
