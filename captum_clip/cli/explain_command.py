@@ -55,7 +55,7 @@ def explain_command(
     """Draw where a model looks for each text.
 
     Args:
-        image: an image file, or a folder of which each image gets a figure.
+        image: an image file, or a folder of which each image gets a figure
         method: one of those below, with options as in last-grad:heads=averaged (default: direct;
             conservative for pooling heads such as SigLIP's)
         words: take one TEXT apart, with a map for each of its words

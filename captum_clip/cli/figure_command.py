@@ -133,7 +133,7 @@ def figure_command(
     elif looked_for > 1 and figure in ("words", "heads"):
         raise InputError(f"figure {figure} takes one target, got {looked_for}.")
     if folder is None:
-        stem = paths[0].stem if paths else f"scene-{''.join(scene or ()).partition(':')[0]}"
+        stem = paths[0].stem if paths else f"scene-{(scene or [''])[0].partition(':')[0]}"
         file = check_figure(output, f"{stem}-{figure}.png", FORMATS, [*paths, *references])
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
     targets: Any = probes or (texts[0] if figure == "words" else texts)
@@ -148,7 +148,8 @@ def figure_command(
         return
     with steps(1, quiet=quiet) as begin:
         begin("drawing")
-        print(save(images, file))
+        save(images, file)
+    print(file)
 
 
 def _check_options(figure: str, draw: "Callable[..., Figure]", options: Mapping[str, Any]) -> None:

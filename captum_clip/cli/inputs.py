@@ -42,16 +42,9 @@ def check_figure(
 
 
 def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path, list[str]] | None:
-    """Where the figures of a folder of images go.
+    """The folder of a name, that of its figures (FOLDER-KIND by default), the names of its images.
 
-    Args:
-        name: perhaps that of a folder, which is searched recursively.
-        output: as it is asked for, by default FOLDER-KIND.
-        kind: of figure.
-
-    Returns:
-        The folder of the images, that of the figures, and the names of the images; None where the
-        name is no folder.
+    None where the name is that of no folder.
     """
     from ..evaluation.image_batches import list_images
     from ..evaluation.storage import storage_of

@@ -73,15 +73,7 @@ def draw_folder(
     *,
     quiet: bool,
 ) -> None:
-    """Draw each image of a folder that has no figure yet, and print where the figures are.
-
-    Args:
-        folder: of the images.
-        output: of the figures.
-        names: of the images, relative to the folder.
-        draw: writes the figure of an image to a file.
-        quiet: without a progress bar.
-    """
+    """Draw images that have no figure yet, by name, and print where the figures are."""
     skipped: dict[Path, str] = {}
     # with the ending of the image, since a folder may hold a.jpg and a.png
     figures = {folder / name: output / f"{name}.png" for name in names}
