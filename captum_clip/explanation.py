@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import maps, photos, regions, targets, visualization
 from .attr.registry import MethodChoice, default_method
-from .checks import as_list, check_destination, check_integer, find_file
+from .checks import as_list, check_choice, check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import DAMAGED, replace_file
 from .hints import find_hints
@@ -514,16 +514,14 @@ def _text_maps(
 def _check_arguments(
     texts: Any, sign: Any, words: Any, batch_size: Any, side: Any, hints: Any
 ) -> None:
-    if side not in ("image", "text", "both"):
-        raise InputError(f"explain: expected side image, text or both, got {side!r}.")
+    check_choice("explain", side, get_args(Side), name="a side")
     if side != "image" and (isinstance(texts, Target) or words):
         given = "a Target" if isinstance(texts, Target) else f"words={words!r}"
         raise InputError(
             f"explain: side={side!r} explains whole texts word by word, got {given}; pass the "
             "texts, and leave `words` out."
         )
-    if sign not in (*SIGNS, "both"):
-        raise InputError(f"explain: expected sign positive, negative or both, got {sign!r}.")
+    check_choice("explain", sign, get_args(Sign), name="a sign")
     if hints and (isinstance(texts, Target) or side == "text" or sign == "negative"):
         raise InputError(
             "explain: hints=True compares positive maps of texts with those of unrelated texts; "

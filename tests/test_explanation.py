@@ -257,7 +257,7 @@ def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
         ({"method": AttentionRollout, "sign": "both"}, InputError, "has no negative map"),
         ({"method": LayerAttention, "sign": "both"}, InputError, "has no negative map"),
         ({"method": "grad-cam"}, UnsupportedModelError, "ClipGradCam needs"),
-        ({"sign": "minus"}, InputError, "positive, negative or both, got 'minus'"),
+        ({"sign": "minus"}, InputError, "positive, negative, both, got 'minus'"),
         ({"batch_size": 0}, InputError, "batch_size of 1 or more, got 0"),
         ({"batch_size": True}, InputError, "batch_size"),
         ({"words": True}, TargetError, "words need exactly one text"),

@@ -15,7 +15,7 @@ import torch
 from captum_clip.errors import InputError
 from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
-from captum_clip.visualization.colors import blend, colormap
+from captum_clip.visualization.colors import HEAT, blend, colormap
 from tests import builders
 from tests.figure_parts import lines_of, pixels_of
 from tests.samples import picture
@@ -80,6 +80,18 @@ def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
     for shown, sign in zip(pixels_of(both.plot(cmap="viridis"))[1:], both.maps, strict=True):
         heatmap = both.heatmap("bicubic")[sign][0, 0].numpy()
         np.testing.assert_allclose(shown, blend(image, heatmap, colors, 0.9), atol=1e-6)
+
+
+def test_plot_dims_words_by_their_norms(vit: ClipAdapter) -> None:
+    found = explain(picture(), "a red horse", model=vit, words=True)
+    image = found.images[0].movedim(0, -1).numpy()
+    weights = [1, *(found.norms[1:] / found.norms[1:].max()).tolist()]
+    drawn = pixels_of(found.plot())[1:]
+    heatmap = found.heatmap("bicubic")["positive"][0]
+    for shown, values, weight in zip(drawn, heatmap, weights, strict=True):
+        wanted = blend(image, weight * values.numpy(), colormap(HEAT), 0.9)
+        np.testing.assert_allclose(shown, wanted, atol=5e-3)
+    assert min(weights) < 0.95
 
 
 @pytest.mark.parametrize(
