@@ -188,7 +188,7 @@ def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken
     """
     if pooling == "cls":
         return pooled.row_of(like)
-    row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+    row = torch.zeros_like(to_float32(like))
     hidden = pooled.hidden()
     row[:, prefix:] = 1 if hidden is None else (~hidden[:, prefix:]).to(row.dtype)
     return row / row.sum(1, keepdim=True)

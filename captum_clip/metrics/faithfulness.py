@@ -23,14 +23,13 @@ from torch import Tensor
 
 from ..checks import check_integer, check_interval, check_positive
 from ..errors import InputError
-from ..maps import check_maps, expand_to_input
+from ..maps import check_maps, expand_to_input, to_float32
 from .bootstrap import STATISTICS
 from .inputs import (
     Forward,
     Seed,
     Targets,
     as_planes,
-    at_least_single,
     cell_indices,
     check_bool,
     check_filled,
@@ -279,7 +278,7 @@ def sensitivity(
             result = attribute(pixels.detach().clone().requires_grad_(), target=target, **options)
         maps = result[0] if isinstance(result, tuple) else result
         check_maps(caller, maps)
-        maps = at_least_single(maps.detach()).contiguous()
+        maps = to_float32(maps.detach()).contiguous()
         return (maps,) if isinstance(inputs, tuple) else maps
 
     def add_noise(generators: list[torch.Generator], inputs: Tensor) -> Tensor:
@@ -341,7 +340,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
             f"shapley_effects: expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
             f"objects, (..., 2^n), got {tuple(scores.shape)}."
         )
-    return (scores.double() @ _weights(objects).to(scores.device)).to(at_least_single(scores).dtype)
+    return (scores.double() @ _weights(objects).to(scores.device)).to(to_float32(scores).dtype)
 
 
 def _weights(objects: int) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps import check_maps, normalize
+from ..maps import check_maps, normalize, to_float32
 from .inputs import (
-    at_least_single,
     count_pixels,
     describe,
     maps_at_masks,
@@ -68,7 +67,7 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
         tensor(1.)
     """
     heatmap = _at_densities("cc", maps, densities)
-    known = at_least_single(densities)
+    known = to_float32(densities)
     correlation = pearson(heatmap.flatten(-2), known.flatten(-2)).to(heatmap.dtype)
     return _where_varying(_where_varying(correlation, heatmap), known)
 
@@ -91,7 +90,7 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
         tensor(0.5000)
     """
     heatmap = _at_densities("sim", maps, densities)
-    normalised = [normalize(heatmap).double(), normalize(at_least_single(densities)).double()]
+    normalised = [normalize(heatmap).double(), normalize(to_float32(densities)).double()]
     shares = [x / x.sum((-2, -1), keepdim=True) for x in normalised]
     return torch.minimum(*shares).sum((-2, -1)).to(heatmap.dtype)
 

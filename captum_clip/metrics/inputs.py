@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_integer, is_integer, show
 from ..errors import InputError
-from ..maps import check_maps, unusable, upsample
+from ..maps import check_maps, to_float32, unusable, upsample
 
 Forward = Callable[[Tensor], Tensor]
 Targets = int | Sequence[int] | Tensor | None
@@ -77,7 +77,7 @@ def maps_at_masks(caller: str, maps: Tensor, masks: Tensor, *, what: str = "mask
 
 def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
     """Maps (..., h, w) at the size of masks (..., H, W), at least in single precision."""
-    return upsample(at_least_single(maps), (masks.shape[-2], masks.shape[-1]))
+    return upsample(to_float32(maps), (masks.shape[-2], masks.shape[-1]))
 
 
 def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
@@ -98,12 +98,7 @@ def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
             f"it, or of the images' shape, got maps {describe(maps)} for images "
             f"{describe(images)}; of several targets pass one, maps[:, k]."
         )
-    return at_least_single(flat).sum(1)
-
-
-def at_least_single(maps: Tensor) -> Tensor:
-    """At least in single precision: a sum over pixels does not fit in half."""
-    return maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return to_float32(flat).sum(1)
 
 
 def cell_indices(

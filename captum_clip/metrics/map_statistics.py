@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps import check_maps
-from .inputs import at_least_single, describe
+from ..maps import check_maps, to_float32
+from .inputs import describe
 
 
 def spatial_variance(maps: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
             f"rank_correlation: expected two sets of maps of one shape, got {describe(maps)} and "
             f"{describe(others)}; resize one with captum_clip.maps.upsample."
         )
-    return spearman(maps.flatten(-2), others.flatten(-2)).to(at_least_single(maps).dtype)
+    return spearman(maps.flatten(-2), others.flatten(-2)).to(to_float32(maps).dtype)
 
 
 def average_ranks(values: Tensor) -> Tensor:

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 from ..checks import check_choice, check_integer, check_positive, show
 from ..errors import InputError
-from ..maps import upsample
+from ..maps import to_float32, upsample
 from .inputs import (
     Forward,
     Seed,
     Targets,
     as_planes,
-    at_least_single,
     cell_indices,
     check_bool,
     check_images,
@@ -203,7 +202,7 @@ def perturbation_test(
         own = images[index]
         new = road_fill(own, pixels) + noise[index] if filled is None else filled[index]
         perturbed = torch.where(pixels, new, own)
-        scores = at_least_single(checked_scores(caller, forward, perturbed, largest))
+        scores = to_float32(checked_scores(caller, forward, perturbed, largest))
         measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
         if scores.shape[1] > 1:
             measured["margin"].append(_margin(scores, chosen[index]))

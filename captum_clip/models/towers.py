@@ -40,7 +40,7 @@ class PooledToken:
 
     def row_of(self, like: Tensor) -> Tensor:
         """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
-        row = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        row = torch.zeros_like(to_float32(like))
         if self.rows is None:
             row[:, 0] = 1
             return row
