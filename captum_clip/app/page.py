@@ -115,7 +115,7 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
         methods = offered_methods(models.get(names[0]))
         method = gr.Dropdown(methods, label="Method", scale=5, min_width=140, elem_id="method")
     signs = [*((label, sign) for sign, label in SIGNS.items()), ("both", "both")]
-    sign = gr.Radio(signs, value="positive", label="What supports a text", elem_id="sign")
+    sign = gr.Radio(signs, value="positive", label="Show what", elem_id="sign")
     button = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
         gr.Markdown(" ".join(WORDS))
