@@ -39,7 +39,7 @@ from .run import (
 )
 from .storage import Storage
 from .summary import Summary, summarize
-from .table import Metric, Queries, Table, concatenate, from_arrays, table_of, to_arrays
+from .table import Metric, Queries, Table, concatenate, table_of
 from .tasks import TASKS
 from .tasks.perturbation_task import LEAST_FIRST, MOST_FIRST, TITLES
 
@@ -107,7 +107,7 @@ class EvaluationPlan(Plan):
                 name: list(TASKS[name].measure(maps) if batch.views else ())
                 for name in self.tasks[self.data_of(unit)]
             }
-        return to_arrays(table_of(method.name, rows)), [*batch.skipped, *maps.skipped]
+        return table_of(method.name, rows), [*batch.skipped, *maps.skipped]
 
 
 def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
@@ -334,17 +334,17 @@ def _summarise(
 
 def _collect(plan: EvaluationPlan, output: Storage) -> tuple[Table, SkippedEntries]:
     """The whole table, and each sample with each of its reasons, once."""
-    tables, reasons = [], [set[tuple[int, str]]() for _ in plan.data]
+    units, reasons = [], [set[tuple[int, str]]() for _ in plan.data]
     for unit in plan.units:
         arrays, skipped = read_unit(output, unit)
         place = plan.data_of(unit)
-        tables.append((from_arrays(arrays), plan.data[place].names))
+        units.append((arrays, plan.data[place].names))
         reasons[place] |= {*skipped}
     entries = {
         data.name: [{"sample": data.names[number], "reason": why} for number, why in sorted(own)]
         for data, own in zip(plan.data, reasons, strict=True)
     }
-    return concatenate(tables), entries
+    return concatenate(units), entries
 
 
 def _check_measured(

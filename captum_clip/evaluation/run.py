@@ -169,7 +169,7 @@ def to_json(content: Mapping[str, Any]) -> bytes:
 def to_npz(arrays: Arrays) -> bytes:
     """Arrays as the content of an .npz file; the same arrays are the same bytes."""
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,15 +14,13 @@ from ..metrics.bootstrap import StatisticName
 from .run import Arrays
 
 if TYPE_CHECKING:
-    from pandas import Categorical, DataFrame
+    from pandas import DataFrame
 
 Table: TypeAlias = "DataFrame"
 COLUMNS: Final = ("task", "metric", "method", "sample", "region", "part", "x", "value")
 """Columns of the table; docs/evaluation.md describes each."""
 
-_NUMBERS: Final[dict[str, type]] = {"sample": np.int64, "x": np.float64, "value": np.float64}
-_TEXTS: Final = tuple(name for name in COLUMNS if name not in _NUMBERS)
-
+_TEXTS: Final = ("task", "metric", "method", "region", "part")
 
 UNIFORM: Final = "uniform"
 """The baseline whose map is the same everywhere: what an answer gets that is always the same."""
@@ -75,72 +73,44 @@ def rows_of(
         parts = {"": torch.where(values.isnan(), torch.as_tensor(chance).to(values), values)}
     table = np.stack([column.double().cpu().numpy() for column in parts.values()])  # (C, N)
     finite = np.isfinite(table).all(0)
-    texts = np.array([readable(region) for region in regions], dtype=object)
+    texts = np.array([readable(region) for region in regions], dtype=np.str_)
     count = int(finite.sum())
     return {
-        "metric": np.full(len(parts) * count, metric, dtype=object),
+        "metric": np.full(len(parts) * count, metric),
         "sample": np.tile(np.asarray(samples, dtype=np.int64)[finite], len(parts)),
         "region": np.tile(texts[finite], len(parts)),
-        "part": np.repeat(np.array(list(parts), dtype=object), count),
+        "part": np.repeat(np.array(list(parts)), count),
         "x": np.full(len(parts) * count, x),
         "value": table[:, finite].ravel(),
     }
 
 
-def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Table:
-    """The table of one method, of the :func:`rows_of` of each task; samples are numbers."""
-    import pandas as pd
-
-    blocks: list[Arrays] = [{name: np.empty(0, _NUMBERS.get(name, object)) for name in COLUMNS}]
+def table_of(method: str, rows: Mapping[str, Sequence[Arrays]]) -> Arrays:
+    """The columns of one method's table, of the :func:`rows_of` of each task."""
+    blocks = [rows_of("", torch.zeros(0), [], []) | {"task": np.empty(0, np.str_)}]
     for task, of_task in rows.items():
-        for block in of_task:
-            size = len(block["value"])
-            texts = {"task": np.full(size, task, object), "method": np.full(size, method, object)}
-            blocks.append({**block, **texts})
-    columns = {name: np.concatenate([block[name] for block in blocks]) for name in COLUMNS}
-    coded = {name: _category(*pd.factorize(columns[name])) for name in _TEXTS}
-    return pd.DataFrame({**columns, **coded})
+        blocks += [block | {"task": np.full(len(block["value"]), task)} for block in of_task]
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return {**columns, "method": np.full(len(columns["value"]), method)}
 
 
-def to_arrays(table: Table) -> Arrays:
-    """The table of one method as the arrays of a file."""
-    arrays = {name: table[name].to_numpy() for name in _NUMBERS}
-    for name in _TEXTS:  # long, with few different entries
-        arrays[name] = table[name].cat.codes.to_numpy()
-        arrays[f"{name} names"] = np.array(table[name].cat.categories, dtype=np.str_)
-    return arrays
+def concatenate(units: Iterable[tuple[Arrays, Sequence[str]]]) -> Table:
+    """The whole table, of the columns of each unit and the names of the samples that it numbers.
 
-
-def from_arrays(arrays: Arrays) -> Table:
-    """The table that :func:`to_arrays` was given."""
+    Texts are categories in the order in which they come, samples in that of their data sets.
+    """
     import pandas as pd
 
-    coded = {n: _category(arrays[n], arrays[f"{n} names"].tolist()) for n in _TEXTS}
-    return pd.DataFrame({name: coded.get(name, arrays[name]) for name in COLUMNS})
-
-
-def concatenate(tables: Sequence[tuple[Table, Sequence[str]]]) -> Table:
-    """The whole table, of tables with the names of the samples that each numbers."""
-    import pandas as pd
-    from pandas.api.types import union_categoricals
-
-    named = []
-    for table, names in tables:
-        # two names may read alike, and a category comes once
-        codes, known = pd.factorize(np.array([*map(readable, names)], dtype=object))
-        named.append(table.assign(sample=_category(codes[table["sample"]], known)))
-    columns: dict[str, Any] = {
-        name: union_categoricals([table[name] for table in named]) for name in (*_TEXTS, "sample")
-    }
-    columns |= {name: np.concatenate([table[name] for table in named]) for name in ("x", "value")}
-    return pd.DataFrame({name: columns[name] for name in COLUMNS})
-
-
-def _category(codes: Any, names: Any) -> Categorical:
-    """A column of text."""
-    import pandas as pd
-
-    return pd.Categorical.from_codes(codes, pd.Index(names, dtype=object))
+    tables, known = [], dict[str, None]()
+    for columns, names in units:
+        readable_names = [*map(readable, names)]
+        known |= dict.fromkeys(readable_names)
+        samples = np.array(readable_names, dtype=object)[columns["sample"]]
+        table = pd.DataFrame({name: columns[name] for name in COLUMNS}).assign(sample=samples)
+        tables.append(table.astype(dict.fromkeys(_TEXTS, "category")))  # texts are long, and few
+    whole = pd.concat(tables, ignore_index=True)
+    texts = {name: pd.Categorical(whole[name], whole[name].unique()) for name in _TEXTS}
+    return whole.assign(**texts, sample=pd.Categorical(whole["sample"], [*known]))
 
 
 def readable(name: str) -> str:

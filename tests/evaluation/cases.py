@@ -20,7 +20,7 @@ from captum_clip.evaluation.data import DataSet
 from captum_clip.evaluation.data.base import Region, Sample
 from captum_clip.evaluation.methods import Method, method_of
 from captum_clip.evaluation.run import Arrays
-from captum_clip.evaluation.table import Queries, rows_of, table_of
+from captum_clip.evaluation.table import Queries, concatenate, rows_of, table_of
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.models import ClipAdapter
 from tests import builders
@@ -136,9 +136,13 @@ def long_table(method: str, metric: str, parts: Sequence[str], rows: Rows) -> An
     columns = {
         part: torch.from_numpy(rows.values[:, place].copy()) for place, part in enumerate(parts)
     }
-    table = table_of(method, {"task": [rows_of(metric, columns, rows.owners.tolist(), regions)]})
-    # One table's categories: those of several are joined by `concatenate`, which knows the names.
-    return table.astype({"metric": str, "method": str, "region": str, "part": str, "task": str})
+    names = [str(number) for number in range(max(owners, default=0) + 1)]
+    table = concatenate(
+        [(table_of(method, {"task": [rows_of(metric, columns, owners, regions)]}), names)]
+    )
+    return table.astype(
+        dict.fromkeys(("metric", "method", "region", "part", "task"), str) | {"sample": int}
+    )
 
 
 def measured(
