@@ -36,10 +36,9 @@ _EVENT: Final[dict[str, Any]] = {
     "concurrency_id": "models",
     "concurrency_limit": 2,  # of all events together; others wait in line
 }
-_POLICY: Final = (  # the browser itself refuses to ask any other server
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'\">"
-)
+# the browser itself refuses to ask any other server
+_POLICY: Final = """<meta http-equiv="Content-Security-Policy"
+    content="default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'">"""
 _KEYS: Final = """() => document.addEventListener('keydown', event => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey))
         document.querySelector('#show').click();
@@ -75,17 +74,19 @@ def build(models: Models) -> Any:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
                         answer, opacity, parts, show = _cards()
-                    chosen = [_detail(tab, answer) for tab in _DETAILS]
+                    details = [_detail(tab, answer) for tab in _DETAILS]
                 gr.Markdown(ABOUT, elem_id="about")
 
         def explain(opacity: float, model: str, *asked: Any) -> Iterator[dict[Any, Any]]:
             found = ask(models.get(model), *asked)
             names = [(name, index) for index, name in enumerate(found.explanation.names)]
             choice = gr.Radio(names, value=0, visible=len(names) > 1)
-            yield {**dict.fromkeys(chosen, choice), tabs: gr.Tabs(selected="texts")}
+            yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
+            yield {part: None for _, *shown in details for part in shown}
             yield from show(found, opacity)
 
-        event = _sentences(explain), [opacity, *question], [*parts, *chosen, tabs]
+        outputs = [*parts, *(part for detail in details for part in detail), tabs]
+        event = _sentences(explain), [opacity, *question], outputs
         button.click(*event, scroll_to_output=True, **_EVENT)
         scene.success(*event, **_EVENT)
         page.load(None, None, None, js=_KEYS)
@@ -194,8 +195,8 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
     return answer, opacity, parts, show
 
 
-def _detail(tab: str, answer: Any) -> Any:
-    """A tab that is filled when it is opened; its control that chooses the text."""
+def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
+    """A tab that is filled when it is opened: what chooses the text, its words, and maps."""
     with gr.Tab(tab) as opened:
         text = gr.Radio([], label="Text", visible=False)
         gr.Markdown(_DETAILS[tab])
@@ -214,7 +215,7 @@ def _detail(tab: str, answer: Any) -> Any:
             yield [None, list(panels(figure))]
 
     gr.on([opened.select, text.input], _sentences(fill), [answer, text], [words, maps], **_EVENT)
-    return text
+    return text, words, maps
 
 
 def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

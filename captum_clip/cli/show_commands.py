@@ -166,7 +166,7 @@ def app_command(
             embedded models are always offered (default: demo/vit)
     """
     if find_spec("gradio") is None:
-        raise InputError("the page needs Gradio: pip install 'gradio>=6.17'")
+        raise InputError("the page needs Gradio: pip install 'gradio>=6.29'")
     from ..app.answers import Models
     from ..app.page import LOCAL, find_port, serving
 

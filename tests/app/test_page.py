@@ -193,6 +193,8 @@ def test_tabs_follow_the_chosen_text(page: Page) -> None:
 def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     """Choosing a model changes the methods that are offered."""
     page, _ = opened(browser, address)
+    page.get_by_role("tab", name="Layer by layer").click()
+    expect(page.locator(".thumbnail-item:visible").first).to_be_visible()
     choose(page, "method", "last-grad")
     choose(page, "model", "demo/resnet")
     expect(page.locator("#method input")).to_have_value("direct")  # a ResNet has no last-grad
@@ -204,6 +206,7 @@ def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
     )
     page.get_by_role("tab", name="Layer by layer").click()
     expect(page.locator(".toast-body")).to_contain_text("demo/resnet has a resnet tower")
+    expect(page.locator(".thumbnail-item:visible")).to_have_count(0)  # of the question before
     page.get_by_role("tab", name="Heads").click()
     expect(page.locator(".caption-label:visible").nth(1)).to_contain_text("of the pool")
     page.context.close()
