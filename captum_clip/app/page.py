@@ -90,7 +90,7 @@ def build(models: Models) -> Any:
         button.click(*event, scroll_to_output=True, **_EVENT)
         scene.success(*event, **_EVENT)
         page.load(None, None, None, js=_KEYS)
-    return page.queue(api_open=False)
+    return page.queue(api_open=False, max_size=64)
 
 
 def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
