@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import factorial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from captum import metrics as captum_metrics
 from torch import Tensor
 
 from ..checks import check_integer, check_interval, check_positive
 from ..errors import InputError
 from ..maps import check_maps, expand_to_input, to_float32
-from .bootstrap import STATISTICS
+from .bootstrap import STATISTICS, StatisticName
 from .inputs import (
     Forward,
     Seed,
@@ -188,20 +186,20 @@ def p_faithfulness(maps: Tensor, changes: MaskedChanges) -> Tensor:
     return spearman(changes.predicted(maps), changes.changes)
 
 
-def infidelity(maps: Tensor, changes: MaskedChanges, *, normalize: bool = True) -> Tensor:
+def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
     r"""Infidelity of maps: how far they are from predicting what random masks change.
 
     .. math:: \mathrm{INFD} = E_S\bigl[(\beta \, I_S \cdot m - (y(x) - y(x \setminus S)))^2\bigr],
               \quad \beta = \frac{E[I_S \cdot m \, (y(x) - y(x \setminus S))]}{E[(I_S \cdot m)^2]}
 
     with :math:`I_S` 1 on the pixels of the mask: the figure of `captum.metrics.infidelity`, which
-    takes perturbations of other kinds (with :func:`captum_clip.maps.expand_to_input`). With beta
-    (`normalize`) the scale of the map makes no difference, nor does its sign as a whole, since beta
-    may be negative; without it beta is 1, and maps must be on the scale of the score. Zero is
-    perfect, and a map of zeros gets the mean square of the score's change, the unit that a figure
-    is to be read in. There is no intercept: a map with one value everywhere tells how much an
-    average cell counts, and that alone explains most of the square, so it may beat maps that tell
-    one cell from another. :func:`faithfulness_correlation` has an offset.
+    takes perturbations of other kinds (with :func:`captum_clip.maps.expand_to_input`), with
+    ``normalize=True``. The scale of the map makes no difference, nor does its sign as a whole,
+    since beta may be negative. Zero is perfect, and a map of zeros gets the mean square of the
+    score's change, the unit that a figure is to be read in. There is no intercept: a map with one
+    value everywhere tells how much an average cell counts, and that alone explains most of the
+    square, so it may beat maps that tell one cell from another.
+    :func:`faithfulness_correlation` has an offset.
 
     Returns:
         (B,) float64.
@@ -215,11 +213,9 @@ def infidelity(maps: Tensor, changes: MaskedChanges, *, normalize: bool = True) 
         tensor([True, True])
     """
     predicted, true = changes.predicted(maps), changes.changes
-    if normalize:
-        square = predicted.square().mean(1)
-        factor = (predicted * true).mean(1) / torch.where(square > 0, square, 1)
-        predicted = factor[:, None] * predicted
-    return (predicted - true).square().mean(1)
+    square = predicted.square().mean(1)
+    factor = (predicted * true).mean(1) / torch.where(square > 0, square, 1)
+    return (factor[:, None] * predicted - true).square().mean(1)
 
 
 @torch.inference_mode(False)
@@ -234,7 +230,7 @@ def sensitivity(
     seed: Seed = 0,
     **options: Any,
 ) -> Tensor:
-    r"""The largest relative change of maps under small noise, `captum.metrics.sensitivity_max`.
+    r"""The largest relative change of maps under small noise: Captum's `sensitivity_max`.
 
     .. math:: \mathrm{SENS} = \max_{|\delta|_\infty \le r} \frac{|m(x + \delta) - m(x)|}{|m(x)|}
 
@@ -267,41 +263,30 @@ def sensitivity(
     check_integer(caller, "samples", samples)
     check_integer(caller, "a batch size", batch_size)
     seeds = seeds_of(caller, seed, len(images))
-    one_target = target is None or isinstance(target, int)
-    chosen = None if one_target else checked_targets(caller, target, images, name="target").clone()
+    chosen = None if target is None else checked_targets(caller, target, images, name="target")
 
-    def explain(inputs: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
-        # captum gives a tuple first and a tensor afterwards, and turns gradients off; its own
-        # methods warn of inputs that need none
-        pixels = inputs[0] if isinstance(inputs, tuple) else inputs
+    def explain(pixels: Tensor, numbers: Tensor) -> Tensor:
+        columns = None if chosen is None else chosen[numbers]
+        leaf = pixels.detach().clone().requires_grad_()
         with torch.enable_grad():
-            result = attribute(pixels.detach().clone().requires_grad_(), target=target, **options)
-        maps = result[0] if isinstance(result, tuple) else result
+            maps = attribute(leaf, target=columns, **options)
         check_maps(caller, maps)
-        maps = to_float32(maps.detach()).contiguous()
-        return (maps,) if isinstance(inputs, tuple) else maps
+        return to_float32(maps.detach()).flatten(1)
 
-    def add_noise(generators: list[torch.Generator], inputs: Tensor) -> Tensor:
-        each = len(inputs) // len(generators)  # captum repeats each image for its draws
-        drawn = [
-            torch.rand(image.shape, generator=generators[i // each])
-            for i, image in enumerate(inputs)
-        ]
-        return inputs + radius * (2 * torch.stack(drawn) - 1).to(inputs)
-
-    values, size = [], max(1, batch_size // samples)
-    for start in range(0, len(images), size):
-        part = slice(start, start + size)
-        generators = [torch.Generator().manual_seed(own) for own in seeds[part]]
-        largest = captum_metrics.sensitivity_max(
-            explain,
-            images[part],
-            perturb_func=partial(add_noise, generators),
-            n_perturb_samples=samples,
-            max_examples_per_batch=min(batch_size, len(generators) * samples),
-            target=target if chosen is None else chosen[part],
-        )
-        values.append(largest)
+    # each batch of as many images as, with their draws, go into a call
+    values = []
+    for own in torch.split(torch.arange(len(images)), max(1, batch_size // samples)):
+        generators = [torch.Generator().manual_seed(seeds[number]) for number in own.tolist()]
+        shape = (samples, *images.shape[1:])
+        noise = torch.stack([torch.rand(shape, generator=one) for one in generators])
+        noisy = images[own][:, None] + radius * (2 * noise - 1).to(images)  # (n, S, C, H, W)
+        parts = torch.split(noisy.flatten(0, 1), batch_size)
+        numbers = torch.split(own.repeat_interleave(samples), batch_size)
+        before = explain(images[own], own)
+        after = torch.cat([explain(*part) for part in zip(parts, numbers, strict=True)])
+        change = (after.reshape(len(own), samples, -1) - before[:, None]).norm(dim=-1).amax(1)
+        size = before.norm(dim=-1)
+        values.append(change / torch.where(size > 0, size, 1))
     return torch.cat(values)
 
 
@@ -389,51 +374,40 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.einsum("...p,...np->...n", heatmap.flatten(-2), planes) * share
 
 
-@dataclass(frozen=True)
-class Agreement:
+class Agreement(NamedTuple):
     """How far the mass of maps agrees with the effects of objects, over pairs of map and object.
 
     Args:
         spearman: rank correlation of mass and effect; NaN where either is constant, or for less
             than two pairs.
-        signs: share of the pairs whose mass has the sign of the effect, of those with an effect; a
-            mass of zero has no sign and counts one half. NaN where no pair has an effect.
-        one_sign: the same of a method that always gives the more frequent sign.
-        pairs: number of pairs.
-        signed: number of pairs with an effect other than zero.
         balanced_accuracy: mean of the shares of right signs among the positive and among the
-            negative effects. A constant answer gets .5, whatever the base rate is; NaN where one of
-            the two kinds is missing.
+            negative effects, where a mass of zero has no sign and counts one half. A constant
+            answer gets .5, whatever the base rate is; NaN where one of the two kinds is missing.
         auc: the chance that the mass of a positive effect is above that of a negative one, equal
             ones counting one half; .5 where mass and sign have nothing to do with each other.
-        negative_effects: share of the pairs whose effect is below zero.
-        negative_masses: share of the pairs whose mass is below zero.
     """
 
     spearman: float
-    signs: float
-    one_sign: float
-    pairs: int
-    signed: int
     balanced_accuracy: float
     auc: float
-    negative_effects: float
-    negative_masses: float
 
 
 def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     """How far masses agree with effects, pooled over all pairs of map and object.
+
+    Masks measure whether a map looks right; this measures whether it is. Maps enter on their own
+    raw scale. Over the pairs where the text names another object the figures tell whether negative
+    evidence is right.
 
     Args:
         mass: any shape, as :func:`object_mass` gives it.
         effects: the same shape, as :func:`shapley_effects` gives them, on any device.
 
     Example:
-        >>> agreement = effect_agreement(
-        ...     torch.tensor([4.0, -1.0, 2.0]), torch.tensor([0.3, 0.1, 0.2])
-        ... )
-        >>> agreement.spearman, round(agreement.signs, 3), agreement.one_sign
-        (1.0, 0.667, 1.0)
+        >>> masks = torch.tensor([[[True, False]], [[False, True]]])
+        >>> mass = object_mass(torch.tensor([[2.0, -1.0]]), masks)
+        >>> effect_agreement(mass, torch.tensor([0.3, -0.1]))
+        Agreement(spearman=1.0, balanced_accuracy=1.0, auc=1.0)
     """
     check_finite("effect_agreement", "mass", mass)
     check_finite("effect_agreement", "effects", effects)
@@ -442,79 +416,8 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
             f"effect_agreement: expected one effect per mass, got {tuple(effects.shape)} for "
             f"{tuple(mass.shape)}."
         )
-    masses, truths = mass.cpu().double().flatten(), effects.cpu().double().flatten()
-    some, pairs = truths != 0, len(truths)
-    signed, positive = int(some.sum()), int((truths > 0).sum())
-    right = (1 + masses.sign() * truths.sign()) / 2  # no mass has no sign and counts one half
-    table, once = torch.stack([masses, truths], 1).numpy(), np.ones((1, pairs))
-    named = {
-        name: float(STATISTICS[name].prepare(np.arange(pairs), table, pairs)(once)[0])
-        for name in ("spearman", "balanced_accuracy", "auc")
-    }
-    return Agreement(
-        **named,
-        signs=float(right[some].mean()),
-        one_sign=max(positive, signed - positive) / signed if signed else float("nan"),
-        pairs=pairs,
-        signed=signed,
-        negative_effects=float((truths < 0).double().mean()),
-        negative_masses=float((masses < 0).double().mean()),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class ObjectEffect:
-    """Signed mass of maps in objects, and its agreement with the objects' effects.
-
-    Args:
-        mass: (..., n) of each map in each object.
-        agreement: over all pairs.
-        off_target: over the pairs where the text names another object; None where it is not known
-            which those are.
-    """
-
-    mass: Tensor
-    agreement: Agreement
-    off_target: Agreement | None
-
-
-def object_effect(
-    maps: Tensor, masks: Tensor, effects: Tensor, *, off_target: Tensor | None = None
-) -> ObjectEffect:
-    """The signed mass of maps in objects, and how far it agrees with the objects' true effects.
-
-    Masks measure whether a map looks right; this measures whether it is. Figures are pooled over
-    all pairs of map and object, so maps enter on their own raw scale. Over the pairs where the
-    text names another object they tell whether negative evidence is right, where an answer that is
-    always "negative" may already be (`Agreement.one_sign`).
-
-    For sets that do not fit in one call, collect :func:`object_mass` batch by batch and give all
-    of it to :func:`effect_agreement`.
-
-    Args:
-        maps: (..., h, w), signed or not.
-        masks: (..., n, H, W), the objects of each map; or (n, H, W).
-        effects: (..., n), from :func:`shapley_effects`.
-        off_target: (..., n) bool, the pairs where the text names another object.
-
-    Example:
-        >>> masks = torch.tensor([[[True, False]], [[False, True]]])
-        >>> effect = object_effect(
-        ...     torch.tensor([[2.0, -1.0]]), masks, torch.tensor([0.3, -0.1])
-        ... )
-        >>> effect.mass, effect.agreement.spearman, effect.agreement.signs
-        (tensor([ 2., -1.]), 1.0, 1.0)
-    """
-    mass = object_mass(maps, masks)
-    agreement = effect_agreement(mass, effects)
-    if off_target is None:
-        return ObjectEffect(mass, agreement, None)
-    check_bool("object_effect", "off_target", off_target)
-    if off_target.shape != mass.shape:
-        raise InputError(
-            f"object_effect: expected off_target {tuple(mass.shape)}, one per pair, got "
-            f"{tuple(off_target.shape)}."
-        )
-    pairs = off_target.cpu()
-    restricted = effect_agreement(mass.cpu()[pairs], effects.cpu()[pairs])
-    return ObjectEffect(mass, agreement, restricted)
+    pairs = torch.stack([mass.cpu().flatten(), effects.cpu().flatten()], 1).double().numpy()
+    count, once = len(pairs), np.ones((1, len(pairs)))
+    statistics: tuple[StatisticName, ...] = ("spearman", "balanced_accuracy", "auc")
+    prepared = [STATISTICS[name].prepare(np.arange(count), pairs, count) for name in statistics]
+    return Agreement(*(float(statistic(once)[0]) for statistic in prepared))

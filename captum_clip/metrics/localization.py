@@ -6,9 +6,7 @@ Throughout, `maps` are (..., h, w), resized to their masks first (bilinear), and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from ..checks import check_integer, check_interval, is_number, show
 from ..errors import InputError
 from ..maps import normalize
-from .inputs import cell_indices, count_pixels, maps_at_masks, rounding
+from .inputs import count_pixels, maps_at_masks, rounding
 
 Threshold = float | Literal["mean", "otsu"]
 _BINS = 256  # of Otsu's histogram, as in scikit-image
@@ -59,11 +57,11 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
     A constant positive map gets the share of the image that the mask covers.
 
-    Where the mask is the cell of a class in a grid of images (:func:`mosaic_cells`), this is
-    *GridPG*; the authors take images that the model puts into their classes with confidence, each
-    of another class. FIxLIP plays it with captions of one to four objects in 2 x 2 cells, and a map
-    for each object; where a method has one map of the whole caption, which bounds the mean over n
-    objects by 1/n, that map is each object's.
+    Where the mask is the cell of a class in a grid of images, this is *GridPG*; the authors take
+    images that the model puts into their classes with confidence, each of another class. FIxLIP
+    plays it with captions of one to four objects in 2 x 2 cells, and a map for each object; where
+    a method has one map of the whole caption, which bounds the mean over n objects by 1/n, that
+    map is each object's.
 
     Returns:
         (...) from 0 to 1; NaN for a map without positive mass, which GridPG's own code gives 0.
@@ -136,7 +134,7 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
     negative evidence. A map that is constant gets the share of the image in C if it is positive,
     and the rest if it is negative. One non-negative map of a whole caption that names n cells
     divides its mass among them, so the mean over its n words is at most 1/n. A signed map per word
-    (:func:`captum_clip.targets.words`) has no such bound. :func:`mosaic_cells` makes cells.
+    (:func:`captum_clip.targets.words`) has no such bound.
 
     Returns:
         (...) from 0 to 1; NaN for a map of zeros.
@@ -145,9 +143,8 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
         InputError: other maps or cells.
 
     Example:
-        >>> cells = mosaic_cells(2, 2, (2, 2))
-        >>> heatmap = torch.tensor([[3.0, 1.0], [-4.0, 0.0]])
-        >>> word_mosaic_game(heatmap, cells[0])
+        >>> cell = torch.tensor([[True, False], [False, False]])
+        >>> word_mosaic_game(torch.tensor([[3.0, 1.0], [-4.0, 0.0]]), cell)
         tensor(0.8750)
     """
     heatmap = maps_at_masks("word_mosaic_game", maps, cells, what="cells")
@@ -155,49 +152,26 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
     return right.sum((-2, -1)) / heatmap.abs().sum((-2, -1))
 
 
-def mosaic_cells(rows: int, columns: int, size: tuple[int, int]) -> Tensor:
-    """The cells (rows * columns, H, W) of a mosaic of (H, W) pixels, bool, row by row.
-
-    Pixel i of H lies in row i * rows // H.
-
-    Raises:
-        InputError: numbers below 1, or more cells than pixels.
-
-    Example:
-        >>> mosaic_cells(1, 2, (1, 4)).int().tolist()
-        [[[1, 1, 0, 0]], [[0, 0, 1, 1]]]
-    """
-    check_integer("mosaic_cells", "rows", rows)
-    check_integer("mosaic_cells", "columns", columns)
-    check_integer("mosaic_cells", "a height", size[0], least=rows)
-    check_integer("mosaic_cells", "a width", size[1], least=columns)
-    row, column = cell_indices((rows, columns), torch.empty(size))
-    return row * columns + column == torch.arange(rows * columns)[:, None, None]
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentationScores:
+class SegmentationScores(NamedTuple):
     r"""Pixels of each image by decision and truth, and what follows for the set.
 
     .. math:: \text{accuracy} = \frac{TP + TN}{TP + FP + FN + TN}, \quad
               \text{mIoU} = \frac{1}{2} \Bigl(\frac{TP}{TP + FP + FN} +
                                               \frac{TN}{TN + FP + FN}\Bigr)
 
-    with sums over all images of the set, and mAP the mean of the images' average precisions.
+    with sums over all images of the set.
 
     Args:
         true_positive: (N,) pixels of the object that the map marks.
         false_positive: (N,) pixels outside of the object that it marks.
         false_negative: (N,) pixels of the object that it leaves out.
         true_negative: (N,) the rest.
-        average_precision: (N,) of the map's values, without a threshold.
     """
 
     true_positive: Tensor
     false_positive: Tensor
     false_negative: Tensor
     true_negative: Tensor
-    average_precision: Tensor
 
     @property
     def pixel_accuracy(self) -> float:
@@ -213,39 +187,19 @@ class SegmentationScores:
     def image_accuracy(self) -> Tensor:
         """(N,) the share of each image's pixels that are classified rightly."""
         right = self.true_positive + self.true_negative
-        return right / (right + self._wrong)
+        return right / (right + self.false_positive + self.false_negative)
 
     @property
     def image_iou(self) -> Tensor:
         """(N,) the mean of the IoU of object and background in each image."""
-        of_object = self.true_positive / (self.true_positive + self._wrong)
-        return (of_object + self.true_negative / (self.true_negative + self._wrong)) / 2
-
-    @property
-    def mean_average_precision(self) -> float:
-        """The mean over the images of the set."""
-        return float(self.average_precision.double().mean())
-
-    @property
-    def _wrong(self) -> Tensor:
-        return self.false_positive + self.false_negative
+        wrong = self.false_positive + self.false_negative
+        of_object = self.true_positive / (self.true_positive + wrong)
+        return (of_object + self.true_negative / (self.true_negative + wrong)) / 2
 
     @property
     def _summed(self) -> SegmentationScores:
         """All images as one."""
-        return SegmentationScores(*(getattr(self, field.name).sum() for field in fields(self)))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[SegmentationScores]) -> SegmentationScores:
-        """The scores of several batches as those of one set.
-
-        Raises:
-            InputError: no batch at all.
-        """
-        if not parts:
-            raise InputError("SegmentationScores.concatenate: expected one or more parts, got 0.")
-        names = [field.name for field in fields(cls)]
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return SegmentationScores(*(counts.sum() for counts in self))
 
 
 def segmentation_scores(
@@ -253,14 +207,8 @@ def segmentation_scores(
 ) -> SegmentationScores:
     r"""How well thresholded maps segment their objects (the ImageNet-Segmentation protocol).
 
-    Maps are min-max normalised one by one, and mark what is above the threshold. The average
-    precision needs none:
-
-    .. math:: AP = \sum_j (R_j - R_{j-1}) P_j
-
-    over the distinct values of the map from the highest, with recall R and precision P of the
-    pixels that have at least that value. A constant map marks nothing, and its average precision
-    is the mask's share of the image.
+    Maps are min-max normalised one by one, and mark what is above the threshold; a constant map
+    marks nothing.
 
     Args:
         maps: (..., h, w).
@@ -269,7 +217,7 @@ def segmentation_scores(
             into two groups of largest variance between, 256 bins), or a number in [0, 1).
 
     Returns:
-        Counts and average precision of each image; its properties are the figures of the set.
+        Counts of each image; their properties are the figures of the set.
 
     Raises:
         InputError: other maps or masks, or an unknown threshold.
@@ -280,29 +228,34 @@ def segmentation_scores(
         >>> heatmap = torch.tensor([[5.0, 1.0], [0.0, 0.0]])
         >>> mask = torch.tensor([[True, True], [False, False]])
         >>> scores = segmentation_scores(heatmap, mask)
-        >>> scores.pixel_accuracy, round(scores.mean_iou, 3), scores.mean_average_precision
-        (0.75, 0.583, 1.0)
+        >>> scores.pixel_accuracy, round(scores.mean_iou, 3)
+        (0.75, 0.583)
     """
-    return scores_at_thresholds(maps, masks, [threshold])[0]
-
-
-def scores_at_thresholds(
-    maps: Tensor, masks: Tensor, thresholds: Sequence[Threshold]
-) -> list[SegmentationScores]:
-    """:func:`segmentation_scores` at each threshold; what needs none is computed once."""
     heatmap, inside = _normalized("segmentation_scores", maps, masks)
-    precision = _average_precision(heatmap.flatten(1), inside.flatten(1))
-    levels = [threshold_level("segmentation_scores", heatmap, each) for each in thresholds]
-    return [
-        SegmentationScores(
-            true_positive=count_pixels(marked & inside),
-            false_positive=count_pixels(marked & ~inside),
-            false_negative=count_pixels(~marked & inside),
-            true_negative=count_pixels(~marked & ~inside),
-            average_precision=precision,
-        )
-        for marked in (heatmap > level[:, None, None] for level in levels)
-    ]
+    level = threshold_level("segmentation_scores", heatmap, threshold)
+    marked = heatmap > level[:, None, None]
+    pairs = ((marked, inside), (marked, ~inside), (~marked, inside), (~marked, ~inside))
+    return SegmentationScores(*(count_pixels(one & other) for one, other in pairs))
+
+
+def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""The average precision of each map's values, which needs no threshold.
+
+    .. math:: AP = \sum_j (R_j - R_{j-1}) P_j
+
+    over the distinct values of the map from the highest, with recall R and precision P of the
+    pixels that have at least that value. A constant map gets the mask's share of the image.
+
+    Returns:
+        (N,) of each image; mAP is their mean.
+
+    Example:
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> average_precision(torch.tensor([[5.0, 1.0], [0.0, 0.0]]), mask)
+        tensor([1.])
+    """
+    heatmap, inside = _normalized("average_precision", maps, masks)
+    return _average_precision(heatmap.flatten(1), inside.flatten(1))
 
 
 def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
@@ -313,7 +266,7 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
     .. math:: AP\bigl([m, 1 - m], [M, \lnot M]\bigr)
 
-    with AP as in :func:`segmentation_scores`, whose own is that of the object alone. As there is as
+    with AP as in :func:`average_precision`, which is that of the object alone. As there is as
     much right as wrong among twice the pixels, a constant map gets 1/2. A map that is low nearly
     everywhere puts the background first, and gets far more than that whatever it shows, so compare
     with random maps.

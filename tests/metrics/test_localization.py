@@ -8,10 +8,9 @@ import torch
 
 from captum_clip.errors import InputError
 from captum_clip.metrics import (
-    SegmentationScores,
+    average_precision,
     coverage,
     energy_inside,
-    mosaic_cells,
     pointing_game,
     segmentation_scores,
     two_class_average_precision,
@@ -150,8 +149,6 @@ def test_options_are_checked():
     for threshold in ("median", 1.0, True, None):
         with pytest.raises(InputError, match=r'"mean", "otsu" or a number in \[0, 1\), got'):
             segmentation_scores(maps, masks, threshold=threshold)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="one or more parts, got 0"):
-        SegmentationScores.concatenate([])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -163,7 +160,7 @@ def test_half_precision_maps_are_summed_in_single(metric):
         assert metric(torch.ones(7, 7, dtype=dtype), mask) == pytest.approx(0.5, abs=1e-5)
 
 
-@pytest.mark.parametrize("metric", [*EVERY, segmentation_scores, two_class_average_precision])
+@pytest.mark.parametrize("metric", [*EVERY, segmentation_scores, average_precision])
 def test_what_cannot_be_measured_is_refused(metric):
     """One sentence that says what was given."""
     flat, mask = torch.ones(2, 2), torch.eye(2).bool()
@@ -205,8 +202,8 @@ def test_scores_of_a_set_are_worked_by_hand():
     assert found.true_negative.tolist() == [2, 1]
     assert found.pixel_accuracy == 5 / 8
     assert found.mean_iou == pytest.approx((2 / 5 + 3 / 6) / 2)
-    assert found.average_precision.tolist() == pytest.approx([1, 1 / 3])
-    assert found.mean_average_precision == pytest.approx(2 / 3)
+    assert average_precision(maps, masks).tolist() == pytest.approx([1, 1 / 3])
+    assert segmentation_scores(maps[0], masks[0]).true_positive.shape == (1,)
 
 
 def test_average_precision_is_scikit_learns():
@@ -214,29 +211,19 @@ def test_average_precision_is_scikit_learns():
     from sklearn.metrics import average_precision_score
 
     maps, masks = case()
-    found = segmentation_scores(maps, masks).average_precision
+    found = average_precision(maps, masks)
     for value, heatmap, mask in zip(found, maps, masks, strict=True):
         wanted = average_precision_score(mask.flatten(), heatmap.flatten())
         assert value.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_batches_make_one_set():
-    """Parts joined together are the whole, whatever their sizes."""
-    maps, masks = case()
-    whole = segmentation_scores(maps, masks)
-    parts = [segmentation_scores(maps[i:j], masks[i:j]) for i, j in ((0, 1), (1, 4), (4, 6))]
-    joined = SegmentationScores.concatenate(parts)
-    assert torch.equal(joined.true_positive, whole.true_positive)
-    assert (joined.mean_iou, joined.pixel_accuracy) == (whole.mean_iou, whole.pixel_accuracy)
-    assert segmentation_scores(maps[0], masks[0]).true_positive.shape == (1,)
-
-
 @pytest.mark.parametrize("threshold", ["mean", "otsu", 0.5])
 def test_perfect_map_is_perfect_and_its_opposite_wrong(threshold):
-    """Everything is 1, or everything 0 but the precision, which has the base rate as its floor."""
+    """Everything is 1, or everything 0."""
     _, masks = case()
     best = segmentation_scores(masks.float() * 3 - 7, masks, threshold=threshold)
-    assert best.pixel_accuracy == best.mean_iou == best.mean_average_precision == 1
+    assert best.pixel_accuracy == best.mean_iou == 1
+    assert (average_precision(masks.float() * 3 - 7, masks) == 1).all()
     worst = segmentation_scores(-masks.float(), masks, threshold=threshold)
     assert worst.pixel_accuracy == worst.mean_iou == 0
 
@@ -245,10 +232,11 @@ def test_perfect_map_is_perfect_and_its_opposite_wrong(threshold):
 def test_constant_map_marks_nothing(threshold):
     """Its accuracy is the background's share, its precision the object's, also after resizing."""
     _, masks = case()
-    found = segmentation_scores(torch.full((6, 3, 3), 0.1), masks, threshold=threshold)
+    maps = torch.full((6, 3, 3), 0.1)
+    found = segmentation_scores(maps, masks, threshold=threshold)
     share = masks.float().mean((1, 2))
     assert found.pixel_accuracy == pytest.approx(1 - share.mean().item())
-    torch.testing.assert_close(found.average_precision, share)
+    torch.testing.assert_close(average_precision(maps, masks), share)
 
 
 @pytest.mark.parametrize("threshold", ["mean", "otsu", 0.3])
@@ -259,8 +247,8 @@ def test_scale_and_offset_make_no_difference(threshold):
     one, other = (segmentation_scores(m, masks, threshold=threshold) for m in (maps, 4 * maps + 8))
     assert torch.equal(one.true_positive, other.true_positive)
     assert torch.equal(one.false_positive, other.false_positive)
-    monotone = segmentation_scores(maps.exp(), masks, threshold=threshold).average_precision
-    torch.testing.assert_close(monotone, one.average_precision)
+    monotone = average_precision(maps.exp(), masks)
+    torch.testing.assert_close(monotone, average_precision(maps, masks))
 
 
 def test_thresholds_are_what_they_say():
@@ -328,16 +316,7 @@ def test_average_precision_of_two_classes_is_the_published_one():
     assert two_class_average_precision(torch.ones(2, 2), corner).item() == 0.5
 
 
-CELLS = mosaic_cells(2, 2, (16, 16))
-
-
-def test_cells_part_the_mosaic():
-    """Every pixel lies in one cell, row by row, also where the sizes do not divide."""
-    cells = mosaic_cells(2, 3, (5, 7))
-    assert cells.shape == (6, 5, 7)
-    assert (cells.sum(0) == 1).all()
-    assert cells[1, 0].tolist() == [False, False, False, True, True, False, False]
-    assert cells[3, 3, 0]
+CELLS = torch.eye(4).bool().view(4, 2, 2).repeat_interleave(8, 1).repeat_interleave(8, 2)
 
 
 def test_signed_map_that_knows_its_cell_scores_one():
@@ -380,14 +359,6 @@ def test_one_positive_map_for_the_whole_caption_cannot_pass_one_in_n():
 def test_map_of_zeros_has_no_answer():
     """Neither right nor wrong."""
     assert torch.isnan(word_mosaic_game(torch.zeros(4, 4), CELLS[0]))
-
-
-def test_what_is_no_mosaic_is_refused():
-    """One sentence that says what was given."""
-    with pytest.raises(InputError, match="rows of 1 or more, got 0"):
-        mosaic_cells(0, 2, (4, 4))
-    with pytest.raises(InputError, match="a width of 3 or more, got 2"):
-        mosaic_cells(2, 3, (4, 2))
 
 
 def test_energy_in_a_cell_is_the_authors_grid_pointing_game():

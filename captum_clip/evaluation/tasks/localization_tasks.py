@@ -12,8 +12,6 @@ from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
-from ...metrics.bootstrap import STATISTICS
-from ...metrics.localization import scores_at_thresholds
 from ...models.geometry import resize_density, resize_points
 from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
@@ -87,21 +85,18 @@ def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> I
         highest, inside = torch.where(void, heatmap.amin() - 1, heatmap), masks & ~void
         # what is left has no shape, which no metric but pointing asks for
         heatmap, masks = heatmap[:, None, ~void], masks[:, None, ~void]
-    at_mean, at_half = scores_at_thresholds(heatmap, masks, ["mean", 0.5])
     yield queries.rows_of("pointing", metrics.pointing_game(highest, inside))
     near = metrics.pointing_game(highest, inside, tolerance=NEAR)
     yield queries.rows_of(f"pointing_{NEAR}", near)
     share = masks.flatten(1).float().mean(1)
     yield queries.rows_of("energy", metrics.energy_inside(heatmap, masks), chance=share)
     yield queries.rows_of("coverage", metrics.coverage(heatmap, masks, area=AREA))
-    yield queries.rows_of("average_precision", at_mean.average_precision)
-    for end, scores in (("", at_mean), ("_half", at_half)):
-        right = scores.true_positive + scores.true_negative
-        wrong = scores.false_positive + scores.false_negative
-        ratio = {"numerator": right, "denominator": right + wrong}
-        yield queries.rows_of(f"pixel_accuracy{end}", ratio)
-        counts = {name: getattr(scores, name) for name in STATISTICS["mean_iou"].parts}
-        yield queries.rows_of(f"mean_iou{end}", counts)
+    yield queries.rows_of("average_precision", metrics.average_precision(heatmap, masks))
+    at_half = metrics.segmentation_scores(heatmap, masks, threshold=0.5)
+    for end, scores in (("", metrics.segmentation_scores(heatmap, masks)), ("_half", at_half)):
+        right, pixels = scores.true_positive + scores.true_negative, torch.stack([*scores]).sum(0)
+        yield queries.rows_of(f"pixel_accuracy{end}", {"numerator": right, "denominator": pixels})
+        yield queries.rows_of(f"mean_iou{end}", scores._asdict())
     yield queries.rows_of("legrad_pixel_accuracy", at_half.image_accuracy)
     yield queries.rows_of("legrad_mean_iou", at_half.image_iou)
     yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))
