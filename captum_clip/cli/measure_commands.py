@@ -66,8 +66,9 @@ def rank_command(
     ranking = rank(clip, images, target, top=top, method=method, **reading)
     table, figure = ranking.save(found)
     report_skipped(ranking.skipped)
-    source = f"({ranking.model}, {ranking.method})"
-    print(f"{ranking.target!r}, best of {ranking.ranked:,} images {source}:")
+    best = ranking.explanations[0]
+    source = f"({best.model}, {best.method})"
+    print(f"{best.names[0]!r}, best of {ranking.ranked:,} images {source}:")
     for number, (file, score) in enumerate(zip(ranking.files, ranking.scores, strict=True), 1):
         print(f"{number:4d}  {score:6.3f}  {file}")
     print(table, figure, sep="\n")
@@ -290,7 +291,7 @@ def fit_command(
         seed: of the split into paintings to fit and to score
     """
     from ..emotions import check_fit, find_artemis, read_artemis
-    from ..evaluation import fit_emotions, score_emotions
+    from ..evaluation import fit_emotions, image_features
 
     file = check_destination(output, (".safetensors",))
     check_fit(seed=seed, held_out=held_out, strength=strength)
@@ -309,8 +310,9 @@ def fit_command(
     probe, skipped = fit_emotions(clip, sets[folder], **split, **reading)
     scores = {} if probe.scores is None else {f"held out of {folder}": probe.scores}
     if test is not None:
-        scores[str(test)], more = score_emotions(clip, probe, sets[test], **reading)
-        skipped |= more
+        features = image_features(clip, sets[test].images, **reading)
+        scores[str(test)] = probe.score(features.embeddings, sets[test].votes[features.indices])
+        skipped |= features.skipped
     probe.save(file)
     report_skipped(skipped)
     if scores:

@@ -11,7 +11,6 @@ from .features import (
     fit_emotions,
     image_features,
     rank,
-    score_emotions,
 )
 from .methods import REFERENCES, Attributed, Method, methods_for
 from .study import StudyResult, corner_bias_study, emotions_study, run_study
@@ -49,5 +48,4 @@ __all__ = [
     "open_data",
     "rank",
     "run_study",
-    "score_emotions",
 ]

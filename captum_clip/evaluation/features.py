@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 from tqdm import tqdm
 
-from .. import maps, targets
+from .. import targets
 from ..attr.registry import MethodChoice, default_method
 from ..checks import check_integer, expand
-from ..emotions import STRENGTH, Artemis, EmotionProbe, ProbeScores, check_fit, fit_probe
+from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
 from ..errors import InputError, TargetError
+from ..explanation import Explanation, explain
 from ..files import DAMAGED, replace_file
 from ..models import ClipAdapter
 from ..models.images import decode_file, read_file
@@ -31,7 +31,7 @@ from ..visualization.colors import ALPHA, HEAT, blend, colormap, ramp, score_not
 from ..visualization.grid import Legend, Panel, grid, save_figure
 from ..visualization.overlays import note_of
 from .image_batches import list_images, read_ahead
-from .run import to_csv, to_npz
+from .run import Arrays, to_csv, to_npz
 from .storage import storage_of
 
 _Read = tuple[npt.NDArray[np.uint8] | None, str]
@@ -44,13 +44,13 @@ class ImageFeatures:
     Attributes:
         embeddings: (N, D), L2-normalised, float32.
         paths: of the N images, in the order they were given.
-        indices: of these N in what was given.
+        indices: (N,), of these in what was given.
         skipped: file -> why it could not be read.
     """
 
     embeddings: npt.NDArray[np.float32]
     paths: tuple[Path, ...]
-    indices: tuple[int, ...]
+    indices: npt.NDArray[np.int64]
     skipped: dict[Path, str]
 
 
@@ -94,20 +94,21 @@ def image_features(
     check_integer("image_features", "workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
     file = None if cache is None else expand(cache)
-    key = np.array([clip.fingerprint, *map(_state, listed)]) if file is not None else None
-    kept = _read_cache(file, key)
+    kept, key = None, np.empty(0)
+    if file is not None:
+        key = np.array([clip.fingerprint, *map(_state, listed)])
+        kept = _read_cache(file, key)
     if kept is None:
-        embeddings, reasons = _compute(clip, listed, batch_size, workers, progress)
-        kept = {"embeddings": embeddings, "reasons": np.array(reasons, dtype=np.str_)}
-        if file is not None and key is not None:
+        kept = _compute(clip, listed, batch_size, workers, progress)
+        if file is not None:
             content = to_npz({**kept, "key": key})
             replace_file(file, lambda opened: opened.write(content))
     reasons = kept["reasons"].tolist()
-    indices = tuple(index for index, reason in enumerate(reasons) if not reason)
     skipped = {path: reason for path, reason in zip(listed, reasons, strict=True) if reason}
-    if not indices:
+    if len(skipped) == len(listed):
         path, reason = next(iter(skipped.items()), ("", "no file was given"))
         raise InputError(f"none of the {len(skipped)} images can be read; {path}: {reason}")
+    indices = np.flatnonzero(kept["reasons"] == "")
     return ImageFeatures(
         kept["embeddings"], tuple(listed[index] for index in indices), indices, skipped
     )
@@ -122,22 +123,18 @@ def _state(path: Path) -> str:
     return f"{path.absolute()!r} {status.st_size} {status.st_mtime_ns}"
 
 
-def _read_cache(
-    file: Path | None, key: npt.NDArray[Any] | None
-) -> dict[str, npt.NDArray[Any]] | None:
-    if file is None or key is None or not file.is_file():
-        return None
+def _read_cache(file: Path, key: npt.NDArray[Any]) -> Arrays | None:
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             same = np.array_equal(arrays["key"], key)
             return {n: arrays[n] for n in ("embeddings", "reasons")} if same else None
-    except DAMAGED:  # it is computed again
+    except DAMAGED:  # or there is none yet; it is computed again
         return None
 
 
 def _compute(
     clip: ClipAdapter, paths: Sequence[Path], batch_size: int, workers: int, progress: bool
-) -> tuple[npt.NDArray[np.float32], list[str]]:
+) -> Arrays:
     """Embeddings of the files that can be read, and why each file cannot; "" of those that can."""
     embeddings: list[npt.NDArray[np.float32]] = []
     reasons: list[str] = []
@@ -154,8 +151,8 @@ def _compute(
         while batch := list(islice(images, batch_size)):
             encoded = clip.encode_image(clip.preprocess(batch))  # (B, D)
             embeddings.append(encoded.float().cpu().numpy())
-    nothing = np.zeros((0, 0), dtype=np.float32)
-    return np.concatenate(embeddings) if embeddings else nothing, reasons
+    joined = np.concatenate(embeddings) if embeddings else np.zeros((0, 0), dtype=np.float32)
+    return {"embeddings": joined, "reasons": np.array(reasons, dtype=np.str_)}
 
 
 def _read(path: Path) -> _Read:
@@ -175,10 +172,10 @@ def fit_emotions(
     strength: float = STRENGTH,
     **options: Any,
 ) -> tuple[EmotionProbe, dict[Path, str]]:
-    """Fit a probe on the images of a data set.
+    """Fit a probe on the images of a data set; it keeps the model's name and fingerprint.
 
     Args:
-        clip: the adapter; the probe keeps its name and its fingerprint.
+        clip: the adapter.
         data: from :func:`captum_clip.emotions.read_artemis`.
         seed: of the split by painting.
         held_out: share of the paintings kept for the scores.
@@ -195,30 +192,8 @@ def fit_emotions(
     check_fit(**settings)
     features = image_features(clip, data.images, **options)
     settings |= {"model": clip.name, "fingerprint": clip.fingerprint}
-    probe = fit_probe(features.embeddings, data.votes[list(features.indices)], **settings)
+    probe = fit_probe(features.embeddings, data.votes[features.indices], **settings)
     return probe, features.skipped
-
-
-def score_emotions(
-    clip: ClipAdapter, probe: EmotionProbe, data: Artemis, **options: Any
-) -> tuple[ProbeScores, dict[Path, str]]:
-    """Score a probe on the images of another data set.
-
-    Args:
-        clip: the adapter.
-        probe: fitted on features of the same model.
-        data: paintings that the probe was not fitted on.
-        **options: of :func:`image_features`.
-
-    Returns:
-        The scores, and the images that could not be read with the reason.
-
-    Raises:
-        InputError: no image could be read, or the probe takes other features.
-    """
-    features = image_features(clip, data.images, **options)
-    scores = probe.score(features.embeddings, data.votes[list(features.indices)])
-    return scores, features.skipped
 
 
 TABLE, FIGURE = "ranking.csv", "ranking.png"
@@ -230,42 +205,33 @@ class Ranking:
     """The best images for a target, best first.
 
     Attributes:
-        target: its name.
         files: paths of the N best, as they were given, or relative to the folder.
         scores: their cosines (N,).
-        images: what the model saw of them, (N, 3, H, W), colours in [0, 1].
-        maps: raw positive maps (N, 1, h, w).
+        explanations: of each one, with its map for the target.
         ranked: how many images were compared.
         skipped: file -> why it could not be read.
-        model: its name.
-        method: its command-line name.
     """
 
-    target: str
     files: tuple[Path, ...]
     scores: npt.NDArray[np.float32]
-    images: Tensor
-    maps: Tensor
+    explanations: tuple[Explanation, ...]
     ranked: int
     skipped: dict[Path, str]
-    model: str
-    method: str
 
     def plot(self) -> Figure:
         """Each image with its rank, name and score, next to its map; best first."""
-        size = (self.images.shape[-2], self.images.shape[-1])
-        heatmap = maps.normalize(maps.upsample(self.maps, size, mode="bicubic", clamp=True)).numpy()
-        colors = colormap(HEAT)
-        panels = []
-        pairs = zip(self.files, self.scores, self.images, heatmap, strict=True)
-        for number, (file, score, image, value) in enumerate(pairs, 1):
-            pixels = image.permute(1, 2, 0).numpy()
+        colors, panels = colormap(HEAT), []
+        ranked = zip(self.files, self.scores, self.explanations, strict=True)
+        for number, (file, score, found) in enumerate(ranked, 1):
+            pixels = found.images[0].movedim(0, -1).numpy()
+            [heatmap] = found.heatmap("bicubic")["positive"][0].numpy()
             name = file.name.encode("utf-8", "replace").decode()  # what is no character becomes ?
             panels.append(Panel(pixels, f"{number}. {name}", score_note(float(score))))
-            shown = blend(pixels, value[0], colors, ALPHA)
-            panels.append(Panel(shown, self.target, note_of(value)))
+            shown = blend(pixels, heatmap, colors, ALPHA)
+            panels.append(Panel(shown, found.names[0], note_of(heatmap)))
         rows = [panels[start : start + _WIDE] for start in range(0, len(panels), _WIDE)]
-        caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
+        best = self.explanations[0]
+        caption = f"{best.model} \N{MIDDLE DOT} {best.method}"
         return grid(rows, legends=[Legend(ramp(colors, ALPHA), "low to high")], caption=caption)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
@@ -327,40 +293,27 @@ def rank(
         >>> for seed in range(4):
         ...     Image.fromarray(draw_scene(seed).image).save(f"{folder}/{seed}.png")
         >>> found = rank(clip, folder, "a sad face", top=3)
-        >>> len(found.files), found.maps.shape
-        (3, torch.Size([3, 1, 7, 7]))
+        >>> len(found.files), found.explanations[0].maps["positive"].shape
+        (3, torch.Size([1, 1, 7, 7]))
     """
     check_integer("rank", "top", top)
     wanted = targets.text(clip, target) if isinstance(target, str) else target
     if len(wanted) != 1:
         raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
-    chosen = MethodChoice.of(method or default_method(clip.tower))
     forward = ClipSimilarity(clip, wanted)
-    attribution = chosen.method(forward)
-    folder = None
-    if isinstance(images, (str, Path)):
-        folder = expand(images)
-        listed = find_images(folder)
-    else:
-        listed = [Path(path) for path in images]
+    # What does not fit the model fails before the images are read.
+    MethodChoice.of(method or default_method(clip.tower)).method(forward)
+    folder = expand(images) if isinstance(images, (str, Path)) else None
+    listed = find_images(folder) if folder is not None else [Path(path) for path in images]
     features = image_features(clip, listed, **options)
     embeddings = torch.from_numpy(features.embeddings).to(clip.device)
     scores = forward.score(embeddings)[:, 0].cpu().numpy()
     best = np.argsort(-scores, kind="stable")[:top]
-    seen, raw = [], []
-    for index in best:
-        pixels = clip.preprocess(features.paths[index])
-        seen.append(clip.denormalize(pixels).cpu())
-        raw.append(maps.positive(attribution.attribute_targets(pixels, **chosen.options).cpu()))
     files = [features.paths[index] for index in best]
     return Ranking(
-        target=wanted.names[0],
-        files=tuple(files if folder is None else [file.relative_to(folder) for file in files]),
-        scores=scores[best],
-        images=torch.cat(seen),
-        maps=torch.cat(raw),
-        ranked=len(features.paths),
-        skipped=features.skipped,
-        model=clip.name,
-        method=chosen.name,
+        tuple(files if folder is None else [file.relative_to(folder) for file in files]),
+        scores[best],
+        tuple(explain(file, wanted, model=clip, method=method) for file in files),
+        len(features.paths),
+        features.skipped,
     )

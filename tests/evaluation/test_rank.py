@@ -29,7 +29,7 @@ def clip():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in folders, one of them broken."""
+    """Images in folders, one of them broken."""
     for seed in range(COUNT):
         path = tmp_path / "images" / f"{seed % 2}" / f"picture {seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +55,8 @@ def test_the_best_images_come_first(clip, folder):
     found = rank(clip, folder, "a horse", top=4)
     assert list(found.files) == sorted(scores, key=lambda path: -scores[path])[:4]
     np.testing.assert_allclose(found.scores, [scores[path] for path in found.files], atol=1e-6)
-    assert (found.target, found.ranked, list(found.skipped)) == (
-        "a horse",
-        COUNT,
-        [folder / "broken.jpg"],
-    )
+    assert {explanation.names for explanation in found.explanations} == {("a horse",)}
+    assert (found.ranked, list(found.skipped)) == (COUNT, [folder / "broken.jpg"])
 
 
 def test_maps_are_those_of_the_method(clip, folder):
@@ -68,29 +65,29 @@ def test_maps_are_those_of_the_method(clip, folder):
     for method, kind in ((None, DirectContribution), ("attention-grad-cam", AttentionGradCam)):
         found = rank(clip, folder, target, top=2, method=method)
         attribution = kind(ClipSimilarity(clip, target))
-        for path, heatmap, image in zip(found.files, found.maps, found.images, strict=True):
+        for path, explanation in zip(found.files, found.explanations, strict=True):
             pixels = clip.preprocess(folder / path)
             expected = maps.positive(attribution.attribute(pixels, target=0))
-            torch.testing.assert_close(heatmap[None], expected)
-            torch.testing.assert_close(image[None], clip.denormalize(pixels))
+            torch.testing.assert_close(explanation.maps["positive"], expected)
+            torch.testing.assert_close(explanation.images, clip.denormalize(pixels))
 
 
 def test_more_than_there_are_gives_all(clip, folder):
     assert len(rank(clip, folder, "a horse", top=100).files) == COUNT
 
 
-def test_save_writes_a_list_and_a_picture(clip, folder, tmp_path):
+def test_save_writes_a_list_and_a_figure(clip, folder, tmp_path):
     """rank, file, score; names with commas and letters of any kind."""
     odd = folder / "a, „ä“.png"
     odd.write_bytes(next(folder.rglob("picture 0.png")).read_bytes())
     found = rank(clip, folder, "a horse", top=COUNT + 1)
-    table, picture = found.save(tmp_path / "new" / "out")
+    table, figure = found.save(tmp_path / "new" / "out")
     with open(table, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == [str(place) for place in range(1, COUNT + 2)]
     assert [row["file"] for row in rows] == [path.as_posix() for path in found.files]
     np.testing.assert_allclose([float(row["score"]) for row in rows], found.scores, atol=1e-6)
-    with Image.open(picture) as image:
+    with Image.open(figure) as image:
         image.verify()
     assert sorted(os.listdir(tmp_path / "new" / "out")) == ["ranking.csv", "ranking.png"]
 
