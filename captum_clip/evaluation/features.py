@@ -303,8 +303,12 @@ def rank(
     forward = ClipSimilarity(clip, wanted)
     # What does not fit the model fails before the images are read.
     MethodChoice.of(method or default_method(clip.tower)).method(forward)
-    folder = expand(images) if isinstance(images, (str, Path)) else None
-    listed = find_images(folder) if folder is not None else [Path(path) for path in images]
+    folder = None
+    if isinstance(images, (str, Path)):
+        folder = expand(images)
+        listed = find_images(folder)
+    else:
+        listed = [Path(path) for path in images]
     features = image_features(clip, listed, **options)
     embeddings = torch.from_numpy(features.embeddings).to(clip.device)
     scores = forward.score(embeddings)[:, 0].cpu().numpy()

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 
 from .._version import __version__
+from ..checks import excerpt
 from ..errors import CaptumClipError, InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter, load_clip
@@ -263,20 +264,15 @@ def _compute_missing(
     # The manifest comes first: a folder without one is taken for somebody else's.
     for name, content in {MANIFEST: to_json(manifest), **plan.files()}.items():
         output.write(name, content)
-    for unit in _computed(plan, missing, output, models):
+    if plan.config.engine == "ray":
+        computed = run_on_ray(plan, missing, output, models)
+    else:
+        computed = write_units(plan.worker(models), missing, output)
+    for unit in computed:
         done += len(unit.numbers)
         if progress is not None:
             progress(done, total)
     _tidy_up(output)  # a worker of Ray that was killed leaves files, although the run goes on
-
-
-def _computed(
-    plan: Plan, missing: Sequence[Unit], output: Storage, models: ModelLoader
-) -> Iterator[Unit]:
-    """Each unit once it is computed and written."""
-    if plan.config.engine == "ray":
-        return run_on_ray(plan, missing, output, models)
-    return write_units(plan.worker(models), missing, output)
 
 
 def _unfinished(storage: Storage, units: Iterable[Unit]) -> list[Unit]:
@@ -342,14 +338,15 @@ def _check_same(
         ) from error
     then, now = (dict(_leaves({name: of.get(name) for name in about})) for of in (before, about))
     changes = [
-        f"{name} was {_short(then.get(name))} and is {_short(now.get(name))}"
+        f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
         for name in {**then, **now}
         if then.get(name) != now.get(name)
     ]
     for name, own in plan.files().items():
         other = output.read(name)
         if other not in (None, own):
-            changes.append(_line_changes(name, (other or b"").splitlines(), own.splitlines()))
+            lines = sorted({*own.splitlines()} ^ {*(other or b"").splitlines()}) or [b"the order"]
+            changes.append(f"{name} changed, such as {lines[0].decode('utf-8', 'replace')}")
     if changes:
         raise InputError(
             f"{output.root} holds another {plan.noun}: {'; '.join(changes[:3])}. Take another "
@@ -369,20 +366,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _line_changes(name: str, before: Sequence[bytes], now: Sequence[bytes]) -> str:
-    """What changed in a table, in words."""
-    differences = {"gone": {*before} - {*now}, "new or changed": {*now} - {*before}}
-    texts = [
-        f"{len(lines)} {what} (such as {min(lines).decode('utf-8', 'replace')})"
-        for what, lines in differences.items()
-        if lines
-    ]
-    return f"{name} changed: {', '.join(texts) or 'another order'}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _shown(value: Any) -> str:
+    return excerpt(json.dumps(value, ensure_ascii=False), 200)
 
 
 def _version_of(package: str) -> str:

@@ -130,7 +130,7 @@ def test_another_study_in_the_same_folder_is_refused(
 
 
 def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[str, bytes]) -> None:
-    """More, fewer, or of another size, each with an example."""
+    """More, fewer, or of another size, with an example."""
     output = copy_of(whole_study, tmp_path / "out")
     images = folders.make_images(tmp_path / "images")
     (images / "new.png").touch()
@@ -138,7 +138,7 @@ def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[st
     (images / "image2.png").write_bytes(b"1")
     with pytest.raises(
         InputError,
-        match=r"images\.csv changed: 2 gone \(such as image0\.png,.*\), 2 new or changed \(",
+        match=r"images\.csv changed, such as image0\.png,",
     ):
         run_study(folders.config_of(images, output, vit))
     assert folders.content(output) == whole_study
