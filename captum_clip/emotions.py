@@ -6,7 +6,6 @@ Arrays of features come in, never a model. Fitting needs scikit-learn, the extra
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import unicodedata
@@ -212,12 +211,11 @@ class Accuracy:
 
     Attributes:
         paintings: how many.
-        nine: argmax over the nine classes, against the most voted of the nine.
-        eight: argmax over the eight emotions, against the most voted of the eight, "something
-            else" left out on both sides.
-        majority_nine: what always answering the class with most votes in the training split gives
-            (of classes with equally many, the first of :data:`CLASSES`).
-        majority_eight: the same with the emotion with most votes there.
+        nine: of the nine classes.
+        eight: of the eight emotions, "something else" left out of votes and predictions.
+        majority_nine: of always answering the class with most votes in the training split (of
+            equals the first).
+        majority_eight: of always answering the emotion with most votes there.
     """
 
     paintings: int
@@ -235,14 +233,14 @@ class ProbeScores:
         all: over all paintings.
         agreed: over those where one of the eight emotions has more than half of all votes.
         tied: paintings without a single most voted of the nine classes, all of them wrong.
-        confusion: counts (9, 9), row = most voted class, column = predicted class, in the order of
-            :data:`CLASSES`; paintings with a tie on either side are left out.
+        confusion: counts (9, 9), row = most voted class, column = predicted class; paintings with a
+            tie on either side are left out.
     """
 
     all: Accuracy
     agreed: Accuracy
     tied: int
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: list[list[int]]
 
 
 def _score(predicted: _Array, votes: _Votes, training_votes: _Votes) -> ProbeScores:
@@ -265,7 +263,7 @@ def _score(predicted: _Array, votes: _Votes, training_votes: _Votes) -> ProbeSco
         all=over(np.ones(len(votes), dtype=bool)),
         agreed=over(2 * votes[:, : len(EMOTIONS)].max(1) > votes.sum(1)),
         tied=int((truth < 0).sum()),
-        confusion=tuple(map(tuple, confusion.tolist())),
+        confusion=confusion.tolist(),
     )
 
 
@@ -294,7 +292,7 @@ class FitSettings:
     held_out: float
     strength: float
     paintings: int
-    votes: tuple[int, ...]
+    votes: list[int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -325,8 +323,7 @@ class EmotionProbe:
 
     def __post_init__(self) -> None:
         count, shape = len(CLASSES), self.weights.shape
-        fits = len(shape) == 2 and shape[0] == count and shape[1] > 0
-        if not fits or self.bias.shape != (count,):
+        if len(shape) != 2 or shape[0] != count or not shape[1] or self.bias.shape != (count,):
             raise InputError(
                 f"EmotionProbe: expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
                 f"got {self.weights.shape} and {self.bias.shape}."
@@ -388,9 +385,8 @@ class EmotionProbe:
             "classes": CLASSES,
             "model": self.model,
             "fingerprint": self.fingerprint,
-            "scores": None if self.scores is None else asdict(self.scores),
-            "settings": None if self.settings is None else asdict(self.settings),
-            "sha256": _digest(arrays),
+            "scores": self.scores and asdict(self.scores),
+            "settings": self.settings and asdict(self.settings),
         }
         # one key only: safetensors writes several in any order, and the bytes should be the same
         header = {_FORMAT: json.dumps(facts, allow_nan=False)}
@@ -421,25 +417,19 @@ class EmotionProbe:
                 arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
             scores, settings = facts["scores"], facts["settings"]
             if scores is not None:
-                overall, agreed = (Accuracy(**scores[part]) for part in ("all", "agreed"))
-                confusion = tuple(map(tuple, scores["confusion"]))
-                scores = ProbeScores(overall, agreed, scores["tied"], confusion)
-            if settings is not None:
-                settings = FitSettings(**settings | {"votes": tuple(settings["votes"])})
-            known = (facts["model"], facts["fingerprint"], scores, settings)
-            damaged = facts["sha256"] != _digest(arrays)
+                scores |= {part: Accuracy(**scores[part]) for part in ("all", "agreed")}
+            return cls(
+                **arrays,
+                model=facts["model"],
+                fingerprint=facts["fingerprint"],
+                scores=None if scores is None else ProbeScores(**scores),
+                settings=None if settings is None else FitSettings(**settings),
+            )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"EmotionProbe.load: {path} is no emotion probe ({error!r}); expected a file of "
                 "EmotionProbe.save (.safetensors) or published encodings (.json)."
             ) from error
-        if damaged:
-            raise InputError(f"EmotionProbe.load: {path} was damaged; save the probe again.")
-        return cls(arrays["weights"], arrays["bias"], *known)
-
-
-def _digest(arrays: dict[str, _Array]) -> str:
-    return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 
 def _read_encodings(path: Path) -> _Array:
@@ -506,8 +496,7 @@ def fit_probe(
     tested = round(held_out * len(unit))
     test, train = order[:tested], np.sort(order[tested:])
     weights, bias = _minimum(unit[train], counts[train], strength)
-    totals = tuple(int(count) for count in counts[train].sum(0))
-    settings = FitSettings(seed, held_out, strength, len(train), totals)
+    settings = FitSettings(seed, held_out, strength, len(train), counts[train].sum(0).tolist())
     probe = EmotionProbe(weights, bias, model, fingerprint, None, settings)
     return replace(probe, scores=probe.score(unit[test], counts[test])) if tested else probe
 

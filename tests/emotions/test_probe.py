@@ -121,7 +121,7 @@ def test_nothing_need_be_held_out():
     """Then there are no scores."""
     probe = fit_probe(*problem(), held_out=0)
     assert probe.scores is None
-    assert probe.settings == FitSettings(0, 0, 1e-3, 60, tuple(problem()[1].sum(0).tolist()))
+    assert probe.settings == FitSettings(0, 0, 1e-3, 60, problem()[1].sum(0).tolist())
 
 
 def test_a_class_without_votes_is_never_predicted():
