@@ -449,7 +449,7 @@ def test_the_tries_at_the_open_goal_run_and_differ():
 @pytest.mark.slow
 def test_the_robustness_table_counts_every_object_once_in_each_kind_of_group():
     """Two scenes of one object; wordings, of the first, multiply nothing but their own rows."""
-    script = ROOT / "docs" / "examples" / "robustness.py"
+    script = ROOT / "docs" / "experiments" / "robustness.py"
     command = [sys.executable, str(script), "demo/vit", "--scenes", "2", "--worded", "1"]
     command += ["--method", "direct"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)

@@ -107,14 +107,6 @@ ADJECTIVES: Final[tuple[str, ...]] = (*COLORS, *FEELINGS.values())
 BACKGROUNDS: Final[tuple[str, ...]] = ("grass", "sand", "sky", "snow", "water", "brick")
 """The named backgrounds."""
 
-UNNAMED: Final[tuple[str, ...]] = (
-    "plain", "gradient", "pixel-noise", "smooth-noise", "patchwork",
-)  # fmt: skip
-"""Backgrounds that no caption names, of training scenes too."""
-
-HELD_OUT: Final[tuple[str, ...]] = ("stripes", "dots", "mosaic", "fractal")
-"""Kinds of background that no model was trained on."""
-
 CONCEPTS: Final[tuple[str, ...]] = (
     *NOUNS,
     *(thing.name for thing in THINGS if thing.adjective is not None),

@@ -13,7 +13,7 @@ from ..checks import check_choice, check_integer
 from ..errors import InputError
 from .backgrounds import draw_background
 from .captions import draw_caption
-from .catalogue import BACKGROUNDS, HELD_OUT, THINGS, UNNAMED, Thing
+from .catalogue import BACKGROUNDS, THINGS, Thing
 from .layout import paste_all, place
 from .sprites import load_sprites, rotated
 
@@ -31,7 +31,7 @@ class World:
         objects: how many there are at most.
         sizes: the longer side of an object, as a share of the image's side, at least and at most.
         visible: the share of each object that others never cover.
-        backgrounds: each equally often; those of ``BACKGROUNDS`` are named in captions.
+        backgrounds: each equally often; captions name those of ``BACKGROUNDS``.
         held_out: further backgrounds, of no training scene, drawn where they are asked for.
     """
 
@@ -44,11 +44,6 @@ class World:
 
 STANDARD: Final = World(3, (0.28, 0.5), 0.62, BACKGROUNDS)
 """The scenes of the evaluation, and of trainings by default: one to three objects on textures."""
-
-BROAD: Final = World(
-    5, (0.12, 0.7), 0.4, BACKGROUNDS * len(UNNAMED) + UNNAMED * len(BACKGROUNDS), HELD_OUT
-)
-"""Small and large objects, partly covered, half of them in front of backgrounds without a name."""
 
 MAX_OBJECTS: Final = STANDARD.objects
 """The most objects that a standard scene shows, and that a caption names."""
@@ -146,7 +141,7 @@ def draw_scene(
         background: a name of ``BACKGROUNDS``; drawn from the seed if None.
         size: side of the image in pixels.
         without: positions of objects to leave out; all the rest stays as it is, to the pixel.
-        world: :data:`STANDARD`, or :data:`BROAD` with up to five objects and other backgrounds.
+        world: :data:`STANDARD`, or another kind, such as that of docs/experiments/broad_scenes.py.
 
     Returns:
         The scene.

@@ -410,7 +410,7 @@ STEPS = (
         Step(
             f"robustness_{model}",
             (model,),
-            f"python {EXAMPLES}/robustness.py demo/{model}",
+            f"python ../../robustness.py demo/{model}",
             page="robustness.md",
         )
         for model in ALL

@@ -14,7 +14,7 @@ import torch
 from captum_clip import load_clip
 from captum_clip.demo.captions import compose
 from captum_clip.demo.catalogue import BACKGROUNDS, CONCEPTS, THINGS
-from captum_clip.demo.scenes import BROAD, STANDARD, draw_scene
+from captum_clip.demo.scenes import STANDARD, draw_scene
 from captum_clip.demo.vocabulary import DemoTokenizer
 from captum_clip.errors import InputError
 from tests.experiments import experiment
@@ -25,6 +25,7 @@ banks_module = experiment("training.banks")
 captions = experiment("training.captions")
 recipes = experiment("training.recipes")
 unit = experiment("training.architectures").unit
+BROAD = experiment("broad_scenes").BROAD
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from captum_clip.demo.scenes import BROAD, STANDARD, Scene, World
+from broad_scenes import BROAD
+from captum_clip.demo.scenes import STANDARD, Scene, World
 from shortcut.batches import draw_tagged_batch, tagged_validation_scenes
 
 from .architectures import ARCHITECTURES, Architecture

@@ -1,6 +1,6 @@
 """How models and methods bear other scenes: by background, objects, size, cover and wording.
 
-``python docs/examples/robustness.py demo/vit demo/resnet demo/siglip`` prints the tables of
+``python docs/experiments/robustness.py demo/vit demo/resnet demo/siglip`` prints the tables of
 docs/robustness.md: of each object of broad scenes, whether its noun is among the n best-scored of a
 scene with n objects, and whether the maximum of each method's map lies on it.
 """
@@ -16,11 +16,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from broad_scenes import BROAD
 from captum_clip import ClipSimilarity, load_clip, metrics, targets
 from captum_clip.attr.registry import MethodChoice, methods_for
 from captum_clip.demo.captions import article
 from captum_clip.demo.catalogue import NOUNS
-from captum_clip.demo.scenes import BROAD, Scene, draw_scene
+from captum_clip.demo.scenes import Scene, draw_scene
 from captum_clip.models import ClipAdapter
 
 WORDINGS = ("{}", "a photo of {}", "there is {} in this picture", "this is a drawing of {}")
