@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -192,18 +191,17 @@ def _view(number: int, sample: Sample, clip: ClipAdapter) -> tuple[View, list[st
     return View(number, sample, pixels, regions, masks[kept], void), left_out
 
 
-class Task(ABC):
-    """Metrics that belong together."""
+@dataclass(frozen=True)
+class Task:
+    """Metrics that belong together.
 
-    name: str  # on the command line and in the tables
+    Attributes:
+        metrics: title of a table -> its metrics, for the settings of an evaluation.
+        measure: measures one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it.
+    """
 
-    @abstractmethod
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        """Title of a table -> its metrics."""
-
-    @abstractmethod
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Measure one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it."""
+    metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
+    measure: Callable[[MethodOnBatch], Iterator[Arrays]]
 
 
 class MethodOnBatch:

@@ -3,16 +3,23 @@
 from typing import Final
 
 from ..batch import Task
-from .faithfulness_tasks import Effect, Faithfulness, Fixlip, Sanity
-from .localization_tasks import Fixation, Localization, Signs
-from .mosaic_tasks import GridPointing, Words
-from .perturbation_task import Perturbation
+from .faithfulness_tasks import EFFECT, FAITHFULNESS, FIXLIP, SANITY
+from .localization_tasks import FIXATION, LOCALIZATION, SIGNS
+from .mosaic_tasks import GRID_POINTING, WORDS
+from .perturbation_task import PERTURBATION
 
-_ALL: Final[tuple[Task, ...]] = (
-    *(Localization(), Signs(), Effect(), Words(), GridPointing(), Perturbation()),
-    *(Faithfulness(), Fixlip(), Sanity(), Fixation()),
-)
-TASKS: Final[dict[str, Task]] = {task.name: task for task in _ALL}
+TASKS: Final = {
+    "localization": LOCALIZATION,
+    "signs": SIGNS,
+    "effect": EFFECT,
+    "words": WORDS,
+    "grid": GRID_POINTING,
+    "perturbation": PERTURBATION,
+    "faithfulness": FAITHFULNESS,
+    "fixlip": FIXLIP,
+    "sanity": SANITY,
+    "fixation": FIXATION,
+}
 """All tasks by name, in the order of the tables; one of your own is measured once it is in here."""
 
 __all__ = ["TASKS", "Task"]

@@ -14,7 +14,6 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ... import metrics
 from ...errors import InputError
@@ -31,47 +30,45 @@ STAY: Final = (30, 50, 70)
 """The chance of each cell to stay, in per cent."""
 
 
-class Effect(Task):
-    """Signed mass in each object against the object's exact Shapley effect."""
+def _effect_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    shapley = "exact Shapley effect on the cosine, by drawing the scene with every subset"
+    removal = "the cosine of the whole scene less that of the scene drawn without the object"
+    return {
+        "Effect of an object": _agreement_metrics("effect", shapley),
+        "Effect of taking an object out of the scene": _agreement_metrics("removal", removal),
+    }
 
-    name = "effect"
 
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        shapley = "exact Shapley effect on the cosine, by drawing the scene with every subset"
-        removal = "the cosine of the whole scene less that of the scene drawn without the object"
-        return {
-            "Effect of an object": _effect_metrics("effect", shapley),
-            "Effect of taking an object out of the scene": _effect_metrics("removal", removal),
-        }
+def _measure_effect(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """Samples of which a map is missing are left out.
 
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Samples of which a map is missing are left out.
+    A row is a pair of a text and an object, whose region is "a horse / a dog".
+    """
+    queries = maps.regions
+    for view in maps.batch.views if len(queries) else ():
+        own = [i for i, number in enumerate(queries.numbers) if number == view.number]
+        scores = maps.batch.subset_scores.get(view.number)
+        if scores is None or len(own) != len(view.regions):
+            continue
+        if len(finite_indices(maps.signed[own])) < len(own):
+            continue
+        mass = metrics.object_mass(maps.signed[own].double(), view.masks)  # (texts, objects)
+        texts = [region.text for region in view.regions]
+        pairs = [(text, other) for text in texts for other in texts]
+        others = [place for place, (text, other) in enumerate(pairs) if text != other]
+        effects = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
+        for name, effect in effects.items():
+            for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
+                where = [view.number] * len(kept), [" / ".join(pairs[i]) for i in kept]
+                both = {"mass": mass.flatten()[kept], "effect": effect.flatten()[kept]}
+                for statistic in ("spearman", "balanced", "auc"):
+                    yield rows_of(f"{name}_{statistic}{end}", both, *where)
+                for sign, of in (("negative", "effect"), ("mass_negative", "mass")):
+                    yield rows_of(f"{name}_{sign}{end}", (both[of] < 0).double(), *where)
 
-        A row is a pair of a text and an object, whose region is "a horse / a dog".
-        """
-        queries = maps.regions
-        for view in maps.batch.views if len(queries) else ():
-            own = [i for i, number in enumerate(queries.numbers) if number == view.number]
-            scores = maps.batch.subset_scores.get(view.number)
-            if scores is None or len(own) != len(view.regions):
-                continue
-            if len(finite_indices(maps.signed[own])) < len(own):
-                continue
-            mass = metrics.object_mass(maps.signed[own].double(), view.masks)  # (texts, objects)
-            texts = [region.text for region in view.regions]
-            pairs = [(text, other) for text in texts for other in texts]
-            others = [place for place, (text, other) in enumerate(pairs) if text != other]
-            effects = {"effect": metrics.shapley_effects(scores), "removal": _removals(scores)}
-            for name, effect in effects.items():
-                for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
-                    where = [view.number] * len(kept), [" / ".join(pairs[i]) for i in kept]
-                    both = {"mass": mass.flatten()[kept], "effect": effect.flatten()[kept]}
-                    for statistic in ("spearman", "balanced", "auc"):
-                        yield rows_of(f"{name}_{statistic}{end}", both, *where)
-                    for sign, of in (("negative", "effect"), ("mass_negative", "mass")):
-                        yield rows_of(f"{name}_{sign}{end}", (both[of] < 0).double(), *where)
+
+EFFECT: Final = Task(_effect_metrics, _measure_effect)
+"""Signed mass in each object against the object's exact Shapley effect."""
 
 
 def _removals(scores: Tensor) -> Tensor:
@@ -81,7 +78,7 @@ def _removals(scores: Tensor) -> Tensor:
     return scores[:, whole:] - scores[:, without]
 
 
-def _effect_metrics(name: str, exact: str) -> list[Metric]:
+def _agreement_metrics(name: str, exact: str) -> list[Metric]:
     mass = "the mass (positive less negative map, both as published)"
     ranks = f"rank correlation of {mass} and {exact}"
     balanced = (
@@ -111,60 +108,58 @@ def _effect_metrics(name: str, exact: str) -> list[Metric]:
     return columns
 
 
-class Faithfulness(Task):
-    """What random masks change, predicted; Captum's sensitivity. One target an image, its first."""
+def _faithfulness_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    masks = (
+        f"over {config.draws} random masks per image, each cell of the model's grid, shifted "
+        f"by half a cell, becoming the mean colour with a chance of {_SHARE}"
+    )
+    correlation = (
+        "Pearson's correlation of the map's sum over a mask with what the mask takes from the "
+        f"score, {masks}; chance is 0, the map 'uniform' gets more, since larger masks change "
+        "more"
+    )
+    infidelity = (
+        "captum's infidelity with normalize=True over the mean square of the score's change, "
+        f"as sums over images, {masks}: 0 is perfect and a map of zeros gets 1, but there is "
+        "no intercept, so a map of one value gets far less than 1: compare with 'uniform'; "
+        "blind to the sign of a map as a whole"
+    )
+    sensitivity = (
+        "captum's sensitivity_max, the largest relative change of the map under uniform noise "
+        f"of radius {_RADIUS}, {_DRAWS} draws, {config.slow_images} images drawn from all; "
+        "a map that sees nothing gets 0"
+    )
+    return {
+        "Faithfulness and sensitivity": [
+            Metric("faithfulness_correlation", correlation, constant=0),
+            Metric("infidelity", infidelity, "low", "ratio"),
+            Metric("sensitivity", sensitivity, "low"),
+        ]
+    }
 
-    name = "faithfulness"
 
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        masks = (
-            f"over {config.draws} random masks per image, each cell of the model's grid, shifted "
-            f"by half a cell, becoming the mean colour with a chance of {_SHARE}"
-        )
-        correlation = (
-            "Pearson's correlation of the map's sum over a mask with what the mask takes from the "
-            f"score, {masks}; chance is 0, the map 'uniform' gets more, since larger masks change "
-            "more"
-        )
-        infidelity = (
-            "captum's infidelity with normalize=True over the mean square of the score's change, "
-            f"as sums over images, {masks}: 0 is perfect and a map of zeros gets 1, but there is "
-            "no intercept, so a map of one value gets far less than 1: compare with 'uniform'; "
-            "blind to the sign of a map as a whole"
-        )
-        sensitivity = (
-            "captum's sensitivity_max, the largest relative change of the map under uniform noise "
-            f"of radius {_RADIUS}, {_DRAWS} draws, {config.slow_images} images drawn from all; "
-            "a map that sees nothing gets 0"
-        )
-        return {
-            "Faithfulness and sensitivity": [
-                Metric("faithfulness_correlation", correlation, constant=0),
-                Metric("infidelity", infidelity, "low", "ratio"),
-                Metric("sensitivity", sensitivity, "low"),
-            ]
-        }
+def _measure_faithfulness(maps: MethodOnBatch) -> Iterator[Arrays]:
+    first = maps.first_queries
+    kept, raw = maps.compute_finite(first)
+    if not kept:
+        return
+    every = _masked_changes(maps, first, _SHARE)
+    changes = metrics.MaskedChanges(every.masks[kept], every.changes[kept])
+    queries = first.part(kept)
+    correlation = metrics.faithfulness_correlation(raw, changes)
+    yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
+    square = changes.changes.square().mean(1)
+    ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": square}
+    yield queries.rows_of("infidelity", ratio)
+    slow = maps.slow(queries)
+    attribute = maps.method.attribute(maps.clip, slow.embeddings)
+    if attribute is not None and len(slow):
+        values = _finite_sensitivity(maps, attribute, slow, [*range(len(slow))])
+        yield slow.rows_of("sensitivity", values)
 
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        first = maps.first_queries
-        kept, raw = maps.compute_finite(first)
-        if not kept:
-            return
-        every = _masked_changes(maps, first, _SHARE)
-        changes = metrics.MaskedChanges(every.masks[kept], every.changes[kept])
-        queries = first.part(kept)
-        correlation = metrics.faithfulness_correlation(raw, changes)
-        yield queries.rows_of("faithfulness_correlation", correlation, chance=0)
-        square = changes.changes.square().mean(1)
-        ratio = {"numerator": metrics.infidelity(raw, changes), "denominator": square}
-        yield queries.rows_of("infidelity", ratio)
-        slow = maps.slow(queries)
-        attribute = maps.method.attribute(maps.clip, slow.embeddings)
-        if attribute is not None and len(slow):
-            values = _finite_sensitivity(maps, attribute, slow, [*range(len(slow))])
-            yield slow.rows_of("sensitivity", values)
+
+FAITHFULNESS: Final = Task(_faithfulness_metrics, _measure_faithfulness)
+"""What random masks change, predicted; Captum's sensitivity. One target an image, its first."""
 
 
 def _finite_sensitivity(
@@ -202,117 +197,99 @@ def _masked_changes(
     )
 
 
-class Fixlip(Task):
-    """One target an image, its first; cells of the map's grid, in the images for what is slow."""
-
-    name = "fixlip"
-
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        cells = (
-            f"cells of the model's grid become the mean colour; {config.slow_images} images at most"
-        )
-        area = "area between insertion and deletion, most relevant first, in tenths"
-        aid = (
-            f"{area}; cosines less that of nothing left, over that of the whole image less it, of "
-            f"images that have more; chance is 0; {cells}"
-        )
-        blur = f"the same of the plain cosines, with insertion into a blurred image; {cells}"
-        columns = [Metric("aid", aid, constant=0), Metric("aid_blur", blur)]
-        for stay in STAY:
-            ranks = (
-                "Spearman of the map's sum over the cells that stay, each with a chance of "
-                f"{stay} %, and the cosine, {config.draws} draws; random maps get 0, a constant "
-                f"one what the number of cells says; the other {cells}"
-            )
-            columns.append(Metric(f"p_faithfulness_{stay}", ranks, constant=0))
-        return {"FIxLIP: AID and p-faithfulness": columns}
-
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        first = maps.slow(maps.first_queries)
-        kept, raw = maps.compute_finite(first)
-        for index, heatmap in zip(kept, raw, strict=True):
-            query = first.part([index])
-            values = _measured(maps, query, heatmap[None].to(query.pixels))
-            for name, value in values.items():
-                chance = 0 if name.startswith("p_") else torch.nan  # of maps of one value
-                yield query.rows_of(name, value, chance=chance)
-
-
-def _measured(maps: MethodOnBatch, query: Queries, heatmap: Tensor) -> dict[str, Tensor]:
-    """Each metric of one image with one map (1, h, w), (1,)."""
-    cells = F.adaptive_avg_pool2d(heatmap, maps.clip.grid(*query.size))  # the same for all methods
-    test = partial(
-        metrics.perturbation_test,
-        maps.context.forward(query.embeddings),
-        query.pixels,
-        cells,
-        unit="patch",
-        **maps.options_of(query),
+def _fixlip_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    cells = f"cells of the model's grid become the mean colour; {config.slow_images} images at most"
+    area = "area between insertion and deletion, most relevant first, in tenths"
+    aid = (
+        f"{area}; cosines less that of nothing left, over that of the whole image less it, of "
+        f"images that have more; chance is 0; {cells}"
     )
-    deleted = test(fill=metrics.mean_fill(query.pixels)).score
-    inserted = test(fill=metrics.blur_fill(query.pixels), mode="insertion").score
-    values = {
-        "aid": metrics.area_between(deleted, normalize=True),
-        "aid_blur": metrics.area_between(deleted, inserted),
-    }
+    blur = f"the same of the plain cosines, with insertion into a blurred image; {cells}"
+    columns = [Metric("aid", aid, constant=0), Metric("aid_blur", blur)]
     for stay in STAY:
-        drawn = _masked_changes(maps, query, 1 - stay / 100, shifted=False)
-        values[f"p_faithfulness_{stay}"] = metrics.p_faithfulness(heatmap, drawn)
-    return values
-
-
-class Sanity(Task):
-    """Rank correlation with the map of another model or prompt; one target per image, its first."""
-
-    name = "sanity"
-
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        start = "Spearman's rank correlation, "
-        start += f"{config.slow_images} images drawn from all, with the map of"
-        parameters = "a model with random parameters in its whole vision tower: near 0 is right"
-        empty = "the empty text: near 1 means that the text hardly matters"
-        other = (
-            "a text that names something else, drawn from the data set's classes: near 1 means the "
-            "same"
+        ranks = (
+            "Spearman of the map's sum over the cells that stay, each with a chance of "
+            f"{stay} %, and the cosine, {config.draws} draws; random maps get 0, a constant "
+            f"one what the number of cells says; the other {cells}"
         )
-        heads = "the same function with the heads of all layers but the last renumbered: 1 is right"
-        return {
-            "Sanity checks": [
-                Metric("random_parameters", f"{start} {parameters}", "none"),
-                Metric("empty_prompt", f"{start} {empty}", "none"),
-                Metric("other_prompt", f"{start} {other}", "none"),
-                Metric("renumbered_heads", f"{start} {heads}"),
-            ]
-        }
+        columns.append(Metric(f"p_faithfulness_{stay}", ranks, constant=0))
+    return {"FIxLIP: AID and p-faithfulness": columns}
 
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """A constant map has no ranks, and correlates with nothing."""
-        context = maps.context
-        if maps.method.attribute(maps.clip, context.encode([""])) is None:
-            return
-        first = maps.slow(maps.first_queries)
-        kept, raw = maps.compute_finite(first)
-        if not kept:
-            return
-        queries = first.part(kept)
-        empty = context.encode([""]).expand_as(queries.embeddings)
-        other = context.encode([_other(maps, number) for number in queries.numbers])
-        changed = {
-            "empty_prompt": (replace(queries, embeddings=empty), maps.clip),
-            "other_prompt": (replace(queries, embeddings=other), maps.clip),
-            "random_parameters": (queries, context.random_copy),
-            "renumbered_heads": (queries, context.renumbered_copy),
-        }
-        for name, (asked, clip) in changed.items():
-            if clip is not None:
-                own, other_maps = maps.compute_finite(asked, clip)
-                if own:
-                    correlation = metrics.rank_correlation(raw[own], other_maps)
-                    yield queries.part(own).rows_of(name, correlation, chance=0)
+
+def _measure_fixlip(maps: MethodOnBatch) -> Iterator[Arrays]:
+    first = maps.slow(maps.first_queries)
+    kept, raw = maps.compute_finite(first)
+    for index, heatmap in zip(kept, raw, strict=True):
+        query, one = first.part([index]), heatmap[None].to(first.pixels)
+        test = partial(
+            metrics.perturbation_test,
+            maps.context.forward(query.embeddings),
+            query.pixels,
+            F.adaptive_avg_pool2d(one, maps.clip.grid(*query.size)),  # the same for all methods
+            unit="patch",
+            **maps.options_of(query),
+        )
+        deleted = test(fill=metrics.mean_fill(query.pixels)).score
+        inserted = test(fill=metrics.blur_fill(query.pixels), mode="insertion").score
+        yield query.rows_of("aid", metrics.area_between(deleted, normalize=True))
+        yield query.rows_of("aid_blur", metrics.area_between(deleted, inserted))
+        for stay in STAY:
+            drawn = _masked_changes(maps, query, 1 - stay / 100, shifted=False)
+            ranks = metrics.p_faithfulness(one, drawn)
+            yield query.rows_of(f"p_faithfulness_{stay}", ranks, chance=0)  # of maps of one value
+
+
+FIXLIP: Final = Task(_fixlip_metrics, _measure_fixlip)
+"""One target an image, its first; cells of the map's grid, in the images for what is slow."""
+
+
+def _sanity_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    start = "Spearman's rank correlation, "
+    start += f"{config.slow_images} images drawn from all, with the map of"
+    parameters = "a model with random parameters in its whole vision tower: near 0 is right"
+    empty = "the empty text: near 1 means that the text hardly matters"
+    other = (
+        "a text that names something else, drawn from the data set's classes: near 1 means the same"
+    )
+    heads = "the same function with the heads of all layers but the last renumbered: 1 is right"
+    return {
+        "Sanity checks": [
+            Metric("random_parameters", f"{start} {parameters}", "none"),
+            Metric("empty_prompt", f"{start} {empty}", "none"),
+            Metric("other_prompt", f"{start} {other}", "none"),
+            Metric("renumbered_heads", f"{start} {heads}"),
+        ]
+    }
+
+
+def _measure_sanity(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """A constant map has no ranks, and correlates with nothing."""
+    context = maps.context
+    if maps.method.attribute(maps.clip, context.encode([""])) is None:
+        return
+    first = maps.slow(maps.first_queries)
+    kept, raw = maps.compute_finite(first)
+    if not kept:
+        return
+    queries = first.part(kept)
+    empty = context.encode([""]).expand_as(queries.embeddings)
+    other = context.encode([_other(maps, number) for number in queries.numbers])
+    changed = {
+        "empty_prompt": (replace(queries, embeddings=empty), maps.clip),
+        "other_prompt": (replace(queries, embeddings=other), maps.clip),
+        "random_parameters": (queries, context.random_copy),
+        "renumbered_heads": (queries, context.renumbered_copy),
+    }
+    for name, (asked, clip) in changed.items():
+        if clip is not None:
+            own, other_maps = maps.compute_finite(asked, clip)
+            if own:
+                correlation = metrics.rank_correlation(raw[own], other_maps)
+                yield queries.part(own).rows_of(name, correlation, chance=0)
+
+
+SANITY: Final = Task(_sanity_metrics, _measure_sanity)
+"""Rank correlation with the map of another model or prompt; one target per image, its first."""
 
 
 def _other(maps: MethodOnBatch, number: int) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics
 from ...models.geometry import resize_density, resize_points
-from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
+from ..batch import MethodOnBatch, Task, finite_indices, queries_of
 from ..config import EvaluationConfig
 from ..run import Arrays
 from ..table import Metric, Queries
@@ -28,51 +27,49 @@ _PARTS = {
 _TINY = 1e-150  # maps may be as small as gradients
 
 
-class Localization(Task):
-    """Positive maps against the masks of what they name."""
+def _localization_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    chance = "chance is the share of the image that the object covers"
+    covered = f"share of the object inside the highest {AREA:.0%} of the map's pixels"
+    mean, half = "threshold: the mean of the min-max map", "threshold: half of the min-max map"
+    pixels, iou = "over all pixels of the set", "mean of object and background"
+    both = (
+        "mAP: average precision of the pixels of object and background ranked together, mean "
+        "over regions; a constant map gets .5, one that is low nearly everywhere far more, "
+        "whatever it shows: compare with 'random'"
+    )
+    return {
+        "Localization": [
+            Metric("pointing", f"maximum inside the mask; {chance}"),
+            Metric(f"pointing_{NEAR}", f"maximum inside or within {NEAR} pixels"),
+            Metric("energy", f"share of the positive mass inside; {chance}"),
+            Metric("coverage", f"{covered}; chance is {AREA}"),
+            Metric("average_precision", f"of the pixels by value, mean over regions; {chance}"),
+        ],
+        "Segmentation": [
+            Metric("pixel_accuracy", f"{pixels}; {mean}", statistic="ratio"),
+            Metric("mean_iou", f"{iou}, {pixels}; {mean}", statistic="mean_iou"),
+            Metric("pixel_accuracy_half", f"the same; {half}", statistic="ratio"),
+            Metric("mean_iou_half", f"the same; {half}", statistic="mean_iou"),
+        ],
+        "Segmentation as LeGrad has it": [
+            Metric("legrad_pixel_accuracy", f"mean over regions; {half}"),
+            Metric("legrad_mean_iou", f"{iou}, mean over regions; {half}"),
+            Metric("legrad_map", both, constant=0.5),
+        ],
+    }
 
-    name = "localization"
 
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        chance = "chance is the share of the image that the object covers"
-        covered = f"share of the object inside the highest {AREA:.0%} of the map's pixels"
-        mean, half = "threshold: the mean of the min-max map", "threshold: half of the min-max map"
-        pixels, iou = "over all pixels of the set", "mean of object and background"
-        both = (
-            "mAP: average precision of the pixels of object and background ranked together, mean "
-            "over regions; a constant map gets .5, one that is low nearly everywhere far more, "
-            "whatever it shows: compare with 'random'"
-        )
-        return {
-            "Localization": [
-                Metric("pointing", f"maximum inside the mask; {chance}"),
-                Metric(f"pointing_{NEAR}", f"maximum inside or within {NEAR} pixels"),
-                Metric("energy", f"share of the positive mass inside; {chance}"),
-                Metric("coverage", f"{covered}; chance is {AREA}"),
-                Metric("average_precision", f"of the pixels by value, mean over regions; {chance}"),
-            ],
-            "Segmentation": [
-                Metric("pixel_accuracy", f"{pixels}; {mean}", statistic="ratio"),
-                Metric("mean_iou", f"{iou}, {pixels}; {mean}", statistic="mean_iou"),
-                Metric("pixel_accuracy_half", f"the same; {half}", statistic="ratio"),
-                Metric("mean_iou_half", f"the same; {half}", statistic="mean_iou"),
-            ],
-            "Segmentation as LeGrad has it": [
-                Metric("legrad_pixel_accuracy", f"mean over regions; {half}"),
-                Metric("legrad_mean_iou", f"{iou}, mean over regions; {half}"),
-                Metric("legrad_map", both, constant=0.5),
-            ],
-        }
+def _measure_localization(maps: MethodOnBatch) -> Iterator[Arrays]:
+    void = {view.number: view.void for view in maps.batch.views if view.void is not None}
+    numbers = maps.regions.numbers
+    alone = [[index] for index, number in enumerate(numbers) if number in void]
+    others = [index for index, number in enumerate(numbers) if number not in void]
+    for part in [*([others] if others else []), *alone]:
+        yield from _measure(maps, part, void.get(numbers[part[0]]))
 
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        void = {view.number: view.void for view in maps.batch.views if view.void is not None}
-        numbers = maps.regions.numbers
-        alone = [[index] for index, number in enumerate(numbers) if number in void]
-        others = [index for index, number in enumerate(numbers) if number not in void]
-        for part in [*([others] if others else []), *alone]:
-            yield from _measure(maps, part, void.get(numbers[part[0]]))
+
+LOCALIZATION: Final = Task(_localization_metrics, _measure_localization)
+"""Positive maps against the masks of what they name."""
 
 
 def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> Iterator[Arrays]:
@@ -102,82 +99,76 @@ def _measure(maps: MethodOnBatch, part: Sequence[int], void: Tensor | None) -> I
     yield queries.rows_of("legrad_map", metrics.two_class_average_precision(heatmap, masks))
 
 
-class Signs(Task):
-    """Mass of both signs in the target, in other regions and in the background."""
+def _signs_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    share = "share of the {} map's mass {}; chance: uniform"
+    shares = {
+        sign: [Metric(f"{sign}_{p}", share.format(sign, w), "none") for p, w in _PARTS.items()]
+        for sign in ("positive", "negative")
+    }
+    correlation = (
+        "Spearman's rank correlation of positive and negative map; below zero by construction "
+        "where both are parts of one signed map"
+    )
+    others = "maximum of the negative map inside another region; chance: uniform"
+    cosine = "cosine of positive and negative map; 0: they never meet"
+    choice = (
+        "share of the positive mass in all regions that lies in the one that the text names: "
+        "does the map tell objects apart, wherever else it lies? Chance: uniform"
+    )
+    return {
+        "Where the positive map lies": [
+            *shares["positive"],
+            Metric("target_among_regions", choice),
+        ],
+        "Where the negative map lies": [
+            *shares["negative"],
+            Metric("sign_correlation", correlation, "none"),
+            Metric("sign_cosine", cosine, "none"),
+            Metric("negative_pointing_others", others, "none"),
+        ],
+    }
 
-    name = "signs"
 
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        share = "share of the {} map's mass {}; chance: uniform"
-        shares = {
-            sign: [Metric(f"{sign}_{p}", share.format(sign, w), "none") for p, w in _PARTS.items()]
-            for sign in ("positive", "negative")
-        }
-        correlation = (
-            "Spearman's rank correlation of positive and negative map; below zero by construction "
-            "where both are parts of one signed map"
-        )
-        others = "maximum of the negative map inside another region; chance: uniform"
-        cosine = "cosine of positive and negative map; 0: they never meet"
-        choice = (
-            "share of the positive mass in all regions that lies in the one that the text names: "
-            "does the map tell objects apart, wherever else it lies? Chance: uniform"
-        )
-        return {
-            "Where the positive map lies": [
-                *shares["positive"],
-                Metric("target_among_regions", choice),
-            ],
-            "Where the negative map lies": [
-                *shares["negative"],
-                Metric("sign_correlation", correlation, "none"),
-                Metric("sign_cosine", cosine, "none"),
-                Metric("negative_pointing_others", others, "none"),
-            ],
-        }
+def _measure_signs(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """Images with one region only are left out."""
+    queries = maps.regions
+    if not len(queries):
+        return
+    views = {view.number: view for view in maps.batch.views}
+    owners = [views[number] for number in queries.numbers]
+    whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
+    known = torch.stack(
+        [torch.ones_like(v.masks[0]) if v.void is None else ~v.void for v in owners]
+    )
+    parts = [part & known for part in (maps.masks, whole & ~maps.masks, ~whole)]
+    kept = torch.stack([part.flatten(1).any(1) for part in parts]).all(0).nonzero()[:, 0].tolist()
+    if not kept:
+        return
+    own, known, positive = queries.part(kept), known[kept], maps.positive[kept]
+    masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
+    for name, mask in masks.items():
+        yield _share(f"positive_{name}", own, positive, mask, known)
+    regions = masks["target"] | masks["others"]
+    yield _share("target_among_regions", own, positive, masks["target"], regions)
+    negative = None if maps.negative is None else maps.negative[kept]
+    finite = [] if negative is None else finite_indices(negative)
+    if negative is None or not finite:
+        return
+    own, known = own.part(finite), known[finite]
+    positive, negative = positive[finite], negative[finite]
+    for name, mask in masks.items():
+        yield _share(f"negative_{name}", own, negative, mask[finite], known)
+    correlation = metrics.rank_correlation(positive, negative)
+    yield own.rows_of("sign_correlation", correlation, chance=0)
+    first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
+    yield own.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
+    heatmap = torch.where(known, resizing.upsample(negative, own.size), -1)
+    hits = metrics.pointing_game(heatmap, masks["others"][finite])
+    yield own.rows_of("negative_pointing_others", hits)
 
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Images with one region only are left out."""
-        queries = maps.regions
-        if not len(queries):
-            return
-        views = {view.number: view for view in maps.batch.views}
-        owners = [views[number] for number in queries.numbers]
-        whole = torch.stack([view.masks.any(0) for view in owners])  # (N, H, W)
-        known = torch.stack(
-            [torch.ones_like(v.masks[0]) if v.void is None else ~v.void for v in owners]
-        )
-        parts = [part & known for part in (maps.masks, whole & ~maps.masks, ~whole)]
-        several = torch.stack([part.flatten(1).any(1) for part in parts]).all(0)
-        kept = several.nonzero()[:, 0].tolist()
-        if not kept:
-            return
-        own, known, positive = queries.part(kept), known[kept], maps.positive[kept]
-        masks = dict(zip(_PARTS, (part[kept] for part in parts), strict=True))
-        for name, mask in masks.items():
-            yield _share(f"positive_{name}", own, positive, mask, known)
-        regions = masks["target"] | masks["others"]
-        yield _share("target_among_regions", own, positive, masks["target"], regions)
-        if maps.negative is None:
-            return
-        negative = maps.negative[kept]
-        finite = finite_indices(negative)
-        if not finite:
-            return
-        own, known = own.part(finite), known[finite]
-        positive, negative = positive[finite], negative[finite]
-        masks = {name: mask[finite] for name, mask in masks.items()}
-        for name, mask in masks.items():
-            yield _share(f"negative_{name}", own, negative, mask, known)
-        correlation = metrics.rank_correlation(positive, negative)
-        yield own.rows_of("sign_correlation", correlation, chance=0)
-        first, second = (heatmap.flatten(1).double() for heatmap in (positive, negative))
-        yield own.rows_of("sign_cosine", F.cosine_similarity(first, second, eps=_TINY))
-        heatmap = torch.where(known, resizing.upsample(negative, own.size), -1)
-        hits = metrics.pointing_game(heatmap, masks["others"])
-        yield own.rows_of("negative_pointing_others", hits)
+
+SIGNS: Final = Task(_signs_metrics, _measure_signs)
+"""Mass of both signs in the target, in other regions and in the background."""
 
 
 def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, known: Tensor) -> Arrays:
@@ -188,61 +179,50 @@ def _share(metric: str, queries: Queries, heatmap: Tensor, masks: Tensor, known:
     return queries.rows_of(metric, share, chance=chance)
 
 
-class Fixation(Task):
-    """Positive maps against human fixations: points and densities."""
+def _fixation_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    return {
+        "Human fixations": [
+            Metric("nss", "mean standardised value at fixations; chance is 0"),
+            Metric("auc_judd", "AUC-Judd at fixations; chance is .5"),
+            Metric("cc", "linear correlation with the density; chance is 0"),
+            Metric("sim", "shared mass of map and density, 1 where equal"),
+        ]
+    }
 
-    name = "fixation"
 
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        return {
-            "Human fixations": [
-                Metric("nss", "mean standardised value at fixations; chance is 0"),
-                Metric("auc_judd", "AUC-Judd at fixations; chance is .5"),
-                Metric("cc", "linear correlation with the density; chance is 0"),
-                Metric("sim", "shared mass of map and density, 1 where equal"),
-            ]
-        }
-
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Each metric where its kind of fixations is known."""
-        views = [view for view in maps.batch.views if view.sample.fixated is not None]
-        if not views:
-            return
-        texts = [view.sample.fixated or "" for view in views]
-        queries = queries_of(views, maps.context.encode(texts), texts)
-        kept, raw = maps.compute_finite(queries)
-        for index, heatmap in zip(kept, raw.clamp(min=0), strict=True):
-            query, view = queries.part([index]), views[index]
-            points, density = _fixations(maps, view), _density(maps, view)
-            if points is not None:
+def _measure_fixation(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """Each metric where its kind of fixations is known, and the crop shows something of it."""
+    views = [view for view in maps.batch.views if view.sample.fixated is not None]
+    if not views:
+        return
+    texts = [view.sample.fixated or "" for view in views]
+    queries = queries_of(views, maps.context.encode(texts), texts)
+    kept, raw = maps.compute_finite(queries)
+    for index, heatmap in zip(kept, raw.clamp(min=0), strict=True):
+        query, view = queries.part([index]), views[index]
+        processor, sample = maps.clip.processor, view.sample
+        if sample.fixations is not None:
+            points = torch.from_numpy(resize_points(processor, sample.fixations, view.size) > 0)
+            if points.any() and not points.all():
+                points = points.to(heatmap.device)
                 yield query.rows_of("nss", metrics.nss(heatmap, points)[None], chance=0)
                 yield query.rows_of("auc_judd", metrics.auc_judd(heatmap, points)[None], chance=0.5)
-            if density is not None:
+            else:
+                reason = "the crop shows none of the fixations, or nothing else"
+                maps.skipped.append((view.number, reason))
+        if sample.density is not None:
+            density = torch.from_numpy(resize_density(processor, sample.density, view.size))
+            if density.any():
+                density = density.to(heatmap.device)
                 # the SIM of a map with its mass everywhere alike; NaN for a constant density
                 mass = resizing.normalize(density)
                 even = (mass / mass.sum()).clamp(max=1 / mass.numel()).sum()
                 yield query.rows_of("cc", metrics.cc(heatmap, density)[None], chance=0 * even)
                 yield query.rows_of("sim", metrics.sim(heatmap, density)[None], chance=even)
+            else:
+                reason = "the crop shows nothing of the density of fixations"
+                maps.skipped.append((view.number, reason))
 
 
-def _fixations(maps: MethodOnBatch, view: View) -> Tensor | None:
-    """Fixations (H, W) in the crop; None where there are none in it, or every pixel is one."""
-    if view.sample.fixations is None:
-        return None
-    points = resize_points(maps.clip.processor, view.sample.fixations, view.size) > 0
-    if not points.any() or points.all():
-        maps.skipped.append((view.number, "the crop shows none of the fixations, or nothing else"))
-        return None
-    return torch.from_numpy(np.ascontiguousarray(points)).to(view.pixels.device)
-
-
-def _density(maps: MethodOnBatch, view: View) -> Tensor | None:
-    if view.sample.density is None:
-        return None
-    density = resize_density(maps.clip.processor, view.sample.density, view.size)
-    if not density.any():
-        maps.skipped.append((view.number, "the crop shows nothing of the density of fixations"))
-        return None
-    return torch.from_numpy(density).to(view.pixels.device)
+FIXATION: Final = Task(_fixation_metrics, _measure_fixation)
+"""Positive maps against human fixations: points and densities."""

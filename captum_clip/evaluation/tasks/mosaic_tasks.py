@@ -9,7 +9,6 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from ... import maps as resizing
 from ... import metrics, targets
@@ -46,59 +45,57 @@ _CONFIDENCE: Final = 0.5
 _SCALE: Final = 100  # of cosines before the softmax, where CLIP's own training stops it
 
 
-class Words(Task):
-    """Signed maps of words, and next to them the maps of whole captions."""
-
-    name = "words"
-
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        return {
-            title: [
-                Metric(f"{name}_{count}", protocol.format(n=count), constant=constant)
-                for count in range(1, _MOST + 1)
-            ]
-            for title, (name, constant, protocol) in _GAMES.items()
-        }
-
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Samples with a caption."""
-        views = [v for v in maps.batch.views if v.sample.caption and len(v.regions) <= _MOST]
-        if not views:
-            return
-        owners = [view for view in views for _ in view.regions]
-        words = [region.text for view in views for region in view.regions]
-        captions = [view.sample.caption or "" for view in owners]
-        rows = [
-            targets.words(maps.clip, caption, [word]).embeddings[0]
-            for caption, word in zip(captions, words, strict=True)
+def _words_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    return {
+        title: [
+            Metric(f"{name}_{count}", protocol.format(n=count), constant=constant)
+            for count in range(1, _MOST + 1)
         ]
-        everything = queries_of(owners, torch.stack(rows), words)
-        kept, raw = maps.compute_finite(everything)
-        if not kept:
-            return
-        queries, masks = everything.part(kept), torch.cat([view.masks for view in views])[kept]
-        cells = masks.flatten(1).double().mean(1)  # share of the mosaic
-        counts = {view.number: len(view.regions) for view in views}
-        positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
-        signed = positive if negative is None else positive - negative
-        own = finite_indices(signed)
-        if own:
-            game = metrics.word_mosaic_game(signed[own], masks[own])
-            chance = cells[own] if negative is None else torch.full_like(cells[own], 0.5)
-            yield from _by_count("words", queries.part(own), counts, game, chance)
-        energy = metrics.energy_inside(positive, masks)
-        yield from _by_count("word_energy", queries, counts, energy, cells)
-        hits = metrics.pointing_game(positive, masks)
-        yield from _by_count("word_pointing", queries, counts, hits, cells)
+        for title, (name, constant, protocol) in _GAMES.items()
+    }
 
-        texts = tuple(captions[i] for i in kept)
-        whole = replace(queries, embeddings=maps.context.encode(texts), texts=texts)
-        own, raw = maps.compute_finite(whole)
-        if own:
-            share = metrics.energy_inside(resizing.positive(raw), masks[own])
-            yield from _by_count("caption", queries.part(own), counts, share, cells[own])
+
+def _measure_words(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """Samples with a caption."""
+    views = [v for v in maps.batch.views if v.sample.caption and len(v.regions) <= _MOST]
+    if not views:
+        return
+    owners = [view for view in views for _ in view.regions]
+    words = [region.text for view in views for region in view.regions]
+    captions = [view.sample.caption or "" for view in owners]
+    rows = [
+        targets.words(maps.clip, caption, [word]).embeddings[0]
+        for caption, word in zip(captions, words, strict=True)
+    ]
+    everything = queries_of(owners, torch.stack(rows), words)
+    kept, raw = maps.compute_finite(everything)
+    if not kept:
+        return
+    queries, masks = everything.part(kept), torch.cat([view.masks for view in views])[kept]
+    cells = masks.flatten(1).double().mean(1)  # share of the mosaic
+    counts = {view.number: len(view.regions) for view in views}
+    positive, negative = resizing.positive(raw), maps.compute_negative(queries, raw)
+    signed = positive if negative is None else positive - negative
+    own = finite_indices(signed)
+    if own:
+        game = metrics.word_mosaic_game(signed[own], masks[own])
+        chance = cells[own] if negative is None else torch.full_like(cells[own], 0.5)
+        yield from _by_count("words", queries.part(own), counts, game, chance)
+    energy = metrics.energy_inside(positive, masks)
+    yield from _by_count("word_energy", queries, counts, energy, cells)
+    hits = metrics.pointing_game(positive, masks)
+    yield from _by_count("word_pointing", queries, counts, hits, cells)
+
+    texts = tuple(captions[i] for i in kept)
+    whole = replace(queries, embeddings=maps.context.encode(texts), texts=texts)
+    own, raw = maps.compute_finite(whole)
+    if own:
+        share = metrics.energy_inside(resizing.positive(raw), masks[own])
+        yield from _by_count("caption", queries.part(own), counts, share, cells[own])
+
+
+WORDS: Final = Task(_words_metrics, _measure_words)
+"""Signed maps of words, and next to them the maps of whole captions."""
 
 
 def _by_count(
@@ -111,35 +108,33 @@ def _by_count(
         yield queries.part(kept).rows_of(f"{name}_{count}", values[kept], chance=chance[kept])
 
 
-class GridPointing(Task):
-    """GridPG: positive maps of classes in mosaics, of the cells that the model is sure of."""
+def _grid_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    sure = (
+        f"of cells that the model, shown them alone, puts into their class with a probability "
+        f"of {_CONFIDENCE:g} or more (softmax of {_SCALE} times the cosines with all classes)"
+    )
+    protocol = f"share of the positive mass in the cell of the class; chance is .25; {sure}"
+    return {"GridPG": [Metric("grid_pg", protocol, constant=0.25)]}
 
-    name = "grid"
 
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        sure = (
-            f"of cells that the model, shown them alone, puts into their class with a probability "
-            f"of {_CONFIDENCE:g} or more (softmax of {_SCALE} times the cosines with all classes)"
-        )
-        protocol = f"share of the positive mass in the cell of the class; chance is .25; {sure}"
-        return {"GridPG": [Metric("grid_pg", protocol, constant=0.25)]}
+def _measure_grid(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """Samples whose regions have classes."""
+    cells = maps.batch.remember("known cells", lambda: _known_cells(maps.batch))
+    if not cells:
+        return
+    labels = [view.regions[place].label or 0 for view, place in cells]
+    texts = [maps.context.data.classes[label] for label in labels]
+    queries = queries_of([v for v, _ in cells], maps.context.classes[labels], texts)
+    kept, raw = maps.compute_finite(queries)
+    if kept:
+        masks = torch.stack([view.masks[place] for view, place in (cells[i] for i in kept)])
+        share = metrics.energy_inside(resizing.positive(raw), masks)
+        chance = masks.flatten(1).double().mean(1)
+        yield queries.part(kept).rows_of("grid_pg", share, chance=chance)
 
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Samples whose regions have classes."""
-        cells = maps.batch.remember("known cells", lambda: _known_cells(maps.batch))
-        if not cells:
-            return
-        labels = [view.regions[place].label or 0 for view, place in cells]
-        texts = [maps.context.data.classes[label] for label in labels]
-        queries = queries_of([v for v, _ in cells], maps.context.classes[labels], texts)
-        kept, raw = maps.compute_finite(queries)
-        if kept:
-            masks = torch.stack([view.masks[place] for view, place in (cells[i] for i in kept)])
-            share = metrics.energy_inside(resizing.positive(raw), masks)
-            chance = masks.flatten(1).double().mean(1)
-            yield queries.part(kept).rows_of("grid_pg", share, chance=chance)
+
+GRID_POINTING: Final = Task(_grid_metrics, _measure_grid)
+"""GridPG: positive maps of classes in mosaics, of the cells that the model is sure of."""
 
 
 def _known_cells(batch: Batch) -> list[tuple[View, int]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from torch import Tensor
-from typing_extensions import override
 
 from ... import metrics
 from ...metrics.perturbation import TENTHS
@@ -30,76 +29,72 @@ _OBJECTS: Final = (1, 2, 3)
 _FIFTHS: Final = tuple(fifth / 5 for fifth in range(6))
 
 
-class Perturbation(Task):
-    """Deletion by pixels, of the predicted and of the true class, and by number of objects."""
-
-    name = "perturbation"
-
-    @override
-    def metrics(self, config: EvaluationConfig) -> dict[str, list[Metric]]:
-        groups = {}
-        for fill in config.fills:
-            steps = (
-                f"fifths, {config.slow_images} images drawn from all"
-                if fill == "road"
-                else "tenths"
-            )
-            protocol = f"removed pixels become {TITLES[fill]}, in {steps}"
-            for kind in _KINDS:
-                title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
-                own = f"{protocol}; map of the {kind} class"
-                gaps = _gaps(f"_{fill}_{kind}", f"the {kind} class", own)
-                groups[title] = [*_areas(f"_{fill}_{kind}", own), *gaps]
-            groups[f"Perturbation by number of objects: {TITLES[fill]}"] = [
-                metric
-                for count in _OBJECTS
-                for metric in _gaps(
-                    f"_{fill}_{count}",
-                    "the named object",
-                    f"{protocol}; scenes of {count}, map of the text that names one of them",
-                )
-            ]
-        return groups
-
-    @override
-    def measure(self, maps: MethodOnBatch) -> Iterator[Arrays]:
-        """Only samples with a class; of classification only those that show nothing else."""
-        views = [view for view in maps.batch.views if view.sample.label is not None]
-        if not views:
-            return
-        predicted = dict(zip(maps.batch.views, maps.batch.predicted.tolist(), strict=True))
-        labels = [view.sample.label or 0 for view in views]
-        wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)  # place and class of the map
-        for place, (view, label) in enumerate(zip(views, labels, strict=True)):
-            count = len(view.sample.regions)
-            if count < 2:
-                wanted["predicted"].append((place, predicted[view]))
-                wanted["true"].append((place, label))
-            if count in _OBJECTS:
-                wanted[str(count)].append((place, label))
-        # Mostly the same class twice, and one test will do.
-        pairs = list(dict.fromkeys(pair for of in wanted.values() for pair in of))
-        if not pairs:
-            return
-        queries = queries_of(
-            [views[place] for place, _ in pairs],
-            maps.context.classes[[label for _, label in pairs]],
-            [maps.context.data.classes[label] for _, label in pairs],
+def _perturbation_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
+    groups = {}
+    for fill in config.fills:
+        steps = (
+            f"fifths, {config.slow_images} images drawn from all" if fill == "road" else "tenths"
         )
-        kept, raw = maps.compute_finite(queries)
-        slow = maps.context.slow_numbers
-        for fill in maps.config.fills:  # ROAD takes long
-            seen = [i for i, k in enumerate(kept) if fill != "road" or queries.numbers[k] in slow]
-            if not seen:
-                continue
-            part, own = queries.part([kept[i] for i in seen]), [pairs[kept[i]] for i in seen]
-            true = [labels[place] for place, _ in own]
-            test = _test(maps, part, raw[seen], fill, [label for _, label in own], true)
-            rows = {pair: row for row, pair in enumerate(own)}
-            for kind, of in wanted.items():
-                known = [rows[pair] for pair in of if pair in rows]
-                if known:
-                    yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
+        protocol = f"removed pixels become {TITLES[fill]}, in {steps}"
+        for kind in _KINDS:
+            title = f"Perturbation: {TITLES[fill]}, map of the {kind} class"
+            own = f"{protocol}; map of the {kind} class"
+            gaps = _gaps(f"_{fill}_{kind}", f"the {kind} class", own)
+            groups[title] = [*_areas(f"_{fill}_{kind}", own), *gaps]
+        groups[f"Perturbation by number of objects: {TITLES[fill]}"] = [
+            metric
+            for count in _OBJECTS
+            for metric in _gaps(
+                f"_{fill}_{count}",
+                "the named object",
+                f"{protocol}; scenes of {count}, map of the text that names one of them",
+            )
+        ]
+    return groups
+
+
+def _measure_perturbation(maps: MethodOnBatch) -> Iterator[Arrays]:
+    """Only samples with a class; of classification only those that show nothing else."""
+    views = [view for view in maps.batch.views if view.sample.label is not None]
+    if not views:
+        return
+    predicted = dict(zip(maps.batch.views, maps.batch.predicted.tolist(), strict=True))
+    labels = [view.sample.label or 0 for view in views]
+    wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)  # place and class of the map
+    for place, (view, label) in enumerate(zip(views, labels, strict=True)):
+        count = len(view.sample.regions)
+        if count < 2:
+            wanted["predicted"].append((place, predicted[view]))
+            wanted["true"].append((place, label))
+        if count in _OBJECTS:
+            wanted[str(count)].append((place, label))
+    # Mostly the same class twice, and one test will do.
+    pairs = list(dict.fromkeys(pair for of in wanted.values() for pair in of))
+    if not pairs:
+        return
+    queries = queries_of(
+        [views[place] for place, _ in pairs],
+        maps.context.classes[[label for _, label in pairs]],
+        [maps.context.data.classes[label] for _, label in pairs],
+    )
+    kept, raw = maps.compute_finite(queries)
+    slow = maps.context.slow_numbers
+    for fill in maps.config.fills:  # ROAD takes long
+        seen = [i for i, k in enumerate(kept) if fill != "road" or queries.numbers[k] in slow]
+        if not seen:
+            continue
+        part, own = queries.part([kept[i] for i in seen]), [pairs[kept[i]] for i in seen]
+        true = [labels[place] for place, _ in own]
+        test = _test(maps, part, raw[seen], fill, [label for _, label in own], true)
+        rows = {pair: row for row, pair in enumerate(own)}
+        for kind, of in wanted.items():
+            known = [rows[pair] for pair in of if pair in rows]
+            if known:
+                yield from _rows(f"{fill}_{kind}", test, known, part.part(known))
+
+
+PERTURBATION: Final = Task(_perturbation_metrics, _measure_perturbation)
+"""Deletion by pixels, of the predicted and of the true class, and by number of objects."""
 
 
 def _areas(end: str, protocol: str) -> list[Metric]:
