@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from captum_clip import checks, files, load_clip
-from captum_clip.cli.inputs import read_image
+from captum_clip.cli.shared import read_image
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
 from captum_clip.evaluation import data as datasets

@@ -57,10 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):  # letters that it cannot encode get escapes
             sys.stdout.reconfigure(errors="backslashreplace")
         with _stopping_in_order(), _quiet():
-            arguments = None if argv is None else list(argv)
-            code = typer.main.get_command(app).main(
-                arguments, prog_name="captum-clip", standalone_mode=False
-            )
+            command = typer.main.get_command(app)
+            code = command.main(argv, prog_name="captum-clip", standalone_mode=False)
             sys.stdout.flush()
             return int(code or 0)
     except errors.CaptumClipError as error:
@@ -100,15 +98,10 @@ def _describe(error: Any) -> str:
 @contextmanager
 def _stopping_in_order() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, so that no half-written file stays, as after Ctrl-C."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(_TERMINATED)
-
     # only the main thread may set a handler, and one that somebody has set stays
     mine = threading.current_thread() is threading.main_thread()
-    mine = mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if mine:
-        signal.signal(signal.SIGTERM, stop)
+    if mine := mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     try:
         yield
     finally:

@@ -8,9 +8,16 @@ from typer import BadParameter, Option
 
 from ..errors import InputError
 from . import options
-from .inputs import check_figure, check_folder, load_model, read_image, read_probes
 from .options import app, command
-from .output import draw_folder, steps
+from .shared import (
+    check_figure,
+    check_folder,
+    draw_folder,
+    load_model,
+    read_image,
+    read_probes,
+    step,
+)
 
 if TYPE_CHECKING:
     from ..explanation import Explanation
@@ -33,15 +40,13 @@ def _threshold(typed: str) -> str | float:
 def explain_command(
     image: str,
     texts: options.Texts = None,
-    text: options.Text = None,
     model: str | None = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
     side: Literal["image", "text", "both"] = "image",
     emotions: Path | None = None,
     centre: options.Centre = False,
-    sign: options.Sign | None = None,
-    negative: Annotated[bool, Option("--negative")] = False,
+    sign: options.Sign = "positive",
     whole: Annotated[bool, Option("--whole")] = False,
     original: bool | None = None,
     regions: Path | None = None,
@@ -56,13 +61,10 @@ def explain_command(
 
     Args:
         image: an image file, or a folder of which each image gets a figure
-        method: one of those below, with options as in last-grad:heads=averaged (default: direct;
-            conservative for pooling heads such as SigLIP's)
         words: take one TEXT apart, with a map for each of its words
         side: where in the image, which words of the TEXTs, or both; for words a method that needs
             no grid, by default conservative
-        sign: what supports the text, what contradicts it, or both (default: positive)
-        negative: the same as --sign negative
+        sign: what supports the text, what contradicts it, or both
         whole: pad the image to a square, so that the model sees all of it, where its processor
             would crop it to the middle
         original: draw the whole image, grey where the model did not see it, or what the model saw
@@ -79,10 +81,7 @@ def explain_command(
     from ..explanation import FORMATS, explain
     from ..regions import save_regions
 
-    texts = [*(texts or ()), *(text or ())]
-    if negative and sign not in (None, "negative"):
-        raise InputError(f"--negative contradicts --sign {sign}; leave one of them out.")
-    sign = "negative" if negative else sign or "positive"
+    texts = texts or []
     if method is not None and sign != "positive":
         MethodChoice.of(method).check_negative()
     if side == "text" and regions is not None:
@@ -134,8 +133,7 @@ def explain_command(
     if folder is not None:
         draw_folder(*folder, save, quiet=quiet)
         return
-    with steps(1, quiet=quiet) as begin:
-        begin("explaining")
+    with step("explaining", quiet=quiet):
         explanation = save(path, file)
     _print_scores(explanation, " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions)))
     for sentences in explanation.hints:

@@ -6,12 +6,19 @@ from typing import Annotated, Any, Literal
 
 from typer import Option, Typer
 
-from ..checks import check_destination, check_integer, find_folder
+from ..checks import check_destination, find_folder
 from ..errors import InputError
 from . import options
-from .inputs import count_gpus, load_model, read_probes
 from .options import app, command
-from .output import images_bar, inside, report_skipped, shows_bars
+from .shared import (
+    count_gpus,
+    images_bar,
+    inside,
+    load_model,
+    read_probes,
+    report_skipped,
+    shows_bars,
+)
 
 _emotions = Typer(help="Fit an emotion probe on a model's features.")
 app.add_typer(_emotions, name="emotions")
@@ -22,13 +29,12 @@ def rank_command(
     folder: Path,
     output: options.Results,
     texts: options.Texts = None,
-    text: options.Text = None,
     emotions: Path | None = None,
     emotion: str | None = None,
     model: str | None = None,
     method: options.Method = None,
-    top: int = 12,
-    workers: int = 0,
+    top: Annotated[int, Option(min=1)] = 12,
+    workers: options.Workers = 0,
     processor: str | None = None,
     tokenizer: str | None = None,
     device: str | None = None,
@@ -39,17 +45,13 @@ def rank_command(
     Args:
         folder: a folder of images, searched recursively
         emotion: what to look for, instead of a TEXT
-        method: one of those below, with options as in last-grad:heads=averaged (default: direct;
-            conservative for pooling heads such as SigLIP's)
         top: how many images to find
     """
     from .. import targets
     from ..evaluation import rank
     from ..files import make_folder
 
-    check_integer("rank", "--top", top)
-    check_integer("rank", "--workers", workers, least=0)
-    texts = [*(texts or ()), *(text or ())]
+    texts = texts or []
     if (emotions is None) != (emotion is None):
         raise InputError("--emotions FILE and --emotion NAME go together.")
     if (given := len(texts) + (emotion is not None)) != 1:
@@ -74,15 +76,14 @@ def rank_command(
     print(table, figure, sep="\n")
 
 
-@command(app, "study", 'statistics photos --text "a horse" -o horses', lists=options.methods)
+@command(app, "study", 'statistics photos "a horse" -o horses', lists=options.methods)
 def study_command(
     study: Literal["statistics", "corner-bias", "emotions"],
     images: str,
     output: options.Results,
     texts: options.Texts = None,
-    text: options.Text = None,
-    model: options.Several = None,
-    method: options.Methods = None,
+    models: Annotated[options.Several, Option("--model")] = None,
+    methods: options.Methods = None,
     emotions: list[Path] | None = None,
     batch_size: int = 16,
     limit: int | None = None,
@@ -106,13 +107,14 @@ def study_command(
             emotions; corner-bias, whether three methods favour the corners, for a happy and a sad
             text; emotions, eight emotions, plain and centred, for a ViT and a ResNet
         images: a folder of images, searched recursively
-        model: as of 'explain' (default: those that --emotions were fitted on, or
+        models: as of 'explain' (default: those that --emotions were fitted on, or
             ViT-B/32, and for the study of emotions RN101 as well)
         limit: study a sample of so many images
         seed: of the sample
         value_entropy: measure the entropy of values as well (slow)
         workers: processes that decode images (local, default 2) or that compute (ray, default 1)
     """
+    settings = options.given(locals(), "study", "device", "quiet")
     from .. import evaluation
 
     presets: dict[str, Any] = {
@@ -120,20 +122,13 @@ def study_command(
         "corner-bias": evaluation.corner_bias_study,
         "emotions": evaluation.emotions_study,
     }
-    targets = {"texts": [*(texts or ()), *(text or ())], "emotions": emotions}
     if study == "corner-bias" and emotions:
         raise InputError("study corner-bias takes texts; leave --emotions out.")
-    if study == "emotions" and (targets["texts"] or not emotions):
+    if study == "emotions" and (texts or not emotions):
         raise InputError("study emotions takes an --emotions FILE for each model, and no texts.")
-    given = {**targets, "models": model or read_probes(emotions or ())[1], "methods": method}
-    config = presets[study](
-        images,
-        output,
-        **{name: value for name, value in given.items() if value},
-        **{"batch_size": batch_size, "limit": limit, "seed": seed, "value_entropy": value_entropy},
-        **{"workers": workers, "processor": processor, "tokenizer": tokenizer, "engine": engine},
-        **{"gpus": count_gpus(gpus, device), "threads": threads},
-    )
+    if not models and (fitted := read_probes(emotions or ())[1]):
+        settings["models"] = fitted
+    config = presets[study](**settings | {"gpus": count_gpus(gpus, device)})
     with images_bar("study", quiet=quiet) as progress:
         result = evaluation.run_study(config, progress=progress)
     print(f"statistics  {inside(output, 'statistics.csv')}")
@@ -158,9 +153,9 @@ def evaluate_command(
     output: options.Results,
     model: str = options.DEFAULT_MODEL,
     data: options.Several = None,
-    method: options.Several = None,
+    methods: Annotated[options.Several, Option("--method")] = None,
     maps: options.Several = None,
-    task: options.Several = None,
+    tasks: Annotated[options.Several, Option("--task")] = None,
     reference: str | None = None,
     against: Literal["text", "image"] = "text",
     images: int = 500,
@@ -170,7 +165,7 @@ def evaluate_command(
     batch_size: int = 32,
     chunk_size: int = 32,
     resamples: int = 2000,
-    fill: options.Several = None,
+    fills: Annotated[options.Several, Option("--fill")] = None,
     template: str | None = None,
     void: Literal["out", "background"] | None = None,
     text: str | None = None,
@@ -189,10 +184,10 @@ def evaluate_command(
         model: as of 'explain'
         data: a data set of those below, with its folder or file (default: demo,
             demo-objects and demo-mosaics, for embedded models)
-        method: of those below, with options as in last-grad:heads=averaged
+        methods: of those below, with options as in last-grad:heads=averaged
             (default: all that fit the tower, Captum's for reference, and baselines)
         maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
-        task: of those below (default: all that the data support)
+        tasks: of those below (default: all that the data support)
         reference: the method that all others are compared with (default: Mamooler's)
         against: explain regions by their text, or by another image
         images: of each data set at most
@@ -201,7 +196,7 @@ def evaluate_command(
         draws: random masks per image for faithfulness and infidelity
         chunk_size: images per unit of work; a stop costs at most one unit
         resamples: of the bootstrap
-        fill: what removed pixels become: mean, black, blur or road (default: mean
+        fills: what removed pixels become: mean, black, blur or road (default: mean
             and road)
         template: text of a class, as "a photo of a {}" (class folders)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
@@ -209,37 +204,11 @@ def evaluate_command(
         text: what fixations are compared with
         workers: processes of Ray (default: one for each GPU, or one)
     """
+    settings = options.given(locals(), "device", "quiet")
     from .. import evaluation
     from ..demo import MODELS
 
-    fills: Any = tuple(fill or ("mean", "road"))
-    config = evaluation.EvaluationConfig(
-        model,
-        output,
-        data=tuple(data or ()),
-        methods=tuple(method or ()),
-        maps=tuple(maps or ()),
-        reference=reference,
-        tasks=tuple(task or ()),
-        against=against,
-        images=images,
-        slow_images=slow_images,
-        seed=seed,
-        draws=draws,
-        fills=fills,
-        batch_size=batch_size,
-        chunk_size=chunk_size,
-        template=template,
-        text=text,
-        void=void,
-        resamples=resamples,
-        engine=engine,
-        workers=workers,
-        gpus=count_gpus(gpus, device),
-        threads=threads,
-        processor=processor,
-        tokenizer=tokenizer,
-    )
+    config = evaluation.EvaluationConfig(**settings | {"gpus": count_gpus(gpus, device)})
     if not config.data and model not in MODELS:
         raise InputError(
             f"the data sets used without --data are scenes drawn for the embedded models, and "
@@ -272,7 +241,7 @@ def fit_command(
     held_out: float = 0.2,
     strength: float = 1e-3,
     seed: int = 0,
-    workers: int = 0,
+    workers: options.Workers = 0,
     processor: str | None = None,
     tokenizer: str | None = None,
     device: str | None = None,
@@ -295,7 +264,6 @@ def fit_command(
 
     file = check_destination(output, (".safetensors",))
     check_fit(seed=seed, held_out=held_out, strength=strength)
-    check_integer("emotions fit", "--workers", workers, least=0)
     if csv is None or images is None:
         default_csv, default_images = find_artemis(folder)
         csv, images = csv or default_csv, images or default_images

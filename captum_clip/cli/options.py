@@ -3,10 +3,11 @@
 Help of options that several commands have, unless the docstring of a command tells more:
 
     texts: what to look for
-    text: what to look for
     model: a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default:
         ViT-B/32, or the one that --emotions was fitted on)
-    method: one of those below, with options as in last-grad:heads=averaged (default: Mamooler's,
+    method: one of those below, with options as in last-grad:heads=averaged (default: direct;
+        conservative for pooling heads such as SigLIP's)
+    methods: one of those below, with options as in last-grad:heads=averaged (default: Mamooler's,
         last-grad for ViTs and grad-cam for ResNets)
     emotions: a probe of 'captum-clip emotions fit', or encodings that Mamooler published
     centre: subtract the mean of all nine embeddings of --emotions from each of them
@@ -141,14 +142,26 @@ def _check_methods(names: Any) -> Any:
     return names
 
 
+def given(arguments: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """The arguments of a command, its ``locals()``, that are on the line or have a default.
+
+    Without the `others`, which the library does not take.
+    """
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in others and value is not None and value is not False and value != []
+    }
+
+
 DEFAULT_MODEL: Final = "ViT-B/32"
 
 Sign: TypeAlias = Literal["positive", "negative", "both"]
 Several: TypeAlias = list[str] | None
 Texts: TypeAlias = Annotated[Several, Argument(callback=check_texts)]
-Text: TypeAlias = Annotated[Several, Option(callback=check_texts)]
 Method: TypeAlias = Annotated[str | None, Option(callback=_check_methods)]
-Methods: TypeAlias = Annotated[Several, Option(callback=_check_methods)]
+Methods: TypeAlias = Annotated[Several, Option("--method", callback=_check_methods)]
+Workers: TypeAlias = Annotated[int, Option(min=0)]
 Centre: TypeAlias = Annotated[bool, Option("--centre")]
 Output: TypeAlias = Annotated[Path | None, Option("--output", "-o")]
 Results: TypeAlias = Annotated[str, Option("--output", "-o")]

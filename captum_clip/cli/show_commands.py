@@ -12,7 +12,7 @@ from typer import Option
 from ..errors import InputError
 from . import options
 from .options import app, command
-from .output import steps
+from .shared import load_model, step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,17 +88,12 @@ def demo_command(
     from .. import figures
     from ..demo.vocabulary import WORDS
     from ..files import make_folder
-    from ..models import load_clip
     from ..visualization import save_figure
 
     folder = make_folder(output or Path())
     image, texts = _scene(0)
-    with steps(len(_COLUMNS) + 1, quiet=quiet) as begin:
-        clips = {}
-        for model in _COLUMNS:
-            begin(f"loading {model}")
-            clips[model] = load_clip(model, device=device)
-        begin("drawing")
+    clips = {model: load_model(model, None, None, device, quiet=quiet) for model in _COLUMNS}
+    with step("drawing", quiet=quiet):
         towers = [clips["demo/vit"], clips["demo/resnet"]]
         drawn = {
             "captum-clip-demo.jpg": _methods(clips),
@@ -172,8 +167,7 @@ def app_command(
 
     models = Models(model or (), device, processor=processor, tokenizer=tokenizer)
     port = find_port(host, port)
-    with steps(1, quiet=quiet) as begin:
-        begin(f"loading {models.names[0]}")
+    with step(f"loading {models.names[0]}", quiet=quiet):
         models.get(models.names[0])
     with serving(models, host, port, allow_host or ()) as address:
         print(f"{address} (Ctrl-C ends it)", flush=True)

@@ -137,7 +137,7 @@ def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
     if content is None or study.read(STATISTICS) is None:
         state = "no study" if content is None else "a study that is not finished"
         raise InputError(
-            f"{study.root} holds {state}; 'captum-clip study statistics FOLDER --text TEXT -o "
+            f"{study.root} holds {state}; 'captum-clip study statistics FOLDER TEXT -o "
             f"{study.root}' {'makes one' if content is None else 'goes on with it'}."
         )
     try:

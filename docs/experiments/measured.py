@@ -288,14 +288,13 @@ STEPS = (
     figure(
         "compare",
         BOTH,
-        f'compare --scene 0:horse,dog --scene 2:cow,sheep --text "a dog" --text grass {ON_BOTH}',
+        f'compare "a dog" grass --scene 0:horse,dog --scene 2:cow,sheep {ON_BOTH}',
         1000,
     ),
     figure(
         "signs",
         BOTH,
-        f'signs --scene 0:horse,dog --text "a horse" --image ../horse/horse.png {ON_BOTH} '
-        "--method direct",
+        f'signs "a horse" --scene 0:horse,dog --image ../horse/horse.png {ON_BOTH} --method direct',
         849,
         "horse",
     ),
@@ -339,13 +338,13 @@ STEPS = (
         "corners_vit",
         ("vit",),
         "art",
-        'corner-bias --model demo/vit --text "a sad face" --text sky --text grass',
+        'corner-bias "a sad face" sky grass --model demo/vit',
     ),
     study(
         "corners",
         BOTH,
         "thousand",
-        f'corner-bias {ON_BOTH} --text "an amused face" --text "a sad face"',
+        f'corner-bias "an amused face" "a sad face" {ON_BOTH}',
     ),
     # tables
     *(Step(f"recall_{model}", (model,), f"{TRAINING} {model}") for model in ALL),

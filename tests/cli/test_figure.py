@@ -18,17 +18,17 @@ VIT_METHODS, RESNET_METHODS = (len(methods_for(kind)) for kind in ("vit", "resne
     [
         ("layers photo.jpg 'a horse' 'a dog' --model VIT --colormap mask", 3 * 4),
         ("layers photo.jpg --model VIT a --image other.png --rows sum --colormap jet", 3 * 4),
-        ("compare photo.jpg other.png --text 'a horse' --model VIT", 2 * (1 + VIT_METHODS)),
+        ("compare photo.jpg other.png 'a horse' --model VIT", 2 * (1 + VIT_METHODS)),
         (
             "compare photo.jpg sky --model VIT --model RESNET --scale shared",
             1 + VIT_METHODS + RESNET_METHODS,
         ),
-        ("signs photo.jpg --text a --image other.png --model VIT --model RESNET", 4 * 3 + 2),
-        ("signs --text a --model VIT --scale each photo.jpg --method all-grad other.png", 2 * 3),
+        ("signs photo.jpg a --image other.png --model VIT --model RESNET", 4 * 3 + 2),
+        ("signs --model VIT --scale each photo.jpg --method all-grad other.png a", 2 * 3),
         ("emotions photo.jpg --emotions e.json --model VIT", 9),
         (
             "emotions photo.jpg --emotions e.json --emotions e.json --model VIT --model RESNET "
-            "--emotion awe --emotion fear --centre",
+            "--target awe --target fear --centre",
             2 * 3,
         ),
         ("words photo.jpg 'a horse' --model VIT --model RESNET", 2 * 4),
@@ -60,8 +60,8 @@ def test_a_scene_is_drawn_for_the_embedded_models(
     run: Run, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(demo.MODELS, "demo/vit", Path(vit))
-    assert run("figure layers a --scene 0:horse,dog --model demo/vit") == "scene-0-layers.png\n"
-    run("figure signs --scene 1 --scene 2 --text a --model demo/vit -o both.png")
+    assert run("figure layers a --scene 0:horse,dog") == "scene-0-layers.png\n"
+    run("figure signs --scene 1 --scene 2 a -o both.png")
 
 
 def test_a_figure_replaces_no_image(run: Run) -> None:

@@ -27,7 +27,7 @@ from tests.evaluation.cases import make_classes, random_maps
 
 EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
 EVALUATE += " --resamples 20 --threads 1 -o out"
-STUDY = "study statistics photos --text a --model VIT --workers 0 -o out"
+STUDY = "study statistics photos a --model VIT --workers 0 -o out"
 
 
 # rank
@@ -95,8 +95,8 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_every_option_of_study_reaches_the_config(asked: list[Any], run: Run) -> None:
     run(
-        "study statistics photos x --model a --model b --emotions e.json --emotions e.json "
-        "--text y --batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3 "
+        "study statistics photos x y --model a --model b --emotions e.json --emotions e.json "
+        "--batch-size 4 --limit 5 --seed 6 --workers 7 --engine ray --gpus 2 --threads 3 "
         "--processor p --tokenizer t --value-entropy -o out"
     )
     assert asked == [

@@ -47,7 +47,7 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
         assert f"new/{name}\n" in out
         with Image.open(Path("new", name)) as figure:
             figure.verify()
-    assert "3/3" in err  # the bar
+    assert "loading demo/resnet" in err  # while it is
     assert "Warning" not in err
     assert "oading weights" not in err
 

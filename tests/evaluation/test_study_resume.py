@@ -76,7 +76,7 @@ def test_a_command_that_is_killed_from_outside_goes_on(
 ) -> None:
     """Kill -9 as soon as the first unit is seen, decoding processes and all."""
     output = tmp_path / "out"
-    texts = ["--text", "a horse", "--text", "a dog"]
+    texts = ["a horse", "a dog"]
     arguments = ["study", "statistics", images, *texts, "--model", vit, "--batch-size", 2]
     process = start("captum_clip", *arguments, "--workers", 1, "-o", output)
     until = time.monotonic() + 300

@@ -58,26 +58,28 @@ OUTPUTS = ["a.gif", "none/a.png", "photos", "photo.jpg", *ODD_PATHS, *URLS]
 DATA = ["voc:none", "fixations:photos", "x:", ":", "demo:1", "masks:", *ODD_PATHS]
 PLACES = [*FILES, *FOLDERS, *ODD_PATHS, *URLS]
 LISTED: dict[str, tuple[list[str], list[str]]] = {
-    **dict.fromkeys(("model", "processor", "tokenizer"), (["vit", "vit", "resnet"], MODELS)),
     **dict.fromkeys(
-        ("method", "reference"), ([*registered(), "last-grad:heads=averaged"], METHODS)
+        ("model", "models", "processor", "tokenizer"), (["vit", "vit", "resnet"], MODELS)
+    ),
+    **dict.fromkeys(
+        ("method", "methods", "reference"), ([*registered(), "last-grad:heads=averaged"], METHODS)
     ),
     **dict.fromkeys(("images", "folder", "maps"), (["photos", "art"], PLACES)),
-    **dict.fromkeys(("image", "given"), (["photo.jpg", "other.png", "photos"], PLACES)),
+    **dict.fromkeys(("references", "words"), (["photo.jpg", "other.png", "photos"], PLACES)),
     **dict.fromkeys(("csv", "test"), (["a.txt"], PLACES)),
     "device": (["cpu"], ["cuda", "gpu", "cuda:99", "", "meta", "cpu:1", "\ud800"]),
-    "emotions": (["probe.json"], [*PROBES, *FILES, *ODD_PATHS]),
+    **dict.fromkeys(("emotions", "probes"), (["probe.json"], [*PROBES, *FILES, *ODD_PATHS])),
     "output": (["a.npz"], OUTPUTS),
     "scene": (["0", "1:horse,dog"], ["x", "", ":", "-1", "0:unicorn", "9" * 400]),
-    "emotion": (["awe"], ["joy", "", "\ud800"]),
+    **dict.fromkeys(("emotion", "names"), (["awe"], ["joy", "", "\ud800"])),
     "host": (["127.0.0.1"], ["", "\ud800", "no.such.host.invalid"]),
     "port": (["0"], NUMBERS),
     "data": (["masks:farm", "classes:art/images", "demo"], DATA),
-    "task": (["localization", "signs"], ["x", ""]),
-    "colormap": (["viridis", "mask"], ["x", ""]),
+    "tasks": (["localization", "signs"], ["x", ""]),
+    "cmap": (["viridis", "mask"], ["x", ""]),
 }
 """Option -> what may rightly follow it, and what may not."""
-WANTED = ("model", "images", "resamples", "draws", "data", "task")
+WANTED = ("model", "models", "images", "resamples", "draws", "data", "tasks")
 """Without them a line would need a network, take long, or be refused."""
 
 
@@ -101,7 +103,6 @@ class Lines:
         words: list[list[str]] = []
         for option in command.params:
             wanted = option.param_type_name == "argument" or option.name in WANTED
-            wanted |= option.name == "text" and name[0] == "figure"
             if self._random.random() < (0.97 if wanted or option.required else 0.1):
                 again = option.multiple and self._random.random() < 0.2
                 words += [self._words(option) for _ in range(1 + again)]

@@ -1,0 +1,176 @@
+"""What commands share when they run: inputs checked early, models, progress bars, folders."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checks import check_destination, find_file, find_folder
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..emotions import EmotionProbe
+    from ..models import ClipAdapter
+
+
+def is_file(name: str) -> bool:
+    """Whether there is such a file; a text may be too long for the name of one."""
+    return os.path.isfile(os.path.expanduser(name))
+
+
+def read_image(name: str) -> Path:
+    """The path of an image that can be read."""
+    from ..models.images import as_pil
+
+    if "://" in name:
+        raise InputError(f"{name} is a URL; download the image, then give the file.")
+    path = find_file(name, what="image file")
+    as_pil(path)
+    return path
+
+
+def check_figure(
+    output: Path | None, default: str, formats: tuple[str, ...], images: Sequence[Path]
+) -> Path:
+    """Where a figure goes: a path that can be written, and that is none of the images."""
+    path = check_destination(output or Path(default), formats)
+    for image in images:
+        if path.exists() and path.samefile(image):
+            raise InputError(f"the figure would replace the image {image}; give another --output.")
+    return path
+
+
+def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path, list[str]] | None:
+    """The folder of a name, that of its figures (FOLDER-KIND by default), the names of its images.
+
+    None where the name is that of no folder.
+    """
+    from ..evaluation.image_batches import list_images
+    from ..evaluation.storage import storage_of
+    from ..explanation import FORMATS
+
+    if not os.path.isdir(os.path.expanduser(name)):
+        return None
+    folder = find_folder(name)
+    output = output or Path(f"{folder.resolve().name}-{kind}")
+    if output.suffix.lower() in FORMATS or output.is_file():
+        raise InputError(
+            f"{name} is a folder, of which each image gets a figure; -o {output} must name a "
+            "folder for them."
+        )
+    return folder, output, [*list_images(storage_of(folder), storage_of(output))]
+
+
+def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":
+    """Emotion probes, and the models that they were fitted on; none where not all name one."""
+    from ..emotions import EmotionProbe
+
+    probes = [EmotionProbe.load(file) for file in files]
+    fitted = [probe.model for probe in probes]
+    return probes, fitted if all(fitted) else []
+
+
+def load_model(
+    name: str, processor: str | None, tokenizer: str | None, device: str | None, *, quiet: bool
+) -> "ClipAdapter":
+    """Load a model, with the processor and the tokenizer of others where they are named."""
+    from ..models import load_clip
+    from ..models.loading import load_processor, load_tokenizer
+
+    with step(f"loading {name}", quiet=quiet):
+        parts = {"processor": load_processor(processor), "tokenizer": load_tokenizer(tokenizer)}
+        return load_clip(name, **parts, device=device)
+
+
+def count_gpus(gpus: int | None, device: str | None) -> int:
+    """The number of GPUs that --gpus or --device ask for; one where CUDA is available otherwise."""
+    if gpus is not None:
+        return gpus
+    from ..models.loading import choose_device
+
+    if ":" in (device or ""):
+        raise InputError(f"--device {device}: expected cpu or cuda, without a number.")
+    return int(choose_device(device).type == "cuda")
+
+
+def shows_bars(quiet: bool) -> bool:
+    """Whether somebody looks at a bar."""
+    return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def step(task: str, *, quiet: bool) -> Iterator[None]:
+    """Show on stderr what is being done, as long as it takes."""
+    from tqdm import tqdm
+
+    with tqdm(disable=not shows_bars(quiet), desc=task, bar_format="{desc}", leave=False):
+        yield
+
+
+@contextmanager
+def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr with the rate and the time left."""
+    from tqdm import tqdm
+
+    with tqdm(disable=not shows_bars(quiet), desc=task, unit="image", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            if bar.total is None:  # what an earlier run had done takes no part in the rate
+                bar.total, bar.initial, bar.n = total, done, done
+            bar.update(done - bar.n)
+
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise
+
+
+def inside(folder: str, name: str) -> str:
+    """A file in a folder or under a URL.
+
+    >>> inside("out", "results.md"), inside("s3://bucket/out/", "results.md")
+    ('out/results.md', 's3://bucket/out/results.md')
+    """
+    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder, name))
+
+
+def report_skipped(skipped: Mapping[Path, str]) -> None:
+    """Print how many files could not be read, and why the first one; nothing if all could."""
+    if skipped:
+        path, reason = next(iter(skipped.items()))
+        files = "1 file" if len(skipped) == 1 else f"{len(skipped):,} files"
+        print(" ".join(f"{files} left out, {path}: {reason}".split()), file=sys.stderr)
+
+
+def draw_folder(
+    folder: Path,
+    output: Path,
+    names: list[str],
+    draw: Callable[[Path, Path], object],
+    *,
+    quiet: bool,
+) -> None:
+    """Draw images that have no figure yet, by name, and print where the figures are."""
+    skipped: dict[Path, str] = {}
+    # with the ending of the image, since a folder may hold a.jpg and a.png
+    figures = {folder / name: output / f"{name}.png" for name in names}
+    missing = [image for image, figure in figures.items() if not figure.exists()]
+    existed = len(names) - len(missing)
+    with images_bar("figures", quiet=quiet) as progress:
+        progress(existed, len(names))
+        for done, image in enumerate(missing, existed + 1):
+            figures[image].parent.mkdir(parents=True, exist_ok=True)
+            try:
+                draw(image, figures[image])
+            except InputError as error:
+                skipped[image] = str(error).removeprefix("preprocess: ")
+            progress(done, len(names))
+    if len(skipped) == len(names):
+        image, reason = next(iter(skipped.items()))
+        raise InputError(f"none of the {len(names)} images can be drawn; {image}: {reason}")
+    report_skipped(skipped)
+    there = f" ({existed:,} existed)" if existed else ""
+    print(f"{len(names) - len(skipped):,} figures in {output}{there}")
