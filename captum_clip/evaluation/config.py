@@ -61,6 +61,8 @@ class RunConfig:
 
     caller: ClassVar[str]  # begins messages
     deciding: ClassVar[tuple[str, ...]]  # fields that decide the results
+    several: ClassVar[tuple[str, ...]]  # fields of one value or several, none of which comes twice
+    texts_or_none: ClassVar[tuple[str, ...]] = ("processor", "tokenizer")
     least: ClassVar[dict[str, int]] = {
         **{"batch_size": 1, "chunk_size": 1, "seed": 0, "workers": 0, "gpus": 0, "threads": 1}
     }
@@ -76,6 +78,19 @@ class RunConfig:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
+        for name in self.several:
+            given = getattr(self, name)
+            is_one = isinstance(given, str) or not isinstance(given, Sequence)
+            listed = (given,) if is_one else tuple(given)
+            if (repeated := find_repeated(listed)) is not None:
+                raise InputError(
+                    f"{self.caller}: {str(repeated)!r} is given twice in {name}; once will do."
+                )
+            object.__setattr__(self, name, listed)
+        for name in self.texts_or_none:
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value == "":
+                raise InputError(f"{self.caller}: expected {name} as a text, got {value!r}.")
         defaults = {one.name: one.default for one in fields(self)}
         for name, least in self.least.items():
             value = getattr(self, name)
@@ -93,24 +108,6 @@ class RunConfig:
                 f"{self.caller}: Ray needs one worker or more, and as many as GPUs, got "
                 f"workers={self.workers} and gpus={self.gpus}."
             )
-        for name in ("processor", "tokenizer"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value):
-                raise InputError(
-                    f"{self.caller}: expected {name} by name or folder, so that any worker can "
-                    f"load it, got {type(value).__name__}."
-                )
-
-    def _tuple(self, name: str, values: Any) -> None:
-        """Keep one value or several as a tuple, none of which comes twice."""
-        several = isinstance(values, Sequence) and not isinstance(values, str)
-        listed = tuple(values) if several else (values,)
-        repeated = find_repeated(listed)
-        if repeated is not None:
-            raise InputError(
-                f"{self.caller}: {str(repeated)!r} is given twice in {name}; once will do."
-            )
-        object.__setattr__(self, name, listed)
 
     @property
     def processes(self) -> int:
@@ -175,6 +172,8 @@ class EvaluationConfig(RunConfig):
         *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
         *("template", "text", "void", "batch_size", "chunk_size"),
     )
+    several = ("data", "methods", "maps", "tasks", "fills")
+    texts_or_none = (*RunConfig.texts_or_none, "template", "text", "void")
     least = RunConfig.least | {"images": 1, "slow_images": 1, "draws": 1, "resamples": 1}
 
     model: str
@@ -202,14 +201,9 @@ class EvaluationConfig(RunConfig):
                 "evaluate: expected a model by name or path, so that any worker can load it, got "
                 "an empty text."
             )
-        for name in ("data", "methods", "maps", "tasks", "fills"):
-            self._tuple(name, getattr(self, name))
-            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
         super().__post_init__()
-        for name in ("template", "text", "void"):
-            value = getattr(self, name)
-            if not isinstance(value, str | None):
-                raise InputError(f"evaluate: expected {name} as a text, got {value!r}.")
+        for name in self.several:
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
         check_choice("evaluate", self.against, get_args(Against), name="against")
         for fill in self.fills or ("none",):
             check_choice("evaluate", fill, FILLS, name="fills")
@@ -244,6 +238,7 @@ class StudyConfig(RunConfig):
         *("texts", "centred", "batch_size", "chunk_size", "seed", "limit", "value_entropy"),
         "threads",
     )
+    several = ("texts", "models", "methods")
     least = RunConfig.least | {"limit": 1}
 
     images: str | Path
@@ -266,11 +261,9 @@ class StudyConfig(RunConfig):
                     f"StudyConfig: expected {name} as a folder or a URL, got {show(place)}."
                 )
             object.__setattr__(self, name, str(place))
-        for name in ("texts", "models", "methods"):
-            self._tuple(name, getattr(self, name))
+        super().__post_init__()
         object.__setattr__(self, "emotions", tuple(as_list(self.emotions)))
         object.__setattr__(self, "models", tuple(map(str, self.models)))
-        super().__post_init__()
         if not all(self.models):
             raise InputError(
                 f"StudyConfig: expected models by name or path, so that any worker can load them, "
