@@ -5,7 +5,6 @@ Arrays of features come in, never a model. Fitting needs scikit-learn, the extra
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import unicodedata
@@ -23,7 +22,7 @@ from safetensors.numpy import save
 from .checks import check_integer, check_interval, check_positive, expand, find_file, find_folder
 from .demo import PROBES
 from .errors import InputError
-from .files import replace_file
+from .files import read_csv, replace_file
 
 __all__ = [
     "CLASSES",
@@ -163,15 +162,7 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     """Read the header, which has every column once, and the rows that are not blank."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            # strict: else an open quote would swallow all the rows that follow it
-            reader = csv.reader(file, strict=True)
-            header, *rows = [tuple(row) for row in reader if row] or [()]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"read_artemis: {path} cannot be read as CSV in UTF-8 ({error})."
-        ) from error
+    header, *rows = map(tuple, read_csv(path) or [[]])
     names = [cell.strip() for cell in header]
     if lacking := [name for name in _COLUMNS if name not in names]:
         raise InputError(

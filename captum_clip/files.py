@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import re
@@ -47,6 +48,16 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):  # it would hide the reason
             temporary.unlink(missing_ok=True)
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """The rows of a CSV file in UTF-8 that are not blank; InputError where it is none."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            # strict: else an open quote would swallow all the rows that follow it
+            return [row for row in csv.reader(file, strict=True) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
 
 
 def image_names(names: Iterable[str]) -> list[str]:

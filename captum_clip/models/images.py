@@ -102,7 +102,7 @@ def _as_pil(image: Any) -> list[Image.Image]:
     if isinstance(image, (str, Path)):
         return [decode_file(read_file(Path(image)), Path(image))]
     if isinstance(image, Image.Image):
-        with _guarded("the PIL image"):
+        with guarded("the PIL image"):
             return [_to_rgb(image, "the PIL image")]
     raise InputError(
         "preprocess: expected a path, a PIL image, an array or a uint8 tensor, or several of them, "
@@ -113,7 +113,7 @@ def _as_pil(image: Any) -> list[Image.Image]:
 def read_file(path: Path) -> bytes:
     """The content of an image file; InputError where it cannot be read."""
     source = excerpt(str(path), 300)
-    with _guarded(source):
+    with guarded(source):
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a named pipe would wait for ever
             raise InputError(f"preprocess: {source} is not a file but a pipe or a device.")
@@ -123,7 +123,7 @@ def read_file(path: Path) -> bytes:
 def decode_file(content: bytes, path: Path) -> Image.Image:
     """The RGB image in the content of a file, the right way up; else InputError."""
     source = excerpt(str(path), 300)
-    with _guarded(source), Image.open(io.BytesIO(content)) as image:
+    with guarded(source), Image.open(io.BytesIO(content)) as image:
         return _to_rgb(image, source)
 
 
@@ -137,7 +137,7 @@ def is_away(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _guarded(source: str) -> Iterator[None]:
+def guarded(source: str) -> Iterator[None]:
     """One clear error for what Pillow raises or only warns about."""
     try:
         with warnings.catch_warnings():

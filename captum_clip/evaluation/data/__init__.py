@@ -86,9 +86,4 @@ def open_data(
     build: Callable[..., DataSet] = data_set
     if not place:
         return build(500 if number is None else number, seed)
-    try:
-        return build(place, limit=number, seed=seed, **given)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # a name that no file can have
-        raise InputError(f"{name[:200]!r} cannot be read ({error}).") from error
+    return build(place, limit=number, seed=seed, **given)

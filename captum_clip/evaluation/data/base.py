@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from typing_extensions import override
 
 from ...checks import check_integer, expand
 from ...errors import InputError
-from ...files import DAMAGED, IMAGE_ENDINGS, draw_names, image_names
-from ...models.images import as_pil
+from ...files import IMAGE_ENDINGS, draw_names, image_names
+from ...models.images import as_pil, guarded
 from ..storage import storage_of
 
 Mask = npt.NDArray[np.bool_]
@@ -210,28 +209,25 @@ def read_lines(path: Path) -> list[str]:
 
 def read_rgb(path: Path) -> Image.Image:
     """An image, RGB and the right way up."""
-    try:
+    with _without_caller():
         return as_pil([path])[0]
-    except InputError as error:
-        raise InputError(str(error).removeprefix("preprocess: ")) from error
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """An image as it is stored, for masks and numbers; what cannot be read is an InputError."""
+    with _without_caller(), guarded(str(path)), Image.open(path) as image:
+        image.load()
+        yield image
+
+
+@contextmanager
+def _without_caller() -> Iterator[None]:
+    """Errors of an image without the name of the function that reads the images of a model."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken metadata and the like
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                yield image
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"there is no image file {path}.") from error
-    except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}).") from error
+        yield
+    except InputError as error:
+        raise InputError(str(error).removeprefix("preprocess: ")) from error
 
 
 def masked_sample(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from ...checks import error_context, find_repeated
 from ...errors import InputError
-from ...files import DAMAGED
+from ...files import DAMAGED, read_csv
 from .base import (
     FileData,
     Mask,
@@ -322,11 +321,7 @@ class FixationFolder(FileData):
 
 def _read_texts(path: Path) -> dict[str, str]:
     """Stem of each image -> its text."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+    header, *rows = read_csv(path) or [[]]
     if header != ["file", "text"]:
         raise InputError(f"{path}: expected the columns file, text, got {header}.")
     texts = {}

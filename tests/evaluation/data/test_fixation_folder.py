@@ -145,7 +145,10 @@ def test_bad_images_of_densities_are_dropped(folder):
     """The points stay, and the reason tells what is missing."""
     data = FixationFolder(folder)
     for spoil, reason in (
-        (lambda path: save_bytes(JPEG_OF_NOTHING, path), "cannot be read as an image"),
+        (
+            lambda path: save_bytes(JPEG_OF_NOTHING, path),
+            "cannot be read, it may be truncated or damaged",
+        ),
         (lambda path: save_mask(np.zeros(SIZE), path), "nobody looked"),
         (lambda path: save_mask(LEFT.T, path), "has 30 x 20 values"),
         (lambda path: path.unlink(), "there is no image file"),

@@ -75,10 +75,13 @@ BAD = {
     "empty": (lambda path: save_mask(np.zeros(SIZE), path), "the mask is empty"),
     "full": (lambda path: save_mask(np.ones(SIZE), path), "the mask is full"),
     "turned": (lambda path: save_mask(LEFT.T, path), "has 30 x 20 pixels, its image 20 x 30"),
-    "damaged": (lambda path: save_bytes(JPEG_OF_NOTHING, path), "cannot be read as an image"),
+    "damaged": (
+        lambda path: save_bytes(JPEG_OF_NOTHING, path),
+        "cannot be read, it may be truncated or damaged",
+    ),
     "cut short": (
         lambda path: save_bytes(save(noise(), path).read_bytes()[:200], path),
-        "cannot be read as an image",
+        "cannot be read, it may be truncated or damaged",
     ),
     "gone": (lambda path: path.unlink(), "there is no image file"),
 }
