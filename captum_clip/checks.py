@@ -57,14 +57,8 @@ def check_integer(
         raise InputError(f"{caller}: expected {name} up to {most}, got {show(value)}.")
 
 
-def check_positive(caller: str, name: str, value: Any) -> None:
-    """Raise InputError unless a value is a finite number above 0."""
-    if not is_number(value) or not 0 < value < float("inf"):
-        raise InputError(f"{caller}: expected {name} above 0, got {show(value)}.")
-
-
 def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
-    """Raise InputError unless a value is a number in an interval such as "[0, 1)"."""
+    """Raise InputError unless a value is a number in an interval: "[0, 1)", or "(0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))
     inside = is_number(value) and low <= value <= high
     open_ends = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
@@ -86,12 +80,8 @@ def check_nonempty(caller: str, name: str, values: Collection[Any]) -> None:
 
 def find_repeated(values: Iterable[_T]) -> _T | None:
     """The first value that comes a second time, or None."""
-    seen: list[_T] = []
-    for value in values:
-        if value in seen:
-            return value
-        seen.append(value)
-    return None
+    listed = list(values)
+    return next((value for index, value in enumerate(listed) if value in listed[:index]), None)
 
 
 def as_list(values: str | Iterable[_T]) -> list[str | _T]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .checks import check_integer, check_interval, check_positive, expand, find_file, find_folder
+from .checks import check_integer, check_interval, expand, find_file, find_folder
 from .demo import PROBES
 from .errors import InputError
 from .files import read_csv, replace_file
@@ -535,7 +535,7 @@ def check_fit(*, seed: int, held_out: float, strength: float) -> None:
     """Refuse options that :func:`fit_probe` does not take, before features are computed."""
     check_integer("fit_probe", "a seed", seed, least=0)
     check_interval("fit_probe", "held_out", held_out, "[0, 1)")
-    check_positive("fit_probe", "a strength", strength)
+    check_interval("fit_probe", "a strength", strength, "(0, inf)")
 
 
 def _unit_features(caller: str, features: Any) -> _Array:

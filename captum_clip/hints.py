@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import maps, targets
 from .attr.registry import MethodChoice
+from .metrics.map_statistics import pearson
 from .models import ClipAdapter
 from .similarity import ClipSimilarity
 from .targets import Target
@@ -53,14 +54,10 @@ def find_hints(
     """
     found = []
     for better, alike in zip(*compare(clip, choice, images, texts, raw, scores), strict=True):
-        sentences = []
-        for sentence, values, most in (
-            (_scores_low, better, SHARE),
-            (_maps_alike, alike, CORRELATION),
-        ):
-            doubted = (values > most).nonzero().flatten().tolist()
-            if doubted:
-                sentences.append(sentence([texts[index] for index in doubted], values[doubted]))
+        low = [index for index, share in enumerate(better) if share > SHARE]
+        same = [index for index, value in enumerate(alike) if value > CORRELATION]
+        sentences = [_scores_low([texts[i] for i in low], better[low])] if low else []
+        sentences += [_maps_alike([texts[i] for i in same], alike[same])] if same else []
         found.append(tuple(sentences))
     return found
 
@@ -98,7 +95,8 @@ def compare(
     if chosen and not choice.costly:
         attribution = choice.method(ClipSimilarity(clip, embeddings[chosen]))
         others = attribution.attribute_targets(images, **choice.options).cpu()
-        correlations = _correlation(raw, maps.positive(others).mean(1, keepdim=True))
+        mean = maps.positive(others).mean(1, keepdim=True)
+        correlations = pearson(raw.flatten(2), mean.flatten(2)).nan_to_num()  # 0 of a constant
     return better.sum(-1) / (~related).sum(-1).clamp(min=1), correlations
 
 
@@ -122,13 +120,6 @@ def _listed(texts: Sequence[str]) -> str:
         return f"{len(texts)} of the texts"
     quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{t}\N{RIGHT DOUBLE QUOTATION MARK}" for t in texts]
     return " and ".join(part for part in (", ".join(quoted[:-1]), quoted[-1]) if part)
-
-
-def _correlation(raw: Tensor, others: Tensor) -> Tensor:
-    """Pearson's, of each map (B, K, h, w) with another (B, 1, h, w); 0 of a constant one."""
-    one, other = (m.flatten(2) - m.flatten(2).mean(-1, keepdim=True) for m in (raw, others))
-    lengths = one.norm(dim=-1) * other.norm(dim=-1)
-    return (one * other).sum(-1) / torch.where(lengths > 0, lengths, 1)
 
 
 def _unrelated(clip: ClipAdapter) -> Target:

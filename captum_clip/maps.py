@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from .checks import check_choice
 from .errors import InputError
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
-_MODES = ("bilinear", "bicubic", "nearest")
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge in pixels of an image."""
-
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -66,7 +64,7 @@ def upsample(
     """
     check_maps("upsample", maps)
     height, width = _checked_size(size)
-    check_choice("upsample", mode, _MODES, name="a mode")
+    check_choice("upsample", mode, get_args(Mode), name="a mode")
     planes = maps.reshape(-1, 1, *maps.shape[-2:])  # (N, 1, h, w)
     smooth = mode != "nearest"
     resized = F.interpolate(
@@ -108,7 +106,7 @@ def uncrop(
     if tuple(box) == (0, 0, width, height):
         return upsample(maps, size, mode=mode, clamp=clamp)
     check_maps("uncrop", maps)
-    check_choice("uncrop", mode, _MODES, name="a mode")
+    check_choice("uncrop", mode, get_args(Mode), name="a mode")
     rows, columns = inside(box, size)
     y, x = (
         ((2 * torch.arange(part.start, part.stop).double() + 1 - 2 * low) / (high - low)).to(maps)

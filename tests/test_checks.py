@@ -32,13 +32,6 @@ def test_check_integer_takes_whole_numbers_in_range() -> None:
         checks.check_integer("f", "n", 8, most=7)
 
 
-def test_check_positive_refuses_what_is_not_above_zero() -> None:
-    checks.check_positive("f", "a radius", 1e-9)
-    for value in (0, -1.0, math.nan, math.inf, True, "1"):
-        with pytest.raises(InputError, match=rf"^f: expected a radius above 0, got {value!r}\.$"):
-            checks.check_positive("f", "a radius", value)
-
-
 def test_check_interval_knows_open_and_closed_ends() -> None:
     ends: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
         ("[0, 1]", (0, 0.5, 1), (-0.1, 1.1)),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_interval, check_positive
+from ..checks import check_integer, check_interval
 from ..errors import InputError
 from ..maps import check_maps, expand_to_input, to_float32
 from .bootstrap import STATISTICS, StatisticName
@@ -259,7 +259,7 @@ def sensitivity(
     """
     caller = "sensitivity"
     check_images(caller, images)
-    check_positive(caller, "a radius", radius)
+    check_interval(caller, "a radius", radius, "(0, inf)")
     check_integer(caller, "samples", samples)
     check_integer(caller, "a batch size", batch_size)
     seeds = seeds_of(caller, seed, len(images))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_choice, check_integer, check_positive, show
+from ..checks import check_choice, check_integer, check_interval, show
 from ..errors import InputError
 from ..maps import to_float32, upsample
 from .inputs import (
@@ -339,7 +339,7 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
         torch.Size([1, 3, 8, 8])
     """
     check_images("blur_fill", images)
-    check_positive("blur_fill", "a standard deviation in pixels", deviation)
+    check_interval("blur_fill", "a standard deviation in pixels", deviation, "(0, inf)")
     reach = max(1, round(3 * deviation))
     steps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
     kernel = (-0.5 * (steps / deviation) ** 2).exp()

@@ -257,7 +257,7 @@ def test_sensitivity_refuses_what_it_cannot_do():
     """One sentence that says what was given."""
     with pytest.raises(InputError, match="sensitivity: expected preprocessed images"):
         sensitivity(lambda x, target: x, IMAGES[0])
-    with pytest.raises(InputError, match="a radius above 0, got 0"):
+    with pytest.raises(InputError, match=r"a radius in \(0, inf\), got 0"):
         sensitivity(lambda x, target: x, IMAGES, radius=0)
     with pytest.raises(InputError, match="NaN or infinity"):
         sensitivity(lambda x, target: x / 0, IMAGES)
