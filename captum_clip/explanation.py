@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -94,11 +93,9 @@ class Explanation:
             and self.norms.shape == shape[1:]
             and len(self.maps) + len(self.text_maps) > 0
             and len(self.text_maps) in (0, len(self.names))
-            and all(
-                len(part) in (0, len(self.images)) for part in (self.hints, self.crops, self.photos)
-            )
-            and all(sign in SIGNS and m.ndim == 4 for sign, m in self.maps.items())
-            and all(m.shape[:2] == shape for m in self.maps.values())
+            and all(len(part) in (0, shape[0]) for part in (self.hints, self.crops, self.photos))
+            and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
+            and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
         )
         if not fits:
             shapes = {sign: tuple(m.shape) for sign, m in self.maps.items()}
@@ -141,30 +138,29 @@ class Explanation:
         heatmap: Mapping[str, Any] = self.heatmap(interpolation)
         if original is not False:
             given = self._originals(original)
-            images, heatmap = photos.lay_on_photos(given, self.crops, self._signed(), interpolation)
+            images, heatmap = photos.lay_on_photos(given, self.crops, self.maps, interpolation)
         shown: dict[str, Any] = {"alpha": alpha, "caption": self._caption()}
         if not self.words and not self.text_maps and len(heatmap) == 2:
             shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
             return visualization.signs(
                 images, **heatmap, names=self.names, scores=self.scores, **shown
             )
-        first, second = (*heatmap.values(), None, None)[:2]
         if cmap is not None or list(heatmap) == ["negative"]:
             shown["cmap"] = cmap or visualization.NEGATIVE
+        first, second = (*heatmap.values(), None, None)[:2]
         if self.text_maps:
             return visualization.sentences(
                 images, self.text_maps, scores=self.scores, heatmap=first, **shown
             )
         weights = self.weights[:, None, None]
-        first, second = (
-            None if signed is None else [weights * values for values in signed]
-            for signed in (first, second)
-        )
-        if not self.words:
-            shown["scores"] = self.scores
-        assert first is not None
         return visualization.overlay(
-            images, first, negative=second, names=self.names, notes=self.notes, **shown
+            images,
+            [weights * values for values in first],
+            negative=None if second is None else [weights * values for values in second],
+            names=self.names,
+            scores=None if self.words else self.scores,
+            notes=self.notes,
+            **shown,
         )
 
     @property
@@ -206,23 +202,14 @@ class Explanation:
         Raises:
             InputError: an unknown interpolation.
         """
-        size = (self.images.shape[-2], self.images.shape[-1])
-        box, raw = (0.0, 0.0, float(size[1]), float(size[0])), self._signed()
+        height, width = self.images.shape[-2:]
+        size, box = (height, width), (0, 0, width, height)
         shown = [crop.of_photo(size) for crop in self.crops] or [box] * len(self.images)
-        each = [
-            photos.normalized(
-                {sign: values[index, None] for sign, values in raw.items()},
-                size,
-                interpolation,
-                box,
-                part,
-            )
-            for index, part in enumerate(shown)
-        ]
-        return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in raw}
-
-    def _signed(self) -> dict[str, Tensor]:
-        return {sign: self.maps[sign] for sign in SIGNS if sign in self.maps}
+        each = []
+        for index, part in enumerate(shown):
+            raw = {sign: values[index, None] for sign, values in self.maps.items()}
+            each.append(photos.normalized(raw, size, interpolation, box, part))
+        return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
     def _originals(self, original: Any) -> Sequence[ImageLike]:
         """The photos that are asked for."""
@@ -257,14 +244,13 @@ class Explanation:
         Raises:
             InputError: an unknown threshold, or an explanation of the text side alone.
         """
-        raw = self._signed()
-        if not raw:
+        if not self.maps:
             raise InputError("regions: this explanation is of words alone, which lie nowhere.")
-        size = (self.images.shape[-2], self.images.shape[-1])
-        crops = self.crops or [Crop(size, (0, 0, size[1], size[0]))] * len(self.images)
+        height, width = self.images.shape[-2:]
+        crops = self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
         found = []
         for (index, crop), (column, name) in product(enumerate(crops), enumerate(self.names)):
-            one = {sign: values[index, column] for sign, values in raw.items()}
+            one = {sign: values[index, column] for sign, values in self.maps.items()}
             heatmap = photos.normalized(one, crop.size, "bicubic", crop.box)
             found += [
                 regions.region(values, crop.box, threshold, image=index, target=name, sign=sign)
@@ -295,11 +281,7 @@ class Explanation:
         arrays |= {part: getattr(self, part).numpy() for part in _TENSORS}
         about = {part: getattr(self, part) for part in _TEXTS}
         arrays["about"] = np.array(json.dumps(about, default=astuple))
-
-        def write(file: BinaryIO) -> None:
-            np.savez_compressed(file, **arrays)
-
-        replace_file(path, write)
+        replace_file(path, lambda file: np.savez_compressed(file, **arrays))
         return path
 
     @classmethod
@@ -311,9 +293,8 @@ class Explanation:
         """
         path = find_file(path, caller="Explanation.load")
         try:
-            with zipfile.ZipFile(path):
-                pass
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy would not close a damaged file that it opened itself
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             about = json.loads(str(arrays.pop("about")))
             tensors: dict[str, Any] = {n: torch.from_numpy(a) for n, a in arrays.items()}
@@ -414,11 +395,19 @@ def explain(
     _check_arguments(texts, sign, words, batch_size, side, hints)
     chosen = None if method is None else MethodChoice.of(method, options)
     clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
-    choices = _choices(clip, chosen, options, side)
+    choices = {}
+    if side != "text":
+        choices["image"] = chosen or MethodChoice.of(default_method(clip.tower), options)
+    if side != "image":
+        for_texts = options if side == "text" else {}
+        choices["text"] = chosen or MethodChoice.of("conservative", for_texts)
     if sign != "positive":
         for choice in choices.values():
             choice.check_negative()
-    target = _target(clip, texts, words)
+    target = texts if isinstance(texts, Target) else targets.text(clip, texts)
+    if words:
+        picked = None if words is True else words or None
+        target = targets.concatenate([target, targets.words(clip, target.names[0], picked)])
     wanted = SIGNS if sign == "both" else (sign,)
     embeddings = targets.concatenate(
         [target if which == "positive" else -target for which in wanted]
@@ -440,10 +429,9 @@ def explain(
             cosines = -cosines if sign == "negative" else cosines
             raw.append(maps.positive(values.cpu()))
             if hints:
-                count = 1 if words else len(target)
-                of_texts = (raw[-1][:, :count], cosines[:, :count].cpu())
-                own = target.names[:count]
-                doubts += find_hints(clip, choices["image"], seen.pixels, own, *of_texts)
+                own = slice(1 if words else len(target))
+                of_texts = target.names[own], raw[-1][:, own], cosines[:, own].cpu()
+                doubts += find_hints(clip, choices["image"], seen.pixels, *of_texts)
         scores.append(cosines[:, : len(target)].cpu())
     chunks = _joined(raw).chunk(len(wanted), dim=1) if raw else ()  # none of the text side
     names = list(dict.fromkeys(choice.name for choice in choices.values()))
@@ -461,20 +449,6 @@ def explain(
         crops=tuple(crop for seen in shown for crop in seen.crops),
         photos=tuple(photo for seen in shown for photo in seen.photos),
     )
-
-
-def _choices(
-    clip: ClipAdapter, chosen: MethodChoice | None, options: dict[str, Any], side: Side
-) -> dict[str, MethodChoice]:
-    """The method of each side that is asked for."""
-    choices = {}
-    if side != "text":
-        choices["image"] = chosen or MethodChoice.of(default_method(clip.tower), options)
-    if side != "image":
-        choices["text"] = chosen or MethodChoice.of(
-            "conservative", options if side == "text" else {}
-        )
-    return choices
 
 
 def _text_maps(
@@ -531,20 +505,6 @@ def _check_arguments(
         check_integer("explain", "batch_size", batch_size)
     if words and (isinstance(texts, Target) or len(as_list(texts)) != 1):
         raise TargetError(f"explain: words need exactly one text, got {texts!r}.")
-
-
-def _target(
-    clip: ClipAdapter,
-    texts: str | Sequence[str] | Target,
-    words: bool | Sequence[str | tuple[int, int]],
-) -> Target:
-    if isinstance(texts, Target):
-        return texts
-    whole = targets.text(clip, texts)
-    if not words:
-        return whole
-    picked = None if words is True else words
-    return targets.concatenate([whole, targets.words(clip, whole.names[0], picked or None)])
 
 
 def _pieces(image: Any, batch_size: int | None) -> list[Any]:
