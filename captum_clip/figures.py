@@ -2,18 +2,36 @@
 
 Images, texts and models go in, are explained by :func:`captum_clip.explain`, and come out as one
 matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On the command line:
-``captum-clip figure NAME``.
+``captum-clip figure NAME``. Arguments of several figures:
 
-Images are what ``ClipAdapter.preprocess`` takes, texts are targets, and references images that are
-targets, after the texts; a model is a name, a model or an adapter, a method a class of
-:mod:`captum_clip.attr` or its command-line name with options, used with the models that it fits;
-`device` is for models loaded by name. Errors are of type `CaptumClipError`.
+- `image`, `images`: one or several of what ``ClipAdapter.preprocess`` takes.
+- `texts`: targets; `references`: images that are targets, after the texts. Each is shown where its
+  maps are.
+- `model`, `models`: names, models or adapters; `device`: where those that are loaded by name go.
+- `methods`: classes of :mod:`captum_clip.attr` or their command-line names with options, each used
+  with the models that it fits; by default the one that Mamooler explains a tower with.
+- `scale`: "each" map its own, or "shared" by maps that can be compared.
+- `cmap`: a colour map, by name or as it is.
+
+Errors are of type `CaptumClipError`.
+
+Example:
+    >>> from captum_clip import figures
+    >>> from captum_clip.demo.scenes import draw_scene
+    >>> image = draw_scene(0, objects=["horse", "dog"]).image
+    >>> len(figures.compare(image, "a horse", models="demo/vit").axes)  # the image, nine methods
+    10
+    >>> figure = figures.signs(image, "a horse", models=["demo/vit", "demo/resnet"])
+    >>> len(figures.words(image, "a horse", models="demo/vit").axes)  # the image, text and words
+    4
+    >>> len(figures.emotions(image, "demo/vit", models="demo/vit").axes)  # the image and eight
+    9
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -36,10 +54,11 @@ from .models import ClipAdapter, ViTTower, load_clip
 from .models.adapter import ImageLike
 from .similarity import ClipSimilarity
 from .targets import Target
-from .visualization.colors import HEAT, colormap, ramp, score_note
+from .visualization.arrays import as_images, framed
+from .visualization.colors import HEAT, Array, colormap, ramp, score_note
 from .visualization.grid import Legend, Panel, grid
 from .visualization.overlays import numbered
-from .visualization.strips import REST, min_max, pixels_of, strip, strip_legends, sum_notes
+from .visualization.strips import REST, min_max, strip, strip_legends, sum_notes
 
 __all__ = ["average", "compare", "emotions", "heads", "layers", "signs", "words"]
 
@@ -70,17 +89,10 @@ def layers(
     keeps its sign: orange where more attention would raise the cosine, blue where it would lower
     it, on a scale that ends at the largest absolute value. The range of each map is below it.
 
-    Args:
-        image: one of what ``ClipAdapter.preprocess`` takes.
-        texts: targets.
-        references: images that are targets, shown before their gradients.
-        model: a name, a model or an adapter, with a vision transformer.
-        rows: "cls", the row of the CLS token, or "sum" of all rows.
-        scale: "each" map its own, or "shared" by all layers.
-        cmap: lay all maps, min-max normalised, over the image in these colours; "mask" multiplies
-            the image :math:`I` with each map :math:`m`, as Mamooler does, so that low is dark:
-            :math:`I (m - \min m) / (\max m - \min m)`.
-        device: where a model that is loaded by name goes.
+    The `rows` are "cls", the row of the CLS token, or "sum" of all rows, and the `scale` is that of
+    "each" map, or "shared" by all layers. A `cmap` lays all maps, min-max normalised, over the
+    image in these colours; "mask" multiplies the image :math:`I` with each map :math:`m`, as
+    Mamooler does, so that low is dark: :math:`I (m - \min m) / (\max m - \min m)`.
 
     Raises:
         UnsupportedModelError: the model has no vision transformer.
@@ -96,38 +108,36 @@ def layers(
     caller = "figures.layers"
     check_choice(caller, scale, ("each", "shared"), name="a scale")
     check_choice(caller, rows, ("cls", "sum"), name="rows")
-    clip = load_clip(model, device=device)
+    [clip], [target], seen = _ask(caller, [model], device, texts, references)
     if not isinstance(clip.tower, ViTTower):
         raise UnsupportedModelError(
             f"{caller}: {clip.name} has a {clip.kind} tower, which has no layers of attention; "
             "take a model with a vision transformer."
         )
-    [target], seen = _ask(caller, [clip], texts, references)
-    pixels, indices = _one_image(caller, clip, image), range(len(clip.tower.layers))
+    inputs, pixels = _one_image(caller, clip, image)
     given: dict[str, Any] = {"model": clip, "method": LayerAttention, "rows": rows}
-    attention = [explain(pixels, target, index=i, of="attention", **given) for i in indices]
+    indices = range(len(clip.tower.layers))
+    attention = [explain(inputs, target, index=i, of="attention", **given) for i in indices]
     gradients = [
-        explain(pixels, target, index=i, of="gradient", sign="both", **given) for i in indices
+        explain(inputs, target, index=i, of="gradient", sign="both", **given) for i in indices
     ]
-    found, shared = gradients[0], scale == "shared"
-    [shown] = found.images
-    titles = [f"layer {index}" for index in indices]
-    labels = {0: "attention"}
+    titles, labels = [f"layer {index}" for index in indices], {0: "attention"}
+    look: dict[str, Any] = {"shared": scale == "shared"}
     raw = torch.stack([e.maps["positive"][0, 0] for e in attention])  # the same for all targets
-    drawn = strip(shown, raw, titles, Panel(pixels_of(shown), "image"), cmap or HEAT, shared=shared)
-    for k, (name, reference) in enumerate(zip(found.names, seen, strict=True)):
-        note = score_note(found.scores[0, k].item())
-        lead = Panel(pixels_of(shown, reference), name, note)
-        raw = torch.stack([(e.maps["positive"] - e.maps["negative"])[0, k] for e in gradients])
+    drawn = strip(pixels, raw, titles, Panel(pixels, "image"), cmap or HEAT, **look)
+    for k, (name, reference) in enumerate(zip(target.names, seen, strict=True)):
+        note = score_note(gradients[0].scores[0, k].item())
+        lead = Panel(_lead(pixels, reference), name, note)
         labels[len(drawn)] = "gradient"
-        drawn += strip(shown, raw, titles, lead, cmap, shared=shared)
+        raw = torch.stack([(e.maps["positive"] - e.maps["negative"])[0, k] for e in gradients])
+        drawn += strip(pixels, raw, titles, lead, cmap, **look)
     legends = strip_legends(cmap, "raises the cosine", "lowers it")
     if cmap is None:
         legends.insert(0, Legend(ramp(colormap(HEAT)), "attention, low to high"))
     row = "sum of all rows" if rows == "sum" else "row CLS"
     if rows == "cls" and clip.tower.pooling != "cls":
         row = "mean of all rows"
-    meaning = "one scale for all layers" if shared else EACH
+    meaning = "one scale for all layers" if scale == "shared" else EACH
     caption = _DOT.join((clip.name, "heads averaged", row, meaning))
     return grid(drawn, labels=labels, legends=legends, caption=caption)
 
@@ -145,31 +155,13 @@ def compare(
 ) -> Figure:
     """Methods next to each other: one row per image and target, one column per model and method.
 
-    Mamooler's Figures 4 and 5.
-
-    Args:
-        images: one or several.
-        texts: targets.
-        references: shown at the end of their rows.
-        models: one or several names, models or adapters.
-        methods: each used with the towers that it fits; all that fit where none is given.
-        scale: "each" map its own, since the values of two methods cannot be compared, or "shared"
-            by the maps of a column, whose values can.
-        cmap: colour map.
-        device: where models that are loaded by name go.
-
-    Example:
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> image = draw_scene(0, objects=["horse", "dog"]).image
-        >>> figure = figures.compare(image, "a horse", models="demo/vit")
-        >>> len(figure.axes)  # the image and nine methods
-        10
+    Mamooler's Figures 4 and 5. Where no `methods` are given they are all that fit the towers. The
+    `scale` is that of "each" map, since the values of two methods cannot be compared, or "shared"
+    by the maps of a column, whose values can. A reference stands at the end of its row.
     """
     caller = "figures.compare"
     check_choice(caller, scale, ("each", "shared"), name="a scale")
-    clips = _load(caller, models, device)
-    asked, seen = _ask(caller, clips, texts, references)
+    clips, asked, seen = _ask(caller, models, device, texts, references)
     rows = _explained(caller, images, clips, asked, methods, every=True)
     names, count = rows[0].names, len(_as_list(images))
     columns = [rows[start :: len(rows) // count] for start in range(len(rows) // count)]
@@ -202,21 +194,13 @@ def signs(
 ) -> Figure:
     """What supports and what contradicts each target: one row per image, model and target.
 
-    Mamooler's Figures 7 to 10. Arguments are as in :func:`compare`, but for the methods, of which
-    each tower has its own where none is given; `scale`, which is "shared" by the two signs of a
-    row, so that a weak one looks weak, or that of "each" map; and `cmap`, which is of both signs,
-    by default orange for what supports the target and blue for what contradicts it.
-
-    Example:
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> image = draw_scene(0, objects=["horse", "dog"]).image
-        >>> figure = figures.signs(image, "a horse", models=["demo/vit", "demo/resnet"])
+    Mamooler's Figures 7 to 10. The `scale` is "shared" by the two signs of a row, so that a weak
+    one looks weak, or that of "each" map. By default orange supports the target and blue
+    contradicts it; a `cmap` is of both signs. A reference stands at the end of its rows.
     """
     caller = "figures.signs"
     check_choice(caller, scale, ("shared", "each"), name="a scale")
-    clips = _load(caller, models, device)
-    asked, seen = _ask(caller, clips, texts, references)
+    clips, asked, seen = _ask(caller, models, device, texts, references)
     rows = _explained(caller, images, clips, asked, methods, sign="both")
     positive, negative = (
         [
@@ -251,22 +235,11 @@ def emotions(
 
     Mamooler's Figure 11. Each model has one of the `probes`, in the same order: probes or files of
     them. `names` chooses emotions, by default all eight; `centre` subtracts the mean of all nine
-    weights of a probe. A `scale` is that of "each" map, with its peak under it in percent of the
-    strongest of its row, or "shared" by the row, so that a weak map looks weak. All else is as in
-    :func:`signs`, with one colour map.
+    weights of a probe. The `scale` is that of "each" map, with its peak under it in percent of the
+    strongest of its row, or "shared" by the row, so that a weak map looks weak.
 
     Raises:
         InputError: not as many probes as models, or a probe of another model.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> from captum_clip.emotions import EmotionProbe
-        >>> probe = EmotionProbe(np.random.default_rng(0).normal(size=(9, 128)), np.zeros(9))
-        >>> figure = figures.emotions(draw_scene(0).image, probe, models="demo/vit")
-        >>> len(figure.axes)  # the image and eight emotions
-        9
     """
     caller = "figures.emotions"
     check_choice(caller, scale, ("each", "shared"), name="a scale")
@@ -307,16 +280,7 @@ def words(
 
     Mamooler's Figure 13. One `text` is taken apart; `picked` chooses words or spans, as in
     ``targets.words``, by default all words. The `scale` "norm" dims each word's map by its norm, so
-    that "a" does not look as important as "horse"; "each" shows every map in full. All else is as
-    in :func:`signs`, with one colour map.
-
-    Example:
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> image = draw_scene(0, objects=["horse", "dog"]).image
-        >>> figure = figures.words(image, "a horse", models="demo/vit")
-        >>> len(figure.axes)  # the image, the text and two words
-        4
+    that "a" does not look as important as "horse"; "each" shows every map in full.
     """
     caller = "figures.words"
     check_choice(caller, scale, ("norm", "each"), name="a scale")
@@ -336,19 +300,6 @@ def words(
         cmap=cmap,
         **{**written, "scores": None},
     )
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreParts:
-    """A score as a sum of M parts: the strongest heads first, then all others where there are any.
-
-    The sum of a map is what its part adds; the rest is what no position does: the class token,
-    MLPs, biases.
-    """
-
-    labels: tuple[str, ...]
-    maps: Tensor  # (M, h, w), signed and raw
-    rest: float
 
 
 def heads(
@@ -372,10 +323,10 @@ def heads(
     heads are one map, and the rest is what no position adds. A tower that reads CLS has the heads
     of every layer, a pooling head and the attention pool of a ResNet their own.
 
-    Arguments are as in :func:`layers`, but for the target, which is one text or one reference, then
-    shown in place of the image. `count` is the most heads to show, `sign` "positive" for those that
-    add most, "negative" for those that take most away, "both" for `count` of each. By default
-    orange adds to the cosine and blue takes away from it; `cmap` lays all maps over the image.
+    The target is one text or one reference, then shown in place of the image. `count` is the most
+    heads to show, `sign` "positive" for those that add most, "negative" for those that take most
+    away, "both" for `count` of each. By default orange adds to the cosine and blue takes away from
+    it; `cmap` lays all maps over the image, as in :func:`layers`.
 
     Raises:
         InputError: not one image and one target, an argument that is none, or a tower whose
@@ -400,35 +351,27 @@ def heads(
             f"{caller}: expected one text or one image to explain, got several; draw one figure "
             "for each."
         )
-    clip = load_clip(model, device=device)
-    [target], [reference] = _ask(caller, [clip], text, references)
-    pixels = _one_image(caller, clip, image)
-    parts = score_parts(clip, target, pixels, count=count, sign=sign)
-    [seen] = clip.denormalize(pixels).cpu()
-    total, notes = sum_notes(parts.maps.numpy(), parts.rest)
+    [clip], [target], [reference] = _ask(caller, [model], device, text, references)
+    inputs, pixels = _one_image(caller, clip, image)
+    method = DirectContribution(ClipSimilarity(clip, target))
+    found, rest = method.attribute(inputs, target=0, per="head", return_rest=True)
+    raw, labels = _strongest(clip, found[0, 0].cpu(), count, sign)
+    total, notes = sum_notes(raw.numpy(), rest.item())
+    lead = Panel(_lead(pixels, reference), target.names[0], total)
     # the rest has no map: the pale image alone
-    raw, titles = torch.cat([parts.maps, torch.zeros_like(parts.maps[:1])]), [*parts.labels, REST]
-    lead, shared = Panel(pixels_of(seen, reference), target.names[0], total), scale == "shared"
+    raw, shared = torch.cat([raw, torch.zeros_like(raw[:1])]), scale == "shared"
     meaning = "one scale for all maps" if shared else EACH
     return grid(
-        strip(seen, raw, titles, lead, cmap, notes=notes, shared=shared),
+        strip(pixels, raw, [*labels, REST], lead, cmap, notes=notes, shared=shared),
         legends=strip_legends(cmap, "adds to the cosine", "takes away from it"),
         caption=f"{clip.name} ({DirectContribution.name}){_DOT}{meaning}",
     )
 
 
-def score_parts(
-    clip: ClipAdapter,
-    target: Target,
-    pixels: Tensor,
-    *,
-    count: int = 8,
-    sign: Sign = "positive",
-) -> ScoreParts:
-    """Take the score of one image (1, 3, H, W) and one target apart into its heads."""
-    method = DirectContribution(ClipSimilarity(clip, target))
-    found, rest = method.attribute(pixels, target=0, per="head", return_rest=True)
-    by_layer = found[0, 0].cpu()  # (n, H, h, w)
+def _strongest(
+    clip: ClipAdapter, by_layer: Tensor, count: int, sign: Sign
+) -> tuple[Tensor, list[str]]:
+    """Of all heads (n, H, h, w) the strongest, then the others as one; maps (M, h, w), labels."""
     every = by_layer.flatten(0, 1)
     sums = every.sum((-2, -1))
     order = sums.argsort(descending=True, stable=True).tolist()
@@ -439,11 +382,10 @@ def score_parts(
     reads_cls = isinstance(clip.tower, ViTTower) and clip.tower.pooling == "cls"
     label = "layer {}, head {}" if reads_cls else "head {1} of the pool"
     labels = [label.format(*divmod(head, by_layer.shape[1])) for head in shown]
-    parts = every[shown]
-    if others:
-        labels.append(f"{len(others)} other head{'s' * (len(others) > 1)}")
-        parts = torch.cat([parts, every[others].sum(0, keepdim=True)])
-    return ScoreParts(tuple(labels), parts, rest.item())
+    if not others:
+        return every[shown], labels
+    raw = torch.cat([every[shown], every[others].sum(0, keepdim=True)])
+    return raw, [*labels, f"{len(others)} other head{'s' * (len(others) > 1)}"]
 
 
 def average(
@@ -464,20 +406,6 @@ def average(
     Raises:
         InputError: no study, one that is not finished, studies without a common target, or a name
             that a row does not have.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
-        >>> from captum_clip import figures
-        >>> from captum_clip.demo.scenes import draw_scene
-        >>> from captum_clip.evaluation import StudyConfig, run_study
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for seed in range(2):
-        ...     Image.fromarray(draw_scene(seed).image).save(folder / f"{seed}.png")
-        >>> options = {"texts": ["a face"], "models": ["demo/vit"], "workers": 0}
-        >>> _ = run_study(StudyConfig(folder, folder / "study", **options))
-        >>> figure = figures.average(folder / "study")
     """
     folders = _as_list(studies)
     check_nonempty("figures.average", "folder of a study", folders)
@@ -513,23 +441,30 @@ def _load(caller: str, models: Models, device: Device) -> list[ClipAdapter]:
     return [load_clip(model, device=device) for model in listed]
 
 
-def _one_image(caller: str, clip: ClipAdapter, image: ImageLike) -> Tensor:
-    pixels = clip.preprocess(image)
-    if len(pixels) != 1:
+def _one_image(caller: str, clip: ClipAdapter, image: ImageLike) -> tuple[Tensor, Array]:
+    """One image as the model takes it, (1, 3, H, W), and as it is drawn, (H, W, 3)."""
+    inputs = clip.preprocess(image)
+    if len(inputs) != 1:
         raise InputError(
-            f"{caller}: expected one image, got {len(pixels)}; draw one figure for each."
+            f"{caller}: expected one image, got {len(inputs)}; draw one figure for each."
         )
-    return pixels
+    [pixels] = as_images(caller, clip.denormalize(inputs))
+    return inputs, pixels
+
+
+def _lead(image: Array, reference: Tensor | None) -> Array:
+    """The target where it is an image, in the frame of the image that is explained; else this."""
+    return image if reference is None else framed(as_images("figures", [reference])[0], image.shape)
 
 
 def _ask(
-    caller: str, clips: Sequence[ClipAdapter], texts: str | Sequence[str], references: Images
-) -> tuple[list[Target], list[Tensor | None]]:
-    """Texts, then images, as the target of each model.
+    caller: str, models: Models, device: Device, texts: str | Sequence[str], references: Images
+) -> tuple[list[ClipAdapter], list[Target], list[Tensor | None]]:
+    """The models, texts and then images as the target of each.
 
-    And for each None, or the image (3, H, W) as the first model sees it.
+    And for each text None, for each image what the first model sees of it, (3, H, W).
     """
-    texts, references = _as_list(texts), _as_list(references)
+    clips, texts, references = _load(caller, models, device), _as_list(texts), _as_list(references)
     if not texts and not references:
         raise InputError(f"{caller}: expected a text or an image to explain, got neither.")
     asked = []
@@ -538,7 +473,7 @@ def _ask(
         parts += [targets.image(clip, references)] if references else []
         asked.append(targets.concatenate(parts))
     seen = [clips[0].denormalize(clips[0].preprocess(one))[0].cpu() for one in references]
-    return asked, [*[None] * len(texts), *seen]
+    return clips, asked, [*[None] * len(texts), *seen]
 
 
 def _explained(

@@ -1,7 +1,20 @@
 """Figures of maps, as matplotlib figures that belong to no window.
 
-Arrays or tensors go in: images (B, 3, H, W) with colours in [0, 1], maps (B, K, h, w) in [0, 1]
-from :mod:`captum_clip.maps`. Nothing is computed here but colours.
+Arrays or tensors go in, and nothing is computed here but colours. Arguments of several figures:
+
+- `images`: (B, 3, H, W), colours in [0, 1]; or a list of images, which may differ in size.
+- maps: (B, K, h, w) in [0, 1] from :mod:`captum_clip.maps`, upsampled to (H, W) where they are
+  coarser. Of these images, not of a crop: :meth:`captum_clip.Explanation.plot` lays that on the
+  whole photo.
+- `names`: of the K targets; `scores`: (B, K) cosines; `caption`: below all; `labels`: of the B
+  images, left of their rows, such as the model that each is of.
+- `references`: images (3, H, W) that are targets themselves, None for the others; each stands at
+  the end of its rows.
+- `alpha`: opacity where a map is 1; where it is 0 the image shows through. `cmap`: a colour map, by
+  name or as it is.
+
+They raise InputError for shapes, aspect ratios or ranges that do not fit and for an unknown colour
+map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
 """
 
 from .captum_view import captum_image_attr

@@ -100,14 +100,29 @@ def _check_aspect(caller: str, grid: Sequence[int], size: Sequence[int]) -> None
         )
 
 
-def as_notes(caller: str, scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[str]]:
-    """Scores (B, K) as they are written under images; empty where none are given."""
+def as_notes(
+    caller: str,
+    scores: ArrayLike | None,
+    shape: tuple[int, int],
+    notes: Sequence[Sequence[str]] | None = None,
+) -> list[list[str]]:
+    """Scores (B, K), then notes, as they are written under images; empty where none are given."""
+    given = [None] * shape[0] if notes is None else notes
+    if len(given) != shape[0]:
+        raise InputError(f"{caller}: expected notes for {shape[0]} images, got {len(given)}.")
+    lines = [as_names(f"{caller}, notes", own, shape[1]) for own in given]
     if scores is None:
-        return [[""] * shape[1]] * shape[0]
+        return lines
     array = as_array(caller, "scores", scores)
     if array.shape != shape:
         raise InputError(f"{caller}: expected scores of shape {shape}, got {array.shape}.")
-    return [[score_note(score) for score in row] for row in array]
+    return [
+        [
+            ", ".join(filter(None, (score_note(score), note)))
+            for score, note in zip(*row, strict=True)
+        ]
+        for row in zip(array, lines, strict=True)
+    ]
 
 
 def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
@@ -131,30 +146,35 @@ def as_references(
     return [None if one is None else as_images(caller, [one])[0] for one in references]
 
 
-def letterbox(planes: Tensor, size: Sequence[int], fill: float) -> Tensor:
-    """Resize planes (C, H, W) to fit into a frame, their shape kept, and centre them in it.
+def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
+    """Resize planes (C, h, w) to fit into a frame (H, W), their shape kept, and centre them in it.
 
     The margins have the value `fill`; planes that have that size already come as they are.
 
     Example:
-        >>> import torch
+        >>> import numpy as np
         >>> from captum_clip.visualization.arrays import letterbox
-        >>> letterbox(torch.zeros(1, 2, 4), (4, 4), 1.0)[0, :, 0]
-        tensor([1., 0., 0., 1.])
+        >>> letterbox(np.zeros((1, 2, 4), dtype=np.float32), (4, 4), 1.0)[0, :, 0]
+        array([1., 0., 0., 1.], dtype=float32)
     """
-    height, width = planes.shape[-2:]
-    if (height, width) == tuple(size):
+    sides = planes.shape[-2:]
+    if sides == tuple(size):
         return planes
-    scale = min(size[0] / height, size[1] / width)
-    inner = [
-        max(1, min(frame_side, round(scale * side)))
-        for side, frame_side in zip((height, width), size, strict=True)
-    ]
-    resized = F.interpolate(planes[None], inner, mode="bilinear", antialias=True)[0]
-    framed = planes.new_full((len(planes), *size), fill)
+    scale = min(new / old for new, old in zip(size, sides, strict=True))
+    inner = [max(1, min(new, round(scale * old))) for new, old in zip(size, sides, strict=True)]
+    raw = torch.from_numpy(planes)[None]
+    whole = np.full((len(planes), *size), fill, dtype=np.float32)
     top, left = ((side - part) // 2 for side, part in zip(size, inner, strict=True))
-    framed[:, top : top + inner[0], left : left + inner[1]] = resized
-    return framed
+    whole[:, top : top + inner[0], left : left + inner[1]] = F.interpolate(
+        raw, inner, mode="bilinear", antialias=True
+    )[0]
+    return whole
+
+
+def framed(image: Array, size: Sequence[int]) -> Array:
+    """An image (h, w, 3) with white margins, (H, W, 3)."""
+    planes = letterbox(np.moveaxis(image, -1, 0), size[:2], 1.0)
+    return np.moveaxis(planes, 0, -1).clip(0, 1)
 
 
 def as_array(caller: str, what: str, values: Any) -> Array:

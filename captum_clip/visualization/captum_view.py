@@ -56,9 +56,6 @@ def captum_image_attr(
         title: over the image.
         outlier_perc: share of the total, in percent, whose largest values are cut.
 
-    Returns:
-        A figure, not one of `pyplot`.
-
     Raises:
         InputError: shapes that do not fit, an unknown method or sign, or two that do not combine.
 

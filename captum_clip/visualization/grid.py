@@ -19,7 +19,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.legend import Legend as FigureLegend
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
@@ -92,11 +91,6 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
     return parts
 
 
-def reference_header(targets: Sequence[Array | None]) -> list[str]:
-    """The heading over targets that are images, where there is one."""
-    return ["target image"] if any(target is not None for target in targets) else []
-
-
 def grid(
     rows: Sequence[Sequence[Panel | None]],
     *,
@@ -112,7 +106,7 @@ def grid(
         headers: one over each column.
         labels: left of rows, by their number, "" for none.
         legends: bars of colours, below.
-        caption: below, on the right.
+        caption: below the images, over the legends.
 
     Returns:
         A figure that no window system and no `pyplot` knows; each image has at least its own
@@ -176,13 +170,7 @@ def _write(
 
 
 def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: float) -> None:
-    """Legends on the left; the caption on the right, or over them where it has no room."""
-    look: dict[str, Any] = {
-        "prop": {"family": FONT, "size": NOTE_SIZE},
-        "frameon": False,
-        "borderpad": 0,
-        "borderaxespad": 1.3,
-    }
+    """Legends below the images, under the caption."""
     shades = np.linspace(0, 1, _SHADES)
     bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
     below = figure.legend(
@@ -195,22 +183,15 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
         handlelength=min(9, 3 * width),
         handleheight=0.9,
         alignment="left",
-        **look,
+        prop={"family": FONT, "size": NOTE_SIZE},
+        frameon=False,
+        borderpad=0,
+        borderaxespad=1.3,
+        title=caption,
     )
-    look |= {"title": caption, "labelspacing": 0}
-    title = _styled(figure.legend([], [], loc="outside lower right", **look))
-    room = width - below.get_window_extent().width / figure.dpi
-    if title.get_window_extent().width > room * figure.dpi:
-        figure.legends[-1].remove()
-        below.set_title(caption)
-        title = _styled(below)
-    wrap(title, width)
-
-
-def _styled(legend: FigureLegend) -> Text:
-    title = legend.get_title()
+    title = below.get_title()
     title.set(color=NOTE_COLOR, family=FONT, size=NOTE_SIZE, parse_math=False)
-    return title
+    wrap(title, width)
 
 
 def page(dpi: float) -> Figure:

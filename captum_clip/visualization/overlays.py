@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from operator import itemgetter
 
 import numpy as np
-import torch
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
@@ -23,6 +21,7 @@ from .arrays import (
     as_notes,
     as_references,
     enlarged,
+    framed,
     letterbox,
 )
 from .colors import ALPHA, HEAT, NEGATIVE, POSITIVE, Array, blend, colormap, ramp, short_number
@@ -47,26 +46,10 @@ def overlay(
 ) -> Figure:
     """Heatmaps over images: one row per image (or model), one column per target, word or emotion.
 
-    Args:
-        images: (B, 3, H, W), colours in [0, 1]; or a list of images, which may differ in size.
-        heatmap: (B, K, h, w) in [0, 1]; upsampled to (H, W) where it is coarser. Of these images,
-            not of a crop: :meth:`captum_clip.Explanation.plot` lays that on the whole photo.
-        negative: maps like `heatmap` of negative evidence; a second row for each image, in blue.
-        names: of the K targets, under their images; more than eight go on in another row.
-        scores: (B, K), under the names.
-        notes: B times K short lines, after the scores.
-        labels: of the B images, left of their rows, such as the model that each is of.
-        alpha: opacity where a map is 1; where it is 0 the image shows through.
-        cmap: colour map of `heatmap`, by name or as it is; by default inferno, or orange with
-            `negative`.
-        original: whether the image without a map comes first.
-        caption: below the images.
-
-    Returns:
-        A figure; ``figure.savefig(path)`` writes it, :func:`save_figure` safely so.
-
-    Raises:
-        InputError: shapes, aspect ratios or ranges that do not fit, an unknown colour map.
+    Arguments are as in :mod:`captum_clip.visualization`; more than eight targets go on in another
+    row. `negative` has maps of negative evidence, in a second blue row for each image, and those of
+    `heatmap` are orange then, otherwise inferno. `notes` are B times K short lines, after the
+    scores; `original` is whether the image without a map comes first.
 
     Example:
         >>> import torch
@@ -77,36 +60,28 @@ def overlay(
         3
     """
     check_interval("overlay", "alpha", alpha, "[0, 1]")
-    given = [heatmap] if negative is None else [heatmap, negative]
-    shown, signs = _read("overlay", images, given)
+    shown, signs = _read("overlay", images, [heatmap] if negative is None else [heatmap, negative])
     shape = (len(shown), len(signs[0][0]))
     titles = as_names("overlay", names, shape[1])
-    cosines = as_notes("overlay", scores, shape)
-    remarks = [[""] * shape[1]] * shape[0] if notes is None else list(notes)
-    if len(remarks) != shape[0]:
-        raise InputError(f"overlay: expected notes for {shape[0]} images, got {len(remarks)}.")
-    remarks = [as_names("overlay, notes", own, shape[1]) for own in remarks]
+    lines = as_notes("overlay", scores, shape, notes)
     models = as_names("overlay, labels", labels or None, shape[0])
-    looks = [
-        (colormap(cmap or (HEAT if negative is None else POSITIVE)), ""),
-        (NEGATIVE, "contradicts: "),
-    ]
+    looks = [(colormap(cmap or HEAT), "", "low to high")]
+    if negative is not None:
+        looks = [
+            (colormap(cmap or POSITIVE), "", "supports"),
+            (NEGATIVE, "contradicts: ", "contradicts"),
+        ]
     rows: list[Row] = []
     at: dict[int, str] = {}
     for index, image in enumerate(shown):
         at[len(rows)] = models[index]
-        for maps, (colors, prefix) in zip(signs, looks, strict=False):
-            written = zip(maps[index], titles, cosines[index], remarks[index], strict=True)
+        for maps, (colors, prefix, _) in zip(signs, looks, strict=True):
             cells = [
-                Panel(blend(image, values, colors, alpha), prefix + title, note_of(values, *parts))
-                for values, title, *parts in written
+                Panel(blend(image, values, colors, alpha), prefix + title, note_of(values, line))
+                for values, title, line in zip(maps[index], titles, lines[index], strict=True)
             ]
             rows += folded(cells, Panel(image, "image") if original else None)
-    meanings = ["low to high"] if negative is None else ["supports", "contradicts"]
-    legends = [
-        Legend(ramp(colors, alpha), meaning)
-        for (colors, _), meaning in zip(looks, meanings, strict=False)
-    ]
+    legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
     return grid(rows, labels=at, legends=legends, caption=caption)
 
 
@@ -122,18 +97,9 @@ def contact_sheet(
 ) -> Figure:
     """Methods next to each other: one row per image and its target, one column per method.
 
-    Args:
-        images: (N, 3, H, W), colours in [0, 1], or a list; an image may come several times.
-        columns: heading -> maps (N, 1, h, w) in [0, 1].
-        names: of the N targets, under the images.
-        scores: (N, M), one per row and column, under the maps.
-        references: N images (3, H, W) that are targets themselves, None for the others; each
-            stands at the end of its row.
-        cmap: colour map.
-        caption: below the images.
-
-    Raises:
-        InputError: shapes or ranges that do not fit, no column.
+    Arguments are as in :mod:`captum_clip.visualization`, of N images with one target each; an image
+    may come several times. `columns` are heading -> maps (N, 1, h, w) in [0, 1], `scores` (N, M) of
+    the rows and columns.
 
     Example:
         >>> import torch
@@ -147,13 +113,13 @@ def contact_sheet(
     titles = as_names("contact_sheet", names, shape[0])
     cosines = as_notes("contact_sheet", scores, shape)
     targets = as_references("contact_sheet", references, shape[0])
-    rows: list[Row] = []
+    rows = []
     for index, (image, *row) in enumerate(zip(shown, *maps, strict=True)):
-        panels = [
+        panels = [Panel(image, titles[index])] + [
             Panel(blend(image, values, colors, ALPHA), note=note_of(values, cosine))
             for [values], cosine in zip(row, cosines[index], strict=True)
         ]
-        rows.append([Panel(image, titles[index]), *panels, _target(targets[index], image)])
+        rows.append((panels, targets[index]))
     return _table(rows, columns, [Legend(ramp(colors), "low to high")], {}, caption)
 
 
@@ -175,23 +141,9 @@ def signs(
     Both maps of a row should share one scale, so that a weak one looks weak: normalise them as one
     map, or divide both by the larger maximum. The peak of the weaker one is under its image.
 
-    Args:
-        images: (B, 3, H, W), colours in [0, 1]; or a list of images, which may differ in size.
-        positive: (B, K, h, w) in [0, 1], what supports each target.
-        negative: (B, K, h, w) in [0, 1], what contradicts it.
-        names: of the K targets, under the images of their rows.
-        scores: (B, K), under the names of the images.
-        references: K images (3, H, W) that are targets themselves, None for the others; each
-            stands at the end of its rows.
-        labels: B of them, left of the rows, such as the model that each is of; the rows of one
-            target then stand together.
-        alpha: opacity where a map is 1.
-        cmaps: of the positive and of the negative maps; orange and blue by default, which people
-            with any kind of colour vision can tell apart.
-        caption: below the images.
-
-    Raises:
-        InputError: shapes or ranges that do not fit, an unknown colour map.
+    Arguments are as in :mod:`captum_clip.visualization`; `positive` maps support each target,
+    `negative` ones contradict it. With `labels` the rows of one target stand together. The `cmaps`
+    of both are orange and blue, which people with any kind of colour vision can tell apart.
 
     Example:
         >>> import torch
@@ -209,16 +161,15 @@ def signs(
     models = as_names("signs, labels", labels or None, batch)
     order = list(product(range(batch), range(count)))
     if labels:  # models side by side, target by target
-        order.sort(key=itemgetter(1))
-    rows: list[Row] = []
+        order.sort(key=lambda row: row[1])
+    rows = []
     for index, column in order:
         image, pair = shown[index], [sign[index][column] for sign in maps]
-        panels = [
+        panels = [Panel(image, titles[column], cosines[index][column])] + [
             Panel(blend(image, values, cmap, alpha), note=_peak(values, other))
             for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
         ]
-        lead = Panel(image, titles[column], cosines[index][column])
-        rows.append([lead, *panels, _target(targets[column], image)])
+        rows.append((panels, targets[column]))
     legends = [
         Legend(ramp(cmap, alpha), meaning)
         for cmap, meaning in zip(colors, ("supports", "contradicts"), strict=True)
@@ -248,9 +199,6 @@ def average(
         scale: smallest and largest value, where several figures are to be compared.
         cmap: colour map; should be perceptually uniform.
         caption: below the maps.
-
-    Raises:
-        InputError: no maps, shapes that do not fit, NaN or infinity, an unknown colour map.
 
     Example:
         >>> import torch
@@ -310,20 +258,12 @@ def _read(
         batches.append(as_heatmaps(caller, given, shown, count))
         count = len(batches[0][0])
     size = [max(image.shape[side] for image in shown) for side in (0, 1)]
-    return [_in_frame(image, size) for image in shown], [
-        [letterbox(torch.from_numpy(maps), size, 0.0).numpy() for maps in batch]
-        for batch in batches
-    ]
-
-
-def _in_frame(image: Array, size: Sequence[int]) -> Array:
-    """An image (h, w, 3) with white margins, (H, W, 3)."""
-    planes = letterbox(torch.from_numpy(image).movedim(-1, 0), size, 1.0)
-    return planes.movedim(0, -1).numpy().clip(0, 1)
+    framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]
+    return [framed(image, size) for image in shown], framed_maps
 
 
 def _table(
-    rows: Sequence[Row],
+    rows: Sequence[tuple[list[Panel], Array | None]],
     columns: Iterable[str],
     legends: Sequence[Legend],
     labels: Mapping[int, str],
@@ -331,14 +271,13 @@ def _table(
 ) -> Figure:
     """Rows of an image, its maps, and at the end the target where that is an image."""
     headers = ["image", *columns]
-    if any(row[-1] is not None for row in rows):
+    if any(target is not None for _, target in rows):
         headers.append("target image")
-    shown = [row[: len(headers)] for row in rows]
+    shown = [
+        panels if target is None else [*panels, Panel(framed(target, panels[0].pixels.shape))]
+        for panels, target in rows
+    ]
     return grid(shown, headers=headers, labels=labels, legends=legends, caption=caption)
-
-
-def _target(target: Array | None, image: Array) -> Panel | None:
-    return None if target is None else Panel(_in_frame(target, image.shape[:2]))
 
 
 def note_of(heatmap: Array, *parts: str) -> str:

@@ -39,17 +39,8 @@ def sentences(
     Orange words support the image and blue ones contradict it, on a scale of its own for each
     text; the value stands under its word.
 
-    Args:
-        images: one image (1, 3, H, W), colours in [0, 1].
-        texts: K texts, each a list of (word, value), such as ``Explanation.text_maps``.
-        scores: (1, K), under the images.
-        heatmap: (1, K, h, w) in [0, 1], drawn over the image.
-        alpha: opacity where a map is 1.
-        cmap: colour map of the maps.
-        caption: below all.
-
-    Raises:
-        InputError: shapes or ranges that do not fit, values that are not finite, no words.
+    Arguments are as in :mod:`captum_clip.visualization`, of one image and K `texts`, each a list of
+    (word, value), such as ``Explanation.text_maps``; the map of a text is drawn over its image.
 
     Example:
         >>> import torch

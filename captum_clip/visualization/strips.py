@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from torch import Tensor
 
 from .. import maps
-from .arrays import enlarged, letterbox
+from .arrays import enlarged
 from .colors import (
     ALPHA,
     NEGATIVE,
@@ -35,14 +35,8 @@ _BLACK_TO_WHITE: Final = LinearSegmentedColormap.from_list("captum_clip.mask", [
 _DIGITS: Final = 3  # of a cosine, as score_note writes it
 
 
-def pixels_of(image: Tensor, reference: Tensor | None = None) -> Array:
-    """An image (3, H, W), or a reference in its frame, as it is drawn, (H, W, 3)."""
-    shown = image if reference is None else letterbox(reference, image.shape[-2:], 1.0)
-    return shown.movedim(0, -1).numpy().clip(0, 1)
-
-
 def strip(
-    image: Tensor,
+    image: Array,
     raw: Tensor,
     titles: Sequence[str],
     lead: Panel,
@@ -51,24 +45,23 @@ def strip(
     notes: Sequence[str] = (),
     shared: bool,
 ) -> list[Row]:
-    """Draw raw maps (L, h, w) over one image (3, H, W), behind a lead.
+    """Draw raw maps (L, h, w) over one image (H, W, 3), behind a lead.
 
     Without a colour map they are signed: orange above zero and blue below, on a scale that ends at
     the largest absolute value, of each map or shared by all. With one they are min-max normalised.
     By default the notes below them are their ranges.
     """
-    shown = pixels_of(image)
-    large = enlarged(raw.float().numpy(), shown.shape[:2])
+    large = enlarged(raw.float().cpu().numpy(), image.shape[:2])
     if cmap is None:
         largest = np.abs(large).max(axis=None if shared else (-2, -1), keepdims=True)
         signed = large / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
-        drawn = [blend_signed(shown, values) for values in signed]
+        drawn = [blend_signed(image, values) for values in signed]
     else:
         heatmap = min_max([torch.from_numpy(large)], shared=shared)[0].numpy()
         if cmap == MASK:
-            drawn = [shown * values[..., None] for values in heatmap]
+            drawn = [image * values[..., None] for values in heatmap]
         else:
-            drawn = [blend(shown, values, colormap(cmap), ALPHA) for values in heatmap]
+            drawn = [blend(image, values, colormap(cmap), ALPHA) for values in heatmap]
     ranges = [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
     return folded(
         [Panel(*parts) for parts in zip(drawn, titles, notes or ranges, strict=True)], lead

@@ -231,10 +231,10 @@ def test_images_of_other_sizes_stand_in_a_frame() -> None:
         assert (pixels[:, :8] == 1).all()
         assert (pixels[:, 24:] == 1).all()
     assert np.abs(drawn[:, 8:24] - last).max() < 0.11  # opaque but for a tenth
-    tall = letterbox(torch.full((3, 10, 20), 0.5), (20, 20), 1.0)
+    tall = letterbox(np.full((3, 10, 20), 0.5, dtype=np.float32), (20, 20), 1.0)
     assert (tall[:, 5:15] == 0.5).all()
     assert (tall[:, :5] == 1).all()
-    assert letterbox(torch.rand(3, 1, 500), (8, 8), 0.0).shape == (3, 8, 8)
+    assert letterbox(np.zeros((3, 1, 500), dtype=np.float32), (8, 8), 0.0).shape == (3, 8, 8)
 
 
 # What is drawn
