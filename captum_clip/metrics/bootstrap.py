@@ -77,8 +77,7 @@ def bootstrap_mean(
         1.00 [1.00, 1.00]
     """
     check_resampling("bootstrap_mean", level, resamples)
-    flat, index = _checked("bootstrap_mean", values, groups)
-    return interval_of(_means(flat, index, resamples, seed), level)
+    return interval_of(_means("bootstrap_mean", values, groups, resamples, seed), level)
 
 
 def paired_difference(
@@ -120,15 +119,14 @@ def paired_difference(
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
-    caller = "paired_difference"
-    check_resampling(caller, level, resamples)
-    own, index = _checked(caller, first, groups)
-    other, _ = _checked(caller, second, groups)
-    if len(own) != len(other):
+    check_resampling("paired_difference", level, resamples)
+    own, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if own.shape != other.shape:
         raise InputError(
-            f"{caller}: {len(own)} and {len(other)} values; expected one per method and image."
+            f"paired_difference: {own.size} and {other.size} values; expected one per method and "
+            "image."
         )
-    return difference_of(_means(own - other, index, resamples, seed), level)
+    return difference_of(_means("paired_difference", own - other, groups, resamples, seed), level)
 
 
 def holm(p_values: npt.ArrayLike) -> Array:
@@ -215,8 +213,8 @@ def difference_of(figures: Array, level: float) -> Difference:
     return Difference(*interval_of(figures, level), p_value)
 
 
-def _checked(caller: str, values: npt.ArrayLike, groups: Any) -> tuple[Array, Index]:
-    """The values and the number of the group of each, both (N,)."""
+def _means(caller: str, values: npt.ArrayLike, groups: Any, resamples: int, seed: int) -> Array:
+    """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
     flat = np.asarray(values, dtype=np.float64)
     if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
         raise InputError(
@@ -225,14 +223,9 @@ def _checked(caller: str, values: npt.ArrayLike, groups: Any) -> tuple[Array, In
     owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
     if owners.shape != flat.shape:
         raise InputError(f"{caller}: {len(flat)} values, but groups {owners.shape}.")
-    return flat, np.unique(owners, return_inverse=True)[1]
-
-
-def _means(flat: Array, index: Index, resamples: int, seed: int) -> Array:
-    """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
-    images = int(index.max()) + 1
-    mean = STATISTICS["mean"].prepare(index, flat[:, None], images)
-    figures: Array = bootstrap([mean], images, resamples=resamples, seed=seed)[0]
+    names, index = np.unique(owners, return_inverse=True)
+    mean = STATISTICS["mean"].prepare(index, flat[:, None], len(names))
+    figures: Array = bootstrap([mean], len(names), resamples=resamples, seed=seed)[0]
     return figures
 
 

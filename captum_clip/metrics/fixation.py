@@ -17,7 +17,6 @@ from torch import Tensor
 from ..errors import InputError
 from ..maps import check_maps, normalize, to_float32
 from .inputs import (
-    count_pixels,
     describe,
     maps_at_masks,
     resize_to_masks,
@@ -47,7 +46,7 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
     heatmap = maps_at_masks("nss", maps, fixations, what="fixations")
     values = heatmap.double()
     centred = values - values.mean((-2, -1), keepdim=True)
-    mean = (centred * fixations).sum((-2, -1)) / count_pixels(fixations)
+    mean = (centred * fixations).sum((-2, -1)) / fixations.sum((-2, -1))
     return _where_varying(mean / values.flatten(-2).std(-1), heatmap)
 
 

@@ -132,11 +132,6 @@ def varies(maps: Tensor) -> Tensor:
     return span > rounding(maps)[..., 0, 0]
 
 
-def count_pixels(masks: Tensor) -> Tensor:
-    """The number of pixels (...) of each mask (..., H, W)."""
-    return masks.flatten(-2).sum(-1)
-
-
 def seeds_of(caller: str, seed: Any, count: int) -> list[int]:
     """The seed of each of `count` images: seed + i, or as they are listed."""
     if not isinstance(seed, list | tuple):

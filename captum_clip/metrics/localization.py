@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import check_integer, check_interval, is_number, show
 from ..errors import InputError
 from ..maps import normalize
-from .inputs import count_pixels, maps_at_masks, rounding
+from .inputs import maps_at_masks, rounding
 
 Threshold = float | Literal["mean", "otsu"]
 _BINS = 256  # of Otsu's histogram, as in scikit-image
@@ -47,7 +47,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     heatmap = maps_at_masks("pointing_game", maps, masks)
     highest = heatmap >= heatmap.amax((-2, -1), keepdim=True) - rounding(heatmap)  # (..., H, W)
     inside = highest & _dilate(masks, tolerance)
-    return count_pixels(inside).to(heatmap.dtype) / count_pixels(highest)
+    return inside.sum((-2, -1)).to(heatmap.dtype) / highest.sum((-2, -1))
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
@@ -65,9 +65,6 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         (...) from 0 to 1; NaN for a map without positive mass, which GridPG's own code gives 0.
-
-    Raises:
-        InputError: other maps or masks.
 
     Source: Wang et al. 2020, *Score-CAM* (arXiv:1910.01279); GridPG: Böhle et al. 2021
     (arXiv:2104.00032), Rao et al. 2022 (arXiv:2205.10435); FIxLIP: Baniecki et al. 2025
@@ -109,9 +106,9 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
     last = heatmap.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
     above, tied = heatmap > last + rounding(heatmap), (heatmap - last).abs() <= rounding(heatmap)
-    left = (count - count_pixels(above)) / count_pixels(tied)
-    covered = count_pixels(above & masks) + left * count_pixels(tied & masks)
-    return covered.to(heatmap.dtype) / count_pixels(masks)
+    left = (count - above.sum((-2, -1))) / tied.sum((-2, -1))
+    covered = (above & masks).sum((-2, -1)) + left * (tied & masks).sum((-2, -1))
+    return covered.to(heatmap.dtype) / masks.sum((-2, -1))
 
 
 def _dilate(masks: Tensor, distance: int) -> Tensor:
@@ -138,9 +135,6 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
 
     Returns:
         (...) from 0 to 1; NaN for a map of zeros.
-
-    Raises:
-        InputError: other maps or cells.
 
     Example:
         >>> cell = torch.tensor([[True, False], [False, False]])
@@ -235,7 +229,7 @@ def segmentation_scores(
     level = threshold_level("segmentation_scores", heatmap, threshold)
     marked = heatmap > level[:, None, None]
     pairs = ((marked, inside), (marked, ~inside), (~marked, inside), (~marked, ~inside))
-    return SegmentationScores(*(count_pixels(one & other) for one, other in pairs))
+    return SegmentationScores(*((one & other).sum((-2, -1)) for one, other in pairs))
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
@@ -273,9 +267,6 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         (N,) of each image; mAP is their mean.
-
-    Raises:
-        InputError: other maps or masks.
 
     Source: the code of Chefer et al. 2021 (arXiv:2012.09838), which LeGrad (arXiv:2404.03214) and
     others follow.

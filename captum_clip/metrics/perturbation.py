@@ -70,15 +70,6 @@ class Curves:
         """(B,) the area of least first minus that of most first; for deletion high is good."""
         return self.least_area - self.most_area
 
-    @property
-    def reversed(self) -> Curves:
-        """The curves of insertion into the fill of a deletion, or the other way round.
-
-        What is shown first is what is removed last.
-        """
-        shown = 1 - self.fractions.flip(0)
-        return Curves(shown, self.least_first.flip(-1), self.most_first.flip(-1))
-
 
 @dataclass(frozen=True, eq=False)
 class PerturbationTest:
@@ -271,8 +262,8 @@ def area_between(
     Args:
         deletion: curves of :func:`perturbation_test`.
         insertion: those of ``mode="insertion"``, perhaps into another fill: insertion usually
-            starts from a blurred image and deletion ends in one colour (RISE). None is
-            ``deletion.reversed``, insertion into the same fill, as FIxLIP has it.
+            starts from a blurred image and deletion ends in one colour (RISE). None is insertion
+            into the same fill, as FIxLIP has it: deletion least relevant first, read backwards.
         normalize: as FIxLIP does.
 
     Returns:
@@ -290,18 +281,23 @@ def area_between(
         >>> area_between(curves), area_between(curves, normalize=True)
         (tensor([1.]), tensor([0.2500]))
     """
-    shown = deletion.reversed if insertion is None else insertion
-    ends = [float(curves.fractions[end]) for curves in (deletion, shown) for end in (0, -1)]
-    if ends != [0, 1, 0, 1] or len(shown.most_first) != len(deletion.most_first):
+    pair = [deletion, deletion if insertion is None else insertion]
+    ends = [float(curves.fractions[end]) for curves in pair for end in (0, -1)]
+    counts = [len(curves.most_first) for curves in pair]
+    if ends != [0, 1, 0, 1] or counts[0] != counts[1]:
         raise InputError(
             "area_between: expected deletion and insertion of the same images over fractions from "
-            f"0 to 1, got {len(deletion.most_first)} and {len(shown.most_first)} images from "
-            f"{ends[0]} to {ends[1]} and from {ends[2]} to {ends[3]}."
+            f"0 to 1, got {counts[0]} and {counts[1]} images from {ends[0]} to {ends[1]} and from "
+            f"{ends[2]} to {ends[3]}."
         )
-    inserted, deleted = shown.most_area, deletion.most_area
-    if not normalize:
-        return inserted - deleted
-    return _scaled(inserted, shown.most_first.flip(-1)) - _scaled(deleted, deletion.most_first)
+    if insertion is None:
+        inserted, shown = deletion.least_area, deletion.least_first
+    else:
+        inserted, shown = insertion.most_area, insertion.most_first.flip(-1)
+    deleted = deletion.most_area
+    if normalize:
+        inserted, deleted = _scaled(inserted, shown), _scaled(deleted, deletion.most_first)
+    return inserted - deleted
 
 
 def _scaled(area: Tensor, curve: Tensor) -> Tensor:

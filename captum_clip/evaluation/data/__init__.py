@@ -79,10 +79,7 @@ def open_data(
     data_set = DATA_SETS.get(kind)
     if data_set is None or bool(data_set.place) != bool(colon) or bool(colon) != bool(place):
         raise InputError(f"there is no data set {name!r}; expected one of {', '.join(forms())}.")
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
-        if option not in data_set.options:
-            raise InputError(f"the data set {kind} takes no {option}.")
+    given = data_set.check_options(options)
     build: Callable[..., DataSet] = data_set
     if not place:
         return build(500 if number is None else number, seed)

@@ -95,6 +95,15 @@ class DataSet(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, str | None]) -> dict[str, str]:
+        """The options that are given; InputError for one that the data set does not have."""
+        given = {option: value for option, value in options.items() if value is not None}
+        for option in given:
+            if option not in cls.options:
+                raise InputError(f"the data set {cls.name} takes no {option}.")
+        return given
+
     @abstractmethod
     def read(self, index: int) -> Sample:
         """Read one sample.
@@ -130,13 +139,9 @@ class FileData(DataSet):
         check_integer(type(self).__name__, "seed", seed, least=0)
         if limit is not None:
             check_integer(type(self).__name__, "limit", limit)
-        for option in options:
-            if option not in self.options:
-                raise InputError(f"the data set {self.name} takes no {option}.")
         self.path = expand(path)
         self.limit, self.seed = limit, seed
-        known = {option: value for option, value in options.items() if value is not None}
-        self.given: dict[str, Any] = {**self.options, **known}
+        self.given: dict[str, Any] = {**self.options, **self.check_options(options)}
         self.find()
 
     @abstractmethod
@@ -187,6 +192,12 @@ class FileData(DataSet):
                 f"{'folders in it' if under == '.' else f'its folder {under}/'}, found none."
             )
         return files, stems
+
+
+def check_belonging(path: Path, found: Iterable[object], what: str) -> None:
+    """Raise InputError unless something was found for one image at least."""
+    if not any(found):
+        raise InputError(f"{path}: expected {what}, found none that belongs to an image.")
 
 
 def digest(entries: Mapping[str, object], under: Collection[str] | None = None) -> str:
@@ -243,25 +254,20 @@ def masked_sample(
     """
     regions: dict[str, Region] = {}
     dropped: list[str] = []
-    height, width = image.height, image.width
     for text, read in masks:
-        reason = ""
         try:
             mask = read()
+            if mask.shape != (image.height, image.width):
+                shape = " x ".join(map(str, mask.shape))
+                size = f"{image.height} x {image.width}"
+                raise InputError(f"the mask has {shape} pixels, its image {size}")
+            if not mask.any() or mask.all():
+                raise InputError(f"the mask is {'full' if mask.any() else 'empty'}")
+            if text in regions:
+                raise InputError("the image has another region of the same text")
+            regions[text] = Region(text, mask)
         except InputError as error:
-            reason = str(error).rstrip(".")
-        else:
-            shape = " x ".join(map(str, mask.shape))
-            if mask.shape != (height, width):
-                reason = f"the mask has {shape} pixels, its image {height} x {width}"
-            elif not mask.any() or mask.all():
-                reason = f"the mask is {'full' if mask.any() else 'empty'}"
-            elif text in regions:
-                reason = "the image has another region of the same text"
-            else:
-                regions[text] = Region(text, mask)
-        if reason:
-            dropped.append(f"{name}, {text!r}: {reason}")
+            dropped.append(f"{name}, {text!r}: {str(error).rstrip('.')}")
     if not regions:
         reason = "; ".join(dropped) or f"{name} has no mask"
         raise InputError(f"there is no region to compare a map with: {reason}.")

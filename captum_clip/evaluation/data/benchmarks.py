@@ -16,7 +16,15 @@ from ...checks import check_choice, find_file
 from ...errors import InputError
 from ...models.images import as_pil
 from ..storage import storage_of
-from .base import FileData, Sample, digest, masked_sample, open_image, read_lines
+from .base import (
+    FileData,
+    Sample,
+    check_belonging,
+    digest,
+    masked_sample,
+    open_image,
+    read_lines,
+)
 from .folders import TEMPLATE, class_texts
 
 _IMAGES, _MASKS = "validation", "validation-segmentation"
@@ -55,11 +63,8 @@ class ImageNetS(FileData):
     @override
     def find(self) -> None:
         files, images = self.list_images(_IMAGES)
-        if not any(f"{_MASKS}/{stem}.png" in files for stem in images):
-            raise InputError(
-                f"{self.path}: expected masks such as {_MASKS}/{next(iter(images))}.png, found "
-                "none that belongs to an image."
-            )
+        masks = [f"{_MASKS}/{stem}.png" for stem in images]
+        check_belonging(self.path, (mask in files for mask in masks), f"masks such as {masks[0]}")
         places = (self.path / _MASKS, self.path / _IMAGES)
         folders = sorted({p.name for place in places for p in place.iterdir() if p.is_dir()})
         self._numbers = {name: number for number, name in enumerate(folders, start=1)}
@@ -120,8 +125,7 @@ class ImageNetSegmentation(FileData):
                 )
             self._synsets = ["".join(map(chr, _array(content, t).ravel())) for t in targets]
         names = sorted({*self._synsets})
-        folder, template = self.path.parent, self.given["template"]
-        self._texts = class_texts(names, folder, template=template)
+        self._texts = class_texts(names, self.path.parent, template=self.given["template"])
         self.classes = tuple(dict.fromkeys(self._texts.values()))  # two may have one name
         numbers = [f"{number:05d}" for number in range(len(images))]
         self.take(numbers, texts=list(self.classes), bytes=self.path.stat().st_size)

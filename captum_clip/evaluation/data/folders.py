@@ -21,6 +21,7 @@ from .base import (
     FileData,
     Mask,
     Sample,
+    check_belonging,
     digest,
     masked_sample,
     mosaic_sample,
@@ -214,11 +215,8 @@ class MaskedFolder(FileData):
         for path in map(PurePosixPath, files):
             if path.parts[0] == "masks" and path.suffix.lower() == ".png" and len(path.parts) > 2:
                 masks[str(path.parent.relative_to("masks"))].append(str(path))
-        if not any(stem in masks for stem in images):
-            raise InputError(
-                f"{self.path}: expected masks in masks/, such as "
-                f"masks/{next(iter(images))}/a horse.png, found none that belongs to an image."
-            )
+        example = f"masks in masks/, such as masks/{next(iter(images))}/a horse.png"
+        check_belonging(self.path, (stem in masks for stem in images), example)
         self.take(images, files=digest(files, ("images", "masks")))
         self.classes = tuple(sorted({_text(mask) for of in masks.values() for mask in of}))
         self._masks = {stem: tuple(masks[stem]) for stem in self.names if stem in masks}
@@ -277,11 +275,8 @@ class FixationFolder(FileData):
         files, images = self.list_images("images")
         places = {s: [f"fixations/{s}{end}" for end in (".png", ".npy")] for s in images}
         maps = {stem: [place for place in own if place in files] for stem, own in places.items()}
-        if not any(maps.values()):
-            raise InputError(
-                f"{self.path}: expected fixations/{next(iter(images))}.png or .npy and so on, "
-                "found no fixations that belong to an image."
-            )
+        example = f"fixations/{next(iter(images))}.png or .npy and so on"
+        check_belonging(self.path, maps.values(), example)
         text = self.given["text"]
         if text is not None and not text.strip():
             raise InputError(f"FixationFolder: expected a text with something in it, got {text!r}.")
@@ -337,7 +332,18 @@ def _read_texts(path: Path) -> dict[str, str]:
 
 def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray[Any]]:
     """Whether a file has "fixations" (bool) or a "density", and its values (H, W)."""
-    values: npt.NDArray[Any] = _read_grey(path) if path.suffix == ".png" else _load(path)
+    values: npt.NDArray[Any]
+    if path.suffix == ".png":
+        with open_image(path) as image:  # of 8, 16 or 32 bits
+            deep = image.mode in ("L", "F") or image.mode.startswith("I")
+            values = np.asarray(image if deep else image.convert("L"), dtype=np.float64)
+    else:
+        try:
+            values = np.load(path, allow_pickle=False)
+        except DAMAGED as error:
+            raise InputError(f"{path} cannot be read as an array ({error}).") from error
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+            raise InputError(f"{path}: expected an array of numbers.")
     if values.shape != size:
         shape = " x ".join(map(str, values.shape))
         raise InputError(f"{path} has {shape} values, its image {size[0]} x {size[1]} pixels.")
@@ -350,20 +356,3 @@ def _read_fixations(path: Path, size: tuple[int, int]) -> tuple[str, npt.NDArray
     if values.all():
         raise InputError(f"{path}: every pixel is a fixation.")
     return "fixations", values.astype(np.bool_)
-
-
-def _read_grey(path: Path) -> npt.NDArray[np.float64]:
-    """The grey values (H, W) of an image, of 8, 16 or 32 bits."""
-    with open_image(path) as image:
-        deep = image.mode in ("L", "F") or image.mode.startswith("I")
-        return np.asarray(image if deep else image.convert("L"), dtype=np.float64)
-
-
-def _load(path: Path) -> npt.NDArray[Any]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except DAMAGED as error:
-        raise InputError(f"{path} cannot be read as an array ({error}).") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise InputError(f"{path}: expected an array of numbers.")
-    return array
