@@ -20,8 +20,7 @@ from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, full_name, label_of
 from .data import DataSet, open_data, options_of
-from .methods import Method, check_method, method_of, methods_for
-from .precomputed_maps import PrecomputedMaps
+from .methods import Method, PrecomputedMaps, check_method, method_of, methods_for
 from .run import (
     MANIFEST,
     Arrays,
@@ -41,7 +40,7 @@ from .storage import Storage
 from .summary import Summary, summarize
 from .table import Metric, Queries, Table, concatenate, table_of
 from .tasks import TASKS
-from .tasks.perturbation_task import LEAST_FIRST, MOST_FIRST, TITLES
+from .tasks.faithfulness_tasks import LEAST_FIRST, MOST_FIRST, TITLES
 
 RESULTS: Final = "results.csv"
 _OF_IMAGES: Final = ("localization", "signs")

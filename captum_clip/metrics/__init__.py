@@ -17,14 +17,17 @@ from .faithfulness import (
     sensitivity,
     shapley_effects,
 )
-from .fixation import auc_judd, cc, nss, sim
 from .localization import (
     SegmentationScores,
+    auc_judd,
     average_precision,
+    cc,
     coverage,
     energy_inside,
+    nss,
     pointing_game,
     segmentation_scores,
+    sim,
     two_class_average_precision,
     word_mosaic_game,
 )

@@ -13,7 +13,7 @@ import torch
 from captum_clip import maps
 from captum_clip.errors import InputError
 from captum_clip.evaluation.data import DemoScenes
-from captum_clip.evaluation.precomputed_maps import PrecomputedMaps
+from captum_clip.evaluation.methods import PrecomputedMaps
 from captum_clip.evaluation.tasks import TASKS
 from tests.evaluation.cases import (
     TEXTS,

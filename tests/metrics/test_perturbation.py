@@ -138,13 +138,17 @@ def test_reversed_deletion_is_insertion_into_the_same_fill():
         "unit": "patch",
         "fractions": [0, 1 / 3, 0.5, 1],
     }
-    back = perturbation_test(brightness, IMAGES, maps, **options).score.reversed
+    back = perturbation_test(brightness, IMAGES, maps, **options).score
     there = perturbation_test(
         brightness, IMAGES, maps, **{**options, "fractions": [0, 0.5, 2 / 3, 1]}, mode="insertion"
     ).score
-    torch.testing.assert_close(back.fractions, there.fractions)
-    torch.testing.assert_close(back.most_first, there.most_first)
-    torch.testing.assert_close(back.least_first, there.least_first)
+    torch.testing.assert_close(1 - back.fractions.flip(0), there.fractions)
+    torch.testing.assert_close(back.least_first.flip(1), there.most_first)
+    torch.testing.assert_close(back.most_first.flip(1), there.least_first)
+    for normalize in (False, True):
+        torch.testing.assert_close(
+            area_between(back, normalize=normalize), area_between(back, there, normalize=normalize)
+        )
 
 
 def test_area_between_is_fixlips_on_one_fill():
@@ -177,7 +181,7 @@ def test_area_between_starts_insertion_where_it_is_told():
     assert area_between(removed.score, shown.score, normalize=True).tolist() == [
         pytest.approx(scaled)
     ]
-    assert area_between(shown.score, shown.score.reversed, normalize=True).isnan().all()
+    assert area_between(shown.score, normalize=True).isnan().all()
 
 
 def test_area_between_needs_both_ends():

@@ -7,9 +7,16 @@ from typing import Final
 
 from ...errors import InputError
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
-from .benchmarks import ImageNetS, ImageNetSegmentation, PascalVoc
 from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
-from .folders import ClassFolder, ClassMosaics, FixationFolder, MaskedFolder
+from .formats import (
+    ClassFolder,
+    ClassMosaics,
+    FixationFolder,
+    ImageNetS,
+    ImageNetSegmentation,
+    MaskedFolder,
+    PascalVoc,
+)
 
 __all__ = [
     "DATA_SETS",

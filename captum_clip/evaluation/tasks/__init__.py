@@ -3,10 +3,8 @@
 from typing import Final
 
 from ..batch import Task
-from .faithfulness_tasks import EFFECT, FAITHFULNESS, FIXLIP, SANITY
-from .localization_tasks import FIXATION, LOCALIZATION, SIGNS
-from .mosaic_tasks import GRID_POINTING, WORDS
-from .perturbation_task import PERTURBATION
+from .faithfulness_tasks import EFFECT, FAITHFULNESS, FIXLIP, PERTURBATION, SANITY
+from .localization_tasks import FIXATION, GRID_POINTING, LOCALIZATION, SIGNS, WORDS
 
 TASKS: Final = {
     "localization": LOCALIZATION,
