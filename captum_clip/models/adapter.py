@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +31,6 @@ from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-
-
-class MissingPart(NamedTuple):
-    """A processor or tokenizer that could not be loaded, which matters once it is needed."""
-
-    reason: str
 
 
 class Family(NamedTuple):
@@ -80,9 +74,9 @@ class ClipAdapter(ABC):
         tokenizer: Any = None,
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
-        self.processor: Any = None if isinstance(processor, MissingPart) else processor
-        self.tokenizer: Any = None if isinstance(tokenizer, MissingPart) else tokenizer
-        self._given = {"processor": processor, "tokenizer": tokenizer}
+        self.processor, self.tokenizer = processor, tokenizer
+        self.failures: Mapping[str, str] = {}
+        """Why its own "processor" or "tokenizer" could not be loaded; told once one is needed."""
 
     # A family provides these
 
@@ -168,14 +162,12 @@ class ClipAdapter(ABC):
     @property
     def device(self) -> torch.device:
         """The device of the vision tower's parameters."""
-        device: torch.device = next(self.tower.module.parameters()).device
-        return device
+        return next(self.tower.module.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the vision tower's parameters."""
-        dtype: torch.dtype = next(self.tower.module.parameters()).dtype
-        return dtype
+        return next(self.tower.module.parameters()).dtype
 
     @property
     def embedding_dim(self) -> int | None:
@@ -376,8 +368,8 @@ class ClipAdapter(ABC):
 
     def _require(self, option: str, part: Any, what: str) -> Any:
         if part is None:
-            given = self._given[option]
-            reason = f" ({given.reason})" if isinstance(given, MissingPart) else ""
+            failure = self.failures.get(option)
+            reason = f" (its {option} could not be loaded: {failure})" if failure else ""
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
                 f"pass load_clip(..., {option}=...)."

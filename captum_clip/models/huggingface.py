@@ -15,17 +15,15 @@ from typing_extensions import Self, override
 
 from .adapter import ClipAdapter, Family
 from .images import call_tokenizer, is_transformers_tokenizer
-from .steps import Linear, Projections, Step, flattened
+from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
 from .towers import (
     AttentionLayer,
     Exposed,
     Tower,
     ViTTower,
-    linear_maps,
     part_of,
     with_part,
-    wrong_size,
 )
 
 
@@ -35,19 +33,11 @@ class HuggingFaceLayer(AttentionLayer):
     attention_part = "self_attn"
     heads_part = "num_heads"
     maps: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-    """Query, key, value and output; or one for the first three, and the output."""
     mlp_parts: tuple[str, ...] = ("layer_norm2", "mlp")
 
     def __init__(self, block: Any) -> None:
         attention = attrgetter(self.attention_part)(block)
         super().__init__(block, attention, attrgetter(self.heads_part)(attention))
-
-    @override
-    def projections(self) -> Projections:
-        *inputs, output = map(Linear.of, self.map_modules())
-        if len(inputs) == 1:
-            inputs = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
-        return Projections._make((*inputs, output))
 
     @override
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
@@ -114,45 +104,30 @@ BERTS: Final = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel"
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class HuggingFaceTextTower(TextTower):
-    """A text transformer of transformers."""
-
-    model: Any
-    layout: TextLayout
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        paths = accumulate(self.layout.encoder.split("."), "{}.{}".format)
-        return self.model, self.module, *(attrgetter(path)(self.module) for path in paths)
-
-    @classmethod
-    def of(cls, model: Any, layout: TextLayout, *, longest: int, vocabulary: int) -> Self | None:
-        """The text tower of a model; None where it cannot be explained."""
-        if layout.layer is None:
-            return None
-        module = attrgetter(layout.module)(model)
-        while not hasattr(module, layout.encoder.partition(".")[0]):
-            module = module.text_model
-        name, end = type(model).__name__, getattr(module.config, "eos_token_id", None)
-        # configurations made before the end token was written down say 2
-        largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
-        steps = [attrgetter(name)(module) for name in layout.own_head]
-        steps += [attrgetter(name)(model) for name in layout.head]
-        return cls(
-            module=module,
-            model=model,
-            layout=layout,
-            embedding_table=attrgetter(layout.table)(module),
-            end=None if largest else end,
-            layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
-            text_pooling=layout.pooling,
-            pooling="mean" if layout.pooling.row == "mean" else "cls",
-            steps=flattened(steps),
-            longest=longest,
-            vocabulary=vocabulary,
-        )
+def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | None:
+    """The text tower of a model of transformers; None where it cannot be explained."""
+    if layout.layer is None:
+        return None
+    module = attrgetter(layout.module)(model)
+    while not hasattr(module, layout.encoder.partition(".")[0]):
+        module = module.text_model
+    name, end = type(model).__name__, getattr(module.config, "eos_token_id", None)
+    # configurations made before the end token was written down say 2
+    largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
+    steps = [attrgetter(name)(module) for name in layout.own_head]
+    steps += [attrgetter(name)(model) for name in layout.head]
+    around = accumulate(layout.encoder.split("."), "{}.{}".format)
+    runners = (model, *(attrgetter(path)(module) for path in around))
+    return TextTower(
+        module=module,
+        patches=attrgetter(layout.table)(module),
+        end=None if largest else end,
+        layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
+        text_pooling=layout.pooling,
+        pooling="mean" if layout.pooling.row == "mean" else "cls",
+        steps=flattened(steps),
+        **{"runners": runners, **parts},
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -165,8 +140,7 @@ class HuggingFaceTower(ViTTower):
     embedding_index = 1  # the pooled output
     layer_class: ClassVar[type[HuggingFaceLayer]] = HuggingFaceLayer
     final_norm: ClassVar[str | None] = "post_layernorm"
-    patch_map = "embeddings.patch_embedding"
-    runner_parts = ("encoder",)
+    patch_map: ClassVar[str] = "embeddings.patch_embedding"
     projection_part: ClassVar[str] = "visual_projection"
     # whether positions only change with the size where that is asked for
     asks_to_interpolate: ClassVar[bool] = True
@@ -174,32 +148,28 @@ class HuggingFaceTower(ViTTower):
     @classmethod
     def found_in(cls, module: Any) -> Self:
         """The tower in a module of its family."""
-        return cls.of(
-            vision_of(module), projection_module=getattr(module, cls.projection_part, None)
+        vision = vision_of(module)
+        side, patch = cls.sizes(vision.config)
+        return cls(
+            module=vision,
+            native=(side, side),
+            patch=(patch, patch),
+            patches=attrgetter(cls.patch_map)(vision),
+            layers=layers_of(cls.layer_class, vision.encoder),
+            projection_module=getattr(module, cls.projection_part, None),
+            runners=[vision.encoder],
+            **cls.fields(vision),
         )
 
-    @classmethod
-    def of(cls, module: Any, **parts: Any) -> Self:
-        """The tower in a vision transformer; CLS is read where `parts` say nothing else."""
-        layers = layers_of(cls.layer_class, module.encoder)
-        return cls(module=module, layers=layers, **{"pooling": "cls", **parts})
+    @staticmethod
+    def sizes(config: Any) -> tuple[int, int]:
+        """The sides of the native image and of a patch."""
+        return int(config.image_size), int(config.patch_size)
 
-    @property
-    def native(self) -> tuple[int, int]:
-        """Height and width that it was made for."""
-        side = int(self.module.config.image_size)
-        return side, side
-
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        # positions are interpolated for other sizes than the native one
-        patch = int(self.module.config.patch_size)
-        fits = height % patch == 0 and width % patch == 0 and min(height, width) >= patch
-        if not fits and (height, width) != self.native:
-            native = f"its native size is {self.native[0]} x {self.native[1]}"
-            reason = f"height and width must be multiples of its patch size {patch}, {native}"
-            raise wrong_size(height, width, reason)
-        return height // patch, width // patch
+    @staticmethod
+    def fields(vision: Any) -> dict[str, Any]:
+        """The fields of a `ViTTower` that differ between the relatives."""
+        return {"pooling": "cls", "resizable": True}  # positions are interpolated
 
     @property
     @override
@@ -235,7 +205,7 @@ class HuggingFaceAdapter(ClipAdapter):
     @override
     def _text_tower(self) -> TextTower | None:
         sizes = {"longest": self.context_length, "vocabulary": self.vocabulary_size}
-        return HuggingFaceTextTower.of(self.model, self.text_layout, **sizes)
+        return text_tower_of(self.model, self.text_layout, **sizes)
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
@@ -283,8 +253,7 @@ def vision_of(module: Any) -> Any:
 def embedding_of(features: Any) -> Tensor:
     """The embeddings in what `get_image_features` or `get_text_features` returned."""
     # a tensor in transformers 4, an output object in 5
-    embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return embedding
+    return features if isinstance(features, Tensor) else features.pooler_output
 
 
 _VISION_KINDS = ("VisionModelWithProjection", "VisionTransformer")

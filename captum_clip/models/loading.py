@@ -22,19 +22,19 @@ from ..checks import expand, show
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError
-from .adapter import ClipAdapter, MissingPart
+from .adapter import ClipAdapter
 from .families import adapter_of, transformers_class
 
 Library = Literal["transformers", "open_clip"]
 
-_EMBEDDED = "load_clip('demo/vit') is embedded and needs no network"
+_NO_NETWORK = "load_clip('demo/vit') is embedded and needs no network"
 _ACCEPTED = (
     "A name is one of Mamooler's ('captum-clip models' lists them), a folder, 'hf-hub:ORG/NAME' or "
     "'ARCHITECTURE/TAG' of OpenCLIP, or 'ORG/NAME' of a transformers model on the hub; "
-    f"{_EMBEDDED}."
+    f"{_NO_NETWORK}."
 )
 _FAILURES = (
-    *(OSError, ValueError, RuntimeError, KeyError),
+    *(OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
 )
 _ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
@@ -50,8 +50,7 @@ class AvailableModel:
         kind: "vit" or "resnet".
         library: what loads it.
         checkpoint: where its weights come from: a repository on the Hugging Face hub, or OpenCLIP's
-            architecture (tag `openai`).
-        embedded: part of the package, so that no network is needed.
+            architecture (tag `openai`); "embedded" in the package, so that no network is needed.
     """
 
     name: str
@@ -59,7 +58,6 @@ class AvailableModel:
     kind: Literal["vit", "resnet"]
     library: Library
     checkpoint: str
-    embedded: bool = False
 
 
 def _resnet(suffix: str) -> AvailableModel:
@@ -72,6 +70,11 @@ def _vit(name: str, checkpoint: str, *aliases: str) -> AvailableModel:
     return AvailableModel(name, aliases, "vit", "transformers", f"openai/clip-vit-{checkpoint}")
 
 
+_EMBEDDED = (
+    AvailableModel("demo/vit", (), "vit", "transformers", "embedded"),
+    AvailableModel("demo/resnet", (), "resnet", "open_clip", "embedded"),
+    AvailableModel("demo/siglip", (), "vit", "transformers", "embedded"),
+)
 # the nine CLIPs of Mamooler's report, by OpenAI's names
 _PUBLISHED = (
     *map(_resnet, ("50", "101", "50x4", "50x16", "50x64")),
@@ -100,13 +103,7 @@ def available() -> list[AvailableModel]:
         >>> [model.name for model in available()][:3]
         ['demo/vit', 'demo/resnet', 'demo/siglip']
     """
-    rows = []
-    for name in MODELS:
-        if name.endswith("resnet"):
-            rows.append(AvailableModel(name, (), "resnet", "open_clip", "embedded", embedded=True))
-        else:
-            rows.append(AvailableModel(name, (), "vit", "transformers", "embedded", embedded=True))
-    return [*rows, *_PUBLISHED]
+    return [*_EMBEDDED, *_PUBLISHED]
 
 
 class Example(NamedTuple):
@@ -339,19 +336,17 @@ def _load(
         is_hugging_face = source.library == "transformers"
         model = _transformers_model(source) if is_hugging_face else _open_clip_model(source)
         model.to(device=device, dtype=dtype or torch.float32).eval()
-        if tokenizer is None:
-            tokenizer = _own_part("tokenizer", partial(_tokenizer, source))
-        if processor is None:
-            processor = _own_part("processor", partial(_processor, source, model))
-    return adapter_of(model, name=source.name, processor=processor, tokenizer=tokenizer)
-
-
-def _own_part(what: str, load: Callable[[], Any]) -> Any:
-    """A model's own processor or tokenizer; where it cannot be loaded, the reason for later."""
-    try:
-        return load()
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError) as error:
-        return MissingPart(f"its {what} could not be loaded: {_first_line(error)}")
+        given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
+        own: dict[str, Callable[[Source], Any]]
+        own = {"processor": partial(_processor, model=model), "tokenizer": _tokenizer}
+        for part in (part for part in given if given[part] is None):
+            try:
+                given[part] = own[part](source)
+            except _FAILURES as error:  # matters once it is needed
+                failures[part] = _first_line(error)
+    clip = adapter_of(model, name=source.name, **given)
+    clip.failures = failures
+    return clip
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -418,7 +413,7 @@ def _transformers_model(source: Source) -> nn.Module:
 def _open_clip_model(source: Source) -> nn.Module:
     import open_clip
 
-    model: nn.Module = open_clip.create_model(
+    return open_clip.create_model(
         source.where,
         pretrained=source.tag,
         precision="fp32",
@@ -426,7 +421,6 @@ def _open_clip_model(source: Source) -> nn.Module:
         force_quick_gelu=source.quick_gelu,
         require_pretrained=True,
     )
-    return model
 
 
 def native_size(visual: Any) -> tuple[int, int]:
@@ -482,7 +476,7 @@ def _loading(source: Source) -> Iterator[None]:
             advice = (
                 f" {constants.ENDPOINT} cannot be reached, or HF_HUB_OFFLINE is set: connect once "
                 f"so that it is downloaded, copy the cache {constants.HF_HUB_CACHE} from another "
-                f"machine, or pass a local folder; {_EMBEDDED}."
+                f"machine, or pass a local folder; {_NO_NETWORK}."
             )
         raise InputError(
             f"load_clip({source.name!r}): {checkpoint} cannot be loaded: {type(error).__name__}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
-from .huggingface import BERTS, HuggingFaceTextTower, TextLayout
+from .huggingface import BERTS, TextLayout, text_tower_of
 from .images import call_tokenizer, is_transformers_tokenizer
 from .steps import Direction, Linear, Step, head_products, head_sums, run_steps, split_heads
 from .text import Row, TextPooling, TextTower
@@ -24,11 +24,9 @@ from .towers import (
     MultiheadPoolingHead,
     Pooling,
     ResNetTower,
-    Size,
     Tower,
     ViTTower,
     Which,
-    wrong_size,
 )
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
@@ -54,11 +52,7 @@ class CustomLayer(OpenClipLayer):
     residual_argument = (0, "x")
     branch_parts = ("ln_attn", "ls_1")
     inner_norm_part = "ln_inner"
-
-    @override
-    def unsupported(self) -> Iterator[str]:
-        yield from super().unsupported()
-        yield from (name for name in ("scaled_cosine", "scale_heads") if self._has(name))
+    unknown_parts = ("scaled_cosine", "scale_heads")
 
     @property
     @override
@@ -68,8 +62,7 @@ class CustomLayer(OpenClipLayer):
     @override
     def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         norm = self.attention.ln_q if which == "query" else self.attention.ln_k
-        normed: Tensor = norm(heads)
-        return normed
+        return norm(heads)
 
 
 class OpenClipPoolingHead(MultiheadPoolingHead):
@@ -77,8 +70,7 @@ class OpenClipPoolingHead(MultiheadPoolingHead):
 
     @override
     def embedded_query(self) -> Tensor:
-        query: Tensor = self.head.ln_q(self.head.query[0])
-        return query
+        return self.head.ln_q(self.head.query[0])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,26 +80,11 @@ class OpenClipViT(ViTTower):
     With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
     """
 
-    patch_map = "conv1"
-    runner_parts = ("transformer",)
-
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        return _native_grid((height, width), tuple(self.module.image_size), self.module.grid_size)
-
     @property
     @override
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.T, None))
-
-
-def _native_grid(size: Size, native: Size, grid: Size) -> Size:
-    """The grid, where images have the native size; else InputError."""
-    if size != native:
-        takes = f"OpenCLIP towers take their native size only, here {native[0]} x {native[1]}"
-        raise wrong_size(*size, takes)
-    return grid
 
 
 def _vit_of(visual: Any) -> OpenClipViT:
@@ -127,10 +104,14 @@ def _vit_of(visual: Any) -> OpenClipViT:
         head = OpenClipPoolingHead(pool, pool.attn, pool.ln_k, pool, visual.ln_post)
     return OpenClipViT(
         module=visual,
+        native=tuple(visual.image_size),
+        patch=tuple(visual.patch_size),
+        patches=visual.conv1,
         layers=_layers_of(visual.transformer),
         pooling=pooling,
         pooling_head=head,
         steps_before_mean=0 if visual.final_ln_after_pool else 1,
+        runners=[visual.transformer],
     )
 
 
@@ -157,23 +138,10 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        side = int(self.module.image_size)
-        return _native_grid((height, width), (side, side), (side // 32, side // 32))
-
     @property
     @override
     def embedding_dim(self) -> int:
         return int(self.module.attnpool.c_proj.out_features)
-
-    @override
-    def stages(self) -> Mapping[str, nn.Module]:
-        return {f"layer{i}": getattr(self.module, f"layer{i}") for i in (4, 3, 2, 1)}
-
-    @override
-    def head_modules(self) -> Sequence[nn.Module]:
-        return (self.module.attnpool,)
 
     @override
     def pool(self, features: Tensor) -> Tensor:
@@ -203,16 +171,14 @@ class OpenClipResNet(ResNetTower):
             )
             joined = gradient.to(x.dtype) @ output  # (K, B, C)
             if detached:
-                through_values: Tensor = joined @ value
-                return through_values
+                return joined @ value
             attention = _pool_attention(pool, x)
             vectors = split_heads(joined, pool.num_heads)
             # biases, the same for every token, are cancelled by the softmax
             weights = head_products(Linear(value, None), vectors, x)
             logits = attention * (weights - (attention * weights).sum(-1, keepdim=True))
             through_query = head_sums(Linear(key, None), logits * _scale(pool), x).flatten(2)
-            result: Tensor = joined @ value + through_query @ query
-            return result
+            return joined @ value + through_query @ query
 
     @override
     def contributions(
@@ -275,11 +241,9 @@ def _scale(pool: Any) -> float:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OpenClipTextTower(TextTower):
-    """OpenCLIP's text transformer; `owner` has its parts, the model itself in a `CLIP`."""
+    """OpenCLIP's text transformer."""
 
-    model: Any
-    owner: Any
-    takes_mask = False
+    cls_first: bool = False  # in the mask of the first CoCa, though CLS stands at the end
 
     @property
     @override
@@ -288,39 +252,15 @@ class OpenClipTextTower(TextTower):
 
     @override
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
-        owner = self.owner
-        if self.owner is self.model or not (self.suffix or owner.use_pad_mask):
-            return None
-        seen: Tensor = ids != owner.pad_id
-        if not self.suffix:
+        seen = super().seen(ids, mask)
+        if seen is None or not self.suffix:
             return seen
         own = seen.new_ones(len(ids), 1)
-        # the first CoCa's mask has CLS at its start, though CLS stands at the end
-        return torch.cat([seen, own] if owner.correct_cls_mask else [own, seen], 1)
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return self.model, self.owner, self.owner.transformer
+        return torch.cat([own, seen] if self.cls_first else [seen, own], 1)
 
 
-class HFEncoderTower(HuggingFaceTextTower):
-    """A text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
-
-    takes_mask = False
-
-    @override
-    def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        seen: Tensor = ids != self.module.config.pad_token_id
-        return seen
-
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return *super().runners, self.module.pooler
-
-
-def _hf_text_tower(model: Any) -> HFEncoderTower | None:
+def _hf_text_tower(model: Any) -> TextTower | None:
+    """That of a text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
     encoder = model.text
     config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
     if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
@@ -339,8 +279,15 @@ def _hf_text_tower(model: Any) -> HFEncoderTower | None:
         own_head=(*pooler_parts, "proj"),
         head=(),
     )
-    sizes = {"longest": int(encoder.context_length), "vocabulary": int(encoder.vocab_size)}
-    return HFEncoderTower.of(model, layout, **sizes)
+    return text_tower_of(
+        model,
+        layout,
+        takes_mask=False,
+        pad=config.pad_token_id,
+        longest=int(encoder.context_length),
+        vocabulary=int(encoder.vocab_size),
+        runners=(model, encoder.transformer, encoder.transformer.encoder, encoder.pooler),
+    )
 
 
 def _text_tower_of(model: Any) -> TextTower | None:
@@ -365,9 +312,11 @@ def _text_tower_of(model: Any) -> TextTower | None:
     end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
-        model=model,
-        owner=owner,
-        embedding_table=owner.token_embedding,
+        runners=(model, owner, owner.transformer),
+        takes_mask=False,
+        pad=owner.pad_id if suffix or getattr(owner, "use_pad_mask", False) else None,
+        cls_first=bool(suffix) and not owner.correct_cls_mask,
+        patches=owner.token_embedding,
         end=end if pool == "eos" else None,
         layers=_layers_of(owner.transformer),
         text_pooling=TextPooling(row, owner.attn_mask is not None, padding="max_length"),
@@ -389,7 +338,14 @@ def tower_of(module: Any) -> Tower:
     if isinstance(visual, VisionTransformer):
         return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
-        return OpenClipResNet(module=visual, stage=visual.layer4)
+        stages = {f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)}
+        return OpenClipResNet(
+            module=visual,
+            native=(int(visual.image_size),) * 2,
+            patch=(32, 32),
+            stages=stages,
+            head_modules=[visual.attnpool],
+        )
     if not isinstance(visual, TimmModel):
         raise UnsupportedModelError(
             f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "
@@ -421,14 +377,12 @@ class OpenClipAdapter(ClipAdapter):
     @override
     def image_features(self, images: Tensor) -> Tensor:
         features = self.model.encode_image(images.to(self.dtype), normalize=False)
-        embedding: Tensor = features[0] if isinstance(features, tuple) else features
-        return embedding
+        return features[0] if isinstance(features, tuple) else features
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         # CoCa would give unit embeddings by default
-        features: Tensor = self.model.encode_text(ids, normalize=False)
-        return features
+        return self.model.encode_text(ids, normalize=False)
 
     def _tokenize(self, texts: list[str]) -> Any:
         tokenizer = self._require_tokenizer()

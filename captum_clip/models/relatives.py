@@ -53,15 +53,16 @@ class SiglipTower(HuggingFaceTower):
     uses the tower takes the patches' mean.
     """
 
-    @classmethod
+    @staticmethod
     @override
-    def of(cls, module: Any, **parts: Any) -> Self:
-        head, norm = getattr(module, "head", None), module.post_layernorm
-        parts |= {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
+    def fields(vision: Any) -> dict[str, Any]:
+        head, norm = getattr(vision, "head", None), vision.post_layernorm
+        # the library norms every patch
+        fields = {"prefix": 0, "steps_before_mean": 1, "resizable": True}
         if head is None:
-            return super().of(module, pooling="mean", **parts)
+            return {"pooling": "mean", **fields}
         pool = SiglipPoolingHead(head, head.attention, norm, norm, head)
-        return super().of(module, pooling="attention", pooling_head=pool, **parts)
+        return {"pooling": "attention", "pooling_head": pool, **fields}
 
     @property
     @override
@@ -84,16 +85,10 @@ class SiglipAdapter(HuggingFaceAdapter):
 class NaFlexTower(SiglipTower):
     """The vision transformer of a `Siglip2Model`."""
 
-    @property
+    @staticmethod
     @override
-    def native(self) -> tuple[int, int]:
-        side = int(self.module.config.num_patches**0.5) * self.patch
-        return side, side
-
-    @property
-    def patch(self) -> int:
-        """Height and width of a patch."""
-        return int(self.module.config.patch_size)
+    def sizes(config: Any) -> tuple[int, int]:
+        return int(config.num_patches**0.5) * int(config.patch_size), int(config.patch_size)
 
     @override
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
@@ -107,7 +102,8 @@ class NaFlexTower(SiglipTower):
                 "padded patches; explain images of one grid at a time, without padding: "
                 "clip.image_features(images) of load_clip(model) cuts them so."
             )
-        return Entry((rows * self.patch, columns * self.patch), len(shapes), PooledToken())
+        size = (rows * self.patch[0], columns * self.patch[1])
+        return Entry(size, len(shapes), PooledToken())
 
 
 class NaFlexAdapter(SiglipAdapter):
@@ -115,7 +111,7 @@ class NaFlexAdapter(SiglipAdapter):
 
     @override
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
-        patches = _cut(images, self.tower.patch)
+        patches = _cut(images, self.tower.patch[0])
         grid = torch.tensor([self.grid(images.shape[-2], images.shape[-1])], device=images.device)
         return {
             "pixel_values": patches,
@@ -137,7 +133,7 @@ class NaFlexAdapter(SiglipAdapter):
             )
         rows, columns = shapes[0].tolist()
         patches = processed["pixel_values"][:, : rows * columns]
-        return _joined(patches, rows, self.tower.patch).float()
+        return _joined(patches, rows, self.tower.patch[0]).float()
 
 
 def _cut(images: Tensor, side: int) -> Tensor:
@@ -179,8 +175,7 @@ class Aimv2PoolingHead(PoolingHead):
 
     @override
     def output(self, result: Any) -> Tensor:
-        output: Tensor = result[:, None]
-        return output
+        return result[:, None]
 
     @override
     def replaced(self, result: Any, output: Tensor) -> Any:
@@ -194,18 +189,18 @@ class Aimv2Tower(HuggingFaceTower):
     final_norm = None
     patch_map = "embeddings.patch_embed"
 
-    @classmethod
+    @staticmethod
     @override
-    def of(cls, module: Any, **parts: Any) -> Self:
-        parts["pooling_head"] = Aimv2PoolingHead(module.rms_norm, module.head)
-        return super().of(module, pooling="attention", prefix=0, **parts)
-
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        if not self.module.config.is_native and (height, width) != self.native:
-            reason = f"its positions are those of {self.native[0]} x {self.native[1]}"
-            raise wrong_size(height, width, reason)
-        return super().grid(height, width)
+    def fields(vision: Any) -> dict[str, Any]:
+        pool = Aimv2PoolingHead(vision.rms_norm, vision.head)
+        # else its positions are learned, and those of the native size
+        resizable = bool(vision.config.is_native)
+        return {
+            "pooling": "attention",
+            "pooling_head": pool,
+            "prefix": 0,
+            "resizable": resizable,
+        }
 
 
 class Aimv2Adapter(HuggingFaceAdapter):
@@ -227,7 +222,6 @@ class Aimv2Adapter(HuggingFaceAdapter):
 class AlignTower(AveragePooledTower):
     """An `AlignVisionModel`."""
 
-    runner_parts = ("encoder", "pooler")
     embedding_index = 1  # the pooled output
     asks_to_interpolate: ClassVar[bool] = False
 
@@ -240,11 +234,20 @@ class AlignTower(AveragePooledTower):
                 f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is "
                 "the mean of the features (pooling_type='mean')."
             )
-        return cls(module=inner, stage=inner.encoder.blocks[-1])
+        blocks = reversed([*enumerate(inner.encoder.blocks)])
+        stages = {f"block {i}": block for i, block in blocks}
+        return cls(
+            module=inner,
+            native=(inner.config.image_size,) * 2,
+            patch=(1, 1),
+            resizable=True,
+            stages=stages,
+            runners=[inner.encoder, inner.pooler],
+        )
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        # any size: each strided convolution halves it, rounded by the library's padding
+        # each strided convolution halves it, rounded by the library's padding
         rows, columns = height // 2, width // 2
         for layer in (block.depthwise_conv for block in self.module.encoder.blocks):
             if layer.stride == 2:
@@ -252,20 +255,14 @@ class AlignTower(AveragePooledTower):
                 up = int(left == right)
                 rows, columns = (rows + up) // 2, (columns + up) // 2
         if min(rows, columns) < 1:
-            native = self.module.config.image_size
-            reason = f"nothing is left after its strides, its native size is {native} x {native}"
-            raise wrong_size(height, width, reason)
+            native = f"its native size is {self.native[0]} x {self.native[1]}"
+            raise wrong_size(height, width, f"nothing is left after its strides, {native}")
         return rows, columns
 
     @property
     @override
     def embedding_dim(self) -> int:
         return int(self.module.encoder.blocks[-1].projection.project_bn.num_features)
-
-    @override
-    def stages(self) -> dict[str, nn.Module]:
-        blocks = enumerate(self.module.encoder.blocks)
-        return dict(reversed([(f"block {i}", block) for i, block in blocks]))
 
 
 class BlipLayer(HuggingFaceLayer):
@@ -290,14 +287,12 @@ class BlipAdapter(HuggingFaceAdapter):
     @override
     def image_features(self, images: Tensor) -> Tensor:
         result = self.model.vision_model(**self._vision_inputs(images))
-        features: Tensor = self.model.vision_proj(self.tower.embedding(result))
-        return features
+        return self.model.vision_proj(self.tower.embedding(result))
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
-        features: Tensor = self.model.text_proj(hidden[:, 0])
-        return features
+        return self.model.text_proj(hidden[:, 0])
 
 
 class FlavaLayer(HuggingFaceLayer):
@@ -351,10 +346,11 @@ class Tipsv2Tower(HuggingFaceTower):
     final_norm = "layernorm"
     patch_map = "embeddings.patch_embeddings.projection"
 
-    @classmethod
+    @staticmethod
     @override
-    def of(cls, module: Any, **parts: Any) -> Self:
-        return super().of(module, prefix=1 + int(module.config.num_register_tokens), **parts)
+    def fields(vision: Any) -> dict[str, Any]:
+        prefix = 1 + int(vision.config.num_register_tokens)
+        return {"pooling": "cls", "prefix": prefix, "resizable": True}
 
 
 class DualEncoderTower(HuggingFaceTower):

@@ -254,8 +254,7 @@ def _forward(step: Step, token: Tensor) -> Tensor:
     if isinstance(step, nn.LayerNorm):  # OpenCLIP's own casts its result back to the input's dtype
         weight, bias = (None if p is None else p.to(token.dtype) for p in (step.weight, step.bias))
         return F.layer_norm(token, step.normalized_shape, weight, bias, step.eps)
-    result: Tensor = step(token)
-    return result
+    return step(token)
 
 
 def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:

@@ -14,7 +14,7 @@ from typing_extensions import override
 from ..errors import InputError
 from .library import has_no_foreign_hooks
 from .steps import Step, call_steps
-from .towers import AttentionLayer, Entry, Kind, PooledToken, Pooling, ViTTower
+from .towers import AttentionLayer, Entry, Kind, PooledToken, Pooling, Size, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
 
@@ -77,8 +77,10 @@ class TextTower(ViTTower):
     kind: ClassVar[Kind] = "text"
     pooling: Pooling = "cls"
     prefix: int = 0
-    takes_mask: ClassVar[bool] = True
-    embedding_table: nn.Module  # looks tokens up, before positions are added
+    takes_mask: bool = True
+    pad: int | None = None  # the padding token, where the library makes the mask of it
+    native: Size = (1, 1)
+    patch: Size = (1, 1)
     text_pooling: TextPooling
     end: int | None  # the token that ends a text; None for the largest one
     steps: tuple[Step, ...]
@@ -87,9 +89,9 @@ class TextTower(ViTTower):
     vocabulary: int
 
     @property
-    @override
-    def patches(self) -> nn.Module:
-        return self.embedding_table
+    def embedding_table(self) -> nn.Module:
+        """The module that looks tokens up, before positions are added."""
+        return self.patches
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -113,6 +115,8 @@ class TextTower(ViTTower):
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """Tokens (B, s) that may be attended to at all; None for all of them."""
+        if self.pad is not None:
+            return ids != self.pad
         return None if mask is None else mask != 0
 
     @override

@@ -24,7 +24,6 @@ from .towers import (
     ViTTower,
     Which,
     linear_maps,
-    wrong_size,
 )
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
@@ -41,6 +40,7 @@ class TimmLayer(AttentionLayer):
 
     token_argument = (0, "x")
     inner_norm_part = "norm"
+    unknown_parts = ("gate",)
 
     def __init__(self, block: Any, *, rotary: bool) -> None:
         super().__init__(block, block.attn, block.attn.num_heads)
@@ -54,20 +54,18 @@ class TimmLayer(AttentionLayer):
     @override
     def unsupported(self) -> Iterator[str]:
         yield from super().unsupported()
-        if getattr(self.attention, "gate", None) is not None:
-            yield "a gated attention"
         if getattr(self.attention, "num_kv_groups", 1) > 1:
             yield "grouped queries"
 
     @override
     def projections(self) -> Projections:
-        own, (*inputs, output) = self.attention, map(Linear.of, self.map_modules())
-        if own.qkv is not None:
-            inputs = linear_maps(own.qkv.weight.chunk(3), own.qkv.bias)
-            if own.qkv.bias is None:  # EVA keeps them next to its map, that of the keys as zeros
-                biases = (getattr(own, f"{name}_bias", None) for name in "qkv")
-                inputs = [Linear(m.weight, bias) for m, bias in zip(inputs, biases, strict=True)]
-        return Projections._make((*inputs, output))
+        own, maps = self.attention, super().projections()
+        if own.qkv is None or own.qkv.bias is not None:
+            return maps
+        # EVA keeps them next to its map, that of the keys as zeros
+        biases = [getattr(own, f"{name}_bias", None) for name in "qkv"]
+        inputs = (Linear(m.weight, bias) for m, bias in zip(maps, biases, strict=False))
+        return Projections._make((*inputs, maps.output))
 
     @override
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -134,20 +132,6 @@ class TimmTower(ViTTower):
         """The network of timm."""
         return getattr(self.module, "trunk", self.module)
 
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        embed = self.trunk.patch_embed
-        if (height, width) == tuple(embed.img_size):
-            rows, columns = embed.grid_size
-            return int(rows), int(columns)
-        tall, wide = embed.feat_ratio(as_scalar=False)
-        fits = not (height % tall or width % wide) and height >= tall and width >= wide
-        if self.trunk.dynamic_img_size and fits:
-            return height // tall, width // wide
-        native = f"{embed.img_size[0]} x {embed.img_size[1]}"
-        reason = f"as it was made it takes its native size only, here {native}"
-        raise wrong_size(height, width, reason)
-
     @property
     @override
     def head(self) -> tuple[Step, ...]:
@@ -160,34 +144,10 @@ class TimmTower(ViTTower):
         after += [] if trunk is self.module else [self.module.head]
         return (*first, *flattened(after))
 
-    @property
-    @override
-    def runners(self) -> tuple[nn.Module, ...]:
-        return self.module, self.trunk
-
-    @property
-    @override
-    def patches(self) -> nn.Module:
-        module: nn.Module = self.trunk.patch_embed
-        return module
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TimmCNN(AveragePooledTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
-
-    runner_parts = ("trunk",)
-
-    @override
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        # there are no positions, so any multiple of the strides will do
-        stride = int(self.module.trunk.feature_info[-1]["reduction"])
-        if height % stride or width % stride or not height or not width:
-            rows, columns = self.module.image_size
-            native = f"its native size is {rows} x {columns}"
-            reason = f"height and width must be multiples of {stride}, {native}"
-            raise wrong_size(height, width, reason)
-        return height // stride, width // stride
 
     @property
     @override
@@ -198,25 +158,13 @@ class TimmCNN(AveragePooledTower):
             return run_steps(self.head_steps(), mean).shape[-1]
 
     @override
-    def stages(self) -> dict[str, nn.Module]:
-        trunk = self.module.trunk
-        stages = {f"stage {i}": stage for i, stage in enumerate(trunk.stages)}
-        if self.stage is not trunk.stages[-1]:
-            stages["final_conv"] = self.stage
-        return dict(reversed(stages.items()))
-
-    @override
-    def head_modules(self) -> Sequence[nn.Module]:
-        return self.module.trunk.head, self.module.head
-
-    @override
     def head_steps(self) -> Sequence[Step]:
         head = self.module.trunk.head
         parts = (getattr(head, name, None) for name in ("norm", "pre_logits", "drop", "fc"))
         return flattened([*(part for part in parts if part is not None), self.module.head])
 
 
-def tower_of(module: nn.Module) -> TimmTower | TimmCNN | None:
+def tower_of(module: Any) -> TimmTower | TimmCNN | None:
     """The tower of a network of timm, alone or as a trunk; None where it is of no known kind."""
     from timm.models.convnext import ConvNeXt
     from timm.models.eva import Eva
@@ -226,17 +174,26 @@ def tower_of(module: nn.Module) -> TimmTower | TimmCNN | None:
     trunk: Any = getattr(module, "trunk", module)
     if isinstance(trunk, (VisionTransformer, Eva)):
         return _vit_of(module, trunk)
-    if type(trunk) is ConvNeXt and isinstance(trunk.norm_pre, nn.Identity):
-        stage = trunk.stages[-1]
-    elif type(trunk) is FastVit and not trunk.fork_feat:
-        stage = trunk.final_conv
-    else:
+    stages = {f"stage {i}": stage for i, stage in enumerate(getattr(trunk, "stages", ()))}
+    if type(trunk) is FastVit and not trunk.fork_feat:
+        stages["final_conv"] = trunk.final_conv
+    elif type(trunk) is not ConvNeXt or not isinstance(trunk.norm_pre, nn.Identity):
         return None
     # the head of the trunk or of OpenCLIP may pool in another way
     averages = getattr(trunk.head.global_pool, "pool_type", None) == "avg"
     if not averages or hasattr(module.head, "pool"):
         return None
-    return TimmCNN(module=module, stage=stage)
+    stages = dict(reversed(stages.items()))
+    stride = int(trunk.feature_info[-1]["reduction"])
+    return TimmCNN(
+        module=module,
+        native=tuple(module.image_size),
+        patch=(stride, stride),
+        resizable=True,  # there are no positions
+        stages=stages,
+        head_modules=(trunk.head, module.head),
+        runners=[trunk],
+    )
 
 
 def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
@@ -249,13 +206,19 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
     rotary = getattr(trunk, "rope", None) is not None
     pooling = _POOLINGS[trunk.global_pool]
     pool = TimmPoolingHead(trunk.attn_pool, trunk.norm) if pooling == "attention" else None
+    embed = trunk.patch_embed
     return TimmTower(
         module=module,
+        native=tuple(embed.img_size),
+        patch=embed.feat_ratio(as_scalar=False),
+        resizable=bool(trunk.dynamic_img_size),
+        patches=embed,
         layers=tuple(TimmLayer(block, rotary=rotary) for block in trunk.blocks),
         pooling=pooling,
         prefix=int(trunk.num_prefix_tokens),
         pooling_head=pool,
         steps_before_mean=1,
+        runners=[trunk],
     )
 
 

@@ -82,8 +82,7 @@ class Entry(NamedTuple):
 
 def part_of(result: Any, index: int = 0) -> Tensor:
     """A part of the output of a module, which may be several tensors or one."""
-    part: Tensor = result if isinstance(result, Tensor) else result[index]
-    return part
+    return result if isinstance(result, Tensor) else result[index]
 
 
 def with_part(result: Any, part: Tensor, index: int = 0) -> Any:
@@ -97,8 +96,7 @@ def with_part(result: Any, part: Tensor, index: int = 0) -> Any:
 
 def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
     """An argument of a call, however it was handed over."""
-    value: Tensor = args[index] if len(args) > index else kwargs[name]
-    return value
+    return args[index] if len(args) > index else kwargs[name]
 
 
 Size = tuple[int, int]
@@ -108,7 +106,7 @@ Which = Literal["query", "key"]
 Exposed = Literal["query", "key", "value", "heads_output"]
 
 
-class Attention(ABC):
+class Attention:
     """One multi-head attention of H heads, seen from outside.
 
     Tokens enter `input_module`; `output_module`, mostly the same module, returns the result.
@@ -118,7 +116,9 @@ class Attention(ABC):
     """Position and name of the tokens among the arguments of the input_module."""
 
     maps: tuple[str, ...]
-    """Paths of its linear maps in `owner`, mostly the input_module."""
+    """Paths of its linear maps in `owner`, mostly the input_module; the last is the output's."""
+    unknown_parts: tuple[str, ...] = ()
+    """Optional parts of the input_module that compute more than is known."""
 
     def __init__(self, input_module: nn.Module, output_module: nn.Module, heads: int) -> None:
         self.input_module, self.output_module, self.heads = input_module, output_module, heads
@@ -133,10 +133,16 @@ class Attention(ABC):
         for path, part in zip(self.maps, self.map_modules(), strict=True):
             if not is_linear(part):
                 yield f"a {type(part).__name__} as {path.rpartition('.')[2]}"
+        for name in self.unknown_parts:
+            if getattr(self.input_module, name, None) not in (None, False):
+                yield name
 
-    @abstractmethod
     def projections(self) -> Projections:
-        """The live query, key, value and output maps."""
+        """The live query, key, value and output maps; one module may hold the first three."""
+        *inputs, output = map(Linear.of, self.map_modules())
+        if len(inputs) == 1:
+            inputs = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
+        return Projections._make((*inputs, output))
 
     @property
     def scale(self) -> float:
@@ -271,8 +277,7 @@ class PoolingHead(Attention):
 
     def embedded_query(self) -> Tensor:
         """The vector (D,) that is mapped to the first query."""
-        query: Tensor = getattr(self.head, self.query_part)[0, 0]
-        return query
+        return getattr(self.head, self.query_part)[0, 0]
 
     def query(self) -> Tensor:
         """The first query (H, d), which no image changes, not yet scaled."""
@@ -281,8 +286,7 @@ class PoolingHead(Attention):
 
     def keyed(self, hidden: Tensor) -> Tensor:
         """The input of its keys and values, (B, s, D), from a block's output (B, s, D)."""
-        keyed: Tensor = self.norm(hidden)
-        return keyed
+        return self.norm(hidden)
 
 
 def wrong_size(height: int, width: int, reason: str) -> InputError:
@@ -297,24 +301,33 @@ class Tower(ABC):
     """A CLIP vision tower."""
 
     kind: ClassVar[Kind]
-    runner_parts: ClassVar[tuple[str, ...]] = ()  # of `module`, such as what runs the blocks
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
     module: Any  # the library's own, which runs exactly once in a forward
+    native: Size  # height and width of the images that it was made for
+    patch: Size  # height and width in pixels of one cell of its maps
+    resizable: bool = False  # whether it takes any multiples of a patch, not the native size alone
     projection_module: nn.Module | None = None  # makes the embedding, where the tower does not
+    # next to `module`: those whose own code runs after the last block or stage, the pooling apart
+    runners: Sequence[nn.Module] = ()
 
-    @abstractmethod
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of its map for an input size; `wrong_size` where it cannot take it."""
+    def grid(self, height: int, width: int) -> Size:
+        """Rows and columns of its map for an input size; InputError where it cannot take it."""
+        tall, wide = self.patch
+        rows, columns = height // tall, width // wide
+        # the native size need not be a multiple: convolutions leave the rest out
+        fits = self.resizable and (rows * tall, columns * wide) == (height, width)
+        if (fits and rows and columns) or (height, width) == self.native:
+            return rows, columns
+        native = f"{self.native[0]} x {self.native[1]}"
+        if self.resizable:
+            reason = f"it takes multiples of {tall} x {wide}, such as its native size {native}"
+            raise wrong_size(height, width, reason)
+        raise wrong_size(height, width, f"it takes its native size only, here {native}")
 
     @property
     def embedding_dim(self) -> int | None:
         """Length of an image embedding; None where only a forward shows it."""
         return None
-
-    @property
-    def runners(self) -> tuple[nn.Module, ...]:
-        """The modules whose own code runs after the last block or stage, the pooling apart."""
-        return (self.module, *(getattr(self.module, name) for name in self.runner_parts))
 
     @property
     @abstractmethod
@@ -367,7 +380,7 @@ class ViTTower(Tower):
     """
 
     kind: ClassVar[Kind] = "vit"
-    patch_map: ClassVar[str]  # path in `module` of what projects the patches
+    patches: nn.Module  # projects the patches, before positions are added
     layers: Sequence[AttentionLayer]
     pooling: Pooling
     prefix: int = 1
@@ -419,18 +432,12 @@ class ViTTower(Tower):
         """The steps from the pooled token to the image embedding."""
 
     @property
-    def patches(self) -> nn.Module:
-        """The module that projects the patches, before positions are added."""
-        module: nn.Module = attrgetter(self.patch_map)(self.module)
-        return module
-
-    @property
     @override
     def is_unmodified(self) -> bool:
         last: Any = self.attentions[-1]
         around = (last.block,) if self.pooling_head is None else self.pooling_head.modules
         parts = [part for module in around for part in module.modules()]
-        own = (*self.runners, *around, last.input_module, last.output_module)
+        own = (self.module, *self.runners, *around, last.input_module, last.output_module)
         return all(map(is_library_class, own)) and all(map(has_no_foreign_hooks, parts))
 
     @property
@@ -448,21 +455,19 @@ class ResNetTower(Tower):
     """A convolutional tower: stages, and an attention pool (CLIP's ResNets) or the average."""
 
     kind: ClassVar[Kind] = "resnet"
-    stage: nn.Module  # the last stage, (B, C, h, w)
+    stages: Mapping[str, nn.Module]  # by name, from the last to the first
+    head_modules: Sequence[nn.Module] = ()  # between the last stage and the image embedding
 
-    @abstractmethod
-    def stages(self) -> Mapping[str, nn.Module]:
-        """The stages by name, from the last to the first."""
-
-    @abstractmethod
-    def head_modules(self) -> Sequence[nn.Module]:
-        """The modules between the last stage and the image embedding."""
+    @property
+    def stage(self) -> nn.Module:
+        """The last stage, whose output is (B, C, h, w)."""
+        return next(iter(self.stages.values()))
 
     @property
     @override
     def is_unmodified(self) -> bool:
-        parts = (part for head in self.head_modules() for part in head.modules())
-        return all(map(is_library_class, (*self.runners, *parts)))
+        parts = (part for head in self.head_modules for part in head.modules())
+        return all(map(is_library_class, (self.module, *self.runners, *parts)))
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:
@@ -507,17 +512,11 @@ class Multihead(Attention):
     token_argument = (0, "query")
     maps = ("out_proj",)
 
+    unknown_parts: tuple[str, ...] = ("bias_k", "add_zero_attn")
+
     @override
-    def unsupported(self) -> Iterator[str]:
-        yield from super().unsupported()
-        yield from (name for name in ("bias_k", "add_zero_attn") if self._has(name))
-
-    def _has(self, name: str) -> bool:
-        part = getattr(self.attention, name, None)
-        return part is not None and part is not False
-
     def projections(self) -> Projections:
-        """See `Attention`: one stacked weight, or three where keys have a width of their own."""
+        # one stacked weight, or three where keys have a width of their own
         own = self.attention
         if own.in_proj_weight is None:
             weights = [getattr(own, f"{name}_proj_weight") for name in "qkv"]
@@ -548,10 +547,6 @@ class AveragePooledTower(ResNetTower):
 
     def head_steps(self) -> Sequence[Step]:
         """The steps from the mean of the features (B, C) to the embedding (B, E); none at all."""
-        return ()
-
-    def head_modules(self) -> Sequence[nn.Module]:
-        """See `ResNetTower`; none where the mean is the embedding."""
         return ()
 
     @override

@@ -140,8 +140,7 @@ def randomize_parameters(
     if isinstance(model, ClipAdapter):
         parts = {"processor": model.processor, "tokenizer": model.tokenizer}
         changed = adapter_of(changed, name=model.name, **parts)
-    result: ModelOrClip = changed
-    return result
+    return changed
 
 
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -149,8 +148,8 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     tower = tower_of(model)
     middle: Mapping[str, nn.Module]
     if isinstance(tower, ResNetTower):
-        middle, bottom = tower.stages(), "stem"
-        head = [p for module in tower.head_modules() for p in module.parameters()]
+        middle, bottom = tower.stages, "stem"
+        head = [p for module in tower.head_modules for p in module.parameters()]
     else:
         assert isinstance(tower, ViTTower)
         layers = reversed([*enumerate(tower.layers)])

@@ -74,4 +74,4 @@ class Subject:
             if self.case.method == "DirectContribution":  # it refuses hooks on whole blocks
                 return next(m for m in block.modules() if isinstance(m, nn.LayerNorm))
             return block
-        return list(tower.stages().values())[1]
+        return list(tower.stages.values())[1]

@@ -100,7 +100,7 @@ def timm_parts():
         return built
 
     return {
-        "layer 0 .* has a gated attention": gated,
+        "layer 0 .* has gate, which is not": gated,
         "layer 0 .* has grouped queries": lambda: timm_builders.eva(
             attn_type="rope", qkv_fused=False, num_kv_heads=2
         ),

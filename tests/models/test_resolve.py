@@ -88,7 +88,7 @@ def test_a_broken_config_is_named(tmp_path, content):
 def test_available_lists_the_embedded_models_and_the_reports():
     rows = available()
     embedded = ["demo/vit", "demo/resnet", "demo/siglip"]
-    assert [row.name for row in rows if row.embedded] == embedded
+    assert [row.name for row in rows if row.checkpoint == "embedded"] == embedded
     assert len(rows) == 12
     assert {row.kind for row in rows if row.name.startswith(("ViT", "demo/vit"))} == {"vit"}
     assert {row.kind for row in rows if row.name.startswith(("RN", "demo/res"))} == {"resnet"}

@@ -214,7 +214,7 @@ def test_grid_of_a_native_size_that_is_no_multiple_of_the_patch():
 @pytest.mark.parametrize("size", [(33, 32), (32, 4), (0, 32), (4, 4)])
 def test_grid_names_the_size_that_transformers_cannot_take(size):
     clip = small("hf_vit").load()
-    with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels.*multiples .* size 8"):
+    with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels.*multiples of 8 x 8"):
         clip.grid(*size)
 
 

@@ -171,7 +171,7 @@ def test_text_towers_name_their_pooling(name):
 
 
 def test_aimv2_with_learned_positions_takes_its_native_size_only():
-    with pytest.raises(InputError, match="those of 32 x 32"):
+    with pytest.raises(InputError, match="native size only, here 32 x 32"):
         cases.adapter("aimv2").grid(32, 48)
     native = builders.aimv2(is_native=True).load()
     assert native.grid(32, 48) == (4, 6)
