@@ -21,7 +21,7 @@ from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
 from ..models.images import as_pil
-from ..models.loading import load_processor, load_tokenizer, resolve
+from ..models.loading import load_parts, resolve
 from ..visualization.colors import HEAT, NEGATIVE, score_note
 from ..visualization.sentences import colored_words
 
@@ -56,7 +56,7 @@ class Models:
         self.names = tuple(dict.fromkeys((*names, *EMBEDDED)))
         for name in self.names:
             resolve(name)
-        own = {"processor": load_processor(processor), "tokenizer": load_tokenizer(tokenizer)}
+        own = load_parts(processor, tokenizer)
 
         def load(name: str) -> ClipAdapter:
             return load_clip(name, device=device, **({} if name in EMBEDDED else own))

@@ -77,11 +77,10 @@ def load_model(
 ) -> "ClipAdapter":
     """Load a model, with the processor and the tokenizer of others where they are named."""
     from ..models import load_clip
-    from ..models.loading import load_processor, load_tokenizer
+    from ..models.loading import load_parts
 
     with step(f"loading {name}", quiet=quiet):
-        parts = {"processor": load_processor(processor), "tokenizer": load_tokenizer(tokenizer)}
-        return load_clip(name, **parts, device=device)
+        return load_clip(name, **load_parts(processor, tokenizer), device=device)
 
 
 def count_gpus(gpus: int | None, device: str | None) -> int:

@@ -30,7 +30,7 @@ from ..checks import excerpt
 from ..errors import CaptumClipError, InputError
 from ..files import DAMAGED
 from ..models import ClipAdapter, load_clip
-from ..models.loading import load_processor, load_tokenizer
+from ..models.loading import load_parts
 from .config import EvaluationConfig, RunConfig, StudyConfig, full_name
 from .storage import Storage, storage_of
 
@@ -82,8 +82,7 @@ class ModelLoader:
         """Load a model, which must have the fingerprint that the run was begun with, if given."""
         if self._loaded is None or self._loaded[0] != (model, device):
             self._loaded = None  # lets go of the old one first
-            processor, tokenizer = self._parts
-            parts = {"processor": load_processor(processor), "tokenizer": load_tokenizer(tokenizer)}
+            parts = load_parts(*self._parts)
             self._loaded = ((model, device), load_clip(model, **parts, device=device))
         clip = self._loaded[1]
         if fingerprint not in (None, clip.fingerprint):

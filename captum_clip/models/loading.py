@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -287,7 +286,23 @@ def load_clip(
         )
     if isinstance(name_or_model, Path) and not expand(name_or_model).is_dir():
         raise InputError(f"load_clip: there is no folder {name_or_model}.")
-    return _load(resolve(str(name_or_model)), processor, tokenizer, device, dtype)
+    source, device = resolve(str(name_or_model)), choose_device(device)
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
+    given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
+    # Parameters made under inference_mode could never take part in a gradient.
+    # Weights are drawn at random before they are loaded: the caller's random numbers stay.
+    with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        model = _model(source)
+        model.to(device=device, dtype=dtype or torch.float32).eval()
+        for part in [part for part in given if given[part] is None]:
+            try:
+                given[part] = _LOADERS[part](source, model)
+            except _FAILURES as error:  # matters once it is needed
+                failures[part] = _first_line(error)
+    clip = adapter_of(model, name=source.name, **given)
+    clip.failures = failures
+    return clip
 
 
 def _check_part(option: str, part: Any, wanted: str) -> None:
@@ -320,35 +335,6 @@ def _refuse(model: str, **options: Any) -> None:
         )
 
 
-def _load(
-    source: Source,
-    processor: Any,
-    tokenizer: Any,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> ClipAdapter:
-    device = choose_device(device)
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
-    # Parameters made under inference_mode could never take part in a gradient.
-    # Weights are drawn at random before they are loaded: the caller's random numbers stay.
-    with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        is_hugging_face = source.library == "transformers"
-        model = _transformers_model(source) if is_hugging_face else _open_clip_model(source)
-        model.to(device=device, dtype=dtype or torch.float32).eval()
-        given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
-        own: dict[str, Callable[[Source], Any]]
-        own = {"processor": partial(_processor, model=model), "tokenizer": _tokenizer}
-        for part in (part for part in given if given[part] is None):
-            try:
-                given[part] = own[part](source)
-            except _FAILURES as error:  # matters once it is needed
-                failures[part] = _first_line(error)
-    clip = adapter_of(model, name=source.name, **given)
-    clip.failures = failures
-    return clip
-
-
 def choose_device(device: torch.device | str | None) -> torch.device:
     """A device by name; None is CUDA if there is one, else the CPU. InputError if there is none."""
     if device is None:
@@ -363,21 +349,17 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def load_processor(name: str | None) -> Any:
-    """The image processor of another model, for a checkpoint that was saved without one.
+def load_parts(processor: str | None, tokenizer: str | None) -> dict[str, Any]:
+    """The processor and the tokenizer of other models, as options of :func:`load_clip`.
 
-    `name` is a folder or a repository of transformers, or a name of Mamooler's that leads to one;
-    None for none. InputError where it holds none, or cannot be reached.
+    Each is named by a folder or a repository of transformers, or a name of Mamooler's that leads to
+    one; None for none. InputError where it holds none, or cannot be reached.
     """
-    return None if name is None else _part_of(name, partial(_processor, model=None))
+    named = {"processor": processor, "tokenizer": tokenizer}
+    return {part: None if name is None else _part(part, name) for part, name in named.items()}
 
 
-def load_tokenizer(name: str | None) -> Any:
-    """The tokenizer of another model; as :func:`load_processor`."""
-    return None if name is None else _part_of(name, _tokenizer)
-
-
-def _part_of(name: str, load: Callable[[Source], Any]) -> Any:
+def _part(part: str, name: str) -> Any:
     folder = expand(name)
     if folder.is_dir():  # which may hold a processor alone
         source = Source(name, "transformers", str(folder), local=True)
@@ -389,15 +371,25 @@ def _part_of(name: str, load: Callable[[Source], Any]) -> Any:
             "with an image processor or a tokenizer."
         )
     with _loading(source):
-        return load(source)
+        return _LOADERS[part](source, None)
 
 
-def _transformers_model(source: Source) -> nn.Module:
+def _model(source: Source) -> nn.Module:
+    if source.library == "open_clip":
+        import open_clip
+
+        return open_clip.create_model(
+            source.where,
+            pretrained=source.tag,
+            precision="fp32",
+            device="cpu",
+            force_quick_gelu=source.quick_gelu,
+            require_pretrained=True,
+        )
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source.where)
     name = transformers_class(source.name, config.model_type, config.architectures or ())
-    model: nn.Module
     model, info = getattr(transformers, name).from_pretrained(
         source.where, dtype=torch.float32, output_loading_info=True
     )
@@ -408,19 +400,6 @@ def _transformers_model(source: Source) -> nn.Module:
             f"{name}, such as {missing[0]}."
         )
     return model
-
-
-def _open_clip_model(source: Source) -> nn.Module:
-    import open_clip
-
-    return open_clip.create_model(
-        source.where,
-        pretrained=source.tag,
-        precision="fp32",
-        device="cpu",
-        force_quick_gelu=source.quick_gelu,
-        require_pretrained=True,
-    )
 
 
 def native_size(visual: Any) -> tuple[int, int]:
@@ -442,7 +421,7 @@ def _processor(source: Source, model: Any) -> Any:
     return AutoImageProcessor.from_pretrained(source.where)
 
 
-def _tokenizer(source: Source) -> Any:
+def _tokenizer(source: Source, model: Any) -> Any:
     if source.tokenizer is not None:
         return source.tokenizer()
     if source.library == "open_clip":
@@ -456,6 +435,9 @@ def _tokenizer(source: Source) -> Any:
         # transformers 5 makes one of nothing where the files are missing
         raise FileNotFoundError(f"{source.where} holds no vocabulary")
     return tokenizer
+
+
+_LOADERS = {"processor": _processor, "tokenizer": _tokenizer}
 
 
 @contextmanager
