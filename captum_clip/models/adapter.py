@@ -97,9 +97,20 @@ class ClipAdapter(ABC):
         """RGB images -> (B, 3, H, W), float32 on the CPU."""
         return process(self._require_processor(), images)
 
-    @abstractmethod
     def _tokenize(self, texts: list[str]) -> Any:
         """Texts -> token ids, or what a tokenizer of transformers returns, on the CPU."""
+        tokenizer, length = self._require_tokenizer(), self._padded_length
+        if is_transformers_tokenizer(tokenizer):
+            padding = True if length is None else "max_length"
+            return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")
+        if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
+            return tokenizer(texts, context_length=self.context_length)
+        return tokenizer(texts)
+
+    @property
+    def _padded_length(self) -> int | None:
+        """The length that tokenizers of transformers pad to; None for the longest text's."""
+        return self.context_length
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """Mean and standard deviation of the three channels; None if they are not known."""

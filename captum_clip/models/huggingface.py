@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from operator import attrgetter
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from .adapter import ClipAdapter, Family
-from .images import call_tokenizer, is_transformers_tokenizer
 from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
 from .towers import (
@@ -130,7 +128,6 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class HuggingFaceTower(ViTTower):
     """The vision transformer of a `CLIPModel`, with the model's projection where there is one.
 
@@ -158,7 +155,7 @@ class HuggingFaceTower(ViTTower):
             layers=layers_of(cls.layer_class, vision.encoder),
             projection_module=getattr(module, cls.projection_part, None),
             runners=[vision.encoder],
-            **cls.fields(vision),
+            **{"pooling": "cls", "resizable": True, **cls.fields(vision)},
         )
 
     @staticmethod
@@ -168,8 +165,8 @@ class HuggingFaceTower(ViTTower):
 
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
-        """The fields of a `ViTTower` that differ between the relatives."""
-        return {"pooling": "cls", "resizable": True}  # positions are interpolated
+        """The fields in which a relative differs: CLS is pooled, positions are interpolated."""
+        return {}
 
     @property
     @override
@@ -222,12 +219,10 @@ class HuggingFaceAdapter(ClipAdapter):
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
-    def _tokenize(self, texts: list[str]) -> Any:
-        tokenizer = self._require_tokenizer()
-        if not is_transformers_tokenizer(tokenizer):
-            return tokenizer(texts)
-        fixed = self.text_layout.pooling.padding == "max_length"
-        return call_tokenizer(tokenizer, texts, self.context_length if fixed else None)
+    @property
+    @override
+    def _padded_length(self) -> int | None:
+        return self.context_length if self.text_layout.pooling.padding == "max_length" else None
 
     @property
     @override

@@ -49,31 +49,29 @@ def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
 
 def check_images(images: Any, caller: str) -> None:
     """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite."""
-    for problem in _problems(images):
-        raise InputError(f"{caller}: {problem}.")
-
-
-def _problems(images: Any) -> Iterator[str]:
     made = "clip.preprocess(images) makes them of any images"
     if not isinstance(images, Tensor):
-        yield f"expected preprocessed images (B, 3, H, W), got {type(images).__name__}; {made}"
+        got = type(images).__name__
+        raise InputError(f"{caller}: expected preprocessed images (B, 3, H, W), got {got}; {made}.")
     if reason := unusable(images):
-        yield f"expected images as a tensor of plain numbers, got {reason}"
+        raise InputError(f"{caller}: expected images as a tensor of plain numbers, got {reason}.")
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        yield (
-            f"expected images of shape (B, 3, H, W), got {shape}; {made}, and images[None] adds "
-            "the batch dimension"
+        raise InputError(
+            f"{caller}: expected images of shape (B, 3, H, W), got {shape}; {made}, and "
+            "images[None] adds the batch dimension."
         )
     if not images.is_floating_point():
-        yield f"expected floating-point (preprocessed) images, got {images.dtype}; {made}"
+        raise InputError(
+            f"{caller}: expected floating-point (preprocessed) images, got {images.dtype}; {made}."
+        )
     # One pass decides almost always; a sum may overflow where every value is finite.
     values = images.detach()
     total = values.sum(dtype=torch.promote_types(images.dtype, torch.float32))
     if not torch.isfinite(total) and not torch.isfinite(values).all():
-        yield (
-            f"the images {shape} hold NaN or infinity; look for a division by zero or an overflow "
-            "in half precision before this call"
+        raise InputError(
+            f"{caller}: the images {shape} hold NaN or infinity; look for a division by zero or an "
+            "overflow in half precision before this call."
         )
 
 
@@ -272,9 +270,3 @@ def describe(processor: Any) -> str:
 def is_transformers_tokenizer(tokenizer: Any) -> bool:
     """Whether it is called as the tokenizers of transformers are."""
     return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
-
-
-def call_tokenizer(tokenizer: Any, texts: list[str], length: int | None) -> Any:
-    """Tokens by one of transformers, padded to a length; None for the longest text's."""
-    padding = True if length is None else "max_length"
-    return tokenizer(texts, padding=padding, max_length=length, return_tensors="pt")

@@ -15,8 +15,7 @@ from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
 from .huggingface import BERTS, TextLayout, text_tower_of
-from .images import call_tokenizer, is_transformers_tokenizer
-from .steps import Direction, Linear, Step, head_products, head_sums, run_steps, split_heads
+from .steps import Direction, Linear, Step, head_products, head_sums, split_heads
 from .text import Row, TextPooling, TextTower
 from .towers import (
     AttentionLayer,
@@ -73,7 +72,6 @@ class OpenClipPoolingHead(MultiheadPoolingHead):
         return self.head.ln_q(self.head.query[0])
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class OpenClipViT(ViTTower):
     """A `VisionTransformer`, whose embedding is its CLS token, a mean, or its pool's first query.
 
@@ -134,7 +132,6 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
     return tuple(layers)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
@@ -149,7 +146,7 @@ class OpenClipResNet(ResNetTower):
         with torch.autocast(features.device.type, enabled=False):
             x = _tokens(pool, features)
             heads = head_sums(Linear.of(pool.v_proj), _pool_attention(pool, x)[None], x)[0]
-            return run_steps((Linear.of(pool.c_proj),), heads.flatten(1))
+            return Linear.of(pool.c_proj)(heads.flatten(1))
 
     @override
     def shift_gradient(
@@ -230,7 +227,7 @@ def _tokens(pool: Any, features: Tensor) -> Tensor:
 
 def _pool_attention(pool: Any, x: Tensor) -> Tensor:
     """The attention of the mean token, (B, H, s), from no key."""
-    query = split_heads(run_steps((Linear.of(pool.q_proj),), x[:, 0]), pool.num_heads)
+    query = split_heads(Linear.of(pool.q_proj)(x[:, 0]), pool.num_heads)
     key = Linear(pool.k_proj.weight, None)
     return head_products(key, query[None] * _scale(pool), x)[0].softmax(-1)
 
@@ -384,13 +381,10 @@ class OpenClipAdapter(ClipAdapter):
         # CoCa would give unit embeddings by default
         return self.model.encode_text(ids, normalize=False)
 
+    @override
     def _tokenize(self, texts: list[str]) -> Any:
-        tokenizer = self._require_tokenizer()
-        if is_transformers_tokenizer(tokenizer):
-            return call_tokenizer(tokenizer, texts, self.context_length)["input_ids"]
-        if hasattr(tokenizer, "clean_fn"):  # OpenCLIP's own, which may be made for another context
-            return tokenizer(texts, context_length=self.context_length)
-        return tokenizer(texts)
+        tokens = super()._tokenize(texts)
+        return tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
 
     @override
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -57,8 +56,7 @@ class SiglipTower(HuggingFaceTower):
     @override
     def fields(vision: Any) -> dict[str, Any]:
         head, norm = getattr(vision, "head", None), vision.post_layernorm
-        # the library norms every patch
-        fields = {"prefix": 0, "steps_before_mean": 1, "resizable": True}
+        fields = {"prefix": 0, "steps_before_mean": 1}  # the library norms every patch
         if head is None:
             return {"pooling": "mean", **fields}
         pool = SiglipPoolingHead(head, head.attention, norm, norm, head)
@@ -194,13 +192,8 @@ class Aimv2Tower(HuggingFaceTower):
     def fields(vision: Any) -> dict[str, Any]:
         pool = Aimv2PoolingHead(vision.rms_norm, vision.head)
         # else its positions are learned, and those of the native size
-        resizable = bool(vision.config.is_native)
-        return {
-            "pooling": "attention",
-            "pooling_head": pool,
-            "prefix": 0,
-            "resizable": resizable,
-        }
+        fields = {"prefix": 0, "resizable": bool(vision.config.is_native)}
+        return {"pooling": "attention", "pooling_head": pool, **fields}
 
 
 class Aimv2Adapter(HuggingFaceAdapter):
@@ -218,7 +211,6 @@ class Aimv2Adapter(HuggingFaceAdapter):
         return embedding_of(self.model.get_text_features(input_ids=ids, attention_mask=mask))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class AlignTower(AveragePooledTower):
     """An `AlignVisionModel`."""
 
@@ -349,8 +341,7 @@ class Tipsv2Tower(HuggingFaceTower):
     @staticmethod
     @override
     def fields(vision: Any) -> dict[str, Any]:
-        prefix = 1 + int(vision.config.num_register_tokens)
-        return {"pooling": "cls", "prefix": prefix, "resizable": True}
+        return {"prefix": 1 + int(vision.config.num_register_tokens)}
 
 
 class DualEncoderTower(HuggingFaceTower):

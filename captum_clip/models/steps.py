@@ -31,6 +31,10 @@ class Linear(NamedTuple):
         """Those of a `torch.nn.Linear`."""
         return cls(module.weight, module.bias)
 
+    def __call__(self, token: Tensor) -> Tensor:
+        """Map tokens (..., D_in)."""
+        return F.linear(token, *self.to(token.dtype))
+
     def to(self, dtype: torch.dtype) -> Linear:
         """The map in another dtype."""
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
@@ -50,11 +54,19 @@ class Scale(NamedTuple):
 
     factors: Tensor  # (D,)
 
+    def __call__(self, token: Tensor) -> Tensor:
+        """Scale tokens (..., D)."""
+        return token * self.factors.to(token.dtype)
+
 
 class Residual(NamedTuple):
     """A residual branch: x + steps(x)."""
 
     steps: tuple[Step, ...]
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Add the branch to tokens (..., D)."""
+        return token + run_steps(self.steps, token)
 
 
 Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
@@ -200,10 +212,8 @@ def run_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
 def call_steps(steps: Sequence[Step], token: Tensor) -> Tensor:
     """As :func:`run_steps`, with every module called as it is, so that its hooks act."""
     for step in steps:
-        if isinstance(step, Residual):
-            token = token + call_steps(step.steps, token)
-        else:
-            token = step(token) if isinstance(step, nn.Module) else _forward(step, token)
+        branch = step.steps if isinstance(step, Residual) else None
+        token = step(token) if branch is None else token + call_steps(branch, token)
     return token
 
 
@@ -245,12 +255,6 @@ def _plain(step: Step) -> Step:
 
 def _forward(step: Step, token: Tensor) -> Tensor:
     step = _plain(step)
-    if isinstance(step, Linear):
-        return F.linear(token, *step.to(token.dtype))
-    if isinstance(step, Scale):
-        return token * step.factors.to(token.dtype)
-    if isinstance(step, Residual):
-        return token + run_steps(step.steps, token)
     if isinstance(step, nn.LayerNorm):  # OpenCLIP's own casts its result back to the input's dtype
         weight, bias = (None if p is None else p.to(token.dtype) for p in (step.weight, step.bias))
         return F.layer_norm(token, step.normalized_shape, weight, bias, step.eps)

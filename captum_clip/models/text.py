@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
@@ -144,32 +144,28 @@ class TextTower(ViTTower):
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
     """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
-    for problem in _problems(ids, mask, tower, name, device):
-        raise InputError(f"TextSimilarity: {problem}.")
-
-
-def _problems(
-    ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device
-) -> Iterator[str]:
-    made = "ids, mask = clip.text_inputs(texts) makes them"
+    problem, made = "", "ids, mask = clip.text_inputs(texts) makes them"
+    shape = tuple(ids.shape) if isinstance(ids, Tensor) else ()
     if not isinstance(ids, Tensor):
-        yield f"expected token ids (B, T), got {type(ids).__name__}; {made}"
-    shape, longest = tuple(ids.shape), tower.longest
-    if len(shape) != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in shape:
-        yield f"expected token ids (B, T) of whole numbers, got {shape} of {ids.dtype}; {made}"
-    if shape[1] > longest or (tower.is_fixed and shape[1] != longest):
-        exactly = f"{name} takes {longest}{' exactly' * tower.is_fixed}"
-        yield f"the texts have {shape[1]} tokens, and {exactly}; {made}"
-    if ids.device != device:
-        yield f"the token ids are on {ids.device}, the model on {device}; pass ids.to(clip.device)"
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= tower.vocabulary:
-        yield (
-            f"token ids from {low} to {high} were given, and {name} knows 0 to "
-            f"{tower.vocabulary - 1}; make them with its own tokenizer"
+        problem = f"expected token ids (B, T), got {type(ids).__name__}; {made}"
+    elif len(shape) != 2 or ids.is_floating_point() or ids.dtype == torch.bool or 0 in shape:
+        problem = f"expected token ids (B, T) of whole numbers, got {shape} of {ids.dtype}; {made}"
+    elif shape[1] > tower.longest or (tower.is_fixed and shape[1] != tower.longest):
+        exactly = f"{name} takes {tower.longest}{' exactly' * tower.is_fixed}"
+        problem = f"the texts have {shape[1]} tokens, and {exactly}; {made}"
+    elif ids.device != device:
+        where = f"on {ids.device}, the model on {device}"
+        problem = f"the token ids are {where}; pass ids.to(clip.device)"
+    elif int(ids.min()) < 0 or int(ids.max()) >= tower.vocabulary:
+        problem = (
+            f"token ids from {int(ids.min())} to {int(ids.max())} were given, and {name} knows 0 "
+            f"to {tower.vocabulary - 1}; make them with its own tokenizer"
         )
-    if mask is not None and not tower.takes_mask:
-        yield "OpenCLIP's text tower takes no attention_mask, since it knows padding; leave it out"
-    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+    elif mask is not None and not tower.takes_mask:
+        takes = "takes no attention_mask, since it knows padding"
+        problem = f"OpenCLIP's text tower {takes}; leave it out"
+    elif mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        yield f"expected an attention_mask of shape {shape} like the token ids, got {got}"
+        problem = f"expected an attention_mask of shape {shape} like the token ids, got {got}"
+    if problem:
+        raise InputError(f"TextSimilarity: {problem}.")

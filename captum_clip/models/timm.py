@@ -6,7 +6,6 @@ One layer covers three blocks (`Block`, `EvaBlock`, `EvaBlockPostNorm`) with thr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -123,7 +122,6 @@ class TimmPoolingHead(PoolingHead):
         return normed if positions is None else normed + positions.to(normed.dtype)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class TimmTower(ViTTower):
     """A `VisionTransformer` or `Eva` of timm, alone or as the trunk of OpenCLIP's `TimmModel`."""
 
@@ -145,7 +143,6 @@ class TimmTower(ViTTower):
         return (*first, *flattened(after))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class TimmCNN(AveragePooledTower):
     """An OpenCLIP `TimmModel` whose trunk, a ConvNeXt or FastViT (MobileCLIP S), ends so."""
 
@@ -197,7 +194,7 @@ def tower_of(module: Any) -> TimmTower | TimmCNN | None:
 
 
 def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
-    for what in (*_unsupported_trunk(trunk), *_unsupported_layers(trunk)):
+    for what in _unsupported(trunk):
         raise UnsupportedModelError(
             f"the {type(trunk).__name__} of timm has {what}; supported are its towers that pool "
             "the class token, the mean of the patches or one latent query, with plain attention. "
@@ -222,8 +219,12 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
     )
 
 
-def _unsupported_trunk(trunk: Any) -> Iterator[str]:
-    """The properties of a tower that are not supported, in words."""
+def _unsupported(trunk: Any) -> Iterator[str]:
+    """The parts and properties of a tower that are not supported, in words."""
+    from timm.layers import Attention, AttentionRope
+    from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
+    from timm.models.vision_transformer import Block
+
     if trunk.global_pool not in _POOLINGS:
         yield f"the pooling {trunk.global_pool!r}"
     if getattr(trunk, "rope_mixed", False):
@@ -233,14 +234,6 @@ def _unsupported_trunk(trunk: Any) -> Iterator[str]:
     left_out = trunk.num_prefix_tokens and not getattr(trunk, "pool_include_prefix", True)
     if trunk.global_pool == "map" and left_out:
         yield "a pool that leaves out the prefix tokens"
-
-
-def _unsupported_layers(trunk: Any) -> Iterator[str]:
-    """The blocks and attentions that are not supported, in words."""
-    from timm.layers import Attention, AttentionRope
-    from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
-    from timm.models.vision_transformer import Block
-
     for index, block in enumerate(trunk.blocks):
         attention: Any = getattr(block, "attn", None)
         if not isinstance(block, (Block, EvaBlock, EvaBlockPostNorm)):

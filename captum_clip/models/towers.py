@@ -319,10 +319,10 @@ class Tower(ABC):
         if (fits and rows and columns) or (height, width) == self.native:
             return rows, columns
         native = f"{self.native[0]} x {self.native[1]}"
+        reason = f"it takes its native size only, here {native}"
         if self.resizable:
             reason = f"it takes multiples of {tall} x {wide}, such as its native size {native}"
-            raise wrong_size(height, width, reason)
-        raise wrong_size(height, width, f"it takes its native size only, here {native}")
+        raise wrong_size(height, width, reason)
 
     @property
     def embedding_dim(self) -> int | None:
@@ -541,7 +541,6 @@ class MultiheadPoolingHead(Multihead, PoolingHead):
         self.head, self.attention, self.norm, self.modules = head, attention, norm, modules
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class AveragePooledTower(ResNetTower):
     """A convolutional tower whose embedding is a function of the mean of its last features."""
 
