@@ -1,11 +1,25 @@
-"""``python -m captum_clip`` is ``captum-clip``."""
+"""The program ``captum-clip``, which is also ``python -m captum_clip``."""
+
+import signal
+import sys
 
 __all__ = ["main"]
 
 try:
-    from .cli import main
+    from . import cli
 except KeyboardInterrupt:  # Ctrl-C while it is imported
     raise SystemExit(130) from None
+
+
+def main() -> int:
+    """Run the command of this process; SIGTERM ends it with 143, and leaves no half-written file.
+
+    Returns:
+        The exit code.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return cli.main()
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

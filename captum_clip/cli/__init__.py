@@ -9,9 +9,7 @@ import io
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from .options import app
 
 __all__ = ["app", "main"]
 
-_FAILED, _INTERRUPTED, _TERMINATED = 2, 130, 143
+_FAILED, _INTERRUPTED = 2, 130
 # typer brings its own click or imports it, by version; of both it names this error alone
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
@@ -47,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, 2 after an error that is reported on one line, 130 after an interruption,
-        143 after SIGTERM.
+        Exit code: 0, 2 after an error that is reported on one line, 130 after an interruption.
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
@@ -56,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):  # letters that it cannot encode get escapes
             sys.stdout.reconfigure(errors="backslashreplace")
-        with _stopping_in_order(), _quiet():
+        with _quiet():
             command = typer.main.get_command(app)
             code = command.main(argv, prog_name="captum-clip", standalone_mode=False)
             sys.stdout.flush()
@@ -69,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.name} is not installed, which this command needs.")
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        _drop_output()
-        return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        _drop_output()
+        # what is still to be written goes nowhere, so that nothing fails at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
+            return 0
         return _fail("the output cannot be written: no space is left on its device.")
     except SystemExit as stop:  # of SIGTERM, and of typer's completion
         return int(stop.code or 0)
@@ -96,20 +93,6 @@ def _describe(error: Any) -> str:
 
 
 @contextmanager
-def _stopping_in_order() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that no half-written file stays, as after Ctrl-C."""
-    # only the main thread may set a handler, and one that somebody has set stays
-    mine = threading.current_thread() is threading.main_thread()
-    if mine := mine and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    try:
-        yield
-    finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
     """Hide warnings and log lines of the libraries, and restore their settings afterwards."""
     disabled = logging.root.manager.disable
@@ -120,11 +103,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _drop_output() -> None:
-    """Send what is still to be written nowhere, so that nothing fails at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

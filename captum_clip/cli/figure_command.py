@@ -1,6 +1,7 @@
 """``captum-clip figure``: Mamooler's figures, and attention heads, on the user's own images."""
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
@@ -15,7 +16,6 @@ from .shared import (
     check_figure,
     check_folder,
     draw_folder,
-    is_file,
     load_model,
     read_image,
     read_probes,
@@ -162,7 +162,10 @@ def _split(figure: str, words: Sequence[str]) -> tuple[list[Path], list[str]]:
     endings = Image.registered_extensions()
     # a file that does not exist is meant as an image too
     is_image = [
-        "://" in word or is_file(word) or Path(word).suffix.lower() in endings for word in words
+        "://" in word
+        or os.path.isfile(os.path.expanduser(word))  # which takes what is too long for a name
+        or Path(word).suffix.lower() in endings
+        for word in words
     ]
     count = [*is_image, False].index(False)
     if True in is_image[count:]:

@@ -13,7 +13,6 @@ from .options import app, command
 from .shared import (
     count_gpus,
     images_bar,
-    inside,
     load_model,
     read_probes,
     report_skipped,
@@ -64,8 +63,8 @@ def rank_command(
     clip = load_model(name, processor, tokenizer, device, quiet=quiet)
     target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
     reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
-    reading["cache"] = found / "features.npz"
-    ranking = rank(clip, images, target, top=top, method=method, **reading)
+    cache = found / "features.npz"
+    ranking = rank(clip, images, target, top=top, method=method, cache=cache, **reading)
     table, figure = ranking.save(found)
     report_skipped(ranking.skipped)
     best = ranking.explanations[0]
@@ -131,13 +130,12 @@ def study_command(
     config = presets[study](**settings | {"gpus": count_gpus(gpus, device)})
     with images_bar("study", quiet=quiet) as progress:
         result = evaluation.run_study(config, progress=progress)
-    print(f"statistics  {inside(output, 'statistics.csv')}")
-    print(f"mean maps   {inside(output, 'mean_maps.png')}")
+    folder = output.rstrip("/")
+    print(f"statistics  {folder}/statistics.csv\nmean maps   {folder}/mean_maps.png")
     if result.skipped:
-        were = "was" if len(result.skipped) == 1 else "were"
         print(
-            f"{len(result.skipped)} of {result.images} images {were} skipped; the reasons are in "
-            f"{inside(output, 'manifest.json')}"
+            f"skipped     {len(result.skipped)} of {result.images} images; the reasons are in "
+            f"{folder}/manifest.json"
         )
 
 
@@ -217,17 +215,15 @@ def evaluate_command(
         )
     with images_bar("evaluate", quiet=quiet) as progress:
         result = evaluation.evaluate(config, progress=progress)
-    print(f"report   {inside(output, 'report.html')}")
-    print(f"tables   {inside(output, 'results.md')}")
-    print(f"figures  {inside(output, 'results.csv')}")
+    folder = output.rstrip("/")
+    print(f"report   {folder}/report.html")
+    print(f"tables   {folder}/results.md")
+    print(f"figures  {folder}/results.csv")
     for name in result.curves:
-        print(f"curves   {inside(output, name)}")
+        print(f"curves   {folder}/{name}")
     for name, entries in result.skipped.items():
         if entries:
-            print(
-                f"{name}: {len(entries)} entries were skipped; the reasons are in "
-                f"{inside(output, 'manifest.json')}"
-            )
+            print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
 
 
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")
@@ -259,6 +255,8 @@ def fit_command(
         strength: of the penalty on the weights
         seed: of the split into paintings to fit and to score
     """
+    import pandas as pd
+
     from ..emotions import check_fit, find_artemis, read_artemis
     from ..evaluation import fit_emotions, image_features
 
@@ -283,13 +281,12 @@ def fit_command(
         skipped |= features.skipped
     probe.save(file)
     report_skipped(skipped)
-    if scores:
-        headings = ("paintings", "of nine", "majority", "of eight", "majority")
-        print(f"\n{'':<24}{''.join(f'{heading:>10}' for heading in headings)}")
-    for title, score in scores.items():
-        print(title)
-        for label, part in (("all", score.all), ("over half agree", score.agreed)):
-            shares = (part.nine, part.majority_nine, part.eight, part.majority_eight)
-            cells = "".join(f"{share:>10.3f}" for share in shares)
-            print(f"  {label:<22}{part.paintings:>10}{cells}")
-    print("\n" * bool(scores) + str(file))
+    parts = {
+        f"{title}, {painted}": vars(part)
+        for title, score in scores.items()
+        for painted, part in (("all", score.all), ("over half agree", score.agreed))
+    }
+    if parts:
+        table = pd.DataFrame.from_dict(parts, orient="index")
+        print(f"\n{table.to_string(float_format='{:.3f}'.format)}\n")
+    print(file)

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from ..models import ClipAdapter
 
 
-def is_file(name: str) -> bool:
-    """Whether there is such a file; a text may be too long for the name of one."""
-    return os.path.isfile(os.path.expanduser(name))
-
-
 def read_image(name: str) -> Path:
     """The path of an image that can be read."""
     from ..models.images import as_pil
@@ -125,15 +120,6 @@ def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
             raise
-
-
-def inside(folder: str, name: str) -> str:
-    """A file in a folder or under a URL.
-
-    >>> inside("out", "results.md"), inside("s3://bucket/out/", "results.md")
-    ('out/results.md', 's3://bucket/out/results.md')
-    """
-    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder, name))
 
 
 def report_skipped(skipped: Mapping[Path, str]) -> None:

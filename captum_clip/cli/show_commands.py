@@ -40,22 +40,12 @@ def models_command(vocabulary: Annotated[bool, Option("--vocabulary")] = False) 
     Args:
         vocabulary: list the words that the embedded demo models know instead
     """
-    from ..demo.catalogue import BACKGROUNDS, COLORS, FEELINGS, NOUNS
-    from ..demo.vocabulary import FUNCTION_WORDS
+    from ..demo.vocabulary import WORDS
     from ..models import available
     from ..models.loading import EXAMPLES
 
-    groups = {
-        "things": NOUNS,
-        "colours": COLORS,
-        "feelings of a face": tuple(FEELINGS.values()),
-        "backgrounds": BACKGROUNDS,
-        "small words": FUNCTION_WORDS,
-    }
-    for title, words in groups.items() if vocabulary else ():
-        print(f"{title}:")
-        print(textwrap.fill(" ".join(words), 78, initial_indent="  ", subsequent_indent="  "))
     if vocabulary:
+        print(textwrap.fill(" ".join(sorted(WORDS)), 80))
         return
     rows = [("name", "tower", "library", "checkpoint", "also called")]
     for model in available():

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import warnings
@@ -22,7 +21,6 @@ from captum_clip.cli import main
 from captum_clip.errors import InputError
 from captum_clip.evaluation import TASKS
 from captum_clip.evaluation.data import forms
-from captum_clip.files import replace_file
 from tests.cli.parsing import leaves, parse
 
 Capture = pytest.CaptureFixture[str]
@@ -170,19 +168,19 @@ def test_letters_that_stdout_cannot_encode_are_printed_with_escapes(
     assert out.buffer.getvalue().decode(encoding).startswith(printed)
 
 
-def test_a_process_that_is_ended_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_is_ended_leaves_nothing_half_written(tmp_path: Path) -> None:
     """SIGTERM, as batch systems send it, while a file is written."""
-
-    def write(*_: Any) -> None:
-        replace_file(tmp_path / "a", lambda file: os.kill(os.getpid(), signal.SIGTERM))
-
-    monkeypatch.setattr("captum_clip.models.available", write)
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["models"]) == 143
+    done = program(
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from captum_clip import __main__, files, models\n"
+        "end = lambda file: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"models.available = lambda: files.replace_file(Path({str(tmp_path / 'a')!r}), end)\n"
+        "__main__.sys.argv = ['captum-clip', 'models']\n"
+        "raise SystemExit(__main__.main())"
+    )
+    assert (done.returncode, done.stderr) == (143, "")
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_ctrl_c_while_it_is_imported_prints_nothing() -> None:

@@ -65,7 +65,7 @@ def test_study_prints_where_its_results_are(run: Run) -> None:
     assert Path("out/statistics.csv").is_file()
     Path("photos/image0.png").write_bytes(b"1")
     printed = run(STUDY.replace("-o out", "-o more"))
-    said = "1 of 3 images was skipped; the reasons are in more/manifest.json\n"
+    said = "skipped     1 of 3 images; the reasons are in more/manifest.json\n"
     assert printed.endswith(said)
 
 
@@ -177,7 +177,7 @@ def test_evaluate_reports_what_it_skipped(run: Run) -> None:
     random_maps(Path("theirs").absolute(), [image.stem], ["a horse"])
     image.write_bytes(b"")
     printed = run(f"{EVALUATE} --maps theirs")
-    assert "entries were skipped; the reasons are in out/manifest.json\n" in printed
+    assert "skipped  2 of masks; the reasons are in out/manifest.json\n" in printed
     for path in Path("farm/images").iterdir():
         path.write_bytes(b"")
     said = run(EVALUATE.replace("-o out", "-o none"), code=2)
@@ -249,14 +249,14 @@ def test_fit_prints_the_scores_and_passes_its_options_on(art: Path, run: Run, vi
     options = "--seed 3 --held-out 0.5 --strength 0.1 --test art"
     lines = run(f"emotions fit art --model VIT {options} -o p.safetensors").splitlines()
     assert lines[0] == "art: 40 rows read, 20 paintings kept; left out: nothing"
-    assert lines[2].split() == ["paintings", "of", "nine", "majority", "of", "eight", "majority"]
+    assert lines[2].split() == ["paintings", "nine", "eight", "majority_nine", "majority_eight"]
     probe = EmotionProbe.load("p.safetensors")
     assert probe.scores is not None
     part = probe.scores.all
-    shares = (part.nine, part.majority_nine, part.eight, part.majority_eight)
-    assert lines[3] == "held out of art"
-    assert lines[4].split() == ["all", "10", *(f"{share:.3f}" for share in shares)]
-    assert lines[7].split()[:2] == ["all", "20"]
+    shares = (part.nine, part.eight, part.majority_nine, part.majority_eight)
+    cells = [f"{share:.3f}" for share in shares]
+    assert lines[3].split() == ["held", "out", "of", "art,", "all", "10", *cells]
+    assert lines[5].split()[:3] == ["art,", "all", "20"]
     assert lines[-1] == "p.safetensors"
     assert probe.model == vit
     assert probe.settings is not None
