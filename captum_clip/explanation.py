@@ -26,7 +26,7 @@ from .maps import Mode
 from .metrics.localization import Threshold
 from .models import ClipAdapter, load_clip
 from .models.adapter import ImageLike
-from .models.geometry import Crop
+from .models.images import Crop
 from .regions import Region
 from .similarity import ClipSimilarity, TextSimilarity
 from .targets import Target

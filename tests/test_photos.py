@@ -18,7 +18,7 @@ from captum_clip import maps
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.explanation import Explanation, explain
 from captum_clip.models import ClipAdapter
-from captum_clip.models.geometry import crop_of
+from captum_clip.models.images import crop_of
 from captum_clip.photos import lay_on_photos, normalized, preprocess
 from captum_clip.visualization import overlay
 from tests import builders

@@ -16,8 +16,7 @@ from .. import targets
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
-from ..models.geometry import resize_masks
-from ..models.images import is_away
+from ..models.images import is_away, resize_masks
 from ..models.towers import ViTTower
 from ..models.variants import randomize_parameters, renumber_heads
 from ..similarity import ClipSimilarity

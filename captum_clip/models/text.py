@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..errors import InputError
+from .images import Size
 from .library import has_no_foreign_hooks
 from .steps import Step, call_steps
-from .towers import AttentionLayer, Entry, Kind, PooledToken, Pooling, Size, ViTTower
+from .towers import AttentionLayer, Entry, Kind, PooledToken, Pooling, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
-from .images import check_images
+from .images import Size, check_images
 from .library import has_no_foreign_hooks, is_library_class, is_linear
 from .steps import Direction, Linear, Projections, Scale, Step, call_steps, pull_back, run_steps
 
@@ -75,7 +75,7 @@ class PooledToken:
 class Entry(NamedTuple):
     """The input of a tower."""
 
-    size: tuple[int, int]  # height and width of images; (1, T) for texts
+    size: Size  # height and width of images; (1, T) for texts
     batch: int
     pooled: PooledToken
 
@@ -99,7 +99,6 @@ def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name:
     return args[index] if len(args) > index else kwargs[name]
 
 
-Size = tuple[int, int]
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
 Which = Literal["query", "key"]
