@@ -226,7 +226,7 @@ def test_parts_are_kept_as_given():
     assert clip.tokenizer is tokenizer
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_adapter_shows_its_model_and_tower(name):
     built = builders.BUILDERS[name]()
     clip = built.load(name="mine")
