@@ -370,13 +370,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"so ({error})."
         ) from error
     numbers = heatmap.ndim == 3 and 0 not in heatmap.shape and heatmap.dtype.kind in "fiu"
-    if not numbers or names.shape != heatmap.shape[:1] or names.dtype.kind not in "US":
+    if not numbers or names.shape != heatmap.shape[:1] or names.dtype.kind != "U":
         raise InputError(
             f"{path}: expected maps (K, h, w) of numbers and names (K,) of text, got maps "
             f"{heatmap.shape} {heatmap.dtype} and names {names.shape} {names.dtype}."
         )
-    if names.dtype.kind == "S":
-        names = np.char.decode(names, "utf-8", "replace")
     texts = names.tolist()
     if find_repeated(texts) is not None:
         raise InputError(f"{path}: expected each name once, got {texts}.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import factorial
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -248,7 +248,7 @@ def sensitivity(
         **options: passed on to `attribute` as they are.
 
     Returns:
-        (B,), 0 for a map that does not change.
+        (B,), 0 for a map that does not change; NaN where a map under noise holds NaN.
 
     Source: Yeh et al. 2019 (arXiv:1901.09392); Captum.
 
@@ -270,7 +270,6 @@ def sensitivity(
         leaf = pixels.detach().clone().requires_grad_()
         with torch.enable_grad():
             maps = attribute(leaf, target=columns, **options)
-        check_maps(caller, maps)
         return to_float32(maps.detach()).flatten(1)
 
     # each batch of as many images as, with their draws, go into a call
@@ -325,19 +324,14 @@ def shapley_effects(scores: Tensor) -> Tensor:
             f"shapley_effects: expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
             f"objects, (..., 2^n), got {tuple(scores.shape)}."
         )
-    return (scores.double() @ _weights(objects).to(scores.device)).to(to_float32(scores).dtype)
-
-
-def _weights(objects: int) -> Tensor:
-    """What each subset's score counts for each object, (2^n, n) float64."""
-    subsets = torch.arange(2**objects)
-    inside = (subsets[:, None] >> torch.arange(objects)) & 1  # (2^n, n)
-    sizes = inside.sum(1).tolist()
-    total = factorial(objects)
-    gain = [factorial(max(s - 1, 0)) * factorial(objects - s) / total for s in sizes]
-    loss = [-factorial(s) * factorial(max(objects - s - 1, 0)) / total for s in sizes]
-    gains, losses = (torch.tensor(w, dtype=torch.float64)[:, None] for w in (gain, loss))
-    return torch.where(inside.bool(), gains, losses)
+    effects = []
+    for i in range(objects):
+        without = [s for s in range(subsets) if not s >> i & 1]
+        with_it = [s | 1 << i for s in without]
+        orders = [objects * comb(objects - 1, s.bit_count()) for s in without]
+        gains = scores[..., with_it].double() - scores[..., without].double()
+        effects.append((gains / torch.tensor(orders).to(gains)).sum(-1))
+    return torch.stack(effects, -1).to(to_float32(scores).dtype)
 
 
 def object_mass(maps: Tensor, masks: Tensor) -> Tensor:

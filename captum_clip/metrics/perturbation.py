@@ -334,16 +334,13 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
         >>> blur_fill(torch.ones(1, 3, 8, 8), deviation=2.0).shape
         torch.Size([1, 3, 8, 8])
     """
+    from scipy.ndimage import gaussian_filter
+
     check_images("blur_fill", images)
     check_interval("blur_fill", "a standard deviation in pixels", deviation, "(0, inf)")
-    reach = max(1, round(3 * deviation))
-    steps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
-    kernel = (-0.5 * (steps / deviation) ** 2).exp()
-    kernel = (kernel / kernel.sum()).to(torch.promote_types(images.dtype, torch.float32))
-    planes = images.reshape(-1, 1, *images.shape[-2:]).to(kernel.dtype)
-    padded = F.pad(planes, (reach, reach, reach, reach), mode="replicate")
-    blurred = F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])
-    return blurred.reshape(images.shape).to(images.dtype)
+    planes = to_float32(images.detach()).cpu().numpy()
+    options = {"sigma": deviation, "radius": max(1, round(3 * deviation)), "axes": (-2, -1)}
+    return torch.from_numpy(gaussian_filter(planes, mode="nearest", **options)).to(images)
 
 
 def road_fill(images: Tensor, removed: Tensor) -> Tensor:

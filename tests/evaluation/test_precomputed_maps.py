@@ -153,12 +153,6 @@ def test_a_folder_without_maps_is_refused(tmp_path: Path) -> None:
             PrecomputedMaps(tmp_path / folder)
 
 
-def test_names_may_be_bytes(tmp_path: Path) -> None:
-    written(tmp_path / "image0.npz", maps=ONE, names=np.array([b"a horse"]))
-    method = PrecomputedMaps(tmp_path)
-    assert method.maps(model(VIT), queries(model(VIT), ("a horse",))).eq(1).all()
-
-
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     """And the folder is another one then."""
     asked = queries(model(VIT), ("a",))

@@ -259,8 +259,7 @@ def test_sensitivity_refuses_what_it_cannot_do():
         sensitivity(lambda x, target: x, IMAGES[0])
     with pytest.raises(InputError, match=r"a radius in \(0, inf\), got 0"):
         sensitivity(lambda x, target: x, IMAGES, radius=0)
-    with pytest.raises(InputError, match="NaN or infinity"):
-        sensitivity(lambda x, target: x / 0, IMAGES)
+    assert sensitivity(lambda x, target: x / 0, IMAGES).isnan().all()
     with pytest.raises(InputError, match="one for each of 4 images"):
         sensitivity(lambda x, target: x, IMAGES, [0, 1])
 

@@ -523,10 +523,10 @@ class PascalVoc(FileData):
     class in the image, however many objects that is. The outlines of objects and what is too
     difficult, which the masks number 255, are void: metrics leave these pixels out, as the
     benchmark's own segmentation accuracy does. The option ``void="background"`` counts them as
-    outside of every region instead; ``split`` is "val", "train" or "trainval".
+    outside of every region instead.
 
     Raises:
-        InputError: there is no such folder, no list of the split in it, nothing in the list, or a
+        InputError: there is no such folder, no such list in it, nothing in the list, or a
             number out of range.
 
     Source: Everingham et al. 2010; http://host.robots.ox.ac.uk/pascal/VOC/voc2012.
@@ -535,12 +535,11 @@ class PascalVoc(FileData):
     name = "voc"
     classes = VOC_CLASSES
     tasks = ("localization", "signs", "faithfulness", "fixlip", "sanity")
-    options: ClassVar = {"void": "out", "split": "val"}
+    options: ClassVar = {"void": "out"}
 
     @override
     def find(self) -> None:
-        split, void = self.given["split"], self.given["void"]
-        check_choice("PascalVoc", void, ("out", "background"), name="void")
+        check_choice("PascalVoc", self.given["void"], ("out", "background"), name="void")
         inside = [self.path / place for place in (".", "VOC2012", "VOCdevkit/VOC2012")]
         found = [p for p in inside if all((p / needed).is_dir() for needed in _NEEDED)]
         if not found:
@@ -549,18 +548,18 @@ class PascalVoc(FileData):
                 "in its VOC2012 or its VOCdevkit/VOC2012."
             )
         self.path = found[0]
-        path = self.path / "ImageSets" / "Segmentation" / f"{split}.txt"
+        path = self.path / "ImageSets" / "Segmentation" / "val.txt"
         listed = sorted({*read_lines(find_file(path, what="list of images"))})
         if not listed:
             raise InputError(f"{path} lists no image.")
         images = {name: f"JPEGImages/{name}.jpg" for name in listed}
-        self.take(images, split=split, void=void)
+        self.take(images, void=self.given["void"])
         files = storage_of(self.path).files()
         needed = [*self.files.values(), *(f"SegmentationClass/{n}.png" for n in self.names)]
         own = {place: files.get(place, -1) for place in needed}
         if not any(size >= 0 for size in own.values()):
             raise InputError(
-                f"{self.path}: none of the {len(self.names)} images of {split}.txt is there."
+                f"{self.path}: none of the {len(self.names)} images of {path.name} is there."
             )
         self._identity["files"] = digest(own)
 

@@ -12,16 +12,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ... import metrics
-from ...errors import InputError
 from ...metrics.perturbation import TENTHS
 from ..batch import MethodOnBatch, Task, finite_indices, queries_of
 from ..config import EvaluationConfig, Fill
-from ..methods import Attribute
 from ..run import Arrays
 from ..table import Metric, Queries, rows_of
 
@@ -155,27 +152,16 @@ def _measure_faithfulness(maps: MethodOnBatch) -> Iterator[Arrays]:
     slow = maps.slow(queries)
     attribute = maps.method.attribute(maps.clip, slow.embeddings)
     if attribute is not None and len(slow):
-        values = _finite_sensitivity(maps, attribute, slow, [*range(len(slow))])
+        options = {"radius": _RADIUS, "samples": _DRAWS, **maps.options_of(slow)}
+        values = metrics.sensitivity(attribute, slow.pixels, [*range(len(slow))], **options)
         yield slow.rows_of("sensitivity", values)
+        for index in (~values.isfinite()).nonzero()[:, 0].tolist():
+            reason = f"{maps.method.name}: a map under noise holds NaN or infinity"
+            maps.skipped.append((slow.numbers[index], reason))
 
 
 FAITHFULNESS: Final = Task(_faithfulness_metrics, _measure_faithfulness)
 """What random masks change, predicted; Captum's sensitivity. One target an image, its first."""
-
-
-def _finite_sensitivity(
-    maps: MethodOnBatch, attribute: Attribute, queries: Queries, indices: list[int]
-) -> Tensor:
-    """Of each image, (N,); NaN where a map under noise holds NaN, with its reason in `skipped`."""
-    own = queries.part(indices)
-    options = {"radius": _RADIUS, "samples": _DRAWS, **maps.options_of(own)}
-    try:
-        return metrics.sensitivity(attribute, own.pixels, indices, **options)
-    except InputError as error:
-        if len(indices) == 1:
-            maps.skipped.append((own.numbers[0], f"{maps.method.name}: {error}"))
-            return torch.full((1,), torch.nan)
-    return torch.cat([_finite_sensitivity(maps, attribute, queries, [i]) for i in indices])
 
 
 def _masked_changes(

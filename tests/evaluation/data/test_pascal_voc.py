@@ -92,13 +92,6 @@ def test_any_folder_above_will_do(root):
         assert PascalVoc(root / inside).identity() == PascalVoc(root).identity()
 
 
-def test_other_splits_are_read(root):
-    """The list of the split decides."""
-    assert PascalVoc(root, split="train").names == ("2007_000032",)
-    with pytest.raises(InputError, match=r"there is no list of images .*test\.txt"):
-        PascalVoc(root, split="test")
-
-
 def test_samples_are_drawn(root):
     """A limit takes so many, and is part of the identity."""
     assert len(PascalVoc(root, limit=1)) == 1
