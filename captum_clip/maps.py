@@ -87,8 +87,8 @@ def uncrop(
 
     Args:
         maps: (..., h, w).
-        box: left, top, right and bottom edge of the part in pixels, not rounded; it may reach
-            beyond the image, as where it was padded.
+        box: edges of the part in pixels, not rounded; it may reach beyond the image, as where it
+            was padded.
         size: (H, W) of the image.
         mode: as of :func:`upsample`.
         clamp: keep every map within the range that it had.

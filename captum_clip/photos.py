@@ -105,8 +105,7 @@ def lay_on_photos(
     one of another size.
     """
     images = [image for photo in photos for image in as_pil(photo)]
-    sizes = [_size(image) for image in images]
-    explained = [crop.size for crop in crops]
+    sizes, explained = [_size(image) for image in images], [crop.size for crop in crops]
     if sizes != explained:
         raise InputError(
             f"plot: the photos that were explained have heights and widths {explained}, those to "
@@ -116,14 +115,15 @@ def lay_on_photos(
     heatmap: dict[str, list[Tensor]] = {sign: [] for sign in raw}
     for index, (image, crop) in enumerate(zip(images, crops, strict=True)):
         size = _small(crop.size, _DRAWN)
+        box = crop.scaled(size)
         colors = torch.from_numpy(np.array(image.resize(size[::-1]), dtype=np.float32))
         colors = colors.movedim(-1, 0) / 255
-        rows, columns = maps.inside(crop.scaled(size), size)
         shown = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
-        shown[:, rows, columns] = colors[:, rows, columns]
+        seen = (slice(None), *maps.inside(box, size))
+        shown[seen] = colors[seen]
         drawn.append(shown)
         of_image = {sign: values[index] for sign, values in raw.items()}
-        for sign, values in normalized(of_image, size, mode, crop.scaled(size)).items():
+        for sign, values in normalized(of_image, size, mode, box).items():
             heatmap[sign].append(values)
     return drawn, heatmap
 

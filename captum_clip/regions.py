@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -59,10 +58,9 @@ def region(
     step = max(1, int((seen.numel() / _SAMPLE) ** 0.5))
     mask = heatmap > threshold_level("regions", seen[None, ::step, ::step], threshold)
     mask &= heatmap > 0
-    boxes = torch.from_numpy(_boxes(mask.numpy())).float()
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
     peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
-    return Region(image, target, sign, *_tv_tensors(mask, boxes), peak)
+    return Region(image, target, sign, *_tv_tensors(mask, _boxes(mask)), peak)
 
 
 def _tv_tensors(mask: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,24 +74,15 @@ def _tv_tensors(mask: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return tv_tensors.Mask(mask), known
 
 
-def _boxes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """The boxes (N, 4) of the parts of a mask (H, W), the largest part first.
-
-    Example:
-        >>> import numpy as np
-        >>> from captum_clip.regions import _boxes
-        >>> _boxes(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
-        [[0, 0, 2, 2], [3, 0, 4, 2]]
-    """
+def _boxes(mask: Tensor) -> Tensor:
+    """The boxes (N, 4) of the parts of a mask (H, W), the largest part first."""
     from scipy import ndimage
 
-    parts, _ = ndimage.label(mask, np.ones((3, 3)))  # corners touch as well
-    boxes = [
-        (columns.start, rows.start, columns.stop, rows.stop)
-        for rows, columns in ndimage.find_objects(parts)
-    ]
-    largest_first = np.argsort(-np.bincount(parts.ravel())[1:], kind="stable")
-    return np.array(boxes, dtype=np.int64).reshape(-1, 4)[largest_first]
+    parts, count = ndimage.label(mask.numpy(), np.ones((3, 3)))  # corners touch as well
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(parts)]
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    largest_first = np.argsort(-sizes, kind="stable").tolist()
+    return torch.tensor([boxes[index] for index in largest_first]).reshape(-1, 4).float()
 
 
 def save_regions(

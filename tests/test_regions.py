@@ -49,9 +49,9 @@ def test_boxes_are_those_of_the_parts_that_touch() -> None:
         .........
         ####.....
     """
-    mask = np.array([[mark == "#" for mark in row] for row in drawn.split()])
+    mask = torch.tensor([[mark == "#" for mark in row] for row in drawn.split()])
     assert _boxes(mask).tolist() == [[6, 0, 9, 4], [0, 0, 3, 3], [0, 5, 4, 6]]
-    assert _boxes(np.zeros((3, 4), dtype=bool)).shape == (0, 4)
+    assert _boxes(torch.zeros(3, 4, dtype=torch.bool)).shape == (0, 4)
 
 
 def test_a_region_lies_in_the_photo(found: Explanation) -> None:

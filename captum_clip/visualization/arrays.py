@@ -54,8 +54,7 @@ def as_heatmaps(
             raise InputError(f"{caller}: expected {count} maps per image, got {len(array)}.")
         _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
         _check_aspect(caller, array.shape[1:], image.shape)
-        fits = array.shape[1:] == image.shape[:2]
-        shown.append((array if fits else enlarged(array, image.shape[:2])).clip(0, 1))
+        shown.append(enlarged(array, image.shape).clip(0, 1))
     return shown
 
 
@@ -76,10 +75,11 @@ def _shape(batch: Batch) -> object:
 
 def enlarged(array: Array, size: Sequence[int]) -> Array:
     """Maps (..., h, w) -> (..., H, W), smoothly and within the range of each."""
-    height, width = size
+    height, width = size[:2]
+    if array.shape[-2:] == (height, width):
+        return array
     raw = torch.from_numpy(array)
-    large: Array = maps.upsample(raw, (height, width), mode="bicubic", clamp=True).numpy()
-    return large
+    return np.asarray(maps.upsample(raw, (height, width), mode="bicubic", clamp=True))
 
 
 def _check_aspect(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:

@@ -62,7 +62,7 @@ def soften(image: Array) -> Array:
     return np.asarray(_LIGHT + (1 - _LIGHT) * pale, dtype=np.float32)
 
 
-def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float) -> Array:
+def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float = ALPHA) -> Array:
     """Lay a map (H, W) over a softened image (H, W, 3), both in [0, 1].
 
     The map is `alpha` opaque where it is 1, and shows the image where it is 0.
@@ -72,13 +72,10 @@ def blend(image: Array, heatmap: Array, cmap: Colormap, alpha: float) -> Array:
     return np.asarray(mixed, dtype=np.float32).clip(0, 1)
 
 
-def blend_signed(image: Array, signed: Array, alpha: float = ALPHA) -> Array:
+def blend_signed(image: Array, signed: Array) -> Array:
     """Lay a map (H, W) in [-1, 1] over an image: orange above zero, blue below it."""
-    return np.where(
-        signed[..., None] < 0,
-        blend(image, (-signed).clip(0), NEGATIVE, alpha),
-        blend(image, signed.clip(0), POSITIVE, alpha),
-    )
+    below, above = blend(image, (-signed).clip(0), NEGATIVE), blend(image, signed.clip(0), POSITIVE)
+    return np.where(signed[..., None] < 0, below, above)
 
 
 def ramp(cmap: Colormap, alpha: float = ALPHA) -> Colormap:

@@ -116,7 +116,7 @@ def contact_sheet(
     rows = []
     for index, (image, *row) in enumerate(zip(shown, *maps, strict=True)):
         panels = [Panel(image, titles[index])] + [
-            Panel(blend(image, values, colors, ALPHA), note=note_of(values, cosine))
+            Panel(blend(image, values, colors), note=note_of(values, cosine))
             for [values], cosine in zip(row, cosines[index], strict=True)
         ]
         rows.append((panels, targets[index]))
@@ -210,9 +210,9 @@ def average(
     """
     check_nonempty("average", "row of maps", rows)
     means = {label: _as_means(label, given) for label, given in rows.items()}
-    counts = {len(given) for given in means.values()}
+    counts = sorted({len(given) for given in means.values()})
     if len(counts) > 1:
-        raise InputError(f"average: expected as many maps in every row, got {sorted(counts)}.")
+        raise InputError(f"average: expected as many maps in every row, got {counts}.")
     [count] = counts
     titles = as_names("average", names, count)
     colors = colormap(cmap)

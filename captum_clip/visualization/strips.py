@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import maps
 from .arrays import enlarged
 from .colors import (
-    ALPHA,
     NEGATIVE,
     POSITIVE,
     Array,
@@ -57,11 +56,11 @@ def strip(
         signed = large / np.where(largest > 0, largest, 1)  # (L, H, W) in [-1, 1]
         drawn = [blend_signed(image, values) for values in signed]
     else:
-        heatmap = min_max([torch.from_numpy(large)], shared=shared)[0].numpy()
-        if cmap == MASK:
-            drawn = [image * values[..., None] for values in heatmap]
-        else:
-            drawn = [blend(image, values, colormap(cmap), ALPHA) for values in heatmap]
+        [heatmap] = min_max([torch.from_numpy(large)], shared=shared)
+        drawn = [
+            image * values[..., None] if cmap == MASK else blend(image, values, colormap(cmap))
+            for values in heatmap.numpy()
+        ]
     ranges = [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
     return folded(
         [Panel(*parts) for parts in zip(drawn, titles, notes or ranges, strict=True)], lead
@@ -79,9 +78,9 @@ def min_max(raw: Sequence[Tensor], *, shared: bool) -> list[Tensor]:
     """Maps (..., H, W) min-max normalised to [0, 1]: each on its own, or all of them as one."""
     if not shared:
         return [maps.normalize(values) for values in raw]
-    flat = torch.cat([values.reshape(1, -1) for values in raw], dim=1)
-    parts = torch.split(maps.normalize(flat), [values.numel() for values in raw], dim=1)
-    return [part.reshape(values.shape) for part, values in zip(parts, raw, strict=True)]
+    flat = maps.normalize(torch.cat([values.flatten() for values in raw])[None])[0]
+    parts = torch.split(flat, [values.numel() for values in raw])
+    return [part.view_as(values) for part, values in zip(parts, raw, strict=True)]
 
 
 def sum_notes(contributions: npt.NDArray[Any], rest: float) -> tuple[str, list[str]]:
