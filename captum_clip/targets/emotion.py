@@ -65,15 +65,6 @@ def emotion(
             f"targets.emotion: expected names among {', '.join(CLASSES)}; got "
             f"{', '.join(map(repr, unknown)) or 'none at all'}."
         )
-    _check_model(clip, probe)
-    weights = torch.from_numpy(probe.weights)  # (9, D)
-    if centre:
-        weights = weights - weights.mean(0)
-    embeddings = weights[[CLASSES.index(name) for name in chosen]]
-    return Target.of(embeddings.float().to(clip.device), chosen)
-
-
-def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
     width, expected = probe.weights.shape[1], clip.embedding_dim
     if probe.fingerprint and probe.fingerprint != clip.fingerprint:
         raise TargetError(
@@ -85,3 +76,8 @@ def _check_model(clip: ClipAdapter, probe: EmotionProbe) -> None:
             f"targets.emotion: the probe has {width} dimensions, and {clip.name} embeds in "
             f"{expected}; take one of this model."
         )
+    weights = torch.from_numpy(probe.weights)  # (9, D)
+    if centre:
+        weights = weights - weights.mean(0)
+    embeddings = weights[[CLASSES.index(name) for name in chosen]]
+    return Target.of(embeddings.float().to(clip.device), chosen)

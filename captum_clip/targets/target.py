@@ -384,42 +384,33 @@ def _bare(word: str) -> str:
 
 
 def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
+    """Where the words stand: (start, stop) of each, and of a repeated word each occurrence."""
     if words is None:
         return [(index, index + 1) for index in range(len(parts))]
-    listed = as_list(words)
-    if not listed:
-        raise TargetError("targets.words: words is empty; leave it out to take all words.")
-    return [
-        span
-        for word in listed
-        for span in (_find(parts, word) if isinstance(word, str) else [_checked(parts, word)])
-    ]
-
-
-def _find(parts: list[str], word: str) -> list[Span]:
-    """Every occurrence of a word or span, by its words without outer punctuation."""
-    wanted = [_bare(part) for part in word.split()]
+    spans: list[Span] = []
     bare = [_bare(part) for part in parts]
-    size = len(wanted)
-    spans = [
-        (start, start + size)
-        for start in range(len(parts) - size + 1)
-        if size and bare[start : start + size] == wanted
-    ]
+    for word in as_list(words):
+        if isinstance(word, str):
+            wanted = [_bare(part) for part in word.split()]
+            starts = range(len(parts) - len(wanted) + 1 if wanted else 0)
+            found = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
+            if not found:
+                raise TargetError(
+                    f"targets.words: {word!r} is not in the text; its words are {bare}."
+                )
+            spans += found
+        elif (
+            isinstance(word, (tuple, list))
+            and len(word) == 2
+            and all(is_integer(end) for end in word)
+            and 0 <= word[0] < word[1] <= len(parts)
+        ):
+            spans.append((word[0], word[1]))
+        else:
+            raise TargetError(
+                f"targets.words: expected a word of the text or (start, stop) with "
+                f"0 <= start < stop <= {len(parts)}, got {word!r}."
+            )
     if not spans:
-        raise TargetError(f"targets.words: {word!r} is not in the text; its words are {bare}.")
+        raise TargetError("targets.words: words is empty; leave it out to take all words.")
     return spans
-
-
-def _checked(parts: list[str], span: Span) -> Span:
-    if (
-        not isinstance(span, (tuple, list))
-        or len(span) != 2
-        or not all(is_integer(end) for end in span)
-        or not 0 <= span[0] < span[1] <= len(parts)
-    ):
-        raise TargetError(
-            f"targets.words: expected a word of the text or (start, stop) with "
-            f"0 <= start < stop <= {len(parts)}, got {span!r}."
-        )
-    return (span[0], span[1])
