@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from . import maps, targets, visualization
 from .attr import DirectContribution, LayerAttention
-from .attr.registry import MethodChoice, methods_for, report_method
+from .attr.registry import fitting_methods, methods_for, report_method
 from .checks import check_choice, check_integer, check_nonempty
 from .emotions import EmotionProbe
 from .errors import InputError, UnsupportedModelError
@@ -495,14 +495,8 @@ def _explained(
     subjects: list[tuple[Target, dict[str, Any]]] = []
     for clip, target in zip(clips, asked, strict=True):
         offered = methods_for(clip.kind) if every else [report_method(clip.tower)]
-        choices = [MethodChoice.of(one) for one in (_as_list(methods) if methods else offered)]
-        fitting = [choice for choice in choices if choice.fits(clip.kind)]
-        if not fitting:
-            raise InputError(
-                f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} "
-                f"fits {clip.name}, whose tower is a {clip.kind}."
-            )
-        for choice in fitting:
+        wanted = _as_list(methods) if methods else offered
+        for choice in fitting_methods(caller, wanted, clip.tower, clip.name):
             subjects.append((target, {"model": clip, "method": choice.method, **choice.options}))
     return [
         explain(image, target, sign=sign, **given)

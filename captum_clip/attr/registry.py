@@ -121,6 +121,20 @@ def report_method(tower: Tower) -> str:
     return "conservative" if _has_pooling_head(tower) else _OF_REPORT[tower.kind]
 
 
+def fitting_methods(
+    caller: str, methods: Iterable[str | type[Any]], tower: Tower, model: str
+) -> list[MethodChoice]:
+    """Those of the methods that explain a tower; InputError where none does."""
+    choices = [MethodChoice.of(method) for method in methods]
+    fitting = [choice for choice in choices if choice.fits(tower.kind)]
+    if not fitting:
+        raise InputError(
+            f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} fits "
+            f"{model}, whose tower is a {tower.kind}."
+        )
+    return fitting
+
+
 def _has_pooling_head(tower: Tower) -> bool:
     return isinstance(tower, ViTTower) and tower.pooling == "attention"
 

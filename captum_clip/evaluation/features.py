@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from ..visualization.colors import ALPHA, HEAT, blend, colormap, ramp, score_not
 from ..visualization.grid import Legend, Panel, grid, save_figure
 from ..visualization.overlays import note_of
 from .image_batches import list_images, read_ahead
-from .run import Arrays, to_csv, to_npz
+from .run import Arrays, from_npz, to_csv, to_npz
 from .storage import storage_of
 
 _Read = tuple[npt.NDArray[np.uint8] | None, str]
@@ -125,9 +124,8 @@ def _state(path: Path) -> str:
 
 def _read_cache(file: Path, key: npt.NDArray[Any]) -> Arrays | None:
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            same = np.array_equal(arrays["key"], key)
-            return {n: arrays[n] for n in ("embeddings", "reasons")} if same else None
+        arrays = from_npz(file.read_bytes())
+        return arrays if np.array_equal(arrays.pop("key"), key) else None
     except DAMAGED:  # or there is none yet; it is computed again
         return None
 

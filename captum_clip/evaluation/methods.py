@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from ..models.towers import ViTTower
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from .data import digest
+from .run import from_npz
 from .table import UNIFORM, Queries
 
 Attribute = Callable[..., Tensor]
@@ -362,8 +362,8 @@ class PrecomputedMaps(Method):
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Text -> map (h, w), float32."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            names, heatmap = np.asarray(file["names"]), np.asarray(file["maps"])
+        arrays = from_npz(path.read_bytes())
+        names, heatmap = arrays["names"], arrays["maps"]
     except DAMAGED as error:
         raise InputError(
             f"{path}: expected an .npz file with maps (K, h, w) and names (K,), it cannot be read "

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
@@ -153,8 +153,7 @@ def parse_unit(content: bytes | None, unit: Unit) -> tuple[Arrays, Skipped]:
     """What a file holds; one of the errors `DAMAGED` where it is not the whole file of the unit."""
     if content is None:
         raise FileNotFoundError("it is gone")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = from_npz(content)
     if (name := str(arrays.pop("unit"))) != unit.name:
         raise ValueError(f"it was written as {name}")
     skipped, reasons = arrays.pop("skipped").tolist(), arrays.pop("reasons").tolist()
@@ -171,6 +170,12 @@ def to_npz(arrays: Arrays) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def from_npz(content: bytes) -> Arrays:
+    """The arrays of an .npz file; what it raises over another content is in `DAMAGED`."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
@@ -314,7 +319,7 @@ def _begin(plan: Plan, output: Storage) -> Content:
             f"{output.root} holds files that are of no {plan.noun}, such as {other[0]}; name a new "
             "or an empty folder."
         )
-    now: Content = {"captum_clip": __version__, **{name: _version_of(name) for name in _PACKAGES}}
+    now: Content = {"captum_clip": __version__, **{name: version(name) for name in _PACKAGES}}
     now |= {"threads": plan.config.thread_count, "device": plan.config.device}
     if now not in environments:
         environments = [*environments, now]
@@ -367,13 +372,6 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _shown(value: Any) -> str:
     return excerpt(json.dumps(value, ensure_ascii=False), 200)
-
-
-def _version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def run_on_ray(
@@ -446,8 +444,9 @@ class UnitWorker:
 @contextmanager
 def _connected(config: RunConfig) -> Iterator[Any]:
     """Ray, quiet: the caller's, a cluster that there is, or one that is started for a while."""
-    quiet = default_environment(RAY_BACKEND_LOG_LEVEL="fatal", RAY_USAGE_STATS_ENABLED="0")
-    with quiet, warnings.catch_warnings():
+    quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
+    quiet |= {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    with default_environment(**quiet), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.")
         try:
             import ray
@@ -458,9 +457,8 @@ def _connected(config: RunConfig) -> Iterator[Any]:
                 "to compute on this machine."
             ) from error
         is_callers = ray.is_initialized()
-        context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-        bars, level = context.enable_progress_bars, logger.level
-        context.enable_progress_bars = False
+        logger = logging.getLogger("ray.data")
+        level = logger.level
         logger.setLevel(logging.ERROR)
         try:
             if not is_callers:
@@ -468,7 +466,6 @@ def _connected(config: RunConfig) -> Iterator[Any]:
             _check_room(ray, config)
             yield ray
         finally:
-            context.enable_progress_bars = bars
             logger.setLevel(level)
             if not is_callers:
                 ray.shutdown()

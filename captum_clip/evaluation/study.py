@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing_extensions import override
 
 from .. import maps as resizing
 from .. import targets
-from ..attr.registry import MethodChoice, report_method
+from ..attr.registry import MethodChoice, fitting_methods, report_method
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
 from ..errors import InputError
@@ -40,6 +39,7 @@ from .run import (
     Skipped,
     Unit,
     Worker,
+    from_npz,
     read_unit,
     run,
     slug,
@@ -151,7 +151,7 @@ def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
                 int(file["images"]),
             )
             for job, name in zip(jobs, files, strict=True)
-            for file in [np.load(io.BytesIO(study.read(name) or b""), allow_pickle=False)]
+            for file in [from_npz(study.read(name) or b"")]
         ]
     except DAMAGED as error:
         raise InputError(f"{study.root} holds no study that can be read ({error}).") from error
@@ -281,13 +281,8 @@ def _jobs_of(
     """A model with every method that fits its tower; `first` is the number of the first job."""
     location, label = full_name(model), label_of(model)
     clip = models.load(location)
-    choices = [MethodChoice.of(m) for m in config.methods or [report_method(clip.tower)]]
-    fitting = [choice for choice in choices if choice.fits(clip.kind)]
-    if not fitting:
-        raise InputError(
-            f"none of the methods {', '.join(config.methods)} fits {model}, whose tower is a "
-            f"{clip.kind}."
-        )
+    methods = config.methods or [report_method(clip.tower)]
+    fitting = fitting_methods("StudyConfig", methods, clip.tower, model)
     target, centred, digest = _target(config, emotions, clip)
     blank = clip.preprocess(Image.new("RGB", (64, 64)))
     for number, choice in enumerate(fitting, first):
