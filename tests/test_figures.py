@@ -303,16 +303,15 @@ def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
 
 
 def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no study; 'captum-clip study statistics"):
+    with pytest.raises(InputError, match="holds no finished study; 'captum-clip study statistics"):
         figures.average(tmp_path)
     with pytest.raises(InputError, match="a target of a horse, a dog, got 'a cat'"):
         figures.average(study, names=["a cat"])
     with pytest.raises(InputError, match="at least one folder"):
         figures.average([])
-    (tmp_path / "manifest.json").write_bytes((study / "manifest.json").read_bytes())
-    with pytest.raises(InputError, match="not finished"):
-        figures.average(tmp_path)
     (tmp_path / "statistics.csv").touch()
+    (tmp_path / "mean_maps").mkdir()
+    (tmp_path / "mean_maps" / "00.npz").touch()
     with pytest.raises(InputError, match="no study that can be read"):
         figures.average(tmp_path)
 

@@ -244,6 +244,7 @@ def _mean_maps(one: Statistics) -> bytes:
     """On the model's own grid; docs/studies.md describes how they get their full size."""
     return to_npz(
         {
+            "label": np.array(f"{one.job.model} ({one.job.method})"),
             "names": np.array(one.job.target.names, dtype=np.str_),
             "raw": one.mean("raw"),
             "stretched": one.mean("stretched"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -131,27 +130,22 @@ class MeanMaps(NamedTuple):
 def read_mean_maps(folder: str | Path) -> list[MeanMaps]:
     """The mean maps of a finished study; InputError where the folder holds none."""
     study = storage_of(folder)
-    content = study.read(MANIFEST)
-    if content is not None and b"captum_clip study" not in content:
-        content = None
-    if content is None or study.read(STATISTICS) is None:
-        state = "no study" if content is None else "a study that is not finished"
+    is_done = study.read(STATISTICS) is not None
+    files = sorted(n for n in study.files() if n.startswith("mean_maps/")) if is_done else []
+    if not files:
         raise InputError(
-            f"{study.root} holds {state}; 'captum-clip study statistics FOLDER TEXT -o "
-            f"{study.root}' {'makes one' if content is None else 'goes on with it'}."
+            f"{study.root} holds no finished study; 'captum-clip study statistics FOLDER TEXT -o "
+            f"{study.root}' makes one, or goes on with it."
         )
     try:
-        jobs = json.loads(content)["jobs"]
-        files = sorted(name for name in study.files() if name.startswith("mean_maps/"))
         return [
             MeanMaps(
-                f"{job['model']} ({job['method']})",
-                tuple(file["names"].tolist()),
-                file["stretched"].astype(np.float32),
-                int(file["images"]),
+                str(arrays["label"]),
+                tuple(arrays["names"].tolist()),
+                arrays["stretched"].astype(np.float32),
+                int(arrays["images"]),
             )
-            for job, name in zip(jobs, files, strict=True)
-            for file in [from_npz(study.read(name) or b"")]
+            for arrays in (from_npz(study.read(name) or b"") for name in files)
         ]
     except DAMAGED as error:
         raise InputError(f"{study.root} holds no study that can be read ({error}).") from error

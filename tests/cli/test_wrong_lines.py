@@ -64,7 +64,7 @@ LINES = {
     "figure emotions photo.jpg --emotions e.json --model a --model b": "for each of the 2 models",
     "figure emotions photo.jpg --emotions e.json --target joy": "'joy'",
     "figure average": "needs an output folder of 'captum-clip study'",
-    "figure average none": "none holds no study",
+    "figure average none": "none holds no finished study",
     "figure layers a --scene x --model demo/vit": "SEED:THING,THING as in 0:horse, got 'x'",
     # rank, study, evaluate, emotions
     "rank none a -o o": "there is no folder none",
