@@ -125,29 +125,25 @@ def sums_of(unit: Arrays, pairs: Sequence[tuple[int, int]] = ()) -> Arrays:
     Returns:
         "score" (K,), the cosine similarities; "raw" (K, h, w), the positive maps m; "stretched"
         (K, h, w), a m + b; each measure (K,); "correlation" (P,) of the two maps of each pair over
-        the grid. The counts "images" (); "constant" (K,), maps that do not vary and are part of
-        no sum but "score" and "raw"; "correlated" (P,), images whose two maps both vary.
+        the grid; and "score_count" and so on, how many images each sum is over. A map that does
+        not vary is part of no sum but "score" and "raw".
     """
     maps = unit["maps"].astype(np.float64).clip(min=0)
     low, high = unit[f"{MEASURE}low"], unit[f"{MEASURE}high"]
-    names = [name.removeprefix(MEASURE) for name in unit if name.startswith(MEASURE)]
-    constant = np.isnan(unit[f"{MEASURE}spatial_variance"])
-    scale = np.where(constant, 0, 1 / np.where(constant, 1, high - low))
-    stretched = (maps - low[..., None, None]) * scale[..., None, None]
+    varies = ~np.isnan(unit[f"{MEASURE}spatial_variance"])
+    scale = np.where(varies, 1 / np.where(varies, high - low, 1), np.nan)
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     flat = torch.from_numpy(maps).flatten(2)
-    either = constant[:, first] | constant[:, second]
-    correlations = np.where(either, np.nan, pearson(flat[:, first], flat[:, second]).numpy())
-    return {
-        "images": np.array(len(maps)),
-        "constant": constant.sum(0),
-        "correlated": (~np.isnan(correlations)).sum(0),
-        "score": unit["scores"].sum(0, dtype=np.float64),
-        "raw": maps.sum(0),
-        "stretched": stretched.sum(0),
-        **{n: np.nansum(unit[MEASURE + n], 0) for n in names if n not in ("low", "high")},
-        "correlation": np.nansum(correlations, 0),
+    correlations = pearson(flat[:, first], flat[:, second]).numpy()
+    values = {
+        "score": unit["scores"].astype(np.float64),
+        "raw": maps,
+        "stretched": (maps - low[..., None, None]) * scale[..., None, None],
+        "correlation": np.where(varies[:, first] & varies[:, second], correlations, np.nan),
     }
+    values |= {name.removeprefix(MEASURE): unit[name] for name in unit if MEASURE in name}
+    counts = {f"{name}_count": (~np.isnan(value)).sum(0) for name, value in values.items()}
+    return {**{name: np.nansum(value, 0) for name, value in values.items()}, **counts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +176,20 @@ class Statistics:
         height, width = self.sums["raw"].shape[-2:]
         return int(height), int(width)
 
+    @property
+    def images(self) -> int:
+        """How many images could be read."""
+        return int(self.sums["score_count"][0])
+
+    @property
+    def constant(self) -> Array:
+        """How many maps of each target do not vary, (K,)."""
+        return np.asarray(self.images - self.sums["spatial_variance_count"])
+
     def mean(self, name: str) -> Array:
         """The mean of one of the sums, over the images that are in it; NaN where there is none."""
-        every, varying = self.sums["images"], self.sums["images"] - self.sums["constant"]
-        counts = {"score": every, "raw": every, "correlation": self.sums["correlated"]}
-        total, count = self.sums[name], counts.get(name, varying)
-        if total.ndim == 3:
-            count = count.reshape(-1, 1, 1)
-        return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
+        total, count = self.sums[name], self.sums[f"{name}_count"]
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def bias(self, where: str, of: str) -> Array:
         """The corner or centre bias (K,) of each mean map; NaN where there is no mean."""
@@ -228,9 +230,9 @@ def _statistics(one: Statistics) -> Iterator[dict[str, Any]]:
             "model": one.job.model,
             "method": one.job.method,
             "target": name,
-            "images": int(one.sums["images"]),
+            "images": one.images,
             "skipped": len(one.skipped),
-            "constant": int(one.sums["constant"][index]),
+            "constant": int(one.constant[index]),
             **{column: float(values[index]) for column, values in columns.items()},
             "dtype": _DTYPE,
             "height": one.job.size[0],
@@ -249,8 +251,8 @@ def _mean_maps(one: Statistics) -> bytes:
             "raw": one.mean("raw"),
             "stretched": one.mean("stretched"),
             "size": np.array(one.job.size),
-            "images": one.sums["images"],
-            "constant": one.sums["constant"],
+            "images": np.array(one.images),
+            "constant": one.constant,
         }
     )
 
@@ -269,7 +271,7 @@ def _figures(results: Sequence[Statistics]) -> Iterator[tuple[str, bytes]]:
         ]
         for one in results
     ]
-    counts = sorted({int(one.sums["images"]) for one in results})
+    counts = sorted({one.images for one in results})
     for page, start in enumerate(range(0, len(names), _COLUMNS), 1):
         shown = slice(start, start + _COLUMNS)
         figure = visualization.average(
@@ -323,7 +325,7 @@ def _centring(one: Statistics) -> Iterator[dict[str, Any]]:
             "model": one.job.model,
             "method": one.job.method,
             "emotion": one.job.target.names[plain],
-            "images": int(one.sums["correlated"][pair]),
+            "images": int(one.sums["correlation_count"][pair]),
             "cosine": float(embeddings[plain] @ embeddings[centred]),
             "map_correlation": float(correlations[pair]),
             "mean_map_correlation": float(pearson(*means)[0]),

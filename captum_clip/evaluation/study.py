@@ -324,10 +324,10 @@ def _summarise(
     names = tuple(plan.sizes)
     reasons = sorted({item for one in results for item in one.skipped.items()})
     skipped = [{"file": names[number], "reason": reason} for number, reason in reasons]
-    counts = [{"images": int(r.sums["images"]), "skipped": len(r.skipped)} for r in results]
+    counts = [{"images": r.images, "skipped": len(r.skipped)} for r in results]
     done = {**manifest, "state": "maps done", "images": len(names)}
     output.write(MANIFEST, to_json({**done, "counts": counts, "skipped": skipped}))
-    if not any(one.sums["images"] for one in results):
+    if not any(one.images for one in results):
         raise InputError(
             f"none of the {len(names)} images can be read; the first: "
             f"{skipped[0]['reason']} All reasons are in {output.root}/{MANIFEST}."

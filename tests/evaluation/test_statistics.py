@@ -120,7 +120,7 @@ def test_the_mean_of_stretched_maps_needs_only_sums_on_the_grid() -> None:
     large = resizing.upsample(resizing.positive(torch.from_numpy(part["maps"])).double(), SIZE)
     heatmap = resizing.normalize(large).numpy()
     varies = np.asarray(heatmap.any((-2, -1)))
-    assert found.sums["constant"].tolist() == [1, 0, 0]
+    assert found.constant.tolist() == [1, 0, 0]
     for target in range(3):
         expected = heatmap[varies[:, target], target].mean(0)
         mean = resizing.upsample(torch.from_numpy(found.mean("stretched")[target]), SIZE)
@@ -160,7 +160,7 @@ def test_pairs_are_correlated_image_by_image() -> None:
     found = means(part, [(0, 2)])
     flat = part["maps"].astype(float).clip(min=0).reshape(9, 3, -1)
     expected = [np.corrcoef(flat[image, 0], flat[image, 2])[0, 1] for image in range(1, 9)]
-    assert found.sums["correlated"].tolist() == [8]
+    assert found.sums["correlation_count"].tolist() == [8]
     assert found.mean("correlation")[0] == pytest.approx(np.mean(expected), rel=1e-12)
 
 
