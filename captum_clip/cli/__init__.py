@@ -25,7 +25,6 @@ from .options import app
 
 __all__ = ["app", "main"]
 
-_FAILED, _INTERRUPTED = 2, 130
 # typer brings its own click or imports it, by version; of both it names this error alone
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, 2 after an error that is reported on one line, 130 after an interruption.
+        Exit code: 0, 2 after an error that is reported on one line, typer's 130 after Ctrl-C.
     """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell; the next file would get its number
@@ -64,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_describe(error))
     except ModuleNotFoundError as error:
         return _fail(f"{error.name} is not installed, which this command needs.")
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
@@ -109,4 +106,4 @@ def _fail(message: str) -> int:
     for in_python, typed in _TYPED:
         message = re.sub(in_python, typed, message)
     print(f"captum-clip: error: {' '.join(message.split())}", file=sys.stderr)
-    return _FAILED
+    return 2
