@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ... import metrics
 from ...metrics.perturbation import TENTHS
 from ..batch import MethodOnBatch, Task, finite_indices, queries_of
-from ..config import EvaluationConfig, Fill
+from ..config import EvaluationConfig
 from ..run import Arrays
 from ..table import Metric, Queries, rows_of
 
@@ -367,8 +367,19 @@ def _measure_perturbation(maps: MethodOnBatch) -> Iterator[Arrays]:
         if not seen:
             continue
         part, own = queries.part([kept[i] for i in seen]), [pairs[kept[i]] for i in seen]
-        true = [labels[place] for place, _ in own]
-        test = _test(maps, part, raw[seen], fill, [label for _, label in own], true)
+        filled: Any = "road" if fill == "road" else maps.clip.color((0, 0, 0))
+        if fill in ("mean", "blur"):
+            filled = (metrics.mean_fill if fill == "mean" else metrics.blur_fill)(part.pixels)
+        test = metrics.perturbation_test(
+            maps.context.forward(maps.context.classes),
+            part.pixels,
+            raw[seen].to(part.pixels),
+            [label for _, label in own],
+            fill=filled,
+            labels=[labels[place] for place, _ in own],
+            fractions=_FIFTHS if fill == "road" else TENTHS,
+            **maps.options_of(part),
+        )
         rows = {pair: row for row, pair in enumerate(own)}
         for kind, of in wanted.items():
             known = [rows[pair] for pair in of if pair in rows]
@@ -400,33 +411,6 @@ def _gaps(end: str, what: str, protocol: str) -> list[Metric]:
         Metric(f"gap_cosine{end}", f"{cosine}; chance is 0; {protocol}", constant=0),
         Metric(f"gap_margin{end}", f"{margin}; chance is 0; {protocol}", constant=0),
     ]
-
-
-def _test(
-    maps: MethodOnBatch,
-    queries: Queries,
-    heatmap: Tensor,
-    fill: Fill,
-    targets: list[int],
-    labels: list[int],
-) -> metrics.PerturbationTest:
-    """The test of images with maps (N, h, w) of classes `targets`."""
-    fills: dict[Fill, Callable[[], Any]] = {
-        "mean": lambda: metrics.mean_fill(queries.pixels),
-        "black": lambda: maps.clip.color((0, 0, 0)),
-        "blur": lambda: metrics.blur_fill(queries.pixels),
-        "road": lambda: "road",
-    }
-    return metrics.perturbation_test(
-        maps.context.forward(maps.context.classes),
-        queries.pixels,
-        heatmap.to(queries.pixels),
-        targets,
-        fill=fills[fill](),
-        labels=labels,
-        fractions=_FIFTHS if fill == "road" else TENTHS,
-        **maps.options_of(queries),
-    )
 
 
 def _rows(
