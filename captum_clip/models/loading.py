@@ -7,9 +7,9 @@ import logging
 import pickle
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -157,7 +157,6 @@ class Source:
     # to be switched on, as the weights were trained with it and the architecture lacks it
     quick_gelu: bool = False
     local: bool = False
-    tokenizer: Callable[[], Any] | None = None  # loads another than the library's
 
 
 def resolve(name: str) -> Source:
@@ -172,7 +171,7 @@ def resolve(name: str) -> Source:
         tag = "openai" if row.library == "open_clip" else None
         return Source(row.name, row.library, row.checkpoint, tag)
     if name in MODELS:
-        return replace(_folder(name, MODELS[name]), tokenizer=DemoTokenizer)
+        return _folder(name, MODELS[name])
     folder = expand(name)
     if folder.is_dir():
         return _folder(name, folder)
@@ -422,8 +421,8 @@ def _processor(source: Source, model: Any) -> Any:
 
 
 def _tokenizer(source: Source, model: Any) -> Any:
-    if source.tokenizer is not None:
-        return source.tokenizer()
+    if source.name in MODELS:
+        return DemoTokenizer()
     if source.library == "open_clip":
         from open_clip import get_tokenizer
 
