@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +61,7 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
         return self.attention.output.LayerNorm, self.block.output.LayerNorm
 
 
-Layer = TypeVar("Layer", bound=HuggingFaceLayer)
-
-
-def layers_of(kind: type[Layer], encoder: Any) -> tuple[Layer, ...]:
+def layers_of(kind: type[HuggingFaceLayer], encoder: Any) -> tuple[HuggingFaceLayer, ...]:
     """The blocks of an encoder, each as a layer."""
     return tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
 
