@@ -164,6 +164,17 @@ def test_pairs_are_correlated_image_by_image() -> None:
     assert found.mean("correlation")[0] == pytest.approx(np.mean(expected), rel=1e-12)
 
 
+def test_a_map_that_varies_by_rounding_alone_is_in_no_correlation() -> None:
+    """As it is in no other mean of maps that vary."""
+    raw = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    raw[0, 0] = 0.3
+    raw[0, 0, 1, 1] = torch.nextafter(raw[0, 0, 0, 0], torch.tensor(1.0))
+    measured = {f"measure_{n}": v.numpy() for n, v in measure(raw, SIZE).items()}
+    found = means({"maps": raw.numpy(), "scores": np.zeros((2, 2)), **measured}, [(0, 1)])
+    assert found.constant.tolist() == [1, 0]
+    assert found.sums["correlation_count"].tolist() == [1]
+
+
 def test_no_image_has_no_mean() -> None:
     """NaN everywhere, without a warning."""
     empty = means({name: values[:0] for name, values in some_part().items()}, [(0, 1)])
