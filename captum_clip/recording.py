@@ -27,7 +27,7 @@ from .models.towers import Attention, AttentionLayer, PooledToken, ResNetTower, 
 
 Arguments = tuple[Any, ...]
 Hook = Callable[..., Any]
-_NOTHING: Final = torch.empty(0)  # until the forward has shown it
+NOTHING: Final = torch.empty(0)  # until the forward has shown it
 
 
 class Stop(Exception):  # noqa: N818 - control flow, never seen by a user
@@ -48,8 +48,8 @@ class Hooks:
     def before(self, module: nn.Module, hook: Hook, part: str = "") -> None:
         """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one."""
 
-        def enter(args: Arguments, kwargs: dict[str, Any] | None = None) -> Any:
-            replaced, kwargs = hook(args, kwargs or {}), kwargs or {}
+        def enter(args: Arguments, kwargs: dict[str, Any]) -> Any:
+            replaced = hook(args, kwargs)
             if replaced is None:
                 return None
             if args:
@@ -82,13 +82,13 @@ class Hooks:
 class LayerRecord:
     """What one attention showed; every tensor (B, s, D)."""
 
-    tokens: Tensor = _NOTHING
+    tokens: Tensor = NOTHING
     context: Any = None  # what the queries and keys are rotated with
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
     heads_output: Tensor | None = None  # in the graph, where there is one
-    output: Tensor = _NOTHING  # in the graph, where there is one
+    output: Tensor = NOTHING  # in the graph, where there is one
     pooled: PooledToken = field(default_factory=PooledToken)
 
     def point(self, attention: Attention) -> tuple[Tensor, bool]:
@@ -103,7 +103,7 @@ class LayerRecord:
         return self.output, False
 
 
-Visit = Callable[[int, LayerRecord], None]
+Visit = Callable[[int, LayerRecord], Any]
 
 
 @dataclass
@@ -114,15 +114,16 @@ class Recording:
     batch: int = 0
     pooled: PooledToken = field(default_factory=PooledToken)
     stopped: bool = False  # the forward was left early, as intended
-    input: Tensor = _NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
+    input: Tensor = NOTHING  # images (B, 3, H, W), or projected patches or tokens, as the leaf
     layers: dict[int, LayerRecord] = field(default_factory=dict)
-    residual: Tensor = _NOTHING  # (B, s, D), what entered the last block
+    visited: dict[int, Any] = field(default_factory=dict)  # what a visit of each layer returned
+    residual: Tensor = NOTHING  # (B, s, D), what entered the last block
     outputs: dict[int, Tensor] = field(default_factory=dict)  # of blocks, each (B, s, D)
-    embedding: Tensor = _NOTHING  # (B, E), what the tower returned, a leaf or in the graph
+    embedding: Tensor = NOTHING  # (B, E), what the tower returned, a leaf or in the graph
     other_outputs: list[Tensor] = field(default_factory=list)  # all else that it returned, leaves
     projected: Tensor | None = None  # (B, E), or (B, s, E) with all tokens, in the graph
-    features: Tensor = _NOTHING  # (B, C, h, w), the last stage of a ResNet
-    shift: Tensor = _NOTHING  # (B, C), zero, added to the features at all positions
+    features: Tensor = NOTHING  # (B, C, h, w), the last stage of a ResNet
+    shift: Tensor = NOTHING  # (B, C), zero, added to the features at all positions
 
     def entering(self, attention: Attention, args: Arguments, kwargs: Any) -> LayerRecord:
         """What enters an attention."""
@@ -213,7 +214,8 @@ def record_vit(
 
     Args:
         tower: the tower; its forward runs inside the ``with``.
-        visit: layers, and what to call as ``visit(layer, record)`` when their attention starts.
+        visit: layers, and what to call as ``visit(layer, record)`` when their attention starts;
+            its result is kept.
         keep: layers whose tokens, queries, keys, values and outputs are kept.
         leaf: layer whose attention output becomes a leaf; from there on the graph is recorded. Or
             the images that enter the tower, of a text its token embeddings ("input"); the output
@@ -228,7 +230,7 @@ def record_vit(
     def enter(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
         shown = record.entering(tower.attentions[index], args, kwargs)
         if call is not None and index in visited:
-            call(index, shown)
+            record.visited[index] = call(index, shown)
         if index in kept:
             record.layers[index] = shown
         if index == stop:

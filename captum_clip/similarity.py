@@ -56,9 +56,9 @@ class Similarity(nn.Module, ABC):
         """The tower that makes the embeddings."""
 
     @property
-    @abstractmethod
     def is_unmodified(self) -> bool:
         """Whether an embedding is the library's own code from the tower's last part to its end."""
+        return self.tower.is_unmodified
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
@@ -169,11 +169,6 @@ class TextSimilarity(Similarity):
     @override
     def tower(self) -> Tower:
         return self._tower
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        return self._tower.is_unmodified
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, K) of texts, token ids (B, T), with padding 0 in the mask."""

@@ -5,23 +5,24 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial, wraps
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from ..checks import is_integer
+from ..checks import check_choice, is_integer
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models import tower_of
 from ..models.library import runs_library_code
 from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
-from ..similarity import ClipSimilarity, Similarity, TextSimilarity
+from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
@@ -63,10 +64,15 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     published: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     _tower: Tower
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "_compute" in vars(cls):
+            hints: dict[str, Any] = {}
+            with suppress(NameError):  # a type that its module imports for type checkers alone
+                hints = get_type_hints(cls._compute)
+            cls._choices = {n: get_args(h) for n, h in hints.items() if get_origin(h) is Literal}
             for name in ("attribute", "attribute_targets"):
                 if name not in vars(cls):
                     setattr(cls, name, _with_options(cls, name))
@@ -75,20 +81,14 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         name = type(self).__name__
         tower = _resolve_tower(name, forward_func, layer)
         if tower.kind not in self.towers:
-            reason = f"this tower is a {tower.kind}; {self._instead}."
-            if tower.kind == "text":
-                reason = (
-                    "a text has words, not a grid; use DirectContribution, "
-                    "ConservativePropagation or LastGradAttention."
-                )
-            raise UnsupportedModelError(f"{name} needs {self._needs}, and {reason}")
+            raise UnsupportedModelError(
+                f"{name} explains {' and '.join(self.towers)} towers, and this one is a "
+                f"{tower.kind}; take a method that fits it, such as DirectContribution."
+            )
         # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, part)
         self._tower = tower
-
-    _needs: ClassVar[str]  # the part of a tower that its error names
-    _instead: ClassVar[str]  # the advice for another tower
 
     @abstractmethod
     def _compute(self, call: Call) -> Computed:
@@ -111,7 +111,13 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     @classmethod
     def check_options(cls, **options: Any) -> None:
-        """Raise InputError for options that only the class itself can check, before any work."""
+        """Raise InputError for options that are wrong whatever the tower, before any work.
+
+        Those of a `Literal` type are checked here, from the signature of `_compute`.
+        """
+        for name, choices in cls._choices.items():
+            if options.get(name, choices[0]) not in choices:
+                check_choice(name, options[name], [c for c in choices if c is not None])
 
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
@@ -201,7 +207,16 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         """
         forward, name = self.forward_func, type(self).__name__
         self._check_tower()
-        tensors = _tensors(forward, inputs)
+        self.check_options(**options)
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+        for other in (tensor for tensor in tensors if not isinstance(tensor, Tensor)):
+            wanted, maker = "images", "clip.preprocess(images)"
+            if isinstance(forward, TextSimilarity):
+                wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
+            raise InputError(
+                f"attribute: expected a tensor of {wanted}, got {type(other).__name__}; {maker} "
+                "makes one."
+            )
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         similarity = plain_similarity(forward)
         if similarity is not None:  # a target that cannot be selected is refused before any work
@@ -211,8 +226,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
-            extra = tuple(usable(e) if isinstance(e, Tensor) else e for e in extra)
-            found = self._compute(Call(forward, images, extra, select), **options)
+            found = self._compute(Call(forward, images, usable(extra), select), **options)
             maps = self._on_grid(found.record, found.values.detach())
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():
@@ -292,8 +306,6 @@ class ViTAttribution(ClipAttribution):
     """
 
     towers: ClassVar[tuple[Kind, ...]] = ("vit",)
-    _needs = "the attention of a vision transformer"
-    _instead = "use ClipGradCam"
     _tower: ViTTower
 
 
@@ -306,30 +318,14 @@ class ResNetAttribution(ClipAttribution):
     """
 
     towers = ("resnet",)
-    _needs = "the last stage of a convolutional tower"
-    _instead = "use LastGradAttention or AttentionGradCam, or pass a convolutional layer as `layer`"
     _tower: ResNetTower
 
 
-def _tensors(forward: Callable[..., Tensor], inputs: Any) -> tuple[Tensor, ...]:
-    wanted, maker = "images", "clip.preprocess(images)"
-    if isinstance(forward, TextSimilarity):
-        wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
-    tensors: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise InputError(
-                f"attribute: expected a tensor of {wanted}, got {type(tensor).__name__}; {maker} "
-                "makes one."
-            )
-    return tensors
-
-
-def usable(inputs: TensorOrTuple) -> TensorOrTuple:
+def usable(inputs: Any) -> Any:
     """The inputs, copied where inference mode made them, since those can enter no graph."""
     if isinstance(inputs, tuple):
-        return tuple(usable(tensor) for tensor in inputs)
-    return inputs.clone() if inputs.is_inference() else inputs
+        return tuple(usable(each) for each in inputs)
+    return inputs.clone() if isinstance(inputs, Tensor) and inputs.is_inference() else inputs
 
 
 def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> Tower:
@@ -339,11 +335,7 @@ def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> T
             f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
             "ClipSimilarity, or a callable images -> (B, K) with layer=model."
         )
-    if isinstance(forward_func, TextSimilarity):
-        if layer is not None:
-            raise InputError(f"{method}: a TextSimilarity knows its tower; leave `layer` out.")
-        return forward_func.tower
-    own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
+    own = forward_func.tower if isinstance(forward_func, Similarity) else None
     given = None if layer is None else tower_of(layer)
     tower = own or given
     if tower is None:
@@ -353,7 +345,8 @@ def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> T
         )
     if given is not None and tower.module is not given.module:
         raise InputError(
-            f"{method}: `layer` is another model's tower than the ClipSimilarity's; leave it out."
+            f"{method}: `layer` is another tower than the {type(forward_func).__name__}'s; leave "
+            "it out."
         )
     return tower
 

@@ -147,10 +147,8 @@ class Pass:
         """Whether a score has a gradient at one of the leaves."""
         if not self.scores.requires_grad or not leaves:
             return False
-        total = self.scores.sum()
-        gradients: tuple[Tensor | None, ...]
-        gradients = grad(total, leaves, retain_graph=True, allow_unused=True)
-        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        found = grad(self.scores.sum(), leaves, retain_graph=True, allow_unused=True)
+        return any(gradient is not None and bool(gradient.any()) for gradient in found)
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)
@@ -158,11 +156,10 @@ class Pass:
         return ones.scatter_(2, self.columns[..., None], 1)
 
 
-def _known(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    found = tuple(gradient for gradient in gradients if gradient is not None)
-    if len(found) != len(gradients):
+def _known(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if any(gradient is None for gradient in gradients):
         raise CaptureError("The scores do not depend on what the vision tower computed.")
-    return found
+    return gradients
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
@@ -174,9 +171,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
                 "choose one with target=0, or take all with attribute_targets."
             )
         target = 0
-    listed = target.tolist() if isinstance(target, (Tensor, np.ndarray)) else target
-    several = listed if isinstance(listed, (list, tuple)) else [listed]
-    flat = [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in several]
+    flat = _listed(target)
     if len(flat) == 1:
         flat *= batch
     if len(flat) != batch:
@@ -190,15 +185,19 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
 
 def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:
     """Indices, or None for all -> (K', B), the same column for every image."""
-    if targets is None:
-        flat: list[Any] = list(range(count))
-    elif isinstance(targets, Tensor):
-        flat = targets.reshape(-1).tolist()
-    else:
-        flat = list(targets) if isinstance(targets, Iterable) else [targets]
+    flat = _listed(range(count) if targets is None else targets)
     if not flat:
         raise TargetError("attribute_targets: targets is empty; leave it out to take all.")
     return _checked(flat, count, names)[:, None].expand(-1, batch)
+
+
+def _listed(targets: Any) -> list[Any]:
+    """One or several targets as a list; Captum's one-tuples are those of single images."""
+    if isinstance(targets, (Tensor, np.ndarray)):
+        targets = targets.reshape(-1).tolist()
+    one = isinstance(targets, str) or not isinstance(targets, Iterable)
+    several = [targets] if one else list(targets)
+    return [t[0] if isinstance(t, (list, tuple)) and len(t) == 1 else t for t in several]
 
 
 def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from ..models.library import has_no_foreign_hooks
 from ..models.steps import Direction, Step, run_steps
 from ..models.text import TextTower
 from ..models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
-from ..recording import LayerRecord, Recording, Visit, record_resnet, record_vit
+from ..recording import NOTHING, LayerRecord, Recording, Visit, record_resnet, record_vit
 from . import _attention as mha
 from ._call import Call, Pass
 
@@ -37,12 +37,13 @@ class LastGradient:
     Attributes:
         row: d y / d A of the pooled row, (K', B, H, s), where all others are exactly zero.
         attention: that row of A, (B, H, s), where there is a `row`.
-        output: the gradient at the last layer's point, (K', B, s, D), where they are not zero.
+        output: the gradient at the last layer's point, (K', B, s, D), where they are not zero:
+            then there is no `row`.
     """
 
     run: Pass
-    row: Tensor | None = None
-    attention: Tensor | None = None
+    row: Tensor = NOTHING
+    attention: Tensor = NOTHING
     output: Tensor | None = None
 
     def matrices(self, tower: ViTTower) -> Iterator[tuple[Tensor, Tensor]]:
@@ -70,7 +71,6 @@ def last_gradient(
         row = mha.row_gradient(attention, run.stacked_gradients(heads), tokens)
         return LastGradient(run, row, weights)
     refuse_checkpointing(tower)
-    keep = keep or range(last, last + 1)
     run = call.run(record_vit(tower, visit=visit, keep=keep, leaf=last))
     seen = run.record.layers[last]
     output = run.stacked_gradients(seen.point(attention)[0])  # (K', B, s, D)
@@ -88,8 +88,7 @@ def _from_last_block(tower: ViTTower, call: Call, visit: Visits | None) -> LastG
     more than CLS.
     """
     last = len(tower.layers) - 1
-    kept = range(last, last + 1)
-    run = call.run(record_vit(tower, visit=visit, keep=kept, leaf="block"))
+    run = call.run(record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="block"))
     rows = []
     for (gradient,) in run.gradients(run.record.outputs[last]):
         if gradient[:, 1:].any():
@@ -200,18 +199,16 @@ def all_gradients(
 ) -> AllGradients:
     """Run once with a graph from the attention of layer `start` on, tokens kept from `first`."""
     refuse_checkpointing(tower)
-    first = start if first is None else first
-    last = len(tower.attentions) - 1
-
-    def points(record: Recording, stop: int) -> tuple[Tensor, ...]:
-        indices = range(start, stop)
-        return tuple(record.layers[i].point(tower.attentions[i])[0] for i in indices)
-
-    if _stops(tower, call) and start < last:
-        run, row, _ = _stopped(tower, call, keep=range(first, last), leaf=start)
-        return AllGradients(tower, run, (*points(run.record, last), row))
-    run = call.run(record_vit(tower, keep=range(first, last + 1), leaf=start))
-    return AllGradients(tower, run, points(run.record, last + 1))
+    first, stop = start if first is None else first, len(tower.attentions)
+    rows: tuple[Tensor, ...] = ()
+    if _stops(tower, call) and start < stop - 1:
+        stop -= 1
+        run, row, _ = _stopped(tower, call, keep=range(first, stop), leaf=start)
+        rows = (row,)
+    else:
+        run = call.run(record_vit(tower, keep=range(first, stop), leaf=start))
+    layers = [(run.record.layers[i], tower.attentions[i]) for i in range(start, stop)]
+    return AllGradients(tower, run, (*(seen.point(own)[0] for seen, own in layers), *rows))
 
 
 def kept_attention(
@@ -257,7 +254,6 @@ class PooledEmbedding:
             the direction's scale, so its rows are the texts' own where y is a cosine.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
-        steps: of the tower's head, from the pooled token to e.
         token: (B, D), the argument of `ViTTower.embed`; with a mean of patches the tokens of which
             it is the mean, (B, N, D); a ResNet's features (B, C, h, w).
     """
@@ -267,8 +263,7 @@ class PooledEmbedding:
     direction: Direction
     gradient: Tensor
     projected: bool = True
-    steps: tuple[Step, ...] = ()
-    token: Tensor = field(default_factory=lambda: torch.empty(0))
+    token: Tensor = NOTHING
 
     def head(self, tower: ViTTower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
@@ -284,12 +279,12 @@ def pooled_embedding(tower: Tower, call: Call, visit: Visits | None = None) -> P
         scores = call.scores()
     with torch.no_grad():
         token = _pooled_tokens(tower, record)
-        if call.similarity is not None:
-            found = _of_cosine(call, record, _embedded(tower, record, token))
     if call.similarity is None:
         found = embedded_scores(tower, call, record, scores)
-    steps = found.head(tower) if isinstance(tower, ViTTower) else ()
-    return replace(found, steps=steps, token=to_float32(token))
+    else:
+        with torch.no_grad():
+            found = _of_cosine(call, record, _embedded(tower, record, token))
+    return replace(found, token=to_float32(token))
 
 
 def _until_embedding(
@@ -376,19 +371,13 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
 
 def _leads_through(scores: Tensor, projected: Tensor, embedding: Tensor) -> bool:
     """Whether the scores depend on the tower's embedding through its projection alone."""
-
-    def gradients(
-        of: Tensor, *at: Tensor, along: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
-        return grad(of, at, along, retain_graph=True, allow_unused=True)
-
-    inner, whole = gradients(scores.sum(), projected, embedding)
+    gradients: Any = partial(grad, retain_graph=True, allow_unused=True)
+    inner, whole = gradients(scores.sum(), (projected, embedding))
     if inner is None or whole is None:
         return False
-    (through,) = gradients(projected, embedding, along=inner)
-    return through is not None and bool(
-        torch.allclose(through, whole, rtol=1e-3, atol=1e-6 * float(whole.abs().max()))
-    )
+    (through,) = gradients(projected, embedding, inner)
+    bound = 1e-6 * float(whole.abs().max())
+    return through is not None and torch.allclose(through, whole, rtol=1e-3, atol=bound)
 
 
 def resnet_gradient(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checks import check_choice
 from ._attention import all_rows, read_row, weighted, weighted_rows
 from ._base import ViTAttribution
 from ._call import Call, Computed
@@ -44,9 +43,8 @@ class AttentionGradCam(ViTAttribution):
 
     @override
     def _compute(self, call: Call, *, weights: Weights = "elementwise") -> Computed:
-        check_choice("weights", weights, ("elementwise", "pooled"))
         last = last_gradient(self._tower, call)
-        if last.row is None or last.attention is None:
+        if last.output is not None:
             maps = self._general(last, weights)
         elif weights == "elementwise":
             maps = weighted_rows(last.row, last.attention[None])[0]

@@ -41,16 +41,15 @@ class AttentionRollout(ViTAttribution):
     @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
-        means: dict[int, Tensor] = {}
 
-        def visit(index: int, seen: LayerRecord) -> None:
+        def visit(index: int, seen: LayerRecord) -> Tensor:
             if index == layers[-1] and tower.pooling != "mean":
                 row = pooled_attention(tower.attentions[index], seen)
-                means[index] = row.mean(1, keepdim=True)  # (B, 1, s)
-            else:
-                means[index] = all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
+                return row.mean(1, keepdim=True)  # (B, 1, s)
+            return all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
 
         run = without_gradient(tower, call, (layers, visit))
+        means = run.record.visited
         if tower.pooling == "attention":  # no residual runs around the pool
             row, layers = means[layers[-1]][:, 0], layers[:-1]
         else:

@@ -60,7 +60,6 @@ class CamFamily(ClipAttribution):
     towers = ("vit", "resnet")
     listed = False  # a family, of which one is named
     leading = "variant"
-    _needs = "features on a grid"
     _tower: ViTTower | ResNetTower
 
     @classmethod
@@ -81,7 +80,6 @@ class CamFamily(ClipAttribution):
 
     @override
     def _compute(self, call: Call, *, variant: str = "GradCAM", **options: Any) -> Computed:
-        self.check_options(variant=variant, **options)
         tower = self._tower
         if isinstance(tower, ViTTower) and variant in _NOT_ON_TOKENS:
             raise UnsupportedModelError(

@@ -44,8 +44,6 @@ class ConservativePropagation(ClipAttribution):
     name = "conservative"
     towers = ("vit", "text")
     signed = additive = True
-    _needs = "the layers of a vision transformer"
-    _instead = "use DirectContribution or ClipGradCam"
     _tower: ViTTower
 
     @override

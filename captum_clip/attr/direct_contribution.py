@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
 from ..models.library import has_no_foreign_hooks, runs_library_code
@@ -31,7 +30,7 @@ from ._engine import pooled_embedding
 from .conservative_propagation import propagated_to_patches
 
 Baseline = Literal["none", "mean"]
-Per = Literal["head", "layer"]
+Per = Literal["head", "layer", None]
 Depth = Literal["pooling", "all"]
 
 
@@ -92,14 +91,10 @@ class DirectContribution(ClipAttribution):
         call: Call,
         *,
         baseline: Baseline = "none",
-        per: Per | None = None,
+        per: Per = None,
         start_layer: int = 0,
         depth: Depth = "pooling",
     ) -> Computed:
-        check_choice("baseline", baseline, ("none", "mean"))
-        if per is not None:
-            check_choice("per", per, ("head", "layer"))
-        check_choice("depth", depth, ("pooling", "all"))
         tower, centred = self._tower, baseline == "mean"
         if depth == "all":
             if isinstance(tower, ResNetTower):
@@ -127,25 +122,21 @@ class DirectContribution(ClipAttribution):
         return _of_rows(tower, call, layers, centred, per)
 
 
-def _of_rows(
-    tower: ViTTower, call: Call, layers: range, centred: bool, per: Per | None
-) -> Computed:
+def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per) -> Computed:
     """From the pooled row of every attention that takes part."""
     for index in layers:
         _check_unchanged(index, tower.attentions[index])
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def visit(index: int, record: LayerRecord) -> None:
-        row = mha.pooled_attention(tower.attentions[index], record)
-        seen[index] = record.tokens, row
+    def visit(index: int, record: LayerRecord) -> tuple[Tensor, Tensor]:
+        return record.tokens, mha.pooled_attention(tower.attentions[index], record)
 
     found = pooled_embedding(tower, call, (layers, visit))
     token, span, pooled = found.token, tower.span, found.run.record.pooled
     with torch.no_grad(), mha.autocast_disabled(token):
-        direction = pull_back(found.steps, token, found.direction)
+        direction = pull_back(found.head(tower), token, found.direction)
         total = direction.along(token) + direction.constant  # (K', B)
         values = []
-        for index, (tokens, row) in sorted(seen.items(), reverse=True):
+        for index, (tokens, row) in reversed(found.run.record.visited.items()):
             attention = tower.attentions[index]
             if isinstance(attention, PostNormLayer):
                 direction = _below_norms(attention, direction, tokens, row, pooled)
@@ -188,7 +179,7 @@ def _below_norms(
     return direction
 
 
-def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per | None) -> Computed:
+def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per) -> Computed:
     """From the last tokens themselves, whose mean is pooled."""
     if per is not None:
         tokens = "tokens" if tower.kind == "text" else "patches"
@@ -197,15 +188,16 @@ def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per | None) -> Com
             f"{per}; leave it out."
         )
     found = pooled_embedding(tower, call)
-    with torch.no_grad(), mha.autocast_disabled(found.token):
-        token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
+    token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
+    steps = found.head(tower)
+    with torch.no_grad(), mha.autocast_disabled(token):
         share = mha.initial_row("mean", token[..., 0], 0, pooled)  # (B, N)
         batch, count, _ = token.shape
         flat = token.flatten(0, 1)  # (B N, D)
-        mean = pooled.mean(run_steps(found.steps[:before], token), slice(None))[:, 0]
-        direction = pull_back(found.steps[before:], mean, found.direction)
+        mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
+        direction = pull_back(steps[before:], mean, found.direction)
         constant = direction.constant
-        direction = pull_back(found.steps[:before], flat, direction.repeated(count))
+        direction = pull_back(steps[:before], flat, direction.repeated(count))
         total = direction.along(flat) + direction.constant
         total = (total.reshape(-1, batch, count) * share).sum(-1) + constant
         if centred:
@@ -214,7 +206,7 @@ def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per | None) -> Com
         return found.run.computed(F.pad(maps, (tower.prefix, 0)), (total - maps.sum(-1)).T)
 
 
-def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per | None) -> Computed:
+def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per) -> Computed:
     """From the features that the pool reads."""
     if per == "head" and isinstance(tower, AveragePooledTower):
         raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")

@@ -12,7 +12,6 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..checks import check_choice
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
 from ..models import known_tower
@@ -146,7 +145,6 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         self, call: Call, *, relu_attributions: bool = False, attention: Attention = "free"
     ) -> Computed:
         assert self._tower is not None
-        check_choice("attention", attention, ("free", "detached"))
         detached = attention == "detached" and not isinstance(self._tower, AveragePooledTower)
         run, gradient = resnet_gradient(self._tower, call, detached=detached)
         features = run.record.features

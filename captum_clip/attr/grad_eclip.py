@@ -47,10 +47,9 @@ class GradEclip(ViTAttribution):
         tower = self._tower
         last = last_gradient(tower, call)
         seen = last.run.record.layers[len(tower.attentions) - 1]
-        if last.row is not None:  # (K', B, H, s)
+        if last.output is None:
             maps = last.row.sum(2).clamp(min=0) * self._loosened(seen, None)
             return last.run.computed(maps)
-        assert last.output is not None
         attention, general = tower.attentions[-1], []
         for output in last.output:  # (B, s, D), one target after the other
             start = mha.start_row(output, tower.prefix, seen.pooled)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checks import check_choice
 from ..recording import LayerRecord, record_vit
 from ._attention import pooled_attention, propagated, weighted, weighted_rows
 from ._base import ViTAttribution
@@ -68,25 +67,24 @@ class LastGradAttention(ViTAttribution):
 
     @override
     def _compute(self, call: Call, *, heads: Heads = "paired", start_layer: int = 0) -> Computed:
-        check_choice("heads", heads, ("paired", "averaged"))
         layers, pooling = self._layers(start_layer), self._tower.pooling
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
-        rows: dict[int, Tensor] = {}
 
-        def visit(index: int, seen: LayerRecord) -> None:
-            rows[index] = _combined(pooled_attention(self._tower.layers[index], seen), heads, dim=1)
+        def visit(index: int, seen: LayerRecord) -> Tensor:
+            return _combined(pooled_attention(self._tower.layers[index], seen), heads, dim=1)
 
         if pooling == "mean":  # the rows alone will not do
             last = last_gradient(self._tower, call, keep=layers)
         else:
             last = last_gradient(self._tower, call, (layers[:-1], visit))
-        if last.row is None or last.attention is None:
+        if last.output is not None:
             return self._general(call, last, layers, heads)
-        rows[layers[-1]] = _combined(last.attention, heads, dim=1)  # (B, H, s)
+        own = _combined(last.attention, heads, dim=1)
+        rows = torch.stack([*last.run.record.visited.values(), own])  # (L, B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
-        for step in weighted_rows(gradient, torch.stack([rows[index] for index in layers])):
+        for step in weighted_rows(gradient, rows):
             own = last.run.record.pooled.read(step[..., None])  # (K', B, 1)
             maps = (1 + own) * maps + step  # (K', B, s)
         return last.run.computed(maps)

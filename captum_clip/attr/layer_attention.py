@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ..checks import check_choice, is_integer
+from ..checks import is_integer
 from ..errors import InputError
 from ..models.towers import AttentionLayer
 from ..recording import LayerRecord
@@ -65,8 +65,6 @@ class LayerAttention(ViTAttribution):
     def _compute(
         self, call: Call, *, index: int = -1, of: Of = "attention", rows: Rows = "cls"
     ) -> Computed:
-        check_choice("of", of, ("attention", "gradient"))
-        check_choice("rows", rows, ("cls", "sum"))
         count = len(self._tower.attentions)
         if not is_integer(index) or not -count <= index < count:
             raise InputError(
@@ -78,31 +76,28 @@ class LayerAttention(ViTAttribution):
 
     def _of_attention(self, call: Call, index: int, rows: Rows) -> Computed:
         tower, attention = self._tower, self._tower.attentions[index]
-        shown: list[Tensor] = []  # (B, s)
 
-        def visit(_: int, seen: LayerRecord) -> None:
+        def visit(_: int, seen: LayerRecord) -> Tensor:  # (B, s)
             if not isinstance(attention, AttentionLayer) or (
                 rows == "cls" and tower.pooling == "cls"
             ):
-                shown.append(mha.pooled_attention(attention, seen).mean(1))
-                return
+                return mha.pooled_attention(attention, seen).mean(1)
             matrix = mha.all_rows(attention, seen).mean(1)
-            like = matrix[:, 0]
-            mean = mha.initial_row(tower.pooling, like, tower.prefix, seen.pooled)
-            cls = rows == "cls"
-            shown.append(mha.read_row(mean, matrix) if cls else matrix.sum(1))
+            if rows == "sum":
+                return matrix.sum(1)
+            mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
+            return mha.read_row(mean, matrix)
 
         run = without_gradient(tower, call, (range(index, index + 1), visit))
-        return run.computed(shown[0].expand(len(run.columns), -1, -1))
+        return run.computed(run.record.visited[index].expand(len(run.columns), -1, -1))
 
     def _of_gradient(self, call: Call, index: int, rows: Rows) -> Computed:
         tower, is_last = self._tower, index == len(self._tower.attentions) - 1
         if is_last:
             last = last_gradient(tower, call)
-            if last.row is not None:  # the only row, so also the sum
+            if last.output is None:  # the only row, so also the sum
                 return last.run.computed(last.row.mean(2))
             run, output = last.run, last.output
-            assert output is not None
         else:
             found = all_gradients(tower, call, index)
             run, output = found.run, found.run.stacked_gradients(found.points[0])  # (K', B, s, D)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..checks import check_choice
 from ..errors import UnsupportedModelError
 from ..models.steps import run_steps
 from ..models.towers import PoolingHead
@@ -56,7 +55,6 @@ class PatchSimilarity(ViTAttribution):
 
     @override
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
-        check_choice("attention", attention, ("identity", "qq", "kk"))
         tower, last = self._tower, len(self._tower.attentions) - 1
         own = tower.attentions[last]
         if isinstance(own, PoolingHead) and attention == "qq":
@@ -65,18 +63,18 @@ class PatchSimilarity(ViTAttribution):
                 "last attention is a pooling head's, which has one query of its own; take 'kk' "
                 "or 'identity'."
             )
-        seen: list[LayerRecord] = []
-        layer = (range(last, last + 1), lambda index, record: seen.append(record))
+        layer = (range(last, last + 1), lambda _, seen: seen)
         found = pooled_embedding(tower, call, layer)
+        seen: LayerRecord = found.run.record.visited[last]
         with torch.no_grad(), autocast_disabled(found.token):
-            mixed = projected_heads(own, "value", seen[0])  # (B, H, s, d)
+            mixed = projected_heads(own, "value", seen)  # (B, H, s, d)
             if attention != "identity":
                 which: Literal["query", "key"] = "query" if attention == "qq" else "key"
-                heads = projected_heads(own, which, seen[0])
+                heads = projected_heads(own, which, seen)
                 mixed = ((heads * own.scale) @ heads.mT).softmax(-1) @ mixed
             batch, _, count, _ = mixed.shape
             flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
-            flat = run_steps((*own.merge_steps(), *own.branch(), *found.steps), flat)
+            flat = run_steps((*own.merge_steps(), *own.branch(), *found.head(tower)), flat)
             patches = F.normalize(flat, dim=-1).view(batch, count, -1)  # (B, s, E)
             rows: Tensor = found.direction.rows.expand(-1, batch, -1)
             maps = torch.einsum("kbe,bse->kbs", rows, patches)

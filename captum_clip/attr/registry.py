@@ -7,6 +7,7 @@ import re
 import warnings
 from ast import literal_eval
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -147,11 +148,17 @@ class MethodChoice:
         method: the class.
         options: keyword arguments of its ``attribute_targets``.
         name: the command-line name of both, as "last-grad:heads=averaged".
+        signed: whether evidence against the target is negative in its maps.
+        needs_target: whether its maps depend on the target.
+        costly: whether it takes many forward passes per map.
     """
 
     method: type[Any]
     options: dict[str, Any]
     name: str
+    signed: bool = False
+    needs_target: bool = True
+    costly: bool = False
 
     @classmethod
     def of(cls, method: str | type[Any], options: dict[str, Any] | None = None) -> MethodChoice:
@@ -173,32 +180,15 @@ class MethodChoice:
                 f"{method!r}."
             )
         _check_options(method_class, options)
-        return cls(method_class, options, _full_name(method_class, options))
+        flags = ("signed", "needs_target", "costly")
+        own = {flag: getattr(method_class, flag) for flag in flags if hasattr(method_class, flag)}
+        if issubclass(method_class, ClipAttribution):
+            own |= method_class.properties(**options)
+        return cls(method_class, options, _full_name(method_class, options), **own)
 
     def fits(self, kind: str) -> bool:
         """Whether it explains a kind of tower."""
         return kind in self.method.towers
-
-    @property
-    def signed(self) -> bool:
-        """Whether evidence against the target is negative in its maps."""
-        return self._property("signed", otherwise=False)
-
-    @property
-    def needs_target(self) -> bool:
-        """Whether its maps depend on the target."""
-        return self._property("needs_target", otherwise=True)
-
-    @property
-    def costly(self) -> bool:
-        """Whether it takes many forward passes per map."""
-        return self._property("costly", otherwise=False)
-
-    def _property(self, name: str, *, otherwise: bool) -> bool:
-        stated = bool(getattr(self.method, name, otherwise))
-        if issubclass(self.method, ClipAttribution):
-            return self.method.properties(**self.options).get(name, stated)
-        return stated
 
     def check_negative(self) -> None:
         """Raise InputError where the target does not change the map, which then has no negative."""
@@ -263,14 +253,8 @@ def _parsed(method: str, text: str) -> dict[str, Any]:
                 f"method: cannot read {part!r} in {method!r}; options look like "
                 "last-grad:heads=averaged,start_layer=2."
             )
-        options[name] = _value(value)
+        options[name] = value
+        with suppress(ValueError, SyntaxError):  # a number or a truth value, or else a text
+            if isinstance(literal := literal_eval(value), (int, float)):
+                options[name] = literal
     return options
-
-
-def _value(text: str) -> Any:
-    """A number or a truth value where the text is one."""
-    try:
-        value = literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if isinstance(value, (int, float)) else text

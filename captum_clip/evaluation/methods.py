@@ -280,8 +280,10 @@ def _choice(text: str) -> tuple[MethodChoice, bool]:
     """A method with the options of its published map, and whether both signs are asked for."""
     plain = text.removesuffix(f",{_SIGNED}").removesuffix(f":{_SIGNED}")
     choice = MethodChoice.of(plain)
-    published = getattr(choice.method, "published", {})
-    return replace(choice, options={**published, **choice.options}), plain != text
+    if published := getattr(choice.method, "published", None):
+        options = {**published, **choice.options}
+        choice = replace(choice, options=options, **choice.method.properties(**options))
+    return choice, plain != text
 
 
 def _summed_attention(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
