@@ -27,6 +27,7 @@ class Seen(NamedTuple):
     grid: tuple[int, int]
     row: Row  # what the tower pools
     prefix: int = 1  # tokens before the patches
+    projected: Tensor = torch.empty(0)  # (B, N, D), the patches before positions, in the graph
 
 
 Score = Callable[[Seen], Tensor]  # -> (B, K)
@@ -41,13 +42,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def norm(x: Tensor, module: Any) -> Tensor:
-    """Layer norm over the last axis."""
+def norm(x: Tensor, module: Any, detached: bool = False) -> Tensor:
+    """Layer norm over the last axis; its deviation may be a constant."""
     if isinstance(module, nn.Identity):
         return x
     centred = x - x.mean(-1, keepdim=True)
-    variance = centred.square().mean(-1, keepdim=True)
-    return centred / (variance + module.eps).sqrt() * module.weight + module.bias
+    sigma = (centred.square().mean(-1, keepdim=True) + module.eps).sqrt()
+    return centred / (sigma.detach() if detached else sigma) * module.weight + module.bias
+
+
+def activated(function: Any, x: Tensor, detached: bool) -> Tensor:
+    """An activation, whose gate may be a constant."""
+    return x * (function(x) / x).detach() if detached else function(x)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -70,81 +76,95 @@ def cut(images: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 def attend(
-    x: Tensor, maps: list[tuple[Tensor, Tensor | None]], heads: int
+    x: Tensor, maps: list[tuple[Tensor, Tensor | None]], heads: int, detached: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Self-attention (B, s, D) from query, key, value and output maps, and its weights A."""
+    """Self-attention (B, s, D) from query, key, value and output maps, and its weights A.
+
+    The weights may be constants.
+    """
     batch, tokens, width = x.shape
     q, k, v = (
         linear(x, *one).reshape(batch, tokens, heads, width // heads).transpose(1, 2)
         for one in maps[:3]
     )
     attention = torch.softmax(q @ k.transpose(2, 3) / (width // heads) ** 0.5, dim=3)
-    mixed = (attention @ v).transpose(1, 2).reshape(batch, tokens, width)
+    weights = attention.detach() if detached else attention
+    mixed = (weights @ v).transpose(1, 2).reshape(batch, tokens, width)
     return linear(mixed, *maps[3]), attention
 
 
 # The towers
 
 
-def see(model: Any, images: Tensor) -> Seen:
-    """A forward through the vision tower of a transformers or OpenCLIP model."""
+def see(model: Any, images: Tensor, *, detached: bool = False) -> Seen:
+    """A forward through the vision tower of a transformers or OpenCLIP model.
+
+    With `detached` every gate is a constant: attention, deviations of norms, activations.
+    """
     images = images.detach().clone().requires_grad_()
-    return _see_open_clip(model, images) if hasattr(model, "visual") else _see_hf(model, images)
+    own = _see_open_clip if hasattr(model, "visual") else _see_hf
+    return own(model, images, detached)
 
 
-def _see_hf(model: Any, images: Tensor) -> Seen:
+def _see_hf(model: Any, images: Tensor, detached: bool) -> Seen:
     vision = model.vision_model
     assert model.config.vision_config.hidden_act == "quick_gelu"
     embeddings = vision.embeddings
-    x, grid = cut(images, embeddings.patch_embedding.weight)
-    x = torch.cat([embeddings.class_embedding.expand(len(x), 1, -1), x], 1)
+    projected, grid = cut(images, embeddings.patch_embedding.weight)
+    x = torch.cat([embeddings.class_embedding.expand(len(images), 1, -1), projected], 1)
     positions = embeddings.position_embedding.weight
     side = embeddings.image_size // embeddings.patch_size
     if grid != (side, side):
         square = positions[1:].T.reshape(1, -1, side, side)
         resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
         positions = torch.cat([positions[:1], resized.flatten(2)[0].T])
-    x = norm(x + positions, vision.pre_layrnorm)
+    x = norm(x + positions, vision.pre_layrnorm, detached)
     seen = []
     for block in vision.encoder.layers:
         own = block.self_attn
         maps = [(m.weight, m.bias) for m in (own.q_proj, own.k_proj, own.v_proj, own.out_proj)]
-        attended, attention = attend(norm(x, block.layer_norm1), maps, own.num_heads)
+        normed = norm(x, block.layer_norm1, detached)
+        attended, attention = attend(normed, maps, own.num_heads, detached)
         seen.append(attention)
         x = x + attended
         mlp = block.mlp
-        inner = quick_gelu(linear(norm(x, block.layer_norm2), mlp.fc1.weight, mlp.fc1.bias))
+        inner = linear(norm(x, block.layer_norm2, detached), mlp.fc1.weight, mlp.fc1.bias)
+        inner = activated(quick_gelu, inner, detached)
         x = x + linear(inner, mlp.fc2.weight, mlp.fc2.bias)
-    embedding = norm(x[:, 0], vision.post_layernorm) @ model.visual_projection.weight.T
-    return Seen(embedding, x, x[:, 1:], tuple(seen), grid, "cls")
+    pooled = norm(x[:, 0], vision.post_layernorm, detached)
+    embedding = pooled @ model.visual_projection.weight.T
+    return Seen(embedding, x, x[:, 1:], tuple(seen), grid, "cls", projected=projected)
 
 
-def _see_open_clip(model: Any, images: Tensor) -> Seen:
+def _see_open_clip(model: Any, images: Tensor, detached: bool) -> Seen:
     visual = model.visual
-    x, grid = cut(images, visual.conv1.weight)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1)
-    x = norm(x + visual.positional_embedding, visual.ln_pre)
+    projected, grid = cut(images, visual.conv1.weight)
+    x = torch.cat([visual.class_embedding.expand(len(images), 1, -1), projected], 1)
+    x = norm(x + visual.positional_embedding, visual.ln_pre, detached)
     seen = []
     for block in visual.transformer.resblocks:
         own = block.attn
         weights, biases = own.in_proj_weight.chunk(3), own.in_proj_bias.chunk(3)
         maps = [*zip(weights, biases, strict=True), (own.out_proj.weight, own.out_proj.bias)]
-        attended, attention = attend(norm(x, block.ln_1), maps, own.num_heads)
+        normed = norm(x, block.ln_1, detached)
+        attended, attention = attend(normed, maps, own.num_heads, detached)
         seen.append(attention)
-        attended = norm(attended, getattr(block, "ln_attn", nn.Identity()))
+        attended = norm(attended, getattr(block, "ln_attn", nn.Identity()), detached)
         x = x + attended * getattr(block.ls_1, "gamma", 1)
         mlp = block.mlp
-        inner = exact_gelu(linear(norm(x, block.ln_2), mlp.c_fc.weight, mlp.c_fc.bias))
-        inner = norm(inner, getattr(mlp, "ln", nn.Identity()))
+        inner = linear(norm(x, block.ln_2, detached), mlp.c_fc.weight, mlp.c_fc.bias)
+        inner = activated(exact_gelu, inner, detached)
+        inner = norm(inner, getattr(mlp, "ln", nn.Identity()), detached)
         inner = linear(inner, mlp.c_proj.weight, mlp.c_proj.bias)
         x = x + inner * getattr(block.ls_2, "gamma", 1)
     row: Row = "cls" if visual.pool_type == "tok" else "mean"
     if visual.final_ln_after_pool:
-        pooled, patches = norm(read(x, row), visual.ln_post), x[:, 1:]
+        pooled, patches = norm(read(x, row), visual.ln_post, detached), x[:, 1:]
     else:
-        normed = norm(x, visual.ln_post)
+        normed = norm(x, visual.ln_post, detached)
         pooled, patches = read(normed, row), normed[:, 1:]
-    return Seen(pooled @ visual.proj, x, patches, tuple(seen), grid, row)
+    embedding = pooled @ visual.proj
+    return Seen(embedding, x, patches, tuple(seen), grid, row, projected=projected)
 
 
 class SeenResNet(NamedTuple):

@@ -203,51 +203,51 @@ UPPER_LEFT = torch.tensor([[1.0, 2.0], [4.0, 5.0]])
 LOWER_RIGHT = torch.tensor([[5.0, 6.0], [8.0, 9.0]])
 
 
-def grad_cam(layer: str, *inputs: torch.Tensor, **options: Any) -> Any:
+MAP = UPPER_LEFT - LOWER_RIGHT
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "options", "wanted"),
+    [
+        # every position has the gradient 1, so each channel has the weight 1
+        ("convolution", SQUARE, {"target": 0}, MAP[None, None]),
+        # channel 1 has 3, and channel 0 the ReLU's 1 where it is above zero
+        ("convolution", SQUARE, {"target": 1}, (UPPER_LEFT - 3 * LOWER_RIGHT)[None, None]),
+        ("convolution", (SQUARE, 2 * SQUARE), {"target": 0}, 3 * MAP[None, None]),
+        (
+            "convolution",
+            SQUARE,
+            {"target": 0, "additional_forward_args": 2 * SQUARE},
+            3 * MAP[None, None],
+        ),
+        (
+            "convolution",
+            SQUARE,
+            {"target": 0, "relu_attributions": True},
+            torch.zeros(1, 1, 2, 2),
+        ),
+        ("convolution", -SQUARE, {"target": 0, "relu_attributions": True}, -MAP[None, None]),
+        # what enters the ReLU: 1 for each position of channel 0, nothing through channel 1
+        (
+            "relu",
+            SQUARE,
+            {"target": 1, "attribute_to_layer_input": True},
+            (UPPER_LEFT - 3 * LOWER_RIGHT)[None, None],
+        ),
+        ("relu", SQUARE, {"target": 1}, UPPER_LEFT[None, None]),
+        (
+            "convolution",
+            SQUARE,
+            {"target": 1, "attr_dim_summation": False},
+            torch.stack([UPPER_LEFT, -3 * LOWER_RIGHT])[None],
+        ),
+    ],
+)
+def test_grad_cam_is_worked_by_hand(layer, inputs, options, wanted):
+    """Of a convolution and of a ReLU, with every option of Captum's."""
     net = Convolutions()
-    method = attr.ClipGradCam(net, getattr(net, layer))
-    return method.attribute(inputs if len(inputs) > 1 else inputs[0], **options)
-
-
-def test_grad_cam_of_a_convolution_is_worked_by_hand():
-    """Every position has the gradient 1, so each channel has the weight 1."""
-    found = grad_cam("convolution", SQUARE, target=0)
-    torch.testing.assert_close(found, (UPPER_LEFT - LOWER_RIGHT)[None, None])
-
-
-def test_grad_cam_of_a_second_target_weights_its_channel():
-    """Channel 1 has 3, and channel 0 the ReLU's 1 where it is above zero."""
-    found = grad_cam("convolution", SQUARE, target=1)
-    torch.testing.assert_close(found, (UPPER_LEFT - 3 * LOWER_RIGHT)[None, None])
-
-
-def test_grad_cam_adds_several_inputs():
-    """A tuple of two tensors, and the second as a further argument, are the same."""
-    both = grad_cam("convolution", SQUARE, 2 * SQUARE, target=0)
-    torch.testing.assert_close(both, 3 * (UPPER_LEFT - LOWER_RIGHT)[None, None])
-    extra = grad_cam("convolution", SQUARE, target=0, additional_forward_args=2 * SQUARE)
-    torch.testing.assert_close(extra, both)
-
-
-def test_grad_cam_cuts_off_what_is_negative_when_asked():
-    """The ReLU of the map."""
-    assert not grad_cam("convolution", SQUARE, target=0, relu_attributions=True).any()
-    found = grad_cam("convolution", -SQUARE, target=0, relu_attributions=True)
-    torch.testing.assert_close(found, (LOWER_RIGHT - UPPER_LEFT)[None, None])
-
-
-def test_grad_cam_of_a_layers_input_is_worked_by_hand():
-    """What enters the ReLU: 1 for each position of channel 0, nothing through channel 1."""
-    found = grad_cam("relu", SQUARE, target=1, attribute_to_layer_input=True)
-    torch.testing.assert_close(found, (UPPER_LEFT - 3 * LOWER_RIGHT)[None, None])
-    after = grad_cam("relu", SQUARE, target=1)
-    torch.testing.assert_close(after, UPPER_LEFT[None, None])
-
-
-def test_grad_cam_keeps_channels_when_asked():
-    """Without the sum over channels each has its own map."""
-    found = grad_cam("convolution", SQUARE, target=1, attr_dim_summation=False)
-    torch.testing.assert_close(found, torch.stack([UPPER_LEFT, -3 * LOWER_RIGHT])[None])
+    found = attr.ClipGradCam(net, getattr(net, layer)).attribute(inputs, **options)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_grad_cam_of_a_vector_needs_no_positions():

@@ -21,58 +21,60 @@ def forward(request):
     return lambda name: cases.FORWARDS[request.param](name, torch.float32)
 
 
-def bad(images, what):
-    """Images with something wrong about them."""
-    flat = images.clone()
-    flat[1, 2, 3, 4] = {"nan": float("nan"), "inf": float("inf")}.get(what, 0)
-    return {
-        "nan": flat,
-        "inf": flat,
-        "3-D": images[0],
-        "5-D": images[None],
-        "grey": images[:, :1],
-        "alpha": torch.cat([images, images[:, :1]], 1),
-        "integers": images.to(torch.uint8),
-        "none": images[:0],
-        "size": images[:, :, :-1],
-    }[what]
+def with_one(images, value):
+    """Images with one value that is none."""
+    images = images.clone()
+    images[1, 2, 3, 4] = value
+    return images
 
 
-MESSAGES = {
-    "nan": "hold NaN or infinity",
-    "inf": "hold NaN or infinity",
-    "3-D": r"expected images of shape \(B, 3, H, W\), got \(3, \d+, \d+\).*images\[None\]",
-    "5-D": r"expected images of shape \(B, 3, H, W\), got \(1, 3, 3, \d+, \d+\)",
-    "grey": r"shape \(B, 3, H, W\), got \(3, 1,.*preprocess",
-    "alpha": r"shape \(B, 3, H, W\), got \(3, 4,.*preprocess",
-    "integers": r"floating-point \(preprocessed\) images, got torch.uint8.*preprocess",
-    "none": r"shape \(B, 3, H, W\), got \(0, 3,",
+SHAPE = r"shape \(B, 3, H, W\), got "
+BAD = {
+    "nan": (lambda images: with_one(images, float("nan")), "hold NaN or infinity"),
+    "inf": (lambda images: with_one(images, float("inf")), "hold NaN or infinity"),
+    "3-D": (lambda images: images[0], SHAPE + r"\(3, \d+, \d+\).*images\[None\]"),
+    "5-D": (lambda images: images[None], SHAPE + r"\(1, 3, 3, \d+, \d+\)"),
+    "grey": (lambda images: images[:, :1], SHAPE + r"\(3, 1,.*preprocess"),
+    "alpha": (
+        lambda images: torch.cat([images, images[:, :1]], 1),
+        SHAPE + r"\(3, 4,.*preprocess",
+    ),
+    "integers": (
+        lambda images: images.to(torch.uint8),
+        r"floating-point \(preprocessed\) images, got torch.uint8.*preprocess",
+    ),
+    "none": (lambda images: images[:0], SHAPE + r"\(0, 3,"),
 }
 
 
 @pytest.mark.parametrize(
     ("method", "name", "what"),
     [
-        *(("LastGradAttention", "hf_vit", what) for what in MESSAGES),
+        *(("LastGradAttention", "hf_vit", what) for what in BAD),
         *((method, name, "nan") for method, name in METHODS if method != "LastGradAttention"),
     ],
     ids=str,
 )
 def test_bad_images_are_named(method, name, what, forward):
     """Shape, channels, type and values are checked before the tower sees the images."""
-    found = cases.METHODS[method](*forward(name))
-    images = bad(cases.images(name), what)
-    with pytest.raises(InputError, match=MESSAGES[what]):
+    function, layer = forward(name)
+    found = cases.METHODS[method](function, layer)
+    spoil, message = BAD[what]
+    images = spoil(cases.images(name))
+    with pytest.raises(InputError, match=message):
         found.attribute(images, target=0)
-    with pytest.raises(InputError, match=MESSAGES[what]):
+    with pytest.raises(InputError, match=message):
         found.attribute_targets(images)
+    if layer is None:  # a `ClipSimilarity` alone refuses them too
+        with pytest.raises(InputError, match=message):
+            function(images)
 
 
 @pytest.mark.parametrize(("method", "name"), METHODS[-3:], ids=str)
 def test_size_that_the_tower_cannot_take_is_named(method, name):
     """The size, and what would fit."""
     found = cases.METHODS[method](cases.similarity(name))
-    images = bad(cases.images(name), "size")
+    images = cases.images(name)[:, :, :-1]
     height, width = images.shape[-2:]
     message = f"cannot take images of {height} x {width} pixels.* {width} x {width}"
     with pytest.raises(InputError, match=message):

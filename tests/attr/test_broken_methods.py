@@ -22,51 +22,52 @@ shared = {"target": None}
 lock = threading.Lock()
 
 
-@log_usage(part_of_slo=True)
-def leaves_a_hook(self, inputs, target=None, *args, **options):
-    self._tower.layers[0].block.register_forward_hook(lambda *_: None)
-    return ATTRIBUTE(self, inputs, target, *args, **options)
+def broken(before=lambda method, images: None, after=lambda maps: maps):
+    """`attribute` with something done before it, or with its maps changed."""
+
+    @log_usage(part_of_slo=True)
+    def attribute(self, inputs, target=None, *args, **options):
+        images = inputs[0] if isinstance(inputs, tuple) else inputs
+        before(self, images)
+        maps = ATTRIBUTE(self, images, target, *args, **options)
+        return (after(maps),) if isinstance(inputs, tuple) else after(maps)
+
+    return attribute
 
 
-@log_usage(part_of_slo=True)
-def returns_the_wrong_sign(self, inputs, target=None, *args, **options):
-    maps = ATTRIBUTE(self, inputs, target, *args, **options)
-    return (-maps[0],) if isinstance(maps, tuple) else -maps
+def broken_targets(after):
+    """`attribute_targets` with its maps changed."""
+
+    def attribute_targets(self, inputs, targets=None, *args, **options):
+        maps = ATTRIBUTE_TARGETS(self, inputs, targets, *args, **options)
+        return (after(maps[0]), *maps[1:]) if isinstance(maps, tuple) else after(maps)
+
+    return log_usage(part_of_slo=True)(attribute_targets)
 
 
-@log_usage(part_of_slo=True)
-def depends_on_the_batch(self, inputs, target=None, *args, **options):
-    maps = ATTRIBUTE(self, inputs, target, *args, **options)
-    return maps - maps.mean(0) if len(maps) > 1 else maps
+def leave_a_hook(method, images):
+    method._tower.layers[0].block.register_forward_hook(lambda *_: None)
 
 
-@log_usage(part_of_slo=True)
-def sets_eval_mode(self, inputs, target=None, *args, **options):
-    self._tower.module.eval()
-    return ATTRIBUTE(self, inputs, target, *args, **options)
-
-
-@log_usage(part_of_slo=True)
-def fills_grad(self, inputs, target=None, *args, **options):
+def fill_grad(method, images):
     with torch.enable_grad(), torch.inference_mode(False):
-        weight = self._tower.module.get_parameter("encoder.layers.0.mlp.fc1.weight")
+        weight = method._tower.module.get_parameter("encoder.layers.0.mlp.fc1.weight")
         if weight.requires_grad:
             weight.sum().backward()
-    return ATTRIBUTE(self, inputs, target, *args, **options)
 
 
-@log_usage(part_of_slo=True)
-def marks_the_callers_tensor(self, inputs, target=None, *args, **options):
-    images = inputs[0] if isinstance(inputs, tuple) else inputs
+def mark_the_callers_tensor(method, images):
     if not images.is_inference():
         images.requires_grad_(not images.requires_grad)
-    return ATTRIBUTE(self, images.detach(), target, *args, **options)
 
 
-@log_usage(part_of_slo=True)
-def keeps_its_maps(self, inputs, target=None, *args, **options):
-    maps = ATTRIBUTE(self, inputs, target, *args, **options)
+def keep(maps):
     kept.append(maps)
+    return maps
+
+
+def leave_grad_mode_on(maps):
+    torch.set_grad_enabled(True)
     return maps
 
 
@@ -95,33 +96,9 @@ def keeps_the_target_in_a_global(self, inputs, target=None, *args, **options):
 
 
 @log_usage(part_of_slo=True)
-def reverses_the_targets(self, inputs, targets=None, *args, **options):
-    return ATTRIBUTE_TARGETS(self, inputs, targets, *args, **options).flip(1)
-
-
-@log_usage(part_of_slo=True)
 def unpacks_a_tuple(self, inputs, target=None, *args, **options):
     images = inputs[0] if isinstance(inputs, tuple) else inputs
     return ATTRIBUTE(self, images, target, *args, **options)
-
-
-@log_usage(part_of_slo=True)
-def leaves_grad_mode_on(self, inputs, target=None, *args, **options):
-    maps = ATTRIBUTE(self, inputs, target, *args, **options)
-    torch.set_grad_enabled(True)
-    return maps
-
-
-@log_usage(part_of_slo=True)
-def draws_random_numbers(self, inputs, target=None, *args, **options):
-    maps = ATTRIBUTE(self, inputs, target, *args, **options)
-    return (maps[0],) if isinstance(maps, tuple) else maps + 1e-6 * torch.rand_like(maps)
-
-
-@log_usage(part_of_slo=True)
-def returns_half(self, inputs, targets=None, *args, **options):
-    maps = ATTRIBUTE_TARGETS(self, inputs, targets, *args, **options)
-    return (maps[0].half(), maps[1]) if isinstance(maps, tuple) else maps.half()
 
 
 def has_no_captum_wrapper(self, inputs, target=None, *args, **options):
@@ -129,22 +106,22 @@ def has_no_captum_wrapper(self, inputs, target=None, *args, **options):
 
 
 BROKEN = [
-    (leaves_a_hook, "leaves_nothing_behind"),
-    (returns_the_wrong_sign, "equals_its_oracle"),
-    (depends_on_the_batch, "batch_equals_loop"),
-    (sets_eval_mode, "leaves_nothing_behind"),
-    (fills_grad, "leaves_nothing_behind"),
-    (marks_the_callers_tensor, "leaves_nothing_behind"),
-    (keeps_its_maps, "keeps_no_tensors"),
+    (broken(leave_a_hook), "leaves_nothing_behind"),
+    (broken(after=lambda maps: -maps), "equals_its_oracle"),
+    (broken(after=lambda maps: maps - maps.mean(0) * (len(maps) > 1)), "batch_equals_loop"),
+    (broken(lambda method, _: method._tower.module.eval()), "leaves_nothing_behind"),
+    (broken(fill_grad), "leaves_nothing_behind"),
+    (broken(mark_the_callers_tensor), "leaves_nothing_behind"),
+    (broken(after=keep), "keeps_no_tensors"),
     (shows_zeros_for_a_failure, "leaves_nothing_behind_after_a_failure"),
     (wraps_the_users_exception, "leaves_nothing_behind_after_a_failure"),
     (keeps_the_target_in_a_global, "threads_do_not_mix"),
-    (reverses_the_targets, "all_targets_equal_each"),
+    (broken_targets(lambda maps: maps.flip(1)), "all_targets_equal_each"),
     (unpacks_a_tuple, "returns_what_it_was_given"),
-    (leaves_grad_mode_on, "works_in_every_mode"),
-    (draws_random_numbers, "gives_the_same_twice"),
-    (returns_half, "half_precision_gives_single"),
-    (returns_half, "has_shape_and_type"),
+    (broken(after=leave_grad_mode_on), "works_in_every_mode"),
+    (broken(after=lambda maps: maps + 1e-6 * torch.rand_like(maps)), "gives_the_same_twice"),
+    (broken_targets(lambda maps: maps.half()), "half_precision_gives_single"),
+    (broken_targets(lambda maps: maps.half()), "has_shape_and_type"),
     (has_no_captum_wrapper, "runs_in_noise_tunnel"),
 ]
 
@@ -153,10 +130,10 @@ def broken_subject(method):
     """The broken method on a model of its own."""
     wrapped = getattr(method, "__wrapped__", method)
     name = "attribute_targets" if "targets" in wrapped.__code__.co_varnames else "attribute"
-    return subject(type("Broken", (LastGradAttention,), {name: method}))
+    return subject_of(type("Broken", (LastGradAttention,), {name: method}))
 
 
-def subject(kind=LastGradAttention):
+def subject_of(kind):
     """The class on a model of its own."""
     case = Case("LastGradAttention", {})
     return Subject("hf_vit", case, "similarity", kind=kind, small=builders.hf_vit())
@@ -165,14 +142,9 @@ def subject(kind=LastGradAttention):
 @pytest.mark.parametrize(("method", "law"), BROKEN)
 def test_broken_method_fails_its_law(method, law):
     """The law that the method breaks fails; the method as it is keeps it."""
-    LAWS[law](broken_subject_as_it_is())
+    LAWS[law](subject_of(LastGradAttention))
     subject = broken_subject(method)
     with pytest.raises((AssertionError, AttributeError, pytest.fail.Exception, RuntimeError)):
         LAWS[law](subject)
     kept.clear()
     torch.set_grad_enabled(True)
-
-
-def broken_subject_as_it_is():
-    """The method that the broken ones are made of."""
-    return Subject("hf_vit", Case("LastGradAttention", {}), "similarity", small=builders.hf_vit())

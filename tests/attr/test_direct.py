@@ -187,29 +187,31 @@ def test_direct_is_cam_where_the_embedding_is_the_mean_of_the_features(forward: 
     torch.testing.assert_close(found, scale * cam.detach(), rtol=1e-9, atol=1e-12)
 
 
+OPTIONS: list[dict[str, Any]] = [
+    *({}, {"baseline": "mean"}, {"per": "layer"}, {"per": "head"}, {"start_layer": 1}),
+    {"depth": "all", "baseline": "mean"},
+]
+
+
 @pytest.mark.parametrize(
     ("forward", "dtype"),
     [("similarity", torch.float32), ("callable, layer=model", torch.float64)],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"baseline": "mean"}, {"per": "layer"}, {"per": "head"}, {"start_layer": 1}],
-    ids=str,
-)
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", [*TOWERS, *POOLINGS])
 def test_maps_and_rest_add_up_to_the_score(
     name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
 ) -> None:
-    """On every tower, with every option, whatever the forward function makes of the embedding."""
-    unfit = {"start_layer": CONVOLUTIONAL, "per": ["open_clip_vit_mean"]}
-    averaged = options == {"per": "head"} and name in cases.AVERAGE_POOLED
-    if averaged or (name in unfit.get(next(iter(options), ""), []) and options != {"per": "layer"}):
-        with pytest.raises(InputError, match=r"^(start_layer|per): "):
-            explain(name, forward, dtype, **options)
-        return
-    if name == "open_clip_vit_mean" and "per" in options:
-        with pytest.raises(InputError, match="a mean of patches is read by no attention"):
+    """On every family, with every option, whatever the forward makes of the embedding."""
+    of_mean = name == "open_clip_vit_mean" or POOLINGS.get(name, ("cls", 0))[0] == "mean"
+    unfit = {
+        "per": of_mean or (name in cases.AVERAGE_POOLED and options.get("per") == "head"),
+        "start_layer": name in CONVOLUTIONAL,
+        "depth": name in CONVOLUTIONAL,
+    }
+    if any(unfit.get(option) for option in options):
+        with pytest.raises(InputError, match=r"^(start_layer|per|depth): "):
             explain(name, forward, dtype, **options)
         return
     maps, scores, rest = explain(name, forward, dtype, **options)
@@ -217,41 +219,12 @@ def test_maps_and_rest_add_up_to_the_score(
     function, _ = FORWARDS[forward](name, dtype)
     with torch.no_grad():
         wanted = function(cases.images(name, dtype))
-    total = maps.flatten(2).sum(-1) + rest
     bound = EXACT[dtype] * wanted.abs().max().item()
-    assert (total - wanted).abs().max().item() <= bound
+    assert (maps.flatten(2).sum(-1) + rest - wanted).abs().max().item() <= bound
     assert (scores - wanted).abs().max().item() <= bound
     # a plain mean of features leaves nothing over
     bare = name == "align" and "baseline" not in options
     assert (rest.abs() > 1e-3 * wanted.abs().max()).any() != bare
-
-
-@pytest.mark.parametrize(
-    ("forward", "dtype"),
-    [("similarity", torch.float32), ("callable, layer=model", torch.float64)],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"baseline": "mean"}, {"per": "head"}, {"depth": "all", "baseline": "mean"}],
-    ids=str,
-)
-@pytest.mark.parametrize("name", POOLINGS)
-def test_maps_and_rest_add_up_to_the_score_of_every_family(
-    name: str, options: dict[str, Any], forward: str, dtype: torch.dtype
-) -> None:
-    """Rotary positions, inner norms, LayerScale, norms after the attention, pools with an MLP."""
-    if POOLINGS[name][0] == "mean" and "per" in options:
-        with pytest.raises(InputError, match="a mean of patches is read by no attention"):
-            explain(name, forward, dtype, **options)
-        return
-    maps, scores, rest = explain(name, forward, dtype, **options)
-    function, _ = FORWARDS[forward](name, dtype)
-    with torch.no_grad():
-        wanted = function(cases.images(name, dtype))
-    bound = EXACT[dtype] * wanted.abs().max().item()
-    assert (maps.flatten(2).sum(-1) + rest - wanted).abs().max().item() <= bound
-    assert (scores - wanted).abs().max().item() <= bound
 
 
 @pytest.mark.parametrize("name", [*TOWERS, *POOLINGS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_vit_methods_refuse_a_resnet(method):
     """A ResNet has no attention to show; the method that fits is named."""
     with pytest.raises(
         UnsupportedModelError,
-        match=f"{method} needs the attention of a vision transformer.*resnet; use ClipGradCam",
+        match=f"{method} explains vit .*towers, and this one is a resnet; take",
     ):
         make(method, cases.similarity("open_clip_resnet"))
 
@@ -48,10 +49,10 @@ def test_grad_cam_refuses_a_vit(name):
     """A ViT has no convolutional stage; the methods that fit are named."""
     with pytest.raises(
         UnsupportedModelError,
-        match=r"needs the last stage of a convolutional tower.*vit; use LastGradAttention or",
+        match=r"explains resnet towers, and this one is a vit; take .* DirectContribution",
     ):
         make("ClipGradCam", cases.similarity(name))
-    with pytest.raises(UnsupportedModelError, match=r"this tower is a vit"):
+    with pytest.raises(UnsupportedModelError, match=r"this one is a vit"):
         make("ClipGradCam", cases.own_callable(name), cases.built(name).model)
 
 
@@ -79,7 +80,7 @@ def test_unknown_layer_is_refused_by_name(method):
 def test_layer_of_another_model_is_refused():
     """The similarity and the layer must belong together."""
     other = builders.hf_vit(seed=1).model
-    with pytest.raises(InputError, match=r"another model's tower than the ClipSimilarity's"):
+    with pytest.raises(InputError, match=r"another tower than the ClipSimilarity's; leave it out"):
         attr.LastGradAttention(cases.similarity("hf_vit"), other)
 
 
@@ -197,85 +198,45 @@ def setting(request):
     return (lambda forward: make(method, forward, model)), model, cases.images(name)
 
 
-def assert_refused(setting, forward, message, error=CaptureError):
-    """Both methods refuse the callable, and the grad mode is as before."""
-    method, _, images = setting
-    with pytest.raises(error, match=message):
-        method(forward).attribute(images, target=0)
-    with pytest.raises(error, match=message):
-        method(forward).attribute_targets(images)
+def under(mode, run):
+    """What a function gives in a grad mode."""
+    with mode():
+        return run()
+
+
+CALLABLES = {
+    "did not run the vision tower": lambda embed, images: images.sum((2, 3)),
+    "ran the vision tower twice.*exactly once": lambda embed, images: embed(images) + embed(images),
+    r"under torch\.no_grad.*remove that": lambda embed, images: under(
+        torch.no_grad, lambda: embed(images)
+    ),
+    r"inference_mode.*remove that": lambda embed, images: under(
+        torch.inference_mode, lambda: embed(images)
+    ),
+    "No gradient leads.*detach": lambda embed, images: embed(images).detach(),
+    "do not depend on what the vision tower computed": lambda embed, images: (
+        embed(images).detach() * torch.ones(1, requires_grad=True)
+    ),
+    r"tensor \(B,\) or \(B, K\); it returned \(3, 1, 24\)": lambda e, images: e(images)[:, None],
+    r"it returned \(\)": lambda embed, images: embed(images).sum(),
+    "it returned list": lambda embed, images: [embed(images)],
+    "returned 2 rows of scores, but 3 images": lambda embed, images: embed(images)[:2],
+    "returned 3 rows of scores, but 6 images": lambda embed, images: embed(
+        images.repeat(2, 1, 1, 1)
+    )[:3],
+}
+
+
+@pytest.mark.parametrize("message", CALLABLES)
+def test_callable_that_cannot_be_explained_is_refused(setting, message):
+    """With what it did; both methods refuse it, and the grad mode is as before."""
+    method, model, images = setting
+    explainer = method(lambda pixels: CALLABLES[message](partial(cases.embed, model), pixels))
+    with pytest.raises(CaptureError, match=message):
+        explainer.attribute(images, target=0)
+    with pytest.raises(CaptureError, match=message):
+        explainer.attribute_targets(images)
     assert torch.is_grad_enabled()
-
-
-def test_callable_that_does_not_run_the_tower(setting):
-    """Nothing was seen of the tower."""
-    assert_refused(setting, lambda images: images.sum((2, 3)), "did not run the vision tower")
-
-
-def test_callable_that_runs_the_tower_twice(setting):
-    """It would not be clear which run is explained."""
-    _, model, _ = setting
-
-    def forward(images):
-        return cases.embed(model, images) + cases.embed(model, images)
-
-    assert_refused(setting, forward, "ran the vision tower twice.*exactly once")
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_callable_that_runs_the_tower_without_grad(setting, mode):
-    """No gradient would reach the tower."""
-    _, model, _ = setting
-
-    def forward(images):
-        with mode():
-            return cases.embed(model, images)
-
-    assert_refused(setting, forward, r"under torch\.no_grad.*inference_mode.*remove that")
-
-
-def test_callable_that_detaches(setting):
-    """The graph is cut between the tower and the scores."""
-    _, model, _ = setting
-    assert_refused(
-        setting, lambda images: cases.embed(model, images).detach(), "No gradient leads.*detach"
-    )
-
-
-def test_callable_whose_scores_have_another_graph(setting):
-    """The scores have a graph, but not the tower's."""
-    _, model, _ = setting
-    weight = torch.ones(1, requires_grad=True)
-
-    def forward(images):
-        return cases.embed(model, images).detach() * weight
-
-    assert_refused(setting, forward, "do not depend on what the vision tower computed")
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        (lambda e: e[:, None], r"tensor \(B,\) or \(B, K\); it returned \(3, 1, 24\)"),
-        (lambda e: e.sum(), r"it returned \(\)"),
-        (lambda e: [e], "it returned list"),
-        (lambda e: e[:2], "returned 2 rows of scores, but 3 images"),
-    ],
-)
-def test_callable_that_returns_the_wrong_shape(setting, shape, message):
-    """What came back is named."""
-    _, model, _ = setting
-    assert_refused(setting, lambda images: shape(cases.embed(model, images)), message)
-
-
-def test_callable_that_passes_other_images_on(setting):
-    """As many scores as images that went through the tower."""
-    _, model, _ = setting
-    assert_refused(
-        setting,
-        lambda images: cases.embed(model, images.repeat(2, 1, 1, 1))[:3],
-        "returned 3 rows of scores, but 6 images",
-    )
 
 
 @pytest.mark.parametrize("error", [StopIteration("mine"), KeyboardInterrupt(), ValueError("mine")])

@@ -325,15 +325,6 @@ def gradients(y: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(y, tensors, retain_graph=True))
 
 
-def with_matrices(matrices: list[Tensor], rows: Tensor) -> Tensor:
-    """Row p of R - I, where R <- R + A R layer by layer from the first one."""
-    r = torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype)
-    for matrix in matrices:
-        r = r + matrix @ r
-    r = r - torch.eye(r.shape[-1], dtype=r.dtype)
-    return r[torch.arange(len(rows)), rows]
-
-
 def directions(name: str, seen: Plain) -> list[Tensor]:
     """G (B, K, D) of each layer: the target through the head and the stream's frozen norms.
 
@@ -359,23 +350,34 @@ def directions(name: str, seen: Plain) -> list[Tensor]:
     return [torch.stack(layer, 1) for layer in zip(*columns, strict=True)]
 
 
-def expected(method: str, name: str, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The method's values (B, K, T) from its equation."""
-    seen = run(name, ids, mask, hold=method == "ConservativePropagation")
-    if name == "open_clip_mean" and method != "ConservativePropagation":
-        return of_mean(method, seen)
-    batch = torch.arange(len(ids))
-    if method == "AttentionRollout":
-        row = torch.eye(seen.keys.shape[1], dtype=torch.float64)[seen.rows]
-        for weights in reversed(seen.attentions):
-            row = (row + torch.einsum("bi,bij->bj", row, weights.mean(1))) / 2
-        return row[:, None].expand(-1, 3, -1).detach()
-    if method == "DirectContribution":
+def direct(name: str, seen: Plain) -> Tensor:
+    """What every token adds to the scores through the rows that are pooled, (B, K, s)."""
+    if name != "open_clip_mean":
+        batch = torch.arange(len(seen.rows))
         pairs = zip(directions(name, seen), seen.written, strict=True)
-        parts = [torch.einsum("bkd,bjd->bkj", g, each[batch, seen.rows]) for g, each in pairs]
-        return torch.stack(parts).sum(0).detach()
-    if method == "GradEclip":
-        return grad_eclip(seen)
+        parts_ = [torch.einsum("bkd,bjd->bkj", g, each[batch, seen.rows]) for g, each in pairs]
+        return torch.stack(parts_).sum(0).detach()
+    start = weights_of(seen.visible)
+    token = (start[..., None] * seen.hidden).sum(1).detach().requires_grad_()
+    embedding = through_head(token, parts(small(name).model)["head"], hold=True)
+    scores = embedding @ embeddings(name).T / embedding.detach().norm(dim=-1, keepdim=True)
+    slopes = [gradients(y, [token])[0] for y in scores.sum(0)]
+    columns = [start * torch.einsum("bd,bjd->bj", slope, seen.hidden) for slope in slopes]
+    return torch.stack(columns, 1).detach()
+
+
+def expected(method: str, name: str, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """The method's values (B, K, T) from its equation, read at the row, or the mean of rows."""
+    seen = run(name, ids, mask, hold=method == "ConservativePropagation")
+    if method == "DirectContribution":
+        return direct(name, seen)
+    pooled = torch.eye(seen.keys.shape[1], dtype=torch.float64)[seen.rows]
+    start = weights_of(seen.visible) if name == "open_clip_mean" else pooled
+    if method == "AttentionRollout":
+        row = start
+        for weights in reversed(seen.attentions):
+            row = (row + at(row, weights.mean(1))) / 2
+        return row[:, None].expand(-1, 3, -1).detach()
     columns = []
     for y in seen.scores.sum(0):
         if method == "ConservativePropagation":
@@ -388,61 +390,20 @@ def expected(method: str, name: str, ids: Tensor, mask: Tensor | None) -> Tensor
             (gradient * weights).clamp(min=0).mean(1)
             for gradient, weights in zip(last, seen.attentions, strict=True)
         ]
-        if method == "AttentionGradCam":
-            columns.append(matrices[-1][batch, seen.rows])
-        else:
-            columns.append(with_matrices(matrices, seen.rows))
-    return torch.stack(columns, 1).detach()
-
-
-def of_mean(method: str, seen: Plain) -> Tensor:
-    """The same where the mean of the last tokens is read: whole matrices, and the mean of rows."""
-    start = weights_of(seen.visible)
-    if method == "AttentionRollout":
-        row = start
-        for weights in reversed(seen.attentions):
-            row = (row + torch.einsum("bi,bij->bj", row, weights.mean(1))) / 2
-        return row[:, None].expand(-1, 3, -1).detach()
-    columns: list[Tensor] = []
-    for y in seen.scores.sum(0):
-        if method == "DirectContribution":
-            token = (start[..., None] * seen.hidden).sum(1).detach().requires_grad_()
-            head = parts(small("open_clip_mean").model)["head"]
-            embedding = through_head(token, head, hold=True)
-            row = embeddings("open_clip_mean")[len(columns)]
-            score = (embedding @ row / embedding.detach().norm(dim=-1)).sum()
-            (gradient,) = gradients(score, [token])
-            columns.append(start * torch.einsum("bd,bjd->bj", gradient, seen.hidden))
-            continue
-        taken = gradients(y, seen.attentions)
         if method == "GradEclip":
-            row = torch.einsum("bi,bhij->bj", start, taken[-1]).clamp(min=0)
-            query = torch.einsum("bi,bid->bd", start, seen.query)
-            columns.append(loosened(row, query, seen))
-            continue
-        own = [taken[-1]] * len(taken) if method == "LastGradAttention" else taken
-        matrices = [
-            (gradient * weights).clamp(min=0).mean(1)
-            for gradient, weights in zip(own, seen.attentions, strict=True)
-        ]
-        row = start
-        if method == "AttentionGradCam":
-            row = torch.einsum("bi,bij->bj", start, matrices[-1])
-        else:
-            for matrix in reversed(matrices):
-                row = row + torch.einsum("bi,bij->bj", row, matrix)
-        columns.append(row)
+            positive = at(start, taken[-1].sum(1)).clamp(min=0)
+            columns.append(loosened(positive, at(start, seen.query), seen))
+        elif method == "AttentionGradCam":
+            columns.append(at(start, matrices[-1]))
+        else:  # the row that is pooled loses the 1 that its own began with
+            own = 0 if name == "open_clip_mean" else start
+            columns.append(at(start, oracles.relevance(matrices)) - own)
     return torch.stack(columns, 1).detach()
 
 
-def grad_eclip(seen: Plain) -> Tensor:
-    """The gradient of the last attention's row, over heads, times min-max of the keys' cosines."""
-    batch, columns = torch.arange(len(seen.rows)), []
-    for y in seen.scores.sum(0):
-        (gradient,) = gradients(y, [seen.attentions[-1]])
-        positive = gradient[batch, :, seen.rows].sum(1).clamp(min=0)
-        columns.append(loosened(positive, seen.query[batch, seen.rows], seen))
-    return torch.stack(columns, 1)
+def at(row: Tensor, matrix: Tensor) -> Tensor:
+    """A row (B, s) times a matrix (B, s, ...)."""
+    return torch.einsum("bi,bij->bj", row, matrix)
 
 
 def loosened(positive: Tensor, query: Tensor, seen: Plain) -> Tensor:
@@ -615,7 +576,9 @@ def test_open_clip_takes_no_mask_and_its_own_length() -> None:
 
 @pytest.mark.parametrize("method", ["ClipGradCam", "LayerAttention"])
 def test_a_method_that_needs_a_grid_is_refused(method: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"a text has words, not a grid; use Direct"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"and this one is a text; take .* DirectContribution"
+    ):
         getattr(attr, method)(similarity("hf_vit"))
 
 
