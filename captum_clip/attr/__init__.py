@@ -1,19 +1,17 @@
 """Saliency methods for CLIP, each a `captum.attr` attribution."""
 
 from ._base import ResNetAttribution, ViTAttribution
-from .all_grad_attention import AllGradAttention
-from .attention_grad_cam import AttentionGradCam
-from .attention_rollout import AttentionRollout
-from .cam_family import CamFamily
-from .conservative_propagation import ConservativePropagation
-from .direct_contribution import DirectContribution
-from .grad_cam import ClipGradCam
-from .grad_eclip import GradEclip
-from .last_grad_attention import LastGradAttention
+from .class_activation import CamFamily, ClipGradCam
+from .contributions import ConservativePropagation, DirectContribution
+from .last_layers import GradEclip, LeGrad, PatchSimilarity
 from .layer_attention import LayerAttention
-from .legrad import LeGrad
-from .patch_similarity import PatchSimilarity
 from .registry import METHODS, register
+from .relevance import (
+    AllGradAttention,
+    AttentionGradCam,
+    AttentionRollout,
+    LastGradAttention,
+)
 
 __all__ = [
     "METHODS",

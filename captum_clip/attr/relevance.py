@@ -1,0 +1,282 @@
+"""Methods that carry relevance through attention: Grad-CAM, rollout, all-grad and last-grad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ..recording import LayerRecord, record_vit
+from . import _attention as mha
+from ._base import ViTAttribution
+from ._call import Call, Computed
+from ._engine import LastGradient, all_gradients, kept_attention, last_gradient, without_gradient
+
+Weights = Literal["elementwise", "pooled"]
+
+
+@final
+class AttentionGradCam(ViTAttribution):
+    r"""Grad-CAM for vision transformers: the last layer's attention, weighted with its gradient.
+
+    .. math:: L = E_h[(\nabla A_n \odot A_n)^+][CLS, patches]
+
+    with ``weights="elementwise"`` (the default, the form of Mamooler's code), and
+
+    .. math:: L = \bigl(E_h[g_h \, A_{n,h}]\bigr)^+[CLS, patches], \quad
+              g_h = \text{mean of } \nabla A_{n,h}[CLS, patches]
+
+    with ``weights="pooled"`` (the form of Chefer et al., to which Mamooler's text refers: the
+    gradient is one number per head, and the ReLU comes after the mean over heads).
+
+    Where the gradient leaves row CLS empty, as with mean pooling, the mean of the patches' rows
+    takes its place. In a tower with a pooling head (SigLIP, PE-Core) the last attention is the
+    head's, which has one row, that of its query. The map is non-negative; the negative map is the
+    map of ``-target``. It is the last term of :class:`LastGradAttention`.
+
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391); Chefer et al. 2021 (arXiv:2103.15679).
+    """
+
+    name = "attention-grad-cam"
+    towers = ("vit", "text")
+
+    @override
+    def _compute(self, call: Call, *, weights: Weights = "elementwise") -> Computed:
+        last = last_gradient(self._tower, call)
+        if last.output is not None:
+            maps = self._general(last, weights)
+        elif weights == "elementwise":
+            maps = mha.weighted_rows(last.row, last.attention[None])[0]
+        else:
+            patches = last.row[..., self._tower.span]
+            pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
+            maps = (pooled * last.attention).mean(2).clamp(min=0)
+        return last.run.computed(maps)
+
+    def _general(self, last: LastGradient, weights: Weights) -> Tensor:
+        """The same from whole matrices, for a gradient that has more than the CLS row."""
+        layer, kept = self._tower.layers[-1], last.run.record.layers[len(self._tower.layers) - 1]
+        attention, prefix = mha.all_rows(layer, kept), self._tower.prefix  # (B, H, s, s)
+        maps = []
+        for start, gradient in last.matrices(self._tower):
+            if weights == "elementwise":
+                maps.append(mha.read_row(start, mha.weighted(gradient, attention, dim=1)))
+            else:
+                row = (start.to(gradient)[:, None, :, None] * gradient).sum(2)  # (B, H, s)
+                pooled = row[..., prefix:].mean(-1)[..., None, None]  # (B, H, 1, 1)
+                maps.append(mha.read_row(start, (pooled * attention).mean(1)).clamp(min=0))
+        return torch.stack(maps)
+
+
+@final
+class AttentionRollout(ViTAttribution):
+    r"""Attention rollout (Abnar and Zuidema).
+
+    .. math:: v \leftarrow v \cdot \mathrm{rownorm}(E_h[A_l] + I) \quad (l = n \ldots 1), \quad
+              v_0 = e_{CLS}
+
+    and the map is v without the CLS column. The rows of an attention sum to one, so the row norm
+    is a division by two. Towers with mean pooling start from the mean of the patches' rows,
+    those with a pooling head from its attention, around which no residual runs.
+
+    It does not depend on the target: `target` may be left out, and ``attribute_targets`` repeats
+    the map K times, so that tables of methods stay rectangular.
+
+    Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
+    a pooling head counts as one more layer.
+
+    Source: Abnar and Zuidema 2020 (arXiv:2005.00928).
+    """
+
+    name = "rollout"
+    towers = ("vit", "text")
+    needs_target = False
+
+    @override
+    def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
+        layers, tower = self._layers(start_layer), self._tower
+
+        def visit(index: int, seen: LayerRecord) -> Tensor:
+            if index == layers[-1] and tower.pooling != "mean":
+                row = mha.pooled_attention(tower.attentions[index], seen)
+                return row.mean(1, keepdim=True)  # (B, 1, s)
+            return mha.all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
+
+        run = without_gradient(tower, call, (layers, visit))
+        means = run.record.visited
+        if tower.pooling == "attention":  # no residual runs around the pool
+            row, layers = means[layers[-1]][:, 0], layers[:-1]
+        else:
+            like = means[layers[-1]][:, 0]
+            row = mha.initial_row(tower.pooling, like, tower.prefix, run.record.pooled)
+        for index in reversed(layers):
+            mean = means[index]
+            row = (row + (mean[:, 0] if mean.shape[1] == 1 else mha.read_row(row, mean))) / 2
+        return run.computed(row.expand(len(run.columns), -1, -1))
+
+
+@final
+class AllGradAttention(ViTAttribution):
+    r"""Relevance propagation with every layer's own gradient (equation 5; Chefer et al.).
+
+    .. math:: \bar A_l = E_h[(\nabla A_l \odot A_l)^+], \quad
+              R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
+
+    and the map is row CLS of R without the CLS column. That row is computed from the top down,
+    :math:`v \leftarrow v + v \bar A_l` for l = n ... 1 from :math:`v = e_{CLS}`: a vector times a
+    matrix, never a product of matrices. Where the last gradient leaves row CLS empty, as with mean
+    pooling, it starts from the mean of the patches' rows; in a tower with a pooling head from the
+    head's own :math:`E_h[(\nabla a \odot a)^+]` (Chefer's rule for cross-attention).
+
+    It needs the gradient of every layer, so each target costs a backward; the forward is shared.
+    The map is non-negative; the negative map is the map of ``-target``.
+
+    Option, keyword-only: ``start_layer``, the first layer that takes part, 0-based;
+    a pooling head counts as one more layer.
+
+    Source: Chefer et al. 2021 (arXiv:2103.15679), equations 5 and 6 there.
+    """
+
+    name = "all-grad"
+    towers = ("vit", "text")
+
+    @override
+    def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
+        tower, layers = self._tower, self._layers(start_layer)
+        found = all_gradients(tower, call, start_layer)
+        attention, pooled = kept_attention(tower, found.run), found.run.record.pooled
+        maps = []
+        for gradients in found.run.gradients(*found.points):
+            last = found.last_row(gradients[-1])
+            if last is None:
+                start, below = mha.start_row(gradients[-1], tower.prefix, pooled), layers
+            else:
+                start, below = mha.weighted(*last, dim=1), layers[:-1]  # (B, s)
+                if tower.pooling == "cls":  # no residual runs around a pooling head
+                    start = start + pooled.row_of(start)
+            steps = (
+                mha.weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
+                for index, gradient in reversed(list(zip(below, gradients, strict=False)))
+            )
+            row = mha.propagated(start, steps)
+            # no token keeps the 1 that its own row began with
+            maps.append(row if pooled.rows is None else row - pooled.row_of(row))
+        return found.run.computed(torch.stack(maps))
+
+
+Heads = Literal["paired", "averaged"]
+
+
+@final
+class LastGradAttention(ViTAttribution):
+    r"""Relevance propagation with only the last layer's gradient (equation 6 of Mamooler).
+
+    .. math:: \bar A_l = E_h[(\nabla A_n \odot A_l)^+], \quad
+              R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
+
+    and the map is row CLS of R without the CLS column. In a CLS-pooled tower the gradient has one
+    non-zero row, so only that row of R changes, and with :math:`a_l` for row CLS of
+    :math:`\bar A_l` the patches are a weighted sum of the layers' CLS attention,
+
+    .. math:: r_l = (1 + a_l[CLS]) \, r_{l-1} + a_l[patches], \quad r_0 = 0.
+
+    Where the gradient is not confined to row CLS, as with mean pooling, the general form is
+    computed, and read at the mean of the patches' rows if row CLS has no gradient.
+
+    The query of a pooling head (SigLIP, PE-Core) has no row in the layers below, so equation 6 read
+    strictly ends there, as :class:`AttentionGradCam`. The form computed instead is ours:
+    :math:`v = E_h[(\nabla a \odot a)^+]` on the head's attention a, then
+    :math:`v \leftarrow v + v \bar A_l` from the top down, with the gradient of the last
+    *self*-attention as :math:`\nabla A_n`.
+
+    The map is non-negative; the negative map is the map of ``-target``.
+
+    Options, keyword-only:
+
+    - ``heads``: "paired" multiplies head h of the last gradient with head h of every layer, as the
+      equation says, although the heads of different layers do not correspond; "averaged" takes
+      :math:`E_h[\nabla A_n]^+ \odot E_h[A_l]`, which renumbering the heads does not change.
+    - ``start_layer``: first layer that takes part, 0-based; a pooling head counts as one more.
+
+    Source: CLIP Explainability (Mamooler, EPFL), after Chefer et al. 2021 (arXiv:2103.15679).
+
+    Example:
+        >>> from captum_clip import ClipSimilarity, LastGradAttention, load_clip, targets
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipSimilarity(clip, targets.text(clip, ["a horse", "a dog"]))
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> LastGradAttention(forward).attribute(images, target=0).shape
+        torch.Size([1, 1, 7, 7])
+    """
+
+    name = "last-grad"
+    towers = ("vit", "text")
+
+    @override
+    def _compute(self, call: Call, *, heads: Heads = "paired", start_layer: int = 0) -> Computed:
+        layers, pooling = self._layers(start_layer), self._tower.pooling
+        if pooling == "attention" and len(layers) > 1:
+            return self._below_pooling_head(call, layers, heads)
+
+        def visit(index: int, seen: LayerRecord) -> Tensor:
+            return _combined(mha.pooled_attention(self._tower.layers[index], seen), heads, dim=1)
+
+        if pooling == "mean":  # the rows alone will not do
+            last = last_gradient(self._tower, call, keep=layers)
+        else:
+            last = last_gradient(self._tower, call, (layers[:-1], visit))
+        if last.output is not None:
+            return self._general(call, last, layers, heads)
+        own = _combined(last.attention, heads, dim=1)
+        rows = torch.stack([*last.run.record.visited.values(), own])  # (L, B, H, s)
+        gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
+        maps = torch.zeros_like(gradient[:, :, 0])
+        for step in mha.weighted_rows(gradient, rows):
+            own = last.run.record.pooled.read(step[..., None])  # (K', B, 1)
+            maps = (1 + own) * maps + step  # (K', B, s)
+        return last.run.computed(maps)
+
+    def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
+        """Equation 6 with whole matrices, for a gradient that has more than the CLS row."""
+        run = last.run
+        if self._tower.pooling != "mean":  # whole layers turned out to be needed
+            with torch.no_grad(), record_vit(self._tower, keep=layers) as record:
+                call.scores()
+            run = replace(run, record=record)
+        attention = kept_attention(self._tower, run, averaged=heads == "averaged")
+        maps = [
+            _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
+            for start, gradient in last.matrices(self._tower)
+        ]
+        return last.run.computed(torch.stack(maps))
+
+    def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
+        """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
+        found = all_gradients(self._tower, call, layers[-2], first=layers[0])
+        attention = kept_attention(self._tower, found.run, averaged=heads == "averaged")
+        maps = []
+        for gradients in found.run.gradients(*found.points):
+            last = found.last_row(gradients[-1])
+            assert last is not None
+            start = mha.weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
+            gradient = _combined(found.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
+            maps.append(_propagated(start, gradient, attention, layers[:-1]))
+        return found.run.computed(torch.stack(maps))
+
+
+def _propagated(
+    start: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
+) -> Tensor:
+    """One target's map (B, s) from a row (B, s) and the last gradient (B, H, s, s)."""
+    matrices = (mha.weighted(gradient, attention(index), dim=1) for index in reversed(layers))
+    return mha.propagated(start, matrices)
+
+
+def _combined(tensor: Tensor, heads: Heads, *, dim: int) -> Tensor:
+    """All heads, or their mean in their place."""
+    return tensor.mean(dim, keepdim=True) if heads == "averaged" else tensor
