@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -148,14 +147,6 @@ def test_similarity_is_copied_whole(name):
             parameter.mul_(1.1)
     assert not torch.equal(method(other).attribute(images, target=1), wanted)
     assert torch.equal(method(forward).attribute(images, target=1), wanted)
-
-
-def test_similarity_is_pickled_whole():
-    """So that worker processes may have it."""
-    forward, images = cases.similarity("hf_vit"), cases.images("hf_vit")
-    other = pickle.loads(pickle.dumps(forward))
-    with torch.no_grad():
-        assert torch.equal(other(images), forward(images))
 
 
 @pytest.mark.parametrize("name", TOWERS)

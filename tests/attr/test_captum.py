@@ -55,46 +55,6 @@ def test_occlusion_runs(setting):
     torch.testing.assert_close(maps[:, 0, 0, 0].float(), drop, atol=1e-5, rtol=1e-4)
 
 
-def quarters(images):
-    """A feature mask of two by two fields."""
-    height, width = images.shape[-2:]
-    rows = (torch.arange(height) * 2 // height)[:, None] * 2
-    return (rows + torch.arange(width) * 2 // width).expand(1, 3, height, width)
-
-
-def test_feature_ablation_runs(setting):
-    """Ablation of a field equals the drop of the score."""
-    forward, images = setting
-    method = captum_attr.FeatureAblation(forward)
-    maps = method.attribute(images, target=1, feature_mask=quarters(images))
-    covered = images.clone()
-    covered[:, :, images.shape[2] // 2 :, images.shape[3] // 2 :] = 0
-    with torch.no_grad():
-        drop = (forward(images) - forward(covered))[:, 1]
-    torch.testing.assert_close(maps[:, 0, -1, -1].float(), drop, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.filterwarnings("ignore::Warning:sklearn")
-def test_kernel_shap_runs(setting):
-    """KernelShap gives one value a field."""
-    forward, images = setting
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        maps = captum_attr.KernelShap(forward).attribute(
-            images[:1], target=1, feature_mask=quarters(images), n_samples=12
-        )
-    assert maps.shape == images[:1].shape
-    assert len(maps.unique()) == 4
-
-
-def test_noise_tunnel_runs(setting):
-    """NoiseTunnel around a Captum method, with one target per image."""
-    forward, images = setting
-    tunnel = captum_attr.NoiseTunnel(captum_attr.Saliency(forward))
-    maps = tunnel.attribute(images.clone(), nt_samples=2, stdevs=0.1, target=[2, 0])
-    assert maps.shape == images.shape
-
-
 NAME = "open_clip_resnet"
 
 

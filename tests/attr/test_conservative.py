@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_clip import ClipSimilarity, ConservativePropagation, DirectContribution, targets
-from captum_clip.errors import UnsupportedModelError
-from tests import builders, oracles
+from tests import oracles
 from tests.attr import cases
 from tests.attr.cases import FORWARDS, POOLINGS, VITS
 
@@ -112,22 +111,3 @@ def test_relevance_is_conserved_where_the_patches_are_all_there_is(name: str) ->
     bound = 1e-7 if name == "aimv2" else 1e-10
     assert rest.abs().max().item() < bound
     torch.testing.assert_close(maps.sum((-2, -1)), scores, rtol=10 * bound, atol=bound)
-
-
-def test_a_resnet_is_refused_with_what_runs_instead() -> None:
-    with pytest.raises(
-        UnsupportedModelError,
-        match=r"explains vit and text towers, and this one is a resnet.*DirectContribution",
-    ):
-        ConservativePropagation(cases.similarity("open_clip_resnet"))
-
-
-def test_checkpointed_blocks_are_refused() -> None:
-    """They would run again in the backward, without the hooks."""
-    small = builders.open_clip_vit()
-    small.model.set_grad_checkpointing()
-    method = ConservativePropagation(
-        ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
-    )
-    with pytest.raises(UnsupportedModelError, match="turn gradient checkpointing off"):
-        method.attribute(small.images(), target=0)

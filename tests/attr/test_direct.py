@@ -299,11 +299,6 @@ def test_an_option_that_is_none_is_named(options: dict[str, Any], message: str) 
         explain("hf_vit", **options)
 
 
-def test_depth_all_is_refused_on_a_resnet() -> None:
-    with pytest.raises(InputError, match=r"depth: what a ResNet's stages.*leave it out, or take"):
-        explain("open_clip_resnet", depth="all")
-
-
 def test_depth_all_less_the_mean_gives_nothing_to_a_patch_like_all_others() -> None:
     """An image of one colour has the same projected patches everywhere."""
     method = DirectContribution(cases.similarity("hf_vit", torch.float64))

@@ -17,7 +17,7 @@ from tests import builders
 from tests.attr import cases
 
 VIT_METHODS = [name for name in cases.METHODS if name != "ClipGradCam"]
-VIT_ONLY = [m.__name__ for m in attr.METHODS.values() if issubclass(m, attr.ViTAttribution)]
+VIT_ONLY = [m.__name__ for m in attr.METHODS.values() if "resnet" not in m.towers]
 FITTING = [("LastGradAttention", "hf_vit"), ("ClipGradCam", "open_clip_resnet")]
 
 
@@ -158,7 +158,7 @@ def test_training_mode_without_dropout_runs(method, name):
     assert all(module.training for module in small.model.modules())
 
 
-@pytest.mark.parametrize("method", ["AllGradAttention"])
+@pytest.mark.parametrize("method", ["AllGradAttention", "ConservativePropagation"])
 def test_checkpointing_is_refused_where_blocks_would_run_again(method):
     """No hook would be left to see the second run."""
     for small in (builders.open_clip_vit(), builders.hf_vit()):

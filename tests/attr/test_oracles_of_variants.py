@@ -142,32 +142,20 @@ def test_grad_cam_equals_its_equation(layers, requires_grad):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_additional_arguments_reach_the_callable(case):
-    """What is passed as `additional_forward_args` follows the images."""
+def test_further_inputs_and_arguments_reach_the_callable(case):
+    """A tuple of inputs, for which one map comes back, and `additional_forward_args` after it."""
     model = cases.built("hf_vit", torch.float64).model
-    embeddings = cases.embeddings()
 
     def forward(images, rows, factor):
-        return factor * F.normalize(cases.embed(model, images), dim=-1) @ rows.T
+        return factor * F.normalize(cases.embed(model, images), dim=-1) @ rows[0].T
 
-    found = case.kind(forward, model).attribute_targets(
-        cases.images("hf_vit", torch.float64), None, (embeddings, 2.0), **case.options
-    )
-    cases.assert_maps_close(found, cases.expected("hf_vit", case, scale=2), 1e-10)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_callable_of_two_inputs_is_explained(case):
-    """A tuple of inputs reaches the callable, and a tuple of one map comes back."""
-    model = cases.built("hf_vit", torch.float64).model
-
-    def forward(images, rows):
-        return F.normalize(cases.embed(model, images), dim=-1) @ rows[0].T
-
+    method, pixels = case.kind(forward, model), cases.images("hf_vit", torch.float64)
     embeddings = cases.embeddings().expand(3, -1, -1)
-    pixels = cases.images("hf_vit", torch.float64)
-    (found,) = case.kind(forward, model).attribute((pixels, embeddings), target=1, **case.options)
-    cases.assert_maps_close(found, cases.expected("hf_vit", case)[:, 1:2], 1e-10)
+    wanted = cases.expected("hf_vit", case, scale=2)
+    (one,) = method.attribute((pixels, embeddings), 1, 2.0, **case.options)
+    cases.assert_maps_close(one, wanted[:, 1:2], 1e-10)
+    found = method.attribute_targets(pixels, None, (embeddings, 2.0), **case.options)
+    cases.assert_maps_close(found, wanted, 1e-10)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -101,12 +101,6 @@ def constant(tensor: Tensor, hold: bool) -> Tensor:
     return tensor.detach() if hold else tensor
 
 
-def layer_norm(x: Tensor, norm: Any, hold: bool) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    sigma = constant((centred.square().mean(-1, keepdim=True) + norm.eps).sqrt(), hold)
-    return centred / sigma * norm.weight + norm.bias
-
-
 def linear(module: Any) -> tuple[Tensor, Tensor | None]:
     return module.weight, module.bias
 
@@ -218,10 +212,9 @@ def through_head(token: Tensor, steps: list[Any], hold: bool) -> Tensor:
         if isinstance(step, tuple):
             token = nn.functional.linear(token, *step)
         elif isinstance(step, nn.Module):
-            token = layer_norm(token, step, hold)
+            token = oracles.norm(token, step, hold)
         else:
-            opened = step(token)
-            token = token * (opened / token).detach() if hold else opened
+            token = oracles.activated(step, token, hold)
     return token
 
 
@@ -235,7 +228,7 @@ def run(name: str, ids: Tensor, mask: Tensor | None, *, hold: bool = False) -> P
     for block in tower["blocks"]:
         heads, (q, k, v, out) = block["heads"], block["qkvo"]
         first_norm, second_norm = block["norms"]
-        normed = x if post else layer_norm(x, first_norm, hold)
+        normed = x if post else oracles.norm(x, first_norm, hold)
         query, key, value = (
             (normed @ weight.T + bias).unflatten(-1, (heads, -1)).transpose(1, 2)
             for weight, bias in (q, k, v)
@@ -251,14 +244,13 @@ def run(name: str, ids: Tensor, mask: Tensor | None, *, hold: bool = False) -> P
         attended = mixed @ out[0].T + out[1]
         streams.append((x.detach(), attended.detach()))
         x = x + attended
-        x = layer_norm(x, first_norm, hold) if post else x
+        x = oracles.norm(x, first_norm, hold) if post else x
         first, second = block["mlp"]
-        inner = x if post else layer_norm(x, second_norm, hold)
+        inner = x if post else oracles.norm(x, second_norm, hold)
         inner = inner @ first.weight.T + first.bias
-        opened = block["gate"](inner)
-        inner = inner * (opened / inner).detach() if hold else opened
+        inner = oracles.activated(block["gate"], inner, hold)
         x = x + inner @ second.weight.T + second.bias
-        x = layer_norm(x, second_norm, hold) if post else x
+        x = oracles.norm(x, second_norm, hold) if post else x
     rows = read_rows(name, ids)
     token = x[torch.arange(len(ids)), rows]
     if name == "open_clip_mean":
@@ -286,7 +278,7 @@ def embedded(
             filled = ids != tower["padding"]
             places = torch.where(filled, filled.cumsum(1) - 1, -1)
         positions = tower["whole_positions"][places + tower["offset"]]
-        return layer_norm(words + positions + tower["kinds"], tower["first_norm"], hold)
+        return oracles.norm(words + positions + tower["kinds"], tower["first_norm"], hold)
     if tower.get("class") is not None:
         words = torch.cat([words, tower["class"].expand(len(ids), 1, -1)], 1)
     return words + tower["positions"][: words.shape[1]]
@@ -337,13 +329,15 @@ def directions(name: str, seen: Plain) -> list[Tensor]:
         x = x + leaves[-1]
         first, second = block["mlp"]
         if tower.get("post"):
-            x = layer_norm(x, block["norms"][0], hold=True)
+            x = oracles.norm(x, block["norms"][0], detached=True)
         inner = x.detach()
-        inner = inner if tower.get("post") else layer_norm(inner, block["norms"][1], hold=True)
+        inner = (
+            inner if tower.get("post") else oracles.norm(inner, block["norms"][1], detached=True)
+        )
         inner = block["gate"](inner @ first.weight.T + first.bias) @ second.weight.T + second.bias
         x = x + inner.detach()
         if tower.get("post"):
-            x = layer_norm(x, block["norms"][1], hold=True)
+            x = oracles.norm(x, block["norms"][1], detached=True)
     embedding = through_head(x, tower["head"], hold=True)
     scores = embedding @ embeddings(name).T / embedding.detach().norm(dim=-1, keepdim=True)
     columns = [gradients(y, leaves) for y in scores.sum(0)]
