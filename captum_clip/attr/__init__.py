@@ -1,17 +1,17 @@
 """Saliency methods for CLIP, each a `captum.attr` attribution."""
 
 from ._base import ResNetAttribution, ViTAttribution
-from .class_activation import CamFamily, ClipGradCam
-from .contributions import ConservativePropagation, DirectContribution
-from .last_layers import GradEclip, LeGrad, PatchSimilarity
-from .layer_attention import LayerAttention
-from .registry import METHODS, register
-from .relevance import (
+from .attention_methods import (
     AllGradAttention,
     AttentionGradCam,
     AttentionRollout,
     LastGradAttention,
+    LayerAttention,
 )
+from .class_activation import CamFamily, ClipGradCam
+from .contributions import ConservativePropagation, DirectContribution
+from .last_layers import GradEclip, LeGrad, PatchSimilarity
+from .registry import METHODS, register
 
 __all__ = [
     "METHODS",
