@@ -160,6 +160,7 @@ def _restored_registries() -> Iterator[None]:
 def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other in one namespace, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(FOLDER)
     namespace: dict[str, Any] = {"__name__": "__main__", "Path": Path}
     exec(PICTURES + TAKEN.get(page.stem, ""), namespace)
     for block in blocks_of(page):
