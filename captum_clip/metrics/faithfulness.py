@@ -10,13 +10,15 @@ and NaN or infinity, raises an InputError.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from captum import metrics as captum_metrics
 from torch import Tensor
 
 from ..checks import check_integer, check_interval
@@ -265,27 +267,33 @@ def sensitivity(
     seeds = seeds_of(caller, seed, len(images))
     chosen = None if target is None else checked_targets(caller, target, images, name="target")
 
-    def explain(pixels: Tensor, numbers: Tensor) -> Tensor:
-        columns = None if chosen is None else chosen[numbers]
+    def explain(inputs: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
+        # Captum gives a tuple first and a tensor afterwards, and turns gradients off.
+        pixels = inputs[0] if isinstance(inputs, tuple) else inputs
         leaf = pixels.detach().clone().requires_grad_()
         with torch.enable_grad():
-            maps = attribute(leaf, target=columns, **options)
-        return to_float32(maps.detach()).flatten(1)
+            result = attribute(leaf, target=target, **options)
+        maps = to_float32(result.detach()).contiguous()
+        return (maps,) if isinstance(inputs, tuple) else maps
 
-    # each batch of as many images as, with their draws, go into a call
+    def noisy(generators: Sequence[torch.Generator], inputs: Tensor) -> Tensor:
+        repeated = len(inputs) // len(generators)  # Captum repeats each image
+        draws = [generators[index // repeated] for index in range(len(inputs))]
+        noise = torch.stack([torch.rand(inputs.shape[1:], generator=draw) for draw in draws])
+        return inputs + radius * (2 * noise - 1).to(inputs)
+
     values = []
     for own in torch.split(torch.arange(len(images)), max(1, batch_size // samples)):
         generators = [torch.Generator().manual_seed(seeds[number]) for number in own.tolist()]
-        shape = (samples, *images.shape[1:])
-        noise = torch.stack([torch.rand(shape, generator=one) for one in generators])
-        noisy = images[own][:, None] + radius * (2 * noise - 1).to(images)  # (n, S, C, H, W)
-        parts = torch.split(noisy.flatten(0, 1), batch_size)
-        numbers = torch.split(own.repeat_interleave(samples), batch_size)
-        before = explain(images[own], own)
-        after = torch.cat([explain(*part) for part in zip(parts, numbers, strict=True)])
-        change = (after.reshape(len(own), samples, -1) - before[:, None]).norm(dim=-1).amax(1)
-        size = before.norm(dim=-1)
-        values.append(change / torch.where(size > 0, size, 1))
+        largest = captum_metrics.sensitivity_max(
+            explain,
+            images[own],
+            perturb_func=partial(noisy, generators),
+            n_perturb_samples=samples,
+            max_examples_per_batch=min(batch_size, len(own) * samples),
+            target=None if chosen is None else chosen[own],
+        )
+        values.append(largest)
     return torch.cat(values)
 
 

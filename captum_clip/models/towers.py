@@ -313,9 +313,10 @@ class Tower(ABC):
         """Rows and columns of its map for an input size; InputError where it cannot take it."""
         tall, wide = self.patch
         rows, columns = height // tall, width // wide
-        # the native size need not be a multiple: convolutions leave the rest out
-        fits = self.resizable and (rows * tall, columns * wide) == (height, width)
-        if (fits and rows and columns) or (height, width) == self.native:
+        whole = (rows * tall, columns * wide) == (height, width)
+        # patches leave the rest of a native size out, but padded strides may round it up
+        native_fits = (height, width) == self.native and (whole or self.kind != "resnet")
+        if rows and columns and (native_fits or (self.resizable and whole)):
             return rows, columns
         native = f"{self.native[0]} x {self.native[1]}"
         reason = f"it takes its native size only, here {native}"
