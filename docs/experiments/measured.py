@@ -289,7 +289,7 @@ STEPS = (
         "compare",
         BOTH,
         f'compare "a dog" grass --scene 0:horse,dog --scene 2:cow,sheep {ON_BOTH}',
-        1000,
+        1629,
     ),
     figure(
         "signs",
