@@ -103,7 +103,7 @@ def test_a_wrong_line_is_answered_by_one_sentence(
     line: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr("captum_clip.models.loading._load", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr("captum_clip.models.loading._model", lambda *_: pytest.fail("was loaded"))
     before = sorted(here.rglob("*"))
     assert main(shlex.split(line)) == 2
     printed, said = capsys.readouterr()
