@@ -64,7 +64,7 @@ class Competition(ViTAttribution):
 
         found = pooled_embedding(tower, call, (range(len(tower.layers)), visit))
         with torch.no_grad():
-            direction = pull_back(found.steps, found.token, found.direction)
+            direction = pull_back(found.head(tower), found.token, found.direction)
             maps = torch.zeros(1)
             for index, (tokens, row) in seen.items():
                 layer = tower.layers[index]
