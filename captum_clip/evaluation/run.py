@@ -474,13 +474,27 @@ def _connected(config: RunConfig) -> Iterator[Any]:
 def _join_or_start(ray: Any, config: RunConfig) -> None:
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     cpus = max(os.cpu_count() or 1, config.processes * config.thread_count)
-    try:
+    with _silent_stderr():
         try:
-            ray.init(num_cpus=cpus, include_dashboard=False, **options)
-        except ValueError:  # Ray: a cluster that is there already has its CPUs
-            ray.init(**options)
-    except ConnectionError as error:
-        raise InputError(f"Ray cannot be reached: {error}") from error
+            try:
+                ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            except ValueError:  # Ray: a cluster that is there already has its CPUs
+                ray.init(**options)
+        except ConnectionError as error:
+            raise InputError(f"Ray cannot be reached: {error}") from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep the terminal quiet: Ray's native code logs that it was told to log nothing."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_room(ray: Any, config: RunConfig) -> None:
