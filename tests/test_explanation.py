@@ -273,7 +273,9 @@ def test_explain_names_what_is_wrong(
 
 def test_methods_of_vision_transformers_are_refused_on_a_resnet(resnet: ClipAdapter) -> None:
     for name in ("rollout", "all-grad", "last-grad", "attention-grad-cam"):
-        with pytest.raises(UnsupportedModelError, match="use ClipGradCam"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"needs a vision transformer.*, and this is a conv"
+        ):
             explain(picture(), "a", model=resnet, method=name)
 
 

@@ -154,7 +154,7 @@ def test_targets_several_images_and_methods_with_a_grid_are_refused(clip: Any) -
         explain(IMAGE, targets.text(clip, TEXTS), model=clip, side="text")
     with pytest.raises(InputError, match="one image at a time, got 2"):
         explain([IMAGE, IMAGE], TEXTS, model=clip, side="text")
-    with pytest.raises(UnsupportedModelError, match="this one is a text"):
+    with pytest.raises(UnsupportedModelError, match="this is a text tower"):
         explain(IMAGE, TEXTS, model="demo/resnet", side="text", method="grad-cam")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial, wraps
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from captum.attr import LayerAttribution
@@ -26,6 +26,13 @@ from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
+
+
+_KINDS: Final = {
+    "vit": "vision transformer",
+    "resnet": "convolutional tower",
+    "text": "text tower",
+}
 
 
 class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
@@ -81,9 +88,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         name = type(self).__name__
         tower = _resolve_tower(name, forward_func, layer)
         if tower.kind not in self.towers:
+            needed = " or a ".join(_KINDS[kind] for kind in self.towers)
             raise UnsupportedModelError(
-                f"{name} explains {' and '.join(self.towers)} towers, and this one is a "
-                f"{tower.kind}; take a method that fits it, such as DirectContribution."
+                f"{name} needs a {needed}, and this is a {_KINDS[tower.kind]}; take a method that "
+                "fits it, such as DirectContribution."
             )
         # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module

@@ -39,7 +39,7 @@ def test_vit_methods_refuse_a_resnet(method):
     """A ResNet has no attention to show; the method that fits is named."""
     with pytest.raises(
         UnsupportedModelError,
-        match=f"{method} explains vit .*towers, and this one is a resnet; take",
+        match=f"{method} needs a vision transformer.*, and this is a convolutional tower; take",
     ):
         make(method, cases.similarity("open_clip_resnet"))
 
@@ -49,10 +49,10 @@ def test_grad_cam_refuses_a_vit(name):
     """A ViT has no convolutional stage; the methods that fit are named."""
     with pytest.raises(
         UnsupportedModelError,
-        match=r"explains resnet towers, and this one is a vit; take .* DirectContribution",
+        match=r"needs a convolutional tower, and this is a vision transformer; take .* Direct",
     ):
         make("ClipGradCam", cases.similarity(name))
-    with pytest.raises(UnsupportedModelError, match=r"this one is a vit"):
+    with pytest.raises(UnsupportedModelError, match=r"this is a vision transformer"):
         make("ClipGradCam", cases.own_callable(name), cases.built(name).model)
 
 

@@ -90,7 +90,7 @@ def test_a_registered_method_is_explained_by_its_name_with_its_options() -> None
     twice = explain(picture(), "a horse", model="demo/vit", method="my-gradient:times=2")
     assert twice.method == "my-gradient:times=2"
     torch.testing.assert_close(twice.maps["positive"], 2 * once.maps["positive"])
-    with pytest.raises(UnsupportedModelError, match="LastGradient explains vit towers"):
+    with pytest.raises(UnsupportedModelError, match="LastGradient needs a vision transformer"):
         explain(picture(), "a horse", model="demo/resnet", method=LastGradient)
 
 

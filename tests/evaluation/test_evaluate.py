@@ -419,7 +419,9 @@ def test_one_task_reads_one_data_set(tmp_path: Path, vit: str, masks: str) -> No
 def test_a_method_of_another_tower_is_refused_before_any_work(
     tmp_path: Path, resnet: str, masks: str
 ) -> None:
-    with pytest.raises(CaptumClipError, match="LastGradAttention explains vit and text"):
+    with pytest.raises(
+        CaptumClipError, match="LastGradAttention needs a vision transformer or a text"
+    ):
         evaluate(config_of(resnet, masks, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

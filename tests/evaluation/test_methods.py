@@ -266,7 +266,7 @@ def test_unknown_methods_and_options_are_refused() -> None:
 def test_a_method_of_another_tower_is_refused() -> None:
     clip = model(RESNET)
     for method in ("last-grad", "summed-attention"):
-        with pytest.raises(UnsupportedModelError, match="and this one is a resnet"):
+        with pytest.raises(UnsupportedModelError, match="and this is a convolutional tower"):
             method_of(method, clip).maps(clip, queries(clip))
 
 
