@@ -45,7 +45,7 @@ EMOTIONS: Final = (
 """The eight emotions, positive ones first."""
 SOMETHING_ELSE: Final = "something else"
 CLASSES: Final = (*EMOTIONS, SOMETHING_ELSE)
-"""What an annotator could choose: the columns of all votes."""
+"""The choices of an annotator: the columns of all votes."""
 STRENGTH: Final = 1e-3
 """The default strength of the penalty in :func:`fit_probe`."""
 

@@ -192,7 +192,7 @@ def signs(
     cmap: str | Colormap | None = None,
     device: Device = None,
 ) -> Figure:
-    """What supports and what contradicts each target: one row per image, model and target.
+    """Positive and negative evidence for each target: one row per image, model and target.
 
     Mamooler's Figures 7 to 10. The `scale` is "shared" by the two signs of a row, so that a weak
     one looks weak, or that of "each" map. By default orange supports the target and blue
@@ -231,7 +231,7 @@ def emotions(
     cmap: str | Colormap = HEAT,
     device: Device = None,
 ) -> Figure:
-    """What makes an image sad or fearful: one row per image and model, one column per emotion.
+    """Emotions that a model reads in an image: one row per image and model, one column per emotion.
 
     Mamooler's Figure 11. Each model has one of the `probes`, in the same order: probes or files of
     them. `names` chooses emotions, by default all eight; `centre` subtracts the mean of all nine

@@ -80,7 +80,7 @@ class Hooks:
 
 @dataclass
 class LayerRecord:
-    """What one attention showed; every tensor (B, s, D)."""
+    """Inputs and outputs of one attention; every tensor (B, s, D)."""
 
     tokens: Tensor = NOTHING
     context: Any = None  # what the queries and keys are rotated with
@@ -108,7 +108,7 @@ Visit = Callable[[int, LayerRecord], Any]
 
 @dataclass
 class Recording:
-    """What a forward showed. Filled while it runs, empty of tensors once the reader lets go."""
+    """A recorded forward. Filled while it runs, empty of tensors once the reader lets go."""
 
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
@@ -126,7 +126,7 @@ class Recording:
     shift: Tensor = NOTHING  # (B, C), zero, added to the features at all positions
 
     def entering(self, attention: Attention, args: Arguments, kwargs: Any) -> LayerRecord:
-        """What enters an attention."""
+        """Record the inputs of an attention."""
         tokens, context = attention.tokens(args, kwargs), attention.context(args, kwargs)
         return LayerRecord(tokens, context, pooled=self.pooled)
 

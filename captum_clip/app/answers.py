@@ -139,7 +139,7 @@ class Answer:
         ]
 
     def plot(self, opacity: float) -> Figure:
-        """What is shown as a figure, a word's map dimmed by its norm over the text's largest."""
+        """The shown maps as a figure, a word's map dimmed by its norm over the text's largest."""
         shown, columns = self.shown(), zip(self._columns(), self.picks, strict=True)
         weights = torch.tensor([e.norms[k] / e.norms.max() if w else 1 for (e, k), w in columns])
         maps = {sign: weights[:, None, None] * m for sign, m in shown.heatmap("bicubic").items()}

@@ -105,7 +105,7 @@ Depth = Literal["pooling", "all"]
 
 @final
 class DirectContribution(ClipAttribution):
-    r"""What every position adds to the score directly: signed, additive, without a gradient.
+    r"""The score that each position adds directly: signed, additive, without a gradient.
 
     The embedding is a sum over tokens once the final norm's standard deviation and the embedding's
     length are constants of this image. With :math:`G = \gamma \odot W_P^T t / (\sigma |e|)`

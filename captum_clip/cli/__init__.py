@@ -34,7 +34,7 @@ _TYPED = (
     (r"\bheld_out\b", "--held-out"),
     (r"^(load_clip|preprocess|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
 )
-"""What an error calls a thing in Python -> what it is called on the command line."""
+"""Names that errors use in Python -> their names on the command line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

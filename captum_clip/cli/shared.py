@@ -1,4 +1,4 @@
-"""What commands share when they run: inputs checked early, models, progress bars, folders."""
+"""Steps that commands share when they run: inputs checked early, models, progress bars, folders."""
 
 import os
 import sys

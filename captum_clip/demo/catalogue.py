@@ -27,7 +27,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What scenes and captions call it: ``"horse"``, ``"red heart"`` or ``"sad face"``."""
+        """Its name in scenes and captions: ``"horse"``, ``"red heart"`` or ``"sad face"``."""
         return self.noun if self.adjective is None else f"{self.adjective} {self.noun}"
 
 

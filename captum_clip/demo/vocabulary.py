@@ -26,7 +26,7 @@ END: Final = len(WORDS) + 2
 VOCAB_SIZE: Final = len(WORDS) + 3
 IDS: Final = {word: number for number, word in enumerate(WORDS, start=1)}
 OUTER: Final = r"(?<!\S)[^\w\s]+|[^\w\s]+(?!\S)"
-"""What is cut from the ends of words, as a regular expression."""
+"""Characters that are cut from the ends of words, as a regular expression."""
 
 
 def split_words(text: str) -> list[str]:

@@ -143,7 +143,7 @@ class Batch:
         return torch.stack([view.pixels for view in self.views])
 
     def remember(self, name: str, compute: Callable[[], Remembered]) -> Remembered:
-        """What `compute` gave when a method first asked for it."""
+        """Return the result of `compute` from the first time that a method asked for it."""
         if name not in self._remembered:
             self._remembered[name] = compute()
         remembered: Remembered = self._remembered[name]

@@ -1,4 +1,4 @@
-"""What a run is to compute: an evaluation or a study, checked before anything is loaded."""
+"""Settings of an evaluation or a study, checked before anything is loaded."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class EvaluationPlan(Plan):
 
     @property
     def label(self) -> str:
-        """What results call the model."""
+        """The name of the model in results."""
         return label_of(self.config.model)
 
     def data_of(self, unit: Unit) -> int:

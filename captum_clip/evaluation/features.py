@@ -114,7 +114,7 @@ def image_features(
 
 
 def _state(path: Path) -> str:
-    """What decides whether a file is the same as before."""
+    """A file's path, size and date, by which it is known again."""
     try:
         status = path.stat()
     except OSError:

@@ -56,7 +56,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """What is computed at one go and kept in one file."""
+    """A part of a run that is computed at one go and kept in one file."""
 
     name: str  # of its file, in the output folder
     job: int  # number of the model and method, as the plan counts them
@@ -150,7 +150,7 @@ def read_unit(storage: Storage, unit: Unit) -> tuple[Arrays, Skipped]:
 
 
 def parse_unit(content: bytes | None, unit: Unit) -> tuple[Arrays, Skipped]:
-    """What a file holds; one of the errors `DAMAGED` where it is not the whole file of the unit."""
+    """Read a file; one of the errors `DAMAGED` where it is not the whole file of the unit."""
     if content is None:
         raise FileNotFoundError("it is gone")
     arrays = from_npz(content)
@@ -360,7 +360,7 @@ def _check_same(
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What a JSON value holds by its path, as "config.texts"; lists of plain values are whole."""
+    """The leaves of a JSON value by path, as "config.texts"; lists of plain values are whole."""
     if isinstance(value, list) and any(isinstance(each, dict) for each in value):
         value = {str(number): each for number, each in enumerate(value)}
     if isinstance(value, dict):

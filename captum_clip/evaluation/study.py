@@ -50,7 +50,7 @@ from .storage import Storage, storage_of
 
 IMAGES: Final = "images.csv"
 CENTRED: Final = " (centred)"
-"""What follows the name of an emotion from which the mean of all emotions was taken away."""
+"""Follows the name of an emotion from which the mean of all emotions was subtracted."""
 
 
 def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:

@@ -29,7 +29,7 @@ _ROUNDING: Final = 1e-12  # relative; two figures that differ by less are equal
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What all methods reach by all metrics.
+    """The figures of all methods by all metrics.
 
     Attributes:
         figures: a row for each method and metric, with the columns of ``results.csv``, not rounded.

@@ -59,7 +59,7 @@ class MaskedChanges:
     changes: Tensor
 
     def predicted(self, maps: Tensor) -> Tensor:
-        """What maps predict: the sum of each over the pixels of each mask, (B, S) float64.
+        """Changes that maps predict: the sum of each over the pixels of each mask, (B, S) float64.
 
         Maps are (B, 1, h, w) or (B, h, w), and their cells are spread over their pixels.
         """

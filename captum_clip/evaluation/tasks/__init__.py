@@ -1,4 +1,4 @@
-"""What an evaluation measures: tasks by name."""
+"""The tasks of an evaluation, by name."""
 
 from typing import Final
 

@@ -71,7 +71,7 @@ EFFECT: Final = Task(_effect_metrics, _measure_effect)
 
 
 def _removals(scores: Tensor) -> Tensor:
-    """What the whole scene has over the scene without each object: (n, 2^n) -> (n, n)."""
+    """The whole scene's scores less those of the scene without each object: (n, 2^n) -> (n, n)."""
     whole = scores.shape[1] - 1
     without = [whole ^ (1 << place) for place in range(whole.bit_length())]
     return scores[:, whole:] - scores[:, without]
@@ -161,7 +161,7 @@ def _measure_faithfulness(maps: MethodOnBatch) -> Iterator[Arrays]:
 
 
 FAITHFULNESS: Final = Task(_faithfulness_metrics, _measure_faithfulness)
-"""What random masks change, predicted; Captum's sensitivity. One target an image, its first."""
+"""Changes by random masks, predicted; Captum's sensitivity. One target an image, its first."""
 
 
 def _masked_changes(
