@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -100,6 +101,14 @@ def sources(page: Page) -> list[str]:
     """Where the images of the cards lie on the server; a new one has another name."""
     images = page.locator("#cards img:visible").all()
     return [str(image.get_attribute("src")) for image in images]
+
+
+def settled(page: Page) -> tuple[list[str], list[str]]:
+    """Texts and images of the cards, once nothing is being computed any more."""
+    expect(page.locator("#cards")).not_to_contain_text(
+        re.compile("processing|queue"), use_inner_text=True
+    )
+    return cards(page).all_inner_texts(), sources(page)
 
 
 def png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -225,13 +234,13 @@ def test_what_is_wrong_is_a_sentence_in_the_page(
     page: Page, terminal: Path, data: bytes, text: str, sentence: str
 ) -> None:
     """The maps stay, and the next question is answered."""
-    before = cards(page).all_inner_texts(), sources(page)
+    before = settled(page)
     question(page, text, data=data)
     message = page.locator(".toast-body").last
     expect(message).to_contain_text(sentence)
     assert "/" not in message.inner_text()
     message.get_by_label("Close").click()
-    assert (cards(page).all_inner_texts(), sources(page)) == before
+    assert settled(page) == before
     question(page, "a dog")
     answered(page, "a dog")
     assert terminal.read_text() == ""
