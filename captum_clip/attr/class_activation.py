@@ -132,7 +132,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             with torch.inference_mode(False):
                 return captum(self, usable(inputs), target, additional_forward_args, *options)
         own = {"relu_attributions": relu_attributions, "attention": attention}
-        return super().attribute(inputs, target, additional_forward_args, **own)
+        maps: TensorOrTuple = super().attribute(inputs, target, additional_forward_args, **own)
+        return maps
 
     @override
     def _run(self, *call: Any) -> Computed:

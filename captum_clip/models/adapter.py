@@ -173,12 +173,14 @@ class ClipAdapter(ABC):
     @property
     def device(self) -> torch.device:
         """The device of the vision tower's parameters."""
-        return next(self.tower.module.parameters()).device
+        device: torch.device = next(self.tower.module.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the vision tower's parameters."""
-        return next(self.tower.module.parameters()).dtype
+        dtype: torch.dtype = next(self.tower.module.parameters()).dtype
+        return dtype
 
     @property
     def embedding_dim(self) -> int | None:

@@ -456,7 +456,8 @@ def _of_hugging_face(processor: Any, size: Size) -> Geometry:
 
     def ask(image: Tensor, **steps: bool) -> Tensor:
         options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
-        return processor(images=[image.numpy()], **options)["pixel_values"][0]
+        pixels: Tensor = processor(images=[image.numpy()], **options)["pixel_values"][0]
+        return pixels
 
     shape = ask(torch.zeros(3, *size, dtype=torch.uint8), **no_crop).shape
     resized = (shape[-2], shape[-1])

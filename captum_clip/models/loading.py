@@ -374,10 +374,11 @@ def _part(part: str, name: str) -> Any:
 
 
 def _model(source: Source) -> nn.Module:
+    model: nn.Module
     if source.library == "open_clip":
         import open_clip
 
-        return open_clip.create_model(
+        model = open_clip.create_model(
             source.where,
             pretrained=source.tag,
             precision="fp32",
@@ -385,6 +386,7 @@ def _model(source: Source) -> nn.Module:
             force_quick_gelu=source.quick_gelu,
             require_pretrained=True,
         )
+        return model
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(source.where)

@@ -61,7 +61,8 @@ class CustomLayer(OpenClipLayer):
     @override
     def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
         norm = self.attention.ln_q if which == "query" else self.attention.ln_k
-        return norm(heads)
+        rotated: Tensor = norm(heads)
+        return rotated
 
 
 class OpenClipPoolingHead(MultiheadPoolingHead):
@@ -69,7 +70,8 @@ class OpenClipPoolingHead(MultiheadPoolingHead):
 
     @override
     def embedded_query(self) -> Tensor:
-        return self.head.ln_q(self.head.query[0])
+        query: Tensor = self.head.ln_q(self.head.query[0])
+        return query
 
 
 class OpenClipViT(ViTTower):
@@ -167,15 +169,17 @@ class OpenClipResNet(ResNetTower):
                 getattr(pool, f"{name}_proj").weight.to(x.dtype) for name in "qkvc"
             )
             joined = gradient.to(x.dtype) @ output  # (K, B, C)
+            shift: Tensor = joined @ value
             if detached:
-                return joined @ value
+                return shift
             attention = _pool_attention(pool, x)
             vectors = split_heads(joined, pool.num_heads)
             # biases, the same for every token, are cancelled by the softmax
             weights = head_products(Linear(value, None), vectors, x)
             logits = attention * (weights - (attention * weights).sum(-1, keepdim=True))
             through_query = head_sums(Linear(key, None), logits * _scale(pool), x).flatten(2)
-            return joined @ value + through_query @ query
+            total: Tensor = shift + through_query @ query
+            return total
 
     @override
     def contributions(
@@ -374,12 +378,14 @@ class OpenClipAdapter(ClipAdapter):
     @override
     def image_features(self, images: Tensor) -> Tensor:
         features = self.model.encode_image(images.to(self.dtype), normalize=False)
-        return features[0] if isinstance(features, tuple) else features
+        first: Tensor = features[0] if isinstance(features, tuple) else features
+        return first
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         # CoCa would give unit embeddings by default
-        return self.model.encode_text(ids, normalize=False)
+        features: Tensor = self.model.encode_text(ids, normalize=False)
+        return features
 
     @override
     def _tokenize(self, texts: list[str]) -> Any:

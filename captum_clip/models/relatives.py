@@ -173,7 +173,8 @@ class Aimv2PoolingHead(PoolingHead):
 
     @override
     def output(self, result: Any) -> Tensor:
-        return result[:, None]
+        output: Tensor = result[:, None]
+        return output
 
     @override
     def replaced(self, result: Any, output: Tensor) -> Any:
@@ -279,12 +280,14 @@ class BlipAdapter(HuggingFaceAdapter):
     @override
     def image_features(self, images: Tensor) -> Tensor:
         result = self.model.vision_model(**self._vision_inputs(images))
-        return self.model.vision_proj(self.tower.embedding(result))
+        features: Tensor = self.model.vision_proj(self.tower.embedding(result))
+        return features
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = self.model.text_encoder(input_ids=ids, attention_mask=mask)[0]
-        return self.model.text_proj(hidden[:, 0])
+        features: Tensor = self.model.text_proj(hidden[:, 0])
+        return features
 
 
 class FlavaLayer(HuggingFaceLayer):

@@ -96,7 +96,8 @@ def with_part(result: Any, part: Tensor, index: int = 0) -> Any:
 
 def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name: str) -> Tensor:
     """An argument of a call, however it was handed over."""
-    return args[index] if len(args) > index else kwargs[name]
+    given: Tensor = args[index] if len(args) > index else kwargs[name]
+    return given
 
 
 Kind = Literal["vit", "resnet", "text"]
@@ -276,7 +277,8 @@ class PoolingHead(Attention):
 
     def embedded_query(self) -> Tensor:
         """The vector (D,) that is mapped to the first query."""
-        return getattr(self.head, self.query_part)[0, 0]
+        query: Tensor = getattr(self.head, self.query_part)[0, 0]
+        return query
 
     def query(self) -> Tensor:
         """The first query (H, d), which no image changes, not yet scaled."""
@@ -285,7 +287,8 @@ class PoolingHead(Attention):
 
     def keyed(self, hidden: Tensor) -> Tensor:
         """The input of its keys and values, (B, s, D), from a block's output (B, s, D)."""
-        return self.norm(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
 
 
 def wrong_size(height: int, width: int, reason: str) -> InputError:

@@ -140,7 +140,8 @@ def randomize_parameters(
     if isinstance(model, ClipAdapter):
         parts = {"processor": model.processor, "tokenizer": model.tokenizer}
         changed = adapter_of(changed, name=model.name, **parts)
-    return changed
+    result: ModelOrClip = changed
+    return result
 
 
 def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
