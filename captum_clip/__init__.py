@@ -1,7 +1,5 @@
 """Saliency maps for CLIP as Captum attributions: why does this image fit this text?"""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

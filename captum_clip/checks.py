@@ -4,8 +4,6 @@ None of them loads torch, so the command line may use them all. Tensors are chec
 :func:`captum_clip.maps.check_maps` and by ``metrics/inputs.py``.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager

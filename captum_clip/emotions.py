@@ -3,8 +3,6 @@
 Arrays of features come in, never a model. Fitting needs scikit-learn, the extra ``emotions``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import unicodedata
@@ -386,7 +384,7 @@ class EmotionProbe:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> EmotionProbe:
+    def load(cls, path: str | Path) -> "EmotionProbe":
         """Read a probe.
 
         Args:

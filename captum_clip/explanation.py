@@ -1,7 +1,5 @@
 """`explain`: images and texts in, an `Explanation` with maps, scores, figures and files out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -285,7 +283,7 @@ class Explanation:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Explanation:
+    def load(cls, path: str | Path) -> "Explanation":
         """Read what :meth:`save` wrote as .npz.
 
         Raises:

@@ -28,8 +28,6 @@ Example:
     9
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product

@@ -1,7 +1,5 @@
 """Files that are whole or not there, and which files of a folder are images."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import os

@@ -5,8 +5,6 @@ nothing to do with it; their levels are calibrated on the scenes of the embedded
 `docs/concepts.md`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any, Final

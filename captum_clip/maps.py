@@ -1,7 +1,5 @@
 """Steps between a raw saliency map and a figure or a metric: pure functions of tensors."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, get_args
 

@@ -1,7 +1,5 @@
 """Photos and what a model sees of them: a crop, or all with padding; and maps laid on photos."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 

@@ -4,8 +4,6 @@ The only place that hooks a model. A recording runs the tower without a graph up
 the forward where nobody needs its rest.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Parts of an image that a map marks: masks and boxes, as labelling tools take them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

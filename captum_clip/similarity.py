@@ -1,7 +1,5 @@
 """The forward functions: images or texts -> CLIP cosine similarities, all that Captum sees."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

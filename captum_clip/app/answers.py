@@ -1,7 +1,5 @@
 """Answers to what the page asks, by library calls: explanations and their figures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -97,7 +95,7 @@ class Answer:
     picks: tuple[int, ...]
     words: Mapping[int, Explanation] = field(default_factory=dict)
 
-    def pick(self, text: int, word: int) -> Answer:
+    def pick(self, text: int, word: int) -> "Answer":
         """Show a word of a text instead of the text, or with 0 the text again.
 
         All words of a text are explained when the first is asked for, in one pass.

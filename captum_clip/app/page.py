@@ -1,7 +1,5 @@
 """The page: what is on it, which answer each click shows, and its server."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -4,8 +4,6 @@ Shapes: B images, K targets, H heads, s tokens (CLS first), D = H d the width. H
 tensors are computed with in float32, and autocast is off, so a map depends on neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Literal

@@ -1,7 +1,5 @@
 """The base of all methods: Captum's contract, and `attribute` and `attribute_targets`."""
 
-from __future__ import annotations
-
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@
 Captum's `target` picks the columns (K', B) of a score (B, K): one score for each map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -77,13 +75,13 @@ class Call:
             )
         return scores[:, None] if scores.ndim == 1 else scores
 
-    def run(self, recording: AbstractContextManager[Recording]) -> Pass:
+    def run(self, recording: AbstractContextManager[Recording]) -> "Pass":
         """Run the forward to its end under a recording."""
         with recording as record:
             scores = self.scores()
         return self.passed(record, scores)
 
-    def passed(self, record: Recording, scores: Tensor) -> Pass:
+    def passed(self, record: Recording, scores: Tensor) -> "Pass":
         """The scores (B, K) of a recorded forward, and the columns that are asked for."""
         if len(scores) != record.batch:
             raise CaptureError(

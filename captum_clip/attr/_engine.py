@@ -5,8 +5,6 @@ the last attention, and one token goes through the rest. Elsewhere the forward r
 Either way a gradient is taken at the output of an attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Methods that read attention and its gradient: Grad-CAM, rollout, all-grad, last-grad, a layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, final

@@ -1,7 +1,5 @@
 """Class activation maps: Grad-CAM of convolutional towers, and the family of pytorch-grad-cam."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from operator import itemgetter

@@ -1,7 +1,5 @@
 """Methods whose maps and a rest add up to the score: direct contribution, and conservative."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal, final
 

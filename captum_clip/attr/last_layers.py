@@ -1,7 +1,5 @@
 """Methods that read the last layers alone: LeGrad, Grad-ECLIP and patch similarity."""
 
-from __future__ import annotations
-
 from typing import Literal, final
 
 import torch

@@ -1,7 +1,5 @@
 """The methods by name: all of them, those that fit a tower, and one of them with its options."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import warnings
@@ -124,7 +122,7 @@ def report_method(tower: Tower) -> str:
 
 def fitting_methods(
     caller: str, methods: Iterable[str | type[Any]], tower: Tower, model: str
-) -> list[MethodChoice]:
+) -> "list[MethodChoice]":
     """Those of the methods that explain a tower; InputError where none does."""
     choices = [MethodChoice.of(method) for method in methods]
     fitting = [choice for choice in choices if choice.fits(tower.kind)]
@@ -161,7 +159,7 @@ class MethodChoice:
     costly: bool = False
 
     @classmethod
-    def of(cls, method: str | type[Any], options: dict[str, Any] | None = None) -> MethodChoice:
+    def of(cls, method: str | type[Any], options: dict[str, Any] | None = None) -> "MethodChoice":
         """A class or a command-line name, with options from either side."""
         options = dict(options or {})
         if isinstance(method, str):

@@ -4,8 +4,6 @@ They are for demonstration and measurement: conclusions about real CLIPs need re
 this package loads neither torch, transformers nor open_clip.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 MODELS: dict[str, Path] = {

@@ -1,7 +1,5 @@
 """The procedural backgrounds of demo scenes, which captions name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Final
 

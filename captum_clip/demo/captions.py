@@ -1,7 +1,5 @@
 """The captions of demo scenes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

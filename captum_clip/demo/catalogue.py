@@ -3,8 +3,6 @@
 Plain data: nothing is drawn and nothing is read when this module is imported.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

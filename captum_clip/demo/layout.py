@@ -1,7 +1,5 @@
 """Where the objects of a scene go."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import Final
 

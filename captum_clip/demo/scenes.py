@@ -1,7 +1,5 @@
 """Seeded demo scenes: an image, its captions and one exact mask an object."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal

@@ -4,8 +4,6 @@ Its cells follow the order of :data:`captum_clip.demo.catalogue.THINGS`, drawing
 row.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import Final

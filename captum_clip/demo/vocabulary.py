@@ -4,8 +4,6 @@ Token 0 pads, tokens 1 to ``len(WORDS)`` are words, then come the start and the 
 token has the highest number because OpenCLIP pools a text at its largest token.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

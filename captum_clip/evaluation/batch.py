@@ -1,7 +1,5 @@
 """Samples as a model sees them, and the maps of a method for them, which tasks measure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,7 +198,7 @@ class Task:
     """
 
     metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
-    measure: Callable[[MethodOnBatch], Iterator[Arrays]]
+    measure: "Callable[[MethodOnBatch], Iterator[Arrays]]"
 
 
 class MethodOnBatch:

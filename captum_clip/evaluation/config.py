@@ -1,7 +1,5 @@
 """Settings of an evaluation or a study, checked before anything is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path

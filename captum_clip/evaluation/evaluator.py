@@ -1,7 +1,5 @@
 """`evaluate`: a config becomes a plan, tried beforehand; its units become tables and a report."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Image features of many files, kept in one file: emotion probes and rankings from them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The images of a folder: which files, and batches of them preprocessed and read ahead."""
 
-from __future__ import annotations
-
 import errno
 import os
 import time

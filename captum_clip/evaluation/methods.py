@@ -1,7 +1,5 @@
 """Methods by name: the registered ones, Captum's own, baselines, and maps from files."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from abc import ABC, abstractmethod

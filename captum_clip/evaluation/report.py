@@ -1,7 +1,5 @@
 """The summary as files: figures in CSV, tables in Markdown, curves, one HTML page with it all."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

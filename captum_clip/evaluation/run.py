@@ -4,8 +4,6 @@ A unit is one file, whole or not at all, so a stop at any moment loses no more t
 were being computed, and the same command started again ends in the same bytes.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -75,7 +73,7 @@ class ModelLoader:
         self._parts = tuple(None if name is None else full_name(name) for name in parts)
         self._loaded: tuple[tuple[str, str], ClipAdapter] | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., ModelLoader], tuple[str | None, ...]]:
+    def __reduce__(self) -> "tuple[Callable[..., ModelLoader], tuple[str | None, ...]]":
         return ModelLoader, self._parts
 
     def load(self, model: str, device: str = "cpu", fingerprint: str | None = None) -> ClipAdapter:

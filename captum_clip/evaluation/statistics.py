@@ -7,8 +7,6 @@ neighbouring cells x is bilinear: its extremes lie on the outermost pixels there
 has to look at every pixel.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

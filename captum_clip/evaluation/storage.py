@@ -1,7 +1,5 @@
 """Folders for images and results: on this machine, or anywhere that fsspec reaches."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +17,7 @@ _RESUME: Final = "; what is done is kept; start the same command again to go on"
 _LOCK: Final = ".lock"
 
 
-def storage_of(location: str | Path) -> Storage:
+def storage_of(location: str | Path) -> "Storage":
     """A path, or a URL such as ``s3://bucket/folder``; InputError where fsspec knows no such."""
     import fsspec
 

@@ -1,7 +1,5 @@
 """Studies: mean maps and statistics of whole folders of images, among them Mamooler's three."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """From the long table to figures: each method by each metric, with intervals and differences."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +82,7 @@ class _Rows(NamedTuple):
         """The same for rows of the same regions."""
         return self.regions.tobytes()
 
-    def at(self, regions: npt.NDArray[np.int64]) -> _Rows:
+    def at(self, regions: npt.NDArray[np.int64]) -> "_Rows":
         """The rows of these regions."""
         kept = np.isin(self.regions, regions)
         return _Rows(self.regions[kept], self.samples[kept], self.values[kept])

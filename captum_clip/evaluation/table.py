@@ -1,7 +1,5 @@
 """The long table of an evaluation, a row for each measured value, and its metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -131,7 +129,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def part(self, indices: Sequence[int]) -> Queries:
+    def part(self, indices: Sequence[int]) -> "Queries":
         """Some of them, in the given order."""
         kept = list(indices)
         return Queries(
@@ -142,7 +140,7 @@ class Queries:
             tuple(self.numbers[i] for i in kept),
         )
 
-    def split(self, size: int) -> list[Queries]:
+    def split(self, size: int) -> "list[Queries]":
         """All of them in parts of at most `size`."""
         indices = range(len(self))
         return [self.part(indices[start : start + size]) for start in indices[::size]]

@@ -1,7 +1,5 @@
 """Statistics of rows, and the bootstrap over images: intervals, differences, p values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain

@@ -8,8 +8,6 @@ from :func:`masked_changes`; `masks` are bool, none empty or full. What does not
 and NaN or infinity, raises an InputError.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

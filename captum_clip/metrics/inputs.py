@@ -1,7 +1,5 @@
 """Maps, masks, images, scores and seeds as metrics take them: checked once, in one form."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

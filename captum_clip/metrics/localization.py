@@ -10,8 +10,6 @@ Source of the measures of fixations: Bylinskii et al. 2019, *What do different e
 tell us about saliency models?* (arXiv:1604.03605).
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -204,7 +202,7 @@ class SegmentationScores(NamedTuple):
         return (of_object + self.true_negative / (self.true_negative + wrong)) / 2
 
     @property
-    def _summed(self) -> SegmentationScores:
+    def _summed(self) -> "SegmentationScores":
         """All images as one."""
         return SegmentationScores(*(counts.sum() for counts in self))
 

@@ -3,8 +3,6 @@
 Throughout, `maps` are (..., h, w), floating-point and finite; for others an InputError is raised.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -3,8 +3,6 @@
 Also what takes the place of removed pixels: one colour, a blurred copy, or ROAD's imputation.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The adapter: one face for every CLIP model, whichever library it comes from."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -38,7 +36,7 @@ class Family(NamedTuple):
 
     library: str  # the module or package that defines them
     tower_of: Callable[[Any], Tower | None]  # the vision tower in one of them
-    adapter: Callable[..., ClipAdapter] | None = None  # of the whole models among them
+    adapter: "Callable[..., ClipAdapter] | None" = None  # of the whole models among them
     models: Collection[str] = ()  # names of these; those of transformers also load by name
     towers: Collection[str] = ()  # names of the other classes, vision towers alone
     packages: Collection[str] = ()

@@ -1,7 +1,5 @@
 """The registry of families: which one a model belongs to, its tower and its adapter."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """CLIP of transformers, and the classes that were made from it: layers, towers and adapter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate

@@ -3,8 +3,6 @@
 Masks and maps of fixations take the same way.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import stat

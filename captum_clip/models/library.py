@@ -1,7 +1,5 @@
 """Whether a module runs the code of its library, so that what it computes is known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """`load_clip`: a name, a folder or a model -> an adapter."""
 
-from __future__ import annotations
-
 import json
 import logging
 import pickle

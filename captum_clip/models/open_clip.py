@@ -1,7 +1,5 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Relatives of CLIP in transformers, which keep the same parts under other names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

@@ -5,8 +5,6 @@ and a linear map are affine, so a direction :math:`d` on their output is a direc
 plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apart exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -27,7 +25,7 @@ class Linear(NamedTuple):
     bias: Tensor | None  # (D_out,)
 
     @classmethod
-    def of(cls, module: Any) -> Linear:
+    def of(cls, module: Any) -> "Linear":
         """Those of a `torch.nn.Linear`."""
         return cls(module.weight, module.bias)
 
@@ -35,7 +33,7 @@ class Linear(NamedTuple):
         """Map tokens (..., D_in)."""
         return F.linear(token, *self.to(token.dtype))
 
-    def to(self, dtype: torch.dtype) -> Linear:
+    def to(self, dtype: torch.dtype) -> "Linear":
         """The map in another dtype."""
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
@@ -62,7 +60,7 @@ class Scale(NamedTuple):
 class Residual(NamedTuple):
     """A residual branch: x + steps(x)."""
 
-    steps: tuple[Step, ...]
+    steps: "tuple[Step, ...]"
 
     def __call__(self, token: Tensor) -> Tensor:
         """Add the branch to tokens (..., D)."""
@@ -82,7 +80,7 @@ class Direction:
     constant: Tensor  # (K, B), what does not depend on the token
 
     @classmethod
-    def of(cls, rows: Tensor, scale: Tensor) -> Direction:
+    def of(cls, rows: Tensor, scale: Tensor) -> "Direction":
         """Directions without a constant."""
         return cls(rows, scale, rows.new_zeros(len(rows), len(scale)))
 
@@ -90,7 +88,7 @@ class Direction:
         """All directions, (K, B, D)."""
         return self.rows * self.scale[:, None]
 
-    def repeated(self, count: int) -> Direction:
+    def repeated(self, count: int) -> "Direction":
         """These directions for `count` tokens of each image, (B count, D), without the constant."""
         rows = self.rows
         if rows.shape[1] > 1:
@@ -103,7 +101,9 @@ class Direction:
             return self.rows[:, 0] @ tokens.T * self.scale
         return torch.einsum("kbd,bd->kb", self.rows, tokens) * self.scale
 
-    def _through(self, rows: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Direction:
+    def _through(
+        self, rows: Tensor, bias: Tensor | None, scale: Tensor | None = None
+    ) -> "Direction":
         """The direction on the input of an affine map whose transposed weight gave `rows`."""
         constant = self.constant
         if bias is not None:

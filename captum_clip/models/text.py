@@ -1,7 +1,5 @@
 """The pooling of texts, and the text tower as the methods see it."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A model family implements these classes in its own file; nothing above asks which family it is.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

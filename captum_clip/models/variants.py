@@ -1,7 +1,5 @@
 """Modified copies of models, for checks that need the same function in another form."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar

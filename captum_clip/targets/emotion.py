@@ -1,7 +1,5 @@
 """Targets from emotions: what makes this image amusing, sad or fearful to the model?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Targets: K directions in CLIP's embedding space, from embeddings, images, texts and words."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +51,7 @@ class Target:
                     object.__setattr__(self, part, tensor.clone())
 
     @classmethod
-    def of(cls, embeddings: Tensor, names: Sequence[str], source: Source | None = None) -> Target:
+    def of(cls, embeddings: Tensor, names: Sequence[str], source: Source | None = None) -> "Target":
         """A target of embeddings (K, D) of any length; kept detached, in at least float32.
 
         Raises:
@@ -85,14 +83,14 @@ class Target:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self) -> Iterator[Target]:
+    def __iter__(self) -> "Iterator[Target]":
         return (self[index] for index in range(len(self)))
 
-    def __neg__(self) -> Target:
+    def __neg__(self) -> "Target":
         names = tuple(f"not {name}" for name in self.names)
         return Target(-self.embeddings, self.norms, names, self.source)
 
-    def __sub__(self, other: Target) -> Target:
+    def __sub__(self, other: "Target") -> "Target":
         if not isinstance(other, Target):
             return NotImplemented
         if len(other) not in (1, len(self)) and len(self) != 1:
@@ -107,7 +105,7 @@ class Target:
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
         return Target.of(differences, names, _common_source([self, other]))
 
-    def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> Target:
+    def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> "Target":
         chosen = self._positions(key)
         if not chosen:
             raise TargetError(
@@ -130,7 +128,7 @@ class Target:
             raise IndexError(f"Target: index {show(key)} is out of range for {len(self)} targets.")
         return [index % len(self) for index in chosen]
 
-    def to(self, device: torch.device | str) -> Target:
+    def to(self, device: torch.device | str) -> "Target":
         """The same target on another device."""
         return Target(self.embeddings.to(device), self.norms.to(device), self.names, self.source)
 

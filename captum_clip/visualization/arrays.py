@@ -3,8 +3,6 @@
 Each `as_...` raises InputError in the caller's name: other shapes, values out of range, no numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Captum's own figure of a map, without its pitfalls."""
 
-from __future__ import annotations
-
 from typing import Any, Final, Literal, get_args
 
 import numpy as np

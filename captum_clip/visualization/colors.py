@@ -1,7 +1,5 @@
 """Colours and type sizes of figures, and maps laid over images in these colours."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Curves of many methods with their intervals, in one panel or two."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Figures: images in rows and columns with their names below them, their size and their files."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """Maps over the images that the model saw: of targets, words, signs and methods; and mean maps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Texts whose words are coloured by what they add, next to the image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final
 

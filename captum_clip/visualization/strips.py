@@ -1,7 +1,5 @@
 """Strips: many maps of one image behind each other, such as those of its layers or heads."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """Data sets that an evaluation reads, by name, as the command line takes them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Data sets of an evaluation: images with their truth, drawn or read from files."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

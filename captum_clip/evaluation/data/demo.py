@@ -1,7 +1,5 @@
 """The demo scenes as data sets: held-out test scenes, drawn when they are read."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any, Final, final
 

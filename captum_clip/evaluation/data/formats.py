@@ -1,7 +1,5 @@
 """Data sets in files: public ones with masks, and folders of one's own."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 What has one target an image takes its first.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Does a map lie where it should? Against masks, human fixations and the cells of mosaics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
