@@ -242,12 +242,12 @@ def gradients(y: Tensor, seen: Seen) -> list[Tensor]:
 
 
 def relevance(steps: list[Tensor]) -> Tensor:
-    """R after R = I and R = R + Abar R for one matrix (B, s, s) after the other."""
+    """R after R = I and R = R + Abar R for one matrix (B, s, s) after the other, less I."""
     batch, size, _ = steps[0].shape
     r = torch.eye(size, dtype=steps[0].dtype).repeat(batch, 1, 1)
     for step in steps:
         r = r + step @ r
-    return r
+    return r - torch.eye(size, dtype=r.dtype)
 
 
 def all_grad_attention(seen: Seen, y: Tensor, row: Row, *, start_layer: int = 0) -> Tensor:
@@ -265,7 +265,7 @@ def propagated(pool: Tensor, steps: list[Tensor]) -> Tensor:
     """The first row of a pooling head's step (B, queries, s), carried through the layers below."""
     if not steps:
         return pool[:, 0]
-    return (pool[:, :1] @ relevance(steps))[:, 0]
+    return pool[:, 0] + (pool[:, :1] @ relevance(steps))[:, 0]
 
 
 def last_grad_attention(

@@ -210,8 +210,11 @@ def read_row(row: Tensor, matrix: Tensor) -> Tensor:
         return torch.einsum("bi,bij->bj", row.to(matrix.dtype), matrix)
 
 
-def propagated(row: Tensor, matrices: Iterable[Tensor]) -> Tensor:
-    """Apply v <- v + v M, one matrix (B, s, s) after the other, from the top layer down."""
+def propagated(own: Tensor, gained: Tensor, matrices: Iterable[Tensor]) -> Tensor:
+    """Apply v <- v + v M, one matrix (B, s, s) after the other, to v = own + gained; v - own.
+
+    `own` is the identity's row, which no target changes; with mean pooling 1 / N in every cell.
+    """
     for matrix in matrices:
-        row = row + read_row(row, matrix)
-    return row
+        gained = gained + read_row(own + gained, matrix)
+    return gained

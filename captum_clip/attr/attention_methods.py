@@ -127,11 +127,12 @@ class AllGradAttention(ViTAttribution):
     .. math:: \bar A_l = E_h[(\nabla A_l \odot A_l)^+], \quad
               R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
 
-    and the map is row CLS of R without the CLS column. That row is computed from the top down,
+    and the map is row CLS of R - I without the CLS column. That row is computed from the top down,
     :math:`v \leftarrow v + v \bar A_l` for l = n ... 1 from :math:`v = e_{CLS}`: a vector times a
     matrix, never a product of matrices. Where the last gradient leaves row CLS empty, as with mean
-    pooling, it starts from the mean of the patches' rows; in a tower with a pooling head from the
-    head's own :math:`E_h[(\nabla a \odot a)^+]` (Chefer's rule for cross-attention).
+    pooling, it is the mean of the patches' rows, of which I would be 1 / N in each of N cells
+    whatever the target. In a tower with a pooling head v starts from the head's own
+    :math:`E_h[(\nabla a \odot a)^+]` (Chefer's rule for cross-attention).
 
     It needs the gradient of every layer, so each target costs a backward; the forward is shared.
     The map is non-negative; the negative map is the map of ``-target``.
@@ -154,18 +155,18 @@ class AllGradAttention(ViTAttribution):
         for gradients in found.run.gradients(*found.points):
             last = found.last_row(gradients[-1])
             if last is None:
-                start, below = mha.start_row(gradients[-1], tower.prefix, pooled), layers
+                own, below = mha.start_row(gradients[-1], tower.prefix, pooled), layers
+                gained = torch.zeros_like(own)
             else:
-                start, below = mha.weighted(*last, dim=1), layers[:-1]  # (B, s)
-                if tower.pooling == "cls":  # no residual runs around a pooling head
-                    start = start + pooled.row_of(start)
+                gained, below = mha.weighted(*last, dim=1), layers[:-1]  # (B, s)
+                # no residual runs around a pooling head
+                cls = tower.pooling == "cls"
+                own = pooled.row_of(gained) if cls else torch.zeros_like(gained)
             steps = (
                 mha.weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
                 for index, gradient in reversed(list(zip(below, gradients, strict=False)))
             )
-            row = mha.propagated(start, steps)
-            # no token keeps the 1 that its own row began with
-            maps.append(row if pooled.rows is None else row - pooled.row_of(row))
+            maps.append(mha.propagated(own, gained, steps))
         return found.run.computed(torch.stack(maps))
 
 
@@ -179,14 +180,14 @@ class LastGradAttention(ViTAttribution):
     .. math:: \bar A_l = E_h[(\nabla A_n \odot A_l)^+], \quad
               R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
 
-    and the map is row CLS of R without the CLS column. In a CLS-pooled tower the gradient has one
-    non-zero row, so only that row of R changes, and with :math:`a_l` for row CLS of
+    and the map is row CLS of R - I without the CLS column. In a CLS-pooled tower the gradient has
+    one non-zero row, so only that row of R changes, and with :math:`a_l` for row CLS of
     :math:`\bar A_l` the patches are a weighted sum of the layers' CLS attention,
 
     .. math:: r_l = (1 + a_l[CLS]) \, r_{l-1} + a_l[patches], \quad r_0 = 0.
 
     Where the gradient is not confined to row CLS, as with mean pooling, the general form is
-    computed, and read at the mean of the patches' rows if row CLS has no gradient.
+    computed, and the mean of the patches' rows of R - I is read if row CLS has no gradient.
 
     The query of a pooling head (SigLIP, PE-Core) has no row in the layers below, so equation 6 read
     strictly ends there, as :class:`AttentionGradCam`. The form computed instead is ours:
@@ -251,8 +252,10 @@ class LastGradAttention(ViTAttribution):
             run = replace(run, record=record)
         attention = kept_attention(self._tower, run, averaged=heads == "averaged")
         maps = [
-            _propagated(start, _combined(gradient, heads, dim=1), attention, layers)
-            for start, gradient in last.matrices(self._tower)
+            _propagated(
+                own, torch.zeros_like(own), _combined(gradient, heads, dim=1), attention, layers
+            )
+            for own, gradient in last.matrices(self._tower)
         ]
         return last.run.computed(torch.stack(maps))
 
@@ -266,16 +269,17 @@ class LastGradAttention(ViTAttribution):
             assert last is not None
             start = mha.weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
             gradient = _combined(found.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
-            maps.append(_propagated(start, gradient, attention, layers[:-1]))
+            own = torch.zeros_like(start)  # no residual runs around the pool
+            maps.append(_propagated(own, start, gradient, attention, layers[:-1]))
         return found.run.computed(torch.stack(maps))
 
 
 def _propagated(
-    start: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
+    own: Tensor, gained: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
 ) -> Tensor:
-    """One target's map (B, s) from a row (B, s) and the last gradient (B, H, s, s)."""
+    """One target's map (B, s) from the rows to begin with and the last gradient (B, H, s, s)."""
     matrices = (mha.weighted(gradient, attention(index), dim=1) for index in reversed(layers))
-    return mha.propagated(start, matrices)
+    return mha.propagated(own, gained, matrices)
 
 
 def _combined(tensor: Tensor, heads: Heads, *, dim: int) -> Tensor:

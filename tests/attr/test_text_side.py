@@ -389,9 +389,8 @@ def expected(method: str, name: str, ids: Tensor, mask: Tensor | None) -> Tensor
             columns.append(loosened(positive, at(start, seen.query), seen))
         elif method == "AttentionGradCam":
             columns.append(at(start, matrices[-1]))
-        else:  # the row that is pooled loses the 1 that its own began with
-            own = 0 if name == "open_clip_mean" else start
-            columns.append(at(start, oracles.relevance(matrices)) - own)
+        else:
+            columns.append(at(start, oracles.relevance(matrices)))
     return torch.stack(columns, 1).detach()
 
 
