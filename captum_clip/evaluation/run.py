@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
@@ -412,7 +413,8 @@ class UnitWorker:
         """Compute the unit of a row; an error travels as text."""
         number = int(rows["unit"][0])
         try:
-            with threads(self._plan.config.thread_count), self._counted(self._units[number].name):
+            self._count(self._units[number].name)
+            with threads(self._plan.config.thread_count):
                 if self._worker is None:  # here, so that its errors travel as text too
                     self._worker = self._plan.worker(self._models)
                 list(write_units(self._worker, [self._units[number]], self._output))
@@ -420,23 +422,19 @@ class UnitWorker:
             return {"unit": [number], "error": [str(error)]}
         return {"unit": [number], "error": [""]}
 
-    @contextmanager
-    def _counted(self, name: str) -> Iterator[None]:
-        """Count the times that a unit is begun; the count stays where the process dies."""
-        folder, _, file = name.rpartition("/")
-        counter = f"{folder}/.{file}.tries.part"
-        before = int(self._output.read(counter) or 0)
+    def _count(self, name: str) -> None:
+        """Count the times that a unit is begun; InputError where it has killed too many workers.
+
+        Ray Data has a limit of its own, `max_task_retries`, which its version 2.64 takes away.
+        """
+        counter = str(PurePosixPath(name).with_name(f".{PurePosixPath(name).name}.tries.part"))
+        before = len(self._output.read(counter) or b"")
         if before >= _TRIES:
-            self._output.remove(counter)
             raise InputError(
                 f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
                 "batch, or engine='local', which reports more."
             )
-        self._output.write(counter, str(before + 1).encode())
-        try:
-            yield
-        finally:
-            self._output.remove(counter)
+        self._output.write(counter, b"x" * (before + 1))
 
 
 @contextmanager
@@ -472,27 +470,13 @@ def _connected(config: RunConfig) -> Iterator[Any]:
 def _join_or_start(ray: Any, config: RunConfig) -> None:
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     cpus = max(os.cpu_count() or 1, config.processes * config.thread_count)
-    with _silent_stderr():
-        try:
-            try:
-                ray.init(num_cpus=cpus, include_dashboard=False, **options)
-            except ValueError:  # Ray: a cluster that is there already has its CPUs
-                ray.init(**options)
-        except ConnectionError as error:
-            raise InputError(f"Ray cannot be reached: {error}") from error
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keep the terminal quiet: Ray's native code logs that it was told to log nothing."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
     try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+        except ValueError:  # Ray: a cluster that is there already has its CPUs
+            ray.init(**options)
+    except ConnectionError as error:
+        raise InputError(f"Ray cannot be reached: {error}") from error
 
 
 def _check_room(ray: Any, config: RunConfig) -> None:

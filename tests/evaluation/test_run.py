@@ -268,8 +268,8 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     worker = order.UnitWorker(plan, UNITS, output, ModelLoader())
     assert worker({"unit": [0]}) == {"unit": [0], "error": [""]}
     assert worker({"unit": [1]}) == {"unit": [1], "error": ["no more"]}
-    assert list(output.files()) == [UNIT.name]
-    output.write("units/.2.npz.tries.part", b"5")
+    assert UNIT.name in output.files()
+    output.write("units/.2.npz.tries.part", b"xxxxx")
     [error] = worker({"unit": [2]})["error"]
     assert "5 workers died over units/2.npz" in error
 
