@@ -157,12 +157,12 @@ def _recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordi
     def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
         if record.size is not None:
             raise CaptureError(
-                "The forward function ran the vision tower twice; it must run it exactly once. "
+                f"The forward function ran the {tower.noun} twice; it must run it exactly once. "
                 "Encode texts and reference images beforehand."
             )
         if gradient and not torch.is_grad_enabled():
             raise CaptureError(
-                "The forward function ran the vision tower under torch.no_grad() or "
+                f"The forward function ran the {tower.noun} under torch.no_grad() or "
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
         record.size, record.batch, record.pooled = tower.enter(args, kwargs)
@@ -173,8 +173,8 @@ def _recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordi
         yield hooks, record
         if record.size is None:
             raise CaptureError(
-                "The forward function did not run the vision tower that was given as `layer`; "
-                "it must run it exactly once, and through the module's call."
+                f"The forward function did not run the {tower.noun} that is to be explained; it "
+                "must run it exactly once, and through the module's call."
             )
     except Stop:
         record.stopped = True
@@ -184,7 +184,7 @@ def _recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordi
         torch.set_grad_enabled(mode)
     for part in hooks.unseen.values():  # which would be left out of the map
         raise CaptureError(
-            f"{part} of the vision tower ran without its hooks; it was compiled, or exchanged "
+            f"{part} of the {tower.noun} ran without its hooks; it was compiled, or exchanged "
             "during the forward. Explain the model without torch.compile."
         ) from None
 
@@ -442,8 +442,8 @@ def _detach_gate(module: nn.Module, gates: bool, args: Arguments, result: Tensor
         return result
     if getattr(module, "inplace", False):
         raise UnsupportedModelError(
-            f"a {type(module).__name__} of the vision tower works in place, so what entered it is "
-            "lost; make it with inplace=False."
+            f"a {type(module).__name__} works in place, so what entered it is lost; make it with "
+            "inplace=False."
         )
     if gates:
         return result.detach()
@@ -457,9 +457,9 @@ def _with_value(detached: Tensor, own: Tensor, part: str) -> Tensor:
     bound = 1e-2 if torch.finfo(own.dtype).eps < 1e-4 else 1e-1
     if difference.float().norm() > bound * own.detach().float().norm():
         raise UnsupportedModelError(
-            f"{part} of the vision tower gives something else than its parameters say; a hook, a "
-            "patched forward or a class of its own changes it. Remove that, or take a method with "
-            "gradients, such as AllGradAttention."
+            f"{part} gives something else than its parameters say; a hook, a patched forward or a "
+            "class of its own changes it. Remove that, or take a method with gradients, such as "
+            "AllGradAttention."
         )
     return detached + difference
 
@@ -474,7 +474,7 @@ _NONLINEAR = {
 }
 
 
-def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
+def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
     """Raise UnsupportedModelError where an output is no linear map of the patches, by its graph.
 
     So a function that no module shows is seen too, such as `F.gelu` in somebody's adapter.
@@ -502,7 +502,7 @@ def refuse_nonlinear(output: Tensor, patches: Tensor) -> None:
             or isinstance(node, BackwardCFunction)  # somebody's own
         ):
             raise UnsupportedModelError(
-                f"the vision tower computes a {operation}, of which it is not known whether it is "
+                f"the {noun} computes a {operation}, of which it is not known whether it is "
                 "linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
                 "Take another method."
             )

@@ -250,6 +250,12 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 f"{method}: the text tower is not its library's own code from the last block on; "
                 "take hooks and patched methods away."
             )
+        if isinstance(tower, TextTower) and self.additive and plain_similarity(forward) is None:
+            raise UnsupportedModelError(
+                f"{method}: {type(forward).__name__} is a TextSimilarity with code of its own, "
+                "whose scores cannot be taken apart; take a method with gradients, such as "
+                "AllGradAttention."
+            )
         is_similarity = isinstance(forward, Similarity)
         if isinstance(forward, TextSimilarity):
             now: Tower = forward.clip.text_tower
@@ -257,11 +263,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             now = tower_of(forward.clip.model if is_similarity else tower.module)
         # of a callable's own model only the tower is known, not what projects its output
         before, after = (_parts(t, projection=is_similarity) for t in (tower, now))
-        noun = "text tower" if isinstance(tower, TextTower) else "vision tower"
         if [id(part) for part in before] != [id(part) for part in after]:
             raise InputError(
-                f"{method}: the {noun}, a layer of it or its projection was exchanged since it "
-                "was loaded; call load_clip again, or make the method anew."
+                f"{method}: the {tower.noun}, a layer of it or its projection was exchanged since "
+                "it was loaded; call load_clip again, or make the method anew."
             )
         for index, attention in enumerate(tower.attentions if isinstance(tower, ViTTower) else ()):
             for module in (attention.input_module, attention.output_module):
@@ -273,7 +278,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         reason = tower.nondeterminism()
         if reason is not None:
             raise InputError(
-                f"{method}: the {noun} is in training mode with {reason}; call model.eval()."
+                f"{method}: the {tower.noun} is in training mode with {reason}; call model.eval()."
             )
 
 

@@ -156,7 +156,7 @@ class Pass:
 
 def _known(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if any(gradient is None for gradient in gradients):
-        raise CaptureError("The scores do not depend on what the vision tower computed.")
+        raise CaptureError("The scores do not depend on what the tower computed.")
     return gradients
 
 

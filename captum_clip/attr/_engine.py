@@ -233,7 +233,7 @@ def refuse_checkpointing(tower: ViTTower) -> None:
     """A block that runs again in the backward would be seen by no hook."""
     if tower.checkpointing:
         raise UnsupportedModelError(
-            "The vision tower checkpoints its activations, so its blocks run again in the "
+            f"The {tower.noun} checkpoints its activations, so its blocks run again in the "
             "backward; turn gradient checkpointing off to explain it."
         )
 

@@ -65,7 +65,7 @@ def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False)
     with record_detached_gates(tower, partial(_attend, tower)) as record:
         result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
     found, patches = embedded_scores(tower, call, record, result), record.input
-    refuse_nonlinear(found.embedding, patches)
+    refuse_nonlinear(found.embedding, patches, tower.noun)
 
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
         if patches.ndim == 4 and isinstance(tower.patches, nn.Conv2d):

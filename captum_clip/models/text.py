@@ -74,6 +74,7 @@ class TextTower(ViTTower):
     """
 
     kind: ClassVar[Kind] = "text"
+    noun: ClassVar[str] = "text tower"
     pooling: Pooling = "cls"
     prefix: int = 0
     takes_mask: bool = True

@@ -301,6 +301,7 @@ class Tower(ABC):
     """A CLIP vision tower."""
 
     kind: ClassVar[Kind]
+    noun: ClassVar[str] = "vision tower"  # in messages
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
     module: Any  # the library's own, which runs exactly once in a forward
     native: Size  # height and width of the images that it was made for
@@ -393,7 +394,7 @@ class ViTTower(Tower):
         for what in ("block", "attention"):
             if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
                 raise UnsupportedModelError(
-                    f"the vision tower uses one {what} in several layers; supported are towers "
+                    f"the {self.noun} uses one {what} in several layers; supported are towers "
                     "whose layers have modules of their own."
                 )
         for index, attention in enumerate(self.attentions):

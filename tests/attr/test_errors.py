@@ -214,7 +214,7 @@ CALLABLES = {
         torch.inference_mode, lambda: embed(images)
     ),
     "No gradient leads.*detach": lambda embed, images: embed(images).detach(),
-    "do not depend on what the vision tower computed": lambda embed, images: (
+    "do not depend on what the tower computed": lambda embed, images: (
         embed(images).detach() * torch.ones(1, requires_grad=True)
     ),
     r"tensor \(B,\) or \(B, K\); it returned \(3, 1, 24\)": lambda e, images: e(images)[:, None],

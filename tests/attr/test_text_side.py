@@ -14,7 +14,7 @@ from transformers import VisionTextDualEncoderModel
 
 from captum_clip import TextSimilarity, attr, load_clip, targets
 from captum_clip.demo.scenes import draw_scene
-from captum_clip.errors import InputError, TargetError, UnsupportedModelError
+from captum_clip.errors import CaptureError, InputError, TargetError, UnsupportedModelError
 from tests import builders, oracles
 from tests.attr import state
 
@@ -639,6 +639,43 @@ def test_dropout_in_training_is_refused() -> None:
     forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
     with pytest.raises(InputError, match=r"text tower is in training mode .* call model\.eval"):
         attr.DirectContribution(forward).attribute(own.load().text_inputs(TEXTS)[0])
+
+
+def test_a_text_similarity_with_code_of_its_own_is_not_taken_apart() -> None:
+    class Doubled(TextSimilarity):
+        def forward(self, *inputs: Any) -> Tensor:
+            return 2 * super().forward(*inputs)
+
+    own = builders.hf_vit().load()
+    forward, plain = (
+        kind(own, targets.embedding(torch.eye(24)[:1])) for kind in (Doubled, TextSimilarity)
+    )
+    ids, mask = own.text_inputs(TEXTS)
+    for method in ADDITIVE:
+        with pytest.raises(UnsupportedModelError, match="Doubled is a TextSimilarity with code of"):
+            getattr(attr, method)(forward).attribute(ids, additional_forward_args=mask)
+    twice, once = (
+        attr.GradEclip(each).attribute(ids, additional_forward_args=mask)
+        for each in (forward, plain)
+    )
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_errors_name_the_text_tower() -> None:
+    """Those of a recording, whose caller runs the forward, and of a method."""
+
+    class Twice(TextSimilarity):
+        def forward(self, *inputs: Any) -> Tensor:
+            return super().forward(*inputs) + super().forward(*inputs)
+
+    own = builders.open_clip_vit()
+    forward = Twice(own.load(), targets.embedding(torch.eye(24)[:1]))
+    ids, _ = own.load().text_inputs(TEXTS)
+    with pytest.raises(CaptureError, match="ran the text tower twice"):
+        attr.AllGradAttention(forward).attribute(ids)
+    own.model.set_grad_checkpointing()
+    with pytest.raises(UnsupportedModelError, match="The text tower checkpoints its activations"):
+        attr.AllGradAttention(forward).attribute(ids)
 
 
 @pytest.mark.parametrize("name", ["demo/vit", "demo/resnet"])
