@@ -34,27 +34,42 @@ def clip() -> Any:
 
 
 def spell_bytes(clip: Any, ids: list[int]) -> str:
-    return "".join(clip.tokenizer.convert_ids_to_tokens(ids)).replace("\u0120", "")
+    from tokenizers.decoders import ByteLevel
+
+    return str(ByteLevel().decode(clip.tokenizer.convert_ids_to_tokens(ids)))
 
 
+def spell_open_clip(clip: Any, ids: list[int]) -> str:
+    return str(clip.tokenizer.decode(ids)).replace(" ", "")  # one after every piece of a word
+
+
+@pytest.mark.parametrize("white", [" ", "  ", "\t", "\n\n", "\u00a0", " \u3000", "\u2028"])
 @pytest.mark.parametrize(
-    ("builder", "decode"),
+    ("builder", "spell"),
     [
-        (builders.open_clip_vit, lambda clip, ids: clip.tokenizer.decode(ids).strip()),
+        (builders.open_clip_vit, spell_open_clip),
         (builders.hf_vit, spell_bytes),
         (builders.siglip, spell_bytes),
+        (builders.BUILDERS["altclip"], spell_bytes),
     ],
 )
-def test_the_tokens_of_a_word_spell_it(builder: Any, decode: Any) -> None:
-    """Whether a word is one token, several sub-words or a token a byte."""
+def test_the_tokens_of_a_word_spell_it(builder: Any, spell: Any, white: str) -> None:
+    """Whether a word is one token, several sub-words or a token a byte, whatever stands between."""
     clip = builder().load()
-    text = "an unbelievably horselike creature, isn't it?"
+    words = ["an", "unbelievably", "horselike", "creature,", "isn't", "it?"]
+    text = white + white.join(words) + white
     ids = clip.text_inputs(text)[0][0].tolist()
-    spelled = [(word, decode(clip, ids[r.start : r.stop])) for word, r in word_tokens(clip, text)]
-    assert [word for word, _ in spelled] == text.split()
-    for word, tokens in spelled:
-        assert tokens.replace(" ", "") == word
-    assert any(len(span) > 1 for _, span in word_tokens(clip, text))
+    found = word_tokens(clip, text)
+    assert [word for word, _ in found] == words
+    assert [spell(clip, ids[span.start : span.stop]).strip() for _, span in found] == words
+    assert any(len(span) > 1 for _, span in found)
+
+
+def test_a_text_that_is_not_cut_at_its_white_space_is_refused() -> None:
+    """OpenCLIP's tokenizer drops a separator that Python takes as white space."""
+    clip = builders.open_clip_vit().load()
+    with pytest.raises(InputError, match=r"does not cut .* write it with plain blanks, or sum"):
+        word_tokens(clip, "a\x1chorse")
 
 
 def test_words_have_the_values_of_their_tokens(clip: Any) -> None:
@@ -73,13 +88,13 @@ def test_words_have_the_values_of_their_tokens(clip: Any) -> None:
 
 def test_sub_words_are_summed() -> None:
     small = builders.hf_vit().load()
-    image, text = torch.randn(1, 3, 32, 32), "a horse"
+    image, text = torch.randn(1, 3, 32, 32), "a  horse"
     (words,) = explain(image, text, model=small, side="text", method="direct").text_maps
     forward = TextSimilarity(small, targets.image(small, image))
     ids, mask = small.text_inputs(text)
     values = DirectContribution(forward).attribute(ids, additional_forward_args=mask)[0, 0]
     assert [value for _, value in words] == pytest.approx(
-        [values[1].item(), values[2:8].sum().item()], abs=1e-6
+        [values[1].item(), values[2:9].sum().item()], abs=1e-6
     )
 
 

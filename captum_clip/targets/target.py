@@ -1,8 +1,10 @@
 """Targets: K directions in CLIP's embedding space, from embeddings, images, texts and words."""
 
+import re
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -312,11 +314,11 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
 
     with both encodings L2-normalised first.
 
-    The text is split at white space and words are taken out by position, so a repeated word gives
-    one for each occurrence, and the punctuation of the other words stays. ``.norms`` holds the
-    length of each difference: how much the word matters to the text at all. The embeddings
-    themselves have unit length, so a word map differs from Mamooler's, which keeps the length, by
-    second order. Where nothing is left, the empty encoding is subtracted.
+    The text is split at white space and words are taken out by position, with the white space
+    before them, so a repeated word gives one for each occurrence, and all else stays as it is.
+    ``.norms`` holds the length of each difference: how much the word matters to the text at all.
+    The embeddings themselves have unit length, so a word map differs from Mamooler's, which keeps
+    the length, by second order. Where nothing is left, the empty encoding is subtracted.
 
     Args:
         clip: the adapter.
@@ -335,11 +337,12 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
         ('horse', 'dog')
     """
     _checked_texts("targets.words", [text], allow_empty=False)
-    parts = text.split()
+    parts, pieces = text.split(), _pieces(text)
     spans = _spans(parts, words)
     # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
-    without = [" ".join(parts[:start] + parts[stop:]) for start, stop in spans]
-    encodings = _encode(clip, [text, *without])
+    without = ["".join(pieces[:start] + pieces[stop:]) for start, stop in spans]
+    left = [t if start else t.lstrip() for t, (start, _) in zip(without, spans, strict=True)]
+    encodings = _encode(clip, [text, *left])
     names = [_bare(" ".join(parts[start:stop])) for start, stop in spans]
     return Target.of(encodings[:1] - encodings[1:], names, "text")
 
@@ -348,7 +351,8 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     """The words of a text, split at white space, each with the positions of its tokens.
 
     A value for each token, as methods give them on a :class:`captum_clip.TextSimilarity`, is summed
-    over them; start, end and padding belong to no word.
+    over them; start, end and padding belong to no word. Where white space has tokens of its own, as
+    in RoBERTa, they belong to the word after it.
 
     Raises:
         TargetError: an empty text, or one that is too long.
@@ -361,20 +365,28 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     """
     _checked_texts("targets.word_tokens", [text], allow_empty=False)
     words = text.split()
-    ids, empty = (clip.text_inputs(part)[0][0].tolist() for part in (" ".join(words), ""))
-    start = next((i for i, (a, b) in enumerate(zip(ids, empty, strict=False)) if a != b), None)
-    counts = [clip.count_tokens(" ".join(words[:stop])) for stop in range(len(words) + 1)]
+    # of the text itself, since a byte-level tokenizer has tokens for its white space, too
+    beginnings = ["", *accumulate(_pieces(text)[: len(words)])]
+    whole, *rows = clip.text_inputs([text, *beginnings])[0].tolist()
+    counts = [clip.count_tokens(beginning) for beginning in beginnings]
+    start = next((i for i, (a, b) in enumerate(zip(whole, rows[0], strict=True)) if a != b), None)
     if start is None:
         raise TargetError(f"targets.word_tokens: {text!r} has no tokens of its own.")
     known = [count for count in counts if count is not None]
     stops = [start + count - known[0] for count in known]
-    if len(known) < len(counts) or stops != sorted(stops):
+    begun = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
+    if len(known) < len(counts) or stops != sorted(stops) or not begun:
         raise InputError(
             f"targets.word_tokens: the tokenizer does not cut {text!r} at white space, or does not "
-            "count tokens; sum the values over each word yourself."
+            "count tokens; write it with plain blanks, or sum the values over each word yourself."
         )
     spans = zip(words, stops, stops[1:], strict=False)
     return tuple((word, range(first, last)) for word, first, last in spans)
+
+
+def _pieces(text: str) -> list[str]:
+    """The words of ``text.split()``, each with the white space before it, and what is left."""
+    return re.findall(r"\s*\S+|\s+$", text)
 
 
 def _bare(word: str) -> str:

@@ -145,10 +145,19 @@ def test_last_word_leaves_the_empty_text(clip):
 
 
 def test_white_space_does_not_matter(clip):
-    """Split at any, joined with a space; the whole text stays as it was written."""
-    text = "a  horse\tand\na dog"
-    target = targets.words(clip, text, ["dog"])
-    assert_differences(clip, target, text, ["a horse and a"])
+    """Split at any; what is left stays as it was written, here for a tokenizer of bytes."""
+    text = " a  horse\tand\na\u00a0dog "
+    target = targets.words(clip, text, ["a", "horse", "dog", (1, 5), (0, 5)])
+    assert target.names == ("a", "a", "horse", "dog", "horse and a dog", "a horse and a dog")
+    without = [
+        "horse\tand\na\u00a0dog ",
+        " a  horse\tand\u00a0dog ",
+        " a\tand\na\u00a0dog ",
+        " a  horse\tand\na ",
+        " a ",
+        "",
+    ]
+    assert_differences(clip, target, text, without)
 
 
 @pytest.mark.parametrize("span", [(0, 0), (-1, 1), (0, 6), (0.0, 1), (0,), 3, (0, True)])
