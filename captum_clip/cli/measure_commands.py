@@ -111,7 +111,7 @@ def study_command(
         limit: study a sample of so many images
         seed: of the sample
         value_entropy: measure the entropy of values as well (slow)
-        workers: processes that decode images (local, default 2) or that compute (ray, default 1)
+        workers: batches read ahead at a time (local, default 2), or processes of Ray (default 1)
     """
     settings = options.given(locals(), "study", "device", "quiet")
     from .. import evaluation

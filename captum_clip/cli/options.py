@@ -18,7 +18,7 @@ Help of options that several commands have, unless the docstring of a command te
     gpus: GPUs that the workers share; 0 is the CPU (default: by --device)
     threads: of each process that computes
     batch_size: images per forward pass
-    workers: processes that read the images
+    workers: images read ahead at a time
     output: a folder of its own for the results
     quiet: hide the progress bars, which only a terminal shows
 """

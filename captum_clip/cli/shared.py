@@ -151,7 +151,7 @@ def draw_folder(
             try:
                 draw(image, figures[image])
             except InputError as error:
-                skipped[image] = str(error).removeprefix("preprocess: ")
+                skipped[image] = str(error)
             progress(done, len(names))
     if len(skipped) == len(names):
         image, reason = next(iter(skipped.items()))

@@ -47,8 +47,8 @@ class RunConfig:
         chunk_size: images per unit of work; a stop loses one unit per worker.
         seed: of every draw.
         engine: "local", or "ray" for several processes or machines.
-        workers: processes that compute (ray; None is one for each GPU, or one), or that decode the
-            images of a study (local; 0 is none, None is two).
+        workers: processes that compute (ray; None is one for each GPU, or one), or batches of a
+            study's images that are read ahead at a time (local; 0 is none, None is two).
         gpus: 0 computes on the CPU; 1 on a GPU; with Ray the number that the workers share.
         threads: of each process that computes; None is PyTorch's own number. The same results to
             the bit need the same number.

@@ -80,7 +80,7 @@ def image_features(
         cache: an .npz file that keeps the features; they are computed anew where it is of another
             model, or of files with other names, sizes or dates.
         batch_size: images in a forward.
-        workers: processes that read and decode the files; 0 does so here.
+        workers: images read ahead at a time; 0 reads each when it is due.
         progress: show a bar.
 
     Raises:
@@ -154,9 +154,9 @@ def _compute(
 def _read(path: Path) -> _Read:
     """The image (H, W, 3) of a file; or why there is none."""
     try:
-        return np.asarray(decode_file(read_file(path), path)), ""
+        return np.asarray(decode_file(read_file(path), str(path))), ""
     except InputError as error:
-        return None, str(error).removeprefix("preprocess: ")
+        return None, str(error)
 
 
 def fit_emotions(

@@ -2,22 +2,21 @@
 
 import errno
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ..errors import CaptumClipError, InputError
+from ..errors import InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names
-from ..models.images import decode_file, is_away, process, read_file
-from .run import AGAIN, default_environment
+from ..models.images import decode_file, is_away, process, quiet, read_file
+from .run import AGAIN
 from .storage import Storage
 
 Item = TypeVar("Item")
@@ -79,7 +78,7 @@ class ImageReader:
             try:
                 pixels[row] = self._read(self.names[number])
             except InputError as error:
-                reasons[number] = str(error).removeprefix("preprocess: ")
+                reasons[number] = str(error)
                 if is_away(error):
                     self._check_folder()
                     reasons[number] += AGAIN
@@ -95,16 +94,14 @@ class ImageReader:
 
     def _read(self, name: str) -> Tensor:
         """One image as the model takes it; an error calls the file by its name in the folder."""
-        path = Path(self.images.path, name)
+        path, is_local = Path(self.images.path, name), self.images.is_local
+        content = read_file(path, name) if is_local else self.images.read(name)
+        if content is None:
+            missing = FileNotFoundError(errno.ENOENT, name)
+            raise InputError(f"there is no image file {name}.") from missing
+        image = decode_file(content, name)
         try:
-            content = read_file(path) if self.images.is_local else self.images.read(name)
-            if content is None:
-                raise FileNotFoundError(errno.ENOENT, f"there is no image file {name}.")
-            pixels = process(self.processor, [decode_file(content, path)])[0]
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), name)) from error
-        except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror}).") from error
+            pixels = process(self.processor, [image])[0]
         except (ValueError, RuntimeError) as error:  # what processors raise on odd images
             raise InputError(f"{name} cannot be preprocessed ({error}).") from error
         if pixels.shape[-2:] != self.size:
@@ -119,55 +116,22 @@ class ImageReader:
 def read_ahead(
     read: Callable[[Item], Read], items: Sequence[Item], workers: int
 ) -> Iterator[Iterator[Read]]:
-    """Read items in their order, a few ahead in worker processes; 0 workers read here.
+    """Read items in their order, so many at a time ahead in threads; 0 reads each when it is due.
 
-    Errors of `read` are raised here, and an InputError when a worker died, wherever this process is
-    at that moment.
+    An error of `read` is raised in place of its result; after the context nothing runs on.
     """
-    loader: DataLoader[Any] = DataLoader(
-        items,  # type: ignore[arg-type]  # any sequence will do
-        batch_size=None,
-        num_workers=min(workers, len(items)),
-        collate_fn=partial(_attempt, read),  # which is called where the items are
-        generator=torch.Generator(),  # it draws a seed for its workers from the caller's otherwise
-    )
-    results = _results(loader)
-    # Hugging Face's tokenizers print a warning in processes that are forked after their use.
-    with default_environment(TOKENIZERS_PARALLELISM="false"):
+    with quiet(), ThreadPoolExecutor(max(workers, 1)) as pool:
+
+        def results() -> Iterator[Read]:
+            waiting: deque[Future[Read]] = deque()
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
         try:
-            yield results
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise _died() from error.with_traceback(None)
+            yield results() if workers else map(read, items)
         finally:
-            results.close()  # ends the workers
-
-
-def _attempt(read: Callable[[Item], Read], item: Item) -> Read | CaptumClipError:
-    """An error is a result too: raised in a worker it would arrive with a traceback for a text."""
-    try:
-        return read(item)
-    except CaptumClipError as error:
-        return error
-
-
-def _results(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    try:
-        for item in loader:
-            if isinstance(item, CaptumClipError):
-                raise item
-            yield item
-    except (ConnectionError, EOFError) as error:  # it died while it handed an item over
-        with suppress(RuntimeError):  # PyTorch reports it too, whenever the signal arrives
-            time.sleep(1)
-        raise _died() from error.with_traceback(None)
-
-
-def _died() -> InputError:
-    """Raised from an error without its traceback, which would keep the dead worker's iterator."""
-    return InputError(
-        "a process that decodes images died, perhaps for want of memory (or of shared memory, "
-        "/dev/shm); take fewer workers or a smaller batch, and start the same command again: "
-        "what is done is kept."
-    )
+            pool.shutdown(cancel_futures=True)

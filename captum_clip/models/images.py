@@ -105,7 +105,8 @@ def as_pil(images: Any) -> list[Image.Image]:
         InputError: an image cannot be read or has no sensible shape or type.
     """
     several = isinstance(images, Sequence) and not isinstance(images, str)
-    converted = [one for image in (images if several else [images]) for one in _as_pil(image)]
+    with quiet():
+        converted = [one for image in (images if several else [images]) for one in _as_pil(image)]
     if not converted:
         raise InputError("preprocess: got no image at all.")
     return converted
@@ -116,7 +117,7 @@ def _as_pil(image: Any) -> list[Image.Image]:
     if isinstance(image, (Tensor, np.ndarray)):
         return _arrays_to_pil(image)
     if isinstance(image, (str, Path)):
-        return [decode_file(read_file(Path(image)), Path(image))]
+        return [decode_file(read_file(Path(image)), str(image))]
     if isinstance(image, Image.Image):
         with guarded("the PIL image"):
             return [_to_rgb(image, "the PIL image")]
@@ -126,21 +127,50 @@ def _as_pil(image: Any) -> list[Image.Image]:
     )
 
 
-def read_file(path: Path) -> bytes:
-    """The content of an image file; InputError where it cannot be read."""
-    source = excerpt(str(path), 300)
+def read_file(path: Path, name: str = "") -> bytes:
+    """The content of an image file; an InputError that calls it by its name where there is none."""
+    source = excerpt(name or str(path), 300)
     with guarded(source):
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a named pipe would wait for ever
-            raise InputError(f"preprocess: {source} is not a file but a pipe or a device.")
+            raise InputError(f"{source} is not a file but a pipe or a device.")
         return path.read_bytes()
 
 
-def decode_file(content: bytes, path: Path) -> Image.Image:
-    """The RGB image in the content of a file, the right way up; else InputError."""
-    source = excerpt(str(path), 300)
-    with guarded(source), Image.open(io.BytesIO(content)) as image:
-        return _to_rgb(image, source)
+def decode_file(content: bytes, name: str) -> Image.Image:
+    """The RGB image in the content of a file, the right way up; else InputError.
+
+    Safe to call from several threads, best inside of :func:`quiet`.
+    """
+    with _opened(io.BytesIO(content), name) as image:
+        return _to_rgb(image, excerpt(name, 300))
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image as it is stored, for masks and numbers; what cannot be read is an InputError."""
+    with quiet(), _opened(path, str(path)) as image:
+        yield image
+
+
+@contextmanager
+def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    with guarded(excerpt(name, 300)), Image.open(file) as image:
+        most = Image.MAX_IMAGE_PIXELS
+        if most is not None and image.width * image.height > most:  # up to twice it Pillow warns
+            raise Image.DecompressionBombError
+        yield image
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings, of broken metadata and the like.
+
+    Filters of warnings are those of the whole process, so no thread of a pool may change them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def is_away(error: BaseException | None) -> bool:
@@ -154,30 +184,27 @@ def is_away(error: BaseException | None) -> bool:
 
 @contextmanager
 def guarded(source: str) -> Iterator[None]:
-    """One clear error for what Pillow raises or only warns about."""
+    """One clear error for what Pillow raises."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken metadata and the like
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        yield
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise InputError(
-            f"preprocess: {source} unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a "
+            f"{source} unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a "
             "decompression bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you "
             "trust it."
         ) from error
     except FileNotFoundError as error:
-        raise InputError(f"preprocess: there is no image file {source}.") from error
+        raise InputError(f"there is no image file {source}.") from error
     except IsADirectoryError as error:
-        raise InputError(f"preprocess: {source} is a folder; expected an image file.") from error
+        raise InputError(f"{source} is a folder; expected an image file.") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"preprocess: {source} is not an image that Pillow can read.") from error
+        raise InputError(f"{source} is not an image that Pillow can read.") from error
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error  # without the path once more
         raise InputError(
-            f"preprocess: {source} cannot be read, it may be truncated or damaged ({reason})."
+            f"{source} cannot be read, it may be truncated or damaged ({reason})."
         ) from error
 
 
@@ -185,10 +212,10 @@ def _to_rgb(image: Image.Image, source: str) -> Image.Image:
     """The right way up, RGB, on white where transparent."""
     # before it is unpacked: a processor would make 224 x 13,440,000 pixels of 1 x 60,000
     if not all(image.size):
-        raise InputError(f"preprocess: {source} has no pixels, {image.width} x {image.height}.")
+        raise InputError(f"{source} has no pixels, {image.width} x {image.height}.")
     if max(image.size) > NARROW * min(image.size):
         raise InputError(
-            f"preprocess: {source} is too long and narrow, {image.width} x {image.height}; crop it "
+            f"{source} is too long and narrow, {image.width} x {image.height}; crop it "
             f"so that one side is at most {NARROW} times the other."
         )
     image.load()
@@ -208,7 +235,7 @@ def _grey_to_pil(values: np.ndarray) -> Image.Image:
     """One channel (H, W) of 16 bits, in whatever type Pillow keeps it."""
     if values.dtype.kind == "f" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
         raise InputError(
-            "preprocess: the image holds floating-point values, or integers outside 0 ... 65535, "
+            "the image holds floating-point values, or integers outside 0 ... 65535, "
             "of unknown range; scale it to uint8, or pass a preprocessed tensor."
         )
     return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
@@ -271,7 +298,7 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
         if not isinstance(tensor, Tensor) or tensor.ndim != 3 or tensor.shape != tensors[0].shape:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise InputError(
-                f"preprocess: the processor {type(inner).__name__} returned {got} for an image; "
+                f"the processor {type(inner).__name__} returned {got} for an image; "
                 "expected one tensor (3, H, W) an image, all of the same size."
             )
     return torch.stack(tensors).float()

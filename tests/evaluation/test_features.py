@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -105,19 +104,6 @@ def test_a_named_pipe_is_left_out(clip, paths, tmp_path):
     found = image_features(clip, [tmp_path / "pipe.png", paths[0]])
     assert found.paths == (paths[0],)
     assert "is not a file but a pipe" in found.skipped[tmp_path / "pipe.png"]
-
-
-def test_a_worker_that_dies_is_said(clip, paths, monkeypatch):
-    """With what to do."""
-    parent = os.getpid()
-
-    def die(*_):
-        assert os.getpid() != parent
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr("captum_clip.evaluation.features.decode_file", die)
-    with pytest.raises(InputError, match=r"a process that decodes images died.*take fewer workers"):
-        image_features(clip, paths, workers=1)
 
 
 @pytest.mark.parametrize(

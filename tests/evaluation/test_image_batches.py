@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,49 @@ def test_a_store_that_fails_is_tried_again(images: Path, workers: int) -> None:
     reader = reader_of(images, "image0.png", images=Gone())
     with read_ahead(reader, [[0]], workers) as batches:
         assert next(batches).reasons == {0: f"the store cannot be reached.{AGAIN}"}
+
+
+def test_items_are_read_in_their_order_a_few_ahead_and_nothing_runs_on() -> None:
+    """Neither after an error nor when nobody wants the rest."""
+    begun: list[int] = []
+
+    def read(item: int) -> int:
+        begun.append(item)
+        if item == 9:
+            raise InputError("nine")
+        time.sleep(0.01 * (item % 3))
+        return item
+
+    threads = threading.active_count()
+    with read_ahead(read, range(50), 0) as items:
+        assert [next(items), *begun] == [0, 0]
+    begun.clear()
+    with read_ahead(read, range(50), 2) as items:
+        assert next(items) == 0
+        assert len(begun) <= 5
+        with pytest.raises(InputError, match="nine"):
+            list(items)
+    assert len(begun) <= 14
+    begun.clear()
+    with read_ahead(read, range(9), 3) as items:
+        assert [*items] == sorted(begun) == [*range(9)]
+    with read_ahead(read, range(9), 3) as items:
+        next(items)
+    assert threading.active_count() == threads
+
+
+def test_reading_ahead_leaves_the_filters_of_warnings_and_refuses_bombs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which Pillow warns only, and filters are those of all threads."""
+    names = list_images(storage_of(folders.make_images(tmp_path, 9)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    before = [*warnings.filters]
+    with read_ahead(reader_of(tmp_path, *names), [[number] for number in range(9)], 4) as batches:
+        reasons = [reason for batch in batches for reason in batch.reasons.values()]
+    assert len(reasons) == 9
+    assert all("unpacks to more than 1000 pixels" in reason for reason in reasons)
+    assert warnings.filters == before
 
 
 def touch(folder: Path, *names: str) -> Path:

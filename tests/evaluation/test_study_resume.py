@@ -184,30 +184,6 @@ def test_a_full_disk_ends_with_an_error_and_the_study_goes_on(
     assert folders.content(output) == whole_study
 
 
-def test_a_decoding_process_that_dies_is_said(
-    tmp_path: Path,
-    images: Path,
-    vit: str,
-    whole_study: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Not the whole study with it: it goes on."""
-    parent, load = os.getpid(), ImageReader.__call__
-
-    def die(self: ImageReader, indices: Sequence[int]) -> Any:
-        if os.getpid() != parent and 4 in indices:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return load(self, indices)
-
-    output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(ImageReader, "__call__", die)
-        with pytest.raises(InputError, match="a process that decodes images died"):
-            run_study(folders.config_of(images, output, vit, workers=1))
-    run_study(folders.config_of(images, output, vit))
-    assert folders.content(output) == whole_study
-
-
 def test_images_that_were_away_are_tried_again(
     tmp_path: Path, vit: str, whole_study: dict[str, bytes]
 ) -> None:

@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from typing_extensions import override
 from ...checks import check_integer, expand
 from ...errors import InputError
 from ...files import IMAGE_ENDINGS, draw_names, image_names
-from ...models.images import as_pil, guarded
+from ...models.images import as_pil
 from ..storage import storage_of
 
 Mask = npt.NDArray[np.bool_]
@@ -159,7 +158,7 @@ class FileData(DataSet):
 
     def read_image(self, name: str) -> Image.Image:
         """The image of a sample, RGB and the right way up."""
-        return read_rgb(self.path / self.files[name])
+        return as_pil(self.path / self.files[name])[0]
 
     @override
     def identity(self) -> dict[str, Any]:
@@ -214,29 +213,6 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
     return [line.strip() for line in lines if line.strip()]
-
-
-def read_rgb(path: Path) -> Image.Image:
-    """An image, RGB and the right way up."""
-    with _without_caller():
-        return as_pil([path])[0]
-
-
-@contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image as it is stored, for masks and numbers; what cannot be read is an InputError."""
-    with _without_caller(), guarded(str(path)), Image.open(path) as image:
-        image.load()
-        yield image
-
-
-@contextmanager
-def _without_caller() -> Iterator[None]:
-    """Errors of an image without the name of the function that reads the images of a model."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(str(error).removeprefix("preprocess: ")) from error
 
 
 def masked_sample(

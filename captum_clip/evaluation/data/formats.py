@@ -16,7 +16,7 @@ from typing_extensions import override
 from ...checks import check_choice, error_context, find_file, find_repeated
 from ...errors import InputError
 from ...files import DAMAGED, read_csv
-from ...models.images import as_pil
+from ...models.images import as_pil, open_image
 from ..storage import storage_of
 from .base import (
     FileData,
@@ -26,9 +26,7 @@ from .base import (
     digest,
     masked_sample,
     mosaic_sample,
-    open_image,
     read_lines,
-    read_rgb,
 )
 
 TEMPLATE: Final = "a photo of a {}"
@@ -117,7 +115,7 @@ class ClassMosaics(FileData):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         files, labels = zip(*self._cells[name], strict=True)
-        images = [ImageOps.fit(read_rgb(self.path / file), (_SIDE, _SIDE)) for file in files]
+        images = [ImageOps.fit(as_pil(self.path / file)[0], (_SIDE, _SIDE)) for file in files]
         words = [self._words[label] for label in labels]
         named = _generator(int(name), 1).permutation(4)[: 1 + int(name) % 4].tolist()
         return mosaic_sample(
