@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
+from .._version import __version__
 from ..attr.registry import report_method
 from ..checks import check_choice, error_context, find_repeated
 from ..errors import InputError
@@ -393,7 +394,7 @@ def _draw(plan: EvaluationPlan, table: Table, summary: Summary) -> Iterator[tupl
 def _about(plan: EvaluationPlan, skipped: SkippedEntries) -> dict[str, Any]:
     """The lines over the tables."""
     lines: dict[str, Any] = {
-        "made by": report.command_of(plan.config, plan.label),
+        "made by": f"captum-clip {__version__}",
         "model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}",
     }
     for data, tasks in zip(plan.data, plan.tasks, strict=True):

@@ -5,12 +5,9 @@ import io
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise
-from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +26,6 @@ from ..metrics.bootstrap import STATISTICS, bootstrap, interval_of
 from ..visualization.colors import ALPHA, HEAT, blend
 from ..visualization.curves import Curve, curves
 from .batch import Batch, ModelContext, View, queries_of
-from .config import EvaluationConfig, RunConfig
 from .methods import Method
 from .run import slug
 from .summary import FEWEST, Summary
@@ -38,16 +34,11 @@ from .table import UNIFORM, Metric, Table, readable
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
 SIGNIFICANT: Final = 0.05
-_WIDEST: Final = 6  # metrics side by side
 _MARK: Final = "\N{DAGGER}"
 SIDE: Final = 144  # pixels of an example
 _BLANK: Final = "\N{EN DASH}"
-_UNMEASURED: Final = "not measured"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
 _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
-_OPTIONS: Final = {"methods": "method", "tasks": "task", "fills": "fill"}
-_ELSEWHERE: Final = ("model", "output", "engine", "workers", "gpus")
-"""Fields that change no figure, or are given otherwise."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +90,19 @@ class Column:
     head: str  # what it is called
     figures: Mapping[str, Any]  # method -> the named fields of its row of `Summary.figures`
     cells: Mapping[str, str]  # method -> as "**0.850** [0.800, 0.900]"
-    protocol: str  # the choices that were made, with the sizes of its samples
+    protocol: str  # the choices that were made, with the number of its images
 
 
 def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:
-    """Title -> columns, of all groups; those of many metrics in parts of nearly equal width."""
+    """Title -> columns, of all groups."""
     by_metric = {
         name: {figure.method: figure for figure in rows.itertuples()}
         for name, rows in summary.figures.groupby("metric")
     }
-    tables: dict[str, Sequence[Column]] = {}
-    for group, metrics in summary.groups.items():
-        columns = [_column(summary, metric, by_metric[metric.name]) for metric in metrics]
-        count = math.ceil(len(columns) / _WIDEST)
-        ends = [round(part * len(columns) / count) for part in range(count + 1)] if count else []
-        for number, (start, end) in enumerate(pairwise(ends), start=1):
-            title = f"{group} ({number} of {count})" if count > 1 else group
-            tables[title] = columns[start:end]
-    return tables
+    return {
+        group: [_column(summary, metric, by_metric[metric.name]) for metric in metrics]
+        for group, metrics in summary.groups.items()
+    }
 
 
 def _places(means: Iterable[float]) -> int:
@@ -188,8 +174,8 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
         for method, figure in figures.items()
     }
     head = _text(metric.name.replace("_", " ")) + _ARROWS[metric.better]
-    sizes = _sizes(figures)
-    return Column(metric, head, figures, cells, f"**{head}**: {_text(metric.protocol)} ({sizes})")
+    size = f"{most} image{'s' * (most != 1)}"
+    return Column(metric, head, figures, cells, f"**{head}**: {_text(metric.protocol)} ({size})")
 
 
 def _cell(figure: Any, places: int, most: int, *, bold: bool) -> str:
@@ -211,24 +197,6 @@ def _cell(figure: Any, places: int, most: int, *, bold: bool) -> str:
 def _number(value: float, places: int) -> str:
     rounded = round(value, places) + 0.0  # + 0.0: no minus zero
     return f"{rounded:.{places}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _sizes(figures: Mapping[str, Any]) -> str:
-    """Over what each method was measured; most have the same, which is given once."""
-    sizes: dict[str, list[str]] = {}
-    for method, figure in figures.items():
-        sizes.setdefault(_size(figure), []).append(_text(method))
-    usual = max(sizes, key=lambda size: (size != _UNMEASURED, len(sizes[size])))
-    others = [f"{size}: {', '.join(names)}" for size, names in sizes.items() if size != usual]
-    return "; ".join([usual, *others])
-
-
-def _size(figure: Any) -> str:
-    if not figure.rows:
-        return _UNMEASURED
-    images = f"{figure.images} image{'s' * (figure.images != 1)}"
-    size = f"{images}, {figure.rows} row{'s' * (figure.rows != 1)}"
-    return f"{size}, not defined" if math.isnan(figure.mean) else size
 
 
 def _text(value: Any) -> str:
@@ -260,29 +228,6 @@ def report_html(
         versions=manifest["environments"],
         settings={name: manifest[name] for name in ("model", "config", "data")},
     )
-
-
-def command_of(config: EvaluationConfig, model: str) -> str:
-    """The command that measures the same again; of files and folders the last part of the path.
-
-    Example:
-        >>> config = EvaluationConfig("demo/vit", "out", data=("masks:/data/farm",), images=9)
-        >>> command_of(config, "demo/vit")
-        'captum-clip evaluate --model demo/vit --data masks:farm --images 9'
-    """
-    parts = ["captum-clip evaluate", f"--model {shlex.quote(model)}"]
-    shared = {field.name for field in fields(RunConfig)}
-    for field in sorted(fields(config), key=lambda field: field.name in shared):
-        value = getattr(config, field.name)
-        if value == field.default or field.name in _ELSEWHERE:
-            continue
-        option = _OPTIONS.get(field.name, field.name).replace("_", "-")
-        for each in value if isinstance(value, tuple) else (value,):
-            kind, colon, place = str(each).rpartition(":") if field.name == "data" else ("", "", "")
-            shown = f"{kind}{colon}{PurePath(place).name}" if colon else each
-            shown = PurePath(each).name if field.name == "maps" else shown
-            parts.append(f"--{option} {shlex.quote(str(shown))}")
-    return " ".join(parts)
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from PIL import Image
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
 from captum_clip.evaluation.batch import ModelContext
 from captum_clip.evaluation.evaluator import make_plan
-from captum_clip.evaluation.report import Example, command_of, examples_of, report_html
+from captum_clip.evaluation.report import Example, examples_of, report_html
 from captum_clip.evaluation.run import ModelLoader
 from tests.evaluation.test_tables import metric, rows, summary
 
@@ -117,20 +117,6 @@ def test_low_figures_are_best_where_low_is_good() -> None:
     assert "worst, \N{MINUS SIGN}2: a dog, b</figcaption>" in text
     assert 'alt="Curves of all methods: falls"' in text
     assert 'data-first="ascending">area ↓' in text
-
-
-def test_the_command_tells_what_differs_from_the_defaults() -> None:
-    config = EvaluationConfig(
-        *("/models/mine", "out", ("voc:/data/VOC2012", "demo")),
-        methods=("last-grad", "random"),
-        maps=("/made/by others",),
-        slow_images=9,
-        template="a photo of a {}",
-    )
-    assert command_of(config, "mine") == (
-        "captum-clip evaluate --model mine --data voc:VOC2012 --data demo --method last-grad "
-        "--method random --maps 'by others' --slow-images 9 --template 'a photo of a {}'"
-    )
 
 
 @pytest.mark.slow
