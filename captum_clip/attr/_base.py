@@ -42,8 +42,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     Args:
         forward_func: a :class:`captum_clip.ClipSimilarity`, a
             :class:`captum_clip.TextSimilarity`, whose maps are (B, K, T), or a callable
-            images -> (B,) or (B, K) that runs the tower exactly once.
-        layer: with a callable of your own, the model or its vision tower.
+            images -> (B,) or (B, K) that runs the tower exactly once. Its images must not mix:
+            where the score of one depends on others of the batch, the gradient that a map is made
+            of is that of the sum of all images' scores.
+        layer: with a callable of your own, the model; for some methods its vision tower alone gives
+            another map (:class:`captum_clip.DirectContribution`).
 
     Attributes:
         name: on the command line.
@@ -351,8 +354,8 @@ def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> T
     tower = own or given
     if tower is None:
         raise InputError(
-            f"{method}: with a forward function of your own, pass the model or its vision tower "
-            "as `layer`, so that it is known where to look."
+            f"{method}: with a forward function of your own, pass the model as `layer`, so that it "
+            "is known where to look."
         )
     if given is not None and tower.module is not given.module:
         raise InputError(

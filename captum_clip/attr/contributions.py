@@ -41,8 +41,8 @@ class ConservativePropagation(ClipAttribution):
     is the share of class token, positions and biases. A gated MLP (SwiGLU) keeps its gate.
 
     One forward, and a backward per target. Evidence against the target is negative. With a forward
-    function of your own the score's gradient is taken at the tower's output, as
-    :class:`DirectContribution` does. For transformers only.
+    function of your own the score's gradient is taken at the embedding, and `layer` matters, as for
+    :class:`DirectContribution`. For transformers only.
 
     Option, keyword-only: ``return_rest``, to return the rest (B, K) as well.
 
@@ -118,9 +118,14 @@ class DirectContribution(ClipAttribution):
 
     ``maps.sum((-2, -1)) + rest`` is the score: the rest is the share of the class token, the MLPs
     and the biases. Evidence against the target is negative. All targets come from one forward.
-    With a forward function of your own, :math:`G` begins at the tower's output e with
+    With a forward function of your own, :math:`G` begins at the embedding e with
     :math:`g + (y - g \cdot e) \, e / |e|^2`, g the score's gradient there: one small backward per
-    target. It answers "what does this place add"; "what if it were gone" is another question.
+    target. Pass the model as `layer`: the projection P that transformers keeps outside the vision
+    tower is not known where that is passed alone, so e is the tower's unprojected output v, and the
+    part of the score that lies along e follows :math:`v / |v|^2` instead of
+    :math:`P^T P v / |P v|^2`. It adds up to the same score, and is another map.
+
+    It answers "what does this place add"; "what if it were gone" is another question.
 
     Options, keyword-only:
 

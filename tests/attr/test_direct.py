@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captum_clip import ClipSimilarity, DirectContribution, targets
+from captum_clip.attr import METHODS
 from captum_clip.errors import InputError, UnsupportedModelError
 from tests import builders, oracles
 from tests.attr import cases
@@ -232,6 +233,22 @@ def test_a_cosine_of_ones_own_gives_the_similaritys_map(name: str) -> None:
     """F9: the gradient of a cosine is orthogonal to the embedding, and the length is put back."""
     ours, theirs = explain(name)[0], explain(name, "callable, layer=model")[0]
     torch.testing.assert_close(theirs, 20 * ours, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "outside"), [("hf_vit", True), ("open_clip_vit", False)])
+def test_a_tower_alone_hides_a_projection_outside_it(name: str, outside: bool) -> None:
+    """Its maps are others then, but of the same score; methods with gradients give one map."""
+    pixels = cases.images(name, torch.float64)
+    both = [FORWARDS[f"callable, layer={of}"](name, torch.float64) for of in ("model", "tower")]
+    for method in ("direct", "conservative", "legrad", "patches"):
+        whole, alone = (METHODS[method](*each).attribute_targets(pixels) for each in both)
+        apart = (alone - whole).abs().max() / whole.abs().max()
+        assert apart > 0.05 if outside else apart < 1e-9
+    for method in ("all-grad", "last-grad", "grad-eclip"):
+        whole, alone = (METHODS[method](*each).attribute_targets(pixels) for each in both)
+        torch.testing.assert_close(alone, whole, rtol=1e-9, atol=1e-12)
+    maps, scores, rest = explain(name, "callable, layer=tower")
+    torch.testing.assert_close(maps.sum((-2, -1)) + rest, scores)
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_resnet"])
