@@ -187,7 +187,7 @@ def test_evaluate_reports_what_it_skipped(run: Run) -> None:
 
 def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run) -> None:
     run(
-        "evaluate --model m --data demo --data demo-singles --method a --method b --maps c "
+        "evaluate --model m --data demo --data demo-objects --method a --method b --maps c "
         "--maps d --task signs --task words --fill blur --fill road --reference b --against image "
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
         "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
@@ -195,7 +195,7 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
     )
     assert asked == [
         EvaluationConfig(
-            *("m", "out", ("demo", "demo-singles"), ("a", "b"), ("c", "d"), "b"),
+            *("m", "out", ("demo", "demo-objects"), ("a", "b"), ("c", "d"), "b"),
             tasks=("signs", "words"),
             against="image",
             images=3,

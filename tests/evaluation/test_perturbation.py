@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, metrics, targets
 from captum_clip.evaluation.config import Fill
-from captum_clip.evaluation.data import DemoObjects, DemoScenes, DemoSingles
+from captum_clip.evaluation.data import DemoObjects, DemoScenes
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import method_of
 from captum_clip.models import ClipAdapter
@@ -79,7 +79,7 @@ def check(found: dict[str, Rows], end: str, owners: list[int], tests: Any) -> No
 )
 def test_the_embedded_models_give_the_tests_own_figures(name: str, method: str) -> None:
     """One scene: the map of the class that it shows, which is also the predicted one."""
-    clip, data = model(name), DemoSingles(1)
+    clip, data = model(name), DemoObjects(1)
     found = measured("perturbation", context(clip, data, fills=("mean",)), method)
     sample = data.read(0)
     [pixels] = clip.preprocess([sample.image])

@@ -5,7 +5,7 @@ from typing import Final
 
 from ...errors import InputError
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
-from .demo import DemoMosaics, DemoObjects, DemoScenes, DemoSingles
+from .demo import DemoMosaics, DemoObjects, DemoScenes
 from .formats import (
     ClassFolder,
     ClassMosaics,
@@ -24,7 +24,6 @@ __all__ = [
     "DemoMosaics",
     "DemoObjects",
     "DemoScenes",
-    "DemoSingles",
     "FileData",
     "FixationFolder",
     "ImageNetS",
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
-    *(DemoScenes, DemoSingles, DemoObjects, DemoMosaics),
+    *(DemoScenes, DemoObjects, DemoMosaics),
     *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc),
     *(ClassFolder, ClassMosaics, FixationFolder),
 )

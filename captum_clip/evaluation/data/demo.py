@@ -83,47 +83,29 @@ class DemoScenes(_DemoData):
         return Sample(name, images[-1], _regions(subsets[-1], scene), subsets=images)
 
 
-class _LabelledScenes(_DemoData):
-    """Scenes whose class is the noun of their first object, for zero-shot classification."""
-
-    tasks = ("perturbation",)
-    counts: tuple[int, ...]
-    """Objects of the scenes in turn."""
-
-    @override
-    def _draw(self, name: str, index: int, scene: int) -> Sample:
-        drawn = draw_scene(scene, count=self.counts[index % len(self.counts)])
-        label = NOUNS.index(drawn.objects[0].noun)
-        return Sample(name, Image.fromarray(drawn.image), _regions(drawn, scene), label=label)
-
-
 @final
-class DemoSingles(_LabelledScenes):
-    """Scenes of one object, labelled with its noun: for zero-shot classification.
+class DemoObjects(_DemoData):
+    """Scenes of one, two and three objects in turn, for zero-shot classification.
 
-    Example:
-        >>> singles = DemoSingles(1)
-        >>> sample = singles.read(0)
-        >>> singles.classes[sample.label] == sample.regions[0].text
-        True
-    """
-
-    name = "demo-singles"
-    counts = (1,)
-
-
-@final
-class DemoObjects(_LabelledScenes):
-    """Scenes of one, two and three objects in turn, labelled with the noun of the first.
+    Their class is the noun of their first object.
 
     Example:
         >>> objects = DemoObjects(3)
         >>> [len(objects.read(index).regions) for index in range(3)]
         [1, 2, 3]
+        >>> sample = objects.read(0)
+        >>> objects.classes[sample.label] == sample.regions[0].text
+        True
     """
 
     name = "demo-objects"
-    counts = (1, 2, 3)
+    tasks = ("perturbation",)
+
+    @override
+    def _draw(self, name: str, index: int, scene: int) -> Sample:
+        drawn = draw_scene(scene, count=1 + index % 3)
+        label = NOUNS.index(drawn.objects[0].noun)
+        return Sample(name, Image.fromarray(drawn.image), _regions(drawn, scene), label=label)
 
 
 @final

@@ -10,9 +10,9 @@ from captum_clip.demo.catalogue import NOUNS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import DemoMosaics, DemoScenes, DemoSingles
+from captum_clip.evaluation.data import DemoMosaics, DemoObjects, DemoScenes
 
-KINDS = [DemoScenes, DemoSingles, DemoMosaics]
+KINDS = [DemoScenes, DemoObjects, DemoMosaics]
 CELL = 112
 
 
@@ -91,14 +91,14 @@ def test_references_show_the_noun_alone_in_another_scene(monkeypatch):
     assert len(seen) == 10
 
 
-def test_singles_are_labelled_with_their_noun():
+def test_objects_are_labelled_with_their_first_noun():
     """The label counts the classes, which are all nouns with their article."""
-    data = DemoSingles(20)
+    data = DemoObjects(20)
     assert data.classes == tuple(article(noun) for noun in NOUNS)
     for index in range(20):
         sample = data.read(index)
-        [region] = sample.regions
-        assert sample.label == data.classes.index(region.text)
+        assert len(sample.regions) == 1 + index % 3
+        assert sample.label == data.classes.index(sample.regions[0].text)
     assert len({data.read(index).label for index in range(20)}) > 10
 
 

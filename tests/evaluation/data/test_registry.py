@@ -9,8 +9,8 @@ from captum_clip.errors import InputError
 from captum_clip.evaluation.data import (
     ClassFolder,
     DemoMosaics,
+    DemoObjects,
     DemoScenes,
-    DemoSingles,
     FixationFolder,
     ImageNetSegmentation,
     MaskedFolder,
@@ -22,7 +22,7 @@ from tests.evaluation.data.writing import LEFT, noise, save, save_mask, save_seg
 
 def test_demo_data_are_opened_by_name():
     """With a number and a seed."""
-    for kind in (DemoScenes, DemoSingles, DemoMosaics):
+    for kind in (DemoScenes, DemoObjects, DemoMosaics):
         data = open_data(kind.name, number=3, seed=2)
         assert isinstance(data, kind)
         assert data.identity() == kind(3, seed=2).identity()
@@ -60,7 +60,7 @@ def test_folders_are_opened_by_name_and_place(tmp_path):
 
 def test_unknown_names_are_refused_with_the_known_ones():
     """All forms are in the message."""
-    known = r"no data set .*demo, demo-singles.*masks:FOLDER.*voc:"
+    known = r"no data set .*demo, demo-objects.*masks:FOLDER.*voc:"
     for name in ("", "demos", "demo:", "demo:/tmp", "masks", "masks:", ":x"):
         with pytest.raises(InputError, match=known):
             open_data(name)
