@@ -67,15 +67,15 @@ def bootstrap_mean(
         Mean, lower and upper end.
 
     Raises:
-        InputError: no value, NaN or infinity, groups of another length, a level outside (0, 1) or
-            no resample.
+        InputError: no value, NaN or infinity, groups of another length, a level outside (0, 1), no
+            resample, or a seed that is no whole number from 0 on.
 
     Example:
         >>> print(bootstrap_mean([1.0, 1.0, 1.0]))
         1.00 [1.00, 1.00]
     """
-    check_resampling("bootstrap_mean", level, resamples)
-    return interval_of(_means("bootstrap_mean", values, groups, resamples, seed), level)
+    means = _means("bootstrap_mean", values, groups, level, resamples, seed)
+    return interval_of(means, level)
 
 
 def paired_difference(
@@ -117,14 +117,14 @@ def paired_difference(
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
-    check_resampling("paired_difference", level, resamples)
-    own, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    own, other = (_numbers("paired_difference", values) for values in (first, second))
     if own.shape != other.shape:
         raise InputError(
             f"paired_difference: {own.size} and {other.size} values; expected one per method and "
             "image."
         )
-    return difference_of(_means("paired_difference", own - other, groups, resamples, seed), level)
+    means = _means("paired_difference", own - other, groups, level, resamples, seed)
+    return difference_of(means, level)
 
 
 def holm(p_values: npt.ArrayLike) -> Array:
@@ -148,7 +148,7 @@ def holm(p_values: npt.ArrayLike) -> Array:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
-    given = np.asarray(p_values, dtype=np.float64)
+    given = _numbers("holm", p_values)
     if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
         raise InputError(f"holm: expected p values (m,) from 0 to 1, got {show(p_values)}.")
     order = np.argsort(given, kind="stable")
@@ -156,12 +156,6 @@ def holm(p_values: npt.ArrayLike) -> Array:
     adjusted = np.empty_like(given)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(steps * given[order]))
     return adjusted
-
-
-def check_resampling(caller: str, level: float, resamples: int) -> None:
-    """Raise InputError unless a level is in (0, 1) and there are resamples."""
-    check_interval(caller, "a level", level, "(0, 1)")
-    check_integer(caller, "resamples", resamples)
 
 
 def bootstrap(statistics: Sequence[Statistic], images: int, *, resamples: int, seed: int) -> Array:
@@ -211,17 +205,32 @@ def difference_of(figures: Array, level: float) -> Difference:
     return Difference(*interval_of(figures, level), p_value)
 
 
-def _means(caller: str, values: npt.ArrayLike, groups: Any, resamples: int, seed: int) -> Array:
+def _numbers(caller: str, values: Any) -> Array:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # a graph, 10**400
+        raise InputError(f"{caller}: expected finite numbers (N,), got {show(values)}.") from error
+
+
+def _means(
+    caller: str, values: npt.ArrayLike, groups: Any, level: float, resamples: int, seed: int
+) -> Array:
     """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
-    flat = np.asarray(values, dtype=np.float64)
+    check_interval(caller, "a level", level, "(0, 1)")
+    check_integer(caller, "resamples", resamples)
+    check_integer(caller, "a seed", seed, least=0)  # NumPy takes lists, and crashes over some
+    flat = _numbers(caller, values)
     if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
         raise InputError(
             f"{caller}: expected one or more finite numbers (N,), got shape {flat.shape}."
         )
-    owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
+    try:
+        owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
+        names, index = np.unique(owners, return_inverse=True)
+    except (TypeError, ValueError) as error:  # None among numbers, lists of different lengths
+        raise InputError(f"{caller}: expected groups (N,), got {show(groups)}.") from error
     if owners.shape != flat.shape:
         raise InputError(f"{caller}: {len(flat)} values, but groups {owners.shape}.")
-    names, index = np.unique(owners, return_inverse=True)
     mean = STATISTICS["mean"].prepare(index, flat[:, None], len(names))
     figures: Array = bootstrap([mean], len(names), resamples=resamples, seed=seed)[0]
     return figures

@@ -11,6 +11,9 @@ import pytest
 from captum_clip.errors import InputError
 from captum_clip.metrics import bootstrap_mean, holm, paired_difference
 
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)  # over which NumPy ends the interpreter
+
 
 def test_interval_has_the_width_of_the_normal_approximation():
     """For many values the interval is the mean and 1.96 standard errors to each side."""
@@ -54,8 +57,12 @@ def test_what_has_no_interval_is_refused():
         ([1.0, np.nan], {}, "finite numbers"),
         ([[1.0]], {}, r"shape \(1, 1\)"),
         ([1.0, 2.0], {"groups": [0]}, r"2 values, but groups \(1,\)"),
+        ([1.0, 2.0], {"groups": [0, None]}, "expected groups"),
         ([1.0], {"level": 1.0}, "a level in"),
         ([1.0], {"resamples": 0}, "resamples of 1 or more"),
+        (["a"], {}, "expected finite numbers"),
+        ([1.0], {"seed": -1}, "a seed of 0 or more, got -1"),
+        ([1.0], {"seed": ENDLESS}, "a seed of 0 or more"),
     ]
     for values, options, message in refused:
         with pytest.raises(InputError, match=message):
