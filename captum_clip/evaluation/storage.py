@@ -29,7 +29,7 @@ def storage_of(location: str | Path) -> "Storage":
         return Storage(fsspec.filesystem("file"), path, path, is_local=True)
     try:
         system, path = fsspec.core.url_to_fs(text)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, OSError) as error:
         raise InputError(f"{text} cannot be reached: {error}.") from error
     return Storage(system, path.rstrip("/"), text.rstrip("/"), is_local=False)
 
@@ -61,7 +61,7 @@ class Storage:
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
-        with suppress(FileNotFoundError), _explained(f"{self.root}/{name} cannot be read"):
+        with _explained(f"{self.root}/{name} cannot be read"), suppress(FileNotFoundError):
             return bytes(self.system.cat_file(f"{self.path}/{name}"))
         return None
 
@@ -79,7 +79,7 @@ class Storage:
 
     def remove(self, name: str) -> None:
         """Remove a file, which may be gone already."""
-        with suppress(FileNotFoundError), _explained(f"{self.root}/{name} cannot be removed"):
+        with _explained(f"{self.root}/{name} cannot be removed"), suppress(FileNotFoundError):
             self.system.rm_file(f"{self.path}/{name}")
 
     @contextmanager
@@ -90,7 +90,7 @@ class Storage:
         """
         folder = Path(self.path)
         path, is_new = folder / _LOCK, not folder.exists()
-        with _explained(f"the folder {self.root} cannot be made", _RESUME):
+        with _explained(f"the folder {self.root} cannot be made", "; name another"):
             self.system.makedirs(self.path, exist_ok=True)
         if not self.is_local:
             yield
@@ -136,13 +136,14 @@ def _refuse(error: OSError) -> None:
 
 @contextmanager
 def _explained(what: str, cure: str = "") -> Iterator[None]:
-    """Turn what the disk or the store refuses into an InputError, but for a file that is missing.
+    """Turn what the disk or the store refuses into an InputError.
 
     A time-out of the lock is an OSError too, and passes as it is.
     """
     try:
         yield
-    except (FileNotFoundError, Timeout):
+    except (Timeout, InputError):
         raise
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror or error}{cure}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that the store cannot have
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise InputError(f"{what}: {reason}{cure}.") from error

@@ -50,9 +50,10 @@ def test_a_folder_that_is_not_there_is_said() -> None:
             storage_of(place).files()
 
 
-def test_an_unknown_url_is_said() -> None:
-    with pytest.raises(InputError, match="nonsense://a cannot be reached"):
-        storage_of("nonsense://a")
+@pytest.mark.parametrize("url", ["nonsense://a", "github://a"])
+def test_a_url_that_leads_nowhere_is_said(url: str) -> None:
+    with pytest.raises(InputError, match=f"{url} cannot be reached"):
+        storage_of(url)
 
 
 def test_a_url_of_a_file_is_a_local_folder(tmp_path: Path) -> None:
@@ -75,11 +76,25 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert storage.read("a.csv") == b"old"
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the system makes none at all, as under /proc."""
     (tmp_path / "file").touch()
-    storage = storage_of(tmp_path / "file" / "out")
-    with pytest.raises(InputError, match="cannot be made: Not a directory"), storage.lock():
-        pass
+
+    def refused(place: Path, reason: str) -> None:
+        message = f"cannot be made: {reason}; name another"
+        with pytest.raises(InputError, match=message), storage_of(place).lock():
+            pass
+
+    refused(tmp_path / "file" / "out", "Not a directory")
+    refused(tmp_path / "new" / ("a" * 300), "File name too long")
+
+    def nowhere(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "makedirs", nowhere)
+    refused(tmp_path / "out", "No such file or directory")
 
 
 def test_a_failing_store_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
