@@ -325,6 +325,8 @@ def _summarise(
     counts = [{"images": r.images, "skipped": len(r.skipped)} for r in results]
     done = {**manifest, "state": "maps done", "images": len(names)}
     output.write(MANIFEST, to_json({**done, "counts": counts, "skipped": skipped}))
+    if output.read(IMAGES) is None:  # a study that was done may have lost it since
+        output.write(IMAGES, plan.files()[IMAGES])
     if not any(one.images for one in results):
         raise InputError(
             f"none of the {len(names)} images can be read; the first: "

@@ -129,6 +129,16 @@ def test_another_study_in_the_same_folder_is_refused(
     assert folders.content(output) == whole_study
 
 
+def test_a_deleted_list_of_images_is_written_again(
+    tmp_path: Path, images: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """By the command of a study that is done: no unit is missing."""
+    output = copy_of(whole_study, tmp_path / "out")
+    (output / "images.csv").unlink()
+    run_study(folders.config_of(images, output, vit))
+    assert folders.content(output) == whole_study
+
+
 def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[str, bytes]) -> None:
     """More, fewer, or of another size, with an example."""
     output = copy_of(whole_study, tmp_path / "out")
