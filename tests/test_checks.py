@@ -14,8 +14,8 @@ from captum_clip import checks, files, load_clip
 from captum_clip.cli.shared import read_image
 from captum_clip.emotions import EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.evaluation import data as datasets
 from captum_clip.evaluation import find_images, image_features
+from captum_clip.evaluation.data import formats
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.explanation import Explanation
 from captum_clip.models.images import as_pil
@@ -134,8 +134,8 @@ def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Explanation.load,
         find_images,
         EmotionProbe.load,
-        datasets.MaskedFolder,
-        datasets.ClassFolder,
+        formats.MaskedFolder,
+        formats.ClassFolder,
         read_image,
     ],
 )

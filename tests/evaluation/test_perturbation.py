@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr, metrics, targets
 from captum_clip.evaluation.config import Fill
-from captum_clip.evaluation.data import DemoObjects, DemoScenes
 from captum_clip.evaluation.data.base import Sample
+from captum_clip.evaluation.data.demo import DemoObjects, DemoScenes
 from captum_clip.evaluation.methods import method_of
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from captum_clip import metrics, targets
 from captum_clip.evaluation import EvaluationConfig, evaluate
-from captum_clip.evaluation.data import DemoMosaics
+from captum_clip.evaluation.data.demo import DemoMosaics
 from captum_clip.evaluation.methods import method_of
 from captum_clip.evaluation.tasks import TASKS
 from tests.evaluation.cases import (

@@ -490,7 +490,7 @@ class Mute(Method):
 
 def test_a_caption_without_a_map_is_left_out_with_its_reason() -> None:
     """Its words are measured all the same, and nothing counts as a map of zeros."""
-    from captum_clip.evaluation.data import DemoMosaics
+    from captum_clip.evaluation.data.demo import DemoMosaics
 
     asked = on_batch(context(model("demo/vit"), DemoMosaics(2)), Mute())
     got = joined(TASKS["words"].measure(asked))

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from captum_clip import attr, metrics, targets
-from captum_clip.evaluation.data import DemoMosaics
 from captum_clip.evaluation.data.base import Region, Sample
+from captum_clip.evaluation.data.demo import DemoMosaics
 from captum_clip.evaluation.methods import method_of, methods_for
 from tests.evaluation.cases import (
     KINDS,

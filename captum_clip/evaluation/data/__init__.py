@@ -4,32 +4,15 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import InputError
+from . import demo, formats
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
-from .demo import DemoMosaics, DemoObjects, DemoScenes
-from .formats import (
-    ClassFolder,
-    ClassMosaics,
-    FixationFolder,
-    ImageNetS,
-    ImageNetSegmentation,
-    MaskedFolder,
-    PascalVoc,
-)
+from .demo import DemoScenes
 
 __all__ = [
     "DATA_SETS",
-    "ClassFolder",
-    "ClassMosaics",
     "DataSet",
-    "DemoMosaics",
-    "DemoObjects",
     "DemoScenes",
     "FileData",
-    "FixationFolder",
-    "ImageNetS",
-    "ImageNetSegmentation",
-    "MaskedFolder",
-    "PascalVoc",
     "Region",
     "Sample",
     "digest",
@@ -38,9 +21,9 @@ __all__ = [
 ]
 
 _SETS: Final[tuple[type[DataSet], ...]] = (
-    *(DemoScenes, DemoObjects, DemoMosaics),
-    *(MaskedFolder, ImageNetSegmentation, ImageNetS, PascalVoc),
-    *(ClassFolder, ClassMosaics, FixationFolder),
+    *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, formats.MaskedFolder),
+    *(formats.ImageNetSegmentation, formats.ImageNetS, formats.PascalVoc),
+    *(formats.ClassFolder, formats.ClassMosaics, formats.FixationFolder),
 )
 DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
 """All data sets by name; one of your own is known under the name that it is entered with."""

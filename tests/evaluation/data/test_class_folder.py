@@ -7,7 +7,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import ClassFolder
+from captum_clip.evaluation.data.formats import ClassFolder
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, noise, save, save_bytes
 
 

@@ -10,7 +10,7 @@ from captum_clip.demo.catalogue import NOUNS
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.demo.vocabulary import CONTEXT_LENGTH, DemoTokenizer
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import DemoMosaics, DemoObjects, DemoScenes
+from captum_clip.evaluation.data.demo import DemoMosaics, DemoObjects, DemoScenes
 
 KINDS = [DemoScenes, DemoObjects, DemoMosaics]
 CELL = 112

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import FixationFolder
+from captum_clip.evaluation.data.formats import FixationFolder
 from tests.evaluation.data.writing import (
     JPEG_OF_NOTHING,
     LEFT,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import ImageNetSegmentation
+from captum_clip.evaluation.data.formats import ImageNetSegmentation
 from tests.evaluation.data.writing import LEFT, RIGHT, SIZE, noise, save_segmentations
 
 TENCH, FLAMINGO, DOG = "n01440764", "n02007558", "n02084071"  # the last is none of the thousand

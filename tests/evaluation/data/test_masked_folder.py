@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import MaskedFolder
+from captum_clip.evaluation.data.formats import MaskedFolder
 from tests.evaluation.data.writing import (
     JPEG_OF_NOTHING,
     LEFT,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import ClassMosaics
+from captum_clip.evaluation.data.formats import ClassMosaics
 from tests.evaluation.data.writing import save
 
 COLOURS = {"n01440764": 10, "n02007558": 60, "red_barn": 110, "boat": 160, "house boat": 210}

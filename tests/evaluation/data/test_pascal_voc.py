@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import PascalVoc
+from captum_clip.evaluation.data.formats import PascalVoc
 from tests.evaluation.data.writing import LEFT, RIGHT, SIZE, noise, save
 
 DOG, PERSON, TV, VOID = 12, 15, 20, 255

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from captum_clip.errors import InputError
-from captum_clip.evaluation.data import (
+from captum_clip.evaluation.data import open_data
+from captum_clip.evaluation.data.demo import DemoMosaics, DemoObjects, DemoScenes
+from captum_clip.evaluation.data.formats import (
     ClassFolder,
-    DemoMosaics,
-    DemoObjects,
-    DemoScenes,
     FixationFolder,
     ImageNetSegmentation,
     MaskedFolder,
     PascalVoc,
-    open_data,
 )
 from tests.evaluation.data.writing import LEFT, noise, save, save_mask, save_segmentations
 
