@@ -133,8 +133,8 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
     for method in named:  # what depends on nothing but the model and the method fails here
         method.maps(clip, query)
-    units = tuple(_units(config, data, methods))
-    return EvaluationPlan(config, model, clip.fingerprint, data, tasks, methods, reference, units)
+    units, who = tuple(_units(config, data, methods)), clip.text_fingerprint
+    return EvaluationPlan(config, model, who, data, tasks, methods, reference, units)
 
 
 def _units(

@@ -78,16 +78,17 @@ class ModelLoader:
         return ModelLoader, self._parts
 
     def load(self, model: str, device: str = "cpu", fingerprint: str | None = None) -> ClipAdapter:
-        """Load a model, which must have the fingerprint that the run was begun with, if given."""
+        """Load a model, which must have the `text_fingerprint` of the run's beginning, if given."""
         if self._loaded is None or self._loaded[0] != (model, device):
             self._loaded = None  # lets go of the old one first
             parts = load_parts(*self._parts)
             self._loaded = ((model, device), load_clip(model, **parts, device=device))
         clip = self._loaded[1]
-        if fingerprint not in (None, clip.fingerprint):
+        if fingerprint not in (None, clip.text_fingerprint):
             raise InputError(
-                f"the weights or the preprocessing of {model} are not those that the run was "
-                "begun with; give all machines the same, and leave them alone while it runs."
+                f"the weights, the settings, the preprocessing or the tokenizer of {model} are not "
+                "those that the run was begun with; give all machines the same, with the same "
+                "releases of the libraries, and leave them alone while it runs."
             )
         return clip
 

@@ -276,7 +276,7 @@ def _jobs_of(
     methods = config.methods or [report_method(clip.tower)]
     fitting = fitting_methods("StudyConfig", methods, clip.tower, model)
     target, centred, digest = _target(config, emotions, clip)
-    blank = clip.preprocess(Image.new("RGB", (64, 64)))
+    blank, fingerprint = clip.preprocess(Image.new("RGB", (64, 64))), clip.text_fingerprint
     for number, choice in enumerate(fitting, first):
         job = Job(
             key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
@@ -286,7 +286,7 @@ def _jobs_of(
             centred=centred,
             size=(blank.shape[-2], blank.shape[-1]),
             location=location,
-            fingerprint=clip.fingerprint,
+            fingerprint=fingerprint,
             kind=clip.kind,
             emotions=digest,
         )

@@ -1,8 +1,10 @@
 """The adapter: one face for every CLIP model, whichever library it comes from."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from .images import (
     is_transformers_tokenizer,
     process,
 )
-from .library import expect_library_parts, is_library_class
+from .library import expect_library_parts, foreign_hooks, is_library_class, is_librarys
 from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
@@ -195,16 +197,36 @@ class ClipAdapter(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and bytes of the state dict, and the preprocessing.
+        """SHA-256 over what makes image embeddings: code, settings, weights and preprocessing.
 
-        Computed anew each time, since weights may change: about a second a gigabyte.
+        These are the class of every module with its numbers and names, the attention in use,
+        parameters and buffers, and hooks and patched methods by name. Device, mode and gradients
+        are left out, and so is the tokenizer. It holds in every process, but another release of
+        the library may compute otherwise. Computed anew each time, since all of it may change:
+        about a second a gigabyte.
         """
         digest = hashlib.sha256()
-        for key, value in sorted(self.model.state_dict().items()):
-            flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(flat.numpy())
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            digest.update(f"{path}: {_facts(module)}\n".encode())
+        persistent = self.model.state_dict()
+        for key, value in sorted(persistent.items()):
+            digest.update(f"{key}{_fact(value)}".encode())
+        for key, value in sorted(self.model.named_buffers(remove_duplicate=False)):
+            if key not in persistent:
+                # tables of cosines differ by rounding from machine to machine
+                digest.update(f"{key}{_fact(value.float().round() + 0)}".encode())
         digest.update(repr(describe(self.processor)).encode())
+        return digest.hexdigest()
+
+    @property
+    def text_fingerprint(self) -> str:
+        """SHA-256 over the fingerprint and the tokens of some texts: what makes text embeddings."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for text in ("a photo of a dog", "The CAT, 3 birds", "") if self._own_tokenizer else ():
+            try:
+                digest.update(_fact(self.text_inputs(text)[0]).encode())
+            except TargetError:  # a word that it does not know
+                digest.update(b"refused")
         return digest.hexdigest()
 
     # Images
@@ -372,10 +394,13 @@ class ClipAdapter(ABC):
         what = "an image that is no preprocessed tensor"
         return self._require("processor", self.processor, what)
 
-    def _require_tokenizer(self) -> Any:
+    @property
+    def _own_tokenizer(self) -> Any:
         # transformers' CLIPProcessor holds a tokenizer as well
-        tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
-        return self._require("tokenizer", tokenizer, "a text")
+        return self.tokenizer or getattr(self.processor, "tokenizer", None)
+
+    def _require_tokenizer(self) -> Any:
+        return self._require("tokenizer", self._own_tokenizer, "a text")
 
     def _require(self, option: str, part: Any, what: str) -> Any:
         if part is None:
@@ -389,3 +414,49 @@ class ClipAdapter(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, kind={self.kind!r})"
+
+
+# what no forward reads, or a reload changes, or is of training alone
+_LEFT_OUT = (
+    *("_", "architectures", "dtype", "torch_dtype", "initializer_", "transformers_version"),
+    *("training", "name_or_path", "gradient_checkpointing", "grad_checkpointing"),
+)
+
+
+def _facts(module: nn.Module) -> list[str]:
+    """What a module computes but for its tensors, as texts that hold no address.
+
+    None and False are left out, since settings that a later release adds mostly have these.
+    """
+    config: Any = getattr(module, "config", None)
+    given = config.to_diff_dict() if hasattr(module, "config_class") else {}
+    settings = {f"config.{k}": v for k, v in given.items() if not k.startswith(_LEFT_OUT)}
+    settings |= {k: v for k, v in vars(module).items() if not k.startswith(_LEFT_OUT)}
+    settings["attention"] = getattr(config, "_attn_implementation", None)
+    facts = [(name, _fact(value)) for name, value in sorted(settings.items())]
+    hooks = (hook for hook in foreign_hooks(module) if not is_librarys(hook))
+    code = (type(module), type(module).forward, *hooks)
+    return [*map(_fact, code), *(f"{name}={v}" for name, v in facts if v not in ("", "false"))]
+
+
+def _fact(value: Any) -> str:
+    """A tensor, a function or a plain value as a text, the same in every process; "" of others."""
+    if isinstance(value, (bool, int, float, str)):
+        return json.dumps(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_fact, value))}]"
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return f"{tuple(value.shape)}{value.dtype}{hashlib.sha256(flat.numpy()).hexdigest()}"
+    if isinstance(value, partial):
+        return _fact([value.func, *value.args, *sorted(value.keywords.items())])
+    if not callable(value):
+        return ""
+    function = value if hasattr(value, "__qualname__") else type(value)
+    name = f"{function.__module__}.{function.__qualname__}"
+    if not hasattr(value, "__code__") or is_librarys(value):
+        return name
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    bound = [*value.__code__.co_consts, *(value.__defaults__ or ()), *cells]
+    # lists are what a hook collects
+    return name + "".join(_fact(v) for v in bound if not callable(v) and not isinstance(v, list))

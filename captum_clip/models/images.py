@@ -4,6 +4,7 @@ Masks and maps of fixations take the same way.
 """
 
 import io
+import json
 import re
 import stat
 import struct
@@ -308,7 +309,9 @@ def describe(processor: Any) -> str:
     """A text that changes when the preprocessing does, and not from run to run."""
     inner = image_processor(processor)
     if hasattr(inner, "image_mean"):
-        return repr(sorted(inner.to_dict().items()))
+        settings = {k: v for k, v in inner.to_dict().items() if k[0] != "_" and v is not None}
+        # PIL and torchvision, which resize otherwise, have a class each
+        return type(inner).__name__ + json.dumps(settings, sort_keys=True, default=str)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(inner))
 
 

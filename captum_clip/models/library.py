@@ -1,5 +1,6 @@
 """Whether a module runs the code of its library, so that what it computes is known."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -29,13 +30,26 @@ def mark_own_hook(hook: Hook) -> Hook:
 
 def has_no_foreign_hooks(module: nn.Module) -> bool:
     """Whether neither a hook nor a method patched on the object changes what it computes."""
-    hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
     patched = (
         callable(value) and hasattr(type(module), name)
         for name, value in vars(module).items()
         if name != "_compiled_call_impl"  # of torch.compile, which computes the same
     )
-    return not any(patched) and all(hasattr(hook, _MARK) for hook in hooks)
+    return not any(patched) and not foreign_hooks(module)
+
+
+def foreign_hooks(module: nn.Module) -> list[Any]:
+    """The hooks of a module that no recording set."""
+    hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
+    return [hook for hook in hooks if not hasattr(hook, _MARK)]
+
+
+def is_librarys(function: Any) -> bool:
+    """Whether a function was written in PyTorch, in a library of models or in Python's own."""
+    # `__module__` would be what `functools.wraps` copied of another function
+    written = str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
+    packages = {package.partition(".")[0] for package in _PACKAGES}
+    return written in packages | {"huggingface_hub"} or written in sys.stdlib_module_names
 
 
 @contextmanager

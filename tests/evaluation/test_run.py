@@ -323,11 +323,11 @@ def test_a_loader_takes_its_processor_and_tokenizer_to_other_processes(vit: str,
     loader = ModelLoader(vit, vit)
     clip = loader.load(bare)
     assert clip.fingerprint == load_clip(vit).fingerprint
-    assert loader.load(bare, "cpu", clip.fingerprint) is clip
+    assert loader.load(bare, "cpu", clip.text_fingerprint) is clip
     sent = pickle.dumps(loader)
     assert len(sent) < 1000
     other = pickle.loads(sent).load(bare)
-    assert other.fingerprint == clip.fingerprint
+    assert other.text_fingerprint == clip.text_fingerprint
     assert other.encode_text(["a horse"]).shape == (1, 24)
     with pytest.raises(InputError, match="are not those that the run was begun with"):
         loader.load(bare, "cpu", "another")

@@ -150,7 +150,7 @@ def test_the_manifest_tells_what_was_computed_with_what(both: Any, vit: str) -> 
     found = json.loads((both[0] / "manifest.json").read_bytes())
     assert found["state"] == "maps done"
     assert found["config"]["texts"] == list(TEXTS)
-    assert found["jobs"][0]["fingerprint"] == load_clip(vit).fingerprint
+    assert found["jobs"][0]["fingerprint"] == load_clip(vit).text_fingerprint
     assert [job["method"] for job in found["jobs"]] == ["last-grad", "grad-cam"]
     assert found["counts"] == [{"images": 7, "skipped": 0}] * 2
     assert found["skipped"] == []

@@ -154,16 +154,37 @@ def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[st
     assert folders.content(output) == whole_study
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("model.safetensors", b"", b""),
+        ("config.json", b'"hidden_act": "quick_gelu"', b'"hidden_act": "relu"'),
+        ("tokenizer.json", b'"normalizer": null', b'"normalizer": {"type": "Lowercase"}'),
+    ],
+)
 def test_another_model_of_the_same_name_is_refused(
-    tmp_path: Path, images: Path, whole_study: dict[str, bytes]
+    tmp_path: Path,
+    images: Path,
+    vit: str,
+    whole_study: dict[str, bytes],
+    file: str,
+    old: bytes,
+    new: bytes,
 ) -> None:
+    """With other weights, or the same ones and a setting or the tokenizer changed."""
     from tests import builders
-    from tests.models.checkpoints import save_transformers
 
-    save_transformers(builders.hf_vit(seed=1), tmp_path / "small-vit")
+    changed = tmp_path / "small-vit"
+    shutil.copytree(vit, changed)
+    content = (changed / file).read_bytes()
+    if old:
+        assert old in content
+        (changed / file).write_bytes(content.replace(old, new))
+    else:
+        builders.hf_vit(seed=1).model.save_pretrained(changed)
     output = copy_of(whole_study, tmp_path / "out")
     with pytest.raises(InputError, match=r"jobs\.0\.fingerprint was"):
-        run_study(folders.config_of(images, output, str(tmp_path / "small-vit")))
+        run_study(folders.config_of(images, output, str(changed)))
 
 
 def test_a_full_disk_ends_with_an_error_and_the_study_goes_on(
