@@ -447,7 +447,7 @@ def _fact(value: Any) -> str:
         return f"[{','.join(map(_fact, value))}]"
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{tuple(value.shape)}{value.dtype}{hashlib.sha256(flat.numpy()).hexdigest()}"
+        return f"{tuple(value.shape)}{value.dtype}{hashlib.sha256(flat.numpy().data).hexdigest()}"
     if isinstance(value, partial):
         return _fact([value.func, *value.args, *sorted(value.keywords.items())])
     if not callable(value):
