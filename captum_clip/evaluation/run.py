@@ -14,7 +14,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import PurePosixPath
@@ -210,18 +210,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def default_environment(**wanted: str) -> Iterator[None]:
-    """Set environment variables for a while; what the user has set stays."""
-    added = [name for name in wanted if name not in os.environ]
-    os.environ.update({name: wanted[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def run(
@@ -443,7 +431,11 @@ def _connected(config: RunConfig) -> Iterator[Any]:
     """Ray, quiet: the caller's, a cluster that there is, or one that is started for a while."""
     quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
     quiet |= {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    with default_environment(**quiet), warnings.catch_warnings():
+    with ExitStack() as undo:
+        for name in quiet.keys() - os.environ.keys():  # what the user has set stays
+            os.environ[name] = quiet[name]
+            undo.callback(os.environ.pop, name)
+        undo.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"ray\.")
         try:
             import ray
@@ -453,19 +445,14 @@ def _connected(config: RunConfig) -> Iterator[Any]:
                 "engine='ray' needs Ray Data: pip install 'ray[data]', or leave the engine out "
                 "to compute on this machine."
             ) from error
-        is_callers = ray.is_initialized()
         logger = logging.getLogger("ray.data")
-        level = logger.level
+        undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
-        try:
-            if not is_callers:
-                _join_or_start(ray, config)
-            _check_room(ray, config)
-            yield ray
-        finally:
-            logger.setLevel(level)
-            if not is_callers:
-                ray.shutdown()
+        if not ray.is_initialized():
+            undo.callback(ray.shutdown)
+            _join_or_start(ray, config)
+        _check_room(ray, config)
+        yield ray
 
 
 def _join_or_start(ray: Any, config: RunConfig) -> None:
