@@ -31,7 +31,6 @@ MEASURE: Final = "measure_"
 """Begins the names of the measures among the arrays of a unit."""
 _ALWAYS: Final = ("spatial_variance", "spatial_entropy")
 _DTYPE: Final = "float32"  # of the min-max maps at full size that are measured
-_COLUMNS: Final = 8  # targets per figure
 _AT_ONCE: Final = 2**20  # pixels that are worked on together, so that they stay in the cache
 _TINY: Final = torch.finfo(torch.float32).tiny  # x log x of it is nothing; not flushed to zero
 
@@ -202,7 +201,7 @@ def result_files(results: Sequence[Statistics], centring: bool) -> Iterator[tupl
     """Name and content of every file; the statistics, which say that all is done, come last."""
     for one in results:
         yield f"mean_maps/{one.job.key}.npz", _mean_maps(one)
-    yield from _figures(results)
+    yield "mean_maps.png", _figure(results)
     if len(results) > 1:
         yield "correlations.csv", _table(_correlations(results))
     if centring:
@@ -255,10 +254,9 @@ def _mean_maps(one: Statistics) -> bytes:
     )
 
 
-def _figures(results: Sequence[Statistics]) -> Iterator[tuple[str, bytes]]:
-    """Mean maps, all on one scale: a row per model and method and a column per target."""
+def _figure(results: Sequence[Statistics]) -> bytes:
+    """Mean maps, all on one scale, as PNG: a row per model and method and a column per target."""
     labels = [f"{one.job.model} \N{MIDDLE DOT} {one.job.method}" for one in results]
-    names = results[0].job.target.names
     means = [np.nan_to_num(one.mean("stretched")) for one in results]
     notes = [
         [
@@ -270,18 +268,16 @@ def _figures(results: Sequence[Statistics]) -> Iterator[tuple[str, bytes]]:
         for one in results
     ]
     counts = sorted({one.images for one in results})
-    for page, start in enumerate(range(0, len(names), _COLUMNS), 1):
-        shown = slice(start, start + _COLUMNS)
-        figure = visualization.average(
-            {label: mean[shown] for label, mean in zip(labels, means, strict=True)},
-            names=names[shown],
-            notes={label: note[shown] for label, note in zip(labels, notes, strict=True)},
-            scale=(min(float(m.min()) for m in means), max(float(m.max()) for m in means)),
-            caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
-        )
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi="figure")
-        yield f"mean_maps{'' if page == 1 else f'-{page}'}.png", file.getvalue()
+    figure = visualization.average(
+        dict(zip(labels, means, strict=True)),
+        names=results[0].job.target.names,
+        notes=dict(zip(labels, notes, strict=True)),
+        scale=(min(float(m.min()) for m in means), max(float(m.max()) for m in means)),
+        caption=f"mean of min-max maps of {' and '.join(map(str, counts))} images",
+    )
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi="figure")
+    return file.getvalue()
 
 
 def _correlations(results: Sequence[Statistics]) -> Iterator[dict[str, Any]]:
