@@ -38,10 +38,12 @@ class ModelContext:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (N, D) of texts."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if new:
-            embeddings = targets.text(self.clip, new, allow_empty=True).embeddings
-            self._texts |= dict(zip(new, embeddings, strict=True))
+        for text in texts:
+            # Alone: a tower rounds otherwise in another batch, and which texts are new depends on
+            # the units that this process has done before.
+            if text not in self._texts:
+                alone = targets.text(self.clip, text, allow_empty=True)
+                self._texts[text] = alone.embeddings[0]
         return torch.stack([self._texts[text] for text in texts])
 
     def forward(self, embeddings: Tensor) -> Callable[[Tensor], Tensor]:

@@ -19,15 +19,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from captum_clip.errors import CaptumClipError, InputError
 from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
+from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.evaluator import EvaluationPlan, make_plan
 from captum_clip.evaluation.run import ModelLoader, UnitWorker
 from captum_clip.evaluation.storage import storage_of
 from captum_clip.evaluation.table import COLUMNS
 from captum_clip.models import images
-from tests.evaluation.cases import TEXTS, make_classes, random_maps
+from tests.evaluation.cases import (
+    TEXTS,
+    Listed,
+    context,
+    make_classes,
+    model,
+    picture,
+    random_maps,
+)
 from tests.evaluation.data.writing import JPEG_OF_NOTHING, LEFT, noise, save, save_bytes, save_mask
 from tests.evaluation.killed import SMALL
 from tests.folders import content
@@ -142,6 +152,16 @@ def test_an_evaluation_goes_on_after_a_stop(
     for path, changed in before.items():
         if "last-grad" not in path.name:
             assert path.stat().st_mtime_ns == changed
+
+
+def test_an_embedding_of_a_text_is_the_same_whatever_was_read_before() -> None:
+    """So a run that goes on, or another worker of Ray's, ends in the same bytes."""
+    clip, data = model("demo/vit"), Listed(Sample("a", picture()))
+    texts = [f"a {noun}" for noun in ("horse", "dog", "cat", "bee", "rocket", "tree", "car", "cow")]
+    whole, parts = context(clip, data), context(clip, data)
+    for place in (5, 2, 7):
+        parts.encode(texts[place:])
+    assert torch.equal(parts.encode(texts), whole.encode(texts))
 
 
 @pytest.mark.slow

@@ -33,8 +33,13 @@ from tests.evaluation.cases import rows as rows_of
 NAMES = ("most", "least", "gap", "gap_cosine", "gap_margin")
 
 
+def embeddings_of(clip: ClipAdapter, classes: Any) -> Tensor:
+    """Each alone, as an evaluation reads them: in a batch they round otherwise."""
+    return torch.cat([targets.text(clip, text).embeddings for text in classes])
+
+
 def predicted_by(clip: ClipAdapter, pixels: Tensor, classes: Any) -> int:
-    rows = targets.text(clip, list(classes)).embeddings
+    rows = embeddings_of(clip, classes)
     return int((clip.encode_image(pixels[None]).detach() @ rows.T).argmax())
 
 
@@ -42,7 +47,7 @@ def test_of(
     clip: ClipAdapter, pixels: Tensor, classes: Any, of: int, label: int, **options: Any
 ) -> metrics.PerturbationTest:
     """The test itself, with the map of class `of` and top-1 accuracy of class `label`."""
-    embeddings = targets.text(clip, list(classes)).embeddings
+    embeddings = embeddings_of(clip, classes)
     kind = attr.LastGradAttention if clip.kind == "vit" else attr.ClipGradCam
     heatmap = direct(clip, kind, pixels, embeddings[of]).clamp(min=0)  # the published map
     forward = ClipSimilarity(clip, targets.embedding(embeddings))
