@@ -186,11 +186,14 @@ class Answer:
         return explain(self.pixels, target, model=self.clip, sign=self.sign, **how)
 
 
-def ask(clip: ClipAdapter, image: Any, texts: str, method: str, sign: Sign = "positive") -> Answer:
+def ask(
+    clip: ClipAdapter, image: Any, texts: str | None, method: str, sign: Sign = "positive"
+) -> Answer:
     """Explain an image for texts, one per line; a CaptumClipError where that cannot be."""
     if image is None:
         raise InputError("Choose an image first, or draw an example scene.")
-    lines = [" ".join(line.split()) for line in texts.splitlines() if line.strip()]
+    # a client of one's own may send no texts at all
+    lines = [" ".join(line.split()) for line in (texts or "").splitlines() if line.strip()]
     if not lines:
         raise TargetError("Type a text, such as: a horse.")
     if len(lines) > MAX_TEXTS:

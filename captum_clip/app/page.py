@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import figures
 from ..demo.scenes import draw_scene
@@ -248,6 +251,30 @@ def find_port(host: str, port: int) -> int:
         ) from error
 
 
+def _refuse_other_origins(app: ASGIApp) -> ASGIApp:
+    """The app, without what the pages of others send to it, such as a form that uploads."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        changes = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        refused = changes and _is_foreign(Headers(scope=scope))
+        answering = PlainTextResponse("This page takes nothing from other pages.", 403)
+        await (answering if refused else app)(scope, receive, send)
+
+    return answer
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a browser sends a request for a page of another origin."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    # Browsers leave it out over plain HTTP on a network. Proxies change the host, and no page can
+    # set the other header.
+    places = [headers.get(name, "") for name in ("origin", "host", "x-forwarded-host")]
+    origin, *own = (re.sub(r"^\w+://|:\d+$", "", place.lower()) for place in places)
+    return origin != "" and origin not in own
+
+
 @contextmanager
 def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -> Iterator[str]:
     """Serve the page until the block is left or Ctrl-C; uploaded images are gone then.
@@ -264,6 +291,7 @@ def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -
     """
     hosts = ["*"] if host not in LOCAL and not names else [*LOCAL, host, *names]
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    own = Middleware(_refuse_other_origins)
     bracketed = f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="captum-clip-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when a page is built
@@ -287,7 +315,7 @@ def serving(models: Models, host: str, port: int, names: Collection[str] = ()) -
             ),
             css_paths=Path(__file__).with_name("page.css"),
             head=_POLICY,
-            app_kwargs={"openapi_url": None, "middleware": [trusted]},
+            app_kwargs={"openapi_url": None, "middleware": [trusted, own]},
         )
         # SIGTERM would leave the folder behind
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)

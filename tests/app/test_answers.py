@@ -163,6 +163,8 @@ def test_ask_refuses_with_a_reason(
         ask(clip, IMAGE, texts, method, sign)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Choose an image"):
         ask(clip, None, texts, method)
+    with pytest.raises(TargetError, match="Type a text"):  # a client sends what it likes
+        ask(clip, IMAGE, None, method)
 
 
 def test_models_are_the_named_ones_first_and_each_once() -> None:

@@ -377,6 +377,34 @@ def test_a_foreign_host_is_refused(address: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # no browser
+        ({"Origin": "{address}"}, 200),
+        ({"Origin": "https://me.org", "Host": "me.org:7860"}, 200),
+        ({"Origin": "https://me.org", "X-Forwarded-Host": "me.org"}, 200),
+        ({"Origin": "https://me.org", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),  # a frame without an origin
+        ({"Origin": "{address}", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_an_upload_of_another_origin_is_refused(
+    address: str, headers: dict[str, str], status: int
+) -> None:
+    """A form on a page of somebody else's would fill the disk."""
+    head = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    given = {"content-type": "multipart/form-data; boundary=x"}
+    given |= {name: value.format(address=address) for name, value in headers.items()}
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    connection.request("POST", "/gradio_api/upload", head + b"1\r\n--x--\r\n", given)
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+@pytest.mark.slow
 def test_too_large_an_image_is_refused(address: str) -> None:
     head = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     body = head + bytes(21 * 2**20) + b"\r\n--x--\r\n"
