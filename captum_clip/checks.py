@@ -11,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from .errors import CaptumClipError, InputError
+from .errors import CaptumClipError, InputError, UnsupportedModelError
 
 _T = TypeVar("_T")
 
@@ -33,6 +33,27 @@ def error_context(context: str) -> Iterator[None]:
         yield
     except CaptumClipError as error:
         raise InputError(f"{context}: {error}") from error
+
+
+@contextmanager
+def torch_failures(caller: str) -> Iterator[None]:
+    """Tell in a sentence what checkpointing, a compiler or a missing kernel of torch cannot do.
+
+    Raises:
+        UnsupportedModelError: from torch's own error; others pass.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # by the module, since an import of torch's compilers takes seconds
+        kinds = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
+        if not (isinstance(error, NotImplementedError) or type(error).__module__.startswith(kinds)):
+            raise
+        reason = excerpt(" ".join(str(error).partition("\n\n")[0].split()).rstrip("."), 200)
+        raise UnsupportedModelError(
+            f"{caller}: the model cannot be computed as it is set up ({reason}); turn gradient "
+            "checkpointing off, and take an attention that is not compiled, such as 'eager'."
+        ) from error
 
 
 def is_integer(value: Any, *, least: float = float("-inf")) -> TypeGuard[int]:

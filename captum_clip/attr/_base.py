@@ -13,7 +13,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from ..checks import check_choice, is_integer
+from ..checks import check_choice, is_integer, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models import tower_of
 from ..models.library import runs_library_code
@@ -235,7 +235,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
-            found = self._compute(Call(forward, images, usable(extra), select), **options)
+            with torch_failures(name):
+                found = self._compute(Call(forward, images, usable(extra), select), **options)
             maps = self._on_grid(found.record, found.values.detach())
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():

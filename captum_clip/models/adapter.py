@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import as_list, is_encodable, is_number, show
+from ..checks import as_list, is_encodable, is_number, show, torch_failures
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
 from .images import (
@@ -302,6 +302,7 @@ class ClipAdapter(ABC):
             )
         self.grid(images.shape[-2], images.shape[-1])
 
+    @torch_failures("encode_image")
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable.
 
@@ -360,6 +361,7 @@ class ClipAdapter(ABC):
             )
         return tokens.to(self.device)
 
+    @torch_failures("encode_text")
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Unit text embeddings (N, E)."""
         return F.normalize(self.text_features(*self.text_inputs(texts)), dim=-1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_clip import attr, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
@@ -175,6 +176,44 @@ def test_checkpointing_is_refused_where_blocks_would_run_again(method):
 
         with pytest.raises(UnsupportedModelError, match=r"turn gradient checkpointing off"):
             make(method, forward, small.model).attribute(small.images(), target=0)
+
+
+def test_a_part_that_is_checkpointed_is_a_sentence():
+    """Relevance cannot go through an MLP whose forward runs again in the backward."""
+    small = builders.hf_vit()
+    mlp = small.model.vision_model.encoder.layers[0].mlp
+    mlp.forward = partial(checkpoint, mlp.forward, use_reentrant=False)
+    method = make("ConservativePropagation", small_similarity(small))
+    with pytest.raises(UnsupportedModelError, match="ConservativePropagation: the model cannot be"):
+        method.attribute(small.images(), target=0)
+
+
+def test_what_cannot_be_compiled_is_a_sentence():
+    """The reason is the compiler's own."""
+    small = builders.hf_vit()
+
+    def refuse(*_: Any) -> None:
+        raise OSError("there is no compiler")
+
+    brighter = torch.compile(lambda images: 2 * images, backend=refuse)
+
+    def forward(images):
+        return cases.embed(small.model, brighter(images))
+
+    method = make("LastGradAttention", forward, small.model)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be .*there is no compiler.* 'eager'"):
+        method.attribute(small.images(), target=0)
+
+
+def test_errors_of_a_callable_stay_its_own():
+    """A sentence about the model would hide where they come from."""
+
+    def forward(images):
+        raise RuntimeError("the user's own")
+
+    small = builders.hf_vit()
+    with pytest.raises(RuntimeError, match=r"^the user's own$"):
+        make("LastGradAttention", forward, small.model).attribute(small.images(), target=0)
 
 
 def test_checkpointing_does_not_matter_where_no_block_runs_again():
