@@ -9,7 +9,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -19,9 +19,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
 from .errors import CaptureError, UnsupportedModelError
-from .models.library import mark_own_hook
-from .models.steps import holds_gate, is_activation, with_gate_held
-from .models.towers import Attention, AttentionLayer, PooledToken, ResNetTower, Tower, ViTTower
+from .models.library import has_no_foreign_hooks, mark_own_hook
+from .models.steps import PooledToken, holds_gate, is_activation, with_gate_held
+from .models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
 
 Arguments = tuple[Any, ...]
 Hook = Callable[..., Any]
@@ -43,8 +43,11 @@ class Hooks:
         self.handles: list[Any] = []
         self.unseen: dict[object, str] = {}
 
-    def before(self, module: nn.Module, hook: Hook, part: str = "") -> None:
-        """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one."""
+    def before(self, module: nn.Module, hook: Hook, part: str = "", *, first: bool = False) -> None:
+        """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one.
+
+        It runs after the hooks that are there, or `first`.
+        """
 
         def enter(args: Arguments, kwargs: dict[str, Any]) -> Any:
             replaced = hook(args, kwargs)
@@ -56,11 +59,13 @@ class Hooks:
             return args, {**kwargs, first: replaced}
 
         guarded = self._guarded(enter, part)
-        self.handles.append(module.register_forward_pre_hook(guarded, with_kwargs=True))
+        handle = module.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first)
+        self.handles.append(handle)
 
-    def after(self, module: nn.Module, hook: Hook, part: str = "") -> None:
+    def after(self, module: nn.Module, hook: Hook, part: str = "", *, first: bool = False) -> None:
         """Call `hook(args, result)` after the module ran, for what it is to return."""
-        self.handles.append(module.register_forward_hook(self._guarded(hook, part)))
+        guarded = self._guarded(hook, part)
+        self.handles.append(module.register_forward_hook(guarded, prepend=first))
 
     def _guarded(self, hook: Hook, part: str) -> Hook:
         if part:
@@ -82,6 +87,7 @@ class LayerRecord:
 
     tokens: Tensor = NOTHING
     context: Any = None  # what the queries and keys are rotated with
+    bias: Tensor | None = None  # of the products, from a mask that a hook of the user's sets
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
@@ -108,6 +114,7 @@ Visit = Callable[[int, LayerRecord], Any]
 class Recording:
     """A recorded forward. Filled while it runs, empty of tensors once the reader lets go."""
 
+    tower: Tower | None = None
     size: tuple[int, int] | None = None  # height and width of the images that entered the tower
     batch: int = 0
     pooled: PooledToken = field(default_factory=PooledToken)
@@ -126,7 +133,10 @@ class Recording:
     def entering(self, attention: Attention, args: Arguments, kwargs: Any) -> LayerRecord:
         """Record the inputs of an attention."""
         tokens, context = attention.tokens(args, kwargs), attention.context(args, kwargs)
-        return LayerRecord(tokens, context, pooled=self.pooled)
+        # of texts the tower itself knows the mask
+        masked = self.tower is not None and self.tower.kind != "text"
+        bias = attention.bias(args, kwargs) if masked else None
+        return LayerRecord(tokens, context, bias, pooled=self.pooled)
 
     def begin(self, args: Arguments, given: Any) -> Tensor:
         """Begin the graph, as a hook, at the first tensor that enters, or at the result."""
@@ -134,6 +144,11 @@ class Recording:
             given = next(v for v in (*args, *given.values()) if isinstance(v, Tensor))
         self.input = _as_leaf(given)
         return self.input
+
+    def is_hooked(self) -> bool:
+        """Whether somebody's hook or patch in the tower may have taken a gradient away."""
+        modules = () if self.tower is None else self.tower.module.modules()
+        return not all(map(has_no_foreign_hooks, modules))
 
     def on_grid(self, tower: ViTTower, values: Tensor) -> Tensor:
         """Values (..., h, w) of the patches, from those of all tokens (..., s)."""
@@ -152,7 +167,7 @@ class Recording:
 @contextmanager
 def _recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recording]]:
     """Hooks to set and what they record; however the forward ends, everything is undone."""
-    record, hooks, mode = Recording(), Hooks(), torch.is_grad_enabled()
+    record, hooks, mode = Recording(tower), Hooks(), torch.is_grad_enabled()
 
     def enter(args: Arguments, kwargs: dict[str, Any]) -> None:
         if record.size is not None:
@@ -229,8 +244,8 @@ def record_vit(
         shown = record.entering(tower.attentions[index], args, kwargs)
         if call is not None and index in visited:
             record.visited[index] = call(index, shown)
-        if index in kept:
-            record.layers[index] = shown
+        if index in kept:  # what follows may work in place
+            record.layers[index] = replace(shown, tokens=shown.tokens.clone())
         if index == stop:
             raise Stop
 
@@ -240,7 +255,7 @@ def record_vit(
     def leave_block(index: int, _: Arguments, result: Any) -> Any:
         layer, output = tower.layers[index], tower.layers[index].output(result)
         record.outputs[index] = output = _as_leaf(output) if leaf == "block" else output
-        return layer.replaced(result, output)
+        return layer.replaced(result, output.clone())  # what follows may work in place
 
     with _recording(tower, gradient=leaf is not None) as (hooks, record):
         if leaf == "input" and tower.kind == "text":  # token ids have no gradient
@@ -276,21 +291,22 @@ def _plan_kept(
 
     def enter_merge(args: Arguments, _: dict[str, Any]) -> Tensor:
         layers[index].heads_output = heads = _as_leaf(args[0]) if leaf else args[0]
-        return heads
+        return heads.clone()
 
     def leave(_: Arguments, result: Any) -> Any:
         output = attention.output(result)
         layers[index].output = output = _as_leaf(output) if leaf else output
-        return attention.replaced(result, output)  # also unchanged, it may be a view: an ancestor
+        # a clone, since what follows may work in place, such as somebody's hook
+        return attention.replaced(result, output.clone())
 
     for name, (module, from_output) in attention.qkv_modules().items():
         if name == "heads_output" and not attention.linear:  # the point that is differentiated
-            hooks.before(module, enter_merge)
+            hooks.before(module, enter_merge, first=True)  # so that hooks on it are in the graph
         else:
             register = hooks.after if from_output else hooks.before
             register(module, partial(show, name, from_output))
     if attention.linear:
-        hooks.after(attention.output_module, leave)
+        hooks.after(attention.output_module, leave, first=True)
 
 
 def _plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool) -> None:
@@ -344,7 +360,7 @@ def record_resnet(
         if then == "stop":
             raise Stop
         if then == "embedding":
-            return features
+            return features.clone()  # what follows may work in place
         torch.set_grad_enabled(True)
         record.shift = features.new_zeros(features.shape[:2]).requires_grad_()
         return record.features + record.shift[:, :, None, None]
@@ -369,7 +385,7 @@ def record_features(
 
     def passed(_: Arguments, features: Tensor) -> Tensor:
         record.features = through(features)
-        return record.features
+        return record.features.clone()  # what follows may work in place
 
     def leave(_: Arguments, result: Any) -> Any:
         assert isinstance(tower, ViTTower)
@@ -419,10 +435,11 @@ def record_detached_gates(
         for module in tower.module.modules():
             if module not in stem and holds_gate(module):
                 detached = partial(_detach_gate, module, module in gates)
-                hooks.after(module, detached, parts.get(module, ""))
+                hooks.after(module, detached, parts.get(module, ""), first=True)
         for index, attention in enumerate(tower.attentions):
             hooks.before(attention.input_module, partial(enter, index))
-            hooks.after(attention.output_module, partial(leave, index), f"Layer {index}")
+            name = f"Layer {index}"
+            hooks.after(attention.output_module, partial(leave, index), name, first=True)
         _plan_embedding(hooks, record, tower, leaf=False)
         yield record
 
@@ -455,7 +472,11 @@ def _with_value(detached: Tensor, own: Tensor, part: str) -> Tensor:
     """A tensor of the graph, with the library's own value, which may differ by rounding."""
     difference = (own - detached).detach()
     bound = 1e-2 if torch.finfo(own.dtype).eps < 1e-4 else 1e-1
-    if difference.float().norm() > bound * own.detach().float().norm():
+    sizes = (
+        part.detach().float().reshape(len(part) if part.ndim > 1 else 1, -1).norm(dim=1)
+        for part in (difference, own)
+    )
+    if bool(torch.gt(next(sizes), bound * next(sizes)).any()):  # of each image
         raise UnsupportedModelError(
             f"{part} gives something else than its parameters say; a hook, a patched forward or a "
             "class of its own changes it. Remove that, or take a method with gradients, such as "
@@ -464,14 +485,27 @@ def _with_value(detached: Tensor, own: Tensor, part: str) -> Tensor:
     return detached + difference
 
 
-_PRODUCTS = {"Baddbmm", "Bmm", "Div", "Dot", "Mm", "Mul", "Mv"}  # linear in one of two
-_NONLINEAR = {
-    *("Abs", "Amax", "Amin", "Clamp", "ClampMin", "Cos", "Elu", "Erf", "Exp", "Gelu", "Glu"),
-    *("Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LinalgVectorNorm", "Log", "LogSoftmax"),
-    *("Max", "MaxPool2DWithIndices", "Maximum", "Min", "Minimum", "Mish", "NativeGroupNorm"),
-    *("NativeLayerNorm", "Norm", "Pow", "Prelu", "Reciprocal", "Relu", "Rsqrt", "Sigmoid", "Silu"),
-    *("Sin", "Softmax", "Softplus", "Sqrt", "Std", "Tanh", "Var"),
+# the operations of autograd's graph that are linear in all that enters them
+_LINEAR = {
+    *("AccumulateGrad", "Add", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd"),
+    *("Copy", "Cumsum", "Diagonal", "Expand", "Flip", "Gather", "Index", "IndexSelect"),
+    *("MaskedFill", "Mean", "Narrow", "Neg", "Permute", "Repeat", "ReshapeAlias", "Roll", "Select"),
+    *("Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy"),
+    *("Transpose", "Unbind", "Unfold", "UnsafeView", "Unsqueeze", "View", "Where"),
 }
+# and those that are linear in one of these inputs at a time
+_PRODUCTS = {
+    **dict.fromkeys(("Addmm", "Addmv", "Baddbmm"), (1, 2)),
+    **dict.fromkeys(("Bmm", "Convolution", "Dot", "Mm", "Mul", "Mv"), (0, 1)),
+}
+
+
+def _copies(node: Any) -> bool:
+    """Whether each number that a node gives is one that it takes, or a constant."""
+    [given] = node._input_metadata
+    found = node(torch.ones(given.shape, dtype=given.dtype, device=given.device))
+    gradients = found if isinstance(found, tuple) else (found,)
+    return all(bool(((g == 0) | (g == 1)).all()) for g in gradients if g is not None)
 
 
 def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
@@ -487,7 +521,8 @@ def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
             if before not in users:
                 nodes.append(before)
             users[before].append(node)
-    nodes, reached = [get_gradient_edge(patches).node], set()
+    start = get_gradient_edge(patches).node
+    nodes, reached = [start], set()
     while nodes:
         node = nodes.pop()
         if node not in reached:
@@ -495,12 +530,17 @@ def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
             nodes += users[node]
     for node in reached:
         operation = re.sub(r"Backward\d*$", "", type(node).__name__)
-        several = sum(before in reached for before, _ in node.next_functions) > 1
-        if (
-            operation in _NONLINEAR
-            or (operation in _PRODUCTS and several)
-            or isinstance(node, BackwardCFunction)  # somebody's own
-        ):
+        inputs = {index for index, (each, _) in enumerate(node.next_functions) if each in reached}
+        if operation == "Div":
+            known = inputs <= {0}
+        elif operation == "CopySlices":  # of something done in place, which it does not name
+            known = _copies(node)
+        elif operation.startswith("ScaledDotProduct"):
+            known = inputs <= {2}  # the values
+        else:
+            factors = inputs.intersection(_PRODUCTS.get(operation, ()))
+            known = operation in _LINEAR or (operation in _PRODUCTS and len(factors) < 2)
+        if node is not start and (not known or isinstance(node, BackwardCFunction)):
             raise UnsupportedModelError(
                 f"the {noun} computes a {operation}, of which it is not known whether it is "
                 "linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "

@@ -13,8 +13,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..maps import to_float32
-from ..models.steps import Direction, Linear, head_products, head_sums, run_steps, split_heads
-from ..models.towers import Attention, AttentionLayer, PooledToken, Pooling, PoolingHead, Which
+from ..models.steps import (
+    Direction,
+    Linear,
+    PooledToken,
+    head_products,
+    head_sums,
+    run_steps,
+    split_heads,
+)
+from ..models.towers import (
+    Attention,
+    AttentionLayer,
+    Pooling,
+    PoolingHead,
+    ViTTower,
+    Which,
+)
 from ..recording import LayerRecord
 
 
@@ -48,6 +63,8 @@ def pooled_attention(attention: Attention, record: LayerRecord) -> Tensor:
             products = (q * attention.scale @ _rotated(attention, "key", k, record).mT)[:, :, 0]
         else:
             products = head_products(Linear(key.weight, None), q[None] * attention.scale, tokens)[0]
+        if record.bias is not None:  # CLS and the query of a pooling head stand first
+            products = products + record.bias[:, :, 0]
         return record.pooled.masked(products).softmax(-1)
 
 
@@ -57,6 +74,8 @@ def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
     query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
     with autocast_disabled(query):
         products = (query * layer.scale) @ key.transpose(-1, -2)
+        if record.bias is not None:
+            products = products + record.bias
         return record.pooled.masked(products).softmax(-1)
 
 
@@ -102,6 +121,8 @@ def attended(layer: AttentionLayer, record: LayerRecord) -> Tensor:
         projection = layer.projections().value
         value = _split(run_steps((projection,), to_float32(record.tokens)), layer.heads)
         mask = record.pooled.mask(query.dtype)
+        if record.bias is not None:
+            mask = record.bias.to(query.dtype) if mask is None else mask + record.bias
         heads = F.scaled_dot_product_attention(query, key, value, mask, scale=layer.scale)
         return heads.transpose(1, 2).flatten(2)
 
@@ -192,16 +213,20 @@ def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken
     return row / row.sum(1, keepdim=True)
 
 
-def start_row(gradient: Tensor, prefix: int, pooled: PooledToken) -> Tensor:
+def start_row(gradient: Tensor, tower: ViTTower, pooled: PooledToken) -> Tensor:
     """The row to begin with, (B, s), given the gradient (B, s, D) of the last attention's output.
 
-    e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows.
+    e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows; where it
+    depends on nothing there, as after an attention that a hook wiped, the row that is pooled.
     """
-    like = gradient[..., 0]
+    like, prefix = gradient[..., 0], tower.prefix
     mean = initial_row("mean", like, prefix, pooled)
     if prefix == 0 and pooled.rows is None:  # the first token is a patch
         return mean
-    return torch.where(pooled.read(gradient).any(-1, keepdim=True), pooled.row_of(like), mean)
+    reads_cls = pooled.read(gradient).any(-1, keepdim=True)
+    if tower.pooling == "cls":
+        reads_cls |= ~gradient.flatten(1).any(-1, keepdim=True)
+    return torch.where(reads_cls, pooled.row_of(like), mean)
 
 
 def read_row(row: Tensor, matrix: Tensor) -> Tensor:

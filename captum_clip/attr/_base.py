@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, is_integer, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models import tower_of
-from ..models.library import runs_library_code
+from ..models.library import has_global_hooks, nondeterminism, runs_library_code
 from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
 from ..recording import Recording
@@ -249,6 +249,11 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def _check_tower(self) -> None:
         """Refuse a tower that changed since it was found, or that answers differently each time."""
         method, forward, tower = type(self).__name__, self.forward_func, self._tower
+        if has_global_hooks():
+            raise UnsupportedModelError(
+                f"{method}: a hook of torch.nn.modules.module runs in every module, and may change "
+                "what any of them computes; remove it, or hook the modules that it is meant for."
+            )
         if isinstance(tower, TextTower) and not tower.is_unmodified:
             raise UnsupportedModelError(
                 f"{method}: the text tower is not its library's own code from the last block on; "
@@ -273,13 +278,14 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 "it was loaded; call load_clip again, or make the method anew."
             )
         for index, attention in enumerate(tower.attentions if isinstance(tower, ViTTower) else ()):
-            for module in (attention.input_module, attention.output_module):
+            for module in (attention.owner, attention.input_module, attention.output_module):
                 if not runs_library_code(module):
                     raise UnsupportedModelError(
-                        f"{method}: the {type(module).__name__} of layer {index} has a forward of "
-                        "its own, so what it attends to is not known; use the library's own."
+                        f"{method}: the {type(module).__name__} of layer {index} has code of its "
+                        "own, a patched method or an attention function that somebody registered, "
+                        "so what it attends to is not known; use the library's."
                     )
-        reason = tower.nondeterminism()
+        reason = nondeterminism(tower.module)
         if reason is not None:
             raise InputError(
                 f"{method}: the {tower.noun} is in training mode with {reason}; call model.eval()."

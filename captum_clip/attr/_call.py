@@ -127,19 +127,31 @@ class Pass:
 
     def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """For each column the gradients of its score with respect to the leaves."""
-        if not self.scores.requires_grad:
+        if not self.scores.requires_grad and not self.record.is_hooked():
             raise CaptureError(
                 "No gradient leads from the scores back to the tower; the forward function must "
                 "not use torch.no_grad(), .detach() or .item() on the way."
             )
         for column in self._one_hot():
-            yield _known(grad(self.scores, leaves, column, retain_graph=True, allow_unused=True))
+            yield self._known(leaves, column)
 
     def stacked_gradients(self, leaf: Tensor) -> Tensor:
         """The gradients of all columns with respect to one leaf, (K', *leaf.shape)."""
         if not self.batched or len(self.columns) == 1:
             return torch.stack([gradient for (gradient,) in self.gradients(leaf)])
-        return _known(grad(self.scores, leaf, self._one_hot(), is_grads_batched=True))[0]
+        return self._known((leaf,), self._one_hot(), is_grads_batched=True)[0]
+
+    def _known(self, leaves: Sequence[Tensor], rows: Tensor, **batched: bool) -> tuple[Tensor, ...]:
+        """The gradients of the scores, zero where a hook wiped what a leaf led to."""
+        options: Any = {"retain_graph": True, "allow_unused": True, **batched}
+        found: Sequence[Tensor | None] = [None] * len(leaves)
+        if self.scores.requires_grad:
+            found = grad(self.scores, leaves, rows, **options)
+        if all(gradient is None for gradient in found) and not self.record.is_hooked():
+            raise CaptureError("The scores do not depend on what the tower computed.")
+        shape = rows.shape[: rows.ndim - self.scores.ndim]
+        pairs = zip(found, leaves, strict=True)
+        return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)
 
     def depend_on(self, leaves: Sequence[Tensor]) -> bool:
         """Whether a score has a gradient at one of the leaves."""
@@ -152,12 +164,6 @@ class Pass:
         shape = (len(self.columns), *self.scores.shape)
         ones = torch.zeros(shape, dtype=self.scores.dtype, device=self.scores.device)
         return ones.scatter_(2, self.columns[..., None], 1)
-
-
-def _known(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if any(gradient is None for gradient in gradients):
-        raise CaptureError("The scores do not depend on what the tower computed.")
-    return gradients
 
 
 def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -> Tensor:

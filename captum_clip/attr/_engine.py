@@ -5,21 +5,21 @@ the last attention, and one token goes through the rest. Elsewhere the forward r
 Either way a gradient is taken at the output of an attention.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import to_float32
-from ..models.library import has_no_foreign_hooks
-from ..models.steps import Direction, Step, run_steps
-from ..models.text import TextTower
+from ..models.library import checkpoints, has_no_foreign_hooks, runs_library_code
+from ..models.steps import Direction, Step, call_steps, run_steps
+from ..models.text import PostNormLayer, TextTower
 from ..models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
 from ..recording import NOTHING, LayerRecord, Recording, Visit, record_resnet, record_vit
 from . import _attention as mha
@@ -49,7 +49,7 @@ class LastGradient:
         assert self.output is not None
         layer, seen = tower.layers[-1], self.run.record.layers[len(tower.layers) - 1]
         for output in self.output:
-            start = mha.start_row(output, tower.prefix, seen.pooled)
+            start = mha.start_row(output, tower, seen.pooled)
             yield start, mha.matrix_gradient(layer, output, seen)
 
 
@@ -231,7 +231,7 @@ def without_gradient(tower: ViTTower, call: Call, visit: Visits) -> Pass:
 
 def refuse_checkpointing(tower: ViTTower) -> None:
     """A block that runs again in the backward would be seen by no hook."""
-    if tower.checkpointing:
+    if checkpoints(tower.module):
         raise UnsupportedModelError(
             f"The {tower.noun} checkpoints its activations, so its blocks run again in the "
             "backward; turn gradient checkpointing off to explain it."
@@ -279,9 +279,11 @@ def pooled_embedding(tower: Tower, call: Call, visit: Visits | None = None) -> P
         token = _pooled_tokens(tower, record)
     if call.similarity is None:
         found = embedded_scores(tower, call, record, scores)
+        _check_embedding(tower, found, token)
     else:
         with torch.no_grad():
-            found = _of_cosine(call, record, _embedded(tower, record, token))
+            steps = tower.head if isinstance(tower, ViTTower) else ()
+            found = _of_cosine(call, record, _embedded(tower, record, token, steps))
     return replace(found, token=to_float32(token))
 
 
@@ -312,16 +314,64 @@ def _pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     return final[:, tower.prefix :] if tower.pooling == "mean" else final[:, 0]
 
 
-def _embedded(tower: Tower, record: Recording, token: Tensor) -> Tensor:
-    """The embedding (B, E) of what is pooled."""
+def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[Step] = ()) -> Tensor:
+    """The embedding (B, E) of what is pooled, by a ViT's `steps`."""
     if isinstance(tower, ResNetTower):
         return tower.pool(token)
     assert isinstance(tower, ViTTower)
     if tower.pooling != "mean":
-        return tower.embed(token)
+        return call_steps(steps, token)
     before = tower.steps_before_mean
-    mean = record.pooled.mean(run_steps(tower.head[:before], token), slice(None))[:, 0]
-    return run_steps(tower.head[before:], mean)
+    mean = record.pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
+    return run_steps(steps[before:], mean)
+
+
+@torch.no_grad()
+def _check_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> None:
+    """What is taken apart must be the embedding that the scores are made of."""
+    steps = found.head(tower) if isinstance(tower, ViTTower) else ()
+    made = to_float32(_embedded(tower, found.run.record, token, steps))
+    given = to_float32(found.embedding)
+    bound = 1e-3 if torch.finfo(found.embedding.dtype).eps < 1e-4 else 5e-2
+    if made.shape != given.shape or bool(
+        ((made - given).norm(dim=-1) > bound * given.norm(dim=-1)).any()
+    ):
+        raise UnsupportedModelError(
+            f"what the {type(tower.module).__name__} returns is not what its last parts make of "
+            "its tokens; a hook, a wrapper or a patched method after the last block changes it. "
+            "Remove that, or take a method with gradients, such as AllGradAttention."
+        )
+
+
+def check_layer(method: str, tower: ViTTower, index: int) -> None:
+    """Refuse an attention that does not add to the stream what its parameters say.
+
+    The MLP of its block may be anything, which counts in the rest.
+    """
+    attention, apart = tower.attentions[index], set[nn.Module]()
+    around: Sequence[nn.Module] = ()
+    if isinstance(attention, AttentionLayer):
+        around = (attention.block,)
+        if not isinstance(attention, PostNormLayer):
+            steps = (step for step in attention.mlp_branch() if isinstance(step, nn.Module))
+            apart = {part for step in steps for part in step.modules()}
+    elif tower.pooling_head is not None:
+        around = tower.pooling_head.modules
+    parts = [part for whole in around for part in whole.modules() if part not in apart]
+    check_known(method, f"layer {index}", parts)
+    check_known(method, "the tower's head", tower.head_modules)
+
+
+def check_known(method: str, where: str, modules: Iterable[nn.Module]) -> None:
+    """Refuse modules that a formula computes by their parameters, if they compute more."""
+    for module in modules:
+        if not (runs_library_code(module) and has_no_foreign_hooks(module)):
+            raise UnsupportedModelError(
+                f"{method}: the {type(module).__name__} of {where} has a hook, a patched forward "
+                "or code of its own, so what it adds is not known; remove that, merge adapters "
+                "such as LoRA into the weights, or take a method with gradients, such as "
+                "AllGradAttention."
+            )
 
 
 def _of_cosine(call: Call, record: Recording, embedding: Tensor) -> PooledEmbedding:

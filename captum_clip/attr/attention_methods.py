@@ -155,7 +155,7 @@ class AllGradAttention(ViTAttribution):
         for gradients in found.run.gradients(*found.points):
             last = found.last_row(gradients[-1])
             if last is None:
-                own, below = mha.start_row(gradients[-1], tower.prefix, pooled), layers
+                own, below = mha.start_row(gradients[-1], tower, pooled), layers
                 gained = torch.zeros_like(own)
             else:
                 gained, below = mha.weighted(*last, dim=1), layers[:-1]  # (B, s)
@@ -376,7 +376,7 @@ class LayerAttention(ViTAttribution):
         if rows == "sum":
             weights = torch.ones_like(like)
         elif is_last:
-            weights = torch.stack([mha.start_row(g, tower.prefix, pooled) for g in output])
+            weights = torch.stack([mha.start_row(g, tower, pooled) for g in output])
         else:
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
         chosen = mha.heads_gradient(layer, (weights[..., None] * output).sum(2), seen)

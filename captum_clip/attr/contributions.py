@@ -10,14 +10,11 @@ from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
-from ..models.library import has_no_foreign_hooks, runs_library_code
-from ..models.steps import Direction, needs_token, pull_back, run_steps
+from ..models.steps import Direction, PooledToken, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer, TextTower
 from ..models.towers import (
-    Attention,
     AttentionLayer,
     AveragePooledTower,
-    PooledToken,
     ResNetTower,
     ViTTower,
 )
@@ -25,7 +22,13 @@ from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Computed
-from ._engine import embedded_scores, pooled_embedding, refuse_checkpointing
+from ._engine import (
+    PooledEmbedding,
+    check_layer,
+    embedded_scores,
+    pooled_embedding,
+    refuse_checkpointing,
+)
 
 
 @final
@@ -197,7 +200,7 @@ class DirectContribution(ClipAttribution):
 def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per) -> Computed:
     """From the pooled row of every attention that takes part."""
     for index in layers:
-        _check_unchanged(index, tower.attentions[index])
+        check_layer("DirectContribution", tower, index)
 
     def visit(index: int, record: LayerRecord) -> tuple[Tensor, Tensor]:
         return record.tokens, mha.pooled_attention(tower.attentions[index], record)
@@ -222,21 +225,7 @@ def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per
         values.reverse()
         maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
         rest = total - maps[..., span].flatten(2).sum(-1)
-        return found.run.computed(maps, rest.T)
-
-
-def _check_unchanged(index: int, attention: Attention) -> None:
-    """The shares are computed from an attention's parameters, so nothing else may change them."""
-    modules = [attention.input_module, attention.output_module]
-    if isinstance(attention, AttentionLayer):
-        modules.append(attention.block)
-    for module in modules:
-        if not (runs_library_code(module) and has_no_foreign_hooks(module)):
-            raise UnsupportedModelError(
-                f"DirectContribution: the {type(module).__name__} of layer {index} has a hook, a "
-                "patched forward or code of its own, so what it adds is not known; remove that, or "
-                "take a method with gradients, such as AllGradAttention."
-            )
+        return _closed(found, maps, rest, total)
 
 
 def _below_norms(
@@ -275,7 +264,20 @@ def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per) -> Computed:
         if centred:
             flat = (token - pooled.mean(token, slice(None))).flatten(0, 1)
         maps = direction.along(flat).reshape(-1, batch, count) * share
-        return found.run.computed(F.pad(maps, (tower.prefix, 0)), (total - maps.sum(-1)).T)
+        return _closed(found, F.pad(maps, (tower.prefix, 0)), total - maps.sum(-1), total)
+
+
+def _closed(found: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
+    """Maps and rest (K', B), whose total must be the score that the forward gave."""
+    scores = found.run.chosen.T
+    bound = 1e-3 if torch.finfo(found.embedding.dtype).eps < 1e-4 else 5e-2
+    if ((total - scores).abs() > bound * scores.abs().clamp(min=1)).any():
+        raise UnsupportedModelError(
+            "DirectContribution: what the parts of the tower's end add is not the score; a hook or "
+            "a patched method there changes it. Remove that, or take a method with gradients, such "
+            "as AllGradAttention."
+        )
+    return found.run.computed(maps, rest.T)
 
 
 def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per) -> Computed:
@@ -286,5 +288,6 @@ def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per) -> Compu
     with torch.no_grad():
         maps, rest = tower.contributions(found.token, found.direction, centred=centred)
     # (K', B, H, h, w)
+    total = maps.flatten(2).sum(-1) + rest
     maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
-    return found.run.computed(maps, rest.T)
+    return _closed(found, maps, rest, total)

@@ -1,6 +1,6 @@
 """Methods that read the last layers alone: LeGrad, Grad-ECLIP and patch similarity."""
 
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from ._base import ViTAttribution
 from ._call import Call, Computed
 from ._engine import (
     PooledEmbedding,
+    check_known,
+    check_layer,
     embedded_scores,
     last_gradient,
     pooled_embedding,
@@ -62,6 +64,10 @@ class LeGrad(ViTAttribution):
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
         tower, chosen = self._tower, self._last(layers)
         refuse_checkpointing(tower)
+        pool = () if tower.pooling_head is None else tower.pooling_head.modules
+        parts = [part for module in pool for part in module.modules()]
+        around = (tower.module, *tower.runners, *tower.head_modules)
+        check_known("LeGrad", "the tower's end", [*around, *parts])
         if tower.pooling == "attention":  # it is differentiated itself, so no graph comes before it
             recorded = record_vit(tower, leaf="embedding", outputs=chosen)
         else:
@@ -106,8 +112,11 @@ class LeGrad(ViTAttribution):
         ones, batched = torch.eye(len(scores)).to(scores), found.run.batched
         # the blocks of a user's own forward may contain operations that no batched backward passes
         rows = torch.split(ones, _TOGETHER) if batched else ones.unbind()
+        options: Any = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
         parts = [
-            grad(scores, leaf, r, retain_graph=True, is_grads_batched=batched)[0] for r in rows
+            leaf.new_zeros(*r.shape[:-1], *leaf.shape) if gradient is None else gradient
+            for r in rows
+            for gradient in grad(scores, leaf, r, **options)  # None where a hook wiped it
         ]
         return torch.cat(parts) if batched else torch.stack(parts)
 
@@ -147,7 +156,7 @@ class GradEclip(ViTAttribution):
             return last.run.computed(maps)
         attention, general = tower.attentions[-1], []
         for output in last.output:  # (B, s, D), one target after the other
-            start = mha.start_row(output, tower.prefix, seen.pooled)
+            start = mha.start_row(output, tower, seen.pooled)
             gradient = mha.read_row(start, mha.heads_gradient(attention, output, seen))
             row = mha.row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
@@ -220,6 +229,7 @@ class PatchSimilarity(ViTAttribution):
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
         tower, last = self._tower, len(self._tower.attentions) - 1
         own = tower.attentions[last]
+        check_layer("PatchSimilarity", tower, last)
         if isinstance(own, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
                 "PatchSimilarity: attention='qq' needs a query of every patch, and this tower's "

@@ -266,7 +266,7 @@ def transformers_family(
         adapter=partial(adapter, text=text),
         models=[prefix + model],
         towers=[f"{prefix}{kind}" for kind in (vision, *_VISION_KINDS)],
-        packages=["transformers.models"],
+        packages=["transformers.models", "transformers.activations"],
     )
 
 

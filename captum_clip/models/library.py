@@ -1,11 +1,18 @@
 """Whether a module runs the code of its library, so that what it computes is known."""
 
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from types import FunctionType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UnsupportedModelError
 
@@ -15,6 +22,8 @@ _MARK = "_captum_clip_recording"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # not the whole of torch: a compiled or traced model is of one of its classes as well
 _PACKAGES = {"torch.nn"}
+_written: WeakKeyDictionary[type, tuple[tuple[Any, ...], bool]] = WeakKeyDictionary()
+"""The attributes that a class had when it was last looked at, and whether libraries wrote them."""
 
 
 def add_packages(names: Iterable[str]) -> None:
@@ -52,6 +61,37 @@ def is_librarys(function: Any) -> bool:
     return written in packages | {"huggingface_hub"} or written in sys.stdlib_module_names
 
 
+def has_global_hooks() -> bool:
+    """Whether somebody's hook runs in every module, and may change what any of them computes."""
+    hooks = (hook for name in _HOOKS for hook in getattr(torch_module, f"_global{name}").values())
+    return any(not hasattr(hook, _MARK) and not is_librarys(hook) for hook in hooks)
+
+
+def _is_as_written(kind: type) -> bool:
+    """Whether no method of a class, or of one that it is made from, was exchanged by somebody."""
+    for base in kind.__mro__[:-1]:
+        now = tuple(vars(base).values())
+        before, written = _written.get(base, ((), False))
+        if len(now) != len(before) or not all(map(operator.is_, now, before)):
+            functions = (getattr(value, "__func__", value) for value in now)  # of static methods
+            written = all(is_librarys(f) for f in functions if isinstance(f, FunctionType))
+            _written[base] = now, written
+        if not written:
+            return False
+    return True
+
+
+def _attends_as_written(module: nn.Module) -> bool:
+    """Whether the function that a module of transformers attends with is the library's."""
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if name is None:
+        return True
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    function = ALL_ATTENTION_FUNCTIONS.get(name)  # of "eager" there is none
+    return function is None or is_librarys(function)
+
+
 @contextmanager
 def expect_library_parts(owner: object) -> Iterator[None]:
     """Raise UnsupportedModelError for a part of a model that is not what its library puts there."""
@@ -71,25 +111,55 @@ def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
 
 
 def is_library_class(module: nn.Module) -> bool:
-    """Whether a module is of a class that a library defines, without foreign hooks."""
+    """Whether a module is of a class that a library defines, as it is there, without foreign hooks.
+
+    So what it computes is known: neither a method of the object or the class nor the function of
+    its attention was exchanged.
+    """
     defined = f"{type(module).__module__}."
     known = any(defined.startswith(f"{package}.") for package in _PACKAGES)
-    return known and has_no_foreign_hooks(module)
+    return known and has_no_foreign_hooks(module) and runs_library_code(module)
 
 
 def runs_library_code(module: nn.Module) -> bool:
-    """Whether a module's forward was written in one of the libraries that models come from."""
-    # of a subclass or a patched class too the function tells where it was written
-    written = str(getattr(type(module).forward, "__module__", "")).partition(".")[0]
-    known = any(package.partition(".")[0] == written for package in _PACKAGES)
-    return known and "forward" not in vars(module)
+    """Whether a module's methods and its attention were written in the libraries of models."""
+    own = "forward" not in vars(module)
+    return own and _is_as_written(type(module)) and _attends_as_written(module)
 
 
-def is_linear(module: Any) -> bool:
-    """Whether a module computes W x + b and nothing else."""
+def is_linear(module: Any, *, hooked: bool = False) -> bool:
+    """Whether a module computes W x + b and nothing else; it may be `hooked`."""
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and has_no_foreign_hooks(module)
+        and _is_as_written(type(module))
+        and (has_no_foreign_hooks(module) or (hooked and "forward" not in vars(module)))
         and module.weight.is_floating_point()
+    )
+
+
+def nondeterminism(module: nn.Module) -> str | None:
+    """The part that makes two forwards differ or changes a buffer in training mode, if any."""
+    for part in filter(attrgetter("training"), module.modules()):
+        if isinstance(part, _BatchNorm):
+            return "BatchNorm"
+        number = getattr(part, "attention_dropout", getattr(part, "dropout", None))
+        rates = {
+            "dropout": float(part.p) if isinstance(part, _DropoutNd) else None,
+            "patch dropout": getattr(part, "prob", None),
+            type(part).__name__: getattr(part, "drop_prob", None),  # DropPath is no Dropout
+            "attention dropout": number,  # often not a module
+        }
+        for what, rate in rates.items():
+            if isinstance(rate, float) and rate > 0:
+                return f"{what} {rate:g}"
+    return None
+
+
+def checkpoints(module: nn.Module) -> bool:
+    """Whether blocks are run again in the backward, where no hook would be left to see them."""
+    return any(
+        getattr(part, "grad_checkpointing", False)
+        or (getattr(part, "gradient_checkpointing", False) and part.training)
+        for part in module.modules()
     )

@@ -25,13 +25,12 @@ from .huggingface import (
 )
 from .images import image_processor
 from .library import is_library_class
-from .steps import Linear, Projections, Residual, Step
+from .steps import Linear, PooledToken, Projections, Residual, Step
 from .text import TextPooling, TextTower
 from .towers import (
     AveragePooledTower,
     Entry,
     MultiheadPoolingHead,
-    PooledToken,
     PoolingHead,
     wrong_size,
 )

@@ -18,6 +18,53 @@ from ..maps import to_float32
 from .library import has_no_foreign_hooks, is_linear
 
 
+@dataclass(frozen=True, eq=False)
+class PooledToken:
+    """The pooled token of every sequence, and which tokens attend to which."""
+
+    rows: Tensor | None = None  # (B,), its index; None for the first token everywhere
+    visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Pick the pooled token, (..., B, s, D) -> (..., B, D)."""
+        if self.rows is None:
+            return tokens[..., 0, :]
+        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
+
+    def row_of(self, like: Tensor) -> Tensor:
+        """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
+        row = torch.zeros_like(to_float32(like))
+        if self.rows is None:
+            row[:, 0] = 1
+            return row
+        return row.scatter_(1, self.rows[:, None], 1)
+
+    def hidden(self) -> Tensor | None:
+        """The tokens that the pooled one does not see, (B, s); None if it sees all."""
+        return None if self.visible is None else ~self.read(self.visible)
+
+    def masked(self, products: Tensor) -> Tensor:
+        """Mask queries times keys, (B, H, s) of the pooled token or (B, H, s, s)."""
+        if self.visible is None:
+            return products
+        visible = self.read(self.visible) if products.ndim == 3 else self.visible
+        # minus infinity would make NaN of a row that sees nothing, such as one of padding
+        return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as an addend of the products, (B, 1, s, s)."""
+        if self.visible is None:
+            return None
+        return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
+
+    def mean(self, tokens: Tensor, span: slice) -> Tensor:
+        """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
+        if self.visible is None:
+            return tokens[:, span].mean(1, keepdim=True)
+        seen = self.read(self.visible)[:, span, None].to(tokens.dtype)
+        return (tokens[:, span] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+
+
 class Linear(NamedTuple):
     """The parameters of one linear map, as they are at this moment."""
 

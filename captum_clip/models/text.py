@@ -12,8 +12,8 @@ from typing_extensions import override
 from ..errors import InputError
 from .images import Size
 from .library import has_no_foreign_hooks
-from .steps import Step, call_steps
-from .towers import AttentionLayer, Entry, Kind, PooledToken, Pooling, ViTTower
+from .steps import PooledToken, Step, call_steps
+from .towers import AttentionLayer, Entry, Kind, Pooling, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
 
@@ -133,13 +133,8 @@ class TextTower(ViTTower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        return super().is_unmodified and all(map(has_no_foreign_hooks, self.head_modules))
-
-    @property
-    def head_modules(self) -> list[nn.Module]:
-        """The modules among the steps of the head, with their parts."""
-        modules = (step for step in self.head if isinstance(step, nn.Module))
-        return [part for module in modules for part in module.modules()]
+        inputs = (attention.input_module for attention in self.attentions)  # they get the mask
+        return super().is_unmodified and all(map(has_no_foreign_hooks, inputs))
 
 
 def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:

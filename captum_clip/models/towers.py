@@ -3,71 +3,34 @@
 A model family implements these classes in its own file; nothing above asks which family it is.
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
 from .images import Size, check_images
-from .library import has_no_foreign_hooks, is_library_class, is_linear
-from .steps import Direction, Linear, Projections, Scale, Step, call_steps, pull_back, run_steps
-
-
-@dataclass(frozen=True, eq=False)
-class PooledToken:
-    """The pooled token of every sequence, and which tokens attend to which."""
-
-    rows: Tensor | None = None  # (B,), its index; None for the first token everywhere
-    visible: Tensor | None = None  # (B, s, s), whether a row attends to a column; None for all
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Pick the pooled token, (..., B, s, D) -> (..., B, D)."""
-        if self.rows is None:
-            return tokens[..., 0, :]
-        return tokens[..., torch.arange(len(self.rows), device=self.rows.device), self.rows, :]
-
-    def row_of(self, like: Tensor) -> Tensor:
-        """1 at the pooled token and 0 elsewhere, (B, s), for values (B, s)."""
-        row = torch.zeros_like(to_float32(like))
-        if self.rows is None:
-            row[:, 0] = 1
-            return row
-        return row.scatter_(1, self.rows[:, None], 1)
-
-    def hidden(self) -> Tensor | None:
-        """The tokens that the pooled one does not see, (B, s); None if it sees all."""
-        return None if self.visible is None else ~self.read(self.visible)
-
-    def masked(self, products: Tensor) -> Tensor:
-        """Mask queries times keys, (B, H, s) of the pooled token or (B, H, s, s)."""
-        if self.visible is None:
-            return products
-        visible = self.read(self.visible) if products.ndim == 3 else self.visible
-        # minus infinity would make NaN of a row that sees nothing, such as one of padding
-        return products.masked_fill(~visible[:, None], torch.finfo(products.dtype).min)
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """The mask as an addend of the products, (B, 1, s, s)."""
-        if self.visible is None:
-            return None
-        return self.masked(torch.zeros_like(self.visible, dtype=dtype)[:, None])
-
-    def mean(self, tokens: Tensor, span: slice) -> Tensor:
-        """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
-        if self.visible is None:
-            return tokens[:, span].mean(1, keepdim=True)
-        seen = self.read(self.visible)[:, span, None].to(tokens.dtype)
-        return (tokens[:, span] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+from .library import has_no_foreign_hooks, is_library_class, is_linear, runs_library_code
+from .steps import (
+    Direction,
+    Linear,
+    PooledToken,
+    Projections,
+    Scale,
+    Step,
+    call_steps,
+    pull_back,
+    run_steps,
+)
 
 
 class Entry(NamedTuple):
@@ -96,6 +59,11 @@ def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, name:
     """An argument of a call, however it was handed over."""
     given: Tensor = args[index] if len(args) > index else kwargs[name]
     return given
+
+
+@cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 Kind = Literal["vit", "resnet", "text"]
@@ -128,9 +96,15 @@ class Attention:
 
     def unsupported(self) -> Iterator[str]:
         """Parts that compute more than is known, in words: wrapped (LoRA), quantised or hooked."""
+        last = self.map_modules()[-1]
         for path, part in zip(self.maps, self.map_modules(), strict=True):
-            if not is_linear(part):
+            # a hook on the last one lies after the heads, where the graph may begin
+            if not is_linear(part, hooked=part is last and "heads_output" in self.qkv_modules()):
                 yield f"a {type(part).__name__} as {path.rpartition('.')[2]}"
+        for name, part in self.owner.named_modules():
+            known = has_no_foreign_hooks(part) and runs_library_code(part)
+            if part not in (self.owner, last) and not known:
+                yield f"a hook on or a patched method of {name}"
         for name in self.unknown_parts:
             if getattr(self.input_module, name, None) not in (None, False):
                 yield name
@@ -158,6 +132,31 @@ class Attention:
         """Tokens with the batch first, or back where the library has it second."""
         return tokens
 
+    true_hides: ClassVar[bool] = False
+    """Whether True in a mask hides a key, as in torch.nn.MultiheadAttention, or shows it."""
+
+    def bias(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The addend of the products in the masks among the arguments, (B, H, rows, s) or fewer.
+
+        A vision tower gets one from a hook, which hides patches from each other.
+        """
+        given = _signature(type(self.input_module).forward).bind(self, *args, **kwargs).arguments
+        total: Tensor | None = None
+        for name in ("attention_mask", "attn_mask", "key_padding_mask"):
+            mask = given.get(name)
+            if not isinstance(mask, Tensor):
+                continue
+            if mask.dtype == torch.bool:
+                hidden = mask if self.true_hides else ~mask
+                mask = torch.zeros(mask.shape, device=mask.device).masked_fill(hidden, -torch.inf)
+            if name == "key_padding_mask":
+                mask = mask[:, None, None]
+            elif mask.ndim == 3 and self.true_hides:  # images and heads on one axis
+                mask = mask.reshape(-1, self.heads, *mask.shape[1:])
+            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+            total = mask if total is None else total + mask
+        return total
+
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Another argument that `AttentionLayer.rotated` needs, such as a table of RoPE."""
         return None
@@ -181,7 +180,8 @@ class Attention:
     @property
     def linear(self) -> bool:
         """Whether the output map alone follows the heads, so that a gradient passes it as W_O^T."""
-        return isinstance(self.inner_norm, (nn.Identity, type(None)))
+        plain = isinstance(self.inner_norm, (nn.Identity, type(None)))
+        return plain and has_no_foreign_hooks(self.map_modules()[-1])
 
     def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
         """Modules whose output (True) or input (False) is one of these, as projected, (B, s, D).
@@ -197,7 +197,8 @@ class Attention:
     def merge_steps(self) -> tuple[Step, ...]:
         """The steps after the heads: the inner norm if there is one, and the output map."""
         norm = () if self.inner_norm is None else (self.inner_norm,)
-        return (*norm, self.projections().output)
+        last = self.map_modules()[-1]  # a hook on it acts where it is called itself
+        return (*norm, self.projections().output if has_no_foreign_hooks(last) else last)
 
     def branch(self) -> tuple[Step, ...]:
         """The steps from its output to the residual."""
@@ -355,23 +356,6 @@ class Tower(ABC):
         """`result` with `embedding` in the place of its own."""
         return with_part(result, embedding, self.embedding_index)
 
-    def nondeterminism(self) -> str | None:
-        """The part that makes two forwards differ or changes a buffer in training mode, if any."""
-        for module in filter(attrgetter("training"), self.module.modules()):
-            if isinstance(module, _BatchNorm):
-                return "BatchNorm"
-            number = getattr(module, "attention_dropout", getattr(module, "dropout", None))
-            rates = {
-                "dropout": float(module.p) if isinstance(module, _DropoutNd) else None,
-                "patch dropout": getattr(module, "prob", None),
-                type(module).__name__: getattr(module, "drop_prob", None),  # DropPath is no Dropout
-                "attention dropout": number,  # often not a module
-            }
-            for what, rate in rates.items():
-                if isinstance(rate, float) and rate > 0:
-                    return f"{what} {rate:g}"
-        return None
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ViTTower(Tower):
@@ -434,22 +418,17 @@ class ViTTower(Tower):
         """The steps from the pooled token to the image embedding."""
 
     @property
-    @override
-    def is_unmodified(self) -> bool:
-        last: Any = self.attentions[-1]
-        around = (last.block,) if self.pooling_head is None else self.pooling_head.modules
-        parts = [part for module in around for part in module.modules()]
-        own = (self.module, *self.runners, *around, last.input_module, last.output_module)
-        return all(map(is_library_class, own)) and all(map(has_no_foreign_hooks, parts))
+    def head_modules(self) -> list[nn.Module]:
+        """The modules among the steps of the head, with their parts."""
+        modules = (step for step in self.head if isinstance(step, nn.Module))
+        return [part for module in modules for part in module.modules()]
 
     @property
-    def checkpointing(self) -> bool:
-        """Whether blocks are run again in the backward, where no hook would be left to see them."""
-        return any(
-            getattr(module, "grad_checkpointing", False)
-            or (getattr(module, "gradient_checkpointing", False) and module.training)
-            for module in self.module.modules()
-        )
+    @override
+    def is_unmodified(self) -> bool:
+        below = {part for layer in self.layers[:-1] for part in layer.block.modules()}
+        own = (*self.module.modules(), *self.runners, *self.head_modules)
+        return all(is_library_class(part) for part in own if part not in below)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -468,8 +447,9 @@ class ResNetTower(Tower):
     @property
     @override
     def is_unmodified(self) -> bool:
-        parts = (part for head in self.head_modules for part in head.modules())
-        return all(map(is_library_class, (self.module, *self.runners, *parts)))
+        below = {part for stage in self.stages.values() for part in stage.modules()}
+        own = (*self.module.modules(), *self.runners)
+        return all(is_library_class(part) for part in own if part not in below)
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:
@@ -515,6 +495,25 @@ class Multihead(Attention):
     maps = ("out_proj",)
 
     unknown_parts: tuple[str, ...] = ("bias_k", "add_zero_attn")
+    true_hides = True
+
+    @override
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        if not isinstance(self.input_module, nn.MultiheadAttention):
+            return super().tokens(args, kwargs)
+        names = enumerate(("query", "key", "value"))
+        query, key, value = (argument(args, kwargs, *name) for name in names)
+        if not (_same(key, value) and self.asks(self.batch_first(query), self.batch_first(key))):
+            raise UnsupportedModelError(
+                "a hook before an attention of the vision tower changes its queries, keys or "
+                "values and not all of them, so what it attends to is not known; take it away, or "
+                "hook the norm before it."
+            )
+        return self.batch_first(key)
+
+    def asks(self, query: Tensor, key: Tensor) -> bool:
+        """Whether the queries are made of what they should be, here of the keys' tokens."""
+        return _same(query, key)
 
     @override
     def projections(self) -> Projections:
@@ -533,10 +532,19 @@ class Multihead(Attention):
         return tokens if first else tokens.transpose(0, 1)
 
 
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first is second or (first.shape == second.shape and torch.equal(first, second))
+
+
 class MultiheadPoolingHead(Multihead, PoolingHead):
     """A pooling head around a `torch.nn.MultiheadAttention`."""
 
     token_argument = (1, "key")
+
+    @override
+    def asks(self, query: Tensor, key: Tensor) -> bool:
+        wanted = self.embedded_query().expand_as(query[:, 0])
+        return torch.allclose(query[:, 0], wanted, rtol=1e-2, atol=1e-4)
 
     def __init__(self, head: Any, attention: Any, norm: nn.Module, *modules: nn.Module) -> None:
         super().__init__(attention, attention, attention.num_heads)

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
+from captum_clip.models.library import mark_own_hook
 from captum_clip.recording import Hooks
 from tests import builders
 from tests.attr import cases
@@ -76,7 +77,8 @@ def test_an_unchanged_model_is_left_early(name: str, method: Any) -> None:
     similarity = similarity_of(built)
     tower = similarity.clip.vision
     ended: list[nn.Module] = []
-    handle = register_module_forward_hook(lambda module, args, out: ended.append(module))
+    hook = mark_own_hook(lambda module, args, out: ended.append(module))
+    handle = register_module_forward_hook(hook)
     try:
         method(similarity).attribute_targets(built.images(dtype=torch.float64))
     finally:
@@ -254,21 +256,29 @@ class Cubed(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip", "eva02"])
-def test_conservative_refuses_a_hook_that_changes_an_attention_or_a_norm(name: str) -> None:
-    """Its own product of weights and values would be another model's; one that looks may stay."""
+def test_conservative_passes_a_hook_that_scales_an_attention_or_a_norm(name: str) -> None:
+    """As the parameters would; one that only looks changes nothing."""
     small = cases.BUILDERS[name]()
     method: Any = attr.ConservativePropagation(similarity_of(small))
     layer = method._tower.layers[0]
     norm = next(m for m in layer.block.modules() if isinstance(m, nn.LayerNorm))
-    expected = method.attribute(small.images(), target=0)
-    for module in (layer.attention, norm):
+    plain = method.attribute(small.images(), target=0)
+    for module, scaled_part in ((layer.attention, layer.map_modules()[-1]), (norm, norm)):
         handle = module.register_forward_hook(lambda module, args, out: None)
-        assert torch.equal(method.attribute(small.images(), target=0), expected)
+        assert torch.equal(method.attribute(small.images(), target=0), plain)
         handle.remove()
         handle = module.register_forward_hook(quarter)
-        with pytest.raises(UnsupportedModelError, match=r"something else than its parameters say"):
-            method.attribute(small.images(), target=0)
+        found = method.attribute(small.images(), target=0)
         handle.remove()
+        before = [parameter.detach().clone() for parameter in scaled_part.parameters()]
+        with torch.no_grad():
+            for parameter in scaled_part.parameters():
+                parameter *= 0.25
+        torch.testing.assert_close(found, method.attribute(small.images(), target=0))
+        with torch.no_grad():
+            for parameter, value in zip(scaled_part.parameters(), before, strict=True):
+                parameter.copy_(value)
+        assert not torch.allclose(found, plain)
 
 
 class Wrapped(nn.Module):
@@ -358,9 +368,9 @@ def test_a_part_that_runs_without_its_hooks_is_named(
         register = getattr(Hooks, way)
 
         def elsewhere(
-            hooks: Any, module: Any, hook: Any, part: str = "", register: Any = register
+            hooks: Any, module: Any, hook: Any, part: str = "", register: Any = register, **how: Any
         ) -> None:
-            register(hooks, nn.Identity() if module is silent else module, hook, part)
+            register(hooks, nn.Identity() if module is silent else module, hook, part, **how)
 
         monkeypatch.setattr(Hooks, way, elsewhere)
     for method in (attr.METHODS[each] for each in methods):
@@ -407,5 +417,5 @@ def test_an_attention_with_code_of_its_own_is_refused(
     else:
         monkeypatch.setattr(type(attention), "forward", flat)
     for method in made:
-        with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a forward of its own"):
+        with pytest.raises(UnsupportedModelError, match=r"of layer 0 has code of its own"):
             method.attribute(small.images(), target=0)

@@ -11,6 +11,7 @@ from torch import nn
 
 from captum_clip.errors import InputError
 from captum_clip.models import AttentionLayer, ViTTower, tower_of
+from captum_clip.models.library import checkpoints, nondeterminism
 from tests.models.small import small
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
@@ -278,22 +279,22 @@ def test_tower_of_takes_the_vision_models_of_transformers():
 def test_towers_name_their_nondeterminism():
     for name in VITS:
         tower = tower_of(small(name).model)
-        assert tower.nondeterminism() is None
+        assert nondeterminism(tower.module) is None
         tower.module.train()
-        assert tower.nondeterminism() is None  # nothing here depends on the mode
+        assert nondeterminism(tower.module) is None  # nothing here depends on the mode
     attention = tower_of(small("hf_vit", attention_dropout=0.1).model)
-    assert attention.nondeterminism() is None
+    assert nondeterminism(attention.module) is None
     attention.module.train()
-    assert attention.nondeterminism() == "attention dropout 0.1"
+    assert nondeterminism(attention.module) == "attention dropout 0.1"
     patches = tower_of(small("open_clip_vit", patch_dropout=0.5).model)
-    assert patches.nondeterminism() is None
+    assert nondeterminism(patches.module) is None
     patches.module.train()
-    assert patches.nondeterminism() == "patch dropout 0.5"
+    assert nondeterminism(patches.module) == "patch dropout 0.5"
     resnet = tower_of(small("open_clip_resnet").model)
-    assert resnet.nondeterminism() is None
+    assert nondeterminism(resnet.module) is None
     layer2: Any = resnet.module.layer2
     layer2.train()
-    assert resnet.nondeterminism() == "BatchNorm"
+    assert nondeterminism(resnet.module) == "BatchNorm"
 
 
 def test_transformers_tells_of_gradient_checkpointing():
@@ -301,12 +302,12 @@ def test_transformers_tells_of_gradient_checkpointing():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5
         model.gradient_checkpointing_enable()
-    assert not vit_of(model).checkpointing  # transformers does it in training mode only
-    assert vit_of(model.train()).checkpointing
+    assert not checkpoints(vit_of(model).module)  # transformers does it in training mode only
+    assert checkpoints(vit_of(model.train()).module)
 
 
 def test_open_clip_tells_of_gradient_checkpointing():
     model = small("open_clip_vit").model
-    assert not vit_of(model).checkpointing
+    assert not checkpoints(vit_of(model).module)
     model.set_grad_checkpointing()
-    assert vit_of(model).checkpointing
+    assert checkpoints(vit_of(model).module)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
+from captum_clip.models.library import checkpoints, nondeterminism
 from captum_clip.models.variants import randomization_stages, randomize_parameters, renumber_heads
 from captum_clip.recording import record_vit
 from tests import builders, timm_builders
@@ -32,8 +33,8 @@ def test_tower_says_what_is_read(name):
     assert (found.pooling_head is None) == (found.pooling != "attention")
     assert len(found.layers) == 3
     assert tower_of(found.module).module is found.module
-    assert found.nondeterminism() is None
-    assert not found.checkpointing
+    assert nondeterminism(found.module) is None
+    assert not checkpoints(found.module)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
