@@ -76,6 +76,12 @@ def check_integer(
         raise InputError(f"{caller}: expected {name} up to {most}, got {show(value)}.")
 
 
+def check_flag(caller: str, name: str, value: Any) -> None:
+    """Raise InputError unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{caller}: expected {name} of True or False, got {show(value)}.")
+
+
 def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
     """Raise InputError unless a value is a number in an interval: "[0, 1)", or "(0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))

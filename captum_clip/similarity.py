@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from .errors import InputError, TargetError
-from .maps import to_float32
+from .maps import to_float32, unusable
 from .models import ClipAdapter
 from .models.text import check_ids
 from .models.towers import Tower
@@ -60,6 +60,10 @@ class Similarity(nn.Module, ABC):
 
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
+        other = unusable(embedding) if isinstance(embedding, Tensor) else type(embedding).__name__
+        if other or not embedding.ndim:
+            got = other or "one number"
+            raise InputError(f"{type(self).__name__}: expected embeddings (..., E), got {got}.")
         self._check_dimension(self.embeddings, embedding.shape[-1])
         embedding = to_float32(embedding)
         return F.normalize(embedding, dim=-1) @ self.embeddings.to(embedding.dtype).T

@@ -113,6 +113,15 @@ def test_score_takes_embeddings_of_any_length():
     torch.testing.assert_close(forward.score(embedding * 7), scores)
 
 
+@pytest.mark.parametrize(
+    "embedding", ["a", None, [1.0], torch.tensor(1.0), torch.eye(24).to_sparse()], ids=type
+)
+def test_score_of_what_is_no_embedding_is_refused(embedding):
+    """In one sentence, without a word of PyTorch's."""
+    with pytest.raises(InputError, match=r"^ClipSimilarity: expected embeddings"):
+        cases.similarity("hf_vit").score(embedding)
+
+
 def test_similarity_is_an_ordinary_module():
     """The model is a submodule, its embeddings a buffer that is not saved."""
     small = builders.hf_vit()

@@ -13,7 +13,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from ..checks import check_choice, is_integer, torch_failures
+from ..checks import check_choice, check_flag, is_integer, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models import tower_of
 from ..models.library import has_global_hooks, nondeterminism, runs_library_code
@@ -164,6 +164,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             CaptureError: the forward function does not run the tower exactly once.
         """
         return_rest = self.additive and options.pop("return_rest", False)
+        check_flag("attribute", "return_rest", return_rest)
         if target is None and not self.properties(**options).get("needs_target", self.needs_target):
             target = 0
         select = partial(one_column, target)
@@ -198,6 +199,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             TargetError: no target, or one out of range; else as `attribute`.
         """
         return_rest = self.additive and options.pop("return_rest", False)
+        check_flag("attribute_targets", "return_scores", return_scores)
+        check_flag("attribute_targets", "return_rest", return_rest)
         select = partial(many_columns, targets)
         found = self._run(inputs, additional_forward_args, select, options)
         parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]

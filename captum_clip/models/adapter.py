@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import as_list, is_encodable, is_number, show, torch_failures
+from ..checks import as_list, check_integer, is_encodable, is_number, show, torch_failures
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
 from .images import (
@@ -191,8 +191,10 @@ class ClipAdapter(ABC):
         """Rows and columns of a map for images of this size in pixels.
 
         Raises:
-            InputError: the tower cannot take this size.
+            InputError: no whole numbers, or a size that the tower cannot take.
         """
+        for side in (height, width):
+            check_integer("grid", "a side in pixels", side, least=0)
         return self.tower.grid(height, width)
 
     @property
@@ -255,7 +257,7 @@ class ClipAdapter(ABC):
         pixels = self._process(as_pil(images))
         height, width = pixels.shape[-2:]
         try:
-            self.grid(height, width)
+            self.tower.grid(height, width)
         except InputError as error:
             raise InputError(
                 f"preprocess: the processor makes images of {height} x {width} pixels, which "
@@ -300,7 +302,7 @@ class ClipAdapter(ABC):
                 f"{caller}: the images are on {images.device}, the model on {self.device}; pass "
                 "images.to(clip.device)."
             )
-        self.grid(images.shape[-2], images.shape[-1])
+        self.tower.grid(images.shape[-2], images.shape[-1])
 
     @torch_failures("encode_image")
     def encode_image(self, images: Tensor) -> Tensor:

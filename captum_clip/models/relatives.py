@@ -107,7 +107,8 @@ class NaFlexAdapter(SiglipAdapter):
     @override
     def _vision_inputs(self, images: Tensor) -> dict[str, Any]:
         patches = _cut(images, self.tower.patch[0])
-        grid = torch.tensor([self.grid(images.shape[-2], images.shape[-1])], device=images.device)
+        size = self.tower.grid(images.shape[-2], images.shape[-1])
+        grid = torch.tensor([size], device=images.device)
         return {
             "pixel_values": patches,
             "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.int32),

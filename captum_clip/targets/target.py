@@ -94,7 +94,10 @@ class Target:
 
     def __sub__(self, other: "Target") -> "Target":
         if not isinstance(other, Target):
-            return NotImplemented
+            raise TargetError(
+                f"Target: only another Target can be subtracted, got {type(other).__name__}; "
+                "targets.embedding makes one of numbers."
+            )
         if len(other) not in (1, len(self)) and len(self) != 1:
             raise TargetError(
                 f"Target: cannot subtract {len(other)} embeddings from {len(self)}; the counts "
@@ -107,6 +110,11 @@ class Target:
         names = [f"{a} - {b}" for a, b in zip(left, right, strict=True)]
         return Target.of(differences, names, _common_source([self, other]))
 
+    __array_ufunc__ = None  # NumPy would subtract each embedding on its own
+
+    def __rsub__(self, other: Any) -> "Target":
+        return self.__sub__(other)  # which refuses it
+
     def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> "Target":
         chosen = self._positions(key)
         if not chosen:
@@ -117,15 +125,19 @@ class Target:
         return Target(self.embeddings[chosen], self.norms[chosen], names, self.source)
 
     def _positions(self, key: Any) -> list[int]:
-        if isinstance(key, slice):
-            return list(range(len(self)))[key]
         if isinstance(key, str):
             return [index for index, name in enumerate(self.names) if name == key]
-        listed = key.tolist() if isinstance(key, (Tensor, np.ndarray, np.integer)) else key
+        expected = f"Target: expected indices, a slice or a name, got {show(key)}."
+        try:
+            if isinstance(key, slice):
+                return list(range(len(self)))[key]
+            listed = key.tolist() if isinstance(key, (Tensor, np.ndarray, np.integer)) else key
+        except (TypeError, ValueError, RuntimeError) as error:  # letters, a tensor without values
+            raise TargetError(expected) from error
         several = listed if isinstance(listed, Iterable) else [listed]
         chosen = [i.item() if isinstance(i, np.integer) else i for i in several]
         if not all(is_integer(index) for index in chosen):
-            raise TargetError(f"Target: expected indices, a slice or a name, got {show(key)}.")
+            raise TargetError(expected)
         if any(not -len(self) <= index < len(self) for index in chosen):
             raise IndexError(f"Target: index {show(key)} is out of range for {len(self)} targets.")
         return [index % len(self) for index in chosen]

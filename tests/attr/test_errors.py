@@ -342,6 +342,18 @@ def test_a_pool_that_is_not_read_alone_cannot_be_detached():
         attr.ClipGradCam(own).attribute(images, attr_dim_summation=False, **detached)
 
 
+@pytest.mark.parametrize("flag", ["yes", 2, None])
+def test_flags_are_true_or_false(flag):
+    """What else Python would take for one gives other results than were asked for."""
+    method = make("DirectContribution", cases.similarity("hf_vit"))
+    images = cases.images("hf_vit")
+    for name in ("return_scores", "return_rest"):
+        with pytest.raises(InputError, match=f"attribute_targets: expected {name} of True or F"):
+            method.attribute_targets(images, **{name: flag})
+    with pytest.raises(InputError, match=r"attribute: expected return_rest of True or False, got"):
+        method.attribute(images, target=0, return_rest=flag)
+
+
 def test_options_are_keyword_only():
     """So that Captum's positional arguments keep their places."""
     method = attr.LastGradAttention(cases.similarity("hf_vit"))

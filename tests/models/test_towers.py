@@ -212,6 +212,12 @@ def test_grid_of_a_native_size_that_is_no_multiple_of_the_patch():
     assert built.load().encode_image(torch.randn(1, 3, 35, 35)).shape == (1, 24)
 
 
+@pytest.mark.parametrize("size", [("a", 32), (32, 32.0), (None, 32), (-32, 32)])
+def test_grid_of_what_is_no_size_is_refused(size):
+    with pytest.raises(InputError, match=r"grid: expected a side in pixels of 0 or more, got"):
+        small("hf_vit").load().grid(*size)
+
+
 @pytest.mark.parametrize("size", [(33, 32), (32, 4), (0, 32), (4, 4)])
 def test_grid_names_the_size_that_transformers_cannot_take(size):
     clip = small("hf_vit").load()
