@@ -5,6 +5,7 @@ the forward where nobody needs its rest.
 """
 
 import re
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -26,6 +27,34 @@ from .models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTow
 Arguments = tuple[Any, ...]
 Hook = Callable[..., Any]
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
+
+
+class _Uncompiled:
+    """Makes torch.compile run what it compiled as it was written, since its code passes hooks by.
+
+    PyTorch has one stance for all threads, so it is set with the first and put back with the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._stance = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._running += 1
+            # without its compiler nothing was compiled, and before PyTorch 2.6 there was no stance
+            known = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+            if known and self._stance is None:
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._stance is not None and not self._running:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_uncompiled = _Uncompiled()
 
 
 class Stop(Exception):  # noqa: N818 - control flow, never seen by a user
@@ -185,11 +214,12 @@ def _recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordi
 
     hooks.before(tower.entrance, enter)
     try:
-        yield hooks, record
+        with _uncompiled:
+            yield hooks, record
         if record.size is None:
             raise CaptureError(
                 f"The forward function did not run the {tower.noun} that is to be explained; it "
-                "must run it exactly once, and through the module's call."
+                "must run it exactly once, through the module's call and not that of a replica."
             )
     except Stop:
         record.stopped = True

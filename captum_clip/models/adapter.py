@@ -26,7 +26,13 @@ from .images import (
     is_transformers_tokenizer,
     process,
 )
-from .library import expect_library_parts, foreign_hooks, is_library_class, is_librarys
+from .library import (
+    expect_library_parts,
+    foreign_hooks,
+    is_library_class,
+    is_librarys,
+    refuse_quantised,
+)
 from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
@@ -143,6 +149,7 @@ class ClipAdapter(ABC):
             raise UnsupportedModelError(
                 f"the text tower of {self.name} cannot be explained; {SUPPORTED}."
             )
+        refuse_quantised(tower.module)
         return tower
 
     def _text_tower(self) -> TextTower | None:
@@ -423,7 +430,14 @@ class ClipAdapter(ABC):
 # what no forward reads, or a reload changes, or is of training alone
 _LEFT_OUT = (
     *("_", "architectures", "dtype", "torch_dtype", "initializer_", "transformers_version"),
-    *("training", "name_or_path", "gradient_checkpointing", "grad_checkpointing"),
+    *(
+        "all_tied",
+        "warnings_issued",
+        "training",
+        "name_or_path",
+        "gradient_checkpointing",
+        "grad_checkpointing",
+    ),
 )
 
 
@@ -436,6 +450,8 @@ def _facts(module: nn.Module) -> list[str]:
     given = config.to_diff_dict() if hasattr(module, "config_class") else {}
     settings = {f"config.{k}": v for k, v in given.items() if not k.startswith(_LEFT_OUT)}
     settings |= {k: v for k, v in vars(module).items() if not k.startswith(_LEFT_OUT)}
+    for name in ("_active_adapter", "_disable_adapters"):  # of peft
+        settings[name] = getattr(module, name, None)
     settings["attention"] = getattr(config, "_attn_implementation", None)
     facts = [(name, _fact(value)) for name, value in sorted(settings.items())]
     hooks = (hook for hook in foreign_hooks(module) if not is_librarys(hook))
@@ -449,6 +465,9 @@ def _fact(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_fact, value))}]"
+    if isinstance(value, dict):  # of numbers, as peft has the scales of its adapters
+        numbers = all(isinstance(number, (int, float)) for number in value.values())
+        return _fact(sorted(value.items())) if value and numbers else ""
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         return f"{tuple(value.shape)}{value.dtype}{hashlib.sha256(flat.numpy().data).hexdigest()}"

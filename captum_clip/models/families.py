@@ -8,7 +8,7 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from . import huggingface, open_clip, relatives, timm
 from .adapter import ClipAdapter, Family
-from .library import add_packages, expect_library_parts
+from .library import add_packages, expect_library_parts, refuse_quantised, unwrapped
 from .towers import Tower
 
 FAMILIES: list[Family] = []
@@ -77,11 +77,15 @@ def known_tower(module: nn.Module) -> Tower | None:
     Raises:
         UnsupportedModelError: it is a CLIP, but built in a way that is not supported.
     """
+    module = unwrapped(module)
     family = _family_of(module)
     if family is None:
         return None
     with expect_library_parts(module):
-        return family.tower_of(module)
+        tower = family.tower_of(module)
+    if tower is not None:
+        refuse_quantised(tower.module)
+    return tower
 
 
 def tower_of(module: nn.Module) -> Tower:
@@ -92,7 +96,7 @@ def tower_of(module: nn.Module) -> Tower:
     """
     tower = known_tower(module)
     if tower is None:
-        kind = type(module).__name__
+        kind = type(unwrapped(module)).__name__
         raise UnsupportedModelError(
             f"there is no CLIP vision tower known in a {kind}; {_advice(kind)}."
         )
@@ -101,6 +105,7 @@ def tower_of(module: nn.Module) -> Tower:
 
 def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -> ClipAdapter:
     """The adapter of a user's CLIP model, called `name` in messages; errors as :func:`tower_of`."""
+    model = unwrapped(model)
     kind, family, tower = type(model).__name__, _family_of(model), known_tower(model)
     if family is None or tower is None:
         raise UnsupportedModelError(f"load_clip does not support a {kind}; {_advice(kind)}.")

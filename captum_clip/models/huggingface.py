@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 from .adapter import ClipAdapter, Family
+from .library import unwrapped
 from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
 from .towers import (
@@ -237,7 +238,7 @@ def vision_of(module: Any) -> Any:
     """The vision transformer in a model, or in what wraps it."""
     while not hasattr(module, "encoder"):
         module = module.image_model if hasattr(module, "image_model") else module.vision_model
-    return module
+    return unwrapped(module)
 
 
 def embedding_of(features: Any) -> Tensor:

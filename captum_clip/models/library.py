@@ -92,6 +92,37 @@ def _attends_as_written(module: nn.Module) -> bool:
     return function is None or is_librarys(function)
 
 
+_INNER = {
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "PeftModel": "base_model.model",  # but of prompts, which `base_model` is without a tuner for
+}
+
+
+def unwrapped(module: Any) -> Any:
+    """The module in what torch.compile, data parallelism or peft put around it, or itself."""
+    for kind in type(module).__mro__:
+        path = _INNER.get(kind.__name__)
+        if path and kind.__module__.partition(".")[0] in ("torch", "peft"):
+            with expect_library_parts(module):
+                return unwrapped(attrgetter(path)(module))
+    return module
+
+
+def refuse_quantised(module: nn.Module) -> None:
+    """Raise UnsupportedModelError where a weight of a tower is no plain floating-point number."""
+    for path, part in module.named_modules():
+        weights = part.parameters(recurse=False)
+        plain = all(type(w) is nn.Parameter and w.is_floating_point() for w in weights)
+        if not plain or type(part).__module__.startswith("torch.ao."):
+            raise UnsupportedModelError(
+                f"the {type(part).__name__} {path} of a tower is quantised, so gradients do not "
+                "pass it, and its result may depend on the batch; load the model in float32, "
+                "float16 or bfloat16."
+            )
+
+
 @contextmanager
 def expect_library_parts(owner: object) -> Iterator[None]:
     """Raise UnsupportedModelError for a part of a model that is not what its library puts there."""
@@ -129,11 +160,14 @@ def runs_library_code(module: nn.Module) -> bool:
 
 def is_linear(module: Any, *, hooked: bool = False) -> bool:
     """Whether a module computes W x + b and nothing else; it may be `hooked`."""
+    if not has_no_foreign_hooks(module) and not (hooked and "forward" not in vars(module)):
+        return False
+    if type(module).__module__.startswith("peft.") and getattr(module, "merged", False):
+        return not module.disable_adapters and is_linear(module.base_layer, hooked=hooked)
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
         and _is_as_written(type(module))
-        and (has_no_foreign_hooks(module) or (hooked and "forward" not in vars(module)))
         and module.weight.is_floating_point()
     )
 

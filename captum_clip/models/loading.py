@@ -21,6 +21,7 @@ from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError
 from .adapter import ClipAdapter
 from .families import adapter_of, transformers_class
+from .library import unwrapped
 
 Library = Literal["transformers", "open_clip"]
 
@@ -274,7 +275,7 @@ def load_clip(
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
         _refuse("a model object", device=device, dtype=dtype)
-        name = _name_of(name_or_model)
+        name = _name_of(unwrapped(name_or_model))
         return adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
     if not isinstance(name_or_model, (str, Path)):
         raise UnsupportedModelError(

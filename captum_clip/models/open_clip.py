@@ -13,6 +13,7 @@ from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
 from .huggingface import BERTS, TextLayout, text_tower_of
+from .library import unwrapped
 from .steps import Direction, Linear, Step, head_products, head_sums, split_heads
 from .text import Row, TextPooling, TextTower
 from .towers import (
@@ -333,7 +334,7 @@ def tower_of(module: Any) -> Tower:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
-    visual: Any = getattr(module, "visual", module)
+    visual: Any = unwrapped(getattr(module, "visual", module))
     if isinstance(visual, VisionTransformer):
         return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
