@@ -36,7 +36,8 @@ class _Uncompiled:
     """
 
     def __init__(self) -> None:
-        self._lock, self._running, self._stance = threading.Lock(), 0, None
+        self._lock, self._running = threading.Lock(), 0
+        self._stance: Any = None
 
     def __enter__(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import InputError, UnsupportedModelError
@@ -27,7 +28,7 @@ class PeftModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.base_model = nn.Module()
+        self.base_model: Any = nn.Module()
         self.base_model.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,9 +40,10 @@ class LoraLinear(nn.Module):
 
     __module__ = "peft.tuners.lora.layer"
 
-    def __init__(self, base: nn.Linear, scale: float) -> None:
+    def __init__(self, base: Any, scale: float) -> None:
         super().__init__()
-        self.base_layer, self.scaling, self.lora = base, {"default": scale}, copy.deepcopy(base)
+        self.base_layer: Any = base
+        self.scaling, self.lora = {"default": scale}, copy.deepcopy(base)
         self.merged = self.disable_adapters = False
 
     @property
@@ -60,7 +62,7 @@ class LoraLinear(nn.Module):
 @pytest.fixture
 def one_process() -> Iterator[None]:
     """A group of processes that is this one alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -158,7 +160,8 @@ QUERY = "vision_model.encoder.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize("path", ["text_model.encoder.layers.0.self_attn.q_proj", QUERY])
 def test_adapters_outside_the_attentions_or_merged_are_honoured(path: str) -> None:
     adapted = with_lora(path)
-    adapted.get_submodule(f"base_model.model.{path}").merged = path == QUERY
+    layer: Any = adapted.get_submodule(f"base_model.model.{path}")
+    layer.merged = path == QUERY
     similarity = ClipSimilarity(load_clip(adapted), targets.embedding(ROWS))
     plain = ClipSimilarity(builders.hf_vit().load(), targets.embedding(ROWS))
     for method in (attr.AllGradAttention, attr.DirectContribution):
@@ -170,7 +173,7 @@ def test_an_adapter_in_an_attention_is_refused_until_it_is_merged() -> None:
     adapted = with_lora(QUERY)
     with pytest.raises(UnsupportedModelError, match=r"LoraLinear as q_proj.*Merge adapters"):
         load_clip(adapted)
-    layer = adapted.get_submodule(f"base_model.model.{QUERY}")
+    layer: Any = adapted.get_submodule(f"base_model.model.{QUERY}")
     layer.merged = layer.disable_adapters = True  # the next forward takes it out again
     with pytest.raises(UnsupportedModelError, match=r"LoraLinear as q_proj.*Merge adapters"):
         load_clip(adapted)
