@@ -154,16 +154,22 @@ def is_library_class(module: nn.Module) -> bool:
 
 def runs_library_code(module: nn.Module) -> bool:
     """Whether a module's methods and its attention were written in the libraries of models."""
-    own = "forward" not in vars(module)
-    return own and _is_as_written(type(module)) and _attends_as_written(module)
+    own = _is_merged(module) or _is_as_written(type(module))
+    return own and "forward" not in vars(module) and _attends_as_written(module)
+
+
+def _is_merged(module: Any) -> bool:
+    """Whether a module is an adapter of peft that runs its base layer alone, merged."""
+    merged = type(module).__module__.startswith("peft.") and getattr(module, "merged", False)
+    return bool(merged and not module.disable_adapters)
 
 
 def is_linear(module: Any, *, hooked: bool = False) -> bool:
     """Whether a module computes W x + b and nothing else; it may be `hooked`."""
     if not has_no_foreign_hooks(module) and not (hooked and "forward" not in vars(module)):
         return False
-    if type(module).__module__.startswith("peft.") and getattr(module, "merged", False):
-        return not module.disable_adapters and is_linear(module.base_layer, hooked=hooked)
+    if _is_merged(module):
+        return is_linear(module.base_layer, hooked=hooked)
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
