@@ -258,9 +258,13 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         The path.
 
     Raises:
-        InputError: another ending, or a folder that cannot be written to.
+        InputError: no figure, another ending, or a folder that cannot be written to.
     """
     path = check_destination(path, FORMATS)
+    if not isinstance(figure, Figure):
+        raise InputError(
+            f"save_figure: expected a figure, such as of plot(), got {type(figure).__name__}."
+        )
     kind = path.suffix.lower()
 
     def write(file: BinaryIO) -> None:

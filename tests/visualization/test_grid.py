@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -58,6 +59,14 @@ def test_save_figure_writes_the_format_of_the_ending(
     assert os.listdir(tmp_path) == [path.name]
     if ending != ".svg":  # whose identifiers are random
         assert save_figure(figure, path).read_bytes() == content
+
+
+def test_save_figure_takes_figures_only(tmp_path: Path) -> None:
+    """An explanation or a list of figures is none."""
+    others: list[Any] = [[], None, "figure"]
+    for other in others:
+        with pytest.raises(InputError, match=r"save_figure: expected a figure.*, got"):
+            save_figure(other, tmp_path / "figure.png")
 
 
 def test_save_figure_keeps_the_figures_resolution_and_the_usual_permissions(
