@@ -8,7 +8,15 @@ from typing import Any, ClassVar, Final, Literal, get_args
 import torch
 
 from ..attr.registry import MethodChoice
-from ..checks import as_list, check_choice, check_integer, expand, find_repeated, show
+from ..checks import (
+    as_list,
+    check_choice,
+    check_flag,
+    check_integer,
+    expand,
+    find_repeated,
+    show,
+)
 from ..errors import InputError
 from ..models.loading import published
 
@@ -17,7 +25,6 @@ Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]
 FILLS: Final = get_args(Fill)
 DATA: Final = ("demo", "demo-objects", "demo-mosaics")
-_LARGEST_SEED: Final = 2**31 - 1
 
 
 def label_of(model: str) -> str:
@@ -60,10 +67,12 @@ class RunConfig:
     caller: ClassVar[str]  # begins messages
     deciding: ClassVar[tuple[str, ...]]  # fields that decide the results
     several: ClassVar[tuple[str, ...]]  # fields of one value or several, none of which comes twice
+    places: ClassVar[tuple[str, ...]] = ("output",)
     texts_or_none: ClassVar[tuple[str, ...]] = ("processor", "tokenizer")
     least: ClassVar[dict[str, int]] = {
         **{"batch_size": 1, "chunk_size": 1, "seed": 0, "workers": 0, "gpus": 0, "threads": 1}
     }
+    most: ClassVar[dict[str, int]] = {"batch_size": 2**16, "seed": 2**31 - 1, "threads": 2**12}
 
     batch_size: int = 32
     chunk_size: int = 32
@@ -76,6 +85,13 @@ class RunConfig:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
+        for name in self.places:
+            place = getattr(self, name)
+            if not isinstance(place, (str, Path)) or not str(place):
+                raise InputError(
+                    f"{self.caller}: expected {name} as a folder or a URL, got {show(place)}."
+                )
+            object.__setattr__(self, name, str(place))
         for name in self.several:
             given = getattr(self, name)
             is_one = isinstance(given, str) or not isinstance(given, Sequence)
@@ -93,8 +109,9 @@ class RunConfig:
         for name, least in self.least.items():
             value = getattr(self, name)
             if value is not None or defaults[name] is not None:
-                check_integer(self.caller, name, value, least=least)
-        check_integer(self.caller, "a seed", self.seed, least=0, most=_LARGEST_SEED)
+                check_integer(self.caller, name, value, least=least, most=self.most.get(name))
+        for name in (name for name, default in defaults.items() if isinstance(default, bool)):
+            check_flag(self.caller, name, getattr(self, name))
         check_choice(self.caller, self.engine, get_args(EngineName), name="an engine")
         if self.engine == "local" and self.gpus > 1:
             raise InputError(
@@ -129,6 +146,13 @@ class RunConfig:
         parts = {name: getattr(self, name) for name in ("processor", "tokenizer")}
         values |= {name: label_of(value) for name, value in parts.items() if value is not None}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def check_config(caller: str, config: Any, kind: type[RunConfig]) -> None:
+    """Raise InputError unless a config is of a kind."""
+    if not isinstance(config, kind):
+        got = type(config).__name__
+        raise InputError(f"{caller}: expected settings as {kind.__name__}(...), got {got}.")
 
 
 @dataclass(frozen=True)
@@ -171,7 +195,7 @@ class EvaluationConfig(RunConfig):
         *("template", "text", "void", "batch_size", "chunk_size"),
     )
     several = ("data", "methods", "maps", "tasks", "fills")
-    texts_or_none = (*RunConfig.texts_or_none, "template", "text", "void")
+    texts_or_none = (*RunConfig.texts_or_none, "reference", "template", "text", "void")
     least = RunConfig.least | {"images": 1, "slow_images": 1, "draws": 1, "resamples": 1}
 
     model: str
@@ -192,8 +216,7 @@ class EvaluationConfig(RunConfig):
     resamples: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("model", "output"):
-            object.__setattr__(self, name, str(getattr(self, name)))
+        object.__setattr__(self, "model", str(self.model))
         if not self.model:
             raise InputError(
                 "evaluate: expected a model by name or path, so that any worker can load it, got "
@@ -237,6 +260,7 @@ class StudyConfig(RunConfig):
         "threads",
     )
     several = ("texts", "models", "methods")
+    places = ("images", "output")
     least = RunConfig.least | {"limit": 1}
 
     images: str | Path
@@ -252,13 +276,6 @@ class StudyConfig(RunConfig):
     chunk_size: int = field(default=128, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("images", "output"):
-            place = getattr(self, name)
-            if not isinstance(place, (str, Path)) or not str(place):
-                raise InputError(
-                    f"StudyConfig: expected {name} as a folder or a URL, got {show(place)}."
-                )
-            object.__setattr__(self, name, str(place))
         super().__post_init__()
         object.__setattr__(self, "emotions", tuple(as_list(self.emotions)))
         object.__setattr__(self, "models", tuple(map(str, self.models)))

@@ -17,7 +17,7 @@ from ..files import draw_order
 from ..models import ClipAdapter
 from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
-from .config import DATA, EvaluationConfig, full_name, label_of
+from .config import DATA, EvaluationConfig, check_config, full_name, label_of
 from .data import DataSet, open_data, options_of
 from .methods import Method, PrecomputedMaps, check_method, method_of, methods_for
 from .run import (
@@ -283,6 +283,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> config = EvaluationConfig("demo/vit", "out", images=100)
         >>> evaluate(config).table  # doctest: +SKIP
     """
+    check_config("evaluate", config, EvaluationConfig)
     return run(partial(make_plan, config), _summarise, config, progress)
 
 

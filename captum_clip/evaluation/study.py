@@ -24,7 +24,7 @@ from ..files import DAMAGED
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
 from ..targets import Target
-from .config import StudyConfig, full_name, label_of
+from .config import StudyConfig, check_config, full_name, label_of
 from .image_batches import ImageBatch, ImageReader, list_images, read_ahead
 from .run import (
     MANIFEST,
@@ -111,6 +111,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         >>> config = StudyConfig("photos", "out", texts="a horse", models=["ViT-B/32", "RN101"])
         >>> run_study(config)  # doctest: +SKIP
     """
+    check_config("run_study", config, StudyConfig)
     images, output = storage_of(config.images), storage_of(config.output)
     files = list_images(images, output, limit=config.limit, seed=config.seed)
     return run(partial(_plan, config, images, files), _summarise, config, progress)

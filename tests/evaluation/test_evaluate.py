@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from captum_clip.errors import CaptumClipError, InputError
-from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate
+from captum_clip.evaluation import Evaluation, EvaluationConfig, evaluate, run_study
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.evaluator import EvaluationPlan, make_plan
 from captum_clip.evaluation.run import ModelLoader, UnitWorker
@@ -409,6 +409,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"against": "texts"}, "expected against of text, image, got 'texts'"),
     ({"engine": "spark"}, "expected an engine of local, ray, got 'spark'"),
     ({"fills": ("grey",)}, "expected fills of mean, black, blur, road, got 'grey'"),
+    ({"output": None}, "expected output as a folder or a URL, got None"),
+    ({"reference": 3}, "expected reference as a text, got 3"),
     ({"fills": ()}, "expected fills of .*, got 'none'"),
     ({"methods": ("rollout", "rollout")}, "'rollout' is given twice in methods"),
     ({"gpus": 2}, "the local engine computes on one GPU"),
@@ -428,6 +430,15 @@ def test_what_cannot_be_measured_is_refused(
             evaluate(EvaluationConfig(**settings))
         assert "\n" not in str(caught.value)
         assert not list(tmp_path.glob("out/results*"))
+
+
+def test_settings_come_as_a_config_of_the_run(tmp_path: Path) -> None:
+    """Neither as a name nor as those of the other kind of run."""
+    config = EvaluationConfig("demo/vit", str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"evaluate: expected settings as EvaluationConfig.*, got"):
+        evaluate("demo/vit")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"run_study: expected settings as StudyConfig.*, got"):
+        run_study(config)  # type: ignore[arg-type]
 
 
 def test_one_task_reads_one_data_set(tmp_path: Path, vit: str, masks: str) -> None:
