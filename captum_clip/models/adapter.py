@@ -29,6 +29,7 @@ from .images import (
 from .library import (
     expect_library_parts,
     foreign_hooks,
+    foreign_methods,
     is_library_class,
     is_librarys,
     refuse_quantised,
@@ -209,10 +210,10 @@ class ClipAdapter(ABC):
         """SHA-256 over what makes image embeddings: code, settings, weights and preprocessing.
 
         These are the class of every module with its numbers and names, the attention in use,
-        parameters and buffers, and hooks and patched methods by name. Device, mode and gradients
-        are left out, and so is the tokenizer. It holds in every process, but another release of
-        the library may compute otherwise. Computed anew each time, since all of it may change:
-        about a second a gigabyte.
+        parameters and buffers, and hooks and patched methods by their names and numbers. Device,
+        mode and gradients are left out, and so is the tokenizer. It is the same in every process,
+        but another release of the library may compute otherwise. Computed anew each time, since
+        all of it may change: about a second a gigabyte.
         """
         digest = hashlib.sha256()
         for path, module in self.model.named_modules(remove_duplicate=False):
@@ -455,7 +456,7 @@ def _facts(module: nn.Module) -> list[str]:
     settings["attention"] = getattr(config, "_attn_implementation", None)
     facts = [(name, _fact(value)) for name, value in sorted(settings.items())]
     hooks = (hook for hook in foreign_hooks(module) if not is_librarys(hook))
-    code = (type(module), type(module).forward, *hooks)
+    code = (type(module), *foreign_methods(type(module)), *hooks)
     return [*map(_fact, code), *(f"{name}={v}" for name, v in facts if v not in ("", "false"))]
 
 
@@ -480,6 +481,7 @@ def _fact(value: Any) -> str:
     if not hasattr(value, "__code__") or is_librarys(value):
         return name
     cells = [cell.cell_contents for cell in value.__closure__ or ()]
-    bound = [*value.__code__.co_consts, *(value.__defaults__ or ()), *cells]
+    defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    bound = [*value.__code__.co_consts, *defaults, *cells]
     # lists are what a hook collects
     return name + "".join(_fact(v) for v in bound if not callable(v) and not isinstance(v, list))

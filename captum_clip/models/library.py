@@ -22,8 +22,8 @@ _MARK = "_captum_clip_recording"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # not the whole of torch: a compiled or traced model is of one of its classes as well
 _PACKAGES = {"torch.nn"}
-_written: WeakKeyDictionary[type, tuple[tuple[Any, ...], bool]] = WeakKeyDictionary()
-"""The attributes that a class had when it was last looked at, and whether libraries wrote them."""
+_methods: WeakKeyDictionary[type, tuple[tuple[Any, ...], list[FunctionType]]] = WeakKeyDictionary()
+"""The attributes that a class had when it was last looked at, and its methods of no library."""
 
 
 def add_packages(names: Iterable[str]) -> None:
@@ -67,18 +67,18 @@ def has_global_hooks() -> bool:
     return any(not hasattr(hook, _MARK) and not is_librarys(hook) for hook in hooks)
 
 
-def _is_as_written(kind: type) -> bool:
-    """Whether no method of a class, or of one that it is made from, was exchanged by somebody."""
+def foreign_methods(kind: type) -> list[FunctionType]:
+    """The methods of a class, and of those that it is made from, that no library wrote."""
+    found = []
     for base in kind.__mro__[:-1]:
         now = tuple(vars(base).values())
-        before, written = _written.get(base, ((), False))
+        before, methods = _methods.get(base, ((), []))
         if len(now) != len(before) or not all(map(operator.is_, now, before)):
             functions = (getattr(value, "__func__", value) for value in now)  # of static methods
-            written = all(is_librarys(f) for f in functions if isinstance(f, FunctionType))
-            _written[base] = now, written
-        if not written:
-            return False
-    return True
+            methods = [f for f in functions if isinstance(f, FunctionType) and not is_librarys(f)]
+            _methods[base] = now, methods
+        found += methods
+    return found
 
 
 def _attends_as_written(module: nn.Module) -> bool:
@@ -154,7 +154,7 @@ def is_library_class(module: nn.Module) -> bool:
 
 def runs_library_code(module: nn.Module) -> bool:
     """Whether a module's methods and its attention were written in the libraries of models."""
-    own = _is_merged(module) or _is_as_written(type(module))
+    own = _is_merged(module) or not foreign_methods(type(module))
     return own and "forward" not in vars(module) and _attends_as_written(module)
 
 
@@ -173,7 +173,7 @@ def is_linear(module: Any, *, hooked: bool = False) -> bool:
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and _is_as_written(type(module))
+        and not foreign_methods(type(module))
         and module.weight.is_floating_point()
     )
 

@@ -145,8 +145,17 @@ def test_fingerprint_changes_with_a_method_patched_on_a_class(
     model = builders.hf_vit().model
     fingerprint = fingerprint_of(model)
     kind = type(model.vision_model.encoder.layers[0])
+    features = type(model).get_image_features
     monkeypatch.setattr(kind, "forward", lambda block, hidden, *_: hidden)
-    assert fingerprint_of(model) != fingerprint
+    found = [fingerprint, fingerprint_of(model)]
+    for factor in (2, 3):
+
+        def scaled(self: Any, *args: Any, factor: float = factor, **kwargs: Any) -> Any:
+            return factor * features(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(model), "get_image_features", scaled)
+        found.append(fingerprint_of(model))
+    assert len(set(found)) == len(found)
 
 
 def test_text_fingerprint_is_that_of_the_tokenizer_too() -> None:
