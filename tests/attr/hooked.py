@@ -255,6 +255,12 @@ def detached_gates(name: str, marks: list[Tensor] | None = None) -> Iterator[Non
         yield
 
 
+def _keep(kept: list[Tensor], _: nn.Module, args: Any, out: Any) -> Any:
+    """What follows gets a copy, since it may work in place."""
+    kept.append(out[0] if isinstance(out, tuple) else out)
+    return (kept[-1].clone(), *out[1:]) if isinstance(out, tuple) else kept[-1].clone()
+
+
 def _linear_scores(embedding: Tensor) -> Tensor:
     return embedding @ cases.embeddings().T / embedding.norm(dim=-1, keepdim=True).detach()
 
@@ -266,7 +272,7 @@ def _conservative(name: str) -> Tensor:
     conv = model.vision_model.embeddings.patch_embedding if visual is None else visual.conv1
     kept: list[Tensor] = []
     with detached_gates(name):
-        handle = conv.register_forward_hook(lambda m, args, out: kept.append(out))
+        handle = conv.register_forward_hook(partial(_keep, kept))
         embedding = cases.embed(model, pixels.requires_grad_())
         handle.remove()
     [patches] = kept
@@ -283,11 +289,8 @@ def _direct(name: str) -> Tensor:
     row, prefix = test_others_methods.READ[name]
     if row == "mean":
         tokens: list[Tensor] = []
-
-        def keep(_: Any, args: Any, out: Any) -> None:
-            tokens.append(out[0] if isinstance(out, tuple) else out)
-
-        handle = test_others_methods.blocks_of(model)[-1].register_forward_hook(keep)
+        last_block = test_others_methods.blocks_of(model)[-1]
+        handle = last_block.register_forward_hook(partial(_keep, tokens))
         with detached_gates(name):
             embedding = cases.embed(model, pixels.requires_grad_())
         handle.remove()
@@ -317,7 +320,7 @@ def _grad_cam(name: str) -> Tensor:
     model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
     stage = cases.adapter(name, torch.float64).tower.stage
     kept: list[Tensor] = []
-    handle = stage.register_forward_hook(lambda m, args, out: kept.append(out))
+    handle = stage.register_forward_hook(partial(_keep, kept))
     embedding = cases.embed(model, pixels.requires_grad_())
     handle.remove()
     seen = oracles.SeenResNet(embedding, kept[0])
