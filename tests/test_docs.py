@@ -215,7 +215,7 @@ def test_an_attention_of_another_package_than_the_familys_is_refused(own_clip):
         attr.AttentionRollout(vision, layer=vision)
     register()
     library._PACKAGES.remove("own_clip")
-    with pytest.raises(UnsupportedModelError, match="OwnAttention of layer 0 has a forward of its"):
+    with pytest.raises(UnsupportedModelError, match="OwnAttention of layer 0 has code of its own"):
         attr.AttentionRollout(vision, layer=vision).attribute(torch.zeros(1, 3, 32, 32).double())
 
 
