@@ -1,19 +1,17 @@
 """``python -m tests.fuzz``: random calls and command lines, and each that ends badly.
 
-An end is bad where the error is not ours, or a command's exit code is none of 0, 1 and 2.
+An end is bad where the error is not ours ("foreign"), a command's exit code is none of 0, 1 and 2,
+or the call ran out of its time.
 """
 
-from __future__ import annotations
-
 import argparse
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 from tests.fuzz import calls, command_lines
+from tests.fuzz.ends import watched
 
-KINDS = {"calls": calls.failures, "commands": command_lines.failures}
+KINDS = {"calls": calls.ends, "commands": command_lines.ends}
 AT_ONCE = 200
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -24,14 +22,19 @@ parser.add_argument("--seed", type=int, default=0, metavar="S")
 arguments = parser.parse_args()
 kinds = [arguments.only] if arguments.only else list(KINDS)
 for kind in kinds:
+    bad: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    cases, start, done, took = arguments.cases // len(kinds), time.monotonic(), 0, 0.0
-    while done < cases and took < 60 * arguments.minutes / len(kinds):
-        count, seed = min(AT_ONCE, cases - done), arguments.seed + done
-        with tempfile.TemporaryDirectory() as folder:
-            for failure in KINDS[kind](Path(folder), count, seed):
-                counts[failure.call] += 1
-                print(f"seed {seed}, case {failure.case}, {failure.call}\n{failure.text}")
-        done, took = done + count, time.monotonic() - start
-    bad = f"{sum(counts.values())} ended badly: {dict(counts)}"
-    print(f"{done:,} {kind} in {took:.0f} s, {bad}", flush=True)
+    cases, start = arguments.cases // len(kinds), time.monotonic()
+    for first in range(0, cases, AT_ONCE):
+        seed, until = arguments.seed + first, start + 60 * arguments.minutes / len(kinds)
+        for end in watched(KINDS[kind], min(AT_ONCE, cases - first), seed, until):
+            counts[end.how] += 1
+            if end.text:
+                bad[end.call] += 1
+                print(
+                    f"seed {seed}, case {end.case}, {end.call}: {end.how}\n{end.text}", flush=True
+                )
+    took = time.monotonic() - start
+    print(
+        f"{counts.total():,} {kind} in {took:.0f} s: {dict(counts)}; bad: {dict(bad)}", flush=True
+    )

@@ -32,6 +32,7 @@ from captum_clip import (
 from captum_clip.errors import CaptumClipError
 from captum_clip.evaluation import StudyConfig
 from captum_clip.models import ClipAdapter
+from tests.fuzz.ends import End, OutOfTime, time_limit
 
 ACCEPTED = (CaptumClipError, IndexError)
 """What a call may end in; an IndexError of a `Target` is Python's own protocol."""
@@ -213,32 +214,30 @@ def _attribution(world: World) -> Any:
     return world.random.choice([attr.LastGradAttention, attr.AllGradAttention])(forward)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A call that ended in an error which is not ours."""
-
-    case: int
-    call: str
-    text: str
-
-
-def failures(folder: Path, cases: int, seed: int = 0) -> Iterator[Failure]:
-    """Make so many calls, and give those that ended badly."""
+def ends(folder: Path, cases: int, seed: int = 0, first: int = 0) -> Iterator[End]:
+    """Make so many calls, and tell how each ended."""
     world = World(folder, random.Random())
     world.explanation  # noqa: B018  (loads the model that others use)
-    for case in range(cases):
+    for case in range(first, cases):
         world.random.seed(f"{seed} {case}")
         name = world.random.choice(list(CALLS))
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), time_limit():
                 warnings.simplefilter("ignore")
                 CALLS[name](world)
         except ACCEPTED as error:
-            if len(str(error)) > 600:
-                yield Failure(case, name, f"a message of {len(str(error))} characters")
+            long = len(str(error)) > 600
+            text = f"a message of {len(str(error))} characters" if long else ""
+            yield End(case, name, "foreign" if long else "refused", text)
+        except OutOfTime:
+            yield End(case, name, "out of time", traceback.format_exc(limit=-4))
         except Exception as error:
-            if not _at_the_door(error):
-                yield Failure(case, name, traceback.format_exc(limit=-4))
+            if _at_the_door(error):
+                yield End(case, name, "refused")
+            else:
+                yield End(case, name, "foreign", traceback.format_exc(limit=-4))
+        else:
+            yield End(case, name, "right")
 
 
 def _at_the_door(error: Exception) -> bool:

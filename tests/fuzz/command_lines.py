@@ -9,7 +9,6 @@ import random
 import re
 import shlex
 import shutil
-import signal
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +27,7 @@ from tests import folders
 from tests.cli.parsing import leaves
 from tests.evaluation.cases import make_masks
 from tests.experiments import experiment
-from tests.fuzz.calls import Failure
-
-SECONDS = 300  # after which a line is taken to hang
+from tests.fuzz.ends import End, How, OutOfTime, time_limit
 
 NUMBERS = ["0", "-1", "1.5", "1e9", "nan", "inf", "x", "", " 3", "9" * 5000, "0x1"]
 TEXTS = ["a horse", "a dog", "a horse and a dog", "horse"]
@@ -203,36 +200,41 @@ def _no_ray(*_: Any) -> None:
     raise InputError("there is no Ray in this world; it is tested elsewhere.")
 
 
-def failures(folder: Path, cases: int, seed: int = 0) -> Iterator[Failure]:
-    """Run so many lines, and give those that ended badly."""
+def ends(folder: Path, cases: int, seed: int = 0, first: int = 0) -> Iterator[End]:
+    """Run so many lines, and tell how each ended."""
     generator = random.Random()
     lines = Lines(generator)
     with _surroundings(folder):
-        for case in range(cases):
-            if case % 200 == 0:  # what was written may be in the way of all that follows
+        for case in range(first, cases):
+            if case == first or case % 200 == 0:  # what was written may be in the way afterwards
                 for path in folder.iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 make_files(folder)
             generator.seed(f"{seed} {case}")
             line = lines.line()
-            if complaint := run(line):
+            how, text = run(line)
+            if text:
                 shown = shlex.join(line).encode(errors="backslashreplace").decode()
-                yield Failure(case, " ".join(line[:2]), f"captum-clip {shown[:900]}\n{complaint}")
+                text = f"captum-clip {shown[:900]}\n{text}"
+            yield End(case, " ".join(line[:2]), how, text)
 
 
-def run(line: list[str]) -> str:
-    """Run one line; what is wrong with how it ended, "" where nothing is."""
+def run(line: list[str]) -> tuple[How, str]:
+    """Run one line: how it ended, and what is wrong with that, "" where nothing is."""
     out, err = io.StringIO(), io.StringIO()
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), time_limit():
             code = cli.main(line)
+    except OutOfTime:
+        return "out of time", traceback.format_exc(limit=-4)
     except BaseException:
-        return traceback.format_exc(limit=-4)
-    finally:
-        signal.alarm(0)
+        return "foreign", traceback.format_exc(limit=-4)
     said = err.getvalue()
+    wrong = _complaint(code, said)
+    return ("foreign" if wrong else "refused" if code else "right"), wrong
+
+
+def _complaint(code: int, said: str) -> str:
     if code not in (0, 1, 2):
         return f"it ended with {code}"
     if "Traceback" in said or "Exception" in said:
@@ -249,7 +251,3 @@ def run(line: list[str]) -> str:
 
 
 _PYTHON = re.compile(r"\b[a-z_]+=(True|False|None|'|\")|object at 0x|Errno|NoneType")
-
-
-def _too_long(*_: Any) -> None:
-    raise TimeoutError(f"it took longer than {SECONDS} seconds")
