@@ -463,8 +463,9 @@ def _join_or_start(ray: Any, config: RunConfig) -> None:
             ray.init(num_cpus=cpus, include_dashboard=False, **options)
         except ValueError:  # Ray: a cluster that is there already has its CPUs
             ray.init(**options)
-    except ConnectionError as error:
-        raise InputError(f"Ray cannot be reached: {error}") from error
+    except Exception as error:  # a start that takes too long is no other class of Ray's
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InputError(f"Ray cannot be started or reached ({reason}); {_RESUME}") from error
 
 
 def _check_room(ray: Any, config: RunConfig) -> None:

@@ -274,6 +274,19 @@ def test_a_worker_of_ray_reports_what_it_cannot_do(tmp_path: Path) -> None:
     assert "5 workers died over units/2.npz" in error
 
 
+def test_a_ray_that_does_not_start_is_a_sentence(tmp_path: Path) -> None:
+    """On a busy machine it gives up after a while, with an Exception of no class of its own."""
+
+    class Late:
+        def init(self, **_: Any) -> None:
+            raise Exception("The current node timed out.\nLook here.")
+
+    with pytest.raises(
+        InputError, match=r"started or reached \(The current node timed out\); what"
+    ):
+        order._join_or_start(Late(), config_of(tmp_path))
+
+
 class Cluster:
     """A Ray with machines of these resources; the last one is gone."""
 
