@@ -322,7 +322,7 @@ def _check_same(
         before: Content = json.loads(content)
         if before["format"] != form:
             raise ValueError(f"its format is {before['format']!r}")
-        environments: list[Content] = list(before["environments"])
+        environments: list[Content] = [dict(one) for one in before["environments"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{output.root}/{MANIFEST} is not a manifest of the kind {form!r} ({error}); name "

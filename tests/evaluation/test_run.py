@@ -176,7 +176,8 @@ def test_what_changed_is_told_and_nothing_is_touched(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_something_else_is_refused(tmp_path: Path) -> None:
-    for content in ("{", "[]", "{}", '{"format": "other"}'):
+    broken = '{"format": "captum_clip evaluation 2", "environments": ["a"]}'
+    for content in ("{", "[]", "{}", '{"format": "other"}', broken):
         (tmp_path / MANIFEST).write_text(content)
         with pytest.raises(InputError, match=r"is not a manifest of the kind .* name another"):
             done(Squares(config_of(tmp_path)))
