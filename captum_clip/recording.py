@@ -10,8 +10,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Final, Literal
 
 import torch
@@ -163,6 +163,8 @@ class Recording:
     def entering(self, attention: Attention, args: Arguments, kwargs: Any) -> LayerRecord:
         """Record the inputs of an attention."""
         tokens, context = attention.tokens(args, kwargs), attention.context(args, kwargs)
+        if self.is_hooked:  # a hook on what follows may work in place
+            tokens = tokens.clone()
         # of texts the tower itself knows the mask
         masked = self.tower is not None and self.tower.kind != "text"
         bias = attention.bias(args, kwargs) if masked else None
@@ -175,6 +177,7 @@ class Recording:
         self.input = _as_leaf(given)
         return self.input
 
+    @cached_property
     def is_hooked(self) -> bool:
         """Whether somebody's hook or patch in the tower may have taken a gradient away."""
         modules = () if self.tower is None else self.tower.module.modules()
@@ -275,8 +278,8 @@ def record_vit(
         shown = record.entering(tower.attentions[index], args, kwargs)
         if call is not None and index in visited:
             record.visited[index] = call(index, shown)
-        if index in kept:  # what follows may work in place
-            record.layers[index] = replace(shown, tokens=shown.tokens.clone())
+        if index in kept:
+            record.layers[index] = shown
         if index == stop:
             raise Stop
 

@@ -127,7 +127,7 @@ class Pass:
 
     def gradients(self, *leaves: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """For each column the gradients of its score with respect to the leaves."""
-        if not self.scores.requires_grad and not self.record.is_hooked():
+        if not self.scores.requires_grad and not self.record.is_hooked:
             raise CaptureError(
                 "No gradient leads from the scores back to the tower; the forward function must "
                 "not use torch.no_grad(), .detach() or .item() on the way."
@@ -147,7 +147,7 @@ class Pass:
         found: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
             found = grad(self.scores, leaves, rows, **options)
-        if all(gradient is None for gradient in found) and not self.record.is_hooked():
+        if all(gradient is None for gradient in found) and not self.record.is_hooked:
             raise CaptureError("The scores do not depend on what the tower computed.")
         shape = rows.shape[: rows.ndim - self.scores.ndim]
         pairs = zip(found, leaves, strict=True)
