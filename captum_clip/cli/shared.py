@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import check_destination, find_file, find_folder
+from ..checks import check_destination, expand, find_file, find_folder
 from ..errors import InputError
+from ..files import make_folder
 
 if TYPE_CHECKING:
     from ..emotions import EmotionProbe
@@ -49,7 +50,7 @@ def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path,
     if not os.path.isdir(os.path.expanduser(name)):
         return None
     folder = find_folder(name)
-    output = output or Path(f"{folder.resolve().name}-{kind}")
+    output = expand(output or Path(f"{folder.resolve().name}-{kind}"))
     if output.suffix.lower() in FORMATS or output.is_file():
         raise InputError(
             f"{name} is a folder, of which each image gets a figure; -o {output} must name a "
@@ -142,12 +143,13 @@ def draw_folder(
     skipped: dict[Path, str] = {}
     # with the ending of the image, since a folder may hold a.jpg and a.png
     figures = {folder / name: output / f"{name}.png" for name in names}
-    missing = [image for image, figure in figures.items() if not figure.exists()]
+    # `Path.exists` raises over a name that is too long, which drawing reports
+    missing = [image for image, figure in figures.items() if not os.path.exists(figure)]
     existed = len(names) - len(missing)
     with images_bar("figures", quiet=quiet) as progress:
         progress(existed, len(names))
         for done, image in enumerate(missing, existed + 1):
-            figures[image].parent.mkdir(parents=True, exist_ok=True)
+            make_folder(figures[image].parent)
             try:
                 draw(image, figures[image])
             except InputError as error:

@@ -182,3 +182,12 @@ def test_images_of_a_folder_that_cannot_be_read_are_reported(
         Path("photos", name).write_bytes(b"1")
     said = run("explain photos horse --model VIT -o none", code=2)
     assert "none of the 3 images can be drawn; photos/image0.png: " in said
+
+
+def test_a_folder_of_figures_that_cannot_be_made_is_a_sentence(run: Run) -> None:
+    """A path below a file, and a name that is too long, of the folder or of one figure."""
+    line = "explain photos horse --model VIT -o"
+    assert "the folder photo.jpg/out cannot be made" in run(f"{line} photo.jpg/out", code=2)
+    assert "cannot be a path: File name too long" in run(f"{line} {'a' * 300}", code=2)
+    Path("photos/image0.png").rename(f"photos/{'a' * 250}.png")
+    assert run(f"{line} out", err=None) == "2 figures in out\n"
