@@ -44,14 +44,17 @@ _KEYS: Final = """() => document.addEventListener('keydown', event => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey))
         document.querySelector('#show').click();
 })"""
+# until the next answer the maps are of another question
+_STALE: Final = "() => ({__type__: 'update', elem_classes: ['stale']})"
 INTRODUCTION: Final = """# Why does this image fit this text?
-CLIP scores the match as a cosine; a map shows which regions of the image a method credits for
-it. Choose a word to see what it adds to its text."""
-ABOUT: Final = """**What a map means.** Bright or orange regions raise the cosine according to this
-method, blue ones lower it, each map on a scale of its own; the two signs of a text share one. The
-map of a word shows what its text would lose without it, dimmed by how much that is: its norm.
-**What it does not mean.** It is no outline of an object and no proof of what the model understands;
-methods disagree, and some are wrong on some images. The embedded models know drawn scenes only."""
+CLIP scores the match as a cosine; a map shows which regions of the image raise or lower it.
+Choose a word to see what it adds to its text."""
+ABOUT: Final = """**What a map means.** By this method's account, bright or orange regions raise the
+cosine and blue ones lower it. Each text has a scale of its own, so compare texts by their cosines.
+The map of a word shows what its text would lose without it, dimmed by how much that is: its norm.
+**What it does not mean.** A map is not the outline of an object, nor a proof of what the model
+understands; methods disagree, and some are wrong on some images. The embedded models know drawn
+scenes only."""
 _WORDS, _LAYERS, _HEADS = "Which words", "Layer by layer", "Heads"
 _DETAILS: Final = {
     _WORDS: "Orange words support the image, blue ones contradict it, by the chosen method or, "
@@ -71,7 +74,7 @@ def build(models: Models) -> Any:
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 question, button, scene = _question(page, models)
-            with gr.Column(scale=7, min_width=320):
+            with gr.Column(scale=7, min_width=320) as drawn:
                 with gr.Tabs(selected="texts", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Texts", id="texts"):
                         answer, opacity, parts, show = _cards()
@@ -84,12 +87,16 @@ def build(models: Models) -> Any:
             choice = gr.Radio(names, value=0, visible=len(names) > 1)
             yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
             yield {part: None for _, *shown in details for part in shown}
-            yield from show(found, opacity)
+            maps = show(found, opacity)
+            yield next(maps) | {drawn: gr.Column(elem_classes="")}
+            yield from maps
 
-        outputs = [*parts, *(part for detail in details for part in detail), tabs]
+        outputs = [*parts, *(part for detail in details for part in detail), tabs, drawn]
         event = _sentences(explain), [opacity, *question], outputs
         button.click(*event, scroll_to_output=True, **_EVENT)
         scene.success(*event, **_EVENT)
+        changes = [part.change for part in question]
+        gr.on(changes, None, None, drawn, js=_STALE, **_EVENT)
         page.load(None, None, None, js=_KEYS)
     return page.queue(api_open=False, max_size=64)
 

@@ -182,6 +182,28 @@ def test_the_opacity_draws_the_same_maps_again(page: Page) -> None:
 
 
 @pytest.mark.slow
+def test_maps_of_another_question_are_dim(browser: Browser, address: str) -> None:
+    """Once the image, a text or the model has changed, until the new question is answered."""
+    page, _ = opened(browser, address)
+    shown = page.locator("#cards")
+    for change in (
+        lambda: upload(page, png(IMAGE)),
+        lambda: page.locator("#texts textarea").fill("a dog"),
+        lambda: choose(page, "model", "demo/resnet"),
+    ):
+        expect(shown).to_have_css("opacity", "1")
+        change()
+        expect(shown).to_have_css("opacity", "0.35")
+        page.locator("#show").click()
+    expect(shown).to_have_css("opacity", "1")
+    page.locator("#texts textarea").fill("a unicorn")
+    page.locator("#show").click()
+    expect(page.locator(".toast-body")).to_contain_text("do not know 'unicorn'")
+    expect(shown).to_have_css("opacity", "0.35")
+    page.context.close()
+
+
+@pytest.mark.slow
 def test_tabs_follow_the_chosen_text(page: Page) -> None:
     question(page, "a horse", "a rocket and a bee")
     answered(page, "a horse", "a rocket and a bee")
