@@ -20,6 +20,9 @@ from .errors import InputError
 IMAGE_ENDINGS: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the files that are taken for images."""
 
+MARK: Final = "figure of captum-clip"
+"""What every image that this package writes says in its metadata."""
+
 DAMAGED: Final = (
     *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, NotImplementedError),
     *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -62,7 +65,7 @@ def image_names(names: Iterable[str]) -> list[str]:
     """Those of the names, relative to one folder, that are images; sorted.
 
     Hidden files and folders are left out, and so are the figures of earlier studies (all that is
-    in a folder with their ``manifest.json`` and ``images.csv``) and of ``captum-clip rank``.
+    in a folder with their ``manifest.json`` and ``images.csv``).
 
     Example:
         >>> image_names(["b.png", "a/c.JPG", "notes.txt", ".cache/d.png"])
@@ -77,8 +80,30 @@ def image_names(names: Iterable[str]) -> list[str]:
         if path.suffix.lower() in IMAGE_ENDINGS
         and not any(part.startswith(".") for part in path.parts)
         and not studies.intersection(path.parents)
-        and not (path.name == "ranking.png" and path.with_name("ranking.csv") in paths)
     )
+
+
+def is_own_figure(path: Path) -> bool:
+    """Whether an image was written by this package: its metadata say so in its first bytes."""
+    with suppress(OSError):
+        if path.is_file():  # a named pipe would wait for ever
+            with open(path, "rb") as file:
+                return MARK.encode() in file.read(4096)
+    return False
+
+
+def slug(*texts: str) -> str:
+    """Texts as a part of a file's name, their letters and digits; what is cut off has a digest.
+
+    Example:
+        >>> slug("A horse!", "a dog"), slug("the quick brown fox jumps over the lazy dog")
+        ('a-horse_a-dog', 'the-quick-brown-fox-jumps-over-the-lazy-05c6e0f8')
+    """
+    words = "_".join(re.sub(r"[\W_]+", "-", text.lower()).strip("-") for text in texts)
+    if len(words) <= 40 and words.strip("_"):
+        return words
+    digest = hashlib.sha256("\n".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{words[:40].strip('-_')}-{digest}".strip("-") if texts else ""
 
 
 def draw_names(names: Iterable[str], limit: int | None, seed: int) -> list[str]:

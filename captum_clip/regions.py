@@ -1,7 +1,6 @@
 """Parts of an image that a map marks: masks and boxes, as labelling tools take them."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import maps
-from .files import make_folder, replace_file
+from .files import MARK, make_folder, replace_file, slug
 from .maps import Box
 from .metrics.localization import Threshold, threshold_level
 
@@ -101,12 +101,12 @@ def save_regions(
         InputError: a folder that cannot be written to.
     """
     path = make_folder(folder)
-    rows = []
+    rows, about_file = [], PngInfo()
+    about_file.add_text("Comment", MARK)
     for number, one in enumerate(found):
-        slug = re.sub(r"\W+", "-", one.target.lower()).strip("-")[:60]
-        name = f"{number:03}-{slug}-{one.sign}.png"
+        name = f"{number:03}-{slug(one.target)}-{one.sign}.png"
         image = Image.fromarray(one.mask.numpy())
-        replace_file(path / name, partial(image.save, format="PNG"))
+        replace_file(path / name, partial(image.save, format="PNG", pnginfo=about_file))
         rows.append(
             {
                 "image": one.image,

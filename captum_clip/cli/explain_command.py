@@ -4,19 +4,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import BadParameter, Option
+from typer import Argument, BadParameter, Option
 
 from ..errors import InputError
 from . import options
 from .options import app, command
 from .shared import (
-    check_figure,
+    check_figures,
     check_folder,
     draw_folder,
     load_model,
-    read_image,
     read_probes,
+    split_words,
     step,
+    without_own_figures,
 )
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def _threshold(typed: str) -> str | float:
     lists=options.methods,
 )
 def explain_command(
-    image: str,
-    texts: options.Texts = None,
-    model: str | None = None,
+    images: Annotated[list[str], Argument(metavar="IMAGE... [TEXT]...")],
+    texts_file: options.TextsFile = None,
+    model: options.Model = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
     side: Literal["image", "text", "both"] = "image",
@@ -60,7 +61,7 @@ def explain_command(
     """Draw where a model looks for each text.
 
     Args:
-        image: an image file, or a folder of which each image gets a figure
+        images: image files, or a folder, of which each image gets a figure; then what to look for
         words: take one TEXT apart, with a map for each of its words
         side: where in the image, which words of the TEXTs, or both; for words a method that needs
             no grid, by default conservative
@@ -72,16 +73,21 @@ def explain_command(
         regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
             JSON, in pixels of the image
         threshold: what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)
-        output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for a folder of
-            images a folder of figures, where those that exist are kept (default:
-            IMAGE-explained.png, or FOLDER-explained, in the current folder)
+        output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for several
+            images a folder of figures, for a folder too, where those that exist are kept (default:
+            IMAGE-explained-TEXT.png, or FOLDER-explained, in the current folder)
     """
     from .. import targets
     from ..attr.registry import MethodChoice
     from ..explanation import FORMATS, explain
     from ..regions import save_regions
 
-    texts = texts or []
+    folder = check_folder(images[0], output, "explained")
+    given = images[1:] if folder else images
+    paths, texts = split_words(given, "explain", image_first=folder is None)
+    texts += options.read_texts(texts_file)
+    if folder and paths:
+        raise InputError(f"{paths[0]} is an image; explain takes images or one folder, then texts.")
     if method is not None and sign != "positive":
         MethodChoice.of(method).check_negative()
     if side == "text" and regions is not None:
@@ -90,17 +96,17 @@ def explain_command(
         option = "--words" if words else "--emotions"
         raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
     if words and (emotions or len(texts) != 1):
-        given = "--emotions" if emotions else len(texts)
-        raise InputError(f"--words takes one TEXT apart, got {given}.")
+        got = "--emotions" if emotions else len(texts)
+        raise InputError(f"--words takes one TEXT apart, got {got}.")
     if centre and not emotions:
         raise InputError("--centre goes with --emotions FILE.")
     if not (texts or emotions):
         raise InputError("expected a TEXT, or --emotions FILE, got neither.")
     probes, fitted = read_probes([emotions] if emotions else [])
-    folder = check_folder(image, output, "explained")
+    named = [*texts, *["emotions"] * bool(emotions)]
     if folder is None:
-        path = read_image(image)
-        file = check_figure(output, f"{path.stem}-explained.png", FORMATS, [path])
+        paths = without_own_figures(paths)
+        files = check_figures(paths, output, "explained", named, FORMATS)
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, quiet=quiet)
     target: list[str] | Target = texts
@@ -122,8 +128,10 @@ def explain_command(
             hints=not emotions and side != "text" and sign != "negative",
         )
         if regions is not None:
-            name = path.relative_to(folder[0]).as_posix() if folder else ""
-            about = {"photo": name or image, "threshold": threshold}
+            name = path.name if len(paths) > 1 else ""
+            if folder:
+                name = path.relative_to(folder[0]).as_posix()
+            about = {"photo": name or str(path), "threshold": threshold}
             about |= {"model": explanation.model, "method": explanation.method}
             save_regions(explanation.regions(threshold), Path(regions, name), about)
         cropped = not all(crop.is_whole for crop in explanation.crops)
@@ -131,14 +139,16 @@ def explain_command(
         return explanation
 
     if folder is not None:
-        draw_folder(*folder, save, quiet=quiet)
+        draw_folder(*folder, named, save, quiet=quiet)
         return
-    with step("explaining", quiet=quiet):
-        explanation = save(path, file)
-    _print_scores(explanation, " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions)))
-    for sentences in explanation.hints:
-        print(*sentences, sep="\n", end="\n" * bool(sentences))
-    print(file)
+    kinds = " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
+    for path, file in files.items():
+        with step("explaining", quiet=quiet):
+            explanation = save(path, file)
+        _print_scores(explanation, kinds)
+        for sentences in explanation.hints:
+            print(*sentences, sep="\n", end="\n" * bool(sentences))
+        print(file)
 
 
 def _print_scores(explanation: "Explanation", targets: str) -> None:

@@ -1,7 +1,6 @@
 """``captum-clip figure``: Mamooler's figures, and attention heads, on the user's own images."""
 
 import inspect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
@@ -16,15 +15,27 @@ from .shared import (
     check_figure,
     check_folder,
     draw_folder,
+    figure_name,
     load_model,
     read_image,
     read_probes,
+    split_words,
     step,
 )
 
 _SINGLE: Final = ("layers", "heads")  # of one image and one model
 _OTHERS: Final = (
-    *("context", "figure", "words", "scene", "model", "processor", "tokenizer", "device"),
+    *(
+        "context",
+        "figure",
+        "words",
+        "texts_file",
+        "scene",
+        "model",
+        "processor",
+        "tokenizer",
+        "device",
+    ),
     *("output", "quiet"),
 )
 """Options that are no keywords of the functions of :mod:`captum_clip.figures`."""
@@ -45,8 +56,9 @@ def figure_command(
     words: Annotated[options.Several, Argument(metavar="[IMAGE]... [TEXT]...")] = None,
     scene: options.Several = None,
     references: Annotated[options.Several, Option("--image")] = None,
-    model: options.Several = None,
+    model: options.Models = None,
     methods: options.Methods = None,
+    texts_file: options.TextsFile = None,
     probes: Annotated[list[Path] | None, Option("--emotions")] = None,
     centre: options.Centre = False,
     names: Annotated[options.Several, Option("--target")] = None,
@@ -84,7 +96,7 @@ def figure_command(
         cmap: of matplotlib, such as viridis or jet (Mamooler's, which is not perceptually
             uniform); for layers also mask, as Mamooler drew them, the image multiplied by each map
         output: a .png, .jpg, .pdf or .svg figure; for a folder of images a folder of figures
-            (default: IMAGE-FIGURE.png, or FOLDER-FIGURE, in the current folder)
+            (default: IMAGE-FIGURE-TEXT.png, or FOLDER-FIGURE, in the current folder)
     """
     settings = options.given(locals(), *_OTHERS)
     from .. import figures
@@ -110,7 +122,9 @@ def figure_command(
     loaded, fitted = read_probes(settings.pop("probes", ()))
     models = model or fitted or ["demo/vit" if scene else options.DEFAULT_MODEL]
     folder = check_folder(words[0], output, figure) if words and not scene else None
-    paths, texts = _split(figure, words[1:] if folder else words)
+    words = words[1:] if folder else words
+    paths, texts = split_words(words, f"figure {figure}", image_first=False)
+    texts += options.read_texts(texts_file)
     if folder and paths:
         raise InputError(f"{paths[0]} is an image; figure {figure} takes one folder, then texts.")
     images = [*paths, *(_draw_scene(one) for one in scene or ())]
@@ -134,11 +148,13 @@ def figure_command(
         raise InputError(f"figure {figure} needs a target: a TEXT, or --image FILE.")
     elif looked_for > 1 and figure in ("words", "heads"):
         raise InputError(f"figure {figure} takes one target, got {looked_for}.")
+    targets: Any = loaded or (texts[0] if figure == "words" else texts)
+    named = [*texts, *(path.stem for path in seen), *(names or ())]
     if folder is None:
         stem = paths[0].stem if paths else f"scene-{(scene or [''])[0].partition(':')[0]}"
-        file = check_figure(output, f"{stem}-{figure}.png", FORMATS, [*paths, *seen])
+        default = figure_name(stem, figure, named)
+        file = check_figure(output, default, FORMATS, [*paths, *seen])
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
-    targets: Any = loaded or (texts[0] if figure == "words" else texts)
 
     def save(images: Sequence[Any], file: Path) -> None:
         if figure in _SINGLE:
@@ -148,30 +164,11 @@ def figure_command(
         save_figure(drawn, file)
 
     if folder is not None:
-        draw_folder(*folder, lambda path, file: save([path], file), quiet=quiet)
+        draw_folder(*folder, named, lambda path, file: save([path], file), quiet=quiet)
         return
     with step("drawing", quiet=quiet):
         save(images, file)
     print(file)
-
-
-def _split(figure: str, words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Tell images from the texts that follow them."""
-    from PIL import Image
-
-    endings = Image.registered_extensions()
-    # a file that does not exist is meant as an image too
-    is_image = [
-        "://" in word
-        or os.path.isfile(os.path.expanduser(word))  # which takes what is too long for a name
-        or Path(word).suffix.lower() in endings
-        for word in words
-    ]
-    count = [*is_image, False].index(False)
-    if True in is_image[count:]:
-        image = words[is_image.index(True, count)]
-        raise InputError(f"{image} is an image; figure {figure} takes images, then texts.")
-    return [read_image(word) for word in words[:count]], options.check_texts([*words[count:]])
 
 
 def _draw_scene(text: str) -> Any:

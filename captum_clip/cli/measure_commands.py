@@ -26,17 +26,17 @@ app.add_typer(_emotions, name="emotions")
 @command(app, "rank", 'photos "a horse in the snow" --top 20 -o found', lists=options.methods)
 def rank_command(
     folder: Path,
-    output: options.Results,
     texts: options.Texts = None,
     emotions: Path | None = None,
     emotion: str | None = None,
-    model: str | None = None,
+    model: options.Model = None,
     method: options.Method = None,
     top: Annotated[int, Option(min=1)] = 12,
     workers: options.Workers = 0,
     processor: str | None = None,
     tokenizer: str | None = None,
     device: str | None = None,
+    output: options.Output = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Find the images of a folder that fit a text or an emotion best.
@@ -45,6 +45,8 @@ def rank_command(
         folder: a folder of images, searched recursively
         emotion: what to look for, instead of a TEXT
         top: how many images to find
+        output: a folder for a table, a figure with the maps, and the features, so that the next
+            text is quick (default: the best are printed, and nothing is written)
     """
     from .. import targets
     from ..evaluation import rank
@@ -58,21 +60,21 @@ def rank_command(
     options.check_emotions([emotion] if emotion else [])
     images = find_folder(folder)
     probes, fitted = read_probes([emotions] if emotions else [])
-    found = make_folder(output)
+    found = make_folder(output) if output else None
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, quiet=quiet)
     target = targets.emotion(clip, probes[0], emotion) if probes else texts[0]
     reading: dict[str, Any] = {"workers": workers, "progress": shows_bars(quiet)}
-    cache = found / "features.npz"
+    cache = found / "features.npz" if found else None
     ranking = rank(clip, images, target, top=top, method=method, cache=cache, **reading)
-    table, figure = ranking.save(found)
+    written = ranking.save(found) if found else ()
     report_skipped(ranking.skipped)
     best = ranking.explanations[0]
     source = f"({best.model}, {best.method})"
     print(f"{best.names[0]!r}, best of {ranking.ranked:,} images {source}:")
     for number, (file, score) in enumerate(zip(ranking.files, ranking.scores, strict=True), 1):
         print(f"{number:4d}  {score:6.3f}  {file}")
-    print(table, figure, sep="\n")
+    print(*written, sep="\n", end="\n" * bool(written))
 
 
 @command(app, "study", 'statistics photos "a horse" -o horses', lists=options.methods)
@@ -81,7 +83,8 @@ def study_command(
     images: str,
     output: options.Results,
     texts: options.Texts = None,
-    models: Annotated[options.Several, Option("--model")] = None,
+    texts_file: options.TextsFile = None,
+    models: options.Models = None,
     methods: options.Methods = None,
     emotions: list[Path] | None = None,
     batch_size: int = 16,
@@ -113,7 +116,8 @@ def study_command(
         value_entropy: measure the entropy of values as well (slow)
         workers: batches read ahead at a time (local, default 2), or processes of Ray (default 1)
     """
-    settings = options.given(locals(), "study", "device", "quiet")
+    texts = [*(texts or []), *options.read_texts(texts_file)]
+    settings = options.given(locals(), "study", "texts_file", "device", "quiet")
     from .. import evaluation
 
     presets: dict[str, Any] = {
@@ -149,7 +153,7 @@ def _evaluation_lists() -> dict[str, Iterable[str]]:
 @command(app, "evaluate", "--model demo/vit -o evaluation", lists=_evaluation_lists)
 def evaluate_command(
     output: options.Results,
-    model: str = options.DEFAULT_MODEL,
+    model: Annotated[str, Option("--model", "-m")] = options.DEFAULT_MODEL,
     data: options.Several = None,
     methods: Annotated[options.Several, Option("--method")] = None,
     maps: options.Several = None,
@@ -229,7 +233,7 @@ def evaluate_command(
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")
 def fit_command(
     folder: Path,
-    model: Annotated[str, Option()],
+    model: Annotated[str, Option("--model", "-m")],
     output: Annotated[Path, Option("--output", "-o")],
     csv: Path | None = None,
     images: Path | None = None,

@@ -3,6 +3,7 @@
 Help of options that several commands have, unless the docstring of a command tells more:
 
     texts: what to look for
+    texts_file: a file of texts to look for as well, one a line
     model: a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default:
         ViT-B/32, or the one that --emotions was fitted on)
     method: one of those below, with options as in last-grad:heads=averaged (default: direct;
@@ -34,7 +35,7 @@ from typer import Argument, Context, Exit, Option, Typer
 from typer.core import TyperCommand
 
 from .._version import __version__
-from ..checks import as_list, check_choice
+from ..checks import as_list, check_choice, find_file
 from ..errors import InputError
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -124,6 +125,20 @@ def check_texts(texts: list[str] | None) -> list[str]:
     return texts or []
 
 
+def read_texts(file: Path | None) -> list[str]:
+    """The texts of a file, one a line; none where no file is given."""
+    if file is None:
+        return []
+    try:
+        lines = find_file(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as text in UTF-8 ({error}).") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"{file} holds no text; write one a line.")
+    return texts
+
+
 def check_emotions(names: list[str]) -> list[str]:
     """The names of emotions; InputError where one is none."""
     from ..emotions import CLASSES
@@ -159,6 +174,9 @@ DEFAULT_MODEL: Final = "ViT-B/32"
 Sign: TypeAlias = Literal["positive", "negative", "both"]
 Several: TypeAlias = list[str] | None
 Texts: TypeAlias = Annotated[Several, Argument(callback=check_texts)]
+TextsFile: TypeAlias = Annotated[Path | None, Option("--texts")]
+Model: TypeAlias = Annotated[str | None, Option("--model", "-m")]
+Models: TypeAlias = Annotated[Several, Option("--model", "-m")]
 Method: TypeAlias = Annotated[str | None, Option(callback=_check_methods)]
 Methods: TypeAlias = Annotated[Several, Option("--method", callback=_check_methods)]
 Workers: TypeAlias = Annotated[int, Option(min=0)]

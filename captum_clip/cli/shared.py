@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import check_destination, expand, find_file, find_folder
+from ..checks import check_destination, expand, find_file, find_folder, find_repeated
 from ..errors import InputError
-from ..files import make_folder
+from ..files import is_own_figure, make_folder, slug
+from .options import check_texts
 
 if TYPE_CHECKING:
     from ..emotions import EmotionProbe
@@ -25,6 +26,66 @@ def read_image(name: str) -> Path:
     path = find_file(name, what="image file")
     as_pil(path)
     return path
+
+
+def split_words(
+    words: Sequence[str], command: str, *, image_first: bool
+) -> tuple[list[Path], list[str]]:
+    """Tell images from the texts that follow them."""
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    # a file that does not exist is meant as an image too
+    is_image = [
+        (image_first and not index)
+        or "://" in word
+        or os.path.isfile(os.path.expanduser(word))  # which takes what is too long for a name
+        or Path(word).suffix.lower() in endings
+        for index, word in enumerate(words)
+    ]
+    count = [*is_image, False].index(False)
+    if True in is_image[count:]:
+        image = words[is_image.index(True, count)]
+        raise InputError(f"{image} is an image; {command} takes images, then texts.")
+    return [read_image(word) for word in words[:count]], check_texts([*words[count:]])
+
+
+def figure_name(image: str, kind: str, texts: Sequence[str]) -> str:
+    """The name of a figure; one for other texts has another name."""
+    return "-".join(filter(None, (image, kind, slug(*texts)))) + ".png"
+
+
+def check_figures(
+    images: Sequence[Path],
+    output: Path | None,
+    kind: str,
+    texts: Sequence[str],
+    formats: tuple[str, ...],
+) -> dict[Path, Path]:
+    """Where the figure of each of some images goes: one file, or a folder."""
+    names = [figure_name(image.stem, kind, texts) for image in images]
+    if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
+        return {images[0]: check_figure(output, "", formats, images)}
+    if output is not None and (output.suffix.lower() in formats or output.is_file()):
+        raise InputError(
+            f"{len(images)} images get a figure each; -o {output} must name a folder for them."
+        )
+    if (repeated := find_repeated(names)) is not None:
+        raise InputError(f"two of the images would get the figure {repeated}; explain one a time.")
+    folder = Path() if output is None else make_folder(output)
+    files = [check_figure(None, str(folder / name), formats, images) for name in names]
+    return dict(zip(images, files, strict=True))
+
+
+def without_own_figures(images: list[Path]) -> list[Path]:
+    """Of several images, as of ``*.png``, those that are no figures of earlier calls."""
+    own = {
+        image: "it is a figure that captum-clip drew" for image in images if is_own_figure(image)
+    }
+    if len(own) == len(images):
+        return images
+    report_skipped(own)
+    return [image for image in images if image not in own]
 
 
 def check_figure(
@@ -135,6 +196,7 @@ def draw_folder(
     folder: Path,
     output: Path,
     names: list[str],
+    texts: Sequence[str],
     draw: Callable[[Path, Path], object],
     *,
     quiet: bool,
@@ -142,7 +204,7 @@ def draw_folder(
     """Draw images that have no figure yet, by name, and print where the figures are."""
     skipped: dict[Path, str] = {}
     # with the ending of the image, since a folder may hold a.jpg and a.png
-    figures = {folder / name: output / f"{name}.png" for name in names}
+    figures = {folder / name: output / figure_name(name, "", texts) for name in names}
     # `Path.exists` raises over a name that is too long, which drawing reports
     missing = [image for image, figure in figures.items() if not os.path.exists(figure)]
     existed = len(names) - len(missing)

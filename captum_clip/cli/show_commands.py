@@ -135,7 +135,7 @@ def app_command(
     host: str = "127.0.0.1",
     allow_host: options.Several = None,
     port: int = 7860,
-    model: options.Several = None,
+    model: options.Models = None,
     processor: str | None = None,
     tokenizer: str | None = None,
     device: str | None = None,

@@ -267,8 +267,8 @@ def rank(
 
     Args:
         clip: the adapter.
-        images: a folder, searched with the folders in it, where figures called ranking.png are
-            left out; or files.
+        images: a folder, searched with the folders in it, where figures of this package are left
+            out; or files.
         target: a text, or a :class:`captum_clip.Target` with one embedding.
         top: how many to find.
         method: a class of :mod:`captum_clip.attr` or a command-line name; `explain`'s by default.

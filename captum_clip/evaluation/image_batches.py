@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import IMAGE_ENDINGS, draw_names, image_names
+from ..files import IMAGE_ENDINGS, draw_names, image_names, is_own_figure
 from ..models.images import decode_file, is_away, process, quiet, read_file
 from .run import AGAIN
 from .storage import Storage
@@ -29,7 +29,8 @@ def list_images(
     """Image files of a folder and the folders in it with their sizes, sorted by name.
 
     Hidden files and results are left out; the output may lie inside. A sample of `limit` is that of
-    :func:`captum_clip.files.draw_names`.
+    :func:`captum_clip.files.draw_names`. On this machine figures of this package are known by their
+    metadata, and left out too.
 
     Raises:
         InputError: there is no folder or no image file in it, or the output is the same folder.
@@ -44,10 +45,13 @@ def list_images(
     if output is not None and output.root.startswith(f"{images.root.rstrip('/')}/"):
         inside = output.root.removeprefix(f"{images.root.rstrip('/')}/")
         names = [name for name in names if not name.startswith(f"{inside}/")]
+    names = draw_names(names, limit, seed)
+    if images.is_local:  # a store would be asked once an image
+        names = [name for name in names if not is_own_figure(Path(images.path, name))]
     if not names:
         endings = ", ".join(IMAGE_ENDINGS)
         raise InputError(f"there is no image file ({endings}) in {images.root}.")
-    return {name: sizes[name] for name in draw_names(names, limit, seed)}
+    return {name: sizes[name] for name in names}
 
 
 @dataclass(frozen=True, eq=False)

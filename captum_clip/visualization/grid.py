@@ -23,7 +23,7 @@ from matplotlib.text import Annotation, Text
 
 from ..checks import check_destination
 from ..errors import InputError
-from ..files import replace_file
+from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
 _COLUMNS = 8  # images in a row, where a longer row is folded
@@ -40,9 +40,13 @@ _LINE: Final = 0.2  # more than a line of text is high, in inches
 _LETTER: Final = 0.4  # width over type size, of narrow letters
 FORMATS: Final = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 # without the time of day, the same figure is the same file
-_METADATA: Final = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+_METADATA: Final[dict[str, dict[str, str | None]]] = {
+    ".png": {"Comment": MARK},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_JPEG: Final = {"quality": 90, "subsampling": 0}  # letters stay crisp
+_JPEG: Final = {"quality": 90, "subsampling": 0, "comment": MARK}  # letters stay crisp
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,13 +23,45 @@ def test_it_draws_a_figure_into_the_current_folder_and_prints_the_scores(
 ) -> None:
     before = set(os.listdir())
     printed = run("explain photo.jpg 'a horse' 'a dog' --model VIT")
-    assert set(os.listdir()) - before == {"photo-explained.png"}
-    with Image.open("photo-explained.png") as figure:
+    assert set(os.listdir()) - before == {"photo-explained-a-horse_a-dog.png"}
+    with Image.open("photo-explained-a-horse_a-dog.png") as figure:
         assert figure.width > 3 * 32
     score = explain("photo.jpg", "a horse", model=vit).scores.item()
     assert ", direct, positive):\n" in printed
     assert f"{score:6.3f}  a horse\n" in printed
-    assert printed.endswith("\nphoto-explained.png\n")
+    assert printed.endswith("\nphoto-explained-a-horse_a-dog.png\n")
+
+
+def test_each_of_several_images_gets_its_scores_and_a_figure(run: Run) -> None:
+    printed = run("explain photo.jpg other.png horse -m VIT -o out")
+    assert sorted(os.listdir("out")) == ["other-explained-horse.png", "photo-explained-horse.png"]
+    assert printed.count("cosine similarity to each text") == 2
+    assert printed.count("  horse\n") == 2
+    one = run("explain photo.jpg horse -m VIT -o out/photo-explained-horse.png")
+    assert printed.startswith(one)
+
+
+def test_own_figures_are_not_taken_for_photos(
+    run: Run, capsys: pytest.CaptureFixture[str], vit: str
+) -> None:
+    Path("set").mkdir()
+    Path("photo.jpg").rename("set/photo.jpg")
+    run("explain set/photo.jpg horse -m VIT -o set/drawn.png --regions set/regions")
+    run("explain set/photo.jpg horse -m VIT -o set/drawn.jpg")
+    assert run("explain set dog -m VIT") == "1 figures in set-explained\n"
+    assert run("rank set dog -m VIT").startswith("'dog', best of 1 images")
+    assert main(["explain", "set/drawn.png", "set/photo.jpg", "dog", "-m", vit]) == 0
+    printed, said = capsys.readouterr()
+    assert "drawn" not in printed
+    assert said == "1 file left out, set/drawn.png: it is a figure that captum-clip drew\n"
+
+
+def test_texts_come_from_a_file(run: Run) -> None:
+    Path("texts.txt").write_text("a horse\n\n a dog \n", encoding="utf-8-sig")
+    run("explain photo.jpg sky --texts texts.txt -m VIT -o a.npz")
+    assert Explanation.load("a.npz").names == ("sky", "a horse", "a dog")
+    Path("empty.txt").write_text("\n")
+    assert "empty.txt holds no text" in run("explain photo.jpg --texts empty.txt", code=2)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +183,11 @@ def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(here: Path, ru
     line = "'a horse' --model VIT --regions regions"
     assert run(f"explain photos {line}") == "3 figures in photos-explained\n"
     found = folders.content(here / "photos-explained")
-    assert [*found] == ["image0.png.png", "image2.png.png", "inner/image1.png.png"]
+    names = ("image0.png", "image2.png", "inner/image1.png")
+    assert [*found] == [f"{name}-a-horse.png" for name in names]
     assert "regions.json" in os.listdir("regions/inner/image1.png")
     run(f"explain photos/inner/image1.png {line} -o alone.png")
-    assert found["inner/image1.png.png"] == Path("alone.png").read_bytes()
+    assert found["inner/image1.png-a-horse.png"] == Path("alone.png").read_bytes()
 
 
 def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +200,7 @@ def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.M
 
     monkeypatch.setattr(Explanation, "plot", counted)
     run("explain photos horse --model VIT -o photos/seen")
-    Path("photos/seen/image0.png.png").unlink()
+    Path("photos/seen/image0.png-horse.png").unlink()
     printed = run("explain photos horse --model VIT -o photos/seen")
     assert printed == "3 figures in photos/seen (2 existed)\n"
     assert len(drawn) == 4

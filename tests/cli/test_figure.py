@@ -52,15 +52,16 @@ def test_averages_are_drawn_of_studies(run: Run) -> None:
 
 def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(run: Run) -> None:
     assert run("figure words photos horse --model VIT") == "3 figures in photos-words\n"
-    assert run("figure words photos/image0.png horse --model VIT") == "image0-words.png\n"
-    assert Path("photos-words/image0.png.png").read_bytes() == Path("image0-words.png").read_bytes()
+    assert run("figure words photos/image0.png horse --model VIT") == "image0-words-horse.png\n"
+    drawn = Path("photos-words/image0.png-horse.png")
+    assert drawn.read_bytes() == Path("image0-words-horse.png").read_bytes()
 
 
 def test_a_scene_is_drawn_for_the_embedded_models(
     run: Run, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(demo.MODELS, "demo/vit", Path(vit))
-    assert run("figure layers a --scene 0:horse,dog") == "scene-0-layers.png\n"
+    assert run("figure layers a --scene 0:horse,dog") == "scene-0-layers-a.png\n"
     run("figure signs --scene 1 --scene 2 a -o both.png")
 
 

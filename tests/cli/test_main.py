@@ -70,6 +70,14 @@ def test_help_is_answered_without_a_heavy_import(line: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_shell_completes_commands_and_options() -> None:
+    words = {"COMP_WORDS": "captum-clip explain --mo", "COMP_CWORD": "2"}
+    asked = {**os.environ, **words, "_CAPTUM_CLIP_COMPLETE": "complete_bash"}
+    line = [sys.executable, "-c", "import sys; from captum_clip.__main__ import main; main()"]
+    done = subprocess.run(line, env=asked, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "--model\n"
+
+
 def test_without_a_command_the_help_is_printed(capsys: Capture) -> None:
     assert main([]) == main(["--help"]) == main(["-h"]) == 0
     printed = capsys.readouterr().out

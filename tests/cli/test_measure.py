@@ -46,6 +46,16 @@ def test_rank_prints_and_writes_the_best_images_for_a_text(run: Run, vit: str) -
     assert lines[3:] == ["out/ranking.csv", "out/ranking.png"]
 
 
+def test_rank_without_an_output_prints_and_writes_nothing(here: Path, run: Run) -> None:
+    before = sorted(here.rglob("*"))
+    printed = run("rank photos 'a horse' --model VIT --top 2")
+    assert (
+        printed
+        == "\n".join(run("rank photos 'a horse' -m VIT --top 2 -o out").split("\n")[:3]) + "\n"
+    )
+    assert sorted(path for path in here.rglob("*") if "out" not in path.parts) == before
+
+
 def test_rank_finds_images_for_an_emotion_and_reports_what_it_left_out(
     here: Path, vit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

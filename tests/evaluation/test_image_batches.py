@@ -155,11 +155,10 @@ def test_images_are_found_by_their_ending_to_the_bottom(tmp_path: Path) -> None:
     assert "out/mean_maps.png" in names_of(tmp_path, tmp_path / "elsewhere")
 
 
-def test_other_studies_and_rankings_in_the_folder_are_left_out(tmp_path: Path) -> None:
+def test_other_studies_in_the_folder_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "old/manifest.json", "old/images.csv", "old/sub/mean_maps.png")
-    touch(tmp_path, "found/ranking.csv", "found/ranking.png", "found/b.png")
-    touch(tmp_path, "mine/manifest.json", "mine/c.png", "ranking.png")
-    kept = ("a.png", "found/b.png", "mine/c.png", "ranking.png")
+    touch(tmp_path, "mine/manifest.json", "mine/c.png")
+    kept = ("a.png", "mine/c.png")
     assert names_of(tmp_path) == kept
     assert [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)] == list(kept)
 
