@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModelError
-from . import huggingface, open_clip, relatives, timm
+from . import huggingface, open_clip, openai, relatives, timm
 from .adapter import ClipAdapter, Family
 from .library import add_packages, expect_library_parts, refuse_quantised, unwrapped
 from .towers import Tower
@@ -18,6 +18,8 @@ _REFUSED = {
     "Salesforce/blip-itm-base-coco",
     "Blip2ForImageTextRetrieval": "its score is that of the query that fits the text best, so an "
     "image has no one embedding; take a CLIP or SigLIP",
+    "RecursiveScriptModule": "what torch.jit made of a model cannot be looked into; load it with "
+    "clip.load(..., jit=False)",
 }
 
 
@@ -30,7 +32,8 @@ def register_family(family: Family) -> None:
     add_packages(family.packages or [family.library.partition(".")[0]])
 
 
-for _family in (*huggingface.FAMILIES, *relatives.FAMILIES, *open_clip.FAMILIES, *timm.FAMILIES):
+_LIBRARIES = (openai, huggingface, relatives, open_clip, timm)
+for _family in (family for library in _LIBRARIES for family in library.FAMILIES):
     register_family(_family)
 
 

@@ -22,6 +22,7 @@ _MARK = "_captum_clip_recording"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # not the whole of torch: a compiled or traced model is of one of its classes as well
 _PACKAGES = {"torch.nn"}
+_MODULES: set[str] = set()  # copies of a library's file, whose code is the same
 _methods: WeakKeyDictionary[type, tuple[tuple[Any, ...], list[FunctionType]]] = WeakKeyDictionary()
 """The attributes that a class had when it was last looked at, and its methods of no library."""
 
@@ -29,6 +30,11 @@ _methods: WeakKeyDictionary[type, tuple[tuple[Any, ...], list[FunctionType]]] = 
 def add_packages(names: Iterable[str]) -> None:
     """Add packages whose modules count as library code; families name theirs."""
     _PACKAGES.update(names)
+
+
+def add_module(name: str) -> None:
+    """Add a module, such as a copy of a library's file, as library code, and nothing around it."""
+    _MODULES.add(name)
 
 
 def mark_own_hook(hook: Hook) -> Hook:
@@ -56,9 +62,10 @@ def foreign_hooks(module: nn.Module) -> list[Any]:
 def is_librarys(function: Any) -> bool:
     """Whether a function was written in PyTorch, in a library of models or in Python's own."""
     # `__module__` would be what `functools.wraps` copied of another function
-    written = str(getattr(function, "__globals__", {}).get("__name__", "")).partition(".")[0]
-    packages = {package.partition(".")[0] for package in _PACKAGES}
-    return written in packages | {"huggingface_hub"} or written in sys.stdlib_module_names
+    module = str(getattr(function, "__globals__", {}).get("__name__", ""))
+    written, packages = module.partition(".")[0], {p.partition(".")[0] for p in _PACKAGES}
+    known = written in packages | {"huggingface_hub"} or written in sys.stdlib_module_names
+    return known or module in _MODULES
 
 
 def has_global_hooks() -> bool:
@@ -148,7 +155,7 @@ def is_library_class(module: nn.Module) -> bool:
     its attention was exchanged.
     """
     defined = f"{type(module).__module__}."
-    known = any(defined.startswith(f"{package}.") for package in _PACKAGES)
+    known = any(defined.startswith(f"{package}.") for package in {*_PACKAGES, *_MODULES})
     return known and has_no_foreign_hooks(module) and runs_library_code(module)
 
 

@@ -40,7 +40,7 @@ class OpenClipLayer(Multihead, AttentionLayer):
 
     residual_argument = (0, "q_x")
     branch_parts: tuple[str, ...] = ("ls_1",)
-    mlp_parts = ("ln_2", "mlp", "ls_2")
+    mlp_parts: tuple[str, ...] = ("ln_2", "mlp", "ls_2")
 
 
 class CustomLayer(OpenClipLayer):

@@ -1,0 +1,170 @@
+"""Models of OpenAI's own package, here a copy of its file in another repository."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import transforms
+
+from captum_clip import ClipSimilarity, TextSimilarity, attr, explain, load_clip, targets
+from captum_clip.errors import TargetError, UnsupportedModelError
+from captum_clip.models import openai, tower_of
+from tests.builders import randomize
+from tests.vendored.clip import model as published
+
+VIT: dict[str, Any] = {"vision_layers": 3, "vision_width": 64, "vision_patch_size": 16}
+RESNET: dict[str, Any] = {"vision_layers": (1, 1, 1, 1), "vision_width": 8}
+LENGTH, WORDS = 12, 300
+
+
+def model_of(kind: str, seed: int = 0) -> Any:
+    vision = VIT if kind == "vit" else {**RESNET, "vision_patch_size": None}
+    text = {"context_length": LENGTH, "vocab_size": WORDS, "transformer_width": 64}
+    sizes = {"embed_dim": 32, "image_resolution": 64, "transformer_heads": 1}
+    return randomize(published.CLIP(**vision, **text, **sizes, transformer_layers=2), seed)
+
+
+def in_open_clip(own: nn.Module, kind: str) -> nn.Module:
+    """The same weights in OpenCLIP."""
+    import open_clip
+
+    vision: dict[str, Any] = {"image_size": 64, "width": 64, "patch_size": 16, "layers": 3}
+    if kind != "vit":
+        vision = {"image_size": 64, "width": 8, "layers": [1, 1, 1, 1]}
+    text = {"context_length": LENGTH, "vocab_size": WORDS, "width": 64, "heads": 1, "layers": 2}
+    vision_cfg: Any = {**vision, "head_width": 64}
+    other: Any = open_clip.CLIP(32, vision_cfg, text, quick_gelu=True)
+    other.load_state_dict(own.state_dict())
+    return other.eval()
+
+
+def tokenize(texts: list[str], context_length: int = LENGTH) -> Tensor:
+    """As ``clip.tokenize``: the end token is the largest, and what is too long an error."""
+    ids = torch.zeros(len(texts), context_length, dtype=torch.long)
+    for row, text in enumerate(texts):
+        tokens = [298, *(1 + ord(letter) for letter in text), 299]
+        if len(tokens) > context_length:
+            raise RuntimeError(f"Input {text} is too long for context length {context_length}")
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+tokenize.__module__ = "tests.vendored.clip.clip"
+
+
+def _convert_image_to_rgb(image: Any) -> Any:
+    return image.convert("RGB")
+
+
+PREPROCESS = transforms.Compose(
+    [
+        transforms.Resize(64, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(64),
+        _convert_image_to_rgb,
+        transforms.ToTensor(),
+        transforms.Normalize((0.48, 0.46, 0.41), (0.27, 0.26, 0.28)),
+    ]
+)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_maps_are_those_of_the_same_weights_in_open_clip(kind: str) -> None:
+    own = model_of(kind)
+    clips = [load_clip(own), load_clip(in_open_clip(own, kind))]
+    assert clips[0].is_unmodified
+    target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    ids = tokenize(["horse", "a dog"])
+    for method in attr.METHODS.values():
+        sides = {"text": (TextSimilarity, ids), clips[0].kind: (ClipSimilarity, images)}
+        for similarity, inputs in (sides[side] for side in sides if side in method.towers):
+            found, expected = (
+                method(similarity(clip, target)).attribute_targets(inputs, return_scores=True)
+                for clip in clips
+            )
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(
+                    one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max())
+                )
+    with torch.no_grad():
+        torch.testing.assert_close(clips[0].image_features(images), own.encode_image(images))
+        torch.testing.assert_close(clips[0].text_features(ids), own.encode_text(ids))
+
+
+def test_the_packages_own_parts_serve() -> None:
+    """Its tokenizer is a function, its preprocessing torchvision's."""
+    clip = load_clip(model_of("vit"), processor=PREPROCESS, tokenizer=tokenize)
+    photo = torch.randint(256, (90, 70, 3), dtype=torch.uint8)
+    found = explain(photo, ["horse", "a dog"], model=clip)
+    assert found.maps["positive"].shape == (1, 2, 4, 4)
+    assert found.crops[0].box == pytest.approx((0, 10, 70, 80), abs=0.5)
+    words = targets.word_tokens(clip, "a dog")
+    assert words == (("a", range(1, 2)), ("dog", range(2, 6)))
+    with pytest.raises(
+        TargetError, match=r"^tokenize: Input .* too long for context length 12; sho"
+    ):
+        targets.text(clip, "a text that is too long")
+
+
+def test_half_precision_as_the_package_loads_it() -> None:
+    own = model_of("vit")
+    published.convert_weights(own)
+    clip = load_clip(own)
+    target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    plain = ClipSimilarity(load_clip(model_of("vit")), target)
+    for method in (attr.DirectContribution, attr.LastGradAttention, attr.ConservativePropagation):
+        found = method(ClipSimilarity(clip, target)).attribute_targets(images.half())
+        expected = method(plain).attribute_targets(images)
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_copy_whose_code_differs_is_refused_by_name(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = model_of("vit")
+
+    class ResidualAttentionBlock(published.ResidualAttentionBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 2 * self.attention(self.ln_1(x))
+
+    own.visual.transformer.resblocks[0].__class__ = ResidualAttentionBlock
+    call = load_clip if whole else tower_of
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"test_openai.ResidualAttentionBlock.forward is not the code of",
+    ):
+        call(own if whole else own.visual)
+
+
+def test_an_attention_of_its_own_is_refused() -> None:
+    own = model_of("vit")
+    block = own.visual.transformer.resblocks[1]
+    block.attn.__class__ = type("MultiheadAttention", (nn.MultiheadAttention,), {})
+    with pytest.raises(
+        UnsupportedModelError, match=r"MultiheadAttention; supported is torch.nn.Mul"
+    ):
+        load_clip(own)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_what_torch_jit_made_is_refused() -> None:
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(UnsupportedModelError, match=r"clip.load\(\.\.\., jit=False\)"):
+        load_clip(scripted)
+
+
+def test_the_digest_of_code_is_not_of_its_form() -> None:
+    def loose(x):
+        """Says something."""
+        return (  # and more
+            x + 1
+        )
+
+    assert openai._digest(loose) != openai._digest(lambda x: x)
+    assert openai._digest(len) == ""
