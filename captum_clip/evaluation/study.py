@@ -166,6 +166,8 @@ class StudyPlan(Plan):
     @override
     def about(self) -> Content:
         names = ("method", "fingerprint", "emotions")
+        # of the images too, whose list may be deleted
+        digests = {n: hashlib.sha256(own).hexdigest()[:12] for n, own in self.files().items()}
         return {
             "config": self.config.identity(),
             "jobs": [
@@ -174,6 +176,7 @@ class StudyPlan(Plan):
                 | {"tower": job.kind, "targets": list(job.target.names)}
                 for job in self.jobs
             ],
+            "digests": digests,
         }
 
     @override

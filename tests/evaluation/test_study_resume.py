@@ -139,6 +139,20 @@ def test_a_deleted_list_of_images_is_written_again(
     assert folders.content(output) == whole_study
 
 
+def test_other_images_are_refused_without_their_list_too(
+    tmp_path: Path, vit: str, whole_study: dict[str, bytes]
+) -> None:
+    """It would be written anew, and its numbers be those of other images."""
+    output, images = (
+        copy_of(whole_study, tmp_path / "out"),
+        folders.make_images(tmp_path / "images"),
+    )
+    (output / "images.csv").unlink()
+    (images / "image0.png").rename(images / "zebra.png")
+    with pytest.raises(InputError, match=r"digests\.images\.csv was .* and is"):
+        run_study(folders.config_of(images, output, vit))
+
+
 def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[str, bytes]) -> None:
     """More, fewer, or of another size, with an example."""
     output = copy_of(whole_study, tmp_path / "out")
@@ -216,20 +230,26 @@ def test_a_full_disk_ends_with_an_error_and_the_study_goes_on(
 
 
 def test_images_that_were_away_are_tried_again(
-    tmp_path: Path, vit: str, whole_study: dict[str, bytes]
+    tmp_path: Path,
+    images: Path,
+    vit: str,
+    whole_study: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those that a disk refused: moved back, they are in the results of the next run."""
-    images, output = folders.make_images(tmp_path / "images"), tmp_path / "out"
-    (images / "image0.png").rename(tmp_path / "kept.png")
-    (images / "image0.png").symlink_to(tmp_path / "away" / "image0.png")
-    config = folders.config_of(images, output, vit)
-    assert "tried again" in run_study(config).skipped["image0.png"]
-    assert len(units_of(output)) == 2
-    (tmp_path / "away").mkdir()
-    shutil.copy(tmp_path / "kept.png", tmp_path / "away" / "image0.png")
-    (output / "images.csv").write_bytes(whole_study["images.csv"])  # with the size that it has now
+    """Those that a disk refused: once it answers they are in the results of the next run."""
+    config = folders.config_of(images, tmp_path / "out", vit)
+
+    def refuse(path: Path, *_: str) -> bytes:
+        if path.name == "image0.png":
+            raise InputError("away") from OSError(errno.EIO, "Input/output error")
+        return path.read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("captum_clip.evaluation.image_batches.read_file", refuse)
+        assert "tried again" in run_study(config).skipped["image0.png"]
+    assert len(units_of(tmp_path / "out")) == 2
     assert run_study(config).skipped == {}
-    assert folders.content(output) == whole_study
+    assert folders.content(tmp_path / "out") == whole_study
 
 
 def test_a_folder_that_goes_away_ends_a_study_that_then_goes_on(
