@@ -21,7 +21,7 @@ Help of options that several commands have, unless the docstring of a command te
     batch_size: images per forward pass
     workers: images read ahead at a time
     output: a folder of its own for the results
-    quiet: hide the progress bars, which only a terminal shows
+    quiet: hide progress: the bars in a terminal, the lines in a file
 """
 
 import inspect

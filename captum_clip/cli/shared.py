@@ -1,7 +1,9 @@
 """Steps that commands share when they run: inputs checked early, models, progress bars, folders."""
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,16 +168,32 @@ def step(task: str, *, quiet: bool) -> Iterator[None]:
 
 
 @contextmanager
-def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr with the rate and the time left."""
+def images_bar(task: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar on stderr with the rate and the time left.
+
+    A file or a pipe gets a line instead for each label that is new, and one a minute.
+    """
     from tqdm import tqdm
 
+    labels, begun, shown = {""}, 0.0, 0.0
     with tqdm(disable=not shows_bars(quiet), desc=task, unit="image", leave=False) as bar:
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, label: str = "") -> None:
+            nonlocal begun, shown
+            now = time.monotonic()
             if bar.total is None:  # what an earlier run had done takes no part in the rate
                 bar.total, bar.initial, bar.n = total, done, done
+                begun = shown = now
             bar.update(done - bar.n)
+            if bar.disable and not quiet and (label not in labels or now - shown > 60):
+                left = (now - begun) / max(1, done - bar.initial) * (total - done)
+                what = f"{task}, {label}" if label else task
+                said = (
+                    f"{what}: {done:,} of {total:,} images, about {math.ceil(left / 60)} min left"
+                )
+                print(said, file=sys.stderr, flush=True)
+                labels.add(label)
+                shown = now
 
         try:
             yield progress

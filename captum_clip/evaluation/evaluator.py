@@ -155,7 +155,8 @@ def _units(
                 numbers = tuple(sorted(order[start : min(start + size, seen)]))
                 name = f"{folder}/{start:06d}-{number:02d}-{slug(method.name)}.npz"
                 if numbers:
-                    yield Unit(name, place * len(methods) + number, numbers)
+                    label = f"{data_set.name}, {method.name}"
+                    yield Unit(name, place * len(methods) + number, numbers, label)
 
 
 def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
@@ -270,8 +271,9 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
 
     Args:
         config: what to measure.
-        progress: called now and then with how many images were done, and how many there are, first
-            with what an earlier run had done; an image counts once a method.
+        progress: called now and then with how many images were done, how many there are, and the
+            data set and method that were at work, first with what an earlier run had done; an
+            image counts once a method.
 
     Raises:
         CaptumClipError: a model, data set, method or task that cannot be worked with; an output

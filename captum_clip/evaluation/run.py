@@ -49,8 +49,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 Skipped = list[tuple[int, str]]
 """Number of a sample, and why it, or a region or map of it, was left out."""
 Content = dict[str, Any]
-Progress = Callable[[int, int], None]
-"""Called with how many images were done, and how many there are."""
+Progress = Callable[[int, int, str], None]
+"""Called with how many images were done, how many there are, and the label of the unit done last.
+
+An image counts once a method; the label is empty at the first call."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Unit:
     name: str  # of its file, in the output folder
     job: int  # number of the model and method, as the plan counts them
     numbers: tuple[int, ...]  # of the images
+    label: str = ""  # of the model or the data set and the method, for progress
 
 
 class ModelLoader:
@@ -249,7 +252,7 @@ def _compute_missing(
     total = sum(len(unit.numbers) for unit in plan.units)
     done = total - sum(len(unit.numbers) for unit in missing)
     if progress is not None:
-        progress(done, total)
+        progress(done, total, "")
     if not missing:
         return
     output.remove(plan.result)  # it means that all is done
@@ -263,7 +266,7 @@ def _compute_missing(
     for unit in computed:
         done += len(unit.numbers)
         if progress is not None:
-            progress(done, total)
+            progress(done, total, unit.label)
     _tidy_up(output)  # a worker of Ray that was killed leaves files, although the run goes on
 
 

@@ -95,8 +95,9 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
 
     Args:
         config: what to compute.
-        progress: called now and then with how many images were done, and how many there are, first
-            with what an earlier run had done; an image counts once a model and method.
+        progress: called now and then with how many images were done, how many there are, and the
+            model and method that were at work, first with what an earlier run had done; an image
+            counts once a model and method.
 
     Returns:
         The outcome; ``statistics.csv`` in the output folder was written last.
@@ -264,7 +265,7 @@ def _plan(
     size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
     chunks = list(enumerate(_split(range(len(sizes)), size)))
     units = [
-        Unit(f"units/{job.key}/{chunk:06d}.npz", number, numbers)
+        Unit(f"units/{job.key}/{chunk:06d}.npz", number, numbers, f"{job.model}, {job.method}")
         for number, job in enumerate(jobs)
         for chunk, numbers in chunks
     ]

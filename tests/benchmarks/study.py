@@ -103,7 +103,7 @@ def study(setting: Setting) -> float:
     """The study from its first image to its last file, into a folder that is thrown away."""
     begin = 0.0
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, _: str) -> None:
         nonlocal begin
         begin = begin or time.perf_counter()
 

@@ -43,7 +43,7 @@ def test_each_figure_is_drawn(line: str, panels: int, run: Run) -> None:
 
 
 def test_averages_are_drawn_of_studies(run: Run) -> None:
-    run("study statistics photos a b --model VIT --workers 0 -o study")
+    run("study statistics photos a b --model VIT --workers 0 --quiet -o study")
     assert run("figure average study --target a --colormap viridis") == "study-average.png\n"
     assert "expected a target of a, b, got 'joy'" in run(
         "figure average study --target joy", code=2

@@ -26,8 +26,8 @@ from tests.cli.conftest import Run
 from tests.evaluation.cases import make_classes, random_maps
 
 EVALUATE = "evaluate --model VIT --data masks:farm --method rollout --task localization"
-EVALUATE += " --resamples 20 --threads 1 -o out"
-STUDY = "study statistics photos a --model VIT --workers 0 -o out"
+EVALUATE += " --resamples 20 --threads 1 --quiet -o out"
+STUDY = "study statistics photos a --model VIT --workers 0 --quiet -o out"
 
 
 # rank
@@ -165,7 +165,7 @@ def test_evaluate_prints_where_its_results_are_and_goes_on(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     for _ in range(2):
-        assert run(EVALUATE, err=None).splitlines() == [
+        assert run(EVALUATE.replace("--quiet ", ""), err=None).splitlines() == [
             "report   out/report.html",
             "tables   out/results.md",
             "figures  out/results.csv",
@@ -173,9 +173,21 @@ def test_evaluate_prints_where_its_results_are_and_goes_on(
     assert Path("out/results.csv").is_file()
 
 
+def test_a_log_has_a_line_for_each_data_set_and_method(
+    here: Path, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was done and an estimate of the rest, where no terminal shows a bar."""
+    line = EVALUATE.replace("VIT", vit).replace("--quiet ", "") + " --chunk-size 1 --method centre"
+    assert main(line.split()) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "evaluate, masks, rollout: 1 of 4 images, about 1 min left",
+        "evaluate, masks, centre: 2 of 4 images, about 1 min left",
+    ]
+
+
 def test_evaluate_names_its_curves(run: Run) -> None:
     data = make_classes(Path("classes").absolute())
-    options = f"--data {data} --method centre --task perturbation --fill black --threads 1"
+    options = f"--data {data} --method centre --task perturbation --fill black --threads 1 --quiet"
     lines = run(f"evaluate --model VIT {options} -o out").splitlines()
     curves = ["curves   out/curves_black_predicted.png", "curves   out/curves_black_true.png"]
     assert lines[3:] == curves

@@ -123,9 +123,9 @@ def test_every_figure_and_file_is_made_of_one_long_table(
 def test_progress_counts_images_times_methods(output: Path, vit: str, masks: str) -> None:
     """What an earlier run had done counts from the first call on."""
     (output / "units/00-masks/000002-01-rollout.npz").unlink()
-    said: list[tuple[int, int]] = []
+    said: list[tuple[int, int, str]] = []
     evaluate(config_of(vit, masks, output), progress=lambda *counts: said.append(counts))
-    assert said == [(8, 9), (9, 9)]
+    assert said == [(8, 9, ""), (9, 9, "masks, rollout")]
 
 
 def damage(output: Path) -> None:
@@ -476,7 +476,7 @@ def test_ray_gives_the_same_bytes(
     monkeypatch.setenv("PYTHONPATH", path)
     said: list[int] = []
     config = config_of(vit, masks, tmp_path / "out", engine="ray", workers=2)
-    evaluate(config, progress=lambda done, _: said.append(done))
+    evaluate(config, progress=lambda done, *_: said.append(done))
     assert content(tmp_path / "out") == whole
     assert said[0] == 0
     assert said[-1] == 9

@@ -93,7 +93,7 @@ def summarise(plan: Squares, manifest: Content, output: Storage, _: ModelLoader)
 def done(plan: Squares) -> list[tuple[int, int]]:
     """What the progress was told."""
     told: list[tuple[int, int]] = []
-    run(lambda _: plan, summarise, plan.config, lambda *counts: told.append(counts))
+    run(lambda _: plan, summarise, plan.config, lambda *counts: told.append(counts[:2]))
     return told
 
 

@@ -292,12 +292,12 @@ def test_progress_counts_every_image_of_every_subject(
     told: list[tuple[int, int]] = []
     config = folders.config_of(images, tmp_path / "out", vit)
     config = replace(config, methods=("last-grad", "rollout"))
-    run_study(config, progress=lambda done, total: told.append((done, total)))
+    run_study(config, progress=lambda done, total, _: told.append((done, total)))
     assert told[0] == (0, 14)
     assert told[-1] == (14, 14)
     assert told == sorted(told)
     again: list[tuple[int, int]] = []
-    run_study(config, progress=lambda done, total: again.append((done, total)))
+    run_study(config, progress=lambda done, total, _: again.append((done, total)))
     assert again == [(14, 14)]
 
 
