@@ -285,3 +285,15 @@ def test_load_clip_names_modules_that_it_does_not_support():
 def test_load_clip_names_other_things():
     with pytest.raises(UnsupportedModelError, match="a name, a folder or a CLIP model, got int"):
         load_clip(3)  # type: ignore[arg-type]
+
+
+def test_an_embedding_that_torch_cannot_compute_is_a_sentence():
+    """Of either tower, such as with an attention that has no kernel here."""
+    built = builders.hf_vit()
+    clip = built.load()
+    built.model.vision_model.encoder.forward = Mock(side_effect=NotImplementedError("no kernel"))
+    built.model.text_model.encoder.forward = Mock(side_effect=NotImplementedError("no kernel"))
+    with pytest.raises(UnsupportedModelError, match=r"encode_image: .* set up \(no kernel\); turn"):
+        clip.encode_image(built.images())
+    with pytest.raises(UnsupportedModelError, match=r"encode_text: .* set up \(no kernel\); turn"):
+        clip.encode_text("a horse")
