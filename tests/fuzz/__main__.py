@@ -12,10 +12,10 @@ from tests.fuzz import calls, command_lines
 from tests.fuzz.ends import watched
 
 KINDS = {"calls": calls.ends, "commands": command_lines.ends}
-AT_ONCE = 200
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
 parser.add_argument("--cases", type=int, default=15_000, metavar="N", help="of both kinds together")
+parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first case")
 parser.add_argument("--only", choices=KINDS, help="one kind")
 parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="at most")
 parser.add_argument("--seed", type=int, default=0, metavar="S")
@@ -24,16 +24,14 @@ kinds = [arguments.only] if arguments.only else list(KINDS)
 for kind in kinds:
     bad: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    cases, start = arguments.cases // len(kinds), time.monotonic()
-    for first in range(0, cases, AT_ONCE):
-        seed, until = arguments.seed + first, start + 60 * arguments.minutes / len(kinds)
-        for end in watched(KINDS[kind], min(AT_ONCE, cases - first), seed, until):
-            counts[end.how] += 1
-            if end.text:
-                bad[end.call] += 1
-                print(
-                    f"seed {seed}, case {end.case}, {end.call}: {end.how}\n{end.text}", flush=True
-                )
+    start = time.monotonic()
+    until = start + 60 * arguments.minutes / len(kinds)
+    cases = range(arguments.first, arguments.first + arguments.cases // len(kinds))
+    for end in watched(KINDS[kind], cases, arguments.seed, until):
+        counts[end.how] += 1
+        if end.text:
+            bad[end.call] += 1
+            print(f"case {end.case}, {end.call}: {end.how}\n{end.text}", flush=True)
     took = time.monotonic() - start
     print(
         f"{counts.total():,} {kind} in {took:.0f} s: {dict(counts)}; bad: {dict(bad)}", flush=True

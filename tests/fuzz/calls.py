@@ -214,11 +214,11 @@ def _attribution(world: World) -> Any:
     return world.random.choice([attr.LastGradAttention, attr.AllGradAttention])(forward)
 
 
-def ends(folder: Path, cases: int, seed: int = 0, first: int = 0) -> Iterator[End]:
-    """Make so many calls, and tell how each ended."""
+def ends(folder: Path, cases: range, seed: int = 0) -> Iterator[End]:
+    """Make the calls of these numbers, and tell how each ended."""
     world = World(folder, random.Random())
     world.explanation  # noqa: B018  (loads the model that others use)
-    for case in range(first, cases):
+    for case in cases:
         world.random.seed(f"{seed} {case}")
         name = world.random.choice(list(CALLS))
         try:

@@ -184,7 +184,7 @@ def _surroundings(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for change in (
             mock.patch.object(grid, "_FINE", 32),
-            mock.patch.object(show_commands, "_SCENES", show_commands._SCENES[:1]),
+            mock.patch.object(show_commands, "_SCENES", ((0, ("horse",)),)),
             mock.patch.object(show_commands, "_COLUMNS", columns),
             mock.patch("captum_clip.app.page.serving"),
             mock.patch.object(show_commands, "Event"),  # which nobody waits for
@@ -200,13 +200,13 @@ def _no_ray(*_: Any) -> None:
     raise InputError("there is no Ray in this world; it is tested elsewhere.")
 
 
-def ends(folder: Path, cases: int, seed: int = 0, first: int = 0) -> Iterator[End]:
-    """Run so many lines, and tell how each ended."""
+def ends(folder: Path, cases: range, seed: int = 0) -> Iterator[End]:
+    """Run the lines of these numbers, and tell how each ended."""
     generator = random.Random()
     lines = Lines(generator)
     with _surroundings(folder):
-        for case in range(first, cases):
-            if case == first or case % 200 == 0:  # what was written may be in the way afterwards
+        for case in cases:
+            if case == cases[0] or case % 200 == 0:  # what was written may be in the way afterwards
                 for path in folder.iterdir():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 make_files(folder)

@@ -38,8 +38,8 @@ class End:
     text: str = ""
 
 
-Ends = Callable[[Path, int, int, int], Iterator[End]]
-"""A folder to write in, the number of cases, their seed, the first one -> how each ends."""
+Ends = Callable[[Path, range, int], Iterator[End]]
+"""A folder to write in, the numbers of the cases, their seed -> how each ends."""
 
 
 class OutOfTime(BaseException):
@@ -62,29 +62,30 @@ def time_limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def watched(ends: Ends, cases: int, seed: int, until: float) -> Iterator[End]:
+def watched(ends: Ends, cases: range, seed: int, until: float) -> Iterator[End]:
     """Make the calls in another process, until all are made or `time.monotonic()` is `until`."""
     context = multiprocessing.get_context("fork")
-    done = 0
-    while done < cases and time.monotonic() < until:
+    while cases and time.monotonic() < until:
         reader, writer = context.Pipe(duplex=False)
         with tempfile.TemporaryDirectory() as folder, reader:
-            arguments = (writer, ends, Path(folder), cases, seed, done)
+            arguments = (writer, ends, Path(folder), cases, seed)
             process = context.Process(target=_send, args=arguments)
             process.start()
             writer.close()
             try:
-                while done < cases and reader.poll(_patience(until)):
+                while cases and reader.poll(_patience(until)):
                     yield reader.recv()
-                    done += 1
-                if done < cases and time.monotonic() < until:
+                    cases = cases[1:]
+                if cases and time.monotonic() < until:
                     os.kill(process.pid or 0, signal.SIGABRT)  # which prints where it is stuck
-                    yield End(done, "a call", "out of time", "it was stuck in C")
-                    done += 1
+                    yield End(cases[0], "a call", "out of time", "it was stuck in C")
+                    cases = cases[1:]
             except EOFError:
                 process.join()
-                yield End(done, "a call", "foreign", f"its process ended with {process.exitcode}")
-                done += 1
+                yield End(
+                    cases[0], "a call", "foreign", f"its process ended with {process.exitcode}"
+                )
+                cases = cases[1:]
             finally:
                 process.kill()
                 process.join()
@@ -95,7 +96,7 @@ def _patience(until: float) -> float:
     return max(0.0, min(2 * SECONDS, until - time.monotonic()))
 
 
-def _send(writer: Connection, ends: Ends, folder: Path, cases: int, seed: int, first: int) -> None:
+def _send(writer: Connection, ends: Ends, folder: Path, cases: range, seed: int) -> None:
     faulthandler.enable()
-    for end in ends(folder, cases, seed, first):
+    for end in ends(folder, cases, seed):
         writer.send(end)

@@ -30,11 +30,11 @@ def test_a_call_is_stopped_whatever_it_catches(
             time.sleep(60)
 
     monkeypatch.setattr(calls, "CALLS", {"stubborn": stubborn})
-    assert [end.how for end in calls.ends(tmp_path, 2)] == ["out of time"] * 2
+    assert [end.how for end in calls.ends(tmp_path, range(2))] == ["out of time"] * 2
 
 
-def _stuck_and_dead(_: Path, cases: int, seed: int, first: int) -> Iterator[End]:
-    for case in range(first, cases):
+def _stuck_and_dead(_: Path, cases: range, seed: int) -> Iterator[End]:
+    for case in cases:
         if case == 1:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
             time.sleep(60)
@@ -45,7 +45,7 @@ def _stuck_and_dead(_: Path, cases: int, seed: int, first: int) -> Iterator[End]
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of forks, since 3.12
 def test_the_calls_go_on_after_one_that_is_stuck_or_ends_its_process() -> None:
-    found = list(watched(_stuck_and_dead, 4, 7, float("inf")))
+    found = list(watched(_stuck_and_dead, range(4), 7, float("inf")))
     assert [end.how for end in found] == ["right", "out of time", "foreign", "right"]
     assert [end.case for end in found] == [0, 1, 2, 3]
     assert found[2].text == "its process ended with 3"
@@ -54,6 +54,6 @@ def test_the_calls_go_on_after_one_that_is_stuck_or_ends_its_process() -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_the_calls_stop_where_the_time_is_over() -> None:
     start = time.monotonic()
-    found = list(watched(_stuck_and_dead, 4, 7, start + 0.3))
+    found = list(watched(_stuck_and_dead, range(4), 7, start + 0.3))
     assert [end.how for end in found] == ["right"]
     assert time.monotonic() - start < 30

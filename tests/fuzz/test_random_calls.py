@@ -25,13 +25,13 @@ few = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
 
 def test_random_calls_end_in_no_error_but_ours(tmp_path: Path) -> None:
-    assert [end for end in ends(tmp_path, 300) if end.text] == []
+    assert [end for end in ends(tmp_path, range(300)) if end.text] == []
 
 
 def test_the_fuzzer_tells_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that finds nothing whatever happens would be no test."""
     monkeypatch.setattr(calls, "CALLS", {"good": lambda _: None, "bad": _fail})
-    found = [end for end in ends(tmp_path, 20) if end.text]
+    found = [end for end in ends(tmp_path, range(20)) if end.text]
     assert {end.call for end in found} == {"bad"}
     assert "ZeroDivisionError" in found[0].text
 
