@@ -160,8 +160,8 @@ def evaluate_command(
     tasks: Annotated[options.Several, Option("--task")] = None,
     reference: str | None = None,
     against: Literal["text", "image"] = "text",
-    images: int = 500,
-    slow_images: int = 64,
+    images: int = 100,
+    slow_images: int = 16,
     seed: int = 0,
     draws: int = 32,
     batch_size: int = 32,
@@ -186,8 +186,9 @@ def evaluate_command(
         model: as of 'explain'
         data: a data set of those below, with its folder or file (default: demo,
             demo-objects and demo-mosaics, for embedded models)
-        methods: of those below, with options as in last-grad:heads=averaged
-            (default: all that fit the tower, Captum's for reference, and baselines)
+        methods: of those below, with options as in last-grad:heads=averaged (default: those that
+            fit the tower, and baselines); "all" adds variants, more baselines, and Captum's
+            integrated-gradients, noise-tunnel and occlusion, which take most of the time
         maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
         tasks: of those below (default: all that the data support)
         reference: the method that all others are compared with (default: Mamooler's)

@@ -164,8 +164,8 @@ class EvaluationConfig(RunConfig):
         output: a folder or URL of its own for the results.
         data: data sets, as :func:`captum_clip.evaluation.data.open_data` reads them; none means
             those of the demo that the tasks need.
-        methods: names of :func:`captum_clip.evaluation.methods_for`, with options; none means all
-            that fit the tower, baselines too.
+        methods: names of :func:`captum_clip.evaluation.methods_for`, with options, or "all" of
+            them; none means the registered ones that fit the tower and four baselines.
         maps: folders of maps made elsewhere, each a method.
         reference: the method that the others are compared with; by default Mamooler's.
         tasks: names of tasks; none means all that the data support.
@@ -206,8 +206,8 @@ class EvaluationConfig(RunConfig):
     reference: str | None = None
     tasks: tuple[str, ...] = ()
     against: Against = "text"
-    images: int = 500
-    slow_images: int = 64
+    images: int = 100
+    slow_images: int = 16
     draws: int = 32
     fills: tuple[Fill, ...] = ("mean", "road")
     template: str | None = None

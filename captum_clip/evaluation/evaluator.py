@@ -19,7 +19,7 @@ from . import report
 from .batch import Batch, MethodOnBatch, ModelContext
 from .config import DATA, EvaluationConfig, check_config, full_name, label_of
 from .data import DataSet, open_data, options_of
-from .methods import Method, PrecomputedMaps, check_method, method_of, methods_for
+from .methods import Method, PrecomputedMaps, check_method, method_of, named_methods
 from .run import (
     MANIFEST,
     Arrays,
@@ -126,7 +126,8 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
         if data_set.classes and config.against == "text":
             with error_context(data_set.name):  # what the model cannot read as a text
                 clip.tokenize(list(data_set.classes))
-    named = [method_of(n, clip, seed=config.seed) for n in config.methods or methods_for(clip)]
+    names = named_methods(clip, config.methods)
+    named = [method_of(name, clip, seed=config.seed) for name in names]
     methods = (*named, *precomputed)
     reference = _reference(config, clip, [method.name for method in methods])
     black = clip.preprocess(torch.zeros(64, 64, 3, dtype=torch.uint8))

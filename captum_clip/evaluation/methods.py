@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -185,12 +185,22 @@ _LAYERS: Final = {
     "summed-attention": "",
     "last-gradient": "layer:index=-1,of=gradient",
 }
-BASELINES: Final = ("random", UNIFORM, "centre", "empty-text", *_LAYERS)
+_COMMON: Final = ("random", UNIFORM, "centre", "empty-text")
+BASELINES: Final = (*_COMMON, *_LAYERS)
+ALL: Final = "all"
+"""Stands for all of :func:`methods_for`."""
 _SIGNED: Final = "sign=signed"
 _VARIANTS: Final = (
     *("attention-grad-cam:weights=pooled", "last-grad:heads=averaged"),
     *(f"last-grad:{_SIGNED}", f"grad-cam:{_SIGNED}"),
 )
+
+
+def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
+    """The names with "all" written out; of none the registered methods and common baselines."""
+    names = names or (*registry.methods_for(clip.kind), *_COMMON)
+    written = {ALL: methods_for(clip)}
+    return tuple(dict.fromkeys(own for name in names for own in written.get(name, (name,))))
 
 
 def methods_for(clip: ClipAdapter) -> tuple[str, ...]:
@@ -231,7 +241,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
 
 def check_method(name: str) -> None:
     """Raise the InputError of :func:`method_of` that needs no model."""
-    if name not in (*REFERENCES, *BASELINES):
+    if name not in (*REFERENCES, *BASELINES, ALL):
         _registered(name, name)
 
 

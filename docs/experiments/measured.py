@@ -160,7 +160,9 @@ def evaluation(
     page: str | None = None,
     program: str = "captum-clip evaluate",
 ) -> Step:
-    """``captum-clip evaluate`` of one model."""
+    """``captum-clip evaluate`` of one model, all methods unless the options name some."""
+    options += "" if "--method" in options else " --method all"
+    options += "" if "--images" in options else " --images 500 --slow-images 64"
     path = os.path.relpath(FOLDERS[model], OUT / name) if model not in ALL else f"demo/{model}"
     command = f"{program} --model {path} {options} --threads 1 -o out"
     return Step(name, (model,), command, page=page)

@@ -10,12 +10,14 @@ import torch
 from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 
 from captum_clip import ClipSimilarity, LayerAttention, attr, evaluation, maps, targets
+from captum_clip.attr import registry
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.evaluation.methods import (
     BASELINES,
     REFERENCES,
     method_of,
     methods_for,
+    named_methods,
 )
 from tests.evaluation.cases import (
     Listed,
@@ -135,6 +137,15 @@ def test_every_method_leaves_everything_as_it_was(name: str) -> None:
     assert asked.pixels.grad is None
     assert [parameter.requires_grad for parameter in clip.model.parameters()] == flags
     assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+def test_default_is_the_registered_methods_and_all_is_every_one() -> None:
+    """Captum's costly ones only where they are asked for; a name is measured once."""
+    clip = model(VIT)
+    default, every = (named_methods(clip, names) for names in ((), ("rollout", "all")))
+    assert default == (*registry.methods_for("vit"), "random", "uniform", "centre", "empty-text")
+    assert every[0] == "rollout"
+    assert sorted(every) == sorted(methods_for(clip))
 
 
 def test_methods_for_are_those_of_the_tower() -> None:
