@@ -340,6 +340,7 @@ def explain(
     processor: Any = None,
     tokenizer: Any = None,
     device: torch.device | str | None = None,
+    image_size: int | None = None,
     **options: Any,
 ) -> Explanation:
     r"""Why does the image fit the text, and which parts contradict it?
@@ -373,6 +374,7 @@ def explain(
             mean and deviation, also where the images are tensors.
         tokenizer: the model's tokenizer, where it has none yet.
         device: where a model loaded by name goes.
+        image_size: of a model loaded by name, as of ``load_clip``: larger images, finer maps.
         **options: the method's own, such as ``depth="all"``, or of last-grad ``start_layer=6``.
 
     Raises:
@@ -392,7 +394,8 @@ def explain(
     """
     _check_arguments(texts, sign, words, batch_size, side, hints)
     chosen = None if method is None else MethodChoice.of(method, options)
-    clip = load_clip(model, processor=processor, tokenizer=tokenizer, device=device)
+    parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
+    clip = load_clip(model, **parts, device=device, image_size=image_size)
     choices = {}
     if side != "text":
         choices["image"] = chosen or MethodChoice.of(default_method(clip.tower), options)

@@ -15,12 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..checks import expand, show
+from ..checks import check_integer, error_context, expand, show
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError
 from .adapter import ClipAdapter
 from .families import adapter_of, transformers_class
+from .images import image_processor
 from .library import unwrapped
 
 Library = Literal["transformers", "open_clip"]
@@ -237,6 +238,7 @@ def load_clip(
     tokenizer: Any = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    image_size: int | None = None,
 ) -> ClipAdapter:
     """Load a CLIP model with its preprocessing and tokenizer behind one face.
 
@@ -254,13 +256,17 @@ def load_clip(
         tokenizer: makes tokens of texts; for a name the model's own is the default. Kept as given.
         device: for a name; None is CUDA if there is one, else the CPU.
         dtype: for a name; None is float32, whatever the precision of the stored weights.
+        image_size: for a name; the side in pixels of the images that its processor makes, with
+            positions resampled as the model's library does, so that a map has more cells. None is
+            the size that it was trained with.
 
     Returns:
         The adapter. A model loaded by name is in eval mode.
 
     Raises:
         InputError: the name means nothing, its files cannot be found, reached or read, a processor
-            or tokenizer is none, or an option does not go with a model object.
+            or tokenizer is none, an option does not go with a model object, or a size that the
+            model cannot take.
         UnsupportedModelError: the model is of a kind that is not supported.
 
     Example:
@@ -269,12 +275,13 @@ def load_clip(
         ('vit', (7, 7))
     """
     if isinstance(name_or_model, ClipAdapter):
-        _refuse("an adapter", processor=processor, tokenizer=tokenizer, device=device, dtype=dtype)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "image_size": image_size}
+        _refuse("an adapter", processor=processor, tokenizer=tokenizer, **options)
         return name_or_model
     _check_part("processor", processor, "an image processor, or a function of one image,")
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
-        _refuse("a model object", device=device, dtype=dtype)
+        _refuse("a model object", device=device, dtype=dtype, image_size=image_size)
         name = _name_of(unwrapped(name_or_model))
         return adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
     if not isinstance(name_or_model, (str, Path)):
@@ -287,11 +294,13 @@ def load_clip(
     source, device = resolve(str(name_or_model)), choose_device(device)
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
+    if image_size is not None:
+        check_integer("load_clip", "image_size", image_size)
     given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
     with _loading(source), torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        model = _model(source)
+        model = _model(source, image_size)
         model.to(device=device, dtype=dtype or torch.float32).eval()
         for part in [part for part in given if given[part] is None]:
             try:
@@ -300,7 +309,25 @@ def load_clip(
                 failures[part] = _first_line(error)
     clip = adapter_of(model, name=source.name, **given)
     clip.failures = failures
+    if image_size is not None:
+        with error_context(f"load_clip({source.name!r}, image_size={image_size})"):
+            clip.grid(image_size, image_size)  # which names the sizes that it takes
+            if image_size % (patch := clip.tower.patch[0]):
+                raise InputError(f"expected a multiple of {patch}, the side of a patch.")
+        _resize(given["processor"], clip, image_size)
     return clip
+
+
+def _resize(processor: Any, clip: ClipAdapter, size: int) -> None:
+    """Set the size that an image processor of transformers makes; OpenCLIP's has the model's."""
+    own = image_processor(processor)
+    if hasattr(own, "max_num_patches"):  # NaFlex
+        own.max_num_patches = (size // clip.tower.patch[0]) ** 2
+    for name in ("size", "crop_size"):
+        now = getattr(own, name, None)
+        if now:
+            sides = {side: size for side in ("shortest_edge", "height", "width") if side in now}
+            setattr(own, name, sides)
 
 
 def _check_part(option: str, part: Any, wanted: str) -> None:
@@ -329,7 +356,8 @@ def _refuse(model: str, **options: Any) -> None:
     if name is not None:
         raise InputError(
             f"load_clip: {name} was given with {model}, which is used as it is; set it "
-            "yourself beforehand, for example model.to(device), or load by name."
+            "yourself beforehand, for example model.to(device), or load by name; "
+            "open_clip.create_model(..., force_image_size=448) makes one for larger images."
         )
 
 
@@ -372,7 +400,7 @@ def _part(part: str, name: str) -> Any:
         return _LOADERS[part](source, None)
 
 
-def _model(source: Source) -> nn.Module:
+def _model(source: Source, image_size: int | None) -> nn.Module:
     model: nn.Module
     if source.library == "open_clip":
         import open_clip
@@ -382,6 +410,7 @@ def _model(source: Source) -> nn.Module:
             pretrained=source.tag,
             precision="fp32",
             device="cpu",
+            force_image_size=image_size,
             force_quick_gelu=source.quick_gelu,
             require_pretrained=True,
         )
@@ -452,6 +481,12 @@ def _loading(source: Source) -> Iterator[None]:
     except CaptumClipError:
         raise
     except _FAILURES as error:
+        if "attnpool.positional_embedding" in str(error):  # of another image_size
+            raise InputError(
+                f"load_clip({source.name!r}): its attention pool has positions for the images that "
+                "it was trained with, which OpenCLIP does not resample; leave image_size out, or "
+                "take a ViT."
+            ) from error
         checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
         advice = "" if source.local else f" {_ACCEPTED}"
         if not source.local and not online:

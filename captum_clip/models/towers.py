@@ -322,7 +322,8 @@ class Tower(ABC):
         if rows and columns and (native_fits or (self.resizable and whole)):
             return rows, columns
         native = f"{self.native[0]} x {self.native[1]}"
-        reason = f"it takes its native size only, here {native}"
+        reason = f"it takes its native size only, here {native} (load_clip(NAME, image_size=...) "
+        reason += "makes one for larger images)"
         if self.resizable:
             reason = f"it takes multiples of {tall} x {wide}, such as its native size {native}"
         raise wrong_size(height, width, reason)

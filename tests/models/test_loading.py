@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import captum_clip.demo
+from captum_clip import explain
 from captum_clip.errors import InputError, TargetError
 from captum_clip.models import load_clip, loading
 from tests import builders
@@ -332,3 +333,35 @@ def test_what_is_no_processor_or_tokenizer_is_refused_at_once(option, part):
     for model in (builders.hf_vit().model, "no/such-model"):
         with pytest.raises(InputError, match=rf"expected an? .* as {option}, got "):
             load_clip(model, **{option: part})
+
+
+@pytest.mark.parametrize("library", ["transformers", "open_clip"])
+def test_a_model_is_made_for_larger_images(tmp_path, library, offline):
+    """Its maps have more cells, and its processor makes such images; positions are resampled."""
+    if library == "transformers":
+        built = builders.hf_vit()
+        save_transformers(built, tmp_path)
+    else:
+        built = builders.open_clip_vit()
+        save_open_clip(built, tmp_path, builders.VIT_CONFIG)
+    parts: dict[str, Any] = {"tokenizer": built.tokenizer}
+    plain, large = load_clip(tmp_path, **parts), load_clip(tmp_path, image_size=48, **parts)
+    photo = Image.new("RGB", (70, 60), "red")
+    assert large.preprocess(photo).shape[-2:] == (48, 48)
+    found = explain(photo, "a", model=tmp_path, image_size=48, **parts)
+    cells = found.maps["positive"].shape[-2:]
+    assert cells == large.grid(48, 48) > plain.grid(*plain.preprocess(photo).shape[-2:])
+    with pytest.raises(
+        InputError,
+        match=r"image_size=50\): (the tower cannot take .* 50 x 50|expected a multiple of 8)",
+    ):
+        load_clip(tmp_path, image_size=50)
+    with pytest.raises(
+        InputError, match=r"image_size was given with a model object.*force_image_size"
+    ):
+        load_clip(plain.model, image_size=48)
+
+
+def test_a_resnets_pool_has_positions_of_one_size():
+    with pytest.raises(InputError, match=r"attention pool has positions .* take a ViT"):
+        load_clip("demo/resnet", image_size=320)
