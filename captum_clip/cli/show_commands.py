@@ -27,9 +27,9 @@ _SCENES: Final = (
     (3, ("red heart", "blue circle")),
 )
 _COLUMNS: Final = {
-    "demo/vit": ("rollout", "attention-grad-cam", "all-grad", "last-grad", "direct"),
-    "demo/resnet": ("grad-cam", "direct"),
-    "demo/siglip": ("conservative", "direct"),
+    "demo/vit": ("direct", "last-grad"),
+    "demo/resnet": ("direct", "grad-cam"),
+    "demo/siglip": ("conservative",),
 }
 
 

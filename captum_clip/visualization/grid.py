@@ -28,6 +28,7 @@ from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
 _COLUMNS = 8  # images in a row, where a longer row is folded
 _SIDE = 2.0  # of a square image, in inches
+_SMALL = 1.4  # the same from six columns on, so that letters can be read where the figure is shrunk
 _LABEL = 1.3  # widest label, in inches
 _TEXTS = 0.5  # usual height of what is written under an image, in inches
 _GAP, _ROW_GAP = 0.1, 0.16  # inches between columns and between rows
@@ -116,9 +117,9 @@ def grid(
     """
     panels = [panel for row in rows for panel in row if panel is not None]
     high, wide = panels[0].pixels.shape[:2]
-    width = _SIDE * math.sqrt(wide / high)
-    height = width * high / wide
     shape = (len(rows), max(len(headers), *(len(row) for row in rows)))
+    width = (_SIDE if shape[1] < 6 else _SMALL) * math.sqrt(wide / high)
+    height = width * high / wide
     finest = max(panel.pixels.shape[1] for panel in panels)
     body = (
         shape[1] * (width + _GAP) + (_LABEL if any(labels.values()) else 0),

@@ -55,6 +55,7 @@ def test_demo_draws_its_figures_into_a_folder_and_names_them(
 def test_demo_shows_scenes_of_known_things_with_every_kind_of_tower() -> None:
     known = {*NOUNS, *(thing.name for thing in THINGS)}
     assert {name for _, objects in show_commands._SCENES for name in objects} <= known
-    shown = {method for methods in show_commands._COLUMNS.values() for method in methods}
-    assert shown <= {*methods_for("vit"), *methods_for("resnet")}
+    shown = [method for methods in show_commands._COLUMNS.values() for method in methods]
+    assert len(shown) == 5  # and the image, so that each is large enough in a README
+    assert {*shown} <= {*methods_for("vit"), *methods_for("resnet")}
     assert show_commands._scene(0)[1] == ["a horse", "a dog"]

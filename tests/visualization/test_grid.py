@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -14,7 +15,8 @@ from PIL import Image
 
 from captum_clip.errors import InputError
 from captum_clip.visualization import save_figure
-from captum_clip.visualization.grid import page, wrap
+from captum_clip.visualization.colors import TEXT_SIZE
+from captum_clip.visualization.grid import Panel, grid, page, wrap
 
 
 def wrapped(words: str, width: float) -> Text:
@@ -91,3 +93,11 @@ def test_save_figure_refuses_a_destination_that_cannot_be(figure: Figure, tmp_pa
         with pytest.raises(InputError, match=message):
             save_figure(figure, tmp_path / name)
     assert os.listdir(tmp_path) == ["folder.png"]
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+def test_letters_can_be_read_where_a_figure_is_shrunk_to_a_page(columns: int) -> None:
+    """Ten pixels high in a README, which is 880 wide."""
+    figure = grid([columns * [Panel(np.zeros((8, 8, 3), dtype=np.float32), "a horse")]])
+    wide, _ = figure.get_size_inches()
+    assert TEXT_SIZE / 72 * 880 / wide > 10
