@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import maps, photos, regions, targets, visualization
-from .attr.registry import MethodChoice, default_method
+from .attr.registry import MethodChoice, check_method, method_on
 from .checks import as_list, check_choice, check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import DAMAGED, replace_file
@@ -357,7 +357,8 @@ def explain(
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
-            pooling head reads the image (SigLIP); Mamooler's are "last-grad" and "grad-cam".
+            pooling head reads the image (SigLIP). "mamooler" is the method of the report for the
+            tower: "last-grad", "grad-cam", or "conservative" for a pooling head.
         sign: "positive", "negative" or "both".
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
@@ -393,15 +394,16 @@ def explain(
         >>> figure = explanation.plot()
     """
     _check_arguments(texts, sign, words, batch_size, side, hints)
-    chosen = None if method is None else MethodChoice.of(method, options)
+    if method is not None:
+        check_method(method, options)
     parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
     clip = load_clip(model, **parts, device=device, image_size=image_size)
     choices = {}
     if side != "text":
-        choices["image"] = chosen or MethodChoice.of(default_method(clip.tower), options)
+        choices["image"] = MethodChoice.of(method_on(clip.tower, method), options)
     if side != "image":
-        for_texts = options if side == "text" else {}
-        choices["text"] = chosen or MethodChoice.of("conservative", for_texts)
+        named = method_on(clip.text_tower, method or "conservative")
+        choices["text"] = MethodChoice.of(named, {} if side == "both" and not method else options)
     if sign != "positive":
         for choice in choices.values():
             choice.check_negative()

@@ -9,7 +9,9 @@ matplotlib figure; :func:`captum_clip.visualization.save_figure` writes it. On t
   maps are.
 - `model`, `models`: names, models or adapters; `device`: where those that are loaded by name go.
 - `methods`: classes of :mod:`captum_clip.attr` or their command-line names with options, each used
-  with the models that it fits; by default the one that Mamooler explains a tower with.
+  with the models that it fits; by default the one that :func:`captum_clip.explain` takes for a
+  tower. ``methods="mamooler"`` draws the report's figures as Mamooler did, with the method of the
+  report for each tower. Models and methods stand in the labels or the caption.
 - `scale`: "each" map its own, or "shared" by maps that can be compared.
 - `cmap`: a colour map, by name or as it is.
 
@@ -42,7 +44,7 @@ from torch import Tensor, nn
 
 from . import maps, targets, visualization
 from .attr import DirectContribution, LayerAttention
-from .attr.registry import fitting_methods, methods_for, report_method
+from .attr.registry import fitting_methods, methods_for
 from .checks import check_choice, check_integer, check_nonempty
 from .emotions import EmotionProbe
 from .errors import InputError, UnsupportedModelError
@@ -136,7 +138,8 @@ def layers(
     if rows == "cls" and clip.tower.pooling != "cls":
         row = "mean of all rows"
     meaning = "one scale for all layers" if scale == "shared" else EACH
-    caption = _DOT.join((clip.name, "heads averaged", row, meaning))
+    label = f"{clip.name} ({LayerAttention.name})"
+    caption = _DOT.join((label, "heads averaged", row, meaning))
     return grid(drawn, labels=labels, legends=legends, caption=caption)
 
 
@@ -164,6 +167,7 @@ def compare(
     names, count = rows[0].names, len(_as_list(images))
     columns = [rows[start :: len(rows) // count] for start in range(len(rows) // count)]
     labels = [column[0].label if len(clips) > 1 else column[0].method for column in columns]
+    own = [clips[0].name] if len(clips) == 1 else []
     scaled = [min_max([_raw(e) for e in column], shared=scale == "shared") for column in columns]
     return visualization.contact_sheet(
         [e.images[0] for e in columns[0] for _ in names],
@@ -175,7 +179,7 @@ def compare(
         scores=torch.stack([torch.cat([e.scores[0] for e in c]) for c in columns], dim=1),
         references=seen * count,
         cmap=cmap,
-        caption={"each": EACH, "shared": "one scale per column"}[scale],
+        caption=_DOT.join([*own, {"each": EACH, "shared": "one scale per column"}[scale]]),
     )
 
 
@@ -192,9 +196,10 @@ def signs(
 ) -> Figure:
     """Positive and negative evidence for each target: one row per image, model and target.
 
-    Mamooler's Figures 7 to 10. The `scale` is "shared" by the two signs of a row, so that a weak
-    one looks weak, or that of "each" map. By default orange supports the target and blue
-    contradicts it; a `cmap` is of both signs. A reference stands at the end of its rows.
+    Mamooler's Figures 7 to 10, drawn by ``methods="mamooler"``. The `scale` is "shared" by the two
+    signs of a row, so that a weak one looks weak, or that of "each" map. By default orange supports
+    the target and blue contradicts it; a `cmap` is of both signs. A reference stands at the end of
+    its rows.
     """
     caller = "figures.signs"
     check_choice(caller, scale, ("shared", "each"), name="a scale")
@@ -231,10 +236,11 @@ def emotions(
 ) -> Figure:
     """Emotions that a model reads in an image: one row per image and model, one column per emotion.
 
-    Mamooler's Figure 11. Each model has one of the `probes`, in the same order: probes or files of
-    them. `names` chooses emotions, by default all eight; `centre` subtracts the mean of all nine
-    weights of a probe. The `scale` is that of "each" map, with its peak under it in percent of the
-    strongest of its row, or "shared" by the row, so that a weak map looks weak.
+    Mamooler's Figure 11, drawn by ``methods="mamooler"``. Each model has one of the `probes`, in
+    the same order: probes or files of them. `names` chooses emotions, by default all eight;
+    `centre` subtracts the mean of all nine weights of a probe. The `scale` is that of "each" map,
+    with its peak under it in percent of the strongest of its row, or "shared" by the row, so that a
+    weak map looks weak.
 
     Raises:
         InputError: not as many probes as models, or a probe of another model.
@@ -276,9 +282,10 @@ def words(
 ) -> Figure:
     """The whole text, then what each of its words adds: one row per image and model.
 
-    Mamooler's Figure 13. One `text` is taken apart; `picked` chooses words or spans, as in
-    ``targets.words``, by default all words. The `scale` "norm" dims each word's map by its norm, so
-    that "a" does not look as important as "horse"; "each" shows every map in full.
+    Mamooler's Figure 13, drawn by ``methods="mamooler"``. One `text` is taken apart; `picked`
+    chooses words or spans, as in ``targets.words``, by default all words. The `scale` "norm" dims
+    each word's map by its norm, so that "a" does not look as important as "horse"; "each" shows
+    every map in full.
     """
     caller = "figures.words"
     check_choice(caller, scale, ("norm", "each"), name="a scale")
@@ -394,7 +401,7 @@ def average(
 ) -> Figure:
     """Mean maps of finished studies on one scale: a row per model and method, a column per target.
 
-    Mamooler's Figures 6 and 12.
+    Mamooler's Figures 6 and 12; for the latter run the study with ``methods="mamooler"``.
 
     Args:
         studies: one or several output folders of ``captum-clip study``.
@@ -486,13 +493,13 @@ def _explained(
 ) -> list[Explanation]:
     """Explanations of each image by each model, with its target, and each method that fits it.
 
-    Where no method is given it is Mamooler's, or with `every` all that fit the model.
+    Where no method is given it is the tower's own, or with `every` all that fit the model.
     """
     listed = _as_list(images)
     check_nonempty(caller, "image", listed)
     subjects: list[tuple[Target, dict[str, Any]]] = []
     for clip, target in zip(clips, asked, strict=True):
-        offered = methods_for(clip.kind) if every else [report_method(clip.tower)]
+        offered = methods_for(clip.kind) if every else ()
         wanted = _as_list(methods) if methods else offered
         for choice in fitting_methods(caller, wanted, clip.tower, clip.name):
             subjects.append((target, {"model": clip, "method": choice.method, **choice.options}))

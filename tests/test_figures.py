@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +190,8 @@ def test_methods_of_one_name_keep_their_columns(vit: ClipAdapter) -> None:
 
 
 def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapter) -> None:
-    figure = figures.signs(photo(), ["a horse", "a dog"], references=photo(3), models=[vit, resnet])
+    given: dict[str, Any] = {"models": [vit, resnet], "methods": "mamooler"}
+    figure = figures.signs(photo(), ["a horse", "a dog"], references=photo(3), **given)
     assert len(pixels_of(figure)) == 2 * 3 * 3 + 2
     lines = lines_of(figure)
     assert lines.count("small ViT (last-grad)") == 3  # one for each target
@@ -196,7 +199,7 @@ def test_signs_has_a_row_a_model_and_target(vit: ClipAdapter, resnet: ClipAdapte
 
 
 def test_the_signs_of_a_row_share_a_scale_unless_told_otherwise(vit: ClipAdapter) -> None:
-    found = explain(photo(), "a horse", model=vit, method="last-grad", sign="both")
+    found = explain(photo(), "a horse", model=vit, sign="both")
     both = found.heatmap("bicubic")
     shared = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis"))
     each = pixels_of(figures.signs(photo(), "a horse", models=vit, cmap="viridis", scale="each"))
@@ -294,7 +297,7 @@ def test_average_draws_the_mean_maps_of_a_study(study: Path) -> None:
     )
     lines = lines_of(figure)
     assert {"a horse", "a dog", "mean of min-max maps of 3 images"} <= set(lines)
-    assert any("(last-grad)" in line for line in lines)
+    assert any("(direct)" in line for line in lines)
 
 
 def test_average_takes_several_studies_and_some_targets(study: Path) -> None:
@@ -317,6 +320,28 @@ def test_average_says_what_is_no_study(study: Path, tmp_path: Path) -> None:
 
 
 # All of them
+
+
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("direct", partial(figures.words, text="a horse")),
+        ("direct", partial(figures.signs, texts="a horse")),
+        ("last-grad", partial(figures.signs, texts="a horse", methods="mamooler")),
+        ("direct", partial(figures.emotions, probes=probe())),
+        ("last-grad", partial(figures.compare, texts="a horse", methods="mamooler")),
+        ("layer", lambda image, models: figures.layers(image, "a horse", model=models)),
+        ("direct", lambda image, models: figures.heads(image, "a horse", model=models)),
+    ],
+)
+def test_every_figure_names_its_model_and_the_method_that_explain_takes(
+    vit: ClipAdapter, name: str, draw: Callable[..., Any]
+) -> None:
+    """Mamooler's only where it is asked for."""
+    lines = lines_of(draw(photo(), models=vit))
+    assert any("small ViT" in line for line in lines)
+    assert any(re.search(rf"\b{name}\b", line) for line in lines)
+    assert "layer" in name or explain(photo(), "a horse", model=vit).method == "direct"
 
 
 def test_models_that_see_images_of_other_shapes_stand_side_by_side(vit: ClipAdapter) -> None:

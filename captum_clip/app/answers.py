@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import targets, visualization
-from ..attr.registry import MethodChoice, default_method, methods_for
+from ..attr.registry import MethodChoice, default_method, methods_for, report_method
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..explanation import Explanation, Sign, explain
 from ..models import ClipAdapter, load_clip
@@ -70,9 +70,11 @@ class Models:
 def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:
     """The methods for a model as (label, name): the default first, those without text last."""
     default = default_method(clip.tower)
+    notes = {report_method(clip.tower): " (Mamooler)", default: ""}
     choices = [MethodChoice.of(name) for name in methods_for(clip.kind)]
     choices.sort(key=lambda choice: (choice.name != default, not choice.needs_target, choice.name))
-    return [(c.name if c.needs_target else f"{c.name} (no text)", c.name) for c in choices]
+    plain = {True: "", False: " (no text)"}
+    return [(c.name + notes.get(c.name, plain[c.needs_target]), c.name) for c in choices]
 
 
 @dataclass(frozen=True, eq=False)

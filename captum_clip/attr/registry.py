@@ -22,7 +22,9 @@ METHODS: Final[dict[str, type[Any]]] = {}
 ENTRY_POINTS: Final = "captum_clip.methods"
 """Group of entry points in which other packages name their classes."""
 
-_OF_REPORT: Final[dict[str, str]] = {"vit": "last-grad", "resnet": "grad-cam"}
+MAMOOLER: Final = "mamooler"
+"""Stands for :func:`report_method` of a tower wherever a method is named."""
+_OF_REPORT: Final = {"vit": "last-grad", "text": "last-grad", "resnet": "grad-cam"}
 _RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # the caller's, no options
 
 Method = TypeVar("Method", bound=type[Any])
@@ -77,6 +79,8 @@ def _problems(method: type[Any]) -> Iterator[str]:
             )
     # the same class may be defined anew, by a notebook's cell
     taken = METHODS.get(str(name), method)
+    if name == MAMOOLER:
+        yield f": the name {name!r} stands for the report's methods; choose another"
     if (taken.__module__, taken.__qualname__) != (method.__module__, method.__qualname__):
         yield f": the name {name!r} is taken by {taken.__name__}; choose another"
 
@@ -120,11 +124,25 @@ def report_method(tower: Tower) -> str:
     return "conservative" if _has_pooling_head(tower) else _OF_REPORT[tower.kind]
 
 
+def method_on(tower: Tower, method: str | type[Any] | None = None) -> str | type[Any]:
+    """The method that is meant on a tower: its default, Mamooler's by that name, or any other."""
+    if method == MAMOOLER:
+        return report_method(tower)
+    return default_method(tower) if method is None else method
+
+
+def check_method(method: str | type[Any], options: dict[str, Any] | None = None) -> None:
+    """Refuse a method that is none, before a model is loaded."""
+    if method != MAMOOLER or options:
+        MethodChoice.of(method, options)
+
+
 def fitting_methods(
     caller: str, methods: Iterable[str | type[Any]], tower: Tower, model: str
 ) -> "list[MethodChoice]":
-    """Those of the methods that explain a tower; InputError where none does."""
-    choices = [MethodChoice.of(method) for method in methods]
+    """Those of the methods, by default the tower's own, that explain a tower; else InputError."""
+    named = [method_on(tower, method) for method in methods] or [default_method(tower)]
+    choices = [MethodChoice.of(method) for method in named]
     fitting = [choice for choice in choices if choice.fits(tower.kind)]
     if not fitting:
         raise InputError(
@@ -198,11 +216,17 @@ class MethodChoice:
 
 
 def _by_name(method: str, stem: str) -> type[Any]:
+    if stem == MAMOOLER:
+        names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
+        raise InputError(
+            f"method: {MAMOOLER} stands for each tower's own method in the report and takes no "
+            f"options, got {method!r}; name the method itself ({names})."
+        )
     methods = registered()
     by_class = {kind.__name__: name for name, kind in methods.items()}
     name = by_class.get(stem, stem)
     if name not in methods:
-        hint = suggestion(stem, (*methods, *by_class))
+        hint = suggestion(stem, (*methods, *by_class, MAMOOLER))
         raise InputError(
             f"method: expected one of {', '.join(methods)}, with options as in "
             f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."

@@ -78,7 +78,7 @@ def explain_command(
             IMAGE-explained-TEXT.png, or FOLDER-explained, in the current folder)
     """
     from .. import targets
-    from ..attr.registry import MethodChoice
+    from ..attr.registry import MAMOOLER, MethodChoice
     from ..explanation import FORMATS, explain
     from ..regions import save_regions
 
@@ -88,7 +88,7 @@ def explain_command(
     texts += options.read_texts(texts_file)
     if folder and paths:
         raise InputError(f"{paths[0]} is an image; explain takes images or one folder, then texts.")
-    if method is not None and sign != "positive":
+    if method not in (None, MAMOOLER) and sign != "positive":
         MethodChoice.of(method).check_negative()
     if side == "text" and regions is not None:
         raise InputError("--regions are places in the image; leave --side text out.")

@@ -186,9 +186,9 @@ def evaluate_command(
         model: as of 'explain'
         data: a data set of those below, with its folder or file (default: demo,
             demo-objects and demo-mosaics, for embedded models)
-        methods: of those below, with options as in last-grad:heads=averaged (default: those that
-            fit the tower, and baselines); "all" adds variants, more baselines, and Captum's
-            integrated-gradients, noise-tunnel and occlusion, which take most of the time
+        methods: of those below, with options as in last-grad:heads=averaged, or mamooler (default:
+            those that fit the tower, and baselines); "all" adds variants, more baselines, and
+            Captum's integrated-gradients, noise-tunnel and occlusion, which take most of the time
         maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
         tasks: of those below (default: all that the data support)
         reference: the method that all others are compared with (default: Mamooler's)

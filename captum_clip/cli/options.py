@@ -6,10 +6,11 @@ Help of options that several commands have, unless the docstring of a command te
     texts_file: a file of texts to look for as well, one a line
     model: a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default:
         ViT-B/32, or the one that --emotions was fitted on)
-    method: one of those below, with options as in last-grad:heads=averaged (default: direct;
-        conservative for pooling heads such as SigLIP's)
-    methods: one of those below, with options as in last-grad:heads=averaged (default: Mamooler's,
-        last-grad for ViTs and grad-cam for ResNets)
+    method: one of those below, with options as in last-grad:heads=averaged, or mamooler, which is
+        the report's: last-grad for ViTs, grad-cam for ResNets (default: direct; conservative for
+        pooling heads such as SigLIP's)
+    methods: as of 'explain' (default: the same; all that fit in the figure compare, three in the
+        study of corner-bias)
     emotions: a probe of 'captum-clip emotions fit', or encodings that Mamooler published
     centre: subtract the mean of all nine embeddings of --emotions from each of them
     processor: a model whose image processor to use, for a checkpoint without one
@@ -150,10 +151,10 @@ def check_emotions(names: list[str]) -> list[str]:
 
 def _check_methods(names: Any) -> Any:
     if names:
-        from ..attr.registry import MethodChoice
+        from ..attr.registry import check_method
 
         for name in as_list(names):
-            MethodChoice.of(name)
+            check_method(name)
     return names
 
 

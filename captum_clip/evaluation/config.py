@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 
 import torch
 
-from ..attr.registry import MethodChoice
+from ..attr.registry import check_method
 from ..checks import (
     as_list,
     check_choice,
@@ -164,8 +164,8 @@ class EvaluationConfig(RunConfig):
         output: a folder or URL of its own for the results.
         data: data sets, as :func:`captum_clip.evaluation.data.open_data` reads them; none means
             those of the demo that the tasks need.
-        methods: names of :func:`captum_clip.evaluation.methods_for`, with options, or "all" of
-            them; none means the registered ones that fit the tower and four baselines.
+        methods: names of :func:`captum_clip.evaluation.methods_for`, with options, "mamooler", or
+            "all" of them; none means the registered ones that fit the tower and four baselines.
         maps: folders of maps made elsewhere, each a method.
         reference: the method that the others are compared with; by default Mamooler's.
         tasks: names of tasks; none means all that the data support.
@@ -241,7 +241,7 @@ class StudyConfig(RunConfig):
         models: names or folders that :func:`captum_clip.load_clip` knows; every model is studied
             with every method that fits its tower.
         methods: names of ``attr.METHODS``, with options as in "last-grad:heads=averaged"; none
-            means Mamooler's, "last-grad" or "grad-cam".
+            means the tower's own, as in `explain`, and "mamooler" the report's.
         emotions: a file for each model, in the same order, fitted for it, as
             :func:`captum_clip.targets.emotion` reads it; or none.
         centred: for each emotion also the emotion minus the mean of all of them.
@@ -285,7 +285,7 @@ class StudyConfig(RunConfig):
                 f"got {self.models}."
             )
         for method in self.methods:
-            MethodChoice.of(method)
+            check_method(method)
         blank = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
         if blank:
             raise InputError(

@@ -10,7 +10,7 @@ import torch
 from typing_extensions import override
 
 from .._version import __version__
-from ..attr.registry import report_method
+from ..attr.registry import MAMOOLER, method_on
 from ..checks import check_choice, error_context, find_repeated
 from ..errors import InputError
 from ..files import draw_order
@@ -231,15 +231,16 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
             f"evaluate: two methods are called {repeated!r}; folders of maps need names of their "
             "own."
         )
+    wanted = config.reference or MAMOOLER
+    if wanted not in names:  # where it may be a folder of maps
+        wanted = str(method_on(clip.tower, wanted))
+    if wanted in names:
+        return wanted
     if config.reference is None:
-        default = report_method(clip.tower)
-        return default if default in names else names[0]
-    if config.reference not in names:
-        raise InputError(
-            f"evaluate: the reference {config.reference!r} is not among the methods "
-            f"{', '.join(names)}."
-        )
-    return config.reference
+        return names[0]
+    raise InputError(
+        f"evaluate: the reference {wanted!r} is not among the methods {', '.join(names)}."
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .. import targets
-from ..attr.registry import MethodChoice, default_method
+from ..attr.registry import MethodChoice, method_on
 from ..checks import check_integer, expand
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
 from ..errors import InputError, TargetError
@@ -298,7 +298,7 @@ def rank(
         raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
     forward = ClipSimilarity(clip, wanted)
     # What does not fit the model fails before the images are read.
-    MethodChoice.of(method or default_method(clip.tower)).method(forward)
+    MethodChoice.of(method_on(clip.tower, method)).method(forward)
     folder = None
     if isinstance(images, (str, Path)):
         folder = expand(images)

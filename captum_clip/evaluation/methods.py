@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from .. import maps as resizing
 from ..attr import LayerAttention, registry
-from ..attr.registry import MethodChoice
+from ..attr.registry import MAMOOLER, MethodChoice
 from ..checks import expand, find_repeated
 from ..errors import InputError
 from ..files import DAMAGED
@@ -197,9 +197,9 @@ _VARIANTS: Final = (
 
 
 def named_methods(clip: ClipAdapter, names: Sequence[str]) -> tuple[str, ...]:
-    """The names with "all" written out; of none the registered methods and common baselines."""
+    """The names with "all" and "mamooler" written out; of none those measured by default."""
     names = names or (*registry.methods_for(clip.kind), *_COMMON)
-    written = {ALL: methods_for(clip)}
+    written = {ALL: methods_for(clip), MAMOOLER: (registry.report_method(clip.tower),)}
     return tuple(dict.fromkeys(own for name in names for own in written.get(name, (name,))))
 
 
@@ -241,7 +241,7 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
 
 def check_method(name: str) -> None:
     """Raise the InputError of :func:`method_of` that needs no model."""
-    if name not in (*REFERENCES, *BASELINES, ALL):
+    if name not in (*REFERENCES, *BASELINES, ALL, MAMOOLER):
         _registered(name, name)
 
 
@@ -250,7 +250,7 @@ def _registered(name: str, text: str) -> Attributed:
     try:
         choice, both_signs = _choice(text)
     except InputError as error:
-        if text.partition(":")[0] in registry.registered():
+        if text.partition(":")[0] in (*registry.registered(), MAMOOLER):
             raise
         names = (*registry.registered(), *REFERENCES, *BASELINES)
         hint = registry.suggestion(text.partition(":")[0], names)

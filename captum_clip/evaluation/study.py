@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from .. import maps as resizing
 from .. import targets
-from ..attr.registry import MethodChoice, fitting_methods, report_method
+from ..attr.registry import MethodChoice, fitting_methods
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
 from ..errors import InputError
@@ -65,8 +65,8 @@ def corner_bias_study(images: str | Path, output: str | Path, **settings: Any) -
 def emotions_study(images: str | Path, output: str | Path, **settings: Any) -> StudyConfig:
     """Eight emotions, plain and centred, ViT next to ResNet (Mamooler, Figures 11 and 12).
 
-    All sixteen come from one forward pass. Settings are those of :class:`StudyConfig`, `emotions`
-    among them.
+    With ``methods="mamooler"`` it repeats the report. All sixteen come from one forward pass.
+    Settings are those of :class:`StudyConfig`, `emotions` among them.
     """
     models = ("ViT-B/32", "RN101")
     return StudyConfig(images, output, **{"models": models, **settings, "centred": True})
@@ -278,8 +278,7 @@ def _jobs_of(
     """A model with every method that fits its tower; `first` is the number of the first job."""
     location, label = full_name(model), label_of(model)
     clip = models.load(location)
-    methods = config.methods or [report_method(clip.tower)]
-    fitting = fitting_methods("StudyConfig", methods, clip.tower, model)
+    fitting = fitting_methods("StudyConfig", config.methods, clip.tower, model)
     target, centred, digest = _target(config, emotions, clip)
     blank, fingerprint = clip.preprocess(Image.new("RGB", (64, 64))), clip.text_fingerprint
     for number, choice in enumerate(fitting, first):

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip import ClipSimilarity, load_clip, maps, metrics, targets
-from captum_clip.attr.registry import MethodChoice, report_method
+from captum_clip.attr.registry import MethodChoice, method_on
 from captum_clip.demo.catalogue import FEELINGS, THINGS
 from captum_clip.demo.scenes import Scene, Split, draw_scene
 from captum_clip.emotions import CLASSES, EMOTIONS, SOMETHING_ELSE, EmotionProbe
@@ -171,11 +171,11 @@ def emotion_pointing(
         clip: what :func:`captum_clip.load_clip` returns.
         probe: fitted on features of this model, or a file of one.
         folder: the data set's, or the ``held_out`` in it.
-        method: a command-line name; by default Mamooler's for the tower.
+        method: a command-line name; by default the tower's own, as in `explain`.
         progress: show a bar.
     """
     target = targets.emotion(clip, probe)
-    choice = MethodChoice.of(method or report_method(clip.tower))
+    choice = MethodChoice.of(method_on(clip.tower, method))
     attribution = choice.method(ClipSimilarity(clip, target))
     truths = sorted(emotion_truth(folder), key=lambda truth: EMOTIONS.index(truth.emotion))
     heatmaps = []
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check.add_argument("folder", type=Path, help="the data set's folder, or its held_out")
     check.add_argument("--model", required=True)
     check.add_argument("--emotions", required=True, help="a file of 'captum-clip emotions fit'")
-    check.add_argument("--method", help="by default Mamooler's")
+    check.add_argument("--method", help="by default that of 'captum-clip explain'")
     options = parser.parse_args(arguments)
     options.action(options)
 

@@ -175,6 +175,7 @@ def figure(name: str, models: tuple[str, ...], command: str, side: int, *after: 
 
 
 ARTEMIS = "python ../../artemis.py"
+MAMOOLER = "--method mamooler"
 
 
 def paintings(name: str, options: str = "") -> Step:
@@ -185,7 +186,7 @@ def paintings(name: str, options: str = "") -> Step:
         held_out = "art/held_out"
         lines += [
             f"captum-clip emotions fit art {probe} -o {model}.safetensors --test {held_out}",
-            f"{ARTEMIS} check {held_out} {probe} --emotions {model}.safetensors",
+            f"{ARTEMIS} check {held_out} {probe} --emotions {model}.safetensors {MAMOOLER}",
         ]
     return Step(name, BOTH, "\n".join(lines))
 
@@ -296,14 +297,14 @@ STEPS = (
     figure(
         "signs",
         BOTH,
-        f'signs "a horse" --scene 0:horse,dog --image ../horse/horse.png {ON_BOTH} --method direct',
+        f'signs "a horse" --scene 0:horse,dog --image ../horse/horse.png {ON_BOTH}',
         849,
         "horse",
     ),
     figure(
         "words",
         BOTH,
-        f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH} --method direct',
+        f'words "a horse and a dog" --scene 0:horse,dog {ON_BOTH}',
         1300,
     ),
     figure(
@@ -316,7 +317,7 @@ STEPS = (
         "emotions",
         BOTH,
         "emotions ../art/art/held_out/images/Emoji_Scenes/noto_scene-00004.jpg "
-        + with_probes("art"),
+        + f"{with_probes('art')} {MAMOOLER}",
         1600,
         "art",
     ),
@@ -334,8 +335,10 @@ STEPS = (
     Step("horse", (), code("figures.md", "horse.png"), python=True),
     paintings("art"),
     paintings("thousand", "--paintings 1000"),
-    study("art_study", BOTH, "art", f"emotions {with_probes('art')}"),
-    study("study", BOTH, "thousand", f"emotions {with_probes('thousand')} --value-entropy"),
+    study("art_study", BOTH, "art", f"emotions {with_probes('art')} {MAMOOLER}"),
+    study(
+        "study", BOTH, "thousand", f"emotions {with_probes('thousand')} {MAMOOLER} --value-entropy"
+    ),
     study(
         "corners_vit",
         ("vit",),

@@ -187,9 +187,22 @@ def test_grad_cam_is_still_captums() -> None:
     ],
 )
 def test_the_default_is_what_our_scenes_say(name: str, default: str, of_report: str) -> None:
-    """Mamooler's methods stay where her figures are."""
+    """Mamooler's methods have one name on every tower; results show their own."""
     clip = cases.adapter(name)
     assert registry.report_method(clip.tower) == of_report
     assert registry.default_method(clip.tower) == default
-    given = explain(cases.images(name), targets.embedding(cases.embeddings()), model=clip)
-    assert given.method == default
+    for method, used in ((None, default), ("mamooler", of_report)):
+        target = targets.embedding(cases.embeddings())
+        assert explain(cases.images(name), target, model=clip, method=method).method == used
+
+
+def test_mamooler_is_no_method_with_options_and_no_name_to_take() -> None:
+    for call in (
+        lambda: MethodChoice.of("mamooler:heads=paired"),
+        lambda: explain("none.jpg", "a", model="none", method="mamooler", heads="paired"),
+    ):
+        with pytest.raises(InputError, match=r"takes no options.*name the method itself \(last-g"):
+            call()
+    taken = type("Mine", (attr.LastGradAttention,), {"name": "mamooler"})
+    with pytest.raises(InputError, match="'mamooler' stands for the report's methods"):
+        registry.register(taken)

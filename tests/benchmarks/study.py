@@ -113,6 +113,7 @@ def study(setting: Setting) -> float:
             output,
             TEXTS,
             (setting.model,),
+            ("last-grad",),
             batch_size=setting.batch_size,
             workers=setting.workers,
         )

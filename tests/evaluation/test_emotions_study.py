@@ -36,7 +36,8 @@ def study(
 ) -> Path:
     output = tmp_path_factory.mktemp("study") / "out"
     files = [encodings, encodings]
-    run_study(emotions_study(images, output, models=[vit, resnet], emotions=files, **SETTINGS))
+    given = {"models": [vit, resnet], "emotions": files, "methods": "mamooler"}
+    run_study(emotions_study(images, output, **given, **SETTINGS))
     return output
 
 

@@ -392,6 +392,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tasks": ("fixation",), "data": ()}, "the demo's data do not serve the task fixation"),
     ({"data": ("coco:x",)}, "there is no data set 'coco:x'; expected one of demo"),
     ({"reference": "all-grad"}, "the reference 'all-grad' is not among the methods last-grad, r"),
+    (
+        {"reference": "mamooler", "methods": ("rollout", "random")},
+        "the reference 'last-grad' is not among the methods rollout, random",
+    ),
+    ({"methods": ("mamooler:heads=paired",)}, "name the method itself"),
     ({"methods": ("last-grad", "grad-cam")}, "ClipGradCam"),
     ({"data": ("demo-objects",)}, "data do not serve the task localization, they serve pert"),
     ({"data": ("demo", "demo-objects")}, "demo-objects serves none of localization, signs; it"),

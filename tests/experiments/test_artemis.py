@@ -87,7 +87,8 @@ def test_pointing_equals_a_plain_loop(folder, tmp_path, capsys):
     clip = load_clip("demo/vit")
     rows = np.random.default_rng(0).normal(size=(9, 128))
     probe = EmotionProbe(rows, np.zeros(9))
-    found = {one.emotion: one for one in artemis.emotion_pointing(clip, probe, folder)}
+    rows_of_report = artemis.emotion_pointing(clip, probe, folder, method="mamooler")
+    found = {one.emotion: one for one in rows_of_report}
     assert list(found) == list(EMOTIONS)
     target = targets.emotion(clip, probe, "awe")
     method = LastGradAttention(ClipSimilarity(clip, target))
