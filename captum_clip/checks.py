@@ -5,6 +5,7 @@ None of them loads torch, so the command line may use them all. Tensors are chec
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -33,6 +34,22 @@ def error_context(context: str) -> Iterator[None]:
         yield
     except CaptumClipError as error:
         raise InputError(f"{context}: {error}") from error
+
+
+@contextmanager
+def called(name: str) -> Iterator[None]:
+    """Let errors name the function that was called, and not one that it calls.
+
+    Raises:
+        CaptumClipError: the same error, with another beginning.
+    """
+    try:
+        yield
+    except CaptumClipError as error:
+        found = re.sub(r"^(preprocess|tokenize|plot|load_clip|targets\.\w+): ", "", str(error))
+        if found != str(error):  # what only that function takes is no advice here
+            error.args = (f"{name}: {found.replace('; pass allow_empty=True to mean it', '')}",)
+        raise
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """`explain`: images and texts in, an `Explanation` with maps, scores, figures and files out."""
 
+import inspect
+import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from . import maps, photos, regions, targets, visualization
 from .attr.registry import MethodChoice, check_method, method_on
-from .checks import as_list, check_choice, check_destination, check_integer, find_file
+from .checks import as_list, called, check_choice, check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import DAMAGED, replace_file
 from .hints import find_hints
@@ -24,7 +26,7 @@ from .maps import Mode
 from .metrics.localization import Threshold
 from .models import ClipAdapter, load_clip
 from .models.adapter import ImageLike
-from .models.images import Crop
+from .models.images import Crop, pixels_of
 from .regions import Region
 from .similarity import ClipSimilarity, TextSimilarity
 from .targets import Target
@@ -191,31 +193,50 @@ class Explanation:
             caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
         return caption
 
-    def heatmap(self, interpolation: Mode = "bilinear") -> dict[str, Tensor]:
+    def heatmap(
+        self, interpolation: Mode = "bilinear", *, original: bool = False
+    ) -> dict[str, Tensor]:
         """The maps resized, then min-max normalised one by one, sign -> (B, K, H, W) in [0, 1].
 
         The two signs of a map share one scale. Where an image was padded the map is zero, and left
         out of the scale. :meth:`plot` draws them, with the interpolation that it is given.
 
+        Args:
+            interpolation: as of :meth:`plot`.
+            original: at the photos' own size, zero where the model did not see them.
+
         Raises:
-            InputError: an unknown interpolation.
+            InputError: an unknown interpolation; photos that are not known, or differ in size.
         """
         height, width = self.images.shape[-2:]
-        size, box = (height, width), (0, 0, width, height)
-        shown = [crop.of_photo(size) for crop in self.crops] or [box] * len(self.images)
+        size, box = (height, width), (0.0, 0.0, float(width), float(height))
+        parts = [(size, box, crop.of_photo(size)) for crop in self.crops]
+        parts = parts or [(size, box, box)] * len(self)
+        if original:
+            self._check_crops("heatmap")
+            parts = [(crop.size, crop.box, crop.box) for crop in self.crops]
+            if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
+                raise InputError(
+                    f"heatmap: the photos differ in height and width, {sizes}; take one at a time, "
+                    "as in explanation[0].heatmap(original=True)."
+                )
         each = []
-        for index, part in enumerate(shown):
+        for index, part in enumerate(parts):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            each.append(photos.normalized(raw, size, interpolation, box, part))
+            whole, seen, shown = part
+            each.append(photos.normalized(raw, whole, interpolation, seen, shown))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
-    def _originals(self, original: Any) -> Sequence[ImageLike]:
-        """The photos that are asked for."""
+    def _check_crops(self, caller: str) -> None:
         if not self.crops:
             reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
             if self.photos:
                 reason = f"how the processor of {self.model} crops them is not known"
-            raise InputError(f"plot: a map cannot be laid on the original photos: {reason}.")
+            raise InputError(f"{caller}: a map cannot be laid on the original photos: {reason}.")
+
+    def _originals(self, original: Any) -> Sequence[ImageLike]:
+        """The photos that are asked for."""
+        self._check_crops("plot")
         if original is not True:
             return list(original) if isinstance(original, (list, tuple)) else [original]
         if not self.photos:
@@ -256,6 +277,7 @@ class Explanation:
             ]
         return found
 
+    @called("save")
     def save(self, path: str | Path, **look: Any) -> Path:
         """Write the figure (.png, .jpg, .pdf, .svg) or everything (.npz).
 
@@ -270,9 +292,15 @@ class Explanation:
             The path.
 
         Raises:
-            InputError: another ending, or a folder that cannot be written to.
+            InputError: another ending, a folder that cannot be written to, or no such look.
         """
         path = check_destination(path, FORMATS)
+        known = inspect.signature(self.plot).parameters
+        for name in look.keys() - known:
+            raise InputError(
+                f"save: expected {', '.join(known)}, as plot takes them, got {name!r}; what else "
+                "matplotlib's savefig takes goes to explanation.plot().savefig(path, ...)."
+            )
         if path.suffix.lower() != ".npz":
             return visualization.save_figure(self.plot(**look), path)
         arrays: dict[str, Any] = {f"maps_{sign}": self.maps[sign].numpy() for sign in self.maps}
@@ -318,6 +346,25 @@ class Explanation:
                 f"Explanation.load: {path} is not a file of Explanation.save ({error})."
             ) from error
 
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int | slice) -> "Explanation":
+        """The explanation of one image, or of some."""
+        if not isinstance(index, slice):
+            number = range(len(self))[index]  # IndexError past the last, as iteration needs it
+            index = slice(number, number + 1)
+        parts = ("scores", "images", "hints", "crops", "photos")
+        of_images = {part: getattr(self, part)[index] for part in parts}
+        return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **of_images)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        file = io.BytesIO()
+        self.plot().savefig(file, format="png", dpi="figure")
+        return file.getvalue()
+
     def __repr__(self) -> str:
         return (
             f"Explanation(model={self.model!r}, method={self.method!r}, images={len(self.images)}, "
@@ -325,8 +372,9 @@ class Explanation:
         )
 
 
+@called("explain")
 def explain(
-    image: ImageLike | Sequence[ImageLike],
+    image: ImageLike | Sequence[ImageLike] | Mapping[str, Any],
     texts: str | Sequence[str] | Target,
     *,
     model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
@@ -352,7 +400,8 @@ def explain(
 
     Args:
         image: one or several of what ``ClipAdapter.preprocess`` takes: path, PIL image, array,
-            uint8 tensor, or preprocessed float tensors (B, 3, H, W).
+            uint8 tensor, or preprocessed float tensors (B, 3, H, W), also as ``processor(images=)``
+            of transformers returns them.
         texts: one or several, or a :class:`captum_clip.Target`.
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
@@ -415,7 +464,7 @@ def explain(
     embeddings = targets.concatenate(
         [target if which == "positive" else -target for which in wanted]
     )
-    pieces = _pieces(image, batch_size)
+    pieces = _pieces(pixels_of(image), batch_size)
     raw, scores, shown = [], [], []
     by_word: tuple[TextMap, ...] = ()
     doubts: list[tuple[str, ...]] = []

@@ -514,7 +514,7 @@ def _with_value(detached: Tensor, own: Tensor, part: str) -> Tensor:
         raise UnsupportedModelError(
             f"{part} gives something else than its parameters say; a hook, a patched forward or a "
             "class of its own changes it. Remove that, or take a method with gradients, such as "
-            "AllGradAttention."
+            "all-grad."
         )
     return detached + difference
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +178,25 @@ def test_a_hub_model_is_the_default(monkeypatch: pytest.MonkeyPatch, vit: ClipAd
     assert asked == [("ViT-B/32", {"processor": None, "tokenizer": None, "device": "cpu"})]
 
 
+@pytest.mark.parametrize("options", [{}, {"return_tensors": "pt"}])
+def test_what_a_processor_returns_is_taken(vit: ClipAdapter, options: dict[str, Any]) -> None:
+    images = [picture(0), picture(1)]
+    processed = vit.processor(images=images, **options)
+    found = explain(processed, "a horse", model=vit, batch_size=1)
+    assert torch.equal(found.scores, explain(images, "a horse", model=vit, batch_size=1).scores)
+
+
+def test_an_explanation_has_the_length_and_the_parts_of_its_images(vit: ClipAdapter) -> None:
+    found = explain([picture(0), picture(1), picture(2)], TEXTS, model=vit, sign="both")
+    assert (len(found), len(found[-2:])) == (3, 2)
+    with pytest.raises(IndexError):  # which ends a loop
+        found[3]
+    one = found[1]
+    assert torch.equal(one.scores, found.scores[1:2])
+    assert torch.equal(one.maps["negative"], found.maps["negative"][1:2])
+    assert (one.photos, one.crops) == (found.photos[1:2], found.crops[1:2])
+
+
 # Batches
 
 
@@ -269,6 +289,39 @@ def test_explain_names_what_is_wrong(
 ) -> None:
     with pytest.raises(error, match=message):
         explain(picture(), TEXTS, model=vit, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "texts", "message"),
+    [
+        (None, {"input_ids": [[1]], "attention_mask": [[1]]}, "expected a text or several"),
+        (None, {"a horse"}, "expected a text or several, got set; pass the texts as they"),
+        (None, " ", "' ' is empty.$"),
+        ({"input_ids": [[1]]}, "a", r"expected images, got dict of \['input_ids'\]"),
+        ("https://a.b/c.jpg", "a", "https://a.b/c.jpg is a URL; download the image"),
+        (3, "a", "expected a path, a PIL image"),
+    ],
+)
+def test_explain_names_itself_for_what_it_hands_on(
+    vit: ClipAdapter, image: Any, texts: Any, message: str
+) -> None:
+    with pytest.raises(CaptumClipError, match=f"^explain: {message}"):
+        explain(picture() if image is None else image, texts, model=vit)
+
+
+def test_a_tokenizers_output_and_a_folder_say_what_to_pass(
+    vit: ClipAdapter, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match=r"^explain: expected a text .* got BatchEncoding; pass"):
+        explain(picture(), vit.tokenizer(["a horse"]), model=vit)
+    with pytest.raises(InputError, match=r"is a folder; pass its files, as in sorted\(Path\('/"):
+        explain(tmp_path, "a horse", model=vit)
+
+
+def test_a_model_without_a_tokenizer_asks_for_one() -> None:
+    small = builders.hf_vit()
+    with pytest.raises(InputError, match=r"which is needed for a text; pass tokenizer=\.\.\. with"):
+        explain(picture(), "a", model=small.model, processor=small.processor)
 
 
 def test_methods_of_vision_transformers_are_refused_on_a_resnet(resnet: ClipAdapter) -> None:

@@ -130,6 +130,17 @@ def test_a_map_lies_on_the_whole_photo(vit: ClipAdapter, size: tuple[int, int]) 
     assert pixels_of(found.plot(original=False))[0].shape == (32, 32, 3)
 
 
+def test_a_heatmap_is_had_at_the_size_of_the_photos(vit: ClipAdapter) -> None:
+    found = explain([ramps(400, 120), ramps(400, 120)], "a horse", model=vit)
+    heatmap = found.heatmap("bicubic", original=True)["positive"]
+    _, drawn = lay_on_photos(found.photos, found.crops, found.maps, "bicubic")
+    assert torch.equal(heatmap, torch.stack(drawn["positive"]))  # of photos that are small enough
+    apart = explain([ramps(400, 120), ramps(40, 50)], "a horse", model=vit)
+    with pytest.raises(InputError, match=r"differ in height and width.*explanation\[0\]"):
+        apart.heatmap(original=True)
+    assert apart[1].heatmap(original=True)["positive"].shape == (1, 1, 40, 50)
+
+
 def test_a_cell_is_drawn_where_its_pixels_are(vit: ClipAdapter) -> None:
     found = explain(ramps(40, 80), "a horse", model=vit)
     one = torch.zeros(1, 1, 4, 4)
@@ -249,6 +260,8 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
     found = explain(vit.preprocess(picture()), "a horse", model=vit)
     with pytest.raises(InputError, match="came as preprocessed tensors; explain files"):
         found.plot(original=True)
+    with pytest.raises(InputError, match=r"^heatmap: .* preprocessed tensors"):
+        found.heatmap(original=True)
     with pytest.raises(InputError, match="whole=True pads images before"):
         explain(vit.preprocess(picture()), "a horse", model=vit, whole=True)
     with pytest.raises(InputError, match="do not belong together"):

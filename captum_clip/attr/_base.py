@@ -92,7 +92,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             needed = " or a ".join(_KINDS[kind] for kind in self.towers)
             raise UnsupportedModelError(
                 f"{name} needs a {needed}, and this is a {_KINDS[tower.kind]}; take a method that "
-                "fits it, such as DirectContribution."
+                "fits it, such as direct (DirectContribution)."
             )
         # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module
@@ -266,7 +266,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             raise UnsupportedModelError(
                 f"{method}: {type(forward).__name__} is a TextSimilarity with code of its own, "
                 "whose scores cannot be taken apart; take a method with gradients, such as "
-                "AllGradAttention."
+                "all-grad."
             )
         is_similarity = isinstance(forward, Similarity)
         if isinstance(forward, TextSimilarity):

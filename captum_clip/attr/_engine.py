@@ -339,7 +339,7 @@ def _check_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> Non
         raise UnsupportedModelError(
             f"what the {type(tower.module).__name__} returns is not what its last parts make of "
             "its tokens; a hook, a wrapper or a patched method after the last block changes it. "
-            "Remove that, or take a method with gradients, such as AllGradAttention."
+            "Remove that, or take a method with gradients, such as all-grad."
         )
 
 
@@ -370,7 +370,7 @@ def check_known(method: str, where: str, modules: Iterable[nn.Module]) -> None:
                 f"{method}: the {type(module).__name__} of {where} has a hook, a patched forward "
                 "or code of its own, so what it adds is not known; remove that, merge adapters "
                 "such as LoRA into the weights, or take a method with gradients, such as "
-                "AllGradAttention."
+                "all-grad."
             )
 
 
@@ -400,7 +400,7 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
         raise ReadsMoreError(
             "The scores depend on more of what the vision tower returned than the image embedding, "
             "such as hidden states, so they cannot be taken apart; take a method with gradients, "
-            "such as AllGradAttention, or ClipGradCam on a ResNet."
+            "such as all-grad, or ClipGradCam on a ResNet."
         )
     point, projected = record.embedding, False
     if record.projected is not None and record.projected.requires_grad:

@@ -275,7 +275,7 @@ def _closed(found: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -
         raise UnsupportedModelError(
             "DirectContribution: what the parts of the tower's end add is not the score; a hook or "
             "a patched method there changes it. Remove that, or take a method with gradients, such "
-            "as AllGradAttention."
+            "as all-grad."
         )
     return found.run.computed(maps, rest.T)
 

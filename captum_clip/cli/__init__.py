@@ -28,11 +28,11 @@ __all__ = ["app", "main"]
 # typer brings its own click or imports it, by version; of both it names this error alone
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
-    (r"load_clip\(\.\.\., (processor|tokenizer)=\.\.\.\)", r"--\1 NAME"),
+    (r"\b(processor|tokenizer)=\.\.\.", r"--\1 NAME"),
     (r"\b(sign|device|engine|workers|gpus)='?([^\s',;]+)'?", r"--\1 \2"),
     (r"\b(batch|chunk)_size\b", r"--\1-size"),
     (r"\bheld_out\b", "--held-out"),
-    (r"^(load_clip|preprocess|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
+    (r"^(load_clip|preprocess|explain|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
 )
 """Names that errors use in Python -> their names on the command line."""
 

@@ -243,7 +243,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """The outcome of an evaluation.
 
@@ -263,6 +263,10 @@ class Evaluation:
     summary: Summary
     curves: tuple[str, ...]
     skipped: SkippedEntries
+
+    def __repr__(self) -> str:
+        methods = list(self.table["method"].unique())
+        return f"Evaluation(output={self.output!r}, values={len(self.table)}, methods={methods})"
 
 
 def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:

@@ -24,6 +24,7 @@ from .images import (
     image_processor,
     is_preprocessed,
     is_transformers_tokenizer,
+    pixels_of,
     process,
 )
 from .library import (
@@ -241,17 +242,18 @@ class ClipAdapter(ABC):
 
     # Images
 
-    def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+    def preprocess(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Tensor:
         """Images as the model takes them: (B, 3, H, W), normalised, on its device.
 
         Args:
             images: one or several of: path, PIL image, array or uint8 tensor (H, W), (H, W, C) or
                 (C, H, W); a float tensor (3, H, W) or (B, 3, H, W) counts as preprocessed and is
-                only batched.
+                only batched, and so is what ``processor(images=...)`` of transformers returns.
 
         Raises:
             InputError: an image cannot be read or has no sensible shape, or there is no processor.
         """
+        images = pixels_of(images)
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
             if reason := next(filter(None, map(unusable, tensors)), ""):
@@ -269,7 +271,7 @@ class ClipAdapter(ABC):
         except InputError as error:
             raise InputError(
                 f"preprocess: the processor makes images of {height} x {width} pixels, which "
-                f"{self.name} cannot take; pass load_clip(..., processor=...) its own."
+                f"{self.name} cannot take; pass its own processor=... with the model."
             ) from error
         return pixels.to(self.device)
 
@@ -297,7 +299,7 @@ class ClipAdapter(ABC):
         if statistics is None:
             raise InputError(
                 f"{caller}: the mean and standard deviation of the images are not known; pass "
-                f"load_clip(..., processor=...) the image processor of {self.name}."
+                f"processor=..., that of {self.name}, with the model."
             )
         mean, std = (torch.tensor(list(s), device=device).view(1, 3, 1, 1) for s in statistics)
         return mean, std
@@ -367,7 +369,7 @@ class ClipAdapter(ABC):
         if known is not None and largest >= known:
             raise TargetError(
                 f"tokenize: the tokenizer gives the token {largest}, and {self.name} knows "
-                f"{known}; pass load_clip(..., tokenizer=...) its own."
+                f"{known}; pass its own tokenizer=... with the model."
             )
         return tokens.to(self.device)
 
@@ -420,7 +422,7 @@ class ClipAdapter(ABC):
             reason = f" (its {option} could not be loaded: {failure})" if failure else ""
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
-                f"pass load_clip(..., {option}=...)."
+                f"pass {option}=... with the model."
             )
         return part
 

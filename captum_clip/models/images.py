@@ -9,7 +9,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,19 @@ _DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, NotImplementedError),
     struct.error,
 )
+
+
+def pixels_of(images: Any) -> Any:
+    """What an image processor of transformers returned as a tensor; anything else as it is."""
+    if not isinstance(images, Mapping):
+        return images
+    if "pixel_values" not in images:
+        raise InputError(
+            f"preprocess: expected images, got {type(images).__name__} of {list(images)}; pass "
+            "files, PIL images, or what processor(images=...) returns."
+        )
+    values = images["pixel_values"]
+    return values if isinstance(values, Tensor) else torch.tensor(np.array(values, np.float32))
 
 
 def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
@@ -118,6 +131,10 @@ def _as_pil(image: Any) -> list[Image.Image]:
     if isinstance(image, (Tensor, np.ndarray)):
         return _arrays_to_pil(image)
     if isinstance(image, (str, Path)):
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(image)):
+            raise InputError(
+                f"preprocess: {image} is a URL; download the image, then pass its file."
+            )
         return [decode_file(read_file(Path(image)), str(image))]
     if isinstance(image, Image.Image):
         with guarded("the PIL image"):
@@ -199,7 +216,9 @@ def guarded(source: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"there is no image file {source}.") from error
     except IsADirectoryError as error:
-        raise InputError(f"{source} is a folder; expected an image file.") from error
+        raise InputError(
+            f"{source} is a folder; pass its files, as in sorted(Path({source!r}).glob('*.jpg'))."
+        ) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{source} is not an image that Pillow can read.") from error
     except _DAMAGED as error:

@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -296,8 +296,11 @@ def text(
 
 def _checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
     """The texts as a list, each a text with something in it."""
-    if not isinstance(texts, Iterable):
-        raise TargetError(f"{caller}: expected a text or several, got {type(texts).__name__}.")
+    if not isinstance(texts, Iterable) or isinstance(texts, (Mapping, Set)):
+        raise TargetError(
+            f"{caller}: expected a text or several, got {type(texts).__name__}; pass the texts "
+            "as they are, without a tokenizer."
+        )
     listed = as_list(texts)
     if not listed:
         raise TargetError(f"{caller}: expected at least one text, got an empty list.")

@@ -390,7 +390,7 @@ def test_direct_refuses_a_layer_that_may_add_something_else(name: str, where: st
     layer = method._tower.layers[0]
     module = layer.block if where == "block" else layer.attention
     module.register_forward_hook(quarter)
-    with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a hook.*AllGradAttention"):
+    with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a hook.*all-grad"):
         method.attribute(small.images(), target=0)
     assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1
 

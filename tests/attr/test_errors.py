@@ -50,7 +50,7 @@ def test_grad_cam_refuses_a_vit(name):
     """A ViT has no convolutional stage; the methods that fit are named."""
     with pytest.raises(
         UnsupportedModelError,
-        match=r"needs a convolutional tower, and this is a vision transformer; take .* Direct",
+        match=r"needs a convolutional tower, and this is a vision transformer; take .* direct ",
     ):
         make("ClipGradCam", cases.similarity(name))
     with pytest.raises(UnsupportedModelError, match=r"this is a vision transformer"):

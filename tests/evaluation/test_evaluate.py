@@ -106,6 +106,7 @@ def test_every_figure_and_file_is_made_of_one_long_table(
     """One row per measured value, by the names that people know; the means are the table's own."""
     found = evaluate(config_of(vit, masks, output))
     assert tuple(found.table.columns) == COLUMNS
+    assert repr(found).startswith(f"Evaluation(output='{output}', values={len(found.table)}, met")
     energy = found.table[(found.table["metric"] == "energy") & (found.table["method"] == "random")]
     regions = energy[["task", "sample", "region", "part"]].astype(str).to_numpy().tolist()
     assert sorted(regions) == [  # samples come in the order in which they would be drawn
