@@ -27,7 +27,7 @@ from .metrics.localization import Threshold
 from .models import ClipAdapter, load_clip
 from .models.adapter import ImageLike
 from .models.images import Crop, pixels_of
-from .regions import Region
+from .regions import LabelMap, Region
 from .similarity import ClipSimilarity, TextSimilarity
 from .targets import Target
 from .visualization.colors import ALPHA, score_note
@@ -263,12 +263,9 @@ class Explanation:
         Raises:
             InputError: an unknown threshold, or an explanation of the text side alone.
         """
-        if not self.maps:
-            raise InputError("regions: this explanation is of words alone, which lie nowhere.")
-        height, width = self.images.shape[-2:]
-        crops = self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
         found = []
-        for (index, crop), (column, name) in product(enumerate(crops), enumerate(self.names)):
+        places = enumerate(self._places("regions"))
+        for (index, crop), (column, name) in product(places, enumerate(self.names)):
             one = {sign: values[index, column] for sign, values in self.maps.items()}
             heatmap = photos.normalized(one, crop.size, "bicubic", crop.box)
             found += [
@@ -276,6 +273,61 @@ class Explanation:
                 for sign, values in heatmap.items()
             ]
         return found
+
+    def _places(self, caller: str) -> Sequence[Crop]:
+        """Where each image lies in its photo, which is the image itself where that is not known."""
+        if not self.maps:
+            raise InputError(f"{caller}: this explanation is of words alone, which lie nowhere.")
+        height, width = self.images.shape[-2:]
+        return self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
+
+    def label_map(self, threshold: Threshold | None = None) -> list[LabelMap]:
+        """For each pixel of the photos the text that supports it most, or none.
+
+        The raw positive maps are resized (bicubic, within their range) and compared with each
+        other, so their method should be one whose values mean the same for every text, such as
+        direct; ``.save("labels.png")`` writes a palette PNG.
+
+        Args:
+            threshold: of the largest map, min-max normalised, below which there is none: "otsu",
+                "mean" or a number in [0, 1); None is wherever a map is above zero.
+
+        Returns:
+            One for each image, at its photo's size.
+
+        Raises:
+            InputError: an unknown threshold, over 255 texts, or no positive maps.
+        """
+        places = self._places("label_map")
+        if "positive" not in self.maps:
+            raise InputError(
+                "label_map: the maps are of negative evidence alone; take sign='both'."
+            )
+        found = []
+        for crop, raw in zip(places, self.maps["positive"], strict=True):
+            large = maps.uncrop(raw, crop.box, crop.size, mode="bicubic", clamp=True)
+            found.append(regions.label_map(large, crop.box, threshold, self.names))
+        return found
+
+    def points(self, count: int = 3) -> dict[str, list[list[Tensor]]]:
+        """The highest maxima of each map as points in its photo, for tools such as SAM.
+
+        Returns:
+            sign -> for each image and target the points (N, 2), x and y in pixels, the highest
+            first, at most `count`: centres of cells that no neighbour exceeds.
+
+        Raises:
+            InputError: no whole number of points, or an explanation of the text side alone.
+        """
+        check_integer("points", "count", count)
+        places = self._places("points")
+        return {
+            sign: [
+                [regions.points(raw, crop.box, crop.size, count) for raw in of_image]
+                for crop, of_image in zip(places, values, strict=True)
+            ]
+            for sign, values in self.maps.items()
+        }
 
     @called("save")
     def save(self, path: str | Path, **look: Any) -> Path:

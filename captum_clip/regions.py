@@ -1,4 +1,4 @@
-"""Parts of an image that a map marks: masks and boxes, as labelling tools take them."""
+"""Parts of an image that maps mark: masks, boxes, labels and points, as other tools take them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import maps
+from .checks import check_destination
+from .errors import InputError
 from .files import MARK, make_folder, replace_file, slug
 from .maps import Box
 from .metrics.localization import Threshold, threshold_level
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
+_MOST_LABELS = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,78 @@ def _boxes(mask: Tensor) -> Tensor:
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     largest_first = np.argsort(-sizes, kind="stable").tolist()
     return torch.tensor([boxes[index] for index in largest_first]).reshape(-1, 4).float()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """The text that supports each pixel of an image most, as data sets for segmentation have it.
+
+    Attributes:
+        labels: (H, W) uint8, 0 where no text supports a pixel, else k for the k-th of `names`.
+        names: "none", then those of the texts.
+    """
+
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def save(self, path: str | Path) -> Path:
+        """Write a palette PNG, with the names as JSON in its text chunk "names".
+
+        Raises:
+            InputError: another ending, or a folder that cannot be written to.
+        """
+        path = check_destination(path, (".png",))
+        image = Image.fromarray(self.labels.numpy()).convert("P")
+        colors = [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
+        image.putpalette([channel for color in colors for channel in color])
+        about = PngInfo()
+        about.add_text("names", json.dumps(self.names))
+        about.add_text("Comment", MARK)
+        replace_file(path, partial(image.save, format="PNG", pnginfo=about))
+        return path
+
+
+def label_map(
+    heatmap: Tensor, box: Box, threshold: Threshold | None, names: Sequence[str]
+) -> LabelMap:
+    """The largest of K positive maps (K, H, W) at each pixel, above a threshold of the largest.
+
+    The threshold is computed over a box, what the model saw; None is above zero.
+    """
+    if len(names) > _MOST_LABELS:
+        raise InputError(f"label_map: expected at most {_MOST_LABELS} texts, got {len(names)}.")
+    largest, labels = heatmap.max(0)
+    marked = largest > 0
+    if threshold is not None:
+        rows, columns = maps.inside(box, (heatmap.shape[1], heatmap.shape[2]))
+        seen = maps.normalize(largest[rows, columns])
+        marked[rows, columns] &= seen > threshold_level("label_map", seen[None], threshold)
+    return LabelMap(torch.where(marked, labels + 1, 0).to(torch.uint8), ("none", *names))
+
+
+def _color(number: int) -> tuple[int, int, int]:
+    """Twenty colours in turn."""
+    red, green, blue = (round(255 * channel) for channel in colormaps["tab20"](number % 20)[:3])
+    return red, green, blue
+
+
+def points(raw: Tensor, box: Box, size: tuple[int, int], count: int) -> Tensor:
+    """The centres (N, 2), x and y in pixels of a photo, of the highest cells of a map (h, w).
+
+    At most `count` of those above zero that no neighbour exceeds and that lie in the photo, the
+    highest first; the map is that of a box of the photo.
+    """
+    from scipy import ndimage
+
+    cells = raw.double().numpy()
+    peaks = (cells == ndimage.maximum_filter(cells, size=3, mode="nearest")) & (cells > 0)
+    rows, columns = np.nonzero(peaks)
+    left, top, right, bottom = box
+    x = left + (columns + 0.5) / cells.shape[1] * (right - left)
+    y = top + (rows + 0.5) / cells.shape[0] * (bottom - top)
+    order = np.argsort(-cells[rows, columns], kind="stable")
+    order = order[((x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0]))[order]][:count]
+    return torch.from_numpy(np.stack([x[order], y[order]], 1)).float()
 
 
 def save_regions(

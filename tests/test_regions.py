@@ -141,3 +141,40 @@ def test_a_large_photo_has_its_own_size(vit: ClipAdapter) -> None:
     outside = torch.as_tensor(one.mask).clone()
     outside[rows, columns] = False
     assert not outside.any()
+
+
+def explanation_of(raw: torch.Tensor, names: tuple[str, ...]) -> Explanation:
+    images, ones = torch.zeros(1, 3, 8, 8), torch.ones(len(names))
+    return Explanation({"positive": raw}, ones[None], names, ones, "model", "direct", images)
+
+
+def test_a_label_map_has_the_text_that_supports_each_pixel_most(tmp_path: Path) -> None:
+    """At the photo's size, 0 where no map is above zero, and as a palette image with its names."""
+    raw = torch.zeros(1, 3, 2, 2)
+    raw[0, 0, 0, 0], raw[0, 1, 0, 0], raw[0, 1, 1, 1], raw[0, 2, 0, 1] = 1, 2, 3, 0.5
+    found = explanation_of(raw, names=("a", "b", "c"))
+    [labels] = found.label_map()
+    large = maps.upsample(raw[0], (8, 8), mode="bicubic", clamp=True)
+    expected = torch.where(large.amax(0) > 0, large.argmax(0) + 1, 0)
+    assert torch.equal(labels.labels, expected.to(torch.uint8))
+    assert labels.names == ("none", "a", "b", "c")
+    assert (labels.labels[0, 0], labels.labels[-1, -1], labels.labels[0, -1]) == (2, 2, 3)
+    [high] = found.label_map(0.9)
+    assert high.labels[-1, -1] == 2
+    assert (high.labels > 0).sum() < (labels.labels > 0).sum()
+    with Image.open(labels.save(tmp_path / "labels.png")) as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), labels.labels.numpy())
+        assert json.loads(image.info["names"]) == ["none", "a", "b", "c"]
+    with pytest.raises(InputError, match="label_map: expected threshold"):
+        found.label_map(2)
+
+
+def test_points_are_the_highest_cells_in_pixels_of_the_photo() -> None:
+    raw = torch.zeros(1, 1, 4, 4)
+    raw[0, 0, 0, 0], raw[0, 0, 0, 1], raw[0, 0, 3, 2] = 1, 0.5, 2
+    found = explanation_of(raw, names=("a",))
+    [[both]] = found.points()["positive"]
+    assert both.tolist() == [[5.0, 7.0], [1.0, 1.0]]  # the neighbour of a higher cell is none
+    [[one]] = found.points(1)["positive"]
+    assert one.tolist() == [[5.0, 7.0]]
