@@ -168,6 +168,7 @@ def evaluate_command(
     chunk_size: int = 32,
     resamples: int = 2000,
     fills: Annotated[options.Several, Option("--fill")] = None,
+    formats: Annotated[options.Several, Option("--format")] = None,
     template: str | None = None,
     void: Literal["out", "background"] | None = None,
     text: str | None = None,
@@ -201,6 +202,7 @@ def evaluate_command(
         resamples: of the bootstrap
         fills: what removed pixels become: mean, black, blur or road (default: mean
             and road)
+        formats: further files: latex (tables), csv (every measured value)
         template: text of a class, as "a photo of a {}" (class folders)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
             (default: out)
@@ -224,11 +226,16 @@ def evaluate_command(
     print(f"report   {folder}/report.html")
     print(f"tables   {folder}/results.md")
     print(f"figures  {folder}/results.csv")
+    if "latex" in config.formats:
+        print(f"latex    {folder}/results.tex")
+    if "csv" in config.formats:
+        print(f"values   {folder}/values.csv")
     for name in result.curves:
         print(f"curves   {folder}/{name}")
     for name, entries in result.skipped.items():
         if entries:
             print(f"skipped  {len(entries)} of {name}; the reasons are in {folder}/manifest.json")
+    print("", *result.findings, sep="\n")
 
 
 @command(_emotions, "fit", "art --model ViT-B/32 -o emotions.safetensors")

@@ -24,6 +24,7 @@ EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]
 Fill = Literal["mean", "black", "blur", "road"]
 FILLS: Final = get_args(Fill)
+Format = Literal["latex", "csv"]
 DATA: Final = ("demo", "demo-objects", "demo-mosaics")
 
 
@@ -182,6 +183,8 @@ class EvaluationConfig(RunConfig):
         void: "out" leaves out the pixels that Pascal VOC marks as void, which is the default;
             "background" counts them as outside of every region.
         resamples: of the bootstrap.
+        formats: further files: "latex", the tables in ``results.tex``, and "csv", every measured
+            value in ``values.csv``, a row each.
 
     The settings of :class:`RunConfig` are keywords too.
 
@@ -194,7 +197,7 @@ class EvaluationConfig(RunConfig):
         *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
         *("template", "text", "void", "batch_size", "chunk_size"),
     )
-    several = ("data", "methods", "maps", "tasks", "fills")
+    several = ("data", "methods", "maps", "tasks", "fills", "formats")
     texts_or_none = (*RunConfig.texts_or_none, "reference", "template", "text", "void")
     least = RunConfig.least | {"images": 1, "slow_images": 1, "draws": 1, "resamples": 1}
 
@@ -214,6 +217,7 @@ class EvaluationConfig(RunConfig):
     text: str | None = None
     void: str | None = None
     resamples: int = 2000
+    formats: tuple[Format, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", str(self.model))
@@ -228,6 +232,8 @@ class EvaluationConfig(RunConfig):
         check_choice("evaluate", self.against, get_args(Against), name="against")
         for fill in self.fills or ("none",):
             check_choice("evaluate", fill, FILLS, name="fills")
+        for form in self.formats:
+            check_choice("evaluate", form, get_args(Format), name="formats")
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,11 @@ class Evaluation:
         methods = list(self.table["method"].unique())
         return f"Evaluation(output={self.output!r}, values={len(self.table)}, methods={methods})"
 
+    @property
+    def findings(self) -> list[str]:
+        """What to take away, a line each, as at the head of the report."""
+        return report.findings(self.summary)
+
 
 def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
     """Measure what is not there yet, then write all tables.
@@ -316,7 +321,6 @@ def _summarise(
     curves = {name: (what, file) for name, what, file in _draw(plan, table, summary)}
     for name, (_, file) in curves.items():
         output.write(name, file)
-    [reference] = [method for method in plan.methods if method.name == plan.reference]
     clip = models.load(plan.model)
     contexts = {
         task: ModelContext(clip, data, plan.config)
@@ -331,10 +335,14 @@ def _summarise(
         title=title,
         about=about,
         curves=dict(curves.values()),
-        examples=report.examples_of(reference, contexts, table, summary),
+        examples=report.examples_of(plan.methods, contexts, table, summary),
         manifest=done,
     )
     output.write(report.REPORT, page.encode())
+    if "latex" in plan.config.formats:
+        output.write(report.LATEX, report.results_tex(summary).encode())
+    if "csv" in plan.config.formats:
+        output.write(report.VALUES, report.values_csv(table))
     output.write(RESULTS, report.results_csv(summary))
     return Evaluation(output.root, table, summary, tuple(curves), skipped)
 

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Final
@@ -33,19 +33,38 @@ from .table import UNIFORM, Metric, Table, readable
 
 TABLES: Final = "results.md"
 REPORT: Final = "report.html"
+LATEX: Final = "results.tex"
+VALUES: Final = "values.csv"
 SIGNIFICANT: Final = 0.05
 _MARK: Final = "\N{DAGGER}"
 SIDE: Final = 144  # pixels of an example
 _BLANK: Final = "\N{EN DASH}"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
+_SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU"}
+_HEADLINES: Final = {
+    "Where is it?": "pointing",
+    "What does an object add, what is lost without it?": "(effect|removal)_spearman",
+    "Where is each word?": "words_4",
+    "Removing pixels": "gap_[a-z]+_predicted",
+}
+"""Question -> pattern of the metrics that answer it."""
+_TEX: Final = str.maketrans(
+    {
+        **{letter: f"\\{letter}" for letter in "_%&#${}"},
+        **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+        **{_MARK: r"$^\dagger$", "\N{UPWARDS ARROW}": r"$\uparrow$"},
+        **{"\N{DOWNWARDS ARROW}": r"$\downarrow$", "\N{MINUS SIGN}": "$-$", _BLANK: "--"},
+    }
+)
 _ROUNDED: Final = ("mean", "low", "high", "difference", "difference_low", "difference_high")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row of the long table with its map."""
+    """A row of the long table with a map of it."""
 
-    best: bool  # by its metric, or the worst
+    method: str
+    best: bool  # of the winner's rows by the metric, or the worst
     sample: str
     region: str  # what is explained
     value: float
@@ -70,9 +89,37 @@ def results_csv(summary: Summary) -> bytes:
     return text.encode()
 
 
+def values_csv(table: Table) -> bytes:
+    """The long table, a row for each measured value."""
+    columns = ["task", "sample", "region", "metric", "method", "part", "x", "value"]
+    text: str = table.to_csv(None, columns=columns, index=False, float_format="%.10g")
+    return text.encode()
+
+
+def results_tex(summary: Summary) -> str:
+    """The tables of :func:`results_md` for LaTeX with the package booktabs, a float for each."""
+    import pandas as pd
+
+    ordered = sorted(summary.methods, key=lambda name: name in summary.baselines)  # these last
+    tables = []
+    for title, columns in report_tables(summary).items():
+        cells = {_tex(column.head): column.cells for column in columns}
+        frame = pd.DataFrame(cells, index=ordered).map(_tex).rename(index=_tex)
+        names = {"caption": _tex(title), "label": f"tab:{slug(title)}"}
+        tables.append(frame.to_latex(escape=False, position="tbp", **names))
+    return "\n".join(["% \\usepackage{booktabs}", *tables])
+
+
+def _tex(markdown: str) -> str:
+    """A cell, a head or a name in LaTeX, bold where it is in Markdown."""
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", markdown.translate(_TEX))
+
+
 def results_md(summary: Summary, *, title: str, about: Mapping[str, Any]) -> str:
     """The figures as Markdown: what was measured, a table a group of metrics, the protocols."""
-    lines = [f"# {_text(title)}", ""]
+    lines = [f"# {_text(title)}", "", "**What was found**", ""]
+    lines += [f"- {_text(line)}" for line in findings(summary)]
+    lines += ["", "**What was measured**", ""]
     lines += [f"- {_text(what)}: {_text(value)}" for what, value in about.items()]
     lines += ["", *legend(summary), ""]
     tables = report_tables(summary)
@@ -103,6 +150,76 @@ def report_tables(summary: Summary) -> dict[str, Sequence[Column]]:
         group: [_column(summary, metric, by_metric[metric.name]) for metric in metrics]
         for group, metrics in summary.groups.items()
     }
+
+
+def findings(summary: Summary) -> list[str]:
+    """What to take away, in plain text: a line a question with its winners, and a caution.
+
+    The questions are those of `_HEADLINES`; where none of their metrics was measured, each table
+    has a line with its first metric.
+    """
+    tables = report_tables(summary)
+    columns = [column for of in tables.values() for column in of if column.metric.better != "none"]
+    asked = {
+        question: [column for column in columns if re.fullmatch(pattern, column.metric.name)]
+        for question, pattern in _HEADLINES.items()
+    }
+    if not any(asked.values()):
+        asked = {
+            title: [c for c in of if c.metric.better != "none"][:1] for title, of in tables.items()
+        }
+    lines = [
+        f"{question} {'; '.join(_finding(summary, column) for column in of)}."
+        for question, of in asked.items()
+        if of
+    ]
+    images = int(summary.figures["images"].max())
+    caution = (
+        f"What not to conclude: the tests are against {summary.reference} alone, so the first need "
+        "not differ from the second; p values are corrected within a column, not over columns; "
+        f"and {images} {'image' if images == 1 else 'images'} and one model tell little about "
+        "others, above all an embedded model, which knows drawn scenes only."
+    )
+    return [*lines, caution]
+
+
+def _finding(summary: Summary, column: Column) -> str:
+    """The winner of a column, its difference to the reference, and what is not told apart."""
+    what, reference = shown(column.metric.name), summary.reference
+    winner = _winner(summary, column)
+    if winner is None:
+        return f"by {what} no method beats a constant answer"
+    places = _places(figure.mean for figure in column.figures.values())
+    name = f"{winner} (the reference)" if winner == reference else winner
+    cell = column.cells[winner].replace("**", "").removesuffix(_MARK).rstrip()
+    text = f"{name}, with {what} {cell}"
+    figure = column.figures[winner]
+    if not math.isnan(figure.difference):
+        gap, low, high = (
+            _number(value, places)
+            for value in (figure.difference, figure.difference_low, figure.difference_high)
+        )
+        plus = "+" * (figure.difference > 0)
+        text += f", {plus}{gap} [{low}, {high}] against {reference}"
+    rivals = [n for n in summary.methods if n not in (*summary.baselines, reference)]
+    alike = [name for name in rivals if column.figures[name].p_holm >= SIGNIFICANT]
+    if alike:
+        text += f", not significantly different from {reference}: {', '.join(alike)}"
+    elif figure.images < FEWEST:
+        text += f", not tested on fewer than {FEWEST} images"
+    equal = [name for name in summary.baselines if column.cells[name].startswith("**")]
+    return text + (f", but {', '.join(equal)} is no worse" if equal else "")
+
+
+def _winner(summary: Summary, column: Column) -> str | None:
+    """The method that is bold in a column, of several the first."""
+    methods = (name for name in summary.methods if name not in summary.baselines)
+    return next((name for name in methods if column.cells[name].startswith("**")), None)
+
+
+def shown(name: str) -> str:
+    """A metric's name as it is read: "legrad_map" is "LeGrad mAP"."""
+    return " ".join(_SHOWN.get(word, word) for word in name.split("_"))
 
 
 def _places(means: Iterable[float]) -> int:
@@ -173,7 +290,7 @@ def _column(summary: Summary, metric: Metric, figures: Mapping[str, Any]) -> Col
         method: _cell(figure, places, most, bold=values.get(method, -math.inf) >= best)
         for method, figure in figures.items()
     }
-    head = _text(metric.name.replace("_", " ")) + _ARROWS[metric.better]
+    head = shown(metric.name) + _ARROWS[metric.better]
     size = f"{most} image{'s' * (most != 1)}"
     return Column(metric, head, figures, cells, f"**{head}**: {_text(metric.protocol)} ({size})")
 
@@ -215,11 +332,12 @@ def report_html(
 ) -> str:
     """The same figures as :func:`results_md`, on a page without any other file.
 
-    Curves are PNG files by what each shows, examples the best and the worst of each metric.
+    Curves are PNG files by what each shows, examples those of :func:`examples_of`.
     """
     return _template().render(
         title=title,
         about=about,
+        findings=findings(summary),
         legend=[_inline(line) for line in legend(summary) if line],
         tables=report_tables(summary),
         summary=summary,
@@ -239,12 +357,14 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "inline": _inline,
         "jpeg": lambda file: _encoded("jpeg", file),
         "json": lambda value: json.dumps(value, ensure_ascii=False),
+        "shown": shown,
         "slug": slug,
     }
+    environment.filters |= filters
     return environment.get_template("report.html")
 
 
@@ -323,35 +443,44 @@ def _count_images(tables: Sequence[Table]) -> str:
 
 
 def examples_of(
-    method: Method, contexts: Mapping[str, ModelContext], table: Table, summary: Summary
+    methods: Sequence[Method],
+    contexts: Mapping[str, ModelContext],
+    table: Table,
+    summary: Summary,
 ) -> dict[str, list[Example]]:
-    """Metric -> its best and its worst example by a method.
+    """Metric -> the best and the worst row of its winner, each followed by the reference's map.
 
     Of metrics whose figure is a mean over rows, each of one map; of equal rows the first. The
-    contexts are those of the tasks.
+    reference's rows where no method wins. The contexts are those of the tasks.
     """
+    by_name = {method.name: method for method in methods}
 
     @cache
-    def draw(context: ModelContext, sample: str, region: str) -> bytes:
+    def draw(name: str, context: ModelContext, sample: str, region: str) -> bytes:
         """A JPEG file; empty where the sample has no map of this region."""
         names = [readable(name) for name in context.data.names]
         views = Batch(context, [names.index(sample)]).views
-        return _draw_example(context, method, views[0], region) if views else b""
+        return _draw_example(context, by_name[name], views[0], region) if views else b""
 
-    own = table[(table["method"] == method.name) & table["x"].isna()]
-    rows = dict(iter(own.groupby("metric", observed=True)))
+    rows = dict(iter(table[table["x"].isna()].groupby(["metric", "method"], observed=True)))
     examples: dict[str, list[Example]] = {}
-    for metric in summary.metrics:
-        if metric.statistic != "mean" or metric.better == "none" or metric.name not in rows:
+    for column in (column for columns in report_tables(summary).values() for column in columns):
+        metric, winner = column.metric, _winner(summary, column) or summary.reference
+        if metric.statistic != "mean" or metric.better == "none":
             continue
-        values = rows[metric.name].sort_values(["sample", "region"], kind="stable")
+        if (metric.name, winner) not in rows:
+            continue
+        values = rows[metric.name, winner].sort_values(["sample", "region"], kind="stable")
         low, high = (values.loc[i] for i in (values["value"].idxmin(), values["value"].idxmax()))
         pair = {True: high, False: low} if metric.better == "high" else {True: low, False: high}
         for best, row in pair.items():
-            image = draw(contexts[row["task"]], row["sample"], row["region"])
-            if image:
-                example = Example(best, row["sample"], row["region"], row["value"], image)
-                examples.setdefault(metric.name, []).append(example)
+            place = row["sample"], row["region"]
+            for name in dict.fromkeys((winner, summary.reference)):
+                of = rows.get((metric.name, name), values[:0])
+                value = of["value"][(of["sample"] == place[0]) & (of["region"] == place[1])]
+                if len(value) and (image := draw(name, contexts[row["task"]], *place)):
+                    example = Example(name, best, *place, value.iloc[0], image)
+                    examples.setdefault(metric.name, []).append(example)
     return examples
 
 

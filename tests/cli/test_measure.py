@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from captum_clip.evaluation import (
     EvaluationConfig,
     StudyConfig,
     StudyResult,
+    Summary,
     corner_bias_study,
     emotions_study,
 )
@@ -96,7 +98,9 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def evaluate(config: EvaluationConfig, **_: Any) -> Evaluation:
         found.append(config)
-        return Evaluation("out", None, None, (), {})  # type: ignore[arg-type]
+        figures = pd.DataFrame({"metric": ["any"], "method": ["any"], "images": [1]})
+        summary = Summary(figures, {}, [], [], "any", 0.95, 1, 0)
+        return Evaluation("out", None, summary, (), {})
 
     monkeypatch.setattr(captum_clip.evaluation, "run_study", study)
     monkeypatch.setattr(captum_clip.evaluation, "evaluate", evaluate)
@@ -165,11 +169,15 @@ def test_evaluate_prints_where_its_results_are_and_goes_on(
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     for _ in range(2):
-        assert run(EVALUATE.replace("--quiet ", ""), err=None).splitlines() == [
+        lines = run(EVALUATE.replace("--quiet ", ""), err=None).splitlines()
+        assert lines[:4] == [
             "report   out/report.html",
             "tables   out/results.md",
             "figures  out/results.csv",
+            "",
         ]
+        assert lines[4].startswith("Where is it? ")
+        assert lines[-1].startswith("What not to conclude: ")
     assert Path("out/results.csv").is_file()
 
 
@@ -190,8 +198,8 @@ def test_evaluate_names_its_curves(run: Run) -> None:
     options = f"--data {data} --method centre --task perturbation --fill black --threads 1 --quiet"
     lines = run(f"evaluate --model VIT {options} -o out").splitlines()
     curves = ["curves   out/curves_black_predicted.png", "curves   out/curves_black_true.png"]
-    assert lines[3:] == curves
-    assert all(Path(line.split()[1]).is_file() for line in lines)
+    assert lines[3:5] == curves
+    assert all(Path(line.split()[1]).is_file() for line in lines[:5])
 
 
 def test_evaluate_reports_what_it_skipped(run: Run) -> None:
@@ -213,7 +221,8 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
         "--maps d --task signs --task words --fill blur --fill road --reference b --against image "
         "--images 3 --slow-images 2 --seed 4 --draws 5 --batch-size 6 --chunk-size 7 "
         "--resamples 8 --engine ray --workers 3 --gpus 2 --threads 9 --processor p --tokenizer t "
-        "--template 'a photo of a {}' --text 'a face' --void background -o out"
+        "--template 'a photo of a {}' --text 'a face' --void background "
+        "--format latex --format csv -o out"
     )
     assert asked == [
         EvaluationConfig(
@@ -230,6 +239,7 @@ def test_every_option_of_evaluate_reaches_the_config(asked: list[Any], run: Run)
             template="a photo of a {}",
             text="a face",
             void="background",
+            formats=("latex", "csv"),
             resamples=8,
             engine="ray",
             workers=3,

@@ -45,6 +45,7 @@ def test_page_has_every_cell_of_the_tables() -> None:
     assert cells[0][1].startswith('\N{MINUS SIGN}0.250 <span class="interval">[')
     assert cells[2][1].startswith("<strong>0.500</strong> ")
     assert cells[3][1] == "\N{EN DASH}"
+    assert "<li>Where" in text.partition("What was measured")[0]
     assert "a &lt;b&gt; *c*</th>" in text
     assert text.count("<tbody>") == 2
     assert text.index("Baselines</th>") < text.index('data-value="random"')
@@ -58,7 +59,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, vit: str, masks: str) -> tupl
     output = tmp_path_factory.mktemp("report") / "out"
     tasks = ("localization", "signs")
     config = EvaluationConfig(
-        *(vit, str(output), (masks,)), methods=METHODS, tasks=tasks, resamples=20, threads=1
+        *(vit, str(output), (masks,)),
+        methods=METHODS,
+        reference="all-grad",
+        tasks=tasks,
+        resamples=20,
+        threads=1,
     )
     evaluation = evaluate(config)
     return evaluation, (output / "report.html").read_text()
@@ -77,44 +83,51 @@ def test_page_needs_nothing_from_elsewhere(made: tuple[Evaluation, str]) -> None
 def test_examples_are_the_best_and_the_worst(
     made: tuple[Evaluation, str], vit: str, masks: str
 ) -> None:
-    """Of the reference method, with its own map of that region."""
+    """Of the method that wins, each with the reference's map of the same region after it."""
     evaluation, text = made
-    own = evaluation.table
-    own = own[(own["metric"] == "energy") & (own["method"] == "last-grad")]
+    own = evaluation.table[evaluation.table["metric"] == "energy"]
+    means = own[own["method"] != "random"].groupby("method", observed=True)["value"].mean()
+    winner = means.idxmax()
+    assert winner == "last-grad"
     section = text[text.index("<h3>energy</h3>") :]
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)[:2]
-    for caption, word, row in (
-        (captions[0], "best", own.loc[own["value"].idxmax()]),
-        (captions[1], "worst", own.loc[own["value"].idxmin()]),
-    ):
-        assert caption == f"{word}, {row['value']:.3g}: {row['region']}, {row['sample']}"
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)
+    won = own[own["method"] == winner].set_index(["region", "sample"])["value"]
+    for word, place in (("best", won.idxmax()), ("worst", won.idxmin())):
+        for name in (winner, "all-grad"):
+            value = own[own["method"] == name].set_index(["region", "sample"])["value"][place]
+            assert captions.pop(0) == f"{word}, {name} {value:.3g}: {place[0]}, {place[1]}"
     assert "<h3>positive target</h3>" not in text  # which is neither good nor bad
-    assert "<h3>mean iou</h3>" not in text  # of all pixels of the set
+    assert "<h3>mean IoU</h3>" not in text  # of all pixels of the set
     pictures = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-        for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)', section)[:2]
+        for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)', section)[:3:2]
     ]
     assert pictures[0].shape == (32, 32, 3)
     assert not np.array_equal(pictures[0], pictures[1])
-    config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS, reference="random")
+    config = EvaluationConfig(vit, "nowhere", (masks,), methods=METHODS)
     models = ModelLoader()
     plan = make_plan(config, models)
     context = ModelContext(models.load(plan.model), plan.data[0], config)
     contexts = dict.fromkeys(plan.tasks[0], context)
-    others = examples_of(plan.methods[2], contexts, evaluation.table, evaluation.summary)
-    assert [example.best for example in others["energy"]] == [True, False]
-    assert others["energy"][0].image not in [pictures[0].tobytes(), b""]
+    others = examples_of(plan.methods, contexts, evaluation.table, evaluation.summary)["energy"]
+    assert [(example.method, example.best) for example in others] == [
+        *((winner, True), ("all-grad", True), (winner, False), ("all-grad", False))
+    ]
+    assert others[0].image not in [others[1].image, b""]
 
 
 def test_low_figures_are_best_where_low_is_good() -> None:
-    pair = [Example(True, "a", "a horse", 0.1, b"1"), Example(False, "b", "a dog", -2, b"2")]
+    pair = [
+        Example("ours", True, "a", "a horse", 0.1, b"1"),
+        Example("ours", False, "b", "a dog", -2, b"2"),
+    ]
     found = summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")])
     text = report_html(
         found, title="A", about={}, curves={"falls": b"3"}, examples={"area": pair},
         manifest=MANIFEST,
     )  # fmt: skip
-    assert "best, 0.1: a horse, a</figcaption>" in text
-    assert "worst, \N{MINUS SIGN}2: a dog, b</figcaption>" in text
+    assert "best, ours 0.1: a horse, a</figcaption>" in text
+    assert "worst, ours \N{MINUS SIGN}2: a dog, b</figcaption>" in text
     assert 'alt="Curves of all methods: falls"' in text
     assert 'data-first="ascending">area ↓' in text
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from captum_clip.evaluation.report import results_csv, results_md
+from captum_clip.evaluation.report import findings, results_csv, results_md, results_tex, shown
 from captum_clip.evaluation.summary import Summary, summarize
 from captum_clip.evaluation.table import Metric
 from captum_clip.metrics.bootstrap import STATISTICS
@@ -195,7 +195,8 @@ def test_too_few_resamples_are_said() -> None:
 def test_page_says_what_was_measured_and_how() -> None:
     """Title, model, data and seed above; a line a metric below."""
     text = markdown(summary({"ours": {"area": rows(1, 2)}}, [metric("area", "low")]))
-    assert text.startswith("# Evaluation\n\n- Model: demo/vit\n- Seed: 0\n\nFigures with 95 %")
+    assert text.startswith("# Evaluation\n\n**What was found**\n\n- Where")
+    assert "**What was measured**\n\n- Model: demo/vit\n- Seed: 0\n\nFigures with 95 %" in text
     assert text.endswith("## Protocols\n\n- **area ↓**: how area is measured (2 images)\n")
     assert "200 resamples" in text
 
@@ -217,3 +218,54 @@ def test_small_figures_keep_their_digits() -> None:
     found = summary(given, [metric("area")])
     assert [record["mean"] for record in records(found)] == ["0.00123", "-0.0004"]
     assert table(markdown(found))[1][1] == "**0.00123** [0.00123, 0.00123]"
+
+
+def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
+    """A line for each question that was asked, the last on what not to conclude."""
+    draw = np.random.default_rng(0)
+    ours = draw.random(60)
+    given = {
+        "ours": {"pointing": rows(*ours), "words_4": rows(0.5, 0.5)},
+        "near": {"pointing": rows(*ours + draw.normal(0, 0.1, 60)), "words_4": rows(0.4, 0.4)},
+        "far": {"pointing": rows(*ours + 0.25), "words_4": rows(0.3, 0.3)},
+        "random": {"pointing": rows(*ours - 1), "words_4": rows(0.9, 0.9)},
+    }
+    asked = [metric("pointing"), metric("words_4"), metric("energy")]
+    found = findings(summary(given, asked, baselines=["random"]))
+    assert found[0].startswith("Where is it? far, with pointing 0.7")
+    lead = ", +0.250 [0.250, 0.250] against ours, not significantly different from ours: near."
+    assert found[0].endswith(lead)
+    assert found[1] == (
+        "Where is each word? ours (the reference), with words 4 0.500 [0.500, 0.500], "
+        "not tested on fewer than 30 images, but random is no worse."
+    )
+    assert found[2].startswith("What not to conclude: the tests are against ours alone")
+    assert "60 images" in found[2]
+
+
+def test_findings_of_other_metrics_take_the_first_of_each_table() -> None:
+    given = {"ours": {"nss": rows(-1, -1)}, "uniform": {"nss": rows(0, 0)}}
+    [line, _] = findings(summary(given, [metric("nss")], baselines=["uniform"]))
+    assert line == "Where by nss no method beats a constant answer."
+
+
+def test_tables_for_latex_have_the_same_cells() -> None:
+    """Bold, signs and special letters in LaTeX's words; baselines last."""
+    given = {
+        "random": {"legrad_map": rows(-0.5, -0.5)},
+        "a_b": {"legrad_map": rows(0.5, 0.5)},
+        "ours": {"legrad_map": rows(0.25, 0.25)},
+    }
+    lines = results_tex(summary(given, [metric("legrad_map")], baselines=["random"])).splitlines()
+    assert lines[0] == r"% \usepackage{booktabs}"
+    assert [line for line in lines if "&" in line] == [
+        r" & LeGrad mAP $\uparrow$ \\",
+        r"a\_b & \textbf{0.500} [0.500, 0.500] \\",
+        r"ours & 0.250 [0.250, 0.250] \\",
+        r"random & $-$0.500 [$-$0.500, $-$0.500] \\",
+    ]
+
+
+def test_metrics_are_shown_as_papers_call_them() -> None:
+    assert shown("legrad_map") == "LeGrad mAP"
+    assert shown("mean_iou_half") == "mean IoU half"
