@@ -251,7 +251,7 @@ def find_port(host: str, port: int) -> int:
     try:
         with socket.create_server((host, port), family=family) as listening:
             return int(listening.getsockname()[1])
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, TypeError) as error:  # TypeError: half a character
         raise InputError(
             f"cannot listen on port {port} of {host} ({getattr(error, 'strerror', error)}); give "
             "another one with --port, or --port 0 for any that is free."
