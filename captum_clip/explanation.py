@@ -21,7 +21,7 @@ from .attr.registry import MethodChoice, check_method, method_on
 from .checks import as_list, called, check_choice, check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import DAMAGED, replace_file
-from .hints import find_hints
+from .hints import can_compare, find_hints
 from .maps import Mode
 from .metrics.localization import Threshold
 from .models import ClipAdapter, load_clip
@@ -63,7 +63,7 @@ class Explanation:
         text_maps: of the text side, for each text its words with their values; start, end and
             padding are left out. Where only the text side was asked for, `maps` is empty.
         hints: for each image sentences about the maps that should be doubted, where they were
-            asked for; they stand in the caption of :meth:`plot`.
+            looked for; they stand in the caption of :meth:`plot`.
         crops: the part of its photo that each image is; empty for images that came as tensors, and
             where the processor is not known to crop in a way that can be read.
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
@@ -110,7 +110,7 @@ class Explanation:
         cmap: str | Colormap | None = None,
         alpha: float = ALPHA,
         interpolation: Mode = "bicubic",
-        original: bool | ImageLike | Sequence[ImageLike] = False,
+        original: bool | ImageLike | Sequence[ImageLike] | None = None,
     ) -> Figure:
         """Draw the maps over the images, resized, and min-max normalised one by one.
 
@@ -126,9 +126,10 @@ class Explanation:
             alpha: opacity where a map is 1; where it is 0 the image shows through.
             interpolation: between the cells of a map: "bicubic", kept within the map's range,
                 "bilinear", or "nearest", which shows the cells as they are.
-            original: lay the maps on the whole photos instead of what the model saw; what it did
-                not see is grey. True for those that were explained; or the photos themselves, where
-                the explanation comes from a file. Drawn with 1024 pixels a side at most.
+            original: whether the maps lie on the whole photos, grey where the model did not see
+                them, or on what the model saw; by default on the photos that were explained, where
+                one was cropped or padded. Or the photos themselves, where the explanation comes
+                from a file. Drawn with 1024 pixels a side at most.
 
         Raises:
             InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], or
@@ -136,6 +137,8 @@ class Explanation:
         """
         images: Any = self.images
         heatmap: Mapping[str, Any] = self.heatmap(interpolation)
+        if original is None:
+            original = bool(self.photos) and not all(crop.is_whole for crop in self.crops)
         if original is not False:
             given = self._originals(original)
             images, heatmap = photos.lay_on_photos(given, self.crops, self.maps, interpolation)
@@ -435,7 +438,7 @@ def explain(
     words: bool | Sequence[str | tuple[int, int]] = False,
     side: Side = "image",
     whole: bool = False,
-    hints: bool = False,
+    hints: bool | None = None,
     batch_size: int | None = None,
     processor: Any = None,
     tokenizer: Any = None,
@@ -469,8 +472,9 @@ def explain(
             where it otherwise sees what its processor leaves, as a rule the square in the middle.
             This is another input than the crop, with other scores and maps.
         hints: find maps to doubt (`Explanation.hints`): those of a text that fits the image no
-            better than unrelated ones, and those that hardly change with the text. It costs about
-            two more forward passes; for texts, the image side and the positive sign.
+            better than unrelated ones, and those that hardly change with the text; by default of
+            one image. It costs a forward pass, the maps of eight more texts, and once a model 32
+            short texts; False saves them. For texts, the image side and the positive sign.
         batch_size: images at a time, with a progress bar; all at once by default.
         processor: the model's image processor, where it has none yet; figures are drawn with its
             mean and deviation, also where the images are tensors.
@@ -532,7 +536,8 @@ def explain(
             )
             cosines = -cosines if sign == "negative" else cosines
             raw.append(maps.positive(values.cpu()))
-            if hints:
+            alone = len(pieces) == len(seen.pixels) == 1 and _have_hints(texts, side, sign)
+            if hints or (hints is None and alone and can_compare(clip)):
                 own = slice(1 if words else len(target))
                 of_texts = target.names[own], raw[-1][:, own], cosines[:, own].cpu()
                 doubts += find_hints(clip, choices["image"], seen.pixels, *of_texts)
@@ -600,7 +605,7 @@ def _check_arguments(
             "texts, and leave `words` out."
         )
     check_choice("explain", sign, get_args(Sign), name="a sign")
-    if hints and (isinstance(texts, Target) or side == "text" or sign == "negative"):
+    if hints and not _have_hints(texts, side, sign):
         raise InputError(
             "explain: hints=True compares positive maps of texts with those of unrelated texts; "
             "leave it out with a Target, side='text' or sign='negative'."
@@ -609,6 +614,11 @@ def _check_arguments(
         check_integer("explain", "batch_size", batch_size)
     if words and (isinstance(texts, Target) or len(as_list(texts)) != 1):
         raise TargetError(f"explain: words need exactly one text, got {texts!r}.")
+
+
+def _have_hints(texts: Any, side: Side, sign: Sign) -> bool:
+    """Whether there are maps to be compared with those of unrelated texts."""
+    return not (isinstance(texts, Target) or side == "text" or sign == "negative")
 
 
 def _pieces(image: Any, batch_size: int | None) -> list[Any]:

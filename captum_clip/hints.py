@@ -11,7 +11,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import maps, targets
 from .attr.registry import MethodChoice
@@ -34,7 +34,8 @@ CORRELATION: Final = 0.98
 """From here on a map is that of unrelated texts."""
 _MAPS: Final = 8  # unrelated texts whose maps are compared
 
-_targets: WeakKeyDictionary[ClipAdapter, tuple[Any, Target]] = WeakKeyDictionary()
+# by model: a call with a model of the user's own makes an adapter each time
+_targets: WeakKeyDictionary[nn.Module, tuple[Any, Any, Target]] = WeakKeyDictionary()
 
 
 def find_hints(
@@ -58,6 +59,15 @@ def find_hints(
         sentences += [_maps_alike([texts[i] for i in same], alike[same])] if same else []
         found.append(tuple(sentences))
     return found
+
+
+def can_compare(clip: ClipAdapter) -> bool:
+    """Whether the tokenizer takes the unrelated texts, which one of few words may refuse."""
+    try:
+        _unrelated(clip)
+    except Exception:  # whatever somebody's tokenizer raises
+        return False
+    return True
 
 
 def compare(
@@ -123,6 +133,8 @@ def _listed(texts: Sequence[str]) -> str:
 def _unrelated(clip: ClipAdapter) -> Target:
     """The target of the unrelated texts, encoded again only where the model has changed."""
     state = [(p.data_ptr(), p._version) for p in clip.model.parameters()]
-    if clip not in _targets or _targets[clip][0] != state:
-        _targets[clip] = (state, targets.text(clip, UNRELATED))
-    return _targets[clip][1]
+    tokenizer, known, target = _targets.get(clip.model, (None, None, None))
+    if target is None or tokenizer is not clip.tokenizer or known != state:
+        target = targets.text(clip, UNRELATED)
+        _targets[clip.model] = (clip.tokenizer, state, target)
+    return target

@@ -120,7 +120,7 @@ def test_both_signs_are_the_two_signs_from_one_forward_pass(
 
     counted.__wrapped__ = original  # type: ignore[attr-defined]
     monkeypatch.setattr(method, "attribute_targets", counted)
-    both = explain(picture(), TEXTS, model=clip, sign="both", method=method)
+    both = explain(picture(), TEXTS, model=clip, sign="both", method=method, hints=False)
     assert len(passes) == 1
     assert list(both.maps) == ["positive", "negative"]
     for sign, one in single.items():
@@ -175,7 +175,8 @@ def test_a_hub_model_is_the_default(monkeypatch: pytest.MonkeyPatch, vit: ClipAd
 
     monkeypatch.setattr(explanation, "load_clip", load)
     explain(picture(), "a", device="cpu")
-    assert asked == [("ViT-B/32", {"processor": None, "tokenizer": None, "device": "cpu"})]
+    parts = dict.fromkeys(("processor", "tokenizer", "image_size"))
+    assert asked == [("ViT-B/32", {**parts, "device": "cpu"})]
 
 
 @pytest.mark.parametrize("options", [{}, {"return_tensors": "pt"}])

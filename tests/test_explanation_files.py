@@ -35,7 +35,13 @@ def found(request: pytest.FixtureRequest, vit: ClipAdapter) -> Explanation:
     sign: Any = asked[-1] if asked[-1] != "words" else "positive"
     texts = "a horse" if asked[0] == "words" else TEXTS
     return explain(
-        picture(), texts, model=vit, sign=sign, words=asked[0] == "words", method="all-grad"
+        picture(),
+        texts,
+        model=vit,
+        sign=sign,
+        words=asked[0] == "words",
+        method="all-grad",
+        hints=False,
     )
 
 
@@ -71,13 +77,15 @@ def test_the_figure_names_what_it_shows(found: Explanation) -> None:
 def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
     found = explain(picture(), "a horse", model=vit)
     colors = colormap("viridis")
-    drawn = pixels_of(found.plot(cmap=colors, alpha=0.5, interpolation="nearest"))[1]
+    look: dict[str, Any] = {"cmap": colors, "alpha": 0.5, "interpolation": "nearest"}
+    drawn = pixels_of(found.plot(**look, original=False))[1]
     cells = found.heatmap("nearest")["positive"][0, 0]
     assert len(cells.unique()) <= found.maps["positive"].numel()
     image = found.images[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(drawn, blend(image, cells.numpy(), colors, 0.5), atol=1e-6)
     both = explain(picture(), "a horse", model=vit, sign="both")
-    for shown, sign in zip(pixels_of(both.plot(cmap="viridis"))[1:], both.maps, strict=True):
+    drawn = pixels_of(both.plot(cmap="viridis", original=False))[1:]
+    for shown, sign in zip(drawn, both.maps, strict=True):
         heatmap = both.heatmap("bicubic")[sign][0, 0].numpy()
         np.testing.assert_allclose(shown, blend(image, heatmap, colors, 0.9), atol=1e-6)
 
@@ -86,7 +94,7 @@ def test_plot_dims_words_by_their_norms(vit: ClipAdapter) -> None:
     found = explain(picture(), "a red horse", model=vit, words=True)
     image = found.images[0].movedim(0, -1).numpy()
     weights = [1, *(found.norms[1:] / found.norms[1:].max()).tolist()]
-    drawn = pixels_of(found.plot())[1:]
+    drawn = pixels_of(found.plot(original=False))[1:]
     heatmap = found.heatmap("bicubic")["positive"][0]
     for shown, values, weight in zip(drawn, heatmap, weights, strict=True):
         wanted = blend(image, weight * values.numpy(), colormap(HEAT), 0.9)

@@ -85,7 +85,35 @@ def test_each_image_has_its_own_hints(clip: ClipAdapter, tmp_path: Path) -> None
     assert [len(sentences) for sentences in explanation.hints] == [1, 0]
     assert "image 1: “a rocket” scores" in " ".join(lines_of(explanation.plot()))
     assert Explanation.load(explanation.save(tmp_path / "a.npz")).hints == explanation.hints
+
+
+@pytest.mark.parametrize(
+    "one", [{"hints": False}, {"sign": "negative"}, {"side": "text"}, {"texts": "target"}]
+)
+def test_hints_are_of_one_image_unless_told_otherwise(
+    clip: ClipAdapter, one: dict[str, Any]
+) -> None:
+    """Of several they are left out, and where there are none."""
+    default = explain(SCENE, "a rocket", model=clip, sign="both")
+    assert default.hints == found(clip, "a rocket").hints != ((),)
+    assert explain([SCENE, SCENE], "a rocket", model=clip).hints == ()
+    texts: Any = "a rocket"
+    if one.pop("texts", None):
+        texts = targets.text(clip, texts)
+    assert explain(SCENE, texts, model=clip, **one).hints == ()
+
+
+def test_a_tokenizer_of_few_words_costs_the_hints_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = load_clip("demo/vit")
+    tokenize = clip.tokenize
+
+    def refusing(texts: Any) -> Any:
+        return tokenize(texts) if len(texts) < 32 else [{}[text] for text in texts]
+
+    monkeypatch.setattr(clip, "tokenize", refusing)
     assert explain(SCENE, "a rocket", model=clip).hints == ()
+    with pytest.raises(KeyError):
+        explain(SCENE, "a rocket", model=clip, hints=True)
 
 
 def test_of_words_only_the_text_has_hints(clip: ClipAdapter) -> None:
@@ -96,19 +124,21 @@ def test_of_words_only_the_text_has_hints(clip: ClipAdapter) -> None:
 def test_unrelated_texts_are_encoded_again_only_for_a_changed_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A model of the user's own has another adapter in each call."""
     small = builders.hf_vit().load()
-    tokenize, counts = small.tokenize, []
+    parts = {"processor": small.processor, "tokenizer": small.tokenizer}
+    tokenize, counts = type(small).tokenize, []
 
-    def counted(texts: Any) -> Any:
+    def counted(self: Any, texts: Any) -> Any:
         counts.append(len(texts))
-        return tokenize(texts)
+        return tokenize(self, texts)
 
-    monkeypatch.setattr(small, "tokenize", counted)
+    monkeypatch.setattr(type(small), "tokenize", counted)
     for changed in (False, False, True):
         if changed:
             with torch.no_grad():
                 next(small.model.parameters()).add_(0.1)
-        explain(picture(), ["a horse"], model=small, hints=True)
+        explain(picture(), ["a horse"], model=small.model, **parts)
     assert counts == [1, 32, 1, 1, 32]
 
 

@@ -201,7 +201,7 @@ def ask(
     if len(lines) > MAX_TEXTS:
         raise TargetError(f"These are {len(lines)} texts; at most {MAX_TEXTS} at once.")
     [photo] = as_pil(image)
-    found = explain(photo, lines, model=clip, method=method, sign=sign, hints=sign != "negative")
+    found = explain(photo, lines, model=clip, method=method, sign=sign)
     return Answer(clip, sign, clip.preprocess(photo), found, picks=(0,) * len(lines))
 
 

@@ -50,6 +50,7 @@ def explain_command(
     sign: options.Sign = "positive",
     whole: Annotated[bool, Option("--whole")] = False,
     original: bool | None = None,
+    hints: bool | None = None,
     regions: Path | None = None,
     threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = "otsu",
     processor: str | None = None,
@@ -70,6 +71,8 @@ def explain_command(
             would crop it to the middle
         original: draw the whole image, grey where the model did not see it, or what the model saw
             (default: the whole image where it was cropped or padded)
+        hints: say which maps to doubt: of a TEXT that fits no better than unrelated ones, or that
+            are those of any text (default: of TEXTs, unless --sign negative or --side text)
         regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
             JSON, in pixels of the image
         threshold: what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)
@@ -125,7 +128,7 @@ def explain_command(
             words=words,
             side=side,
             whole=whole,
-            hints=not emotions and side != "text" and sign != "negative",
+            hints=hints,
         )
         if regions is not None:
             name = path.name if len(paths) > 1 else ""
@@ -134,8 +137,7 @@ def explain_command(
             about = {"photo": name or str(path), "threshold": threshold}
             about |= {"model": explanation.model, "method": explanation.method}
             save_regions(explanation.regions(threshold), Path(regions, name), about)
-        cropped = not all(crop.is_whole for crop in explanation.crops)
-        explanation.save(file, original=cropped if original is None else original)
+        explanation.save(file, original=original)
         return explanation
 
     if folder is not None:

@@ -110,7 +110,7 @@ def _methods(clips: "dict[str, ClipAdapter]") -> "Figure":
     scenes = [_scene(index) for index in range(len(_SCENES))]
     columns, scores, images = {}, [], []
     for model, method in ((model, name) for model, names in _COLUMNS.items() for name in names):
-        rows = [explain(*scene, model=clips[model], method=method) for scene in scenes]
+        rows = [explain(*scene, model=clips[model], method=method, hints=False) for scene in scenes]
         heatmap = torch.cat([row.heatmap("bicubic")["positive"][0] for row in rows])[:, None]
         columns[f"{model} \N{MIDDLE DOT} {method}"] = heatmap
         images = [image for row in rows for image in row.images.expand(len(row.names), -1, -1, -1)]

@@ -30,7 +30,7 @@ def rates(clip: ClipAdapter, method: str, scenes: int) -> list[float]:
         masks = {o.name: torch.from_numpy(o.mask) for o in scene.objects if o.name in NOUNS}
         nouns = [*masks, draw.choice([noun for noun in NOUNS if noun not in masks])]
         texts = [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns]
-        found = explain(scene.image, texts, model=clip, method=method)
+        found = explain(scene.image, texts, model=clip, method=method, hints=False)
         images, raw = clip.preprocess(scene.image), found.maps["positive"]
         choice = MethodChoice.of(method)
         [better], [alike] = compare(clip, choice, images, texts, raw, found.scores)
