@@ -84,8 +84,8 @@ def test_plot_takes_colours_opacity_and_interpolation(vit: ClipAdapter) -> None:
     image = found.images[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(drawn, blend(image, cells.numpy(), colors, 0.5), atol=1e-6)
     both = explain(picture(), "a horse", model=vit, sign="both")
-    drawn = pixels_of(both.plot(cmap="viridis", original=False))[1:]
-    for shown, sign in zip(drawn, both.maps, strict=True):
+    signs = pixels_of(both.plot(cmap="viridis", original=False))[1:]
+    for shown, sign in zip(signs, both.maps, strict=True):
         heatmap = both.heatmap("bicubic")[sign][0, 0].numpy()
         np.testing.assert_allclose(shown, blend(image, heatmap, colors, 0.9), atol=1e-6)
 

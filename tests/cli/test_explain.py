@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_it_draws_the_whole_image_where_it_was_cropped(run: Run) -> None:
     with Image.open("photo.jpg") as image:
         image.resize((40, 40)).save("square.png")
     assert size("", "square.png") == size("--no-original")
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ("", {}),
+        ("--method rollout", {"method": "rollout"}),
+        ("--words --no-hints", {"words": True, "hints": False}),
+        ("--side both", {"side": "both"}),
+        ("--whole --sign negative", {"whole": True, "sign": "negative"}),
+    ],
+)
+def test_python_draws_the_same_file(
+    run: Run, vit: str, options: str, asked: dict[str, Any]
+) -> None:
+    """On the whole photo, with the same hints, to the byte."""
+    run(f"explain photo.jpg 'a horse' --model VIT {options} -o typed.png")
+    found = explain("photo.jpg", "a horse", model=vit, **asked)
+    found.save("python.png")
+    assert Path("typed.png").read_bytes() == Path("python.png").read_bytes()
+    assert bool(found.hints) == (asked.keys().isdisjoint({"sign", "hints"}))
 
 
 def test_it_writes_the_regions(run: Run) -> None:
@@ -194,6 +216,7 @@ def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.M
     drawn: list[str] = []
     plot = Explanation.plot
 
+    @wraps(plot)
     def counted(self: Explanation, **options: Any) -> Any:
         drawn.append(self.names[0])
         return plot(self, **options)
