@@ -43,9 +43,9 @@ _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "
 _SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU"}
 _HEADLINES: Final = {
     "Where is it?": "pointing",
-    "What does an object add, what is lost without it?": "(effect|removal)_spearman",
-    "Where is each word?": "words_4",
-    "Removing pixels": "gap_[a-z]+_predicted",
+    "What does an object add, what would be missed (ranks)?": "(effect|removal)_spearman",
+    "Where is each of four words?": "words_4",
+    "Which pixels does the class need?": "gap_[a-z]+_predicted",
 }
 """Question -> pattern of the metrics that answer it."""
 _TEX: Final = str.maketrans(

@@ -236,7 +236,7 @@ def test_findings_name_the_winner_its_lead_and_what_is_not_told_apart() -> None:
     lead = ", +0.250 [0.250, 0.250] against ours, not significantly different from ours: near."
     assert found[0].endswith(lead)
     assert found[1] == (
-        "Where is each word? ours (the reference), with words 4 0.500 [0.500, 0.500], "
+        "Where is each of four words? ours (the reference), with words 4 0.500 [0.500, 0.500], "
         "not tested on fewer than 30 images, but random is no worse."
     )
     assert found[2].startswith("What not to conclude: the tests are against ours alone")
