@@ -182,7 +182,8 @@ def find_file(path: str | Path, *, caller: str = "", what: str = "file") -> Path
     """A file that exists, ``~`` expanded; InputError where there is none."""
     file = expand(path, caller=caller)
     if not file.is_file():
-        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}.")
+        folder = ", only a folder of that name" * file.is_dir()
+        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}{folder}.")
     return file
 
 
