@@ -1,4 +1,37 @@
-"""Saliency maps for CLIP as Captum attributions: why does this image fit this text?"""
+"""Saliency maps for CLIP as Captum attributions: why does this image fit this text?
+
+::
+
+    explain                  images and texts in, an Explanation out
+    Explanation              maps and scores; draws, saves and loads itself
+    load_clip                a name, a folder or a model -> an adapter for all that follows
+    ClipSimilarity           a forward function: images -> cosine similarities to targets
+    TextSimilarity           a forward function: token ids -> cosine similarities to images
+    Target                   what to look for: directions in the embedding space
+
+    DirectContribution       what each position adds to the score
+    ConservativePropagation  the same, followed through all layers
+    ClipGradCam              Grad-CAM on a convolutional tower
+    LastGradAttention        the attention of all layers, weighted by the last one's gradient
+    AllGradAttention         the attention of all layers, weighted by each one's gradient
+    AttentionGradCam         the last attention, weighted by its gradient
+    AttentionRollout         the attention of all layers, whatever the target
+    LayerAttention           the attention of one layer, or its gradient
+    LeGrad                   the gradient of the last layers' attention
+    GradEclip                the last layer's values along the gradient
+    PatchSimilarity          what resembles the target, which is not the model's score
+    CamFamily                the classes of pytorch-grad-cam
+
+    attr                     the methods, and how to register one
+    targets                  texts, images, words and emotions as targets
+    maps                     maps resized and normalised
+    metrics                  what measures whether a map is right
+    visualization            pictures of maps
+    figures                  Mamooler's figures
+    emotions                 probes from image features to the emotions of ArtEmis
+    evaluation               methods compared on data; studies and rankings of folders
+    errors                   what this package raises
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -94,4 +127,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

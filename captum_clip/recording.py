@@ -407,6 +407,24 @@ def record_resnet(
 
 
 @contextmanager
+def record_shapes(network: nn.Module) -> Iterator[list[tuple[nn.Module, torch.Size]]]:
+    """List the modules that ran, in the order in which they ended, each with its output's shape."""
+    hooks, found = Hooks(), list[tuple[nn.Module, torch.Size]]()
+
+    def leave(module: nn.Module, _: Arguments, result: Any) -> None:
+        if isinstance(result, Tensor):
+            found.append((module, result.shape))
+
+    try:
+        for module in network.modules():
+            hooks.after(module, partial(leave, module))
+        yield found
+    finally:
+        for handle in hooks.handles:
+            handle.remove()
+
+
+@contextmanager
 def record_features(
     tower: ViTTower | ResNetTower, *, through: Callable[[Tensor], Tensor] = _as_leaf
 ) -> Iterator[Recording]:

@@ -7,6 +7,7 @@ imported at the top of a module. What neither can express is read here.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_the_package_loads_nothing_until_a_name_is_used():
     code = (
         "import sys, captum_clip as c\n"
         "assert not {'torch', 'matplotlib', 'IPython', 'numpy'} & sys.modules.keys()\n"
-        "assert set(c.__all__) <= set(dir(c)) and not hasattr(c, 'nonsense')\n"
+        "assert c.__all__ == dir(c) and not hasattr(c, 'nonsense')\n"
         "assert c.explain is c.explanation.explain and c.ClipGradCam is c.attr.ClipGradCam\n"
         "assert not {f'captum_clip.{n}' for n in ('studies', 'figures', 'evaluation')} & "
         "sys.modules.keys()\n"
@@ -119,3 +120,9 @@ def test_public_names_exist() -> None:
     for name in ("ClipSimilarity", "Target", "LastGradAttention", "load_clip", "targets", "attr"):
         assert name in captum_clip.__all__
     assert all(n == "__version__" or not n.startswith("_") for n in captum_clip.__all__)
+
+
+def test_help_has_a_line_for_each_public_name() -> None:
+    """Those of the docstring, before all that they are."""
+    listed = re.findall(r"^    (\w+) +\S", captum_clip.__doc__ or "", re.M)
+    assert sorted([*listed, "__version__"]) == captum_clip.__all__

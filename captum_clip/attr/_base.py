@@ -39,15 +39,6 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     The keyword-only arguments of `_compute` are the method's options, which `attribute` and
     `attribute_targets` take.
 
-    Args:
-        forward_func: a :class:`captum_clip.ClipSimilarity`, a
-            :class:`captum_clip.TextSimilarity`, whose maps are (B, K, T), or a callable
-            images -> (B,) or (B, K) that runs the tower exactly once. Its images must not mix:
-            where the score of one depends on others of the batch, the gradient that a map is made
-            of is that of the sum of all images' scores.
-        layer: with a callable of your own, the model; for some methods its vision tower alone gives
-            another map (:class:`captum_clip.DirectContribution`).
-
     Attributes:
         name: on the command line.
         towers: kinds of towers that it explains.
@@ -86,6 +77,17 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                     setattr(cls, name, _with_options(cls, name))
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
+        """Explain the scores of a forward function.
+
+        Args:
+            forward_func: a :class:`captum_clip.ClipSimilarity`, a
+                :class:`captum_clip.TextSimilarity`, whose maps are (B, K, T), or a callable
+                images -> (B,) or (B, K) that runs the tower exactly once. Its images must not mix:
+                where the score of one depends on others of the batch, the gradient that a map is
+                made of is that of the sum of all images' scores.
+            layer: with a callable of your own, the model; for some methods its vision tower alone
+                gives another map (:class:`captum_clip.DirectContribution`).
+        """
         name = type(self).__name__
         tower = _resolve_tower(name, forward_func, layer)
         if tower.kind not in self.towers:
@@ -298,21 +300,32 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 def _with_options(method: type[ClipAttribution], name: str) -> Any:
     """`attribute` or `attribute_targets` with the options of a method's `_compute`.
 
-    So help, completion and Captum see them, and another argument is a TypeError at the call.
+    So help, completion and Captum see them, and another argument is a TypeError at the call, which
+    says what there is.
     """
     inherited = getattr(super(method, method), name)
     signature = inspect.signature(inherited)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if method.additive:
         kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter("return_rest", kind, default=False, annotation="bool"))
+        parameters.append(inspect.Parameter("return_rest", kind, default=False, annotation=bool))
     options = inspect.signature(method._compute).parameters.values()
     parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-    signature = signature.replace(parameters=parameters)
+    one: Any = Tensor if name == "attribute_targets" else TensorOrTuple
+    returned = one
+    if method.additive or name == "attribute_targets":
+        returned = one | tuple[one, ...]
+    signature = signature.replace(parameters=parameters, return_annotation=returned)
+    known = ", ".join([*signature.parameters][1:])
 
     @wraps(inherited)
     def call(self: ClipAttribution, *args: Any, **kwargs: Any) -> Any:
-        signature.bind(self, *args, **kwargs)
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            others = ", ".join(option for option in kwargs if option not in signature.parameters)
+            problem = f"takes no {others}" if others else f"cannot be called like this ({error})"
+            raise TypeError(f"{method.__name__}.{name} {problem}; it takes {known}.") from None
         return inherited(self, *args, **kwargs)
 
     call.__qualname__ = f"{method.__qualname__}.{name}"

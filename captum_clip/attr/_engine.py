@@ -400,7 +400,7 @@ def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor)
         raise ReadsMoreError(
             "The scores depend on more of what the vision tower returned than the image embedding, "
             "such as hidden states, so they cannot be taken apart; take a method with gradients, "
-            "such as all-grad, or ClipGradCam on a ResNet."
+            "such as all-grad, or grad-cam on a convolutional tower."
         )
     point, projected = record.embedding, False
     if record.projected is not None and record.projected.requires_grad:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from captum.attr import LayerGradCam
@@ -16,7 +16,7 @@ from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
 from ..models import known_tower
 from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
-from ..recording import record_features
+from ..recording import record_features, record_shapes
 from ..similarity import ClipSimilarity
 from ._attention import autocast_disabled
 from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, usable
@@ -57,11 +57,13 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
             images -> (B,) or (B, K) that runs the tower exactly once.
         layer: the model or its convolutional tower mean the last stage, which is the default with a
-            `ClipSimilarity`; or any other module, as in Captum.
+            `ClipSimilarity`; or any other module, as in Captum. Of another network, such as a
+            classifier of timm or torchvision, it is the last module that gives (B, C, h, w).
 
     Raises:
-        UnsupportedModelError: the tower is a vision transformer, or, with a detached pool, the
-            score reads more than the pool's output.
+        UnsupportedModelError: the tower is a vision transformer, the layer returns no (B, C, h, w)
+            and no module of it does last, or, with a detached pool, the score reads more than the
+            pool's output.
         InputError: a callable without a layer.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL);
@@ -81,6 +83,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     signed = True
     published = MappingProxyType({"relu_attributions": True})  # equation 2
 
+    layer: nn.Module
     _tower: ResNetTower | None  # type: ignore[assignment]  # None: any other layer, which is left to Captum
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
@@ -125,13 +128,37 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                 )
             if self._tower is not None:
                 self._check_tower()
-            captum: Callable[..., TensorOrTuple] = LayerGradCam.attribute.__wrapped__
-            options = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
+            captum: Callable[..., Any] = LayerGradCam.attribute.__wrapped__
+            call: tuple[Any, ...]
+            call = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
-                return captum(self, usable(inputs), target, additional_forward_args, *options)
+                call = (self, usable(inputs), target, additional_forward_args, *call)
+                try:
+                    with record_shapes(self.layer) as found:
+                        maps = captum(*call)
+                except AssertionError:  # of Captum's, over a layer that returns no tensor
+                    maps = None
+                flat = attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4
+                if maps is None or flat:
+                    self.layer = self._last_stage(found)
+                    maps = captum(*call)
+                return cast("TensorOrTuple", maps)
         own = {"relu_attributions": relu_attributions, "attention": attention}
-        maps: TensorOrTuple = super().attribute(inputs, target, additional_forward_args, **own)
-        return maps
+        maps = super().attribute(inputs, target, additional_forward_args, **own)
+        return cast("TensorOrTuple", maps)
+
+    def _last_stage(self, ran: list[tuple[nn.Module, torch.Size]]) -> nn.Module:
+        """The last module that returned (B, C, h, w), in a network that was given as the layer."""
+        for module, shape in reversed(ran):
+            channels_last = shape[-1:] == getattr(module, "normalized_shape", None) != shape[1:2]
+            if len(shape) == 3 or (len(shape) == 4 and channels_last):  # tokens, as of transformers
+                break
+            if len(shape) == 4 and shape[2:] != (1, 1):
+                return module
+        raise UnsupportedModelError(
+            f"ClipGradCam: the {type(self.layer).__name__} given as `layer` does not return (B, C, "
+            "h, w), and does not end in a stage that does; pass a convolutional stage as `layer`."
+        )
 
     @override
     def _run(self, *call: Any) -> Computed:

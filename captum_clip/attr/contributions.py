@@ -174,8 +174,8 @@ class DirectContribution(ClipAttribution):
         if depth == "all":
             if isinstance(tower, ResNetTower):
                 raise InputError(
-                    "depth: what a ResNet's stages below the pool add is not carried on; leave it "
-                    "out, or take a ViT."
+                    "depth: what a convolutional tower's stages below the pool add is not carried "
+                    "on; leave it out, or take a ViT."
                 )
             if per is not None or start_layer:
                 raise InputError(
@@ -186,7 +186,7 @@ class DirectContribution(ClipAttribution):
         if isinstance(tower, ResNetTower):
             if start_layer:
                 raise InputError(
-                    "start_layer: a ResNet has one pool, which is always read; leave it out."
+                    "start_layer: a convolutional tower has one pool, always read; leave it out."
                 )
             return _of_resnet(tower, call, centred, per)
         layers = self._layers(start_layer)

@@ -147,7 +147,7 @@ def fitting_methods(
     if not fitting:
         raise InputError(
             f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} fits "
-            f"{model}, whose tower is a {tower.kind}."
+            f"{model}, which has a {tower.noun}."
         )
     return fitting
 

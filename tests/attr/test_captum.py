@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
+
 import pytest
+import timm
 import torch
+import torchvision
+import transformers
 from captum import attr as captum_attr
 
 from captum_clip import attr
+from captum_clip.errors import UnsupportedModelError
 from tests.attr import cases
 
 LIBRARIES = ["hf_vit", "open_clip_vit", "open_clip_resnet"]
@@ -64,7 +71,7 @@ def grad_cams(layer):
     return attr.ClipGradCam(forward, layer), captum_attr.LayerGradCam(forward, layer)
 
 
-@pytest.mark.parametrize("path", ["layer3", "layer4.0.conv2", "attnpool"])
+@pytest.mark.parametrize("path", ["layer3", "layer4.0.conv2"])
 @pytest.mark.parametrize(
     ("relu", "summed", "of_input"),
     [(False, True, False), (True, True, False), (False, False, False), (False, True, True)],
@@ -135,6 +142,65 @@ def test_grad_cam_of_another_layer_needs_no_clip():
     inputs = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     found = attr.ClipGradCam(net, net[0]).attribute(inputs, target=1)
     assert torch.equal(found, captum_attr.LayerGradCam(net, net[0]).attribute(inputs, target=1))
+
+
+def classifier(name):
+    """An image classifier of another library, and its last stage."""
+    if name == "torchvision":
+        net = torchvision.models.resnet18(num_classes=5)
+        return net.eval(), net.layer4
+    if name == "timm":
+        net = timm.create_model("convnext_atto", num_classes=5)
+        return net.eval(), net.stages[-1]
+    config = transformers.ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)
+    net = transformers.ResNetForImageClassification(config)
+    return net.eval(), net.resnet.encoder.stages[-1]
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm", "transformers"])
+def test_grad_cam_finds_the_last_stage_of_a_classifier(name):
+    """Of the network as the layer, as users of other libraries expect."""
+    net, stage = classifier(name)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def forward(pixels):
+        scores = net(pixels)
+        return getattr(scores, "logits", scores)
+
+    found = attr.ClipGradCam(forward, layer=net).attribute(images, target=1)
+    wanted = captum_attr.LayerGradCam(forward, stage).attribute(images, target=1)
+    torch.testing.assert_close(found, wanted)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("path", ["heads", ""])
+def test_grad_cam_refuses_a_layer_without_places(path):
+    """A classifier's head, and a network whose patches become tokens."""
+    net = torchvision.models.VisionTransformer(64, 16, 1, 2, 16, 16).eval()
+    method = attr.ClipGradCam(net, layer=net.get_submodule(path))
+    with pytest.raises(UnsupportedModelError, match=r"given as `layer` does not return \(B, C"):
+        method.attribute(torch.zeros(1, 3, 64, 64), target=1)
+
+
+def test_an_argument_of_other_methods_is_refused_with_those_that_there_are():
+    """Those of IntegratedGradients, by the class that has none of them."""
+    method = attr.DirectContribution(cases.similarity("hf_vit"))
+    message = (
+        r"^DirectContribution.attribute takes no n_steps, baselines; it takes inputs, .* depth"
+    )
+    with pytest.raises(TypeError, match=message):
+        method.attribute(cases.images("hf_vit"), target=0, n_steps=50, baselines=0)
+    with pytest.raises(TypeError, match=r"cannot be called like this \(missing .*'inputs'"):
+        method.attribute()
+
+
+def test_help_of_a_method_is_its_own():
+    """Its constructor's arguments are not those of Captum, and it says what it returns."""
+    assert "device_ids" not in pydoc.render_doc(attr.DirectContribution)
+    one = inspect.signature(attr.LastGradAttention.attribute).return_annotation
+    several = inspect.signature(attr.DirectContribution.attribute).return_annotation
+    assert str(one) == "~TensorOrTuple"
+    assert "tuple[~TensorOrTuple, ...]" in str(several)
 
 
 @pytest.mark.parametrize("method", [m for m in cases.METHODS if m != "ClipGradCam"])
