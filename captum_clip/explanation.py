@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import maps, photos, regions, targets, visualization
-from .attr.registry import MethodChoice, check_method, method_on
+from .attr.registry import MethodChoice, TextMap, check_method, method_on
 from .checks import as_list, called, check_choice, check_destination, check_integer, find_file
 from .errors import InputError, TargetError
 from .files import DAMAGED, replace_file
@@ -28,15 +28,13 @@ from .models import ClipAdapter, load_clip
 from .models.adapter import ImageLike
 from .models.images import Crop, pixels_of
 from .regions import LabelMap, Region
-from .similarity import ClipSimilarity, TextSimilarity
+from .similarity import ClipSimilarity
 from .targets import Target
 from .visualization.colors import ALPHA, score_note
 from .visualization.grid import FORMATS as FIGURES
 
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["image", "text", "both"]
-TextMap: TypeAlias = tuple[tuple[str, float], ...]
-"""The words of a text, each with its value."""
 
 FORMATS: Final = (*FIGURES, ".npz")
 """Endings of the files that :meth:`Explanation.save` writes."""
@@ -528,7 +526,7 @@ def explain(
         seen = photos.preprocess(clip, piece, whole=whole)
         shown.append(seen._replace(pixels=clip.denormalize(seen.pixels).cpu()))
         if "text" in choices:
-            by_word, cosines = _text_maps(clip, seen.pixels, target.names, choices["text"], sign)
+            by_word, cosines = choices["text"].text_maps(clip, seen.pixels, target.names, sign)
         if "image" in choices:
             attribution = choices["image"].method(ClipSimilarity(clip, embeddings))
             values, cosines = attribution.attribute_targets(
@@ -558,40 +556,6 @@ def explain(
         crops=tuple(crop for seen in shown for crop in seen.crops),
         photos=tuple(photo for seen in shown for photo in seen.photos),
     )
-
-
-def _text_maps(
-    clip: ClipAdapter, pixels: Tensor, texts: Sequence[str], choice: MethodChoice, sign: str
-) -> tuple[tuple[TextMap, ...], Tensor]:
-    """A map of each of K texts for one image (1, 3, H, W), and the cosines (1, K).
-
-    A word's value is the sum over its tokens, below zero where it contradicts. With :math:`m(t)`
-    for a method without signs it is :math:`m(t)` for the positive sign, :math:`-m(-t)` for the
-    negative one, and :math:`m(t) - m(-t)` for both; a signed method gives both always.
-    """
-    if len(pixels) != 1:
-        raise InputError(
-            f"explain: words are explained for one image at a time, got {len(pixels)}."
-        )
-    target = targets.image(clip, pixels)
-    forward = TextSimilarity(clip, targets.concatenate([target, -target]))
-    spans = [targets.word_tokens(clip, text) for text in texts]
-    ids, mask = clip.text_inputs(texts)
-    values, scores = choice.method(forward).attribute_targets(
-        ids, additional_forward_args=mask, return_scores=True, **choice.options
-    )
-    if values.ndim != 3:
-        raise InputError(f"explain: {choice.name} gives several values per token; leave `per` out.")
-    positive, negative = values.cpu().unbind(1)  # (K, T)
-    if choice.signed or sign == "positive":
-        signed = positive
-    else:
-        signed = -negative if sign == "negative" else positive - negative
-    maps = tuple(
-        tuple((word, float(row[span.start : span.stop].sum())) for word, span in words)
-        for row, words in zip(signed, spans, strict=True)
-    )
-    return maps, torch.as_tensor(scores[:, :1].T.cpu())
 
 
 def _check_arguments(

@@ -4,16 +4,22 @@ import inspect
 import re
 import warnings
 from ast import literal_eval
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 
+import torch
+from torch import Tensor
+
+from .. import targets
 from ..errors import InputError
+from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, ViTTower
+from ..similarity import TextSimilarity
 from ._base import ClipAttribution
 
 METHODS: Final[dict[str, type[Any]]] = {}
@@ -28,6 +34,8 @@ _OF_REPORT: Final = {"vit": "last-grad", "text": "last-grad", "resnet": "grad-ca
 _RESERVED: Final = {"return_scores", "return_rest", "relu_attributions"}  # the caller's, no options
 
 Method = TypeVar("Method", bound=type[Any])
+TextMap: TypeAlias = tuple[tuple[str, float], ...]
+"""The words of a text, each with its value."""
 
 
 def register(method: Method) -> Method:
@@ -213,6 +221,42 @@ class MethodChoice:
                 f"{self.name} does not depend on the target, so it has no negative map; take "
                 "sign='positive', or another method."
             )
+
+    def text_maps(
+        self, clip: ClipAdapter, pixels: Tensor, texts: Sequence[str], sign: str
+    ) -> tuple[tuple[TextMap, ...], Tensor]:
+        """A map of each of K texts for one image (1, 3, H, W), and the cosines (1, K).
+
+        A word's value is the sum over its tokens, below zero where it contradicts. With
+        :math:`m(t)` for a method without signs it is :math:`m(t)` for the positive sign,
+        :math:`-m(-t)` for the negative one, and :math:`m(t) - m(-t)` for both; a signed method
+        gives both always.
+        """
+        if len(pixels) != 1:
+            raise InputError(
+                f"explain: words are explained for one image at a time, got {len(pixels)}."
+            )
+        target = targets.image(clip, pixels)
+        forward = TextSimilarity(clip, targets.concatenate([target, -target]))
+        spans = [targets.word_tokens(clip, text) for text in texts]
+        ids, mask = clip.text_inputs(texts)
+        values, scores = self.method(forward).attribute_targets(
+            ids, additional_forward_args=mask, return_scores=True, **self.options
+        )
+        if values.ndim != 3:
+            raise InputError(
+                f"explain: {self.name} gives several values per token; leave `per` out."
+            )
+        positive, negative = values.cpu().unbind(1)  # (K, T)
+        if self.signed or sign == "positive":
+            signed = positive
+        else:
+            signed = -negative if sign == "negative" else positive - negative
+        maps = tuple(
+            tuple((word, float(row[span.start : span.stop].sum())) for word, span in words)
+            for row, words in zip(signed, spans, strict=True)
+        )
+        return maps, torch.as_tensor(scores[:, :1].T.cpu())
 
 
 def _by_name(method: str, stem: str) -> type[Any]:
