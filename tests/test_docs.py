@@ -257,6 +257,14 @@ def test_links_between_files_lead_somewhere(page):
         assert not anchor or anchor in anchors_of(target), f"{page.name}: no heading {link}"
 
 
+def test_the_pages_import_public_modules_only():
+    """What a reader copies does not break when a private module is renamed."""
+    code = {page: [block.code for block in blocks_of(page)] for page in PAGES}
+    code |= {page: [page.read_text()] for page in (ROOT / "docs" / "examples").glob("*.py")}
+    private = re.compile(r"^[> ]*(?:from|import) (?:captum_clip\S*)?\._.*", re.M)
+    assert {p.name: found for p in code if (found := private.findall("".join(code[p])))} == {}
+
+
 def test_every_public_module_has_its_reference():
     """What captum_clip exports is in the list that the reference is made from."""
     listed = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

@@ -3,15 +3,28 @@
 from .adapter import ClipAdapter, Family, ImageLike
 from .families import known_tower, register_family, tower_of
 from .loading import AvailableModel, available, load_clip
-from .towers import AttentionLayer, ResNetTower, Tower, ViTTower
+from .text import TextTower
+from .towers import (
+    Attention,
+    AttentionLayer,
+    AveragePooledTower,
+    PoolingHead,
+    ResNetTower,
+    Tower,
+    ViTTower,
+)
 
 __all__ = [
+    "Attention",
     "AttentionLayer",
     "AvailableModel",
+    "AveragePooledTower",
     "ClipAdapter",
     "Family",
     "ImageLike",
+    "PoolingHead",
     "ResNetTower",
+    "TextTower",
     "Tower",
     "ViTTower",
     "available",

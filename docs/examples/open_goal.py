@@ -14,18 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captum_clip import ConservativePropagation, DirectContribution
-from captum_clip.attr import ViTAttribution, register
-from captum_clip.attr._attention import (
+from captum_clip.attr.extend import (
+    Call,
+    Computed,
+    LayerRecord,
+    ViTAttribution,
     contributions,
+    embedded_scores,
     merged,
     pooled_attention,
+    pooled_embedding,
     projected_heads,
+    record_detached_gates,
+    register,
 )
-from captum_clip.attr._call import Call, Computed
-from captum_clip.attr._engine import embedded_scores, pooled_embedding
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.models.steps import Direction, pull_back
-from captum_clip.recording import LayerRecord, record_detached_gates
 
 
 @register

@@ -1,0 +1,51 @@
+"""What a method of one's own is made of: bases, a forward call, passes and the attention's parts.
+
+`docs/extending.md` has whole methods. A class gets a `Call`, makes a pass with one of the functions
+that take it, and returns a `Computed`.
+"""
+
+from ..recording import LayerRecord, record_detached_gates, record_features, record_vit
+from ._attention import (
+    contributions,
+    heads_output,
+    merged,
+    pooled_attention,
+    projected_heads,
+    weighted,
+)
+from ._base import ClipAttribution, ResNetAttribution, ViTAttribution
+from ._call import Call, Computed
+from ._engine import (
+    all_gradients,
+    embedded_scores,
+    last_gradient,
+    pooled_embedding,
+    resnet_gradient,
+    without_gradient,
+)
+from .registry import register
+
+__all__ = [
+    "Call",
+    "ClipAttribution",
+    "Computed",
+    "LayerRecord",
+    "ResNetAttribution",
+    "ViTAttribution",
+    "all_gradients",
+    "contributions",
+    "embedded_scores",
+    "heads_output",
+    "last_gradient",
+    "merged",
+    "pooled_attention",
+    "pooled_embedding",
+    "projected_heads",
+    "record_detached_gates",
+    "record_features",
+    "record_vit",
+    "register",
+    "resnet_gradient",
+    "weighted",
+    "without_gradient",
+]
