@@ -13,6 +13,7 @@ from PIL import Image
 from captum_clip import load_clip
 from captum_clip.cli import main
 from tests import builders, samples
+from tests.experiments import experiment
 from tests.models.checkpoints import save_open_clip, save_transformers
 from tests.test_docs import ROOT, blocks_of, commands_of
 
@@ -68,3 +69,13 @@ def test_first_command_draws_the_same_scores(
     image, texts = clip.encode_image(clip.preprocess("photo.jpg")), clip.encode_text(command[2:])
     for text, score in zip(command[2:], (image @ texts.T)[0].tolist(), strict=True):
         assert re.search(rf"{score:.3f}  {text}", printed)
+
+
+def test_pictures_come_from_the_commands_below_them() -> None:
+    """Word for word; each has two columns, so that two of them fit side by side."""
+    text = README.read_text(encoding="utf-8")
+    pictures = re.findall(r'src="docs/images/(\w+)\.jpg" width="49%"', text)
+    steps = {step.name: step.commands for step in experiment("measured").STEPS}
+    assert len(pictures) == 2
+    for name in pictures:
+        assert f"{steps[name]}\n" in text

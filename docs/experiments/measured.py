@@ -247,6 +247,11 @@ QUANTILES = """
 for model in ("demo/vit", "demo/resnet"):
     print(model, *quantiles(model, scenes=500))
 """
+README = {
+    name: f'captum-clip figure compare "a {name}" --scene 0:horse,dog --method direct -o {name}.png'
+    for name in ("horse", "dog")
+}
+"""Two columns each, so that letters can be read where two figures stand side by side."""
 TAGS = ("shortcut", "shortcut-object", "shortcut-other")
 TAG_PAIRS = """
 from captum_clip.attr.registry import methods_for
@@ -264,6 +269,7 @@ for name, (mean, low, high, _), p_value in zip(names, differences, adjusted):
 STEPS = (
     # images
     Step("scenes", ("vit",), code("start.md", "scenes.jpg"), "scenes.jpg", 1100, python=True),
+    *(Step(f"readme_{name}", ("vit",), README[name], f"{name}.png", 860) for name in README),
     Step("demo", ALL, "captum-clip demo", "captum-clip-demo.jpg", 1629),
     Step("app", ("vit",), "python ../../../screenshot.py", "app.png", 1280),
     taken("signs", "demo", "captum-clip-demo-signs.jpg", 1216),
