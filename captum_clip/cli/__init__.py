@@ -29,7 +29,8 @@ __all__ = ["app", "main"]
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
     (r"\b(processor|tokenizer)=\.\.\.", r"--\1 NAME"),
-    (r"\b(sign|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
+    (r"\bhints=True\b", "--hints"),
+    (r"\b(sign|side|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
     (r"\b(batch|chunk)_size\b", r"--\1-size"),
     (r"\bheld_out\b", "--held-out"),
     (r"^(load_clip|preprocess|explain|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
