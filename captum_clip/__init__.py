@@ -9,17 +9,17 @@
     TextSimilarity           a forward function: token ids -> cosine similarities to images
     Target                   what to look for: directions in the embedding space
 
-    DirectContribution       what each position adds to the score
-    ConservativePropagation  the same, followed through all layers
+    DirectContribution       direct contributions: what each position adds to the score
+    ConservativePropagation  gradient times input, gates detached: the same through all layers
     ClipGradCam              Grad-CAM on a convolutional tower
-    LastGradAttention        the attention of all layers, weighted by the last one's gradient
-    AllGradAttention         the attention of all layers, weighted by each one's gradient
-    AttentionGradCam         the last attention, weighted by its gradient
-    AttentionRollout         the attention of all layers, whatever the target
+    LastGradAttention        last-layer gradient times every layer's attention (Mamooler)
+    AllGradAttention         every layer's gradient times its attention (Chefer et al.)
+    AttentionGradCam         Grad-CAM on the last attention of a vision transformer
+    AttentionRollout         attention chained over all layers, whatever the target
     LayerAttention           the attention of one layer, or its gradient
-    LeGrad                   the gradient of the last layers' attention
-    GradEclip                the last layer's values along the gradient
-    PatchSimilarity          what resembles the target, which is not the model's score
+    LeGrad                   gradient of the last layers' attention (Bousselham et al.)
+    GradEclip                last-layer values weighted by their gradient (Zhao et al.)
+    PatchSimilarity          similarity of each patch to the target; not the model's score
     CamFamily                the classes of pytorch-grad-cam
 
     attr                     the methods, and how to register one

@@ -22,7 +22,7 @@ Weights = Literal["elementwise", "pooled"]
 
 @final
 class AttentionGradCam(ViTAttribution):
-    r"""Grad-CAM for vision transformers: the last layer's attention, weighted with its gradient.
+    r"""Grad-CAM for vision transformers: the last layer's attention times its gradient.
 
     .. math:: L = E_h[(\nabla A_n \odot A_n)^+][CLS, patches]
 
@@ -75,7 +75,7 @@ class AttentionGradCam(ViTAttribution):
 
 @final
 class AttentionRollout(ViTAttribution):
-    r"""Attention rollout (Abnar and Zuidema).
+    r"""Attention rollout: attention chained over all layers (Abnar and Zuidema).
 
     .. math:: v \leftarrow v \cdot \mathrm{rownorm}(E_h[A_l] + I) \quad (l = n \ldots 1), \quad
               v_0 = e_{CLS}
@@ -122,7 +122,7 @@ class AttentionRollout(ViTAttribution):
 
 @final
 class AllGradAttention(ViTAttribution):
-    r"""Relevance propagation with every layer's own gradient (equation 5; Chefer et al.).
+    r"""Every layer's gradient times its attention, chained (equation 5; Chefer et al.).
 
     .. math:: \bar A_l = E_h[(\nabla A_l \odot A_l)^+], \quad
               R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)
@@ -175,7 +175,7 @@ Heads = Literal["paired", "averaged"]
 
 @final
 class LastGradAttention(ViTAttribution):
-    r"""Relevance propagation with only the last layer's gradient (equation 6 of Mamooler).
+    r"""Last-layer gradient times every layer's attention, chained (equation 6; Mamooler).
 
     .. math:: \bar A_l = E_h[(\nabla A_n \odot A_l)^+], \quad
               R \leftarrow R + \bar A_l R \quad (l = 1 \ldots n, \; R_0 = I)

@@ -106,11 +106,12 @@ Depth = Literal["pooling", "all"]
 
 @final
 class DirectContribution(ClipAttribution):
-    r"""The score that each position adds directly: signed, additive, without a gradient.
+    r"""What each position adds to the score directly: signed, additive, without a gradient.
 
-    The embedding is a sum over tokens once the final norm's standard deviation and the embedding's
-    length are constants of this image. With :math:`G = \gamma \odot W_P^T t / (\sigma |e|)`
-    less its mean over channels, position j adds
+    The embedding is a sum over tokens if the final norm's standard deviation and the embedding's
+    length are taken as constants of this image. With the direction in token space along which the
+    score grows, :math:`G = \gamma \odot W_P^T t / (\sigma |e|)` less its mean over channels,
+    position j adds
 
     .. math:: r_j = \sum_l \sum_h A_{lh}[CLS, j] \; (W_O^{h\,T} G) \cdot v_{lhj}
 
@@ -128,7 +129,7 @@ class DirectContribution(ClipAttribution):
     part of the score that lies along e follows :math:`v / |v|^2` instead of
     :math:`P^T P v / |P v|^2`. It adds up to the same score, and is another map.
 
-    It answers "what does this place add"; "what if it were gone" is another question.
+    It answers "what does this place add?", not "what if it were gone?".
 
     Options, keyword-only:
 

@@ -32,7 +32,7 @@ _TOGETHER = 8  # targets in one batched backward, which bounds its memory
 
 @final
 class LeGrad(ViTAttribution):
-    r"""Sensitivity of each layer's own score to that layer's attention (Bousselham et al.).
+    r"""Gradient of each layer's attention, for a score read at that layer (Bousselham et al.).
 
     .. math:: s_l = \cos\bigl(t, \; P \, \mathrm{LN}(\tfrac{1}{s} \sum_i z_{l,i})\bigr), \quad
               E_l = \frac{1}{H s} \sum_h \sum_i
@@ -123,7 +123,7 @@ class LeGrad(ViTAttribution):
 
 @final
 class GradEclip(ViTAttribution):
-    r"""Grad-ECLIP with the model's own heads: gradient times value, times a loosened attention.
+    r"""Last-layer values weighted by their gradient, spread by the keys (Zhao et al.).
 
     .. math:: L_p = \Bigl(\sum_h \frac{\partial y}{\partial A_{n,h}[CLS, p]}\Bigr)^+ \lambda_p,
               \quad \lambda = \text{min-max over patches of } \cos(q_{CLS}, k_p)
@@ -195,7 +195,7 @@ Mixing = Literal["identity", "qq", "kk"]
 
 @final
 class PatchSimilarity(ViTAttribution):
-    r"""The cosine of every patch with the text, the last attention exchanged (MaskCLIP, ClearCLIP).
+    r"""Similarity of each patch to the text, not the model's score (MaskCLIP, ClearCLIP).
 
     .. math:: L_p = \cos\bigl(t, \; P \, \mathrm{LN}(W_O S V + b)_p\bigr)
 

@@ -62,17 +62,17 @@ def explain_command(
     """Draw where a model looks for each text.
 
     Args:
-        images: image files, or a folder, of which each image gets a figure; then what to look for
-        words: take one TEXT apart, with a map for each of its words
-        side: where in the image, which words of the TEXTs, or both; for words a method that needs
-            no grid, by default conservative
+        images: image files, or a folder whose images each get a figure; then what to look for
+        words: split one TEXT, with a map for each of its words
+        side: show where in the image, which words of the TEXTs, or both; words need a method
+            without a grid (default: conservative)
         sign: what supports the text, what contradicts it, or both
         whole: pad the image to a square, so that the model sees all of it, where its processor
             would crop it to the middle
         original: draw the whole image, grey where the model did not see it, or what the model saw
             (default: the whole image where it was cropped or padded)
-        hints: say which maps to doubt: of a TEXT that fits no better than unrelated ones, or that
-            are those of any text (default: of TEXTs, unless --sign negative or --side text)
+        hints: say which maps to doubt: if a TEXT fits no better than unrelated ones, or if its map
+            is that of any text (default: of TEXTs, unless --sign negative or --side text)
         regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
             JSON, in pixels of the image
         threshold: what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)

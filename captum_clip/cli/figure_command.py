@@ -81,20 +81,20 @@ def figure_command(
             signs, what supports each target and what contradicts it (7 to 10); emotions, a column
             for each (11); words, a column for each word of a text (13); heads, the attention heads
             that add most to the score
-        words: image files, or a folder of which each image gets a figure; then what to look for;
-            for average the output folders of 'captum-clip study'
+        words: image files, or a folder whose images each get a figure; then what to look for; for
+            average, the output folders of 'captum-clip study'
         scene: SEED or SEED:THING,THING, a scene drawn for the embedded models, in place of an
             IMAGE; then demo/vit is the default of --model
-        probes: of the figure emotions, a probe as of 'explain' for each model
+        probes: for the figure emotions, a probe for each model, as in 'explain'
         references: an image to look for instead of a text
-        names: of the emotions, or of what the studies of average looked for (default: all)
-        rows: of the attention in layers, that of the CLS token or the sum of all (default: cls)
+        names: an emotion to show, or for average a target of the studies (default: all)
+        rows: for layers, the row of the CLS token or the sum of all rows (default: cls)
         count: the most heads to show (default: 8)
-        sign: of heads, those that add most, those that subtract most, or both (default: positive)
-        scale: of the colours, each map its own, shared by maps that can be compared (default for
-            signs), or norm for words dimmed by how much they matter (default for words)
-        cmap: of matplotlib, such as viridis or jet (Mamooler's, which is not perceptually
-            uniform); for layers also mask, as Mamooler drew them, the image multiplied by each map
+        sign: for heads, those that add most, that subtract most, or both (default: positive)
+        scale: of the colours: each map its own; shared by maps that can be compared (default for
+            signs); or norm, words dimmed by how much they matter (default for words)
+        cmap: a colour map of matplotlib, such as viridis or jet (Mamooler's, which is not
+            perceptually uniform); for layers also mask, the image multiplied by each map
         output: a .png, .jpg, .pdf or .svg figure; for a folder of images a folder of figures
             (default: IMAGE-FIGURE-TEXT.png, or FOLDER-FIGURE, in the current folder)
     """

@@ -45,8 +45,8 @@ def rank_command(
         folder: a folder of images, searched recursively
         emotion: what to look for, instead of a TEXT
         top: how many images to find
-        output: a folder for a table, a figure with the maps, and the features, so that the next
-            text is quick (default: the best are printed, and nothing is written)
+        output: a folder for a table, a figure with the maps, and the image features, which make
+            the next text quick (default: print the best and write nothing)
     """
     from .. import targets
     from ..evaluation import rank
@@ -105,15 +105,15 @@ def study_command(
     Rerun after an interruption, it resumes.
 
     Args:
-        study: statistics, mean maps with their spread, entropies and biases, for any texts and
-            emotions; corner-bias, whether three methods favour the corners, for a happy and a sad
-            text; emotions, eight emotions, plain and centred, for a ViT and a ResNet
+        study: statistics: mean maps with their spread, entropies and biases, for any texts and
+            emotions; corner-bias: whether three methods favour the corners, for a happy and a sad
+            text; emotions: eight emotions, plain and centred, for a ViT and a ResNet
         images: a folder of images, searched recursively
-        models: as of 'explain' (default: those that --emotions were fitted on, or
-            ViT-B/32, and for the study of emotions RN101 as well)
-        limit: study a sample of so many images
-        seed: of the sample
-        value_entropy: measure the entropy of values as well (slow)
+        models: as in 'explain' (default: those that --emotions were fitted on, or
+            ViT-B/32, and RN101 too for the study of emotions)
+        limit: study a sample of this many images
+        seed: of that sample
+        value_entropy: also measure the entropy of values (slow)
         workers: batches read ahead at a time (local, default 2), or processes of Ray (default 1)
     """
     texts = [*(texts or []), *options.read_texts(texts_file)]
@@ -184,29 +184,30 @@ def evaluate_command(
     """Measure which map is right: methods by metrics, with intervals.
 
     Args:
-        model: as of 'explain'
+        model: as in 'explain'
         data: a data set of those below, with its folder or file (default: demo,
             demo-objects and demo-mosaics, for embedded models)
-        methods: of those below, with options as in last-grad:heads=averaged, or mamooler (default:
-            those that fit the tower, and baselines); "all" adds variants, more baselines, and
-            Captum's integrated-gradients, noise-tunnel and occlusion, which take most of the time
+        methods: one of those below, with options as in last-grad:heads=averaged, or mamooler
+            (default: those that fit the tower, and baselines); "all" adds variants, more
+            baselines, and Captum's integrated-gradients, noise-tunnel and occlusion, which take
+            most of the time
         maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
-        tasks: of those below (default: all that the data support)
+        tasks: one of those below (default: all that the data support)
         reference: the method that all others are compared with (default: Mamooler's)
         against: explain regions by their text, or by another image
-        images: of each data set at most
-        slow_images: for slow measures: sensitivity, sanity, ROAD, Captum's own
+        images: the most images of each data set
+        slow_images: the same for slow measures: sensitivity, sanity, ROAD, Captum's own
         seed: of every random choice
         draws: random masks per image for faithfulness and infidelity
         chunk_size: images per unit of work; a stop costs at most one unit
-        resamples: of the bootstrap
+        resamples: the number of resamples of the bootstrap
         fills: what removed pixels become: mean, black, blur or road (default: mean
             and road)
         formats: further files: latex (tables), csv (every measured value)
-        template: text of a class, as "a photo of a {}" (class folders)
+        template: makes texts of class names, such as "a photo of a {}" (class folders)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
             (default: out)
-        text: what fixations are compared with
+        text: the text to explain for fixations without a texts.csv
         workers: processes of Ray (default: one for each GPU, or one)
     """
     settings = options.given(locals(), "device", "quiet")
@@ -264,8 +265,8 @@ def fit_command(
         images: the images, if they are not in FOLDER
         test: a second data set to score the probe on
         held_out: share of the paintings kept for the scores
-        strength: of the penalty on the weights
-        seed: of the split into paintings to fit and to score
+        strength: strength of the penalty on the weights
+        seed: of the split into paintings to fit on and to score
     """
     import pandas as pd
 

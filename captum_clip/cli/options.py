@@ -3,14 +3,14 @@
 Help of options that several commands have, unless the docstring of a command tells more:
 
     texts: what to look for
-    texts_file: a file of texts to look for as well, one a line
+    texts_file: a file with more texts to look for, one per line
     model: a name of 'captum-clip models', a folder, or a model of the Hugging Face hub (default:
         ViT-B/32, or the one that --emotions was fitted on)
-    method: one of those below, with options as in last-grad:heads=averaged, or mamooler, which is
-        the report's: last-grad for ViTs, grad-cam for ResNets (default: direct; conservative for
-        pooling heads such as SigLIP's)
-    methods: as of 'explain' (default: the same; all that fit in the figure compare, three in the
-        study of corner-bias)
+    method: one of those below, with options as in last-grad:heads=averaged, or mamooler: last-grad
+        for ViTs, grad-cam for ResNets (default: direct; conservative for pooling heads such as
+        SigLIP's)
+    methods: as in 'explain' (default: the same; the figure compare draws all that fit, the study
+        corner-bias takes three)
     emotions: a probe of 'captum-clip emotions fit', or encodings that Mamooler published
     centre: subtract the mean of all nine embeddings of --emotions from each of them
     processor: a model whose image processor to use, for a checkpoint without one
@@ -18,10 +18,10 @@ Help of options that several commands have, unless the docstring of a command te
     device: such as cpu or cuda (default: CUDA if available)
     engine: this machine, or Ray: several processes or a cluster
     gpus: GPUs that the workers share; 0 is the CPU (default: by --device)
-    threads: of each process that computes
+    threads: the number of threads of each computing process
     batch_size: images per forward pass
     workers: images read ahead at a time
-    output: a folder of its own for the results
+    output: a folder for these results alone
     quiet: hide progress: the bars in a terminal, the lines in a file
 """
 
