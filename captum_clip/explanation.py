@@ -32,6 +32,7 @@ from .similarity import ClipSimilarity
 from .targets import Target
 from .visualization.colors import ALPHA, score_note
 from .visualization.grid import FORMATS as FIGURES
+from .visualization.grid import ROWS
 
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["image", "text", "both"]
@@ -115,8 +116,8 @@ class Explanation:
         One row per image and one column per target; with words, one column per word, dimmed by its
         norm; with both signs, one row per image and target, positive next to negative evidence on a
         scale that the two share. With the text side one row per text: the image, or its map, next
-        to the words in their colours. For another look pass the maps to
-        :mod:`captum_clip.visualization` yourself.
+        to the words in their colours. More than 24 rows become a contact sheet: images stand side
+        by side. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
 
         Args:
             cmap: colour map, by name or as it is; by default inferno, blue for negative evidence
@@ -127,7 +128,7 @@ class Explanation:
             original: whether the maps lie on the whole photos, grey where the model did not see
                 them, or on what the model saw; by default on the photos that were explained, where
                 one was cropped or padded. Or the photos themselves, where the explanation comes
-                from a file. Drawn with 1024 pixels a side at most.
+                from a file. Drawn with 1024 pixels a side at most, 256 where there are many.
 
         Raises:
             InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], or
@@ -189,6 +190,9 @@ class Explanation:
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
         if list(self.maps) == ["negative"]:
             caption += " \N{MIDDLE DOT} negative evidence"
+        if len(self.hints) > ROWS:
+            doubted = sum(map(bool, self.hints))
+            return f"{caption} \N{MIDDLE DOT} hints for {doubted} of {len(self.hints)} images"
         for number, sentences in enumerate(self.hints, 1):
             which = f"image {number}: " if len(self.hints) > 1 and sentences else ""
             caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)

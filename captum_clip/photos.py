@@ -1,5 +1,6 @@
 """Photos and what a model sees of them: a crop, or all with padding; and maps laid on photos."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +17,8 @@ from .models.adapter import ImageLike
 from .models.images import Crop, Size, as_pil, crop_of, is_preprocessed
 
 _DRAWN: Final = 1024
-"""Pixels that the longer side of a photo is drawn with, at most."""
+"""Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""
+_SMALL: Final = 256
 _PADDED: Final = 2048
 """The same before a photo is made square, so that a long narrow one does not fill the memory."""
 _LUMA: Final = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -102,8 +104,12 @@ def lay_on_photos(
     :meth:`captum_clip.Explanation.heatmap` gives them. InputError of another number of photos, or
     one of another size.
     """
-    images = [image for photo in photos for image in as_pil(photo)]
-    sizes, explained = [_size(image) for image in images], [crop.size for crop in crops]
+    longest = max(_SMALL, _DRAWN // math.ceil(math.sqrt(len(crops))))
+    sizes, images = [], []
+    for image in (image for photo in photos for image in as_pil(photo)):  # one open at a time
+        sizes.append(_size(image))
+        images.append(image.resize(_small(sizes[-1], longest)[::-1]))
+    explained = [crop.size for crop in crops]
     if sizes != explained:
         raise InputError(
             f"plot: the photos that were explained have heights and widths {explained}, those to "
@@ -112,9 +118,9 @@ def lay_on_photos(
     drawn: list[Tensor] = []
     heatmap: dict[str, list[Tensor]] = {sign: [] for sign in raw}
     for index, (image, crop) in enumerate(zip(images, crops, strict=True)):
-        size = _small(crop.size, _DRAWN)
+        size = _size(image)
         box = crop.scaled(size)
-        colors = torch.from_numpy(np.array(image.resize(size[::-1]), dtype=np.float32))
+        colors = torch.from_numpy(np.array(image, dtype=np.float32))
         colors = colors.movedim(-1, 0) / 255
         shown = _GREY + _CONTRAST * ((_LUMA * colors).sum(0, keepdim=True) - 0.5).expand(3, -1, -1)
         seen = (slice(None), *maps.inside(box, size))

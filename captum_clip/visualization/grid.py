@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final
@@ -27,6 +27,8 @@ from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
 _COLUMNS = 8  # images in a row, where a longer row is folded
+ROWS: Final = 24  # under each other; more become a contact sheet, about as wide as it is high
+_MOST = 1000  # images and maps of a figure, whose layout takes half a minute
 _SIDE = 2.0  # of a square image, in inches
 _SMALL = 1.4  # the same from six columns on, so that letters can be read where the figure is shrunk
 _LABEL = 1.3  # widest label, in inches
@@ -101,8 +103,12 @@ def grid(
     labels: Mapping[int, str] = MappingProxyType({}),
     legends: Sequence[Legend] = (),
     caption: str = "",
+    together: int = 1,
 ) -> Figure:
     """Set images in rows; the first one gives the shape of all.
+
+    More than 24 rows without labels become a contact sheet: several stand side by side, to be read
+    from left to right.
 
     Args:
         rows: of panels, None for an empty place; a row may be shorter than others.
@@ -110,14 +116,26 @@ def grid(
         labels: left of rows, by their number, "" for none.
         legends: bars of colours, below.
         caption: below the images, over the legends.
+        together: rows that a contact sheet keeps under each other, such as those of an image.
 
     Returns:
         A figure that no window system and no `pyplot` knows; each image has at least its own
         pixels.
     """
     panels = [panel for row in rows for panel in row if panel is not None]
+    if len(panels) > _MOST:
+        raise InputError(
+            f"a figure of {len(panels):,} images and maps is too large; draw fewer images or "
+            "targets at a time, or a figure for each image, as captum-clip explain FOLDER does."
+        )
     high, wide = panels[0].pixels.shape[:2]
-    shape = (len(rows), max(len(headers), *(len(row) for row in rows)))
+    columns = max(len(headers), *(len(row) for row in rows))
+    if len(rows) > ROWS and not any(labels.values()):
+        beside = math.ceil(math.sqrt(len(rows) * high / (columns * wide)))
+        rows = _side_by_side(rows, together, columns, beside)
+        headers = beside * [*headers, *[""] * (columns - len(headers))] if headers else ()
+        columns *= beside
+    shape = (len(rows), columns)
     width = (_SIDE if shape[1] < 6 else _SMALL) * math.sqrt(wide / high)
     height = width * high / wide
     finest = max(panel.pixels.shape[1] for panel in panels)
@@ -142,6 +160,16 @@ def grid(
     _explain(figure, legends, caption, shape[1] * width)
     fit(figure, shape, (width, height), (_GAP / 2, _ROW_GAP / 2))
     return figure
+
+
+def _side_by_side(
+    rows: Sequence[Sequence[Panel | None]], together: int, columns: int, beside: int
+) -> list[Row]:
+    """So many blocks of rows next to each other, then the next ones below them."""
+    padded = [[*row, *[None] * (columns - len(row))] for row in rows]
+    blocks = [padded[start : start + together] for start in range(0, len(rows), together)]
+    lines = (blocks[start : start + beside] for start in range(0, len(blocks), beside))
+    return [list(chain(*parts)) for line in lines for parts in zip(*line, strict=True)]
 
 
 def _dpi(own: float, width: float, height: float) -> float:

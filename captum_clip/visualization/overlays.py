@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import Colormap
@@ -23,7 +24,7 @@ from .arrays import (
     letterbox,
 )
 from .colors import ALPHA, HEAT, NEGATIVE, POSITIVE, Array, blend, colormap, ramp, short_number
-from .grid import Legend, Panel, Row, folded, grid
+from .grid import ROWS, Legend, Panel, Row, folded, grid
 
 _SIDE = 224  # pixels of a mean map
 
@@ -78,9 +79,11 @@ def overlay(
                 Panel(blend(image, values, colors, alpha), prefix + title, note_of(values, line))
                 for values, title, line in zip(maps[index], titles, lines[index], strict=True)
             ]
-            rows += folded(cells, Panel(image, "image") if original else None)
+            name = f"image {index + 1}" if len(shown) > ROWS else "image"
+            rows += folded(cells, Panel(image, name) if original else None)
     legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
-    return grid(rows, labels=at, legends=legends, caption=caption)
+    together = len(rows) // len(shown)
+    return grid(rows, labels=at, legends=legends, caption=caption, together=together)
 
 
 def contact_sheet(
@@ -173,7 +176,9 @@ def signs(
         for cmap, meaning in zip(colors, ("supports", "contradicts"), strict=True)
     ]
     labels_of_rows = {row: models[index] for row, (index, _) in enumerate(order)}
-    return _table(rows, ["supports it", "contradicts it"], legends, labels_of_rows, caption)
+    together = 1 if labels else count
+    headers = ["supports it", "contradicts it"]
+    return _table(rows, headers, legends, labels_of_rows, caption, together)
 
 
 def average(
@@ -266,6 +271,7 @@ def _table(
     legends: Sequence[Legend],
     labels: Mapping[int, str],
     caption: str,
+    together: int = 1,
 ) -> Figure:
     """Rows of an image, its maps, and at the end the target where that is an image."""
     headers = ["image", *columns]
@@ -275,7 +281,8 @@ def _table(
         panels if target is None else [*panels, Panel(framed(target, panels[0].pixels.shape))]
         for panels, target in rows
     ]
-    return grid(shown, headers=headers, labels=labels, legends=legends, caption=caption)
+    look: dict[str, Any] = {"labels": labels, "legends": legends, "caption": caption}
+    return grid(shown, headers=headers, together=together, **look)
 
 
 def note_of(heatmap: Array, *parts: str) -> str:

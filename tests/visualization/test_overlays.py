@@ -208,6 +208,36 @@ def test_rows_are_images_and_columns_targets_and_many_go_on_in_another_row() -> 
     assert len(folded.axes) == 2 * 2 * 11
 
 
+@pytest.mark.parametrize("count", [24, 30])
+def test_many_images_are_a_contact_sheet(count: int) -> None:
+    """About as wide as it is high, read from left to right; two dozen stand under each other."""
+    shades = torch.linspace(0, 1, count)[:, None, None, None]
+    images = shades.expand(-1, 3, 8, 8)
+    figure = visualization.overlay(images, torch.zeros(count, 1, 2, 2))
+    width, height = figure.get_size_inches()
+    assert (height > 5 * width) == (count == 24)
+    assert count == 24 or 0.5 < height / width < 2
+    shown = [pixels[0, 0, 0] for pixels in pixels_of(figure)[::2]]
+    np.testing.assert_allclose(shown, shades.flatten(), atol=1e-6)
+    lines = [line for line in lines_of(figure) if line.startswith("image")]
+    assert lines == [f"image {n + 1}" if count == 30 else "image" for n in range(count)]
+
+
+def test_the_targets_of_an_image_stay_together_on_a_contact_sheet() -> None:
+    """With the headings over each column of images."""
+    maps = torch.zeros(15, 2, 2, 2)
+    figure = visualization.signs(torch.rand(15, 3, 8, 8), maps, maps, names=["a", "b"])
+    at: dict[str, list[Any]] = {"a": [], "b": []}
+    for axes in figure.axes:
+        for text in axes.texts:
+            at.get(text.get_text(), []).append(axes.get_position())
+    for one, other in zip(at["a"], at["b"], strict=True):
+        assert one.x0 == pytest.approx(other.x0, abs=1e-6)
+        assert 0 < one.y0 - other.y0 < 2 * one.height
+    assert len(at["a"]) == 15
+    assert lines_of(figure).count("supports it") == len({round(box.x0, 3) for box in at["a"]}) == 4
+
+
 @pytest.mark.parametrize(("targets", "times"), [(1, 2), (8, 1)])
 def test_a_large_figure_has_the_images_own_pixels_and_a_small_one_more(
     targets: int, times: int, monkeypatch: pytest.MonkeyPatch
