@@ -111,7 +111,7 @@ def layers(
     [clip], [target], seen = _ask(caller, [model], device, texts, references)
     if not isinstance(clip.tower, ViTTower):
         raise UnsupportedModelError(
-            f"{caller}: {clip.name} has a {clip.kind} tower, which has no layers of attention; "
+            f"{caller}: {clip.name} has a convolutional tower, which has no layers of attention; "
             "take a model with a vision transformer."
         )
     inputs, pixels = _one_image(caller, clip, image)

@@ -107,7 +107,7 @@ def test_layers_draws_what_layer_attention_gives(vit: ClipAdapter, rows: Any) ->
 
 
 def test_layers_of_a_resnet_there_are_none(resnet: ClipAdapter) -> None:
-    with pytest.raises(UnsupportedModelError, match="small ResNet has a resnet tower"):
+    with pytest.raises(UnsupportedModelError, match="small ResNet has a convolutional tower"):
         figures.layers(photo(), "a horse", model=resnet)
 
 

@@ -24,13 +24,12 @@ from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-
-
-_KINDS: Final = {
+NOUNS: Final = {
     "vit": "vision transformer",
     "resnet": "convolutional tower",
     "text": "text tower",
 }
+"""Kinds of towers in messages."""
 
 
 class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
@@ -73,8 +72,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 hints = get_type_hints(cls._compute)
             cls._choices = {n: get_args(h) for n, h in hints.items() if get_origin(h) is Literal}
             for name in ("attribute", "attribute_targets"):
-                if name not in vars(cls):
-                    setattr(cls, name, _with_options(cls, name))
+                setattr(cls, name, _with_options(cls, name))
 
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
         """Explain the scores of a forward function.
@@ -91,9 +89,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         name = type(self).__name__
         tower = _resolve_tower(name, forward_func, layer)
         if tower.kind not in self.towers:
-            needed = " or a ".join(_KINDS[kind] for kind in self.towers)
+            needed = " or a ".join(NOUNS[kind] for kind in self.towers)
             raise UnsupportedModelError(
-                f"{name} needs a {needed}, and this is a {_KINDS[tower.kind]}; take a method that "
+                f"{name} needs a {needed}, and this is a {NOUNS[tower.kind]}; take a method that "
                 "fits it, such as direct (DirectContribution)."
             )
         # Captum's hooks and its users expect a module as the layer
@@ -303,22 +301,25 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
     So help, completion and Captum see them, and another argument is a TypeError at the call, which
     says what there is.
     """
-    inherited = getattr(super(method, method), name)
-    signature = inspect.signature(inherited)
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    if method.additive:
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter("return_rest", kind, default=False, annotation=bool))
-    options = inspect.signature(method._compute).parameters.values()
-    parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-    one: Any = Tensor if name == "attribute_targets" else TensorOrTuple
-    returned = one
-    if method.additive or name == "attribute_targets":
-        returned = one | tuple[one, ...]
-    signature = signature.replace(parameters=parameters, return_annotation=returned)
+    own = vars(method).get(name)
+    function = own or getattr(super(method, method), name)
+    signature = inspect.signature(function)
+    if own is None:
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if method.additive:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            rest = inspect.Parameter("return_rest", kind, default=False, annotation=bool)
+            parameters.append(rest)
+        options = inspect.signature(method._compute).parameters.values()
+        parameters += [p for p in options if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+        one: Any = Tensor if name == "attribute_targets" else TensorOrTuple
+        returned = one
+        if method.additive or name == "attribute_targets":
+            returned = one | tuple[one, ...]
+        signature = signature.replace(parameters=parameters, return_annotation=returned)
     known = ", ".join([*signature.parameters][1:])
 
-    @wraps(inherited)
+    @wraps(function)
     def call(self: ClipAttribution, *args: Any, **kwargs: Any) -> Any:
         try:
             signature.bind(self, *args, **kwargs)
@@ -326,7 +327,7 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
             others = ", ".join(option for option in kwargs if option not in signature.parameters)
             problem = f"takes no {others}" if others else f"cannot be called like this ({error})"
             raise TypeError(f"{method.__name__}.{name} {problem}; it takes {known}.") from None
-        return inherited(self, *args, **kwargs)
+        return function(self, *args, **kwargs)
 
     call.__qualname__ = f"{method.__qualname__}.{name}"
     call.__module__ = method.__module__

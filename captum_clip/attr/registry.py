@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, ViTTower
 from ..similarity import TextSimilarity
-from ._base import ClipAttribution
+from ._base import NOUNS, ClipAttribution
 
 METHODS: Final[dict[str, type[Any]]] = {}
 """The methods by the names that :func:`captum_clip.explain` and the command line take."""
@@ -155,7 +155,7 @@ def fitting_methods(
     if not fitting:
         raise InputError(
             f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} fits "
-            f"{model}, which has a {tower.noun}."
+            f"{model}, which has a {NOUNS[tower.kind]}."
         )
     return fitting
 

@@ -236,7 +236,7 @@ def test_both_signs_of_a_resnet(browser: Browser, address: str) -> None:
         ["supports it", "contradicts it"]
     )
     page.get_by_role("tab", name="Layer by layer").click()
-    expect(page.locator(".toast-body")).to_contain_text("demo/resnet has a resnet tower")
+    expect(page.locator(".toast-body")).to_contain_text("demo/resnet has a convolutional tower")
     expect(page.locator(".thumbnail-item:visible")).to_have_count(0)  # of the question before
     page.get_by_role("tab", name="Heads").click()
     expect(page.locator(".caption-label:visible").nth(1)).to_contain_text("of the pool")

@@ -166,7 +166,7 @@ def test_both_methods_have_a_signature_with_the_options(method: Any, name: str) 
     clip = load_clip(f"demo/{method.towers[0]}")
     attribution = method(ClipSimilarity(clip, targets.text(clip, "a horse")))
     error = InputError if takes_others else TypeError
-    message = r"(unexpected keyword argument|no option) 'nonsense'|takes no nonsense; it takes in"
+    message = r"no option 'nonsense'|takes no nonsense; it takes inputs"
     with pytest.raises(error, match=message):
         getattr(attribution, name)(clip.preprocess(picture()), nonsense=1)
 

@@ -320,7 +320,7 @@ def test_images_and_results_may_be_behind_fsspec(
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"images": "/nowhere"}, "there is no folder /nowhere"),
     ({"models": ("nonsense",)}, "'nonsense' is neither"),
-    ({"methods": ("grad-cam",)}, "none of the methods grad-cam fits .* whose tower is a vit"),
+    ({"methods": ("grad-cam",)}, "none of the methods grad-cam fits .* has a vision transformer"),
     ({"methods": ("last-grad:heads=3",)}, "paired, averaged, got 3"),
     ({"texts": ("a" * 200,)}, "takes 77"),
     ({"gpus": 1}, "CUDA"),
