@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,20 @@ def test_first_command_draws_the_same_scores(
         assert re.search(rf"{score:.3f}  {text}", printed)
 
 
-def test_pictures_come_from_the_commands_below_them() -> None:
-    """Word for word; each has two columns, so that two of them fit side by side."""
+def test_pictures_are_what_the_commands_below_them_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, run here; each has two columns, so that two of them fit side by side."""
+    monkeypatch.chdir(tmp_path)
     text = README.read_text(encoding="utf-8")
-    pictures = re.findall(r'src="docs/images/(\w+)\.jpg" width="49%"', text)
-    steps = {step.name: step.commands for step in experiment("measured").STEPS}
-    assert len(pictures) == 2
-    for name in pictures:
-        assert f"{steps[name]}\n" in text
+    steps = {step.name: step for step in experiment("measured").STEPS}
+    pictures = re.findall(r"docs/images/(\w+)\.jpg", text)
+    assert len(pictures) == text.count("docs/images/") == 2
+    for step in map(steps.__getitem__, pictures):
+        assert f"{step.commands}\n" in text
+        assert main(shlex.split(step.commands)[1:]) == 0
+        drawn = Image.open(step.image).convert("RGB")
+        drawn.thumbnail((step.side, step.side), Image.Resampling.LANCZOS)
+        shown = np.asarray(Image.open(ROOT / "docs" / "images" / f"{step.name}.jpg"), dtype=float)
+        np.testing.assert_array_equal(shown.shape, np.asarray(drawn).shape)
+        assert np.abs(shown - np.asarray(drawn)).mean() < 3  # what JPEG takes away
