@@ -273,6 +273,22 @@ def test_every_public_module_has_its_reference():
             assert re.search(rf"^   captum_clip\.{name}$", listed, re.MULTILINE), name
 
 
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("concepts", "bounding boxes"),
+        ("start", "heatmaps"),
+        ("start", "Jupyter"),
+        ("models", "torch.compile"),
+        ("models", "DataParallel"),
+        ("evaluation", "LaTeX"),
+    ],
+)
+def test_a_search_finds_the_words_of_users(page, words):
+    """On the page where they would look; the search knows only what a page says."""
+    assert words in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+
+
 def test_every_page_is_in_the_index():
     """On GitHub there is no list of pages but the index."""
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")

@@ -76,10 +76,10 @@ def figure_command(
     """Draw one of Mamooler's figures on your own images, or the heads behind a score.
 
     Args:
-        figure: layers, the attention of every layer and the gradient with respect to it (Figures 2,
-            3); compare, a column for each method (4, 5); average, the mean maps of studies (6, 12);
-            signs, what supports each target and what contradicts it (7 to 10); emotions, a column
-            for each (11); words, a column for each word of a text (13); heads, the attention heads
+        figure: layers: the attention of every layer and the gradient with respect to it (Figures 2,
+            3); compare: a column for each method (4, 5); average: the mean maps of studies (6, 12);
+            signs: what supports each target and what contradicts it (7 to 10); emotions: a column
+            for each (11); words: a column for each word of a text (13); heads: the attention heads
             that add most to the score
         words: image files, or a folder whose images each get a figure; then what to look for; for
             average, the output folders of 'captum-clip study'
