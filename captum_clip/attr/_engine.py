@@ -390,8 +390,8 @@ def _of_cosine(call: Call, record: Recording, embedding: Tensor) -> PooledEmbedd
 def embedded_scores(tower: Tower, call: Call, record: Recording, result: Tensor) -> PooledEmbedding:
     r"""A forward's result, scores or the embeddings of texts, in terms of the embedding e.
 
-    The directions are :math:`g + (y - g \cdot e) e / |e|^2`, g the gradient at e: so d . e = y
-    whatever the scores are, and d = t / |e| where y is the cosine of e and t.
+    The directions d are :math:`g + (y - g \cdot e) e / |e|^2`, g the gradient at e: so
+    :math:`d \cdot e = y` for any score, and :math:`d = t / |e|` if y is the cosine of e and t.
     """
     if isinstance(tower, TextTower):
         return _of_cosine(call, record, result)
