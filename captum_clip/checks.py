@@ -46,9 +46,12 @@ def called(name: str) -> Iterator[None]:
     try:
         yield
     except CaptumClipError as error:
-        found = re.sub(r"^(preprocess|tokenize|plot|load_clip|targets\.\w+): ", "", str(error))
-        if found != str(error):  # what only that function takes is no advice here
-            error.args = (f"{name}: {found.replace('; pass allow_empty=True to mean it', '')}",)
+        found = re.sub(
+            r"^(preprocess|tokenize|plot|load_clip|targets\.\w+): ", f"{name}: ", str(error)
+        )
+        found = re.sub(r"^load_clip\(", f"{name}(model=", found)
+        # what only the other function takes is no advice here
+        error.args = (found.replace("; pass allow_empty=True to mean it", ""),)
         raise
 
 

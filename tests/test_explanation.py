@@ -301,6 +301,7 @@ def test_explain_names_what_is_wrong(
         ({"input_ids": [[1]]}, "a", r"expected images, got dict of \['input_ids'\]"),
         ("https://a.b/c.jpg", "a", "https://a.b/c.jpg is a URL; download the image"),
         (3, "a", "expected a path, a PIL image"),
+        ([], "a", "got no image at all"),
     ],
 )
 def test_explain_names_itself_for_what_it_hands_on(
@@ -317,6 +318,13 @@ def test_a_tokenizers_output_and_a_folder_say_what_to_pass(
         explain(picture(), vit.tokenizer(["a horse"]), model=vit)
     with pytest.raises(InputError, match=r"is a folder; pass its files, as in sorted\(Path\('/"):
         explain(tmp_path, "a horse", model=vit)
+
+
+def test_a_name_that_is_no_model_is_answered_by_explain() -> None:
+    with pytest.raises(InputError, match=r"^explain\(model='demo/nope'\): no such embedded model"):
+        explain(picture(), "a", model="demo/nope")
+    with pytest.raises(InputError, match=r"^explain: 'nope' is neither a known name nor a folder"):
+        explain(picture(), "a", model="nope")
 
 
 def test_a_model_without_a_tokenizer_asks_for_one() -> None:

@@ -29,6 +29,7 @@ __all__ = ["app", "main"]
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
     (r"\b(processor|tokenizer)=\.\.\.", r"--\1 NAME"),
+    (r"^load_clip\('([^']*)'\):", r"--model \1:"),
     (r"\bhints=True\b", "--hints"),
     (r"\b(sign|side|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
     (r"\b(batch|chunk)_size\b", r"--\1-size"),

@@ -93,6 +93,10 @@ def command(
                     again = "; may be repeated" if parameter.multiple else ""
                     parameter.help = helps[parameter.name] + again
 
+            def collect_usage_pieces(self, ctx: Any) -> list[str]:
+                pieces = super().collect_usage_pieces(ctx)  # several words have their own brackets
+                return [re.sub(r"^[\[{](.+ .+)[\]}]\.\.\.$", r"\1", piece) for piece in pieces]
+
             def format_epilog(self, ctx: Any, formatter: Any) -> None:
                 for title, names in lists().items() if lists else ():
                     with formatter.section(title):

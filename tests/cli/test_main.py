@@ -53,6 +53,15 @@ def test_the_example_in_each_help_can_be_typed(words: tuple[str, ...], capsys: C
     parse(shlex.split(capsys.readouterr().out.splitlines()[-1])[1:])
 
 
+def test_usage_shows_images_then_texts(capsys: Capture) -> None:
+    for line, usage in (
+        ("explain", "IMAGE... [TEXT]..."),
+        ("figure", "{figure} [IMAGE]... [TEXT]..."),
+    ):
+        assert main([line, "--help"]) == 0
+        assert f"captum-clip {line} [OPTIONS] {usage}\n" in capsys.readouterr().out
+
+
 def test_help_lists_what_the_registries_know(capsys: Capture) -> None:
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out.replace(",", " ").split()
