@@ -379,7 +379,8 @@ class Explanation:
             # NumPy would not close a damaged file that it opened itself
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
-            about = json.loads(str(arrays.pop("about")))
+            text = arrays.pop("about").astype(str).tobytes()
+            about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
             tensors: dict[str, Any] = {n: torch.from_numpy(a) for n, a in arrays.items()}
             return cls(
                 maps={sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
