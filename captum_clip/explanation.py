@@ -221,15 +221,12 @@ class Explanation:
             self._check_crops("heatmap")
             parts = [(crop.size, crop.box, crop.box) for crop in self.crops]
             if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
-                raise InputError(
-                    f"heatmap: the photos differ in height and width, {sizes}; take one at a time, "
-                    "as in explanation[0].heatmap(original=True)."
-                )
+                differ = f"the photos differ in height and width, {sizes}"
+                raise InputError(f"heatmap: {differ}; take one, as in explanation[0].heatmap(...).")
         each = []
-        for index, part in enumerate(parts):
+        for index, (size, box, shown) in enumerate(parts):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
-            whole, seen, shown = part
-            each.append(photos.normalized(raw, whole, interpolation, seen, shown))
+            each.append(photos.normalized(raw, size, interpolation, box, shown))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
     def _check_crops(self, caller: str) -> None:
@@ -354,10 +351,8 @@ class Explanation:
         path = check_destination(path, FORMATS)
         known = inspect.signature(self.plot).parameters
         for name in look.keys() - known:
-            raise InputError(
-                f"save: expected {', '.join(known)}, as plot takes them, got {name!r}; what else "
-                "matplotlib's savefig takes goes to explanation.plot().savefig(path, ...)."
-            )
+            listed = f"expected {', '.join(known)}, got {name!r}"
+            raise InputError(f"save: {listed}; savefig of explanation.plot() takes matplotlib's.")
         if path.suffix.lower() != ".npz":
             return visualization.save_figure(self.plot(**look), path)
         arrays: dict[str, Any] = {f"maps_{sign}": self.maps[sign].numpy() for sign in self.maps}

@@ -250,15 +250,6 @@ def test_grad_cam_is_worked_by_hand(layer, inputs, options, wanted):
     torch.testing.assert_close(found, wanted)
 
 
-def test_grad_cam_of_a_vector_needs_no_positions():
-    """A linear layer: gradient times activation, summed."""
-    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
-    nn.init.constant_(net[0].weight, 2.0)  # type: ignore[arg-type]
-    nn.init.constant_(net[1].weight, 0.5)  # type: ignore[arg-type]
-    found = attr.ClipGradCam(net, net[0]).attribute(torch.tensor([[1.0, 2.0, 3.0]]), target=0)
-    torch.testing.assert_close(found, torch.tensor([[12.0]]))
-
-
 @pytest.mark.parametrize("batch", [1, 4])
 def test_grad_cam_leaves_network_and_inputs_as_they_are(batch):
     """No gradient, no hook, no flag; each image alone is what it is in a batch."""
