@@ -186,7 +186,8 @@ def find_file(path: str | Path, *, caller: str = "", what: str = "file") -> Path
     file = expand(path, caller=caller)
     if not file.is_file():
         folder = ", only a folder of that name" * file.is_dir()
-        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}{folder}.")
+        shown = path if str(path).strip() else repr(str(path))
+        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {shown}{folder}.")
     return file
 
 

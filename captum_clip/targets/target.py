@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import as_list, is_encodable, is_integer, show
+from ..checks import as_list, excerpt, is_encodable, is_integer, show
 from ..errors import InputError, TargetError
 from ..maps import to_float32, unusable
 from ..models import ClipAdapter, ImageLike
@@ -421,7 +421,8 @@ def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
             found = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
             if not found:
                 raise TargetError(
-                    f"targets.words: {word!r} is not in the text; its words are {bare}."
+                    f"targets.words: {show(word)} is not in the text; its words are "
+                    f"{excerpt(str(bare), 300)}."
                 )
             spans += found
         elif (
@@ -434,7 +435,7 @@ def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
         else:
             raise TargetError(
                 f"targets.words: expected a word of the text or (start, stop) with "
-                f"0 <= start < stop <= {len(parts)}, got {word!r}."
+                f"0 <= start < stop <= {len(parts)}, got {show(word)}."
             )
     if not spans:
         raise TargetError("targets.words: words is empty; leave it out to take all words.")
