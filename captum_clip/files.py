@@ -97,7 +97,7 @@ def slug(*texts: str) -> str:
 
     Example:
         >>> slug("A horse!", "a dog"), slug("the quick brown fox jumps over the lazy dog")
-        ('a-horse_a-dog', 'the-quick-brown-fox-jumps-over-the-lazy-05c6e0f8')
+        ('a-horse_a-dog', 'the-quick-brown-fox-jumps-over-the-lazy-05c6e08f')
     """
     words = "_".join(re.sub(r"[\W_]+", "-", text.lower()).strip("-") for text in texts)
     if len(words) <= 40 and words.strip("_"):

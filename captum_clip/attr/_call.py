@@ -147,7 +147,7 @@ class Pass:
         found: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
             found = grad(self.scores, leaves, rows, **options)
-        if all(gradient is None for gradient in found) and not self.record.is_hooked:
+        if any(gradient is None for gradient in found) and not self.record.is_hooked:
             raise CaptureError("The scores do not depend on what the tower computed.")
         shape = rows.shape[: rows.ndim - self.scores.ndim]
         pairs = zip(found, leaves, strict=True)

@@ -263,6 +263,12 @@ class PooledEmbedding:
     projected: bool = True
     token: Tensor = NOTHING
 
+    @property
+    def rounding(self) -> float:
+        """The relative difference that computing it once more may make."""
+        kind, half = self.embedding.device.type, torch.finfo(self.embedding.dtype).eps > 1e-4
+        return 5e-2 if half or torch.is_autocast_enabled(kind) else 1e-3
+
     def head(self, tower: ViTTower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
         whole = self.projected or tower.projection_module is None
@@ -332,7 +338,7 @@ def _check_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> Non
     steps = found.head(tower) if isinstance(tower, ViTTower) else ()
     made = to_float32(_embedded(tower, found.run.record, token, steps))
     given = to_float32(found.embedding)
-    bound = 1e-3 if torch.finfo(found.embedding.dtype).eps < 1e-4 else 5e-2
+    bound = found.rounding
     if made.shape != given.shape or bool(
         ((made - given).norm(dim=-1) > bound * given.norm(dim=-1)).any()
     ):

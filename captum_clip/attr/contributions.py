@@ -269,10 +269,10 @@ def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per) -> Computed:
 
 
 def _closed(found: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
-    """Maps and rest (K', B), whose total must be the score that the forward gave."""
+    """Maps and rest (K', B), whose total must be the score that a forward of one's own gave."""
     scores = found.run.chosen.T
-    bound = 1e-3 if torch.finfo(found.embedding.dtype).eps < 1e-4 else 5e-2
-    if ((total - scores).abs() > bound * scores.abs().clamp(min=1)).any():
+    bound = found.rounding * scores.abs().clamp(min=1)
+    if not found.run.batched and ((total - scores).abs() > bound).any():
         raise UnsupportedModelError(
             "DirectContribution: what the parts of the tower's end add is not the score; a hook or "
             "a patched method there changes it. Remove that, or take a method with gradients, such "

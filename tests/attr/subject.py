@@ -71,7 +71,8 @@ class Subject:
         tower = self.small.load().tower
         if tower.kind == "vit":
             block = tower.layers[1].block
-            if self.case.method == "DirectContribution":  # it refuses hooks on whole blocks
-                return next(m for m in block.modules() if isinstance(m, nn.LayerNorm))
+            if self.case.method == "DirectContribution":  # it refuses hooks on all but the MLP
+                steps = tower.layers[1].mlp_branch()
+                return next(step for step in steps if isinstance(step, nn.Module))
             return block
         return list(tower.stages.values())[1]

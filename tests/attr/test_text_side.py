@@ -570,7 +570,7 @@ def test_open_clip_takes_no_mask_and_its_own_length() -> None:
 @pytest.mark.parametrize("method", ["ClipGradCam", "LayerAttention"])
 def test_a_method_that_needs_a_grid_is_refused(method: str) -> None:
     with pytest.raises(
-        UnsupportedModelError, match=r"and this is a text tower; take .* DirectContribution"
+        UnsupportedModelError, match=r"and this is a text tower; take .*DirectContribution"
     ):
         getattr(attr, method)(similarity("hf_vit"))
 

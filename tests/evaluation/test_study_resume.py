@@ -108,7 +108,7 @@ def copy_of(whole_study: dict[str, bytes], output: Path) -> Path:
             {"limit": 99, "seed": 2},
             r"config\.seed was null and is 2; config\.limit was null and is 99",
         ),
-        ({"method": "all-grad"}, r'jobs\.0\.method was "last-grad" and is "all-grad"'),
+        ({"method": "all-grad"}, r'jobs\.0\.method was "direct" and is "all-grad"'),
     ],
 )
 def test_another_study_in_the_same_folder_is_refused(
