@@ -31,7 +31,7 @@ _TYPED = (
     (r"\b(processor|tokenizer)=\.\.\.", r"--\1 NAME"),
     (r"^load_clip\('([^']*)'\):", r"--model \1:"),
     (r"\bhints=True\b", "--hints"),
-    (r"\b(sign|side|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
+    (r"\b(sign|side|against|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
     (r"\b(batch|chunk)_size\b", r"--\1-size"),
     (r"\bheld_out\b", "--held-out"),
     (r"^(load_clip|preprocess|explain|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),

@@ -243,7 +243,7 @@ def _complaint(code: int, said: str) -> str:
         return ""
     last = said.replace("\r", "\n").strip().split("\n")[-1].strip()
     message = last.removeprefix("captum-clip: error: ")
-    if message == last or not 20 <= len(message) <= 700:
+    if message == last or not 15 <= len(message) <= 700:
         return f"a message of {len(message)} characters: {last[:400]}"
     if _PYTHON.search(message):
         return f"it speaks of Python: {last}"
