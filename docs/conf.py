@@ -61,7 +61,6 @@ copybutton_prompt_is_regexp = True
 
 # Sphinx reads below its own folder only; what lies beside it is copied to where a link becomes:
 BESIDE = {
-    "../CONTRIBUTING.md": "beside/contributing.md",
     "../CHANGELOG.md": "beside/changelog.md",
     **{
         f"../captum_clip/demo/{card.parent.name}/{card.name}": f"beside/{card.parent.name}.md"
