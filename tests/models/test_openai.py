@@ -100,7 +100,9 @@ def test_the_packages_own_parts_serve() -> None:
     photo = torch.randint(256, (90, 70, 3), dtype=torch.uint8)
     found = explain(photo, ["horse", "a dog"], model=clip)
     assert found.maps["positive"].shape == (1, 2, 4, 4)
-    assert found.crops[0].box == pytest.approx((0, 10, 70, 80), abs=0.5)
+    scale = 90 / 82  # resized to 82 x 64, of which rows 9 to 72 are shown
+    assert found.crops[0].box == pytest.approx((0, 9 * scale, 70, 73 * scale))
+    assert clip.count_tokens("a dog") == 7  # with start and end
     words = targets.word_tokens(clip, "a dog")
     assert words == (("a", range(1, 2)), ("dog", range(2, 6)))
     with pytest.raises(
