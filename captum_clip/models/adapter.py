@@ -269,9 +269,11 @@ class ClipAdapter(ABC):
         try:
             self.tower.grid(height, width)
         except InputError as error:
+            larger = self.tower.larger(height)
             raise InputError(
                 f"preprocess: the processor makes images of {height} x {width} pixels, which "
-                f"{self.name} cannot take; pass its own processor=... with the model."
+                f"{self.name} cannot take; pass its own processor=... with the model"
+                f"{f', or make a larger one with {larger}' * bool(larger)}."
             ) from error
         return pixels.to(self.device)
 

@@ -275,15 +275,18 @@ def load_clip(
         ('vit', (7, 7))
     """
     if isinstance(name_or_model, ClipAdapter):
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "image_size": image_size}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         _refuse("an adapter", processor=processor, tokenizer=tokenizer, **options)
+        _refuse_size("an adapter", name_or_model, image_size)
         return name_or_model
     _check_part("processor", processor, "an image processor, or a function of one image,")
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
-        _refuse("a model object", device=device, dtype=dtype, image_size=image_size)
+        _refuse("a model object", device=device, dtype=dtype)
         name = _name_of(unwrapped(name_or_model))
-        return adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
+        clip = adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
+        _refuse_size("a model object", clip, image_size)
+        return clip
     if not isinstance(name_or_model, (str, Path)):
         raise UnsupportedModelError(
             f"load_clip: expected a name, a folder or a CLIP model, got "
@@ -311,9 +314,11 @@ def load_clip(
     clip.failures = failures
     if image_size is not None:
         with error_context(f"load_clip({source.name!r}, image_size={image_size})"):
-            clip.grid(image_size, image_size)  # which names the sizes that it takes
             if image_size % (patch := clip.tower.patch[0]):
-                raise InputError(f"expected a multiple of {patch}, the side of a patch.")
+                low = max(1, image_size // patch) * patch
+                near = f"such as {low} or {low + patch}"
+                raise InputError(f"expected a multiple of {patch}, the side of a patch, {near}.")
+            clip.grid(image_size, image_size)  # which names the sizes that it takes
         _resize(given["processor"], clip, image_size)
     return clip
 
@@ -356,8 +361,22 @@ def _refuse(model: str, **options: Any) -> None:
     if name is not None:
         raise InputError(
             f"load_clip: {name} was given with {model}, which is used as it is; set it "
-            "yourself beforehand, for example model.to(device), or load by name; "
-            "open_clip.create_model(..., force_image_size=448) makes one for larger images."
+            "yourself beforehand, for example model.to(device), or load by name."
+        )
+
+
+def _refuse_size(model: str, clip: ClipAdapter, image_size: int | None) -> None:
+    """An object stays as it is: say what makes one for images of the size that is asked for."""
+    if image_size is not None:
+        advice = f"it takes images of {' x '.join(map(str, clip.tower.native))} pixels only."
+        if clip.tower.resizable:
+            by_name = f"load_clip(NAME, image_size={show(image_size)})"
+            advice = f"pass a processor that makes such images, or take {by_name}."
+        elif larger := clip.tower.larger(image_size):
+            advice = f"make another one with {larger}."
+        raise InputError(
+            f"load_clip: image_size={show(image_size)} was given with {model}, which is used as "
+            f"it is; {advice}"
         )
 
 

@@ -85,6 +85,10 @@ class OpenClipViT(ViTTower):
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.T, None))
 
+    @override
+    def larger(self, side: int) -> str:
+        return f"open_clip.create_model(..., force_image_size={side})"
+
 
 def _vit_of(visual: Any) -> OpenClipViT:
     pool: Any = getattr(visual, "attn_pool", None)

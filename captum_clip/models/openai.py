@@ -51,6 +51,14 @@ class OpenAILayer(OpenClipLayer):
     mlp_parts = ("ln_2", "mlp")
 
 
+class OpenAIViT(OpenClipViT):
+    """A `VisionTransformer`, which the package makes for the size of its weights alone."""
+
+    @override
+    def larger(self, side: int) -> str:
+        return f"load_clip(NAME, image_size={side})"
+
+
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
     for block in transformer.resblocks:
         if type(block.attn) is not nn.MultiheadAttention:
@@ -83,7 +91,7 @@ def _tower_of(module: Any) -> Tower:
             stages=stages,
             head_modules=[visual.attnpool],
         )
-    return OpenClipViT(
+    return OpenAIViT(
         module=visual,
         native=native,
         patch=tuple(visual.conv1.kernel_size),

@@ -128,6 +128,12 @@ class TimmTower(ViTTower):
         """The network of timm."""
         return getattr(self.module, "trunk", self.module)
 
+    @override
+    def larger(self, side: int) -> str:
+        if self.trunk is self.module:
+            return f"timm.create_model(..., img_size={side})"
+        return f"open_clip.create_model(..., force_image_size={side})"
+
     @property
     @override
     def head(self) -> tuple[Step, ...]:

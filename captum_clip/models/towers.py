@@ -290,10 +290,12 @@ class PoolingHead(Attention):
         return normed
 
 
-def wrong_size(height: int, width: int, reason: str) -> InputError:
-    """The error for images of a size that a tower cannot take."""
+def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputError:
+    """The error for images of a size that a tower cannot take; `larger` makes one that can."""
+    instead = f", or make a model for them with {larger}" if larger else ""
     return InputError(
-        f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop them."
+        f"the tower cannot take images of {height} x {width} pixels: {reason}; resize or crop "
+        f"them{instead}."
     )
 
 
@@ -322,11 +324,15 @@ class Tower(ABC):
         if rows and columns and (native_fits or (self.resizable and whole)):
             return rows, columns
         native = f"{self.native[0]} x {self.native[1]}"
-        reason = f"it takes its native size only, here {native} (load_clip(NAME, image_size=...) "
-        reason += "makes one for larger images)"
         if self.resizable:
             reason = f"it takes multiples of {tall} x {wide}, such as its native size {native}"
-        raise wrong_size(height, width, reason)
+            raise wrong_size(height, width, reason)
+        larger = self.larger(height) if whole and height == width else ""
+        raise wrong_size(height, width, f"it takes its native size only, here {native}", larger)
+
+    def larger(self, side: int) -> str:
+        """The call that makes one for images of another side, for messages; "" where none does."""
+        return ""
 
     @property
     def embedding_dim(self) -> int | None:

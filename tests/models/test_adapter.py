@@ -120,10 +120,13 @@ def test_preprocess_is_the_processors_own(name):
     assert torch.equal(clip.preprocess(pictures[0]), images[:1])
 
 
-@pytest.mark.parametrize("name", ["open_clip_vit", "timm_convnext"])
-def test_a_processor_of_another_model_is_refused(name):
+@pytest.mark.parametrize(
+    ("name", "larger"), [("open_clip_vit", r", or .*force_image_size=50\)"), ("timm_convnext", "")]
+)
+def test_a_processor_of_another_model_is_refused(name, larger):
     clip = builders.BUILDERS[name]().load(processor=builders.hf_processor(50))
-    with pytest.raises(InputError, match=r"makes images of 50 x 50 pixels, which .* cannot take"):
+    made = rf"makes images of 50 x 50 pixels, which .* cannot take; .* with the model{larger}\.$"
+    with pytest.raises(InputError, match=made):
         clip.preprocess(picture())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partialmethod
 from typing import Any
 from unittest.mock import Mock
@@ -352,17 +353,63 @@ def test_a_model_is_made_for_larger_images(tmp_path, library, offline):
     found = explain(photo, "a", model=tmp_path, image_size=48, **parts)
     cells = found.maps["positive"].shape[-2:]
     assert cells == large.grid(48, 48) > plain.grid(*plain.preprocess(photo).shape[-2:])
-    with pytest.raises(
-        InputError,
-        match=r"image_size=50\): (the tower cannot take .* 50 x 50|expected a multiple of 8)",
-    ):
+    with pytest.raises(InputError, match=r"image_size=50\): .* multiple of 8, .* such as 48 or 56"):
         load_clip(tmp_path, image_size=50)
-    with pytest.raises(
-        InputError, match=r"image_size was given with a model object.*force_image_size"
-    ):
-        load_clip(plain.model, image_size=48)
+    makes = r"create_model\(\.\.\., force_image_size=48\)"
+    if library == "transformers":
+        makes = r"pass a processor that makes such images, or take load_clip\(NAME, image_size=48\)"
+    for given in (plain, plain.model):
+        with pytest.raises(InputError, match=rf"image_size=48 was given with an? .*; .*{makes}"):
+            load_clip(given, image_size=48)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("library", ["transformers", "open_clip", "timm"])
+def test_a_larger_images_map_lies_where_the_photo_is_marked(tmp_path, library, side, offline):
+    """Pixels of one cell change, in the middle of a wide photo that is seen, and one of the map."""
+    if library == "transformers":
+        built = builders.hf_vit()
+        save_transformers(built, tmp_path)
+    elif library == "open_clip":
+        built = builders.open_clip_vit()
+        save_open_clip(built, tmp_path, builders.VIT_CONFIG)
+    else:
+        config, length = TIMM["cls"]
+        vision = {**config, "image_size": 160}
+        with torch.random.fork_rng():
+            model = open_clip.CLIP(length, vision, dict(builders.TEXT_CONFIG))
+        built = builders.timm_small(0, model, 160)
+        save_open_clip(built, tmp_path, vision, embed_dim=length)
+    clip = load_clip(tmp_path, image_size=side, tokenizer=built.tokenizer)
+    rows, columns = clip.grid(side, side)
+    assert rows == columns == side // clip.tower.patch[0]
+    cell, row, column = side // rows, 1, columns - 2
+    left, top = side // 4 + column * cell, row * cell
+    plain = Image.new("RGB", (side * 3 // 2, side), "grey")
+    marked = plain.copy()
+    marked.paste("red", (left, top, left + cell, top + cell))
+    tower: Any = clip.tower
+    for layer in tower.layers[:-1]:  # no patch reads another
+        for parameter in layer.projections().output:
+            parameter.detach().zero_()
+    found = explain([plain, marked], "a", model=clip, method="patches", sign="both")
+    signed = found.maps["positive"] - found.maps["negative"]
+    change = (signed[1:] - signed[:1]).abs()
+    assert (change > 1e-6).nonzero().tolist() == [[0, 0, row, column]]
+    found = replace(found[1], maps={"positive": change})
+    [region] = found.regions(0.5)
+    assert region.mask.shape == (side, side * 3 // 2)
+    assert region.peak is not None
+    x, y = region.peak
+    assert left <= x < left + cell
+    assert top <= y < top + cell
+    at = int(found.heatmap("nearest", original=True)["positive"].argmax())
+    y, x = divmod(at, side * 3 // 2)
+    assert left <= x < left + cell
+    assert top <= y < top + cell
 
 
 def test_a_resnets_pool_has_positions_of_one_size():
+    """OpenCLIP resamples those that a vision transformer adds to its patches alone."""
     with pytest.raises(InputError, match=r"attention pool has positions .* take a ViT"):
         load_clip("demo/resnet", image_size=320)

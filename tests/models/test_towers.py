@@ -12,7 +12,9 @@ from torch import nn
 from captum_clip.errors import InputError
 from captum_clip.models import AttentionLayer, ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
+from tests import timm_builders
 from tests.models.small import small
+from tests.models.test_openai import model_of
 
 CLS_TOWERS = ["hf_vit", "open_clip_vit", "open_clip_custom_vit"]
 VITS = [*CLS_TOWERS, "open_clip_vit_mean"]
@@ -230,6 +232,31 @@ def test_open_clip_takes_its_native_size_only(name):
     clip = small(name).load()
     with pytest.raises(InputError, match=r"64 x 32 pixels.*native size only, here 32 x 32"):
         clip.encode_image(torch.randn(1, 3, 64, 32))
+
+
+FORCED = (
+    r", or make a model for them with open_clip\.create_model\(\.\.\., force_image_size=64\)\.$"
+)
+LARGER = {
+    "open_clip_vit": (lambda: small("open_clip_vit").model, FORCED),
+    "timm in OpenCLIP": (lambda: timm_builders.timm_siglip().model, FORCED),
+    "timm": (
+        lambda: timm_builders.eva02().model.visual.trunk,
+        r" timm\.create_model\(\.\.\., img_size=64\)\.$",
+    ),
+    "OpenAI's": (lambda: model_of("vit").visual, r" load_clip\(NAME, image_size=128\)\.$"),
+    "no such call": (
+        lambda: small("open_clip_resnet").model,
+        r"here 96 x 96; resize or crop them\.$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "advice"), LARGER.values(), ids=LARGER)
+def test_a_tower_of_one_size_names_the_call_that_makes_a_larger_one(make, advice):
+    tower = tower_of(make())
+    with pytest.raises(InputError, match=advice):
+        tower.grid(2 * tower.native[0], 2 * tower.native[0])
 
 
 def test_open_clip_resnet_takes_its_native_size_only():
