@@ -7,6 +7,7 @@
     load_clip                a name, a folder or a model -> an adapter for all that follows
     ClipSimilarity           a forward function: images -> cosine similarities to targets
     TextSimilarity           a forward function: token ids -> cosine similarities to images
+    ClipPairSimilarity       a forward function: images, and texts or images -> cosines of pairs
     Target                   what to look for: directions in the embedding space
 
     DirectContribution       direct contributions: what each position adds to the score
@@ -21,6 +22,7 @@
     GradEclip                last-layer values weighted by their gradient (Zhao et al.)
     PatchSimilarity          similarity of each patch to the target; not the model's score
     CamFamily                the classes of pytorch-grad-cam
+    DirectInteraction        what each pair of a word and a region adds to the score
 
     attr                     the methods, and how to register one
     targets                  texts, images, words and emotions as targets
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         ClipGradCam,
         ConservativePropagation,
         DirectContribution,
+        DirectInteraction,
         GradEclip,
         LastGradAttention,
         LayerAttention,
@@ -66,7 +69,7 @@ if TYPE_CHECKING:
     )
     from .explanation import Explanation, explain
     from .models import load_clip
-    from .similarity import ClipSimilarity, TextSimilarity
+    from .similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
     from .targets import Target
 
 __all__ = [
@@ -75,9 +78,11 @@ __all__ = [
     "AttentionRollout",
     "CamFamily",
     "ClipGradCam",
+    "ClipPairSimilarity",
     "ClipSimilarity",
     "ConservativePropagation",
     "DirectContribution",
+    "DirectInteraction",
     "Explanation",
     "GradEclip",
     "LastGradAttention",
@@ -101,6 +106,7 @@ __all__ = [
 ]
 
 _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
+    "ClipPairSimilarity": "similarity",
     "ClipSimilarity": "similarity",
     "Explanation": "explanation",
     "Target": "targets",

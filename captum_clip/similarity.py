@@ -1,13 +1,14 @@
-"""The forward functions: images or texts -> CLIP cosine similarities, all that Captum sees."""
+"""The forward functions: images, texts or pairs -> CLIP cosines, all that Captum sees."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from .checks import check_choice
 from .errors import InputError, TargetError
 from .maps import to_float32, unusable
 from .models import ClipAdapter
@@ -178,5 +179,77 @@ class TextSimilarity(Similarity):
 
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The library's own text embeddings (B, E)."""
-        check_ids(ids, attention_mask, self._tower, self.clip.name, self.clip.device)
+        own = (self._tower, self.clip.name, self.clip.device)
+        check_ids("TextSimilarity", ids, attention_mask, *own)
         return self.clip.text_features(ids, attention_mask)
+
+
+class ClipPairSimilarity(nn.Module):
+    r"""Images (B, 3, H, W) and as many texts or images -> the cosine (B,) of each pair.
+
+    .. math:: y_b = \frac{e_b \cdot t_b}{|e_b| \, |t_b|}
+
+    Differentiable in both, so Captum's methods take a tuple of inputs on it, and
+    :class:`captum_clip.DirectInteraction` takes the score apart by pairs of positions. Texts are
+    token ids (B, T), with the attention mask as ``additional_forward_args``; Captum's gradients of
+    texts are those of the token embeddings, as for :class:`TextSimilarity`.
+
+    Args:
+        clip: an adapter from :func:`captum_clip.load_clip`; its model is used as it is.
+        side: what the images are compared with, "text" or "image".
+
+    Raises:
+        UnsupportedModelError: a text tower that cannot be explained.
+        InputError: inputs of the wrong shape, type, size or device, or not as many of each.
+
+    Example:
+        >>> from captum_clip import ClipPairSimilarity, load_clip
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> images = clip.preprocess(draw_scene(0).image)
+        >>> ClipPairSimilarity(clip)(images, *clip.text_inputs("a horse")).shape
+        torch.Size([1])
+    """
+
+    def __init__(self, clip: ClipAdapter, side: Literal["text", "image"] = "text") -> None:
+        super().__init__()
+        if not isinstance(clip, ClipAdapter):
+            raise InputError(
+                "ClipPairSimilarity: expected an adapter from load_clip(...), got "
+                f"{type(clip).__name__}; pass ClipPairSimilarity(load_clip(model))."
+            )
+        check_choice("ClipPairSimilarity", side, ("text", "image"), name="a side")
+        self.clip, self.side, self.model = clip, side, clip.model
+        self.text_tower = clip.text_tower if side == "text" else None
+        self.training = clip.model.training  # a new module is in training mode
+
+    def forward(
+        self, images: Tensor, others: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Cosines (B,) of preprocessed images with token ids (B, T), or with images."""
+        self.check(images, others, attention_mask)
+        found = self.clip.image_features(images)
+        if self.side == "text":
+            other = self.clip.text_features(others, attention_mask)
+        else:
+            other = self.clip.image_features(others)
+        return F.cosine_similarity(to_float32(found), to_float32(other), dim=-1)
+
+    def check(
+        self, images: Any, others: Any, attention_mask: Any = None, *, pairs: bool = True
+    ) -> None:
+        """Raise InputError for inputs that cannot be compared, with `pairs` one with one."""
+        name, clip = "ClipPairSimilarity", self.clip
+        clip.check_images(images, name)
+        if self.text_tower is not None:
+            check_ids(name, others, attention_mask, self.text_tower, clip.name, clip.device)
+        elif attention_mask is not None:
+            raise InputError(f"{name}: an attention_mask belongs to texts, and side is 'image'.")
+        else:
+            clip.check_images(others, name)
+        if pairs and len(images) != len(others):
+            wanted = "texts" if self.side == "text" else "reference images"
+            raise InputError(
+                f"{name}: expected as many {wanted} as images, got {len(others)} for "
+                f"{len(images)}; DirectInteraction.attribute_pairs takes all with all."
+            )

@@ -10,6 +10,7 @@ from .attention_methods import (
 )
 from .class_activation import CamFamily, ClipGradCam
 from .contributions import ConservativePropagation, DirectContribution
+from .interactions import DirectInteraction, InteractionRest
 from .last_layers import GradEclip, LeGrad, PatchSimilarity
 from .registry import METHODS, register
 
@@ -22,7 +23,9 @@ __all__ = [
     "ClipGradCam",
     "ConservativePropagation",
     "DirectContribution",
+    "DirectInteraction",
     "GradEclip",
+    "InteractionRest",
     "LastGradAttention",
     "LayerAttention",
     "LeGrad",

@@ -212,8 +212,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         extra: Any,
         select: Callable[..., Tensor],
         options: dict[str, Any],
+        compute: Callable[..., Computed] | None = None,
     ) -> Computed:
-        """The formula's result, with the maps (B, K', h, w) as its values.
+        """The result of the formula, or of another one, with maps (B, K', h, w) as its values.
 
         Gradients are possible whatever the caller's mode, and none reaches the caller's tensors.
         """
@@ -239,7 +240,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
             with torch_failures(name):
-                found = self._compute(Call(forward, images, usable(extra), select), **options)
+                call = Call(forward, images, usable(extra), select)
+                found = (compute or self._compute)(call, **options)
             maps = self._on_grid(found.record, found.values.detach())
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():

@@ -1,16 +1,23 @@
 """Methods whose maps and a rest add up to the score: direct contribution, and conservative."""
 
 from functools import partial
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ..checks import check_flag
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
-from ..models.steps import Direction, PooledToken, needs_token, pull_back, run_steps
+from ..models.steps import (
+    Direction,
+    PooledToken,
+    needs_token,
+    pull_back,
+    run_steps,
+)
 from ..models.text import PostNormLayer, TextTower
 from ..models.towers import (
     AttentionLayer,
@@ -19,15 +26,24 @@ from ..models.towers import (
     ViTTower,
 )
 from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
+from ..similarity import Similarity
 from . import _attention as mha
 from ._base import ClipAttribution
-from ._call import Call, Computed
+from ._call import Call, Computed, many_columns
 from ._engine import (
     PooledEmbedding,
     check_layer,
     embedded_scores,
     pooled_embedding,
     refuse_checkpointing,
+)
+from ._vectors import (
+    CHANGED,
+    products,
+    products_of_resnet,
+    taken_apart,
+    vectors_of_mean,
+    vectors_of_rows,
 )
 
 
@@ -62,8 +78,13 @@ class ConservativePropagation(ClipAttribution):
         return propagated_to_patches(self._tower, call)
 
 
-def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False) -> Computed:
-    """Relevance of every projected patch; `centred` takes each patch less their mean."""
+def propagated_to_patches(
+    tower: ViTTower, call: Call, *, centred: bool = False, along: Tensor | None = None
+) -> Computed:
+    """Relevance of every projected patch; `centred` takes each patch less their mean.
+
+    Of the scores, or of the unit embedding's products with vectors `along` (n, B or 1, E).
+    """
     refuse_checkpointing(tower)
     with record_detached_gates(tower, partial(_attend, tower)) as record:
         result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
@@ -80,13 +101,18 @@ def propagated_to_patches(tower: ViTTower, call: Call, *, centred: bool = False)
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
         entered = entered - record.pooled.mean(padded, span)
+    directions = found.direction
+    if along is not None:
+        directions = Direction.of(along.expand(-1, found.run.record.batch, -1), directions.scale)
     # one target after the other
-    for rows in found.direction.dense().to(found.embedding.dtype):  # (B, E)
+    for rows in directions.dense().to(found.embedding.dtype):  # (B, E)
         (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)
         maps.append((as_tokens(gradient) * entered).sum(-1))
     stacked = torch.stack(maps)  # (K', B, N)
-    rest = found.run.chosen - stacked.sum(-1).T
-    return found.run.computed(F.pad(stacked, (tower.prefix, 0)), rest)
+    padded = F.pad(stacked, (tower.prefix, 0))
+    if along is not None:
+        return taken_apart(tower, call, found, padded, along)
+    return found.run.computed(padded, found.run.chosen - stacked.sum(-1).T)
 
 
 def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
@@ -172,8 +198,19 @@ class DirectContribution(ClipAttribution):
         depth: Depth = "pooling",
     ) -> Computed:
         tower, centred = self._tower, baseline == "mean"
+        layers = self._reading_layers(start_layer, depth, per)
+        if isinstance(tower, ResNetTower):
+            return _of_resnet(tower, call, centred, per)
         if depth == "all":
-            if isinstance(tower, ResNetTower):
+            return propagated_to_patches(tower, call, centred=centred)
+        if tower.pooling == "mean":
+            return _of_mean(tower, call, centred, per)
+        return _of_rows(tower, call, layers, centred, per)
+
+    def _reading_layers(self, start_layer: int, depth: Depth, per: Per = None) -> range:
+        """The layers whose attention takes part, empty of a convolutional tower."""
+        if depth == "all":
+            if isinstance(self._tower, ResNetTower):
                 raise InputError(
                     "depth: what a convolutional tower's stages below the pool add is not carried "
                     "on; leave it out, or take a ViT."
@@ -183,19 +220,105 @@ class DirectContribution(ClipAttribution):
                     "depth: 'all' carries every layer and head on to the patches, so none of them "
                     "can be kept or left out; leave out `per` and `start_layer`."
                 )
-            return propagated_to_patches(tower, call, centred=centred)
-        if isinstance(tower, ResNetTower):
+        if isinstance(self._tower, ResNetTower):
             if start_layer:
                 raise InputError(
                     "start_layer: a convolutional tower has one pool, always read; leave it out."
                 )
-            return _of_resnet(tower, call, centred, per)
+            return range(0)
         layers = self._layers(start_layer)
+        # only the pool reads the tokens
+        return layers[-1:] if self._tower.pooling == "attention" else layers
+
+    def vectors(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: Any = None,
+        *,
+        return_rest: bool = False,
+        baseline: Baseline = "none",
+        start_layer: int = 0,
+        depth: Depth = "pooling",
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        r"""The share of each position in the unit embedding, (B, h, w, E), of texts (B, T, E).
+
+        .. math:: \hat e = \sum_j c_j + c_0, \qquad r_j(t) = c_j \cdot t
+
+        so the map of any text is one product with its unit embedding, whatever the forward
+        function's own target. One forward, and one product with the weights of each layer;
+        ``depth="all"`` takes E backwards.
+
+        Args:
+            inputs: preprocessed images (B, 3, H, W), or token ids (B, T).
+            additional_forward_args: the attention mask of texts.
+            return_rest: return :math:`c_0` (B, E), which is of no position, as well.
+            baseline: as the class has it, like what follows.
+            start_layer: first layer that takes part.
+            depth: "pooling", or "all".
+
+        Raises:
+            InputError: a forward function of your own, or an invalid input or option.
+            UnsupportedModelError: a hook or a patched method changes what is taken apart.
+
+        Example:
+            >>> import torch
+            >>> from captum_clip import ClipSimilarity, DirectContribution, load_clip, targets
+            >>> from captum_clip.demo.scenes import draw_scene
+            >>> clip = load_clip("demo/vit")
+            >>> horse = targets.text(clip, "a horse")
+            >>> direct = DirectContribution(ClipSimilarity(clip, horse))
+            >>> images = clip.preprocess(draw_scene(0).image)
+            >>> vectors = direct.vectors(images)
+            >>> torch.allclose(vectors @ horse.embeddings[0], direct.attribute(images)[:, 0])
+            True
+        """
+        if not isinstance(self.forward_func, Similarity):
+            raise InputError(
+                "vectors: which embedding a forward function of your own scores is not known; pass "
+                "a ClipSimilarity or a TextSimilarity."
+            )
+        check_flag("vectors", "return_rest", return_rest)
+        options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
+        found = self._products(inputs, additional_forward_args, options)
+        vectors = found.values.movedim(1, -1).contiguous()
+        if not return_rest:
+            return vectors
+        assert found.rest is not None
+        return vectors, found.rest
+
+    def _products(
+        self, inputs: Any, extra: Any, options: dict[str, Any], along: Tensor | None = None
+    ) -> Computed:
+        """The products (B, n, h, w) of the vectors with others (n, B or 1, E); with the axes E."""
+        compute = partial(self._compute_products, along=along)
+        return self._run(inputs, extra, partial(many_columns, None), options, compute)
+
+    def _compute_products(
+        self,
+        call: Call,
+        *,
+        along: Tensor | None,
+        baseline: Baseline,
+        start_layer: int,
+        depth: Depth,
+    ) -> Computed:
+        tower, centred = self._tower, baseline == "mean"
+        layers = self._reading_layers(start_layer, depth)
+        if depth == "all" or isinstance(tower, ResNetTower):
+            if along is None:
+                assert isinstance(call.forward, Similarity)
+                along = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
+                along = along[:, None]
+            if isinstance(tower, ResNetTower):
+                return products_of_resnet(tower, call, along, centred)
+            return propagated_to_patches(tower, call, centred=centred, along=along)
         if tower.pooling == "mean":
-            return _of_mean(tower, call, centred, per)
-        if tower.pooling == "attention":
-            layers = layers[-1:]  # only the pool reads the tokens
-        return _of_rows(tower, call, layers, centred, per)
+            found, vectors = vectors_of_mean(tower, call, centred)
+        else:
+            found, vectors = vectors_of_rows(tower, call, layers, centred)
+        vectors = vectors * found.direction.scale[:, None, None]
+        with mha.autocast_disabled(vectors):
+            return taken_apart(tower, call, found, products(vectors, along), along)
 
 
 def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per) -> Computed:
@@ -273,11 +396,7 @@ def _closed(found: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -
     scores = found.run.chosen.T
     bound = found.rounding * scores.abs().clamp(min=1)
     if not found.run.batched and ((total - scores).abs() > bound).any():
-        raise UnsupportedModelError(
-            "DirectContribution: what the parts of the tower's end add is not the score; a hook or "
-            "a patched method there changes it. Remove that, or take a method with gradients, such "
-            "as all-grad."
-        )
+        raise UnsupportedModelError(CHANGED)
     return found.run.computed(maps, rest.T)
 
 

@@ -7,7 +7,7 @@ plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apar
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -218,6 +218,17 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
     return direction
 
 
+def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tensor:
+    """What some steps make of vectors (B, n, D) that are parts of a token (B, D).
+
+    The transpose of :func:`pull_back`: the parts of their output, without its constant.
+    """
+    for step in steps:
+        vectors = _push_forward(_plain(step), token, vectors)
+        token = _forward(step, token)
+    return vectors
+
+
 def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
     """The steps of some modules in a row; `Sequential` and timm's `Mlp` are taken apart."""
     steps: list[Step] = []
@@ -319,22 +330,49 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
         return direction._through(direction.rows @ weight, bias)
     if isinstance(step, Scale):
         return direction._through(direction.rows * step.factors.to(token.dtype), None)
+    kind = _kind(step)
+    if kind == "identity":
+        return direction
+    if kind == "norm":
+        return _through_norm(step, token, direction)
+    gate, rest = _gate(step, token)
+    dense = direction.dense()
+    constant = direction.constant + torch.einsum("kbd,bd->kb", dense, rest)
+    return Direction(dense * gate, torch.ones_like(direction.scale), constant)
+
+
+def _push_forward(step: Step, token: Tensor, vectors: Tensor) -> Tensor:
+    if isinstance(step, Residual):
+        return vectors + push_forward(step.steps, token, vectors)
+    if isinstance(step, Linear):
+        return F.linear(vectors, step.weight.to(vectors.dtype))
+    if isinstance(step, Scale):
+        return vectors * step.factors.to(vectors.dtype)
+    kind = _kind(step)
+    if kind == "identity":
+        return vectors
+    if kind == "activation":
+        return vectors * _gate(step, token)[0][:, None]
+    norm: Any = step
+    if isinstance(norm, nn.LayerNorm):
+        vectors = vectors - vectors.mean(-1, keepdim=True)
+    vectors = vectors * _norm_scale(norm, token)[:, None, None]
+    return vectors if norm.weight is None else vectors * norm.weight.to(vectors.dtype)
+
+
+def _kind(step: nn.Module) -> Literal["identity", "norm", "activation"]:
+    """What a module is that is no linear map; UnsupportedModelError for any other."""
     if not has_no_foreign_hooks(step):
         raise UnsupportedModelError(
             f"{type(step).__name__} after the pooled token has a hook or a patched forward, so "
             "what it computes is not known; remove it, or take another method."
         )
     if isinstance(step, (nn.Identity, nn.Dropout, nn.Flatten)):  # dropout is not active
-        return direction
+        return "identity"
     if _is_norm(step):
-        return _through_norm(step, token, direction)
+        return "norm"
     if is_activation(step):
-        after: Tensor = step(token)
-        gate = torch.where(token == 0, torch.zeros_like(token), after / token)
-        rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
-        dense = direction.dense()
-        constant = direction.constant + torch.einsum("kbd,bd->kb", dense, rest)
-        return Direction(dense * gate, torch.ones_like(direction.scale), constant)
+        return "activation"
     raise UnsupportedModelError(
         f"a {type(step).__name__} follows the pooled token; a score can be taken apart through "
         "linear maps, LayerNorm, RMSNorm and activations only. Merge adapters such as LoRA into "
@@ -342,17 +380,29 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
     )
 
 
+def _gate(activation: Any, token: Tensor) -> tuple[Tensor, Tensor]:
+    """An activation's gate f(x) / x, and what is left where x is zero: f(0), mostly zero."""
+    after: Tensor = activation(token)
+    zero = torch.zeros_like(token)
+    return torch.where(token == 0, zero, after / token), torch.where(token == 0, after, zero)
+
+
+def _norm_scale(norm: Any, token: Tensor) -> Tensor:
+    """One over the standard deviation (B,) of a token, of an RMSNorm over the root mean square."""
+    centres = isinstance(norm, nn.LayerNorm)
+    variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
+    return (variance + _epsilon(norm, token)).rsqrt()
+
+
 def _through_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
     """Centring is linear; only the standard deviation is detached."""
-    centres, rows, bias = isinstance(norm, nn.LayerNorm), direction.rows, None
-    variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
-    scale = (variance + _epsilon(norm, token)).rsqrt()
+    rows, bias = direction.rows, None
     if norm.weight is not None:
         rows = rows * norm.weight.to(rows.dtype)
-    if centres:
+    if isinstance(norm, nn.LayerNorm):
         rows = rows - rows.mean(-1, keepdim=True)
         bias = None if norm.bias is None else norm.bias.to(rows.dtype)
-    return direction._through(rows, bias, scale)
+    return direction._through(rows, bias, _norm_scale(norm, token))
 
 
 def _epsilon(norm: Any, token: Tensor) -> float:

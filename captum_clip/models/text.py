@@ -137,7 +137,9 @@ class TextTower(ViTTower):
         return super().is_unmodified and all(map(has_no_foreign_hooks, inputs))
 
 
-def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
+def check_ids(
+    caller: str, ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device
+) -> None:
     """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
     problem, made = "", "ids, mask = clip.text_inputs(texts) makes them"
     shape = tuple(ids.shape) if isinstance(ids, Tensor) else ()
@@ -163,4 +165,4 @@ def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.de
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         problem = f"expected an attention_mask of shape {shape} like the token ids, got {got}"
     if problem:
-        raise InputError(f"TextSimilarity: {problem}.")
+        raise InputError(f"{caller}: {problem}.")

@@ -62,8 +62,11 @@ def frozen_norm(norm: Any, vectors: Tensor, at: Tensor) -> Tensor:
 def vit_parts(name: str) -> tuple[Tensor, Tensor]:
     """What every head of every layer adds to the embedding, (B, n, H, s, E), and the embedding."""
     model = cases.built(name, torch.float64).model
-    pixels = cases.images(name).double()
-    view = cases.seen(name)
+    return vit_parts_of(model, cases.seen(name), cases.images(name).double())
+
+
+def vit_parts_of(model: Any, view: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of any model that pools CLS, as its oracle saw it."""
     hf = not hasattr(model, "visual")
     blocks = model.vision_model.encoder.layers if hf else model.visual.transformer.resblocks
     attentions = {str(i): b.self_attn if hf else b.attn for i, b in enumerate(blocks)}

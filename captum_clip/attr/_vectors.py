@@ -1,0 +1,108 @@
+"""The embedding as a sum of vectors, one for each position, of which maps are products."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import UnsupportedModelError
+from ..maps import to_float32
+from ..models.steps import Direction, Linear, push_forward, run_steps, split_heads
+from ..models.text import PostNormLayer
+from ..models.towers import ResNetTower, Tower, ViTTower
+from ..recording import LayerRecord
+from ..similarity import Similarity
+from . import _attention as mha
+from ._call import Call, Computed
+from ._engine import PooledEmbedding, check_layer, pooled_embedding
+
+_TOGETHER = 64  # products of a convolutional tower at a time, which bounds the memory
+CHANGED = (
+    "DirectContribution: what the parts of the tower's end add is not the score; a hook or a "
+    "patched method there changes it. Remove that, or take a method with gradients, such as "
+    "all-grad."
+)
+
+
+def products(vectors: Tensor, along: Tensor | None) -> Tensor:
+    """Vectors (B, ..., E) times others (n, B or 1, E), by default the axes: (n, B, ...)."""
+    if along is None:
+        return vectors.movedim(-1, 0)
+    along = along.to(vectors).expand(-1, len(vectors), -1)
+    return torch.einsum("nbe,b...e->nb...", along, vectors)
+
+
+def vectors_of_rows(
+    tower: ViTTower, call: Call, layers: range, centred: bool
+) -> tuple[PooledEmbedding, Tensor]:
+    """The share of each token in the embedding, (B, s, E), through the pooled row of each layer."""
+    for index in layers:
+        check_layer("DirectContribution", tower, index)
+    share = [torch.zeros(())]  # in the pooled token so far, (B, s, D)
+
+    @torch.no_grad()
+    def visit(index: int, record: LayerRecord) -> None:
+        attention, pooled = tower.attentions[index], record.pooled
+        row = mha.pooled_attention(attention, record)
+        with mha.autocast_disabled(row):
+            entered, value = to_float32(record.tokens), attention.projections().value
+            heads = mha.heads_output(attention, row, entered)
+            if centred:
+                entered = entered - pooled.mean(entered, tower.span)
+                value = Linear(value.weight, None)
+            values = split_heads(run_steps((value,), entered), attention.heads)  # (B, s, H, d)
+            parts = (values * row.transpose(1, 2)[..., None]).flatten(2)
+            steps = (*attention.merge_steps(), *attention.branch())
+            share[0] = share[0] + push_forward(steps, heads, parts)
+            if isinstance(attention, PostNormLayer):
+                attended = mha.merged(attention, heads).to(record.tokens.dtype)
+                stream = attention.entering(pooled.read(record.tokens), attended)
+                for norm, token in zip(attention.stream_norms, stream, strict=True):
+                    share[0] = push_forward((norm,), to_float32(token), share[0])
+
+    found = pooled_embedding(tower, call, (layers, visit))
+    with torch.no_grad(), mha.autocast_disabled(found.token):
+        return found, push_forward(found.head(tower), found.token, share[0])
+
+
+def vectors_of_mean(tower: ViTTower, call: Call, centred: bool) -> tuple[PooledEmbedding, Tensor]:
+    """The same where the mean of the last tokens is pooled."""
+    found = pooled_embedding(tower, call)
+    token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
+    steps = found.head(tower)
+    with torch.no_grad(), mha.autocast_disabled(token):
+        share = mha.initial_row("mean", token[..., 0], 0, pooled)[..., None]  # (B, N, 1)
+        mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
+        entered = token - pooled.mean(token, slice(None)) if centred else token
+        flat, parts = (each.flatten(0, 1) for each in (token, entered))  # (B N, D)
+        parts = push_forward(steps[:before], flat, parts[:, None]).view(*token.shape[:2], -1)
+        vectors = push_forward(steps[before:], mean, parts * share)
+        return found, F.pad(vectors, (0, 0, tower.prefix, 0))
+
+
+def products_of_resnet(tower: ResNetTower, call: Call, along: Tensor, centred: bool) -> Computed:
+    """The products of each position's share in the unit embedding with vectors (n, B or 1, E)."""
+    found = pooled_embedding(tower, call)
+    with torch.no_grad():
+        parts = []
+        for rows in torch.split(along.to(found.token), _TOGETHER):
+            direction = Direction.of(rows, found.direction.scale)
+            maps = tower.contributions(found.token, direction, centred=centred)[0]
+            parts.append(maps.sum(2))
+        return taken_apart(tower, call, found, torch.cat(parts), along)
+
+
+@torch.no_grad()
+def taken_apart(
+    tower: Tower, call: Call, found: PooledEmbedding, values: Tensor, along: Tensor | None
+) -> Computed:
+    """Products (n, B, s or h, w) of the unit embedding's parts, and those of what no part is in."""
+    unit = to_float32(found.embedding.detach()) * found.direction.scale[:, None]
+    if call.similarity is None:  # the model is changed, so the tower's end may not be the scores'
+        assert isinstance(call.forward, Similarity)
+        whole = found.projected or tower.projection_module is None
+        made = unit @ call.forward.embeddings.to(unit.dtype).T if whole else unit.new_tensor(2)
+        if ((made - found.run.scores.detach()).abs() > found.rounding).any():
+            raise UnsupportedModelError(CHANGED)
+    total = products(unit, along)
+    inside = values[..., tower.span] if isinstance(tower, ViTTower) else values.flatten(2)
+    return found.run.computed(values, (total - inside.sum(-1)).T)

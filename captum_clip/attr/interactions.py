@@ -1,0 +1,223 @@
+"""The score of a pair, as a sum over pairs of positions: which word answers which region."""
+
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from .. import targets
+from ..checks import check_choice, check_flag
+from ..errors import InputError, TargetError, UnsupportedModelError
+from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
+from .contributions import Baseline, Depth, DirectContribution
+
+Option = TypeVar("Option")
+OneOrTwo: TypeAlias = Option | tuple[Option, Option]
+"""An option of both sides, or one for the images and one for what they are compared with."""
+
+
+class InteractionRest(NamedTuple):
+    """What of a score is of no pair of positions; B images, or B x N pairs of all with all.
+
+    Attributes:
+        other: of a token, or of a position of the other image, alone: (B, T) or (B, h', w').
+        image: of a position of the image alone, (B, h, w).
+        constant: of neither, (B,).
+    """
+
+    other: Tensor
+    image: Tensor
+    constant: Tensor
+
+
+class DirectInteraction(Attribution):  # type: ignore[misc]
+    r"""What each pair of a token and a position adds to their cosine: the second order, exactly.
+
+    Both unit embeddings are sums of vectors, one for each position and a rest
+    (:meth:`DirectContribution.vectors`), so the cosine is a sum over pairs:
+
+    .. math:: \hat e = \sum_i c_i + c_0, \quad \hat t = \sum_j d_j + d_0, \qquad
+              \cos = \sum_{ij} c_i \cdot d_j + \sum_j c_0 \cdot d_j + \sum_i c_i \cdot d_0
+              + c_0 \cdot d_0
+
+    with the gates of both towers detached. It is the share that is paid out to word j at position
+    i, signed: all shares and rests add up to the score. It does not answer what the word does to
+    the region's effect once either is gone, which is a difference of scores (docs/text.md).
+
+    One forward of each tower and a product, for any number of pairs. Start, end and padding have
+    positions as words have; :func:`captum_clip.targets.word_tokens` tells which are whose.
+
+    Options, keyword-only, each one for both sides or a pair (of the images, of the others):
+    ``baseline``, ``start_layer`` and ``depth`` as :class:`DirectContribution` has them. With
+    ``depth="all"`` of one side its tower takes a backward for each position of the other; of both,
+    one takes E backwards.
+
+    Args:
+        forward_func: a :class:`captum_clip.ClipPairSimilarity`.
+
+    Raises:
+        InputError: another forward function.
+        UnsupportedModelError: a tower that cannot be taken apart.
+
+    Source: the sum over pairs of the two decompositions of Gandelsman et al. 2024
+    (arXiv:2310.05916); Möller et al. 2024 (arXiv:2408.14153), exCLIP, attribute to the same pairs
+    by integrated second derivatives.
+
+    Example:
+        >>> from captum_clip import ClipPairSimilarity, DirectInteraction, load_clip
+        >>> from captum_clip.demo.scenes import draw_scene
+        >>> clip = load_clip("demo/vit")
+        >>> forward = ClipPairSimilarity(clip)
+        >>> pair = (clip.preprocess(draw_scene(0).image), clip.text_inputs("a horse")[0])
+        >>> maps, rest = DirectInteraction(forward).attribute(pair, return_rest=True)
+        >>> maps.shape  # a map for each of 16 tokens
+        torch.Size([1, 16, 7, 7])
+        >>> total = maps.sum((1, 2, 3)) + rest.other.sum(1) + rest.image.sum((1, 2)) + rest.constant
+        >>> bool((total - forward(*pair)).abs().max() < 1e-5)
+        True
+    """
+
+    def __init__(self, forward_func: ClipPairSimilarity) -> None:
+        if not isinstance(forward_func, ClipPairSimilarity):
+            raise InputError(
+                f"DirectInteraction: expected a ClipPairSimilarity, got "
+                f"{type(forward_func).__name__}; pass ClipPairSimilarity(load_clip(model))."
+            )
+        super().__init__(forward_func)
+        clip = forward_func.clip
+        if clip.embedding_dim is None:
+            raise UnsupportedModelError(
+                f"DirectInteraction: {clip.name} is not its library's own code from the last block "
+                "on, so its embedding cannot be taken apart; take hooks and patched methods away."
+            )
+        axis = targets.embedding(torch.eye(1, clip.embedding_dim))  # vectors depend on no target
+        self._image = DirectContribution(ClipSimilarity(clip, axis))
+        self._other = self._image
+        if forward_func.side == "text":
+            self._other = DirectContribution(TextSimilarity(clip, axis))
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: tuple[Tensor, Tensor],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_rest: bool = False,
+        baseline: OneOrTwo[Baseline] = "none",
+        start_layer: OneOrTwo[int] = 0,
+        depth: OneOrTwo[Depth] = "pooling",
+    ) -> Any:
+        """Shares (B, T, h, w) of B pairs; of pairs of images (B, h', w', h, w).
+
+        Args:
+            inputs: images (B, 3, H, W), and token ids (B, T) or as many images.
+            target: as Captum has it; there is one score for each pair, so None or 0.
+            additional_forward_args: the attention mask of the texts.
+            return_rest: return (shares, :class:`InteractionRest`).
+            baseline: see the class, like what follows.
+            start_layer: first layer that takes part.
+            depth: "pooling" or "all".
+
+        Raises:
+            InputError: invalid inputs or options, or not as many of each.
+            TargetError: a target.
+        """
+        if not isinstance(inputs, tuple) or len(inputs) != 2:
+            raise InputError(
+                f"attribute: expected a tuple of two tensors, images and {self.forward_func.side}s,"
+                f" got {type(inputs).__name__}{f' of {len(inputs)}' * isinstance(inputs, tuple)}."
+            )
+        if target not in (None, 0):
+            raise TargetError(
+                f"attribute: there is one score for each pair, got target={target!r}; leave it out."
+            )
+        options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
+        return self._shares("attribute", inputs, additional_forward_args, options, return_rest)
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    def attribute_pairs(
+        self,
+        images: Tensor,
+        others: Tensor,
+        additional_forward_args: Any = None,
+        *,
+        return_rest: bool = False,
+        baseline: OneOrTwo[Baseline] = "none",
+        start_layer: OneOrTwo[int] = 0,
+        depth: OneOrTwo[Depth] = "pooling",
+    ) -> Any:
+        """Shares (B, N, T, h, w) of B images with each of N texts, or of N images.
+
+        Arguments are those of :meth:`attribute`; the rest is (B, N, T), (B, N, h, w) and (B, N).
+        """
+        options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
+        inputs, extra = (images, others), additional_forward_args
+        return self._shares("attribute_pairs", inputs, extra, options, return_rest)
+
+    def _shares(
+        self,
+        caller: str,
+        inputs: tuple[Tensor, Tensor],
+        extra: Any,
+        options: dict[str, Any],
+        return_rest: bool,
+    ) -> Any:
+        check_flag(caller, "return_rest", return_rest)
+        both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]
+        for name, choices in (("baseline", Baseline), ("depth", Depth)):
+            for of_side in both:
+                check_choice(caller, of_side[name], get_args(choices), name=name)
+        mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
+        paired = caller == "attribute"
+        self.forward_func.check(*inputs, mask, pairs=paired)
+        image = (self._image, inputs[0], None, both[0])
+        other = (self._other, inputs[1], mask, both[1])
+        # the side with fewer backwards first: of a deep one those along the other's vectors
+        swapped = both[1]["depth"] == "all" != both[0]["depth"]
+        whole, cells = _ledger(*((image, other) if swapped else (other, image)), paired=paired)
+        if swapped:
+            whole = (whole if paired else whole.transpose(0, 1)).mT
+            cells = cells[::-1]
+        lead = whole.shape[:-2]
+        shares = whole[..., :-1, :-1].reshape(*lead, *cells[0], *cells[1])
+        if not return_rest:
+            return shares
+        alone = whole[..., :-1, -1].reshape(*lead, *cells[0])
+        rest = InteractionRest(
+            alone, whole[..., -1, :-1].reshape(*lead, *cells[1]), whole[..., -1, -1]
+        )
+        return shares, rest
+
+
+_Side: TypeAlias = tuple[DirectContribution, Tensor, Any, dict[str, Any]]
+
+
+def _ledger(first: _Side, second: _Side, *, paired: bool) -> tuple[Tensor, list[Any]]:
+    """Products of all parts of the first side with those of the second, the rest the last of each.
+
+    (B, n + 1, m + 1), or with all pairs (B, N, n + 1, m + 1), B of the second; and the shapes of
+    the positions of both.
+    """
+    method, inputs, mask, options = first
+    vectors, rest = method.vectors(inputs, mask, return_rest=True, **options)
+    parts = torch.cat([vectors.flatten(1, -2), rest[:, None]], 1)  # (N, n + 1, E)
+    along = parts.transpose(0, 1) if paired else parts.flatten(0, 1)[:, None]
+    method, inputs, mask, options = second
+    found = method._products(inputs, mask, options, along)
+    assert found.rest is not None
+    whole = torch.cat([found.values.flatten(2), found.rest[..., None]], 2)
+    if not paired:
+        whole = whole.unflatten(1, parts.shape[:2])  # type: ignore[no-untyped-call]
+    return whole, [vectors.shape[1:-1], found.values.shape[2:]]
+
+
+def _of_side(name: str, value: Any, index: int) -> Any:
+    """One side's value of an option."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    if len(value) != 2:
+        raise InputError(f"{name}: expected one for both sides or a pair, got {value!r}.")
+    return value[index]
