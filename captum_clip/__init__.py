@@ -67,7 +67,8 @@ if TYPE_CHECKING:
         LeGrad,
         PatchSimilarity,
     )
-    from .explanation import Explanation, explain
+    from .explaining import explain
+    from .explanation import Explanation
     from .models import load_clip
     from .similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
     from .targets import Target
@@ -111,7 +112,7 @@ _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "Explanation": "explanation",
     "Target": "targets",
     "TextSimilarity": "similarity",
-    "explain": "explanation",
+    "explain": "explaining",
     "load_clip": "models",
 }
 """Public name -> the module that it is imported from when it is first used."""

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from captum_clip.errors import InputError
-from captum_clip.explanation import Explanation, explain
+from captum_clip.explaining import explain
+from captum_clip.explanation import Explanation
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization.colors import HEAT, blend, colormap
 from tests import builders

@@ -16,7 +16,8 @@ from torchvision import transforms
 
 from captum_clip import maps
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.explanation import Explanation, explain
+from captum_clip.explaining import explain
+from captum_clip.explanation import Explanation
 from captum_clip.models import ClipAdapter
 from captum_clip.models.images import crop_of
 from captum_clip.photos import lay_on_photos, normalized, preprocess

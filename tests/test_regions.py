@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from captum_clip import maps
 from captum_clip.errors import InputError
-from captum_clip.explanation import Explanation, explain
+from captum_clip.explaining import explain
+from captum_clip.explanation import Explanation
 from captum_clip.models import ClipAdapter
 from captum_clip.regions import _boxes, region, save_regions
 from tests import builders

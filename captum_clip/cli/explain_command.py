@@ -82,7 +82,8 @@ def explain_command(
     """
     from .. import targets
     from ..attr.registry import MAMOOLER, MethodChoice
-    from ..explanation import FORMATS, explain
+    from ..explaining import explain
+    from ..explanation import FORMATS
     from ..regions import save_regions
 
     folder = check_folder(images[0], output, "explained")

@@ -85,6 +85,12 @@ class Linear(NamedTuple):
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
+def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
+    """Some weights of one module with their parts of its stacked bias, which may be None."""
+    parts = (None,) * len(weights) if bias is None else bias.chunk(len(weights))
+    return list(map(Linear, weights, parts))
+
+
 class Projections(NamedTuple):
     """The four linear maps of one multi-head attention."""
 

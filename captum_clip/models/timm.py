@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .steps import Linear, Projections, Residual, Step, flattened, run_steps
+from .steps import Linear, Projections, Residual, Step, flattened, linear_maps, run_steps
 from .towers import (
     AttentionLayer,
     AveragePooledTower,
@@ -20,7 +20,6 @@ from .towers import (
     PoolingHead,
     ViTTower,
     Which,
-    linear_maps,
 )
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}

@@ -28,6 +28,7 @@ from .steps import (
     Scale,
     Step,
     call_steps,
+    linear_maps,
     pull_back,
     run_steps,
 )
@@ -486,12 +487,6 @@ class ResNetTower(Tower):
         Returns:
             (K, B, H, h, w), and the rest that is of no position, (K, B): together the score.
         """
-
-
-def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
-    """Some weights of one module with their parts of its stacked bias, which may be None."""
-    parts = (None,) * len(weights) if bias is None else bias.chunk(len(weights))
-    return list(map(Linear, weights, parts))
 
 
 class Multihead(Attention):

@@ -11,7 +11,7 @@ import torch
 from captum_clip import targets
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.explanation import explain
+from captum_clip.explaining import explain
 from tests.attr import cases
 
 SIZE = 24  # of the small models' embeddings
