@@ -1,6 +1,7 @@
 """`explain`: images and texts in, an :class:`Explanation` out."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import maps, photos, targets
+from .attr.contributions import DirectContribution
+from .attr.interactions import DirectInteraction, pair_maps
 from .attr.registry import MethodChoice, TextMap, check_method, method_on
 from .checks import as_list, called, check_choice, check_integer
 from .errors import InputError, TargetError
@@ -20,14 +23,15 @@ from .models.images import pixels_of
 from .similarity import ClipSimilarity
 from .targets import Target
 
-Side = Literal["image", "text", "both"]
+Side = Literal["image", "text", "both", "pairs"]
 
 
 @called("explain")
 def explain(
     image: ImageLike | Sequence[ImageLike] | Mapping[str, Any],
-    texts: str | Sequence[str] | Target,
+    texts: str | Sequence[str] | Target | None = None,
     *,
+    reference: ImageLike | None = None,
     model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
     method: str | type[Any] | None = None,
     sign: Sign = "positive",
@@ -54,6 +58,7 @@ def explain(
             uint8 tensor, or preprocessed float tensors (B, 3, H, W), also as ``processor(images=)``
             of transformers returns them.
         texts: one or several, or a :class:`captum_clip.Target`.
+        reference: instead of texts, an image that the images are compared with.
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a
@@ -63,7 +68,9 @@ def explain(
         words: explain one text word by word; True for all words, or those to take as in
             ``targets.words``. The first target is the whole text.
         side: "image" for where in the image, "text" for which words of the texts, "both". On the
-            text side a method without a grid, by default "conservative", for one image.
+            text side a method without a grid, by default "conservative", for one image. "pairs"
+            for which word of one text answers which region, or which region of a `reference`
+            (:class:`captum_clip.DirectInteraction`, whose options it takes).
         whole: pad each image to a square with the mean colour, so that the model sees all of it,
             where it otherwise sees what its processor leaves, as a rule the square in the middle.
             This is another input than the crop, with other scores and maps.
@@ -94,11 +101,22 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
-    _check_arguments(texts, sign, words, batch_size, side, hints)
-    if method is not None:
+    _check_arguments(texts, reference, sign, words, batch_size, side, hints)
+    if side == "pairs":
+        _check_pairs(texts, method, options)
+    elif method is not None:
         check_method(method, options)
     parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
     clip = load_clip(model, **parts, device=device, image_size=image_size)
+    wanted = SIGNS if sign == "both" else (sign,)
+    pieces = _pieces(pixels_of(image), batch_size)
+    if side == "pairs":
+        other: Any = texts if isinstance(texts, (str, type(None))) else as_list(texts)[0]
+        if reference is not None:
+            other = clip.preprocess(reference)
+            if len(other) != 1:
+                raise InputError(f"explain: expected one reference image, got {len(other)}.")
+        return _explain_pairs(clip, pieces, other, wanted, whole, options)
     choices = {}
     if side != "text":
         choices["image"] = MethodChoice.of(method_on(clip.tower, method), options)
@@ -108,21 +126,22 @@ def explain(
     if sign != "positive":
         for choice in choices.values():
             choice.check_negative()
+    if reference is not None:
+        texts = targets.image(clip, reference)
+    assert texts is not None
     target = texts if isinstance(texts, Target) else targets.text(clip, texts)
     if words:
         picked = None if words is True else words or None
         target = targets.concatenate([target, targets.words(clip, target.names[0], picked)])
-    wanted = SIGNS if sign == "both" else (sign,)
     embeddings = targets.concatenate(
         [target if which == "positive" else -target for which in wanted]
     )
-    pieces = _pieces(pixels_of(image), batch_size)
     raw, scores, shown = [], [], []
     by_word: tuple[TextMap, ...] = ()
     doubts: list[tuple[str, ...]] = []
     for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
-        seen = photos.preprocess(clip, piece, whole=whole)
-        shown.append(seen._replace(pixels=clip.denormalize(seen.pixels).cpu()))
+        seen, drawn = _see(clip, piece, whole=whole)
+        shown.append(drawn)
         if "text" in choices:
             by_word, cosines = choices["text"].text_maps(clip, seen.pixels, target.names, sign)
         if "image" in choices:
@@ -138,28 +157,111 @@ def explain(
                 of_texts = target.names[own], raw[-1][:, own], cosines[:, own].cpu()
                 doubts += find_hints(clip, choices["image"], seen.pixels, *of_texts)
         scores.append(cosines[:, : len(target)].cpu())
-    chunks = _joined(raw).chunk(len(wanted), dim=1) if raw else ()  # none of the text side
     names = list(dict.fromkeys(choice.name for choice in choices.values()))
     return Explanation(
-        maps={which: chunk.contiguous() for which, chunk in zip(wanted, chunks, strict=False)},
+        maps=_by_sign(wanted, raw),
         scores=_joined(scores),
         names=target.names,
         norms=target.norms.cpu(),
         model=clip.name,
         method=", words ".join(names),
-        images=_joined([seen.pixels for seen in shown]),
         words=bool(words),
         text_maps=by_word,
         hints=tuple(doubts),
-        crops=tuple(crop for seen in shown for crop in seen.crops),
-        photos=tuple(photo for seen in shown for photo in seen.photos),
+        **_of_images(shown),
     )
 
 
+def _explain_pairs(
+    clip: ClipAdapter,
+    pieces: list[Any],
+    other: str | Tensor,
+    wanted: Sequence[str],
+    whole: bool,
+    options: dict[str, Any],
+) -> Explanation:
+    """Which word of a text, or which region of another image (1, 3, H, W), answers which region."""
+    found, raw, shown = [], [], []
+    for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
+        seen, drawn = _see(clip, piece, whole=whole)
+        shown.append(drawn)
+        pairs = pair_maps(clip, seen.pixels, other, **options)
+        found.append(pairs)
+        signed = [pairs.maps if sign == "positive" else -pairs.maps for sign in wanted]
+        raw.append(maps.positive(torch.cat(signed, 1).cpu()))
+    first, lost = found[0], [pairs.lost.cpu() for pairs in found if pairs.lost is not None]
+    listed = [f"{name}={value}" for name, value in options.items()]
+    return Explanation(
+        maps=_by_sign(wanted, raw),
+        scores=_joined([pairs.scores.cpu() for pairs in found]),
+        names=first.names,
+        norms=first.norms,
+        model=clip.name,
+        method=":".join(["direct interaction", *([",".join(listed)] if listed else [])]),
+        words=isinstance(other, str),
+        lost=_joined(lost) if lost else None,
+        reference=None if isinstance(other, str) else clip.denormalize(other)[0].cpu(),
+        cells=first.cells,
+        **_of_images(shown),
+    )
+
+
+def _see(clip: ClipAdapter, piece: Any, *, whole: bool) -> tuple[photos.Seen, photos.Seen]:
+    """Images as the model takes them, and in colours."""
+    seen = photos.preprocess(clip, piece, whole=whole)
+    return seen, seen._replace(pixels=clip.denormalize(seen.pixels).cpu())
+
+
+def _by_sign(wanted: Sequence[str], raw: list[Tensor]) -> dict[str, Tensor]:
+    """The maps of each sign, of batches that hold them one after the other."""
+    chunks = _joined(raw).chunk(len(wanted), dim=1) if raw else ()  # none of the text side
+    return {which: chunk.contiguous() for which, chunk in zip(wanted, chunks, strict=False)}
+
+
+def _of_images(shown: list[photos.Seen]) -> dict[str, Any]:
+    """What an explanation keeps of the images in colours."""
+    return {
+        "images": _joined([seen.pixels for seen in shown]),
+        "crops": tuple(crop for seen in shown for crop in seen.crops),
+        "photos": tuple(photo for seen in shown for photo in seen.photos),
+    }
+
+
+def _check_pairs(texts: Any, method: Any, options: dict[str, Any]) -> None:
+    if texts is not None and len(as_list(texts)) != 1:
+        raise TargetError(
+            f"explain: side='pairs' takes one text apart, got {len(as_list(texts))}; explain them "
+            "one after the other."
+        )
+    if method not in (None, "direct", DirectContribution, DirectInteraction):
+        raise InputError(
+            "explain: side='pairs' is made of direct contributions to both embeddings; leave "
+            "`method` out."
+        )
+    known = [
+        p.name
+        for p in signature(DirectInteraction.attribute).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name != "return_rest"
+    ]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"explain: side='pairs' has no option {option!r}; it has {', '.join(known)}."
+            )
+
+
 def _check_arguments(
-    texts: Any, sign: Any, words: Any, batch_size: Any, side: Any, hints: Any
+    texts: Any, reference: Any, sign: Any, words: Any, batch_size: Any, side: Any, hints: Any
 ) -> None:
     check_choice("explain", side, get_args(Side), name="a side")
+    if (texts is None) == (reference is None):
+        given = "neither" if texts is None else "both"
+        raise InputError(f"explain: expected texts or a reference image, got {given}.")
+    if reference is not None and (side in ("text", "both") or words):
+        raise InputError(
+            f"explain: a reference image has no words; take side='image' or 'pairs', got {side!r}, "
+            f"words={words!r}."
+        )
     if side != "image" and (isinstance(texts, Target) or words):
         given = "a Target" if isinstance(texts, Target) else f"words={words!r}"
         raise InputError(
@@ -170,7 +272,7 @@ def _check_arguments(
     if hints and not _have_hints(texts, side, sign):
         raise InputError(
             "explain: hints=True compares positive maps of texts with those of unrelated texts; "
-            "leave it out with a Target, side='text' or sign='negative'."
+            "leave it out with a Target or a reference, side='text' or 'pairs', or sign='negative'."
         )
     if batch_size is not None:
         check_integer("explain", "batch_size", batch_size)
@@ -180,7 +282,8 @@ def _check_arguments(
 
 def _have_hints(texts: Any, side: Side, sign: Sign) -> bool:
     """Whether there are maps to be compared with those of unrelated texts."""
-    return not (isinstance(texts, Target) or side == "text" or sign == "negative")
+    no_texts = texts is None or isinstance(texts, Target)
+    return not (no_texts or side in ("text", "pairs") or sign == "negative")
 
 
 def _pieces(image: Any, batch_size: int | None) -> list[Any]:

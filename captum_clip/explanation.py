@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import maps, photos, regions, visualization
 from .attr.registry import TextMap
-from .checks import called, check_destination, check_integer, find_file
+from .checks import called, check_destination, check_integer, excerpt, find_file, is_integer
 from .errors import InputError
 from .files import DAMAGED, replace_file
 from .maps import Mode
@@ -36,7 +36,8 @@ FORMATS: Final = (*FIGURES, ".npz")
 
 SIGNS: Final = ("positive", "negative")
 _TENSORS: Final = ("scores", "norms", "images")
-_TEXTS: Final = ("names", "model", "method", "words", "text_maps", "hints", "crops")
+_OF_PAIRS: Final = ("lost", "reference")
+_TEXTS: Final = ("names", "model", "method", "words", "text_maps", "hints", "crops", "cells")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +61,12 @@ class Explanation:
         crops: the part of its photo that each image is; empty for images that came as tensors, and
             where the processor is not known to crop in a way that can be read.
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
+        lost: of pairs with a text (``side="pairs"``), what the cosine loses without the text, and
+            without each of its words, (B, K). `maps` are of the whole text, then the words' shares
+            of it, and `scores` the cosine, then each word's share wherever it lies.
+        reference: of pairs of images the other image, (3, H, W), colours in [0, 1]. `names` are
+            it, then the cells of its grid row by row.
+        cells: rows and columns of this grid.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -77,6 +84,9 @@ class Explanation:
     hints: tuple[tuple[str, ...], ...] = ()
     crops: tuple[Crop, ...] = ()
     photos: tuple[ImageLike, ...] = ()
+    lost: Tensor | None = None
+    reference: Tensor | None = None
+    cells: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         shape = (len(self.images), len(self.names))
@@ -128,6 +138,8 @@ class Explanation:
             InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], or
                 no photos to lay the maps on, as where the images came as tensors.
         """
+        if self.reference is not None:
+            return self._plot_matches()
         images: Any = self.images
         heatmap: Mapping[str, Any] = self.heatmap(interpolation)
         if original is None:
@@ -148,11 +160,15 @@ class Explanation:
             return visualization.sentences(
                 images, self.text_maps, scores=self.scores, heatmap=first, **shown
             )
-        weights = self.weights[:, None, None]
+        weights = self.weights.expand(len(self), -1)[..., None, None]
+        dimmed = [
+            None if m is None else [w * values for w, values in zip(weights, m, strict=True)]
+            for m in (first, second)
+        ]
         return visualization.overlay(
             images,
-            [weights * values for values in first],
-            negative=None if second is None else [weights * values for values in second],
+            dimmed[0] or [],
+            negative=dimmed[1],
             names=self.names,
             scores=None if self.words else self.scores,
             notes=self.notes,
@@ -166,19 +182,77 @@ class Explanation:
 
     @property
     def weights(self) -> Tensor:
-        """The brightness of each target's map, (K,): a word's norm over the largest; else 1."""
+        """The brightness of each target's map, (K,): a word's norm over the largest; else 1.
+
+        Of pairs, (B, K): the maximum of a word's shares over the largest.
+        """
         weights = torch.ones(len(self.names))
+        if self.lost is not None:
+            peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
+            shares = peaks / peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
+            return torch.cat([weights[:1].expand(len(self), 1), shares], 1)
         if self.words and len(self.names) > 1:
             weights[1:] = self.norms[1:] / self.norms[1:].max()
         return weights
 
     @property
     def notes(self) -> list[list[str]]:
-        """The lines under the maps, B times K: the norms of words, and the cosine of their text."""
+        """The lines under the maps, B times K: of a text its cosine, of words their norms.
+
+        Of pairs each word's share, and what is lost without it.
+        """
         if not self.words:
             return [[""] * len(self.names)] * len(self.images)
+        if self.lost is not None:
+            return [
+                [score_note(score), *map(_share_note, shares, lost)]
+                for (score, *shares), (_, *lost) in zip(
+                    self.scores.tolist(), self.lost.tolist(), strict=True
+                )
+            ]
         norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
         return [[score_note(score), *norms] for score in self.scores[:, 0].tolist()]
+
+    def match(self, row: int, column: int) -> "Explanation":
+        """Of a pair of images, the map of one cell of the reference on the image.
+
+        Args:
+            row: of the reference's grid, from the top, 0-based.
+            column: from the left.
+
+        Raises:
+            InputError: no such cell, or an explanation that is of no pair of images.
+        """
+        if self.reference is None:
+            raise InputError(
+                "match: this explanation is of no pair of images; explain(image, reference=other, "
+                "side='pairs') makes one."
+            )
+        for name, index, count in zip(("row", "column"), (row, column), self.cells, strict=True):
+            if not is_integer(index, least=0) or index >= count:
+                raise InputError(f"match: expected a {name} from 0 to {count - 1}, got {index!r}.")
+        index = 1 + row * self.cells[1] + column
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            maps={sign: m[:, one] for sign, m in self.maps.items()},
+            scores=self.scores[:, one],
+            names=self.names[one],
+            norms=self.norms[one],
+            reference=None,
+            cells=(0, 0),
+        )
+
+    def _plot_matches(self) -> Figure:
+        shares = self.maps.get("positive", self.maps.get("negative"))
+        assert shares is not None
+        assert self.reference is not None
+        return visualization.matches(
+            self.images,
+            [self.reference] * len(self),
+            shares[:, 1:].reshape(len(self), *self.cells, *shares.shape[-2:]),
+            caption=f"{score_note(float(self.scores[0, 0]))} {self._caption()}",
+        )
 
     def _caption(self) -> str:
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
@@ -350,7 +424,8 @@ class Explanation:
         if path.suffix.lower() != ".npz":
             return visualization.save_figure(self.plot(**look), path)
         arrays: dict[str, Any] = {f"maps_{sign}": self.maps[sign].numpy() for sign in self.maps}
-        arrays |= {part: getattr(self, part).numpy() for part in _TENSORS}
+        tensors = {part: getattr(self, part) for part in (*_TENSORS, *_OF_PAIRS)}
+        arrays |= {part: tensor.numpy() for part, tensor in tensors.items() if tensor is not None}
         about = {part: getattr(self, part) for part in _TEXTS}
         arrays["about"] = np.array(json.dumps(about, default=astuple))
         replace_file(path, lambda file: np.savez_compressed(file, **arrays))
@@ -374,6 +449,9 @@ class Explanation:
             return cls(
                 maps={sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
                 **{part: tensors[part] for part in _TENSORS},
+                lost=tensors.get("lost"),
+                reference=tensors.get("reference"),
+                cells=(int(about["cells"][0]), int(about["cells"][1])),
                 names=tuple(about["names"]),
                 model=str(about["model"]),
                 method=str(about["method"]),
@@ -404,6 +482,7 @@ class Explanation:
             index = slice(number, number + 1)
         parts = ("scores", "images", "hints", "crops", "photos")
         of_images = {part: getattr(self, part)[index] for part in parts}
+        of_images["lost"] = None if self.lost is None else self.lost[index]
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **of_images)
 
     def _repr_png_(self) -> bytes:
@@ -415,5 +494,10 @@ class Explanation:
     def __repr__(self) -> str:
         return (
             f"Explanation(model={self.model!r}, method={self.method!r}, images={len(self.images)}, "
-            f"names={list(self.names)}, signs={list(self.maps)})"
+            f"names={excerpt(str(list(self.names)), 300)}, signs={list(self.maps)})"
         )
+
+
+def _share_note(share: float, lost: float) -> str:
+    """Both numbers of a word, as they are written under its map."""
+    return f"share {share:+.3f}, lost {lost:+.3f}".replace("-", "\N{MINUS SIGN}")

@@ -1,6 +1,7 @@
 """The score of a pair, as a sum over pairs of positions: which word answers which region."""
 
-from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
+from itertools import product
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import torch
 from captum.attr import Attribution
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import targets
 from ..checks import check_choice, check_flag
 from ..errors import InputError, TargetError, UnsupportedModelError
+from ..models import ClipAdapter
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
 from .contributions import Baseline, Depth, DirectContribution
 
@@ -190,6 +192,67 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             alone, whole[..., -1, :-1].reshape(*lead, *cells[1]), whole[..., -1, -1]
         )
         return shares, rest
+
+
+class PairMaps(NamedTuple):
+    """Maps of a text and of each of its words, or of a reference image and of each of its cells.
+
+    Attributes:
+        names: of the K.
+        maps: signed, (B, K, h, w): the whole first, then the shares of each part.
+        scores: the cosine, then the share of each part wherever it lies, (B, K).
+        lost: what the cosine loses without the text, and without each word, (B, K); None of cells.
+        norms: of these differences, (K,), 1 of the whole.
+        cells: rows and columns of the reference's grid.
+    """
+
+    names: tuple[str, ...]
+    maps: Tensor
+    scores: Tensor
+    lost: Tensor | None
+    norms: Tensor
+    cells: tuple[int, int] = (0, 0)
+
+
+def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options: Any) -> PairMaps:
+    """The shares of images (B, 3, H, W) with one text, or with one image (1, 3, H, W).
+
+    Start, end and padding of a text count in the whole alone.
+    """
+    side: Literal["text", "image"] = "text" if isinstance(other, str) else "image"
+    method = DirectInteraction(ClipPairSimilarity(clip, side))
+    others, mask = (other, None) if isinstance(other, Tensor) else clip.text_inputs(other)
+    parts = method.attribute_pairs(pixels, others, mask, return_rest=True, **options)
+    shares, rest = parts[0][:, 0], InteractionRest(*(part[:, 0] for part in parts[1]))
+    batch, grid = len(shares), shares.shape[-2:]
+    cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
+    alone = rest.other.flatten(1)
+    whole = cells.sum(1) + rest.image
+    cosine = whole.sum((-2, -1)) + alone.sum(1) + rest.constant
+    norms, lost, size = torch.ones(1), None, (0, 0)
+    if isinstance(other, str):
+        without = targets.words(clip, other)
+        empty = targets.text(clip, "", allow_empty=True)
+        gone = targets.concatenate([targets.text(clip, other) - empty, without])
+        with torch.no_grad():
+            lost = ClipSimilarity(clip, gone)(pixels) * gone.norms.to(pixels.device)
+        spans = [span for _, span in targets.word_tokens(clip, other)]
+        cells = torch.stack([cells[:, s.start : s.stop].sum(1) for s in spans], 1)
+        alone = torch.stack([alone[:, s.start : s.stop].sum(1) for s in spans], 1)
+        names, norms = (other, *without.names), torch.cat([norms, without.norms.cpu()])
+    else:
+        size = (shares.shape[1], shares.shape[2])
+        places = product(*map(range, size))
+        names = ("reference", *(f"row {row}, column {column}" for row, column in places))
+        norms = norms.expand(len(names))
+    return PairMaps(
+        names,
+        torch.cat([whole[:, None], cells], 1).view(batch, -1, *grid),
+        torch.cat([cosine[:, None], cells.sum((-2, -1)) + alone], 1),
+        lost,
+        norms,
+        size,
+    )
 
 
 _Side: TypeAlias = tuple[DirectContribution, Tensor, Any, dict[str, Any]]

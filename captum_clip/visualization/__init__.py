@@ -20,6 +20,7 @@ map, and return a figure; ``figure.savefig(path)`` writes it, :func:`save_figure
 from .captum_view import captum_image_attr
 from .colors import HEAT, NEGATIVE, POSITIVE
 from .grid import save_figure
+from .matches import matches
 from .overlays import average, contact_sheet, overlay, signs
 from .sentences import sentences
 
@@ -30,6 +31,7 @@ __all__ = [
     "average",
     "captum_image_attr",
     "contact_sheet",
+    "matches",
     "overlay",
     "save_figure",
     "sentences",

@@ -1,0 +1,105 @@
+"""Regions of two images that answer each other, in the same colours."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import maps
+from ..checks import check_integer
+from ..errors import InputError
+from .arrays import ArrayLike, Batch, as_images, as_names
+from .colors import ALPHA, RISE, Array, soften
+from .grid import Panel, grid
+
+_HALF: Final = 0.5  # of a match's largest share, to belong to it
+_LEAST: Final = 0.25  # of the strongest match, to be shown
+
+
+def matches(
+    images: Batch,
+    references: Batch,
+    shares: ArrayLike,
+    *,
+    count: int = 4,
+    names: tuple[str, str] = ("image", "reference"),
+    caption: str = "",
+) -> Figure:
+    """The strongest matches of two images: one row a pair, each match in one colour on both.
+
+    A match is around the pair of cells with the largest share: on either image the connected cells
+    whose share with the other's cell is half as large or more. The next one is sought among the
+    cells that belong to none yet. All colours are on one scale, so a weaker match is paler.
+
+    Args:
+        images: (B, 3, H, W), colours in [0, 1].
+        references: what each is compared with, (B, 3, H, W).
+        shares: (B, h', w', h, w), of each cell of the reference with each of the image; those
+            below zero match nothing.
+        count: how many matches, at most eight; those below a quarter of the strongest are left out.
+        names: under the two images.
+        caption: below all.
+
+    Example:
+        >>> import torch
+        >>> from captum_clip import visualization
+        >>> images, shares = torch.rand(2, 3, 32, 32), torch.rand(1, 4, 4, 4, 4)
+        >>> figure = visualization.matches(images[:1], images[1:], shares)
+    """
+    check_integer("matches", "count", count, most=8)
+    shown, others = as_images("matches", images), as_images("matches", references)
+    each = torch.as_tensor(shares).detach().cpu().float()
+    if each.ndim != 5 or not len(each) == len(shown) == len(others):
+        raise InputError(
+            f"matches: expected shares (B, h', w', h, w) of {len(shown)} images and as many "
+            f"references, got {tuple(each.shape)} and {len(others)} references."
+        )
+    if not each.isfinite().all():
+        raise InputError("matches: the shares hold NaN or infinity.")
+    titles = as_names("matches", names, 2)
+    rows = []
+    for image, other, values in zip(shown, others, each, strict=True):
+        found = list(_strongest(values, count))
+        pairs = ((image, [on for _, on in found]), (other, [on for on, _ in found]))
+        rows.append(
+            [Panel(_painted(*pair), title) for pair, title in zip(pairs, titles, strict=True)]
+        )
+    return grid(rows, caption=caption)
+
+
+def _strongest(shares: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each match the shares of the reference's cells (h', w'), and of the image's (h, w)."""
+    left, first = shares.clamp(min=0), float(shares.max())
+    for _ in range(count):
+        largest = float(left.max())
+        if largest <= 0 or largest < _LEAST * first:
+            return
+        place = np.unravel_index(int(left.argmax()), left.shape)
+        row, column, y, x = (int(index) for index in place)
+        on_other = _around(left[:, :, y, x], row, column)
+        on_image = _around(left[row, column], y, x)
+        yield on_other, on_image
+        left = left * (on_other == 0)[..., None, None] * (on_image == 0)
+
+
+def _around(values: Tensor, row: int, column: int) -> Tensor:
+    """The values (h, w) of the connected cells around a place that are half as large or more."""
+    from scipy import ndimage
+
+    parts, _ = ndimage.label((values >= _HALF * values[row, column]).numpy())
+    return values * torch.from_numpy(parts == parts[row, column])
+
+
+def _painted(image: Array, regions: list[Tensor]) -> Array:
+    """A softened image with each region in a colour of its own, the first one the strongest."""
+    drawn = soften(image)
+    for number, region in enumerate(regions):
+        large = maps.upsample((region / regions[0].max())[None], image.shape[:2])[0].clamp(max=1)
+        opacity = ALPHA * large.numpy()[..., None] ** RISE
+        color = np.asarray(colormaps["tab10"](number)[:3], dtype=np.float32)
+        drawn = np.asarray((1 - opacity) * drawn + opacity * color, dtype=np.float32)
+    return drawn.clip(0, 1)
