@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
+from ..checks import find_file
 from ..errors import InputError
 from . import options
 from .options import app, command
@@ -44,7 +45,8 @@ def explain_command(
     model: options.Model = None,
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
-    side: Literal["image", "text", "both"] = "image",
+    side: Literal["image", "text", "both", "pairs"] = "image",
+    image: Path | None = None,
     emotions: Path | None = None,
     centre: options.Centre = False,
     sign: options.Sign = "positive",
@@ -65,7 +67,9 @@ def explain_command(
         images: image files, or a folder whose images each get a figure; then what to look for
         words: split one TEXT, with a map for each of its words
         side: show where in the image, which words of the TEXTs, or both; words need a method
-            without a grid (default: conservative)
+            without a grid (default: conservative). pairs: which word of one TEXT answers which
+            region, or which region of --image
+        image: an image to compare with, instead of TEXTs
         sign: what supports the text, what contradicts it, or both
         whole: pad the image to a square, so that the model sees all of it, where its processor
             would crop it to the middle
@@ -94,6 +98,8 @@ def explain_command(
         raise InputError(f"{paths[0]} is an image; explain takes images or one folder, then texts.")
     if method not in (None, MAMOOLER) and sign != "positive":
         MethodChoice.of(method).check_negative()
+    if image is not None and (texts or emotions):
+        raise InputError("--image FILE stands for the TEXTs; leave them and --emotions out.")
     if side == "text" and regions is not None:
         raise InputError("--regions are places in the image; leave --side text out.")
     if side != "image" and (words or emotions):
@@ -104,16 +110,20 @@ def explain_command(
         raise InputError(f"--words takes one TEXT apart, got {got}.")
     if centre and not emotions:
         raise InputError("--centre goes with --emotions FILE.")
-    if not (texts or emotions):
-        raise InputError("expected a TEXT, or --emotions FILE, got neither.")
+    if not (texts or emotions or image):
+        raise InputError("expected a TEXT, --emotions FILE or --image FILE, got none.")
+    if side == "pairs" and image is None and len(texts) != 1:
+        raise InputError(f"--side pairs takes one TEXT apart, got {len(texts)}.")
     probes, fitted = read_probes([emotions] if emotions else [])
-    named = [*texts, *["emotions"] * bool(emotions)]
+    if image is not None:
+        find_file(image, caller="--image")
+    named = [*texts, *["emotions"] * bool(emotions), *([image.stem] if image else [])]
     if folder is None:
         paths = without_own_figures(paths)
         files = check_figures(paths, output, "explained", named, FORMATS)
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, quiet=quiet)
-    target: list[str] | Target = texts
+    target: list[str] | Target | None = texts or None
     if probes:
         parts = [targets.emotion(clip, probes[0], centre=centre)]
         target = targets.concatenate([targets.text(clip, texts), *parts] if texts else parts)
@@ -123,6 +133,7 @@ def explain_command(
         explanation = explain(
             path,
             target,
+            reference=image,
             model=clip,
             method=method,
             sign=sign,
@@ -144,7 +155,8 @@ def explain_command(
     if folder is not None:
         draw_folder(*folder, named, save, quiet=quiet)
         return
-    kinds = " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
+    kinds = "the image" if image else "each "
+    kinds += " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
     for path, file in files.items():
         with step("explaining", quiet=quiet):
             explanation = save(path, file)
@@ -155,13 +167,19 @@ def explain_command(
 
 
 def _print_scores(explanation: "Explanation", targets: str) -> None:
-    what = "the text, and to what each word adds" if explanation.words else f"each {targets}"
+    what = "the text, and to what each word adds" if explanation.words else targets
     parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
+    if explanation.lost is not None:
+        what = "the text, each word's share of it, and what is lost without it"
     print(f"cosine similarity to {what} ({', '.join(filter(None, parts))}):")
-    rows = zip(explanation.names, explanation.scores[0], explanation.norms, strict=True)
-    for index, (name, score, norm) in enumerate(rows):
-        length = f"   norm {norm:.2f}" if explanation.words and index > 0 else ""
-        print(f"  {score:6.3f}  {name}{length}")
+    shown = 1 if explanation.reference is not None else len(explanation.names)
+    for index in range(shown):
+        note = ""
+        if explanation.lost is not None:
+            note = f"   lost {explanation.lost[0, index]:+.3f}"
+        elif explanation.words and index > 0:
+            note = f"   norm {explanation.norms[index]:.2f}"
+        print(f"  {explanation.scores[0, index]:6.3f}  {explanation.names[index]}{note}")
         if explanation.text_maps:
             values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])
             print(f"          {'  '.join(values)}")

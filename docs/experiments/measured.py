@@ -239,6 +239,12 @@ methods = [method for method in attr.METHODS.values() if "text" in method.towers
 for model in ("demo/vit", "demo/resnet"):
     share(model, methods)
 """
+BOTH_SCENES = """
+from captum_clip import explain
+from captum_clip.demo.scenes import draw_scene
+both = draw_scene(3, objects=["horse", "dog"]).image
+other = draw_scene(8, objects=["dog", "donut"]).image
+"""
 IMPORTS = """
 import torch
 from captum_clip import ClipSimilarity, load_clip, targets
@@ -281,6 +287,24 @@ STEPS = (
         "explain('horse.png', texts, model='demo/vit', side='both').save('text.png')\n",
         "text.png",
         945,
+        python=True,
+    ),
+    Step(
+        "pairs",
+        ("vit",),
+        BOTH_SCENES + "explain(both, 'a horse and a dog', model='demo/vit', side='pairs')"
+        ".save('pairs.png')\n",
+        "pairs.png",
+        1300,
+        python=True,
+    ),
+    Step(
+        "matches",
+        ("vit",),
+        BOTH_SCENES + "explain(both, reference=other, model='demo/vit', side='pairs')"
+        ".save('matches.png')\n",
+        "matches.png",
+        700,
         python=True,
     ),
     Step(

@@ -136,6 +136,32 @@ def test_it_prints_the_norm_of_each_word(run: Run, text: str, norms: int) -> Non
     assert printed.count("   norm ") == norms
 
 
+def test_it_prints_the_share_of_each_word_and_what_is_lost_without_it(run: Run) -> None:
+    printed = run("explain photo.jpg 'a horse' --side pairs -m VIT -o pairs.npz")
+    found = Explanation.load("pairs.npz")
+    assert found.lost is not None
+    for name, share, lost in zip(found.names, found.scores[0], found.lost[0], strict=True):
+        assert f"  {share:6.3f}  {name}   lost {lost:+.3f}\n" in printed
+
+
+def test_it_compares_with_an_image(run: Run) -> None:
+    printed = run("explain photo.jpg --image other.png -m VIT -o one.npz")
+    score = float(Explanation.load("one.npz").scores)
+    assert "to the image (" in printed
+    assert f"  {score:6.3f}  other\n" in printed
+    assert "reference\n" in run("explain photo.jpg --image other.png --side pairs -m VIT")
+    assert Path("photo-explained-other.png").exists()
+    for wrong, message in (
+        ("--image none.png", "there is no file none.png"),
+        ("horse --image other.png", "--image FILE stands for the TEXTs"),
+        ("horse dog --side pairs", "--side pairs takes one TEXT apart, got 2"),
+        ("--side pairs", "expected a TEXT, --emotions FILE or --image FILE, got none"),
+        ("--image other.png --side text", "a reference image has no words"),
+        ("--image other.png --words", "--words takes one TEXT apart, got 0"),
+    ):
+        assert message in run(f"explain photo.jpg {wrong} -m VIT", code=2)
+
+
 def test_texts_may_stand_among_options(run: Run) -> None:
     run("explain photo.jpg --model VIT 'a horse' -o a.npz b")
     assert Explanation.load("a.npz").names == ("a horse", "b")
