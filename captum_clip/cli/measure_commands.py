@@ -204,7 +204,7 @@ def evaluate_command(
         fills: what removed pixels become: mean, black, blur or road (default: mean
             and road)
         formats: further files: latex (tables), csv (every measured value)
-        template: makes texts of class names, such as "a photo of a {}" (class folders)
+        template: makes texts of class names, such as "a photo of a {}" (classes, labels)
         void: leave out the pixels that Pascal VOC marks as void, or count them as background
             (default: out)
         text: the text to explain for fixations without a texts.csv

@@ -37,12 +37,15 @@ class ModelContext:
         self._texts: dict[str, Tensor] = {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (N, D) of texts."""
+        """Embeddings (N, D) of texts, or of the prompts that stand for them."""
         for text in texts:
             # Alone: a tower rounds otherwise in another batch, and which texts are new depends on
             # the units that this process has done before.
             if text not in self._texts:
-                alone = targets.text(self.clip, text, allow_empty=True)
+                prompts = list(self.data.prompts.get(text, [text]))
+                alone = targets.text(self.clip, prompts, allow_empty=True)
+                if len(alone) > 1:
+                    alone = targets.embedding(alone.embeddings.mean(0))
                 self._texts[text] = alone.embeddings[0]
         return torch.stack([self._texts[text] for text in texts])
 

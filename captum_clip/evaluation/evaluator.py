@@ -125,7 +125,8 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     for data_set in data:
         if data_set.classes and config.against == "text":
             with error_context(data_set.name):  # what the model cannot read as a text
-                clip.tokenize(list(data_set.classes))
+                prompts = data_set.prompts
+                clip.tokenize([p for name in data_set.classes for p in prompts.get(name, [name])])
     names = named_methods(clip, config.methods)
     named = [method_of(name, clip, seed=config.seed) for name in names]
     methods = (*named, *precomputed)

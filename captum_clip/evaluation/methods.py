@@ -45,10 +45,15 @@ class Method(ABC):
     signed: bool = False  # negative evidence is below zero in its maps
     # not signed: the map of the negated target is the negative map
     negative_from_negated_target: bool = False
+    of_photos: bool = False  # made elsewhere: they lie on the whole image as it was, not on a part
 
     @abstractmethod
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
         """Raw maps (N, h, w) on any grid, on the images' device; NaN where there is none."""
+
+    def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        """The same for queries of one image, from one forward pass where the method can."""
+        return self.maps(clip, queries)
 
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute | None:
         """Its `attribute` over the cosines with these embeddings; None of maps that are drawn."""
@@ -86,14 +91,25 @@ class Attributed(Method):
     baseline: bool = False
     costly: bool = False
     of_empty_text: bool = False  # whatever the target is
+    compute_all: Callable[[ClipSimilarity, Tensor], Tensor] | None = None  # maps (N, K, h, w)
 
     @override
     def attribute(self, clip: ClipAdapter, rows: Tensor) -> Attribute:
+        return partial(self.compute, self._forward(clip, rows))
+
+    def _forward(self, clip: ClipAdapter, rows: Tensor) -> ClipSimilarity:
         if self.of_empty_text:
             rows = clip.encode_text([""]).expand_as(rows)
         names = tuple(str(number) for number in range(len(rows)))
         target = Target(rows.detach(), torch.ones(len(rows), device=rows.device), names)
-        return partial(self.compute, ClipSimilarity(clip, target))
+        return ClipSimilarity(clip, target)
+
+    @override
+    def maps_of_image(self, clip: ClipAdapter, queries: Queries) -> Tensor:
+        if self.compute_all is None:
+            return self.maps(clip, queries)
+        forward = self._forward(clip, queries.embeddings)
+        return self.compute_all(forward, queries.pixels[:1]).detach().float()[0]
 
     @override
     def maps(self, clip: ClipAdapter, queries: Queries) -> Tensor:
@@ -232,7 +248,8 @@ def method_of(name: str, clip: ClipAdapter, *, seed: int = 0) -> Method:
     if name == "empty-text":
         method = _registered(name, registry.report_method(clip.tower))
         what = f"{method.what}, for the empty text"
-        return Attributed(name, what, method.compute, baseline=True, of_empty_text=True)
+        empty = {"baseline": True, "of_empty_text": True}
+        return Attributed(name, what, method.compute, compute_all=method.compute_all, **empty)
     if name == "summed-attention":
         what = "CLS rows of the attention of all layers, heads averaged, added up"
         return Attributed(name, what, _summed_attention, baseline=True)
@@ -265,22 +282,24 @@ def _registered(name: str, text: str) -> Attributed:
         choice.check_negative()
         what += ", less the map of the negated target"
 
-    def compute(forward: ClipSimilarity, images: Tensor, target: Any = None) -> Tensor:
-        maps: Tensor = choice.method(forward).attribute(images, target=target, **choice.options)
+    def call(verb: str, forward: ClipSimilarity, images: Tensor, **which: Any) -> Tensor:
+        options = {**which, **choice.options}
+        maps: Tensor = getattr(choice.method(forward), verb)(images, **options)
         if both_signs:
             negated = ClipSimilarity(forward.clip, -forward.target)
-            maps = maps - choice.method(negated).attribute(images, target=target, **choice.options)
+            maps = maps - getattr(choice.method(negated), verb)(images, **options)
         return maps
 
     signed = choice.signed or both_signs
     return Attributed(
         name,
         what,
-        compute,
+        partial(call, "attribute"),
         signed=signed,
         negative_from_negated_target=choice.needs_target and not signed,
         baseline=name in BASELINES,
         costly=choice.costly,
+        compute_all=partial(call, "attribute_targets"),
     )
 
 
@@ -325,6 +344,8 @@ class PrecomputedMaps(Method):
     Raises:
         InputError: no such folder, no .npz file in it, or one that holds something else.
     """
+
+    of_photos = True
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = expand(folder)

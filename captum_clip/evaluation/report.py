@@ -40,7 +40,7 @@ _MARK: Final = "\N{DAGGER}"
 SIDE: Final = 144  # pixels of an example
 _BLANK: Final = "\N{EN DASH}"
 _ARROWS: Final = {"high": " \N{UPWARDS ARROW}", "low": " \N{DOWNWARDS ARROW}", "none": ""}
-_SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU"}
+_SHOWN: Final = {"legrad": "LeGrad", "map": "mAP", "iou": "IoU", "miou": "mIoU", "aacc": "aAcc"}
 _HEADLINES: Final = {
     "Where is it?": "pointing",
     "What does an object add, what would be missed (ranks)?": "(effect|removal)_spearman",

@@ -15,7 +15,9 @@ Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Statistic = Callable[[Array], Array]
 """How often each image counts, (r, images) -> the figures (r,) of such samples."""
-StatisticName = Literal["mean", "ratio", "mean_iou", "spearman", "balanced_accuracy", "auc"]
+StatisticName = Literal[
+    "mean", "ratio", "mean_iou", "class_iou", "spearman", "balanced_accuracy", "auc"
+]
 
 _BLOCK: Final = 2**21  # weights in memory at a time
 
@@ -273,6 +275,24 @@ def _mean_iou(
     return (of_object + _quotient(true_negative, true_negative + wrong)) / 2
 
 
+def _class_iou(index: Index, values: Array, images: int) -> Statistic:
+    """The mean over classes of the IoU of the sums over a class's rows, where there is a union."""
+    classes, own = np.unique(values[:, 0], return_inverse=True)
+    cells, size = index * len(classes) + own, images * len(classes)
+    counts = [np.bincount(cells, weights=part, minlength=size) for part in values[:, 1:].T]
+    sums = np.stack(counts).reshape(2, images, -1)  # (2, images, classes)
+    sums = sums[..., sums[1].any(0)]
+    whole = _quotient(*sums.sum(1))
+
+    def figure(weights: Array) -> Array:
+        # Rare classes are missing in many resamples, whose mean would be one over easier classes.
+        shares = _quotient(*(weights @ sums))  # (r, classes)
+        shares = np.where(np.isnan(shares), whole, shares)
+        return _quotient(shares.sum(1), np.full(len(weights), float(len(whole))))
+
+    return figure
+
+
 def _signs(values: Array) -> Array:
     """Agreement and number of the rows with a positive and of those with a negative effect."""
     mass, effect = np.sign(values).T
@@ -332,11 +352,12 @@ STATISTICS: Final[dict[StatisticName, RowStatistic]] = {
     "mean": _additive(("",), lambda values: np.hstack([values, np.ones_like(values)]), _quotient),
     "ratio": _additive(("numerator", "denominator"), np.asarray, _quotient),
     "mean_iou": _additive(_PIXELS, np.asarray, _mean_iou),
+    "class_iou": RowStatistic(("class", "intersection", "union"), _class_iou),
     "spearman": RowStatistic(_EFFECT, _spearman),
     "balanced_accuracy": _additive(_EFFECT, _signs, _balanced_accuracy),
     "auc": RowStatistic(_EFFECT, _auc),
 }
 """By name: the mean of one column, the ratio of the sums of two, the mean IoU of the sums of four
-counts of pixels; of mass and effect Spearman's rank correlation, the mean share of right signs
-among the positive and among the negative effects, and the area under the ROC curve of the effect's
-sign. All over all rows of the images drawn."""
+counts of pixels, the mean over classes of intersection over union; of mass and effect Spearman's
+rank correlation, the mean share of right signs among the positive and among the negative effects,
+and the area under the ROC curve of the effect's sign. All over all rows of the images drawn."""

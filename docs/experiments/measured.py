@@ -439,6 +439,7 @@ STEPS = (
         python=True,
     ),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
+    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="evaluation.md"),
     Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
     *(
         Step(

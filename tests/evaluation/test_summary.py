@@ -68,6 +68,10 @@ def rows_of(statistic: StatisticName, seed: int, samples: int = 30) -> Rows:
         values = draw.integers(0, 50, (size, 4)).astype(float)
     elif statistic == "ratio":
         values = draw.integers(0, 5, (size, 2)).astype(float)
+    elif statistic == "class_iou":
+        union = draw.integers(0, 9, size)
+        columns = [draw.integers(0, 3, size), np.minimum(draw.integers(0, 9, size), union), union]
+        values = np.stack(columns, axis=1).astype(float)
     else:
         effect = np.random.default_rng(98).integers(-4, 5, size)
         values = np.stack([effect + draw.integers(-3, 4, size), effect], axis=1).astype(float)
@@ -85,6 +89,9 @@ def plain(statistic: StatisticName, values: Array) -> float:
     if statistic == "mean_iou":
         hit, false_alarm, miss, rest = columns
         return SegmentationScores(hit, false_alarm, miss, rest).mean_iou
+    if statistic == "class_iou":
+        classes = [values[values[:, 0] == number].sum(0) for number in np.unique(values[:, 0])]
+        return float(np.mean([shared / union for _, shared, union in classes]))
     found = effect_agreement(*columns)
     return float(getattr(found, statistic))
 
@@ -103,7 +110,7 @@ def plain_resamples(
 
 
 EVERY: list[StatisticName] = [
-    *("mean", "ratio", "mean_iou"),
+    *("mean", "ratio", "mean_iou", "class_iou"),
     *("spearman", "balanced_accuracy", "auc"),
 ]
 
@@ -292,6 +299,7 @@ def test_one_image_has_neither_interval_nor_p_value() -> None:
         ("auc", [[1.0, 2.0], [2.0, 1.0]]),
         ("ratio", [[1.0, 0.0], [2.0, 0.0]]),
         ("mean_iou", [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0]]),
+        ("class_iou", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
     ],
 )
 def test_a_statistic_that_means_nothing_is_nan(statistic: StatisticName, values: Any) -> None:

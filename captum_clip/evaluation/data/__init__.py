@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ...errors import InputError
-from . import demo, formats
+from . import demo, formats, labels
 from .base import DataSet, FileData, Region, Sample, digest, masked_sample
 from .demo import DemoScenes
 
@@ -23,7 +23,7 @@ __all__ = [
 _SETS: Final[tuple[type[DataSet], ...]] = (
     *(DemoScenes, demo.DemoObjects, demo.DemoMosaics, formats.MaskedFolder),
     *(formats.ImageNetSegmentation, formats.ImageNetS, formats.PascalVoc),
-    *(formats.ClassFolder, formats.ClassMosaics, formats.FixationFolder),
+    *(formats.ClassFolder, formats.ClassMosaics, formats.FixationFolder, labels.LabelFolder),
 )
 DATA_SETS: Final[dict[str, type[DataSet]]] = {data_set.name: data_set for data_set in _SETS}
 """All data sets by name; one of your own is known under the name that it is entered with."""

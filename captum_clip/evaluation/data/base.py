@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from typing_extensions import override
 from ...checks import check_integer, expand
 from ...errors import InputError
 from ...files import IMAGE_ENDINGS, draw_names, image_names
-from ...models.images import as_pil
+from ...models.images import as_pil, open_image
 from ..storage import storage_of
 
 Mask = npt.NDArray[np.bool_]
@@ -54,6 +55,8 @@ class Sample:
         density: (H, W) of fixations, finite and from 0 on, with some mass.
         fixated: the text that fixations and density are compared with.
         void: (H, W) bool, pixels of which no truth is known and which count for nothing.
+        labels: (H, W) number of each pixel's class among the data set's classes, as many as there
+            are where it is background, -1 where it counts for nothing.
         dropped: why parts of the sample cannot be used, such as a region whose mask is empty.
     """
 
@@ -67,6 +70,7 @@ class Sample:
     density: npt.NDArray[np.float64] | None = None
     fixated: str | None = None
     void: Mask | None = None
+    labels: npt.NDArray[np.int64] | None = None
     dropped: tuple[str, ...] = ()
 
 
@@ -77,6 +81,8 @@ class DataSet(ABC):
         name: how results call it, as "demo" or "voc".
         names: of all samples, unique, in order.
         classes: texts of the classes that labels count, for zero-shot classification; may be empty.
+        prompts: class -> the texts whose mean embedding stands for it, where that is not its own.
+        background: whether label images have a further class, where no text supports a pixel.
         tasks: what its truth serves, names of :data:`captum_clip.evaluation.TASKS`.
         place: what follows its name and a colon where it is read, "FOLDER" or "FILE".
         options: its own options of :func:`captum_clip.evaluation.open_data`, with their defaults.
@@ -86,6 +92,8 @@ class DataSet(ABC):
     names: Sequence[str]
     classes: Sequence[str]
     tasks: Sequence[str]
+    prompts: Mapping[str, Sequence[str]] = MappingProxyType({})
+    background: bool = False
     place: str = ""
     options: ClassVar[Mapping[str, str | None]] = {}
 
@@ -208,11 +216,33 @@ def digest(entries: Mapping[str, object], under: Collection[str] | None = None) 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text that have something in them, stripped."""
+    return [line for line in read_all_lines(path) if line]
+
+
+def read_all_lines(path: Path) -> list[str]:
+    """The lines of a text up to the last that has something in it, stripped."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines]
+
+
+def read_numbers(path: Path) -> npt.NDArray[np.uint8]:
+    """The numbers (H, W) of classes in a palette or grey image."""
+    with open_image(path) as file:
+        if file.mode not in ("P", "L"):
+            raise InputError(
+                f"{path}: expected numbers of classes in a palette or grey image of 8 bits, got "
+                f"mode {file.mode}."
+            )
+        return np.asarray(file)
+
+
+def check_template(template: str) -> None:
+    """Raise InputError unless a template has one place for a name."""
+    if template.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
 
 
 def masked_sample(

@@ -23,10 +23,12 @@ from .base import (
     Mask,
     Sample,
     check_belonging,
+    check_template,
     digest,
     masked_sample,
     mosaic_sample,
     read_lines,
+    read_numbers,
 )
 
 TEMPLATE: Final = "a photo of a {}"
@@ -155,8 +157,7 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
-    if template.count("{}") != 1:
-        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
+    check_template(template)
     path = folder / _CLASS_NAMES
     lines = read_lines(path) if path.exists() else []
     rows = [[part.strip() for part in line.split("\t")] for line in lines]
@@ -563,13 +564,7 @@ class PascalVoc(FileData):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         image, path = self.read_image(name), self.path / f"SegmentationClass/{name}.png"
-        with open_image(path) as file:
-            if file.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path}: expected numbers of classes in a palette or grey image of 8 bits, "
-                    f"got mode {file.mode}."
-                )
-            numbers = np.asarray(file)
+        numbers = read_numbers(path)
         present = [int(number) for number in np.unique(numbers) if number not in (0, _VOID)]
         if any(number > len(VOC_CLASSES) for number in present):
             raise InputError(

@@ -5,10 +5,12 @@ from typing import Final
 from ..batch import Task
 from .faithfulness_tasks import EFFECT, FAITHFULNESS, FIXLIP, PERTURBATION, SANITY
 from .localization_tasks import FIXATION, GRID_POINTING, LOCALIZATION, SIGNS, WORDS
+from .segmentation_task import SEGMENTATION
 
 TASKS: Final = {
     "localization": LOCALIZATION,
     "signs": SIGNS,
+    "segmentation": SEGMENTATION,
     "effect": EFFECT,
     "words": WORDS,
     "grid": GRID_POINTING,

@@ -1,0 +1,98 @@
+"""Folders of photos with label images: the number of a class at each pixel."""
+
+from typing import ClassVar, Final, final
+
+import numpy as np
+from typing_extensions import override
+
+from ...checks import find_file, find_repeated
+from ...errors import InputError
+from .base import FileData, Sample, check_template, digest, read_all_lines, read_lines, read_numbers
+from .formats import TEMPLATE
+
+_IGNORED: Final = 255
+_TEMPLATES: Final = "templates.txt"
+
+
+@final
+class LabelFolder(FileData):
+    """``images/STEM.jpg`` with ``labels/STEM.png``, numbers of the classes in ``names.txt``.
+
+    A label image is a palette or grey PNG of 8 bits. Its numbers count the lines of ``names.txt``
+    from 0 on; 255 counts for nothing. A line has one or several names of a class with commas
+    between them, or "[ignored]" for a number that counts for nothing either, or "[background]" for
+    pixels that no text supports. The names in each template (the option, or the lines of
+    ``templates.txt``, or "a photo of a {}") are the prompts of a class, which its first name stands
+    for; the mean of their unit embeddings is its target.
+
+    Raises:
+        InputError: there is no such folder, no image or no names in it, a line without names, two
+            classes of one name, an image without labels, and in what is sampled a label image of
+            another size or kind, a number without a line, or an image that cannot be read.
+    """
+
+    name = "labels"
+    tasks = ("segmentation",)
+    options: ClassVar = {"template": None}
+
+    @override
+    def find(self) -> None:
+        files, images = self.list_images("images")
+        bare = [stem for stem in images if f"labels/{stem}.png" not in files]
+        if bare:
+            raise InputError(
+                f"{self.path}: {len(bare)} of {len(images)} images have no labels; expected "
+                f"labels/{bare[0]}.png for {images[bare[0]]}."
+            )
+        path = find_file(self.path / "names.txt", what="list of names")
+        names = [[name.strip() for name in line.split(",")] for line in read_all_lines(path)]
+        classes = [own for own in names if own not in (["[background]"], ["[ignored]"])]
+        odd = [", ".join(own) for own in classes if not all(own) or own[0].startswith("[")]
+        if odd or not 0 < len(names) <= _IGNORED:
+            raise InputError(
+                f"{path}: expected 1 to {_IGNORED} lines, each with names of a class and commas "
+                "between them, [background] or [ignored], got "
+                + (f"the line {odd[0]!r}." if odd else f"{len(names)} lines.")
+            )
+        self.background = ["[background]"] in names
+        self.classes = tuple(own[0] for own in classes)
+        repeated = find_repeated((*self.classes, *("background",) * self.background))
+        if repeated or not classes:
+            what = f"two classes are called {repeated!r}" if repeated else "no line names a class"
+            raise InputError(f"{path}: {what}.")
+        places = {name: place for place, name in enumerate(self.classes)}
+        places |= {"[background]": len(classes), "[ignored]": -1}
+        self._lines = len(names)
+        self._places = np.full(_IGNORED + 1, -2, dtype=np.int64)  # of each number; -2 is none
+        self._places[: self._lines], self._places[_IGNORED] = [places[own[0]] for own in names], -1
+        templates = [self.given["template"] or TEMPLATE]
+        if self.given["template"] is None and _TEMPLATES in files:
+            templates = read_lines(self.path / _TEMPLATES)
+        for template in templates or [""]:
+            check_template(template)
+        self.prompts = {
+            own[0]: [template.replace("{}", name) for name in own for template in templates]
+            for own in classes
+        }
+        used = digest(files, ("images", "labels"))
+        self.take(images, names=names, templates=templates, files=used)
+        for index in range(len(self)):  # so that what is wrong is found before a model runs
+            self.read(index)
+
+    @override
+    def read(self, index: int) -> Sample:
+        stem = self.names[index]
+        image, path = self.read_image(stem), self.path / f"labels/{stem}.png"
+        numbers = read_numbers(path)
+        if numbers.shape != (image.height, image.width):
+            raise InputError(
+                f"{path} has {numbers.shape[0]} x {numbers.shape[1]} pixels, its image "
+                f"{image.height} x {image.width}."
+            )
+        labels = self._places[numbers]
+        if (labels == -2).any():
+            raise InputError(
+                f"{path}: a pixel has the number {numbers[labels == -2].max()}, but names.txt has "
+                f"{self._lines} lines, for numbers from 0 to {self._lines - 1}."
+            )
+        return Sample(stem, image, labels=labels)

@@ -1,0 +1,77 @@
+"""Drawn scenes as folders of label images, and the mIoU of the methods of the embedded models.
+
+``python docs/examples/label_maps.py scenes`` writes the folders ``scenes/objects`` (20 classes; all
+that is no object is ignored) and ``scenes/background`` (it is a class), measures both with
+``captum-clip evaluate``'s own function, and prints the table of docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captum_clip.demo import MODELS
+from captum_clip.demo.captions import article
+from captum_clip.demo.catalogue import THINGS
+from captum_clip.demo.scenes import draw_scene
+from captum_clip.evaluation import EvaluationConfig, evaluate
+
+NOUNS = [thing.noun for thing in THINGS if thing.adjective is None][::5][:20]
+FIRST = {"objects": "[ignored]", "background": "[background]"}  # the line of number 0
+LEFT_OUT = ("centre", "empty-text")
+
+
+def write(folder: Path, scenes: int, first: str) -> None:
+    """Held-out scenes of two or three objects, their label images, names and a template."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for seed in range(scenes):
+        drawn = np.random.default_rng(seed).choice(NOUNS, 2 + seed % 2, replace=False).tolist()
+        scene = draw_scene(seed, objects=drawn)
+        labels = np.zeros(scene.image.shape[:2], dtype=np.uint8)
+        for thing in scene.objects:
+            labels[thing.mask] = 1 + NOUNS.index(thing.noun)
+        Image.fromarray(scene.image).save(folder / "images" / f"{seed:03}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{seed:03}.png")
+    lines = [first, *map(article, NOUNS)]
+    (folder / "names.txt").write_text("\n".join(lines) + "\n")
+    (folder / "templates.txt").write_text("{}\n")  # the names have their articles
+
+
+def measure(folder: Path, model: str) -> dict[str, dict[str, Any]]:
+    """Method -> metric -> its row of the summary."""
+    output = f"{folder}-{model.partition('/')[2]}"
+    config = EvaluationConfig(model, output, (f"labels:{folder}",), images=10_000, threads=1)
+    found: dict[str, dict[str, Any]] = {}
+    for row in evaluate(config).summary.figures.itertuples():
+        found.setdefault(str(row.method), {})[str(row.metric)] = row
+    return found
+
+
+def main() -> None:
+    """Write, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scenes", type=int, default=100)
+    options = parser.parse_args()
+    for name, first in FIRST.items():
+        write(options.folder / name, options.scenes, first)
+    columns = [("objects", "miou"), ("objects", "aacc")]
+    columns += [("background", name) for name in ("miou", "miou_half", "aacc")]
+    heads = ["mIoU", "aAcc", "mIoU with background", "the same, half", "aAcc with background"]
+    print(f"| tower | method | {' | '.join(heads)} |", f"|{'---|' * (2 + len(heads))}", sep="\n")
+    for model in MODELS:
+        found = {name: measure(options.folder / name, model) for name in FIRST}
+        for method in found["objects"]:
+            if method not in LEFT_OUT:
+                rows = [found[name][method][metric] for name, metric in columns]
+                cells = [f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in rows]
+                print(f"| {model} | {method} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
