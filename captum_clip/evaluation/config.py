@@ -63,6 +63,7 @@ class RunConfig:
         processor: whose image processor all models get, by name or folder, for checkpoints that
             were saved without one.
         tokenizer: the same for the tokenizer.
+        image_size: of the models, as of :func:`captum_clip.load_clip`: larger images, finer maps.
     """
 
     caller: ClassVar[str]  # begins messages
@@ -71,7 +72,8 @@ class RunConfig:
     places: ClassVar[tuple[str, ...]] = ("output",)
     texts_or_none: ClassVar[tuple[str, ...]] = ("processor", "tokenizer")
     least: ClassVar[dict[str, int]] = {
-        **{"batch_size": 1, "chunk_size": 1, "seed": 0, "workers": 0, "gpus": 0, "threads": 1}
+        **{"batch_size": 1, "chunk_size": 1, "seed": 0, "workers": 0, "gpus": 0, "threads": 1},
+        "image_size": 1,
     }
     most: ClassVar[dict[str, int]] = {"batch_size": 2**16, "seed": 2**31 - 1, "threads": 2**12}
 
@@ -84,6 +86,7 @@ class RunConfig:
     threads: int | None = None
     processor: str | None = None
     tokenizer: str | None = None
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.places:
@@ -146,6 +149,7 @@ class RunConfig:
         values = {name: getattr(self, name) for name in self.deciding}
         parts = {name: getattr(self, name) for name in ("processor", "tokenizer")}
         values |= {name: label_of(value) for name, value in parts.items() if value is not None}
+        values |= {} if self.image_size is None else {"image_size": self.image_size}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 

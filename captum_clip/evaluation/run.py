@@ -72,20 +72,26 @@ class ModelLoader:
     models get its image processor in place of their own, and so for the tokenizer.
     """
 
-    def __init__(self, processor: str | None = None, tokenizer: str | None = None) -> None:
-        parts = (processor, tokenizer)
-        self._parts = tuple(None if name is None else full_name(name) for name in parts)
+    def __init__(
+        self,
+        processor: str | None = None,
+        tokenizer: str | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        parts = (None if name is None else full_name(name) for name in (processor, tokenizer))
+        self._parts: tuple[Any, ...] = (*parts, image_size)
         self._loaded: tuple[tuple[str, str], ClipAdapter] | None = None
 
-    def __reduce__(self) -> "tuple[Callable[..., ModelLoader], tuple[str | None, ...]]":
+    def __reduce__(self) -> "tuple[Callable[..., ModelLoader], tuple[Any, ...]]":
         return ModelLoader, self._parts
 
     def load(self, model: str, device: str = "cpu", fingerprint: str | None = None) -> ClipAdapter:
         """Load a model, which must have the `text_fingerprint` of the run's beginning, if given."""
         if self._loaded is None or self._loaded[0] != (model, device):
             self._loaded = None  # lets go of the old one first
-            parts = load_parts(*self._parts)
-            self._loaded = ((model, device), load_clip(model, **parts, device=device))
+            *parts, size = self._parts
+            clip = load_clip(model, **load_parts(*parts), device=device, image_size=size)
+            self._loaded = ((model, device), clip)
         clip = self._loaded[1]
         if fingerprint not in (None, clip.text_fingerprint):
             raise InputError(
@@ -237,7 +243,7 @@ def run(
         )
     output = storage_of(config.output)
     with threads(config.thread_count), output.lock():
-        models = ModelLoader(config.processor, config.tokenizer)
+        models = ModelLoader(config.processor, config.tokenizer, config.image_size)
         made = plan(models)
         manifest = _begin(made, output)
         _tidy_up(output)

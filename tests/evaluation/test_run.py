@@ -347,6 +347,15 @@ def test_a_loader_takes_its_processor_and_tokenizer_to_other_processes(vit: str,
         loader.load(bare, "cpu", "another")
 
 
+def test_a_loader_makes_models_for_larger_images_in_other_processes_too(vit: str) -> None:
+    """Of another fingerprint, so that no run goes on with another size."""
+    own, loader = ModelLoader().load(vit), pickle.loads(pickle.dumps(ModelLoader(image_size=64)))
+    larger = loader.load(vit)
+    shapes = [clip.preprocess(np.zeros((9, 9, 3), np.uint8)).shape for clip in (own, larger)]
+    assert [shape[-2:] for shape in shapes] == [(32, 32), (64, 64)]
+    assert own.text_fingerprint != larger.text_fingerprint
+
+
 def test_names_of_folders_are_known_from_anywhere(
     tmp_path: Path, bare: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.functional import classification
 
-from captum_clip import maps, targets
+from captum_clip import load_clip, maps, targets
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.evaluation.data.base import Sample
 from captum_clip.evaluation.methods import Method, method_of, methods_for
@@ -72,8 +73,12 @@ def test_figures_are_those_of_mmsegmentation_and_torchmetrics(
         maps=(str(tmp_path / "maps"),),
         tasks=("segmentation",),
         resamples=20,
+        image_size=64,
     )
     evaluation = evaluate(config)
+    about = json.loads((tmp_path / "out/manifest.json").read_text())
+    larger = load_clip(vit, image_size=64)
+    assert about["model"]["fingerprint"] == larger.text_fingerprint
     lines = evaluation.summary.figures
     figures = lines[lines["method"] == "maps"].set_index("metric")["mean"].to_dict()
     levels: dict[str, Any] = {"": "mean", "_half": 0.5} if background else {"": None}

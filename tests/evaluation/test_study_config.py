@@ -70,6 +70,7 @@ DECIDING: list[Any] = [
     {"limit": 5},
     {"value_entropy": True},
     {"threads": 1},
+    {"image_size": 448},
 ]
 
 
