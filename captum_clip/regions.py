@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import maps
-from .checks import check_destination
+from .checks import check_destination, check_interval
 from .errors import InputError
 from .files import MARK, make_folder, replace_file, slug
 from .maps import Box
 from .metrics.localization import Threshold, threshold_level
+from .models.adapter import ImageLike
+from .models.images import as_pil
+from .visualization.grid import Legend, Panel, grid
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
 _MOST_LABELS = 255
@@ -107,13 +112,39 @@ class LabelMap:
         """
         path = check_destination(path, (".png",))
         image = Image.fromarray(self.labels.numpy()).convert("P")
-        colors = [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
-        image.putpalette([channel for color in colors for channel in color])
+        image.putpalette([channel for color in self._colors() for channel in color])
         about = PngInfo()
         about.add_text("names", json.dumps(self.names))
         about.add_text("Comment", MARK)
         replace_file(path, partial(image.save, format="PNG", pnginfo=about))
         return path
+
+    def plot(self, photo: ImageLike, *, alpha: float = 0.6) -> Figure:
+        """Draw the labels over their photo, in the colours of the PNG, with a legend.
+
+        Args:
+            photo: what was explained.
+            alpha: opacity of the colours.
+
+        Raises:
+            InputError: a photo that cannot be read or has another size, or an alpha that is not in
+                [0, 1].
+        """
+        check_interval("LabelMap.plot", "alpha", alpha, "[0, 1]")
+        pixels, numbers = np.asarray(as_pil(photo)[0]) / 255, self.labels.numpy()
+        if pixels.shape[:2] != numbers.shape:
+            raise InputError(
+                f"LabelMap.plot: expected the photo of these {numbers.shape[0]} x "
+                f"{numbers.shape[1]} labels, got one of {pixels.shape[0]} x {pixels.shape[1]}."
+            )
+        colors, opacity = np.array(self._colors()) / 255, alpha * (numbers[..., None] > 0)
+        mixed = (1 - opacity) * pixels + opacity * colors[numbers]
+        shown = [number for number in np.unique(numbers).tolist() if number]
+        legends = [Legend(ListedColormap([colors[n]]), self.names[n]) for n in shown]
+        return grid([[Panel(mixed)]], legends=legends)
+
+    def _colors(self) -> list[tuple[int, int, int]]:
+        return [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
 
 
 def label_map(

@@ -72,7 +72,7 @@ Row = list[Panel | None]
 
 @dataclass(frozen=True)
 class Legend:
-    """A bar of colours from low to high, and what it stands for."""
+    """A bar of colours from low to high, or one colour, and what it stands for."""
 
     cmap: Colormap
     label: str
@@ -204,14 +204,20 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
     """Legends below the images, under the caption."""
     shades = np.linspace(0, 1, _SHADES)
     bars: list[Any] = [tuple(Patch(color=c) for c in legend.cmap(shades)) for legend in legends]
+    length, columns = min(9, 3 * width), len(legends) or 1
+    plain = bool(legends) and all(legend.cmap.N == 1 for legend in legends)
+    if plain:  # of one colour each, and many
+        length = 1.5  # in heights of letters, which are about half as wide
+        longest = max(len(legend.label) for legend in legends) / 2
+        columns = max(1, int(72 * width / NOTE_SIZE / (length + 3 + longest)))
     below = figure.legend(
         bars,
         [legend.label for legend in legends],
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="outside lower left",
-        ncols=len(legends) or 1,
+        ncols=columns,
         labelcolor=NOTE_COLOR,
-        handlelength=min(9, 3 * width),
+        handlelength=length,
         handleheight=0.9,
         alignment="left",
         prop={"family": FONT, "size": NOTE_SIZE},
@@ -220,6 +226,8 @@ def _explain(figure: Figure, legends: Sequence[Legend], caption: str, width: flo
         borderaxespad=1.3,
         title=caption,
     )
+    for text in below.get_texts() if plain else ():
+        wrap(text, width - (length + 2) * NOTE_SIZE / 72)
     title = below.get_title()
     title.set(color=NOTE_COLOR, family=FONT, size=NOTE_SIZE, parse_math=False)
     wrap(title, width)
