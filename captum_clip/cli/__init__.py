@@ -30,6 +30,8 @@ _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 _TYPED = (
     (r"\b(processor|tokenizer)=\.\.\.", r"--\1 NAME"),
     (r"^load_clip\('([^']*)'\):", r"--model \1:"),
+    (r"^load_clip\('([^']*)', image_size=(\d+)\):", r"--model \1 --image-size \2:"),
+    (r"\bimage_size\b", "--image-size"),
     (r"\bhints=True\b", "--hints"),
     (r"\b(sign|side|against|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
     (r"\b(batch|chunk)_size\b", r"--\1-size"),

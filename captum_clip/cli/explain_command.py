@@ -8,12 +8,14 @@ from typer import Argument, BadParameter, Option
 
 from ..checks import find_file
 from ..errors import InputError
+from ..files import make_folder
 from . import options
 from .options import app, command
 from .shared import (
     check_figures,
     check_folder,
     draw_folder,
+    figure_name,
     load_model,
     read_probes,
     split_words,
@@ -23,6 +25,7 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..explanation import Explanation
+    from ..metrics.localization import Threshold
     from ..targets import Target
 
 
@@ -54,9 +57,11 @@ def explain_command(
     original: bool | None = None,
     hints: bool | None = None,
     regions: Path | None = None,
-    threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = "otsu",
+    label_map: Path | None = None,
+    threshold: Annotated[Any, Option(parser=_threshold, metavar="LEVEL")] = None,
     processor: str | None = None,
     tokenizer: str | None = None,
+    image_size: int | None = None,
     device: str | None = None,
     output: options.Output = None,
     quiet: options.Quiet = False,
@@ -79,7 +84,9 @@ def explain_command(
             is that of any text (default: of TEXTs, unless --sign negative or --side text)
         regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
             JSON, in pixels of the image
-        threshold: what --regions takes of a map: otsu, mean, or a share of its maximum in [0, 1)
+        label_map: a .png of the TEXT that supports each pixel most; for several images a folder
+        threshold: what --regions and --label-map take of a map: otsu, mean, or a share of its
+            maximum in [0, 1) (default: otsu; for --label-map, above zero)
         output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for several
             images a folder of figures, for a folder too, where those that exist are kept (default:
             IMAGE-explained-TEXT.png, or FOLDER-explained, in the current folder)
@@ -100,8 +107,14 @@ def explain_command(
         MethodChoice.of(method).check_negative()
     if image is not None and (texts or emotions):
         raise InputError("--image FILE stands for the TEXTs; leave them and --emotions out.")
-    if side == "text" and regions is not None:
-        raise InputError("--regions are places in the image; leave --side text out.")
+    if side == "text" and (regions or label_map):
+        option = "--regions are" if regions else "--label-map is of"
+        raise InputError(f"{option} places in the image; leave --side text out.")
+    if label_map and (words or sign == "negative"):
+        option = "--words" if words else "--sign negative"
+        raise InputError(
+            f"--label-map shows which TEXT supports each pixel most; leave {option} out."
+        )
     if side != "image" and (words or emotions):
         option = "--words" if words else "--emotions"
         raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
@@ -121,8 +134,14 @@ def explain_command(
     if folder is None:
         paths = without_own_figures(paths)
         files = check_figures(paths, output, "explained", named, FORMATS)
+        labels = check_figures(paths, label_map, "labels", named, (".png",)) if label_map else {}
+        if set(files.values()) & set(labels.values()):
+            raise InputError(f"--label-map {label_map} is the figure; give it another name.")
+    else:
+        _, place, _ = (label_map and check_folder(images[0], label_map, "labels")) or folder
+        labels = {folder[0] / n: place / figure_name(n, "labels", named) for n in folder[2]}
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
-    clip = load_model(name, processor, tokenizer, device, quiet=quiet)
+    clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
     target: list[str] | Target | None = texts or None
     if probes:
         parts = [targets.emotion(clip, probes[0], centre=centre)]
@@ -146,9 +165,13 @@ def explain_command(
             name = path.name if len(paths) > 1 else ""
             if folder:
                 name = path.relative_to(folder[0]).as_posix()
-            about = {"photo": name or str(path), "threshold": threshold}
+            level: Threshold = "otsu" if threshold is None else threshold
+            about = {"photo": name or str(path), "threshold": level}
             about |= {"model": explanation.model, "method": explanation.method}
-            save_regions(explanation.regions(threshold), Path(regions, name), about)
+            save_regions(explanation.regions(level), Path(regions, name), about)
+        if label_map is not None:
+            make_folder(labels[path].parent)
+            explanation.label_map(threshold)[0].save(labels[path])
         explanation.save(file, original=original)
         return explanation
 

@@ -15,8 +15,7 @@ Help of options that several commands have, unless the docstring of a command te
     centre: subtract the mean of all nine embeddings of --emotions from each of them
     processor: a model whose image processor to use, for a checkpoint without one
     tokenizer: a model whose tokenizer to use, likewise
-    image_size: the side in pixels that images get: larger ones make finer maps (default: the
-        model's own)
+    image_size: side in pixels of the model's images, for finer maps (default: its own)
     device: such as cpu or cuda (default: CUDA if available)
     engine: this machine, or Ray: several processes or a cluster
     gpus: GPUs that the workers share; 0 is the CPU (default: by --device)

@@ -70,7 +70,7 @@ def check_figures(
         return {images[0]: check_figure(output, "", formats, images)}
     if output is not None and (output.suffix.lower() in formats or output.is_file()):
         raise InputError(
-            f"{len(images)} images get a figure each; -o {output} must name a folder for them."
+            f"{len(images)} images get a file each; {output} must name a folder for them."
         )
     if (repeated := find_repeated(names)) is not None:
         raise InputError(f"two of the images would get the figure {repeated}; explain one a time.")
@@ -97,7 +97,7 @@ def check_figure(
     path = check_destination(output or Path(default), formats)
     for image in images:
         if path.exists() and path.samefile(image):
-            raise InputError(f"the figure would replace the image {image}; give another --output.")
+            raise InputError(f"the figure would replace the image {image}; give another name.")
     return path
 
 
@@ -116,8 +116,8 @@ def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path,
     output = expand(output or Path(f"{folder.resolve().name}-{kind}"))
     if output.suffix.lower() in FORMATS or output.is_file():
         raise InputError(
-            f"{name} is a folder, of which each image gets a figure; -o {output} must name a "
-            "folder for them."
+            f"{name} is a folder, of which each image gets a file; {output} must name a folder "
+            "for them."
         )
     return folder, output, [*list_images(storage_of(folder), storage_of(output))]
 
@@ -132,14 +132,21 @@ def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]"
 
 
 def load_model(
-    name: str, processor: str | None, tokenizer: str | None, device: str | None, *, quiet: bool
+    name: str,
+    processor: str | None,
+    tokenizer: str | None,
+    device: str | None,
+    image_size: int | None = None,
+    *,
+    quiet: bool,
 ) -> "ClipAdapter":
     """Load a model, with the processor and the tokenizer of others where they are named."""
     from ..models import load_clip
     from ..models.loading import load_parts
 
     with step(f"loading {name}", quiet=quiet):
-        return load_clip(name, **load_parts(processor, tokenizer), device=device)
+        parts = load_parts(processor, tokenizer)
+        return load_clip(name, **parts, device=device, image_size=image_size)
 
 
 def count_gpus(gpus: int | None, device: str | None) -> int:

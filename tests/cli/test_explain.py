@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from captum_clip.cli import main
@@ -121,6 +122,43 @@ def test_it_writes_the_regions(run: Run) -> None:
     assert (content["photo"], content["threshold"]) == ("photo.jpg", 0.5)
     assert len(content["regions"]) == 2
     assert {row["mask"] for row in content["regions"]} < set(os.listdir("out"))
+
+
+def test_it_writes_the_label_map(here: Path, run: Run, vit: str) -> None:
+    """Of one image under the name that is given; of several, as the figures, in a folder."""
+    texts = "'a horse' sky"
+    run(f"explain photo.jpg {texts} --model VIT --label-map labels.png")
+    [found] = explain("photo.jpg", ["a horse", "sky"], model=vit).label_map()
+    with Image.open("labels.png") as image:
+        assert (image.mode, image.size) == ("P", (50, 40))
+        assert np.array_equal(np.asarray(image), found.labels)
+        assert json.loads(image.info["names"]) == ["none", "a horse", "sky"]
+    alone = Path("labels.png").read_bytes()
+    run(f"explain photo.jpg other.png {texts} -m VIT --label-map out -o figures")
+    names = [f"{name}-labels-a-horse_sky.png" for name in ("other", "photo")]
+    assert sorted(os.listdir("out")) == names
+    assert Path("out", names[1]).read_bytes() == alone
+    run(f"explain photos {texts} -m VIT --label-map photos/labels -o figures --threshold 0.9")
+    named = [*folders.content(here / "photos" / "labels")]
+    images = ("image0.png", "image2.png", "inner/image1.png")
+    assert named == [f"{name}-labels-a-horse_sky.png" for name in images]
+    [strict] = explain("photos/image0.png", ["a horse", "sky"], model=vit).label_map(0.9)
+    with Image.open(f"photos/labels/{named[0]}") as image:
+        assert np.array_equal(np.asarray(image), strict.labels)
+
+
+def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
+    run("explain photo.jpg sky --model VIT --image-size 48 -o found.npz")
+    found = Explanation.load("found.npz")
+    expected = explain("photo.jpg", "sky", model=vit, image_size=48)
+    assert torch.equal(found.maps["positive"], expected.maps["positive"])
+    said = run("explain photo.jpg sky --model VIT --image-size 50", code=2)
+    assert said.endswith(
+        "small-vit --image-size 50: expected a multiple of 8, the side of a patch, "
+        "such as 48 or 56."
+    )
+    said = run("explain photo.jpg sky --model RESNET --image-size 192", code=2)
+    assert "OpenCLIP does not resample; leave --image-size out, or take a ViT" in said
 
 
 def test_it_says_which_maps_to_doubt(run: Run) -> None:
