@@ -21,7 +21,7 @@ def take(address: str, output: Path) -> None:
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page(viewport={"width": 1280, "height": 840})
         page.goto(address)
         words = page.locator(".words:visible")
         downloads = page.get_by_role("button", name="Download maps (NPZ)")

@@ -28,6 +28,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 EMBEDDED: Final = ("demo/vit", "demo/resnet", "demo/siglip")
 """Models that every page offers; they come with the package."""
 MAX_TEXTS: Final = 12
+LARGER: Final = (448, 672)  # sides of larger images; patches of 14, 16 and 32 divide them
 
 
 class Models:
@@ -57,15 +58,16 @@ class Models:
             resolve(name)
         own = load_parts(processor, tokenizer)
 
-        def load(name: str) -> ClipAdapter:
-            return load_clip(name, device=device, **({} if name in EMBEDDED else own))
+        def load(name: str, image_size: int | None = None) -> ClipAdapter:
+            parts = {} if name in EMBEDDED else own
+            return load_clip(name, device=device, image_size=image_size, **parts)
 
         self._load, self._lock = cache(load), Lock()
 
-    def get(self, name: str) -> ClipAdapter:
-        """The model of a name; several threads may ask at once."""
+    def get(self, name: str, image_size: int | None = None) -> ClipAdapter:
+        """The model of a name, also for larger images; several threads may ask at once."""
         with self._lock:
-            return self._load(name)
+            return self._load(name, image_size)
 
 
 def offered_methods(clip: ClipAdapter) -> list[tuple[str, str]]:

@@ -24,11 +24,15 @@ from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError, InputError
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
-from .answers import MAX_TEXTS, Answer, Models, ask, offered_methods, panels
+from .answers import LARGER, MAX_TEXTS, Answer, Models, ask, offered_methods, panels
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
-_DOWNLOADS: Final = {"png": "Download picture (PNG)", "npz": "Download maps (NPZ)"}
+_DOWNLOADS: Final = {
+    "captum-clip-maps.png": "Download picture (PNG)",
+    "captum-clip-maps.npz": "Download maps (NPZ)",
+    "captum-clip-labels.png": "Download label map (PNG)",
+}
 _PICTURE: Final[dict[str, Any]] = {"interactive": False, "buttons": []}
 _EVENT: Final[dict[str, Any]] = {
     "api_visibility": "private",
@@ -81,8 +85,10 @@ def build(models: Models) -> Any:
                     details = [_detail(tab, answer) for tab in _DETAILS]
                 gr.Markdown(ABOUT, elem_id="about")
 
-        def explain(opacity: float, model: str, *asked: Any) -> Iterator[dict[Any, Any]]:
-            found = ask(models.get(model), *asked)
+        def explain(
+            opacity: float, model: str, size: int | None, *asked: Any
+        ) -> Iterator[dict[Any, Any]]:
+            found = ask(models.get(model, size), *asked)
             names = [(name, index) for index, name in enumerate(found.explanation.names)]
             choice = gr.Radio(names, value=0, visible=len(names) > 1)
             yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
@@ -102,7 +108,7 @@ def build(models: Models) -> Any:
 
 
 def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
-    """Model, image, texts, method and sign; the button that asks; the event of a drawn scene."""
+    """Model, its size, image, texts, method, sign; the button that asks; the event of a scene."""
     image = gr.Image(
         type="filepath",
         format="png",
@@ -128,6 +134,9 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
     button = gr.Button("Show the maps", variant="primary", elem_id="show")
     with gr.Accordion("Words that the embedded models know", open=False):
         gr.Markdown(" ".join(WORDS))
+    with gr.Accordion("Larger images, for finer maps", open=False):
+        sides = [("the model's own size", None), *((f"{side} pixels", side) for side in LARGER)]
+        size = gr.Radio(sides, value=None, label="Image size", elem_id="size")
 
     def offer(name: str) -> Iterator[Any]:
         offered = offered_methods(models.get(name))
@@ -140,7 +149,7 @@ def _question(page: Any, models: Models) -> tuple[list[Any], Any, Any]:
     model.input(_sentences(offer), model, method, **_EVENT)
     triggers = [page.load, draw.click, number.submit]
     scene = gr.on(triggers, _sentences(draw_example), number, [image, texts], **_EVENT)
-    return [model, image, texts, method, sign], button, scene
+    return [model, size, image, texts, method, sign], button, scene
 
 
 def _uploaded(upload: Any) -> str | None:
@@ -167,8 +176,8 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
             cards.append((card, words, *maps))
     hints = gr.Markdown("The maps will be here.", elem_id="hints")
     with gr.Row(elem_classes="tight"):
-        opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=320)
-        files = [gr.DownloadButton(n, size="md", min_width=140) for n in _DOWNLOADS.values()]
+        opacity = gr.Slider(0, 1, ALPHA, step=0.05, label="Opacity", min_width=240)
+        files = [gr.DownloadButton(n, size="sm", min_width=140) for n in _DOWNLOADS.values()]
 
     def show(found: Answer, opacity: float) -> Iterator[dict[Any, Any]]:
         figure = found.plot(opacity)
@@ -187,10 +196,12 @@ def _cards() -> tuple[Any, Any, list[Any], Callable[..., Iterator[Any]]]:
         yield shown
         # The files take longer. In the folder of uploads Gradio deletes what is old.
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        paths = [folder / f"captum-clip-maps.{ending}" for ending in _DOWNLOADS]
+        paths, explanation = [folder / name for name in _DOWNLOADS], found.shown()
         save_figure(figure, paths[0])
-        found.shown().save(paths[1])
-        made = zip(files, paths, strict=True)
+        explanation.save(paths[1])
+        if "positive" in explanation.maps:
+            explanation.label_map()[0].save(paths[2])
+        made = [(button, path) for button, path in zip(files, paths, strict=True) if path.exists()]
         yield {button: gr.DownloadButton(value=path, interactive=True) for button, path in made}
 
     def pick(text: int, found: Answer, opacity: float, word: int) -> Iterator[dict[Any, Any]]:
@@ -236,7 +247,7 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
         except CaptumClipError as error:
             # without the function that raised it, and the folder in which an upload is kept
             folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
-            text = re.sub(rf"^[\w.]+: |{folder}\S*/", "", str(error))
+            text = re.sub(rf"^[\w.]+(\([^)]*\))?: |{folder}\S*/", "", str(error))
             gr.Warning(text)  # gr.Error would stand in place of the maps
             yield gr.skip()
 

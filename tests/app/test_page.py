@@ -157,7 +157,7 @@ def test_a_clicked_word_is_shown_and_downloaded(page: Page, tmp_path: Path) -> N
     cards(page).last.get_by_label("dog").check()
     expect(cards(page).last).to_contain_text(f"norm {norm:.2f}")
     expect(page.locator("#cards img:visible").nth(2)).not_to_have_attribute("src", before)
-    for name in ("maps (NPZ)", "picture (PNG)"):
+    for name in ("maps (NPZ)", "picture (PNG)", "label map (PNG)"):
         with page.expect_download() as download:
             page.get_by_role("button", name=f"Download {name}").click()
         download.value.save_as(tmp_path / download.value.suggested_filename)
@@ -165,6 +165,8 @@ def test_a_clicked_word_is_shown_and_downloaded(page: Page, tmp_path: Path) -> N
     assert loaded.names == ("a horse", "'dog' in 'a horse and a dog'")
     with Image.open(tmp_path / "captum-clip-maps.png") as picture:
         assert picture.format == "PNG"
+    with Image.open(tmp_path / "captum-clip-labels.png") as labels:
+        assert json.loads(labels.info["names"]) == ["none", *loaded.names]
     cards(page).last.get_by_label("whole text").check()
     expect(cards(page).last).to_contain_text("cosine")
 
@@ -179,6 +181,25 @@ def test_the_opacity_draws_the_same_maps_again(page: Page) -> None:
     page.get_by_label("number input for Opacity").blur()
     expect(shown).not_to_have_attribute("src", before)
     expect(cards(page)).to_contain_text("cosine")
+
+
+@pytest.mark.slow
+def test_larger_images_have_finer_maps(browser: Browser, address: str) -> None:
+    """A model that cannot take them says so; of negative evidence there is no label map."""
+    page, _ = opened(browser, address)
+    page.get_by_text("Larger images, for finer maps").click()
+    page.locator("#size").get_by_label("448 pixels").check()
+    page.locator("#sign").get_by_label("contradicts it").check()
+    question(page, "a dog")
+    score = explain(IMAGE, "a dog", model="demo/vit", image_size=448).scores.item()
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page)).to_contain_text(f"cosine {score:.3f}")
+    expect(page.get_by_role("button", name="Download maps (NPZ)")).to_be_enabled()
+    expect(page.get_by_role("button", name="Download label map (PNG)")).to_be_disabled()
+    choose(page, "model", "demo/resnet")
+    page.locator("#show").click()
+    expect(page.locator(".toast-body")).to_have_text(re.compile("its attention pool has positions"))
+    page.context.close()
 
 
 @pytest.mark.slow
@@ -372,7 +393,7 @@ def test_no_client_reads_a_file_of_the_machine(
     config = json.load(urllib.request.urlopen(f"{address}/config"))
     ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
     [function] = [f for f in config["dependencies"] if [ids["show"], "click"] in f["targets"]]
-    data = [0.9, "demo/vit", {"path": str(secret), **meta}, "a horse", "direct", "positive"]
+    data = [0.9, "demo/vit", None, {"path": str(secret), **meta}, "a horse", "direct", "positive"]
     session = f"secret{len(meta)}"
     body = json.dumps({"data": data, "fn_index": function["id"], "session_hash": session}).encode()
     kind = {"Content-Type": "application/json"}
