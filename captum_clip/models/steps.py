@@ -292,7 +292,7 @@ def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
     That is 1 / sigma of a norm, f(x) / x of an activation.
     """
     if is_activation(module):
-        gate = torch.where(token == 0, torch.zeros_like(token), result / token).detach()
+        gate = torch.where(token == 0, _slope_at_zero(module, token), result / token).detach()
         return token * gate + (result - token * gate).detach()
     wide = to_float32(token)
     centred = wide - wide.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else wide
@@ -389,8 +389,20 @@ def _kind(step: nn.Module) -> Literal["identity", "norm", "activation"]:
 def _gate(activation: Any, token: Tensor) -> tuple[Tensor, Tensor]:
     """An activation's gate f(x) / x, and what is left where x is zero: f(0), mostly zero."""
     after: Tensor = activation(token)
-    zero = torch.zeros_like(token)
-    return torch.where(token == 0, zero, after / token), torch.where(token == 0, after, zero)
+    gate = torch.where(token == 0, _slope_at_zero(activation, token), after / token)
+    return gate, torch.where(token == 0, after, torch.zeros_like(token))
+
+
+def _slope_at_zero(activation: Any, token: Tensor) -> Tensor:
+    """The gate (1,) where it is 0 / 0, from below, as torch has it of ReLU.
+
+    With none, a unit at zero would pass nothing on, though what reaches it only adds up to zero.
+    """
+    step = torch.finfo(token.dtype).eps
+    ends = (token.new_full((1,), end) for end in (0.0, -step))
+    zero, below = (type(activation).forward(activation, end) for end in ends)  # without hooks
+    slope: Tensor = (zero - below) / step
+    return slope
 
 
 def _norm_scale(norm: Any, token: Tensor) -> Tensor:

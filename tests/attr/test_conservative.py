@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from captum_clip import ClipSimilarity, ConservativePropagation, DirectContribution, targets
+from captum_clip.models import steps
 from tests import oracles
 from tests.attr import cases
 from tests.attr.cases import FORWARDS, POOLINGS, VITS
@@ -53,6 +55,18 @@ def test_no_attention_is_kept_for_the_backward() -> None:
         method.attribute(cases.images("hf_vit"), target=0)
     assert any(tokens in shape for shape in kept)
     assert not any(shape[-2:] == (tokens, tokens) for shape in kept)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), QuickGELU()], ids=str)
+def test_a_unit_at_zero_passes_on_what_one_next_to_zero_does(activation: nn.Module) -> None:
+    """There its gate is 0 / 0, whose limit is the slope."""
+    token = torch.tensor([[0.0, 1e-6, 1.0]], requires_grad=True)
+    held = steps.with_gate_held(activation, token, activation(token))
+    [gates] = torch.autograd.grad(held.sum(), token)[0]
+    torch.testing.assert_close(gates[:2], torch.full((2,), 0.5))
+    every = steps.Direction.of(torch.ones(1, 1, 3), torch.ones(1, 1))
+    pulled = steps.pull_back([activation], token.detach(), every)
+    torch.testing.assert_close(pulled.rows[0, 0], gates)
 
 
 @pytest.mark.parametrize("forward", ["similarity", "callable, layer=model"])
