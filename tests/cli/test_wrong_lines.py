@@ -28,7 +28,7 @@ LINES = {
     # explain
     "explain none.jpg a": "there is no image file none.jpg",
     "explain broken.png a": "broken.png",
-    "explain photo.jpg": "expected a TEXT, or --emotions FILE",
+    "explain photo.jpg": "expected a TEXT, --emotions FILE or --image FILE",
     "explain photo.jpg ' '": "the text ' ' is empty",
     "explain photo.jpg a -o a.gif": "must end in .png, .jpg, .jpeg, .pdf, .svg, .npz",
     "explain photo.jpg a -o none/a.png": "there is no folder none",
