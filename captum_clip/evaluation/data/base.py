@@ -214,18 +214,13 @@ def digest(entries: Mapping[str, object], under: Collection[str] | None = None) 
     return sha.hexdigest()
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text that have something in them, stripped."""
-    return [line for line in read_all_lines(path) if line]
-
-
-def read_all_lines(path: Path) -> list[str]:
-    """The lines of a text up to the last that has something in it, stripped."""
+def read_lines(path: Path, *, numbered: bool = False) -> list[str]:
+    """The lines of a text, stripped: those that have something in them, or all up to the last."""
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
-    return [line.strip() for line in lines]
+    return [line.strip() for line in lines if numbered or line.strip()]
 
 
 def read_numbers(path: Path) -> npt.NDArray[np.uint8]:
@@ -237,12 +232,6 @@ def read_numbers(path: Path) -> npt.NDArray[np.uint8]:
                 f"mode {file.mode}."
             )
         return np.asarray(file)
-
-
-def check_template(template: str) -> None:
-    """Raise InputError unless a template has one place for a name."""
-    if template.count("{}") != 1:
-        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
 
 
 def masked_sample(

@@ -23,7 +23,6 @@ from .base import (
     Mask,
     Sample,
     check_belonging,
-    check_template,
     digest,
     masked_sample,
     mosaic_sample,
@@ -157,7 +156,8 @@ def class_texts(names: Sequence[str], folder: Path, *, template: str) -> dict[st
     Raises:
         InputError: a template without "{}", a file that cannot be read, an unknown number.
     """
-    check_template(template)
+    if template.count("{}") != 1:
+        raise InputError(f'expected a template with one "{{}}" for the name, got {template!r}.')
     path = folder / _CLASS_NAMES
     lines = read_lines(path) if path.exists() else []
     rows = [[part.strip() for part in line.split("\t")] for line in lines]

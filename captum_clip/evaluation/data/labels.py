@@ -7,8 +7,8 @@ from typing_extensions import override
 
 from ...checks import find_file, find_repeated
 from ...errors import InputError
-from .base import FileData, Sample, check_template, digest, read_all_lines, read_lines, read_numbers
-from .formats import TEMPLATE
+from .base import FileData, Sample, digest, read_lines, read_numbers
+from .formats import TEMPLATE, class_texts
 
 _IGNORED: Final = 255
 _TEMPLATES: Final = "templates.txt"
@@ -21,9 +21,9 @@ class LabelFolder(FileData):
     A label image is a palette or grey PNG of 8 bits. Its numbers count the lines of ``names.txt``
     from 0 on; 255 counts for nothing. A line has one or several names of a class with commas
     between them, or "[ignored]" for a number that counts for nothing either, or "[background]" for
-    pixels that no text supports. The names in each template (the option, or the lines of
-    ``templates.txt``, or "a photo of a {}") are the prompts of a class, which its first name stands
-    for; the mean of their unit embeddings is its target.
+    pixels that no text supports. A class is called by its first name; its prompts are all names in
+    each template (:func:`class_texts`): the option, or the lines of ``templates.txt``, or "a photo
+    of a {}". The mean of their unit embeddings is its target.
 
     Raises:
         InputError: there is no such folder, no image or no names in it, a line without names, two
@@ -45,7 +45,8 @@ class LabelFolder(FileData):
                 f"labels/{bare[0]}.png for {images[bare[0]]}."
             )
         path = find_file(self.path / "names.txt", what="list of names")
-        names = [[name.strip() for name in line.split(",")] for line in read_all_lines(path)]
+        lines = read_lines(path, numbered=True)
+        names = [[name.strip() for name in line.split(",")] for line in lines]
         classes = [own for own in names if own not in (["[background]"], ["[ignored]"])]
         odd = [", ".join(own) for own in classes if not all(own) or own[0].startswith("[")]
         if odd or not 0 < len(names) <= _IGNORED:
@@ -67,13 +68,10 @@ class LabelFolder(FileData):
         self._places[: self._lines], self._places[_IGNORED] = [places[own[0]] for own in names], -1
         templates = [self.given["template"] or TEMPLATE]
         if self.given["template"] is None and _TEMPLATES in files:
-            templates = read_lines(self.path / _TEMPLATES)
-        for template in templates or [""]:
-            check_template(template)
-        self.prompts = {
-            own[0]: [template.replace("{}", name) for name in own for template in templates]
-            for own in classes
-        }
+            templates = read_lines(self.path / _TEMPLATES) or [""]  # which is refused
+        every = [name for own in classes for name in own]
+        texts = [class_texts(every, self.path, template=template) for template in templates]
+        self.prompts = {own[0]: [of[name] for name in own for of in texts] for own in classes}
         used = digest(files, ("images", "labels"))
         self.take(images, names=names, templates=templates, files=used)
         for index in range(len(self)):  # so that what is wrong is found before a model runs
