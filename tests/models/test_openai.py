@@ -13,6 +13,7 @@ from captum_clip import ClipSimilarity, TextSimilarity, attr, explain, load_clip
 from captum_clip.errors import TargetError, UnsupportedModelError
 from captum_clip.models import openai, tower_of
 from tests.builders import randomize
+from tests.models import true_sizes
 from tests.vendored.clip import model as published
 
 VIT: dict[str, Any] = {"vision_layers": 3, "vision_width": 64, "vision_patch_size": 16}
@@ -92,6 +93,16 @@ def test_maps_are_those_of_the_same_weights_in_open_clip(kind: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(clips[0].image_features(images), own.encode_image(images))
         torch.testing.assert_close(clips[0].text_features(ids), own.encode_text(ids))
+
+
+def test_a_vit_b_32_of_true_size_has_the_maps_of_open_clip() -> None:
+    """But for rounding; every method, and RN50, by ``python -m tests.models.true_sizes``."""
+    methods = (attr.DirectContribution, attr.ConservativePropagation, attr.LastGradAttention)
+    models = true_sizes.pair("ViT-B-32-quickgelu")
+    found, expected = (true_sizes.results(m, *true_sizes.inputs(), methods) for m in models)
+    assert len(found) == 2 + 2 * len(methods)
+    for name, one in found.items():
+        assert true_sizes.difference(one, expected[name]) < 5e-6, name
 
 
 def test_the_packages_own_parts_serve() -> None:
