@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_clip import ClipSimilarity, attr
@@ -51,7 +52,19 @@ def package_jobs(tower: Tower, images: Tensor, counts: Sequence[int], seed: int)
             ):
                 name = f"{method.__name__}, {counted(count)}{what}"
                 jobs[name] = partial(made.attribute_targets, images)
-    return jobs
+    return jobs | pair_jobs(tower, images, seed)
+
+
+def pair_jobs(tower: Tower, images: Tensor, seed: int) -> dict[str, Run]:
+    """The images' vectors alone, and with the shares of 64 texts whose vectors are there."""
+    direct = attr.DirectContribution(tower.similarity(1, seed))
+    texts = tower.embeddings(64 * 77, seed).unflatten(0, (64, 77))
+
+    def matrix() -> Tensor:
+        return torch.einsum("bhwe,nte->bnthw", direct.vectors(images), texts.to(images))
+
+    names = ("DirectContribution, vectors", "DirectContribution, vectors and 64 texts")
+    return dict(zip(names, (partial(direct.vectors, images), matrix), strict=True))
 
 
 def growth_jobs(tower: Tower, images: Tensor, count: int, seed: int) -> dict[str, Run]:

@@ -107,8 +107,11 @@ def test_package_jobs_are_every_method(kind):
     assert next(iter(jobs)) == PLAIN
     one = [name for name in jobs if "1 target" in name]
     assert len(one) == 2 * len(methods_for(tower.clip.kind))
+    rows, cells = (jobs[name]().shape for name in jobs if "vectors" in name)
+    assert rows == (2, *cells[-2:], tower.width)
+    assert cells[:3] == (2, 64, 77)
     for name, run in jobs.items():
-        if name != PLAIN:
+        if name != PLAIN and "vectors" not in name:
             assert run().shape[:2] == (2, 3 if "3 targets" in name else 1), name
 
 
