@@ -75,6 +75,12 @@ picture("photos/one.jpg", 7)
 picture("photos/two.jpg", 8)
 """
 TAKEN = {
+    "comparison": """
+from captum_clip import explain
+from tests.models import test_openai as clip
+
+device = "cpu"
+""",
     "README": """
 import captum_clip, torch
 from torch.nn.functional import normalize

@@ -71,6 +71,12 @@ PREPROCESS = transforms.Compose(
 )
 
 
+def load(name: str, device: str = "cpu", jit: bool = False) -> tuple[Any, Any]:
+    """What ``clip.load`` returns, of small random weights."""
+    assert not jit
+    return model_of("resnet" if name.startswith("RN") else "vit").to(device), PREPROCESS
+
+
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_maps_are_those_of_the_same_weights_in_open_clip(kind: str) -> None:
     own = model_of(kind)
