@@ -194,7 +194,7 @@ def evaluate_command(
             baselines, and Captum's integrated-gradients, noise-tunnel and occlusion, which take
             most of the time
         maps: a folder of maps made elsewhere, IMAGE_STEM.npz with maps (K, h, w) and names (K,)
-        tasks: one of those below (default: all that the data support)
+        tasks: one of those below (default: all that the data support but pairs)
         reference: the method that all others are compared with (default: Mamooler's)
         against: explain regions by their text, or by another image
         images: the most images of each data set

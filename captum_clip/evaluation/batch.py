@@ -200,10 +200,12 @@ class Task:
     Attributes:
         metrics: title of a table -> its metrics, for the settings of an evaluation.
         measure: measures one method on one batch: :func:`captum_clip.evaluation.table.rows_of` it.
+        by_default: whether it is measured where no task is named.
     """
 
     metrics: Callable[[EvaluationConfig], dict[str, list[Metric]]]
     measure: "Callable[[MethodOnBatch], Iterator[Arrays]]"
+    by_default: bool = True
 
 
 class MethodOnBatch:

@@ -179,7 +179,7 @@ def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str
     """The tasks of each data set, each of one data set only."""
     for name in config.tasks:
         check_choice("evaluate", name, TASKS, name="a task")
-    wanted = config.tasks or tuple(TASKS)
+    wanted = config.tasks or tuple(name for name, task in TASKS.items() if task.by_default)
     if config.against == "image":
         other = [name for name in config.tasks if name not in _OF_IMAGES]
         if other:

@@ -70,7 +70,7 @@ class DemoScenes(_DemoData):
     """
 
     name = "demo"
-    tasks = ("localization", "signs", "effect", "faithfulness", "fixlip", "sanity")
+    tasks = ("localization", "signs", "effect", "faithfulness", "fixlip", "sanity", "pairs")
 
     @override
     def _draw(self, name: str, index: int, scene: int) -> Sample:

@@ -5,6 +5,7 @@ from typing import Final
 from ..batch import Task
 from .faithfulness_tasks import EFFECT, FAITHFULNESS, FIXLIP, PERTURBATION, SANITY
 from .localization_tasks import FIXATION, GRID_POINTING, LOCALIZATION, SIGNS, WORDS
+from .pairs_task import PAIRS
 from .segmentation_task import SEGMENTATION
 
 TASKS: Final = {
@@ -19,6 +20,7 @@ TASKS: Final = {
     "fixlip": FIXLIP,
     "sanity": SANITY,
     "fixation": FIXATION,
+    "pairs": PAIRS,
 }
 """All tasks by name, in the order of the tables; one of your own is measured once it is in here."""
 
