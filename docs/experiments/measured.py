@@ -234,6 +234,10 @@ RANKED = {
     "resnet": "direct grad-cam grad-cam:attention=detached",
 }
 """What the second models are measured with."""
+PAIR_METHODS = {
+    model: "--method direct --method random" + " --method conservative" * (model != "resnet")
+    for model in ALL
+}
 SHARES = """
 methods = [method for method in attr.METHODS.values() if "text" in method.towers]
 for model in ("demo/vit", "demo/resnet"):
@@ -418,6 +422,10 @@ STEPS = (
         "--method conservative --method direct:baseline=mean",
     ),
     *(
+        evaluation(f"pairs_{model}", model, f"--data demo --task pairs {PAIR_METHODS[model]}")
+        for model in ALL
+    ),
+    *(
         evaluation(f"image_{model}", model, "--against image --task localization --task signs")
         for model in BOTH
     ),
@@ -465,6 +473,7 @@ STEPS = (
         "evaluation.md",
         *(f"{step}_{m}" for step in ("evaluation", "right_map", "second") for m in BOTH),
     ),
+    table("pair_estimators", "evaluation.md", *(f"pairs_{model}" for model in ALL)),
     table(
         "right_map",
         "right_map.md",

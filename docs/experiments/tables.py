@@ -196,6 +196,37 @@ def rankings() -> None:
     markdown(("model", "method", *metrics), rows)
 
 
+def pair_estimators() -> None:
+    """Each estimator of the interaction of word and object, by tower."""
+    estimators = {
+        "`DirectInteraction`": ("direct", "share"),
+        '`DirectInteraction`, `depth="all"`': ("conservative", "share"),
+        "difference, `direct`": ("direct", "difference"),
+        "difference, `conservative`": ("conservative", "difference"),
+        "product of both sides, `direct`": ("direct", "product"),
+        "product of both sides, `conservative`": ("conservative", "product"),
+        "random": ("random", "difference"),
+    }
+    metrics = {
+        "*I*, all": "interaction",
+        "*I*, others": "interaction_others",
+        "*I*, in a scene": "interaction_scene",
+        "*I*, in a scene, others": "interaction_scene_others",
+        "index, all": "index",
+        "index, others": "index_others",
+        "pointing": "pointing",
+    }
+    rows = []
+    for model in NAMES:
+        found = results(f"pairs_{model}")
+        for title, (method, estimator) in estimators.items():
+            if (method, f"{estimator}_pointing") in found.index:
+                names = (f"{estimator}_{metric}" for metric in metrics.values())
+                cells = [interval(found, method, name, 2) for name in names]
+                rows.append([f"demo/{model}", title, *cells])
+    markdown(("tower", "estimator", *metrics), rows)
+
+
 def tag(metric: str, digits: int, parts: Sequence[str]) -> None:
     """Maps on the tag and on the object, of the shortcut model and of the control."""
     titles = {
@@ -262,6 +293,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "right_map": right_map,
     "excerpt": excerpt,
     "rankings": rankings,
+    "pair_estimators": pair_estimators,
     "shortcut_effects": lambda: print(printed_tables("recall_shortcut")[0], end=""),
     "shortcut_named": lambda: print(printed_tables("recall_shortcut")[1], end=""),
     "shortcut_recall": lambda: print(printed_tables("recall_shortcut")[2], end=""),
