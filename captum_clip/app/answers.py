@@ -182,13 +182,27 @@ class Answer:
             explanation = self._explain(name, method=self.explanation.method, side="text")
         except UnsupportedModelError:
             explanation = self._explain(name, method="conservative", side="text")
-        [words] = explanation.text_maps
-        looks = colored_words(words)
-        values = [(word, value) for (word, _), (_, value) in zip(words, looks, strict=True)]
-        return values, {value: to_hex(color) for color, value in looks}
+        return _colored(explanation.text_maps[0])
+
+    def pairs(self, text: int) -> tuple[list[tuple[str, str]], dict[str, str], Figure]:
+        """The words of a text with their shares, the colours of these, and their maps."""
+        found = self._explain(self.explanation.names[text], side="pairs")
+        shares = list(zip(found.names[1:], found.scores[0, 1:].tolist(), strict=True))
+        return *_colored(shares), found.plot()
+
+    def compare(self, other: Any) -> Explanation:
+        """The pairs of regions of the image and another one."""
+        return self._explain(None, reference=as_pil(other)[0], side="pairs")
 
     def _explain(self, target: Any, **how: Any) -> Explanation:
         return explain(self.pixels, target, model=self.clip, sign=self.sign, **how)
+
+
+def _colored(words: Sequence[tuple[str, float]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Words with their values as they are written, and the colours of the values."""
+    looks = colored_words(words)
+    values = [(word, value) for (word, _), (_, value) in zip(words, looks, strict=True)]
+    return values, {value: to_hex(color) for color, value in looks}
 
 
 def ask(

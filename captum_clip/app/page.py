@@ -22,6 +22,7 @@ from .. import figures
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError, InputError
+from ..explanation import Explanation
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
 from .answers import LARGER, MAX_TEXTS, Answer, Models, ask, offered_methods, panels
@@ -59,10 +60,13 @@ The map of a word shows what its text would lose without it, dimmed by how much 
 **What it does not mean.** A map is not the outline of an object, nor a proof of what the model
 understands; methods disagree, and some are wrong on some images. The embedded models know drawn
 scenes only."""
-_WORDS, _LAYERS, _HEADS = "Which words", "Layer by layer", "Heads"
+_WORDS, _PAIRS, _LAYERS, _HEADS = "Which words", "Word by region", "Layer by layer", "Heads"
+_OTHER: Final = "Another image"
 _DETAILS: Final = {
     _WORDS: "Orange words support the image, blue ones contradict it, by the chosen method or, "
     "where that needs a grid, by conservative; the values need not add up to the cosine.",
+    _PAIRS: "Which word answers which region, by direct contributions to both sides. Each word has "
+    "its share of the cosine, which adds up, and what is lost without it, which does not.",
     _LAYERS: "Where each layer attends, heads averaged; and where more attention would raise the "
     "cosine (orange) or lower it (blue), each map on a scale of its own.",
     _HEADS: "The heads that add most to the cosine (orange), or take most away (blue), each with "
@@ -83,6 +87,7 @@ def build(models: Models) -> Any:
                     with gr.Tab("Texts", id="texts"):
                         answer, opacity, parts, show = _cards()
                     details = [_detail(tab, answer) for tab in _DETAILS]
+                    others = _compare(answer)
                 gr.Markdown(ABOUT, elem_id="about")
 
         def explain(
@@ -92,12 +97,12 @@ def build(models: Models) -> Any:
             names = [(name, index) for index, name in enumerate(found.explanation.names)]
             choice = gr.Radio(names, value=0, visible=len(names) > 1)
             yield {text: choice for text, *_ in details} | {tabs: gr.Tabs(selected="texts")}
-            yield {part: None for _, *shown in details for part in shown}
+            yield {part: None for _, *shown in (*details, (None, *others)) for part in shown}
             maps = show(found, opacity)
             yield next(maps) | {drawn: gr.Column(elem_classes="")}
             yield from maps
 
-        outputs = [*parts, *(part for detail in details for part in detail), tabs, drawn]
+        outputs = [*parts, *(part for detail in details for part in detail), *others, tabs, drawn]
         event = _sentences(explain), [opacity, *question], outputs
         button.click(*event, scroll_to_output=True, **_EVENT)
         scene.success(*event, **_EVENT)
@@ -219,7 +224,8 @@ def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
     with gr.Tab(tab) as opened:
         text = gr.Radio([], label="Text", visible=False)
         gr.Markdown(_DETAILS[tab])
-        words = gr.HighlightedText(visible=tab == _WORDS, show_label=False, elem_id="words")
+        values = {"visible": tab in (_WORDS, _PAIRS), "elem_classes": "values"}
+        words = gr.HighlightedText(show_label=False, **values)
         maps = gr.Gallery(height="auto", fit_columns=False, show_label=False, buttons=[])
 
     def fill(found: Answer, index: int) -> Iterator[list[Any]]:
@@ -228,13 +234,56 @@ def _detail(tab: str, answer: Any) -> tuple[Any, ...]:
             whole = found.pick(index, 0)
             drawn = whole.images(whole.plot(ALPHA))[1][index]
             yield [gr.HighlightedText(values, color_map=colors), drawn]
+        elif tab == _PAIRS:
+            values, colors, figure = found.pairs(index)
+            yield [gr.HighlightedText(values, color_map=colors), list(panels(figure))]
         else:
             draw = figures.layers if tab == _LAYERS else partial(figures.heads, sign=found.sign)
             figure = draw(found.pixels, found.explanation.names[index], model=found.clip)
             yield [None, list(panels(figure))]
 
+    def enlarge(event: gr.SelectData) -> Any:
+        return gr.Gallery(selected_index=2 + event.index)  # after the image and the whole text
+
     gr.on([opened.select, text.input], _sentences(fill), [answer, text], [words, maps], **_EVENT)
+    if tab == _PAIRS:
+        words.select(enlarge, None, maps, **_EVENT)
     return text, words, maps
+
+
+def _compare(answer: Any) -> tuple[Any, ...]:
+    """The tab of another image: regions that match, and the map of a place that is chosen."""
+    with gr.Tab(_OTHER) as opened:
+        gr.Markdown(
+            "Choose another image: regions that answer each other have the same colour, weaker "
+            "matches are paler. Then choose a place in it, to see what that place answers."
+        )
+        sources: Any = {"sources": ["upload", "clipboard"], "type": "filepath", "format": "png"}
+        upload = gr.Image(**sources, show_label=False, height=120, buttons=[])
+        upload.preprocess = _uploaded
+        with gr.Row():
+            image, other = (
+                gr.Image(label=label, **_PICTURE) for label in ("the image", "the other image")
+            )
+        pairs = gr.State()
+
+    def compare(found: Answer, path: str | None) -> Iterator[list[Any]]:
+        if path is not None:
+            compared = found.compare(path)
+            yield [compared, *(pixels for pixels, _ in panels(compared.plot()))]
+
+    def choose(compared: Explanation | None, event: gr.SelectData) -> Any:
+        if compared is None:
+            return gr.skip()
+        height, width = compared.images.shape[-2:]
+        (rows, columns), (x, y) = compared.cells, event.index
+        one = compared.match(int(y * rows / height), int(x * columns / width))
+        return list(panels(one.plot()))[-1][0]
+
+    shown = [pairs, image, other]
+    gr.on([opened.select, upload.change], _sentences(compare), [answer, upload], shown, **_EVENT)
+    other.select(choose, pairs, image, **_EVENT)
+    return tuple(shown)
 
 
 def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:

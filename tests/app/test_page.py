@@ -230,15 +230,40 @@ def test_tabs_follow_the_chosen_text(page: Page) -> None:
     answered(page, "a horse", "a rocket and a bee")
     expect(page.locator("#hints")).to_contain_text("scores below")
     page.get_by_role("tab", name="Which words").click()
-    expect(page.locator("#words")).to_contain_text("horse")
+    expect(page.locator(".values:visible")).to_contain_text("horse")
     page.get_by_role("tabpanel").get_by_label("a rocket and a bee").check()
-    expect(page.locator("#words")).to_contain_text("rocket")
+    expect(page.locator(".values:visible")).to_contain_text("rocket")
     for tab, caption, count in (("Layer by layer", "layer 5", 14), ("Heads", "layer 5, head", 11)):
         page.get_by_role("tab", name=tab).click()
         expect(page.locator(".caption-label:visible", has_text=caption).first).to_be_visible()
         expect(page.locator(".thumbnail-item:visible")).to_have_count(count)
         expect(page.locator(".caption-label:visible").first).to_be_visible()
         expect(page.locator(".caption-label:visible", has_text="a horse")).to_have_count(1)
+
+
+@pytest.mark.slow
+def test_a_word_and_a_place_of_another_image_are_followed(browser: Browser, address: str) -> None:
+    """A click on a word enlarges its map; one on the other image draws what the place answers."""
+    page, _ = opened(browser, address)
+    question(page, "a horse and a dog")
+    answered(page, "a horse and a dog")
+    found = explain(IMAGE, "a horse and a dog", model="demo/vit", side="pairs")
+    page.get_by_role("tab", name="Word by region").click()
+    for name, note in zip(found.names[1:], found.notes[0][1:], strict=True):
+        caption = page.locator(".caption-label:visible", has_text=f"{name}, {note}")
+        expect(caption.first).to_be_visible()
+    page.locator(".values:visible").get_by_text("horse").first.click()
+    expect(page.locator(".preview:visible")).to_contain_text(f"horse, {found.notes[0][2]}")
+    page.get_by_role("tab", name="Another image").click()
+    panel = page.get_by_role("tabpanel").filter(has_text="Choose another image")
+    panel.locator("input[type=file]").first.set_input_files(
+        {"name": "other.png", "mimeType": "image/png", "buffer": png(IMAGE[:, ::-1].copy())}
+    )
+    images = panel.locator("img:visible")
+    expect(images).to_have_count(3)
+    before = images.nth(1).get_attribute("src")
+    images.nth(2).click()
+    expect(images.nth(1)).not_to_have_attribute("src", str(before))
 
 
 @pytest.mark.slow
