@@ -36,6 +36,7 @@ _FAILURES = (
     *(OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError),
     *(pickle.UnpicklingError, SafetensorError),
 )
+_LARGEST = 4096  # side in pixels of an image; more patches than fit into a memory
 _ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
 
 
@@ -257,8 +258,8 @@ def load_clip(
         device: for a name; None is CUDA if there is one, else the CPU.
         dtype: for a name; None is float32, whatever the precision of the stored weights.
         image_size: for a name; the side in pixels of the images that its processor makes, with
-            positions resampled as the model's library does, so that a map has more cells. None is
-            the size that it was trained with.
+            positions resampled as the model's library does, so that a map has more cells; at most
+            4096. None is the size that it was trained with.
 
     Returns:
         The adapter. A model loaded by name is in eval mode.
@@ -298,7 +299,7 @@ def load_clip(
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
     if image_size is not None:
-        check_integer("load_clip", "image_size", image_size)
+        check_integer("load_clip", "image_size", image_size, most=_LARGEST)
     given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.

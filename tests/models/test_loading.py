@@ -355,6 +355,8 @@ def test_a_model_is_made_for_larger_images(tmp_path, library, offline):
     assert cells == large.grid(48, 48) > plain.grid(*plain.preprocess(photo).shape[-2:])
     with pytest.raises(InputError, match=r"image_size=50\): .* multiple of 8, .* such as 48 or 56"):
         load_clip(tmp_path, image_size=50)
+    with pytest.raises(InputError, match="expected image_size up to 4096, got 8000000"):
+        load_clip(tmp_path, image_size=8_000_000)
     makes = r"create_model\(\.\.\., force_image_size=48\)"
     if library == "transformers":
         makes = r"pass a processor that makes such images, or take load_clip\(NAME, image_size=48\)"
