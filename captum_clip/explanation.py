@@ -356,7 +356,8 @@ class Explanation:
 
         The raw positive maps are resized (bicubic, within their range) and compared with each
         other, so their method should be one whose values mean the same for every text, such as
-        direct; ``.save("labels.png")`` writes a palette PNG.
+        direct; ``.save("labels.png")`` writes a palette PNG. Of pairs it is the word, or the cell
+        of the reference, whose share of a pixel is the largest.
 
         Args:
             threshold: of the largest map, min-max normalised, below which there is none: "otsu",
@@ -373,10 +374,10 @@ class Explanation:
             raise InputError(
                 "label_map: the maps are of negative evidence alone; take sign='both'."
             )
-        found = []
-        for crop, raw in zip(places, self.maps["positive"], strict=True):
+        found, parts = [], slice(int(self.lost is not None or self.reference is not None), None)
+        for crop, raw in zip(places, self.maps["positive"][:, parts], strict=True):
             large = maps.uncrop(raw, crop.box, crop.size, mode="bicubic", clamp=True)
-            found.append(regions.label_map(large, crop.box, threshold, self.names))
+            found.append(regions.label_map(large, crop.box, threshold, self.names[parts]))
         return found
 
     def points(self, count: int = 3) -> dict[str, list[list[Tensor]]]:

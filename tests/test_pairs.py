@@ -77,6 +77,14 @@ def test_a_noun_lies_on_its_object(pairs: Explanation) -> None:
         assert SCENE.objects[thing].mask[y, x]
 
 
+def test_a_label_map_has_the_word_that_answers_each_pixel(pairs: Explanation) -> None:
+    labels = pairs.label_map("otsu")[0]
+    assert labels.names == ("none", "a", "horse", "and", "a", "dog")
+    for name, thing in (("horse", 0), ("dog", 1)):
+        named = labels.labels == labels.names.index(name)
+        assert SCENE.objects[thing].mask[named].mean() > 0.4
+
+
 def test_notes_have_both_numbers_and_weights_are_of_one_scale(pairs: Explanation) -> None:
     assert pairs.lost is not None
     share, lost = float(pairs.scores[1, 2]), float(pairs.lost[1, 2])
