@@ -110,9 +110,10 @@ def explain_command(
     if side == "text" and (regions or label_map):
         option = "--regions are" if regions else "--label-map is of"
         raise InputError(f"{option} places in the image; leave --side text out.")
-    if label_map and (words or side == "pairs"):
-        option = "--words" if words else "--side pairs"
-        raise InputError(f"--label-map compares whole TEXTs; leave {option} out.")
+    if label_map and words:
+        raise InputError(
+            "--label-map compares whole TEXTs, or with --side pairs words; leave --words out."
+        )
     if label_map and sign == "negative":
         raise InputError("--label-map is of what supports a TEXT; leave --sign negative out.")
     if side != "image" and (words or emotions):
