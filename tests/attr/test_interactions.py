@@ -306,6 +306,16 @@ def test_a_changed_model_is_followed_or_refused(where: str) -> None:
     handle.remove()
 
 
+def test_an_embedding_that_is_changed_on_its_way_to_the_score_is_refused() -> None:
+    """The tower's own output is taken apart, and the score is of another embedding."""
+    small = builders.open_clip_vit()
+    clip, encode = small.load(), small.model.encode_image
+    method = DirectContribution(cases_similarity(clip))
+    small.model.encode_image = lambda images, **kwargs: encode(images, **kwargs) + 0.5
+    with pytest.raises(UnsupportedModelError, match="is not the score"):
+        method.vectors(small.images(2))
+
+
 def test_nothing_is_left_behind() -> None:
     clip = load_clip("demo/vit")
     pixels = torch.randn(2, 3, 224, 224, requires_grad=True)
