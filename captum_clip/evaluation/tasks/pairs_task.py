@@ -14,7 +14,7 @@ from ... import metrics, targets
 from ...attr import DirectInteraction
 from ...metrics.map_statistics import spearman
 from ...similarity import ClipPairSimilarity
-from ..batch import MethodOnBatch, ModelContext, Task, View, finite_indices, queries_of
+from ..batch import MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
 from ..run import Arrays
 from ..table import Metric, rows_of
@@ -40,6 +40,7 @@ class _Scene(NamedTuple):
     """A view with the caption of all its n objects, and the truth."""
 
     view: View
+    words: list[str]
     caption: str
     directions: Tensor  # (n, D), the caption's unit embedding less that without each word
     truths: dict[str, Tensor]  # (n words, n objects)
@@ -99,106 +100,81 @@ def _pairs_metrics(config: EvaluationConfig) -> dict[str, list[Metric]]:
 def _measure_pairs(maps: MethodOnBatch) -> Iterator[Arrays]:
     """Scenes of two objects or more that are drawn with every subset of them.
 
-    A word is a text of the sample's regions, article and all; the caption joins all of them by
-    "and", and what is left without a word is the caption of the others. A row is a pair of a word
-    and an object, "a horse / a dog". A ratio has the mean over rows, so that the report does not
-    draw the map of the text "a horse" as that of the word in its caption.
+    A word is a text of the sample's regions, article and all; the caption joins them by "and", and
+    what is left without a word is the caption of the others.
     """
-    views = [v for v in maps.batch.views if 2 <= len(v.regions) == len(v.sample.regions)]
-    views = [view for view in views if view.sample.subsets]
-    scenes = maps.batch.remember(
-        "scenes with captions", lambda: [_scene(maps.context, view) for view in views]
-    )
-    if not scenes:
-        return
-    estimates = {"difference": _differences(maps, scenes)}
-    if maps.method.name in _DEPTHS:
-        estimates |= _shares(maps, scenes)
-    for name, of_scenes in estimates.items():
-        for scene, heatmap in zip(scenes, of_scenes, strict=True):
-            if len(finite_indices(heatmap)) == len(heatmap):
-                yield from _agreement(name, scene, heatmap.double())
+    for view in maps.batch.views:
+        if view.sample.subsets and 2 <= len(view.regions) == len(view.sample.regions):
+            scene = maps.batch.remember(f"pairs of {view.number}", partial(_scene, maps, view))
+            for name, heatmap in _estimates(maps, scene):
+                yield from _agreement(name, scene, heatmap.detach().double())
 
 
 PAIRS: Final = Task(_pairs_metrics, _measure_pairs, by_default=False)
 """Signed mass of each word's map in each object against their exact interaction."""
 
 
-def _scene(context: ModelContext, view: View) -> _Scene:
+def _scene(maps: MethodOnBatch, view: View) -> _Scene:
     words = [region.text for region in view.regions]
     texts = [
         " and ".join(word for bit, word in enumerate(words) if subset >> bit & 1)
         for subset in range(2 ** len(words))
     ]
-    embeddings = context.encode(texts)
-    scores = context.scores(context.clip.preprocess(list(view.sample.subsets)), embeddings).T
+    embeddings = maps.context.encode(texts)
+    scores = maps.context.scores(maps.clip.preprocess(list(view.sample.subsets)), embeddings).T
     truths = dict(zip(_TRUTHS, exact_interactions(scores), strict=True))
     without = [(len(texts) - 1) ^ (1 << bit) for bit in range(len(words))]
-    return _Scene(view, texts[-1], embeddings[-1:] - embeddings[without], truths)
+    return _Scene(view, words, texts[-1], embeddings[-1:] - embeddings[without], truths)
 
 
-def _differences(maps: MethodOnBatch, scenes: Sequence[_Scene]) -> list[Tensor]:
-    """The method's signed map (n, h, w) of what each word adds; NaN where it has none."""
-    owners = [scene.view for scene in scenes for _ in scene.directions]
-    texts = [region.text for scene in scenes for region in scene.view.regions]
-    directions = torch.cat([scene.directions for scene in scenes])
-    queries = queries_of(owners, F.normalize(directions, dim=1), texts)
+def _estimates(maps: MethodOnBatch, scene: _Scene) -> Iterator[tuple[str, Tensor]]:
+    """The maps (n, h, w) of the words by each estimator that the method has."""
+    norms = scene.directions.norm(dim=1)[:, None, None]
+    owners = [scene.view] * len(scene.words)
+    queries = queries_of(owners, F.normalize(scene.directions, dim=1), scene.words)
     kept, raw = maps.compute_finite(queries)
-    signed = resizing.positive(raw) if kept else raw
-    if kept and (negative := maps.compute_negative(queries.part(kept), raw)) is not None:
-        signed = signed - negative
-    whole = signed.new_full((len(texts), *signed.shape[1:]), torch.nan)
-    whole[kept] = signed * directions.norm(dim=1)[kept, None, None]
-    return list(torch.split(whole, [len(scene.directions) for scene in scenes]))
-
-
-def _shares(maps: MethodOnBatch, scenes: Sequence[_Scene]) -> dict[str, list[Tensor]]:
-    """The rows (n, h, w) of the words among all shares, and the products of both sides' sums."""
-    clip, method = maps.clip, DirectInteraction(ClipPairSimilarity(maps.clip))
-    found: dict[str, list[Tensor]] = {"share": [], "product": []}
-    size = maps.config.batch_size
-    for part in (scenes[start : start + size] for start in range(0, len(scenes), size)):
-        pixels = torch.stack([scene.view.pixels for scene in part])
-        ids, mask = clip.text_inputs([scene.caption for scene in part])
-        attribute = partial(method.attribute, additional_forward_args=mask, return_rest=True)
-        shares, rest = attribute((pixels, ids), depth=_DEPTHS[maps.method.name])
-        by_token = shares.sum((-2, -1)) + rest.other  # (B, T), what a TextSimilarity has
-        by_place = shares.sum(1) + rest.image  # (B, h, w), the map of the caption
-        for index, scene in enumerate(part):
-            tokens = _tokens(maps, scene)
-            rows = torch.stack([shares[index, own].sum(0) for own in tokens])
-            values = torch.stack([by_token[index, own].sum() for own in tokens])
-            found["share"].append(rows.detach())
-            found["product"].append((values[:, None, None] * by_place[index]).detach())
-    return found
-
-
-def _tokens(maps: MethodOnBatch, scene: _Scene) -> list[list[int]]:
-    """The positions of the tokens of each word, which may be several with blanks between them."""
+    if len(kept) == len(queries):
+        negative = maps.compute_negative(queries, raw)
+        signed = resizing.positive(raw) - (0 if negative is None else negative)
+        if len(finite_indices(signed)) == len(queries):
+            yield "difference", signed * norms
+    if maps.method.name not in _DEPTHS:
+        return
+    ids, mask = maps.clip.text_inputs(scene.caption)
+    shares, rest = DirectInteraction(ClipPairSimilarity(maps.clip)).attribute(
+        (scene.view.pixels[None], ids),
+        additional_forward_args=mask,
+        return_rest=True,
+        depth=_DEPTHS[maps.method.name],
+    )
     pieces, tokens = iter(targets.word_tokens(maps.clip, scene.caption)), []
-    for region in scene.view.regions:
-        tokens.append([place for _ in region.text.split() for place in next(pieces)[1]])
+    for word in scene.words:
+        tokens.append([place for _ in word.split() for place in next(pieces)[1]])
         next(pieces, None)  # "and"
-    return tokens
+    yield "share", torch.stack([shares[0, own].sum(0) for own in tokens])
+    by_token = (shares.sum((-2, -1)) + rest.other)[0]  # (T,), what a TextSimilarity has
+    values = torch.stack([by_token[own].sum() for own in tokens])
+    yield "product", values[:, None, None] * (shares.sum(1) + rest.image)  # the caption's map
 
 
 def _agreement(name: str, scene: _Scene, heatmap: Tensor) -> Iterator[Arrays]:
-    view = scene.view
-    texts = [region.text for region in view.regions]
-    hits = metrics.pointing_game(heatmap, view.masks)
-    yield _mean_rows(f"{name}_pointing", hits, view, texts)
-    mass = metrics.object_mass(heatmap, view.masks)  # (n words, n objects)
-    pairs = [(word, thing) for word in texts for thing in texts]
-    others = [place for place, (word, thing) in enumerate(pairs) if word != thing]
-    for truth, effect in scene.truths.items():
+    """A row of a pair is called "a horse / a dog", the word and the object.
+
+    Means are ratios, so that the report draws no map of the text "a horse" in place of the word's.
+    """
+
+    def rows(metric: str, regions: Sequence[str], **parts: Tensor) -> Arrays:
+        return rows_of(f"{name}_{metric}", parts, [scene.view.number] * len(regions), regions)
+
+    hits = metrics.pointing_game(heatmap, scene.view.masks)
+    yield rows("pointing", scene.words, numerator=hits, denominator=torch.ones_like(hits))
+    mass = metrics.object_mass(heatmap, scene.view.masks)  # (n words, n objects)
+    pairs = [f"{word} / {thing}" for word in scene.words for thing in scene.words]
+    others = (~torch.eye(len(mass), dtype=torch.bool)).flatten().nonzero()[:, 0].tolist()
+    for truth, effects in scene.truths.items():
         for end, kept in (("", list(range(len(pairs)))), ("_others", others)):
-            both = {"mass": mass.flatten()[kept], "effect": effect.to(mass).flatten()[kept]}
-            regions = [" / ".join(pairs[place]) for place in kept]
-            yield rows_of(f"{name}_{truth}{end}", both, [view.number] * len(kept), regions)
-            ranks = spearman(both["mass"], both["effect"]).nan_to_num()[None]
-            yield _mean_rows(f"{name}_{truth}_scene{end}", ranks, view, [scene.caption])
-
-
-def _mean_rows(metric: str, values: Tensor, view: View, regions: Sequence[str]) -> Arrays:
-    parts = {"numerator": values, "denominator": torch.ones_like(values)}
-    return rows_of(metric, parts, [view.number] * len(regions), regions)
+            m, effect = mass.flatten()[kept], effects.to(mass).flatten()[kept]
+            yield rows(f"{truth}{end}", [pairs[i] for i in kept], mass=m, effect=effect)
+            ranks = spearman(m, effect).nan_to_num()[None]
+            parts = {"numerator": ranks, "denominator": torch.ones_like(ranks)}
+            yield rows(f"{truth}_scene{end}", [scene.caption], **parts)
