@@ -111,6 +111,26 @@ def test_images_have_a_map_for_each_cell_of_the_reference(clip: Any, matched: Ex
             matched.match(*place)
 
 
+def test_a_cell_is_counted_along_the_rows_of_the_references_grid() -> None:
+    found = Explanation(
+        maps={"positive": torch.arange(7.0).view(1, 7, 1, 1)},
+        scores=torch.arange(7.0)[None],
+        names=tuple("0123456"),
+        norms=torch.ones(7),
+        model="",
+        method="",
+        images=torch.rand(1, 3, 8, 8),
+        reference=torch.rand(3, 8, 12),
+        cells=(2, 3),
+    )
+    assert [found.match(row, column).names for row in (0, 1) for column in (0, 2)] == [
+        ("1",),
+        ("3",),
+        ("4",),
+        ("6",),
+    ]
+
+
 def test_the_strongest_match_of_two_images_is_what_both_show(matched: Explanation) -> None:
     shares = matched.maps["positive"][0, 1:].unflatten(0, matched.cells)
     on_other, on_image = next(_strongest(shares, 1))

@@ -117,6 +117,36 @@ def test_shares_through_all_layers_equal_the_second_derivative_with_gates_detach
         )
         expected = torch.einsum("bhwe,bte->bthw", images, texts)
         torch.testing.assert_close(mixed, expected, **EXACT)
+        every, rest = method.attribute_pairs(pixels[:1], ids, mask, depth=depth, return_rest=True)
+        assert [part.shape for part in (every, *rest)] == [
+            (1, 2, ids.shape[1], 4, 4),
+            (1, 2, ids.shape[1]),
+            (1, 2, 4, 4),
+            (1, 2),
+        ]
+        torch.testing.assert_close(every[:, :1], expected[:1, None], **EXACT)
+
+
+def test_a_side_through_all_layers_takes_a_backward_for_each_position_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, pixels, ids, mask = inputs("hf_vit")
+    method = DirectInteraction(ClipPairSimilarity(clip))
+    grad, calls = torch.autograd.grad, list[int]()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    for depth, wanted in (
+        (("all", "pooling"), ids.shape[1] + 1),
+        (("pooling", "all"), 16 + 1),
+        ("all", clip.embedding_dim + ids.shape[1] + 1),
+    ):
+        calls.clear()
+        method.attribute((pixels, ids), additional_forward_args=mask, depth=depth)
+        assert len(calls) == wanted
 
 
 def seen_embedding(name: str, seen: Any) -> Tensor:
