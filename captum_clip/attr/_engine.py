@@ -365,7 +365,13 @@ def check_layer(method: str, tower: ViTTower, index: int) -> None:
         around = tower.pooling_head.modules
     parts = [part for whole in around for part in whole.modules() if part not in apart]
     check_known(method, f"layer {index}", parts)
-    check_known(method, "the tower's head", tower.head_modules)
+    check_head(method, tower)
+
+
+def check_head(method: str, tower: ViTTower | ResNetTower) -> None:
+    """Refuse what follows the last features or tokens, where it computes more than is known."""
+    parts = (part for module in tower.head_modules for part in module.modules())
+    check_known(method, "the tower's head", parts)
 
 
 def check_known(method: str, where: str, modules: Iterable[nn.Module]) -> None:

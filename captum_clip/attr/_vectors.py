@@ -13,7 +13,7 @@ from ..recording import LayerRecord
 from ..similarity import Similarity
 from . import _attention as mha
 from ._call import Call, Computed
-from ._engine import PooledEmbedding, check_layer, pooled_embedding
+from ._engine import PooledEmbedding, check_head, check_layer, pooled_embedding
 
 _TOGETHER = 64  # products of a convolutional tower at a time, which bounds the memory
 CHANGED = (
@@ -66,6 +66,7 @@ def vectors_of_rows(
 
 def vectors_of_mean(tower: ViTTower, call: Call, centred: bool) -> tuple[PooledEmbedding, Tensor]:
     """The same where the mean of the last tokens is pooled."""
+    check_head("DirectContribution", tower)
     found = pooled_embedding(tower, call)
     token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
     steps = found.head(tower)
@@ -81,6 +82,7 @@ def vectors_of_mean(tower: ViTTower, call: Call, centred: bool) -> tuple[PooledE
 
 def products_of_resnet(tower: ResNetTower, call: Call, along: Tensor, centred: bool) -> Computed:
     """The products of each position's share in the unit embedding with vectors (n, B or 1, E)."""
+    check_head("DirectContribution", tower)
     found = pooled_embedding(tower, call)
     with torch.no_grad():
         parts = []
@@ -97,11 +99,10 @@ def taken_apart(
 ) -> Computed:
     """Products (n, B, s or h, w) of the unit embedding's parts, and those of what no part is in."""
     unit = to_float32(found.embedding.detach()) * found.direction.scale[:, None]
-    if call.similarity is None:  # the model is changed, so the tower's end may not be the scores'
+    if call.similarity is None:  # the model is changed, so more may follow the tower's end
         assert isinstance(call.forward, Similarity)
-        whole = found.projected or tower.projection_module is None
-        made = unit @ call.forward.embeddings.to(unit.dtype).T if whole else unit.new_tensor(2)
-        if ((made - found.run.scores.detach()).abs() > found.rounding).any():
+        own = F.normalize(to_float32(call.forward.clip.image_features(*call.images)), dim=-1)
+        if own.shape != unit.shape or ((own - unit).norm(dim=-1) > found.rounding).any():
             raise UnsupportedModelError(CHANGED)
     total = products(unit, along)
     inside = values[..., tower.span] if isinstance(tower, ViTTower) else values.flatten(2)

@@ -9,9 +9,10 @@ from captum.log import log_usage
 from torch import Tensor
 
 from .. import targets
-from ..checks import check_choice, check_flag
+from ..checks import check_choice, check_flag, is_integer, show
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..models import ClipAdapter
+from ..models.library import is_unmodified
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
 from .contributions import Baseline, Depth, DirectContribution
 
@@ -127,14 +128,17 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             InputError: invalid inputs or options, or not as many of each.
             TargetError: a target.
         """
-        if not isinstance(inputs, tuple) or len(inputs) != 2:
+        given: Any = inputs
+        if not isinstance(given, tuple) or len(given) != 2:
+            count = f" of {len(given)}" if isinstance(given, tuple) else ""
             raise InputError(
                 f"attribute: expected a tuple of two tensors, images and {self.forward_func.side}s,"
-                f" got {type(inputs).__name__}{f' of {len(inputs)}' * isinstance(inputs, tuple)}."
+                f" got {type(given).__name__}{count}."
             )
-        if target not in (None, 0):
+        if not (target is None or (is_integer(target) and target == 0)):
             raise TargetError(
-                f"attribute: there is one score for each pair, got target={target!r}; leave it out."
+                "attribute: there is one score for each pair, got "
+                f"target={show(target)}; leave it out."
             )
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         return self._shares("attribute", inputs, additional_forward_args, options, return_rest)
@@ -168,6 +172,11 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         return_rest: bool,
     ) -> Any:
         check_flag(caller, "return_rest", return_rest)
+        if not is_unmodified(self.forward_func, (ClipPairSimilarity,)):
+            raise UnsupportedModelError(
+                f"{caller}: the forward function has a hook, a patched method or code of its own, "
+                "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
+            )
         both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]
         for name, choices in (("baseline", Baseline), ("depth", Depth)):
             for of_side in both:

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captum_clip import ClipSimilarity, attr
+from captum_clip import ClipPairSimilarity, ClipSimilarity, attr
 from captum_clip.errors import CaptumClipError
+from captum_clip.models import ClipAdapter
 from tests import explicit, oracles
 from tests.attr import cases, test_others_methods
 
@@ -27,6 +28,47 @@ TOWERS = ("hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip", "eva02", "p
 CONVOLUTIONAL = ("open_clip_resnet", "timm_convnext")
 GATED = ("hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip")  # whose gates are known here
 TOLERANCE = 1e-5  # in float64, of the map's maximum
+
+
+class Vectors:
+    """The maps, scores and rests that are products of the vectors with the target's embeddings."""
+
+    additive = True
+
+    def __init__(self, similarity: ClipSimilarity) -> None:
+        self.similarity = similarity
+
+    def attribute_targets(self, pixels: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps, scores and rests of all targets."""
+        options.pop("return_scores")
+        vectors, rest = attr.DirectContribution(self.similarity).vectors(pixels, **options)
+        rows = self.similarity.embeddings.to(vectors).T
+        unit = vectors.sum((1, 2)) + rest
+        return (vectors @ rows).movedim(-1, 1), unit @ rows, rest @ rows
+
+
+class Pairs(Vectors):
+    """The same, where the shares of two images are the products of their vectors."""
+
+    def attribute_targets(self, pixels: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps, scores and rests of all targets."""
+        method = interaction(self.similarity.clip)
+        pair = (pixels, pixels.flip(0))
+        shares, rest = method.attribute(pair, return_rest=True)
+        total = shares.sum((1, 2, 3, 4)) + rest.constant
+        total += rest.other.sum((1, 2)) + rest.image.sum((1, 2))
+        torch.testing.assert_close(total, method.forward_func(*pair).detach())
+        vectors: Any = attr.DirectContribution(self.similarity).vectors(pixels)
+        wanted = torch.einsum("bhwe,byxe->byxhw", vectors, vectors.flip(0))
+        torch.testing.assert_close(shares, wanted)
+        return super().attribute_targets(pixels, **options)
+
+
+@cache
+def interaction(clip: ClipAdapter) -> attr.DirectInteraction:
+    """One that was made before the model is changed, as its constructor asks for."""
+    return attr.DirectInteraction(ClipPairSimilarity(clip, "image"))
+
 
 VIT_METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "all-grad": (attr.AllGradAttention, {}),
@@ -41,6 +83,8 @@ VIT_METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "patches": (attr.PatchSimilarity, {}),
     "direct": (attr.DirectContribution, {}),
     "conservative": (attr.ConservativePropagation, {}),
+    "deep vectors": (Vectors, {"depth": "all"}),
+    "pairs": (Pairs, {}),
 }
 METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     **VIT_METHODS,
@@ -333,6 +377,8 @@ OTHERS: dict[str, Callable[[str], Tensor]] = {
     "patches": partial(test_others_methods.patch_similarity, how="identity"),
     "direct": _direct,
     "conservative": _conservative,
+    "deep vectors": _conservative,
+    "pairs": _direct,
     "grad-cam": _grad_cam,
 }
 
@@ -346,7 +392,7 @@ def _flat_keys(name: str) -> bool:
 
 def wanted(name: str, method: str) -> Tensor | None:
     """The map (B, K, h, w) of the model as it computes now; None where no oracle knows it."""
-    if method in ("direct", "conservative") and name not in GATED:
+    if OTHERS.get(method) in (_direct, _conservative) and name not in GATED:
         return None
     try:
         if method not in OTHERS:
@@ -391,7 +437,7 @@ def verdict(name: str, method: str, similarity: ClipSimilarity) -> str:
 
 def cells(name: str) -> Iterator[tuple[str, str, str]]:
     """Module, change and method of every cell of a tower."""
-    methods = VIT_METHODS if name in TOWERS else ("grad-cam", "direct")
+    methods = VIT_METHODS if name in TOWERS else ("grad-cam", "direct", "pairs")
     for path, module in modules_of(name).items():
         yield from product([path], kinds_of(module), methods)
 
@@ -399,6 +445,8 @@ def cells(name: str) -> Iterator[tuple[str, str, str]]:
 def verdict_of(name: str, path: str, kind: str, method: str) -> str:
     """The verdict of a cell, or the error that is neither right nor a refusal."""
     similarity = cases.similarity(name, torch.float64)
+    if method == "pairs":
+        interaction(similarity.clip)
     with KINDS[kind](similarity.clip.model.get_submodule(path)):
         try:
             return verdict(name, method, similarity)

@@ -346,6 +346,42 @@ def test_an_embedding_that_is_changed_on_its_way_to_the_score_is_refused() -> No
         method.vectors(small.images(2))
 
 
+def test_a_forward_function_of_another_score_is_refused() -> None:
+    """A subclass, a hook and a patched forward may all scale the cosine."""
+
+    class Scaled(ClipPairSimilarity):
+        def forward(self, *args: Any) -> Tensor:
+            return 2 * super().forward(*args)
+
+    clip, pixels, ids, mask = inputs("hf_vit")
+    hooked, patched = ClipPairSimilarity(clip), ClipPairSimilarity(clip)
+    hooked.register_forward_hook(lambda _, args, result: 2 * result)
+    patched.forward = lambda *args: 0  # type: ignore[method-assign, assignment]
+    for forward in (Scaled(clip), hooked, patched):
+        with pytest.raises(UnsupportedModelError, match="its score may be more than the cosine"):
+            DirectInteraction(forward).attribute((pixels, ids), None, mask)
+
+
+def test_vectors_are_of_the_whole_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a patched method changes none of the scores that were asked for."""
+    small = builders.hf_vit()
+    first = targets.embedding(torch.eye(1, 24))
+    method, kind = DirectContribution(ClipSimilarity(small.load(), first)), type(small.model)
+    own: Any = kind.get_image_features
+
+    def turned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = own(self, *args, **kwargs)
+        found.pooler_output = torch.cat(
+            [found.pooler_output[:, :1], found.pooler_output[:, 1:].flip(-1)], -1
+        )
+        return found
+
+    monkeypatch.setattr(kind, "get_image_features", turned)
+    method.attribute(small.images())
+    with pytest.raises(UnsupportedModelError, match="is not the score"):
+        method.vectors(small.images())
+
+
 def test_nothing_is_left_behind() -> None:
     clip = load_clip("demo/vit")
     pixels = torch.randn(2, 3, 224, 224, requires_grad=True)
