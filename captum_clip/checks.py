@@ -113,7 +113,7 @@ def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
 
 def check_choice(caller: str, value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is one of the choices; `name` is what is chosen."""
-    if value not in tuple(choices):
+    if not isinstance(value, str) or value not in tuple(choices):
         raise InputError(f"{caller}: expected {name} of {', '.join(choices)}, got {show(value)}.")
 
 

@@ -1,6 +1,6 @@
 """`explain`: images and texts in, an :class:`Explanation` out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -102,8 +102,10 @@ def explain(
         >>> figure = explanation.plot()
     """
     _check_arguments(texts, reference, sign, words, batch_size, side, hints)
+    other: Any = None
     if side == "pairs":
-        _check_pairs(texts, method, options)
+        other = None if texts is None else _one_text(texts)
+        _check_pairs(method, options)
     elif method is not None:
         check_method(method, options)
     parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
@@ -111,7 +113,6 @@ def explain(
     wanted = SIGNS if sign == "both" else (sign,)
     pieces = _pieces(pixels_of(image), batch_size)
     if side == "pairs":
-        other: Any = texts if isinstance(texts, (str, type(None))) else as_list(texts)[0]
         if reference is not None:
             other = clip.preprocess(reference)
             if len(other) != 1:
@@ -227,16 +228,24 @@ def _of_images(shown: list[photos.Seen]) -> dict[str, Any]:
     }
 
 
-def _check_pairs(texts: Any, method: Any, options: dict[str, Any]) -> None:
-    if texts is not None and len(as_list(texts)) != 1:
+def _one_text(texts: Any) -> str:
+    listed = [texts] if isinstance(texts, bytes) or not isinstance(texts, Iterable) else texts
+    listed = as_list(listed)
+    if len(listed) != 1:
         raise TargetError(
-            f"explain: side='pairs' takes one text apart, got {len(as_list(texts))}; explain them "
-            "one after the other."
+            f"explain: side='pairs' takes one text apart, got {len(listed)}; explain each by "
+            "itself."
         )
+    if not isinstance(listed[0], str):
+        raise TargetError(f"explain: expected a text, got {type(listed[0]).__name__}.")
+    return listed[0]
+
+
+def _check_pairs(method: Any, options: dict[str, Any]) -> None:
     if method not in (None, "direct", DirectContribution, DirectInteraction):
         raise InputError(
-            "explain: side='pairs' is made of direct contributions to both embeddings; leave "
-            "`method` out."
+            "explain: side='pairs' is made of direct contributions to both embeddings; leave the "
+            "method out."
         )
     known = [
         p.name
@@ -259,8 +268,8 @@ def _check_arguments(
         raise InputError(f"explain: expected texts or a reference image, got {given}.")
     if reference is not None and (side in ("text", "both") or words):
         raise InputError(
-            f"explain: a reference image has no words; take side='image' or 'pairs', got {side!r}, "
-            f"words={words!r}."
+            "explain: a reference image has no words; take side='image' or side='pairs', and leave "
+            "`words` out."
         )
     if side != "image" and (isinstance(texts, Target) or words):
         given = "a Target" if isinstance(texts, Target) else f"words={words!r}"
@@ -272,7 +281,7 @@ def _check_arguments(
     if hints and not _have_hints(texts, side, sign):
         raise InputError(
             "explain: hints=True compares positive maps of texts with those of unrelated texts; "
-            "leave it out with a Target or a reference, side='text' or 'pairs', or sign='negative'."
+            "leave it out with a Target, a reference, side='text', side='pairs' or sign='negative'."
         )
     if batch_size is not None:
         check_integer("explain", "batch_size", batch_size)

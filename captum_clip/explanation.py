@@ -99,6 +99,8 @@ class Explanation:
             and all(len(part) in (0, shape[0]) for part in (self.hints, self.crops, self.photos))
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
+            and (self.lost is None or self.lost.shape == shape)
+            and (self.reference is None or shape[1] == 1 + self.cells[0] * self.cells[1])
         )
         if not fits:
             shapes = {sign: tuple(m.shape) for sign, m in self.maps.items()}
@@ -121,7 +123,8 @@ class Explanation:
         norm; with both signs, one row per image and target, positive next to negative evidence on a
         scale that the two share. With the text side one row per text: the image, or its map, next
         to the words in their colours. More than 24 rows become a contact sheet: images stand side
-        by side. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
+        by side. A pair of images has its matches, the positive ones where both signs are there, and
+        takes no look. For another look pass the maps to :mod:`captum_clip.visualization` yourself.
 
         Args:
             cmap: colour map, by name or as it is; by default inferno, blue for negative evidence
@@ -135,10 +138,16 @@ class Explanation:
                 from a file. Drawn with 1024 pixels a side at most, 256 where there are many.
 
         Raises:
-            InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], or
-                no photos to lay the maps on, as where the images came as tensors.
+            InputError: an unknown colour map or interpolation, an alpha that is not in [0, 1], no
+                photos to lay the maps on, as where the images came as tensors, or a look of a pair.
         """
         if self.reference is not None:
+            plain = cmap is None and alpha == ALPHA and interpolation == "bicubic"
+            if not plain or not (original is None or original is False):
+                raise InputError(
+                    "plot: each match of two images has a colour of its own, on what the model "
+                    "saw; leave cmap, alpha, interpolation and original out."
+                )
             return self._plot_matches()
         images: Any = self.images
         heatmap: Mapping[str, Any] = self.heatmap(interpolation)

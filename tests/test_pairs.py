@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,9 @@ def test_a_reference_is_a_target_as_well(clip: Any) -> None:
         ({"texts": [TEXT, "a cat"]}, "takes one text apart, got 2"),
         ({}, "expected texts or a reference image, got neither"),
         ({"texts": TEXT, "reference": OTHER.image}, "got both"),
-        ({"texts": TEXT, "method": "last-grad"}, "leave `method` out"),
+        ({"texts": 3}, "expected a text, got int"),
+        ({"texts": b"a dog"}, "expected a text, got bytes"),
+        ({"texts": TEXT, "method": "last-grad"}, "leave the method out"),
         ({"texts": TEXT, "heads": "paired"}, "has no option 'heads'; it has baseline, start_layer"),
         ({"texts": TEXT, "hints": True}, "hints=True compares positive maps of texts"),
         ({"texts": TEXT, "words": True}, "explains whole texts word by word"),
@@ -221,9 +224,30 @@ def test_only_a_pair_of_images_has_matches(pairs: Explanation) -> None:
     with pytest.raises(InputError, match="of no pair of images"):
         pairs.match(0, 0)
     image = torch.rand(1, 3, 8, 8)
+    shares: Any
     for shares, message in (
         (torch.rand(1, 2, 2, 2), "expected shares"),
+        (torch.rand(1, 0, 2, 2, 2), "expected shares"),
+        ("words", "expected shares as a tensor or an array, got str"),
         (torch.full((1, 2, 2, 2, 2), torch.nan), "NaN"),
     ):
         with pytest.raises(InputError, match=message):
             visualization.matches(image, image, shares)
+    names: Any = 3
+    with pytest.raises(InputError, match="expected 2 names, got 3"):
+        visualization.matches(image, image, torch.rand(1, 2, 2, 2, 2), names=names)
+
+
+def test_a_look_that_matches_cannot_have_is_refused(matched: Explanation) -> None:
+    matched.plot(original=False)
+    looks: list[dict[str, Any]] = [{"cmap": "viridis"}, {"alpha": 0.3}, {"original": True}]
+    for look in looks:
+        with pytest.raises(InputError, match="each match of two images has a colour of its own"):
+            matched.plot(**look)
+
+
+def test_parts_of_pairs_must_belong_together(pairs: Explanation, matched: Explanation) -> None:
+    whole: Any
+    for whole, parts in ((pairs, {"lost": torch.zeros(1, 1)}), (matched, {"cells": (3, 3)})):
+        with pytest.raises(InputError, match="do not belong together"):
+            replace(whole, **parts)

@@ -125,8 +125,9 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         Those of a `Literal` type are checked here, from the signature of `_compute`.
         """
         for name, choices in cls._choices.items():
-            if options.get(name, choices[0]) not in choices:
-                check_choice(name, options[name], [c for c in choices if c is not None])
+            value = options.get(name, choices[0])
+            if value is not None or None not in choices:
+                check_choice(name, value, [c for c in choices if c is not None])
 
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
@@ -222,7 +223,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         self._check_tower()
         self.check_options(**options)
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-        for other in (tensor for tensor in tensors if not isinstance(tensor, Tensor)):
+        for other in (each for each in tensors or (inputs,) if not isinstance(each, Tensor)):
             wanted, maker = "images", "clip.preprocess(images)"
             if isinstance(forward, TextSimilarity):
                 wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"

@@ -128,6 +128,12 @@ def explain_command(
         raise InputError("expected a TEXT, --emotions FILE or --image FILE, got none.")
     if side == "pairs" and image is None and len(texts) != 1:
         raise InputError(f"--side pairs takes one TEXT apart, got {len(texts)}.")
+    if image is not None and side in ("text", "both"):
+        raise InputError("a reference image has no words; take --side image or --side pairs.")
+    if image is not None and side == "pairs" and original:
+        raise InputError(
+            "--side pairs draws two images as the model saw them; leave --original out."
+        )
     probes, fitted = read_probes([emotions] if emotions else [])
     if image is not None:
         find_file(image, caller="--image")

@@ -3,7 +3,7 @@
 Each `as_...` raises InputError in the caller's name: other shapes, values out of range, no numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import maps
+from ..checks import show
 from ..errors import InputError
 from .colors import Array, score_note
 
@@ -127,6 +128,8 @@ def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
     """K names; empty ones where none are given."""
     if names is None:
         return [""] * count
+    if not isinstance(names, Iterable):
+        raise InputError(f"{caller}: expected {count} names, got {show(names)}.")
     listed = [names] if isinstance(names, str) else [str(name) for name in names]
     if len(listed) != count:
         raise InputError(f"{caller}: expected {count} names, got {len(listed)}: {listed!r}.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import maps
 from ..checks import check_integer
 from ..errors import InputError
-from .arrays import ArrayLike, Batch, as_images, as_names
+from .arrays import ArrayLike, Batch, as_array, as_images, as_names
 from .colors import ALPHA, RISE, Array, soften
 from .grid import Panel, grid
 
@@ -52,8 +52,8 @@ def matches(
     """
     check_integer("matches", "count", count, most=8)
     shown, others = as_images("matches", images), as_images("matches", references)
-    each = torch.as_tensor(shares).detach().cpu().float()
-    if each.ndim != 5 or not len(each) == len(shown) == len(others):
+    each = torch.from_numpy(as_array("matches", "shares", shares))
+    if each.ndim != 5 or 0 in each.shape or not len(each) == len(shown) == len(others):
         raise InputError(
             f"matches: expected shares (B, h', w', h, w) of {len(shown)} images and as many "
             f"references, got {tuple(each.shape)} and {len(others)} references."

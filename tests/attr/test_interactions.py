@@ -294,6 +294,9 @@ def test_bad_pairs_are_a_sentence_each() -> None:
         (lambda: method.attribute((pixels, long)), InputError, "the texts have 200 tokens"),
         (lambda: method.attribute((pixels, pixels)), InputError, r"expected token ids \(B, T\)"),
         (lambda: method.attribute(pixels), InputError, "a tuple of two tensors"),
+        (lambda: interaction.attribute(method, None), InputError, "images and texts, got NoneType"),
+        (lambda: method.attribute((pixels, ids), torch.zeros(3)), TargetError, "got target=tensor"),
+        (lambda: method.attribute((pixels, ids), None, mask, depth=mask), InputError, "of pooling"),
         (lambda: method.attribute((pixels, ids), 1, mask), TargetError, "one score for each pair"),
         (lambda: method.attribute((pixels, ids), None, mask, depth="x"), InputError, "of pooling"),
         (lambda: method.attribute((pixels, ids), None, mask, depth=("all",) * 3), InputError, "or"),
@@ -305,6 +308,8 @@ def test_bad_pairs_are_a_sentence_each() -> None:
     ):
         with pytest.raises(error, match=message):
             run()
+    with pytest.raises(InputError, match="expected a tensor of images, got tuple"):
+        DirectContribution(similarity).vectors(())
     own = DirectContribution(lambda x: x, cases.built("hf_vit").model)
     with pytest.raises(InputError, match="which embedding a forward function of your own"):
         own.vectors(pixels)

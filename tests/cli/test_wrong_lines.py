@@ -42,6 +42,8 @@ LINES = {
     "explain photo.jpg a --side text --regions r": "--regions are places in the image",
     "explain photo.jpg a --side text --label-map r.png": "--label-map is of places in the image",
     "explain photo.jpg a --words --label-map r.png": "with --side pairs words; leave --words out",
+    "explain photo.jpg --image other.png --side pairs --original": "leave --original out",
+    "explain photo.jpg --image other.png --side text": "take --side image or --side pairs",
     "explain photo.jpg a --sign negative --label-map r.png": "leave --sign negative out",
     "explain photo.jpg a --label-map r.jpg": "cannot write r.jpg: the name must end in .png",
     "explain photo.jpg a -o r.png --label-map r.png": "--label-map r.png is the figure",
