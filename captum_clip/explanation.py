@@ -365,8 +365,9 @@ class Explanation:
 
         The raw positive maps are resized (bicubic, within their range) and compared with each
         other, so their method should be one whose values mean the same for every text, such as
-        direct; ``.save("labels.png")`` writes a palette PNG. Of pairs it is the word, or the cell
-        of the reference, whose share of a pixel is the largest.
+        direct; ``.save("labels.png")`` writes a palette PNG. Of words it is the word that adds
+        most, its map times its norm; of pairs the word, or the cell of the reference, whose share
+        of a pixel is the largest.
 
         Args:
             threshold: of the largest map, min-max normalised, below which there is none: "otsu",
@@ -383,10 +384,14 @@ class Explanation:
             raise InputError(
                 "label_map: the maps are of negative evidence alone; take sign='both'."
             )
-        found, parts = [], slice(int(self.lost is not None or self.reference is not None), None)
-        for crop, raw in zip(places, self.maps["positive"][:, parts], strict=True):
+        own, names, found = self.maps["positive"], self.names, []
+        if self.words or self.reference is not None:  # without the whole, of which they are parts
+            own, names = own[:, 1:], names[1:]
+        if self.words and self.lost is None:
+            own = own * self.norms[1:, None, None]
+        for crop, raw in zip(places, own, strict=True):
             large = maps.uncrop(raw, crop.box, crop.size, mode="bicubic", clamp=True)
-            found.append(regions.label_map(large, crop.box, threshold, self.names[parts]))
+            found.append(regions.label_map(large, crop.box, threshold, names))
         return found
 
     def points(self, count: int = 3) -> dict[str, list[list[Tensor]]]:

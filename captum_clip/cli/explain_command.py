@@ -84,7 +84,8 @@ def explain_command(
             is that of any text (default: of TEXTs, unless --sign negative or --side text)
         regions: a folder for what the maps mark: a mask for each as PNG, its boxes and its peak as
             JSON, in pixels of the image
-        label_map: a .png of the TEXT that supports each pixel most; for several images a folder
+        label_map: a .png of the TEXT or word that supports each pixel most; for several images a
+            folder of them
         threshold: what --regions and --label-map take of a map: otsu, mean, or a share of its
             maximum in [0, 1) (default: otsu; for --label-map, above zero)
         output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for several
@@ -110,10 +111,6 @@ def explain_command(
     if side == "text" and (regions or label_map):
         option = "--regions are" if regions else "--label-map is of"
         raise InputError(f"{option} places in the image; leave --side text out.")
-    if label_map and words:
-        raise InputError(
-            "--label-map compares whole TEXTs, or with --side pairs words; leave --words out."
-        )
     if label_map and sign == "negative":
         raise InputError("--label-map is of what supports a TEXT; leave --sign negative out.")
     if side != "image" and (words or emotions):

@@ -41,7 +41,6 @@ LINES = {
     "explain photo.jpg a --threshold 2": "expected otsu, mean or a number in [0, 1), got 2",
     "explain photo.jpg a --side text --regions r": "--regions are places in the image",
     "explain photo.jpg a --side text --label-map r.png": "--label-map is of places in the image",
-    "explain photo.jpg a --words --label-map r.png": "with --side pairs words; leave --words out",
     "explain photo.jpg --image other.png --side pairs --original": "leave --original out",
     "explain photo.jpg --image other.png --side text": "take --side image or --side pairs",
     "explain photo.jpg a --sign negative --label-map r.png": "leave --sign negative out",
