@@ -312,6 +312,7 @@ def test_without_any_map_nothing_is_measured(task: str) -> None:
         fixations=points,
         density=points.astype(float),
         fixated="a horse",
+        labels=points.astype(np.int64),
     )
     words = Sample("a", whole.image, tuple(_bare(r) for r in whole.regions), caption="horse dog")
     data = Listed(words if task == "words" else sample)
