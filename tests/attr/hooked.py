@@ -31,7 +31,10 @@ TOLERANCE = 1e-5  # in float64, of the map's maximum
 
 
 class Vectors:
-    """The maps, scores and rests that are products of the vectors with the target's embeddings."""
+    """The maps, scores and rests that are products of the vectors with the target's embeddings.
+
+    Where there are vectors the method itself must have these maps.
+    """
 
     additive = True
 
@@ -43,8 +46,13 @@ class Vectors:
         options.pop("return_scores")
         vectors, rest = attr.DirectContribution(self.similarity).vectors(pixels, **options)
         rows = self.similarity.embeddings.to(vectors).T
-        unit = vectors.sum((1, 2)) + rest
-        return (vectors @ rows).movedim(-1, 1), unit @ rows, rest @ rows
+        unit, maps = vectors.sum((1, 2)) + rest, (vectors @ rows).movedim(-1, 1)
+        try:
+            own = attr.DirectContribution(self.similarity).attribute_targets(pixels, **options)[0]
+        except CaptumClipError as error:
+            raise AssertionError("there are vectors and no maps") from error
+        torch.testing.assert_close(maps, own)
+        return maps, unit @ rows, rest @ rows
 
 
 class Pairs(Vectors):
