@@ -1,7 +1,6 @@
 """`explain`: images and texts in, an :class:`Explanation` out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,7 +71,8 @@ def explain(
             for which word of one text answers which region, or which region of a `reference`
             (:class:`captum_clip.DirectInteraction`, whose options it takes).
         whole: pad each image to a square with the mean colour, so that the model sees all of it,
-            where it otherwise sees what its processor leaves, as a rule the square in the middle.
+            where it otherwise sees what its processor leaves, as a rule the square in the middle;
+            of pairs the reference as well.
             This is another input than the crop, with other scores and maps.
         hints: find maps to doubt (`Explanation.hints`): those of a text that fits the image no
             better than unrelated ones, and those that hardly change with the text; by default of
@@ -114,7 +114,7 @@ def explain(
     pieces = _pieces(pixels_of(image), batch_size)
     if side == "pairs":
         if reference is not None:
-            other = clip.preprocess(reference)
+            other = photos.preprocess(clip, reference, whole=whole).pixels
             if len(other) != 1:
                 raise InputError(f"explain: expected one reference image, got {len(other)}.")
         return _explain_pairs(clip, pieces, other, wanted, whole, options)
@@ -247,11 +247,7 @@ def _check_pairs(method: Any, options: dict[str, Any]) -> None:
             "explain: side='pairs' is made of direct contributions to both embeddings; leave the "
             "method out."
         )
-    known = [
-        p.name
-        for p in signature(DirectInteraction.attribute).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name != "return_rest"
-    ]
+    known = ("baseline", "start_layer", "depth")
     for option in options:
         if option not in known:
             raise InputError(

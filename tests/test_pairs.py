@@ -210,6 +210,13 @@ def test_batches_and_options_are_those_of_the_method(clip: Any, pairs: Explanati
     assert deep.method == "direct interaction:depth=all"
 
 
+def test_the_whole_of_a_reference_is_seen_where_that_of_the_image_is(clip: Any) -> None:
+    wide = np.concatenate([OTHER.image, OTHER.image], 1)
+    found = explain(wide, reference=wide, model=clip, side="pairs", whole=True)
+    torch.testing.assert_close(found.reference, found.images[0])
+    torch.testing.assert_close(found.scores[:, :1], torch.ones(1, 1))
+
+
 def test_a_reference_is_a_target_as_well(clip: Any) -> None:
     found = explain(SCENE.image, reference=OTHER.image, model=clip)
     wanted = explain(SCENE.image, targets.image(clip, OTHER.image), model=clip)
