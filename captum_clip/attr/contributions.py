@@ -11,20 +11,9 @@ from typing_extensions import override
 from ..checks import check_flag
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
-from ..models.steps import (
-    Direction,
-    PooledToken,
-    needs_token,
-    pull_back,
-    run_steps,
-)
+from ..models.steps import Direction, PooledToken, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer, TextTower
-from ..models.towers import (
-    AttentionLayer,
-    AveragePooledTower,
-    ResNetTower,
-    ViTTower,
-)
+from ..models.towers import AttentionLayer, AveragePooledTower, ResNetTower, ViTTower
 from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
 from ..similarity import Similarity
 from . import _attention as mha

@@ -141,7 +141,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
                 f"target={show(target)}; leave it out."
             )
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
-        return self._shares("attribute", inputs, additional_forward_args, options, return_rest)
+        return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     def attribute_pairs(
@@ -161,16 +161,18 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         """
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         inputs, extra = (images, others), additional_forward_args
-        return self._shares("attribute_pairs", inputs, extra, options, return_rest)
+        return self._shares(inputs, extra, options, return_rest, paired=False)
 
     def _shares(
         self,
-        caller: str,
         inputs: tuple[Tensor, Tensor],
         extra: Any,
         options: dict[str, Any],
         return_rest: bool,
+        *,
+        paired: bool,
     ) -> Any:
+        caller = "attribute" if paired else "attribute_pairs"
         check_flag(caller, "return_rest", return_rest)
         if not is_unmodified(self.forward_func, (ClipPairSimilarity,)):
             raise UnsupportedModelError(
@@ -182,25 +184,20 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             for of_side in both:
                 check_choice(caller, of_side[name], get_args(choices), name=name)
         mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
-        paired = caller == "attribute"
         self.forward_func.check(*inputs, mask, pairs=paired)
-        image = (self._image, inputs[0], None, both[0])
-        other = (self._other, inputs[1], mask, both[1])
+        sides = [(self._other, inputs[1], mask, both[1]), (self._image, inputs[0], None, both[0])]
         # the side with fewer backwards first: of a deep one those along the other's vectors
-        swapped = both[1]["depth"] == "all" != both[0]["depth"]
-        whole, cells = _ledger(*((image, other) if swapped else (other, image)), paired=paired)
-        if swapped:
-            whole = (whole if paired else whole.transpose(0, 1)).mT
-            cells = cells[::-1]
-        lead = whole.shape[:-2]
-        shares = whole[..., :-1, :-1].reshape(*lead, *cells[0], *cells[1])
-        if not return_rest:
-            return shares
-        alone = whole[..., :-1, -1].reshape(*lead, *cells[0])
-        rest = InteractionRest(
-            alone, whole[..., -1, :-1].reshape(*lead, *cells[1]), whole[..., -1, -1]
-        )
-        return shares, rest
+        if both[1]["depth"] == "all" != both[0]["depth"]:
+            whole, cells = _ledger(*sides[::-1], paired=paired)
+            whole, cells = (whole if paired else whole.transpose(0, 1)).mT, cells[::-1]
+        else:
+            whole, cells = _ledger(*sides, paired=paired)
+        lead, (of_other, of_image) = whole.shape[:-2], cells
+        shares = whole[..., :-1, :-1].reshape(*lead, *of_other, *of_image)
+        other = whole[..., :-1, -1].reshape(*lead, *of_other)
+        image = whole[..., -1, :-1].reshape(*lead, *of_image)
+        rest = InteractionRest(other, image, whole[..., -1, -1])
+        return (shares, rest) if return_rest else shares
 
 
 class PairMaps(NamedTuple):
