@@ -66,7 +66,7 @@ class Explanation:
             of it, and `scores` the cosine, then each word's share wherever it lies.
         reference: of pairs of images the other image, (3, H, W), colours in [0, 1]. `names` are
             it, then the cells of its grid row by row.
-        cells: rows and columns of this grid.
+        cells: rows and columns of this grid, also of what :meth:`match` returns.
 
     Raises:
         InputError: the shapes do not belong together.
@@ -157,7 +157,8 @@ class Explanation:
             given = self._originals(original)
             images, heatmap = photos.lay_on_photos(given, self.crops, self.maps, interpolation)
         shown: dict[str, Any] = {"alpha": alpha, "caption": self._caption()}
-        if not self.words and not self.text_maps and len(heatmap) == 2:
+        of_parts = self.words or self.cells != (0, 0)  # which have no cosines
+        if not of_parts and not self.text_maps and len(heatmap) == 2:
             shown |= {} if cmap is None else {"cmaps": (cmap, cmap)}
             return visualization.signs(
                 images, **heatmap, names=self.names, scores=self.scores, **shown
@@ -179,7 +180,7 @@ class Explanation:
             dimmed[0] or [],
             negative=dimmed[1],
             names=self.names,
-            scores=None if self.words else self.scores,
+            scores=None if of_parts else self.scores,
             notes=self.notes,
             **shown,
         )
@@ -208,13 +209,15 @@ class Explanation:
     def notes(self) -> list[list[str]]:
         """The lines under the maps, B times K: of a text its cosine, of words their norms.
 
-        Of pairs each word's share, and what is lost without it.
+        Of pairs each word's share, and what is lost without it, or the share of the one cell.
         """
+        if self.cells != (0, 0) and self.reference is None:
+            return [[_share_note(share) for share in shares] for shares in self.scores.tolist()]
         if not self.words:
             return [[""] * len(self.names)] * len(self.images)
         if self.lost is not None:
             return [
-                [score_note(score), *map(_share_note, shares, lost)]
+                [score_note(score), *map(_both_notes, shares, lost)]
                 for (score, *shares), (_, *lost) in zip(
                     self.scores.tolist(), self.lost.tolist(), strict=True
                 )
@@ -249,7 +252,6 @@ class Explanation:
             names=self.names[one],
             norms=self.norms[one],
             reference=None,
-            cells=(0, 0),
         )
 
     def _plot_matches(self) -> Figure:
@@ -513,6 +515,10 @@ class Explanation:
         )
 
 
-def _share_note(share: float, lost: float) -> str:
+def _share_note(share: float) -> str:
+    return f"share {share:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _both_notes(share: float, lost: float) -> str:
     """Both numbers of a word, as they are written under its map."""
-    return f"share {share:+.3f}, lost {lost:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return f"{_share_note(share)}, lost {lost:+.3f}".replace("-", "\N{MINUS SIGN}")

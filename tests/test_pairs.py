@@ -123,7 +123,10 @@ def test_images_have_a_map_for_each_cell_of_the_reference(clip: Any, matched: Ex
     one = matched.match(3, 2)
     assert one.names == ("row 3, column 2",)
     torch.testing.assert_close(one.maps["positive"][:, 0], shares[:, 3, 2].clamp(min=0))
-    one.plot()
+    wanted = f"share {float(one.scores):+.3f}"
+    drawn = [text.get_text() for axes in one.plot().axes for text in axes.texts]
+    assert any(wanted.replace("-", "\N{MINUS SIGN}") in text for text in drawn)
+    assert not any("cosine" in text for text in drawn)
     torch.testing.assert_close(matched.reference, clip.denormalize(other)[0])
     for place in ((7, 0), (0, -1), (0, 1.5)):
         with pytest.raises(InputError, match="from 0 to 6"):

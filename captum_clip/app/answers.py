@@ -222,6 +222,13 @@ def ask(
     return Answer(clip, sign, clip.preprocess(photo), found, picks=(0,) * len(lines))
 
 
+def answered_by(compared: Explanation, x: int, y: int) -> Pixels:
+    """The image with the map of a place of the other one, x and y in pixels."""
+    (rows, columns), (height, width) = compared.cells, compared.images.shape[-2:]
+    one = compared.match(y * rows // height, x * columns // width)
+    return list(panels(one.plot()))[1][0]  # of both signs what supports it
+
+
 def panels(figure: Figure) -> Iterator[tuple[Pixels, str]]:
     """The images of a figure, (H, W, 3), each with what is written under it."""
     for axes in figure.axes:

@@ -25,7 +25,16 @@ from ..errors import CaptumClipError, InputError
 from ..explanation import Explanation
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
-from .answers import LARGER, MAX_TEXTS, Answer, Models, ask, offered_methods, panels
+from .answers import (
+    LARGER,
+    MAX_TEXTS,
+    Answer,
+    Models,
+    answered_by,
+    ask,
+    offered_methods,
+    panels,
+)
 
 LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 SIGNS: Final = {"positive": "supports it", "negative": "contradicts it"}
@@ -273,12 +282,7 @@ def _compare(answer: Any) -> tuple[Any, ...]:
             yield [compared, *(pixels for pixels, _ in panels(compared.plot()))]
 
     def choose(compared: Explanation | None, event: gr.SelectData) -> Any:
-        if compared is None:
-            return gr.skip()
-        height, width = compared.images.shape[-2:]
-        (rows, columns), (x, y) = compared.cells, event.index
-        one = compared.match(int(y * rows / height), int(x * columns / width))
-        return list(panels(one.plot()))[-1][0]
+        return gr.skip() if compared is None else answered_by(compared, *event.index)
 
     shown = [pairs, image, other]
     gr.on([opened.select, upload.change], _sentences(compare), [answer, upload], shown, **_EVENT)

@@ -18,6 +18,7 @@ from captum_clip.app.answers import (
     MAX_TEXTS,
     Answer,
     Models,
+    answered_by,
     ask,
     offered_methods,
     panels,
@@ -128,6 +129,16 @@ def test_text_map_is_that_of_the_text_side(model: str, method: str, by: str) -> 
     for (_, written), (_, value) in zip(values, found, strict=True):
         assert written == f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
         assert colors[written].startswith("#")
+
+
+def test_a_place_of_another_image_answers_with_what_supports_it(both: Answer) -> None:
+    """With both signs there are two maps, and the second is of what contradicts."""
+    compared = both.compare(draw_scene(3).image)
+    [first, second, *_] = panels(compared.match(5, 2).plot())
+    found = answered_by(compared, 2 * 32 + 31, 5 * 32)
+    assert np.array_equal(found, second[0])
+    assert not np.array_equal(found, first[0])
+    assert "contradicts" not in second[1]
 
 
 def test_panels_are_the_images_of_a_figure_with_what_is_written_under_them() -> None:
