@@ -262,7 +262,8 @@ class Explanation:
             self.images,
             [self.reference] * len(self),
             shares[:, 1:].reshape(len(self), *self.cells, *shares.shape[-2:]),
-            caption=f"{score_note(float(self.scores[0, 0]))} \N{MIDDLE DOT} {self._caption()}",
+            scores=self.scores[:, 0],
+            caption=self._caption(),
         )
 
     def _caption(self) -> str:

@@ -186,6 +186,16 @@ def test_a_weaker_match_is_paler() -> None:
         assert first > 1.5 * second > 0.1
 
 
+def test_each_image_has_its_cosine_with_the_reference_under_it(clip: Any) -> None:
+    found = explain([SCENE.image, OTHER.image], reference=OTHER.image, model=clip, side="pairs")
+    drawn = " ".join(text.get_text() for axes in found.plot().axes for text in axes.texts)
+    for score in found.scores[:, 0].tolist():
+        assert f"cosine {score:.3f}" in drawn
+    x = torch.rand(1, 3, 8, 8)
+    with pytest.raises(InputError, match=r"expected scores of shape \(1, 1\), got \(2, 1\)"):
+        visualization.matches(x, x, torch.ones(1, 2, 2, 2, 2), scores=found.scores[:, 0])
+
+
 def test_pairs_come_back_from_a_file_and_by_index(
     pairs: Explanation, matched: Explanation, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import maps
 from ..checks import check_integer
 from ..errors import InputError
-from .arrays import ArrayLike, Batch, as_array, as_images, as_names
+from .arrays import ArrayLike, Batch, as_array, as_images, as_names, as_notes
 from .colors import ALPHA, RISE, Array, soften
 from .grid import Panel, grid
 
@@ -27,6 +27,7 @@ def matches(
     *,
     count: int = 4,
     names: tuple[str, str] = ("image", "reference"),
+    scores: ArrayLike | None = None,
     caption: str = "",
 ) -> Figure:
     """The strongest matches of two images: one row a pair, each match in one colour on both.
@@ -42,6 +43,7 @@ def matches(
             below zero match nothing.
         count: how many matches, at most eight; those below a quarter of the strongest are left out.
         names: under the two images.
+        scores: cosines (B,), under each image.
         caption: below all.
 
     Example:
@@ -60,14 +62,15 @@ def matches(
         )
     if not each.isfinite().all():
         raise InputError("matches: the shares hold NaN or infinity.")
-    titles = as_names("matches", names, 2)
+    first, second = as_names("matches", names, 2)
+    cosines = None if scores is None else as_array("matches", "scores", scores)[..., None]
     rows = []
-    for image, other, values in zip(shown, others, each, strict=True):
+    for image, other, values, [note] in zip(
+        shown, others, each, as_notes("matches", cosines, (len(each), 1)), strict=True
+    ):
         found = list(_strongest(values, count))
-        pairs = ((image, [on for _, on in found]), (other, [on for on, _ in found]))
-        rows.append(
-            [Panel(_painted(*pair), title) for pair, title in zip(pairs, titles, strict=True)]
-        )
+        left = Panel(_painted(image, [on for _, on in found]), first, note)
+        rows.append([left, Panel(_painted(other, [on for on, _ in found]), second)])
     return grid(rows, caption=caption)
 
 
