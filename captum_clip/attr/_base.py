@@ -267,8 +267,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             )
         if isinstance(tower, TextTower) and self.additive and plain_similarity(forward) is None:
             raise UnsupportedModelError(
-                f"{method}: {type(forward).__name__} is a TextSimilarity with code of its own, "
-                "whose scores cannot be taken apart; take a method with gradients, such as "
+                f"{method}: the {type(forward).__name__} or its adapter has a hook or code of its "
+                "own, so its scores cannot be taken apart; take a method with gradients, such as "
                 "all-grad."
             )
         is_similarity = isinstance(forward, Similarity)

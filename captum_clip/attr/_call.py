@@ -98,9 +98,15 @@ class Call:
 
 
 def plain_similarity(forward: Callable[..., Tensor]) -> Similarity | None:
-    """The forward function where it is the package's own and nobody made it something else."""
+    """The forward function where it is the package's own and nobody made it something else.
+
+    Nor may a method of its adapter be patched, as by one that centres the embeddings.
+    """
     own = (ClipSimilarity, TextSimilarity)
-    return forward if isinstance(forward, own) and is_unmodified(forward, own) else None
+    if not isinstance(forward, own) or not is_unmodified(forward, own):
+        return None
+    patched = {"image_features", "text_features"} & vars(forward.clip).keys()
+    return None if patched else forward
 
 
 @dataclass(frozen=True, eq=False)

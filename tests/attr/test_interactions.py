@@ -387,6 +387,22 @@ def test_vectors_are_of_the_whole_embedding(monkeypatch: pytest.MonkeyPatch) -> 
         method.vectors(small.images())
 
 
+@pytest.mark.parametrize("part", ["image_features", "text_features"])
+def test_an_adapter_with_a_patched_method_is_followed_or_refused(part: str) -> None:
+    """As by one that centres the embeddings."""
+    small = builders.hf_vit()
+    clip, pixels = small.load(), small.images(2)
+    ids, mask = clip.text_inputs(TEXTS)
+    forward, pair = ClipSimilarity(clip, axis(clip)), ClipPairSimilarity(clip)
+    method, own = DirectInteraction(pair), getattr(clip, part)
+    setattr(clip, part, lambda *inputs: own(*inputs) + 0.5)
+    with pytest.raises(UnsupportedModelError, match=r"is not the score|its adapter has"):
+        method.attribute((pixels, ids), None, mask)
+    if part == "image_features":
+        maps, rest = DirectContribution(forward).attribute_targets(pixels, return_rest=True)
+        torch.testing.assert_close(maps.sum((-2, -1)) + rest, forward(pixels).detach())
+
+
 def test_nothing_is_left_behind() -> None:
     clip = load_clip("demo/vit")
     pixels = torch.randn(2, 3, 224, 224, requires_grad=True)
