@@ -100,6 +100,7 @@ class Explanation:
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
             and (self.lost is None or self.lost.shape == shape)
+            and min(self.cells) >= 0
             and (self.reference is None or shape[1] == 1 + self.cells[0] * self.cells[1])
         )
         if not fits:

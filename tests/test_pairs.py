@@ -286,6 +286,8 @@ def test_a_look_that_matches_cannot_have_is_refused(matched: Explanation) -> Non
 
 def test_parts_of_pairs_must_belong_together(pairs: Explanation, matched: Explanation) -> None:
     whole: Any
-    for whole, parts in ((pairs, {"lost": torch.zeros(1, 1)}), (matched, {"cells": (3, 3)})):
+    parts: Any
+    wrong = (pairs, {"lost": torch.zeros(1, 1)}), *((matched, {"cells": (n, n)}) for n in (3, -7))
+    for whole, parts in wrong:
         with pytest.raises(InputError, match="do not belong together"):
             replace(whole, **parts)
