@@ -148,7 +148,7 @@ def test_words_that_do_not_fit_a_line_go_on_the_next() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"side": "words"}, "a side of image, text, both, got 'words'"),
+        ({"side": "words"}, "a side of image, text, both, pairs, got 'words'"),
         ({"side": "text", "words": True}, "explains whole texts word by word, got words=True"),
         ({"side": "text", "method": "direct", "per": "head"}, "leave `per` out"),
         (
