@@ -105,7 +105,7 @@ def explain(
     other: Any = None
     if side == "pairs":
         other = None if texts is None else _one_text(texts)
-        _check_pairs(method, options)
+        options = _pair_options(method, options)
     elif method is not None:
         check_method(method, options)
     parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
@@ -117,7 +117,8 @@ def explain(
             other = photos.preprocess(clip, reference, whole=whole).pixels
             if len(other) != 1:
                 raise InputError(f"explain: expected one reference image, got {len(other)}.")
-        return _explain_pairs(clip, pieces, other, wanted, whole, options)
+        name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
+        return _explain_pairs(clip, pieces, other, name, wanted, whole, options)
     choices = {}
     if side != "text":
         choices["image"] = MethodChoice.of(method_on(clip.tower, method), options)
@@ -177,6 +178,7 @@ def _explain_pairs(
     clip: ClipAdapter,
     pieces: list[Any],
     other: str | Tensor,
+    name: str,
     wanted: Sequence[str],
     whole: bool,
     options: dict[str, Any],
@@ -191,11 +193,11 @@ def _explain_pairs(
         signed = [pairs.maps if sign == "positive" else -pairs.maps for sign in wanted]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
     first, lost = found[0], [pairs.lost.cpu() for pairs in found if pairs.lost is not None]
-    listed = [f"{name}={value}" for name, value in options.items()]
+    listed = [f"{option}={value}" for option, value in options.items()]
     return Explanation(
         maps=_by_sign(wanted, raw),
         scores=_joined([pairs.scores.cpu() for pairs in found]),
-        names=first.names,
+        names=first.names if isinstance(other, str) else (name, *first.names[1:]),
         norms=first.norms,
         model=clip.name,
         method=":".join(["direct interaction", *([",".join(listed)] if listed else [])]),
@@ -241,18 +243,23 @@ def _one_text(texts: Any) -> str:
     return listed[0]
 
 
-def _check_pairs(method: Any, options: dict[str, Any]) -> None:
-    if method not in (None, "direct", DirectContribution, DirectInteraction):
-        raise InputError(
-            "explain: side='pairs' is made of direct contributions to both embeddings; leave the "
-            "method out."
-        )
+def _pair_options(method: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `DirectInteraction`, which may come with the name of `direct`."""
+    if method not in (None, DirectInteraction):
+        choice = MethodChoice.of(method, options)
+        if choice.method is not DirectContribution:
+            raise InputError(
+                "explain: side='pairs' is made of direct contributions to both embeddings, got "
+                f"the method {choice.name}; leave it out."
+            )
+        options = choice.options
     known = ("baseline", "start_layer", "depth")
     for option in options:
         if option not in known:
             raise InputError(
                 f"explain: side='pairs' has no option {option!r}; it has {', '.join(known)}."
             )
+    return options
 
 
 def _check_arguments(
@@ -267,6 +274,8 @@ def _check_arguments(
             "explain: a reference image has no words; take side='image' or side='pairs', and leave "
             "`words` out."
         )
+    if side == "pairs" and words:
+        raise InputError("explain: side='pairs' splits the text into words; leave `words` out.")
     if side != "image" and (isinstance(texts, Target) or words):
         given = "a Target" if isinstance(texts, Target) else f"words={words!r}"
         raise InputError(

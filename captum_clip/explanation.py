@@ -63,7 +63,7 @@ class Explanation:
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
         lost: of pairs with a text (``side="pairs"``), what the cosine loses without the text, and
             without each of its words, (B, K). `maps` are of the whole text, then the words' shares
-            of it, and `scores` the cosine, then each word's share wherever it lies.
+            of it, and `scores` the cosine, then each word's share, the sum of its map.
         reference: of pairs of images the other image, (3, H, W), colours in [0, 1]. `names` are
             it, then the cells of its grid row by row.
         cells: rows and columns of this grid, also of what :meth:`match` returns.
@@ -269,6 +269,8 @@ class Explanation:
 
     def _caption(self) -> str:
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
+        if self.lost is not None:
+            caption += " \N{MIDDLE DOT} all words on one scale"
         if list(self.maps) == ["negative"]:
             caption += " \N{MIDDLE DOT} negative evidence"
         if len(self.hints) > ROWS:

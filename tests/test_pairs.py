@@ -54,13 +54,12 @@ def test_words_have_their_shares_and_what_is_lost_without_them(
     pixels = clip.preprocess([SCENE.image, OTHER.image])
     ids, mask = clip.text_inputs([TEXT] * 2)
     method = DirectInteraction(ClipPairSimilarity(clip))
-    shares, rest = method.attribute((pixels, ids), None, mask, return_rest=True)
+    shares = method.attribute((pixels, ids), None, mask)
     signed = pairs.maps["positive"] - pairs.maps["negative"]
     for index, (_, span) in enumerate(targets.word_tokens(clip, TEXT), 1):
         own = shares[:, span.start : span.stop].sum(1)
         torch.testing.assert_close(signed[:, index], own)
-        share = own.sum((-2, -1)) + rest.other[:, span.start : span.stop].sum(1)
-        torch.testing.assert_close(pairs.scores[:, index], share)
+        torch.testing.assert_close(pairs.scores[:, index], own.sum((-2, -1)))
     forward = ClipSimilarity(clip, targets.text(clip, TEXT))
     direct = DirectContribution(forward).attribute(pixels)[:, 0]
     torch.testing.assert_close(signed[:, 0], direct, rtol=1e-4, atol=1e-6)
@@ -221,6 +220,8 @@ def test_batches_and_options_are_those_of_the_method(clip: Any, pairs: Explanati
     deep = explain(images, TEXT, model=clip, side="pairs", sign="both", depth="all")
     assert not torch.allclose(deep.maps["positive"], pairs.maps["positive"], atol=1e-3)
     assert deep.method == "direct interaction:depth=all"
+    named = explain(images, TEXT, model=clip, side="pairs", sign="both", method="direct:depth=all")
+    assert torch.equal(named.maps["positive"], deep.maps["positive"])
 
 
 def test_the_whole_of_a_reference_is_seen_where_that_of_the_image_is(clip: Any) -> None:
@@ -244,10 +245,10 @@ def test_a_reference_is_a_target_as_well(clip: Any) -> None:
         ({"texts": TEXT, "reference": OTHER.image}, "got both"),
         ({"texts": 3}, "expected a text, got int"),
         ({"texts": b"a dog"}, "expected a text, got bytes"),
-        ({"texts": TEXT, "method": "last-grad"}, "leave the method out"),
+        ({"texts": TEXT, "method": "last-grad"}, "got the method last-grad; leave it out"),
         ({"texts": TEXT, "heads": "paired"}, "has no option 'heads'; it has baseline, start_layer"),
         ({"texts": TEXT, "hints": True}, "hints=True compares positive maps of texts"),
-        ({"texts": TEXT, "words": True}, "explains whole texts word by word"),
+        ({"texts": TEXT, "words": True}, "splits the text into words"),
         ({"reference": OTHER.image, "side": "text"}, "a reference image has no words"),
         ({"reference": [OTHER.image] * 2}, "expected one reference image, got 2"),
         ({"texts": "a horse " * 20}, "the text has 42 tokens"),

@@ -206,7 +206,7 @@ class PairMaps(NamedTuple):
     Attributes:
         names: of the K.
         maps: signed, (B, K, h, w): the whole first, then the shares of each part.
-        scores: the cosine, then the share of each part wherever it lies, (B, K).
+        scores: the cosine, then the share of each part, the sum of its map, (B, K).
         lost: what the cosine loses without the text, and without each word, (B, K); None of cells.
         norms: of these differences, (K,), 1 of the whole.
         cells: rows and columns of the reference's grid.
@@ -232,9 +232,8 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     shares, rest = parts[0][:, 0], InteractionRest(*(part[:, 0] for part in parts[1]))
     batch, grid = len(shares), shares.shape[-2:]
     cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
-    alone = rest.other.flatten(1)
     whole = cells.sum(1) + rest.image
-    cosine = whole.sum((-2, -1)) + alone.sum(1) + rest.constant
+    cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
     norms, lost, size = torch.ones(1), None, (0, 0)
     if isinstance(other, str):
         without = targets.words(clip, other)
@@ -244,7 +243,6 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
             lost = ClipSimilarity(clip, gone)(pixels) * gone.norms.to(pixels.device)
         spans = [span for _, span in targets.word_tokens(clip, other)]
         cells = torch.stack([cells[:, s.start : s.stop].sum(1) for s in spans], 1)
-        alone = torch.stack([alone[:, s.start : s.stop].sum(1) for s in spans], 1)
         names, norms = (other, *without.names), torch.cat([norms, without.norms.cpu()])
     else:
         size = (shares.shape[1], shares.shape[2])
@@ -254,7 +252,7 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     return PairMaps(
         names,
         torch.cat([whole[:, None], cells], 1).view(batch, -1, *grid),
-        torch.cat([cosine[:, None], cells.sum((-2, -1)) + alone], 1),
+        torch.cat([cosine[:, None], cells.sum((-2, -1))], 1),
         lost,
         norms,
         size,

@@ -113,6 +113,13 @@ def explain_command(
         raise InputError(f"{option} places in the image; leave --side text out.")
     if label_map and sign == "negative":
         raise InputError("--label-map is of what supports a TEXT; leave --sign negative out.")
+    if threshold is not None and not (regions or label_map):
+        raise InputError("--threshold goes with --regions or --label-map.")
+    if words and (side == "pairs" or image):
+        reason = "--image has no words" if image else "--side pairs splits the TEXT into words"
+        raise InputError(f"{reason}; leave --words out.")
+    if label_map and image:
+        raise InputError("--label-map compares TEXTs or words; leave --image out.")
     if side != "image" and (words or emotions):
         option = "--words" if words else "--emotions"
         raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
@@ -206,7 +213,8 @@ def _print_scores(explanation: "Explanation", targets: str) -> None:
             note = f"   lost {explanation.lost[0, index]:+.3f}"
         elif explanation.words and index > 0:
             note = f"   norm {explanation.norms[index]:.2f}"
-        print(f"  {explanation.scores[0, index]:6.3f}  {explanation.names[index]}{note}")
+        whole = " (whole text)" if explanation.lost is not None and index == 0 else ""
+        print(f"  {explanation.scores[0, index]:6.3f}  {explanation.names[index]}{whole}{note}")
         if explanation.text_maps:
             values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])
             print(f"          {'  '.join(values)}")

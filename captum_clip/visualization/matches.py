@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,9 +13,10 @@ from .. import maps
 from ..checks import check_integer
 from ..errors import InputError
 from .arrays import ArrayLike, Batch, as_array, as_images, as_names, as_notes
-from .colors import ALPHA, RISE, Array, soften
+from .colors import ALPHA, Array, soften
 from .grid import Panel, grid
 
+_COLORS: Final = ("blue", "orange", "green", "red", "purple", "brown", "pink", "gray")
 _HALF: Final = 0.5  # of a match's largest share, to belong to it
 _LEAST: Final = 0.25  # of the strongest match, to be shown
 
@@ -34,7 +35,9 @@ def matches(
 
     A match is around the pair of cells with the largest share: on either image the connected cells
     whose share with the other's cell is half as large or more. The next one is sought among the
-    cells that belong to none yet. All colours are on one scale, so a weaker match is paler.
+    cells that belong to none yet. All colours are on one scale, so a weaker match is paler, and
+    the largest share of each is written below. These are the strongest pairs, whether or not both
+    images show the same there.
 
     Args:
         images: (B, 3, H, W), colours in [0, 1].
@@ -52,7 +55,7 @@ def matches(
         >>> images, shares = torch.rand(2, 3, 32, 32), torch.rand(1, 4, 4, 4, 4)
         >>> figure = visualization.matches(images[:1], images[1:], shares)
     """
-    check_integer("matches", "count", count, most=8)
+    check_integer("matches", "count", count, most=len(_COLORS))
     shown, others = as_images("matches", images), as_images("matches", references)
     each = torch.from_numpy(as_array("matches", "shares", shares))
     if each.ndim != 5 or 0 in each.shape or not len(each) == len(shown) == len(others):
@@ -70,7 +73,10 @@ def matches(
     ):
         found = list(_strongest(values, count))
         left = Panel(_painted(image, [on for _, on in found]), first, note)
-        rows.append([left, Panel(_painted(other, [on for on, _ in found]), second)])
+        peaks = zip(_COLORS, found, strict=False)
+        largest = [f"{color} {on.max():.3f}" for color, (_, on) in peaks]
+        listed = f"shares: {', '.join(largest)}" if found else "no cells answer each other"
+        rows.append([left, Panel(_painted(other, [on for on, _ in found]), second, listed)])
     return grid(rows, caption=caption)
 
 
@@ -102,7 +108,7 @@ def _painted(image: Array, regions: list[Tensor]) -> Array:
     drawn = soften(image)
     for number, region in enumerate(regions):
         large = maps.upsample((region / regions[0].max())[None], image.shape[:2])[0].clamp(max=1)
-        opacity = ALPHA * large.numpy()[..., None] ** RISE
-        color = np.asarray(colormaps["tab10"](number)[:3], dtype=np.float32)
+        opacity = ALPHA * large.numpy()[..., None]
+        color = np.asarray(to_rgb(f"tab:{_COLORS[number]}"), dtype=np.float32)
         drawn = np.asarray((1 - opacity) * drawn + opacity * color, dtype=np.float32)
     return drawn.clip(0, 1)

@@ -62,7 +62,8 @@ def main() -> None:
         write(options.folder / name, options.scenes, first)
     columns = [("objects", "miou"), ("objects", "aacc")]
     columns += [("background", name) for name in ("miou", "miou_half", "aacc")]
-    heads = ["mIoU", "aAcc", "mIoU with background", "the same, half", "aAcc with background"]
+    of_all = [f"mIoU with background ({threshold})" for threshold in ("mean", "half")]
+    heads = ["mIoU", "aAcc", *of_all, "aAcc with background"]
     print(f"| tower | method | {' | '.join(heads)} |", f"|{'---|' * (2 + len(heads))}", sep="\n")
     for model in MODELS:
         found = {name: measure(options.folder / name, model) for name in FIRST}

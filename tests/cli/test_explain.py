@@ -178,7 +178,8 @@ def test_it_prints_the_share_of_each_word_and_what_is_lost_without_it(run: Run) 
     printed = run("explain photo.jpg 'a horse' --side pairs -m VIT -o pairs.npz")
     found = Explanation.load("pairs.npz")
     assert found.lost is not None
-    for name, share, lost in zip(found.names, found.scores[0], found.lost[0], strict=True):
+    names = ("a horse (whole text)", *found.names[1:])
+    for name, share, lost in zip(names, found.scores[0], found.lost[0], strict=True):
         assert f"  {share:6.3f}  {name}   lost {lost:+.3f}\n" in printed
 
 
@@ -187,7 +188,7 @@ def test_it_compares_with_an_image(run: Run) -> None:
     score = float(Explanation.load("one.npz").scores)
     assert "to the image (" in printed
     assert f"  {score:6.3f}  other\n" in printed
-    assert "reference\n" in run("explain photo.jpg --image other.png --side pairs -m VIT")
+    assert "  other\n" in run("explain photo.jpg --image other.png --side pairs -m VIT")
     assert Path("photo-explained-other.png").exists()
     for wrong, message in (
         ("--image none.png", "there is no file none.png"),
@@ -195,7 +196,10 @@ def test_it_compares_with_an_image(run: Run) -> None:
         ("horse dog --side pairs", "--side pairs takes one TEXT apart, got 2"),
         ("--side pairs", "expected a TEXT, --emotions FILE or --image FILE, got none"),
         ("--image other.png --side text", "a reference image has no words"),
-        ("--image other.png --words", "--words takes one TEXT apart, got 0"),
+        ("--image other.png --words", "--image has no words; leave --words out"),
+        ("horse --side pairs --words", "--side pairs splits the TEXT into words; leave --words"),
+        ("--image other.png --label-map a.png", "--label-map compares TEXTs or words"),
+        ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),
     ):
         assert message in run(f"explain photo.jpg {wrong} -m VIT", code=2)
 
