@@ -30,7 +30,7 @@ def explain(
     image: ImageLike | Sequence[ImageLike] | Mapping[str, Any],
     texts: str | Sequence[str] | Target | None = None,
     *,
-    reference: ImageLike | None = None,
+    reference: ImageLike | Sequence[ImageLike] | None = None,
     model: str | Path | nn.Module | ClipAdapter = "ViT-B/32",
     method: str | type[Any] | None = None,
     sign: Sign = "positive",
@@ -57,7 +57,8 @@ def explain(
             uint8 tensor, or preprocessed float tensors (B, 3, H, W), also as ``processor(images=)``
             of transformers returns them.
         texts: one or several, or a :class:`captum_clip.Target`.
-        reference: instead of texts, an image that the images are compared with.
+        reference: instead of texts, an image that the images are compared with; several are
+            several targets, but of pairs there is one.
         model: a name that :func:`captum_clip.load_clip` knows, a model or an adapter.
         method: a class of :mod:`captum_clip.attr`, or a name of its `METHODS`, which may have
             options, as "last-grad:heads=averaged"; by default "direct", or "conservative" where a

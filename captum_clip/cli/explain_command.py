@@ -49,7 +49,7 @@ def explain_command(
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
     side: Literal["image", "text", "both", "pairs"] = "image",
-    image: Path | None = None,
+    others: Annotated[options.Several, Option("--image")] = None,
     emotions: Path | None = None,
     centre: options.Centre = False,
     sign: options.Sign = "positive",
@@ -74,7 +74,7 @@ def explain_command(
         side: show where in the image, which words of the TEXTs, or both; words need a method
             without a grid (default: conservative). pairs: which word of one TEXT answers which
             region, or which region of --image
-        image: an image to compare with, instead of TEXTs
+        others: an image to compare with, instead of TEXTs; for --side pairs one
         sign: what supports the text, what contradicts it, or both
         whole: pad the image to a square, so that the model sees all of it, where its processor
             would crop it to the middle
@@ -98,6 +98,7 @@ def explain_command(
     from ..explanation import FORMATS
     from ..regions import save_regions
 
+    references = [find_file(other, caller="--image") for other in others or []]
     folder = check_folder(images[0], output, "explained")
     given = images[1:] if folder else images
     paths, texts = split_words(given, "explain", image_first=folder is None)
@@ -106,7 +107,7 @@ def explain_command(
         raise InputError(f"{paths[0]} is an image; explain takes images or one folder, then texts.")
     if method not in (None, MAMOOLER) and sign != "positive":
         MethodChoice.of(method).check_negative()
-    if image is not None and (texts or emotions):
+    if references and (texts or emotions):
         raise InputError("--image FILE stands for the TEXTs; leave them and --emotions out.")
     if side == "text" and (regions or label_map):
         option = "--regions are" if regions else "--label-map is of"
@@ -115,11 +116,11 @@ def explain_command(
         raise InputError("--label-map is of what supports a TEXT; leave --sign negative out.")
     if threshold is not None and not (regions or label_map):
         raise InputError("--threshold goes with --regions or --label-map.")
-    if words and (side == "pairs" or image):
-        reason = "--image has no words" if image else "--side pairs splits the TEXT into words"
+    if words and (side == "pairs" or references):
+        reason = "--image has no words" if references else "--side pairs splits the TEXT into words"
         raise InputError(f"{reason}; leave --words out.")
-    if label_map and image:
-        raise InputError("--label-map compares TEXTs or words; leave --image out.")
+    if label_map and references and side == "pairs":
+        raise InputError("--label-map is of TEXTs, words or images, not of cells; leave it out.")
     if side != "image" and (words or emotions):
         option = "--words" if words else "--emotions"
         raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
@@ -128,20 +129,20 @@ def explain_command(
         raise InputError(f"--words takes one TEXT apart, got {got}.")
     if centre and not emotions:
         raise InputError("--centre goes with --emotions FILE.")
-    if not (texts or emotions or image):
+    if not (texts or emotions or references):
         raise InputError("expected a TEXT, --emotions FILE or --image FILE, got none.")
-    if side == "pairs" and image is None and len(texts) != 1:
+    if side == "pairs" and len(references) > 1:
+        raise InputError(f"--side pairs compares with one --image, got {len(references)}.")
+    if side == "pairs" and not references and len(texts) != 1:
         raise InputError(f"--side pairs takes one TEXT apart, got {len(texts)}.")
-    if image is not None and side in ("text", "both"):
+    if references and side in ("text", "both"):
         raise InputError("a reference image has no words; take --side image or --side pairs.")
-    if image is not None and side == "pairs" and original:
+    if references and side == "pairs" and original:
         raise InputError(
             "--side pairs draws two images as the model saw them; leave --original out."
         )
     probes, fitted = read_probes([emotions] if emotions else [])
-    if image is not None:
-        find_file(image, caller="--image")
-    named = [*texts, *["emotions"] * bool(emotions), *([image.stem] if image else [])]
+    named = [*texts, *["emotions"] * bool(emotions), *(path.stem for path in references)]
     if folder is None:
         paths = without_own_figures(paths)
         files = check_figures(paths, output, "explained", named, FORMATS)
@@ -163,7 +164,7 @@ def explain_command(
         explanation = explain(
             path,
             target,
-            reference=image,
+            reference=references[0] if len(references) == 1 else references or None,
             model=clip,
             method=method,
             sign=sign,
@@ -189,7 +190,7 @@ def explain_command(
     if folder is not None:
         draw_folder(*folder, named, save, quiet=quiet)
         return
-    kinds = "the image" if image else "each "
+    kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
     for path, file in files.items():
         with step("explaining", quiet=quiet):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import check_destination, expand, find_file, find_folder, find_repeated
+from ..checks import check_destination, expand, find_file, find_folder, find_repeated, show
 from ..errors import InputError
 from ..files import is_own_figure, make_folder, slug
 from .options import check_texts
@@ -38,13 +38,15 @@ def split_words(
 
     endings = Image.registered_extensions()
     # a file that does not exist is meant as an image too
-    is_image = [
-        (image_first and not index)
-        or "://" in word
+    looks = [
+        "://" in word
         or os.path.isfile(os.path.expanduser(word))  # which takes what is too long for a name
         or Path(word).suffix.lower() in endings
-        for index, word in enumerate(words)
+        for word in words
     ]
+    if image_first and True in looks[1:] and not looks[0]:
+        raise InputError(f"{show(words[0])} is no image; {command} takes images, then texts.")
+    is_image = [(image_first and not index) or look for index, look in enumerate(looks)]
     count = [*is_image, False].index(False)
     if True in is_image[count:]:
         image = words[is_image.index(True, count)]

@@ -186,10 +186,14 @@ def test_it_prints_the_share_of_each_word_and_what_is_lost_without_it(run: Run) 
 def test_it_compares_with_an_image(run: Run) -> None:
     printed = run("explain photo.jpg --image other.png -m VIT -o one.npz")
     score = float(Explanation.load("one.npz").scores)
-    assert "to the image (" in printed
+    assert "to each --image (" in printed
     assert f"  {score:6.3f}  other\n" in printed
     assert "  other\n" in run("explain photo.jpg --image other.png --side pairs -m VIT")
     assert Path("photo-explained-other.png").exists()
+    run("explain photo.jpg --image other.png --image photo.jpg -m VIT -o two.npz")
+    two = Explanation.load("two.npz")
+    assert two.names == ("other", "photo")
+    assert float(two.scores[0, 0]) == pytest.approx(score, abs=1e-6)
     for wrong, message in (
         ("--image none.png", "there is no file none.png"),
         ("horse --image other.png", "--image FILE stands for the TEXTs"),
@@ -198,7 +202,7 @@ def test_it_compares_with_an_image(run: Run) -> None:
         ("--image other.png --side text", "a reference image has no words"),
         ("--image other.png --words", "--image has no words; leave --words out"),
         ("horse --side pairs --words", "--side pairs splits the TEXT into words; leave --words"),
-        ("--image other.png --label-map a.png", "--label-map compares TEXTs or words"),
+        ("--image other.png --side pairs --label-map a.png", "--label-map is of TEXTs, words"),
         ("horse --threshold 0.5", "--threshold goes with --regions or --label-map"),
     ):
         assert message in run(f"explain photo.jpg {wrong} -m VIT", code=2)

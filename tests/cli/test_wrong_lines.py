@@ -27,6 +27,8 @@ LINES = {
     f"explain photo.jpg a --x {'b ' * 900}": "No such option: --x",
     # explain
     "explain none.jpg a": "there is no image file none.jpg",
+    "explain 'a horse' photo.jpg": "'a horse' is no image; explain takes images, then texts",
+    "explain photo.jpg --side pairs --image photo.jpg --image other.png": "one --image, got 2",
     "explain broken.png a": "broken.png",
     "explain photo.jpg": "expected a TEXT, --emotions FILE or --image FILE",
     "explain photo.jpg ' '": "the text ' ' is empty",
