@@ -183,6 +183,8 @@ def test_a_weaker_match_is_paler() -> None:
         half = len(saturation) // 2
         first, second = saturation[:half, :half].max(), saturation[half:, half:].max()
         assert first > 1.5 * second > 0.1
+    written = " ".join(text.get_text() for text in figure.axes[1].texts)
+    assert "shares: blue 1.000, orange 0.300" in " ".join(written.split())
 
 
 def test_each_image_has_its_cosine_with_the_reference_under_it(clip: Any) -> None:

@@ -45,7 +45,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
               \cos = \sum_{ij} c_i \cdot d_j + \sum_j c_0 \cdot d_j + \sum_i c_i \cdot d_0
               + c_0 \cdot d_0
 
-    with the gates of both towers detached. It is the share that is paid out to word j at position
+    with the gates of both towers detached. It is the share that is attributed to word j at position
     i, signed: all shares and rests add up to the score. It does not answer what the word does to
     the region's effect once either is gone, which is a difference of scores (docs/text.md).
 

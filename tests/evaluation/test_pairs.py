@@ -87,8 +87,8 @@ def test_the_index_is_its_formula() -> None:
                 gain = value(chosen | pair) + value(chosen)
                 gain -= sum(value(chosen | {one}) for one in pair)
                 total += gain * factorial(size) * factorial(count - size - 2) / factorial(count - 1)
-        assert index[word, thing] == pytest.approx(total, abs=1e-6)
-        assert exact[word, thing] == pytest.approx(gain, abs=1e-6)
+        assert index[word, thing] == pytest.approx(total, abs=1e-12)
+        assert exact[word, thing] == pytest.approx(gain, abs=1e-12)
 
 
 SCENES = DemoScenes(3)
