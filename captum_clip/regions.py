@@ -166,8 +166,9 @@ def label_map(
 
 
 def _color(number: int) -> tuple[int, int, int]:
-    """Twenty colours in turn."""
-    red, green, blue = (round(255 * channel) for channel in colormaps["tab20"](number % 20)[:3])
+    """Twenty colours in turn, the strong ones first."""
+    number = 2 * (number % 10) + number // 10 % 2  # matplotlib has each next to its light one
+    red, green, blue = (round(255 * channel) for channel in colormaps["tab20"](number)[:3])
     return red, green, blue
 
 

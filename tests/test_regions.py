@@ -196,6 +196,15 @@ def test_a_label_map_is_drawn_over_its_photo_in_the_colours_of_its_file(tmp_path
         labels.plot(photo, alpha=2)
 
 
+def test_twenty_labels_have_colours_of_their_own_the_strong_ones_first(tmp_path: Path) -> None:
+    labels = LabelMap(torch.arange(21, dtype=torch.uint8)[None], ("none", *map(str, range(20))))
+    with Image.open(labels.save(tmp_path / "labels.png")) as image:
+        colors = np.asarray(image.convert("HSV"), dtype=int)[0, 1:]
+    assert len(np.unique(colors, axis=0)) == 20
+    strong, light = colors[:10, 1], colors[10:, 1]
+    assert (strong[[0, 1, 2, 3]] > light[[0, 1, 2, 3]] + 50).all()
+
+
 def test_points_are_the_highest_cells_in_pixels_of_the_photo() -> None:
     raw = torch.zeros(1, 1, 4, 4)
     raw[0, 0, 0, 0], raw[0, 0, 0, 1], raw[0, 0, 3, 2] = 1, 0.5, 2
