@@ -223,3 +223,26 @@ def check_destination(path: str | Path, formats: tuple[str, ...]) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: the folder {path.parent} is not writable.")
     return path
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Raise InputError unless each output is a file of its own, and none of the inputs."""
+    read, written = {_identity(path): path for path in inputs if path is not None}, set()
+    for path in outputs:
+        if (key := _identity(path)) in read:
+            raise InputError(f"{path} would replace the input {read[key]}; give another name.")
+        if key in written:
+            raise InputError(
+                f"two outputs would be the file {path}; give each another name, or make one a time."
+            )
+        written.add(key)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | str:
+    """Return the same for every spelling of a file and every link to it, also where none is yet."""
+    path = os.path.expanduser(path)
+    try:
+        status = os.stat(path)  # a name alone may differ in case
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino

@@ -191,6 +191,12 @@ def points(raw: Tensor, box: Box, size: tuple[int, int], count: int) -> Tensor:
     return torch.from_numpy(np.stack([x[order], y[order]], 1)).float()
 
 
+def region_files(found: Sequence[Region]) -> list[str]:
+    """Names of the files of :func:`save_regions`: the mask of each region, then the JSON."""
+    masks = [f"{i:03}-{slug(one.target)}-{one.sign}.png" for i, one in enumerate(found)]
+    return [*masks, "regions.json"]
+
+
 def save_regions(
     found: Sequence[Region], folder: str | Path, about: Mapping[str, Any] | None = None
 ) -> Path:
@@ -211,8 +217,8 @@ def save_regions(
     path = make_folder(folder)
     rows, about_file = [], PngInfo()
     about_file.add_text("Comment", MARK)
-    for number, one in enumerate(found):
-        name = f"{number:03}-{slug(one.target)}-{one.sign}.png"
+    *masks, listing = region_files(found)
+    for name, one in zip(masks, found, strict=True):
         image = Image.fromarray(one.mask.numpy())
         replace_file(path / name, partial(image.save, format="PNG", pnginfo=about_file))
         rows.append(
@@ -227,5 +233,5 @@ def save_regions(
             }
         )
     text = json.dumps({**(about or {}), "regions": rows}, indent=1, ensure_ascii=False)
-    replace_file(path / "regions.json", lambda file: file.write(text.encode()))
-    return path / "regions.json"
+    replace_file(path / listing, lambda file: file.write(text.encode()))
+    return path / listing

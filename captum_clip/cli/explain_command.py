@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
-from ..checks import find_file
+from ..checks import check_outputs, find_file
 from ..errors import InputError
 from ..files import make_folder
 from . import options
@@ -15,8 +15,8 @@ from .shared import (
     check_figures,
     check_folder,
     draw_folder,
-    figure_name,
     load_model,
+    name_figures,
     read_probes,
     split_words,
     step,
@@ -96,7 +96,7 @@ def explain_command(
     from ..attr.registry import MAMOOLER, MethodChoice
     from ..explaining import explain
     from ..explanation import FORMATS
-    from ..regions import save_regions
+    from ..regions import region_files, save_regions
 
     references = [find_file(other, caller="--image") for other in others or []]
     folder = check_folder(images[0], output, "explained")
@@ -147,11 +147,12 @@ def explain_command(
         paths = without_own_figures(paths)
         files = check_figures(paths, output, "explained", named, FORMATS)
         labels = check_figures(paths, label_map, "labels", named, (".png",)) if label_map else {}
-        if set(files.values()) & set(labels.values()):
-            raise InputError(f"--label-map {label_map} is the figure; give it another name.")
     else:
-        _, place, _ = (label_map and check_folder(images[0], label_map, "labels")) or folder
-        labels = {folder[0] / n: place / figure_name(n, "labels", named) for n in folder[2]}
+        files = name_figures(folder, "", named)
+        place = check_folder(images[0], label_map, "labels") if label_map else None
+        labels = name_figures(place, "labels", named) if place else {}
+    inputs = [*references, emotions, texts_file]
+    check_outputs([*files.values(), *labels.values()], [*files, *inputs])
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
     target: list[str] | Target | None = texts or None
@@ -180,15 +181,19 @@ def explain_command(
             level: Threshold = "otsu" if threshold is None else threshold
             about = {"photo": name or str(path), "threshold": level}
             about |= {"model": explanation.model, "method": explanation.method}
-            save_regions(explanation.regions(level), Path(regions, name), about)
-        if label_map is not None:
+            found = explanation.regions(level)
+            marked = [Path(regions, name, mask) for mask in region_files(found)]
+            drawn = [file, labels[path]] if path in labels else [file]
+            check_outputs([*marked, *drawn], [path, *inputs])
+            save_regions(found, Path(regions, name), about)
+        if path in labels:
             make_folder(labels[path].parent)
             explanation.label_map(threshold)[0].save(labels[path])
         explanation.save(file, original=original)
         return explanation
 
     if folder is not None:
-        draw_folder(*folder, named, save, quiet=quiet)
+        draw_folder(files, folder[1], save, quiet=quiet)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))

@@ -7,16 +7,16 @@ from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 from typer import Argument, Context, Option
 
-from ..checks import check_choice, expand
+from ..checks import check_choice, check_destination, check_outputs, expand
 from ..errors import InputError
 from . import options
 from .options import app, command
 from .shared import (
-    check_figure,
     check_folder,
     draw_folder,
     figure_name,
     load_model,
+    name_figures,
     read_image,
     read_probes,
     split_words,
@@ -115,7 +115,8 @@ def figure_command(
         if not words:
             raise InputError("figure average needs an output folder of 'captum-clip study'.")
         studies = [expand(study) for study in words]
-        file = check_figure(output, f"{studies[0].resolve().name}-average.png", FORMATS, [])
+        default = f"{studies[0].resolve().name}-average.png"
+        file = check_destination(output or default, FORMATS)
         print(save_figure(draw(studies, **settings), file))
         return
     options.check_emotions(names or [])
@@ -152,8 +153,10 @@ def figure_command(
     named = [*texts, *(path.stem for path in seen), *(names or ())]
     if folder is None:
         stem = paths[0].stem if paths else f"scene-{(scene or [''])[0].partition(':')[0]}"
-        default = figure_name(stem, figure, named)
-        file = check_figure(output, default, FORMATS, [*paths, *seen])
+        file = check_destination(output or figure_name(stem, figure, named), FORMATS)
+    files = name_figures(folder, "", named) if folder else {}
+    inputs = [*files, *paths, *seen, *(probes or ()), texts_file]
+    check_outputs(files.values() if folder else [file], inputs)
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
 
     def save(images: Sequence[Any], file: Path) -> None:
@@ -164,7 +167,7 @@ def figure_command(
         save_figure(drawn, file)
 
     if folder is not None:
-        draw_folder(*folder, named, lambda path, file: save([path], file), quiet=quiet)
+        draw_folder(files, folder[1], lambda path, file: save([path], file), quiet=quiet)
         return
     with step("drawing", quiet=quiet):
         save(images, file)

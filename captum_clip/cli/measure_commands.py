@@ -1,12 +1,13 @@
 """``captum-clip rank``, ``study``, ``evaluate`` and ``emotions fit``: over folders of images."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Option, Typer
 
-from ..checks import check_destination, find_folder
+from ..checks import check_destination, check_outputs, find_folder
 from ..errors import InputError
 from . import options
 from .options import app, command
@@ -49,7 +50,8 @@ def rank_command(
             the next text quick (default: print the best and write nothing)
     """
     from .. import targets
-    from ..evaluation import rank
+    from ..evaluation import find_images, rank
+    from ..evaluation.features import FIGURE, TABLE
     from ..files import make_folder
 
     texts = texts or []
@@ -60,6 +62,9 @@ def rank_command(
     options.check_emotions([emotion] if emotion else [])
     images = find_folder(folder)
     probes, fitted = read_probes([emotions] if emotions else [])
+    if output:
+        results = [output / name for name in ("features.npz", TABLE, FIGURE)]
+        check_outputs(results, [emotions, *find_images(images)])
     found = make_folder(output) if output else None
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, quiet=quiet)
@@ -280,6 +285,8 @@ def fit_command(
     if csv is None or images is None:
         default_csv, default_images = find_artemis(folder)
         csv, images = csv or default_csv, images or default_images
+    weights = Path(model).glob("*") if os.path.isdir(model) else ()
+    check_outputs([file], [csv, *weights])
     sets = {folder: read_artemis(csv, images)}
     if test is not None:
         sets[test] = read_artemis(*find_artemis(test))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import check_destination, expand, find_file, find_folder, find_repeated, show
+from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError
 from ..files import is_own_figure, make_folder, slug
 from .options import check_texts
@@ -69,15 +69,15 @@ def check_figures(
     """Where the figure of each of some images goes: one file, or a folder."""
     names = [figure_name(image.stem, kind, texts) for image in images]
     if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
-        return {images[0]: check_figure(output, "", formats, images)}
+        return {images[0]: check_destination(output, formats)}
     if output is not None and (output.suffix.lower() in formats or output.is_file()):
         raise InputError(
             f"{len(images)} images get a file each; {output} must name a folder for them."
         )
-    if (repeated := find_repeated(names)) is not None:
-        raise InputError(f"two of the images would get the figure {repeated}; explain one a time.")
-    folder = Path() if output is None else make_folder(output)
-    files = [check_figure(None, str(folder / name), formats, images) for name in names]
+    folder = output or Path()
+    check_outputs([folder / name for name in names], images)  # before a folder is made
+    folder = make_folder(folder)
+    files = [check_destination(folder / name, formats) for name in names]
     return dict(zip(images, files, strict=True))
 
 
@@ -90,17 +90,6 @@ def without_own_figures(images: list[Path]) -> list[Path]:
         return images
     report_skipped(own)
     return [image for image in images if image not in own]
-
-
-def check_figure(
-    output: Path | None, default: str, formats: tuple[str, ...], images: Sequence[Path]
-) -> Path:
-    """Where a figure goes: a path that can be written, and that is none of the images."""
-    path = check_destination(output or Path(default), formats)
-    for image in images:
-        if path.exists() and path.samefile(image):
-            raise InputError(f"the figure would replace the image {image}; give another name.")
-    return path
 
 
 def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path, list[str]] | None:
@@ -122,6 +111,15 @@ def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path,
             "for them."
         )
     return folder, output, [*list_images(storage_of(folder), storage_of(output))]
+
+
+def name_figures(
+    folder: tuple[Path, Path, list[str]], kind: str, texts: Sequence[str]
+) -> dict[Path, Path]:
+    """Where the figure of each image of a folder goes, as `check_folder` found them."""
+    images, output, names = folder
+    # with the ending of the image, since a folder may hold a.jpg and a.png
+    return {images / name: output / figure_name(name, kind, texts) for name in names}
 
 
 def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":
@@ -220,33 +218,29 @@ def report_skipped(skipped: Mapping[Path, str]) -> None:
 
 
 def draw_folder(
-    folder: Path,
+    figures: Mapping[Path, Path],
     output: Path,
-    names: list[str],
-    texts: Sequence[str],
     draw: Callable[[Path, Path], object],
     *,
     quiet: bool,
 ) -> None:
-    """Draw images that have no figure yet, by name, and print where the figures are."""
+    """Draw images that have no figure yet, and print where the figures are."""
     skipped: dict[Path, str] = {}
-    # with the ending of the image, since a folder may hold a.jpg and a.png
-    figures = {folder / name: output / figure_name(name, "", texts) for name in names}
     # `Path.exists` raises over a name that is too long, which drawing reports
     missing = [image for image, figure in figures.items() if not os.path.exists(figure)]
-    existed = len(names) - len(missing)
+    existed = len(figures) - len(missing)
     with images_bar("figures", quiet=quiet) as progress:
-        progress(existed, len(names))
+        progress(existed, len(figures))
         for done, image in enumerate(missing, existed + 1):
             make_folder(figures[image].parent)
             try:
                 draw(image, figures[image])
             except InputError as error:
                 skipped[image] = str(error)
-            progress(done, len(names))
-    if len(skipped) == len(names):
+            progress(done, len(figures))
+    if len(skipped) == len(figures):
         image, reason = next(iter(skipped.items()))
-        raise InputError(f"none of the {len(names)} images can be drawn; {image}: {reason}")
+        raise InputError(f"none of the {len(figures)} images can be drawn; {image}: {reason}")
     report_skipped(skipped)
     there = f" ({existed:,} existed)" if existed else ""
-    print(f"{len(names) - len(skipped):,} figures in {output}{there}")
+    print(f"{len(figures) - len(skipped):,} figures in {output}{there}")

@@ -65,14 +65,6 @@ def test_a_scene_is_drawn_for_the_embedded_models(
     run("figure signs --scene 1 --scene 2 a -o both.png")
 
 
-def test_a_figure_replaces_no_image(run: Run) -> None:
-    before = Path("other.png").read_bytes()
-    for line in ("words other.png a", "signs photo.jpg --image other.png"):
-        said = run(f"figure {line} --model VIT -o other.png", code=2)
-        assert "would replace the image other.png" in said
-    assert Path("other.png").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

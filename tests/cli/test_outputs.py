@@ -1,0 +1,119 @@
+"""No command writes over what it reads, nor two of its results into one file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_clip.checks import check_outputs
+from captum_clip.emotions import EmotionProbe
+from captum_clip.errors import InputError
+from tests import folders
+from tests.cli.conftest import Run
+
+REPLACED = {
+    "explain other.png a -o other.png": "other.png",
+    "explain link.png a -o photo.jpg": "link.png",
+    "explain photo.jpg a -o link.png": "photo.jpg",
+    "explain photo.jpg --image other.png -o other.png": "other.png",
+    "explain photo.jpg --image other.png -o photos/../other.png": "other.png",
+    "explain photo.jpg --image other.png --side pairs -o other.png": "other.png",
+    "explain photo.jpg --emotions p.npz -o p.npz": "p.npz",
+    "explain photo.jpg --texts t.png -o t.png": "t.png",
+    "explain photo.jpg a --image-size 48 --label-map link.png": "photo.jpg",
+    "explain photo.jpg --texts t.png --label-map t.png": "t.png",
+    "explain photos --texts seen/image0.png-a.png -o seen": "seen/image0.png-a.png",
+    "explain seen/000-a-positive.png a --regions seen": "seen/000-a-positive.png",
+    "explain photo.jpg --emotions seen/regions.json --regions seen": "seen/regions.json",
+    "figure words other.png a -o other.png": "other.png",
+    "figure signs photo.jpg --image other.png -o other.png": "other.png",
+    "figure emotions photo.jpg --emotions p.svg -o p.svg": "p.svg",
+    "figure signs photo.jpg --texts t.png -o t.png": "t.png",
+    "figure words photos --texts seen/image0.png-a.png -o seen": "seen/image0.png-a.png",
+    "rank photos a -o photos": "photos/ranking.png",
+    "rank photos --emotions seen/features.npz --emotion awe -o seen": "seen/features.npz",
+    "emotions fit farm --csv c.safetensors --images photos -o c.safetensors": "c.safetensors",
+    "emotions fit farm --csv e.json --images photos -o model/a.safetensors": "model/a.safetensors",
+}
+
+
+@pytest.fixture
+def files(here: Path) -> Path:
+    """More that a user may have: probes and texts under any name, a model, and a link."""
+    EmotionProbe(np.eye(9, 24), np.zeros(9), "model").save("p.safetensors")
+    folders.make_images(here / "seen", 1)
+    for place in ("p.npz", "p.svg", "seen/features.npz"):
+        Path(place).write_bytes(Path("p.safetensors").read_bytes())
+    for place in ("t.png", "seen/image0.png-a.png", "c.safetensors"):
+        Path(place).write_text("a\n")
+    for place in ("seen/000-a-positive.png", "photos/ranking.png"):
+        Path(place).write_bytes(Path("other.png").read_bytes())
+    Path("seen/regions.json").write_bytes(Path("e.json").read_bytes())
+    Path("link.png").symlink_to("photo.jpg")
+    Path("model").mkdir()
+    Path("model/a.safetensors").write_bytes(b"weights")
+    return here
+
+
+@pytest.mark.parametrize(("line", "replaced"), REPLACED.items())
+def test_no_output_is_an_input(files: Path, run: Run, line: str, replaced: str) -> None:
+    model = "model" if line.startswith("emotions") else "VIT"
+    before = folders.content(files)
+    said = run(f"{line} --model {model}", code=2, err=None)
+    assert f"would replace the input {replaced}; give another name." in said
+    assert folders.content(files) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--label-map ./l.png -o HERE/l.png",
+        "--label-map l.png -o to-l.png",
+        "--regions out -o out/000-a-positive.png",
+        "--regions out --label-map out/000-a-positive.png",
+    ],
+)
+def test_no_two_outputs_are_one(here: Path, run: Run, options: str) -> None:
+    """Whether they are there yet or not."""
+    Path("to-l.png").symlink_to("l.png")
+    Path("out").mkdir()
+    before = folders.content(here)
+    line = f"explain photo.jpg a --model VIT {options}".replace("HERE", str(here))
+    assert "two outputs would be the file " in run(line, code=2)
+    assert folders.content(here) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "study statistics photos --texts out/t.txt --model VIT -o out",
+        "evaluate --model VIT --data masks:farm --method rollout -o farm",
+    ],
+)
+def test_no_run_takes_a_folder_with_something_else_in_it(here: Path, run: Run, line: str) -> None:
+    Path("out").mkdir()
+    Path("out/t.txt").write_text("a")
+    before = folders.content(here)
+    assert "name a new or an empty folder" in run(line, code=2)
+    assert folders.content(here) == before
+
+
+def test_an_output_is_compared_as_the_file_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By links of both kinds and every spelling; other files are none of its business."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (9, 9)).save("a.png")
+    os.link("a.png", "hard.png")
+    Path("soft.png").symlink_to("a.png")
+    for other in ("a.png", "./a.png", "hard.png", "soft.png", "~/a.png", tmp_path / "a.png"):
+        with pytest.raises(InputError, match=rf"^a\.png would replace the input {other};"):
+            check_outputs([Path("a.png")], [None, "b.png", other])
+    check_outputs([Path("new.png"), Path("a.png")], ["b.png", Path("none/new.png")])
+    with pytest.raises(InputError, match=r"^two outputs would be the file .*/new\.png; give each"):
+        check_outputs([Path("new.png"), tmp_path / "new.png"], [])
