@@ -89,9 +89,10 @@ def explain_command(
         threshold: what --regions and --label-map take of a map: otsu, mean, or a share of its
             maximum in [0, 1) (default: otsu; for --label-map, above zero)
         output: a .png, .jpg, .pdf or .svg figure, or .npz for the maps themselves; for several
-            images a folder of figures, for a folder too, where those that exist are kept (default:
-            IMAGE-explained-TEXT.png, or FOLDER-explained, in the current folder)
+            images a folder of figures, for a folder too, where those that the same settings drew
+            are kept (default: IMAGE-explained-TEXT.png, or FOLDER-explained, in the current folder)
     """
+    settings = {"figure": "explain", **locals()}
     from .. import targets
     from ..attr.registry import MAMOOLER, MethodChoice
     from ..explaining import explain
@@ -193,7 +194,10 @@ def explain_command(
         return explanation
 
     if folder is not None:
-        draw_folder(files, folder[1], save, quiet=quiet)
+        for free in ("model", "device", "output", "quiet"):  # a model counts by its fingerprint
+            del settings[free]
+        settings |= {"images": folder[0].resolve(), "targets": named}
+        draw_folder(files, folder[1], save, [clip], inputs, settings, quiet=quiet)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))

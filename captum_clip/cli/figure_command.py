@@ -1,7 +1,6 @@
 """``captum-clip figure``: Mamooler's figures, and attention heads, on the user's own images."""
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
@@ -155,22 +154,20 @@ def figure_command(
         stem = paths[0].stem if paths else f"scene-{(scene or [''])[0].partition(':')[0]}"
         file = check_destination(output or figure_name(stem, figure, named), FORMATS)
     files = name_figures(folder, "", named) if folder else {}
-    inputs = [*files, *paths, *seen, *(probes or ()), texts_file]
-    check_outputs(files.values() if folder else [file], inputs)
+    inputs = [*seen, *(probes or ()), texts_file]
+    check_outputs(files.values() if folder else [file], [*files, *paths, *inputs])
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
 
-    def save(images: Sequence[Any], file: Path) -> None:
-        if figure in _SINGLE:
-            drawn = draw(images[0], targets, model=clips[0], **settings)
-        else:
-            drawn = draw(images, targets, models=clips, **settings)
-        save_figure(drawn, file)
+    def save(image: Any, file: Path) -> None:
+        which = {"model": clips[0]} if figure in _SINGLE else {"models": clips}
+        save_figure(draw(image, targets, **which, **settings), file)
 
     if folder is not None:
-        draw_folder(files, folder[1], lambda path, file: save([path], file), quiet=quiet)
+        about = {"figure": figure, **settings, "images": folder[0].resolve(), "targets": named}
+        draw_folder(files, folder[1], save, clips, inputs, about, quiet=quiet)
         return
     with step("drawing", quiet=quiet):
-        save(images, file)
+        save(images[0] if figure in _SINGLE else images, file)
     print(file)
 
 

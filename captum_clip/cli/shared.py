@@ -1,17 +1,19 @@
 """Steps that commands share when they run: inputs checked early, models, progress bars, folders."""
 
+import hashlib
+import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError
-from ..files import is_own_figure, make_folder, slug
+from ..files import is_own_figure, make_folder, replace_file, slug
 from .options import check_texts
 
 if TYPE_CHECKING:
@@ -221,20 +223,41 @@ def draw_folder(
     figures: Mapping[Path, Path],
     output: Path,
     draw: Callable[[Path, Path], object],
+    clips: Sequence["ClipAdapter"],
+    inputs: Sequence[Path | None],
+    settings: Mapping[str, Any],
     *,
     quiet: bool,
 ) -> None:
-    """Draw images that have no figure yet, and print where the figures are."""
+    """Draw images that have no figure yet, and print where the figures are.
+
+    A manifest keeps the models, digests of other `inputs`, and the settings, with their "targets".
+
+    Raises:
+        InputError: other models, inputs or settings made the figures that there are.
+    """
     skipped: dict[Path, str] = {}
     # `Path.exists` raises over a name that is too long, which drawing reports
     missing = [image for image, figure in figures.items() if not os.path.exists(figure)]
     existed = len(figures) - len(missing)
+    models = [f"{clip.name}, fingerprint {clip.text_fingerprint[:12]}" for clip in clips]
+    read = [file.read_bytes() for file in inputs if file is not None and os.path.isfile(file)]
+    digests = [hashlib.sha256(content).hexdigest()[:12] for content in read]
+    about = {**settings, "models": models, "digests": digests}
+    made_by = json.dumps(about, indent=1, default=str)
+    name = figure_name("manifest", "", settings["targets"])
+    manifest = make_folder(output) / Path(name).with_suffix(".json")
+    check_outputs([manifest], inputs)
+    if existed or manifest.exists():
+        _check_manifest(manifest, json.loads(made_by))
     with images_bar("figures", quiet=quiet) as progress:
         progress(existed, len(figures))
         for done, image in enumerate(missing, existed + 1):
             make_folder(figures[image].parent)
             try:
                 draw(image, figures[image])
+                if not manifest.exists():  # not before there is a figure, and settings that work
+                    replace_file(manifest, lambda file: file.write(made_by.encode()))
             except InputError as error:
                 skipped[image] = str(error)
             progress(done, len(figures))
@@ -244,3 +267,16 @@ def draw_folder(
     report_skipped(skipped)
     there = f" ({existed:,} existed)" if existed else ""
     print(f"{len(figures) - len(skipped):,} figures in {output}{there}")
+
+
+def _check_manifest(manifest: Path, made_by: dict[str, Any]) -> None:
+    from ..evaluation.run import differences
+
+    changes = ["what made them is not known"]
+    with suppress(OSError, ValueError):
+        changes = differences(json.loads(manifest.read_bytes()), made_by)
+    if changes:
+        raise InputError(
+            f"{manifest.parent} holds figures that were made otherwise ({'; '.join(changes[:3])}); "
+            "give another -o, or delete the folder."
+        )

@@ -337,12 +337,7 @@ def _check_same(
             f"{output.root}/{MANIFEST} is not a manifest of the kind {form!r} ({error}); name "
             "another output folder."
         ) from error
-    then, now = (dict(_leaves({name: of.get(name) for name in about})) for of in (before, about))
-    changes = [
-        f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
-        for name in {**then, **now}
-        if then.get(name) != now.get(name)
-    ]
+    changes = differences({name: before.get(name) for name in about}, about)
     for name, own in plan.files().items():
         other = output.read(name)
         if other not in (None, own):
@@ -354,6 +349,16 @@ def _check_same(
             f"output folder, or the settings of that {plan.noun} to go on with it."
         )
     return environments
+
+
+def differences(before: Content, about: Content) -> list[str]:
+    """Say which settings, as JSON, are not those of before."""
+    then, now = dict(_leaves(before)), dict(_leaves(about))
+    return [
+        f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    ]
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -279,7 +279,7 @@ def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(here: Path, ru
     assert run(f"explain photos {line}") == "3 figures in photos-explained\n"
     found = folders.content(here / "photos-explained")
     names = ("image0.png", "image2.png", "inner/image1.png")
-    assert [*found] == [f"{name}-a-horse.png" for name in names]
+    assert [*found] == [*(f"{name}-a-horse.png" for name in names), "manifest-a-horse.json"]
     assert "regions.json" in os.listdir("regions/inner/image1.png")
     run(f"explain photos/inner/image1.png {line} -o alone.png")
     assert found["inner/image1.png-a-horse.png"] == Path("alone.png").read_bytes()
@@ -300,6 +300,59 @@ def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.M
     printed = run("explain photos horse --model VIT -o photos/seen")
     assert printed == "3 figures in photos/seen (2 existed)\n"
     assert len(drawn) == 4
+
+
+OTHERWISE = {
+    "explain photos --emotions e.json --model RESNET": "models was [",
+    "explain photos --emotions e.json --method rollout": 'method was null and is "rollout"',
+    "explain photos --emotions e.json --sign both": 'sign was "positive" and is "both"',
+    "explain photos --emotions e.json --no-original": "original was null and is false",
+    "explain photos --emotions e.json --label-map l": 'label_map was null and is "l"',
+    "explain photos --emotions e.json --centre": "centre was false and is true",
+    "explain photos --emotions other.json": 'was "e.json" and is "other.json"; digests was',
+    "explain photos Emotions": 'targets was ["emotions"] and is ["Emotions"]',
+    "explain photos/inner/.. --emotions e.json --whole": "(whole was false and is true);",
+    "explain farm/images --emotions e.json": "/farm/images",
+    "figure words photos emotions": 'figure was "explain" and is "words"',
+}
+
+
+def test_a_folder_of_figures_goes_on_with_the_settings_that_made_it(here: Path, run: Run) -> None:
+    """Other targets have figures of their own in it; without a manifest nothing is gone on with."""
+    line = "explain photos --emotions e.json --model VIT -o out"
+    folders.make_emotions(Path("other.json"), offset=2.0)
+    run(line)
+    Path("out/image0.png-emotions.png").unlink()
+    figures = folders.content(here / "out")
+    for other, message in OTHERWISE.items():
+        model = "" if "--model" in other else "--model VIT"
+        said = run(f"{other} {model} -o out", code=2)
+        assert "out holds figures that were made otherwise (" in said
+        assert message in said
+        assert said.endswith("; give another -o, or delete the folder.")
+    Path("other.json").replace("e.json")
+    assert "(digests was [" in run(line, code=2)
+    assert folders.content(here / "out") == figures
+    assert run("explain photos horse --model VIT -o out") == "3 figures in out\n"
+    manifest = Path("out/manifest-emotions.json")
+    for damage in (lambda: manifest.write_text("{"), manifest.unlink):
+        damage()
+        assert "(what made them is not known);" in run(line, code=2)
+    folders.make_emotions(Path("e.json"))
+    manifest.write_bytes(figures["manifest-emotions.json"])
+    assert run(line) == "3 figures in out (2 existed)\n"
+
+
+def test_settings_that_draw_nothing_are_not_remembered(run: Run) -> None:
+    run("explain photos horse --model VIT --method grad-cam -o out", code=2)
+    run("explain photos horse --model VIT -o out")
+
+
+def test_a_manifest_replaces_no_input(here: Path, run: Run) -> None:
+    Path("out").mkdir()
+    Path("e.json").rename("out/manifest-emotions.json")
+    line = "explain photos --emotions out/manifest-emotions.json --model VIT -o out"
+    assert "would replace the input out/manifest-emotions.json" in run(line, code=2)
 
 
 def test_images_of_a_folder_that_cannot_be_read_are_reported(

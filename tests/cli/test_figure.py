@@ -55,6 +55,9 @@ def test_each_image_of_a_folder_gets_the_figure_that_it_has_alone(run: Run) -> N
     assert run("figure words photos/image0.png horse --model VIT") == "image0-words-horse.png\n"
     drawn = Path("photos-words/image0.png-horse.png")
     assert drawn.read_bytes() == Path("image0-words-horse.png").read_bytes()
+    again = "figure words photos horse --model VIT"
+    assert run(again) == "3 figures in photos-words (3 existed)\n"
+    assert 'cmap was null and is "jet"' in run(f"{again} --colormap jet", code=2)
 
 
 def test_a_scene_is_drawn_for_the_embedded_models(
