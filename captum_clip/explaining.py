@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from . import maps, photos, targets
 from .attr.contributions import DirectContribution
 from .attr.interactions import DirectInteraction, pair_maps
 from .attr.registry import MethodChoice, TextMap, check_method, method_on
-from .checks import as_list, called, check_choice, check_integer
+from .checks import as_list, called, check_choice, check_flag, check_integer, show
 from .errors import InputError, TargetError
 from .explanation import SIGNS, Explanation, Sign
 from .hints import can_compare, find_hints
@@ -102,6 +103,9 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
+    check_flag("explain", "whole", whole)
+    if not isinstance(method, (str, type, NoneType)):
+        raise InputError(f"explain: expected a method, by name or as a class, got {show(method)}.")
     _check_arguments(texts, reference, sign, words, batch_size, side, hints)
     other: Any = None
     if side == "pairs":
@@ -266,6 +270,11 @@ def _pair_options(method: Any, options: dict[str, Any]) -> dict[str, Any]:
 def _check_arguments(
     texts: Any, reference: Any, sign: Any, words: Any, batch_size: Any, side: Any, hints: Any
 ) -> None:
+    # types first, since an array is neither true nor false
+    if not isinstance(words, (bool, Sequence)):
+        raise InputError(f"explain: expected words of True, False or a list, got {show(words)}.")
+    if hints is not None:
+        check_flag("explain", "hints", hints)
     check_choice("explain", side, get_args(Side), name="a side")
     if (texts is None) == (reference is None):
         given = "neither" if texts is None else "both"

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from . import maps, photos, regions, visualization
 from .attr.registry import TextMap
-from .checks import called, check_destination, check_integer, excerpt, find_file, is_integer
+from .checks import (
+    called,
+    check_destination,
+    check_flag,
+    check_integer,
+    excerpt,
+    find_file,
+    is_integer,
+)
 from .errors import InputError
 from .files import DAMAGED, replace_file
 from .maps import Mode
@@ -165,7 +173,7 @@ class Explanation:
                 images, **heatmap, names=self.names, scores=self.scores, **shown
             )
         if cmap is not None or list(heatmap) == ["negative"]:
-            shown["cmap"] = cmap or visualization.NEGATIVE
+            shown["cmap"] = visualization.NEGATIVE if cmap is None else cmap
         first, second = (*heatmap.values(), None, None)[:2]
         if self.text_maps:
             return visualization.sentences(
@@ -296,6 +304,7 @@ class Explanation:
         Raises:
             InputError: an unknown interpolation; photos that are not known, or differ in size.
         """
+        check_flag("heatmap", "original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
         parts = [(size, box, crop.of_photo(size)) for crop in self.crops]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -290,6 +291,26 @@ def test_explain_names_what_is_wrong(
 ) -> None:
     with pytest.raises(error, match=message):
         explain(picture(), TEXTS, model=vit, **options)
+
+
+@pytest.mark.parametrize("array", [np.ones(2), torch.ones(2), np.array(["mean", "otsu"])])
+def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) -> None:
+    """Its type is asked, and not whether it is true or equal to a name."""
+    for name in ("words", "whole", "method", "hints", "sign", "side", "batch_size"):
+        with pytest.raises(InputError, match=rf"^explain: expected (an? )?{name}.*, got (arr|ten)"):
+            explain(picture(), "a horse", model=vit, **{name: array})
+    with pytest.raises(InputError, match=r"^explain: expected a method, .*, got (array|tensor)"):
+        explain(picture(), "a horse", model=vit, method=array, side="pairs")
+    found = explain(picture(), "a horse", model=vit)
+    calls: dict[str, Any] = {
+        "regions: expected threshold": found.regions,
+        "label_map: expected threshold": found.label_map,
+        "heatmap: expected original": lambda value: found.heatmap(original=value),
+        "cmap: matplotlib knows no colour map": lambda value: found.plot(cmap=value),
+    }
+    for start, call in calls.items():
+        with pytest.raises(InputError, match=rf"^{start}.*(array|tensor)"):
+            call(array)
 
 
 @pytest.mark.parametrize(

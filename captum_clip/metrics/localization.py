@@ -303,10 +303,8 @@ def _normalized(caller: str, maps: Tensor, masks: Tensor) -> tuple[Tensor, Tenso
 
 def threshold_level(caller: str, heatmap: Tensor, threshold: Threshold) -> Tensor:
     """The threshold (N,) of each map (N, H, W) in [0, 1]."""
-    if threshold == "mean":
-        return heatmap.mean((-2, -1))
-    if threshold == "otsu":
-        return _otsu(heatmap.flatten(1))
+    if isinstance(threshold, str) and threshold in ("mean", "otsu"):  # an array would be compared
+        return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
     if not is_number(threshold) or not 0 <= threshold < 1:
         raise InputError(
             f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got '

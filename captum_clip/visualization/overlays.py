@@ -64,10 +64,10 @@ def overlay(
     titles = as_names("overlay", names, shape[1])
     lines = as_notes("overlay", scores, shape, notes)
     models = as_names("overlay, labels", labels or None, shape[0])
-    looks = [(colormap(cmap or HEAT), "", "low to high")]
+    looks = [(colormap(HEAT if cmap is None else cmap), "", "low to high")]
     if negative is not None:
         looks = [
-            (colormap(cmap or POSITIVE), "", "supports"),
+            (colormap(POSITIVE if cmap is None else cmap), "", "supports"),
             (NEGATIVE, "contradicts: ", "contradicts"),
         ]
     rows: list[Row] = []
