@@ -341,8 +341,9 @@ def _is_foreign(headers: Headers) -> bool:
         return site not in ("same-origin", "none")
     # Browsers leave it out over plain HTTP on a network. Proxies change the host, and no page can
     # set the other header.
-    places = [headers.get(name, "") for name in ("origin", "host", "x-forwarded-host")]
-    origin, *own = (re.sub(r"^\w+://|:\d+$", "", place.lower()) for place in places)
+    places = [headers.get(name, "").lower() for name in ("origin", "host", "x-forwarded-host")]
+    default = ":443" if places[0].startswith("https:") else ":80"  # which an origin leaves out
+    origin, *own = (re.sub(r"^\w+://", "", place).removesuffix(default) for place in places)
     return origin != "" and origin not in own
 
 

@@ -457,11 +457,19 @@ def test_a_foreign_host_is_refused(address: str) -> None:
     [
         ({}, 200),  # no browser
         ({"Origin": "{address}"}, 200),
-        ({"Origin": "https://me.org", "Host": "me.org:7860"}, 200),
+        ({"Origin": "http://me.org", "Host": "ME.org"}, 200),
+        ({"Origin": "http://me.org", "Host": "me.org:80"}, 200),
+        ({"Origin": "https://me.org", "Host": "me.org:443"}, 200),
         ({"Origin": "https://me.org", "X-Forwarded-Host": "me.org"}, 200),
+        ({"Origin": "https://me.org:8443", "X-Forwarded-Host": "me.org:8443"}, 200),
         ({"Origin": "https://me.org", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),  # a frame without an origin
+        ({"Origin": "http://127.0.0.1:1"}, 403),  # another server of this machine
+        ({"Origin": "http://127.0.0.1"}, 403),
+        ({"Origin": "http://me.org", "Host": "me.org:7860"}, 403),
+        ({"Origin": "https://me.org", "Host": "me.org:80"}, 403),
+        ({"Origin": "https://me.org:8443", "X-Forwarded-Host": "me.org"}, 403),
         ({"Origin": "{address}", "Sec-Fetch-Site": "cross-site"}, 403),
         ({"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}, 403),
     ],
