@@ -1,7 +1,8 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .towers import (
     Tower,
     ViTTower,
     Which,
+    argument,
 )
 
 _POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
@@ -43,14 +45,41 @@ class OpenClipLayer(Multihead, AttentionLayer):
     mlp_parts: tuple[str, ...] = ("ln_2", "mlp", "ls_2")
 
 
-class CustomLayer(OpenClipLayer):
-    """A `CustomResidualAttentionBlock` with OpenCLIP's own `Attention`."""
+class OwnAttention(Multihead):
+    """OpenCLIP's own `Attention`, which from version 4 on is in every tower.
+
+    From then on it takes keys and values as well, and True in a mask shows a key instead of hiding
+    it.
+    """
 
     token_argument = (0, "x")
-    residual_argument = (0, "x")
-    branch_parts = ("ln_attn", "ls_1")
     inner_norm_part = "ln_inner"
     unknown_parts = ("scaled_cosine", "scale_heads")
+
+    @override
+    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        query = argument(args, kwargs, 0, "x")
+        key, value = (kwargs.get(name) for name in ("k_x", "v_x"))
+        key, value = (query if tokens is None else tokens for tokens in (key, value))
+        if not ((key is value or torch.equal(key, value)) and self.asks(query, key)):
+            raise UnsupportedModelError(
+                "a hook before an attention changes its queries, keys or values and not all of "
+                "them, so what it attends to is not known; take it away, or hook the norm before "
+                "it."
+            )
+        return key
+
+    @override
+    def bias(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        mask = kwargs.get("attn_mask")
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+            shows = "k_x" in signature(type(self.attention).forward).parameters
+            kwargs = {**kwargs, "attn_mask": ~mask if shows else mask}
+        return super().bias(args, kwargs)
+
+
+class OwnLayer(OwnAttention, OpenClipLayer):
+    """A `ResidualAttentionBlock` with OpenCLIP's own `Attention`."""
 
     @property
     @override
@@ -64,6 +93,13 @@ class CustomLayer(OpenClipLayer):
         return rotated
 
 
+class CustomLayer(OwnLayer):
+    """A `CustomResidualAttentionBlock`, which has a norm after its attention."""
+
+    residual_argument = (0, "x")
+    branch_parts = ("ln_attn", "ls_1")
+
+
 class OpenClipPoolingHead(MultiheadPoolingHead):
     """An `AttentionalPooler`, of which the first query is read."""
 
@@ -71,6 +107,16 @@ class OpenClipPoolingHead(MultiheadPoolingHead):
     def embedded_query(self) -> Tensor:
         query: Tensor = self.head.ln_q(self.head.query[0])
         return query
+
+
+class OwnPoolingHead(OwnAttention, OpenClipPoolingHead):
+    """An `AttentionalPooler` with OpenCLIP's own `Attention`."""
+
+    @override
+    def unsupported(self) -> Iterator[str]:
+        yield from super().unsupported()
+        if not isinstance(self.attention.ln_q, nn.Identity):
+            yield "a norm of its queries and keys"
 
 
 class OpenClipViT(ViTTower):
@@ -104,7 +150,9 @@ def _vit_of(visual: Any) -> OpenClipViT:
         )
     head = None
     if pool is not None:
-        head = OpenClipPoolingHead(pool, pool.attn, pool.ln_k, pool, visual.ln_post)
+        multihead = isinstance(pool.attn, nn.MultiheadAttention)
+        kind = OpenClipPoolingHead if multihead else OwnPoolingHead
+        head = kind(pool, pool.attn, pool.ln_k, pool, visual.ln_post)
     return OpenClipViT(
         module=visual,
         native=tuple(visual.image_size),
@@ -120,20 +168,21 @@ def _vit_of(visual: Any) -> OpenClipViT:
 
 def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
     """The blocks of a transformer of OpenCLIP, of images or texts."""
-    from open_clip.transformer import Attention
+    from open_clip.transformer import Attention, CustomResidualAttentionBlock
 
-    kinds = {nn.MultiheadAttention: OpenClipLayer, Attention: CustomLayer}
-    layers = []
+    layers: list[AttentionLayer] = []
     for index, block in enumerate(transformer.resblocks):
         attention: Any = getattr(block, "attn", None)
-        layer = next((kind for own, kind in kinds.items() if isinstance(attention, own)), None)
-        if layer is None:
+        kind = OpenClipLayer
+        if isinstance(attention, Attention):
+            kind = CustomLayer if isinstance(block, CustomResidualAttentionBlock) else OwnLayer
+        elif not isinstance(attention, nn.MultiheadAttention):
             raise UnsupportedModelError(
                 f"layer {index} of OpenCLIP's transformer has an attention of the class "
                 f"{type(attention).__name__}; supported are torch.nn.MultiheadAttention and "
                 "OpenCLIP's Attention."
             )
-        layers.append(layer(block, attention, attention.num_heads))
+        layers.append(kind(block, attention, attention.num_heads))
     return tuple(layers)
 
 

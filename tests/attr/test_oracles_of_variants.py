@@ -27,6 +27,8 @@ CASES = [
 def sequence_first():
     """Old OpenCLIP code and checkpoints put the sequence before the batch."""
     small = builders.open_clip_vit()
+    if not hasattr(small.model.visual.transformer, "batch_first"):
+        pytest.skip("from version 4 on OpenCLIP has the batch first")
     small.model.visual.transformer.batch_first = False
     for block in small.model.visual.transformer.resblocks:
         block.attn.batch_first = False

@@ -14,11 +14,14 @@ from captum_clip.models.families import adapter_of
 from captum_clip.models.loading import native_size
 
 SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1}
+CONFIGS = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+# version 4 has models of sounds, and language models, as well
+ARCHITECTURES = [n for n, c in CONFIGS.items() if "vision_cfg" in c and "genlip_cfg" not in c]
 
 
 def built(architecture: str) -> Any:
     """The whole model without numbers, with a small text tower."""
-    config = copy.deepcopy(open_clip.get_model_config(architecture))
+    config = copy.deepcopy(CONFIGS[architecture])
     config["vision_cfg"]["timm_model_pretrained"] = False
     config["text_cfg"] = {
         **SMALL_TEXT,
@@ -39,7 +42,7 @@ def built(architecture: str) -> Any:
 def test_nearly_all_architectures_are_accepted():
     """With a grid and embeddings of the configured length; the refused ones are printed."""
     refused = {}
-    for architecture in open_clip.list_models():
+    for architecture in ARCHITECTURES:
         model = built(architecture)
         try:
             clip = adapter_of(model, name=architecture, processor=None, tokenizer=None)
@@ -48,7 +51,7 @@ def test_nearly_all_architectures_are_accepted():
             continue
         rows, columns = clip.grid(*native_size(model.visual))
         assert min(rows, columns) > 1
-        assert clip.embedding_dim == open_clip.get_model_config(architecture)["embed_dim"]
+        assert clip.embedding_dim == CONFIGS[architecture]["embed_dim"]
     for message in refused.values():
         print(message)
-    assert len(open_clip.list_models()) - len(refused) >= 142
+    assert len(ARCHITECTURES) - len(refused) >= 142

@@ -182,6 +182,8 @@ def test_qkv_modules_are_the_projections_of_the_tokens(name):
 @torch.no_grad()
 def test_sequence_first_attention_is_seen_batch_first():
     built = small("open_clip_vit", torch.float64)
+    if not hasattr(built.model.visual.transformer, "batch_first"):
+        pytest.skip("from version 4 on OpenCLIP has the batch first")
     built.model.visual.transformer.batch_first = False
     for block in built.model.visual.transformer.resblocks:
         block.attn.batch_first = False
