@@ -32,6 +32,7 @@ _TYPED = (
     (r"^load_clip\('([^']*)'\):", r"--model \1:"),
     (r"^load_clip\('([^']*)', image_size=(\d+)\):", r"--model \1 --image-size \2:"),
     (r"\bopen_clip\.create_model\(\.\.\., force_image_size=(\d+)\)", r"--image-size \1"),
+    (r"\bload_clip\(NAME, image_size=(\d+)\)", r"--image-size \1"),
     (r"\bimage_size\b", "--image-size"),
     (r"\bhints=True\b", "--hints"),
     (r"\b(sign|side|against|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),

@@ -23,6 +23,7 @@ from .adapter import ClipAdapter
 from .families import adapter_of, transformers_class
 from .images import image_processor
 from .library import unwrapped
+from .open_clip import resample_pool
 
 Library = Literal["transformers", "open_clip"]
 
@@ -258,8 +259,9 @@ def load_clip(
         device: for a name; None is CUDA if there is one, else the CPU.
         dtype: for a name; None is float32, whatever the precision of the stored weights.
         image_size: for a name; the side in pixels of the images that its processor makes, with
-            positions resampled as the model's library does, so that a map has more cells; at most
-            4096. None is the size that it was trained with.
+            positions resampled as the model's library does (of a ResNet's pool as OpenCLIP does a
+            ViT's), so that a map has more cells; at most 4096. None is the size that it was
+            trained with.
 
     Returns:
         The adapter. A model loaded by name is in eval mode.
@@ -425,15 +427,20 @@ def _model(source: Source, image_size: int | None) -> nn.Module:
     if source.library == "open_clip":
         import open_clip
 
+        config = {} if image_size is None else open_clip.get_model_config(source.where) or {}
+        is_resnet = isinstance(config.get("vision_cfg", {}).get("layers"), list)
         model = open_clip.create_model(
             source.where,
             pretrained=source.tag,
             precision="fp32",
             device="cpu",
-            force_image_size=image_size,
+            # which resamples no positions of a ResNet's pool
+            force_image_size=None if is_resnet else image_size,
             force_quick_gelu=source.quick_gelu,
             require_pretrained=True,
         )
+        if is_resnet and image_size is not None:
+            resample_pool(model.visual, image_size)
         return model
     import transformers
 
@@ -501,12 +508,6 @@ def _loading(source: Source) -> Iterator[None]:
     except CaptumClipError:
         raise
     except _FAILURES as error:
-        if "attnpool.positional_embedding" in str(error):  # of another image_size
-            raise InputError(
-                f"load_clip({source.name!r}): its attention pool has positions for the images that "
-                "it was trained with, which OpenCLIP does not resample; leave image_size out, or "
-                "take a ViT."
-            ) from error
         checkpoint = f"{source.where}/{source.tag}" if source.tag else source.where
         advice = "" if source.local else f" {_ACCEPTED}"
         if not source.local and not online:

@@ -1,5 +1,6 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ..errors import UnsupportedModelError
@@ -189,6 +191,10 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
+    @override
+    def larger(self, side: int) -> str:
+        return f"load_clip(NAME, image_size={side})"
+
     @property
     @override
     def embedding_dim(self) -> int:
@@ -267,6 +273,24 @@ class OpenClipResNet(ResNetTower):
             maps = own * (others * scale) + plain * (first * scale / plain.shape[-1])
             rest = whole.sum(-1) * direction.scale + constant - maps.sum((-1, -2))
             return maps.unflatten(-1, features.shape[-2:]), rest  # type: ignore[no-untyped-call]
+
+
+def resample_pool(visual: Any, side: int) -> None:
+    """Make a `ModifiedResNet` one for images of another side in pixels.
+
+    The positions of its attention pool are resampled as OpenCLIP does a ViT's: bicubically, with
+    antialiasing, and the mean token's stays.
+    """
+    positions = visual.attnpool.positional_embedding.detach()
+    mean, own = positions[:1], math.isqrt(len(positions) - 1)
+    cells = max(1, side // 32)  # a side that is no multiple is refused later
+    if cells != own:
+        square = positions[1:].T.unflatten(1, (own, own))[None]
+        square = F.interpolate(square, (cells, cells), mode="bicubic", antialias=True)
+        resampled = torch.cat([mean, square[0].flatten(1).T])
+        visual.attnpool.positional_embedding = nn.Parameter(resampled)
+    visual.image_size = side
+    visual.preprocess_cfg = {**visual.preprocess_cfg, "size": side}
 
 
 def _flat(features: Tensor) -> Tensor:

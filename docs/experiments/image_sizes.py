@@ -25,7 +25,7 @@ from captum_clip.demo.scenes import STANDARD, draw_scene
 from captum_clip.models import ClipAdapter
 from robustness import measure
 
-MODELS = ("demo/vit", "demo/siglip")
+MODELS = ("demo/vit", "demo/siglip", "demo/resnet")
 SIZES = (224, 320, 448)
 FIRST_SCENE = 300_000
 WORLDS = {
@@ -39,7 +39,8 @@ def table(models: list[str], scenes: int, drawn: int) -> pd.DataFrame:
     rows = []
     for model in models:
         clips = [load_clip(model, image_size=size) for size in SIZES]
-        methods = [default_method(clips[0].tower), "all-grad"]
+        second = "grad-cam" if clips[0].kind == "resnet" else "all-grad"
+        methods = [default_method(clips[0].tower), second]
         for kind, world in WORLDS.items():
             seeds = range(FIRST_SCENE, FIRST_SCENE + scenes)
             drawings = [draw_scene(seed, count=2, size=drawn, world=world) for seed in seeds]

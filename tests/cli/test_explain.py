@@ -157,8 +157,12 @@ def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
         "small-vit --image-size 50: expected a multiple of 8, the side of a patch, "
         "such as 48 or 56."
     )
-    said = run("explain photo.jpg sky --model RESNET --image-size 192", code=2)
-    assert "OpenCLIP does not resample; leave --image-size out, or take a ViT" in said
+    run("explain photo.jpg sky --model RESNET --image-size 192 -o finer.npz")
+    assert Explanation.load("finer.npz").maps["positive"].shape[-2:] == (6, 6)
+    said = run("explain photo.jpg sky --model RESNET --processor VIT", code=2)
+    assert said.endswith(
+        "pass its own --processor NAME with the model, or make a larger one with --image-size 32."
+    )
 
 
 def test_it_says_which_maps_to_doubt(run: Run) -> None:

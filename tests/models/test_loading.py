@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partialmethod
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -411,7 +412,47 @@ def test_a_larger_images_map_lies_where_the_photo_is_marked(tmp_path, library, s
     assert top <= y < top + cell
 
 
-def test_a_resnets_pool_has_positions_of_one_size():
-    """OpenCLIP resamples those that a vision transformer adds to its patches alone."""
-    with pytest.raises(InputError, match=r"attention pool has positions .* take a ViT"):
-        load_clip("demo/resnet", image_size=320)
+@pytest.mark.parametrize("side", [64, 96, 160])
+def test_positions_of_a_resnets_pool_are_resampled(tmp_path, side, offline):
+    """As OpenCLIP does those of a ViT; the mean token's, and all at the native size, stay."""
+    built = builders.open_clip_resnet()
+    save_open_clip(built, tmp_path, builders.RESNET_CONFIG)
+    clip = load_clip(tmp_path, image_size=side, tokenizer=built.tokenizer)
+    cells, key = side // 32, "visual.attnpool.positional_embedding"
+    found, expected = clip.model.state_dict(), built.model.state_dict()
+    if cells != 3:
+        own = expected[key]
+        square = own[1:].reshape(1, 3, 3, -1).permute(0, 3, 1, 2)
+        square = F.interpolate(
+            square, size=(cells, cells), mode="bicubic", align_corners=False, antialias=True
+        )
+        square = square.permute(0, 2, 3, 1).reshape(cells**2, -1)
+        expected[key] = torch.cat([own[:1], square])
+        states = {"visual.positional_embedding": own}
+        shape = SimpleNamespace(visual=SimpleNamespace(grid_size=(cells, cells)))
+        open_clip.model.resize_pos_embed(states, shape)
+        torch.testing.assert_close(found[key], states["visual.positional_embedding"])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 if cells != 3 else 0)
+    assert clip.model.visual.attnpool.positional_embedding.requires_grad
+    photo = Image.new("RGB", (200, 180), "red")
+    assert clip.preprocess(photo).shape[-2:] == (side, side)
+    assert clip.model.visual.preprocess_cfg["size"] == side
+    explained = explain(photo, "a", model=tmp_path, tokenizer=built.tokenizer, image_size=side)
+    assert explained.maps["positive"].shape[-2:] == (cells, cells)
+
+
+def test_a_resnet_is_made_for_multiples_of_its_strides_and_an_object_stays_as_it_is():
+    """The embedded one; each refusal is one sentence."""
+    clip = load_clip("demo/resnet", image_size=320)
+    assert clip.grid(320, 320) == (10, 10)
+    for size, near in ((100, "96 or 128"), (20, "32 or 64")):
+        with pytest.raises(InputError, match=rf"={size}\): .* multiple of 32, .* as {near}\.$"):
+            load_clip("demo/resnet", image_size=size)
+    makes = r"make another one with load_clip\(NAME, image_size=448\)\.$"
+    for given in (clip, clip.model):
+        with pytest.raises(InputError, match=makes):
+            load_clip(given, image_size=448)
+    with pytest.raises(
+        InputError, match=r"or make a model for them with load_clip\(NAME, image_si"
+    ):
+        clip.grid(224, 224)

@@ -247,10 +247,7 @@ LARGER = {
         r" timm\.create_model\(\.\.\., img_size=64\)\.$",
     ),
     "OpenAI's": (lambda: model_of("vit").visual, r" load_clip\(NAME, image_size=128\)\.$"),
-    "no such call": (
-        lambda: small("open_clip_resnet").model,
-        r"here 96 x 96; resize or crop them\.$",
-    ),
+    "a ResNet": (lambda: small("open_clip_resnet").model, r" load_clip\(NAME, image_size=192\)\.$"),
 }
 
 
