@@ -8,7 +8,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ STRENGTH: Final = 1e-3
 _ANNOTATIONS: Final = "artemis_dataset_release_v0.csv"  # what the authors call the file
 _COLUMNS: Final = ("art_style", "painting", "emotion", "utterance", "repetition")
 _IMAGE_FOLDERS: Final = ("images", "wikiart")
-_FORMAT: Final = "captum_clip.EmotionProbe/2"
+_FORMAT: Final = "captum_clip.EmotionProbe/3"
 _STEPS: Final = 20_000
 _TOLERANCE: Final = 1e-9  # of the largest partial derivative of the mean loss
 _Array = npt.NDArray[np.float64]
@@ -295,7 +295,7 @@ class EmotionProbe:
         weights: W (9, D).
         bias: b (9,); minus infinity for a class that had no vote.
         model: the name of the CLIP whose features it was fitted on; "" where that is not known.
-        fingerprint: of that CLIP; "" where it is not known.
+        identity: of that CLIP, ``clip.identity()``; empty where it is not known.
         scores: on held-out paintings, None without any.
         settings: of the fit, None for encodings that were read from elsewhere.
 
@@ -306,7 +306,7 @@ class EmotionProbe:
     weights: _Array
     bias: _Array
     model: str = ""
-    fingerprint: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
     scores: ProbeScores | None = None
     settings: FitSettings | None = None
 
@@ -373,7 +373,7 @@ class EmotionProbe:
         facts = {
             "classes": CLASSES,
             "model": self.model,
-            "fingerprint": self.fingerprint,
+            "identity": self.identity,
             "scores": self.scores and asdict(self.scores),
             "settings": self.settings and asdict(self.settings),
         }
@@ -410,7 +410,7 @@ class EmotionProbe:
             return cls(
                 **arrays,
                 model=facts["model"],
-                fingerprint=facts["fingerprint"],
+                identity={part: str(text) for part, text in dict(facts["identity"]).items()},
                 scores=None if scores is None else ProbeScores(**scores),
                 settings=None if settings is None else FitSettings(**settings),
             )
@@ -441,7 +441,7 @@ def fit_probe(
     held_out: float = 0.2,
     strength: float = STRENGTH,
     model: str = "",
-    fingerprint: str = "",
+    identity: dict[str, str] | None = None,
 ) -> EmotionProbe:
     r"""Multinomial logistic regression from image features to the distribution of votes.
 
@@ -462,7 +462,7 @@ def fit_probe(
         held_out: share of the paintings that is kept for ``.scores``; 0 keeps none.
         strength: lambda; per vote, so it means the same for few and for many.
         model: the name of the CLIP that the features are of.
-        fingerprint: of that CLIP, ``clip.fingerprint``; a target for another one is then refused.
+        identity: of that CLIP, ``clip.identity()``; a target for another one is then refused.
 
     Raises:
         InputError: features or votes that are none, too few of them, an option out of range, or
@@ -486,7 +486,7 @@ def fit_probe(
     test, train = order[:tested], np.sort(order[tested:])
     weights, bias = _minimum(unit[train], counts[train], strength)
     settings = FitSettings(seed, held_out, strength, len(train), counts[train].sum(0).tolist())
-    probe = EmotionProbe(weights, bias, model, fingerprint, None, settings)
+    probe = EmotionProbe(weights, bias, model, identity or {}, None, settings)
     return replace(probe, scores=probe.score(unit[test], counts[test])) if tested else probe
 
 

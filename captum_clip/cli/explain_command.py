@@ -194,7 +194,7 @@ def explain_command(
         return explanation
 
     if folder is not None:
-        for free in ("model", "device", "output", "quiet"):  # a model counts by its fingerprint
+        for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
         settings |= {"images": folder[0].resolve(), "targets": named}
         draw_folder(files, folder[1], save, [clip], inputs, settings, quiet=quiet)

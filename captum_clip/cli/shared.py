@@ -240,7 +240,7 @@ def draw_folder(
     # `Path.exists` raises over a name that is too long, which drawing reports
     missing = [image for image, figure in figures.items() if not os.path.exists(figure)]
     existed = len(figures) - len(missing)
-    models = [f"{clip.name}, fingerprint {clip.text_fingerprint[:12]}" for clip in clips]
+    models = [{"name": clip.name, "identity": clip.identity()} for clip in clips]
     read = [file.read_bytes() for file in inputs if file is not None and os.path.isfile(file)]
     digests = [hashlib.sha256(content).hexdigest()[:12] for content in read]
     about = {**settings, "models": models, "digests": digests}

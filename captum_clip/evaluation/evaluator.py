@@ -55,7 +55,7 @@ class EvaluationPlan(Plan):
 
     config: EvaluationConfig
     model: str  # what `load_clip` takes, a folder by its full path
-    fingerprint: str  # of the model
+    identity: dict[str, str]  # of the model
     data: tuple[DataSet, ...]
     tasks: tuple[tuple[str, ...], ...]  # of each data set
     methods: tuple[Method, ...]  # precomputed maps last
@@ -75,7 +75,7 @@ class EvaluationPlan(Plan):
     def about(self) -> Content:
         return {
             "config": self.config.identity(),
-            "model": {"name": self.label, "fingerprint": self.fingerprint},
+            "model": {"name": self.label, "identity": self.identity},
             "data": [{"name": data.name, **data.identity()} for data in self.data],
             "methods": [method.identity() for method in self.methods],
             "tasks": [list(tasks) for tasks in self.tasks],
@@ -83,7 +83,7 @@ class EvaluationPlan(Plan):
 
     @override
     def worker(self, models: ModelLoader) -> Worker:
-        clip = models.load(self.model, self.config.device, self.fingerprint)
+        clip = models.load(self.model, self.config.device, self.identity)
         contexts = [ModelContext(clip, data, self.config) for data in self.data]
         last: tuple[tuple[int, tuple[int, ...]], Batch] | None = None
 
@@ -135,7 +135,7 @@ def make_plan(config: EvaluationConfig, models: ModelLoader) -> EvaluationPlan:
     query = Queries(black, clip.encode_text([""]).detach(), ("",), ("",), (0,))
     for method in named:  # what depends on nothing but the model and the method fails here
         method.maps(clip, query)
-    units, who = tuple(_units(config, data, methods)), clip.text_fingerprint
+    units, who = tuple(_units(config, data, methods)), clip.identity()
     return EvaluationPlan(config, model, who, data, tasks, methods, reference, units)
 
 
@@ -413,7 +413,7 @@ def _about(plan: EvaluationPlan, skipped: SkippedEntries) -> dict[str, Any]:
     """The lines over the tables."""
     lines: dict[str, Any] = {
         "made by": f"captum-clip {__version__}",
-        "model": f"{plan.label}, fingerprint {plan.fingerprint[:12]}",
+        "model": f"{plan.label}, weights {plan.identity['weights'][:12]}",
     }
     for data, tasks in zip(plan.data, plan.tasks, strict=True):
         text = f"{len(data)} samples"

@@ -21,7 +21,7 @@ from ..errors import InputError, TargetError
 from ..explaining import explain
 from ..explanation import Explanation
 from ..files import DAMAGED, replace_file
-from ..models import ClipAdapter
+from ..models import ClipAdapter, differing_parts
 from ..models.images import decode_file, read_file
 from ..similarity import ClipSimilarity
 from ..targets import Target
@@ -92,14 +92,15 @@ def image_features(
     check_integer("image_features", "workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
     file = None if cache is None else expand(cache)
-    kept, key = None, np.empty(0)
+    kept, key = None, Arrays()
     if file is not None:
-        key = np.array([clip.fingerprint, *map(_state, listed)])
+        identity = np.array([*clip.identity(texts=False).items()])
+        key = {"files": np.array([*map(_state, listed)]), "identity": identity}
         kept = _read_cache(file, key)
     if kept is None:
         kept = _compute(clip, listed, batch_size, workers, progress)
         if file is not None:
-            content = to_npz({**kept, "key": key})
+            content = to_npz({**kept, **key})
             replace_file(file, lambda opened: opened.write(content))
     reasons = kept["reasons"].tolist()
     skipped = {path: reason for path, reason in zip(listed, reasons, strict=True) if reason}
@@ -121,10 +122,12 @@ def _state(path: Path) -> str:
     return f"{path.absolute()!r} {status.st_size} {status.st_mtime_ns}"
 
 
-def _read_cache(file: Path, key: npt.NDArray[Any]) -> Arrays | None:
+def _read_cache(file: Path, key: Arrays) -> Arrays | None:
     try:
         arrays = from_npz(file.read_bytes())
-        return arrays if np.array_equal(arrays.pop("key"), key) else None
+        then, now = (dict(each["identity"].tolist()) for each in (arrays, key))
+        same = np.array_equal(arrays["files"], key["files"]) and not differing_parts(then, now)
+        return arrays if same else None
     except DAMAGED:  # or there is none yet; it is computed again
         return None
 
@@ -169,7 +172,7 @@ def fit_emotions(
     strength: float = STRENGTH,
     **options: Any,
 ) -> tuple[EmotionProbe, dict[Path, str]]:
-    """Fit a probe on the images of a data set; it keeps the model's name and fingerprint.
+    """Fit a probe on the images of a data set; it keeps the model's name and identity.
 
     Args:
         clip: the adapter.
@@ -188,7 +191,7 @@ def fit_emotions(
     settings: Any = {"seed": seed, "held_out": held_out, "strength": strength}
     check_fit(**settings)
     features = image_features(clip, data.images, **options)
-    settings |= {"model": clip.name, "fingerprint": clip.fingerprint}
+    settings |= {"model": clip.name, "identity": clip.identity(texts=False)}
     probe = fit_probe(features.embeddings, data.votes[features.indices], **settings)
     return probe, features.skipped
 

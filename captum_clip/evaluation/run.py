@@ -28,7 +28,8 @@ from .._version import __version__
 from ..checks import excerpt
 from ..errors import CaptumClipError, InputError
 from ..files import DAMAGED
-from ..models import ClipAdapter, load_clip
+from ..models import ClipAdapter, differing_parts, load_clip
+from ..models.identity import agree
 from ..models.loading import load_parts
 from .config import EvaluationConfig, RunConfig, StudyConfig, full_name
 from .storage import Storage, storage_of
@@ -85,21 +86,19 @@ class ModelLoader:
     def __reduce__(self) -> "tuple[Callable[..., ModelLoader], tuple[Any, ...]]":
         return ModelLoader, self._parts
 
-    def load(self, model: str, device: str = "cpu", fingerprint: str | None = None) -> ClipAdapter:
-        """Load a model, which must have the `text_fingerprint` of the run's beginning, if given."""
+    def load(self, model: str, device: str = "cpu", identity: Content | None = None) -> ClipAdapter:
+        """Load a model, which must have the identity of the run's beginning where one is given."""
         if self._loaded is None or self._loaded[0] != (model, device):
             self._loaded = None  # lets go of the old one first
             *parts, size = self._parts
             clip = load_clip(model, **load_parts(*parts), device=device, image_size=size)
+            if identity and (parts := differing_parts(identity, clip.identity())):
+                raise InputError(
+                    f"{model} has other {' and '.join(parts)} than when the run was begun; give "
+                    "all machines the same files, and leave them alone while it runs."
+                )
             self._loaded = ((model, device), clip)
-        clip = self._loaded[1]
-        if fingerprint not in (None, clip.text_fingerprint):
-            raise InputError(
-                f"the weights, the settings, the preprocessing or the tokenizer of {model} are not "
-                "those that the run was begun with; give all machines the same, with the same "
-                "releases of the libraries, and leave them alone while it runs."
-            )
-        return clip
+        return self._loaded[1]
 
 
 Worker = Callable[[Sequence[Unit]], Iterator[tuple[Unit, Arrays, Skipped]]]
@@ -307,10 +306,10 @@ def _begin(plan: Plan, output: Storage) -> Content:
     took part, each once) and "state".
     """
     about: Content = json.loads(json.dumps(plan.about()))
-    form, environments = f"captum_clip {plan.noun} 2", []
+    form, environments = f"captum_clip {plan.noun} 2", list[Content]()
     content = output.read(MANIFEST)
     if content is not None:
-        environments = _check_same(plan, form, about, content, output)
+        about, environments = _check_same(plan, form, about, content, output)
     elif other := [name for name in output.files() if not name.startswith(".")]:
         raise InputError(
             f"{output.root} holds files that are of no {plan.noun}, such as {other[0]}; name a new "
@@ -325,8 +324,8 @@ def _begin(plan: Plan, output: Storage) -> Content:
 
 def _check_same(
     plan: Plan, form: str, about: Content, content: bytes, output: Storage
-) -> list[Content]:
-    """The environments of the run in the folder, if it has the same settings."""
+) -> tuple[Content, list[Content]]:
+    """What the run in the folder is about, if it has the same settings, and its environments."""
     try:
         before: Content = json.loads(content)
         if before["format"] != form:
@@ -348,7 +347,7 @@ def _check_same(
             f"{output.root} holds another {plan.noun}: {'; '.join(changes[:3])}. Take another "
             f"output folder, or the settings of that {plan.noun} to go on with it."
         )
-    return environments
+    return {name: before.get(name, now) for name, now in about.items()}, environments
 
 
 def differences(before: Content, about: Content) -> list[str]:
@@ -357,7 +356,8 @@ def differences(before: Content, about: Content) -> list[str]:
     return [
         f"{name} was {_shown(then.get(name))} and is {_shown(now.get(name))}"
         for name in {**then, **now}
-        if then.get(name) != now.get(name)
+        if then.get(name) != now.get(name)  # embeddings of another machine differ by rounding
+        and not (".identity." in name and agree(str(then.get(name)), str(now.get(name))))
     ]
 
 

@@ -9,7 +9,7 @@ has to look at every pixel.
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Final
 
@@ -154,7 +154,7 @@ class Job:
     centred: tuple[tuple[int, int], ...]  # of the K, indices of (emotion, the same one centred)
     size: tuple[int, int]  # (H, W) of the images that the model sees
     location: str = ""  # what `load_clip` takes, a folder by its full path
-    fingerprint: str = ""  # of the model; a worker must find the same
+    identity: dict[str, str] = field(default_factory=dict)  # of the model, in every worker
     kind: str = ""  # of its tower
     emotions: str = ""  # SHA-256 of the emotions' weights; "" where there are none
 

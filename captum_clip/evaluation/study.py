@@ -166,7 +166,7 @@ class StudyPlan(Plan):
 
     @override
     def about(self) -> Content:
-        names = ("method", "fingerprint", "emotions")
+        names = ("method", "identity", "emotions")
         # of the images too, whose list may be deleted
         digests = {n: hashlib.sha256(own).hexdigest()[:12] for n, own in self.files().items()}
         return {
@@ -197,7 +197,7 @@ class StudyPlan(Plan):
         self, job: Job, units: Sequence[Unit], models: ModelLoader
     ) -> Iterator[tuple[Unit, Arrays, Skipped]]:
         config, size = self.config, self.config.batch_size
-        clip = models.load(job.location, config.device, job.fingerprint)
+        clip = models.load(job.location, config.device, job.identity)
         reader = ImageReader(self.images, tuple(self.sizes), clip.processor, job.size, size)
         batches = [_split(unit.numbers, size) for unit in units]
         flat = [batch for of_unit in batches for batch in of_unit]
@@ -280,7 +280,7 @@ def _jobs_of(
     clip = models.load(location)
     fitting = fitting_methods("StudyConfig", config.methods, clip.tower, model)
     target, centred, digest = _target(config, emotions, clip)
-    blank, fingerprint = clip.preprocess(Image.new("RGB", (64, 64))), clip.text_fingerprint
+    blank, identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
     for number, choice in enumerate(fitting, first):
         job = Job(
             key=f"{number:02d}-{slug(label)}-{slug(choice.name)}",
@@ -290,7 +290,7 @@ def _jobs_of(
             centred=centred,
             size=(blank.shape[-2], blank.shape[-1]),
             location=location,
-            fingerprint=fingerprint,
+            identity=identity,
             kind=clip.kind,
             emotions=digest,
         )

@@ -2,6 +2,7 @@
 
 from .adapter import ClipAdapter, Family, ImageLike
 from .families import known_tower, register_family, tower_of
+from .identity import differing_parts
 from .loading import AvailableModel, available, load_clip
 from .text import TextTower
 from .towers import (
@@ -28,6 +29,7 @@ __all__ = [
     "Tower",
     "ViTTower",
     "available",
+    "differing_parts",
     "known_tower",
     "load_clip",
     "register_family",

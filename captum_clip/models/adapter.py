@@ -1,10 +1,8 @@
 """The adapter: one face for every CLIP model, whichever library it comes from."""
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,24 +15,17 @@ from torch.nn import functional as F
 from ..checks import as_list, check_integer, is_encodable, is_number, show, torch_failures
 from ..errors import InputError, TargetError, UnsupportedModelError
 from ..maps import unusable
+from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import (
     as_pil,
     check_images,
-    describe,
     image_processor,
     is_preprocessed,
     is_transformers_tokenizer,
     pixels_of,
     process,
 )
-from .library import (
-    expect_library_parts,
-    foreign_hooks,
-    foreign_methods,
-    is_library_class,
-    is_librarys,
-    refuse_quantised,
-)
+from .library import expect_library_parts, is_library_class, refuse_quantised
 from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
@@ -206,39 +197,28 @@ class ClipAdapter(ABC):
             check_integer("grid", "a side in pixels", side, least=0)
         return self.tower.grid(height, width)
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over what makes image embeddings: code, settings, weights and preprocessing.
+    def identity(self, *, texts: bool = True) -> dict[str, str]:
+        """Who the model is, to compare with :func:`captum_clip.models.differing_parts`.
 
-        These are the class of every module with its numbers and names, the attention in use,
-        parameters and buffers, and hooks and patched methods by their names and numbers. Device,
-        mode and gradients are left out, and so is the tokenizer. It is the same in every process,
-        but another release of the library may compute otherwise. Computed anew each time, since
-        all of it may change: about a second a gigabyte.
+        A SHA-256 of its weights, and numbers of its embeddings of fixed images, through its
+        preprocessing, and of those fixed texts that its tokenizer reads. Device, mode, process and
+        release of its library do not change it. Computed anew each time, since all else may: about
+        a second a gigabyte, and six forwards in eval mode and float32, which hooks of the user see.
         """
-        digest = hashlib.sha256()
-        for path, module in self.model.named_modules(remove_duplicate=False):
-            digest.update(f"{path}: {_facts(module)}\n".encode())
-        persistent = self.model.state_dict()
-        for key, value in sorted(persistent.items()):
-            digest.update(f"{key}{_fact(value)}".encode())
-        for key, value in sorted(self.model.named_buffers(remove_duplicate=False)):
-            if key not in persistent:
-                # tables of cosines differ by rounding from machine to machine
-                digest.update(f"{key}{_fact(value.float().round() + 0)}".encode())
-        digest.update(repr(describe(self.processor)).encode())
-        return digest.hexdigest()
-
-    @property
-    def text_fingerprint(self) -> str:
-        """SHA-256 over the fingerprint and the tokens of some texts: what makes text embeddings."""
-        digest = hashlib.sha256(self.fingerprint.encode())
-        for text in ("a photo of a dog", "The CAT, 3 birds", "") if self._own_tokenizer else ():
-            try:
-                digest.update(_fact(self.text_inputs(text)[0]).encode())
-            except Exception:  # a word that it does not know, in whatever way it says so
-                digest.update(b"refused")
-        return digest.hexdigest()
+        found = {"weights": digest(self.model.state_dict().values())}
+        with reproducible(self.model):
+            images = fixed_images(self.tower.native if self.processor is None else None)
+            found["image_embeddings"] = summary(
+                map(self.encode_image, map(self.preprocess, images))
+            )
+            if texts:  # what reads images alone does not depend on them
+                read = []
+                for text in FIXED_TEXTS:
+                    with suppress(Exception):  # no tokenizer, or a word that it does not know
+                        read.append(self.text_inputs(text))
+                features = (self.text_features(*inputs) for inputs in read)
+                found["text_embeddings"] = summary(F.normalize(row, dim=-1) for row in features)
+        return found
 
     # Images
 
@@ -430,62 +410,3 @@ class ClipAdapter(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, kind={self.kind!r})"
-
-
-# what no forward reads, or a reload changes, or is of training alone
-_LEFT_OUT = (
-    *("_", "architectures", "dtype", "torch_dtype", "initializer_", "transformers_version"),
-    *(
-        "all_tied",
-        "warnings_issued",
-        "training",
-        "name_or_path",
-        "gradient_checkpointing",
-        "grad_checkpointing",
-    ),
-)
-
-
-def _facts(module: nn.Module) -> list[str]:
-    """What a module computes but for its tensors, as texts that hold no address.
-
-    None and False are left out, since settings that a later release adds mostly have these.
-    """
-    config: Any = getattr(module, "config", None)
-    given = config.to_diff_dict() if hasattr(module, "config_class") else {}
-    settings = {f"config.{k}": v for k, v in given.items() if not k.startswith(_LEFT_OUT)}
-    settings |= {k: v for k, v in vars(module).items() if not k.startswith(_LEFT_OUT)}
-    for name in ("_active_adapter", "_disable_adapters"):  # of peft
-        settings[name] = getattr(module, name, None)
-    settings["attention"] = getattr(config, "_attn_implementation", None)
-    facts = [(name, _fact(value)) for name, value in sorted(settings.items())]
-    hooks = (hook for hook in foreign_hooks(module) if not is_librarys(hook))
-    code = (type(module), *foreign_methods(type(module)), *hooks)
-    return [*map(_fact, code), *(f"{name}={v}" for name, v in facts if v not in ("", "false"))]
-
-
-def _fact(value: Any) -> str:
-    """A tensor, a function or a plain value as a text, the same in every process; "" of others."""
-    if isinstance(value, (bool, int, float, str)):
-        return json.dumps(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_fact, value))}]"
-    if isinstance(value, dict):  # of numbers, as peft has the scales of its adapters
-        numbers = all(isinstance(number, (int, float)) for number in value.values())
-        return _fact(sorted(value.items())) if value and numbers else ""
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{tuple(value.shape)}{value.dtype}{hashlib.sha256(flat.numpy().data).hexdigest()}"
-    if isinstance(value, partial):
-        return _fact([value.func, *value.args, *sorted(value.keywords.items())])
-    if not callable(value):
-        return ""
-    function = value if hasattr(value, "__qualname__") else type(value)
-    name = f"{function.__module__}.{function.__qualname__}"
-    if not hasattr(value, "__code__") or is_librarys(value):
-        return name
-    cells = [cell.cell_contents for cell in value.__closure__ or ()]
-    defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    bound = [*value.__code__.co_consts, *defaults, *cells]
-    # lists are what a hook collects
-    return name + "".join(_fact(v) for v in bound if not callable(v) and not isinstance(v, list))

@@ -4,7 +4,6 @@ Masks and maps of fixations take the same way.
 """
 
 import io
-import json
 import re
 import stat
 import struct
@@ -322,16 +321,6 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
                 "expected one tensor (3, H, W) an image, all of the same size."
             )
     return torch.stack(tensors).float()
-
-
-def describe(processor: Any) -> str:
-    """A text that changes when the preprocessing does, and not from run to run."""
-    inner = image_processor(processor)
-    if hasattr(inner, "image_mean"):
-        settings = {k: v for k, v in inner.to_dict().items() if k[0] != "_" and v is not None}
-        # PIL and torchvision, which resize otherwise, have a class each
-        return type(inner).__name__ + json.dumps(settings, sort_keys=True, default=str)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(inner))
 
 
 def is_transformers_tokenizer(tokenizer: Any) -> bool:

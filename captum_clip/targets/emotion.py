@@ -8,7 +8,7 @@ import torch
 from ..checks import as_list
 from ..emotions import CLASSES, EMOTIONS, EmotionProbe
 from ..errors import TargetError
-from ..models import ClipAdapter
+from ..models import ClipAdapter, differing_parts
 from .target import Target
 
 
@@ -39,7 +39,7 @@ def emotion(
 
     Raises:
         InputError: a file that cannot be read or is something else.
-        TargetError: an unknown name, or a probe of another model: its fingerprint differs, or,
+        TargetError: an unknown name, or a probe of another model: its identity differs, or,
             where it has none, its number of dimensions.
 
     Source: CLIP Explainability (Mamooler, EPFL), emotions.
@@ -64,12 +64,12 @@ def emotion(
             f"{', '.join(map(repr, unknown)) or 'none at all'}."
         )
     width, expected = probe.weights.shape[1], clip.embedding_dim
-    if probe.fingerprint and probe.fingerprint != clip.fingerprint:
+    if other := probe.identity and differing_parts(probe.identity, clip.identity(texts=False)):
         raise TargetError(
             f"targets.emotion: the probe was fitted on features of {probe.model or 'a model'} "
-            f"with another fingerprint than {clip.name}; fit one on features of this model."
+            f"with other {' and '.join(other)} than {clip.name}; fit one on features of this model."
         )
-    if not probe.fingerprint and expected is not None and width != expected:
+    if not probe.identity and expected is not None and width != expected:
         raise TargetError(
             f"targets.emotion: the probe has {width} dimensions, and {clip.name} embeds in "
             f"{expected}; take one of this model."

@@ -143,7 +143,7 @@ def test_each_study_has_the_librarys_own_defaults(asked: list[Any], run: Run, vi
 
 def test_a_probe_names_the_model_of_a_study(asked: list[Any], run: Run) -> None:
     for model in ("vit", "resnet"):
-        probe = EmotionProbe(np.eye(9, 24), np.zeros(9), f"demo/{model}", "0" * 64)
+        probe = EmotionProbe(np.eye(9, 24), np.zeros(9), f"demo/{model}", {"weights": "0" * 64})
         probe.save(f"{model}.safetensors")
     run("study emotions photos --emotions vit.safetensors --emotions resnet.safetensors -o out")
     assert asked[0].models == ("demo/vit", "demo/resnet")

@@ -16,6 +16,7 @@ from captum_clip import load_clip, targets
 from captum_clip.demo import MODELS
 from captum_clip.emotions import CLASSES, EmotionProbe, fit_probe
 from captum_clip.errors import InputError
+from captum_clip.models import differing_parts
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def probe():
     generator = np.random.default_rng(0)
     votes = generator.integers(0, 5, (40, 9))
     votes[:, 4] = 0  # a bias of minus infinity
-    return fit_probe(generator.normal(size=(40, 6)), votes, model="ViT", fingerprint="f1")
+    return fit_probe(generator.normal(size=(40, 6)), votes, model="ViT", identity={"weights": "w1"})
 
 
 def published(path, **changes):
@@ -39,7 +40,7 @@ def same(first, second):
     """Two probes, to the bit."""
     np.testing.assert_array_equal(first.weights, second.weights)
     np.testing.assert_array_equal(first.bias, second.bias)
-    for part in ("model", "fingerprint", "scores", "settings"):
+    for part in ("model", "identity", "scores", "settings"):
         assert getattr(first, part) == getattr(second, part)
     return True
 
@@ -69,7 +70,7 @@ def test_the_file_is_plain(probe, tmp_path):
     probe.save(tmp_path / "x.safetensors")
     assert set(load_file(tmp_path / "x.safetensors")) == {"weights", "bias"}
     with safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
-        facts = json.loads(file.metadata()["captum_clip.EmotionProbe/2"])
+        facts = json.loads(file.metadata()["captum_clip.EmotionProbe/3"])
     assert facts["classes"] == list(CLASSES)
     assert facts["scores"]["all"]["paintings"] == 8
 
@@ -89,7 +90,7 @@ def test_published_encodings_are_in_the_order_of_the_classes(tmp_path):
     found = EmotionProbe.load(path)
     np.testing.assert_array_equal(found.weights, rows)
     assert (found.bias == 0).all()
-    assert (found.model, found.fingerprint) == ("", "")
+    assert (found.model, found.identity) == ("", {})
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,7 +98,8 @@ def test_probe_of_an_embedded_model_comes_with_the_package(name):
     """Fitted on that model, so that it is a target of it, and better than guessing."""
     probe = EmotionProbe.load(name)
     clip = load_clip(name)
-    assert (probe.model, probe.fingerprint) == (name, clip.fingerprint)
+    assert probe.model == name
+    assert not differing_parts(probe.identity, clip.identity())
     assert probe.scores is not None
     assert probe.scores.all.nine > 0.8
     np.testing.assert_array_equal(
@@ -140,7 +142,13 @@ def test_damaged_files_are_refused(tmp_path, name, content, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"settings": 3}, {"scores": {"all": {}}}, {"settings": {"seed": 1}}, {"model": None}],
+    [
+        {"settings": 3},
+        {"scores": {"all": {}}},
+        {"settings": {"seed": 1}},
+        {"model": None},
+        {"identity": 3},
+    ],
 )
 def test_a_description_that_is_not_whole_is_refused(probe, tmp_path, change):
     """A part that is missing or something else."""

@@ -149,10 +149,10 @@ def test_predictions_are_probabilities():
     assert (found >= 0).all()
 
 
-def test_model_and_fingerprint_are_kept():
+def test_model_and_identity_are_kept():
     """And its name is in what is printed."""
-    probe = fit_probe(*problem(), model="ViT", fingerprint="abc")
-    assert (probe.model, probe.fingerprint) == ("ViT", "abc")
+    probe = fit_probe(*problem(), model="ViT", identity={"weights": "abc"})
+    assert (probe.model, probe.identity) == ("ViT", {"weights": "abc"})
     assert repr(probe) == "EmotionProbe(D=5, model='ViT')"
 
 

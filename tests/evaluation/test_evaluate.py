@@ -256,6 +256,20 @@ def test_other_intervals_need_no_other_maps(output: Path, vit: str, masks: str) 
     assert {path: path.stat().st_mtime_ns for path in output.glob("units/*/*")} == units
 
 
+def test_a_model_with_other_preprocessing_is_refused(
+    tmp_path: Path, output: Path, vit: str, masks: str
+) -> None:
+    """Of the same name and the same weights."""
+    changed = tmp_path / "small-vit"
+    shutil.copytree(vit, changed)
+    file = changed / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(InputError, match="holds another evaluation: ") as caught:
+        evaluate(config_of(str(changed), masks, output))
+    assert re.findall(r"(\S+) was", str(caught.value)) == ["model.identity.image_embeddings"]
+
+
 def test_another_model_in_the_same_folder_is_refused(output: Path, resnet: str, masks: str) -> None:
     with pytest.raises(InputError, match='name was "small-vit" and is "small-resnet"'):
         evaluate(config_of(resnet, masks, output, methods=("grad-cam",)))
@@ -480,9 +494,10 @@ def test_a_model_that_changes_meanwhile_is_noticed(tmp_path: Path, vit: str, mas
     """By whoever loads it on another machine."""
     config = config_of(vit, masks, tmp_path / "out", engine="ray")
     plan = make_plan(config, ModelLoader())
-    other, output = replace(plan, fingerprint="another"), storage_of(tmp_path / "out")
+    identity, output = {**plan.identity, "image_embeddings": "0.5"}, storage_of(tmp_path / "out")
+    other = replace(plan, identity=identity)
     [error] = UnitWorker(other, plan.units, output, ModelLoader())({"unit": [0]})["error"]
-    assert "are not those that the run was begun with" in error
+    assert "small-vit has other image embeddings than when the run was begun" in error
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from PIL import Image
 from captum_clip import maps, targets
 from captum_clip.attr import AttentionGradCam, DirectContribution
 from captum_clip.errors import InputError, TargetError, UnsupportedModelError
-from captum_clip.evaluation import rank
+from captum_clip.evaluation import features, rank
 from captum_clip.similarity import ClipSimilarity
 from tests import builders
 
@@ -104,7 +104,7 @@ def test_a_name_that_is_no_text_is_written_and_drawn(clip, folder, tmp_path):
 def test_features_are_kept(clip, folder, tmp_path, monkeypatch):
     """The second search computes no feature."""
     first = rank(clip, folder, "a horse", top=1, cache=tmp_path / "features.npz")
-    monkeypatch.setattr(clip, "encode_image", lambda _: pytest.fail("was computed"))
+    monkeypatch.setattr(features, "_compute", lambda *_: pytest.fail("was computed"))
     again = rank(clip, folder, "a horse", top=1, cache=tmp_path / "features.npz")
     assert (again.files, again.scores) == (first.files, first.scores)
 

@@ -37,6 +37,7 @@ from captum_clip.evaluation.run import (
     write_units,
 )
 from captum_clip.evaluation.storage import Storage, storage_of
+from captum_clip.models import differing_parts
 from tests import folders
 
 UNITS = tuple(Unit(f"units/{number}.npz", 0, (number, number + 1)) for number in range(4))
@@ -57,6 +58,7 @@ class Squares(Plan):
     config: Any
     units: tuple[Unit, ...] = UNITS
     settings: Content = field(default_factory=lambda: {"seed": 0, "texts": ["a", "ä"]})
+    identity: dict[str, str] = field(default_factory=dict)
     names: str = "a\nb\n"
     fails_at: str = ""
     reason: str = ""
@@ -64,7 +66,7 @@ class Squares(Plan):
 
     @override
     def about(self) -> Content:
-        return {"config": self.settings, "jobs": [{"model": "m"}]}
+        return {"config": self.settings, "jobs": [{"model": "m", "identity": self.identity}]}
 
     @override
     def files(self) -> dict[str, bytes]:
@@ -173,6 +175,24 @@ def test_what_changed_is_told_and_nothing_is_touched(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         done(other)
     assert folders.content(tmp_path) == before
+
+
+def test_a_run_goes_on_with_the_same_model_on_another_machine_and_with_no_other(
+    tmp_path: Path,
+) -> None:
+    """Embeddings may differ by rounding, and those of the beginning stay in the manifest."""
+    identity = {"weights": "a1", "image_embeddings": "0.5 -0.25"}
+    plan = Squares(config_of(tmp_path), settings={"text": "0.5"}, identity=identity)
+    done(plan)
+    storage_of(tmp_path).remove(UNIT.name)
+    before = folders.content(tmp_path)
+    done(replace(plan, identity={"weights": "a1", "image_embeddings": "0.5009 -0.2509"}))
+    assert {**folders.content(tmp_path), **before} == folders.content(tmp_path)
+    with pytest.raises(InputError, match=r"config\.text was"):  # no embedding
+        done(replace(plan, settings={"text": "0.5009"}))
+    for part, other in {"weights": "b1", "image_embeddings": "0.5011 -0.2511"}.items():
+        with pytest.raises(InputError, match=rf"another evaluation: jobs\.0\.identity\.{part} was"):
+            done(replace(plan, identity={**plan.identity, part: other}))
 
 
 def test_a_manifest_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -336,24 +356,24 @@ def test_a_loader_takes_its_processor_and_tokenizer_to_other_processes(vit: str,
     """And not the model that it has loaded."""
     loader = ModelLoader(vit, vit)
     clip = loader.load(bare)
-    assert clip.fingerprint == load_clip(vit).fingerprint
-    assert loader.load(bare, "cpu", clip.text_fingerprint) is clip
+    assert clip.identity() == load_clip(vit).identity()
+    assert loader.load(bare, "cpu", clip.identity()) is clip
     sent = pickle.dumps(loader)
     assert len(sent) < 1000
     other = pickle.loads(sent).load(bare)
-    assert other.text_fingerprint == clip.text_fingerprint
+    assert other.identity() == clip.identity()
     assert other.encode_text(["a horse"]).shape == (1, 24)
-    with pytest.raises(InputError, match="are not those that the run was begun with"):
-        loader.load(bare, "cpu", "another")
+    with pytest.raises(InputError, match="has other weights than when the run was begun"):
+        ModelLoader(vit, vit).load(bare, "cpu", {**clip.identity(), "weights": "another"})
 
 
 def test_a_loader_makes_models_for_larger_images_in_other_processes_too(vit: str) -> None:
-    """Of another fingerprint, so that no run goes on with another size."""
+    """Of another identity, so that no run goes on with another size."""
     own, loader = ModelLoader().load(vit), pickle.loads(pickle.dumps(ModelLoader(image_size=64)))
     larger = loader.load(vit)
     shapes = [clip.preprocess(np.zeros((9, 9, 3), np.uint8)).shape for clip in (own, larger)]
     assert [shape[-2:] for shape in shapes] == [(32, 32), (64, 64)]
-    assert own.text_fingerprint != larger.text_fingerprint
+    assert differing_parts(own.identity(), larger.identity()) == ["image embeddings"]
 
 
 def test_names_of_folders_are_known_from_anywhere(

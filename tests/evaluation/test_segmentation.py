@@ -78,7 +78,7 @@ def test_figures_are_those_of_mmsegmentation_and_torchmetrics(
     evaluation = evaluate(config)
     about = json.loads((tmp_path / "out/manifest.json").read_text())
     larger = load_clip(vit, image_size=64)
-    assert about["model"]["fingerprint"] == larger.text_fingerprint
+    assert about["model"]["identity"] == larger.identity()
     lines = evaluation.summary.figures
     figures = lines[lines["method"] == "maps"].set_index("metric")["mean"].to_dict()
     levels: dict[str, Any] = {"": "mean", "_half": 0.5} if background else {"": None}

@@ -151,7 +151,7 @@ def test_the_manifest_tells_what_was_computed_with_what(both: Any, vit: str) -> 
     found = json.loads((both[0] / "manifest.json").read_bytes())
     assert found["state"] == "maps done"
     assert found["config"]["texts"] == list(TEXTS)
-    assert found["jobs"][0]["fingerprint"] == load_clip(vit).text_fingerprint
+    assert found["jobs"][0]["identity"] == load_clip(vit).identity()
     assert [job["method"] for job in found["jobs"]] == ["last-grad", "grad-cam"]
     assert found["counts"] == [{"images": 7, "skipped": 0}] * 2
     assert found["skipped"] == []
@@ -175,7 +175,7 @@ def test_the_pictures_are_there_and_nothing_else(both: Any) -> None:
 def test_all_targets_come_from_one_forward_an_image(
     tmp_path: Path, images: Path, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted where the tower begins; padding and the trial at the start are all that is added."""
+    """Counted where the tower begins; the identity, a trial and padding are all that is added."""
     seen: list[int] = []
 
     def counted(name: str, **options: Any) -> Any:
@@ -187,7 +187,7 @@ def test_all_targets_come_from_one_forward_an_image(
     monkeypatch.setattr(run, "load_clip", counted)
     config = folders.config_of(images, tmp_path / "out", vit, texts=[f"text {i}" for i in range(9)])
     run_study(config)
-    assert seen == [1, 2, 2, 2, 2]
+    assert seen == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("workers", [2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,11 +170,21 @@ def test_other_images_are_refused(tmp_path: Path, vit: str, whole_study: dict[st
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new"),
+    ("file", "old", "new", "parts"),
     [
-        ("model.safetensors", b"", b""),
-        ("config.json", b'"hidden_act": "quick_gelu"', b'"hidden_act": "relu"'),
-        ("tokenizer.json", b'"normalizer": null', b'"normalizer": {"type": "Lowercase"}'),
+        ("model.safetensors", b"", b"", ["weights", "image_embeddings", "text_embeddings"]),
+        (
+            "config.json",
+            b'"hidden_act": "quick_gelu"',
+            b'"hidden_act": "relu"',
+            ["image_embeddings", "text_embeddings"],
+        ),
+        (
+            "tokenizer.json",
+            b'"normalizer": null',
+            b'"normalizer": {"type": "Lowercase"}',
+            ["text_embeddings"],
+        ),
     ],
 )
 def test_another_model_of_the_same_name_is_refused(
@@ -184,6 +195,7 @@ def test_another_model_of_the_same_name_is_refused(
     file: str,
     old: bytes,
     new: bytes,
+    parts: list[str],
 ) -> None:
     """With other weights, or the same ones and a setting or the tokenizer changed."""
     from tests import builders
@@ -197,8 +209,9 @@ def test_another_model_of_the_same_name_is_refused(
     else:
         builders.hf_vit(seed=1).model.save_pretrained(changed)
     output = copy_of(whole_study, tmp_path / "out")
-    with pytest.raises(InputError, match=r"jobs\.0\.fingerprint was"):
+    with pytest.raises(InputError, match="holds another study: ") as caught:
         run_study(folders.config_of(images, output, str(changed)))
+    assert re.findall(r"jobs\.0\.identity\.(\w+) was", str(caught.value)) == parts
 
 
 def test_a_full_disk_ends_with_an_error_and_the_study_goes_on(

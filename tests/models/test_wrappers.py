@@ -179,9 +179,9 @@ def test_an_adapter_in_an_attention_is_refused_until_it_is_merged() -> None:
         load_clip(adapted)
 
 
-def test_the_scale_of_an_adapter_is_in_the_fingerprint() -> None:
+def test_the_scale_of_an_adapter_is_in_the_identity() -> None:
     path = "vision_model.encoder.layers.0.mlp.fc1"
-    found = [load_clip(with_lora(path, scale)).fingerprint for scale in (0.5, 0.5, 0.25)]
+    found = [load_clip(with_lora(path, scale)).identity() for scale in (0.5, 0.5, 0.25)]
     assert found[0] == found[1] != found[2]
 
 

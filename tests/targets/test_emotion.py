@@ -78,16 +78,27 @@ def test_files_are_read(clip, tmp_path):
 
 
 def test_probe_of_another_model_is_refused(clip):
-    """By the fingerprint, also where the sizes are the same."""
-    own = EmotionProbe(ROWS, np.zeros(9), "small", clip.fingerprint)
+    """By its identity, also where the sizes are the same."""
+    own = EmotionProbe(ROWS, np.zeros(9), "small", clip.identity())
     assert len(targets.emotion(clip, own)) == 8
-    other = EmotionProbe(ROWS, np.zeros(9), "ViT-B/32", "0" * 64)
-    with pytest.raises(TargetError, match=r"features of ViT-B/32 with another fingerprint than"):
+    other = EmotionProbe(ROWS, np.zeros(9), "ViT-B/32", {"weights": "0" * 64})
+    with pytest.raises(TargetError, match=r"features of ViT-B/32 with other weights than"):
         targets.emotion(clip, other)
 
 
+def test_probe_of_other_preprocessing_is_refused_and_of_another_tokenizer_not(clip):
+    """Since it reads images alone."""
+    built = cases.BUILDERS["hf_vit"]()
+    tokenless, other = built.load(tokenizer=None), built.load(processor=None)
+    assert tokenless.identity()["text_embeddings"] != clip.identity()["text_embeddings"]
+    probe = EmotionProbe(ROWS, np.zeros(9), "small", clip.identity())
+    assert len(targets.emotion(tokenless, probe)) == 8
+    with pytest.raises(TargetError, match="features of small with other image embeddings than"):
+        targets.emotion(other, probe)
+
+
 def test_probe_of_another_size_is_refused(clip):
-    """Where no fingerprint says of which model it is."""
+    """Where no identity says of which model it is."""
     with pytest.raises(TargetError, match=r"has 512 dimensions, and .* embeds in 24"):
         targets.emotion(clip, EmotionProbe(np.ones((9, 512)), np.zeros(9)))
 
