@@ -65,6 +65,12 @@ def torch_failures(caller: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "Inference tensors cannot be saved" in str(error):
+            raise UnsupportedModelError(
+                f"{caller}: the model's weights were made under torch.inference_mode(), and no "
+                "gradient passes through them; load the model outside of it, or take a method "
+                "without gradients, such as direct."
+            ) from error
         # by the module, since an import of torch's compilers takes seconds
         kinds = ("torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
         if not (isinstance(error, NotImplementedError) or type(error).__module__.startswith(kinds)):

@@ -107,7 +107,10 @@ def uncrop(
     check_choice("uncrop", mode, get_args(Mode), name="a mode")
     rows, columns = inside(box, size)
     y, x = (
-        ((2 * torch.arange(part.start, part.stop).double() + 1 - 2 * low) / (high - low)).to(maps)
+        (
+            (2 * torch.arange(part.start, part.stop, device=maps.device).double() + 1 - 2 * low)
+            / (high - low)
+        ).to(maps)
         for part, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2]))
     )
     where = torch.stack([(x - 1).expand(len(y), -1), (y - 1)[:, None].expand(-1, len(x))], dim=-1)

@@ -54,11 +54,6 @@ class Similarity(nn.Module, ABC):
     def tower(self) -> Tower:
         """The tower that makes the embeddings."""
 
-    @property
-    def is_unmodified(self) -> bool:
-        """Whether an embedding is the library's own code from the tower's last part to its end."""
-        return self.tower.is_unmodified
-
     def score(self, embedding: Tensor) -> Tensor:
         """Cosine similarities (..., K) of embeddings (..., E) of any length."""
         other = unusable(embedding) if isinstance(embedding, Tensor) else type(embedding).__name__
@@ -108,11 +103,6 @@ class ClipSimilarity(Similarity):
     @override
     def tower(self) -> Tower:
         return self.clip.tower
-
-    @property
-    @override
-    def is_unmodified(self) -> bool:
-        return self.clip.is_unmodified
 
     def forward(self, images: Tensor, *more: Any) -> Tensor:
         """Cosine similarities (B, K) of preprocessed images (B, 3, H, W)."""

@@ -18,6 +18,45 @@ from torch.nn import functional as F
 from tests.oracles import Row, Seen
 
 Inputs = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, each (B, H, rows, d)
+AROUND: dict[str, Callable[[Any], Any]] = {}
+"""What a changed model puts around a function of torch that is exchanged here, by its name."""
+
+
+def around(name: str, function: Any) -> Any:
+    """A function in the place of torch's, with what the model puts around that."""
+    return AROUND[name](function) if name in AROUND else function
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """PyTorch's attention passes its own functions by where nothing needs a gradient."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """The attention of queries and keys as torch.nn.functional.scaled_dot_product_attention has it.
+
+    Of the plain softmax, which a patch of F.softmax does not see.
+    """
+    logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        logits = logits + mask
+    return torch.softmax(logits, dim=-1)
 
 
 @contextmanager
@@ -49,13 +88,8 @@ def explicit_attention(
         enable_gqa: bool = False,
     ) -> Tensor:
         assert dropout_p == 0
-        assert not is_causal
         assert not enable_gqa
-        logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if attn_mask is not None:
-            assert attn_mask.dtype != torch.bool
-            logits = logits + attn_mask
-        seen.append(softmax(logits, dim=-1))
+        seen.append(weights(query, key, attn_mask, is_causal, scale))
         if inputs is not None:
             inputs.append((query, key, value))
         if exchange is not None and len(seen) - 1 == last:
@@ -64,15 +98,18 @@ def explicit_attention(
 
     def weigh(logits: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """torch.nn.MultiheadAttention puts images and heads on one axis, (B H, rows, s)."""
-        weights = softmax(logits, dim, *args, **kwargs)
+        found = softmax(logits, dim, *args, **kwargs)
         if logits.ndim == 4:
-            seen.append(weights)
-            return weights
-        seen.append(weights.unflatten(0, (batch, -1)))
+            seen.append(found)
+            return found
+        seen.append(found.unflatten(0, (batch, -1)))
         return seen[-1].flatten(0, 1)
 
     with (
-        patch.object(F, "scaled_dot_product_attention", attend),
+        without_fast_path(),
+        patch.object(
+            F, "scaled_dot_product_attention", around("scaled_dot_product_attention", attend)
+        ),
         patch.object(F, "softmax", weigh),
     ):
         yield seen
@@ -99,5 +136,5 @@ def see(
     """
     with explicit_attention(len(images)) as attention:
         embedding = embed(images.detach().clone().requires_grad_())
-    assert [weights.shape[1] for weights in attention] == list(heads)
+    assert [found.shape[1] for found in attention] == list(heads)
     return Seen(embedding, embedding, embedding, tuple(attention), grid, row, prefix)

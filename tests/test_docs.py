@@ -214,15 +214,22 @@ def test_example_of_a_family_draws_what_the_equations_say(method, own_clip):
     torch.testing.assert_close(found, oracles.maps(method, seen, seen.embedding))
 
 
-def test_an_attention_of_another_package_than_the_familys_is_refused(own_clip):
-    """The packages of a family say whose code is known."""
+def test_the_code_of_another_package_than_the_familys_is_run_and_compared(own_clip):
+    """The packages of a family say what may be left out."""
     vision, register = own_clip
     with pytest.raises(UnsupportedModelError, match="no CLIP vision tower known in a OwnVision"):
         attr.AttentionRollout(vision, layer=vision)
     register()
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    maps = [attr.AttentionRollout(vision, layer=vision).attribute(images)]
     library._PACKAGES.remove("own_clip")
-    with pytest.raises(UnsupportedModelError, match="OwnAttention of layer 0 has code of its own"):
-        attr.AttentionRollout(vision, layer=vision).attribute(torch.zeros(1, 3, 32, 32).double())
+    maps.append(attr.AttentionRollout(vision, layer=vision).attribute(images))
+    torch.testing.assert_close(*maps)
+    with vision.blocks[1].attention.out_map.register_forward_hook(lambda m, a, out: out + a[0]):
+        attr.AttentionRollout(vision, layer=vision).attribute(images)
+    vision.blocks[1].attention.forward = lambda tokens: tokens
+    with pytest.raises(UnsupportedModelError, match="the attention of layer 1 of the vision tower"):
+        attr.AttentionRollout(vision, layer=vision).attribute(images, start_layer=1)
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:

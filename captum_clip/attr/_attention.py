@@ -6,7 +6,9 @@ tensors are computed with in float32, and autocast is off, so a map depends on n
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Literal
+from dataclasses import replace
+from functools import cache
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,12 +21,14 @@ from ..models.steps import (
     PooledToken,
     head_products,
     head_sums,
+    linear_or_called,
     run_steps,
     split_heads,
 )
 from ..models.towers import (
     Attention,
     AttentionLayer,
+    Exposed,
     Pooling,
     PoolingHead,
     ViTTower,
@@ -43,146 +47,260 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
     return split_heads(tokens, heads).transpose(-3, -2)
 
 
-def pooled_attention(attention: Attention, record: LayerRecord) -> Tensor:
+def pooled_attention(record: LayerRecord, *, compare: bool = True) -> Tensor:
     """The row that is pooled, CLS or a pooling head's, (B, H, s), mostly without computing keys.
 
     q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
-    keys are rotated (RoPE) or normed the keys are needed.
+    keys are rotated (RoPE) or normed the keys are needed. With `compare` what the row makes of the
+    values is held against the heads' outputs, or what else the library shows of them.
+    """
+    if compare and record.heads_output is None and record.output is not None:
+        return compare_output(record)
+    with autocast_disabled(record.tokens):
+        row = _pooled_row(record)
+        if compare and record.heads_output is not None:
+            made = heads_output(record, row.detach())
+            record.compare(made, record.pick(record.heads_output))
+        return row
+
+
+def compare_output(record: LayerRecord) -> Tensor:
+    """Hold the whole of an attention for the pooled row against its output; the row (B, H, s).
+
+    So the values and the output map are known as well, which a gradient passes.
     """
     with autocast_disabled(record.tokens):
-        tokens = to_float32(record.tokens)
-        query, key = attention.projections()[:2]
-        if isinstance(attention, PoolingHead):
-            q = attention.query().to(tokens.dtype)[None]  # (1, H, d)
-        else:
-            read = record.pooled.read(tokens)
-            q = split_heads(run_steps((query,), read), attention.heads)  # (B, H, d)
-        if isinstance(attention, AttentionLayer) and not attention.plain:
-            q = _rotated(attention, "query", q[:, :, None], record)
-            k = _split(run_steps((key,), tokens), attention.heads)
-            products = (q * attention.scale @ _rotated(attention, "key", k, record).mT)[:, :, 0]
-        else:
-            products = head_products(Linear(key.weight, None), q[None] * attention.scale, tokens)[0]
-        if record.bias is not None:  # CLS and the query of a pooling head stand first
-            products = products + record.bias[:, :, 0]
-        return record.pooled.masked(products).softmax(-1)
+        row = _pooled_row(record)
+        heads = heads_output(record, row.detach())
+        if record.heads_output is not None:  # a norm after them may hide their length
+            record.compare(heads, record.pick(record.heads_output))
+        if record.output is not None:
+            record.compare(merged(record, heads), record.pick(record.output))
+        return row
+
+
+def _pooled_row(record: LayerRecord) -> Tensor:
+    query = pooled_query(record)
+    scaled = query * record.attention.scale(query.shape[-1])
+    if record.key is not None or _is_rotated(record.attention):
+        products = (projected_heads(record, "key") @ scaled[..., None])[..., 0]
+    else:
+        key = Linear(record.maps.key.weight, None)
+        products = head_products(key, scaled[None], to_float32(record.tokens))[0]
+    if record.bias is not None:  # CLS and the query of a pooling head stand first
+        products = products + record.bias[:, :, 0]
+    return record.pooled.masked(products).softmax(-1)
+
+
+def _is_rotated(attention: Attention) -> TypeGuard[AttentionLayer]:
+    return isinstance(attention, AttentionLayer) and not attention.plain
+
+
+def pooled_query(record: LayerRecord) -> Tensor:
+    """The query of the pooled row as it enters the products, (B or 1, H, d)."""
+    attention = record.attention
+    if isinstance(attention, PoolingHead):
+        return attention.query().to(to_float32(record.tokens).dtype)[None]
+    if record.query is not None:
+        read = to_float32(record.pooled.read(record.query))
+    else:
+        read = run_steps((record.maps.query,), to_float32(record.pooled.read(record.tokens)))
+    query = split_heads(read, attention.heads)  # (B, H, d)
+    if _is_rotated(attention):
+        query = _rotated(record, "query", query[:, :, None])[:, :, 0]
+    return query
 
 
 @torch.no_grad()
-def all_rows(layer: AttentionLayer, record: LayerRecord) -> Tensor:
-    """The whole attention (B, H, s, s) of a kept layer."""
-    query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
+def all_rows(record: LayerRecord) -> Tensor:
+    """The whole attention (B, H, s, s) of a kept layer.
+
+    It is held against what the library's attention returned by Freivalds' check, with one vector r:
+    A (V (W_O r)) beside the output times r, so no product of (s, s) with (s, D) is made.
+    """
+    layer = record.attention
+    query, key = projected_heads(record, "query"), projected_heads(record, "key")
     with autocast_disabled(query):
-        products = (query * layer.scale) @ key.transpose(-1, -2)
+        products = (query * layer.scale(query.shape[-1])) @ key.transpose(-1, -2)
         if record.bias is not None:
             products = products + record.bias
-        return record.pooled.masked(products).softmax(-1)
+        rows = record.pooled.masked(products).softmax(-1)
+        if record.output is not None or record.heads_output is not None:
+            _compare_rows(record, rows)
+        return rows
 
 
-@torch.no_grad()
-def projected_heads(
-    attention: Attention, which: Literal["query", "key", "value"], record: LayerRecord
-) -> Tensor:
+def _compare_rows(record: LayerRecord, rows: Tensor) -> None:
+    output, bias = record.maps.output, None
+    returned = record.heads_output if record.output is None else record.output
+    if isinstance(output, Linear) and layer_is_linear(record):
+        vector = _any_vector(len(output.weight)).to(rows)
+        at_heads = vector @ output.weight.to(rows.dtype)
+        bias = output.bias
+    else:
+        returned = record.heads_output
+        assert returned is not None
+        at_heads = vector = _any_vector(returned.shape[-1]).to(rows)
+    assert returned is not None
+    heads = split_heads(at_heads, record.attention.heads)
+    values = value_products(record, heads[None, None])[0]  # (B, H, s)
+    made = (rows @ values[..., None])[..., 0].sum(1)  # (B, s)
+    if bias is not None:
+        made = made + vector @ bias.to(rows.dtype)
+    whole = to_float32(returned.detach())
+    record.compare(made, (whole @ vector).to(returned.dtype), whole.flatten(1))
+
+
+def layer_is_linear(record: LayerRecord) -> bool:
+    """Whether the output map alone follows the heads."""
+    return record.output is not None and record.attention.linear
+
+
+@cache
+def _any_vector(width: int) -> Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(0), device="cpu")
+
+
+def projected_heads(record: LayerRecord, which: Exposed) -> Tensor:
     """Queries, keys or values of all tokens (B, H, s, d), as they enter the products."""
+    attention = record.attention
     with autocast_disabled(record.tokens):
         exposed = getattr(record, which)
         if exposed is None:
-            projection = getattr(attention.projections(), which)
-            exposed = run_steps((projection,), to_float32(record.tokens))
+            exposed = run_steps((getattr(record.maps, which),), to_float32(record.tokens))
         heads = _split(to_float32(exposed), attention.heads)
-        if which == "value" or not isinstance(attention, AttentionLayer) or attention.plain:
+        if which == "value" or not _is_rotated(attention):
             return heads
-        return _rotated(attention, which, heads, record)
+        return _rotated(record, which, heads)
 
 
-def _rotated(layer: AttentionLayer, which: Which, heads: Tensor, record: LayerRecord) -> Tensor:
+def _rotated(record: LayerRecord, which: Which, heads: Tensor) -> Tensor:
+    layer, weight = record.attention, record.maps.query.weight
+    assert isinstance(layer, AttentionLayer)
     # norms of queries and keys expect the tower's own type
-    own = layer.projections().query.weight.dtype
+    own = weight.dtype if record.query is None else record.query.dtype
     return layer.rotated(which, heads.to(own), record.context).to(heads.dtype)
 
 
-def heads_output(attention: Attention, row: Tensor, tokens: Tensor) -> Tensor:
-    """The heads' outputs, concatenated (B, D), for one row (B, H, s), differentiable in both.
+def value_products(record: LayerRecord, vectors: Tensor) -> Tensor:
+    """The products (K, B, H, s) of vectors (K, B or 1, H, d) with each head's values."""
+    if record.value is None:
+        return head_products(record.maps.value, vectors, to_float32(record.tokens))
+    values = split_heads(to_float32(record.value), record.attention.heads)  # (B, s, H, d)
+    return torch.einsum("kbhd,bshd->kbhs", vectors, values)
+
+
+def heads_output(record: LayerRecord, row: Tensor) -> Tensor:
+    """The heads' outputs, concatenated (B, D), for one row (B, H, s), differentiable in it.
 
     The value bias is weighted with the row's sum, which is one, since it is part of the gradient.
     """
-    with autocast_disabled(tokens):
-        value = attention.projections().value
-        return head_sums(value, row[None], to_float32(tokens))[0].flatten(1)
+    with autocast_disabled(row):
+        if record.value is None:
+            sums = head_sums(record.maps.value, row[None], to_float32(record.tokens))[0]
+        else:
+            values = split_heads(to_float32(record.value), record.attention.heads)
+            sums = torch.einsum("bhs,bshd->bhd", row, values)
+        return sums.flatten(1)
 
 
-def attended(layer: AttentionLayer, record: LayerRecord) -> Tensor:
-    """The heads' outputs, concatenated (B, s, D), in whose graph the weights are constants.
+def attended(record: LayerRecord) -> Tensor:
+    """The attention's output (B, rows, D), in whose graph its weights are constants.
 
     Fused, so no weights (B, H, s, s) are kept for the backward.
     """
-    query, key = (projected_heads(layer, which, record) for which in ("query", "key"))
+    heads, output = _attended_heads(record), record.maps.output
+    with autocast_disabled(heads):
+        if isinstance(output, Linear) and record.attention.linear:
+            return run_steps((output,), heads)
+        own = next(record.attention.output_module.parameters(), record.tokens).dtype
+        return record.attention.merge(heads.to(own)).to(heads.dtype)  # the norm's gate is held
+
+
+def _attended_heads(record: LayerRecord) -> Tensor:
+    layer = record.attention
+    if isinstance(layer, PoolingHead):
+        with torch.no_grad():
+            row = pooled_attention(record)[:, :, None]  # (B, H, 1, s)
+        with autocast_disabled(row):
+            return (row @ _split(_values(record), layer.heads)).transpose(1, 2).flatten(2)
+    with torch.no_grad():
+        query, key = projected_heads(record, "query"), projected_heads(record, "key")
     with autocast_disabled(query):
-        projection = layer.projections().value
-        value = _split(run_steps((projection,), to_float32(record.tokens)), layer.heads)
+        value = _split(_values(record), layer.heads)
         mask = record.pooled.mask(query.dtype)
         if record.bias is not None:
             mask = record.bias.to(query.dtype) if mask is None else mask + record.bias
-        heads = F.scaled_dot_product_attention(query, key, value, mask, scale=layer.scale)
+        scale = layer.scale(query.shape[-1])
+        heads = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
         return heads.transpose(1, 2).flatten(2)
 
 
-def merged(attention: Attention, heads: Tensor) -> Tensor:
+def _values(record: LayerRecord) -> Tensor:
+    """The values (B, s, D) of all tokens, differentiable in these."""
+    if record.value is None:
+        return run_steps((record.maps.value,), to_float32(record.tokens))
+    called = with_called_maps(record).value
+    return run_steps((record.maps.value,), to_float32(record.tokens)) if called is None else called
+
+
+def with_called_maps(record: LayerRecord) -> LayerRecord:
+    """A record of the same tokens, with what those of its maps give that have to be called."""
+    again = replace(record, query=None, key=None, value=None)
+    for module, names in record.attention.exposed().items():
+        if names and linear_or_called(module) is module:
+            parts = to_float32(module(record.tokens)).chunk(len(names), -1)
+            for name, part in zip(names, parts, strict=True):
+                setattr(again, name, part)
+    return again
+
+
+def merged(record: LayerRecord, heads: Tensor) -> Tensor:
     """The attention's output (..., D) from the heads' concatenated outputs."""
+    attention, output = record.attention, record.maps.output
     with autocast_disabled(heads):
-        output = attention.projections().output
-        if attention.linear:
+        if isinstance(output, Linear) and attention.linear:
             return run_steps((output,), heads)
-        return attention.merge(heads.to(output.weight.dtype)).to(heads.dtype)
+        own = next(attention.output_module.parameters(), record.tokens).dtype
+        return run_steps(attention.merge_steps(output), heads.to(own)).to(heads.dtype)
 
 
 @torch.no_grad()
-def heads_gradient(attention: Attention, gradient: Tensor, record: LayerRecord) -> Tensor:
+def heads_gradient(record: LayerRecord, gradient: Tensor) -> Tensor:
     """D y / d heads' outputs (..., D), given the gradient at `record.point`."""
     with autocast_disabled(gradient):
-        gradient = to_float32(gradient)
-        if record.point(attention)[1]:
+        gradient, output = to_float32(gradient), record.maps.output
+        if record.point()[1]:
             return gradient
-        return gradient @ attention.projections().output.weight.to(gradient.dtype)
+        assert isinstance(output, Linear)
+        return gradient @ output.weight.to(gradient.dtype)
 
 
 @torch.no_grad()
-def row_gradient(attention: Attention, gradient: Tensor, tokens: Tensor) -> Tensor:
+def row_gradient(record: LayerRecord, gradient: Tensor) -> Tensor:
     """D y / d A of one row, (K, B, H, s), given d y / d heads' outputs (K, B, D) there."""
-    with autocast_disabled(tokens):
-        heads = split_heads(to_float32(gradient), attention.heads)  # (K, B, H, d)
-        return head_products(attention.projections().value, heads, to_float32(tokens))
+    with autocast_disabled(record.tokens):
+        return value_products(record, split_heads(to_float32(gradient), record.attention.heads))
 
 
 @torch.no_grad()
-def matrix_gradient(layer: AttentionLayer, gradient: Tensor, record: LayerRecord) -> Tensor:
+def matrix_gradient(record: LayerRecord, gradient: Tensor) -> Tensor:
     """D y / d A (..., H, s, s) of a kept layer, given the gradient (..., s, D) at its point."""
     # not from weights that a library returns: they are not upstream of its output
-    heads = heads_gradient(layer, gradient, record)
-    value = projected_heads(layer, "value", record)
+    heads = heads_gradient(record, gradient)
+    value = projected_heads(record, "value")
     with autocast_disabled(gradient):
-        return _split(heads, layer.heads) @ value.transpose(-1, -2)
+        return _split(heads, record.attention.heads) @ value.transpose(-1, -2)
 
 
-def contributions(
-    attention: Attention,
-    direction: Direction,
-    row: Tensor,
-    tokens: Tensor,
-    *,
-    mean: Tensor | None = None,
-) -> Tensor:
-    """The share of each token along directions on the heads' outputs: a_hj d_h . v_hj.
+def contributions(record: LayerRecord, direction: Direction) -> Tensor:
+    """The share that each token has where it is attended to, d_h . v_hj, (K, B, H, s).
 
-    For the pooled weights (B, H, s) and tokens (B, s, D), less the value of a token `mean`
-    (B, 1, D): (K, B, H, s).
+    Along directions on the heads' outputs.
     """
-    with autocast_disabled(tokens):
-        tokens, value = to_float32(tokens), attention.projections().value
-        if mean is not None:
-            tokens, value = tokens - mean, Linear(value.weight, None)
-        heads = split_heads(direction.rows, attention.heads)  # (K, B or 1, H, d)
-        return head_products(value, heads, tokens) * (row * direction.scale[:, None, None])
+    with autocast_disabled(direction.rows):
+        heads = split_heads(direction.rows, record.attention.heads)  # (K, B or 1, H, d)
+        return value_products(record, heads) * direction.scale[:, None, None]
 
 
 def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:

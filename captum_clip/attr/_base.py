@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_flag, is_integer, torch_failures
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from ..models import tower_of
-from ..models.library import has_global_hooks, nondeterminism, runs_library_code
+from ..models.library import nondeterminism
 from ..models.text import TextTower
 from ..models.towers import Kind, ResNetTower, Tower, ViTTower
-from ..recording import Recording
+from ..recording import Recording, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
 
@@ -61,7 +61,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     leading: ClassVar[str | None] = None
     published: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    _tower: Tower
+    _tower: Tower  # with the parts that the model had in the last call
+    _model: nn.Module | None  # of a forward function of the user's
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,7 +98,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # Captum's hooks and its users expect a module as the layer
         part = tower.stage if isinstance(tower, ResNetTower) else tower.module
         super().__init__(forward_func, part)
-        self._tower = tower
+        self._tower, self._model = tower, layer
 
     @abstractmethod
     def _compute(self, call: Call) -> Computed:
@@ -241,8 +242,17 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
             with torch_failures(name):
-                call = Call(forward, images, usable(extra), select)
-                found = (compute or self._compute)(call, **options)
+                call = Call(forward, images, usable(extra), select, self._tower, name)
+                run = partial(compute or self._compute, call, **options)
+                try:
+                    found = run()
+                except RuntimeError as error:
+                    # a fork that keeps its attention's gradient with a hook on the tensor
+                    if "cannot register a hook on a tensor" not in str(error):
+                        raise
+                    with with_whole_graph():
+                        found = run()
+                found.record.verify(name)
             maps = self._on_grid(found.record, found.values.detach())
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():
@@ -253,44 +263,15 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             return found._replace(values=maps.contiguous())
 
     def _check_tower(self) -> None:
-        """Refuse a tower that changed since it was found, or that answers differently each time."""
-        method, forward, tower = type(self).__name__, self.forward_func, self._tower
-        if has_global_hooks():
-            raise UnsupportedModelError(
-                f"{method}: a hook of torch.nn.modules.module runs in every module, and may change "
-                "what any of them computes; remove it, or hook the modules that it is meant for."
-            )
-        if isinstance(tower, TextTower) and not tower.is_unmodified:
-            raise UnsupportedModelError(
-                f"{method}: the text tower is not its library's own code from the last block on; "
-                "take hooks and patched methods away."
-            )
+        """Find the tower's parts as they are now; refuse one that answers differently each time."""
+        method, forward = type(self).__name__, self.forward_func
+        self._tower = tower = _tower_in(forward, self._model)
         if isinstance(tower, TextTower) and self.additive and plain_similarity(forward) is None:
             raise UnsupportedModelError(
                 f"{method}: the {type(forward).__name__} or its adapter has a hook or code of its "
                 "own, so its scores cannot be taken apart; take a method with gradients, such as "
                 "all-grad."
             )
-        is_similarity = isinstance(forward, Similarity)
-        if isinstance(forward, TextSimilarity):
-            now: Tower = forward.clip.text_tower
-        else:
-            now = tower_of(forward.clip.model if is_similarity else tower.module)
-        # of a callable's own model only the tower is known, not what projects its output
-        before, after = (_parts(t, projection=is_similarity) for t in (tower, now))
-        if [id(part) for part in before] != [id(part) for part in after]:
-            raise InputError(
-                f"{method}: the {tower.noun}, a layer of it or its projection was exchanged since "
-                "it was loaded; call load_clip again, or make the method anew."
-            )
-        for index, attention in enumerate(tower.attentions if isinstance(tower, ViTTower) else ()):
-            for module in (attention.owner, attention.input_module, attention.output_module):
-                if not runs_library_code(module):
-                    raise UnsupportedModelError(
-                        f"{method}: the {type(module).__name__} of layer {index} has code of its "
-                        "own, a patched method or an attention function that somebody registered, "
-                        "so what it attends to is not known; use the library's."
-                    )
         reason = nondeterminism(tower.module)
         if reason is not None:
             raise InputError(
@@ -376,15 +357,13 @@ def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> T
             f"{method}: expected a forward function, got {type(forward_func).__name__}; pass a "
             "ClipSimilarity, or a callable images -> (B, K) with layer=model."
         )
-    own = forward_func.tower if isinstance(forward_func, Similarity) else None
-    given = None if layer is None else tower_of(layer)
-    tower = own or given
-    if tower is None:
+    if layer is None and not isinstance(forward_func, Similarity):
         raise InputError(
             f"{method}: with a forward function of your own, pass the model as `layer`, so that it "
             "is known where to look."
         )
-    if given is not None and tower.module is not given.module:
+    tower = _tower_in(forward_func, layer)
+    if layer is not None and tower.module is not tower_of(layer).module:
         raise InputError(
             f"{method}: `layer` is another tower than the {type(forward_func).__name__}'s; leave "
             "it out."
@@ -392,16 +371,11 @@ def _resolve_tower(method: str, forward_func: Any, layer: nn.Module | None) -> T
     return tower
 
 
-def _parts(tower: Tower, *, projection: bool) -> list[nn.Module | None]:
-    """The modules that a tower keeps, and hooks would be set on."""
-    parts: list[nn.Module | None]
-    if isinstance(tower, TextTower):
-        parts = [tower.embedding_table, *tower.head_modules]
-    else:
-        parts = [tower.module, *([tower.projection_module] if projection else [])]
-    if isinstance(tower, ResNetTower):
-        return [*parts, tower.stage]
-    assert isinstance(tower, ViTTower)
-    parts += [layer.block for layer in tower.layers]
-    parts += () if tower.pooling_head is None else tower.pooling_head.modules
-    return parts + [part for a in tower.attentions for part in (a.input_module, a.output_module)]
+def _tower_in(forward: Any, model: nn.Module | None) -> Tower:
+    """The tower of a `Similarity`, or of a model, with the parts that it has now."""
+    if isinstance(forward, TextSimilarity):
+        return forward.clip.text_tower
+    if isinstance(forward, Similarity):
+        return tower_of(forward.clip.model)
+    assert model is not None
+    return tower_of(model)

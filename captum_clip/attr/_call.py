@@ -17,7 +17,7 @@ from torch.autograd import grad
 
 from ..checks import show
 from ..errors import CaptureError, TargetError
-from ..models.library import is_unmodified
+from ..models.library import is_unmodified, may_be_left_out
 from ..models.towers import Tower
 from ..recording import Recording
 from ..similarity import ClipSimilarity, Similarity, TextSimilarity
@@ -50,16 +50,16 @@ class Call:
     images: tuple[Tensor, ...]
     extra: tuple[Any, ...]
     select: Select
+    tower: Tower
+    method: str  # in messages
 
     @cached_property
     def similarity(self) -> Similarity | None:
-        """The forward function where it is known what it does after the tower."""
+        """The forward function where it may be left early: its rest is the libraries' code."""
         similarity = plain_similarity(self.forward)
-        return similarity if similarity is not None and similarity.is_unmodified else None
-
-    def runs_library_code(self, tower: Tower) -> bool:
-        """Whether a callable of the user's own runs a tower whose last part is the library's."""
-        return self.similarity is None and tower.is_unmodified
+        if similarity is None:
+            return None
+        return similarity if may_be_left_out([similarity.model, *self.tower.left_out]) else None
 
     def scores(self) -> Tensor:
         """Run the forward to its end: scores (B, K)."""
@@ -83,6 +83,7 @@ class Call:
 
     def passed(self, record: Recording, scores: Tensor) -> "Pass":
         """The scores (B, K) of a recorded forward, and the columns that are asked for."""
+        record.verify(self.method)
         if len(scores) != record.batch:
             raise CaptureError(
                 f"The forward function returned {len(scores)} rows of scores, but "
@@ -93,8 +94,8 @@ class Call:
 
     def embeddings(self) -> Tensor:
         """Run a `TextSimilarity` to the embeddings of its texts, (B, E)."""
-        assert isinstance(self.similarity, TextSimilarity)
-        return self.similarity.features(*self.images, *self.extra)
+        assert isinstance(self.forward, TextSimilarity)
+        return self.forward.features(*self.images, *self.extra)
 
 
 def plain_similarity(forward: Callable[..., Tensor]) -> Similarity | None:
@@ -222,7 +223,7 @@ def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
                 f"target: {show(index)} is out of range; there are {count} scores per image"
                 f"{_named(names)}."
             )
-    return torch.tensor([int(index) for index in flat]) % count
+    return torch.tensor([int(index) for index in flat], device="cpu") % count
 
 
 def _named(names: Sequence[str]) -> str:

@@ -5,27 +5,28 @@ the last attention, and one token goes through the rest. Elsewhere the forward r
 Either way a gradient is taken at the output of an attention.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import grad
 
 from ..errors import CaptureError, UnsupportedModelError
 from ..maps import to_float32
-from ..models.library import checkpoints, has_no_foreign_hooks, runs_library_code
+from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
-from ..models.text import PostNormLayer, TextTower
-from ..models.towers import Attention, AttentionLayer, ResNetTower, Tower, ViTTower
+from ..models.text import TextTower
+from ..models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
 from ..recording import NOTHING, LayerRecord, Recording, Visit, record_resnet, record_vit
+from ..similarity import Similarity
 from . import _attention as mha
 from ._call import Call, Pass
 
-Visits = tuple[range, Visit]
+Visits = tuple[Collection[int], Visit]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +48,10 @@ class LastGradient:
     def matrices(self, tower: ViTTower) -> Iterator[tuple[Tensor, Tensor]]:
         """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
         assert self.output is not None
-        layer, seen = tower.layers[-1], self.run.record.layers[len(tower.layers) - 1]
+        seen = self.run.record.layers[len(tower.layers) - 1]
         for output in self.output:
             start = mha.start_row(output, tower, seen.pooled)
-            yield start, mha.matrix_gradient(layer, output, seen)
+            yield start, mha.matrix_gradient(seen, output)
 
 
 def last_gradient(
@@ -58,32 +59,30 @@ def last_gradient(
 ) -> LastGradient:
     """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
     last = len(tower.attentions) - 1
-    attention = tower.attentions[last]
-    if tower.pooling == "cls" and not keep and call.runs_library_code(tower):
+    if tower.pooling == "cls" and not keep and call.similarity is None:
         short = _from_last_block(tower, call, visit)
         if short is not None:
             return short
     if _stops(tower, call):
         run, weights, heads = _stopped(tower, call, from_heads=True, visit=visit)
-        tokens = run.record.layers[last].tokens
-        row = mha.row_gradient(attention, run.stacked_gradients(heads), tokens)
+        row = mha.row_gradient(run.record.layers[last], run.stacked_gradients(heads))
         return LastGradient(run, row, weights)
     refuse_checkpointing(tower)
     run = call.run(record_vit(tower, visit=visit, keep=keep, leaf=last))
     seen = run.record.layers[last]
-    output = run.stacked_gradients(seen.point(attention)[0])  # (K', B, s, D)
+    output = run.stacked_gradients(seen.point()[0])  # (K', B, s, D)
     if tower.pooling == "attention":
         _check_first_query(output)
     elif tower.pooling == "mean" or output[:, :, 1:].any():
         return LastGradient(run, output=output)
-    return LastGradient(run, *_first_row(attention, seen, output))
+    return LastGradient(run, *_first_row(seen, output))
 
 
 def _from_last_block(tower: ViTTower, call: Call, visit: Visits | None) -> LastGradient | None:
     """The same with the last block's output as leaf, so K backwards run the user's tail alone.
 
     One token passes the block itself, for all targets at once. None where the scores depend on
-    more than CLS.
+    more than CLS, or the block gives something else for it.
     """
     last = len(tower.layers) - 1
     run = call.run(record_vit(tower, visit=visit, keep=range(last, last + 1), leaf="block"))
@@ -95,9 +94,19 @@ def _from_last_block(tower: ViTTower, call: Call, visit: Visits | None) -> LastG
     with torch.no_grad():
         weights, heads = _last_heads(tower, run.record)
     token = _pooled_token(tower, run.record, heads.requires_grad_())
+    returned = run.record.pooled.read(run.record.outputs[last].detach())
+    if not _agree(token.detach(), returned, run.record.rounding(returned)):
+        return None
     (gradient,) = grad(token, heads, torch.stack(rows), is_grads_batched=True)
-    tokens = run.record.layers[last].tokens
-    return LastGradient(run, mha.row_gradient(tower.layers[last], gradient, tokens), weights)
+    return LastGradient(run, mha.row_gradient(run.record.layers[last], gradient), weights)
+
+
+def _agree(made: Tensor, returned: Tensor, bound: float) -> bool:
+    """Whether each image's numbers are those that were returned, but for rounding."""
+    if made.shape != returned.shape:
+        return False
+    made, returned = to_float32(made), to_float32(returned)
+    return bool(((made - returned).norm(dim=-1) <= bound * returned.norm(dim=-1)).all())
 
 
 def _stops(tower: ViTTower, call: Call) -> bool:
@@ -114,7 +123,7 @@ def _stopped(
     graph with `from_heads`.
     """
     assert call.similarity is not None
-    with record_vit(tower, stop=len(tower.attentions) - 1, **recording) as record:
+    with _stopping(tower, **recording) as record:
         call.scores()
     with torch.set_grad_enabled(torch.is_grad_enabled() and not from_heads):
         row, heads = _last_heads(tower, record)
@@ -124,12 +133,33 @@ def _stopped(
     return call.passed(record, call.similarity.score(embedding)), row, heads
 
 
+def _stopping(
+    tower: ViTTower, visit: Visits | None = None, **recording: Any
+) -> AbstractContextManager[Recording]:
+    """A recording that stops at the last attention.
+
+    Where that is not run itself, a row of the layer below is compared in its place.
+    """
+    last = len(tower.attentions) - 1
+    layers, call = visit or (range(0), None)
+    kept = recording.get("keep", range(0))
+    if tower.witness is not None and last - 1 not in (*layers, *kept):
+
+        def watch(index: int, record: LayerRecord) -> Any:
+            if index == last - 1:
+                mha.compare_output(record)
+            return call(index, record) if call is not None and index in layers else None
+
+        visit = {*layers, last - 1}, watch
+    return record_vit(tower, stop=last, visit=visit, **recording)
+
+
 @torch.no_grad()
-def _first_row(attention: Attention, seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _first_row(seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
-    heads = mha.heads_gradient(attention, gradient[:, :, 0], seen)
-    row = mha.row_gradient(attention, heads, seen.tokens)
-    return row, mha.pooled_attention(attention, seen)
+    compared = mha.pooled_attention if seen.point()[1] else mha.compare_output
+    heads = mha.heads_gradient(seen, gradient[:, :, 0])
+    return mha.row_gradient(seen, heads), compared(seen)
 
 
 def _check_first_query(gradient: Tensor) -> None:
@@ -143,20 +173,21 @@ def _check_first_query(gradient: Tensor) -> None:
 
 def _last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor]:
     """The last attention's pooled row (B, H, s), and its heads' outputs (B, D)."""
-    attention, seen = tower.attentions[-1], record.layers[len(tower.attentions) - 1]
-    row = mha.pooled_attention(attention, seen)
-    return row, mha.heads_output(attention, row, seen.tokens)
+    seen = record.layers[len(tower.attentions) - 1]
+    row = mha.pooled_attention(seen, compare=False)
+    return row, mha.heads_output(seen, row)
 
 
 def _pooled_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
     """The argument of `ViTTower.embed`, (B, D), from the last heads' outputs for what is pooled."""
-    last = len(tower.attentions) - 1
-    attention = tower.attentions[last]
-    attended = mha.merged(attention, heads)
+    seen = record.layers[len(tower.attentions) - 1]
+    attended, attention = mha.merged(seen, heads), seen.attention
+    if seen.output is not None:
+        seen.compare(attended, seen.pick(seen.output))
     if isinstance(attention, AttentionLayer):
         residual = record.pooled.read(record.residual)
         return attention.tail(residual, attended.to(residual.dtype))
-    return attended.to(record.layers[last].tokens.dtype)  # of the tower, as its head expects
+    return attended.to(seen.tokens.dtype)  # of the tower, as its head expects
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +204,7 @@ class AllGradients:
 
     def layer_gradient(self, index: int, gradient: Tensor) -> Tensor:
         """D y / d A (B, H, s, s) of a layer, given the gradient of its point."""
-        layer, seen = self.tower.layers[index], self.run.record.layers[index]
-        return mha.matrix_gradient(layer, gradient, seen)
+        return mha.matrix_gradient(self.run.record.layers[index], gradient)
 
     def last_row(self, gradient: Tensor) -> tuple[Tensor, Tensor] | None:
         """D y / d A and A of the pooled row, both (B, H, s), given the last gradient.
@@ -183,12 +213,10 @@ class AllGradients:
         """
         if self.run.record.stopped:
             return gradient, self.points[-1].detach()
-        head = self.tower.pooling_head
-        if head is None:
+        if self.tower.pooling_head is None:
             return None
         _check_first_query(gradient)
-        seen = self.run.record.layers[len(self.tower.layers)]
-        rows, attention = _first_row(head, seen, gradient[None])
+        rows, attention = _first_row(self.run.record.layers[len(self.tower.layers)], gradient[None])
         return rows[0], attention
 
 
@@ -205,17 +233,15 @@ def all_gradients(
         rows = (row,)
     else:
         run = call.run(record_vit(tower, keep=range(first, stop), leaf=start))
-    layers = [(run.record.layers[i], tower.attentions[i]) for i in range(start, stop)]
-    return AllGradients(tower, run, (*(seen.point(own)[0] for seen, own in layers), *rows))
+    points = (run.record.layers[index].point()[0] for index in range(start, stop))
+    return AllGradients(tower, run, (*points, *rows))
 
 
-def kept_attention(
-    tower: ViTTower, run: Pass, *, averaged: bool = False
-) -> Callable[[int], Tensor]:
+def kept_attention(run: Pass, *, averaged: bool = False) -> Callable[[int], Tensor]:
     """A function of a kept layer: its attention (B, H, s, s), or `averaged` (B, 1, s, s)."""
 
     def attention(index: int) -> Tensor:
-        matrix = mha.all_rows(tower.layers[index], run.record.layers[index])
+        matrix = mha.all_rows(run.record.layers[index])
         return matrix.mean(1, keepdim=True) if averaged else matrix
 
     return cache(attention) if len(run.columns) > 1 else attention  # every target needs it again
@@ -263,29 +289,29 @@ class PooledEmbedding:
     projected: bool = True
     token: Tensor = NOTHING
 
-    @property
-    def rounding(self) -> float:
-        """The relative difference that computing it once more may make."""
-        kind, half = self.embedding.device.type, torch.finfo(self.embedding.dtype).eps > 1e-4
-        return 5e-2 if half or torch.is_autocast_enabled(kind) else 1e-3
-
     def head(self, tower: ViTTower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
         whole = self.projected or tower.projection_module is None
         return tower.head if whole else tower.head[:-1]
 
 
-def pooled_embedding(tower: Tower, call: Call, visit: Visits | None = None) -> PooledEmbedding:
-    """Run once, without a graph up to the embedding, and visit the tokens of some layers."""
+def pooled_embedding(
+    tower: Tower, call: Call, visit: Visits | None = None, *, stream: range = range(0)
+) -> PooledEmbedding:
+    """Run once, without a graph up to the embedding, and visit the tokens of some layers.
+
+    Of the layers of `stream` what each adds to the pooled token is compared.
+    """
     if isinstance(tower, ViTTower):
         _ = tower.head  # which a family may not know: refused before any work
-    with _until_embedding(tower, call, visit) as record:
-        scores = call.scores()
+    with _until_embedding(tower, call, visit, stream) as record:
+        text = isinstance(tower, TextTower) and call.similarity is None
+        scores = call.embeddings() if text else call.scores()
     with torch.no_grad():
-        token = _pooled_tokens(tower, record)
+        token = pooled_tokens(tower, record)
     if call.similarity is None:
         found = embedded_scores(tower, call, record, scores)
-        _check_embedding(tower, found, token)
+        compare_embedding(tower, found, token)
     else:
         with torch.no_grad():
             steps = tower.head if isinstance(tower, ViTTower) else ()
@@ -294,7 +320,7 @@ def pooled_embedding(tower: Tower, call: Call, visit: Visits | None = None) -> P
 
 
 def _until_embedding(
-    tower: Tower, call: Call, visit: Visits | None
+    tower: Tower, call: Call, visit: Visits | None, stream: range
 ) -> AbstractContextManager[Recording]:
     own = call.similarity is None
     if isinstance(tower, ResNetTower):
@@ -302,22 +328,24 @@ def _until_embedding(
     assert isinstance(tower, ViTTower)
     last = len(tower.attentions) - 1
     if _stops(tower, call):
-        return record_vit(tower, visit=visit, stop=last)
+        return _stopping(tower, visit, stream=stream)
     kept, outputs = range(last, last + 1), range(0)
     if tower.pooling != "attention":
         kept, outputs = outputs, kept
-    leaf: Literal["embedding"] | None = "embedding" if own else None
-    return record_vit(tower, visit=visit, keep=kept, outputs=outputs, leaf=leaf)
+    leaf: Literal["embedding"] | None = "embedding" if own and tower.kind != "text" else None
+    return record_vit(tower, visit=visit, keep=kept, outputs=outputs, leaf=leaf, stream=stream)
 
 
-def _pooled_tokens(tower: Tower, record: Recording) -> Tensor:
+def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     """The `token` of a `PooledEmbedding`, in the tower's own precision."""
     if not isinstance(tower, ViTTower):
         return record.features
     if record.stopped or tower.pooling == "attention":
         return _pooled_token(tower, record, _last_heads(tower, record)[1])
     final = record.outputs[len(tower.layers) - 1].detach()
-    return final[:, tower.prefix :] if tower.pooling == "mean" else final[:, 0]
+    if tower.pooling == "mean":
+        return final[:, tower.prefix :]
+    return record.pooled.read(final)
 
 
 def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[Step] = ()) -> Tensor:
@@ -325,74 +353,31 @@ def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[St
     if isinstance(tower, ResNetTower):
         return tower.pool(token)
     assert isinstance(tower, ViTTower)
-    if tower.pooling != "mean":
-        return call_steps(steps, token)
+    if tower.pooling != "mean":  # modules that a stopped forward left out are called as it would
+        return call_steps(steps, token) if record.stopped else run_steps(steps, token)
     before = tower.steps_before_mean
     mean = record.pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
     return run_steps(steps[before:], mean)
 
 
 @torch.no_grad()
-def _check_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> None:
+def compare_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> None:
     """What is taken apart must be the embedding that the scores are made of."""
-    steps = found.head(tower) if isinstance(tower, ViTTower) else ()
-    made = to_float32(_embedded(tower, found.run.record, token, steps))
-    given = to_float32(found.embedding)
-    bound = found.rounding
-    if made.shape != given.shape or bool(
-        ((made - given).norm(dim=-1) > bound * given.norm(dim=-1)).any()
-    ):
-        raise UnsupportedModelError(
-            f"what the {type(tower.module).__name__} returns is not what its last parts make of "
-            "its tokens; a hook, a wrapper or a patched method after the last block changes it. "
-            "Remove that, or take a method with gradients, such as all-grad."
-        )
-
-
-def check_layer(method: str, tower: ViTTower, index: int) -> None:
-    """Refuse an attention that does not add to the stream what its parameters say.
-
-    The MLP of its block may be anything, which counts in the rest.
-    """
-    attention, apart = tower.attentions[index], set[nn.Module]()
-    around: Sequence[nn.Module] = ()
-    if isinstance(attention, AttentionLayer):
-        around = (attention.block,)
-        if not isinstance(attention, PostNormLayer):
-            steps = (step for step in attention.mlp_branch() if isinstance(step, nn.Module))
-            apart = {part for step in steps for part in step.modules()}
-    elif tower.pooling_head is not None:
-        around = tower.pooling_head.modules
-    parts = [part for whole in around for part in whole.modules() if part not in apart]
-    check_known(method, f"layer {index}", parts)
-    check_head(method, tower)
-
-
-def check_head(method: str, tower: ViTTower | ResNetTower) -> None:
-    """Refuse what follows the last features or tokens, where it computes more than is known."""
-    parts = (part for module in tower.head_modules for part in module.modules())
-    check_known(method, "the tower's head", parts)
-
-
-def check_known(method: str, where: str, modules: Iterable[nn.Module]) -> None:
-    """Refuse modules that a formula computes by their parameters, if they compute more."""
-    for module in modules:
-        if not (runs_library_code(module) and has_no_foreign_hooks(module)):
-            raise UnsupportedModelError(
-                f"{method}: the {type(module).__name__} of {where} has a hook, a patched forward "
-                "or code of its own, so what it adds is not known; remove that, merge adapters "
-                "such as LoRA into the weights, or take a method with gradients, such as "
-                "all-grad."
-            )
+    record, steps = found.run.record, found.head(tower) if isinstance(tower, ViTTower) else ()
+    made, returned = _embedded(tower, record, token, steps), found.embedding.detach()
+    if made.shape != returned.shape:
+        made = torch.full_like(returned, torch.nan)
+    record.compare("the embedding", to_float32(made), returned)
 
 
 def _of_cosine(call: Call, record: Recording, embedding: Tensor) -> PooledEmbedding:
     """Directions that are the target's embeddings over the length of the image's."""
-    assert call.similarity is not None
-    run = call.passed(record, call.similarity.score(embedding.detach()))
+    similarity = call.similarity or call.forward
+    assert isinstance(similarity, Similarity)
+    run = call.passed(record, similarity.score(embedding.detach()))
     columns, e = run.columns, to_float32(embedding.detach())
     same = bool((columns == columns[:, :1]).all())  # every image is asked about the same targets
-    rows = call.similarity.embeddings.to(e.dtype)[columns[:, :1] if same else columns]
+    rows = similarity.embeddings.to(e.dtype)[columns[:, :1] if same else columns]
     length = e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     gradient = (rows - run.chosen.T[..., None] * (e / length)) / length
     direction = Direction.of(rows, length[:, 0].reciprocal())
@@ -448,20 +433,18 @@ def resnet_gradient(
     A shift of all positions, since Grad-CAM needs the gradient only through its mean over them;
     `detached` takes the weights of an attention pool as constants.
     """
-    known = call.runs_library_code(tower) and has_no_foreign_hooks(tower.stage)
-    if known or call.similarity is not None:
-        try:
-            found = pooled_embedding(tower, call)
-            with torch.no_grad():
-                shift = tower.shift_gradient(found.token, found.gradient, detached=detached)
-            return found.run, shift
-        except ReadsMoreError:
-            pass  # the gradient does not lead through the pool alone
-    if detached:
-        raise UnsupportedModelError(
-            "ClipGradCam: attention='detached' needs a score of the pool's output alone, by the "
-            "library's own code and without foreign hooks, so that the pool's weights are known; "
-            "leave it out."
-        )
+    try:
+        found = pooled_embedding(tower, call)
+        found.run.record.verify(call.method)
+        with torch.no_grad():
+            shift = tower.shift_gradient(found.token, found.gradient, detached=detached)
+        return found.run, shift
+    except (ReadsMoreError, UnsupportedModelError) as error:
+        # the gradient does not lead through the pool alone, or that is not what it seems to be
+        if detached:
+            raise UnsupportedModelError(
+                "ClipGradCam: attention='detached' needs a score of the pool's output alone, and "
+                "the pool's weights; leave it out."
+            ) from error
     run = call.run(record_resnet(tower, then="shift"))
     return run, run.stacked_gradients(run.record.shift)

@@ -1,26 +1,22 @@
 """The embedding as a sum of vectors, one for each position, of which maps are products."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from ..models.steps import Direction, Linear, push_forward, run_steps, split_heads
-from ..models.text import PostNormLayer
+from ..models.steps import Direction, push_forward, run_steps, split_heads
+from ..models.text import PostNormLayer, TextTower
 from ..models.towers import ResNetTower, Tower, ViTTower
 from ..recording import LayerRecord
 from ..similarity import Similarity
 from . import _attention as mha
 from ._call import Call, Computed
-from ._engine import PooledEmbedding, check_head, check_layer, pooled_embedding
+from ._engine import PooledEmbedding, pooled_embedding
 
 _TOGETHER = 64  # products of a convolutional tower at a time, which bounds the memory
-CHANGED = (
-    "DirectContribution: what the parts of the tower's end add is not the score; a hook or a "
-    "patched method there changes it. Remove that, or take a method with gradients, such as "
-    "all-grad."
-)
 
 
 def products(vectors: Tensor, along: Tensor | None) -> Tensor:
@@ -35,38 +31,35 @@ def vectors_of_rows(
     tower: ViTTower, call: Call, layers: range, centred: bool
 ) -> tuple[PooledEmbedding, Tensor]:
     """The share of each token in the embedding, (B, s, E), through the pooled row of each layer."""
-    for index in layers:
-        check_layer("DirectContribution", tower, index)
-    share = [torch.zeros(())]  # in the pooled token so far, (B, s, D)
+    share: list[Any] = [0]  # in the pooled token so far, (B, s, D)
 
     @torch.no_grad()
     def visit(index: int, record: LayerRecord) -> None:
         attention, pooled = tower.attentions[index], record.pooled
-        row = mha.pooled_attention(attention, record)
+        row = mha.compare_output(record)
         with mha.autocast_disabled(row):
-            entered, value = to_float32(record.tokens), attention.projections().value
-            heads = mha.heads_output(attention, row, entered)
+            heads = mha.heads_output(record, row)
+            values = mha.projected_heads(record, "value").transpose(1, 2)  # (B, s, H, d)
             if centred:
-                entered = entered - pooled.mean(entered, tower.span)
-                value = Linear(value.weight, None)
-            values = split_heads(run_steps((value,), entered), attention.heads)  # (B, s, H, d)
+                mean = pooled.mean(values.flatten(2), record.span)
+                values = values - split_heads(mean, attention.heads)
             parts = (values * row.transpose(1, 2)[..., None]).flatten(2)
             steps = (*attention.merge_steps(), *attention.branch())
             share[0] = share[0] + push_forward(steps, heads, parts)
             if isinstance(attention, PostNormLayer):
-                attended = mha.merged(attention, heads).to(record.tokens.dtype)
+                attended = mha.merged(record, heads).to(record.tokens.dtype)
                 stream = attention.entering(pooled.read(record.tokens), attended)
                 for norm, token in zip(attention.stream_norms, stream, strict=True):
                     share[0] = push_forward((norm,), to_float32(token), share[0])
 
-    found = pooled_embedding(tower, call, (layers, visit))
+    stream = range(layers.start, min(layers.stop, len(tower.layers)))
+    found = pooled_embedding(tower, call, (layers, visit), stream=stream)
     with torch.no_grad(), mha.autocast_disabled(found.token):
         return found, push_forward(found.head(tower), found.token, share[0])
 
 
 def vectors_of_mean(tower: ViTTower, call: Call, centred: bool) -> tuple[PooledEmbedding, Tensor]:
     """The same where the mean of the last tokens is pooled."""
-    check_head("DirectContribution", tower)
     found = pooled_embedding(tower, call)
     token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
     steps = found.head(tower)
@@ -82,7 +75,6 @@ def vectors_of_mean(tower: ViTTower, call: Call, centred: bool) -> tuple[PooledE
 
 def products_of_resnet(tower: ResNetTower, call: Call, along: Tensor, centred: bool) -> Computed:
     """The products of each position's share in the unit embedding with vectors (n, B or 1, E)."""
-    check_head("DirectContribution", tower)
     found = pooled_embedding(tower, call)
     with torch.no_grad():
         parts = []
@@ -101,9 +93,11 @@ def taken_apart(
     unit = to_float32(found.embedding.detach()) * found.direction.scale[:, None]
     if call.similarity is None:  # the model is changed, so more may follow the tower's end
         assert isinstance(call.forward, Similarity)
-        own = F.normalize(to_float32(call.forward.clip.image_features(*call.images)), dim=-1)
-        if own.shape != unit.shape or ((own - unit).norm(dim=-1) > found.rounding).any():
-            raise UnsupportedModelError(CHANGED)
+        text = isinstance(tower, TextTower)
+        own = call.embeddings() if text else call.forward.clip.image_features(*call.images)
+        made = unit if own.shape == unit.shape else torch.full_like(own, torch.nan)
+        found.run.record.compare("the embedding", made, F.normalize(own, dim=-1))
     total = products(unit, along)
-    inside = values[..., tower.span] if isinstance(tower, ViTTower) else values.flatten(2)
+    span = found.run.record.span if isinstance(tower, ViTTower) else slice(None)
+    inside = values.flatten(2)[..., span]
     return found.run.computed(values, (total - inside.sum(-1)).T)

@@ -53,15 +53,15 @@ class AttentionGradCam(ViTAttribution):
         elif weights == "elementwise":
             maps = mha.weighted_rows(last.row, last.attention[None])[0]
         else:
-            patches = last.row[..., self._tower.span]
+            patches = last.row[..., last.run.record.span]
             pooled = patches.mean(-1, keepdim=True)  # (K', B, H, 1)
             maps = (pooled * last.attention).mean(2).clamp(min=0)
         return last.run.computed(maps)
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
         """The same from whole matrices, for a gradient that has more than the CLS row."""
-        layer, kept = self._tower.layers[-1], last.run.record.layers[len(self._tower.layers) - 1]
-        attention, prefix = mha.all_rows(layer, kept), self._tower.prefix  # (B, H, s, s)
+        kept = last.run.record.layers[len(self._tower.layers) - 1]
+        attention, prefix = mha.all_rows(kept), self._tower.prefix  # (B, H, s, s)
         maps = []
         for start, gradient in last.matrices(self._tower):
             if weights == "elementwise":
@@ -103,9 +103,8 @@ class AttentionRollout(ViTAttribution):
 
         def visit(index: int, seen: LayerRecord) -> Tensor:
             if index == layers[-1] and tower.pooling != "mean":
-                row = mha.pooled_attention(tower.attentions[index], seen)
-                return row.mean(1, keepdim=True)  # (B, 1, s)
-            return mha.all_rows(tower.layers[index], seen).mean(1)  # (B, s, s)
+                return mha.pooled_attention(seen).mean(1, keepdim=True)  # (B, 1, s)
+            return mha.all_rows(seen).mean(1)  # (B, s, s)
 
         run = without_gradient(tower, call, (layers, visit))
         means = run.record.visited
@@ -150,7 +149,7 @@ class AllGradAttention(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
         found = all_gradients(tower, call, start_layer)
-        attention, pooled = kept_attention(tower, found.run), found.run.record.pooled
+        attention, pooled = kept_attention(found.run), found.run.record.pooled
         maps = []
         for gradients in found.run.gradients(*found.points):
             last = found.last_row(gradients[-1])
@@ -226,7 +225,7 @@ class LastGradAttention(ViTAttribution):
             return self._below_pooling_head(call, layers, heads)
 
         def visit(index: int, seen: LayerRecord) -> Tensor:
-            return _combined(mha.pooled_attention(self._tower.layers[index], seen), heads, dim=1)
+            return _combined(mha.pooled_attention(seen), heads, dim=1)
 
         if pooling == "mean":  # the rows alone will not do
             last = last_gradient(self._tower, call, keep=layers)
@@ -235,7 +234,8 @@ class LastGradAttention(ViTAttribution):
         if last.output is not None:
             return self._general(call, last, layers, heads)
         own = _combined(last.attention, heads, dim=1)
-        rows = torch.stack([*last.run.record.visited.values(), own])  # (L, B, H, s)
+        below = [last.run.record.visited[index] for index in layers[:-1]]
+        rows = torch.stack([*below, own])  # (L, B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
         for step in mha.weighted_rows(gradient, rows):
@@ -250,19 +250,19 @@ class LastGradAttention(ViTAttribution):
             with torch.no_grad(), record_vit(self._tower, keep=layers) as record:
                 call.scores()
             run = replace(run, record=record)
-        attention = kept_attention(self._tower, run, averaged=heads == "averaged")
+        attention = kept_attention(run, averaged=heads == "averaged")
         maps = [
             _propagated(
                 own, torch.zeros_like(own), _combined(gradient, heads, dim=1), attention, layers
             )
             for own, gradient in last.matrices(self._tower)
         ]
-        return last.run.computed(torch.stack(maps))
+        return run.computed(torch.stack(maps))
 
     def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
         found = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        attention = kept_attention(self._tower, found.run, averaged=heads == "averaged")
+        attention = kept_attention(found.run, averaged=heads == "averaged")
         maps = []
         for gradients in found.run.gradients(*found.points):
             last = found.last_row(gradients[-1])
@@ -351,8 +351,8 @@ class LayerAttention(ViTAttribution):
             if not isinstance(attention, AttentionLayer) or (
                 rows == "cls" and tower.pooling == "cls"
             ):
-                return mha.pooled_attention(attention, seen).mean(1)
-            matrix = mha.all_rows(attention, seen).mean(1)
+                return mha.pooled_attention(seen).mean(1)
+            matrix = mha.all_rows(seen).mean(1)
             if rows == "sum":
                 return matrix.sum(1)
             mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
@@ -371,7 +371,7 @@ class LayerAttention(ViTAttribution):
         else:
             found = all_gradients(tower, call, index)
             run, output = found.run, found.run.stacked_gradients(found.points[0])  # (K', B, s, D)
-        layer, seen, pooled = tower.layers[index], run.record.layers[index], run.record.pooled
+        seen, pooled = run.record.layers[index], run.record.pooled
         like = output[0, ..., 0]
         if rows == "sum":
             weights = torch.ones_like(like)
@@ -379,6 +379,7 @@ class LayerAttention(ViTAttribution):
             weights = torch.stack([mha.start_row(g, tower, pooled) for g in output])
         else:
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
-        chosen = mha.heads_gradient(layer, (weights[..., None] * output).sum(2), seen)
-        gradient = mha.row_gradient(layer, chosen, seen.tokens)  # (K', B, H, s)
+        mha.compare_output(seen)
+        chosen = mha.heads_gradient(seen, (weights[..., None] * output).sum(2))
+        gradient = mha.row_gradient(seen, chosen)  # (K', B, H, s)
         return run.computed(gradient.mean(2))

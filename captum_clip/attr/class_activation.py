@@ -96,7 +96,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             )
         if layer is not None and known_tower(layer) is None:
             LayerGradCam.__init__(self, forward_func, layer)
-            self._tower = None
+            self._tower = self._model = None
         else:
             super().__init__(forward_func, layer)
 

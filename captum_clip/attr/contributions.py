@@ -1,7 +1,8 @@
 """Methods whose maps and a rest add up to the score: direct contribution, and conservative."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,11 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ..checks import check_flag
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
 from ..maps import to_float32
-from ..models.steps import Direction, PooledToken, needs_token, pull_back, run_steps
+from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer, TextTower
-from ..models.towers import AttentionLayer, AveragePooledTower, ResNetTower, ViTTower
+from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
 from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
 from ..similarity import Similarity
 from . import _attention as mha
@@ -21,13 +22,11 @@ from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
 from ._engine import (
     PooledEmbedding,
-    check_layer,
     embedded_scores,
     pooled_embedding,
     refuse_checkpointing,
 )
 from ._vectors import (
-    CHANGED,
     products,
     products_of_resnet,
     taken_apart,
@@ -75,7 +74,7 @@ def propagated_to_patches(
     Of the scores, or of the unit embedding's products with vectors `along` (n, B or 1, E).
     """
     refuse_checkpointing(tower)
-    with record_detached_gates(tower, partial(_attend, tower)) as record:
+    with record_detached_gates(tower, mha.attended) as record:
         result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
     found, patches = embedded_scores(tower, call, record, result), record.input
     refuse_nonlinear(found.embedding, patches, tower.noun)
@@ -102,16 +101,6 @@ def propagated_to_patches(
     if along is not None:
         return taken_apart(tower, call, found, padded, along)
     return found.run.computed(padded, found.run.chosen - stacked.sum(-1).T)
-
-
-def _attend(tower: ViTTower, index: int, seen: LayerRecord) -> Tensor:
-    """An attention's output (B, rows, D), its weights detached."""
-    attention = tower.attentions[index]
-    if isinstance(attention, AttentionLayer):
-        return mha.merged(attention, mha.attended(attention, seen))
-    with torch.no_grad():
-        row = mha.pooled_attention(attention, seen)
-    return mha.merged(attention, mha.heads_output(attention, row, seen.tokens))[:, None]
 
 
 Baseline = Literal["none", "mean"]
@@ -310,30 +299,51 @@ class DirectContribution(ClipAttribution):
             return taken_apart(tower, call, found, products(vectors, along), along)
 
 
+class _Row(NamedTuple):
+    """The pooled row of an attention, and what is made of it."""
+
+    record: LayerRecord
+    weights: Tensor  # (B, H, s)
+    output: Tensor | None  # of the library, (B, D); None where the attention was not run
+
+    @classmethod
+    def of(cls, _: int, record: LayerRecord) -> "_Row":
+        """Take what is needed of a layer that was visited."""
+        weights = mha.pooled_attention(record, compare=False)
+        output = None if record.output is None else record.pick(record.output).clone()
+        # all else need not be kept
+        record = replace(record, query=None, key=None, heads_output=None, output=None)
+        return cls(record, weights, output)
+
+
 def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per) -> Computed:
     """From the pooled row of every attention that takes part."""
-    for index in layers:
-        check_layer("DirectContribution", tower, index)
-
-    def visit(index: int, record: LayerRecord) -> tuple[Tensor, Tensor]:
-        return record.tokens, mha.pooled_attention(tower.attentions[index], record)
-
-    found = pooled_embedding(tower, call, (layers, visit))
-    token, span, pooled = found.token, tower.span, found.run.record.pooled
+    stream = range(layers.start, min(layers.stop, len(tower.layers)))
+    found = pooled_embedding(tower, call, (layers, _Row.of), stream=stream)
+    token, record = found.token, found.run.record
+    span, pooled = record.span, record.pooled
     with torch.no_grad(), mha.autocast_disabled(token):
         direction = pull_back(found.head(tower), token, found.direction)
         total = direction.along(token) + direction.constant  # (K', B)
         values = []
-        for index, (tokens, row) in reversed(found.run.record.visited.items()):
+        for index in reversed(layers):
+            seen, row, output = record.visited[index]
             attention = tower.attentions[index]
             if isinstance(attention, PostNormLayer):
-                direction = _below_norms(attention, direction, tokens, row, pooled)
-            steps = (*attention.merge_steps(), *attention.branch())
+                direction = _below_norms(attention, direction, seen, row)
+            steps = (*attention.merge_steps(seen.maps.output), *attention.branch())
             # linear steps are the same for every token
-            heads = mha.heads_output(attention, row, tokens) if needs_token(steps) else token
+            heads = mha.heads_output(seen, row) if needs_token(steps) else token
             at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-            mean = pooled.mean(to_float32(tokens), span) if centred else None
-            parts = mha.contributions(attention, at_heads, row, tokens, mean=mean)  # (K', B, H, s)
+            parts = mha.contributions(seen, at_heads)  # (K', B, H, s)
+            if output is not None:
+                whole = (parts * row).sum((2, 3)) + at_heads.constant
+                _compare_sum(seen, direction, whole, output)
+            if centred:  # the value of a mean token is the mean of the values
+                mean = pooled.mean(parts.permute(1, 3, 0, 2).flatten(2), span)  # (B, 1, K' H)
+                mean = mean.reshape(len(mean), -1, parts.shape[2]).transpose(0, 1)
+                parts = parts - mean[..., None]
+            parts = parts * row
             values.append(parts if per == "head" else parts.sum(2))
         values.reverse()
         maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
@@ -341,13 +351,26 @@ def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per
         return _closed(found, maps, rest, total)
 
 
+def _compare_sum(seen: LayerRecord, direction: Direction, whole: Tensor, output: Tensor) -> None:
+    """Compare the shares of all tokens together, (K', B), with what the attention returned.
+
+    Along the directions alone, so no further weights are read than the shares are made of.
+    """
+    added = run_steps(seen.attention.branch(), to_float32(output))
+    lengths = to_float32(direction.rows).norm(dim=-1) * direction.scale  # (K', B)
+    # numbers that differ at random differ by this along a vector
+    size = lengths.norm(dim=0) * added.norm(dim=-1) * 4 * added.shape[-1] ** -0.5
+    returned = direction.along(added).T.to(output.dtype)
+    seen.compare(whole.T, returned, size[:, None])
+
+
 def _below_norms(
-    layer: PostNormLayer, direction: Direction, tokens: Tensor, row: Tensor, pooled: PooledToken
+    layer: PostNormLayer, direction: Direction, seen: LayerRecord, row: Tensor
 ) -> Direction:
     """A direction on a block's output -> on the stream before the norms that follow its sums."""
-    attended = mha.merged(layer, mha.heads_output(layer, row, tokens))
+    attended = mha.merged(seen, mha.heads_output(seen, row))
     # such a block attends to the stream itself
-    entered = layer.entering(pooled.read(tokens), attended.to(tokens.dtype))
+    entered = layer.entering(seen.pooled.read(seen.tokens), attended.to(seen.tokens.dtype))
     for norm, token in zip(reversed(layer.stream_norms), reversed(entered), strict=True):
         direction = pull_back((norm,), to_float32(token), direction)
     return direction
@@ -381,11 +404,10 @@ def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per) -> Computed:
 
 
 def _closed(found: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
-    """Maps and rest (K', B), whose total must be the score that a forward of one's own gave."""
-    scores = found.run.chosen.T
-    bound = found.rounding * scores.abs().clamp(min=1)
-    if not found.run.batched and ((total - scores).abs() > bound).any():
-        raise UnsupportedModelError(CHANGED)
+    """Maps and rest (K', B), whose total must be the score."""
+    scores, embedding = found.run.chosen, found.embedding
+    size = scores.norm(dim=1, keepdim=True).clamp(min=1)
+    found.run.record.compare("the score", total.T, scores.to(embedding.dtype), size)
     return found.run.computed(maps, rest.T)
 
 

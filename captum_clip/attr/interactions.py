@@ -90,12 +90,14 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             )
         super().__init__(forward_func)
         clip = forward_func.clip
-        if clip.embedding_dim is None:
-            raise UnsupportedModelError(
-                f"DirectInteraction: {clip.name} is not its library's own code from the last block "
-                "on, so its embedding cannot be taken apart; take hooks and patched methods away."
-            )
-        axis = targets.embedding(torch.eye(1, clip.embedding_dim))  # vectors depend on no target
+        dimension = clip.embedding_dim
+        if dimension is None:
+            blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
+            with torch.no_grad():
+                dimension = clip.image_features(blank).shape[-1]
+        axis = targets.embedding(
+            torch.eye(1, dimension, device=clip.device)
+        )  # vectors depend on no target
         self._image = DirectContribution(ClipSimilarity(clip, axis))
         self._other = self._image
         if forward_func.side == "text":
@@ -234,7 +236,7 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
     whole = cells.sum(1) + rest.image
     cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
-    norms, lost, size = torch.ones(1), None, (0, 0)
+    norms, lost, size = torch.ones(1, device="cpu"), None, (0, 0)
     if isinstance(other, str):
         without = targets.words(clip, other)
         empty = targets.text(clip, "", allow_empty=True)

@@ -19,11 +19,11 @@ from ._base import ViTAttribution
 from ._call import Call, Computed
 from ._engine import (
     PooledEmbedding,
-    check_known,
-    check_layer,
+    compare_embedding,
     embedded_scores,
     last_gradient,
     pooled_embedding,
+    pooled_tokens,
     refuse_checkpointing,
 )
 
@@ -64,17 +64,22 @@ class LeGrad(ViTAttribution):
     def _compute(self, call: Call, *, layers: int | Literal["all"] = 2) -> Computed:
         tower, chosen = self._tower, self._last(layers)
         refuse_checkpointing(tower)
-        pool = () if tower.pooling_head is None else tower.pooling_head.modules
-        parts = [part for module in pool for part in module.modules()]
-        around = (tower.module, *tower.runners, *tower.head_modules)
-        check_known("LeGrad", "the tower's end", [*around, *parts])
         if tower.pooling == "attention":  # it is differentiated itself, so no graph comes before it
-            recorded = record_vit(tower, leaf="embedding", outputs=chosen)
+            pool = range(len(tower.layers), len(tower.attentions))
+            recorded = record_vit(tower, leaf="embedding", outputs=chosen, keep=pool)
         else:
             recorded = record_vit(tower, keep=chosen, leaf=chosen[0], outputs=chosen)
         with recorded as record:
             scores = call.scores()
         found = embedded_scores(tower, call, record, scores)
+        with torch.no_grad():
+            compare_embedding(tower, found, pooled_tokens(tower, record))
+            if tower.pooling_head is not None:
+                read = record.layers[len(tower.layers)]
+                read.compare(tower.pooling_head.keyed(record.outputs[chosen[-1]]), read.tokens)
+            else:
+                for index in chosen:
+                    mha.all_rows(record.layers[index])  # compared with what the library's returned
         maps = torch.stack([self._of_layer(found, index) for index in record.outputs])
         return found.run.computed(maps.sum(0))
 
@@ -93,23 +98,23 @@ class LeGrad(ViTAttribution):
         """E_l (K', B, s)."""
         head, output = self._tower.pooling_head, found.run.record.outputs[index]  # (B, s, D)
         if head is None:
-            layer, seen = self._tower.layers[index], found.run.record.layers[index]
-            gradients = self._gradients(found, to_float32(output).mean(1), seen.point(layer)[0])
-            matrices = (mha.matrix_gradient(layer, gradient, seen) for gradient in gradients)
+            seen = found.run.record.layers[index]
+            gradients = self._gradients(found, to_float32(output).mean(1), seen.point()[0])
+            matrices = (mha.matrix_gradient(seen, gradient) for gradient in gradients)
             return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
         with torch.no_grad():
-            tokens = head.keyed(output.detach())
-            row = mha.pooled_attention(head, LayerRecord(tokens=tokens))
-            heads = mha.heads_output(head, row, tokens)
-        gradients = self._gradients(found, mha.merged(head, heads.requires_grad_()), heads)
-        return mha.row_gradient(head, gradients, tokens).clamp(min=0).mean(2)
+            read = mha.with_called_maps(LayerRecord(head, head.keyed(output.detach())))
+            heads = mha.heads_output(read, mha.pooled_attention(read))
+        gradients = self._gradients(found, mha.merged(read, heads.requires_grad_()), heads)
+        return mha.row_gradient(read, gradients).clamp(min=0).mean(2)
 
     def _gradients(self, found: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
         """The gradients of a layer's scores, (K', *leaf.shape), from its pooled token (B, D)."""
         with mha.autocast_disabled(token):
             embedding = F.normalize(run_steps(found.head(self._tower), token), dim=-1)
             scores = torch.einsum("kbe,be->k", found.direction.rows, embedding)  # images do not mix
-        ones, batched = torch.eye(len(scores)).to(scores), found.run.batched
+        ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+        batched = found.run.batched
         # the blocks of a user's own forward may contain operations that no batched backward passes
         rows = torch.split(ones, _TOGETHER) if batched else ones.unbind()
         options: Any = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
@@ -154,11 +159,12 @@ class GradEclip(ViTAttribution):
         if last.output is None:
             maps = last.row.sum(2).clamp(min=0) * self._loosened(seen, None)
             return last.run.computed(maps)
-        attention, general = tower.attentions[-1], []
+        mha.all_rows(seen)  # compared with what the library's returned
+        general = []
         for output in last.output:  # (B, s, D), one target after the other
             start = mha.start_row(output, tower, seen.pooled)
-            gradient = mha.read_row(start, mha.heads_gradient(attention, output, seen))
-            row = mha.row_gradient(attention, gradient[None], seen.tokens)[0].sum(1)  # (B, s)
+            gradient = mha.read_row(start, mha.heads_gradient(seen, output))
+            row = mha.row_gradient(seen, gradient[None])[0].sum(1)  # (B, s)
             general.append(row.clamp(min=0) * self._loosened(seen, start))
         return last.run.computed(torch.stack(general))
 
@@ -168,17 +174,15 @@ class GradEclip(ViTAttribution):
 
         The query is that of CLS or the pooling head, or of a row `start` (B, s) of tokens.
         """
-        attention, span = self._tower.attentions[-1], self._tower.span
-        key = mha.projected_heads(attention, "key", seen).transpose(1, 2).flatten(2)  # (B, s, D)
+        attention, span = seen.attention, seen.span
+        key = mha.projected_heads(seen, "key").transpose(1, 2).flatten(2)  # (B, s, D)
         with mha.autocast_disabled(key):
             if isinstance(attention, PoolingHead):
                 query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
             elif start is None:
-                read = seen.pooled.read(seen.tokens)[:, None]
-                first = LayerRecord(tokens=read, context=seen.context)
-                query = mha.projected_heads(attention, "query", first).flatten(1)  # (B, D)
+                query = mha.pooled_query(seen).flatten(1)  # (B, D)
             else:
-                queries = mha.projected_heads(attention, "query", seen).transpose(1, 2).flatten(2)
+                queries = mha.projected_heads(seen, "query").transpose(1, 2).flatten(2)
                 query = mha.read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
         hidden = seen.pooled.hidden()
@@ -188,6 +192,11 @@ class GradEclip(ViTAttribution):
         high = cosine.masked_fill(hidden, -torch.inf)[:, span].amax(1, keepdim=True)
         extent = (high - low).clamp(min=torch.finfo(cosine.dtype).tiny)
         return ((cosine - low) / extent).masked_fill(hidden, 0)
+
+
+def _seen(_: int, record: LayerRecord) -> LayerRecord:
+    mha.compare_output(record)
+    return record
 
 
 Mixing = Literal["identity", "qq", "kk"]
@@ -229,26 +238,30 @@ class PatchSimilarity(ViTAttribution):
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
         tower, last = self._tower, len(self._tower.attentions) - 1
         own = tower.attentions[last]
-        check_layer("PatchSimilarity", tower, last)
         if isinstance(own, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
                 "PatchSimilarity: attention='qq' needs a query of every patch, and this tower's "
                 "last attention is a pooling head's, which has one query of its own; take 'kk' "
                 "or 'identity'."
             )
-        layer = (range(last, last + 1), lambda _, seen: seen)
-        found = pooled_embedding(tower, call, layer)
+        stream = range(last, len(tower.layers))
+        found = pooled_embedding(tower, call, (range(last, last + 1), _seen), stream=stream)
         seen: LayerRecord = found.run.record.visited[last]
         with torch.no_grad(), mha.autocast_disabled(found.token):
-            mixed = mha.projected_heads(own, "value", seen)  # (B, H, s, d)
+            mixed = mha.projected_heads(seen, "value")  # (B, H, s, d)
             if attention != "identity":
                 which: Literal["query", "key"] = "query" if attention == "qq" else "key"
-                heads = mha.projected_heads(own, which, seen)
-                mixed = ((heads * own.scale) @ heads.mT).softmax(-1) @ mixed
+                heads = mha.projected_heads(seen, which)
+                mixed = ((heads * own.scale(heads.shape[-1])) @ heads.mT).softmax(-1) @ mixed
             batch, _, count, _ = mixed.shape
             flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
-            flat = run_steps((*own.merge_steps(), *own.branch(), *found.head(tower)), flat)
-            patches = F.normalize(flat, dim=-1).view(batch, count, -1)  # (B, s, E)
+            flat = run_steps((*own.merge_steps(), *own.branch()), flat)
+            # the pooled token goes along, since a hook may tell tokens from each other
+            tokens = torch.cat([flat, found.token.flatten(0, -2)[:batch]])
+            flat = run_steps(found.head(tower), tokens)
+            if tower.pooling != "mean":
+                found.run.record.compare("the embedding", flat[-batch:], found.embedding)
+            patches = F.normalize(flat[:-batch], dim=-1).view(batch, count, -1)  # (B, s, E)
             rows: Tensor = found.direction.rows.expand(-1, batch, -1)
             maps = torch.einsum("kbe,bse->kbs", rows, patches)
         return found.run.computed(maps)

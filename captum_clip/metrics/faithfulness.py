@@ -281,7 +281,7 @@ def sensitivity(
         return inputs + radius * (2 * noise - 1).to(inputs)
 
     values = []
-    for own in torch.split(torch.arange(len(images)), max(1, batch_size // samples)):
+    for own in torch.split(torch.arange(len(images), device="cpu"), max(1, batch_size // samples)):
         generators = [torch.Generator().manual_seed(seeds[number]) for number in own.tolist()]
         largest = captum_metrics.sensitivity_max(
             explain,
@@ -336,7 +336,9 @@ def shapley_effects(scores: Tensor) -> Tensor:
         with_it = [s | 1 << i for s in without]
         orders = [objects * comb(objects - 1, s.bit_count()) for s in without]
         gains = scores[..., with_it].double() - scores[..., without].double()
-        effects.append((gains / torch.tensor(orders).to(gains)).sum(-1))
+        effects.append(
+            (gains / torch.tensor(orders, dtype=gains.dtype, device=gains.device)).sum(-1)
+        )
     return torch.stack(effects, -1).to(to_float32(scores).dtype)
 
 

@@ -218,14 +218,15 @@ def _draw(
 ) -> tuple[Tensor, Tensor]:
     """Ranks of units (B, h, w), 0 the most relevant, ties at random; and noise (B, C, H, W)."""
     flat = torch.where(varies(units)[:, None, None], units, 0).flatten(1).cpu()
-    ranks, noise = torch.empty(flat.shape, dtype=torch.long), torch.zeros(images.shape)
+    ranks = torch.empty(flat.shape, dtype=torch.long, device="cpu")
+    noise = torch.zeros(images.shape, device="cpu")
     for index, (values, seed) in enumerate(zip(flat, seeds, strict=True)):
         generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(len(values), generator=generator)
         order = values[shuffled].argsort(descending=True, stable=True)
-        ranks[index, shuffled[order]] = torch.arange(len(values))
+        ranks[index, shuffled[order]] = torch.arange(len(values), device="cpu")
         if noisy:
-            noise[index] = _NOISE * torch.randn(images.shape[1:], generator=generator)
+            noise[index] = _NOISE * torch.randn(images.shape[1:], generator=generator, device="cpu")
     return ranks.reshape(units.shape).to(images.device), noise.to(images)
 
 

@@ -25,7 +25,7 @@ from .images import (
     pixels_of,
     process,
 )
-from .library import expect_library_parts, is_library_class, refuse_quantised
+from .library import expect_library_parts, may_be_left_out, refuse_quantised
 from .text import SUPPORTED, TextTower
 from .towers import Kind, Tower
 
@@ -82,11 +82,6 @@ class ClipAdapter(ABC):
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
         """The library's own image embeddings (B, E) of preprocessed images."""
-
-    @property
-    def is_unmodified(self) -> bool:
-        """Whether an image embedding is the library's own code from the tower's end to end."""
-        return is_library_class(self.model) and self.tower.is_unmodified
 
     @abstractmethod
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -185,7 +180,8 @@ class ClipAdapter(ABC):
     @property
     def embedding_dim(self) -> int | None:
         """Length of the embeddings; None where only a forward shows it, as with changed code."""
-        return self.tower.embedding_dim if self.is_unmodified else None
+        known = may_be_left_out([self.model, *self.tower.left_out])
+        return self.tower.embedding_dim if known else None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a map for images of this size in pixels.

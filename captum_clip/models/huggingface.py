@@ -1,6 +1,5 @@
 """CLIP of transformers, and the classes that were made from it: layers, towers and adapter."""
 
-from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate
 from operator import attrgetter
@@ -16,7 +15,6 @@ from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
 from .towers import (
     AttentionLayer,
-    Exposed,
     Tower,
     ViTTower,
     part_of,
@@ -35,10 +33,6 @@ class HuggingFaceLayer(AttentionLayer):
     def __init__(self, block: Any) -> None:
         attention = attrgetter(self.attention_part)(block)
         super().__init__(block, attention, attrgetter(self.heads_part)(attention))
-
-    @override
-    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        return {**super().qkv_modules(), "heads_output": (self.map_modules()[-1], False)}
 
 
 class BertLayer(PostNormLayer, HuggingFaceLayer):

@@ -1,18 +1,22 @@
-"""Whether a module runs the code of its library, so that what it computes is known."""
+"""What a module runs: its library's own code, which a forward may leave out, and what wraps it."""
 
-import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
-from types import FunctionType
+from functools import cached_property
+from operator import attrgetter, is_
+from pathlib import Path
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._device import DeviceContext
 
 from ..errors import UnsupportedModelError
 
@@ -20,21 +24,16 @@ Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 _MARK = "_captum_clip_recording"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-# not the whole of torch: a compiled or traced model is of one of its classes as well
 _PACKAGES = {"torch.nn"}
-_MODULES: set[str] = set()  # copies of a library's file, whose code is the same
-_methods: WeakKeyDictionary[type, tuple[tuple[Any, ...], list[FunctionType]]] = WeakKeyDictionary()
-"""The attributes that a class had when it was last looked at, and its methods of no library."""
+_FUNCTIONS = {name: value for name, value in vars(F).items() if callable(value)}
+_OF_A_CALL = {"forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__"}
+_classes: WeakKeyDictionary[type, tuple[tuple[Any, ...] | None, bool]] = WeakKeyDictionary()
+"""What a class was made of when it was last looked at, and whether it was as written."""
 
 
 def add_packages(names: Iterable[str]) -> None:
-    """Add packages whose modules count as library code; families name theirs."""
+    """Add packages whose code a forward may leave out; families name theirs."""
     _PACKAGES.update(names)
-
-
-def add_module(name: str) -> None:
-    """Add a module, such as a copy of a library's file, as library code, and nothing around it."""
-    _MODULES.add(name)
 
 
 def mark_own_hook(hook: Hook) -> Hook:
@@ -44,59 +43,113 @@ def mark_own_hook(hook: Hook) -> Hook:
 
 
 def has_no_foreign_hooks(module: nn.Module) -> bool:
-    """Whether neither a hook nor a method patched on the object changes what it computes."""
+    """Whether a module has neither a hook nor an attribute in the place of a method."""
+    kind = type(module)
     patched = (
-        callable(value) and hasattr(type(module), name)
+        callable(value) and hasattr(kind, name)
         for name, value in vars(module).items()
         if name != "_compiled_call_impl"  # of torch.compile, which computes the same
     )
-    return not any(patched) and not foreign_hooks(module)
+    return not _has_hooks(module) and not any(patched)
 
 
-def foreign_hooks(module: nn.Module) -> list[Any]:
-    """The hooks of a module that no recording set."""
-    hooks = (hook for name in _HOOKS for hook in tuple(getattr(module, name).values()))
-    return [hook for hook in hooks if not hasattr(hook, _MARK)]
+def _has_hooks(owner: object, prefix: str = "") -> bool:
+    hooks = (hook for name in _HOOKS for hook in tuple(getattr(owner, prefix + name).values()))
+    return any(not hasattr(hook, _MARK) for hook in hooks)
 
 
-def is_librarys(function: Any) -> bool:
-    """Whether a function was written in PyTorch, in a library of models or in Python's own."""
-    # `__module__` would be what `functools.wraps` copied of another function
-    module = str(getattr(function, "__globals__", {}).get("__name__", ""))
-    written, packages = module.partition(".")[0], {p.partition(".")[0] for p in _PACKAGES}
-    known = written in packages | {"huggingface_hub"} or written in sys.stdlib_module_names
-    return known or module in _MODULES
+def may_be_left_out(modules: Iterable[nn.Module]) -> bool:
+    """Whether modules would compute what a library's files say, were they run.
+
+    What is not run cannot be compared. So each is of a class of a library of models, with the
+    functions of its file and without hooks, and nothing stands between it and PyTorch's functions.
+    """
+    if _has_hooks(torch_module, "_global") or torch._C._len_torch_dispatch_stack():
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(type(mode) is not DeviceContext for mode in modes):
+        return False
+    if any(vars(F)[name] is not function for name, function in _FUNCTIONS.items()):
+        return False
+    modules = {*modules}
+    return all(map(_is_as_written, {*map(type, modules)})) and all(
+        map(has_no_foreign_hooks, modules)
+    )
 
 
-def has_global_hooks() -> bool:
-    """Whether somebody's hook runs in every module, and may change what any of them computes."""
-    hooks = (hook for name in _HOOKS for hook in getattr(torch_module, f"_global{name}").values())
-    return any(not hasattr(hook, _MARK) and not is_librarys(hook) for hook in hooks)
+def _is_as_written(kind: type) -> bool:
+    """Whether a class is a library's, and its functions those of the library's files."""
+    return _is_in_packages(kind) and all(map(_has_own_functions, kind.__mro__[:-1]))
 
 
-def foreign_methods(kind: type) -> list[FunctionType]:
-    """The methods of a class, and of those that it is made from, that no library wrote."""
-    found = []
-    for base in kind.__mro__[:-1]:
-        now = tuple(vars(base).values())
-        before, methods = _methods.get(base, ((), []))
-        if len(now) != len(before) or not all(map(operator.is_, now, before)):
-            functions = (getattr(value, "__func__", value) for value in now)  # of static methods
-            methods = [f for f in functions if isinstance(f, FunctionType) and not is_librarys(f)]
-            _methods[base] = now, methods
-        found += methods
-    return found
+def _is_in_packages(kind: type) -> bool:
+    defined = f"{kind.__module__}."
+    return any(defined.startswith(f"{package}.") for package in _PACKAGES)
 
 
-def _attends_as_written(module: nn.Module) -> bool:
-    """Whether the function that a module of transformers attends with is the library's."""
-    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if name is None:
-        return True
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+def _has_own_functions(kind: type) -> bool:
+    """Whether a class has the functions of its file, and these use those of their libraries."""
+    before, written = _classes.get(kind, (None, False))
+    own = vars(kind)
+    is_base = kind is nn.Module or not _is_in_packages(kind)
+    names = _OF_A_CALL & own.keys() if is_base else own
+    values = tuple(own[name] for name in names)
+    functions = [f for f in map(_function_of, values) if isinstance(f, FunctionType)]
+    used = (
+        f.__globals__.get(name) for f in map(_innermost, functions) for name in f.__code__.co_names
+    )
+    now = (*values, *(value for value in used if isinstance(value, FunctionType)))
+    if before is None or len(now) != len(before) or not all(map(is_, now, before)):
+        file, root = _file(kind.__module__), _root(kind.__module__)
+        written = (
+            not any(map(_is_unknown, values))
+            and all(_innermost(f, root).__code__.co_filename == file for f in functions)
+            and all(map(_is_librarys, now[len(values) :]))
+        )
+        _classes[kind] = now, written
+    return written
 
-    function = ALL_ATTENTION_FUNCTIONS.get(name)  # of "eager" there is none
-    return function is None or is_librarys(function)
+
+def _function_of(value: Any) -> Any:
+    """The function in what a class holds: a method, static or not, or a property."""
+    if isinstance(value, property):
+        return value.fget
+    return value.func if isinstance(value, cached_property) else getattr(value, "__func__", value)
+
+
+def _is_unknown(value: Any) -> bool:
+    """Whether something acts as a method and is no function, such as a `partialmethod`."""
+    known = isinstance(
+        _function_of(value), (FunctionType, GetSetDescriptorType, MemberDescriptorType)
+    )
+    return hasattr(type(value), "__get__") and not known
+
+
+def _innermost(function: Any, root: str = "") -> Any:
+    """The function that decorators wrap, those whose code lies under `root`."""
+    while hasattr(function, "__wrapped__") and function.__code__.co_filename.startswith(root):
+        function = function.__wrapped__
+    return function
+
+
+def _is_librarys(function: Any) -> bool:
+    """Whether a function and all that it wraps stand in the files of PyTorch or of a library."""
+    roots = tuple(map(_root, {"torch", *_PACKAGES}))
+    while isinstance(function, FunctionType):
+        if not function.__code__.co_filename.startswith(roots):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def _file(module: str) -> str:
+    return getattr(sys.modules.get(module), "__file__", None) or "?"
+
+
+def _root(module: str) -> str:
+    """The folder of a package, or the file of a module that is none."""
+    path = Path(_file(module.partition(".")[0]))
+    return str(path.parent if path.name == "__init__.py" else path)
 
 
 _INNER = {
@@ -146,43 +199,6 @@ def expect_library_parts(owner: object) -> Iterator[None]:
 def is_unmodified(module: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether a module is exactly of one of these classes, without foreign hooks."""
     return type(module) in kinds and has_no_foreign_hooks(module)
-
-
-def is_library_class(module: nn.Module) -> bool:
-    """Whether a module is of a class that a library defines, as it is there, without foreign hooks.
-
-    So what it computes is known: neither a method of the object or the class nor the function of
-    its attention was exchanged.
-    """
-    defined = f"{type(module).__module__}."
-    known = any(defined.startswith(f"{package}.") for package in {*_PACKAGES, *_MODULES})
-    return known and has_no_foreign_hooks(module) and runs_library_code(module)
-
-
-def runs_library_code(module: nn.Module) -> bool:
-    """Whether a module's methods and its attention were written in the libraries of models."""
-    own = _is_merged(module) or not foreign_methods(type(module))
-    return own and "forward" not in vars(module) and _attends_as_written(module)
-
-
-def _is_merged(module: Any) -> bool:
-    """Whether a module is an adapter of peft that runs its base layer alone, merged."""
-    merged = type(module).__module__.startswith("peft.") and getattr(module, "merged", False)
-    return bool(merged and not module.disable_adapters)
-
-
-def is_linear(module: Any, *, hooked: bool = False) -> bool:
-    """Whether a module computes W x + b and nothing else; it may be `hooked`."""
-    if not has_no_foreign_hooks(module) and not (hooked and "forward" not in vars(module)):
-        return False
-    if _is_merged(module):
-        return is_linear(module.base_layer, hooked=hooked)
-    return (
-        isinstance(module, nn.Linear)
-        and type(module).forward is nn.Linear.forward
-        and not foreign_methods(type(module))
-        and module.weight.is_floating_point()
-    )
 
 
 def nondeterminism(module: nn.Module) -> str | None:

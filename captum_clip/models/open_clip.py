@@ -17,12 +17,11 @@ from . import timm
 from .adapter import ClipAdapter, Family
 from .huggingface import BERTS, TextLayout, text_tower_of
 from .library import unwrapped
+from .multihead import Multihead, MultiheadPoolingHead
 from .steps import Direction, Linear, Step, head_products, head_sums, split_heads
 from .text import Row, TextPooling, TextTower
 from .towers import (
     AttentionLayer,
-    Multihead,
-    MultiheadPoolingHead,
     Pooling,
     ResNetTower,
     Tower,
@@ -57,19 +56,13 @@ class OwnAttention(Multihead):
     token_argument = (0, "x")
     inner_norm_part = "ln_inner"
     unknown_parts = ("scaled_cosine", "scale_heads")
+    scale = AttentionLayer.scale
+    merge_module = AttentionLayer.merge_module
 
     @override
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        query = argument(args, kwargs, 0, "x")
-        key, value = (kwargs.get(name) for name in ("k_x", "v_x"))
-        key, value = (query if tokens is None else tokens for tokens in (key, value))
-        if not ((key is value or torch.equal(key, value)) and self.asks(query, key)):
-            raise UnsupportedModelError(
-                "a hook before an attention changes its queries, keys or values and not all of "
-                "them, so what it attends to is not known; take it away, or hook the norm before "
-                "it."
-            )
-        return key
+        key: Tensor | None = kwargs.get("k_x")
+        return argument(args, kwargs, *self.token_argument) if key is None else key
 
     @override
     def bias(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -1,11 +1,6 @@
 """Models of OpenAI's own package: `clip/model.py`, installed or copied into another repository."""
 
-import ast
-import hashlib
-import inspect
-import textwrap
-from collections.abc import Collection, Iterator
-from functools import cache
+from collections.abc import Collection
 from typing import Any, Final
 
 import torch
@@ -14,7 +9,6 @@ from typing_extensions import override
 
 from ..errors import TargetError, UnsupportedModelError
 from .adapter import Family
-from .library import add_module
 from .open_clip import (
     OpenClipAdapter,
     OpenClipLayer,
@@ -26,21 +20,8 @@ from .steps import Linear
 from .text import TextPooling, TextTower
 from .towers import Tower
 
+_VITS: Final = ("VisionTransformer", "VisualTransformer", "VisionTransformer_MaPLe")
 _OTHERS: Final = ("open_clip", "timm", "transformers", "torchvision")  # with classes of such names
-# of what is run after the last block or stage and in every block, as published: digests of the code
-# in the openai-clip and clip-anytorch packages and in the repository
-_CODE: Final = {
-    "LayerNorm.forward": ("d385bb76c11d",),
-    "QuickGELU.forward": ("2fd457f8ec07",),
-    "ResidualAttentionBlock.attention": ("a42312add558", "c11455ab3e4f"),
-    "ResidualAttentionBlock.forward": ("043536034a11",),
-    "Transformer.forward": ("dec7c7c789bc",),
-    "VisionTransformer.forward": ("e39f05416fb2",),
-    "AttentionPool2d.forward": ("ee1744d545db", "eebe4ea47607"),
-    "ModifiedResNet.forward": ("fbab45d56584", "abda1cfd2797"),
-    "CLIP.encode_image": ("f68bbe5a29c6",),
-    "CLIP.encode_text": ("8dc97bed326c", "ef289df8b28b"),
-}
 
 
 class OpenAILayer(OpenClipLayer):
@@ -49,6 +30,11 @@ class OpenAILayer(OpenClipLayer):
     residual_argument = (0, "x")
     branch_parts = ()
     mlp_parts = ("ln_2", "mlp")
+
+    @override
+    def batch_first(self, tokens: Tensor) -> Tensor:
+        first = getattr(self.attention, "batch_first", False)  # forks have classes of their own
+        return tokens if first else tokens.transpose(0, 1)
 
 
 class OpenAIViT(OpenClipViT):
@@ -61,26 +47,17 @@ class OpenAIViT(OpenClipViT):
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
     for block in transformer.resblocks:
-        if type(block.attn) is not nn.MultiheadAttention:
+        if not all(hasattr(block.attn, name) for name in ("in_proj_weight", "out_proj")):
             raise UnsupportedModelError(
-                f"the attention of a block is a {_place(type(block.attn))}; supported is "
-                "torch.nn.MultiheadAttention, as in OpenAI's clip/model.py. Load its weights with "
-                "the package clip or with OpenCLIP."
+                f"the attention of a block is a {type(block.attn).__name__}; supported is one with "
+                "the parts of torch.nn.MultiheadAttention, as in OpenAI's clip/model.py."
             )
     return tuple(OpenAILayer(b, b.attn, b.attn.num_heads) for b in transformer.resblocks)
 
 
 def _tower_of(module: Any) -> Tower:
-    """The vision tower in a model, or that tower; UnsupportedModelError where its code differs."""
+    """The vision tower in a model, or that tower."""
     visual: Any = getattr(module, "visual", module)
-    known = {**_kinds(module), **_kinds(visual)}
-    for difference in _differences(tuple(known)):
-        raise UnsupportedModelError(
-            f"{difference} is not the code of OpenAI's clip/model.py, so it is not known what it "
-            "computes; load the weights with the package clip or with OpenCLIP."
-        )
-    for kind in known:
-        add_module(kind.__module__)
     native = (int(visual.input_resolution),) * 2
     if type(visual).__name__ == "ModifiedResNet":
         stages = {f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)}
@@ -99,49 +76,8 @@ def _tower_of(module: Any) -> Tower:
         layers=_layers_of(visual.transformer),
         pooling="cls",
         runners=[visual.transformer],
+        prompted=hasattr(visual, "VPT_shallow"),  # of MaPLe, at the end
     )
-
-
-def _kinds(module: nn.Module) -> dict[type, None]:
-    """The classes of a model that are not PyTorch's, in its order."""
-    kinds = (type(part) for part in module.modules())
-    return {kind: None for kind in kinds if not kind.__module__.startswith("torch.")}
-
-
-@cache
-def _differences(kinds: tuple[type, ...]) -> list[str]:
-    return [*_differing(kinds)]
-
-
-def _differing(kinds: tuple[type, ...]) -> Iterator[str]:
-    """The methods whose code is not that of the published file, by name."""
-    for name, digests in _CODE.items():
-        owner, _, method = name.partition(".")
-        for kind in (kind for kind in kinds if kind.__name__ == owner):
-            function = getattr(kind, method, None)
-            if function is None or _digest(function) not in digests:
-                yield f"{_place(kind)}.{method}"
-
-
-def _digest(function: Any) -> str:
-    """Of a function's code, without annotations, comments and docstrings, and however it is set."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):  # there is no source
-        return ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-            for argument in node.args.args:
-                argument.annotation = None
-            first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:12]
-
-
-def _place(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__name__}"
 
 
 class OpenAIAdapter(OpenClipAdapter):
@@ -212,7 +148,7 @@ FAMILIES = (
         tower_of=_tower_of,
         adapter=OpenAIAdapter,
         models=["CLIP"],
-        towers=["VisionTransformer", "ModifiedResNet"],
-        packages=["torch.nn"],  # a module counts as a library once its code was compared
+        towers=[*_VITS, "ModifiedResNet"],
+        packages=["torch.nn"],  # anybody's code may be called so, and is run to its end
     ),
 )

@@ -24,13 +24,12 @@ from .huggingface import (
     vision_of,
 )
 from .images import image_processor
-from .library import is_library_class
-from .steps import Linear, PooledToken, Projections, Residual, Step
+from .multihead import MultiheadPoolingHead
+from .steps import Linear, PooledToken, Projections, Residual, Step, linear_or_called
 from .text import TextPooling, TextTower
 from .towers import (
     AveragePooledTower,
     Entry,
-    MultiheadPoolingHead,
     PoolingHead,
     wrong_size,
 )
@@ -158,6 +157,7 @@ class Aimv2PoolingHead(PoolingHead):
 
     query_part = "cls_token"
     maps = ("k_proj", "v_proj", "output_proj")
+    splits = (("key",), ("value",))
 
     def __init__(self, norm: nn.Module, head: Any) -> None:
         super().__init__(head, head.output_proj, head.num_heads)
@@ -165,8 +165,9 @@ class Aimv2PoolingHead(PoolingHead):
 
     @override
     def projections(self) -> Projections:
-        key, value, output = map(Linear.of, self.map_modules())
-        query = Linear(torch.eye(*key.weight.shape).to(key.weight), None)
+        key, value = map(Linear.of, self.map_modules()[:2])
+        output = linear_or_called(self.map_modules()[-1])
+        query = Linear(torch.eye(*key.weight.shape, out=torch.empty_like(key.weight)), None)
         return Projections(query, key, value, output)
 
     @override
@@ -366,9 +367,7 @@ class DualEncoderAdapter(HuggingFaceAdapter):
     @override
     def _text_tower(self) -> TextTower | None:
         text = self.model.text_model
-        known = (
-            type(text).__name__ in BERTS and is_library_class(text) and not text.config.is_decoder
-        )
+        known = type(text).__name__ in BERTS and not text.config.is_decoder
         return super()._text_tower() if known else None
 
 

@@ -7,15 +7,24 @@ plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apar
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import layer_norm
+from torch.nn.functional import linear as map_linearly
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
-from .library import has_no_foreign_hooks, is_linear
+from .library import has_no_foreign_hooks
+
+ROUNDING: Final = {
+    torch.float64: 1e-6,  # a softmax or a norm may be computed in single precision
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 3e-2,
+}
+"""The relative difference that computing something once more may make, by type of numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +82,14 @@ class Linear(NamedTuple):
 
     @classmethod
     def of(cls, module: Any) -> "Linear":
-        """Those of a `torch.nn.Linear`."""
-        return cls(module.weight, module.bias)
+        """Those of a `torch.nn.Linear`; an empty weight where a module has none."""
+        return cls(getattr(module, "weight", torch.empty(0)), getattr(module, "bias", None))
 
     def __call__(self, token: Tensor) -> Tensor:
         """Map tokens (..., D_in)."""
-        return F.linear(token, *self.to(token.dtype))
+        # nor does what somebody put around PyTorch's functions act on our own arithmetic
+        with torch._C.DisableTorchFunction():
+            return map_linearly(token, *self.to(token.dtype))
 
     def to(self, dtype: torch.dtype) -> "Linear":
         """The map in another dtype."""
@@ -91,13 +102,19 @@ def linear_maps(weights: Sequence[Tensor], bias: Tensor | None) -> list[Linear]:
     return list(map(Linear, weights, parts))
 
 
+def linear_or_called(module: Any) -> "Linear | nn.Module":
+    """A plain `torch.nn.Linear` by its parameters; else the module, which is to be called."""
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return Linear.of(module) if plain and has_no_foreign_hooks(module) else module
+
+
 class Projections(NamedTuple):
     """The four linear maps of one multi-head attention."""
 
     query: Linear
     key: Linear
     value: Linear
-    output: Linear
+    output: "Linear | nn.Module"
 
 
 class Scale(NamedTuple):
@@ -176,7 +193,7 @@ def head_products(linear: Linear, vectors: Tensor, tokens: Tensor) -> Tensor:
     """
     heads, (weight, bias) = vectors.shape[2], linear.to(tokens.dtype)
     if _many(vectors, tokens):
-        mapped = split_heads(F.linear(tokens, weight), heads)
+        mapped = split_heads(Linear(weight, None)(tokens), heads)
         products = torch.einsum("kbhd,bshd->kbhs", vectors, mapped)
     else:
         folded = torch.einsum("kbhd,hdw->kbhw", vectors, weight.view(heads, -1, weight.shape[1]))
@@ -193,7 +210,7 @@ def head_sums(linear: Linear, weights: Tensor, tokens: Tensor) -> Tensor:
     """
     heads, (weight, bias) = weights.shape[2], linear.to(tokens.dtype)
     if _many(weights, tokens):
-        mapped = split_heads(F.linear(tokens, weight), heads)
+        mapped = split_heads(Linear(weight, None)(tokens), heads)
         sums = torch.einsum("kbhs,bshd->kbhd", weights, mapped)
     else:
         mixed = torch.einsum("kbhs,bsw->kbhw", weights, tokens)
@@ -239,9 +256,7 @@ def flattened(modules: Iterable[nn.Module]) -> tuple[Step, ...]:
     """The steps of some modules in a row; `Sequential` and timm's `Mlp` are taken apart."""
     steps: list[Step] = []
     for module in modules:
-        if not has_no_foreign_hooks(module):  # one on the whole would not see its parts
-            steps.append(module)
-        elif type(module) is nn.Sequential:
+        if type(module) is nn.Sequential:
             steps += flattened(module)
         elif type(module).__name__ == "Mlp":
             names = ("fc1", "act", "drop1", "norm", "fc2", "drop2")
@@ -310,8 +325,8 @@ def _plain(step: Step) -> Step:
     if not isinstance(step, nn.Module):
         return step
     module: Any = step
-    if is_linear(step):
-        return Linear(module.weight, module.bias)
+    if isinstance(step, nn.Linear):
+        return linear_or_called(step)
     if type(step).__name__.endswith("LayerScale"):  # each library has its own class
         return Scale(module.lambda1 if hasattr(module, "lambda1") else module.gamma)
     return step
@@ -321,8 +336,10 @@ def _forward(step: Step, token: Tensor) -> Tensor:
     step = _plain(step)
     if isinstance(step, nn.LayerNorm):  # OpenCLIP's own casts its result back to the input's dtype
         weight, bias = (None if p is None else p.to(token.dtype) for p in (step.weight, step.bias))
-        return F.layer_norm(token, step.normalized_shape, weight, bias, step.eps)
-    return step(token)
+        with torch._C.DisableTorchFunction():
+            return layer_norm(token, step.normalized_shape, weight, bias, step.eps)
+    # nor are these called, so that a hook on them shows in what was returned
+    return token if isinstance(step, _IDENTITIES) else step(token)
 
 
 def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
@@ -336,11 +353,13 @@ def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
         return direction._through(direction.rows @ weight, bias)
     if isinstance(step, Scale):
         return direction._through(direction.rows * step.factors.to(token.dtype), None)
-    kind = _kind(step)
+    kind = _kind(step, token)
     if kind == "identity":
         return direction
     if kind == "norm":
         return _through_norm(step, token, direction)
+    if kind == "affine":
+        return _through_affine(step, token, direction)
     gate, rest = _gate(step, token)
     dense = direction.dense()
     constant = direction.constant + torch.einsum("kbd,bd->kb", dense, rest)
@@ -351,14 +370,16 @@ def _push_forward(step: Step, token: Tensor, vectors: Tensor) -> Tensor:
     if isinstance(step, Residual):
         return vectors + push_forward(step.steps, token, vectors)
     if isinstance(step, Linear):
-        return F.linear(vectors, step.weight.to(vectors.dtype))
+        return Linear(step.weight, None)(vectors)
     if isinstance(step, Scale):
         return vectors * step.factors.to(vectors.dtype)
-    kind = _kind(step)
+    kind = _kind(step, token)
     if kind == "identity":
         return vectors
     if kind == "activation":
         return vectors * _gate(step, token)[0][:, None]
+    if kind == "affine":
+        return _called(step, vectors) - _constant(step, token)[:, None]
     norm: Any = step
     if isinstance(norm, nn.LayerNorm):
         vectors = vectors - vectors.mean(-1, keepdim=True)
@@ -366,24 +387,57 @@ def _push_forward(step: Step, token: Tensor, vectors: Tensor) -> Tensor:
     return vectors if norm.weight is None else vectors * norm.weight.to(vectors.dtype)
 
 
-def _kind(step: nn.Module) -> Literal["identity", "norm", "activation"]:
-    """What a module is that is no linear map; UnsupportedModelError for any other."""
-    if not has_no_foreign_hooks(step):
-        raise UnsupportedModelError(
-            f"{type(step).__name__} after the pooled token has a hook or a patched forward, so "
-            "what it computes is not known; remove it, or take another method."
-        )
-    if isinstance(step, (nn.Identity, nn.Dropout, nn.Flatten)):  # dropout is not active
-        return "identity"
-    if _is_norm(step):
-        return "norm"
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)  # for one token; dropout is not active
+
+
+def _kind(step: nn.Module, token: Tensor) -> Literal["identity", "norm", "activation", "affine"]:
+    """What a module is that is no plain linear map, by what it makes of a token (B, D), too."""
     if is_activation(step):
         return "activation"
-    raise UnsupportedModelError(
-        f"a {type(step).__name__} follows the pooled token; a score can be taken apart through "
-        "linear maps, LayerNorm, RMSNorm and activations only. Merge adapters such as LoRA into "
-        "the weights first, or take a method with gradients."
-    )
+    if isinstance(step, _IDENTITIES):
+        return "identity"
+    if isinstance(step, nn.LayerNorm):
+        return "norm"
+    if _is_norm(step):
+        made, returned = with_gate_held(step, token, token), _called(step, token)
+        bound = ROUNDING[next(step.parameters(), token).dtype]
+        return "norm" if (made - returned).norm() <= bound * returned.norm() else "affine"
+    return "affine"
+
+
+def _called(step: nn.Module, token: Tensor) -> Tensor:
+    """The output of a module, which has its own type of numbers, in the token's."""
+    own = next(step.parameters(), token).dtype
+    output: Tensor = step(token.to(own).clone())  # a hook may work in place
+    return output.to(token.dtype)
+
+
+def _constant(step: nn.Module, token: Tensor) -> Tensor:
+    """What a module gives for zeros; UnsupportedModelError where it is not affine at a token."""
+    with torch.enable_grad():
+        passes = _called(step, token.detach().requires_grad_()).requires_grad
+    zero, other = _called(step, torch.zeros_like(token)), token.roll(1, -1)
+    change = _called(step, token + other) - _called(step, other)
+    wanted = _called(step, token) - zero
+    bound = ROUNDING[next(step.parameters(), token).dtype]
+    if not passes or not (change - wanted).norm() <= bound * (wanted.norm() + zero.norm()):
+        raise UnsupportedModelError(
+            f"a {type(step).__name__} follows the pooled token; a score can be taken apart through "
+            "linear maps, LayerNorm, RMSNorm and activations only. Take a method with gradients, "
+            "such as all-grad."
+        )
+    return zero
+
+
+def _through_affine(step: nn.Module, token: Tensor, direction: Direction) -> Direction:
+    """The way through a linear map that is called, such as an adapter's, by its own gradient."""
+    zero, dense = _constant(step, token), direction.dense()
+    with torch.enable_grad():
+        leaf = token.detach().requires_grad_()
+        output = _called(step, leaf)
+        rows = [torch.autograd.grad(output, leaf, row, retain_graph=True)[0] for row in dense]
+    constant = direction.constant + torch.einsum("kbd,bd->kb", dense, zero)
+    return Direction(torch.stack(rows), torch.ones_like(direction.scale), constant)
 
 
 def _gate(activation: Any, token: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,7 @@ from typing_extensions import override
 
 from ..errors import InputError
 from .images import Size
-from .library import has_no_foreign_hooks
-from .steps import PooledToken, Step, call_steps
+from .steps import PooledToken, Step, call_steps, run_steps
 from .towers import AttentionLayer, Entry, Kind, Pooling, ViTTower
 
 Row = Literal["end", "last", "first", "mean"]
@@ -63,6 +62,11 @@ class PostNormLayer(AttentionLayer):
     @override
     def tail(self, residual: Tensor, attended: Tensor) -> Tensor:
         return call_steps(self.stream_norms[1:], self.entering(residual, attended)[1])
+
+    @override
+    def summed(self, residual: Tensor, attended: Tensor, added: Tensor) -> Tensor:
+        first, second = self.stream_norms
+        return run_steps((second,), run_steps((first,), residual + attended) + added)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,11 +134,9 @@ class TextTower(ViTTower):
     def head(self) -> tuple[Step, ...]:
         return self.steps
 
-    @property
     @override
-    def is_unmodified(self) -> bool:
-        inputs = (attention.input_module for attention in self.attentions)  # they get the mask
-        return super().is_unmodified and all(map(has_no_foreign_hooks, inputs))
+    def span(self, size: Size) -> slice:
+        return slice(self.prefix, -self.suffix or None)
 
 
 def check_ids(

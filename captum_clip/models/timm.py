@@ -12,7 +12,16 @@ from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from .adapter import Family
-from .steps import Linear, Projections, Residual, Step, flattened, linear_maps, run_steps
+from .steps import (
+    Linear,
+    Projections,
+    Residual,
+    Step,
+    flattened,
+    linear_maps,
+    linear_or_called,
+    run_steps,
+)
 from .towers import (
     AttentionLayer,
     AveragePooledTower,
@@ -56,11 +65,11 @@ class TimmLayer(AttentionLayer):
     @override
     def projections(self) -> Projections:
         own, maps = self.attention, super().projections()
-        if own.qkv is None or own.qkv.bias is not None:
+        if own.qkv is None or getattr(own.qkv, "bias", None) is not None:
             return maps
         # EVA keeps them next to its map, that of the keys as zeros
         biases = [getattr(own, f"{name}_bias", None) for name in "qkv"]
-        inputs = (Linear(m.weight, bias) for m, bias in zip(maps, biases, strict=False))
+        inputs = (Linear(m.weight, bias) for m, bias in zip(maps[:3], biases, strict=True))
         return Projections._make((*inputs, maps.output))
 
     @override
@@ -92,6 +101,7 @@ class TimmPoolingHead(PoolingHead):
 
     query_part = "latent"
     maps = ("q", "kv", "proj")
+    splits = ((), ("key", "value"))
 
     def __init__(self, pool: Any, norm: nn.Module) -> None:
         # the pool may add positions first: what its map of keys and values sees are the tokens
@@ -110,8 +120,9 @@ class TimmPoolingHead(PoolingHead):
     def projections(self) -> Projections:
         """See `Attention`."""
         pool = self.head
-        key, value = linear_maps(pool.kv.weight.chunk(2), pool.kv.bias)
-        return Projections(Linear.of(pool.q), key, value, Linear.of(pool.proj))
+        both = Linear.of(pool.kv)
+        key, value = linear_maps(both.weight.chunk(2), both.bias)
+        return Projections(Linear.of(pool.q), key, value, linear_or_called(pool.proj))
 
     @override
     def keyed(self, hidden: Tensor) -> Tensor:

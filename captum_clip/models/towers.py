@@ -13,13 +13,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import override
 
 from ..errors import InputError, UnsupportedModelError
 from ..maps import to_float32
 from .images import Size, check_images
-from .library import has_no_foreign_hooks, is_library_class, is_linear, runs_library_code
 from .steps import (
     Direction,
     Linear,
@@ -29,6 +27,7 @@ from .steps import (
     Step,
     call_steps,
     linear_maps,
+    linear_or_called,
     pull_back,
     run_steps,
 )
@@ -51,8 +50,8 @@ def with_part(result: Any, part: Tensor, index: int = 0) -> Any:
     """The output of a module with `part` in the place of one of its own."""
     if isinstance(result, Tensor):
         return part
-    if isinstance(result, tuple):
-        return (*result[:index], part, *result[index + 1 :])
+    if isinstance(result, (tuple, list)):
+        return type(result)((*result[:index], part, *result[index + 1 :]))
     return type(result)(**{**result, list(result)[index]: part})  # an output of transformers
 
 
@@ -67,10 +66,11 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
 
+_MASKS = ("attention_mask", "attn_mask", "key_padding_mask")
 Kind = Literal["vit", "resnet", "text"]
 Pooling = Literal["cls", "mean", "attention"]
 Which = Literal["query", "key"]
-Exposed = Literal["query", "key", "value", "heads_output"]
+Exposed = Literal["query", "key", "value"]
 
 
 class Attention:
@@ -96,34 +96,27 @@ class Attention:
         return tuple(attrgetter(path)(self.owner) for path in self.maps)
 
     def unsupported(self) -> Iterator[str]:
-        """Parts that compute more than is known, in words: wrapped (LoRA), quantised or hooked."""
-        last = self.map_modules()[-1]
-        for path, part in zip(self.maps, self.map_modules(), strict=True):
-            # a hook on the last one lies after the heads, where the graph may begin
-            if not is_linear(part, hooked=part is last and "heads_output" in self.qkv_modules()):
-                yield f"a {type(part).__name__} as {path.rpartition('.')[2]}"
-        for name, part in self.owner.named_modules():
-            known = has_no_foreign_hooks(part) and runs_library_code(part)
-            if part not in (self.owner, last) and not known:
-                yield f"a hook on or a patched method of {name}"
+        """Parts that compute more than is known, in words."""
         for name in self.unknown_parts:
             if getattr(self.input_module, name, None) not in (None, False):
                 yield name
 
     def projections(self) -> Projections:
-        """The live query, key, value and output maps; one module may hold the first three."""
-        *inputs, output = map(Linear.of, self.map_modules())
-        if len(inputs) == 1:
-            inputs = linear_maps(inputs[0].weight.chunk(3), inputs[0].bias)
-        return Projections._make((*inputs, output))
+        """The query, key, value and output maps as they are now; one module may hold several.
 
-    @property
-    def scale(self) -> float:
+        Queries, keys and values are read where the library shows them, see `exposed`, so only an
+        output map that is no plain linear layer is called.
+        """
+        *inputs, output = self.map_modules()
+        linear = [*map(Linear.of, inputs)]
+        if len(linear) == 1:
+            linear = linear_maps(linear[0].weight.chunk(3), linear[0].bias)
+        return Projections._make((*linear, linear_or_called(output)))
+
+    def scale(self, size: int) -> float:
         """The factor of query times key: the input_module's own, or head size ** -0.5."""
         own = getattr(self.input_module, "scale", getattr(self.input_module, "scaling", None))
-        if own is None:
-            own = (len(self.projections().query.weight) // self.heads) ** -0.5
-        return float(own)
+        return size**-0.5 if own is None else float(own)
 
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The tokens (B, s, D) of keys and values among the arguments of the input_module."""
@@ -141,9 +134,15 @@ class Attention:
 
         A vision tower gets one from a hook, which hides patches from each other.
         """
-        given = _signature(type(self.input_module).forward).bind(self, *args, **kwargs).arguments
+        if not any(isinstance(kwargs.get(name), Tensor) for name in _MASKS) and len(args) < 2:
+            return None
+        try:
+            signature = _signature(type(self.input_module).forward)
+            given = signature.bind(self, *args, **kwargs).arguments
+        except (TypeError, ValueError):  # somebody's own forward, whose output is compared
+            return None
         total: Tensor | None = None
-        for name in ("attention_mask", "attn_mask", "key_padding_mask"):
+        for name in _MASKS:
             mask = given.get(name)
             if not isinstance(mask, Tensor):
                 continue
@@ -181,25 +180,33 @@ class Attention:
     @property
     def linear(self) -> bool:
         """Whether the output map alone follows the heads, so that a gradient passes it as W_O^T."""
-        plain = isinstance(self.inner_norm, (nn.Identity, type(None)))
-        return plain and has_no_foreign_hooks(self.map_modules()[-1])
+        if not isinstance(self.inner_norm, (nn.Identity, type(None))):
+            return False
+        last = self.map_modules()[-1]
+        return self.merge_module() is None or linear_or_called(last) is not last
 
-    def qkv_modules(self) -> Mapping[Exposed, tuple[nn.Module, bool]]:
-        """Modules whose output (True) or input (False) is one of these, as projected, (B, s, D).
+    splits: tuple[tuple[Exposed, ...], ...] | None = None
+    """What the outputs of the input maps hold side by side; by default q, k, v, or all of them."""
+
+    def exposed(self) -> Mapping[nn.Module, tuple[Exposed, ...]]:
+        """Modules whose output is one of these, or several side by side, as projected, (B, s, D).
 
         Others are computed again from the tokens.
         """
         *inputs, _ = self.map_modules()
-        names: tuple[Exposed, ...] = ("query", "key", "value") if len(inputs) == 3 else ()
-        exposed = {name: (module, True) for name, module in zip(names, inputs, strict=False)}
-        norm = self.inner_norm
-        return exposed if norm is None else {**exposed, "heads_output": (norm, False)}
+        single: tuple[tuple[Exposed, ...], ...] = (("query",), ("key",), ("value",))
+        splits = self.splits or (single if len(inputs) == 3 else (("query", "key", "value"),))
+        return dict(zip(inputs, splits, strict=False))
 
-    def merge_steps(self) -> tuple[Step, ...]:
+    def merge_module(self) -> nn.Module | None:
+        """The module that the heads' outputs enter side by side; None where no module shows it."""
+        module: nn.Module = self.inner_norm or self.map_modules()[-1]
+        return module
+
+    def merge_steps(self, output: "Step | None" = None) -> tuple[Step, ...]:
         """The steps after the heads: the inner norm if there is one, and the output map."""
         norm = () if self.inner_norm is None else (self.inner_norm,)
-        last = self.map_modules()[-1]  # a hook on it acts where it is called itself
-        return (*norm, self.projections().output if has_no_foreign_hooks(last) else last)
+        return (*norm, self.projections().output if output is None else output)
 
     def branch(self) -> tuple[Step, ...]:
         """The steps from its output to the residual."""
@@ -231,7 +238,7 @@ class AttentionLayer(Attention):
     def residual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The block's input (B, s, D) among the arguments of the block."""
         where = self.residual_argument or self.token_argument
-        return self.batch_first(argument(args, kwargs, *where))
+        return self.batch_first(part_of(argument(args, kwargs, *where)))
 
     @override
     def branch(self) -> tuple[Step, ...]:
@@ -240,6 +247,17 @@ class AttentionLayer(Attention):
     def mlp_branch(self) -> tuple[Step, ...]:
         """The steps of the second branch: norm, MLP."""
         return self._steps(self.mlp_parts)
+
+    def added(self) -> tuple[nn.Module, tuple[Step, ...]]:
+        """The last module of the second branch, and the LayerScale that may follow it."""
+        steps = self.mlp_branch()
+        last = max(i for i, step in enumerate(steps) if isinstance(step, nn.Module))
+        module: Any = steps[last]
+        return module, steps[last + 1 :]
+
+    def summed(self, residual: Tensor, attended: Tensor, added: Tensor) -> Tensor:
+        """The block's output from its input, the attention's output and that of `added`."""
+        return residual + run_steps(self.branch(), attended) + run_steps(self.added()[1], added)
 
     def _steps(self, names: tuple[str, ...]) -> tuple[Step, ...]:
         parts = (attrgetter(name)(self.block) for name in names)
@@ -282,13 +300,24 @@ class PoolingHead(Attention):
 
     def query(self) -> Tensor:
         """The first query (H, d), which no image changes, not yet scaled."""
-        query = F.linear(self.embedded_query(), *self.projections().query)
+        query = self.projections().query(self.embedded_query())
         return query.view(self.heads, -1)
 
     def keyed(self, hidden: Tensor) -> Tensor:
         """The input of its keys and values, (B, s, D), from a block's output (B, s, D)."""
         normed: Tensor = self.norm(hidden)
         return normed
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The numbers and names of an attention, but for the number of its layer."""
+    plain: dict[str, Any] = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str))
+    }
+    plain["attention"] = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return {name: value for name, value in plain.items() if name != "layer_idx"}
 
 
 def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputError:
@@ -342,8 +371,8 @@ class Tower(ABC):
 
     @property
     @abstractmethod
-    def is_unmodified(self) -> bool:
-        """Whether its last part is the library's own code, neither patched nor hooked."""
+    def left_out(self) -> list[nn.Module]:
+        """The modules that a forward which stops at the last attention or stage may not run."""
 
     @property
     def entrance(self) -> Any:
@@ -382,6 +411,8 @@ class ViTTower(Tower):
     pooling_head: PoolingHead | None = None
     steps_before_mean: int = 0  # of `head`, for every patch before their mean
 
+    prompted: bool = False  # whether tokens may follow the patches
+
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
             if len({id(getattr(layer, what)) for layer in self.layers}) < len(self.layers):
@@ -394,14 +425,26 @@ class ViTTower(Tower):
                 where = f"layer {index}" if index < len(self.layers) else "the pooling head"
                 raise UnsupportedModelError(
                     f"{where} of the {type(self.module).__name__} has {what}, which is not "
-                    "supported. Merge adapters such as LoRA into the weights first, load the model "
-                    "without quantisation, and remove hooks from it."
+                    "supported; take a model without it."
                 )
 
+    def span(self, size: Size) -> slice:
+        """The patches among the tokens of images of a size."""
+        rows, columns = self.grid(*size)
+        return slice(self.prefix, self.prefix + rows * columns)
+
     @property
-    def span(self) -> slice:
-        """The patches among the tokens."""
-        return slice(self.prefix, -self.suffix or None)
+    def witness(self) -> Attention | None:
+        """The layer below the last attention where both are the same function, of other weights.
+
+        So what replaces that function shows in its output, where the last is not run.
+        """
+        below, last = self.attentions[-2:] if len(self.attentions) > 1 else (None, None)
+        if below is None or last is None or type(below.owner) is not type(last.owner):
+            return None
+        if any(linear_or_called(module) is module for module in last.map_modules()):
+            return None  # what is called need be run
+        return below if _settings(below.owner) == _settings(last.owner) else None
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
@@ -411,7 +454,7 @@ class ViTTower(Tower):
     @property
     def embedding_dim(self) -> int:
         """See `Tower`: of a token of zeros, which costs next to nothing."""
-        weight = self.attentions[-1].projections().output.weight
+        weight: Any = self.attentions[-1].projections().output.weight
         with torch.no_grad():
             return self.embed(weight.new_zeros(1, len(weight))).shape[-1]
 
@@ -433,10 +476,10 @@ class ViTTower(Tower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        below = {part for layer in self.layers[:-1] for part in layer.block.modules()}
+    def left_out(self) -> list[nn.Module]:
+        run = {part for layer in self.layers[:-1] for part in layer.block.modules()}
         own = (*self.module.modules(), *self.runners, *self.head_modules)
-        return all(is_library_class(part) for part in own if part not in below)
+        return [part for part in own if part not in run]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -454,10 +497,9 @@ class ResNetTower(Tower):
 
     @property
     @override
-    def is_unmodified(self) -> bool:
-        below = {part for stage in self.stages.values() for part in stage.modules()}
-        own = (*self.module.modules(), *self.runners)
-        return all(is_library_class(part) for part in own if part not in below)
+    def left_out(self) -> list[nn.Module]:
+        run = {part for stage in self.stages.values() for part in stage.modules()}
+        return [part for part in (*self.module.modules(), *self.runners) if part not in run]
 
     @abstractmethod
     def pool(self, features: Tensor) -> Tensor:
@@ -487,70 +529,6 @@ class ResNetTower(Tower):
         Returns:
             (K, B, H, h, w), and the rest that is of no position, (K, B): together the score.
         """
-
-
-class Multihead(Attention):
-    """A `torch.nn.MultiheadAttention` or one that keeps its maps in the same way."""
-
-    attention: Any
-    token_argument = (0, "query")
-    maps = ("out_proj",)
-
-    unknown_parts: tuple[str, ...] = ("bias_k", "add_zero_attn")
-    true_hides = True
-
-    @override
-    def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        if not isinstance(self.input_module, nn.MultiheadAttention):
-            return super().tokens(args, kwargs)
-        names = enumerate(("query", "key", "value"))
-        query, key, value = (argument(args, kwargs, *name) for name in names)
-        if not (_same(key, value) and self.asks(self.batch_first(query), self.batch_first(key))):
-            raise UnsupportedModelError(
-                "a hook before an attention of the vision tower changes its queries, keys or "
-                "values and not all of them, so what it attends to is not known; take it away, or "
-                "hook the norm before it."
-            )
-        return self.batch_first(key)
-
-    def asks(self, query: Tensor, key: Tensor) -> bool:
-        """Whether the queries are made of what they should be, here of the keys' tokens."""
-        return _same(query, key)
-
-    @override
-    def projections(self) -> Projections:
-        # one stacked weight, or three where keys have a width of their own
-        own = self.attention
-        if own.in_proj_weight is None:
-            weights = [getattr(own, f"{name}_proj_weight") for name in "qkv"]
-        else:
-            weights = own.in_proj_weight.chunk(3)
-        inputs = linear_maps(weights, own.in_proj_bias)
-        return Projections._make((*inputs, Linear.of(own.out_proj)))
-
-    @override
-    def batch_first(self, tokens: Tensor) -> Tensor:
-        first = getattr(self.attention, "batch_first", True)
-        return tokens if first else tokens.transpose(0, 1)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first is second or (first.shape == second.shape and torch.equal(first, second))
-
-
-class MultiheadPoolingHead(Multihead, PoolingHead):
-    """A pooling head around a `torch.nn.MultiheadAttention`."""
-
-    token_argument = (1, "key")
-
-    @override
-    def asks(self, query: Tensor, key: Tensor) -> bool:
-        wanted = self.embedded_query().expand_as(query[:, 0])
-        return torch.allclose(query[:, 0], wanted, rtol=1e-2, atol=1e-4)
-
-    def __init__(self, head: Any, attention: Any, norm: nn.Module, *modules: nn.Module) -> None:
-        super().__init__(attention, attention, attention.num_heads)
-        self.head, self.attention, self.norm, self.modules = head, attention, norm, modules
 
 
 class AveragePooledTower(ResNetTower):

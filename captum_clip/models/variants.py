@@ -69,8 +69,9 @@ def _permute(attention: AttentionLayer, order: list[int]) -> None:
             if values is not None:
                 heads = values.reshape(attention.heads, -1, *values.shape[1:])
                 values.copy_(heads[order].flatten(0, 1))
-    columns = maps.output.weight.reshape(len(maps.output.weight), attention.heads, -1)
-    maps.output.weight.copy_(columns[:, order].flatten(1))
+    output: Any = maps.output.weight
+    columns = output.reshape(len(output), attention.heads, -1)
+    output.copy_(columns[:, order].flatten(1))
 
 
 def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:

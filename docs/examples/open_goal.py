@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -30,6 +31,7 @@ from captum_clip.attr.extend import (
 )
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from captum_clip.models.steps import Direction, pull_back
+from captum_clip.models.towers import Exposed
 
 
 @register
@@ -64,21 +66,21 @@ class Competition(ViTAttribution):
         tower, seen = self._tower, {}
 
         def visit(index: int, record: LayerRecord) -> None:
-            seen[index] = record.tokens, pooled_attention(tower.attentions[index], record)
+            seen[index] = record, pooled_attention(record)
 
         found = pooled_embedding(tower, call, (range(len(tower.layers)), visit))
         with torch.no_grad():
             direction = pull_back(found.head(tower), found.token, found.direction)
             maps = torch.zeros(1)
-            for index, (tokens, row) in seen.items():
+            for index, (record, row) in seen.items():
                 layer = tower.layers[index]
                 steps = (*layer.merge_steps(), *layer.branch())
                 at_heads = pull_back(
                     steps, found.token, Direction.of(direction.rows, direction.scale)
                 )
-                added = contributions(layer, at_heads, row, tokens)  # (K, B, H, s)
-                share = row / (1 - row)
-                maps = maps + (share * (added / row - added.sum(-1, keepdim=True))).sum(2)
+                values = contributions(record, at_heads)  # (K, B, H, s)
+                mixed = (row * values).sum(-1, keepdim=True)
+                maps = maps + (row / (1 - row) * (values - mixed)).sum(2)
         return found.run.computed(maps)
 
 
@@ -93,14 +95,11 @@ class AttentionFree(ViTAttribution):
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
 
-        def attend(index: int, seen: LayerRecord) -> Tensor:
-            layer = tower.layers[index]
-            query, key = (
-                projected_heads.__wrapped__(layer, which, seen) for which in ("query", "key")
-            )  # with their graph
-            value = projected_heads.__wrapped__(layer, "value", seen)
-            heads = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-            return merged(layer, heads.transpose(1, 2).flatten(2))
+        def attend(seen: LayerRecord) -> Tensor:
+            again = replace(seen, query=None, key=None, value=None)  # of the tokens, in the graph
+            query, key, value = (projected_heads(again, which) for which in WHICH)
+            heads = F.scaled_dot_product_attention(query, key, value)
+            return merged(again, heads.transpose(1, 2).flatten(2))
 
         with record_detached_gates(tower, attend) as record:
             scores = call.scores()
@@ -114,6 +113,7 @@ class AttentionFree(ViTAttribution):
         return found.run.computed(F.pad(stacked, (tower.prefix, 0)))
 
 
+WHICH: tuple[Exposed, ...] = ("query", "key", "value")
 METHODS = ("direct", "conservative", "mean-of-both", "competition", "attention-free")
 COLUMNS = (
     "pointing",

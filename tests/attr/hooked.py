@@ -1,17 +1,17 @@
 """Every kind of change of every module of a tower, and what plain autograd makes of it.
 
 A method must give the map of the model as it computes now, or refuse. `python -m
-tests.attr.hooked` tries every cell (towers x modules x changes x methods), some quarter of an
-hour, and prints the wrong ones; `test_hooked.py` tries a part.
+tests.attr.hooked` tries every cell (towers x modules x changes x methods), prints the wrong ones
+and counts; `test_hooked.py` tries a part. The changes are those of `kinds.py`.
 """
 
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -23,11 +23,12 @@ from captum_clip.errors import CaptumClipError
 from captum_clip.models import ClipAdapter
 from tests import explicit, oracles
 from tests.attr import cases, test_others_methods
+from tests.attr.changes import placed, unchanged
+from tests.attr.kinds import HARD, KINDS, NEW, OLD, Kind
 
 TOWERS = ("hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip", "eva02", "pe_core")
 CONVOLUTIONAL = ("open_clip_resnet", "timm_convnext")
 GATED = ("hf_vit", "open_clip_vit", "open_clip_vit_mean", "siglip")  # whose gates are known here
-TOLERANCE = 1e-5  # in float64, of the map's maximum
 
 
 class Vectors:
@@ -44,11 +45,12 @@ class Vectors:
     def attribute_targets(self, pixels: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Maps, scores and rests of all targets."""
         options.pop("return_scores")
-        vectors, rest = attr.DirectContribution(self.similarity).vectors(pixels, **options)
+        vectors, rest = attr.DirectContribution(self.similarity).vectors(pixels.clone(), **options)
         rows = self.similarity.embeddings.to(vectors).T
         unit, maps = vectors.sum((1, 2)) + rest, (vectors @ rows).movedim(-1, 1)
         try:
-            own = attr.DirectContribution(self.similarity).attribute_targets(pixels, **options)[0]
+            made = attr.DirectContribution(self.similarity)
+            own = made.attribute_targets(pixels.clone(), **options)[0]
         except CaptumClipError as error:
             raise AssertionError("there are vectors and no maps") from error
         torch.testing.assert_close(maps, own)
@@ -61,12 +63,13 @@ class Pairs(Vectors):
     def attribute_targets(self, pixels: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Maps, scores and rests of all targets."""
         method = interaction(self.similarity.clip)
-        pair = (pixels, pixels.flip(0))
-        shares, rest = method.attribute(pair, return_rest=True)
+        shares, rest = method.attribute((pixels.clone(), pixels.flip(0)), return_rest=True)
         total = shares.sum((1, 2, 3, 4)) + rest.constant
         total += rest.other.sum((1, 2)) + rest.image.sum((1, 2))
-        torch.testing.assert_close(total, method.forward_func(*pair).detach())
-        vectors: Any = attr.DirectContribution(self.similarity).vectors(pixels)
+        torch.testing.assert_close(
+            total, method.forward_func(pixels.clone(), pixels.flip(0)).detach()
+        )
+        vectors: Any = attr.DirectContribution(self.similarity).vectors(pixels.clone())
         wanted = torch.einsum("bhwe,byxe->byxhw", vectors, vectors.flip(0))
         torch.testing.assert_close(shares, wanted)
         return super().attribute_targets(pixels, **options)
@@ -100,113 +103,6 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 
 
-# Changes
-
-
-def changed(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The first floating tensor of what a module takes or returns, changed."""
-    if isinstance(given, Tensor):
-        return change(given) if given.is_floating_point() else given
-    if isinstance(given, tuple) and given and isinstance(given[0], Tensor):
-        return (changed(given[0], change), *given[1:])
-    if isinstance(given, dict) and given:  # an output of transformers, or keyword arguments
-        name = next((n for n, v in given.items() if isinstance(v, Tensor)), None)
-        if name is not None:
-            new = {**given, name: changed(given[name], change)}
-            return new if type(given) is dict else type(given)(**new)
-    return given
-
-
-def half(tensor: Tensor) -> Tensor:
-    """Half of it."""
-    return 0.5 * tensor
-
-
-def nothing(tensor: Tensor) -> Tensor:
-    """Zeros."""
-    return 0 * tensor
-
-
-def masked(tensor: Tensor) -> Tensor:
-    """Half of its last axis taken away, in place."""
-    tensor[..., : tensor.shape[-1] // 2] = 0
-    return tensor
-
-
-def squared(tensor: Tensor) -> Tensor:
-    """Something that is not linear."""
-    return tensor + 0.1 * tensor.square()
-
-
-@contextmanager
-def _hook(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda m, args, out: changed(out, change))
-    yield
-    handle.remove()
-
-
-@contextmanager
-def _pre_hook(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (changed(args, change), kwargs) if args else (args, changed(kwargs, change))
-
-    handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    yield
-    handle.remove()
-
-
-@contextmanager
-def _patched(module: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    forward = module.forward
-    module.forward = lambda *args, **kwargs: changed(forward(*args, **kwargs), change)
-    yield
-    del module.forward
-
-
-@contextmanager
-def _patched_class(module: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    forward = type(module).forward
-
-    def new(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return changed(forward(self, *args, **kwargs), change)
-
-    with patch.object(type(module), "forward", new):
-        yield
-
-
-@contextmanager
-def _knocked_out(module: Any, change: Any = None) -> Iterator[None]:
-    """No token may attend to the fourth one."""
-    multihead = isinstance(module, nn.MultiheadAttention)
-    name = "attn_mask" if multihead or hasattr(module, "attn_drop") else "attention_mask"
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        tokens = tensors[min(1, len(tensors) - 1)]  # the keys
-        first = getattr(module, "batch_first", True)
-        size = tokens.shape[1 if first else 0]
-        mask = tokens.new_zeros(len(tensors[0][0]) if first else len(tensors[0]), size)
-        mask[:, 3] = -torch.inf
-        return args, {**kwargs, name: mask if multihead else mask[None, None]}
-
-    handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    yield
-    handle.remove()
-
-
-KINDS: dict[str, Callable[[Any], Any]] = {
-    "after, half": lambda m: _hook(m, half),
-    "after, nothing": lambda m: _hook(m, nothing),
-    "after, masked": lambda m: _hook(m, masked),
-    "after, squared": lambda m: _hook(m, squared),
-    "before, half": lambda m: _pre_hook(m, half),
-    "before, nothing": lambda m: _pre_hook(m, nothing),
-    "patched": lambda m: _patched(m, half),
-    "patched class": lambda m: _patched_class(m, half),
-    "knocked out": _knocked_out,
-}
-
-
 def modules_of(name: str) -> dict[str, nn.Module]:
     """The modules of a small model that images pass, by name; the model itself is ""."""
     model = cases.built(name, torch.float64).model
@@ -219,14 +115,6 @@ def modules_of(name: str) -> dict[str, nn.Module]:
     for handle in handles:
         handle.remove()
     return {n: m for n, m in model.named_modules() if m in entered}
-
-
-def kinds_of(module: nn.Module) -> list[str]:
-    """The changes that a module can have."""
-    attends = isinstance(module, nn.MultiheadAttention) or type(module).__name__ in (
-        *("CLIPAttention", "SiglipAttention", "Attention"),
-    )
-    return [kind for kind in KINDS if attends or kind != "knocked out"]
 
 
 # What plain autograd says
@@ -257,8 +145,8 @@ def detached_gates(name: str, marks: list[Tensor] | None = None) -> Iterator[Non
     With `marks` the pooled row of every attention is multiplied with ones, which they collect, and
     nothing else leads from a layer to the next but the stream itself.
     """
-    model, attended = cases.built(name, torch.float64).model, F.scaled_dot_product_attention
-    softmax, width = F.softmax, len(cases.images(name))
+    model, softmax = cases.built(name, torch.float64).model, F.softmax
+    width = len(cases.images(name))
 
     def norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 0) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -274,12 +162,16 @@ def detached_gates(name: str, marks: list[Tensor] | None = None) -> Iterator[Non
         return torch.cat([weights[:, :, :1] * ones, weights[:, :, 1:]], 2)
 
     def attend(
-        q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *a: Any, **options: Any
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **options: Any,
     ) -> Tensor:
-        mask = options.get("attn_mask", mask)
-        scale = options.get("scale") or q.shape[-1] ** -0.5
-        logits = q @ k.mT * scale + (0 if mask is None else mask)
-        return weighted(softmax(logits, dim=-1)) @ v
+        return weighted(explicit.weights(q, k, attn_mask, is_causal, scale)) @ v
 
     def weigh(logits: Tensor, dim: int | None = None, *a: Any, **options: Any) -> Tensor:
         weights = softmax(logits, dim, *a, **options)
@@ -291,10 +183,10 @@ def detached_gates(name: str, marks: list[Tensor] | None = None) -> Iterator[Non
     def cut(_: nn.Module, args: Any) -> Any:
         return tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
 
-    assert attended is not None
     with ExitStack() as stack:
-        stack.enter_context(patch.object(F, "layer_norm", norm))
-        stack.enter_context(patch.object(F, "scaled_dot_product_attention", attend))
+        stack.enter_context(explicit.without_fast_path())
+        for function, own in (("layer_norm", norm), ("scaled_dot_product_attention", attend)):
+            stack.enter_context(patch.object(F, function, explicit.around(function, own)))
         stack.enter_context(patch.object(F, "softmax", weigh))
         for module in model.modules():
             if "GELU" in type(module).__name__:
@@ -368,11 +260,17 @@ def _direct(name: str) -> Tensor:
     return torch.stack(maps, 1).detach()
 
 
+@cache
+def _stage(name: str) -> str:
+    """The path of the last stage, in whose place another module may stand."""
+    adapter = cases.adapter(name, torch.float64)
+    return next(n for n, m in adapter.model.named_modules() if m is adapter.tower.stage)
+
+
 def _grad_cam(name: str) -> Tensor:
     model, pixels = cases.built(name, torch.float64).model, cases.images(name).double()
-    stage = cases.adapter(name, torch.float64).tower.stage
     kept: list[Tensor] = []
-    handle = stage.register_forward_hook(partial(_keep, kept))
+    handle = model.get_submodule(_stage(name)).register_forward_hook(partial(_keep, kept))
     embedding = cases.embed(model, pixels.requires_grad_())
     handle.remove()
     seen = oracles.SeenResNet(embedding, kept[0])
@@ -400,6 +298,9 @@ def _flat_keys(name: str) -> bool:
 
 def wanted(name: str, method: str) -> Tensor | None:
     """The map (B, K, h, w) of the model as it computes now; None where no oracle knows it."""
+    # a pool that attends by other functions than those that the oracle exchanges
+    if explicit.AROUND and method in ("grad-eclip", "patches") and name not in GATED[:3]:
+        return None
     if OTHERS.get(method) in (_direct, _conservative) and name not in GATED:
         return None
     try:
@@ -413,62 +314,148 @@ def wanted(name: str, method: str) -> Tensor | None:
     return found if found.ndim == 4 else found.unflatten(-1, (4, 4))
 
 
-def verdict(name: str, method: str, similarity: ClipSimilarity) -> str:
-    """ "right" or "refused"; else what is wrong."""
-    kind, options = METHODS[method]
-    pixels = cases.images(name).double()
-    with torch.no_grad():
-        scores = similarity(pixels)
-    try:
-        made = kind(similarity)
-        extra = {"return_rest": True} if kind.additive else {}
-        maps, own, *rest = made.attribute_targets(pixels, return_scores=True, **extra, **options)
-    except CaptumClipError:
-        return "refused"
-    except RuntimeError:
-        if wanted(name, method) is None:  # autograd itself cannot differentiate the model
-            return "refused"
-        raise
-    if not torch.allclose(own, scores, rtol=1e-5, atol=1e-8):
-        return f"scores off by {(own - scores).abs().max():.1e}"
-    if rest and (maps.sum((-2, -1)) + rest[0] - scores).abs().max() > 1e-4:
-        return "maps and rest are not the score"
-    expected = wanted(name, method)
-    if expected is None:
-        return "right"
-    size = expected.abs().max().clamp(min=1e-12)
-    off = float((maps - expected).abs().max() / size)
-    if not torch.isfinite(expected).all():
-        return "right"  # nothing to compare with
-    return "right" if off < TOLERANCE else f"map off by {off:.1e}"
+# Cells
 
 
-def cells(name: str) -> Iterator[tuple[str, str, str]]:
+class Found(NamedTuple):
+    """What a method gives, or what is to be expected of it."""
+
+    maps: Tensor | None
+    scores: Tensor
+    rest: Tensor | None = None
+
+
+def _explain(made: Any, additive: bool, pixels: Tensor, options: dict[str, Any]) -> Found:
+    extra = {"return_rest": True} if additive else {}
+    return Found(*made.attribute_targets(pixels.clone(), return_scores=True, **extra, **options))
+
+
+def _wrong(found: Found, wanted: Found, tolerance: float) -> str:
+    """What is wrong, if anything."""
+    scores, expected = wanted.scores, wanted.maps
+    if not torch.allclose(found.scores, scores, rtol=tolerance, atol=1e-3 * tolerance):
+        return f"scores off by {(found.scores - scores).abs().max():.1e}"
+    assert found.maps is not None
+    if found.rest is not None:
+        difference = (found.maps.sum((-2, -1)) + found.rest - scores).abs().max()
+        if difference > max(1e-4, tolerance):
+            return "maps and rest are not the score"
+    if expected is None or not torch.isfinite(expected).all():
+        return ""  # nothing to compare with
+    off = float((found.maps - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    return "" if off < tolerance else f"map off by {off:.1e}"
+
+
+def cells(name: str, kinds: Mapping[str, Kind] = OLD) -> Iterator[tuple[str, str, str]]:
     """Module, change and method of every cell of a tower."""
     methods = VIT_METHODS if name in TOWERS else ("grad-cam", "direct", "pairs")
-    for path, module in modules_of(name).items():
-        yield from product([path], kinds_of(module), methods)
+    model, modules = cases.built(name, torch.float64).model, modules_of(name)
+    first = {type(module): path for path, module in reversed(modules.items())}
+    for path in ("", *(path for path in modules if path)):
+        scopes = {"model"} if not path else {"module"}
+        if path and first[type(modules[path])] == path:
+            scopes.add("class")
+        with placed(model, path) as place:
+            here = [n for n, kind in kinds.items() if kind.scope in scopes and kind.fits(place)]
+        for kind, method in product(here, methods):
+            # the others take no function of one's own, and run several times
+            alike = kinds[kind].forward is None and kinds[kind].same_values
+            if alike or method not in ("deep vectors", "pairs"):
+                yield path, kind, method
 
 
-def verdict_of(name: str, path: str, kind: str, method: str) -> str:
-    """The verdict of a cell, or the error that is neither right nor a refusal."""
-    similarity = cases.similarity(name, torch.float64)
+def _is_late(name: str, path: str) -> bool:
+    """Whether a module ends with the last block, is in it, or comes after it."""
+    if name not in TOWERS:
+        return False
+    paths, model = [*modules_of(name)], cases.built(name, torch.float64).model
+    block = test_others_methods.blocks_of(model)[-1]
+    last = next(n for n, module in model.named_modules() if module is block)
+    return last.startswith(f"{path}.") or path in paths[paths.index(last) :]
+
+
+def verdict_of(name: str, path: str, change: str, method: str) -> str:
+    """ "right", "refused", or "no model" where the library cannot run it; else what is wrong."""
+    (explainer, options), kind = METHODS[method], KINDS[change]
+    similarity, pixels = cases.similarity(name, torch.float64), cases.images(name).double()
+    model = similarity.clip.model
     if method == "pairs":
         interaction(similarity.clip)
-    with KINDS[kind](similarity.clip.model.get_submodule(path)):
+    with placed(model, path) as place:
+        given: tuple[Any, ...] = (similarity,)
+        if kind.forward is not None:
+            given = (kind.forward(similarity, place), model)
+        made = explainer(*given) if kind.kept else None
+        kind.make(place)
         try:
-            return verdict(name, method, similarity)
+            with torch.no_grad():
+                cases.embed(model, pixels.clone())
+        except Exception:
+            return "no model"
+
+        def reference() -> Found:
+            with torch.no_grad():
+                scores = similarity(pixels.clone())
+            unknown = kind.mixes and _is_late(name, path)
+            return Found(None if unknown else wanted(name, method), scores)
+
+        try:
+            made = made or explainer(*given)
+            found = _explain(made, explainer.additive, pixels, options)
+        except CaptumClipError:
+            return "refused"
         except Exception as error:
-            return f"{type(error).__name__}: {str(error)[:80]}"
+            # autograd itself cannot differentiate some models
+            if isinstance(error, RuntimeError) and wanted(name, method) is None:
+                return "refused"
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        expected = [] if kind.instead else [reference()]
+    for make in (*kind.instead, *([unchanged] if kind.of_gradient else [])):
+        with placed(model, path) as place:
+            make(place)
+            expected.append(reference())
+    answers = [_wrong(found, each, kind.tolerance) for each in expected]
+    return "right" if "" in answers else answers[0]
+
+
+def table(counts: Mapping[str, Counter[str]]) -> str:
+    """Counts of verdicts, a line for each."""
+    columns = ("right", "refused", "wrong", "no model")
+    lines = [f"{'':34}" + "".join(f"{column:>10}" for column in columns)]
+    for name, own in counts.items():
+        lines.append(f"{name:34}" + "".join(f"{own[column]:10}" for column in columns))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Try every cell, or every n-th."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("towers", nargs="*", default=(*TOWERS, *CONVOLUTIONAL))
+    # those of the whole model are few
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every N-th cell of modules"
+    )
+    parser.add_argument("--kinds", default="all", help="all, old, new, or a part of their names")
+    given = parser.parse_args()
+    sets = {"all": KINDS, "old": OLD, "new": NEW, "hard": HARD}
+    named = {name: kind for name, kind in KINDS.items() if given.kinds in name}
+    torch.set_num_threads(1)
+    per_tower: dict[str, Counter[str]] = defaultdict(Counter)
+    per_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    for tower in given.towers:
+        for index, cell in enumerate(cells(tower, sets.get(given.kinds, named))):
+            path, kind, method = cell
+            if index % given.every and KINDS[kind].scope != "model":
+                continue
+            answer = verdict_of(tower, path, kind, method)
+            plain = answer if answer in ("right", "refused", "no model") else "wrong"
+            per_tower[tower][plain] += 1
+            per_kind[kind][plain] += 1
+            if plain == "wrong":
+                print(f"{tower:18} {path:46} {kind:30} {method:26} {answer}", flush=True)
+        print(f"{tower}: {dict(per_tower[tower])}", flush=True)
+    print(f"\n{table(per_kind)}\n\n{table(per_tower)}")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for tower in sys.argv[1:] or (*TOWERS, *CONVOLUTIONAL):
-        counts: Counter[str] = Counter()
-        for path, kind, method in cells(tower):
-            answer = verdict_of(tower, path, kind, method)
-            counts[answer if answer in ("right", "refused") else "wrong"] += 1
-            if answer not in ("right", "refused"):
-                print(f"{tower:18} {path:50} {kind:15} {method:26} {answer}", flush=True)
-        print(tower, dict(counts), flush=True)
+    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
 from captum_clip import ClipSimilarity, attr, load_clip, targets
-from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
+from captum_clip.errors import CaptureError, UnsupportedModelError
 from captum_clip.models.library import mark_own_hook
-from captum_clip.recording import Hooks
+from captum_clip.recording.hooks import Hooks
 from tests import builders
 from tests.attr import cases
 
@@ -118,51 +117,11 @@ def test_a_hook_of_the_users_takes_part(name: str, method: Any, where: str) -> N
     assert [dict(module._forward_hooks) for module in built.model.modules()] == before
 
 
-class Adapted(nn.Linear):
-    """A linear map with a low-rank update added, as adapters have."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + input
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_a_linear_map_that_does_more_is_refused(late: bool) -> None:
-    """Also where it came after the model was loaded."""
+def test_a_block_in_several_layers_is_refused() -> None:
     built = double("hf_vit")
-    method = attr.LastGradAttention(similarity_of(built)) if late else None
-    attention: Any = built.model.vision_model.encoder.layers[0].self_attn
-    width = attention.q_proj.in_features
-    attention.q_proj = Adapted(width, width).double()
-    images = built.images(dtype=torch.float64)
-    call: Any = partial(load_clip, built.model)
-    if method is not None:
-        call = partial(method.attribute, images, target=0)
-    with pytest.raises(UnsupportedModelError, match=r"Adapted as q_proj, which is not supported"):
-        call()
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        (
-            "hf_vit",
-            lambda blocks: blocks[0].self_attn.k_proj.register_forward_hook(lambda *_: None),
-            r"Linear as k_proj.*remove hooks from it",
-        ),
-        (
-            "open_clip_custom_vit",
-            lambda blocks: setattr(blocks[0].attn, "out_proj", Adapted(32, 32)),
-            r"Adapted as out_proj, which is not supported",
-        ),
-        ("hf_vit", lambda blocks: blocks.__setitem__(1, blocks[0]), "one block in several layers"),
-    ],
-)
-def test_a_tower_that_does_more_is_refused(name: str, change: Any, message: str) -> None:
-    """It might change what a map computes, which its weights would not tell."""
-    built = double(name)
-    tower: Any = load_clip(built.model).tower.module
-    change(tower.encoder.layers if name == "hf_vit" else tower.transformer.resblocks)
-    with pytest.raises(UnsupportedModelError, match=message):
+    layers: Any = built.model.vision_model.encoder.layers
+    layers[1] = layers[0]
+    with pytest.raises(UnsupportedModelError, match="one block in several layers"):
         load_clip(built.model)
 
 
@@ -179,17 +138,26 @@ def test_a_tower_that_does_more_is_refused(name: str, change: Any, message: str)
         ("open_clip_resnet", "visual", "layer4"),
     ],
 )
-def test_a_part_that_was_exchanged_is_named(name: str, owner: str, part: str) -> None:
-    """Adapters put themselves in a part's place; its old weights would explain another score."""
+def test_a_part_that_was_exchanged_is_explained_as_it_is_now(
+    name: str, owner: str, part: str
+) -> None:
+    """Its old weights would explain another score."""
     small = cases.BUILDERS[name]()
-    similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
-    methods = [m for m in attr.METHODS.values() if similarity.clip.kind in m.towers]
+    target = targets.embedding(cases.embeddings().float())
+    similarity = ClipSimilarity(small.load(), target)
+    methods = [
+        m for n, m in attr.METHODS.items() if similarity.clip.kind in m.towers and n != "cam"
+    ]
     made = [method(similarity) for method in methods]
     module = small.model.get_submodule(owner)
     setattr(module, part, copy.deepcopy(getattr(module, part)))
-    for method in made:
-        with pytest.raises(InputError, match="its projection was exchanged since it was"):
-            method.attribute(small.images(), target=0)
+    builders.randomize(getattr(module, part), seed=9)
+    for kept, method in zip(made, methods, strict=True):
+        found = kept.attribute_targets(small.images(), return_scores=True)
+        expected = method(ClipSimilarity(small.load(), target)).attribute_targets(
+            small.images(), return_scores=True
+        )
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["siglip", "coca", "pe_core", "aimv2", "hf_vit"])
@@ -383,39 +351,17 @@ def test_a_part_that_runs_without_its_hooks_is_named(
 
 @pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "eva02"])
 @pytest.mark.parametrize("where", ["attention", "block"])
-def test_direct_refuses_a_layer_that_may_add_something_else(name: str, where: str) -> None:
+def test_direct_refuses_a_layer_that_adds_something_else(name: str, where: str) -> None:
     """The values are computed from the parameters, so a hook's change would be missing."""
     small = cases.BUILDERS[name]()
     method: Any = attr.DirectContribution(similarity_of(small))
     layer = method._tower.layers[0]
     module = layer.block if where == "block" else layer.attention
+    plain = method.attribute(small.images(), target=0)
+    handle = module.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(method.attribute(small.images(), target=0), plain)
+    handle.remove()
     module.register_forward_hook(quarter)
-    with pytest.raises(UnsupportedModelError, match=r"of layer 0 has a hook.*all-grad"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 of the vision tower does not give"):
         method.attribute(small.images(), target=0)
     assert method.attribute(small.images(), target=0, start_layer=1).shape[1] == 1
-
-
-@pytest.mark.parametrize("way", ["patched", "subclass", "patched class"])
-@pytest.mark.parametrize("name", ["hf_vit", "open_clip_vit", "siglip", "eva02"])
-def test_an_attention_with_code_of_its_own_is_refused(
-    name: str, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its weights are computed again from queries and keys, and it may be another attention."""
-    small = cases.BUILDERS[name]()
-    similarity = similarity_of(small)
-    attention: Any = similarity.clip.tower.layers[0].attention
-    forward = type(attention).forward
-
-    def flat(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *(0 * tensor for tensor in args), **kwargs)
-
-    made = [method(similarity) for method in attr.METHODS.values() if "vit" in method.towers]
-    if way == "patched":
-        attention.forward = partial(flat, attention)
-    elif way == "subclass":
-        attention.__class__ = type("Flat", (type(attention),), {"forward": flat})
-    else:
-        monkeypatch.setattr(type(attention), "forward", flat)
-    for method in made:
-        with pytest.raises(UnsupportedModelError, match=r"of layer 0 has code of its own"):
-            method.attribute(small.images(), target=0)

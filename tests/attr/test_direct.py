@@ -331,9 +331,9 @@ def test_depth_all_less_the_mean_gives_nothing_to_a_patch_like_all_others() -> N
 def test_a_final_norm_of_another_kind_is_refused_by_name() -> None:
     """What it computes is not known, so the score cannot be taken apart."""
     small = builders.hf_vit()
-    small.model.vision_model.post_layernorm = nn.BatchNorm1d(32).eval()
+    small.model.vision_model.post_layernorm = nn.GroupNorm(2, 32)
     method = DirectContribution(ClipSimilarity(small.load(), targets.embedding(cases.embeddings())))
-    with pytest.raises(UnsupportedModelError, match="a BatchNorm1d follows the pooled token"):
+    with pytest.raises(UnsupportedModelError, match="a GroupNorm follows the pooled token"):
         method.attribute_targets(small.images(3))
 
 

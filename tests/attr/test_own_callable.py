@@ -10,7 +10,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor
 
 from captum_clip import attr
-from captum_clip.attr._call import Call
+from captum_clip.attr import _engine
 from captum_clip.errors import CaptureError, UnsupportedModelError
 from tests.attr import cases
 
@@ -41,7 +41,13 @@ def test_the_short_way_equals_the_general_one(
 ) -> None:
     short = explain(name, method)
     asked = []
-    monkeypatch.setattr(Call, "runs_library_code", lambda *_: asked.append(1))
+
+    def changed(*_: Any) -> Any:
+        asked.append(1)
+        raise UnsupportedModelError("as if a hook changed the pool")
+
+    monkeypatch.setattr(_engine, "_agree", lambda *_: asked.append(1))
+    monkeypatch.setattr(_engine, "compare_embedding", changed)
     torch.testing.assert_close(short, explain(name, method), rtol=1e-9, atol=1e-12)
     assert asked  # the general way was taken
 

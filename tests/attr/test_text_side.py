@@ -613,23 +613,28 @@ def test_half_precision_gives_nearly_the_same(name: str) -> None:
         assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
 
 
-def test_a_pooler_with_a_hook_is_refused() -> None:
+@pytest.mark.parametrize("part", ["text_model.pooler.dense", "text_model.encoder.layer.0"])
+def test_a_hook_on_a_text_tower_is_followed_or_refused(part: str) -> None:
     own = builders.dual_encoder()
     forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
-    own.model.text_model.pooler.dense.register_forward_hook(lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match="not its library's own code"):
-        attr.DirectContribution(forward).attribute(own.load().text_inputs(TEXTS)[0])
-
-
-def test_a_text_tower_with_a_hook_is_refused() -> None:
-    own = builders.hf_vit()
-    forward = TextSimilarity(own.load(), targets.embedding(torch.eye(24)[:1]))
     ids, mask = own.load().text_inputs(TEXTS)
-    handle = own.model.text_model.final_layer_norm.register_forward_hook(lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match="not its library's own code"):
-        attr.DirectContribution(forward).attribute(ids, additional_forward_args=mask)
-    handle.remove()
-    attr.DirectContribution(forward).attribute(ids, additional_forward_args=mask)
+    methods = [method(forward) for method in attr.METHODS.values() if "text" in method.towers]
+    call = {"additional_forward_args": mask}
+    plain = [method.attribute(ids, **call) for method in methods]
+    module, refused = own.model.get_submodule(part), set()
+    for change in (lambda *_: None, lambda module, args, out: 2 * out):
+        handle = module.register_forward_hook(change)
+        for method, wanted in zip(methods, plain, strict=True):
+            try:
+                found, scores = method.attribute_targets(ids, return_scores=True, **call)
+            except UnsupportedModelError:
+                refused.add(method.name)
+                continue
+            torch.testing.assert_close(scores, forward(ids, mask).detach())
+            if handle is None:
+                torch.testing.assert_close(found, wanted)
+        handle.remove()
+    assert refused == (set() if "dense" in part else {"direct"})
 
 
 def test_dropout_in_training_is_refused() -> None:

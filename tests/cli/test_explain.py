@@ -307,7 +307,7 @@ def test_figures_of_a_folder_that_exist_are_kept(run: Run, monkeypatch: pytest.M
 
 
 OTHERWISE = {
-    "explain photos --emotions e.json --model RESNET": "models was [",
+    "explain photos --emotions e.json --model RESNET": "models.0.name was",
     "explain photos --emotions e.json --method rollout": 'method was null and is "rollout"',
     "explain photos --emotions e.json --sign both": 'sign was "positive" and is "both"',
     "explain photos --emotions e.json --no-original": "original was null and is false",

@@ -11,7 +11,7 @@ from torchvision import transforms
 
 from captum_clip import ClipSimilarity, TextSimilarity, attr, explain, load_clip, targets
 from captum_clip.errors import TargetError, UnsupportedModelError
-from captum_clip.models import openai, tower_of
+from tests import explicit, oracles
 from tests.builders import randomize
 from tests.models import true_sizes
 from tests.vendored.clip import model as published
@@ -81,7 +81,6 @@ def load(name: str, device: str = "cpu", jit: bool = False) -> tuple[Any, Any]:
 def test_maps_are_those_of_the_same_weights_in_open_clip(kind: str) -> None:
     own = model_of(kind)
     clips = [load_clip(own), load_clip(in_open_clip(own, kind))]
-    assert clips[0].is_unmodified
     target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     ids = tokenize(["horse", "a dog"])
@@ -142,32 +141,51 @@ def test_half_precision_as_the_package_loads_it() -> None:
         assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_copy_whose_code_differs_is_refused_by_name(
-    whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_whose_code_differs_is_explained_as_it_computes_or_refused() -> None:
+    """Its attention's output has twice the weight in the sum, which no method may overlook."""
     own = model_of("vit")
 
     class ResidualAttentionBlock(published.ResidualAttentionBlock):
         def forward(self, x: Tensor) -> Tensor:
-            return x + 2 * self.attention(self.ln_1(x))
+            x = x + 2 * self.attention(self.ln_1(x))
+            return x + self.mlp(self.ln_2(x))
 
-    own.visual.transformer.resblocks[0].__class__ = ResidualAttentionBlock
-    call = load_clip if whole else tower_of
-    with pytest.raises(
-        UnsupportedModelError,
-        match=r"test_openai.ResidualAttentionBlock.forward is not the code of",
-    ):
-        call(own if whole else own.visual)
+    same = model_of("vit")
+    for model, kind in ((own, ResidualAttentionBlock), (same, published.ResidualAttentionBlock)):
+        model.visual.transformer.resblocks[1].__class__ = kind
+    output: Any = same.visual.transformer.resblocks[1].attn.out_proj
+    output.weight.data *= 2
+    output.bias.data *= 2
+    target = targets.embedding(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    refused = set()
+    for method in (method for method in attr.METHODS.values() if "vit" in method.towers):
+        made = [method(ClipSimilarity(load_clip(model), target)) for model in (own, same)]
+        try:
+            found = made[0].attribute_targets(images)
+        except UnsupportedModelError as error:
+            assert "layer 1 of the vision tower does not give" in str(error)  # noqa: PT017
+            refused.add(method.name)
+            continue
+        torch.testing.assert_close(found, made[1].attribute_targets(images), rtol=1e-4, atol=1e-6)
+    assert refused == {"direct"}
 
 
-def test_an_attention_of_its_own_is_refused() -> None:
+def test_an_attention_of_a_class_of_its_own_is_explained() -> None:
     own = model_of("vit")
-    block = own.visual.transformer.resblocks[1]
-    block.attn.__class__ = type("MultiheadAttention", (nn.MultiheadAttention,), {})
-    with pytest.raises(
-        UnsupportedModelError, match=r"MultiheadAttention; supported is torch.nn.Mul"
-    ):
+    maps = []
+    for kind in (nn.MultiheadAttention, type("Own", (nn.MultiheadAttention,), {})):
+        own.visual.transformer.resblocks[1].attn.__class__ = kind
+        forward = ClipSimilarity(load_clip(own), targets.embedding(torch.eye(32)[:2]))
+        images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+        maps.append(attr.LastGradAttention(forward).attribute_targets(images))
+    torch.testing.assert_close(*maps)
+
+
+def test_an_attention_without_the_parts_is_refused() -> None:
+    own = model_of("vit")
+    own.visual.transformer.resblocks[1].attn = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match=r"a block is a Identity; supported is one"):
         load_clip(own)
 
 
@@ -178,12 +196,62 @@ def test_what_torch_jit_made_is_refused() -> None:
         load_clip(scripted)
 
 
-def test_the_digest_of_code_is_not_of_its_form() -> None:
-    def loose(x):
-        """Says something."""
-        return (  # and more
-            x + 1
-        )
+class PromptedBlock(published.ResidualAttentionBlock):
+    """A block that takes and gives a list, and puts prompts in the place of the last tokens."""
 
-    assert openai._digest(loose) != openai._digest(lambda x: x)
-    assert openai._digest(len) == ""
+    def forward(self, inputs: Any) -> Any:
+        x, prompts = inputs
+        if prompts is not None:
+            own = prompts[:, None].expand(-1, x.shape[1], -1)
+            x = torch.cat([x[: -len(prompts)], own])
+        x = x + self.attention(self.ln_1(x))
+        return [x + self.mlp(self.ln_2(x)), prompts]
+
+
+class VisionTransformer_MaPLe(published.VisionTransformer):
+    """A tower that takes its prompts as arguments, and has them after the patches."""
+
+    VPT_shallow = True
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, prompts: Tensor, deeper: Tensor
+    ) -> Tensor:
+        x = self.conv1(x).flatten(2).permute(0, 2, 1)
+        first = self.class_embedding + torch.zeros(len(x), 1, x.shape[-1])
+        x = torch.cat([first, x], 1) + self.positional_embedding
+        x = torch.cat([x, prompts.expand(len(x), -1, -1)], 1)
+        x = self.transformer.resblocks([self.ln_pre(x).permute(1, 0, 2), deeper])[0]
+        return self.ln_post(x[0]) @ self.proj
+
+
+def test_prompts_after_the_patches_take_part_and_have_no_cells() -> None:
+    model = model_of("vit")
+    visual = model.visual
+    visual.__class__ = VisionTransformer_MaPLe
+    for block in visual.transformer.resblocks:
+        block.__class__ = PromptedBlock
+    generator = torch.Generator().manual_seed(5)
+    prompts, deeper = torch.randn(2, 2, 64, generator=generator)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    rows = nn.functional.normalize(torch.randn(3, 32, generator=generator), dim=-1)
+
+    def forward(pixels: Tensor) -> Tensor:
+        return nn.functional.normalize(visual(pixels, prompts, deeper), dim=-1) @ rows.T
+
+    seen = explicit.see(
+        lambda pixels: visual(pixels, prompts, deeper),
+        images,
+        heads=[1, 1, 1],
+        grid=(1, 18),  # the prompts too
+        row="cls",
+        prefix=1,
+    )
+    scores = oracles.cosines(seen.embedding, rows)
+    for method in ("LastGradAttention", "AllGradAttention", "AttentionRollout", "AttentionGradCam"):
+        kind: Any = getattr(attr, method)
+        expected = oracles.maps(method, seen, scores)[..., :16].reshape(2, 3, 4, 4)
+        found = kind(forward, visual).attribute_targets(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    for kind in (attr.DirectContribution, attr.ConservativePropagation):
+        maps, rest = kind(forward, visual).attribute_targets(images, return_rest=True)
+        torch.testing.assert_close(maps.sum((-2, -1)) + rest, forward(images).detach())

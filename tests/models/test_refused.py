@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from captum_clip import ClipSimilarity, DirectContribution, LastGradAttention, targets
+from captum_clip import (
+    ClipSimilarity,
+    ConservativePropagation,
+    DirectContribution,
+    LastGradAttention,
+    targets,
+)
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import load_clip, tower_of
 from captum_clip.models.library import nondeterminism
@@ -17,13 +23,6 @@ from tests.models.small import small
 def test_tower_of_names_what_it_does_not_know():
     with pytest.raises(UnsupportedModelError, match=r"in a Linear.*CLIPModel, .*CustomTextCLIP"):
         tower_of(nn.Linear(2, 2))
-
-
-def test_siglip_head_with_more_than_a_linear_map_is_refused():
-    model = small("siglip").model
-    model.vision_model.head.attention.out_proj = nn.Sequential(nn.Linear(24, 24))
-    with pytest.raises(UnsupportedModelError, match=r"pooling head .* Sequential as out_.*LoRA"):
-        tower_of(model)
 
 
 class Wrap(nn.Module):
@@ -67,17 +66,20 @@ def test_a_text_block_that_somebody_wrapped_is_refused_where_words_are_explained
         _ = load_clip(model).text_tower
 
 
-def test_an_adapter_on_the_projection_is_refused_where_it_must_be_linear():
+def test_what_wraps_the_projection_is_called_and_refused_where_it_is_not_linear():
     model = small("hf_vit").model
-    model.visual_projection = Wrap(model.visual_projection)
-    clip = load_clip(model)
-    forward = ClipSimilarity(clip, targets.embedding(torch.eye(24)[:1]))
-    images = torch.zeros(1, 3, 32, 32)
-    LastGradAttention(forward).attribute(images)
-    with pytest.raises(
-        UnsupportedModelError, match=r"Wrap of the tower's head.*merge adapters such as LoRA"
-    ):
-        DirectContribution(forward).attribute(images)
+    plain, maps = model.visual_projection, []
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for projection in (plain, Wrap(plain), nn.Sequential(plain, nn.Softsign())):
+        model.visual_projection = projection
+        forward = ClipSimilarity(load_clip(model), targets.embedding(torch.eye(24)[:1]))
+        LastGradAttention(forward).attribute(images)
+        if isinstance(projection, nn.Sequential):
+            with pytest.raises(UnsupportedModelError, match=r"a Sequential follows the pooled"):
+                DirectContribution(forward).attribute(images)
+        else:
+            maps.append(DirectContribution(forward).attribute(images))
+    torch.testing.assert_close(*maps)
 
 
 @pytest.mark.parametrize("option", ["scaled_cosine_attn", "scale_heads"])
@@ -176,8 +178,12 @@ def test_a_dual_encoder_with_another_vision_model_is_refused_by_name():
         tower_of(model)
 
 
-def test_transformers_attention_of_other_modules_is_refused():
+def test_values_that_are_not_linear_in_the_tokens_are_refused_where_they_must_be():
     model = small("hf_vit").model
-    model.vision_model.encoder.layers[2].self_attn.v_proj = nn.Sequential(nn.Linear(32, 32))
-    with pytest.raises(UnsupportedModelError, match=r"layer 2 .* Sequential as v_proj.*LoRA"):
-        tower_of(model)
+    attention = model.vision_model.encoder.layers[2].self_attn
+    attention.v_proj = nn.Sequential(attention.v_proj, nn.Softsign())
+    forward = ClipSimilarity(load_clip(model), targets.embedding(torch.eye(24)[:1]))
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    LastGradAttention(forward).attribute(images)
+    with pytest.raises(UnsupportedModelError, match=r"computes an? \w+, of which it is not known"):
+        ConservativePropagation(forward).attribute(images)

@@ -61,7 +61,7 @@ def attention_of(layer, tokens):
         nn.functional.linear(tokens, m.weight, m.bias).unflatten(-1, (layer.heads, -1)).mT.mT
         for m in maps[:3]
     )
-    weights = torch.einsum("bihd,bjhd->bhij", query, key) * layer.scale
+    weights = torch.einsum("bihd,bjhd->bhij", query, key) * layer.scale(query.shape[-1])
     mixed = torch.einsum("bhij,bjhd->bihd", weights.softmax(-1), value).flatten(2)
     return nn.functional.linear(mixed, maps.output.weight, maps.output.bias)
 
@@ -154,21 +154,29 @@ def test_replaced_puts_an_output_back(name):
 
 @pytest.mark.parametrize("name", VITS)
 @torch.no_grad()
-def test_qkv_modules_are_the_projections_of_the_tokens(name):
+def test_exposed_modules_are_the_projections_of_the_tokens(name):
     built = small(name, torch.float64)
     clip = built.load()
     layer = clip.tower.layers[1]
-    modules, seen, handles = layer.qkv_modules(), {}, []
-    for key, (module, is_output) in modules.items():
+    handles, seen = [], {}  # type: ignore[var-annotated]
+    for module, names in layer.exposed().items():
 
-        def hook(module, args, result, key=key, is_output=is_output):
-            seen[key] = result if is_output else args[0]
+        def hook(module, args, result, names=names):
+            seen.update(zip(names, result.chunk(len(names), -1), strict=True))
 
         handles.append(module.register_forward_hook(hook))
+    if layer.merge_module() is not None:
+
+        def merge(module, args):
+            seen["heads_output"] = args[0]
+
+        handles.append(layer.merge_module().register_forward_pre_hook(merge))
     recorded = record(layer, lambda: clip.image_features(built.images(dtype=torch.float64)))
     for handle in handles:
         handle.remove()
-    assert seen.keys() == modules.keys()
+    hidden = isinstance(layer.attention, nn.MultiheadAttention)
+    whole = {"query", "key", "value", "heads_output"}
+    assert seen.keys() == (whole if name == "hf_vit" else set() if hidden else {"heads_output"})
     maps = layer.projections()
     for key in {"query", "key", "value"} & seen.keys():
         linear = getattr(maps, key)

@@ -1,0 +1,60 @@
+"""Attentions that keep their maps as `torch.nn.MultiheadAttention` does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from .steps import Linear, Projections, linear_maps, linear_or_called
+from .towers import Attention, Exposed, PoolingHead
+
+
+class Multihead(Attention):
+    """A `torch.nn.MultiheadAttention` or one that keeps its maps in the same way."""
+
+    attention: Any
+    token_argument = (0, "query")
+    maps = ("out_proj",)
+
+    unknown_parts: tuple[str, ...] = ("bias_k", "add_zero_attn")
+    true_hides = True
+
+    @override
+    def scale(self, size: int) -> float:
+        return float(size**-0.5)  # it has no attribute for it, whatever somebody notes there
+
+    @override
+    def exposed(self) -> Mapping[nn.Module, tuple[Exposed, ...]]:
+        return {}
+
+    @override
+    def merge_module(self) -> nn.Module | None:
+        return None  # it uses the output map by its weight
+
+    @override
+    def projections(self) -> Projections:
+        # one stacked weight, or three where keys have a width of their own
+        own = self.attention
+        if own.in_proj_weight is None:
+            weights = [getattr(own, f"{name}_proj_weight") for name in "qkv"]
+        else:
+            weights = own.in_proj_weight.chunk(3)
+        by_weight = self.merge_module() is None
+        output = Linear.of(own.out_proj) if by_weight else linear_or_called(own.out_proj)
+        return Projections._make((*linear_maps(weights, own.in_proj_bias), output))
+
+    @override
+    def batch_first(self, tokens: Tensor) -> Tensor:
+        first = getattr(self.attention, "batch_first", True)
+        return tokens if first else tokens.transpose(0, 1)
+
+
+class MultiheadPoolingHead(Multihead, PoolingHead):
+    """A pooling head around a `torch.nn.MultiheadAttention`."""
+
+    token_argument = (1, "key")
+
+    def __init__(self, head: Any, attention: Any, norm: nn.Module, *modules: nn.Module) -> None:
+        super().__init__(attention, attention, attention.num_heads)
+        self.head, self.attention, self.norm, self.modules = head, attention, norm, modules

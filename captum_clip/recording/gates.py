@@ -1,0 +1,163 @@
+"""A recording in whose graph every gate is a constant, and whether that is linear."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge
+
+from ..errors import UnsupportedModelError
+from ..models.steps import holds_gate, is_activation, with_gate_held
+from ..models.towers import ViTTower
+from .forwards import plan_embedding, plan_exposed, recording
+from .hooks import Arguments, graph_from_start
+from .records import LayerRecord, Recording
+
+
+@contextmanager
+def record_detached_gates(
+    tower: ViTTower, attend: Callable[[LayerRecord], Tensor]
+) -> Iterator[Recording]:
+    """Record a forward from the projected patches on, in whose graph every gate is a constant.
+
+    Norms keep their standard deviation, activations f(x) / x, and the attention its weights; the
+    values are those of the plain forward. `attend` makes of what entered an attention its output
+    (B, rows, D) with the weights detached.
+    """
+
+    def enter(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
+        if record.size is None:
+            return
+        record.layers[index] = record.entering(index, args, kwargs)
+        # the attention's own graph would have its weights in it
+        torch.set_grad_enabled(graph_from_start.get())
+
+    def leave(index: int, _: Arguments, result: Any) -> Any:
+        torch.set_grad_enabled(True)
+        attention = tower.attentions[index]
+        whole = attention.output(result)
+        if index not in record.layers:
+            return None
+        detached = attend(record.layers.pop(index))
+        # of a pooling head's queries only the first one is read
+        own, others = whole[:, : detached.shape[1]], whole[:, detached.shape[1] :].detach()
+        part = f"the attention of layer {index}"
+        detached = _with_value(record, detached.to(own.dtype), own, part)
+        return attention.replaced(result, torch.cat([detached, others], 1))
+
+    with recording(tower, gradient=True) as (hooks, record):
+        hooks.after(tower.patches, record.begin, "The patch projection")
+        stem, gates = set(tower.patches.modules()), _gates(tower)
+        parts = {m: f"Layer {i}" for i, own in enumerate(tower.layers) for m in own.block.modules()}
+        for module in tower.module.modules():
+            if module not in stem and holds_gate(module):
+                detached = partial(_detach_gate, record, module, module in gates)
+                hooks.after(module, detached, parts.get(module, ""), first=True, nested=True)
+        for index, attention in enumerate(tower.attentions):
+            hooks.before(attention.input_module, partial(enter, index))
+            plan_exposed(hooks, record.layers, index, attention)
+            name = f"Layer {index}"
+            hooks.after(attention.output_module, partial(leave, index), name, first=True)
+        plan_embedding(hooks, record, tower, leaf=False)
+        yield record
+
+
+def _gates(tower: ViTTower) -> set[nn.Module]:
+    """The activations that gate another branch (SwiGLU), which is then the linear one."""
+    gated = (
+        owner
+        for owner in tower.module.modules()
+        if "glu" in type(owner).__name__.lower() or "gate_proj" in owner._modules
+    )
+    return {child for owner in gated for child in owner.children() if is_activation(child)}
+
+
+def _detach_gate(
+    record: Recording, module: nn.Module, gates: bool, args: Arguments, result: Tensor
+) -> Tensor:
+    if not torch.is_grad_enabled():  # inside an attention, whose output is replaced
+        return result
+    if getattr(module, "inplace", False):
+        raise UnsupportedModelError(
+            f"a {type(module).__name__} works in place, so what entered it is lost; make it with "
+            "inplace=False."
+        )
+    if gates:
+        return result.detach()
+    detached = with_gate_held(module, args[0], result)
+    return _with_value(record, detached, result, f"a {type(module).__name__}")
+
+
+def _with_value(record: Recording, detached: Tensor, own: Tensor, part: str) -> Tensor:
+    """A tensor of the graph, with the library's own value, which may differ by rounding."""
+    record.compare(part, detached, own)
+    return detached + (own - detached).detach()
+
+
+# the operations of autograd's graph that are linear in all that enters them
+_LINEAR = {
+    *("AccumulateGrad", "Add", "Alias", "AsStrided", "AvgPool2D", "Cat", "Clone", "ConstantPadNd"),
+    *("Copy", "Cumsum", "Diagonal", "Expand", "Flip", "Gather", "Index", "IndexSelect"),
+    *("MaskedFill", "Mean", "Narrow", "Neg", "Permute", "Repeat", "ReshapeAlias", "Roll", "Select"),
+    *("Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum", "T", "ToCopy"),
+    *("Transpose", "Unbind", "Unfold", "UnsafeView", "Unsqueeze", "View", "Where"),
+}
+# and those that are linear in one of these inputs at a time
+_PRODUCTS = {
+    **dict.fromkeys(("Addmm", "Addmv", "Baddbmm"), (1, 2)),
+    **dict.fromkeys(("Bmm", "Convolution", "Dot", "Mm", "Mul", "Mv"), (0, 1)),
+}
+
+
+def _copies(node: Any) -> bool:
+    """Whether each number that a node gives is one that it takes, or a constant."""
+    [given] = node._input_metadata
+    found = node(torch.ones(given.shape, dtype=given.dtype, device=given.device))
+    gradients = found if isinstance(found, tuple) else (found,)
+    return all(bool(((g == 0) | (g == 1)).all()) for g in gradients if g is not None)
+
+
+def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
+    """Raise UnsupportedModelError where an output is no linear map of the patches, by its graph.
+
+    So a function that no module shows is seen too, such as `F.gelu` in somebody's adapter.
+    """
+    users: dict[Any, list[Any]] = defaultdict(list)
+    nodes: list[Any] = [get_gradient_edge(output).node]
+    while nodes:
+        node = nodes.pop()
+        for before in (each for each, _ in node.next_functions if each is not None):
+            if before not in users:
+                nodes.append(before)
+            users[before].append(node)
+    start = get_gradient_edge(patches).node
+    nodes, reached = [start], set()
+    while nodes:
+        node = nodes.pop()
+        if node not in reached:
+            reached.add(node)
+            nodes += users[node]
+    for node in reached:
+        operation = re.sub(r"Backward\d*$", "", type(node).__name__)
+        inputs = {index for index, (each, _) in enumerate(node.next_functions) if each in reached}
+        if operation == "Div":
+            known = inputs <= {0}
+        elif operation == "CopySlices":  # of something done in place, which it does not name
+            known = _copies(node)
+        elif operation.startswith("ScaledDotProduct"):
+            known = inputs <= {2}  # the values
+        else:
+            factors = inputs.intersection(_PRODUCTS.get(operation, ()))
+            known = operation in _LINEAR or (operation in _PRODUCTS and len(factors) < 2)
+        if node is not start and (not known or isinstance(node, BackwardCFunction)):
+            raise UnsupportedModelError(
+                f"the {noun} computes a {operation}, of which it is not known whether it is "
+                "linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
+                "Take another method."
+            )

@@ -1,0 +1,126 @@
+"""Hooks that act in one thread and are all taken away again; what they need of PyTorch."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.library import mark_own_hook
+
+Arguments = tuple[Any, ...]
+Hook = Callable[..., Any]
+
+
+class _Uncompiled:
+    """Makes torch.compile run what it compiled as it was written, since its code passes hooks by.
+
+    PyTorch has one stance for all threads, so it is set with the first and put back with the last.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._running = threading.Lock(), 0
+        self._stance: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._running += 1
+            # without its compiler nothing was compiled, and before PyTorch 2.6 there was no stance
+            known = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
+            if known and self._stance is None:
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._stance is not None and not self._running:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+uncompiled = _Uncompiled()
+
+
+graph_from_start: ContextVar[bool] = ContextVar("graph", default=False)
+
+
+@contextmanager
+def with_whole_graph() -> Iterator[None]:
+    """Record forwards with a graph from their beginning, at its price."""
+    before = graph_from_start.set(True)
+    try:
+        yield
+    finally:
+        graph_from_start.reset(before)
+
+
+class Stop(Exception):  # noqa: N818 - control flow, never seen by a user
+    """Ends a forward whose rest nobody needs."""
+
+
+class Hooks:
+    """Forward hooks that act in the thread that set them and are all taken away again.
+
+    A hook's `part` names its module where it must run, so that nothing is left out.
+    """
+
+    def __init__(self) -> None:
+        self._thread, self._acts = threading.get_ident(), False
+        self.handles: list[Any] = []
+        self.unseen: dict[object, str] = {}
+
+    def before(self, module: nn.Module, hook: Hook, part: str = "", *, first: bool = False) -> None:
+        """Call `hook(args, kwargs)` before the module runs; a tensor replaces its first one.
+
+        It runs after the hooks that are there, or `first`.
+        """
+
+        def enter(args: Arguments, kwargs: dict[str, Any]) -> Any:
+            replaced = hook(args, kwargs)
+            if replaced is None:
+                return None
+            if args:
+                return (replaced, *args[1:]), kwargs
+            first = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+            return args, {**kwargs, first: replaced}
+
+        guarded = self._guarded(enter, part)
+        handle = module.register_forward_pre_hook(guarded, with_kwargs=True, prepend=first)
+        self.handles.append(handle)
+
+    def after(
+        self,
+        module: nn.Module,
+        hook: Hook,
+        part: str = "",
+        *,
+        first: bool = False,
+        nested: bool = False,
+    ) -> None:
+        """Call `hook(args, result)` after the module ran, for what it is to return.
+
+        With `nested` also where another hook runs the module, which is not the forward.
+        """
+        guarded = self._guarded(hook, part, nested)
+        self.handles.append(module.register_forward_hook(guarded, prepend=first))
+
+    def _guarded(self, hook: Hook, part: str, nested: bool = False) -> Hook:
+        if part:
+            self.unseen[hook] = part
+
+        def guarded(_: nn.Module, *call: Any) -> Any:
+            # Another thread's forward may catch the hook while it comes or goes, without kwargs.
+            if threading.get_ident() != self._thread or (self._acts and not nested):
+                return None
+            self.unseen.pop(hook, None)
+            outer, self._acts = self._acts, True
+            try:
+                return hook(*call)
+            finally:
+                self._acts = outer
+
+        return mark_own_hook(guarded)
