@@ -4,7 +4,7 @@ Shapes: B images, K targets, H heads, s tokens (CLS first), D = H d the width. H
 tensors are computed with in float32, and autocast is off, so a map depends on neither.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
@@ -19,6 +19,7 @@ from ..models.steps import (
     Direction,
     Linear,
     PooledToken,
+    call_steps,
     head_products,
     head_sums,
     linear_or_called,
@@ -132,16 +133,14 @@ def all_rows(record: LayerRecord) -> Tensor:
 
 def _compare_rows(record: LayerRecord, rows: Tensor) -> None:
     output, bias = record.maps.output, None
-    returned = record.heads_output if record.output is None else record.output
-    if isinstance(output, Linear) and layer_is_linear(record):
-        vector = _any_vector(len(output.weight)).to(rows)
+    returned = record.heads_output
+    if isinstance(output, Linear) and record.attention.linear and record.output is not None:
+        returned, bias = record.output, output.bias
+        vector = _any_vector(returned.shape[-1]).to(rows)
         at_heads = vector @ output.weight.to(rows.dtype)
-        bias = output.bias
     else:
-        returned = record.heads_output
         assert returned is not None
         at_heads = vector = _any_vector(returned.shape[-1]).to(rows)
-    assert returned is not None
     heads = split_heads(at_heads, record.attention.heads)
     values = value_products(record, heads[None, None])[0]  # (B, H, s)
     made = (rows @ values[..., None])[..., 0].sum(1)  # (B, s)
@@ -149,11 +148,6 @@ def _compare_rows(record: LayerRecord, rows: Tensor) -> None:
         made = made + vector @ bias.to(rows.dtype)
     whole = to_float32(returned.detach())
     record.compare(made, (whole @ vector).to(returned.dtype), whole.flatten(1))
-
-
-def layer_is_linear(record: LayerRecord) -> bool:
-    """Whether the output map alone follows the heads."""
-    return record.output is not None and record.attention.linear
 
 
 @cache
@@ -209,12 +203,7 @@ def attended(record: LayerRecord) -> Tensor:
 
     Fused, so no weights (B, H, s, s) are kept for the backward.
     """
-    heads, output = _attended_heads(record), record.maps.output
-    with autocast_disabled(heads):
-        if isinstance(output, Linear) and record.attention.linear:
-            return run_steps((output,), heads)
-        own = next(record.attention.output_module.parameters(), record.tokens).dtype
-        return record.attention.merge(heads.to(own)).to(heads.dtype)  # the norm's gate is held
+    return merged(record, _attended_heads(record), call_steps)  # a norm's hook holds its gate
 
 
 def _attended_heads(record: LayerRecord) -> Tensor:
@@ -255,14 +244,14 @@ def with_called_maps(record: LayerRecord) -> LayerRecord:
     return again
 
 
-def merged(record: LayerRecord, heads: Tensor) -> Tensor:
+def merged(record: LayerRecord, heads: Tensor, run: Callable[..., Tensor] = run_steps) -> Tensor:
     """The attention's output (..., D) from the heads' concatenated outputs."""
     attention, output = record.attention, record.maps.output
     with autocast_disabled(heads):
         if isinstance(output, Linear) and attention.linear:
             return run_steps((output,), heads)
         own = next(attention.output_module.parameters(), record.tokens).dtype
-        return run_steps(attention.merge_steps(output), heads.to(own)).to(heads.dtype)
+        return run(attention.merge_steps(output), heads.to(own)).to(heads.dtype)
 
 
 @torch.no_grad()

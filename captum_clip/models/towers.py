@@ -212,10 +212,6 @@ class Attention:
         """The steps from its output to the residual."""
         return ()
 
-    def merge(self, heads_output: Tensor) -> Tensor:
-        """The output (..., D) from the heads' outputs side by side."""
-        return call_steps(self.merge_steps(), heads_output)
-
 
 class AttentionLayer(Attention):
     """One residual block, seen from its self-attention.

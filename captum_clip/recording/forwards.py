@@ -91,9 +91,7 @@ def record_vit(
     early = stop is not None and (stop <= last - 1 or tower.witness is not None)
 
     def enter(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        if (
-            record.size is None
-        ):  # a part of the tower ran without the whole, which is told at the end
+        if record.size is None:  # a part ran without the whole tower, which is told at the end
             return
         record.layers[index] = shown = record.entering(index, args, kwargs)
         if index == stop and early:
@@ -182,7 +180,7 @@ def _compare_block(
 ) -> None:
     """Compare what a block made of the pooled token, all (B, D), with what its branches add."""
     assert isinstance(record.tower, ViTTower)
-    row = record.pooled.read(output).clone()
+    row = record.pooled.read(output)
     added = torch.full_like(row, torch.nan) if added is None else added
     made = record.tower.layers[index].summed(entered, attended, added)
     # a sum is rounded as its largest part

@@ -137,6 +137,7 @@ class Recording:
             length = to_float32(returned).flatten(1).norm(dim=1, keepdim=True)
             off = to_float32(made - returned).flatten(1).norm(dim=1, keepdim=True)
             made, returned, within = off, torch.zeros_like(off, dtype=returned.dtype), (length,)
+        returned = returned.clone()  # a row of what the library goes on with, maybe in place
         self.comparisons.append(Comparison(part, made, returned, within or (returned,)))
 
     def rounding(self, tensor: Tensor) -> float:

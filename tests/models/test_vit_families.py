@@ -10,6 +10,7 @@ from captum_clip import ClipSimilarity, attr, load_clip, targets
 from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
+from captum_clip.models.steps import run_steps
 from captum_clip.models.variants import randomization_stages, randomize_parameters, renumber_heads
 from captum_clip.recording import record_vit
 from tests import builders, timm_builders
@@ -64,7 +65,7 @@ def test_layers_show_tokens_and_blocks(name):
         assert seen.tokens.shape[:2] == (3, found.prefix + height * width)
         output, is_heads = seen.point()
         if is_heads:  # an inner norm stands before the output map
-            output = layer.merge(output)
+            output = run_steps(layer.merge_steps(), output)
         block = outputs[index][0] if isinstance(outputs[index], tuple) else outputs[index]
         torch.testing.assert_close(layer.tail(inputs[index], output), block, rtol=0, atol=1e-11)
 
