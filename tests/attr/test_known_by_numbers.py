@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from captum_clip import ClipSimilarity, attr, targets
 from captum_clip.attr import _engine
 from captum_clip.errors import UnsupportedModelError
-from captum_clip.models import tower_of
+from captum_clip.models import library, tower_of
 from captum_clip.models.library import may_be_left_out
 from captum_clip.models.steps import ROUNDING
 from captum_clip.recording import Recording
@@ -215,6 +215,28 @@ def test_a_last_attention_with_settings_of_its_own_has_no_witness() -> None:
     attention: Any = tower.layers[-1].attention
     attention.is_causal = not attention.is_causal
     assert tower.witness is None
+
+
+class Between(transformer.Transformer):  # type: ignore[misc]
+    """A library's encoder that does something between its blocks."""
+
+    def forward(self, x: Any, attn_mask: Any = None) -> Any:
+        for index, block in enumerate(self.resblocks):
+            x = block(1.5 * x if index == len(self.resblocks) - 1 else x)
+        return x
+
+
+def test_what_happens_before_a_last_block_that_is_not_run_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library, "_PACKAGES", {*library._PACKAGES, __name__})
+    small = builders.open_clip_vit()
+    visual: Any = small.model.visual
+    visual.transformer.__class__ = Between
+    assert may_be_left_out(tower_of(visual).left_out)
+    similarity = ClipSimilarity(small.load(), targets.embedding(cases.embeddings().float()))
+    with pytest.raises(UnsupportedModelError, match="what enters layer 2 of the vision tower"):
+        attr.DirectContribution(similarity).attribute(small.images(), target=0)
 
 
 def test_one_image_of_a_batch_is_enough() -> None:
