@@ -250,12 +250,10 @@ def _direct(name: str) -> Tensor:
     marks = marks[-1:] if row == "attention" else marks
     maps = []
     for y in _linear_scores(embedding).T:
-        if not y.requires_grad:
-            maps.append(torch.zeros_like(marks[0][:, 0, 0, prefix:]))
-            continue
-        found = torch.autograd.grad(y.sum(), marks, retain_graph=True, allow_unused=True)
-        total = sum(g for g in found if g is not None)
-        assert isinstance(total, Tensor)
+        total = torch.zeros_like(marks[0])
+        if y.requires_grad:
+            found = torch.autograd.grad(y.sum(), marks, retain_graph=True, allow_unused=True)
+            total = sum((g for g in found if g is not None), total)
         maps.append(total[:, 0, 0, prefix:])
     return torch.stack(maps, 1).detach()
 
