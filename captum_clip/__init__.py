@@ -67,8 +67,8 @@ if TYPE_CHECKING:
         LeGrad,
         PatchSimilarity,
     )
-    from .explaining import explain
-    from .explanation import Explanation
+    from .explaining.explain import explain
+    from .explaining.explanation import Explanation
     from .models import load_clip
     from .similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
     from .targets import Target
@@ -109,10 +109,10 @@ __all__ = [
 _HOMES = {name: "attr" for name in __all__ if name[0].isupper()} | {
     "ClipPairSimilarity": "similarity",
     "ClipSimilarity": "similarity",
-    "Explanation": "explanation",
+    "Explanation": "explaining.explanation",
     "Target": "targets",
     "TextSimilarity": "similarity",
-    "explain": "explaining",
+    "explain": "explaining.explain",
     "load_clip": "models",
 }
 """Public name -> the module that it is imported from when it is first used."""

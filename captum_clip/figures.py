@@ -49,8 +49,8 @@ from .checks import check_choice, check_integer, check_nonempty
 from .emotions import EmotionProbe
 from .errors import InputError, UnsupportedModelError
 from .evaluation.study import read_mean_maps
-from .explaining import explain
-from .explanation import Explanation, Sign
+from .explaining.explain import explain
+from .explaining.explanation import Explanation, Sign
 from .models import ClipAdapter, ViTTower, load_clip
 from .models.adapter import ImageLike
 from .similarity import ClipSimilarity

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_choice
+from .checks import check_choice, is_number, show
 from .errors import InputError
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
+Threshold = float | Literal["mean", "otsu"]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge in pixels of an image."""
 
+_BINS = 256  # of Otsu's histogram, as in scikit-image
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -295,3 +297,45 @@ def _checked_size(size: Any) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise InputError(f"upsample: expected a size (H, W) of 1 pixel and up, got {size!r}.")
     return height, width
+
+
+def pearson(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant.
+
+    SciPy's takes a constant whose mean is rounded for a variable.
+    """
+    columns = first.double(), second.double()
+    varies = [
+        x.amax(-1) - x.amin(-1) > 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1) for x in columns
+    ]
+    x, y = (column - column.mean(-1, keepdim=True) for column in columns)
+    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
+    return torch.where(varies[0] & varies[1], ((x * y).sum(-1) / size).clamp(-1, 1), torch.nan)
+
+
+def threshold_level(caller: str, heatmap: Tensor, threshold: Threshold) -> Tensor:
+    """The threshold (N,) of each map (N, H, W) in [0, 1]."""
+    if isinstance(threshold, str) and threshold in ("mean", "otsu"):  # an array would be compared
+        return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
+    if not is_number(threshold) or not 0 <= threshold < 1:
+        raise InputError(
+            f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got '
+            f"{show(threshold)}."
+        )
+    return heatmap.new_full((len(heatmap),), threshold)
+
+
+def _otsu(values: Tensor) -> Tensor:
+    """Otsu's threshold (N,) of values (N, P) in [0, 1]: the centre of the last bin below it.
+
+    All maps at once, and of a constant map too, which scikit-image refuses.
+    """
+    bins = (values * _BINS).long().clamp(max=_BINS - 1)
+    counts = torch.zeros(len(values), _BINS, dtype=torch.float64, device=values.device)
+    counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
+    centres = (torch.arange(_BINS, device=values.device, dtype=torch.float64) + 0.5) / _BINS
+    low, moment = counts.cumsum(1), (counts * centres).cumsum(1)
+    high = low[:, -1:] - low
+    gap = moment / low.clamp(min=1) - (moment[:, -1:] - moment) / high.clamp(min=1)
+    between = low * high * gap**2
+    return centres[between[:, :-1].argmax(1)].to(values.dtype)

@@ -17,7 +17,7 @@ from captum_clip.errors import InputError, TargetError
 from captum_clip.evaluation import find_images, image_features
 from captum_clip.evaluation.data import formats
 from captum_clip.evaluation.storage import storage_of
-from captum_clip.explanation import Explanation
+from captum_clip.explaining.explanation import Explanation
 from captum_clip.models.images import as_pil
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip import explaining, targets
+from captum_clip import explain, targets
 from captum_clip.attr import (
     METHODS,
     AttentionRollout,
@@ -21,7 +21,6 @@ from captum_clip.attr import (
     LayerAttention,
 )
 from captum_clip.errors import CaptumClipError, InputError, TargetError, UnsupportedModelError
-from captum_clip.explaining import explain
 from captum_clip.models import ClipAdapter
 from captum_clip.similarity import ClipSimilarity
 from tests import builders
@@ -174,7 +173,7 @@ def test_a_hub_model_is_the_default(monkeypatch: pytest.MonkeyPatch, vit: ClipAd
         asked.append((model, options))
         return vit
 
-    monkeypatch.setattr(explaining, "load_clip", load)
+    monkeypatch.setattr("captum_clip.explaining.explain.load_clip", load)
     explain(picture(), "a", device="cpu")
     parts = dict.fromkeys(("processor", "tokenizer", "image_size"))
     assert asked == [("ViT-B/32", {**parts, "device": "cpu"})]
@@ -370,6 +369,8 @@ def test_the_words_of_a_target_are_refused(vit: ClipAdapter) -> None:
 def test_a_wrong_method_is_refused_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(explaining, "load_clip", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.setattr(
+        "captum_clip.explaining.explain.load_clip", lambda *_, **__: pytest.fail("was loaded")
+    )
     with pytest.raises(InputError, match="gradcam"):
         explain(picture(), "a", method="gradcam")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from captum_clip import explain
 from captum_clip.errors import InputError
-from captum_clip.explaining import explain
-from captum_clip.explanation import Explanation
+from captum_clip.explaining.explanation import Explanation
 from captum_clip.models import ClipAdapter
 from captum_clip.visualization.colors import HEAT, blend, colormap
 from tests import builders

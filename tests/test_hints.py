@@ -14,8 +14,8 @@ from captum_clip import explain, load_clip, targets
 from captum_clip.attr.registry import MethodChoice
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError
-from captum_clip.explanation import Explanation
-from captum_clip.hints import SHARE, UNRELATED, compare
+from captum_clip.explaining.explanation import Explanation
+from captum_clip.explaining.hints import SHARE, UNRELATED, compare
 from captum_clip.models import ClipAdapter
 from tests import builders
 from tests.figure_parts import lines_of

@@ -14,13 +14,12 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from captum_clip import maps
+from captum_clip import explain, maps
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.explaining import explain
-from captum_clip.explanation import Explanation
+from captum_clip.explaining.explanation import Explanation
+from captum_clip.explaining.photos import lay_on_photos, normalized, preprocess
 from captum_clip.models import ClipAdapter
 from captum_clip.models.images import crop_of
-from captum_clip.photos import lay_on_photos, normalized, preprocess
 from captum_clip.visualization import overlay
 from tests import builders
 from tests.figure_parts import pixels_of
@@ -271,7 +270,7 @@ def test_tensors_have_no_photo(vit: ClipAdapter, monkeypatch: pytest.MonkeyPatch
     def unknown(*_: Any) -> Any:
         raise UnsupportedModelError("unknown")
 
-    monkeypatch.setattr("captum_clip.photos.crop_of", unknown)
+    monkeypatch.setattr("captum_clip.explaining.photos.crop_of", unknown)
     found = explain(picture(), "a horse", model=vit)
     with pytest.raises(InputError, match=r"how the processor of .* crops them is not known"):
         found.plot(original=True)

@@ -15,12 +15,11 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from captum_clip import maps
+from captum_clip import explain, maps
 from captum_clip.errors import InputError
-from captum_clip.explaining import explain
-from captum_clip.explanation import Explanation
+from captum_clip.explaining.explanation import Explanation
+from captum_clip.explaining.regions import LabelMap, _boxes, region, save_regions
 from captum_clip.models import ClipAdapter
-from captum_clip.regions import LabelMap, _boxes, region, save_regions
 from tests import builders
 from tests.samples import picture
 

@@ -106,7 +106,7 @@ def test_the_package_loads_nothing_until_a_name_is_used():
         "import sys, captum_clip as c\n"
         "assert not {'torch', 'matplotlib', 'IPython', 'numpy'} & sys.modules.keys()\n"
         "assert c.__all__ == dir(c) and not hasattr(c, 'nonsense')\n"
-        "assert c.explain is c.explaining.explain and c.ClipGradCam is c.attr.ClipGradCam\n"
+        "assert c.explain is c.explaining.explain.explain and c.ClipGradCam is c.attr.ClipGradCam\n"
         "assert not {f'captum_clip.{n}' for n in ('studies', 'figures', 'evaluation')} & "
         "sys.modules.keys()\n"
     )

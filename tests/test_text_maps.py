@@ -19,7 +19,7 @@ from captum_clip import (
 from captum_clip.cli import main
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.explanation import Explanation, Sign
+from captum_clip.explaining.explanation import Explanation, Sign
 from captum_clip.targets import word_tokens
 from captum_clip.visualization import grid
 from tests import builders

@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import targets, visualization
 from ..attr.registry import MethodChoice, default_method, methods_for, report_method
 from ..errors import InputError, TargetError, UnsupportedModelError
-from ..explaining import explain
-from ..explanation import Explanation, Sign
+from ..explaining.explain import explain
+from ..explaining.explanation import Explanation, Sign
 from ..models import ClipAdapter, load_clip
 from ..models.images import as_pil
 from ..models.loading import load_parts, resolve

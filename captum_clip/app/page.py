@@ -22,7 +22,7 @@ from .. import figures
 from ..demo.scenes import draw_scene
 from ..demo.vocabulary import WORDS
 from ..errors import CaptumClipError, InputError
-from ..explanation import Explanation
+from ..explaining.explanation import Explanation
 from ..visualization import save_figure
 from ..visualization.colors import ALPHA
 from .answers import (

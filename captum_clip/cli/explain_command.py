@@ -24,8 +24,8 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
-    from ..metrics.localization import Threshold
+    from ..explaining.explanation import Explanation
+    from ..maps import Threshold
     from ..targets import Target
 
 
@@ -95,9 +95,9 @@ def explain_command(
     settings = {"figure": "explain", **locals()}
     from .. import targets
     from ..attr.registry import MAMOOLER, MethodChoice
-    from ..explaining import explain
-    from ..explanation import FORMATS
-    from ..regions import region_files, save_regions
+    from ..explaining.explain import explain
+    from ..explaining.explanation import FORMATS
+    from ..explaining.regions import region_files, save_regions
 
     references = [find_file(other, caller="--image") for other in others or []]
     folder = check_folder(images[0], output, "explained")

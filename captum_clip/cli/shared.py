@@ -101,7 +101,7 @@ def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path,
     """
     from ..evaluation.image_batches import list_images
     from ..evaluation.storage import storage_of
-    from ..explanation import FORMATS
+    from ..explaining.explanation import FORMATS
 
     if not os.path.isdir(os.path.expanduser(name)):
         return None

@@ -104,7 +104,7 @@ def _methods(clips: "dict[str, ClipAdapter]") -> "Figure":
     """Draw a row for each object and a column for each method."""
     import torch
 
-    from ..explaining import explain
+    from ..explaining.explain import explain
     from ..visualization import contact_sheet
 
     scenes = [_scene(index) for index in range(len(_SCENES))]

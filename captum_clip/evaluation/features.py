@@ -18,8 +18,8 @@ from ..attr.registry import MethodChoice, method_on
 from ..checks import check_integer, expand
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
 from ..errors import InputError, TargetError
-from ..explaining import explain
-from ..explanation import Explanation
+from ..explaining.explain import explain
+from ..explaining.explanation import Explanation
 from ..files import DAMAGED, replace_file
 from ..models import ClipAdapter, differing_parts
 from ..models.images import decode_file, read_file

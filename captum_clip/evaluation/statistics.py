@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .. import maps as resizing
 from .. import metrics, visualization
-from ..metrics.map_statistics import pearson
+from ..maps import pearson
 from ..targets import Target
 from .run import Arrays, to_csv, to_npz
 

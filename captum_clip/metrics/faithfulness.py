@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..checks import check_integer, check_interval
 from ..errors import InputError
-from ..maps import check_maps, expand_to_input, to_float32
+from ..maps import check_maps, expand_to_input, pearson, to_float32
 from .bootstrap import STATISTICS, StatisticName
 from .inputs import (
     Forward,
@@ -39,7 +39,7 @@ from .inputs import (
     resize_to_masks,
     seeds_of,
 )
-from .map_statistics import pearson, spearman
+from .map_statistics import spearman
 
 _MOST_OBJECTS = 16
 

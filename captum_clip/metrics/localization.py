@@ -10,15 +10,15 @@ Source of the measures of fixations: Bylinskii et al. 2019, *What do different e
 tell us about saliency models?* (arXiv:1604.03605).
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_interval, is_number, show
+from ..checks import check_integer, check_interval
 from ..errors import InputError
-from ..maps import check_maps, normalize, to_float32
+from ..maps import Threshold, check_maps, normalize, pearson, threshold_level, to_float32
 from .inputs import (
     describe,
     maps_at_masks,
@@ -26,10 +26,7 @@ from .inputs import (
     rounding,
     varies,
 )
-from .map_statistics import average_ranks, pearson
-
-Threshold = float | Literal["mean", "otsu"]
-_BINS = 256  # of Otsu's histogram, as in scikit-image
+from .map_statistics import average_ranks
 
 
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
@@ -299,34 +296,6 @@ def _normalized(caller: str, maps: Tensor, masks: Tensor) -> tuple[Tensor, Tenso
     """Min-max normalised maps at the size of their masks, and the masks, each (N, H, W)."""
     heatmap, size = normalize(maps_at_masks(caller, maps, masks)), masks.shape[-2:]
     return heatmap.reshape(-1, *size), masks.reshape(-1, *size)
-
-
-def threshold_level(caller: str, heatmap: Tensor, threshold: Threshold) -> Tensor:
-    """The threshold (N,) of each map (N, H, W) in [0, 1]."""
-    if isinstance(threshold, str) and threshold in ("mean", "otsu"):  # an array would be compared
-        return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
-    if not is_number(threshold) or not 0 <= threshold < 1:
-        raise InputError(
-            f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got '
-            f"{show(threshold)}."
-        )
-    return heatmap.new_full((len(heatmap),), threshold)
-
-
-def _otsu(values: Tensor) -> Tensor:
-    """Otsu's threshold (N,) of values (N, P) in [0, 1]: the centre of the last bin below it.
-
-    All maps at once, and of a constant map too, which scikit-image refuses.
-    """
-    bins = (values * _BINS).long().clamp(max=_BINS - 1)
-    counts = torch.zeros(len(values), _BINS, dtype=torch.float64, device=values.device)
-    counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float64))
-    centres = (torch.arange(_BINS, device=values.device, dtype=torch.float64) + 0.5) / _BINS
-    low, moment = counts.cumsum(1), (counts * centres).cumsum(1)
-    high = low[:, -1:] - low
-    gap = moment / low.clamp(min=1) - (moment[:, -1:] - moment) / high.clamp(min=1)
-    between = low * high * gap**2
-    return centres[between[:, :-1].argmax(1)].to(values.dtype)
 
 
 def _average_precision(values: Tensor, inside: Tensor) -> Tensor:

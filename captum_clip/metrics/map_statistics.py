@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..maps import check_maps, to_float32
+from ..maps import check_maps, pearson, to_float32
 from .inputs import describe
 
 
@@ -152,20 +152,6 @@ def average_ranks(values: Tensor) -> Tensor:
 
     ranks = rankdata(values.detach().double().cpu().numpy(), axis=-1)
     return torch.from_numpy(ranks).to(values.device)
-
-
-def pearson(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation along the last dimension, (..., N) -> (...); NaN for a constant.
-
-    SciPy's takes a constant whose mean is rounded for a variable.
-    """
-    columns = first.double(), second.double()
-    varies = [
-        x.amax(-1) - x.amin(-1) > 8 * torch.finfo(x.dtype).eps * x.abs().amax(-1) for x in columns
-    ]
-    x, y = (column - column.mean(-1, keepdim=True) for column in columns)
-    size = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
-    return torch.where(varies[0] & varies[1], ((x * y).sum(-1) / size).clamp(-1, 1), torch.nan)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from captum_clip import explain
 from captum_clip.cli import main
 from captum_clip.emotions import EMOTIONS, EmotionProbe
-from captum_clip.explaining import explain
-from captum_clip.explanation import Explanation
+from captum_clip.explaining.explanation import Explanation
 from tests import folders
 from tests.cli.conftest import Run
 

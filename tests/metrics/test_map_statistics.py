@@ -13,8 +13,8 @@ from torch import Tensor
 from captum_clip import maps as resizing
 from captum_clip import metrics
 from captum_clip.errors import InputError
+from captum_clip.maps import pearson
 from captum_clip.metrics import rank_correlation
-from captum_clip.metrics.map_statistics import pearson
 from tests.metrics import oracles
 from tests.samples import normal, uniform
 

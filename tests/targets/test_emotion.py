@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip import targets
+from captum_clip import explain, targets
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
 from captum_clip.errors import InputError, TargetError
-from captum_clip.explaining import explain
 from tests.attr import cases
 
 SIZE = 24  # of the small models' embeddings

@@ -10,9 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ... import maps as resizing
-from ... import regions
-from ...maps import Box
-from ...metrics.localization import Threshold
+from ...explaining import regions
+from ...maps import Box, Threshold
 from ...models import ClipAdapter
 from ...models.images import crop_of
 from ..batch import MethodOnBatch, Task, View, finite_indices

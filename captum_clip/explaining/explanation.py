@@ -15,9 +15,9 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from . import maps, photos, regions, visualization
-from .attr.registry import TextMap
-from .checks import (
+from .. import maps, visualization
+from ..attr.registry import TextMap
+from ..checks import (
     called,
     check_destination,
     check_flag,
@@ -26,16 +26,16 @@ from .checks import (
     find_file,
     is_integer,
 )
-from .errors import InputError
-from .files import DAMAGED, replace_file
-from .maps import Mode
-from .metrics.localization import Threshold
-from .models.adapter import ImageLike
-from .models.images import Crop
+from ..errors import InputError
+from ..files import DAMAGED, replace_file
+from ..maps import Mode, Threshold
+from ..models.adapter import ImageLike
+from ..models.images import Crop
+from ..visualization.colors import ALPHA, score_note
+from ..visualization.grid import FORMATS as FIGURES
+from ..visualization.grid import ROWS
+from . import photos, regions
 from .regions import LabelMap, Region
-from .visualization.colors import ALPHA, score_note
-from .visualization.grid import FORMATS as FIGURES
-from .visualization.grid import ROWS
 
 Sign = Literal["positive", "negative", "both"]
 

@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from . import maps, targets
-from .attr.registry import MethodChoice
-from .metrics.map_statistics import pearson
-from .models import ClipAdapter
-from .similarity import ClipSimilarity
-from .targets import Target
+from .. import maps, targets
+from ..attr.registry import MethodChoice
+from ..maps import pearson
+from ..models import ClipAdapter
+from ..similarity import ClipSimilarity
+from ..targets import Target
 
 _NOUNS: Final = (
     *("tiger", "banana", "car", "phone", "guitar", "castle", "shoe", "umbrella"),

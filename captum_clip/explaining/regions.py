@@ -16,15 +16,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from . import maps
-from .checks import check_destination, check_interval
-from .errors import InputError
-from .files import MARK, make_folder, replace_file, slug
-from .maps import Box
-from .metrics.localization import Threshold, threshold_level
-from .models.adapter import ImageLike
-from .models.images import as_pil
-from .visualization.grid import Legend, Panel, grid
+from .. import maps
+from ..checks import check_destination, check_interval
+from ..errors import InputError
+from ..files import MARK, make_folder, replace_file, slug
+from ..maps import Box, Threshold, threshold_level
+from ..models.adapter import ImageLike
+from ..models.images import as_pil
+from ..visualization.grid import Legend, Panel, grid
 
 _SAMPLE = 2**20  # pixels that a threshold is computed from, at most
 _MOST_LABELS = 255

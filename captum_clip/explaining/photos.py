@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import maps
-from .errors import InputError, UnsupportedModelError
-from .maps import Box, Mode
-from .models import ClipAdapter
-from .models.adapter import ImageLike
-from .models.images import Crop, Size, as_pil, crop_of, is_preprocessed
+from .. import maps
+from ..errors import InputError, UnsupportedModelError
+from ..maps import Box, Mode
+from ..models import ClipAdapter
+from ..models.adapter import ImageLike
+from ..models.images import Crop, Size, as_pil, crop_of, is_preprocessed
 
 _DRAWN: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""

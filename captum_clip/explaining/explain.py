@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import maps, photos, targets
-from .attr.contributions import DirectContribution
-from .attr.interactions import DirectInteraction, pair_maps
-from .attr.registry import MethodChoice, TextMap, check_method, method_on
-from .checks import as_list, called, check_choice, check_flag, check_integer, show
-from .errors import InputError, TargetError
+from .. import maps, targets
+from ..attr.contributions import DirectContribution
+from ..attr.interactions import DirectInteraction, pair_maps
+from ..attr.registry import MethodChoice, TextMap, check_method, method_on
+from ..checks import as_list, called, check_choice, check_flag, check_integer, show
+from ..errors import InputError, TargetError
+from ..models import ClipAdapter, load_clip
+from ..models.adapter import ImageLike
+from ..models.images import pixels_of
+from ..similarity import ClipSimilarity
+from ..targets import Target
+from . import photos
 from .explanation import SIGNS, Explanation, Sign
 from .hints import can_compare, find_hints
-from .models import ClipAdapter, load_clip
-from .models.adapter import ImageLike
-from .models.images import pixels_of
-from .similarity import ClipSimilarity
-from .targets import Target
 
 Side = Literal["image", "text", "both", "pairs"]
 

@@ -1,0 +1,1 @@
+"""What `explain` is: `explain` itself, `Explanation`, photos, regions and hints."""
