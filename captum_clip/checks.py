@@ -5,7 +5,6 @@ None of them loads torch, so the command line may use them all. Tensors are chec
 """
 
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -33,30 +32,11 @@ def error_context(context: str) -> Iterator[None]:
     try:
         yield
     except CaptumClipError as error:
-        raise InputError(f"{context}: {error}") from error
+        raise InputError(f"{context}: {error.reason}") from error
 
 
 @contextmanager
-def called(name: str) -> Iterator[None]:
-    """Let errors name the function that was called, and not one that it calls.
-
-    Raises:
-        CaptumClipError: the same error, with another beginning.
-    """
-    try:
-        yield
-    except CaptumClipError as error:
-        found = re.sub(
-            r"^(preprocess|tokenize|plot|load_clip|targets\.\w+): ", f"{name}: ", str(error)
-        )
-        found = re.sub(r"^load_clip\(", f"{name}(model=", found)
-        # what only the other function takes is no advice here
-        error.args = (found.replace("; pass allow_empty=True to mean it", ""),)
-        raise
-
-
-@contextmanager
-def torch_failures(caller: str) -> Iterator[None]:
+def torch_failures() -> Iterator[None]:
     """Tell in a sentence what checkpointing, a compiler or a missing kernel of torch cannot do.
 
     Raises:
@@ -67,7 +47,7 @@ def torch_failures(caller: str) -> Iterator[None]:
     except RuntimeError as error:
         if "Inference tensors cannot be saved" in str(error):
             raise UnsupportedModelError(
-                f"{caller}: the model's weights were made under torch.inference_mode(), and no "
+                "the model's weights were made under torch.inference_mode(), and no "
                 "gradient passes through them; load the model outside of it, or take a method "
                 "without gradients, such as direct."
             ) from error
@@ -77,7 +57,7 @@ def torch_failures(caller: str) -> Iterator[None]:
             raise
         reason = excerpt(" ".join(str(error).partition("\n\n")[0].split()).rstrip("."), 200)
         raise UnsupportedModelError(
-            f"{caller}: the model cannot be computed as it is set up ({reason}); turn gradient "
+            f"the model cannot be computed as it is set up ({reason}); turn gradient "
             "checkpointing off, and take an attention that is not compiled, such as 'eager'."
         ) from error
 
@@ -92,41 +72,44 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_integer(
-    caller: str, name: str, value: Any, *, least: int = 1, most: int | None = None
-) -> None:
+def _argument(name: str) -> str:
+    """The name of an argument in backticks; other words as they are."""
+    return f"`{name}`" if "_" in name else name
+
+
+def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
     """Raise InputError unless a value is a whole number from `least` to `most`."""
     if not is_integer(value, least=least):
-        raise InputError(f"{caller}: expected {name} of {least} or more, got {show(value)}.")
+        raise InputError(f"expected {_argument(name)} of {least} or more, got {show(value)}.")
     if most is not None and value > most:
-        raise InputError(f"{caller}: expected {name} up to {most}, got {show(value)}.")
+        raise InputError(f"expected {_argument(name)} up to {most}, got {show(value)}.")
 
 
-def check_flag(caller: str, name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> None:
     """Raise InputError unless a value is True or False."""
     if not isinstance(value, bool):
-        raise InputError(f"{caller}: expected {name} of True or False, got {show(value)}.")
+        raise InputError(f"expected {_argument(name)} of True or False, got {show(value)}.")
 
 
-def check_interval(caller: str, name: str, value: Any, interval: str) -> None:
+def check_interval(name: str, value: Any, interval: str) -> None:
     """Raise InputError unless a value is a number in an interval: "[0, 1)", or "(0, inf)"."""
     low, high = map(float, interval[1:-1].split(","))
     inside = is_number(value) and low <= value <= high
     open_ends = ([low] if interval[0] == "(" else []) + ([high] if interval[-1] == ")" else [])
     if not inside or value in open_ends:
-        raise InputError(f"{caller}: expected {name} in {interval}, got {show(value)}.")
+        raise InputError(f"expected {_argument(name)} in {interval}, got {show(value)}.")
 
 
-def check_choice(caller: str, value: Any, choices: Collection[str], *, name: str = "one") -> None:
+def check_choice(value: Any, choices: Collection[str], *, name: str = "one") -> None:
     """Raise InputError unless a value is one of the choices; `name` is what is chosen."""
     if not isinstance(value, str) or value not in tuple(choices):
-        raise InputError(f"{caller}: expected {name} of {', '.join(choices)}, got {show(value)}.")
+        raise InputError(f"expected {_argument(name)} of {', '.join(choices)}, got {show(value)}.")
 
 
-def check_nonempty(caller: str, name: str, values: Collection[Any]) -> None:
+def check_nonempty(name: str, values: Collection[Any]) -> None:
     """Raise InputError if there are no values; `name` is what one of them is."""
     if not len(values):
-        raise InputError(f"{caller}: expected at least one {name}, got none.")
+        raise InputError(f"expected at least one {name}, got none.")
 
 
 def find_repeated(values: Iterable[_T]) -> _T | None:
@@ -142,16 +125,15 @@ def as_list(values: str | Iterable[_T]) -> list[str | _T]:
     return [values] if isinstance(values, str) else list(values)
 
 
-def expand(path: str | Path, *, caller: str = "") -> Path:
+def expand(path: str | Path) -> Path:
     """A path with its ``~`` expanded, of a file that may or may not be there.
 
     Raises:
         InputError: no file can have such a path: a part of it is too long, a character that no
             name has, an unknown user after ``~``, or links that lead in a circle.
     """
-    start = f"{caller}: " * bool(caller)
     if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"{start}expected a path, got {type(path).__name__}.")
+        raise InputError(f"expected a path, got {type(path).__name__}.")
     try:
         expanded = Path(path).expanduser()
         os.stat(expanded)
@@ -159,7 +141,7 @@ def expand(path: str | Path, *, caller: str = "") -> Path:
         return expanded
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
-        raise InputError(f"{start}{excerpt(str(path))} cannot be a path: {reason}.") from error
+        raise InputError(f"{excerpt(str(path))} cannot be a path: {reason}.") from error
     return expanded
 
 
@@ -187,21 +169,21 @@ def excerpt(text: str, longest: int = 80) -> str:
     return short if short.isprintable() else ascii(short)
 
 
-def find_file(path: str | Path, *, caller: str = "", what: str = "file") -> Path:
+def find_file(path: str | Path, *, what: str = "file") -> Path:
     """A file that exists, ``~`` expanded; InputError where there is none."""
-    file = expand(path, caller=caller)
+    file = expand(path)
     if not file.is_file():
         folder = ", only a folder of that name" * file.is_dir()
         shown = path if str(path).strip() else repr(str(path))
-        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {shown}{folder}.")
+        raise InputError(f"there is no {what} {shown}{folder}.")
     return file
 
 
-def find_folder(path: str | Path, *, caller: str = "", what: str = "folder") -> Path:
+def find_folder(path: str | Path, *, what: str = "folder") -> Path:
     """A folder that exists, ``~`` expanded; InputError where there is none."""
-    folder = expand(path, caller=caller)
+    folder = expand(path)
     if not folder.is_dir():
-        raise InputError(f"{f'{caller}: ' * bool(caller)}there is no {what} {path}.")
+        raise InputError(f"there is no {what} {path}.")
     return folder
 
 

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from .checks import check_integer, check_interval, expand, find_file, find_folder
 from .demo import PROBES
-from .errors import InputError
+from .errors import InputError, public
 from .files import read_csv, replace_file
 
 __all__ = [
@@ -82,6 +82,7 @@ class Artemis:
         return f"{self.rows:,} rows read, {len(self.images):,} paintings kept; left out: {left_out}"
 
 
+@public("find_artemis")
 def find_artemis(folder: str | Path) -> tuple[Path, Path]:
     """Find the CSV file and the folder of images of a data set in one folder.
 
@@ -92,7 +93,7 @@ def find_artemis(folder: str | Path) -> tuple[Path, Path]:
     Raises:
         InputError: there is no folder, no such file, or several.
     """
-    folder = find_folder(folder, caller="find_artemis")
+    folder = find_folder(folder)
     images = next((folder / n for n in _IMAGE_FOLDERS if (folder / n).is_dir()), folder)
     if (folder / _ANNOTATIONS).is_file():
         return folder / _ANNOTATIONS, images
@@ -100,12 +101,13 @@ def find_artemis(folder: str | Path) -> tuple[Path, Path]:
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise InputError(
-            f"find_artemis: expected {_ANNOTATIONS} or one other .csv in {folder}, found {names}; "
+            f"expected {_ANNOTATIONS} or one other .csv in {folder}, found {names}; "
             "name the file itself."
         )
     return files[0], images
 
 
+@public("read_artemis")
 def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     """Read the data set as its authors publish it: one row per utterance, one image per painting.
 
@@ -129,8 +131,8 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
 
     Source: Achlioptas et al. 2021, ArtEmis (arXiv:2101.07396).
     """
-    path = find_file(path, caller="read_artemis")
-    images = find_folder(images, caller="read_artemis", what="folder of images")
+    path = find_file(path)
+    images = find_folder(images, what="folder of images")
     header, rows = _read_rows(path)
     style, painting, emotion = (header.index(name) for name in _COLUMNS[:3])
     votes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(CLASSES))
@@ -152,9 +154,7 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     counts = np.array([votes[names] for names in kept], dtype=np.int64)
     data = Artemis(tuple(kept.values()), counts, len(rows), left_out)
     if not kept:
-        raise InputError(
-            f"read_artemis: no painting of {path} has a vote and an image in {images} ({data})."
-        )
+        raise InputError(f"no painting of {path} has a vote and an image in {images} ({data}).")
     return data
 
 
@@ -164,7 +164,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     names = [cell.strip() for cell in header]
     if lacking := [name for name in _COLUMNS if name not in names]:
         raise InputError(
-            f"read_artemis: {path} {'has another first line' if names else 'is empty'}; it lacks "
+            f"{path} {'has another first line' if names else 'is empty'}; it lacks "
             f"{', '.join(lacking)}, expected the columns {', '.join(_COLUMNS)}, in any order."
         )
     return names, rows
@@ -310,29 +310,32 @@ class EmotionProbe:
     scores: ProbeScores | None = None
     settings: FitSettings | None = None
 
+    @public("EmotionProbe")
     def __post_init__(self) -> None:
         count, shape = len(CLASSES), self.weights.shape
         if len(shape) != 2 or shape[0] != count or not shape[1] or self.bias.shape != (count,):
             raise InputError(
-                f"EmotionProbe: expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
+                f"expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
                 f"got {self.weights.shape} and {self.bias.shape}."
             )
         if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
-            raise InputError("EmotionProbe: the weights or the bias hold NaN or infinity.")
+            raise InputError("the weights or the bias hold NaN or infinity.")
 
     def __repr__(self) -> str:
         return f"EmotionProbe(D={self.weights.shape[1]}, model={self.model!r})"
 
+    @public("EmotionProbe.predict")
     def predict(self, features: Any) -> _Array:
         """Probabilities (N, 9) for image features (N, D) of any length.
 
         Raises:
             InputError: another shape, not finite, or a row of zeros.
         """
-        logits = self._logits("EmotionProbe.predict", features)
+        logits = self._logits(features)
         powers = np.exp(logits - logits.max(1, keepdims=True))
         return np.asarray(powers / powers.sum(1, keepdims=True))
 
+    @public("EmotionProbe.score")
     def score(self, features: Any, votes: Any) -> ProbeScores:
         """Compare with the votes (N, 9) of other paintings.
 
@@ -342,22 +345,23 @@ class EmotionProbe:
         """
         if self.settings is None:
             raise InputError(
-                "EmotionProbe.score: these encodings were read from elsewhere, without a bias and "
+                "these encodings were read from elsewhere, without a bias and "
                 "training votes; only a fitted probe can be scored."
             )
-        logits = self._logits("EmotionProbe.score", features)
-        counts = _check_votes("EmotionProbe.score", votes, len(logits))
+        logits = self._logits(features)
+        counts = _check_votes(votes, len(logits))
         return _score(logits, counts, np.array(self.settings.votes))
 
-    def _logits(self, caller: str, features: Any) -> _Array:
-        unit = _unit_features(caller, features)
+    def _logits(self, features: Any) -> _Array:
+        unit = _unit_features(features)
         if unit.shape[1] != self.weights.shape[1]:
             raise InputError(
-                f"{caller}: the probe takes features of {self.weights.shape[1]} numbers, got "
+                f"the probe takes features of {self.weights.shape[1]} numbers, got "
                 f"{unit.shape[1]}; they come from another model."
             )
         return np.asarray(unit @ self.weights.T + self.bias)
 
+    @public("EmotionProbe.save")
     def save(self, path: str | Path) -> Path:
         """Write ``x.safetensors``: weights and bias, and in its header all the rest as JSON.
 
@@ -368,7 +372,7 @@ class EmotionProbe:
         """
         path = expand(path)
         if path.suffix.lower() != ".safetensors":
-            raise InputError(f"EmotionProbe.save: the name must end in .safetensors, got {path}.")
+            raise InputError(f"the name must end in .safetensors, got {path}.")
         arrays = {"weights": self.weights, "bias": self.bias}
         facts = {
             "classes": CLASSES,
@@ -384,6 +388,7 @@ class EmotionProbe:
         return path
 
     @classmethod
+    @public("EmotionProbe.load")
     def load(cls, path: str | Path) -> "EmotionProbe":
         """Read a probe.
 
@@ -397,7 +402,7 @@ class EmotionProbe:
 
         Source: CLIP Explainability (Mamooler, EPFL).
         """
-        path = PROBES.get(str(path)) or find_file(path, caller="EmotionProbe.load")
+        path = PROBES.get(str(path)) or find_file(path)
         if path.suffix.lower() == ".json":
             return cls(_read_encodings(path), np.zeros(len(CLASSES)))
         try:
@@ -416,7 +421,7 @@ class EmotionProbe:
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"EmotionProbe.load: {path} is no emotion probe ({error!r}); expected a file of "
+                f"{path} is no emotion probe ({error!r}); expected a file of "
                 "EmotionProbe.save (.safetensors) or published encodings (.json)."
             ) from error
 
@@ -428,11 +433,12 @@ def _read_encodings(path: Path) -> _Array:
         return np.array([content[name] for name in CLASSES], dtype=np.float64)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
-            f"EmotionProbe.load: {path} is not a file of emotion encodings: expected JSON with the "
+            f"{path} is not a file of emotion encodings: expected JSON with the "
             f"nine names {', '.join(CLASSES)} and equally many numbers for each ({error})."
         ) from error
 
 
+@public("fit_probe")
 def fit_probe(
     features: Any,
     votes: Any,
@@ -478,8 +484,8 @@ def fit_probe(
         >>> probe.weights.shape, probe.predict(features).argmax(1)[::4].tolist()
         ((9, 9), [0, 1, 2, 3, 4, 5, 6, 7, 8])
     """
-    unit = _unit_features("fit_probe", features)
-    counts = _check_votes("fit_probe", votes, len(unit))
+    unit = _unit_features(features)
+    counts = _check_votes(votes, len(unit))
     check_fit(seed=seed, held_out=held_out, strength=strength)
     order = np.random.default_rng(seed).permutation(len(unit))
     tested = round(held_out * len(unit))
@@ -497,13 +503,12 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
         from sklearn.linear_model import LogisticRegression
     except ModuleNotFoundError as error:
         raise InputError(
-            "fit_probe: fitting needs scikit-learn, which is not installed; "
-            "pip install scikit-learn."
+            "fitting needs scikit-learn, which is not installed; pip install scikit-learn."
         ) from error
     voted = np.flatnonzero(votes.sum(0))
     if len(voted) < 3:
         raise InputError(
-            f"fit_probe: expected votes for three classes or more in the training split, got "
+            f"expected votes for three classes or more in the training split, got "
             f"{len(voted)}; give more paintings."
         )
     # the bias is not penalised, so centred features have the same minimum, found in fewer steps
@@ -520,8 +525,7 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
             )
         except ConvergenceWarning as error:
             raise InputError(
-                f"fit_probe: no minimum was found in {_STEPS} steps; give a larger strength than "
-                f"{strength}."
+                f"no minimum was found in {_STEPS} steps; give a larger strength than {strength}."
             ) from error
     weights, bias = np.zeros((len(CLASSES), features.shape[1])), np.full(len(CLASSES), -np.inf)
     weights[voted] = model.coef_
@@ -531,30 +535,30 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
 
 def check_fit(*, seed: int, held_out: float, strength: float) -> None:
     """Refuse options that :func:`fit_probe` does not take, before features are computed."""
-    check_integer("fit_probe", "a seed", seed, least=0)
-    check_interval("fit_probe", "held_out", held_out, "[0, 1)")
-    check_interval("fit_probe", "a strength", strength, "(0, inf)")
+    check_integer("a seed", seed, least=0)
+    check_interval("held_out", held_out, "[0, 1)")
+    check_interval("a strength", strength, "(0, inf)")
 
 
-def _unit_features(caller: str, features: Any) -> _Array:
+def _unit_features(features: Any) -> _Array:
     """Normalise features (N, D), in double precision."""
     rows = np.asarray(features, dtype=np.float64)
     if rows.ndim != 2 or 0 in rows.shape:
-        raise InputError(f"{caller}: expected features of shape (N, D), got {rows.shape}.")
+        raise InputError(f"expected features of shape (N, D), got {rows.shape}.")
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     usable = np.isfinite(norms) & (norms > 0)
     if not usable.all():
         row = int(np.flatnonzero(~usable)[0])
-        raise InputError(f"{caller}: row {row} of the features is zero or not finite.")
+        raise InputError(f"row {row} of the features is zero or not finite.")
     return np.asarray(rows / norms)
 
 
-def _check_votes(caller: str, votes: Any, count: int) -> _Votes:
+def _check_votes(votes: Any, count: int) -> _Votes:
     """Votes as whole numbers (N, 9), at least one per row."""
     counts = np.asarray(votes)
     if counts.shape != (count, len(CLASSES)):
         raise InputError(
-            f"{caller}: expected votes of shape ({count}, {len(CLASSES)}), a row for each row of "
+            f"expected votes of shape ({count}, {len(CLASSES)}), a row for each row of "
             f"the features, got {counts.shape}."
         )
     whole = counts.astype(np.int64)
@@ -562,7 +566,7 @@ def _check_votes(caller: str, votes: Any, count: int) -> _Votes:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise InputError(
-            f"{caller}: expected counts of votes, one or more in each row, got "
+            f"expected counts of votes, one or more in each row, got "
             f"{counts[row].tolist()} in row {row}."
         )
     return whole

@@ -47,7 +47,7 @@ from .attr import DirectContribution, LayerAttention
 from .attr.registry import fitting_methods, methods_for
 from .checks import check_choice, check_integer, check_nonempty
 from .emotions import EmotionProbe
-from .errors import InputError, UnsupportedModelError
+from .errors import InputError, UnsupportedModelError, public
 from .evaluation.study import read_mean_maps
 from .explaining.explain import explain
 from .explaining.explanation import Explanation, Sign
@@ -73,6 +73,7 @@ EACH: Final = "each map on a scale of its own"
 _DOT: Final = " \N{MIDDLE DOT} "
 
 
+@public("figures.layers")
 def layers(
     image: ImageLike,
     texts: str | Sequence[str] = (),
@@ -106,16 +107,15 @@ def layers(
         >>> len(figure.axes)  # twice the image and six layers
         14
     """
-    caller = "figures.layers"
-    check_choice(caller, scale, ("each", "shared"), name="a scale")
-    check_choice(caller, rows, ("cls", "sum"), name="rows")
-    [clip], [target], seen = _ask(caller, [model], device, texts, references)
+    check_choice(scale, ("each", "shared"), name="a scale")
+    check_choice(rows, ("cls", "sum"), name="rows")
+    [clip], [target], seen = _ask([model], device, texts, references)
     if not isinstance(clip.tower, ViTTower):
         raise UnsupportedModelError(
-            f"{caller}: {clip.name} has a convolutional tower, which has no layers of attention; "
+            f"{clip.name} has a convolutional tower, which has no layers of attention; "
             "take a model with a vision transformer."
         )
-    inputs, pixels = _one_image(caller, clip, image)
+    inputs, pixels = _one_image(clip, image)
     given: dict[str, Any] = {"model": clip, "method": LayerAttention, "rows": rows}
     indices = range(len(clip.tower.layers))
     attention = [explain(inputs, target, index=i, of="attention", **given) for i in indices]
@@ -144,6 +144,7 @@ def layers(
     return grid(drawn, labels=labels, legends=legends, caption=caption)
 
 
+@public("figures.compare")
 def compare(
     images: Images,
     texts: str | Sequence[str] = (),
@@ -161,10 +162,9 @@ def compare(
     `scale` is that of "each" map, since the values of two methods cannot be compared, or "shared"
     by the maps of a column, whose values can. A reference stands at the end of its row.
     """
-    caller = "figures.compare"
-    check_choice(caller, scale, ("each", "shared"), name="a scale")
-    clips, asked, seen = _ask(caller, models, device, texts, references)
-    rows = _explained(caller, images, clips, asked, methods, every=True)
+    check_choice(scale, ("each", "shared"), name="a scale")
+    clips, asked, seen = _ask(models, device, texts, references)
+    rows = _explained(images, clips, asked, methods, every=True)
     names, count = rows[0].names, len(_as_list(images))
     columns = [rows[start :: len(rows) // count] for start in range(len(rows) // count)]
     labels = [column[0].label if len(clips) > 1 else column[0].method for column in columns]
@@ -184,6 +184,7 @@ def compare(
     )
 
 
+@public("figures.signs")
 def signs(
     images: Images,
     texts: str | Sequence[str] = (),
@@ -202,10 +203,9 @@ def signs(
     the target and blue contradicts it; a `cmap` is of both signs. A reference stands at the end of
     its rows.
     """
-    caller = "figures.signs"
-    check_choice(caller, scale, ("shared", "each"), name="a scale")
-    clips, asked, seen = _ask(caller, models, device, texts, references)
-    rows = _explained(caller, images, clips, asked, methods, sign="both")
+    check_choice(scale, ("shared", "each"), name="a scale")
+    clips, asked, seen = _ask(models, device, texts, references)
+    rows = _explained(images, clips, asked, methods, sign="both")
     positive, negative = (
         [
             e.heatmap("bicubic")[sign][0] if scale == "shared" else maps.normalize(_raw(e, sign))
@@ -223,6 +223,7 @@ def signs(
     )
 
 
+@public("figures.emotions")
 def emotions(
     images: Images,
     probes: EmotionProbe | str | Path | Sequence[EmotionProbe | str | Path],
@@ -246,20 +247,19 @@ def emotions(
     Raises:
         InputError: not as many probes as models, or a probe of another model.
     """
-    caller = "figures.emotions"
-    check_choice(caller, scale, ("each", "shared"), name="a scale")
+    check_choice(scale, ("each", "shared"), name="a scale")
     probes, models = _as_list(probes), _as_list(models)
     if len(probes) != len(models):
         raise InputError(
-            f"{caller}: expected a probe for each of the {len(models)} models, in the same order, "
+            f"expected a probe for each of the {len(models)} models, in the same order, "
             f"got {len(probes)}."
         )
-    clips = _load(caller, models, device)
+    clips = _load(models, device)
     asked = [
         targets.emotion(clip, probe, names, centre=centre)
         for clip, probe in zip(clips, probes, strict=True)
     ]
-    rows = _explained(caller, images, clips, asked, methods)
+    rows = _explained(images, clips, asked, methods)
     raw = [_raw(e) for e in rows]
     peaks = f"{EACH}, peaks in % of the strongest in the row"
     return visualization.overlay(
@@ -270,6 +270,7 @@ def emotions(
     )
 
 
+@public("figures.words")
 def words(
     images: Images,
     text: str,
@@ -288,14 +289,13 @@ def words(
     each word's map by its norm, so that "a" does not look as important as "horse"; "each" shows
     every map in full.
     """
-    caller = "figures.words"
-    check_choice(caller, scale, ("norm", "each"), name="a scale")
-    clips = _load(caller, models, device)
+    check_choice(scale, ("norm", "each"), name="a scale")
+    clips = _load(models, device)
     asked = [
         targets.concatenate([targets.text(clip, text), targets.words(clip, text, picked)])
         for clip in clips
     ]
-    rows = [replace(e, words=True) for e in _explained(caller, images, clips, asked, methods)]
+    rows = [replace(e, words=True) for e in _explained(images, clips, asked, methods)]
     dimmed = scale == "norm"
     written = _written(rows, "words dimmed by their norms" if dimmed else EACH)
     return visualization.overlay(
@@ -308,6 +308,7 @@ def words(
     )
 
 
+@public("figures.heads")
 def heads(
     image: ImageLike,
     text: str | Sequence[str] = (),
@@ -348,17 +349,15 @@ def heads(
         >>> len(figure.axes)  # the image, eight heads, the others and the rest
         11
     """
-    caller = "figures.heads"
-    check_choice(caller, scale, ("each", "shared"), name="a scale")
-    check_choice(caller, sign, get_args(Sign), name="a sign")
-    check_integer(caller, "count", count)
+    check_choice(scale, ("each", "shared"), name="a scale")
+    check_choice(sign, get_args(Sign), name="a sign")
+    check_integer("count", count)
     if len(_as_list(text)) + len(_as_list(references)) > 1:
         raise InputError(
-            f"{caller}: expected one text or one image to explain, got several; draw one figure "
-            "for each."
+            "expected one text or one image to explain, got several; draw one figure for each."
         )
-    [clip], [target], [reference] = _ask(caller, [model], device, text, references)
-    inputs, pixels = _one_image(caller, clip, image)
+    [clip], [target], [reference] = _ask([model], device, text, references)
+    inputs, pixels = _one_image(clip, image)
     method = DirectContribution(ClipSimilarity(clip, target))
     found, rest = method.attribute(inputs, target=0, per="head", return_rest=True)
     raw, labels = _strongest(clip, found[0, 0].cpu(), count, sign)
@@ -394,6 +393,7 @@ def _strongest(
     return raw, [*labels, f"{len(others)} other head{'s' * (len(others) > 1)}"]
 
 
+@public("figures.average")
 def average(
     studies: str | Path | Sequence[str | Path],
     *,
@@ -414,13 +414,13 @@ def average(
             that a row does not have.
     """
     folders = _as_list(studies)
-    check_nonempty("figures.average", "folder of a study", folders)
+    check_nonempty("folder of a study", folders)
     rows = [row for folder in folders for row in read_mean_maps(folder)]
     common = [name for name in rows[0].names if all(name in row.names for row in rows)]
     chosen = common if names is None else _as_list(names)
-    check_nonempty("figures.average", "target that the studies have in common", chosen)
+    check_nonempty("target that the studies have in common", chosen)
     for row, name in product(rows, chosen):
-        check_choice(f"figures.average: {row.label}", name, row.names, name="a target")
+        check_choice(name, row.names, name="a target")
     labels = numbered([row.label for row in rows])
     means = [row.means[[row.names.index(name) for name in chosen]] for row in rows]
     notes = [["" if np.isfinite(m).all() else "no map varies" for m in mean] for mean in means]
@@ -441,38 +441,36 @@ def _as_list(values: Any) -> list[Any]:
     return list(values) if getattr(values, "ndim", 0) == 4 else [values]
 
 
-def _load(caller: str, models: Models, device: Device) -> list[ClipAdapter]:
+def _load(models: Models, device: Device) -> list[ClipAdapter]:
     listed = _as_list(models)
-    check_nonempty(caller, "model", listed)
+    check_nonempty("model", listed)
     return [load_clip(model, device=device) for model in listed]
 
 
-def _one_image(caller: str, clip: ClipAdapter, image: ImageLike) -> tuple[Tensor, Array]:
+def _one_image(clip: ClipAdapter, image: ImageLike) -> tuple[Tensor, Array]:
     """One image as the model takes it, (1, 3, H, W), and as it is drawn, (H, W, 3)."""
     inputs = clip.preprocess(image)
     if len(inputs) != 1:
-        raise InputError(
-            f"{caller}: expected one image, got {len(inputs)}; draw one figure for each."
-        )
-    [pixels] = as_images(caller, clip.denormalize(inputs))
+        raise InputError(f"expected one image, got {len(inputs)}; draw one figure for each.")
+    [pixels] = as_images(clip.denormalize(inputs))
     return inputs, pixels
 
 
 def _lead(image: Array, reference: Tensor | None) -> Array:
     """The target where it is an image, in the frame of the image that is explained; else this."""
-    return image if reference is None else framed(as_images("figures", [reference])[0], image.shape)
+    return image if reference is None else framed(as_images([reference])[0], image.shape)
 
 
 def _ask(
-    caller: str, models: Models, device: Device, texts: str | Sequence[str], references: Images
+    models: Models, device: Device, texts: str | Sequence[str], references: Images
 ) -> tuple[list[ClipAdapter], list[Target], list[Tensor | None]]:
     """The models, texts and then images as the target of each.
 
     And for each text None, for each image what the first model sees of it, (3, H, W).
     """
-    clips, texts, references = _load(caller, models, device), _as_list(texts), _as_list(references)
+    clips, texts, references = _load(models, device), _as_list(texts), _as_list(references)
     if not texts and not references:
-        raise InputError(f"{caller}: expected a text or an image to explain, got neither.")
+        raise InputError("expected a text or an image to explain, got neither.")
     asked = []
     for clip in clips:
         parts = [targets.text(clip, texts)] if texts else []
@@ -483,7 +481,6 @@ def _ask(
 
 
 def _explained(
-    caller: str,
     images: Images,
     clips: Sequence[ClipAdapter],
     asked: Sequence[Target],
@@ -497,12 +494,12 @@ def _explained(
     Where no method is given it is the tower's own, or with `every` all that fit the model.
     """
     listed = _as_list(images)
-    check_nonempty(caller, "image", listed)
+    check_nonempty("image", listed)
     subjects: list[tuple[Target, dict[str, Any]]] = []
     for clip, target in zip(clips, asked, strict=True):
         offered = methods_for(clip.kind) if every else ()
         wanted = _as_list(methods) if methods else offered
-        for choice in fitting_methods(caller, wanted, clip.tower, clip.name):
+        for choice in fitting_methods(wanted, clip.tower, clip.name):
             subjects.append((target, {"model": clip, "method": choice.method, **choice.options}))
     return [
         explain(image, target, sign=sign, **given)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_choice, is_number, show
-from .errors import InputError
+from .errors import InputError, public
 
 Mode = Literal["bilinear", "bicubic", "nearest"]
 Threshold = float | Literal["mean", "otsu"]
@@ -35,6 +35,7 @@ def to_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+@public("upsample")
 def upsample(
     maps: Tensor, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
 ) -> Tensor:
@@ -62,9 +63,9 @@ def upsample(
         >>> maps.upsample(torch.tensor([[0.0, 1.0]]), (1, 4))
         tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
     """
-    check_maps("upsample", maps)
+    check_maps(maps)
     height, width = _checked_size(size)
-    check_choice("upsample", mode, get_args(Mode), name="a mode")
+    check_choice(mode, get_args(Mode), name="a mode")
     planes = maps.reshape(-1, 1, *maps.shape[-2:])  # (N, 1, h, w)
     smooth = mode != "nearest"
     resized = F.interpolate(
@@ -78,6 +79,7 @@ def upsample(
     return resized.reshape(*maps.shape[:-2], height, width)
 
 
+@public("uncrop")
 def uncrop(
     maps: Tensor, box: Box, size: tuple[int, int], *, mode: Mode = "bilinear", clamp: bool = False
 ) -> Tensor:
@@ -105,8 +107,8 @@ def uncrop(
     height, width = _checked_size(size)
     if tuple(box) == (0, 0, width, height):
         return upsample(maps, size, mode=mode, clamp=clamp)
-    check_maps("uncrop", maps)
-    check_choice("uncrop", mode, get_args(Mode), name="a mode")
+    check_maps(maps)
+    check_choice(mode, get_args(Mode), name="a mode")
     rows, columns = inside(box, size)
     y, x = (
         (
@@ -141,7 +143,7 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
     for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
         low, high = max(low, 0), min(high, length)
         if not low < high:
-            raise InputError(f"uncrop: the box {box} holds nothing of an image {size}.")
+            raise InputError(f"the box {box} holds nothing of an image {size}.")
         start, stop = (math.ceil(end - 0.5) for end in (low, high))
         if start == stop:  # narrower than a pixel
             start, stop = int(low), int(low) + 1
@@ -149,6 +151,7 @@ def inside(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
     return ends[0], ends[1]
 
 
+@public("normalize")
 def normalize(maps: Tensor) -> Tensor:
     r"""Stretch each map (h, w) to [0, 1].
 
@@ -174,7 +177,7 @@ def normalize(maps: Tensor) -> Tensor:
         <BLANKLINE>
                 [[0., 0.]]])
     """
-    check_maps("normalize", maps)
+    check_maps(maps)
     largest = maps.abs().amax((-2, -1), keepdim=True)
     scaled = maps / torch.where(largest > 0, largest, 1)  # so that no difference overflows
     low = scaled.amin((-2, -1), keepdim=True)
@@ -183,6 +186,7 @@ def normalize(maps: Tensor) -> Tensor:
     return torch.where(varies, (scaled - low) / torch.where(varies, span, 1), 0)
 
 
+@public("positive")
 def positive(maps: Tensor) -> Tensor:
     r"""Positive evidence, which supports the target: :math:`m^+ = \max(m, 0)`, of signed maps.
 
@@ -195,10 +199,11 @@ def positive(maps: Tensor) -> Tensor:
         >>> maps.positive(torch.tensor([[-2.0, 3.0]]))
         tensor([[0., 3.]])
     """
-    check_maps("positive", maps)
+    check_maps(maps)
     return maps.clamp(min=0)
 
 
+@public("negative")
 def negative(maps: Tensor) -> Tensor:
     r"""Negative evidence, which contradicts the target: :math:`m^- = \max(-m, 0)`, of signed maps.
 
@@ -211,10 +216,11 @@ def negative(maps: Tensor) -> Tensor:
         >>> maps.negative(torch.tensor([[-2.0, 3.0]]))
         tensor([[2., 0.]])
     """
-    check_maps("negative", maps)
+    check_maps(maps)
     return (-maps).clamp(min=0)
 
 
+@public("expand_to_input")
 def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
     r"""Spread maps (B, 1, h, w) over the pixels and channels of the images, keeping their sums.
 
@@ -242,19 +248,15 @@ def expand_to_input(maps: Tensor, images: Tensor) -> Tensor:
         >>> spread.shape, spread.sum()
         (torch.Size([1, 3, 5, 5]), tensor(4.))
     """
-    check_maps("expand_to_input", maps)
+    check_maps(maps)
     if not isinstance(images, Tensor):
-        raise InputError(
-            f"expand_to_input: expected images as a tensor, got {type(images).__name__}."
-        )
+        raise InputError(f"expected images as a tensor, got {type(images).__name__}.")
     shapes = f"maps {tuple(maps.shape)} and images {tuple(images.shape)}"
     if maps.ndim != 4 or images.ndim != 4 or maps.shape[1] != 1 or len(maps) != len(images):
-        raise InputError(
-            f"expand_to_input: expected maps (B, 1, h, w) and images (B, C, H, W), got {shapes}."
-        )
+        raise InputError(f"expected maps (B, 1, h, w) and images (B, C, H, W), got {shapes}.")
     (height, width), (rows, columns) = images.shape[-2:], maps.shape[-2:]
     if height < rows or width < columns:
-        raise InputError(f"expand_to_input: a map cannot be finer than its image; got {shapes}.")
+        raise InputError(f"a map cannot be finer than its image; got {shapes}.")
     row, row_count = _cells(height, rows, maps)
     column, column_count = _cells(width, columns, maps)
     share = maps / (images.shape[1] * row_count[:, None] * column_count)
@@ -268,7 +270,7 @@ def _cells(pixels: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return owner, torch.bincount(owner, minlength=cells).to(like.dtype)
 
 
-def check_maps(caller: str, maps: Any) -> None:
+def check_maps(maps: Any, *, what: str = "maps") -> None:
     """Maps are finite floating-point tensors (..., h, w).
 
     Raises:
@@ -276,16 +278,16 @@ def check_maps(caller: str, maps: Any) -> None:
     """
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         kind = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-        raise InputError(f"{caller}: expected maps as a floating-point tensor, got {kind}.")
+        raise InputError(f"expected {what} as a floating-point tensor, got {kind}.")
     if reason := unusable(maps):
-        raise InputError(f"{caller}: expected maps as a tensor of plain numbers, got {reason}.")
+        raise InputError(f"expected {what} as a tensor of plain numbers, got {reason}.")
     if maps.ndim < 2 or 0 in maps.shape:
         raise InputError(
-            f"{caller}: expected maps (..., h, w), none of them empty, got {tuple(maps.shape)}."
+            f"expected {what} (..., h, w), none of them empty, got {tuple(maps.shape)}."
         )
     if not torch.isfinite(maps.detach()).all():
         raise InputError(
-            f"{caller}: the maps {tuple(maps.shape)} hold NaN or infinity; leave those images out."
+            f"the {what} {tuple(maps.shape)} hold NaN or infinity; leave those images out."
         )
 
 
@@ -293,9 +295,9 @@ def _checked_size(size: Any) -> tuple[int, int]:
     try:
         height, width = (int(side) for side in size)
     except (TypeError, ValueError) as error:
-        raise InputError(f"upsample: expected a size (H, W), got {size!r}.") from error
+        raise InputError(f"expected a size (H, W), got {size!r}.") from error
     if height < 1 or width < 1:
-        raise InputError(f"upsample: expected a size (H, W) of 1 pixel and up, got {size!r}.")
+        raise InputError(f"expected a size (H, W) of 1 pixel and up, got {size!r}.")
     return height, width
 
 
@@ -313,14 +315,13 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(varies[0] & varies[1], ((x * y).sum(-1) / size).clamp(-1, 1), torch.nan)
 
 
-def threshold_level(caller: str, heatmap: Tensor, threshold: Threshold) -> Tensor:
+def threshold_level(heatmap: Tensor, threshold: Threshold) -> Tensor:
     """The threshold (N,) of each map (N, H, W) in [0, 1]."""
     if isinstance(threshold, str) and threshold in ("mean", "otsu"):  # an array would be compared
         return heatmap.mean((-2, -1)) if threshold == "mean" else _otsu(heatmap.flatten(1))
     if not is_number(threshold) or not 0 <= threshold < 1:
         raise InputError(
-            f'{caller}: expected threshold "mean", "otsu" or a number in [0, 1), got '
-            f"{show(threshold)}."
+            f'expected threshold "mean", "otsu" or a number in [0, 1), got {show(threshold)}.'
         )
     return heatmap.new_full((len(heatmap),), threshold)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from .checks import check_choice
-from .errors import InputError, TargetError
+from .errors import InputError, TargetError, public
 from .maps import to_float32, unusable
 from .models import ClipAdapter
 from .models.text import check_ids
@@ -24,22 +24,9 @@ class Similarity(nn.Module, ABC):
 
     def __init__(self, clip: ClipAdapter, target: Target) -> None:
         super().__init__()
-        name = type(self).__name__
-        if not isinstance(clip, ClipAdapter):
-            raise InputError(
-                f"{name}: expected an adapter from load_clip(...), got "
-                f"{type(clip).__name__}; pass {name}(load_clip(model), target)."
-            )
-        if not isinstance(target, Target):
-            raise TargetError(
-                f"{name}: expected a Target, got {type(target).__name__}; make one with "
-                f"captum_clip.targets, for example {self._example}."
-            )
-        self.clip = clip
-        self.target = target
-        dimension = clip.embedding_dim
-        if dimension is not None:
-            self._check_dimension(target.embeddings, dimension)
+        with public(type(self).__name__):
+            self._check(clip, target)
+        self.clip, self.target = clip, target
         self.model = clip.model
         # A buffer: of additional forward arguments Captum would tile five embeddings over a batch.
         # Outside inference mode, since a tensor made in it can never take part in a gradient.
@@ -48,6 +35,20 @@ class Similarity(nn.Module, ABC):
         self.training = clip.model.training  # a new module is in training mode
 
     _example: str
+
+    def _check(self, clip: Any, target: Any) -> None:
+        if not isinstance(clip, ClipAdapter):
+            raise InputError(
+                f"expected an adapter from load_clip(...), got {type(clip).__name__}; pass "
+                f"{type(self).__name__}(load_clip(model), target)."
+            )
+        if not isinstance(target, Target):
+            raise TargetError(
+                f"expected a Target, got {type(target).__name__}; make one with "
+                f"captum_clip.targets, for example {self._example}."
+            )
+        if clip.embedding_dim is not None:
+            _check_dimension(target.embeddings, clip.embedding_dim, clip)
 
     @property
     @abstractmethod
@@ -59,17 +60,18 @@ class Similarity(nn.Module, ABC):
         other = unusable(embedding) if isinstance(embedding, Tensor) else type(embedding).__name__
         if other or not embedding.ndim:
             got = other or "one number"
-            raise InputError(f"{type(self).__name__}: expected embeddings (..., E), got {got}.")
-        self._check_dimension(self.embeddings, embedding.shape[-1])
+            raise InputError(f"expected embeddings (..., E), got {got}.")
+        _check_dimension(self.embeddings, embedding.shape[-1], self.clip)
         embedding = to_float32(embedding)
         return F.normalize(embedding, dim=-1) @ self.embeddings.to(embedding.dtype).T
 
-    def _check_dimension(self, embeddings: Tensor, dimension: int) -> None:
-        if embeddings.shape[1] != dimension:
-            raise TargetError(
-                f"{type(self).__name__}: the target has embeddings of {embeddings.shape[1]} "
-                f"numbers, and {self.clip.name} embeds in {dimension}; make it with this model."
-            )
+
+def _check_dimension(embeddings: Tensor, dimension: int, clip: ClipAdapter) -> None:
+    if embeddings.shape[1] != dimension:
+        raise TargetError(
+            f"the target has embeddings of {embeddings.shape[1]} numbers, and {clip.name} embeds "
+            f"in {dimension}; make it with this model."
+        )
 
 
 class ClipSimilarity(Similarity):
@@ -104,14 +106,15 @@ class ClipSimilarity(Similarity):
     def tower(self) -> Tower:
         return self.clip.tower
 
+    @public("ClipSimilarity")
     def forward(self, images: Tensor, *more: Any) -> Tensor:
         """Cosine similarities (B, K) of preprocessed images (B, 3, H, W)."""
         if more:  # Captum hands over a tuple of inputs, and additional_forward_args
             raise InputError(
-                f"ClipSimilarity: expected one tensor of images alone, got {len(more)} more "
+                f"expected one tensor of images alone, got {len(more)} more "
                 "arguments; pass one tensor as inputs, and no additional_forward_args."
             )
-        self.clip.check_images(images, "ClipSimilarity")
+        self.clip.check_images(images)
         return self.score(self.clip.image_features(images))
 
 
@@ -149,11 +152,12 @@ class TextSimilarity(Similarity):
 
     _example = "targets.image(clip, image)"
 
+    @public("TextSimilarity")
     def __init__(self, clip: ClipAdapter, target: Target) -> None:
         super().__init__(clip, target)
         if target.source == "text":
             raise TargetError(
-                "TextSimilarity: the target is made of texts, and a text is compared with images; "
+                "the target is made of texts, and a text is compared with images; "
                 "make it with targets.image(clip, images)."
             )
         self._tower = clip.text_tower
@@ -163,6 +167,7 @@ class TextSimilarity(Similarity):
     def tower(self) -> Tower:
         return self._tower
 
+    @public("TextSimilarity")
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Cosine similarities (B, K) of texts, token ids (B, T), with padding 0 in the mask."""
         return self.score(self.features(ids, attention_mask))
@@ -170,7 +175,7 @@ class TextSimilarity(Similarity):
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The library's own text embeddings (B, E)."""
         own = (self._tower, self.clip.name, self.clip.device)
-        check_ids("TextSimilarity", ids, attention_mask, *own)
+        check_ids(ids, attention_mask, *own)
         return self.clip.text_features(ids, attention_mask)
 
 
@@ -201,18 +206,20 @@ class ClipPairSimilarity(nn.Module):
         torch.Size([1])
     """
 
+    @public("ClipPairSimilarity")
     def __init__(self, clip: ClipAdapter, side: Literal["text", "image"] = "text") -> None:
         super().__init__()
         if not isinstance(clip, ClipAdapter):
             raise InputError(
-                "ClipPairSimilarity: expected an adapter from load_clip(...), got "
+                "expected an adapter from load_clip(...), got "
                 f"{type(clip).__name__}; pass ClipPairSimilarity(load_clip(model))."
             )
-        check_choice("ClipPairSimilarity", side, ("text", "image"), name="a side")
+        check_choice(side, ("text", "image"), name="a side")
         self.clip, self.side, self.model = clip, side, clip.model
         self.text_tower = clip.text_tower if side == "text" else None
         self.training = clip.model.training  # a new module is in training mode
 
+    @public("ClipPairSimilarity")
     def forward(
         self, images: Tensor, others: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
@@ -229,17 +236,17 @@ class ClipPairSimilarity(nn.Module):
         self, images: Any, others: Any, attention_mask: Any = None, *, pairs: bool = True
     ) -> None:
         """Raise InputError for inputs that cannot be compared, with `pairs` one with one."""
-        name, clip = "ClipPairSimilarity", self.clip
-        clip.check_images(images, name)
+        clip = self.clip
+        clip.check_images(images)
         if self.text_tower is not None:
-            check_ids(name, others, attention_mask, self.text_tower, clip.name, clip.device)
+            check_ids(others, attention_mask, self.text_tower, clip.name, clip.device)
         elif attention_mask is not None:
-            raise InputError(f"{name}: an attention_mask belongs to texts, and side is 'image'.")
+            raise InputError("an attention_mask belongs to texts, and side is 'image'.")
         else:
-            clip.check_images(others, name)
+            clip.check_images(others)
         if pairs and len(images) != len(others):
             wanted = "texts" if self.side == "text" else "reference images"
             raise InputError(
-                f"{name}: expected as many {wanted} as images, got {len(others)} for "
+                f"expected as many {wanted} as images, got {len(others)} for "
                 f"{len(images)}; DirectInteraction.attribute_pairs takes all with all."
             )

@@ -23,13 +23,13 @@ from captum_clip.models.images import as_pil
 
 def test_check_integer_takes_whole_numbers_in_range() -> None:
     for value in (1, 7):
-        checks.check_integer("f", "n", value, least=1, most=7)
+        checks.check_integer("n", value, least=1, most=7)
     wrong: list[Any] = [0, True, 1.0, "1", None, math.nan]
     for value in wrong:
-        with pytest.raises(InputError, match=rf"^f: expected n of 1 or more, got {value!r}\.$"):
-            checks.check_integer("f", "n", value)
-    with pytest.raises(InputError, match=r"^f: expected n up to 7, got 8\.$"):
-        checks.check_integer("f", "n", 8, most=7)
+        with pytest.raises(InputError, match=rf"^expected n of 1 or more, got {value!r}\.$"):
+            checks.check_integer("n", value)
+    with pytest.raises(InputError, match=r"^expected n up to 7, got 8\.$"):
+        checks.check_integer("n", 8, most=7)
 
 
 def test_check_interval_knows_open_and_closed_ends() -> None:
@@ -41,25 +41,25 @@ def test_check_interval_knows_open_and_closed_ends() -> None:
     ]
     for interval, inside, outside in ends:
         for value in inside:
-            checks.check_interval("f", "share", value, interval)
+            checks.check_interval("share", value, interval)
         for wrong in (*outside, math.nan, True, "0.5", None):
             with pytest.raises(InputError) as caught:
-                checks.check_interval("f", "share", wrong, interval)
+                checks.check_interval("share", wrong, interval)
             assert str(caught.value) == f"f: expected share in {interval}, got {wrong!r}."
 
 
 def test_check_choice_lists_the_choices() -> None:
-    checks.check_choice("f", "a", ("a", "b"))
-    with pytest.raises(InputError, match=r"^f: expected a mode of a, b, got 'c'\.$"):
-        checks.check_choice("f", "c", ("a", "b"), name="a mode")
-    with pytest.raises(InputError, match=r"^f: expected one of a, b, got \['a'\]\.$"):
-        checks.check_choice("f", ["a"], {"a": 1, "b": 2})
+    checks.check_choice("a", ("a", "b"))
+    with pytest.raises(InputError, match=r"^expected a mode of a, b, got 'c'\.$"):
+        checks.check_choice("c", ("a", "b"), name="a mode")
+    with pytest.raises(InputError, match=r"^expected one of a, b, got \['a'\]\.$"):
+        checks.check_choice(["a"], {"a": 1, "b": 2})
 
 
 def test_check_nonempty_names_what_is_missing() -> None:
-    checks.check_nonempty("f", "image", [0])
-    with pytest.raises(InputError, match=r"^f: expected at least one image, got none\.$"):
-        checks.check_nonempty("f", "image", ())
+    checks.check_nonempty("image", [0])
+    with pytest.raises(InputError, match=r"^expected at least one image, got none\.$"):
+        checks.check_nonempty("image", ())
 
 
 def test_find_repeated_gives_the_first() -> None:
@@ -89,8 +89,8 @@ def test_find_file_and_folder_expand_the_home(
     (tmp_path / "a.txt").touch()
     assert checks.find_file("~/a.txt") == tmp_path / "a.txt"
     assert checks.find_folder("~") == tmp_path
-    with pytest.raises(InputError, match=r"^f: there is no image file ~/b.txt\.$"):
-        checks.find_file("~/b.txt", caller="f", what="image file")
+    with pytest.raises(InputError, match=r"^there is no image file ~/b.txt\.$"):
+        checks.find_file("~/b.txt", what="image file")
     with pytest.raises(InputError, match=r"^there is no folder ~/a.txt\.$"):
         checks.find_folder("~/a.txt")
 
@@ -161,5 +161,5 @@ def test_expand_takes_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "a" / "below a file"):
         assert checks.expand(str(path)) == path
     assert checks.expand("~") == Path.home()
-    with pytest.raises(InputError, match=r"^f: expected a path, got int\.$"):
-        checks.expand(3, caller="f")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^expected a path, got int\.$"):
+        checks.expand(3)  # type: ignore[arg-type]

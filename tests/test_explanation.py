@@ -281,7 +281,7 @@ def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
         ({"sign": "minus"}, InputError, "positive, negative, both, got 'minus'"),
         ({"batch_size": 0}, InputError, "batch_size of 1 or more, got 0"),
         ({"batch_size": True}, InputError, "batch_size"),
-        ({"words": True}, TargetError, "words need exactly one text"),
+        ({"words": True}, TargetError, "`words` need exactly one text"),
         ({"processor": "one"}, InputError, "processor was given with an adapter"),
     ],
 )
@@ -341,7 +341,7 @@ def test_a_tokenizers_output_and_a_folder_say_what_to_pass(
 
 
 def test_a_name_that_is_no_model_is_answered_by_explain() -> None:
-    with pytest.raises(InputError, match=r"^explain\(model='demo/nope'\): no such embedded model"):
+    with pytest.raises(InputError, match=r"^explain: `model='demo/nope'`: no such embedded model"):
         explain(picture(), "a", model="demo/nope")
     with pytest.raises(InputError, match=r"^explain: 'nope' is neither a known name nor a folder"):
         explain(picture(), "a", model="nope")
@@ -362,7 +362,7 @@ def test_methods_of_vision_transformers_are_refused_on_a_resnet(resnet: ClipAdap
 
 
 def test_the_words_of_a_target_are_refused(vit: ClipAdapter) -> None:
-    with pytest.raises(TargetError, match="words need exactly one text"):
+    with pytest.raises(TargetError, match="`words` need exactly one text"):
         explain(picture(), targets.text(vit, "a b"), model=vit, words=True)
 
 

@@ -118,7 +118,7 @@ def test_score_takes_embeddings_of_any_length():
 )
 def test_score_of_what_is_no_embedding_is_refused(embedding):
     """In one sentence, without a word of PyTorch's."""
-    with pytest.raises(InputError, match=r"^ClipSimilarity: expected embeddings"):
+    with pytest.raises(InputError, match=r"^expected embeddings"):
         cases.similarity("hf_vit").score(embedding)
 
 

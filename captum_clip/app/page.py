@@ -298,10 +298,9 @@ def _sentences(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
             # the first input is None where no answer is shown yet
             yield from () if inputs[0] is None else handler(*inputs)
         except CaptumClipError as error:
-            # without the function that raised it, and the folder in which an upload is kept
-            folder = re.escape(os.environ["GRADIO_TEMP_DIR"])
-            text = re.sub(rf"^[\w.]+(\([^)]*\))?: |{folder}\S*/", "", str(error))
-            gr.Warning(text)  # gr.Error would stand in place of the maps
+            folder = re.escape(os.environ["GRADIO_TEMP_DIR"])  # in which an upload is kept
+            sentence = re.sub(rf"{folder}\S*/", "", error.reason)
+            gr.Warning(sentence)  # gr.Error would stand in place of the maps
             yield gr.skip()
 
     return answer

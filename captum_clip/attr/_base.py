@@ -14,7 +14,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, is_integer, torch_failures
-from ..errors import CaptureError, InputError, UnsupportedModelError
+from ..errors import CaptureError, InputError, UnsupportedModelError, public
 from ..models import tower_of
 from ..models.library import nondeterminism
 from ..models.text import TextTower
@@ -128,7 +128,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         for name, choices in cls._choices.items():
             value = options.get(name, choices[0])
             if value is not None or None not in choices:
-                check_choice(name, value, [c for c in choices if c is not None])
+                check_choice(value, [c for c in choices if c is not None])
 
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
@@ -142,6 +142,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     # `log_usage`, since NoiseTunnel calls the `__wrapped__` that it leaves
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute")
     def attribute(
         self,
         inputs: TensorOrTuple,
@@ -166,7 +167,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             CaptureError: the forward function does not run the tower exactly once.
         """
         return_rest = self.additive and options.pop("return_rest", False)
-        check_flag("attribute", "return_rest", return_rest)
+        check_flag("return_rest", return_rest)
         if target is None and not self.properties(**options).get("needs_target", self.needs_target):
             target = 0
         select = partial(one_column, target)
@@ -176,6 +177,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         return (maps, found.rest) if return_rest else maps
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute_targets")
     def attribute_targets(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -201,8 +203,8 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             TargetError: no target, or one out of range; else as `attribute`.
         """
         return_rest = self.additive and options.pop("return_rest", False)
-        check_flag("attribute_targets", "return_scores", return_scores)
-        check_flag("attribute_targets", "return_rest", return_rest)
+        check_flag("return_scores", return_scores)
+        check_flag("return_rest", return_rest)
         select = partial(many_columns, targets)
         found = self._run(inputs, additional_forward_args, select, options)
         parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]
@@ -229,8 +231,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             if isinstance(forward, TextSimilarity):
                 wanted, maker = "token ids", "ids, mask = clip.text_inputs(texts)"
             raise InputError(
-                f"attribute: expected a tensor of {wanted}, got {type(other).__name__}; {maker} "
-                "makes one."
+                f"expected a tensor of {wanted}, got {type(other).__name__}; {maker} makes one."
             )
         extra = () if extra is None else extra if isinstance(extra, tuple) else (extra,)
         similarity = plain_similarity(forward)
@@ -241,7 +242,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         # alone has no effect
         with torch.inference_mode(False), torch.enable_grad():
             images = tuple(tensor.detach() for tensor in usable(tensors))
-            with torch_failures(name):
+            with torch_failures():
                 call = Call(forward, images, usable(extra), select, self._tower, name)
                 run = partial(compute or self._compute, call, **options)
                 try:
@@ -257,7 +258,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():
                 raise CaptureError(
-                    f"{name}: the forward function or its gradient holds NaN or infinity; look for "
+                    "the forward function or its gradient holds NaN or infinity; look for "
                     "a division by zero or an overflow in it."
                 )
             return found._replace(values=maps.contiguous())

@@ -178,7 +178,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     if target is None:
         if count != 1:
             raise TargetError(
-                f"attribute: the forward function returns {count} scores per image{_named(names)}; "
+                f"the forward function returns {count} scores per image{_named(names)}; "
                 "choose one with target=0, or take all with attribute_targets."
             )
         target = 0
@@ -188,7 +188,7 @@ def one_column(target: Any, batch: int, count: int, names: Sequence[str] = ()) -
     if len(flat) != batch:
         images = f"{batch} image{'s' * (batch > 1)}"
         raise TargetError(
-            f"attribute: got {len(flat)} targets for {images}; give one, or one per image. For "
+            f"got {len(flat)} targets for {images}; give one, or one per image. For "
             "several maps of an image call attribute_targets."
         )
     return _checked(flat, count, names)[None]
@@ -198,7 +198,7 @@ def many_columns(targets: Columns, batch: int, count: int, names: Sequence[str] 
     """Indices, or None for all -> (K', B), the same column for every image."""
     flat = _listed(range(count) if targets is None else targets)
     if not flat:
-        raise TargetError("attribute_targets: targets is empty; leave it out to take all.")
+        raise TargetError("targets is empty; leave it out to take all.")
     return _checked(flat, count, names)[:, None].expand(-1, batch)
 
 

@@ -443,7 +443,7 @@ def resnet_gradient(
         # the gradient does not lead through the pool alone, or that is not what it seems to be
         if detached:
             raise UnsupportedModelError(
-                "ClipGradCam: attention='detached' needs a score of the pool's output alone, and "
+                "attention='detached' needs a score of the pool's output alone, and "
                 "the pool's weights; leave it out."
             ) from error
     run = call.run(record_resnet(tower, then="shift"))

@@ -12,7 +12,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError, public
 from ..maps import to_float32
 from ..models import known_tower
 from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
@@ -86,14 +86,13 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
     layer: nn.Module
     _tower: ResNetTower | None  # type: ignore[assignment]  # None: any other layer, which is left to Captum
 
+    @public("ClipGradCam")
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
         own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
         if isinstance(own, ResNetTower) and layer is own.stage:
             layer = None
         if layer is not None and not isinstance(layer, nn.Module):
-            raise InputError(
-                f"ClipGradCam: expected a module as `layer`, got {type(layer).__name__}."
-            )
+            raise InputError(f"expected a module as `layer`, got {type(layer).__name__}.")
         if layer is not None and known_tower(layer) is None:
             LayerGradCam.__init__(self, forward_func, layer)
             self._tower = self._model = None
@@ -156,7 +155,7 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
             if len(shape) == 4 and shape[2:] != (1, 1):
                 return module
         raise UnsupportedModelError(
-            f"ClipGradCam: the {type(self.layer).__name__} given as `layer` does not return (B, C, "
+            f"the {type(self.layer).__name__} given as `layer` does not return (B, C, "
             "h, w), and does not end in a stage that does; pass a convolutional stage as `layer`."
         )
 

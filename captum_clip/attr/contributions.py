@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ..checks import check_flag
-from ..errors import InputError
+from ..errors import InputError, public
 from ..maps import to_float32
 from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer, TextTower
@@ -208,6 +208,7 @@ class DirectContribution(ClipAttribution):
         # only the pool reads the tokens
         return layers[-1:] if self._tower.pooling == "attention" else layers
 
+    @public("vectors")
     def vectors(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -252,10 +253,10 @@ class DirectContribution(ClipAttribution):
         """
         if not isinstance(self.forward_func, Similarity):
             raise InputError(
-                "vectors: which embedding a forward function of your own scores is not known; pass "
+                "which embedding a forward function of your own scores is not known; pass "
                 "a ClipSimilarity or a TextSimilarity."
             )
-        check_flag("vectors", "return_rest", return_rest)
+        check_flag("return_rest", return_rest)
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         found = self._products(inputs, additional_forward_args, options)
         vectors = found.values.movedim(1, -1).contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import targets
 from ..checks import check_choice, check_flag, is_integer, show
-from ..errors import InputError, TargetError, UnsupportedModelError
+from ..errors import InputError, TargetError, UnsupportedModelError, public
 from ..models import ClipAdapter
 from ..models.library import is_unmodified
 from ..similarity import ClipPairSimilarity, ClipSimilarity, TextSimilarity
@@ -82,10 +82,11 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         True
     """
 
+    @public("DirectInteraction")
     def __init__(self, forward_func: ClipPairSimilarity) -> None:
         if not isinstance(forward_func, ClipPairSimilarity):
             raise InputError(
-                f"DirectInteraction: expected a ClipPairSimilarity, got "
+                f"expected a ClipPairSimilarity, got "
                 f"{type(forward_func).__name__}; pass ClipPairSimilarity(load_clip(model))."
             )
         super().__init__(forward_func)
@@ -104,6 +105,7 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             self._other = DirectContribution(TextSimilarity(clip, axis))
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
+    @public("attribute")
     def attribute(
         self,
         inputs: tuple[Tensor, Tensor],
@@ -134,13 +136,12 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         if not isinstance(given, tuple) or len(given) != 2:
             count = f" of {len(given)}" if isinstance(given, tuple) else ""
             raise InputError(
-                f"attribute: expected a tuple of two tensors, images and {self.forward_func.side}s,"
+                f"expected a tuple of two tensors, images and {self.forward_func.side}s,"
                 f" got {type(given).__name__}{count}."
             )
         if not (target is None or (is_integer(target) and target == 0)):
             raise TargetError(
-                "attribute: there is one score for each pair, got "
-                f"target={show(target)}; leave it out."
+                f"there is one score for each pair, got target={show(target)}; leave it out."
             )
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
         return self._shares(inputs, additional_forward_args, options, return_rest, paired=True)
@@ -174,17 +175,16 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
         *,
         paired: bool,
     ) -> Any:
-        caller = "attribute" if paired else "attribute_pairs"
-        check_flag(caller, "return_rest", return_rest)
+        check_flag("return_rest", return_rest)
         if not is_unmodified(self.forward_func, (ClipPairSimilarity,)):
             raise UnsupportedModelError(
-                f"{caller}: the forward function has a hook, a patched method or code of its own, "
+                "the forward function has a hook, a patched method or code of its own, "
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
             )
         both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]
         for name, choices in (("baseline", Baseline), ("depth", Depth)):
             for of_side in both:
-                check_choice(caller, of_side[name], get_args(choices), name=name)
+                check_choice(of_side[name], get_args(choices), name=name)
         mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
         self.forward_func.check(*inputs, mask, pairs=paired)
         sides = [(self._other, inputs[1], mask, both[1]), (self._image, inputs[0], None, both[0])]

@@ -240,7 +240,7 @@ class PatchSimilarity(ViTAttribution):
         own = tower.attentions[last]
         if isinstance(own, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
-                "PatchSimilarity: attention='qq' needs a query of every patch, and this tower's "
+                "attention='qq' needs a query of every patch, and this tower's "
                 "last attention is a pooling head's, which has one query of its own; take 'kk' "
                 "or 'identity'."
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import targets
-from ..errors import InputError
+from ..errors import InputError, public
 from ..models import ClipAdapter
 from ..models.towers import Kind, Tower, ViTTower
 from ..similarity import TextSimilarity
@@ -38,6 +38,7 @@ TextMap: TypeAlias = tuple[tuple[str, float], ...]
 """The words of a text, each with its value."""
 
 
+@public("register")
 def register(method: Method) -> Method:
     """Offer a class wherever methods are named: `explain`, command line, page, evaluation.
 
@@ -61,9 +62,9 @@ def register(method: Method) -> Method:
         True
     """
     if not isinstance(method, type):
-        raise InputError(f"register: expected a class, got {method!r}.")
+        raise InputError(f"expected a class, got {method!r}.")
     for problem in _problems(method):
-        raise InputError(f"register: {method.__name__}{problem}.")
+        raise InputError(f"{method.__name__}{problem}.")
     METHODS[method.name] = method
     return method
 
@@ -146,7 +147,7 @@ def check_method(method: str | type[Any], options: dict[str, Any] | None = None)
 
 
 def fitting_methods(
-    caller: str, methods: Iterable[str | type[Any]], tower: Tower, model: str
+    methods: Iterable[str | type[Any]], tower: Tower, model: str
 ) -> "list[MethodChoice]":
     """Those of the methods, by default the tower's own, that explain a tower; else InputError."""
     named = [method_on(tower, method) for method in methods] or [default_method(tower)]
@@ -154,7 +155,7 @@ def fitting_methods(
     fitting = [choice for choice in choices if choice.fits(tower.kind)]
     if not fitting:
         raise InputError(
-            f"{caller}: none of the methods {', '.join(choice.name for choice in choices)} fits "
+            f"none of the methods {', '.join(choice.name for choice in choices)} fits "
             f"{model}, which has a {NOUNS[tower.kind]}."
         )
     return fitting
@@ -219,7 +220,7 @@ class MethodChoice:
         if not self.needs_target:
             raise InputError(
                 f"{self.name} does not depend on the target, so it has no negative map; take "
-                "sign='positive', or another method."
+                "`sign='positive'`, or another method."
             )
 
     def text_maps(
@@ -233,9 +234,7 @@ class MethodChoice:
         gives both always.
         """
         if len(pixels) != 1:
-            raise InputError(
-                f"explain: words are explained for one image at a time, got {len(pixels)}."
-            )
+            raise InputError(f"words are explained for one image at a time, got {len(pixels)}.")
         target = targets.image(clip, pixels)
         forward = TextSimilarity(clip, targets.concatenate([target, -target]))
         spans = [targets.word_tokens(clip, text) for text in texts]
@@ -244,9 +243,7 @@ class MethodChoice:
             ids, additional_forward_args=mask, return_scores=True, **self.options
         )
         if values.ndim != 3:
-            raise InputError(
-                f"explain: {self.name} gives several values per token; leave `per` out."
-            )
+            raise InputError(f"{self.name} gives several values per token; leave `per` out.")
         positive, negative = values.cpu().unbind(1)  # (K, T)
         if self.signed or sign == "positive":
             signed = positive

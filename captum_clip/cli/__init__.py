@@ -27,20 +27,8 @@ __all__ = ["app", "main"]
 
 # typer brings its own click or imports it, by version; of both it names this error alone
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
-_TYPED = (
-    (r"\b(processor|tokenizer)=\.\.\.", r"--\1 NAME"),
-    (r"^load_clip\('([^']*)'\):", r"--model \1:"),
-    (r"^load_clip\('([^']*)', image_size=(\d+)\):", r"--model \1 --image-size \2:"),
-    (r"\bopen_clip\.create_model\(\.\.\., force_image_size=(\d+)\)", r"--image-size \1"),
-    (r"\bload_clip\(NAME, image_size=(\d+)\)", r"--image-size \1"),
-    (r"\bimage_size\b", "--image-size"),
-    (r"\bhints=True\b", "--hints"),
-    (r"\b(sign|side|against|device|engine|workers|gpus)=(?:'([^']*)'|([^\s',;]+))", r"--\1 \2\3"),
-    (r"\b(batch|chunk)_size\b", r"--\1-size"),
-    (r"\bheld_out\b", "--held-out"),
-    (r"^(load_clip|preprocess|explain|StudyConfig|EmotionProbe\.load|figures\.\w+): ", ""),
-)
-"""Names that errors use in Python -> their names on the command line."""
+_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]*))?`")
+"""An argument as errors write it, with or without its value."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return int(code or 0)
     except errors.CaptumClipError as error:
-        return _fail(str(error))
+        return _fail(_typed(error.reason, command, argv))
     except _UsageError as error:
         return _fail(_describe(error))
     except ModuleNotFoundError as error:
@@ -108,8 +96,20 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def _typed(sentence: str, command: Any, argv: Sequence[str] | None) -> str:
+    """A sentence with its arguments as they are typed: `sign='both'` as --sign both."""
+    for word in sys.argv[1:] if argv is None else argv:
+        command = getattr(command, "commands", {}).get(word, command)
+    options = {parameter.name: parameter.opts[0] for parameter in command.params}
+
+    def option(argument: re.Match[str]) -> str:
+        name, value = argument[1], argument[2]
+        typed = options.get(name, "--" + name.replace("_", "-"))
+        return typed if value in (None, "True") else f"{typed} {value.strip(chr(39))}"
+
+    return _ARGUMENT.sub(option, sentence)
+
+
 def _fail(message: str) -> int:
-    for in_python, typed in _TYPED:
-        message = re.sub(in_python, typed, message)
     print(f"captum-clip: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

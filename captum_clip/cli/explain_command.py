@@ -1,24 +1,26 @@
 """``captum-clip explain``: an image, or each of a folder, with texts or emotions."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
 from ..checks import check_outputs, find_file
-from ..errors import InputError
+from ..errors import refuse
 from ..files import make_folder
 from . import options
 from .options import app, command
 from .shared import (
+    Line,
     check_figures,
-    check_folder,
     draw_folder,
+    find_images,
     load_model,
-    name_figures,
+    read_line,
     read_probes,
-    split_words,
     step,
     without_own_figures,
 )
@@ -26,7 +28,6 @@ from .shared import (
 if TYPE_CHECKING:
     from ..explaining.explanation import Explanation
     from ..maps import Threshold
-    from ..targets import Target
 
 
 def _threshold(typed: str) -> str | float:
@@ -49,7 +50,7 @@ def explain_command(
     method: options.Method = None,
     words: Annotated[bool, Option("--words")] = False,
     side: Literal["image", "text", "both", "pairs"] = "image",
-    others: Annotated[options.Several, Option("--image")] = None,
+    reference: Annotated[options.Several, Option("--image")] = None,
     emotions: Path | None = None,
     centre: options.Centre = False,
     sign: options.Sign = "positive",
@@ -74,7 +75,7 @@ def explain_command(
         side: show where in the image, which words of the TEXTs, or both; words need a method
             without a grid (default: conservative). pairs: which word of one TEXT answers which
             region, or which region of --image
-        others: an image to compare with, instead of TEXTs; for --side pairs one
+        reference: an image to compare with, instead of TEXTs; for --side pairs one
         sign: what supports the text, what contradicts it, or both
         whole: pad the image to a square, so that the model sees all of it, where its processor
             would crop it to the middle
@@ -94,120 +95,171 @@ def explain_command(
     """
     settings = {"figure": "explain", **locals()}
     from .. import targets
-    from ..attr.registry import MAMOOLER, MethodChoice
-    from ..explaining.explain import explain
-    from ..explaining.explanation import FORMATS
-    from ..explaining.regions import region_files, save_regions
+    from ..explaining.explain import Request, explain
 
-    references = [find_file(other, caller="--image") for other in others or []]
-    folder = check_folder(images[0], output, "explained")
-    given = images[1:] if folder else images
-    paths, texts = split_words(given, "explain", image_first=folder is None)
-    texts += options.read_texts(texts_file)
-    if folder and paths:
-        raise InputError(f"{paths[0]} is an image; explain takes images or one folder, then texts.")
-    if method not in (None, MAMOOLER) and sign != "positive":
-        MethodChoice.of(method).check_negative()
-    if references and (texts or emotions):
-        raise InputError("--image FILE stands for the TEXTs; leave them and --emotions out.")
-    if side == "text" and (regions or label_map):
-        option = "--regions are" if regions else "--label-map is of"
-        raise InputError(f"{option} places in the image; leave --side text out.")
-    if label_map and sign == "negative":
-        raise InputError("--label-map is of what supports a TEXT; leave --sign negative out.")
-    if threshold is not None and not (regions or label_map):
-        raise InputError("--threshold goes with --regions or --label-map.")
-    if words and (side == "pairs" or references):
-        reason = "--image has no words" if references else "--side pairs splits the TEXT into words"
-        raise InputError(f"{reason}; leave --words out.")
-    if label_map and references and side == "pairs":
-        raise InputError("--label-map is of TEXTs, words or images, not of cells; leave it out.")
-    if side != "image" and (words or emotions):
-        option = "--words" if words else "--emotions"
-        raise InputError(f"--side {side} explains whole TEXTs; leave {option} out.")
-    if words and (emotions or len(texts) != 1):
-        got = "--emotions" if emotions else len(texts)
-        raise InputError(f"--words takes one TEXT apart, got {got}.")
-    if centre and not emotions:
-        raise InputError("--centre goes with --emotions FILE.")
-    if not (texts or emotions or references):
-        raise InputError("expected a TEXT, --emotions FILE or --image FILE, got none.")
-    if side == "pairs" and len(references) > 1:
-        raise InputError(f"--side pairs compares with one --image, got {len(references)}.")
-    if side == "pairs" and not references and len(texts) != 1:
-        raise InputError(f"--side pairs takes one TEXT apart, got {len(texts)}.")
-    if references and side in ("text", "both"):
-        raise InputError("a reference image has no words; take --side image or --side pairs.")
-    if references and side == "pairs" and original:
-        raise InputError(
-            "--side pairs draws two images as the model saw them; leave --original out."
-        )
+    line = read_line(
+        images, texts_file, output, command="explain", kind="explained", needs_image=True
+    )
+    references = [find_file(other) for other in reference or []]
+    refuse(_conflicts(line, references, **settings))
+    asked: dict[str, Any] = {"method": method, "sign": sign, "words": words, "side": side}
+    asked |= {"whole": whole, "hints": hints, "reference": references or None}
+    if len(references) == 1:
+        asked["reference"] = references[0]
+    Request(line.texts or (["an emotion"] if emotions else None), **asked)
     probes, fitted = read_probes([emotions] if emotions else [])
-    named = [*texts, *["emotions"] * bool(emotions), *(path.stem for path in references)]
-    if folder is None:
-        paths = without_own_figures(paths)
-        files = check_figures(paths, output, "explained", named, FORMATS)
-        labels = check_figures(paths, label_map, "labels", named, (".png",)) if label_map else {}
-    else:
-        files = name_figures(folder, "", named)
-        place = check_folder(images[0], label_map, "labels") if label_map else None
-        labels = name_figures(place, "labels", named) if place else {}
+    named = [*line.texts, *["emotions"] * bool(emotions), *(path.stem for path in references)]
     inputs = [*references, emotions, texts_file]
-    check_outputs([*files.values(), *labels.values()], [*files, *inputs])
+    results = _Results.of(line, named, output, regions, label_map, threshold, original, inputs)
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
-    target: list[str] | Target | None = texts or None
+    target: Any = line.texts or None
     if probes:
         parts = [targets.emotion(clip, probes[0], centre=centre)]
-        target = targets.concatenate([targets.text(clip, texts), *parts] if texts else parts)
+        target = targets.concatenate([targets.text(clip, target), *parts] if target else parts)
 
-    def save(path: Path, file: Path) -> "Explanation":
-        """Explain an image, and write the figure and the regions."""
-        explanation = explain(
-            path,
-            target,
-            reference=references[0] if len(references) == 1 else references or None,
-            model=clip,
-            method=method,
-            sign=sign,
-            words=words,
-            side=side,
-            whole=whole,
-            hints=hints,
-        )
-        if regions is not None:
-            name = path.name if len(paths) > 1 else ""
-            if folder:
-                name = path.relative_to(folder[0]).as_posix()
-            level: Threshold = "otsu" if threshold is None else threshold
-            about = {"photo": name or str(path), "threshold": level}
-            about |= {"model": explanation.model, "method": explanation.method}
-            found = explanation.regions(level)
-            marked = [Path(regions, name, mask) for mask in region_files(found)]
-            drawn = [file, labels[path]] if path in labels else [file]
-            check_outputs([*marked, *drawn], [path, *inputs])
-            save_regions(found, Path(regions, name), about)
-        if path in labels:
-            make_folder(labels[path].parent)
-            explanation.label_map(threshold)[0].save(labels[path])
-        explanation.save(file, original=original)
+    def draw(path: Path, file: Path) -> "Explanation":
+        explanation = explain(path, target, model=clip, **asked)
+        results.write(path, file, explanation)
         return explanation
 
-    if folder is not None:
+    if line.folder is not None:
         for free in ("model", "device", "output", "quiet"):  # a model counts by its identity
             del settings[free]
-        settings |= {"images": folder[0].resolve(), "targets": named}
-        draw_folder(files, folder[1], save, [clip], inputs, settings, quiet=quiet)
+        settings |= {"images": line.folder.images.resolve(), "targets": named}
+        output = line.folder.output
+        draw_folder(results.figures, output, draw, [clip], inputs, settings, quiet=quiet)
         return
     kinds = "each --image" if references else "each "
-    kinds += " and ".join(["text"] * bool(texts) + ["emotion"] * bool(emotions))
-    for path, file in files.items():
+    kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
+    for path, file in results.figures.items():
         with step("explaining", quiet=quiet):
-            explanation = save(path, file)
+            explanation = draw(path, file)
         _print_scores(explanation, kinds)
         for sentences in explanation.hints:
             print(*sentences, sep="\n", end="\n" * bool(sentences))
         print(file)
+
+
+def _conflicts(
+    line: Line,
+    references: Sequence[Path],
+    *,
+    words: bool,
+    side: str,
+    sign: str,
+    emotions: Path | None,
+    centre: bool,
+    regions: Path | None,
+    label_map: Path | None,
+    threshold: Any,
+    original: bool | None,
+    **_: Any,
+) -> Iterator[tuple[object, str]]:
+    """What does not go together on a line, besides what `explain` refuses itself."""
+    places = "--regions are" if regions else "--label-map is of"
+    nothing = not (line.texts or emotions or references)
+    yield nothing, "expected a TEXT, --emotions FILE or --image FILE, got none."
+    yield emotions and references, "--image FILE stands for --emotions; leave one of them out."
+    yield (
+        emotions and (words or side != "image"),
+        "--emotions have no words; leave --words and --side out.",
+    )
+    yield centre and not emotions, "--centre goes with --emotions FILE."
+    yield (
+        side == "text" and (regions or label_map),
+        f"{places} places in the image; leave --side text out.",
+    )
+    yield (
+        label_map and sign == "negative",
+        "--label-map is of what supports a TEXT; leave --sign negative out.",
+    )
+    yield (
+        threshold is not None and not (regions or label_map),
+        "--threshold goes with --regions or --label-map.",
+    )
+    if side == "pairs" and references:
+        yield len(references) > 1, f"--side pairs takes one --image, got {len(references)}."
+        yield label_map, "--label-map is of TEXTs, words or images, not of cells; leave it out."
+        yield (
+            original,
+            "--side pairs draws two images as the model saw them; leave --original out.",
+        )
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Files to write of each image: a figure, and what of its maps is asked for.
+
+    Attributes:
+        figures: image -> figure, or its maps.
+        label_maps: image -> label map.
+        regions: a folder for all images.
+        relative_to: the folder of images, if they are one's.
+        inputs: files that none of the results may replace.
+    """
+
+    figures: dict[Path, Path]
+    label_maps: dict[Path, Path]
+    regions: Path | None
+    threshold: Any
+    original: bool | None
+    relative_to: Path | None
+    inputs: Sequence[Path | None]
+
+    @classmethod
+    def of(
+        cls,
+        line: Line,
+        named: Sequence[str],
+        output: Path | None,
+        regions: Path | None,
+        label_map: Path | None,
+        threshold: Any,
+        original: bool | None,
+        inputs: Sequence[Path | None],
+    ) -> "_Results":
+        """Decide the names, and see that nothing is overwritten."""
+        from ..explaining.explanation import FORMATS
+
+        label_maps: dict[Path, Path] = {}
+        if line.folder is not None:
+            figures = line.folder.files("", named)
+            if label_map and (place := find_images(str(line.folder.images), label_map, "labels")):
+                label_maps = place.files("labels", named)
+        else:
+            paths = without_own_figures(line.images)
+            figures = check_figures(paths, output, "explained", named, FORMATS)
+            if label_map:
+                label_maps = check_figures(paths, label_map, "labels", named, (".png",))
+        check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
+        images = line.folder.images if line.folder else None
+        return cls(figures, label_maps, regions, threshold, original, images, inputs)
+
+    def write(self, image: Path, file: Path, explanation: "Explanation") -> None:
+        """Write all that is asked for of an image."""
+        if self.regions is not None:
+            self._write_regions(image, file, explanation)
+        if label_map := self.label_maps.get(image):
+            make_folder(label_map.parent)
+            explanation.label_map(self.threshold)[0].save(label_map)
+        explanation.save(file, original=self.original)
+
+    def _write_regions(self, image: Path, file: Path, explanation: "Explanation") -> None:
+        from ..explaining.regions import region_files, save_regions
+
+        assert self.regions is not None
+        name = image.name if len(self.figures) > 1 else ""
+        if self.relative_to:
+            name = image.relative_to(self.relative_to).as_posix()
+        level: Threshold = "otsu" if self.threshold is None else self.threshold
+        about = {"photo": name or str(image), "threshold": level}
+        about |= {"model": explanation.model, "method": explanation.method}
+        marked = explanation.regions(level)
+        masks = [Path(self.regions, name, mask) for mask in region_files(marked)]
+        others = [file, *filter(None, [self.label_maps.get(image)])]
+        check_outputs([*masks, *others], [image, *self.inputs])
+        save_regions(marked, Path(self.regions, name), about)
 
 
 def _print_scores(explanation: "Explanation", targets: str) -> None:

@@ -1,41 +1,31 @@
 """``captum-clip figure``: Mamooler's figures, and attention heads, on the user's own images."""
 
 import inspect
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 from typer import Argument, Context, Option
 
 from ..checks import check_choice, check_destination, check_outputs, expand
-from ..errors import InputError
+from ..errors import InputError, refuse
 from . import options
 from .options import app, command
 from .shared import (
-    check_folder,
+    Line,
     draw_folder,
     figure_name,
     load_model,
-    name_figures,
     read_image,
+    read_line,
     read_probes,
-    split_words,
     step,
 )
 
 _SINGLE: Final = ("layers", "heads")  # of one image and one model
 _OTHERS: Final = (
-    *(
-        "context",
-        "figure",
-        "words",
-        "texts_file",
-        "scene",
-        "model",
-        "processor",
-        "tokenizer",
-        "device",
-    ),
-    *("output", "quiet"),
+    *("context", "figure", "words", "texts_file", "scene", "model", "processor"),
+    *("tokenizer", "device", "output", "quiet"),
 )
 """Options that are no keywords of the functions of :mod:`captum_clip.figures`."""
 
@@ -107,68 +97,88 @@ def figure_command(
         if option.name in settings and option.name not in inspect.signature(draw).parameters:
             raise InputError(f"figure {figure} has no option {option.opts[0]}.")
     if scale:
-        scales = get_args(get_type_hints(draw)["scale"])
-        check_choice(f"figure {figure}", scale, scales, name="a scale")
-    words = words or []
+        check_choice(scale, get_args(get_type_hints(draw)["scale"]), name="a scale")
     if figure == "average":
-        if not words:
-            raise InputError("figure average needs an output folder of 'captum-clip study'.")
-        studies = [expand(study) for study in words]
-        default = f"{studies[0].resolve().name}-average.png"
-        file = check_destination(output or default, FORMATS)
-        print(save_figure(draw(studies, **settings), file))
+        _draw_average(draw, words or [], output, settings)
         return
     options.check_emotions(names or [])
     loaded, fitted = read_probes(settings.pop("probes", ()))
     models = model or fitted or ["demo/vit" if scene else options.DEFAULT_MODEL]
-    folder = check_folder(words[0], output, figure) if words and not scene else None
-    words = words[1:] if folder else words
-    paths, texts = split_words(words, f"figure {figure}", image_first=False)
-    texts += options.read_texts(texts_file)
-    if folder and paths:
-        raise InputError(f"{paths[0]} is an image; figure {figure} takes one folder, then texts.")
-    images = [*paths, *(_draw_scene(one) for one in scene or ())]
-    seen = [read_image(name) for name in references or ()]
-    shown, looked_for = 1 if folder else len(images), len(texts) + len(seen)
-    if not shown:
-        raise InputError("expected an IMAGE, or --scene SEED, got neither.")
-    if figure in _SINGLE and shown + len(models) > 2:
-        raise InputError(
-            f"figure {figure} takes one image and one model, got {shown} and {len(models)}."
-        )
-    if figure == "emotions":
-        if texts:
-            raise InputError(f"figure emotions takes no texts, got {texts[0]!r}.")
-        if len(loaded) != len(models):
-            raise InputError(
-                f"expected an --emotions FILE for each of the {len(models)} models "
-                f"({', '.join(models)}), in the same order, got {len(loaded)}."
-            )
-    elif not looked_for:
-        raise InputError(f"figure {figure} needs a target: a TEXT, or --image FILE.")
-    elif looked_for > 1 and figure in ("words", "heads"):
-        raise InputError(f"figure {figure} takes one target, got {looked_for}.")
-    targets: Any = loaded or (texts[0] if figure == "words" else texts)
-    named = [*texts, *(path.stem for path in seen), *(names or ())]
-    if folder is None:
-        stem = paths[0].stem if paths else f"scene-{(scene or [''])[0].partition(':')[0]}"
+    line = read_line(
+        [] if words is None else words,
+        texts_file,
+        output,
+        command=f"figure {figure}",
+        kind=figure,
+        needs_image=False,
+    )
+    others = [read_image(name) for name in references or ()]
+    images = [*line.images, *(_draw_scene(one) for one in scene or ())]
+    refuse(_conflicts(figure, line, len(images), [*line.texts, *others], models, loaded))
+    named = [*line.texts, *(path.stem for path in others), *(names or ())]
+    inputs = [*others, *(probes or ()), texts_file]
+    if line.folder is None:
+        scenes = [f"scene-{one.partition(':')[0]}" for one in scene or ()]
+        stem = [*(path.stem for path in line.images), *scenes][0]
         file = check_destination(output or figure_name(stem, figure, named), FORMATS)
-    files = name_figures(folder, "", named) if folder else {}
-    inputs = [*seen, *(probes or ()), texts_file]
-    check_outputs(files.values() if folder else [file], [*files, *paths, *inputs])
+    files = line.folder.files("", named) if line.folder else {}
+    check_outputs(files.values() if files else [file], [*files, *line.images, *inputs])
     clips = [load_model(name, processor, tokenizer, device, quiet=quiet) for name in models]
+    which: dict[str, Any] = {"model": clips[0]} if figure in _SINGLE else {"models": clips}
+    targets: Any = loaded or (line.texts[0] if figure == "words" else line.texts)
 
     def save(image: Any, file: Path) -> None:
-        which = {"model": clips[0]} if figure in _SINGLE else {"models": clips}
         save_figure(draw(image, targets, **which, **settings), file)
 
-    if folder is not None:
-        about = {"figure": figure, **settings, "images": folder[0].resolve(), "targets": named}
-        draw_folder(files, folder[1], save, clips, inputs, about, quiet=quiet)
+    if line.folder is not None:
+        about = {"figure": figure, **settings, "targets": named}
+        about["images"] = line.folder.images.resolve()
+        draw_folder(files, line.folder.output, save, clips, inputs, about, quiet=quiet)
         return
     with step("drawing", quiet=quiet):
         save(images[0] if figure in _SINGLE else images, file)
     print(file)
+
+
+def _draw_average(draw: Any, words: list[str], output: Path | None, settings: Any) -> None:
+    from ..visualization import save_figure
+    from ..visualization.grid import FORMATS
+
+    if not words:
+        raise InputError("figure average needs an output folder of 'captum-clip study'.")
+    studies = [expand(study) for study in words]
+    file = check_destination(output or f"{studies[0].resolve().name}-average.png", FORMATS)
+    print(save_figure(draw(studies, **settings), file))
+
+
+def _conflicts(
+    figure: str,
+    line: Line,
+    images: int,
+    targets: Sequence[Any],
+    models: Sequence[str],
+    probes: Sequence[Any],
+) -> Iterator[tuple[object, str]]:
+    """What does not go together on a line."""
+    images = 1 if line.folder else images
+    yield not images, "expected an IMAGE, or --scene SEED, got neither."
+    yield (
+        figure in _SINGLE and images + len(models) > 2,
+        f"figure {figure} takes one image and one model, got {images} and {len(models)}.",
+    )
+    if figure == "emotions":
+        yield line.texts, f"figure emotions takes no texts, got {line.texts[:1]}."
+        yield (
+            len(probes) != len(models),
+            f"expected an --emotions FILE for each of the {len(models)} models "
+            f"({', '.join(models)}), in the same order, got {len(probes)}.",
+        )
+    else:
+        yield not targets, f"figure {figure} needs a target: a TEXT, or --image FILE."
+        yield (
+            len(targets) > 1 and figure in ("words", "heads"),
+            f"figure {figure} takes one target, got {len(targets)}.",
+        )
 
 
 def _draw_scene(text: str) -> Any:

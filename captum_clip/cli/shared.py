@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checks import check_destination, check_outputs, expand, find_file, find_folder, show
 from ..errors import InputError
 from ..files import is_own_figure, make_folder, replace_file, slug
-from .options import check_texts
+from .options import check_texts, read_texts
 
 if TYPE_CHECKING:
     from ..emotions import EmotionProbe
@@ -32,10 +32,41 @@ def read_image(name: str) -> Path:
     return path
 
 
-def split_words(
-    words: Sequence[str], command: str, *, image_first: bool
-) -> tuple[list[Path], list[str]]:
-    """Tell images from the texts that follow them."""
+class Folder(NamedTuple):
+    """A folder of images, the one that their figures go into, and the names of the images."""
+
+    images: Path
+    output: Path
+    names: list[str]
+
+    def files(self, kind: str, texts: Sequence[str]) -> dict[Path, Path]:
+        """Where the figure of each image goes."""
+        # with the ending of the image, since a folder may hold a.jpg and a.png
+        return {
+            self.images / name: self.output / figure_name(name, kind, texts) for name in self.names
+        }
+
+
+class Line(NamedTuple):
+    """What a line names: images, or a folder of them; then texts, those of a file included."""
+
+    images: list[Path]
+    texts: list[str]
+    folder: Folder | None
+
+
+def read_line(
+    words: Sequence[str],
+    texts_file: Path | None,
+    output: Path | None,
+    *,
+    command: str,
+    kind: str,
+    needs_image: bool,
+) -> Line:
+    """Tell images, or a folder whose figures are of some kind, from the texts that follow them."""
+    folder = find_images(words[0], output, kind) if words else None
+    words = words[1:] if folder else words
     from PIL import Image
 
     endings = Image.registered_extensions()
@@ -46,14 +77,17 @@ def split_words(
         or Path(word).suffix.lower() in endings
         for word in words
     ]
-    if image_first and True in looks[1:] and not looks[0]:
+    if folder and True in looks:
+        image = words[looks.index(True)]
+        raise InputError(f"{image} is an image; {command} takes images or one folder, then texts.")
+    if needs_image and not folder and not looks[0]:
         raise InputError(f"{show(words[0])} is no image; {command} takes images, then texts.")
-    is_image = [(image_first and not index) or look for index, look in enumerate(looks)]
-    count = [*is_image, False].index(False)
-    if True in is_image[count:]:
-        image = words[is_image.index(True, count)]
+    count = [*looks, False].index(False)
+    if True in looks[count:]:
+        image = words[looks.index(True, count)]
         raise InputError(f"{image} is an image; {command} takes images, then texts.")
-    return [read_image(word) for word in words[:count]], check_texts([*words[count:]])
+    images = [read_image(word) for word in words[:count]]
+    return Line(images, check_texts([*words[count:]]) + read_texts(texts_file), folder)
 
 
 def figure_name(image: str, kind: str, texts: Sequence[str]) -> str:
@@ -94,11 +128,8 @@ def without_own_figures(images: list[Path]) -> list[Path]:
     return [image for image in images if image not in own]
 
 
-def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path, list[str]] | None:
-    """The folder of a name, that of its figures (FOLDER-KIND by default), the names of its images.
-
-    None where the name is that of no folder.
-    """
+def find_images(name: str, output: Path | None, kind: str) -> Folder | None:
+    """The folder of a name, whose figures go to FOLDER-KIND by default; None of another name."""
     from ..evaluation.image_batches import list_images
     from ..evaluation.storage import storage_of
     from ..explaining.explanation import FORMATS
@@ -112,16 +143,7 @@ def check_folder(name: str, output: Path | None, kind: str) -> tuple[Path, Path,
             f"{name} is a folder, of which each image gets a file; {output} must name a folder "
             "for them."
         )
-    return folder, output, [*list_images(storage_of(folder), storage_of(output))]
-
-
-def name_figures(
-    folder: tuple[Path, Path, list[str]], kind: str, texts: Sequence[str]
-) -> dict[Path, Path]:
-    """Where the figure of each image of a folder goes, as `check_folder` found them."""
-    images, output, names = folder
-    # with the ending of the image, since a folder may hold a.jpg and a.png
-    return {images / name: output / figure_name(name, kind, texts) for name in names}
+    return Folder(folder, output, [*list_images(storage_of(folder), storage_of(output))])
 
 
 def read_probes(files: Sequence[Path]) -> "tuple[list[EmotionProbe], list[str]]":

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checks import check_choice, check_integer
-from ..errors import InputError
+from ..errors import InputError, public
 from .backgrounds import draw_background
 from .captions import draw_caption
 from .catalogue import BACKGROUNDS, THINGS, Thing
@@ -117,6 +117,7 @@ def draw_object(
     return rotated(drawing, side=side, angle=angle, flip=bool(generator.random() < 0.5))
 
 
+@public("draw_scene")
 def draw_scene(
     seed: int,
     *,
@@ -191,8 +192,7 @@ def _find(name: str, generator: np.random.Generator) -> Thing:
     matches = [thing for thing in THINGS if name in (thing.name, thing.noun)]
     if not matches:
         raise InputError(
-            f"draw_scene: no demo scene shows {name!r}; the names are in "
-            "captum_clip.demo.catalogue.THINGS"
+            f"no demo scene shows {name!r}; the names are in captum_clip.demo.catalogue.THINGS"
         )
     return matches[generator.integers(len(matches))]
 
@@ -200,7 +200,7 @@ def _find(name: str, generator: np.random.Generator) -> Thing:
 def _positions(without: Collection[int], count: int) -> frozenset[int]:
     outside = [position for position in without if not 0 <= position < count]
     if outside:
-        raise InputError(f"draw_scene: without={outside}, but the scene has {count} objects")
+        raise InputError(f"without={outside}, but the scene has {count} objects")
     return frozenset(without)
 
 
@@ -213,17 +213,17 @@ def _check(
     size: int,
     world: World,
 ) -> None:
-    check_integer("draw_scene", "a seed", seed, least=0)
-    check_integer("draw_scene", "a size", size, least=64)
-    check_choice("draw_scene", split, _SPLITS, name="split")
+    check_integer("a seed", seed, least=0)
+    check_integer("a size", size, least=64)
+    check_choice(split, _SPLITS, name="split")
     if background is not None:
         held_out = () if split == "train" else world.held_out
         known = dict.fromkeys((*world.backgrounds, *held_out))
-        check_choice("draw_scene", background, known, name="background")
+        check_choice(background, known, name="background")
     if isinstance(objects, str):
-        raise InputError(f"draw_scene: objects={objects!r}, expected a list of names")
+        raise InputError(f"objects={objects!r}, expected a list of names")
     if objects is not None and count is not None and count != len(objects):
-        raise InputError(f"draw_scene: count={count}, but objects names {len(objects)}")
+        raise InputError(f"count={count}, but objects names {len(objects)}")
     number = count if objects is None else len(objects)
     if number is not None:
-        check_integer("draw_scene", "a number of objects", number, most=world.objects)
+        check_integer("a number of objects", number, most=world.objects)

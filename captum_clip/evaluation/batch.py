@@ -336,7 +336,8 @@ def _targets(batch: Batch, texts: Sequence[str]) -> Tensor:
     known = [image for image in references if image is not None]
     if len(known) < len(references):
         raise InputError(
-            f"{context.data.name} has no images to explain its images against; take against='text'."
+            f"{context.data.name} has no images to explain its images against; take "
+            "`against='text'`."
         )
     size = context.config.batch_size
     parts = [known[start : start + size] for start in range(0, len(known), size)]

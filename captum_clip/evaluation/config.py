@@ -17,7 +17,7 @@ from ..checks import (
     find_repeated,
     show,
 )
-from ..errors import InputError
+from ..errors import InputError, public
 from ..models.loading import published
 
 EngineName = Literal["local", "ray"]
@@ -66,7 +66,6 @@ class RunConfig:
         image_size: of the models, as of :func:`captum_clip.load_clip`: larger images, finer maps.
     """
 
-    caller: ClassVar[str]  # begins messages
     deciding: ClassVar[tuple[str, ...]]  # fields that decide the results
     several: ClassVar[tuple[str, ...]]  # fields of one value or several, none of which comes twice
     places: ClassVar[tuple[str, ...]] = ("output",)
@@ -92,40 +91,35 @@ class RunConfig:
         for name in self.places:
             place = getattr(self, name)
             if not isinstance(place, (str, Path)) or not str(place):
-                raise InputError(
-                    f"{self.caller}: expected {name} as a folder or a URL, got {show(place)}."
-                )
+                raise InputError(f"expected {name} as a folder or a URL, got {show(place)}.")
             object.__setattr__(self, name, str(place))
         for name in self.several:
             given = getattr(self, name)
             is_one = isinstance(given, str) or not isinstance(given, Sequence)
             listed = (given,) if is_one else tuple(given)
             if (repeated := find_repeated(listed)) is not None:
-                raise InputError(
-                    f"{self.caller}: {str(repeated)!r} is given twice in {name}; once will do."
-                )
+                raise InputError(f"{str(repeated)!r} is given twice in {name}; once will do.")
             object.__setattr__(self, name, listed)
         for name in self.texts_or_none:
             value = getattr(self, name)
             if not isinstance(value, str | None) or value == "":
-                raise InputError(f"{self.caller}: expected {name} as a text, got {value!r}.")
+                raise InputError(f"expected {name} as a text, got {value!r}.")
         defaults = {one.name: one.default for one in fields(self)}
         for name, least in self.least.items():
             value = getattr(self, name)
             if value is not None or defaults[name] is not None:
-                check_integer(self.caller, name, value, least=least, most=self.most.get(name))
+                check_integer(name, value, least=least, most=self.most.get(name))
         for name in (name for name, default in defaults.items() if isinstance(default, bool)):
-            check_flag(self.caller, name, getattr(self, name))
-        check_choice(self.caller, self.engine, get_args(EngineName), name="an engine")
+            check_flag(name, getattr(self, name))
+        check_choice(self.engine, get_args(EngineName), name="an engine")
         if self.engine == "local" and self.gpus > 1:
             raise InputError(
-                f"{self.caller}: the local engine computes on one GPU; engine='ray' uses "
-                f"{self.gpus} of them."
+                f"the local engine computes on one GPU; `engine='ray'` uses {self.gpus} of them."
             )
         if self.engine == "ray" and self.processes < max(1, self.gpus):
             raise InputError(
-                f"{self.caller}: Ray needs one worker or more, and as many as GPUs, got "
-                f"workers={self.workers} and gpus={self.gpus}."
+                f"Ray needs one worker or more, and as many as GPUs, got "
+                f"`workers={self.workers}` and `gpus={self.gpus}`."
             )
 
     @property
@@ -153,11 +147,11 @@ class RunConfig:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def check_config(caller: str, config: Any, kind: type[RunConfig]) -> None:
+def check_config(config: Any, kind: type[RunConfig]) -> None:
     """Raise InputError unless a config is of a kind."""
     if not isinstance(config, kind):
         got = type(config).__name__
-        raise InputError(f"{caller}: expected settings as {kind.__name__}(...), got {got}.")
+        raise InputError(f"expected settings as {kind.__name__}(...), got {got}.")
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,6 @@ class EvaluationConfig(RunConfig):
         InputError: something that cannot be measured.
     """
 
-    caller = "evaluate"
     deciding = (
         *("methods", "tasks", "against", "images", "slow_images", "seed", "draws", "fills"),
         *("template", "text", "void", "batch_size", "chunk_size"),
@@ -223,21 +216,22 @@ class EvaluationConfig(RunConfig):
     resamples: int = 2000
     formats: tuple[Format, ...] = ()
 
+    @public("evaluate")
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", str(self.model))
         if not self.model:
             raise InputError(
-                "evaluate: expected a model by name or path, so that any worker can load it, got "
+                "expected a model by name or path, so that any worker can load it, got "
                 "an empty text."
             )
         super().__post_init__()
         for name in self.several:
             object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
-        check_choice("evaluate", self.against, get_args(Against), name="against")
+        check_choice(self.against, get_args(Against), name="against")
         for fill in self.fills or ("none",):
-            check_choice("evaluate", fill, FILLS, name="fills")
+            check_choice(fill, FILLS, name="fills")
         for form in self.formats:
-            check_choice("evaluate", form, get_args(Format), name="formats")
+            check_choice(form, get_args(Format), name="formats")
 
 
 @dataclass(frozen=True)
@@ -264,7 +258,6 @@ class StudyConfig(RunConfig):
         InputError: something that cannot be studied.
     """
 
-    caller = "StudyConfig"
     deciding = (
         *("texts", "centred", "batch_size", "chunk_size", "seed", "limit", "value_entropy"),
         "threads",
@@ -285,31 +278,30 @@ class StudyConfig(RunConfig):
     batch_size: int = field(default=16, kw_only=True)
     chunk_size: int = field(default=128, kw_only=True)
 
+    @public("StudyConfig")
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "emotions", tuple(as_list(self.emotions)))
         object.__setattr__(self, "models", tuple(map(str, self.models)))
         if not all(self.models):
             raise InputError(
-                f"StudyConfig: expected models by name or path, so that any worker can load them, "
+                f"expected models by name or path, so that any worker can load them, "
                 f"got {self.models}."
             )
         for method in self.methods:
             check_method(method)
         blank = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
         if blank:
-            raise InputError(
-                f"StudyConfig: expected texts with something in them, got {blank[0]!r}."
-            )
+            raise InputError(f"expected texts with something in them, got {blank[0]!r}.")
         if len(self.emotions) not in (0, len(self.models)):
             raise InputError(
-                f"StudyConfig: expected a file of emotions for each of the {len(self.models)} "
+                f"expected a file of emotions for each of the {len(self.models)} "
                 f"models ({', '.join(self.models)}), in the same order, got {len(self.emotions)}."
             )
         if not self.models or not (self.texts or self.emotions):
-            raise InputError("StudyConfig: there is nothing to explain; give texts or emotions.")
+            raise InputError("there is nothing to explain; give texts or emotions.")
         if self.centred and not self.emotions:
-            raise InputError("StudyConfig: centred means emotions, and there are none.")
+            raise InputError("centred means emotions, and there are none.")
 
     def identity(self) -> dict[str, Any]:
         """As of every run; the seed decides nothing but a sample."""

@@ -12,7 +12,7 @@ from typing_extensions import override
 from .._version import __version__
 from ..attr.registry import MAMOOLER, method_on
 from ..checks import check_choice, error_context, find_repeated
-from ..errors import InputError
+from ..errors import InputError, public
 from ..files import draw_order
 from ..models import ClipAdapter
 from . import report
@@ -167,7 +167,7 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
     options = {"template": config.template, "text": config.text, "void": config.void}
     for option, value in options.items():
         if value is not None and not any(option in options_of(name) for name in names):
-            raise InputError(f"evaluate: none of the data {', '.join(names)} takes a {option}.")
+            raise InputError(f"none of the data {', '.join(names)} takes a {option}.")
     data = []
     for name in names:
         own: dict[str, Any] = {n: options[n] for n in options_of(name) if n in options}
@@ -178,35 +178,33 @@ def _open_data(config: EvaluationConfig) -> tuple[DataSet, ...]:
 def _tasks(config: EvaluationConfig, data: Sequence[DataSet]) -> tuple[tuple[str, ...], ...]:
     """The tasks of each data set, each of one data set only."""
     for name in config.tasks:
-        check_choice("evaluate", name, TASKS, name="a task")
+        check_choice(name, TASKS, name="a task")
     wanted = config.tasks or tuple(name for name, task in TASKS.items() if task.by_default)
     if config.against == "image":
         other = [name for name in config.tasks if name not in _OF_IMAGES]
         if other:
             raise InputError(
-                f"evaluate: {other[0]} explains texts; against='image' serves "
-                f"{', '.join(_OF_IMAGES)}."
+                f"{other[0]} explains texts; `against='image'` serves {', '.join(_OF_IMAGES)}."
             )
         wanted = config.tasks or _OF_IMAGES
     for name in wanted:
         serving = [data_set.name for data_set in data if name in data_set.tasks]
         if len(serving) > 1:
             raise InputError(
-                f"evaluate: {' and '.join(serving)} are both measured by {name}; give each its own "
+                f"{' and '.join(serving)} are both measured by {name}; give each its own "
                 "output folder, so that one table has one data set."
             )
         if name in config.tasks and not serving:
             served = ", ".join(dict.fromkeys(task for data_set in data for task in data_set.tasks))
             which = "the data" if config.data else "the demo's data"
             raise InputError(
-                f"evaluate: {which} do not serve the task {name}, they serve {served}; give data "
-                "that do."
+                f"{which} do not serve the task {name}, they serve {served}; give data that do."
             )
     tasks = tuple(tuple(name for name in wanted if name in data_set.tasks) for data_set in data)
     for data_set, own in zip(data, tasks, strict=True):
         if not own and config.data:
             raise InputError(
-                f"evaluate: {data_set.name} serves none of {', '.join(wanted)}; it serves "
+                f"{data_set.name} serves none of {', '.join(wanted)}; it serves "
                 f"{', '.join(data_set.tasks)}."
             )
     return tasks
@@ -219,7 +217,7 @@ def _check_names(data: Sequence[DataSet]) -> None:
         for name in data_set.names:
             if owners.setdefault(name, data_set.name) != data_set.name:
                 raise InputError(
-                    f"evaluate: {owners[name]} and {data_set.name} both have a sample {name}, so "
+                    f"{owners[name]} and {data_set.name} both have a sample {name}, so "
                     "that maps made elsewhere cannot be told apart; name one data set, and measure "
                     "the other in an output folder of its own."
                 )
@@ -229,8 +227,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
     repeated = find_repeated(names)
     if repeated:
         raise InputError(
-            f"evaluate: two methods are called {repeated!r}; folders of maps need names of their "
-            "own."
+            f"two methods are called {repeated!r}; folders of maps need names of their own."
         )
     wanted = config.reference or MAMOOLER
     if wanted not in names:  # where it may be a folder of maps
@@ -239,9 +236,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
         return wanted
     if config.reference is None:
         return names[0]
-    raise InputError(
-        f"evaluate: the reference {wanted!r} is not among the methods {', '.join(names)}."
-    )
+    raise InputError(f"the reference {wanted!r} is not among the methods {', '.join(names)}.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -275,6 +270,7 @@ class Evaluation:
         return report.findings(self.summary)
 
 
+@public("evaluate")
 def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> Evaluation:
     """Measure what is not there yet, then write all tables.
 
@@ -297,7 +293,7 @@ def evaluate(config: EvaluationConfig, *, progress: Progress | None = None) -> E
         >>> config = EvaluationConfig("demo/vit", "out", images=100)
         >>> evaluate(config).table  # doctest: +SKIP
     """
-    check_config("evaluate", config, EvaluationConfig)
+    check_config(config, EvaluationConfig)
     return run(partial(make_plan, config), _summarise, config, progress)
 
 

@@ -17,7 +17,7 @@ from .. import targets
 from ..attr.registry import MethodChoice, method_on
 from ..checks import check_integer, expand
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, public
 from ..explaining.explain import explain
 from ..explaining.explanation import Explanation
 from ..files import DAMAGED, replace_file
@@ -62,6 +62,7 @@ def find_images(folder: str | Path) -> list[Path]:
     return sorted(folder / name for name in list_images(storage_of(folder)))
 
 
+@public("image_features")
 def image_features(
     clip: ClipAdapter,
     paths: Sequence[str | Path],
@@ -88,8 +89,8 @@ def image_features(
         InputError: an option out of range, a cache that cannot be written, a model without a
             processor, or no image that can be read.
     """
-    check_integer("image_features", "batch_size", batch_size)
-    check_integer("image_features", "workers", workers, least=0)
+    check_integer("batch_size", batch_size)
+    check_integer("workers", workers, least=0)
     listed = [Path(os.path.expanduser(path)) for path in paths]
     file = None if cache is None else expand(cache)
     kept, key = None, Arrays()
@@ -255,6 +256,7 @@ class Ranking:
         return folder / TABLE, save_figure(self.plot(), folder / FIGURE)
 
 
+@public("rank")
 def rank(
     clip: ClipAdapter,
     images: str | Path | Sequence[str | Path],
@@ -296,10 +298,10 @@ def rank(
         >>> len(found.files), found.explanations[0].maps["positive"].shape
         (3, torch.Size([1, 1, 7, 7]))
     """
-    check_integer("rank", "top", top)
+    check_integer("top", top)
     wanted = targets.text(clip, target) if isinstance(target, str) else target
     if len(wanted) != 1:
-        raise TargetError(f"rank: expected one target, got {len(wanted)}: {list(wanted.names)}.")
+        raise TargetError(f"expected one target, got {len(wanted)}: {list(wanted.names)}.")
     forward = ClipSimilarity(clip, wanted)
     # What does not fit the model fails before the images are read.
     MethodChoice.of(method_on(clip.tower, method)).method(forward)

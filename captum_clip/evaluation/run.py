@@ -435,7 +435,7 @@ class UnitWorker:
         if before >= _TRIES:
             raise InputError(
                 f"{before} workers died over {name}, perhaps for want of memory; take a smaller "
-                "batch, or engine='local', which reports more."
+                "batch, or `engine='local'`, which reports more."
             )
         self._output.write(counter, b"x" * (before + 1))
 
@@ -456,7 +456,7 @@ def _connected(config: RunConfig) -> Iterator[Any]:
             import ray.data
         except ImportError as error:
             raise InputError(
-                "engine='ray' needs Ray Data: pip install 'ray[data]', or leave the engine out "
+                "`engine='ray'` needs Ray Data: pip install 'ray[data]', or leave the engine out "
                 "to compute on this machine."
             ) from error
         logger = logging.getLogger("ray.data")
@@ -490,7 +490,7 @@ def _check_room(ray: Any, config: RunConfig) -> None:
     cpus = max((machine.get("CPU", 0) for machine in fitting), default=0)
     if gpus < config.gpus or cpus < config.thread_count:
         raise InputError(
-            f"a worker with threads={config.thread_count} and its share of gpus={config.gpus} fits "
-            f"on no machine of the Ray cluster, which has {gpus:.0f} GPUs and at most {cpus:.0f} "
-            "CPUs on one machine; give fewer."
+            f"a worker with `threads={config.thread_count}` and its share of `gpus={config.gpus}` "
+            f"fits on no machine of the Ray cluster, which has {gpus:.0f} GPUs and at most "
+            f"{cpus:.0f} CPUs on one machine; give fewer."
         )

@@ -19,7 +19,7 @@ from .. import targets
 from ..attr.registry import MethodChoice, fitting_methods
 from ..checks import find_repeated
 from ..emotions import EmotionProbe
-from ..errors import InputError
+from ..errors import InputError, public
 from ..files import DAMAGED
 from ..models import ClipAdapter
 from ..similarity import ClipSimilarity
@@ -87,6 +87,7 @@ class StudyResult:
     skipped: dict[str, str]
 
 
+@public("run_study")
 def run_study(config: StudyConfig, *, progress: Progress | None = None) -> StudyResult:
     """Compute what is not there yet, then all statistics.
 
@@ -112,7 +113,7 @@ def run_study(config: StudyConfig, *, progress: Progress | None = None) -> Study
         >>> config = StudyConfig("photos", "out", texts="a horse", models=["ViT-B/32", "RN101"])
         >>> run_study(config)  # doctest: +SKIP
     """
-    check_config("run_study", config, StudyConfig)
+    check_config(config, StudyConfig)
     images, output = storage_of(config.images), storage_of(config.output)
     files = list_images(images, output, limit=config.limit, seed=config.seed)
     return run(partial(_plan, config, images, files), _summarise, config, progress)
@@ -259,7 +260,7 @@ def _plan(
     repeated = find_repeated([(job.model, job.method) for job in jobs])
     if repeated is not None:
         raise InputError(
-            f"StudyConfig: {repeated[1]} of {repeated[0]} comes twice; give each model and method "
+            f"{repeated[1]} of {repeated[0]} comes twice; give each model and method "
             "once, folders under different names."
         )
     size = -(-config.chunk_size // config.batch_size) * config.batch_size  # whole batches
@@ -278,7 +279,7 @@ def _jobs_of(
     """A model with every method that fits its tower; `first` is the number of the first job."""
     location, label = full_name(model), label_of(model)
     clip = models.load(location)
-    fitting = fitting_methods("StudyConfig", config.methods, clip.tower, model)
+    fitting = fitting_methods(config.methods, clip.tower, model)
     target, centred, digest = _target(config, emotions, clip)
     blank, identity = clip.preprocess(Image.new("RGB", (64, 64))), clip.identity()
     for number, choice in enumerate(fitting, first):

@@ -1,9 +1,10 @@
 """`explain`: images and texts in, an :class:`Explanation` out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from tqdm import tqdm
 from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
-from ..attr.registry import MethodChoice, TextMap, check_method, method_on
-from ..checks import as_list, called, check_choice, check_flag, check_integer, show
-from ..errors import InputError, TargetError
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap, check_method, method_on
+from ..checks import as_list, check_choice, check_flag, check_integer, show
+from ..errors import InputError, TargetError, public, refuse
 from ..models import ClipAdapter, load_clip
 from ..models.adapter import ImageLike
 from ..models.images import pixels_of
@@ -27,7 +28,8 @@ from .hints import can_compare, find_hints
 Side = Literal["image", "text", "both", "pairs"]
 
 
-@called("explain")
+@public("explain")
+@public("explain")
 def explain(
     image: ImageLike | Sequence[ImageLike] | Mapping[str, Any],
     texts: str | Sequence[str] | Target | None = None,
@@ -104,223 +106,286 @@ def explain(
         (torch.Size([1, 2, 7, 7]), 'direct')
         >>> figure = explanation.plot()
     """
-    check_flag("explain", "whole", whole)
-    if not isinstance(method, (str, type, NoneType)):
-        raise InputError(f"explain: expected a method, by name or as a class, got {show(method)}.")
-    _check_arguments(texts, reference, sign, words, batch_size, side, hints)
-    other: Any = None
-    if side == "pairs":
-        other = None if texts is None else _one_text(texts)
-        options = _pair_options(method, options)
-    elif method is not None:
-        check_method(method, options)
+    request = Request(
+        texts,
+        reference,
+        method=method,
+        options=options,
+        sign=sign,
+        words=words,
+        side=side,
+        hints=hints,
+        whole=whole,
+        batch_size=batch_size,
+    )
     parts: dict[str, Any] = {"processor": processor, "tokenizer": tokenizer}
     clip = load_clip(model, **parts, device=device, image_size=image_size)
-    wanted = SIGNS if sign == "both" else (sign,)
-    pieces = _pieces(pixels_of(image), batch_size)
-    if side == "pairs":
-        if reference is not None:
-            other = photos.preprocess(clip, reference, whole=whole).pixels
-            if len(other) != 1:
-                raise InputError(f"explain: expected one reference image, got {len(other)}.")
-        name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
-        return _explain_pairs(clip, pieces, other, name, wanted, whole, options)
+    batches = _batches(clip, image, request)
+    return _pairs(clip, request, batches) if side == "pairs" else _sides(clip, request, batches)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What :func:`explain` is asked for; refused where no model could answer it.
+
+    The fields are the arguments of that function.
+    """
+
+    texts: Any = None
+    reference: Any = None
+    _: KW_ONLY
+    method: str | type[Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sign: Sign = "positive"
+    words: bool | Sequence[Any] = False
+    side: Side = "image"
+    hints: bool | None = None
+    whole: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        refuse(self._conflicts())
+        if self.words and (isinstance(self.texts, Target) or len(as_list(self.texts)) != 1):
+            raise TargetError(f"`words` need exactly one text, got {self.texts!r}.")
+        if self.side == "pairs":
+            _ = self.text, self.pair_options
+        elif self.method is not None:
+            check_method(self.method, dict(self.options))
+            if self.method != MAMOOLER:
+                self.check_negative(MethodChoice.of(self.method, dict(self.options)))
+
+    def _check_types(self) -> None:  # before any truth: an array is neither true nor false
+        check_flag("whole", self.whole)
+        if not isinstance(self.method, (str, type, NoneType)):
+            raise InputError(f"expected a method, by name or as a class, got {show(self.method)}.")
+        if not isinstance(self.words, (bool, Sequence)):
+            raise InputError(f"expected words of True, False or a list, got {show(self.words)}.")
+        if self.hints is not None:
+            check_flag("hints", self.hints)
+        check_choice(self.side, get_args(Side), name="a side")
+        check_choice(self.sign, get_args(Sign), name="a sign")
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size)
+
+    def _conflicts(self) -> Iterator[tuple[object, str]]:
+        """Arguments that do not go together: whether it is so, and the sentence for it."""
+        side, words, has_reference = self.side, bool(self.words), self.reference is not None
+        given = "both" if has_reference else "neither"
+        missing = (self.texts is None) is not has_reference
+        yield missing, f"expected texts or a `reference`, got {given}."
+        yield (
+            has_reference and (side in ("text", "both") or words),
+            "a `reference` has no words; take `side='image'` or `side='pairs'`, and leave "
+            "`words` out.",
+        )
+        yield (
+            side == "pairs" and words,
+            "`side='pairs'` splits the text into words; leave `words` out.",
+        )
+        is_target = isinstance(self.texts, Target)
+        yield (
+            side != "image" and (is_target or words),
+            f"`side={side!r}` explains whole texts word by word; pass the texts"
+            f"{' and not a Target' if is_target else ', and leave `words` out'}.",
+        )
+        yield (
+            self.hints and not self.has_hints,
+            "`hints=True` compares positive maps of texts with those of unrelated texts; leave it "
+            "out with a Target, a reference, `side='text'`, `side='pairs'` or `sign='negative'`.",
+        )
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """The signs of the maps that are asked for."""
+        return SIGNS if self.sign == "both" else (self.sign,)
+
+    @property
+    def has_hints(self) -> bool:
+        """Whether there can be hints: for texts, on the image side, of positive maps."""
+        of_texts = self.texts is not None and not isinstance(self.texts, Target)
+        return of_texts and self.side in ("image", "both") and self.sign != "negative"
+
+    @property
+    def text(self) -> str | None:
+        """The one text of pairs; None where a reference stands for it."""
+        if self.texts is None:
+            return None
+        texts = as_list(self.texts) if isinstance(self.texts, Iterable) else [self.texts]
+        if len(texts) != 1 or not isinstance(texts[0], str):
+            raise TargetError(
+                f"`side='pairs'` takes one text apart, got {show(self.texts)}; explain each by "
+                "itself."
+            )
+        return texts[0]
+
+    @property
+    def pair_options(self) -> dict[str, Any]:
+        """The options of `DirectInteraction`, which may come with the name of `direct`."""
+        options, known = dict(self.options), ("baseline", "start_layer", "depth")
+        if self.method not in (None, DirectInteraction):
+            choice = MethodChoice.of(self.method, options)
+            if choice.method is not DirectContribution:
+                raise InputError(
+                    "`side='pairs'` is made of direct contributions to both embeddings, "
+                    f"got the method {choice.name}; leave it out."
+                )
+            options = choice.options
+        for option in options:
+            if option not in known:
+                raise InputError(
+                    f"`side='pairs'` has no option {option!r}; it has {', '.join(known)}."
+                )
+        return options
+
+    def check_negative(self, choice: MethodChoice) -> None:
+        """Raise InputError where a negative map is asked for that the method does not have."""
+        if self.sign != "positive":
+            choice.check_negative()
+
+
+class _Batch(NamedTuple):
+    """Some images as the model takes them, the same in colours, and whether they are all."""
+
+    seen: photos.Seen
+    colored: photos.Seen
+    is_only: bool
+
+
+def _batches(clip: ClipAdapter, image: Any, request: Request) -> Iterator[_Batch]:
+    images = pixels_of(image)
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    size = request.batch_size
+    pieces = [images]
+    if several and size is not None and len(images) > size:
+        pieces = [images[at : at + size] for at in range(0, len(images), size)]
+    for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
+        seen = photos.preprocess(clip, piece, whole=request.whole)
+        colored = seen._replace(pixels=clip.denormalize(seen.pixels).cpu())
+        yield _Batch(seen, colored, len(pieces) == 1)
+
+
+def _sides(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Explanation:
+    """Where in the images, and which words of the texts."""
+    choices = _choices(clip, request)
+    target = _target(clip, request)
+    embeddings = targets.concatenate(
+        [target if sign == "positive" else -target for sign in request.signs]
+    )
+    asked_for = slice(1 if request.words else len(target))  # without the words of the text
+    raw, scores, colored = [], [], []
+    text_maps: tuple[TextMap, ...] = ()
+    hints: list[tuple[str, ...]] = []
+    for batch in batches:
+        pixels = batch.seen.pixels
+        colored.append(batch.colored)
+        if choice := choices.get("text"):
+            text_maps, cosines = choice.text_maps(clip, pixels, target.names, request.sign)
+        if choice := choices.get("image"):
+            values, cosines = choice.method(ClipSimilarity(clip, embeddings)).attribute_targets(
+                pixels, return_scores=True, **choice.options
+            )
+            cosines = -cosines if request.sign == "negative" else cosines
+            raw.append(maps.positive(values.cpu()))
+            alone = request.has_hints and batch.is_only and len(pixels) == 1
+            if request.hints or (request.hints is None and alone and can_compare(clip)):
+                first, of_texts = raw[-1][:, asked_for], cosines[:, asked_for].cpu()
+                hints += find_hints(clip, choice, pixels, target.names[asked_for], first, of_texts)
+        scores.append(cosines[:, : len(target)].cpu())
+    names = dict.fromkeys(choice.name for choice in choices.values())
+    return Explanation(
+        maps=_by_sign(request, raw),
+        scores=_joined(scores),
+        names=target.names,
+        norms=target.norms.cpu(),
+        model=clip.name,
+        method=", words ".join(names),
+        words=bool(request.words),
+        text_maps=text_maps,
+        hints=tuple(hints),
+        **_of_images(colored),
+    )
+
+
+def _choices(clip: ClipAdapter, request: Request) -> dict[str, MethodChoice]:
+    """The method of each side that is asked for."""
+    side, method, options = request.side, request.method, dict(request.options)
     choices = {}
     if side != "text":
         choices["image"] = MethodChoice.of(method_on(clip.tower, method), options)
     if side != "image":
         named = method_on(clip.text_tower, method or "conservative")
         choices["text"] = MethodChoice.of(named, {} if side == "both" and not method else options)
-    if sign != "positive":
-        for choice in choices.values():
-            choice.check_negative()
-    if reference is not None:
-        texts = targets.image(clip, reference)
-    assert texts is not None
+    for choice in choices.values():
+        request.check_negative(choice)
+    return choices
+
+
+def _target(clip: ClipAdapter, request: Request) -> Target:
+    """What is looked for, and after it the words of a text where they are asked for."""
+    if request.reference is not None:
+        return targets.image(clip, request.reference)
+    texts = request.texts
     target = texts if isinstance(texts, Target) else targets.text(clip, texts)
-    if words:
-        picked = None if words is True else words or None
-        target = targets.concatenate([target, targets.words(clip, target.names[0], picked)])
-    embeddings = targets.concatenate(
-        [target if which == "positive" else -target for which in wanted]
-    )
-    raw, scores, shown = [], [], []
-    by_word: tuple[TextMap, ...] = ()
-    doubts: list[tuple[str, ...]] = []
-    for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
-        seen, drawn = _see(clip, piece, whole=whole)
-        shown.append(drawn)
-        if "text" in choices:
-            by_word, cosines = choices["text"].text_maps(clip, seen.pixels, target.names, sign)
-        if "image" in choices:
-            attribution = choices["image"].method(ClipSimilarity(clip, embeddings))
-            values, cosines = attribution.attribute_targets(
-                seen.pixels, return_scores=True, **choices["image"].options
-            )
-            cosines = -cosines if sign == "negative" else cosines
-            raw.append(maps.positive(values.cpu()))
-            alone = len(pieces) == len(seen.pixels) == 1 and _have_hints(texts, side, sign)
-            if hints or (hints is None and alone and can_compare(clip)):
-                own = slice(1 if words else len(target))
-                of_texts = target.names[own], raw[-1][:, own], cosines[:, own].cpu()
-                doubts += find_hints(clip, choices["image"], seen.pixels, *of_texts)
-        scores.append(cosines[:, : len(target)].cpu())
-    names = list(dict.fromkeys(choice.name for choice in choices.values()))
-    return Explanation(
-        maps=_by_sign(wanted, raw),
-        scores=_joined(scores),
-        names=target.names,
-        norms=target.norms.cpu(),
-        model=clip.name,
-        method=", words ".join(names),
-        words=bool(words),
-        text_maps=by_word,
-        hints=tuple(doubts),
-        **_of_images(shown),
-    )
+    if not request.words:
+        return target
+    chosen = None if request.words is True else request.words
+    return targets.concatenate([target, targets.words(clip, target.names[0], chosen)])
 
 
-def _explain_pairs(
-    clip: ClipAdapter,
-    pieces: list[Any],
-    other: str | Tensor,
-    name: str,
-    wanted: Sequence[str],
-    whole: bool,
-    options: dict[str, Any],
-) -> Explanation:
-    """Which word of a text, or which region of another image (1, 3, H, W), answers which region."""
-    found, raw, shown = [], [], []
-    for piece in tqdm(pieces, desc="explain", unit="batch", disable=len(pieces) == 1):
-        seen, drawn = _see(clip, piece, whole=whole)
-        shown.append(drawn)
-        pairs = pair_maps(clip, seen.pixels, other, **options)
-        found.append(pairs)
-        signed = [pairs.maps if sign == "positive" else -pairs.maps for sign in wanted]
+def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Explanation:
+    """Which word of a text, or which region of another image, answers which region."""
+    reference, text, options = request.reference, request.text, request.pair_options
+    other: str | Tensor
+    if text is None:
+        other = photos.preprocess(clip, reference, whole=request.whole).pixels
+        if len(other) != 1:
+            raise InputError(f"expected one reference image, got {len(other)}.")
+    else:
+        other = text
+    results, raw, colored = [], [], []
+    for batch in batches:
+        results.append(pair_maps(clip, batch.seen.pixels, other, **options))
+        colored.append(batch.colored)
+        shares = results[-1].maps
+        signed = [shares if sign == "positive" else -shares for sign in request.signs]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
-    first, lost = found[0], [pairs.lost.cpu() for pairs in found if pairs.lost is not None]
-    listed = [f"{option}={value}" for option, value in options.items()]
+    first, lost = results[0], [pairs.lost.cpu() for pairs in results if pairs.lost is not None]
+    listed = ",".join(f"{option}={value}" for option, value in options.items())
+    name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
     return Explanation(
-        maps=_by_sign(wanted, raw),
-        scores=_joined([pairs.scores.cpu() for pairs in found]),
-        names=first.names if isinstance(other, str) else (name, *first.names[1:]),
+        maps=_by_sign(request, raw),
+        scores=_joined([pairs.scores.cpu() for pairs in results]),
+        names=first.names if text is not None else (name, *first.names[1:]),
         norms=first.norms,
         model=clip.name,
-        method=":".join(["direct interaction", *([",".join(listed)] if listed else [])]),
-        words=isinstance(other, str),
+        method=":".join(filter(None, ["direct interaction", listed])),
+        words=text is not None,
         lost=_joined(lost) if lost else None,
-        reference=None if isinstance(other, str) else clip.denormalize(other)[0].cpu(),
+        reference=clip.denormalize(other)[0].cpu() if isinstance(other, Tensor) else None,
         cells=first.cells,
-        **_of_images(shown),
+        **_of_images(colored),
     )
 
 
-def _see(clip: ClipAdapter, piece: Any, *, whole: bool) -> tuple[photos.Seen, photos.Seen]:
-    """Images as the model takes them, and in colours."""
-    seen = photos.preprocess(clip, piece, whole=whole)
-    return seen, seen._replace(pixels=clip.denormalize(seen.pixels).cpu())
-
-
-def _by_sign(wanted: Sequence[str], raw: list[Tensor]) -> dict[str, Tensor]:
+def _by_sign(request: Request, raw: list[Tensor]) -> dict[str, Tensor]:
     """The maps of each sign, of batches that hold them one after the other."""
-    chunks = _joined(raw).chunk(len(wanted), dim=1) if raw else ()  # none of the text side
-    return {which: chunk.contiguous() for which, chunk in zip(wanted, chunks, strict=False)}
+    signs = request.signs
+    chunks = _joined(raw).chunk(len(signs), dim=1) if raw else ()  # none of the text side
+    return {sign: chunk.contiguous() for sign, chunk in zip(signs, chunks, strict=False)}
 
 
-def _of_images(shown: list[photos.Seen]) -> dict[str, Any]:
-    """What an explanation keeps of the images in colours."""
+def _of_images(colored: list[photos.Seen]) -> dict[str, Any]:
+    """What an explanation keeps of the images."""
     return {
-        "images": _joined([seen.pixels for seen in shown]),
-        "crops": tuple(crop for seen in shown for crop in seen.crops),
-        "photos": tuple(photo for seen in shown for photo in seen.photos),
+        "images": _joined([seen.pixels for seen in colored]),
+        "crops": tuple(crop for seen in colored for crop in seen.crops),
+        "photos": tuple(photo for seen in colored for photo in seen.photos),
     }
-
-
-def _one_text(texts: Any) -> str:
-    listed = [texts] if isinstance(texts, bytes) or not isinstance(texts, Iterable) else texts
-    listed = as_list(listed)
-    if len(listed) != 1:
-        raise TargetError(
-            f"explain: side='pairs' takes one text apart, got {len(listed)}; explain each by "
-            "itself."
-        )
-    if not isinstance(listed[0], str):
-        raise TargetError(f"explain: expected a text, got {type(listed[0]).__name__}.")
-    return listed[0]
-
-
-def _pair_options(method: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `DirectInteraction`, which may come with the name of `direct`."""
-    if method not in (None, DirectInteraction):
-        choice = MethodChoice.of(method, options)
-        if choice.method is not DirectContribution:
-            raise InputError(
-                "explain: side='pairs' is made of direct contributions to both embeddings, got "
-                f"the method {choice.name}; leave it out."
-            )
-        options = choice.options
-    known = ("baseline", "start_layer", "depth")
-    for option in options:
-        if option not in known:
-            raise InputError(
-                f"explain: side='pairs' has no option {option!r}; it has {', '.join(known)}."
-            )
-    return options
-
-
-def _check_arguments(
-    texts: Any, reference: Any, sign: Any, words: Any, batch_size: Any, side: Any, hints: Any
-) -> None:
-    # types first, since an array is neither true nor false
-    if not isinstance(words, (bool, Sequence)):
-        raise InputError(f"explain: expected words of True, False or a list, got {show(words)}.")
-    if hints is not None:
-        check_flag("explain", "hints", hints)
-    check_choice("explain", side, get_args(Side), name="a side")
-    if (texts is None) == (reference is None):
-        given = "neither" if texts is None else "both"
-        raise InputError(f"explain: expected texts or a reference image, got {given}.")
-    if reference is not None and (side in ("text", "both") or words):
-        raise InputError(
-            "explain: a reference image has no words; take side='image' or side='pairs', and leave "
-            "`words` out."
-        )
-    if side == "pairs" and words:
-        raise InputError("explain: side='pairs' splits the text into words; leave `words` out.")
-    if side != "image" and (isinstance(texts, Target) or words):
-        given = "a Target" if isinstance(texts, Target) else f"words={words!r}"
-        raise InputError(
-            f"explain: side={side!r} explains whole texts word by word, got {given}; pass the "
-            "texts, and leave `words` out."
-        )
-    check_choice("explain", sign, get_args(Sign), name="a sign")
-    if hints and not _have_hints(texts, side, sign):
-        raise InputError(
-            "explain: hints=True compares positive maps of texts with those of unrelated texts; "
-            "leave it out with a Target, a reference, side='text', side='pairs' or sign='negative'."
-        )
-    if batch_size is not None:
-        check_integer("explain", "batch_size", batch_size)
-    if words and (isinstance(texts, Target) or len(as_list(texts)) != 1):
-        raise TargetError(f"explain: words need exactly one text, got {texts!r}.")
-
-
-def _have_hints(texts: Any, side: Side, sign: Sign) -> bool:
-    """Whether there are maps to be compared with those of unrelated texts."""
-    no_texts = texts is None or isinstance(texts, Target)
-    return not (no_texts or side in ("text", "pairs") or sign == "negative")
-
-
-def _pieces(image: Any, batch_size: int | None) -> list[Any]:
-    """The images as they were given, a batch at a time."""
-    several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
-    if batch_size is None or not several or len(image) <= batch_size:
-        return [image]
-    return [image[start : start + batch_size] for start in range(0, len(image), batch_size)]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
     if len({part.shape[1:] for part in parts}) > 1:
         sizes = sorted({tuple(part.shape[-2:]) for part in parts})
-        raise InputError(f"explain: the images differ in size between batches ({sizes}).")
+        raise InputError(f"the images differ in size between batches ({sizes}).")
     return torch.cat(parts)

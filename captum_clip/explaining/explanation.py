@@ -18,7 +18,6 @@ from torch import Tensor
 from .. import maps, visualization
 from ..attr.registry import TextMap
 from ..checks import (
-    called,
     check_destination,
     check_flag,
     check_integer,
@@ -26,7 +25,7 @@ from ..checks import (
     find_file,
     is_integer,
 )
-from ..errors import InputError
+from ..errors import InputError, public
 from ..files import DAMAGED, replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
@@ -96,6 +95,7 @@ class Explanation:
     reference: Tensor | None = None
     cells: tuple[int, int] = (0, 0)
 
+    @public("Explanation")
     def __post_init__(self) -> None:
         shape = (len(self.images), len(self.names))
         fits = (
@@ -114,10 +114,11 @@ class Explanation:
         if not fits:
             shapes = {sign: tuple(m.shape) for sign, m in self.maps.items()}
             raise InputError(
-                f"Explanation: images {tuple(self.images.shape)}, {len(self.names)} names, scores "
+                f"images {tuple(self.images.shape)}, {len(self.names)} names, scores "
                 f"{tuple(self.scores.shape)} and maps {shapes} do not belong together."
             )
 
+    @public("plot")
     def plot(
         self,
         *,
@@ -154,7 +155,7 @@ class Explanation:
             plain = cmap is None and alpha == ALPHA and interpolation == "bicubic"
             if not plain or not (original is None or original is False):
                 raise InputError(
-                    "plot: each match of two images has a colour of its own, on what the model "
+                    "each match of two images has a colour of its own, on what the model "
                     "saw; leave cmap, alpha, interpolation and original out."
                 )
             return self._plot_matches()
@@ -234,6 +235,7 @@ class Explanation:
         norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
         return [[score_note(score), *norms] for score in self.scores[:, 0].tolist()]
 
+    @public("match")
     def match(self, row: int, column: int) -> "Explanation":
         """Of a pair of images, the map of one cell of the reference on the image.
 
@@ -246,12 +248,12 @@ class Explanation:
         """
         if self.reference is None:
             raise InputError(
-                "match: this explanation is of no pair of images; explain(image, reference=other, "
+                "this explanation is of no pair of images; explain(image, reference=other, "
                 "side='pairs') makes one."
             )
         for name, index, count in zip(("row", "column"), (row, column), self.cells, strict=True):
             if not is_integer(index, least=0) or index >= count:
-                raise InputError(f"match: expected a {name} from 0 to {count - 1}, got {index!r}.")
+                raise InputError(f"expected a {name} from 0 to {count - 1}, got {index!r}.")
         index = 1 + row * self.cells[1] + column
         one = slice(index, index + 1)
         return replace(
@@ -289,6 +291,7 @@ class Explanation:
             caption += "".join(f" \N{MIDDLE DOT} {which}{sentence}" for sentence in sentences)
         return caption
 
+    @public("heatmap")
     def heatmap(
         self, interpolation: Mode = "bilinear", *, original: bool = False
     ) -> dict[str, Tensor]:
@@ -304,42 +307,43 @@ class Explanation:
         Raises:
             InputError: an unknown interpolation; photos that are not known, or differ in size.
         """
-        check_flag("heatmap", "original", original)
+        check_flag("original", original)
         height, width = self.images.shape[-2:]
         size, box = (height, width), (0.0, 0.0, float(width), float(height))
         parts = [(size, box, crop.of_photo(size)) for crop in self.crops]
         parts = parts or [(size, box, box)] * len(self)
         if original:
-            self._check_crops("heatmap")
+            self._check_crops()
             parts = [(crop.size, crop.box, crop.box) for crop in self.crops]
             if len(sizes := sorted({crop.size for crop in self.crops})) > 1:
                 differ = f"the photos differ in height and width, {sizes}"
-                raise InputError(f"heatmap: {differ}; take one, as in explanation[0].heatmap(...).")
+                raise InputError(f"{differ}; take one, as in explanation[0].heatmap(...).")
         each = []
         for index, (size, box, shown) in enumerate(parts):
             raw = {sign: values[index, None] for sign, values in self.maps.items()}
             each.append(photos.normalized(raw, size, interpolation, box, shown))
         return {sign: torch.cat([heatmap[sign] for heatmap in each]) for sign in self.maps}
 
-    def _check_crops(self, caller: str) -> None:
+    def _check_crops(self) -> None:
         if not self.crops:
             reason = "the images came as preprocessed tensors; explain files, PIL images or arrays"
             if self.photos:
                 reason = f"how the processor of {self.model} crops them is not known"
-            raise InputError(f"{caller}: a map cannot be laid on the original photos: {reason}.")
+            raise InputError(f"a map cannot be laid on the original photos: {reason}.")
 
     def _originals(self, original: Any) -> Sequence[ImageLike]:
         """The photos that are asked for."""
-        self._check_crops("plot")
+        self._check_crops()
         if original is not True:
             return list(original) if isinstance(original, (list, tuple)) else [original]
         if not self.photos:
             raise InputError(
-                "plot: this explanation comes from a file, which does not hold the photos; pass "
+                "this explanation comes from a file, which does not hold the photos; pass "
                 "them, as in plot(original='photo.jpg')."
             )
         return self.photos
 
+    @public("regions")
     def regions(self, threshold: Threshold = "otsu") -> list[Region]:
         """The parts that the maps mark, as masks and boxes at the photos' size, for other tools.
 
@@ -358,7 +362,7 @@ class Explanation:
             InputError: an unknown threshold, or an explanation of the text side alone.
         """
         found = []
-        places = enumerate(self._places("regions"))
+        places = enumerate(self._places())
         for (index, crop), (column, name) in product(places, enumerate(self.names)):
             one = {sign: values[index, column] for sign, values in self.maps.items()}
             heatmap = photos.normalized(one, crop.size, "bicubic", crop.box)
@@ -368,13 +372,14 @@ class Explanation:
             ]
         return found
 
-    def _places(self, caller: str) -> Sequence[Crop]:
+    def _places(self) -> Sequence[Crop]:
         """Where each image lies in its photo, which is the image itself where that is not known."""
         if not self.maps:
-            raise InputError(f"{caller}: this explanation is of words alone, which lie nowhere.")
+            raise InputError("this explanation is of words alone, which lie nowhere.")
         height, width = self.images.shape[-2:]
         return self.crops or [Crop((height, width), (0, 0, width, height))] * len(self.images)
 
+    @public("label_map")
     def label_map(self, threshold: Threshold | None = None) -> list[LabelMap]:
         """For each pixel of the photos the text that supports it most, or none.
 
@@ -394,11 +399,9 @@ class Explanation:
         Raises:
             InputError: an unknown threshold, over 255 texts, or no positive maps.
         """
-        places = self._places("label_map")
+        places = self._places()
         if "positive" not in self.maps:
-            raise InputError(
-                "label_map: the maps are of negative evidence alone; take sign='both'."
-            )
+            raise InputError("the maps are of negative evidence alone; take `sign='both'`.")
         own, names, found = self.maps["positive"], self.names, []
         if self.words or self.reference is not None:  # without the whole, of which they are parts
             own, names = own[:, 1:], names[1:]
@@ -409,6 +412,7 @@ class Explanation:
             found.append(regions.label_map(large, crop.box, threshold, names))
         return found
 
+    @public("points")
     def points(self, count: int = 3) -> dict[str, list[list[Tensor]]]:
         """The highest maxima of each map as points in its photo, for tools such as SAM.
 
@@ -419,8 +423,8 @@ class Explanation:
         Raises:
             InputError: no whole number of points, or an explanation of the text side alone.
         """
-        check_integer("points", "count", count)
-        places = self._places("points")
+        check_integer("count", count)
+        places = self._places()
         return {
             sign: [
                 [regions.points(raw, crop.box, crop.size, count) for raw in of_image]
@@ -429,7 +433,7 @@ class Explanation:
             for sign, values in self.maps.items()
         }
 
-    @called("save")
+    @public("save")
     def save(self, path: str | Path, **look: Any) -> Path:
         """Write the figure (.png, .jpg, .pdf, .svg) or everything (.npz).
 
@@ -450,7 +454,7 @@ class Explanation:
         known = inspect.signature(self.plot).parameters
         for name in look.keys() - known:
             listed = f"expected {', '.join(known)}, got {name!r}"
-            raise InputError(f"save: {listed}; savefig of explanation.plot() takes matplotlib's.")
+            raise InputError(f"{listed}; savefig of explanation.plot() takes matplotlib's.")
         if path.suffix.lower() != ".npz":
             return visualization.save_figure(self.plot(**look), path)
         arrays: dict[str, Any] = {f"maps_{sign}": self.maps[sign].numpy() for sign in self.maps}
@@ -462,13 +466,14 @@ class Explanation:
         return path
 
     @classmethod
+    @public("Explanation.load")
     def load(cls, path: str | Path) -> "Explanation":
         """Read what :meth:`save` wrote as .npz.
 
         Raises:
             InputError: there is no such file, or it holds something else.
         """
-        path = find_file(path, caller="Explanation.load")
+        path = find_file(path)
         try:
             # NumPy would not close a damaged file that it opened itself
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -497,9 +502,7 @@ class Explanation:
                 ),
             )
         except DAMAGED as error:
-            raise InputError(
-                f"Explanation.load: {path} is not a file of Explanation.save ({error})."
-            ) from error
+            raise InputError(f"{path} is not a file of Explanation.save ({error}).") from error
 
     def __len__(self) -> int:
         """The number of images."""

@@ -45,7 +45,7 @@ def preprocess(clip: ClipAdapter, images: Any, *, whole: bool = False) -> Seen:
     if is_preprocessed(images):
         if whole:
             raise InputError(
-                "explain: whole=True pads images before they are preprocessed, and these are "
+                "`whole=True` pads images before they are preprocessed, and these are "
                 "tensors that were; pass files, PIL images or uint8 arrays."
             )
         return Seen(clip.preprocess(images))
@@ -112,7 +112,7 @@ def lay_on_photos(
     explained = [crop.size for crop in crops]
     if sizes != explained:
         raise InputError(
-            f"plot: the photos that were explained have heights and widths {explained}, those to "
+            f"the photos that were explained have heights and widths {explained}, those to "
             f"lay the maps on {sizes}; pass the same."
         )
     drawn: list[Tensor] = []

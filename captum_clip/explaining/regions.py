@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import maps
 from ..checks import check_destination, check_interval
-from ..errors import InputError
+from ..errors import InputError, public
 from ..files import MARK, make_folder, replace_file, slug
 from ..maps import Box, Threshold, threshold_level
 from ..models.adapter import ImageLike
@@ -62,7 +62,7 @@ def region(
     rows, columns = maps.inside(box, (heatmap.shape[0], heatmap.shape[1]))
     seen = heatmap[rows, columns]
     step = max(1, int((seen.numel() / _SAMPLE) ** 0.5))
-    mask = heatmap > threshold_level("regions", seen[None, ::step, ::step], threshold)
+    mask = heatmap > threshold_level(seen[None, ::step, ::step], threshold)
     mask &= heatmap > 0
     y, x = divmod(int(heatmap.argmax()), heatmap.shape[1])
     peak = (x + 0.5, y + 0.5) if bool(heatmap.any()) else None
@@ -118,6 +118,7 @@ class LabelMap:
         replace_file(path, partial(image.save, format="PNG", pnginfo=about))
         return path
 
+    @public("LabelMap.plot")
     def plot(self, photo: ImageLike, *, alpha: float = 0.6) -> Figure:
         """Draw the labels over their photo, in the colours of the PNG, with a legend.
 
@@ -129,11 +130,11 @@ class LabelMap:
             InputError: a photo that cannot be read or has another size, or an alpha that is not in
                 [0, 1].
         """
-        check_interval("LabelMap.plot", "alpha", alpha, "[0, 1]")
+        check_interval("alpha", alpha, "[0, 1]")
         pixels, numbers = np.asarray(as_pil(photo)[0]) / 255, self.labels.numpy()
         if pixels.shape[:2] != numbers.shape:
             raise InputError(
-                f"LabelMap.plot: expected the photo of these {numbers.shape[0]} x "
+                f"expected the photo of these {numbers.shape[0]} x "
                 f"{numbers.shape[1]} labels, got one of {pixels.shape[0]} x {pixels.shape[1]}."
             )
         colors, opacity = np.array(self._colors()) / 255, alpha * (numbers[..., None] > 0)
@@ -146,6 +147,7 @@ class LabelMap:
         return [(0, 0, 0), *(_color(number) for number in range(len(self.names) - 1))]
 
 
+@public("label_map")
 def label_map(
     heatmap: Tensor, box: Box, threshold: Threshold | None, names: Sequence[str]
 ) -> LabelMap:
@@ -154,13 +156,13 @@ def label_map(
     The threshold is computed over a box, what the model saw; None is above zero.
     """
     if len(names) > _MOST_LABELS:
-        raise InputError(f"label_map: expected at most {_MOST_LABELS} texts, got {len(names)}.")
+        raise InputError(f"expected at most {_MOST_LABELS} texts, got {len(names)}.")
     largest, labels = heatmap.max(0)
     marked = largest > 0
     if threshold is not None:
         rows, columns = maps.inside(box, (heatmap.shape[1], heatmap.shape[2]))
         seen = maps.normalize(largest[rows, columns])
-        marked[rows, columns] &= seen > threshold_level("label_map", seen[None], threshold)
+        marked[rows, columns] &= seen > threshold_level(seen[None], threshold)
     return LabelMap(torch.where(marked, labels + 1, 0).to(torch.uint8), ("none", *names))
 
 

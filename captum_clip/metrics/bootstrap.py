@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checks import check_integer, check_interval, show
-from ..errors import InputError
+from ..errors import InputError, public
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
@@ -45,6 +45,7 @@ class Difference(NamedTuple):
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
+@public("bootstrap_mean")
 def bootstrap_mean(
     values: npt.ArrayLike,
     groups: Sequence[Any] | npt.NDArray[Any] | None = None,
@@ -76,10 +77,11 @@ def bootstrap_mean(
         >>> print(bootstrap_mean([1.0, 1.0, 1.0]))
         1.00 [1.00, 1.00]
     """
-    means = _means("bootstrap_mean", values, groups, level, resamples, seed)
+    means = _means(values, groups, level, resamples, seed)
     return interval_of(means, level)
 
 
+@public("paired_difference")
 def paired_difference(
     first: npt.ArrayLike,
     second: npt.ArrayLike,
@@ -119,16 +121,14 @@ def paired_difference(
         >>> paired_difference([3.0, 2.0, 4.0], [1.0, 0.0, 2.0], resamples=999)
         Difference(mean=2.0, low=2.0, high=2.0, p_value=0.002)
     """
-    own, other = (_numbers("paired_difference", values) for values in (first, second))
+    own, other = (_numbers(values) for values in (first, second))
     if own.shape != other.shape:
-        raise InputError(
-            f"paired_difference: {own.size} and {other.size} values; expected one per method and "
-            "image."
-        )
-    means = _means("paired_difference", own - other, groups, level, resamples, seed)
+        raise InputError(f"{own.size} and {other.size} values; expected one per method and image.")
+    means = _means(own - other, groups, level, resamples, seed)
     return difference_of(means, level)
 
 
+@public("holm")
 def holm(p_values: npt.ArrayLike) -> Array:
     r"""P values of a family of tests, adjusted by Holm's step-down procedure (Holm 1979).
 
@@ -150,9 +150,9 @@ def holm(p_values: npt.ArrayLike) -> Array:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
-    given = _numbers("holm", p_values)
+    given = _numbers(p_values)
     if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
-        raise InputError(f"holm: expected p values (m,) from 0 to 1, got {show(p_values)}.")
+        raise InputError(f"expected p values (m,) from 0 to 1, got {show(p_values)}.")
     order = np.argsort(given, kind="stable")
     steps = np.arange(len(given), 0, -1)
     adjusted = np.empty_like(given)
@@ -207,32 +207,28 @@ def difference_of(figures: Array, level: float) -> Difference:
     return Difference(*interval_of(figures, level), p_value)
 
 
-def _numbers(caller: str, values: Any) -> Array:
+def _numbers(values: Any) -> Array:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # a graph, 10**400
-        raise InputError(f"{caller}: expected finite numbers (N,), got {show(values)}.") from error
+        raise InputError(f"expected finite numbers (N,), got {show(values)}.") from error
 
 
-def _means(
-    caller: str, values: npt.ArrayLike, groups: Any, level: float, resamples: int, seed: int
-) -> Array:
+def _means(values: npt.ArrayLike, groups: Any, level: float, resamples: int, seed: int) -> Array:
     """The mean of all values, then of the values of groups drawn with replacement: (1 + R,)."""
-    check_interval(caller, "a level", level, "(0, 1)")
-    check_integer(caller, "resamples", resamples)
-    check_integer(caller, "a seed", seed, least=0)  # NumPy takes lists, and crashes over some
-    flat = _numbers(caller, values)
+    check_interval("a level", level, "(0, 1)")
+    check_integer("resamples", resamples)
+    check_integer("a seed", seed, least=0)  # NumPy takes lists, and crashes over some
+    flat = _numbers(values)
     if flat.ndim != 1 or not len(flat) or not np.isfinite(flat).all():
-        raise InputError(
-            f"{caller}: expected one or more finite numbers (N,), got shape {flat.shape}."
-        )
+        raise InputError(f"expected one or more finite numbers (N,), got shape {flat.shape}.")
     try:
         owners = np.arange(len(flat)) if groups is None else np.asarray(groups)
         names, index = np.unique(owners, return_inverse=True)
     except (TypeError, ValueError) as error:  # None among numbers, lists of different lengths
-        raise InputError(f"{caller}: expected groups (N,), got {show(groups)}.") from error
+        raise InputError(f"expected groups (N,), got {show(groups)}.") from error
     if owners.shape != flat.shape:
-        raise InputError(f"{caller}: {len(flat)} values, but groups {owners.shape}.")
+        raise InputError(f"{len(flat)} values, but groups {owners.shape}.")
     mean = STATISTICS["mean"].prepare(index, flat[:, None], len(names))
     figures: Array = bootstrap([mean], len(names), resamples=resamples, seed=seed)[0]
     return figures

@@ -20,7 +20,7 @@ from captum import metrics as captum_metrics
 from torch import Tensor
 
 from ..checks import check_integer, check_interval
-from ..errors import InputError
+from ..errors import InputError, public
 from ..maps import check_maps, expand_to_input, pearson, to_float32
 from .bootstrap import STATISTICS, StatisticName
 from .inputs import (
@@ -56,13 +56,14 @@ class MaskedChanges:
     masks: Tensor
     changes: Tensor
 
+    @public("MaskedChanges.predicted")
     def predicted(self, maps: Tensor) -> Tensor:
         """Changes that maps predict: the sum of each over the pixels of each mask, (B, S) float64.
 
         Maps are (B, 1, h, w) or (B, h, w), and their cells are spread over their pixels.
         """
         images = self.masks[:, :1]
-        planes = as_planes("MaskedChanges.predicted", maps, images).double()
+        planes = as_planes(maps, images).double()
         spread = expand_to_input(planes[:, None], images)[:, 0]  # (B, H, W)
         pairs = zip(self.masks, spread, strict=True)
         return torch.stack(
@@ -71,6 +72,7 @@ class MaskedChanges:
 
 
 @torch.no_grad()
+@public("masked_changes")
 def masked_changes(
     forward: Forward,
     images: Tensor,
@@ -109,25 +111,24 @@ def masked_changes(
         >>> torch.allclose(found.predicted(images.mean(1) / 64), found.changes)
         True
     """
-    caller = "masked_changes"
-    check_images(caller, images)
+    check_images(images)
     counts = {"rows": grid[0], "columns": grid[1], "samples": samples, "a batch size": batch_size}
     for name, count in counts.items():
-        check_integer(caller, name, count)
-    check_interval(caller, "share", share, "(0, 1)")
-    chosen = checked_targets(caller, target, images, name="target")
+        check_integer(name, count)
+    check_interval("share", share, "(0, 1)")
+    chosen = checked_targets(target, images, name="target")
     largest = None if target is None else int(chosen.max())
     row, column = cell_indices(grid, images, shifted=shifted)
     size = (samples, grid[0] + shifted, grid[1] + shifted)
     masks, changes = [], []
-    for image, own, start in zip(images, chosen, seeds_of(caller, seed, len(images)), strict=True):
+    for image, own, start in zip(images, chosen, seeds_of(seed, len(images)), strict=True):
         generator = torch.Generator().manual_seed(start)
         drawn = torch.rand(size, generator=generator).to(images.device) < share
         taken = drawn[:, row, column]  # (S, H, W)
         states = torch.cat([taken.new_zeros(1, *taken.shape[1:]), taken])
         filled = torch.as_tensor(fill).to(image)
         parts = (torch.where(p[:, None], filled, image) for p in torch.split(states, batch_size))
-        scores = [checked_scores(caller, forward, part, largest)[:, own] for part in parts]
+        scores = [checked_scores(forward, part, largest)[:, own] for part in parts]
         score = torch.cat(scores).double()
         masks.append(taken)
         changes.append(score[0] - score[1:])
@@ -219,6 +220,7 @@ def infidelity(maps: Tensor, changes: MaskedChanges) -> Tensor:
 
 
 @torch.inference_mode(False)
+@public("sensitivity")
 def sensitivity(
     attribute: Callable[..., Any],
     images: Tensor,
@@ -257,13 +259,12 @@ def sensitivity(
         >>> sensitivity(lambda inputs, target: torch.ones(len(inputs), 1, 2, 2), images)
         tensor([0., 0.])
     """
-    caller = "sensitivity"
-    check_images(caller, images)
-    check_interval(caller, "a radius", radius, "(0, inf)")
-    check_integer(caller, "samples", samples)
-    check_integer(caller, "a batch size", batch_size)
-    seeds = seeds_of(caller, seed, len(images))
-    chosen = None if target is None else checked_targets(caller, target, images, name="target")
+    check_images(images)
+    check_interval("a radius", radius, "(0, inf)")
+    check_integer("samples", samples)
+    check_integer("a batch size", batch_size)
+    seeds = seeds_of(seed, len(images))
+    chosen = None if target is None else checked_targets(target, images, name="target")
 
     def explain(inputs: Tensor | tuple[Tensor], target: Any) -> Tensor | tuple[Tensor]:
         # Captum gives a tuple first and a tensor afterwards, and turns gradients off.
@@ -295,6 +296,7 @@ def sensitivity(
     return torch.cat(values)
 
 
+@public("shapley_effects")
 def shapley_effects(scores: Tensor) -> Tensor:
     r"""The exact Shapley effect of each of n objects on a score.
 
@@ -322,12 +324,12 @@ def shapley_effects(scores: Tensor) -> Tensor:
         >>> shapley_effects(torch.tensor([0.0, horse, dog, both]))
         tensor([ 0.3000, -0.1000])
     """
-    check_finite("shapley_effects", "scores", scores)
+    check_finite("scores", scores)
     subsets = scores.shape[-1] if scores.ndim else 0
     objects = subsets.bit_length() - 1
     if subsets != 2 ** max(objects, 0) or not 1 <= objects <= _MOST_OBJECTS:
         raise InputError(
-            f"shapley_effects: expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
+            f"expected the scores of all 2^n subsets of 1 to {_MOST_OBJECTS} "
             f"objects, (..., 2^n), got {tuple(scores.shape)}."
         )
     effects = []
@@ -342,6 +344,7 @@ def shapley_effects(scores: Tensor) -> Tensor:
     return torch.stack(effects, -1).to(to_float32(scores).dtype)
 
 
+@public("object_mass")
 def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
     r"""The signed mass of each map inside each object.
 
@@ -362,14 +365,14 @@ def object_mass(maps: Tensor, masks: Tensor) -> Tensor:
         >>> object_mass(torch.tensor([[2.0, -1.0]]), masks)
         tensor([ 2., -1.])
     """
-    check_maps("object_mass", maps)
-    check_bool("object_mass", "masks", masks)
+    check_maps(maps)
+    check_bool("masks", masks)
     if masks.ndim < 3 or masks.shape[:-3] not in (maps.shape[:-2], torch.Size()):
         raise InputError(
-            f"object_mass: expected masks (..., n, H, W), the objects of each map, or (n, H, W), "
+            f"expected masks (..., n, H, W), the objects of each map, or (n, H, W), "
             f"got masks {describe(masks)} for maps {describe(maps)}."
         )
-    check_filled("object_mass", masks)
+    check_filled(masks)
     heatmap = resize_to_masks(maps, masks)
     share = maps.shape[-2] * maps.shape[-1] / (masks.shape[-2] * masks.shape[-1])
     planes = masks.flatten(-2).to(heatmap.dtype)
@@ -394,6 +397,7 @@ class Agreement(NamedTuple):
     auc: float
 
 
+@public("effect_agreement")
 def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
     """How far masses agree with effects, pooled over all pairs of map and object.
 
@@ -411,12 +415,11 @@ def effect_agreement(mass: Tensor, effects: Tensor) -> Agreement:
         >>> effect_agreement(mass, torch.tensor([0.3, -0.1]))
         Agreement(spearman=1.0, balanced_accuracy=1.0, auc=1.0)
     """
-    check_finite("effect_agreement", "mass", mass)
-    check_finite("effect_agreement", "effects", effects)
+    check_finite("mass", mass)
+    check_finite("effects", effects)
     if mass.shape != effects.shape:
         raise InputError(
-            f"effect_agreement: expected one effect per mass, got {tuple(effects.shape)} for "
-            f"{tuple(mass.shape)}."
+            f"expected one effect per mass, got {tuple(effects.shape)} for {tuple(mass.shape)}."
         )
     pairs = torch.stack([mass.cpu().flatten(), effects.cpu().flatten()], 1).double().numpy()
     count, once = len(pairs), np.ones((1, len(pairs)))

@@ -20,56 +20,56 @@ def describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}" + f" on {tensor.device}" * (tensor.device.type != "cpu")
 
 
-def check_bool(caller: str, name: str, value: Any) -> None:
+def check_bool(name: str, value: Any) -> None:
     """Raise InputError unless a value is a bool tensor."""
     kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
     if kind != torch.bool:
-        raise InputError(f"{caller}: expected {name} as a bool tensor, got {kind}.")
+        raise InputError(f"expected {name} as a bool tensor, got {kind}.")
 
 
-def check_finite(caller: str, name: str, value: Any) -> None:
+def check_finite(name: str, value: Any) -> None:
     """Raise InputError unless a value is a finite floating-point tensor."""
     kind = unusable(value) or value.dtype if isinstance(value, Tensor) else type(value).__name__
     if isinstance(kind, str) or not kind.is_floating_point:
-        raise InputError(f"{caller}: expected {name} as a floating-point tensor, got {kind}.")
+        raise InputError(f"expected {name} as a floating-point tensor, got {kind}.")
     if not torch.isfinite(value).all():
-        raise InputError(f"{caller}: the {name} hold NaN or infinity; leave them out.")
+        raise InputError(f"the {name} hold NaN or infinity; leave them out.")
 
 
-def check_images(caller: str, images: Any) -> None:
+def check_images(images: Any) -> None:
     """Raise InputError unless images are a finite floating-point tensor (B, C, H, W)."""
-    check_finite(caller, "images", images)
+    check_finite("images", images)
     if images.ndim != 4 or 0 in images.shape:
         raise InputError(
-            f"{caller}: expected preprocessed images (B, C, H, W), none of them empty, got "
+            f"expected preprocessed images (B, C, H, W), none of them empty, got "
             f"{tuple(images.shape)}; clip.preprocess(...) makes them."
         )
 
 
-def check_filled(caller: str, masks: Tensor, *, what: str = "masks") -> None:
+def check_filled(masks: Tensor, *, what: str = "masks") -> None:
     """Raise InputError unless each mask (..., H, W) has an inside and an outside."""
     flat = masks.flatten(-2)
     for state, wrong in (("empty", ~flat.any(-1)), ("full", flat.all(-1))):
         if wrong.any():
             raise InputError(
-                f"{caller}: {int(wrong.sum())} of the {what} are {state}, where every map scores "
+                f"{int(wrong.sum())} of the {what} are {state}, where every map scores "
                 "the same; leave those images out."
             )
 
 
-def maps_at_masks(caller: str, maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor:
+def maps_at_masks(maps: Tensor, masks: Tensor, *, what: str = "masks") -> Tensor:
     """Maps (..., h, w) at the size of their bool masks (..., H, W), at least in single precision.
 
     There is one mask per map, none empty or full.
     """
-    check_maps(caller, maps)
-    check_bool(caller, what, masks)
+    check_maps(maps)
+    check_bool(what, masks)
     if masks.ndim < 2 or masks.shape[:-2] != maps.shape[:-2] or masks.device != maps.device:
         raise InputError(
-            f"{caller}: expected one of the {what} (..., H, W) per map, got {what} "
+            f"expected one of the {what} (..., H, W) per map, got {what} "
             f"{describe(masks)} for maps {describe(maps)}."
         )
-    check_filled(caller, masks, what=what)
+    check_filled(masks, what=what)
     return resize_to_masks(maps, masks)
 
 
@@ -78,13 +78,13 @@ def resize_to_masks(maps: Tensor, masks: Tensor) -> Tensor:
     return upsample(to_float32(maps), (masks.shape[-2], masks.shape[-1]))
 
 
-def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
+def as_planes(maps: Tensor, images: Tensor) -> Tensor:
     """Maps of images (B, C, H, W) as planes (B, h, w), at least in single precision.
 
     Maps are (B, h, w) or (B, 1, h, w) on a grid that is no finer than the image, or of the images'
     shape as Captum's input methods give them, whose channels are added up.
     """
-    check_maps(caller, maps)
+    check_maps(maps)
     flat = maps[:, None] if maps.ndim == 3 else maps
     one_each = flat.ndim == 4 and len(flat) == len(images) and maps.device == images.device
     finer = any(
@@ -92,7 +92,7 @@ def as_planes(caller: str, maps: Tensor, images: Tensor) -> Tensor:
     )
     if not one_each or finer or (flat.shape[1] != 1 and flat.shape != images.shape):
         raise InputError(
-            f"{caller}: expected one map per image, (B, 1, h, w) or (B, h, w) and no finer than "
+            f"expected one map per image, (B, 1, h, w) or (B, h, w) and no finer than "
             f"it, or of the images' shape, got maps {describe(maps)} for images "
             f"{describe(images)}; of several targets pass one, maps[:, k]."
         )
@@ -130,20 +130,19 @@ def varies(maps: Tensor) -> Tensor:
     return span > rounding(maps)[..., 0, 0]
 
 
-def seeds_of(caller: str, seed: Any, count: int) -> list[int]:
+def seeds_of(seed: Any, count: int) -> list[int]:
     """The seed of each of `count` images: seed + i, or as they are listed."""
     if not isinstance(seed, list | tuple):
-        check_integer(caller, "a seed", seed, least=0)
+        check_integer("a seed", seed, least=0)
         return [seed + index for index in range(count)]
     if len(seed) != count or not all(is_integer(value, least=0) for value in seed):
         raise InputError(
-            f"{caller}: expected a seed from 0 on, or one for each of {count} images, got "
-            f"{list(seed)}."
+            f"expected a seed from 0 on, or one for each of {count} images, got {list(seed)}."
         )
     return list(seed)
 
 
-def checked_targets(caller: str, targets: Targets, images: Tensor, *, name: str) -> Tensor:
+def checked_targets(targets: Targets, images: Tensor, *, name: str) -> Tensor:
     """The index (B,) of each image's target, on the images' device; None stands for 0."""
     try:
         index = torch.as_tensor(0 if targets is None else targets, device=images.device)
@@ -153,13 +152,13 @@ def checked_targets(caller: str, targets: Targets, images: Tensor, *, name: str)
         right = False
     if not right:
         raise InputError(
-            f"{caller}: expected {name} as an index from 0 on, or one for each of {len(images)} "
+            f"expected {name} as an index from 0 on, or one for each of {len(images)} "
             f"images, got {show(targets)}."
         )
     return index.long().expand(len(images))
 
 
-def checked_scores(caller: str, forward: Forward, images: Tensor, largest: int | None) -> Tensor:
+def checked_scores(forward: Forward, images: Tensor, largest: int | None) -> Tensor:
     """The scores (B, K) of a forward function that has a column for the largest target.
 
     Without a target it must have one column only.
@@ -168,14 +167,12 @@ def checked_scores(caller: str, forward: Forward, images: Tensor, largest: int |
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(images):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
-            f"{caller}: expected a forward function that returns (B,) or (B, K) for {len(images)} "
+            f"expected a forward function that returns (B,) or (B, K) for {len(images)} "
             f"images, got {shape}."
         )
     scores = scores.reshape(len(images), -1)
     count = scores.shape[1]
     if count != 1 if largest is None else largest >= count:
         wanted = "say which by a target" if largest is None else f"there is none of index {largest}"
-        raise InputError(
-            f"{caller}: the forward function returns {count} scores per image; {wanted}."
-        )
+        raise InputError(f"the forward function returns {count} scores per image; {wanted}.")
     return scores

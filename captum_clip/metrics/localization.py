@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_interval
-from ..errors import InputError
+from ..errors import InputError, public
 from ..maps import Threshold, check_maps, normalize, pearson, threshold_level, to_float32
 from .inputs import (
     describe,
@@ -29,6 +29,7 @@ from .inputs import (
 from .map_statistics import average_ranks
 
 
+@public("pointing_game")
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
     r"""Whether the maximum of each map lies inside its mask (Zhang et al. 2016, arXiv:1608.00507).
 
@@ -51,13 +52,14 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: int = 0) -> Tensor:
         >>> pointing_game(heatmap, mask)
         tensor(1.)
     """
-    check_integer("pointing_game", "a tolerance", tolerance, least=0)
-    heatmap = maps_at_masks("pointing_game", maps, masks)
+    check_integer("a tolerance", tolerance, least=0)
+    heatmap = maps_at_masks(maps, masks)
     highest = heatmap >= heatmap.amax((-2, -1), keepdim=True) - rounding(heatmap)  # (..., H, W)
     inside = highest & _dilate(masks, tolerance)
     return inside.sum((-2, -1)).to(heatmap.dtype) / highest.sum((-2, -1))
 
 
+@public("energy_inside")
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
     r"""The share of each map's positive mass that lies inside its mask (Wang et al. 2020).
 
@@ -84,10 +86,11 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
         >>> energy_inside(heatmap, mask)
         tensor(0.7500)
     """
-    mass = maps_at_masks("energy_inside", maps, masks).clamp(min=0)
+    mass = maps_at_masks(maps, masks).clamp(min=0)
     return (mass * masks).sum((-2, -1)) / mass.sum((-2, -1))
 
 
+@public("coverage")
 def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
     r"""The share of each object that the top `area` of its map covers.
 
@@ -109,8 +112,8 @@ def coverage(maps: Tensor, masks: Tensor, *, area: float = 0.2) -> Tensor:
         >>> coverage(heatmap, mask, area=0.25)
         tensor(0.5000)
     """
-    check_interval("coverage", "area", area, "(0, 1)")
-    heatmap = maps_at_masks("coverage", maps, masks)
+    check_interval("area", area, "(0, 1)")
+    heatmap = maps_at_masks(maps, masks)
     count = max(1, round(area * masks.shape[-2] * masks.shape[-1]))
     last = heatmap.flatten(-2).topk(count).values[..., -1, None, None]  # (..., 1, 1)
     above, tied = heatmap > last + rounding(heatmap), (heatmap - last).abs() <= rounding(heatmap)
@@ -130,6 +133,7 @@ def _dilate(masks: Tensor, distance: int) -> Tensor:
     return torch.from_numpy(near).reshape(masks.shape).to(masks.device)
 
 
+@public("word_mosaic_game")
 def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
     r"""The share of a word's map that is where it should be, in a mosaic of images.
 
@@ -149,7 +153,7 @@ def word_mosaic_game(maps: Tensor, cells: Tensor) -> Tensor:
         >>> word_mosaic_game(torch.tensor([[3.0, 1.0], [-4.0, 0.0]]), cell)
         tensor(0.8750)
     """
-    heatmap = maps_at_masks("word_mosaic_game", maps, cells, what="cells")
+    heatmap = maps_at_masks(maps, cells, what="cells")
     right = torch.where(cells, heatmap.clamp(min=0), (-heatmap).clamp(min=0))
     return right.sum((-2, -1)) / heatmap.abs().sum((-2, -1))
 
@@ -204,6 +208,7 @@ class SegmentationScores(NamedTuple):
         return SegmentationScores(*(counts.sum() for counts in self))
 
 
+@public("segmentation_scores")
 def segmentation_scores(
     maps: Tensor, masks: Tensor, *, threshold: Threshold = "mean"
 ) -> SegmentationScores:
@@ -233,13 +238,14 @@ def segmentation_scores(
         >>> scores.pixel_accuracy, round(scores.mean_iou, 3)
         (0.75, 0.583)
     """
-    heatmap, inside = _normalized("segmentation_scores", maps, masks)
-    level = threshold_level("segmentation_scores", heatmap, threshold)
+    heatmap, inside = _normalized(maps, masks)
+    level = threshold_level(heatmap, threshold)
     marked = heatmap > level[:, None, None]
     pairs = ((marked, inside), (marked, ~inside), (~marked, inside), (~marked, ~inside))
     return SegmentationScores(*((one & other).sum((-2, -1)) for one, other in pairs))
 
 
+@public("average_precision")
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     r"""The average precision of each map's values, which needs no threshold.
 
@@ -256,10 +262,11 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
         >>> average_precision(torch.tensor([[5.0, 1.0], [0.0, 0.0]]), mask)
         tensor([1.])
     """
-    heatmap, inside = _normalized("average_precision", maps, masks)
+    heatmap, inside = _normalized(maps, masks)
     return _average_precision(heatmap.flatten(1), inside.flatten(1))
 
 
+@public("two_class_average_precision")
 def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     r"""The average precision that published tests on ImageNet-Segmentation report.
 
@@ -285,16 +292,16 @@ def two_class_average_precision(maps: Tensor, masks: Tensor) -> Tensor:
         >>> two_class_average_precision(heatmap, mask)  # 1 1 1 | .6 wrong | .4
         tensor([0.9500])
     """
-    heatmap, inside = _normalized("two_class_average_precision", maps, masks)
+    heatmap, inside = _normalized(maps, masks)
     # a constant map is 0 everywhere, and gets 0, 0
     rest = torch.where(heatmap.amax((-2, -1), keepdim=True) > 0, 1 - heatmap, 0)
     both, truth = torch.cat([heatmap, rest], 1), torch.cat([inside, ~inside], 1)
     return _average_precision(both.flatten(1), truth.flatten(1))
 
 
-def _normalized(caller: str, maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _normalized(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Min-max normalised maps at the size of their masks, and the masks, each (N, H, W)."""
-    heatmap, size = normalize(maps_at_masks(caller, maps, masks)), masks.shape[-2:]
+    heatmap, size = normalize(maps_at_masks(maps, masks)), masks.shape[-2:]
     return heatmap.reshape(-1, *size), masks.reshape(-1, *size)
 
 
@@ -313,6 +320,7 @@ def _average_precision(values: Tensor, inside: Tensor) -> Tensor:
     return values.new_tensor(scores)
 
 
+@public("nss")
 def nss(maps: Tensor, fixations: Tensor) -> Tensor:
     r"""Normalised scanpath saliency: the mean standardised value at the fixations.
 
@@ -331,13 +339,14 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
         >>> nss(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), fixated)
         tensor(1.5000)
     """
-    heatmap = maps_at_masks("nss", maps, fixations, what="fixations")
+    heatmap = maps_at_masks(maps, fixations, what="fixations")
     values = heatmap.double()
     centred = values - values.mean((-2, -1), keepdim=True)
     mean = (centred * fixations).sum((-2, -1)) / fixations.sum((-2, -1))
     return _where_varying(mean / values.flatten(-2).std(-1), heatmap)
 
 
+@public("cc")
 def cc(maps: Tensor, densities: Tensor) -> Tensor:
     r"""The linear correlation of each map with the density of fixations.
 
@@ -353,12 +362,13 @@ def cc(maps: Tensor, densities: Tensor) -> Tensor:
         >>> cc(3 * density - 5, density)
         tensor(1.)
     """
-    heatmap = _at_densities("cc", maps, densities)
+    heatmap = _at_densities(maps, densities)
     known = to_float32(densities)
     correlation = pearson(heatmap.flatten(-2), known.flatten(-2)).to(heatmap.dtype)
     return _where_varying(_where_varying(correlation, heatmap), known)
 
 
+@public("sim")
 def sim(maps: Tensor, densities: Tensor) -> Tensor:
     r"""The similarity of each map and the density of fixations: their common mass.
 
@@ -376,12 +386,13 @@ def sim(maps: Tensor, densities: Tensor) -> Tensor:
         >>> sim(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), density)
         tensor(0.5000)
     """
-    heatmap = _at_densities("sim", maps, densities)
+    heatmap = _at_densities(maps, densities)
     normalised = [normalize(heatmap).double(), normalize(to_float32(densities)).double()]
     shares = [x / x.sum((-2, -1), keepdim=True) for x in normalised]
     return torch.minimum(*shares).sum((-2, -1)).to(heatmap.dtype)
 
 
+@public("auc_judd")
 def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
     r"""The area under the ROC curve of each map as a classifier of fixated pixels, after Judd.
 
@@ -405,7 +416,7 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
         >>> auc_judd(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), fixated)
         tensor(1.)
     """
-    heatmap = maps_at_masks("auc_judd", maps, fixations, what="fixations")
+    heatmap = maps_at_masks(maps, fixations, what="fixations")
     values = torch.where(varies(heatmap)[..., None, None], heatmap, 0).flatten(-2)
     at = fixations.flatten(-2)
     count, others = at.sum(-1).double(), (~at).sum(-1).double()
@@ -418,19 +429,18 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
     return (area + reached / (2 * count * others)).to(heatmap.dtype)
 
 
-def _at_densities(caller: str, maps: Tensor, densities: Tensor) -> Tensor:
+def _at_densities(maps: Tensor, densities: Tensor) -> Tensor:
     """Maps at the size of their densities, after a check of both."""
-    check_maps(caller, maps)
-    check_maps(f"{caller}, densities", densities)
+    check_maps(maps)
+    check_maps(densities, what="densities")
     if densities.shape[:-2] != maps.shape[:-2] or densities.device != maps.device:
         raise InputError(
-            f"{caller}: expected one density (..., H, W) per map, got densities "
+            f"expected one density (..., H, W) per map, got densities "
             f"{describe(densities)} for maps {describe(maps)}."
         )
     if (densities < 0).any() or not densities.flatten(-2).any(-1).all():
         raise InputError(
-            f"{caller}: expected densities from 0 on with some mass in each; leave the other "
-            "images out."
+            "expected densities from 0 on with some mass in each; leave the other images out."
         )
     return resize_to_masks(maps, densities)
 

@@ -8,11 +8,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, public
 from ..maps import check_maps, pearson, to_float32
 from .inputs import describe
 
 
+@public("spatial_variance")
 def spatial_variance(maps: Tensor) -> Tensor:
     r"""Variance (...) of the values of each map, over all of its cells, float64.
 
@@ -25,10 +26,11 @@ def spatial_variance(maps: Tensor) -> Tensor:
         >>> spatial_variance(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor(0.2500, dtype=torch.float64)
     """
-    check_maps("spatial_variance", maps)
+    check_maps(maps)
     return maps.double().flatten(-2).var(-1, correction=0)
 
 
+@public("spatial_entropy")
 def spatial_entropy(maps: Tensor) -> Tensor:
     r"""Entropy (...) in bits of each map as a distribution over its cells, float64.
 
@@ -44,16 +46,17 @@ def spatial_entropy(maps: Tensor) -> Tensor:
         >>> spatial_entropy(torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
         tensor(2., dtype=torch.float64)
     """
-    check_maps("spatial_entropy", maps)
+    check_maps(maps)
     if (maps < 0).any():
         raise InputError(
-            f"spatial_entropy: expected maps without values below zero, got {maps.min():.3g}; "
+            f"expected maps without values below zero, got {maps.min():.3g}; "
             "maps.positive(maps) or maps.normalize(maps) makes them."
         )
     cells = maps.double().flatten(-2)
     return _entropy(cells / cells.sum(-1, keepdim=True))  # zeros give NaN
 
 
+@public("value_entropy")
 def value_entropy(maps: Tensor) -> Tensor:
     r"""Entropy (...) in bits of the distribution of each map's values, float64.
 
@@ -68,7 +71,7 @@ def value_entropy(maps: Tensor) -> Tensor:
         >>> value_entropy(torch.tensor([[0.0, 0.5], [1.0, 1.0]]))
         tensor(1.5000, dtype=torch.float64)
     """
-    check_maps("value_entropy", maps)
+    check_maps(maps)
     cells = maps.detach().reshape(-1, maps.shape[-2] * maps.shape[-1])
     counts = [torch.unique(values, return_counts=True)[1].double() for values in cells]
     return torch.stack([_entropy(c / c.sum()) for c in counts]).reshape(maps.shape[:-2])
@@ -80,6 +83,7 @@ def _entropy(shares: Tensor) -> Tensor:
     return nats / math.log(2)
 
 
+@public("corner_bias")
 def corner_bias(maps: Tensor) -> Tensor:
     """Mean of the four corner cells of each map over the mean of the whole map, (...), float64.
 
@@ -92,16 +96,17 @@ def corner_bias(maps: Tensor) -> Tensor:
         >>> corner_bias(maps), centre_bias(maps)
         (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
-    check_maps("corner_bias", maps)
+    check_maps(maps)
     return _bias(maps, *([0, side - 1] for side in maps.shape[-2:]))
 
 
+@public("centre_bias")
 def centre_bias(maps: Tensor) -> Tensor:
     """Mean of the cells in the middle of each map over the mean of the whole map, (...), float64.
 
     In the middle is one cell, on an even side two. As :func:`corner_bias` in all the rest.
     """
-    check_maps("centre_bias", maps)
+    check_maps(maps)
     return _bias(maps, *([(side - 1) // 2, side // 2] for side in maps.shape[-2:]))
 
 
@@ -113,6 +118,7 @@ def _bias(maps: Tensor, rows: list[int], columns: list[int]) -> Tensor:
     return torch.where(mean > 0, part / mean, torch.nan)
 
 
+@public("rank_correlation")
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     r"""Spearman's rank correlation of each map with its counterpart (Adebayo et al. 2018).
 
@@ -136,11 +142,11 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
         >>> rank_correlation(heatmap, heatmap.exp())
         tensor(1.)
     """
-    check_maps("rank_correlation", maps)
-    check_maps("rank_correlation", others)
+    check_maps(maps)
+    check_maps(others)
     if maps.shape != others.shape or maps.device != others.device:
         raise InputError(
-            f"rank_correlation: expected two sets of maps of one shape, got {describe(maps)} and "
+            f"expected two sets of maps of one shape, got {describe(maps)} and "
             f"{describe(others)}; resize one with captum_clip.maps.upsample."
         )
     return spearman(maps.flatten(-2), others.flatten(-2)).to(to_float32(maps).dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import check_choice, check_integer, check_interval, show
-from ..errors import InputError
+from ..errors import InputError, public
 from ..maps import to_float32, upsample
 from .inputs import (
     Forward,
@@ -86,6 +86,7 @@ class PerturbationTest:
 
 
 @torch.no_grad()
+@public("perturbation_test")
 def perturbation_test(
     forward: Forward,
     images: Tensor,
@@ -153,26 +154,25 @@ def perturbation_test(
         >>> test.score.most_first, test.score.least_first
         (tensor([[10.,  3.,  0.]]), tensor([[10.,  7.,  0.]]))
     """
-    caller = "perturbation_test"
-    check_images(caller, images)
-    check_choice(caller, mode, ("deletion", "insertion"), name="a mode")
-    check_choice(caller, unit, ("pixel", "patch"), name="a unit")
+    check_images(images)
+    check_choice(mode, ("deletion", "insertion"), name="a mode")
+    check_choice(unit, ("pixel", "patch"), name="a unit")
     rising = all(low < high for low, high in pairwise(fractions))
     if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
         raise InputError(
-            f"{caller}: expected two or more rising fractions from 0 to 1, got {list(fractions)}."
+            f"expected two or more rising fractions from 0 to 1, got {list(fractions)}."
         )
-    check_integer(caller, "a batch size", batch_size)
-    units = as_planes(caller, maps, images)
+    check_integer("a batch size", batch_size)
+    units = as_planes(maps, images)
     if unit == "pixel":
         units = upsample(units, (images.shape[-2], images.shape[-1]))
-    classes = None if labels is None else checked_targets(caller, labels, images, name="labels")
+    classes = None if labels is None else checked_targets(labels, images, name="labels")
     followed = labels if targets is None else targets
-    chosen = checked_targets(caller, followed, images, name="targets")
+    chosen = checked_targets(followed, images, name="targets")
     columns = [chosen] if classes is None else [chosen, classes]
     largest = None if followed is None else max(int(index.max()) for index in columns)
     filled = _checked_fill(fill, images)
-    ranks, noise = _draw(images, units, seeds_of(caller, seed, len(images)), noisy=filled is None)
+    ranks, noise = _draw(images, units, seeds_of(seed, len(images)), noisy=filled is None)
 
     total = units[0].numel()
     counts = [round(fraction * total) for fraction in fractions]
@@ -191,7 +191,7 @@ def perturbation_test(
         own = images[index]
         new = road_fill(own, pixels) + noise[index] if filled is None else filled[index]
         perturbed = torch.where(pixels, new, own)
-        scores = to_float32(checked_scores(caller, forward, perturbed, largest))
+        scores = to_float32(checked_scores(forward, perturbed, largest))
         measured["score"].append(scores.gather(1, chosen[index, None])[:, 0])
         if scores.shape[1] > 1:
             measured["margin"].append(_margin(scores, chosen[index]))
@@ -244,6 +244,7 @@ def _checked_fill(fill: Fill, images: Tensor) -> Tensor | None:
         ) from error
 
 
+@public("area_between")
 def area_between(
     deletion: Curves, insertion: Curves | None = None, *, normalize: bool = False
 ) -> Tensor:
@@ -285,7 +286,7 @@ def area_between(
     counts = [len(curves.most_first) for curves in pair]
     if ends != [0, 1, 0, 1] or counts[0] != counts[1]:
         raise InputError(
-            "area_between: expected deletion and insertion of the same images over fractions from "
+            "expected deletion and insertion of the same images over fractions from "
             f"0 to 1, got {counts[0]} and {counts[1]} images from {ends[0]} to {ends[1]} and from "
             f"{ends[2]} to {ends[3]}."
         )
@@ -305,6 +306,7 @@ def _scaled(area: Tensor, curve: Tensor) -> Tensor:
     return torch.where(whole > nothing, (area - nothing) / (whole - nothing), torch.nan)
 
 
+@public("mean_fill")
 def mean_fill(images: Tensor) -> Tensor:
     """The mean colour of the model's training images: zero, since images are normalised.
 
@@ -315,10 +317,11 @@ def mean_fill(images: Tensor) -> Tensor:
         >>> mean_fill(torch.ones(2, 3, 8, 8)).shape
         torch.Size([1, 3, 1, 1])
     """
-    check_images("mean_fill", images)
+    check_images(images)
     return images.new_zeros(1, images.shape[1], 1, 1)
 
 
+@public("blur_fill")
 def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     """The images blurred by a Gaussian, edges repeated: the usual start of insertion.
 
@@ -335,13 +338,14 @@ def blur_fill(images: Tensor, *, deviation: float = 10.0) -> Tensor:
     """
     from scipy.ndimage import gaussian_filter
 
-    check_images("blur_fill", images)
-    check_interval("blur_fill", "a standard deviation in pixels", deviation, "(0, inf)")
+    check_images(images)
+    check_interval("a standard deviation in pixels", deviation, "(0, inf)")
     planes = to_float32(images.detach()).cpu().numpy()
     options = {"sigma": deviation, "radius": max(1, round(3 * deviation)), "axes": (-2, -1)}
     return torch.from_numpy(gaussian_filter(planes, mode="nearest", **options)).to(images)
 
 
+@public("road_fill")
 def road_fill(images: Tensor, removed: Tensor) -> Tensor:
     r"""ROAD's linear imputation: each removed pixel is the weighted mean of its neighbours.
 
@@ -371,11 +375,11 @@ def road_fill(images: Tensor, removed: Tensor) -> Tensor:
         >>> road_fill(image, image == 9).flatten().round(decimals=3)
         tensor([0., 1., 2., 3.])
     """
-    check_images("road_fill", images)
-    check_bool("road_fill", "removed", removed)
+    check_images(images)
+    check_bool("removed", removed)
     shape = (len(images), 1, *images.shape[-2:])
     if removed.shape != shape:
-        raise InputError(f"road_fill: expected removed {shape}, got {tuple(removed.shape)}.")
+        raise InputError(f"expected removed {shape}, got {tuple(removed.shape)}.")
     dtype = torch.promote_types(images.dtype, torch.float32)
     with torch.no_grad():
         solved = _solve(images.detach().to(dtype), removed.to(dtype))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import as_list, check_integer, is_encodable, is_number, show, torch_failures
-from ..errors import InputError, TargetError, UnsupportedModelError
+from ..errors import InputError, TargetError, UnsupportedModelError, public
 from ..maps import unusable
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import (
@@ -183,6 +183,7 @@ class ClipAdapter(ABC):
         known = may_be_left_out([self.model, *self.tower.left_out])
         return self.tower.embedding_dim if known else None
 
+    @public("grid")
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of a map for images of this size in pixels.
 
@@ -190,7 +191,7 @@ class ClipAdapter(ABC):
             InputError: no whole numbers, or a size that the tower cannot take.
         """
         for side in (height, width):
-            check_integer("grid", "a side in pixels", side, least=0)
+            check_integer("a side in pixels", side, least=0)
         return self.tower.grid(height, width)
 
     def identity(self, *, texts: bool = True) -> dict[str, str]:
@@ -218,6 +219,7 @@ class ClipAdapter(ABC):
 
     # Images
 
+    @public("preprocess")
     def preprocess(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Tensor:
         """Images as the model takes them: (B, 3, H, W), normalised, on its device.
 
@@ -233,12 +235,12 @@ class ClipAdapter(ABC):
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
             if reason := next(filter(None, map(unusable, tensors)), ""):
-                raise InputError(f"preprocess: expected a tensor of plain numbers, got {reason}.")
+                raise InputError(f"expected a tensor of plain numbers, got {reason}.")
             try:
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
             except RuntimeError as error:
-                raise InputError(f"preprocess: the tensors differ in size ({error}).") from error
-            check_images(batch, "preprocess")
+                raise InputError(f"the tensors differ in size ({error}).") from error
+            check_images(batch)
             return batch.to(self.device)
         pixels = self._process(as_pil(images))
         height, width = pixels.shape[-2:]
@@ -247,59 +249,62 @@ class ClipAdapter(ABC):
         except InputError as error:
             larger = self.tower.larger(height)
             raise InputError(
-                f"preprocess: the processor makes images of {height} x {width} pixels, which "
-                f"{self.name} cannot take; pass its own processor=... with the model"
+                f"the processor makes images of {height} x {width} pixels, which "
+                f"{self.name} cannot take; pass its own `processor` with the model"
                 f"{f', or make a larger one with {larger}' * bool(larger)}."
             ) from error
         return pixels.to(self.device)
 
+    @public("denormalize")
     def denormalize(self, images: Tensor) -> Tensor:
         """Preprocessed images (B, 3, H, W) -> colours in [0, 1], float32.
 
         Raises:
             InputError: images of the wrong shape or type, or with NaN or infinity.
         """
-        check_images(images, "denormalize")
-        mean, std = self._channel_statistics("denormalize", images.device)
+        check_images(images)
+        mean, std = self._channel_statistics(images.device)
         return (images.detach().float() * std + mean).clamp(0, 1)
 
+    @public("color")
     def color(self, rgb: Sequence[float]) -> Tensor:
         """A constant colour, rgb in [0, 1], as a normalised tensor (1, 3, 1, 1)."""
         numbers = isinstance(rgb, (Sequence, np.ndarray, Tensor)) and all(map(is_number, rgb))
         if not numbers or len(rgb) != 3 or not all(0 <= channel <= 1 for channel in rgb):
-            raise InputError(f"color: expected three numbers in [0, 1], got {show(rgb)}.")
-        mean, std = self._channel_statistics("color", self.device)
+            raise InputError(f"expected three numbers in [0, 1], got {show(rgb)}.")
+        mean, std = self._channel_statistics(self.device)
         value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)
         return ((value - mean) / std).to(self.dtype)
 
-    def _channel_statistics(self, caller: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _channel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         statistics = self._statistics()
         if statistics is None:
             raise InputError(
-                f"{caller}: the mean and standard deviation of the images are not known; pass "
-                f"processor=..., that of {self.name}, with the model."
+                f"the mean and standard deviation of the images are not known; pass "
+                f"`processor`, that of {self.name}, with the model."
             )
         mean, std = (torch.tensor(list(s), device=device).view(1, 3, 1, 1) for s in statistics)
         return mean, std
 
-    def check_images(self, images: Any, caller: str) -> None:
+    def check_images(self, images: Any) -> None:
         """Raise InputError unless images are preprocessed, on its device, of a size it takes."""
-        check_images(images, caller)
+        check_images(images)
         if images.device != self.device:
             raise InputError(
-                f"{caller}: the images are on {images.device}, the model on {self.device}; pass "
+                f"the images are on {images.device}, the model on {self.device}; pass "
                 "images.to(clip.device)."
             )
         self.tower.grid(images.shape[-2], images.shape[-1])
 
-    @torch_failures("encode_image")
+    @public("encode_image")
+    @torch_failures()
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit image embeddings (B, E) of preprocessed images (B, 3, H, W); differentiable.
 
         Raises:
             InputError: images of the wrong shape, type, size or device, or with NaN or infinity.
         """
-        self.check_images(images, "encode_image")
+        self.check_images(images)
         return F.normalize(self.image_features(images), dim=-1)
 
     # Texts
@@ -309,6 +314,7 @@ class ClipAdapter(ABC):
         count = self.count_tokens(text)
         return count is not None and count <= (self.count_tokens("") or 0)
 
+    @public("tokenize")
     def tokenize(self, texts: str | Sequence[str]) -> Any:
         """Texts as the text tower takes them, on the model's device.
 
@@ -317,41 +323,40 @@ class ClipAdapter(ABC):
             InputError: there is no tokenizer.
         """
         if not isinstance(texts, Iterable):
-            raise TargetError(f"tokenize: expected a text or several, got {type(texts).__name__}.")
+            raise TargetError(f"expected a text or several, got {type(texts).__name__}.")
         texts = as_list(texts)
         if not texts:
-            raise TargetError("tokenize: got no text at all.")
+            raise TargetError("got no text at all.")
         for text in texts:
             if not isinstance(text, str):
-                raise TargetError(
-                    f"tokenize: expected texts, got {type(text).__name__}: {show(text)}."
-                )
+                raise TargetError(f"expected texts, got {type(text).__name__}: {show(text)}.")
             if not is_encodable(text):
                 raise TargetError(
-                    f"tokenize: {show(text)} holds half a character (a surrogate); take it out."
+                    f"{show(text)} holds half a character (a surrogate); take it out."
                 )
             count, longest = self.count_tokens(text), self.context_length
             if count is not None and longest is not None and count > longest:
                 raise TargetError(
-                    f"tokenize: the text has {count} tokens with start and end, {self.name} takes "
+                    f"the text has {count} tokens with start and end, {self.name} takes "
                     f"{longest}; shorten it: {text[:60]!r}..."
                 )
         tokens = self._tokenize(texts)
         if not hasattr(tokens, "to"):
             raise InputError(
-                f"tokenize: the tokenizer returned a {type(tokens).__name__}; expected a tensor "
+                f"the tokenizer returned a {type(tokens).__name__}; expected a tensor "
                 "(N, T) or what a tokenizer of transformers returns."
             )
         largest = int((tokens if isinstance(tokens, Tensor) else tokens["input_ids"]).max())
         known = self.vocabulary_size
         if known is not None and largest >= known:
             raise TargetError(
-                f"tokenize: the tokenizer gives the token {largest}, and {self.name} knows "
-                f"{known}; pass its own tokenizer=... with the model."
+                f"the tokenizer gives the token {largest}, and {self.name} knows "
+                f"{known}; pass its own `tokenizer` with the model."
             )
         return tokens.to(self.device)
 
-    @torch_failures("encode_text")
+    @public("encode_text")
+    @torch_failures()
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         """Unit text embeddings (N, E)."""
         return F.normalize(self.text_features(*self.text_inputs(texts)), dim=-1)
@@ -400,7 +405,7 @@ class ClipAdapter(ABC):
             reason = f" (its {option} could not be loaded: {failure})" if failure else ""
             raise InputError(
                 f"{self.name} has no {option}{reason}, which is needed for {what}; "
-                f"pass {option}=... with the model."
+                f"pass `{option}` with the model."
             )
         return part
 

@@ -54,7 +54,7 @@ def transformers_class(name: str, model_type: Any, architectures: Sequence[str])
     reasons = [_REFUSED[candidate] for candidate in candidates if candidate in _REFUSED]
     advice = reasons[0] if reasons else f"supported are {', '.join(supported)}"
     raise UnsupportedModelError(
-        f"load_clip({name!r}): it is a transformers model of type {model_type!r}; {advice}. For an "
+        f"`model={name!r}`: it is a transformers model of type {model_type!r}; {advice}. For an "
         "OpenCLIP repository write 'hf-hub:ORG/NAME'."
     )
 
@@ -114,7 +114,7 @@ def adapter_of(model: nn.Module, *, name: str, processor: Any, tokenizer: Any) -
         raise UnsupportedModelError(f"load_clip does not support a {kind}; {_advice(kind)}.")
     if family.adapter is None or not family.holds(model, family.models):
         raise UnsupportedModelError(
-            f"load_clip: a {kind} has no text tower; pass the whole model, or give this one as "
+            f"a {kind} has no text tower; pass the whole model, or give this one as "
             "`layer` to a method, with a forward function of your own."
         )
     return family.adapter(model, tower, name=name, processor=processor, tokenizer=tokenizer)

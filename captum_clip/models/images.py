@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import excerpt
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError, public
 from ..maps import Box, unusable
 
 Size = tuple[int, int]
@@ -56,7 +56,7 @@ def pixels_of(images: Any) -> Any:
         return images
     if "pixel_values" not in images:
         raise InputError(
-            f"preprocess: expected images, got {type(images).__name__} of {list(images)}; pass "
+            f"expected images, got {type(images).__name__} of {list(images)}; pass "
             "files, PIL images, or what processor(images=...) returns."
         )
     values = images["pixel_values"]
@@ -72,36 +72,36 @@ def is_preprocessed(images: Any) -> TypeGuard[Tensor | Sequence[Tensor]]:
     floating = [isinstance(image, Tensor) and image.is_floating_point() for image in images]
     if any(floating) and not all(floating):
         raise InputError(
-            "preprocess: got preprocessed (floating-point) tensors and other images in one list; "
+            "got preprocessed (floating-point) tensors and other images in one list; "
             "preprocess them in two calls and join the results with torch.cat."
         )
     return all(floating)
 
 
-def check_images(images: Any, caller: str) -> None:
+def check_images(images: Any) -> None:
     """Raise InputError unless images are a floating tensor (B, 3, H, W), all finite."""
     made = "clip.preprocess(images) makes them of any images"
     if not isinstance(images, Tensor):
         got = type(images).__name__
-        raise InputError(f"{caller}: expected preprocessed images (B, 3, H, W), got {got}; {made}.")
+        raise InputError(f"expected preprocessed images (B, 3, H, W), got {got}; {made}.")
     if reason := unusable(images):
-        raise InputError(f"{caller}: expected images as a tensor of plain numbers, got {reason}.")
+        raise InputError(f"expected images as a tensor of plain numbers, got {reason}.")
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise InputError(
-            f"{caller}: expected images of shape (B, 3, H, W), got {shape}; {made}, and "
+            f"expected images of shape (B, 3, H, W), got {shape}; {made}, and "
             "images[None] adds the batch dimension."
         )
     if not images.is_floating_point():
         raise InputError(
-            f"{caller}: expected floating-point (preprocessed) images, got {images.dtype}; {made}."
+            f"expected floating-point (preprocessed) images, got {images.dtype}; {made}."
         )
     # One pass decides almost always; a sum may overflow where every value is finite.
     values = images.detach()
     total = values.sum(dtype=torch.promote_types(images.dtype, torch.float32))
     if not torch.isfinite(total) and not torch.isfinite(values).all():
         raise InputError(
-            f"{caller}: the images {shape} hold NaN or infinity; look for a division by zero or an "
+            f"the images {shape} hold NaN or infinity; look for a division by zero or an "
             "overflow in half precision before this call."
         )
 
@@ -121,7 +121,7 @@ def as_pil(images: Any) -> list[Image.Image]:
     with quiet():
         converted = [one for image in (images if several else [images]) for one in _as_pil(image)]
     if not converted:
-        raise InputError("preprocess: got no image at all.")
+        raise InputError("got no image at all.")
     return converted
 
 
@@ -131,15 +131,13 @@ def _as_pil(image: Any) -> list[Image.Image]:
         return _arrays_to_pil(image)
     if isinstance(image, (str, Path)):
         if re.match(r"[a-z][a-z0-9+.-]+:/", str(image)):
-            raise InputError(
-                f"preprocess: {image} is a URL; download the image, then pass its file."
-            )
+            raise InputError(f"{image} is a URL; download the image, then pass its file.")
         return [decode_file(read_file(Path(image)), str(image))]
     if isinstance(image, Image.Image):
         with guarded("the PIL image"):
             return [_to_rgb(image, "the PIL image")]
     raise InputError(
-        "preprocess: expected a path, a PIL image, an array or a uint8 tensor, or several of them, "
+        "expected a path, a PIL image, an array or a uint8 tensor, or several of them, "
         f"got {type(image).__name__}."
     )
 
@@ -267,7 +265,7 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
     """(H, W), (H, W, C), (C, H, W) or a batch of the latter two -> RGB images."""
     if isinstance(array, Tensor) and (reason := unusable(array)):
-        raise InputError(f"preprocess: expected a tensor of plain numbers, got {reason}.")
+        raise InputError(f"expected a tensor of plain numbers, got {reason}.")
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255
@@ -275,7 +273,7 @@ def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
         values = _to_eight_bits(values)
     if values.dtype != np.uint8:
         raise InputError(
-            f"preprocess: got an array or tensor of {array.dtype} and shape {tuple(array.shape)}; "
+            f"got an array or tensor of {array.dtype} and shape {tuple(array.shape)}; "
             "accepted are arrays and tensors of uint8 or uint16 as images, and floating-point "
             "tensors as preprocessed images. For values in [0, 1] pass (255 * x).round() as uint8; "
             "for preprocessed ones torch.from_numpy(x)."
@@ -289,7 +287,7 @@ def _arrays_to_pil(array: Tensor | np.ndarray) -> list[Image.Image]:
     sensible = values.ndim == 4 and values.shape[3] in _CHANNELS and 0 not in values.shape[1:]
     if not sensible:
         raise InputError(
-            f"preprocess: got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
+            f"got an array or tensor of shape {tuple(array.shape)}; expected (H, W), "
             "(H, W, C) or (C, H, W) with 1 to 4 channels, or a batch of the latter two."
         )
     images = (image[..., 0] if image.shape[-1] == 1 else image for image in values)
@@ -350,11 +348,12 @@ class Crop:
     size: Size  # height and width of the photo, the right way up, in pixels
     box: Box  # of the image in pixels of the photo, outside of it where the image is padded
 
+    @public("Crop")
     def __post_init__(self) -> None:
         (height, width), (left, top, right, bottom) = self.size, self.box
         overlap = max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)
         if not overlap or not np.isfinite(self.box).all():
-            raise InputError(f"Crop: {self.box} shows nothing of a photo {self.size}.")
+            raise InputError(f"{self.box} shows nothing of a photo {self.size}.")
 
     @property
     def is_whole(self) -> bool:
@@ -388,6 +387,7 @@ def crop_of(processor: Any, size: Size) -> Crop:
     return Crop(size, (left, top, right, bottom))
 
 
+@public("resize_masks")
 def resize_masks(
     processor: Any, masks: npt.NDArray[np.bool_], size: Size | None = None
 ) -> npt.NDArray[np.bool_]:
@@ -398,11 +398,12 @@ def resize_masks(
     the preprocessed image, if it is known, to compare with: InputError where they differ.
     """
     masks = np.asarray(masks)
-    geometry = _fitting("resize_masks", processor, masks, size)
+    geometry = _fitting(processor, masks, size)
     rows, columns = map(_centres, masks.shape[-2:], geometry.resized)
     return geometry.shown(masks[..., rows[:, None], columns].astype(bool))
 
 
+@public("resize_density")
 def resize_density(
     processor: Any, density: npt.NDArray[np.floating[Any]], size: Size | None = None
 ) -> npt.NDArray[np.float64]:
@@ -413,12 +414,13 @@ def resize_density(
     errors are those of :func:`resize_masks`.
     """
     density = np.asarray(density, dtype=np.float64)
-    geometry = _fitting("resize_density", processor, density, size)
+    geometry = _fitting(processor, density, size)
     channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
     resized = F.interpolate(channels, geometry.resized, mode="bilinear", antialias=True)
     return geometry.shown(resized.numpy().reshape(*density.shape[:-2], *geometry.resized))
 
 
+@public("resize_points")
 def resize_points(
     processor: Any, points: npt.NDArray[np.bool_], size: Size | None = None
 ) -> npt.NDArray[np.bool_]:
@@ -429,7 +431,7 @@ def resize_points(
     result and errors are those of :func:`resize_masks`, with points (..., H, W) for the masks.
     """
     points = np.asarray(points)
-    geometry = _fitting("resize_points", processor, points, size)
+    geometry = _fitting(processor, points, size)
     *planes, rows, columns = np.nonzero(points)
     down, across = map(_centres, geometry.resized, points.shape[-2:])
     moved = np.zeros((*points.shape[:-2], *geometry.resized), dtype=bool)
@@ -464,15 +466,15 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     )
 
 
-def _fitting(caller: str, processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geometry:
+def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geometry:
     """The geometry for arrays of an image's size; InputError where the result has another size."""
     if array.ndim < 2 or 0 in array.shape[-2:]:
-        raise InputError(f"{caller}: expected an array (..., H, W), got {array.shape}.")
+        raise InputError(f"expected an array (..., H, W), got {array.shape}.")
     geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
     result = (len(geometry.rows), len(geometry.columns))
     if size is not None and result != tuple(size):
         raise InputError(
-            f"{caller}: an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
+            f"an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
             f"{result[0]} x {result[1]}, but the preprocessed image has {size[0]} x {size[1]}; "
             "give an array of the image's own size."
         )

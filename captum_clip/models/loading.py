@@ -18,7 +18,7 @@ from torch import nn
 from ..checks import check_integer, error_context, expand, show
 from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
-from ..errors import CaptumClipError, InputError, UnsupportedModelError
+from ..errors import CaptumClipError, InputError, UnsupportedModelError, public
 from .adapter import ClipAdapter
 from .families import adapter_of, transformers_class
 from .images import image_processor
@@ -179,12 +179,12 @@ def resolve(name: str) -> Source:
         return _folder(name, folder)
     if name.startswith("demo/"):
         raise InputError(
-            f"load_clip({name!r}): no such embedded model; there are {', '.join(MODELS)}."
+            f"`model={name!r}`: no such embedded model; there are {', '.join(MODELS)}."
         )
     if name.startswith("hf-hub:"):
         return Source(name, "open_clip", name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or name.startswith("."):
-        raise InputError(f"load_clip: {name!r} {_unknown(name)}")
+        raise InputError(f"{name!r} {_unknown(name)}")
     return _open_clip_pair(name) or Source(name, "transformers", name)
 
 
@@ -203,14 +203,14 @@ def _folder(name: str, folder: Path) -> Source:
     is_open_clip = (folder / "open_clip_config.json").is_file()
     if not path.is_file() and not is_open_clip:
         raise InputError(
-            f"load_clip({name!r}): the folder holds neither config.json (transformers) nor "
+            f"`model={name!r}`: the folder holds neither config.json (transformers) nor "
             "open_clip_config.json (OpenCLIP)."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         transformers_class(name, config.get("model_type"), config.get("architectures") or ())
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"load_clip({name!r}): {path} cannot be read ({error}).") from error
+        raise InputError(f"`model={name!r}`: {path} cannot be read ({error}).") from error
     except UnsupportedModelError:
         if not is_open_clip:
             raise
@@ -233,6 +233,7 @@ def _open_clip_pair(name: str) -> Source | None:
     return Source(name, "open_clip", architecture, tag, quick_gelu=quick_gelu)
 
 
+@public("load_clip")
 def load_clip(
     name_or_model: str | Path | nn.Module | ClipAdapter,
     *,
@@ -292,16 +293,15 @@ def load_clip(
         return clip
     if not isinstance(name_or_model, (str, Path)):
         raise UnsupportedModelError(
-            f"load_clip: expected a name, a folder or a CLIP model, got "
-            f"{type(name_or_model).__name__}."
+            f"expected a name, a folder or a CLIP model, got {type(name_or_model).__name__}."
         )
     if isinstance(name_or_model, Path) and not expand(name_or_model).is_dir():
-        raise InputError(f"load_clip: there is no folder {name_or_model}.")
+        raise InputError(f"there is no folder {name_or_model}.")
     source, device = resolve(str(name_or_model)), choose_device(device)
     if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"load_clip: expected a floating-point dtype, got {dtype}.")
+        raise InputError(f"expected a floating-point dtype, got {dtype}.")
     if image_size is not None:
-        check_integer("load_clip", "image_size", image_size, most=_LARGEST)
+        check_integer("image_size", image_size, most=_LARGEST)
     given, failures = {"processor": processor, "tokenizer": tokenizer}, {}
     # Parameters made under inference_mode could never take part in a gradient.
     # Weights are drawn at random before they are loaded: the caller's random numbers stay.
@@ -316,7 +316,7 @@ def load_clip(
     clip = adapter_of(model, name=source.name, **given)
     clip.failures = failures
     if image_size is not None:
-        with error_context(f"load_clip({source.name!r}, image_size={image_size})"):
+        with error_context(f"`model={source.name!r}`, `image_size={image_size}`"):
             if image_size % (patch := clip.tower.patch[0]):
                 low = max(1, image_size // patch) * patch
                 near = f"such as {low} or {low + patch}"
@@ -342,7 +342,7 @@ def _check_part(option: str, part: Any, wanted: str) -> None:
     # an object that only holds an image processor, as a processor of both does, serves too
     serves = callable(part) or (option == "processor" and hasattr(part, "image_processor"))
     if part is not None and (isinstance(part, type) or not serves):
-        raise InputError(f"load_clip: expected {wanted} as {option}, got {show(part)}.")
+        raise InputError(f"expected {wanted} as {option}, got {show(part)}.")
 
 
 def _name_of(model: nn.Module) -> str:
@@ -363,7 +363,7 @@ def _refuse(model: str, **options: Any) -> None:
     name = next((name for name, value in options.items() if value is not None), None)
     if name is not None:
         raise InputError(
-            f"load_clip: {name} was given with {model}, which is used as it is; set it "
+            f"{name} was given with {model}, which is used as it is; set it "
             "yourself beforehand, for example model.to(device), or load by name."
         )
 
@@ -373,12 +373,12 @@ def _refuse_size(model: str, clip: ClipAdapter, image_size: int | None) -> None:
     if image_size is not None:
         advice = f"it takes images of {' x '.join(map(str, clip.tower.native))} pixels only."
         if clip.tower.resizable:
-            by_name = f"load_clip(NAME, image_size={show(image_size)})"
+            by_name = f"`image_size={show(image_size)}` of load_clip(NAME)"
             advice = f"pass a processor that makes such images, or take {by_name}."
         elif larger := clip.tower.larger(image_size):
             advice = f"make another one with {larger}."
         raise InputError(
-            f"load_clip: image_size={show(image_size)} was given with {model}, which is used as "
+            f"`image_size={show(image_size)}` was given with {model}, which is used as "
             f"it is; {advice}"
         )
 
@@ -391,7 +391,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"load_clip: PyTorch cannot compute on device={str(device)!r} here; expected 'cpu', "
+            f"PyTorch cannot compute on `device={str(device)!r}` here; expected 'cpu', "
             "'cuda' or the like, or none to take what there is."
         ) from error
     return torch.device(device)
@@ -452,7 +452,7 @@ def _model(source: Source, image_size: int | None) -> nn.Module:
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
-            f"load_clip({source.name!r}): the checkpoint lacks {len(missing)} weights of a "
+            f"`model={source.name!r}`: the checkpoint lacks {len(missing)} weights of a "
             f"{name}, such as {missing[0]}."
         )
     return model
@@ -517,7 +517,7 @@ def _loading(source: Source) -> Iterator[None]:
                 f"machine, or pass a local folder; {_NO_NETWORK}."
             )
         raise InputError(
-            f"load_clip({source.name!r}): {checkpoint} cannot be loaded: {type(error).__name__}, "
+            f"`model={source.name!r}`: {checkpoint} cannot be loaded: {type(error).__name__}, "
             f"{_first_line(error)}.{advice}"
         ) from error
 

@@ -128,7 +128,7 @@ class OpenClipViT(ViTTower):
 
     @override
     def larger(self, side: int) -> str:
-        return f"open_clip.create_model(..., force_image_size={side})"
+        return f"`image_size={side}` of load_clip(NAME), or open_clip's force_image_size"
 
 
 def _vit_of(visual: Any) -> OpenClipViT:
@@ -186,7 +186,7 @@ class OpenClipResNet(ResNetTower):
 
     @override
     def larger(self, side: int) -> str:
-        return f"load_clip(NAME, image_size={side})"
+        return f"`image_size={side}` of load_clip(NAME)"
 
     @property
     @override

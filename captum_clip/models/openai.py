@@ -42,7 +42,7 @@ class OpenAIViT(OpenClipViT):
 
     @override
     def larger(self, side: int) -> str:
-        return f"load_clip(NAME, image_size={side})"
+        return f"`image_size={side}` of load_clip(NAME)"
 
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
@@ -98,7 +98,7 @@ class OpenAIAdapter(OpenClipAdapter):
         try:
             return super()._tokenize(texts)
         except RuntimeError as error:  # of `clip.tokenize`
-            raise TargetError(f"tokenize: {str(error).rstrip('.')}; shorten it.") from error
+            raise TargetError(f"{str(error).rstrip('.')}; shorten it.") from error
 
     @override
     def count_tokens(self, text: str) -> int | None:

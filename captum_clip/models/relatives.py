@@ -123,7 +123,7 @@ class NaFlexAdapter(SiglipAdapter):
         shapes = processed["spatial_shapes"]
         if (shapes != shapes[:1]).any():
             raise InputError(
-                "preprocess: a NaFlex model sees every image in its own shape, and these differ; "
+                "a NaFlex model sees every image in its own shape, and these differ; "
                 "preprocess and explain them one at a time, or crop them to one shape."
             )
         rows, columns = shapes[0].tolist()

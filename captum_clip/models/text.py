@@ -139,9 +139,7 @@ class TextTower(ViTTower):
         return slice(self.prefix, -self.suffix or None)
 
 
-def check_ids(
-    caller: str, ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device
-) -> None:
+def check_ids(ids: Any, mask: Any, tower: TextTower, name: str, device: torch.device) -> None:
     """Raise InputError unless token ids (B, T) and their mask are what the tower takes."""
     problem, made = "", "ids, mask = clip.text_inputs(texts) makes them"
     shape = tuple(ids.shape) if isinstance(ids, Tensor) else ()
@@ -167,4 +165,4 @@ def check_ids(
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         problem = f"expected an attention_mask of shape {shape} like the token ids, got {got}"
     if problem:
-        raise InputError(f"{caller}: {problem}.")
+        raise InputError(f"{problem}.")

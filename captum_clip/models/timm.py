@@ -142,7 +142,7 @@ class TimmTower(ViTTower):
     def larger(self, side: int) -> str:
         if self.trunk is self.module:
             return f"timm.create_model(..., img_size={side})"
-        return f"open_clip.create_model(..., force_image_size={side})"
+        return f"`image_size={side}` of load_clip(NAME), or open_clip's force_image_size"
 
     @property
     @override

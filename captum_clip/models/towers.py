@@ -378,7 +378,7 @@ class Tower(ABC):
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         """The size, number and pooled tokens of the inputs among the arguments of the entrance."""
         images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        check_images(images, "the vision tower")
+        check_images(images)
         return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())
 
     def embedding(self, result: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..checks import is_integer
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError, public
 from .adapter import ClipAdapter
 from .families import adapter_of, tower_of
 from .steps import step_parameters
@@ -19,6 +19,7 @@ ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
 
 
 @torch.no_grad()
+@public("renumber_heads")
 def renumber_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model:
     """A copy of the model that computes the same function with the heads of one layer permuted.
 
@@ -41,20 +42,18 @@ def renumber_heads(model: Model, layer: int, permutation: Sequence[int]) -> Mode
     tower = tower_of(changed)
     if not isinstance(tower, ViTTower):
         raise UnsupportedModelError(
-            f"renumber_heads: the vision tower is a {type(tower.module).__name__}, which has no "
+            f"the vision tower is a {type(tower.module).__name__}, which has no "
             "layers with heads; pass a model with a ViT."
         )
     count = len(tower.layers)
     if not is_integer(layer, least=-count) or layer >= count:
         raise InputError(
-            f"renumber_heads: layer {layer} does not exist; the tower has the layers 0 ... "
+            f"layer {layer} does not exist; the tower has the layers 0 ... "
             f"{count - 1}, or -{count} ... -1 from the end."
         )
     attention, order = tower.layers[layer], list(permutation)
     if sorted(order) != list(range(attention.heads)):
-        raise InputError(
-            f"renumber_heads: expected a permutation of 0 ... {attention.heads - 1}, got {order}."
-        )
+        raise InputError(f"expected a permutation of 0 ... {attention.heads - 1}, got {order}.")
     _permute(attention, order)
     return changed
 
@@ -94,6 +93,7 @@ def randomization_stages(model: nn.Module | ClipAdapter) -> tuple[str, ...]:
 
 @torch.inference_mode(False)
 @torch.no_grad()
+@public("randomize_parameters")
 def randomize_parameters(
     model: ModelOrClip, *, seed: int, stages: int | None = None
 ) -> ModelOrClip:
@@ -126,7 +126,7 @@ def randomize_parameters(
     count = len(found) if stages is None else stages
     if not is_integer(count, least=1) or count > len(found):
         raise InputError(
-            f"randomize_parameters: expected stages from 1 to {len(found)}, or None for all, got "
+            f"expected stages from 1 to {len(found)}, or None for all, got "
             f"{stages!r}; from the top they are {', '.join(found)}."
         )
     generator = torch.Generator().manual_seed(seed)

@@ -7,11 +7,12 @@ import torch
 
 from ..checks import as_list
 from ..emotions import CLASSES, EMOTIONS, EmotionProbe
-from ..errors import TargetError
+from ..errors import TargetError, public
 from ..models import ClipAdapter, differing_parts
 from .target import Target
 
 
+@public("targets.emotion")
 def emotion(
     clip: ClipAdapter,
     probe: EmotionProbe | str | Path,
@@ -52,26 +53,23 @@ def emotion(
     if isinstance(probe, (str, Path)):
         probe = EmotionProbe.load(probe)
     if not isinstance(probe, EmotionProbe):
-        raise TargetError(
-            "targets.emotion: expected an EmotionProbe or a file of one, got "
-            f"{type(probe).__name__}."
-        )
+        raise TargetError(f"expected an EmotionProbe or a file of one, got {type(probe).__name__}.")
     chosen = EMOTIONS if names is None else tuple(as_list(names))
     unknown = [name for name in chosen if name not in CLASSES]
     if unknown or not chosen:
         raise TargetError(
-            f"targets.emotion: expected names among {', '.join(CLASSES)}; got "
+            f"expected names among {', '.join(CLASSES)}; got "
             f"{', '.join(map(repr, unknown)) or 'none at all'}."
         )
     width, expected = probe.weights.shape[1], clip.embedding_dim
     if other := probe.identity and differing_parts(probe.identity, clip.identity(texts=False)):
         raise TargetError(
-            f"targets.emotion: the probe was fitted on features of {probe.model or 'a model'} "
+            f"the probe was fitted on features of {probe.model or 'a model'} "
             f"with other {' and '.join(other)} than {clip.name}; fit one on features of this model."
         )
     if not probe.identity and expected is not None and width != expected:
         raise TargetError(
-            f"targets.emotion: the probe has {width} dimensions, and {clip.name} embeds in "
+            f"the probe has {width} dimensions, and {clip.name} embeds in "
             f"{expected}; take one of this model."
         )
     weights = torch.from_numpy(probe.weights)  # (9, D)

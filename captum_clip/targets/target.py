@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checks import as_list, excerpt, is_encodable, is_integer, show
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, public
 from ..maps import to_float32, unusable
 from ..models import ClipAdapter, ImageLike
 
@@ -44,6 +44,7 @@ class Target:
     names: tuple[str, ...]
     source: Source | None = None
 
+    @public("Target")
     def __post_init__(self) -> None:
         # Made under inference_mode, tensors could never take part in a gradient; copies can.
         with torch.inference_mode(False):
@@ -62,22 +63,22 @@ class Target:
         if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or 0 in embeddings.shape:
             is_tensor = isinstance(embeddings, Tensor)
             got = tuple(embeddings.shape) if is_tensor else type(embeddings).__name__
-            raise TargetError(f"Target: expected embeddings of shape (K, D), got {got}.")
+            raise TargetError(f"expected embeddings of shape (K, D), got {got}.")
         if reason := unusable(embeddings):
-            raise TargetError(f"Target: expected embeddings of plain numbers, got {reason}.")
+            raise TargetError(f"expected embeddings of plain numbers, got {reason}.")
         count = len(embeddings)
         if len(names) != count:
-            raise TargetError(f"Target: {count} embeddings need as many names, got {len(names)}.")
+            raise TargetError(f"{count} embeddings need as many names, got {len(names)}.")
         is_float = embeddings.is_floating_point()
         zero = max(_ZERO, torch.finfo(embeddings.dtype).eps if is_float else 0)
         embeddings = to_float32(embeddings.detach())
         norms = embeddings.norm(dim=1)
         for name, norm in zip(names, norms.tolist(), strict=True):
             if not norm < float("inf"):
-                raise TargetError(f"Target: the embedding of {name!r} holds NaN or infinity.")
+                raise TargetError(f"the embedding of {name!r} holds NaN or infinity.")
             if norm < zero:
                 raise TargetError(
-                    f"Target: {name!r} has no direction (length {norm:.1e}); with it and without "
+                    f"{name!r} has no direction (length {norm:.1e}); with it and without "
                     "it the model sees the same, so there is nothing to explain."
                 )
         return cls(embeddings / norms[:, None], norms, tuple(names), source)
@@ -95,15 +96,15 @@ class Target:
     def __sub__(self, other: "Target") -> "Target":
         if not isinstance(other, Target):
             raise TargetError(
-                f"Target: only another Target can be subtracted, got {type(other).__name__}; "
+                f"only another Target can be subtracted, got {type(other).__name__}; "
                 "targets.embedding makes one of numbers."
             )
         if len(other) not in (1, len(self)) and len(self) != 1:
             raise TargetError(
-                f"Target: cannot subtract {len(other)} embeddings from {len(self)}; the counts "
+                f"cannot subtract {len(other)} embeddings from {len(self)}; the counts "
                 "must be equal, or one of them 1."
             )
-        _check_sizes("Target", [self, other])
+        _check_sizes([self, other])
         differences = self.embeddings - other.embeddings.to(self.embeddings.device)
         count = len(differences)
         left, right = (t.names * (count if len(t) == 1 else 1) for t in (self, other))
@@ -118,9 +119,7 @@ class Target:
     def __getitem__(self, key: int | str | slice | Sequence[int] | Tensor) -> "Target":
         chosen = self._positions(key)
         if not chosen:
-            raise TargetError(
-                f"Target: {show(key)} picks no embedding; the names are {list(self.names)}."
-            )
+            raise TargetError(f"{show(key)} picks no embedding; the names are {list(self.names)}.")
         names = tuple(self.names[index] for index in chosen)
         return Target(self.embeddings[chosen], self.norms[chosen], names, self.source)
 
@@ -139,7 +138,7 @@ class Target:
         if not all(is_integer(index) for index in chosen):
             raise TargetError(expected)
         if any(not -len(self) <= index < len(self) for index in chosen):
-            raise IndexError(f"Target: index {show(key)} is out of range for {len(self)} targets.")
+            raise IndexError(f"index {show(key)} is out of range for {len(self)} targets.")
         return [index % len(self) for index in chosen]
 
     def to(self, device: torch.device | str) -> "Target":
@@ -155,14 +154,15 @@ def _common_source(targets: Sequence[Target]) -> Source | None:
     return sources.pop() if len(sources) == 1 else None
 
 
-def _check_sizes(caller: str, targets: Sequence[Target]) -> None:
+def _check_sizes(targets: Sequence[Target]) -> None:
     sizes = sorted({target.embeddings.shape[1] for target in targets})
     if len(sizes) > 1:
         raise TargetError(
-            f"{caller}: the targets come from different models, with embeddings of {sizes} numbers."
+            f"the targets come from different models, with embeddings of {sizes} numbers."
         )
 
 
+@public("concatenate")
 def concatenate(targets: Sequence[Target]) -> Target:
     """Several targets as one, their embeddings one after the other.
 
@@ -171,8 +171,8 @@ def concatenate(targets: Sequence[Target]) -> Target:
     """
     targets = list(targets)
     if not targets or not all(isinstance(target, Target) for target in targets):
-        raise TargetError(f"concatenate: expected one or more Targets, got {targets!r}.")
-    _check_sizes("concatenate", targets)
+        raise TargetError(f"expected one or more Targets, got {targets!r}.")
+    _check_sizes(targets)
     device = targets[0].embeddings.device
     return Target(
         torch.cat([target.embeddings.to(device) for target in targets]),
@@ -182,6 +182,7 @@ def concatenate(targets: Sequence[Target]) -> Target:
     )
 
 
+@public("targets.embedding")
 def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> Target:
     """Targets from embeddings (K, D) or one (D,), tensor or array, of any length.
 
@@ -202,7 +203,7 @@ def embedding(embeddings: Tensor | Any, names: Sequence[str] | None = None) -> T
         tensor = torch.as_tensor(embeddings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TargetError(
-            f"targets.embedding: expected numbers (K, D) or (D,), got {type(embeddings).__name__}."
+            f"expected numbers (K, D) or (D,), got {type(embeddings).__name__}."
         ) from error
     tensor = tensor[None] if tensor.ndim == 1 else tensor
     if not tensor.is_floating_point() and not tensor.is_complex():
@@ -242,6 +243,7 @@ def image(
     return Target.of(embeddings, as_list(names), "image")
 
 
+@public("targets.text")
 def text(
     clip: ClipAdapter,
     texts: str | Sequence[str],
@@ -271,11 +273,11 @@ def text(
         >>> targets.text(clip, ["horse", "dog"], templates=["a {}", "a photo of a {}"]).names
         ('horse', 'dog')
     """
-    texts = _checked_texts("targets.text", texts, allow_empty=allow_empty)
+    texts = _checked_texts(texts, allow_empty=allow_empty)
     for text in texts:
         if not allow_empty and clip.is_blank(text):
             raise TargetError(
-                f"targets.text: {show(text)} means as much as an empty text to {clip.name}, whose "
+                f"{show(text)} means as much as an empty text to {clip.name}, whose "
                 "tokenizer leaves nothing of it; pass allow_empty=True to mean it."
             )
     if templates is None:
@@ -284,35 +286,32 @@ def text(
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise TargetError(
-                "targets.text: expected a template with one {} for the text, got "
-                f"{show(template)}."
+                f"expected a template with one {{}} for the text, got {show(template)}."
             )
     if not templates:
-        raise TargetError("targets.text: templates is empty; leave it out to use the bare texts.")
+        raise TargetError("templates is empty; leave it out to use the bare texts.")
     prompts = [template.replace("{}", text) for text in texts for template in templates]
     embeddings = F.normalize(_encode(clip, prompts), dim=-1).view(len(texts), len(templates), -1)
     return Target.of(embeddings.mean(1), texts, "text")
 
 
-def _checked_texts(caller: str, texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
+def _checked_texts(texts: str | Sequence[str], *, allow_empty: bool) -> list[str]:
     """The texts as a list, each a text with something in it."""
     if not isinstance(texts, Iterable) or isinstance(texts, (Mapping, Set)):
         raise TargetError(
-            f"{caller}: expected a text or several, got {type(texts).__name__}; pass the texts "
+            f"expected a text or several, got {type(texts).__name__}; pass the texts "
             "as they are, without a tokenizer."
         )
     listed = as_list(texts)
     if not listed:
-        raise TargetError(f"{caller}: expected at least one text, got an empty list.")
+        raise TargetError("expected at least one text, got an empty list.")
     for text in listed:
         if not isinstance(text, str):
-            raise TargetError(f"{caller}: expected texts, got {type(text).__name__}: {show(text)}.")
+            raise TargetError(f"expected texts, got {type(text).__name__}: {show(text)}.")
         if not is_encodable(text):
-            raise TargetError(
-                f"{caller}: {show(text)} holds half a character (a surrogate); take it out."
-            )
+            raise TargetError(f"{show(text)} holds half a character (a surrogate); take it out.")
         if not text.strip() and not allow_empty:
-            raise TargetError(f"{caller}: {text!r} is empty; pass allow_empty=True to mean it.")
+            raise TargetError(f"{text!r} is empty.")
     return listed
 
 
@@ -322,6 +321,7 @@ def _encode(clip: ClipAdapter, texts: list[str]) -> Tensor:
         return clip.encode_text(texts)
 
 
+@public("targets.words")
 def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = None) -> Target:
     r"""One direction for each word or span w of the text t: what is lost when w is left out.
 
@@ -351,7 +351,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
         >>> targets.words(load_clip("demo/vit"), "a horse and a dog.", ["horse", "dog"]).names
         ('horse', 'dog')
     """
-    _checked_texts("targets.words", [text], allow_empty=False)
+    _checked_texts([text], allow_empty=False)
     parts, pieces = text.split(), _pieces(text)
     spans = _spans(parts, words)
     # By position: `re.sub` would take the word as a pattern, and "a" would remove every a.
@@ -362,6 +362,7 @@ def words(clip: ClipAdapter, text: str, words: Sequence[str | Span] | None = Non
     return Target.of(encodings[:1] - encodings[1:], names, "text")
 
 
+@public("targets.word_tokens")
 def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     """The words of a text, split at white space, each with the positions of its tokens.
 
@@ -378,7 +379,7 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
         >>> targets.word_tokens(load_clip("demo/vit"), "a horse.")
         (('a', range(1, 2)), ('horse.', range(2, 3)))
     """
-    _checked_texts("targets.word_tokens", [text], allow_empty=False)
+    _checked_texts([text], allow_empty=False)
     words = text.split()
     # of the text itself, since a byte-level tokenizer has tokens for its white space, too
     beginnings = ["", *accumulate(_pieces(text)[: len(words)])]
@@ -386,13 +387,13 @@ def word_tokens(clip: ClipAdapter, text: str) -> tuple[tuple[str, range], ...]:
     counts = [clip.count_tokens(beginning) for beginning in beginnings]
     start = next((i for i, (a, b) in enumerate(zip(whole, rows[0], strict=True)) if a != b), None)
     if start is None:
-        raise TargetError(f"targets.word_tokens: {text!r} has no tokens of its own.")
+        raise TargetError(f"{text!r} has no tokens of its own.")
     known = [count for count in counts if count is not None]
     stops = [start + count - known[0] for count in known]
     begun = all(row[:stop] == whole[:stop] for row, stop in zip(rows, stops, strict=False))
     if len(known) < len(counts) or stops != sorted(stops) or not begun:
         raise InputError(
-            f"targets.word_tokens: the tokenizer does not cut {text!r} at white space, or does not "
+            f"the tokenizer does not cut {text!r} at white space, or does not "
             "count tokens; write it with plain blanks, or sum the values over each word yourself."
         )
     spans = zip(words, stops, stops[1:], strict=False)
@@ -421,8 +422,7 @@ def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
             found = [(i, i + len(wanted)) for i in starts if bare[i : i + len(wanted)] == wanted]
             if not found:
                 raise TargetError(
-                    f"targets.words: {show(word)} is not in the text; its words are "
-                    f"{excerpt(str(bare), 300)}."
+                    f"{show(word)} is not in the text; its words are {excerpt(str(bare), 300)}."
                 )
             spans += found
         elif (
@@ -434,9 +434,9 @@ def _spans(parts: list[str], words: Sequence[str | Span] | None) -> list[Span]:
             spans.append((word[0], word[1]))
         else:
             raise TargetError(
-                f"targets.words: expected a word of the text or (start, stop) with "
+                f"expected a word of the text or (start, stop) with "
                 f"0 <= start < stop <= {len(parts)}, got {show(word)}."
             )
     if not spans:
-        raise TargetError("targets.words: words is empty; leave it out to take all words.")
+        raise TargetError("words is empty; leave it out to take all words.")
     return spans

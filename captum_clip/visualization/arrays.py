@@ -24,44 +24,41 @@ Batch = ArrayLike | Sequence[ArrayLike]
 _SLACK = 1e-3  # rounding of half precision
 
 
-def as_images(caller: str, images: Batch) -> list[Array]:
+def as_images(images: Batch) -> list[Array]:
     """Images (B, 3, H, W) with colours in [0, 1] -> B of (H, W, 3)."""
-    arrays = _members(caller, "images", images)
+    arrays = _members("images", images)
     for array in arrays:
         if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
             raise InputError(
-                f"{caller}: expected images of shape (B, 3, H, W), got {_shape(images)}; "
+                f"expected images of shape (B, 3, H, W), got {_shape(images)}; "
                 "clip.denormalize(images) gives them."
             )
-        _check_range(caller, "images", array, "clip.denormalize(images) gives such colours")
+        _check_range("images", array, "clip.denormalize(images) gives such colours")
     return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
 
 
-def as_heatmaps(
-    caller: str, heatmaps: Batch, images: Sequence[Array], count: int | None = None
-) -> list[Array]:
+def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = None) -> list[Array]:
     """Maps (B, K, h, w) in [0, 1] -> B of (K, H, W), upsampled to the images (H, W, 3)."""
-    arrays = _members(caller, "maps", heatmaps)
+    arrays = _members("maps", heatmaps)
     if len(arrays) != len(images) or any(a.ndim != 3 or 0 in a.shape for a in arrays):
         raise InputError(
-            f"{caller}: expected maps of shape (B, K, h, w) for {len(images)} images, got "
-            f"{_shape(heatmaps)}."
+            f"expected maps of shape (B, K, h, w) for {len(images)} images, got {_shape(heatmaps)}."
         )
     count, shown = count or len(arrays[0]), []
     for array, image in zip(arrays, images, strict=True):
         if len(array) != count:
-            raise InputError(f"{caller}: expected {count} maps per image, got {len(array)}.")
-        _check_range(caller, "maps", array, "maps.normalize(maps) stretches each to it")
-        _check_aspect(caller, array.shape[1:], image.shape)
+            raise InputError(f"expected {count} maps per image, got {len(array)}.")
+        _check_range("maps", array, "maps.normalize(maps) stretches each to it")
+        _check_aspect(array.shape[1:], image.shape)
         shown.append(enlarged(array, image.shape).clip(0, 1))
     return shown
 
 
-def _members(caller: str, what: str, batch: Batch) -> list[Array]:
+def _members(what: str, batch: Batch) -> list[Array]:
     """The members of a batch, which is one array or a list of them."""
     if isinstance(batch, (list, tuple)) and len(batch):
-        return [as_array(caller, what, member) for member in batch]
-    array = as_array(caller, what, batch)
+        return [as_array(what, member) for member in batch]
+    array = as_array(what, batch)
     return list(array) if array.ndim and len(array) else [array]
 
 
@@ -81,7 +78,7 @@ def enlarged(array: Array, size: Sequence[int]) -> Array:
     return np.asarray(maps.upsample(raw, (height, width), mode="bicubic", clamp=True))
 
 
-def _check_aspect(caller: str, grid: Sequence[int], size: Sequence[int]) -> None:
+def _check_aspect(grid: Sequence[int], size: Sequence[int]) -> None:
     """Refuse a map of a crop on a whole photo, which would silently stretch it.
 
     A tower's cells are square, and there are as many of them as go into the image, or one more.
@@ -93,14 +90,13 @@ def _check_aspect(caller: str, grid: Sequence[int], size: Sequence[int]) -> None
     )
     if not any(fitting):
         raise InputError(
-            f"{caller}: maps of {rows} x {columns} and images of {height} x {width} differ in "
+            f"maps of {rows} x {columns} and images of {height} x {width} differ in "
             "shape, as the map of a crop and its photo do; explain(photo, ...).plot(original=True) "
             "lays a map on the whole photo, maps.uncrop one of your own."
         )
 
 
 def as_notes(
-    caller: str,
     scores: ArrayLike | None,
     shape: tuple[int, int],
     notes: Sequence[Sequence[str]] | None = None,
@@ -108,13 +104,13 @@ def as_notes(
     """Scores (B, K), then notes, as they are written under images; empty where none are given."""
     given = [None] * shape[0] if notes is None else notes
     if len(given) != shape[0]:
-        raise InputError(f"{caller}: expected notes for {shape[0]} images, got {len(given)}.")
-    lines = [as_names(f"{caller}, notes", own, shape[1]) for own in given]
+        raise InputError(f"expected notes for {shape[0]} images, got {len(given)}.")
+    lines = [as_names(own, shape[1], what="notes") for own in given]
     if scores is None:
         return lines
-    array = as_array(caller, "scores", scores)
+    array = as_array("scores", scores)
     if array.shape != shape:
-        raise InputError(f"{caller}: expected scores of shape {shape}, got {array.shape}.")
+        raise InputError(f"expected scores of shape {shape}, got {array.shape}.")
     return [
         [
             ", ".join(filter(None, (score_note(score), note)))
@@ -124,27 +120,25 @@ def as_notes(
     ]
 
 
-def as_names(caller: str, names: Sequence[str] | None, count: int) -> list[str]:
+def as_names(names: Sequence[str] | None, count: int, *, what: str = "names") -> list[str]:
     """K names; empty ones where none are given."""
     if names is None:
         return [""] * count
     if not isinstance(names, Iterable):
-        raise InputError(f"{caller}: expected {count} names, got {show(names)}.")
+        raise InputError(f"expected {count} {what}, got {show(names)}.")
     listed = [names] if isinstance(names, str) else [str(name) for name in names]
     if len(listed) != count:
-        raise InputError(f"{caller}: expected {count} names, got {len(listed)}: {listed!r}.")
+        raise InputError(f"expected {count} {what}, got {len(listed)}: {listed!r}.")
     return listed
 
 
-def as_references(
-    caller: str, references: Sequence[ArrayLike | None] | None, count: int
-) -> list[Array | None]:
+def as_references(references: Sequence[ArrayLike | None] | None, count: int) -> list[Array | None]:
     """Images (3, h, w) that are targets -> (h, w, 3); None for the other targets."""
     if references is None:
         return [None] * count
     if len(references) != count:
-        raise InputError(f"{caller}: expected {count} references, got {len(references)}.")
-    return [None if one is None else as_images(caller, [one])[0] for one in references]
+        raise InputError(f"expected {count} references, got {len(references)}.")
+    return [None if one is None else as_images([one])[0] for one in references]
 
 
 def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
@@ -178,23 +172,23 @@ def framed(image: Array, size: Sequence[int]) -> Array:
     return np.moveaxis(planes, 0, -1).clip(0, 1)
 
 
-def as_array(caller: str, what: str, values: Any) -> Array:
+def as_array(what: str, values: Any) -> Array:
     """Numbers of any shape; the caller's array stays as it is."""
     if isinstance(values, Tensor):
         if reason := maps.unusable(values):
-            raise InputError(f"{caller}: expected {what} of plain numbers, got {reason}.")
+            raise InputError(f"expected {what} of plain numbers, got {reason}.")
         return values.detach().cpu().float().numpy()
     try:
         return np.array(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{caller}: expected {what} as a tensor or an array, got {type(values).__name__}."
+            f"expected {what} as a tensor or an array, got {type(values).__name__}."
         ) from error
 
 
-def _check_range(caller: str, what: str, array: Array, cure: str) -> None:
+def _check_range(what: str, array: Array, cure: str) -> None:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise InputError(
-            f"{caller}: expected {what} in [0, 1], got values from {low:.3g} to {high:.3g}; {cure}."
+            f"expected {what} in [0, 1], got values from {low:.3g} to {high:.3g}; {cure}."
         )

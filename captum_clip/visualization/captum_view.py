@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .. import maps
 from ..checks import check_choice
-from ..errors import InputError
+from ..errors import InputError, public
 from .arrays import ArrayLike, as_array, as_images
 from .colors import HEAT, NEGATIVE, POSITIVE, TEXT_SIZE, Array, colormap
 
@@ -28,6 +28,7 @@ _COLORS: Final[dict[str, str | Colormap]] = {
 }
 
 
+@public("captum_image_attr")
 def captum_image_attr(
     image: ArrayLike,
     attribution: ArrayLike,
@@ -63,14 +64,13 @@ def captum_image_attr(
         >>> image, signed = torch.rand(1, 3, 32, 32), torch.randn(1, 1, 4, 4)
         >>> figure = visualization.captum_image_attr(image, signed, method="heat_map")
     """
-    check_choice("captum_image_attr", method, get_args(Method), name="method to be one")
-    check_choice("captum_image_attr", sign, get_args(Sign), name="sign to be one")
+    check_choice(method, get_args(Method), name="method to be one")
+    check_choice(sign, get_args(Sign), name="sign to be one")
     if sign == "all" and method in ("masked_image", "alpha_scaling"):
         raise InputError(
-            f"captum_image_attr: {method} shows no sign; take sign='positive', 'negative' or "
-            "'absolute_value'."
+            f"{method} shows no sign; take `sign='positive'`, 'negative' or 'absolute_value'."
         )
-    seen = as_images("captum_image_attr", image)[0]
+    seen = as_images(image)[0]
     values = _as_signed(attribution, seen.shape[:2])  # (H, W)
     colors = colormap(_COLORS[sign] if cmap is None else cmap)
     shown: str = method
@@ -97,10 +97,8 @@ def captum_image_attr(
 
 def _as_signed(attribution: ArrayLike, size: tuple[int, ...]) -> Array:
     """One raw map (1, 1, h, w) -> (H, W), its largest absolute value 1 unless all are zero."""
-    array = as_array("captum_image_attr", "an attribution", attribution)
+    array = as_array("an attribution", attribution)
     if array.ndim != 4 or array.shape[:2] != (1, 1):
-        raise InputError(
-            f"captum_image_attr: expected one attribution of shape (1, 1, h, w), got {array.shape}."
-        )
+        raise InputError(f"expected one attribution of shape (1, 1, h, w), got {array.shape}.")
     resized = maps.upsample(torch.from_numpy(array), (size[0], size[1]))[0, 0].numpy()
     return np.asarray(resized / (float(np.abs(resized).max()) or 1), dtype=np.float32)

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from ..checks import check_nonempty
+from ..errors import public
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, TEXT_COLOR
 from .grid import fit, page, wrap
 
@@ -35,6 +36,7 @@ _DASHES: Final[tuple[Any, ...]] = (
 )
 
 
+@public("curves")
 def curves(
     series: Series,
     other: Series | None = None,
@@ -77,7 +79,7 @@ def curves(
     """
     panels = [series] if other is None else [series, other]
     for panel in panels:
-        check_nonempty("curves", "curve in every panel", panel)
+        check_nonempty("curve in every panel", panel)
     labels = list(dict.fromkeys(label for panel in panels for label in panel))
     pens = _pens(labels, reference, baselines)
     width = len(panels) * (_PANEL[0] + 0.4) + _LABEL

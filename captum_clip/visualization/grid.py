@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 
 from ..checks import check_destination
-from ..errors import InputError
+from ..errors import InputError, public
 from ..files import MARK, replace_file
 from .colors import FONT, NOTE, NOTE_COLOR, NOTE_SIZE, TEXT, Array
 
@@ -286,6 +286,7 @@ def fit(
         axes.set_position((left, bottom, size[0] / width, size[1] / height))
 
 
+@public("save_figure")
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, JPEG, PDF or SVG, by the ending of the name.
 
@@ -303,9 +304,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """
     path = check_destination(path, FORMATS)
     if not isinstance(figure, Figure):
-        raise InputError(
-            f"save_figure: expected a figure, such as of plot(), got {type(figure).__name__}."
-        )
+        raise InputError(f"expected a figure, such as of plot(), got {type(figure).__name__}.")
     kind = path.suffix.lower()
 
     def write(file: BinaryIO) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import maps
 from ..checks import check_integer
-from ..errors import InputError
+from ..errors import InputError, public
 from .arrays import ArrayLike, Batch, as_array, as_images, as_names, as_notes
 from .colors import ALPHA, Array, soften
 from .grid import Panel, grid
@@ -21,6 +21,7 @@ _HALF: Final = 0.5  # of a match's largest share, to belong to it
 _LEAST: Final = 0.25  # of the strongest match, to be shown
 
 
+@public("matches")
 def matches(
     images: Batch,
     references: Batch,
@@ -55,21 +56,21 @@ def matches(
         >>> images, shares = torch.rand(2, 3, 32, 32), torch.rand(1, 4, 4, 4, 4)
         >>> figure = visualization.matches(images[:1], images[1:], shares)
     """
-    check_integer("matches", "count", count, most=len(_COLORS))
-    shown, others = as_images("matches", images), as_images("matches", references)
-    each = torch.from_numpy(as_array("matches", "shares", shares))
+    check_integer("count", count, most=len(_COLORS))
+    shown, others = as_images(images), as_images(references)
+    each = torch.from_numpy(as_array("shares", shares))
     if each.ndim != 5 or 0 in each.shape or not len(each) == len(shown) == len(others):
         raise InputError(
-            f"matches: expected shares (B, h', w', h, w) of {len(shown)} images and as many "
+            f"expected shares (B, h', w', h, w) of {len(shown)} images and as many "
             f"references, got {tuple(each.shape)} and {len(others)} references."
         )
     if not each.isfinite().all():
-        raise InputError("matches: the shares hold NaN or infinity.")
-    first, second = as_names("matches", names, 2)
-    cosines = None if scores is None else as_array("matches", "scores", scores)[..., None]
+        raise InputError("the shares hold NaN or infinity.")
+    first, second = as_names(names, 2)
+    cosines = None if scores is None else as_array("scores", scores)[..., None]
     rows = []
     for image, other, values, [note] in zip(
-        shown, others, each, as_notes("matches", cosines, (len(each), 1)), strict=True
+        shown, others, each, as_notes(cosines, (len(each), 1)), strict=True
     ):
         found = list(_strongest(values, count))
         left = Panel(_painted(image, [on for _, on in found]), first, note)

@@ -9,7 +9,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..checks import check_interval, check_nonempty
-from ..errors import InputError
+from ..errors import InputError, public
 from .arrays import (
     ArrayLike,
     Batch,
@@ -29,6 +29,7 @@ from .grid import ROWS, Legend, Panel, Row, folded, grid
 _SIDE = 224  # pixels of a mean map
 
 
+@public("overlay")
 def overlay(
     images: Batch,
     heatmap: Batch,
@@ -58,12 +59,12 @@ def overlay(
         >>> len(figure.axes)  # the image and two maps
         3
     """
-    check_interval("overlay", "alpha", alpha, "[0, 1]")
-    shown, signs = _read("overlay", images, [heatmap] if negative is None else [heatmap, negative])
+    check_interval("alpha", alpha, "[0, 1]")
+    shown, signs = _read(images, [heatmap] if negative is None else [heatmap, negative])
     shape = (len(shown), len(signs[0][0]))
-    titles = as_names("overlay", names, shape[1])
-    lines = as_notes("overlay", scores, shape, notes)
-    models = as_names("overlay, labels", labels or None, shape[0])
+    titles = as_names(names, shape[1])
+    lines = as_notes(scores, shape, notes)
+    models = as_names(labels or None, shape[0], what="labels")
     looks = [(colormap(HEAT if cmap is None else cmap), "", "low to high")]
     if negative is not None:
         looks = [
@@ -86,6 +87,7 @@ def overlay(
     return grid(rows, labels=at, legends=legends, caption=caption, together=together)
 
 
+@public("contact_sheet")
 def contact_sheet(
     images: Batch,
     columns: Mapping[str, Batch],
@@ -108,12 +110,12 @@ def contact_sheet(
         >>> maps = {"Grad-CAM": torch.rand(2, 1, 4, 4)}
         >>> figure = visualization.contact_sheet(torch.rand(2, 3, 32, 32), maps, names=["a", "b"])
     """
-    check_nonempty("contact_sheet", "column of maps", columns)
-    shown, maps = _read("contact_sheet", images, list(columns.values()), count=1)
+    check_nonempty("column of maps", columns)
+    shown, maps = _read(images, list(columns.values()), count=1)
     colors, shape = colormap(cmap), (len(shown), len(maps))
-    titles = as_names("contact_sheet", names, shape[0])
-    cosines = as_notes("contact_sheet", scores, shape)
-    targets = as_references("contact_sheet", references, shape[0])
+    titles = as_names(names, shape[0])
+    cosines = as_notes(scores, shape)
+    targets = as_references(references, shape[0])
     rows = []
     for index, (image, *row) in enumerate(zip(shown, *maps, strict=True)):
         panels = [Panel(image, titles[index])] + [
@@ -124,6 +126,7 @@ def contact_sheet(
     return _table(rows, columns, [Legend(ramp(colors), "low to high")], {}, caption)
 
 
+@public("signs")
 def signs(
     images: Batch,
     positive: Batch,
@@ -152,14 +155,14 @@ def signs(
         >>> up, down = torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)
         >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
     """
-    check_interval("signs", "alpha", alpha, "[0, 1]")
-    shown, maps = _read("signs", images, [positive, negative])
+    check_interval("alpha", alpha, "[0, 1]")
+    shown, maps = _read(images, [positive, negative])
     batch, count = len(shown), len(maps[0][0])
     colors = [colormap(cmap) for cmap in cmaps]
-    titles = as_names("signs", names, count)
-    cosines = as_notes("signs", scores, (batch, count))
-    targets = as_references("signs", references, count)
-    models = as_names("signs, labels", labels or None, batch)
+    titles = as_names(names, count)
+    cosines = as_notes(scores, (batch, count))
+    targets = as_references(references, count)
+    models = as_names(labels or None, batch, what="labels")
     order = list(product(range(batch), range(count)))
     if labels:  # models side by side, target by target
         order.sort(key=lambda row: row[1])
@@ -181,6 +184,7 @@ def signs(
     return _table(rows, headers, legends, labels_of_rows, caption, together)
 
 
+@public("average")
 def average(
     rows: Mapping[str, ArrayLike],
     *,
@@ -211,13 +215,13 @@ def average(
         >>> len(figure.axes)  # four maps
         4
     """
-    check_nonempty("average", "row of maps", rows)
+    check_nonempty("row of maps", rows)
     means = {label: _as_means(label, given) for label, given in rows.items()}
     counts = sorted({len(given) for given in means.values()})
     if len(counts) > 1:
-        raise InputError(f"average: expected as many maps in every row, got {counts}.")
+        raise InputError(f"expected as many maps in every row, got {counts}.")
     [count] = counts
-    titles = as_names("average", names, count)
+    titles = as_names(names, count)
     colors = colormap(cmap)
     low, high = scale or (
         min(float(given.min()) for given in means.values()),
@@ -226,7 +230,7 @@ def average(
     panels: list[Row] = []
     labels: dict[int, str] = {}
     for label, given in means.items():
-        lines = as_names("average", None if notes is None else notes[label], count)
+        lines = as_names(None if notes is None else notes[label], count)
         shares = (given - low) / (high - low) if high > low else np.zeros_like(given)
         pixels = np.asarray(colors(shares)[..., :3], dtype=np.float32)
         labels[len(panels)] = label
@@ -237,28 +241,26 @@ def average(
 
 def _as_means(label: str, given: ArrayLike) -> Array:
     """Maps (K, h, w) -> (K, 224, 224)."""
-    array = as_array("average", f"maps (K, h, w) for {label!r}", given)
+    array = as_array(f"maps (K, h, w) for {label!r}", given)
     if array.ndim != 3 or 0 in array.shape:
-        raise InputError(
-            f"average: expected maps of shape (K, h, w) for {label!r}, got {array.shape}."
-        )
+        raise InputError(f"expected maps of shape (K, h, w) for {label!r}, got {array.shape}.")
     if not np.isfinite(array).all():
-        raise InputError(f"average: the maps of {label!r} hold NaN or infinity.")
+        raise InputError(f"the maps of {label!r} hold NaN or infinity.")
     return enlarged(array, (_SIDE, _SIDE))
 
 
 def _read(
-    caller: str, images: Batch, heatmaps: Sequence[Batch], count: int | None = None
+    images: Batch, heatmaps: Sequence[Batch], count: int | None = None
 ) -> tuple[list[Array], list[list[Array]]]:
     """B images (H, W, 3) and for each of several batches their B maps (K, H, W).
 
     All are in frames of the largest height and width, with white margins around an image and zeros
     around its maps.
     """
-    shown = as_images(caller, images)
+    shown = as_images(images)
     batches: list[list[Array]] = []
     for given in heatmaps:
-        batches.append(as_heatmaps(caller, given, shown, count))
+        batches.append(as_heatmaps(given, shown, count))
         count = len(batches[0][0])
     size = [max(image.shape[side] for image in shown) for side in (0, 1)]
     framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]

@@ -9,7 +9,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from ..checks import check_interval
-from ..errors import InputError
+from ..errors import InputError, public
 from .arrays import ArrayLike, Batch, as_heatmaps, as_images, as_notes
 from .colors import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, blend, colormap, short_number
 from .grid import page, wrap
@@ -22,6 +22,7 @@ _MARGIN: Final = 0.1
 _LEAST: Final = 0.005  # of the largest value, to be written
 
 
+@public("sentences")
 def sentences(
     images: Batch,
     texts: Sequence[Sequence[tuple[str, float]]],
@@ -48,18 +49,18 @@ def sentences(
         >>> len(figure.axes)  # the image and the words
         2
     """
-    shown = as_images("sentences", images)
+    shown = as_images(images)
     if len(shown) != 1 or not texts or not all(texts):
         raise InputError(
-            f"sentences: expected one image and texts with words, got {len(shown)} images and "
+            f"expected one image and texts with words, got {len(shown)} images and "
             f"{len(texts)} texts."
         )
     if not all(np.isfinite(value) for words in texts for _, value in words):
-        raise InputError("sentences: the values of words hold NaN or infinity.")
-    check_interval("sentences", "alpha", alpha, "[0, 1]")
+        raise InputError("the values of words hold NaN or infinity.")
+    check_interval("alpha", alpha, "[0, 1]")
     shape, colors = (1, len(texts)), colormap(cmap)
-    cosines = as_notes("sentences", scores, shape)
-    maps = None if heatmap is None else as_heatmaps("sentences", heatmap, shown, shape[1])
+    cosines = as_notes(scores, shape)
+    maps = None if heatmap is None else as_heatmaps(heatmap, shown, shape[1])
     figure = page(DPI)
     row_height = _SIDE + 0.45
     width = _SIDE + _WIDTH + 3 * _MARGIN

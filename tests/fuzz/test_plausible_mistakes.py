@@ -107,7 +107,7 @@ def test_texts_of_which_the_tokenizer_leaves_nothing_are_refused(
 
 @pytest.mark.parametrize("texts", [None, [3], [b"a horse"]])
 def test_encode_text_takes_texts_only(clip: ClipAdapter, texts: Any) -> None:
-    with pytest.raises(TargetError, match="tokenize: expected "):
+    with pytest.raises(TargetError, match="encode_text: expected "):
         clip.encode_text(texts)
 
 

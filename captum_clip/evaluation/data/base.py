@@ -141,9 +141,9 @@ class FileData(DataSet):
     def __init__(
         self, path: str | Path, *, limit: int | None = None, seed: int = 0, **options: str | None
     ) -> None:
-        check_integer(type(self).__name__, "seed", seed, least=0)
+        check_integer("seed", seed, least=0)
         if limit is not None:
-            check_integer(type(self).__name__, "limit", limit)
+            check_integer("limit", limit)
         self.path = expand(path)
         self.limit, self.seed = limit, seed
         self.given: dict[str, Any] = {**self.options, **self.check_options(options)}

@@ -34,9 +34,8 @@ class _DemoData(DataSet):
     """
 
     def __init__(self, number: int = 500, seed: int = 0) -> None:
-        caller = type(self).__name__
-        check_integer(caller, "number", number, most=_MOST)
-        check_integer(caller, "seed", seed, least=0)
+        check_integer("number", number, most=_MOST)
+        check_integer("seed", seed, least=0)
         self.number = number
         self.seed = seed
         self.names = tuple(f"{index:05d}" for index in range(number))

@@ -279,7 +279,7 @@ class FixationFolder(FileData):
         check_belonging(self.path, maps.values(), example)
         text = self.given["text"]
         if text is not None and not text.strip():
-            raise InputError(f"FixationFolder: expected a text with something in it, got {text!r}.")
+            raise InputError(f"expected a text with something in it, got {text!r}.")
         texts = _read_texts(self.path / "texts.csv") if "texts.csv" in files else {}
         if not texts and text is None:
             raise InputError(
@@ -536,7 +536,7 @@ class PascalVoc(FileData):
 
     @override
     def find(self) -> None:
-        check_choice("PascalVoc", self.given["void"], ("out", "background"), name="void")
+        check_choice(self.given["void"], ("out", "background"), name="void")
         inside = [self.path / place for place in (".", "VOC2012", "VOCdevkit/VOC2012")]
         found = [p for p in inside if all((p / needed).is_dir() for needed in _NEEDED)]
         if not found:
