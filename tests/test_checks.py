@@ -45,7 +45,7 @@ def test_check_interval_knows_open_and_closed_ends() -> None:
         for wrong in (*outside, math.nan, True, "0.5", None):
             with pytest.raises(InputError) as caught:
                 checks.check_interval("share", wrong, interval)
-            assert str(caught.value) == f"f: expected share in {interval}, got {wrong!r}."
+            assert str(caught.value) == f"expected share in {interval}, got {wrong!r}."
 
 
 def test_check_choice_lists_the_choices() -> None:

@@ -279,7 +279,7 @@ def test_layer_attention_can_be_given_as_a_class(vit: ClipAdapter) -> None:
         ({"method": LayerAttention, "sign": "both"}, InputError, "has no negative map"),
         ({"method": "grad-cam"}, UnsupportedModelError, "ClipGradCam needs"),
         ({"sign": "minus"}, InputError, "positive, negative, both, got 'minus'"),
-        ({"batch_size": 0}, InputError, "batch_size of 1 or more, got 0"),
+        ({"batch_size": 0}, InputError, "`batch_size` of 1 or more, got 0"),
         ({"batch_size": True}, InputError, "batch_size"),
         ({"words": True}, TargetError, "`words` need exactly one text"),
         ({"processor": "one"}, InputError, "processor was given with an adapter"),
@@ -296,7 +296,9 @@ def test_explain_names_what_is_wrong(
 def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) -> None:
     """Its type is asked, and not whether it is true or equal to a name."""
     for name in ("words", "whole", "method", "hints", "sign", "side", "batch_size"):
-        with pytest.raises(InputError, match=rf"^explain: expected (an? )?{name}.*, got (arr|ten)"):
+        with pytest.raises(
+            InputError, match=rf"^explain: expected (an? )?`?{name}`?.*, got (arr|ten)"
+        ):
             explain(picture(), "a horse", model=vit, **{name: array})
     with pytest.raises(InputError, match=r"^explain: expected a method, .*, got (array|tensor)"):
         explain(picture(), "a horse", model=vit, method=array, side="pairs")
@@ -305,7 +307,7 @@ def test_an_array_in_place_of_a_choice_is_refused(vit: ClipAdapter, array: Any) 
         "regions: expected threshold": found.regions,
         "label_map: expected threshold": found.label_map,
         "heatmap: expected original": lambda value: found.heatmap(original=value),
-        "cmap: matplotlib knows no colour map": lambda value: found.plot(cmap=value),
+        "plot: cmap: matplotlib knows no colour map": lambda value: found.plot(cmap=value),
     }
     for start, call in calls.items():
         with pytest.raises(InputError, match=rf"^{start}.*(array|tensor)"):
@@ -349,7 +351,7 @@ def test_a_name_that_is_no_model_is_answered_by_explain() -> None:
 
 def test_a_model_without_a_tokenizer_asks_for_one() -> None:
     small = builders.hf_vit()
-    with pytest.raises(InputError, match=r"which is needed for a text; pass tokenizer=\.\.\. with"):
+    with pytest.raises(InputError, match=r"which is needed for a text; pass `tokenizer` with"):
         explain(picture(), "a", model=small.model, processor=small.processor)
 
 

@@ -162,8 +162,8 @@ def test_densities_have_mass(metric):
     refused = [
         (torch.zeros(2, 2), "some mass in each"),
         (-torch.eye(2), "from 0 on"),
-        (torch.eye(2) / 0, "densities: the maps .* hold NaN"),
-        (torch.eye(2).bool(), "densities: expected maps as a floating-point tensor"),
+        (torch.eye(2) / 0, "the densities .* hold NaN"),
+        (torch.eye(2).bool(), "expected densities as a floating-point tensor"),
         (torch.rand(3, 2, 2), r"densities \(3, 2, 2\) for maps \(2, 2\)"),
     ]
     for known, message in refused:

@@ -375,7 +375,7 @@ WRONG_OVERLAYS: list[tuple[Any, Any, dict[str, Any], str]] = [
     (IMAGES, [MAPS[0], MAPS[0, :2]], {}, "expected 3 maps per image, got 2"),
     (IMAGES, 5 * MAPS, {}, r"maps in \[0, 1\].*normalize"),
     (IMAGES, MAPS, {"names": ["a"]}, r"expected 3 names, got 1"),
-    (IMAGES, MAPS, {"labels": ["a"]}, r"labels: expected 2 names, got 1"),
+    (IMAGES, MAPS, {"labels": ["a"]}, r"expected 2 labels, got 1"),
     (IMAGES, MAPS, {"notes": [["a"] * 3]}, "notes for 2 images, got 1"),
     (IMAGES, MAPS, {"scores": SCORES[:1]}, r"scores of shape \(2, 3\)"),
     (IMAGES, MAPS, {"alpha": 2}, "alpha in"),
