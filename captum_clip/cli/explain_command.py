@@ -110,7 +110,9 @@ def explain_command(
     probes, fitted = read_probes([emotions] if emotions else [])
     named = [*line.texts, *["emotions"] * bool(emotions), *(path.stem for path in references)]
     inputs = [*references, emotions, texts_file]
-    results = _Results.of(line, named, output, regions, label_map, threshold, original, inputs)
+    figures, label_maps = _plan(line, named, output, label_map)
+    check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
+    results = _Results(label_maps, regions, threshold, original, line, inputs)
     name = model or next(iter(fitted), options.DEFAULT_MODEL)
     clip = load_model(name, processor, tokenizer, device, image_size, quiet=quiet)
     target: Any = line.texts or None
@@ -128,11 +130,11 @@ def explain_command(
             del settings[free]
         settings |= {"images": line.folder.images.resolve(), "targets": named}
         output = line.folder.output
-        draw_folder(results.figures, output, draw, [clip], inputs, settings, quiet=quiet)
+        draw_folder(figures, output, draw, [clip], inputs, settings, quiet=quiet)
         return
     kinds = "each --image" if references else "each "
     kinds += " and ".join(["text"] * bool(line.texts) + ["emotion"] * bool(emotions))
-    for path, file in results.figures.items():
+    for path, file in figures.items():
         with step("explaining", quiet=quiet):
             explanation = draw(path, file)
         _print_scores(explanation, kinds)
@@ -187,54 +189,36 @@ def _conflicts(
         )
 
 
+def _plan(
+    line: Line, named: Sequence[str], output: Path | None, label_map: Path | None
+) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Where the figure of each image goes, and its label map."""
+    from ..explaining.explanation import FORMATS
+
+    if line.folder is None:
+        images = without_own_figures(line.images)
+        figures = check_figures(images, output, "explained", named, FORMATS)
+        labels = label_map and check_figures(images, label_map, "labels", named, (".png",))
+    else:
+        figures = line.folder.files("", named)
+        place = label_map and find_images(str(line.folder.images), label_map, "labels")
+        labels = place and place.files("labels", named)
+    return figures, labels or {}
+
+
 @dataclass(frozen=True)
 class _Results:
-    """Files to write of each image: a figure, and what of its maps is asked for.
+    """What is written of each image besides its figure: regions, and a label map.
 
-    Attributes:
-        figures: image -> figure, or its maps.
-        label_maps: image -> label map.
-        regions: a folder for all images.
-        relative_to: the folder of images, if they are one's.
-        inputs: files that none of the results may replace.
+    None of the files may replace one of the `inputs`.
     """
 
-    figures: dict[Path, Path]
     label_maps: dict[Path, Path]
     regions: Path | None
     threshold: Any
     original: bool | None
-    relative_to: Path | None
+    line: Line
     inputs: Sequence[Path | None]
-
-    @classmethod
-    def of(
-        cls,
-        line: Line,
-        named: Sequence[str],
-        output: Path | None,
-        regions: Path | None,
-        label_map: Path | None,
-        threshold: Any,
-        original: bool | None,
-        inputs: Sequence[Path | None],
-    ) -> "_Results":
-        """Decide the names, and see that nothing is overwritten."""
-        from ..explaining.explanation import FORMATS
-
-        label_maps: dict[Path, Path] = {}
-        if line.folder is not None:
-            figures = line.folder.files("", named)
-            if label_map and (place := find_images(str(line.folder.images), label_map, "labels")):
-                label_maps = place.files("labels", named)
-        else:
-            paths = without_own_figures(line.images)
-            figures = check_figures(paths, output, "explained", named, FORMATS)
-            if label_map:
-                label_maps = check_figures(paths, label_map, "labels", named, (".png",))
-        check_outputs([*figures.values(), *label_maps.values()], [*figures, *inputs])
-        images = line.folder.images if line.folder else None
-        return cls(figures, label_maps, regions, threshold, original, images, inputs)
 
     def write(self, image: Path, file: Path, explanation: "Explanation") -> None:
         """Write all that is asked for of an image."""
@@ -249,9 +233,8 @@ class _Results:
         from ..explaining.regions import region_files, save_regions
 
         assert self.regions is not None
-        name = image.name if len(self.figures) > 1 else ""
-        if self.relative_to:
-            name = image.relative_to(self.relative_to).as_posix()
+        folder, several = self.line.folder, len(self.line.images) > 1
+        name = image.relative_to(folder.images).as_posix() if folder else image.name * several
         level: Threshold = "otsu" if self.threshold is None else self.threshold
         about = {"photo": name or str(image), "threshold": level}
         about |= {"model": explanation.model, "method": explanation.method}

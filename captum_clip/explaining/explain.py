@@ -22,7 +22,8 @@ from ..models.images import pixels_of
 from ..similarity import ClipSimilarity
 from ..targets import Target
 from . import photos
-from .explanation import SIGNS, Explanation, Sign
+from .explanation import Explanation, Sign
+from .fields import SIGNS
 from .hints import can_compare, find_hints
 
 Side = Literal["image", "text", "both", "pairs"]

@@ -2,14 +2,12 @@
 
 import inspect
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -21,12 +19,12 @@ from ..checks import (
     check_destination,
     check_flag,
     check_integer,
+    error_context,
     excerpt,
     find_file,
     is_integer,
 )
 from ..errors import InputError, public
-from ..files import DAMAGED, replace_file
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
 from ..models.images import Crop
@@ -34,17 +32,13 @@ from ..visualization.colors import ALPHA, score_note
 from ..visualization.grid import FORMATS as FIGURES
 from ..visualization.grid import ROWS
 from . import photos, regions
+from .fields import SIGNS, read_fields, write_fields
 from .regions import LabelMap, Region
 
 Sign = Literal["positive", "negative", "both"]
 
 FORMATS: Final = (*FIGURES, ".npz")
 """Endings of the files that :meth:`Explanation.save` writes."""
-
-SIGNS: Final = ("positive", "negative")
-_TENSORS: Final = ("scores", "norms", "images")
-_OF_PAIRS: Final = ("lost", "reference")
-_TEXTS: Final = ("names", "model", "method", "words", "text_maps", "hints", "crops", "cells")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -457,12 +451,7 @@ class Explanation:
             raise InputError(f"{listed}; savefig of explanation.plot() takes matplotlib's.")
         if path.suffix.lower() != ".npz":
             return visualization.save_figure(self.plot(**look), path)
-        arrays: dict[str, Any] = {f"maps_{sign}": self.maps[sign].numpy() for sign in self.maps}
-        tensors = {part: getattr(self, part) for part in (*_TENSORS, *_OF_PAIRS)}
-        arrays |= {part: tensor.numpy() for part, tensor in tensors.items() if tensor is not None}
-        about = {part: getattr(self, part) for part in _TEXTS}
-        arrays["about"] = np.array(json.dumps(about, default=astuple))
-        replace_file(path, lambda file: np.savez_compressed(file, **arrays))
+        write_fields(self, path)
         return path
 
     @classmethod
@@ -474,35 +463,8 @@ class Explanation:
             InputError: there is no such file, or it holds something else.
         """
         path = find_file(path)
-        try:
-            # NumPy would not close a damaged file that it opened itself
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            text = arrays.pop("about").astype(str).tobytes()
-            about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
-            tensors: dict[str, Any] = {n: torch.from_numpy(a) for n, a in arrays.items()}
-            return cls(
-                maps={sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
-                **{part: tensors[part] for part in _TENSORS},
-                lost=tensors.get("lost"),
-                reference=tensors.get("reference"),
-                cells=(int(about["cells"][0]), int(about["cells"][1])),
-                names=tuple(about["names"]),
-                model=str(about["model"]),
-                method=str(about["method"]),
-                words=bool(about["words"]),
-                text_maps=tuple(
-                    tuple((str(word), float(value)) for word, value in of_text)
-                    for of_text in about["text_maps"]
-                ),
-                hints=tuple(map(tuple, about["hints"])),
-                crops=tuple(
-                    Crop((int(height), int(width)), (left, top, right, bottom))
-                    for (height, width), (left, top, right, bottom) in about["crops"]
-                ),
-            )
-        except DAMAGED as error:
-            raise InputError(f"{path} is not a file of Explanation.save ({error}).") from error
+        with error_context(str(path)):
+            return cls(**read_fields(path))
 
     def __len__(self) -> int:
         """The number of images."""

@@ -161,7 +161,8 @@ def test_a_model_is_made_for_larger_images(run: Run, vit: str) -> None:
     assert Explanation.load("finer.npz").maps["positive"].shape[-2:] == (6, 6)
     said = run("explain photo.jpg sky --model RESNET --processor VIT", code=2)
     assert said.endswith(
-        "pass its own --processor with the model, or make a larger one with --image-size 32 of load_clip(NAME)."
+        "pass its own --processor with the model, or make a larger one with --image-size 32 of "
+        "load_clip(NAME)."
     )
 
 

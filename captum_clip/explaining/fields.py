@@ -1,0 +1,58 @@
+"""The fields of an `Explanation` in a file: arrays, and all else as JSON beside them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..files import DAMAGED, replace_file
+from ..models.images import Crop
+
+SIGNS: Final = ("positive", "negative")
+_TENSORS: Final = ("scores", "norms", "images", "lost", "reference")
+_READ: Final[dict[str, Callable[[Any], Any]]] = {
+    "names": tuple,
+    "model": str,
+    "method": str,
+    "words": bool,
+    "text_maps": lambda texts: tuple(
+        tuple((str(w), float(v)) for w, v in words) for words in texts
+    ),
+    "hints": lambda images: tuple(map(tuple, images)),
+    "crops": lambda crops: tuple(Crop(tuple(size), tuple(box)) for size, box in crops),
+    "cells": tuple,
+}
+"""Fields that a file has as JSON, and what makes them of it."""
+
+
+def write_fields(explanation: Any, path: Path) -> None:
+    """Write an .npz with all fields but the photos."""
+    arrays = {f"maps_{sign}": values.numpy() for sign, values in explanation.maps.items()}
+    tensors = {part: getattr(explanation, part) for part in _TENSORS}
+    arrays |= {part: tensor.numpy() for part, tensor in tensors.items() if tensor is not None}
+    about = {part: getattr(explanation, part) for part in _READ}
+    arrays["about"] = np.array(json.dumps(about, default=astuple))
+    replace_file(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_fields` wrote; InputError where a file holds something else."""
+    try:
+        # NumPy would not close a damaged file that it opened itself
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        text = arrays.pop("about").astype(str).tobytes()
+        about = json.loads(text.decode("utf-32"))  # NumPy checks no characters
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {
+            "maps": {sign: tensors[f"maps_{sign}"] for sign in SIGNS if f"maps_{sign}" in tensors},
+            **{part: tensors[part] for part in _TENSORS if part in tensors},
+            **{part: read(about[part]) for part, read in _READ.items()},
+        }
+    except DAMAGED as error:
+        raise InputError(f"not a file of Explanation.save ({error}).") from error
