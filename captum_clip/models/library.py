@@ -4,11 +4,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from operator import attrgetter, is_
-from pathlib import Path
+from operator import attrgetter
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -27,8 +25,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 _PACKAGES = {"torch.nn"}
 _FUNCTIONS = {name: value for name, value in vars(F).items() if callable(value)}
 _OF_A_CALL = {"forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__"}
-_classes: WeakKeyDictionary[type, tuple[tuple[Any, ...] | None, bool]] = WeakKeyDictionary()
-"""What a class was made of when it was last looked at, and whether it was as written."""
+_SLOTS = (GetSetDescriptorType, MemberDescriptorType)
 
 
 def add_packages(names: Iterable[str]) -> None:
@@ -72,42 +69,43 @@ def may_be_left_out(modules: Iterable[nn.Module]) -> bool:
     if any(vars(F)[name] is not function for name, function in _FUNCTIONS.items()):
         return False
     modules = {*modules}
-    return all(map(_is_as_written, {*map(type, modules)})) and all(
-        map(has_no_foreign_hooks, modules)
+    kinds = {*map(type, modules)}
+    classes = {base for kind in kinds for base in kind.__mro__[:-1]}
+    return (
+        all(map(_is_in_packages, kinds))
+        and all(map(_is_as_written, classes))
+        and all(map(has_no_foreign_hooks, modules))
     )
-
-
-def _is_as_written(kind: type) -> bool:
-    """Whether a class is a library's, and its functions those of the library's files."""
-    return _is_in_packages(kind) and all(map(_has_own_functions, kind.__mro__[:-1]))
 
 
 def _is_in_packages(kind: type) -> bool:
-    defined = f"{kind.__module__}."
-    return any(defined.startswith(f"{package}.") for package in _PACKAGES)
+    return f"{kind.__module__}.".startswith(tuple(f"{package}." for package in _PACKAGES))
 
 
-def _has_own_functions(kind: type) -> bool:
-    """Whether a class has the functions of its file, and these use those of their libraries."""
-    before, written = _classes.get(kind, (None, False))
-    own = vars(kind)
-    is_base = kind is nn.Module or not _is_in_packages(kind)
-    names = _OF_A_CALL & own.keys() if is_base else own
-    values = tuple(own[name] for name in names)
-    functions = [f for f in map(_function_of, values) if isinstance(f, FunctionType)]
-    used = (
-        f.__globals__.get(name) for f in map(_innermost, functions) for name in f.__code__.co_names
-    )
-    now = (*values, *(value for value in used if isinstance(value, FunctionType)))
-    if before is None or len(now) != len(before) or not all(map(is_, now, before)):
-        file, root = _file(kind.__module__), _root(kind.__module__)
-        written = (
-            not any(map(_is_unknown, values))
-            and all(_innermost(f, root).__code__.co_filename == file for f in functions)
-            and all(map(_is_librarys, now[len(values) :]))
-        )
-        _classes[kind] = now, written
-    return written
+def _is_as_written(kind: type) -> bool:
+    """Whether a class has the functions of its file, and these use those of their libraries.
+
+    Of PyTorch's base class and of classes of no library only a call is looked at.
+    """
+    file, root = _file(kind.__module__), _root(kind.__module__)
+    libraries = tuple(map(_root, {"torch", *_PACKAGES}))
+    names: Iterable[str] = vars(kind)
+    if kind is nn.Module or not _is_in_packages(kind):
+        names = _OF_A_CALL.intersection(names)
+    for value in map(vars(kind).__getitem__, names):
+        function = _function_of(value)
+        if isinstance(function, FunctionType):
+            *wrappers, written = _unwrap(function)
+            used = map(written.__globals__.get, written.__code__.co_names)
+            if not (
+                written.__code__.co_filename == file
+                and _lie_under(root, wrappers)
+                and all(_lie_under(libraries, _unwrap(each)) for each in used)
+            ):
+                return False
+        elif hasattr(type(value), "__get__") and not isinstance(function, _SLOTS):
+            return False  # it acts as a method, such as a `partialmethod`
+    return True
 
 
 def _function_of(value: Any) -> Any:
@@ -117,29 +115,17 @@ def _function_of(value: Any) -> Any:
     return value.func if isinstance(value, cached_property) else getattr(value, "__func__", value)
 
 
-def _is_unknown(value: Any) -> bool:
-    """Whether something acts as a method and is no function, such as a `partialmethod`."""
-    known = isinstance(
-        _function_of(value), (FunctionType, GetSetDescriptorType, MemberDescriptorType)
-    )
-    return hasattr(type(value), "__get__") and not known
-
-
-def _innermost(function: Any, root: str = "") -> Any:
-    """The function that decorators wrap, those whose code lies under `root`."""
-    while hasattr(function, "__wrapped__") and function.__code__.co_filename.startswith(root):
-        function = function.__wrapped__
-    return function
-
-
-def _is_librarys(function: Any) -> bool:
-    """Whether a function and all that it wraps stand in the files of PyTorch or of a library."""
-    roots = tuple(map(_root, {"torch", *_PACKAGES}))
+def _unwrap(function: Any) -> list[FunctionType]:
+    """A function and those that its decorators wrap, the outermost first; none of anything else."""
+    functions = []
     while isinstance(function, FunctionType):
-        if not function.__code__.co_filename.startswith(roots):
-            return False
+        functions.append(function)
         function = getattr(function, "__wrapped__", None)
-    return True
+    return functions
+
+
+def _lie_under(roots: str | tuple[str, ...], functions: Iterable[FunctionType]) -> bool:
+    return all(function.__code__.co_filename.startswith(roots) for function in functions)
 
 
 def _file(module: str) -> str:
@@ -148,8 +134,8 @@ def _file(module: str) -> str:
 
 def _root(module: str) -> str:
     """The folder of a package, or the file of a module that is none."""
-    path = Path(_file(module.partition(".")[0]))
-    return str(path.parent if path.name == "__init__.py" else path)
+    path = _file(module.partition(".")[0])
+    return path.removesuffix("__init__.py")
 
 
 _INNER = {
