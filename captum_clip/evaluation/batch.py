@@ -14,7 +14,7 @@ from .. import targets
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
-from ..models.images import is_away, resize_masks
+from ..models.images import is_io_error, resize_masks
 from ..models.towers import ViTTower
 from ..models.variants import randomize_parameters, renumber_heads
 from ..similarity import ClipSimilarity
@@ -135,7 +135,7 @@ class Batch:
                 sample = context.data.read(number)
                 view, left_out = _view(number, sample, context.clip)
             except InputError as error:
-                self.skipped.append((number, f"{error}{AGAIN if is_away(error) else ''}"))
+                self.skipped.append((number, f"{error}{AGAIN if is_io_error(error) else ''}"))
                 continue
             self.views.append(view)
             self.skipped.extend((number, reason) for reason in (*sample.dropped, *left_out))

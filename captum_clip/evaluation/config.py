@@ -18,7 +18,7 @@ from ..checks import (
     show,
 )
 from ..errors import InputError, public
-from ..models.loading import published
+from ..models.names import published
 
 EngineName = Literal["local", "ray"]
 Against = Literal["text", "image"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import IMAGE_ENDINGS, draw_names, image_names, is_own_figure
-from ..models.images import decode_file, is_away, process, quiet, read_file
+from ..models.images import decode_file, is_io_error, process, quiet, read_file
 from .run import AGAIN
 from .storage import Storage
 
@@ -83,7 +83,7 @@ class ImageReader:
                 pixels[row] = self._read(self.names[number])
             except InputError as error:
                 reasons[number] = str(error)
-                if is_away(error):
+                if is_io_error(error):
                     self._check_folder()
                     reasons[number] += AGAIN
         return ImageBatch(pixels, tuple(numbers), reasons)

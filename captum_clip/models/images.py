@@ -8,7 +8,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,13 @@ Size = tuple[int, int]
 Positions = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
-# Names of classes. Owlv2's is missing: it pads before it resizes.
-_FAMILIES = ("CLIP", "Siglip", "ChineseCLIP", "ViT", "OwlViT", "EfficientNet", "Blip", "Flava")
-_BACKENDS = ("", "Fast", "Pil")
-_HUGGING_FACE = {f"{name}ImageProcessor{backend}" for name in _FAMILIES for backend in _BACKENDS}
-_NAFLEX = {f"Siglip2ImageProcessor{backend}" for backend in _BACKENDS}
-_RESIZING = {"Resize", "ResizeKeepRatio"}
-_CROPPING = {"CenterCrop", "CenterCropOrPad"}
-_STILL = {"ToTensor", "PILToTensor", "ToImage", "ToDtype", "Normalize", "MaybeConvertMode"}
+# Patterns of names of classes. Owlv2's is missing: it pads before it resizes.
+_FAMILIES = "CLIP|Siglip|ChineseCLIP|ViT|OwlViT|EfficientNet|Blip|Flava"
+_HUGGING_FACE = f"({_FAMILIES})ImageProcessor(Fast|Pil)?"
+_NAFLEX = "Siglip2ImageProcessor(Fast|Pil)?"
+_RESIZING = "Resize|ResizeKeepRatio"
+_CROPPING = "CenterCrop|CenterCropOrPad"
+_STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 _CHANNELS = (1, 2, 3, 4)
@@ -48,6 +47,14 @@ _DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, NotImplementedError),
     struct.error,
 )
+_SENTENCES: dict[type[Exception], str] = {
+    Image.DecompressionBombError: "{0} unpacks to more than {most} pixels, perhaps a decompression "
+    "bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you trust it.",
+    FileNotFoundError: "there is no image file {0}.",
+    IsADirectoryError: "{0} is a folder; pass its files, as in sorted(Path({0!r}).glob('*.jpg')).",
+    UnidentifiedImageError: "{0} is not an image that Pillow can read.",
+}
+_OF_DAMAGE = "{0} cannot be read, it may be truncated or damaged ({reason})."
 
 
 def pixels_of(images: Any) -> Any:
@@ -96,10 +103,7 @@ def check_images(images: Any) -> None:
         raise InputError(
             f"expected floating-point (preprocessed) images, got {images.dtype}; {made}."
         )
-    # One pass decides almost always; a sum may overflow where every value is finite.
-    values = images.detach()
-    total = values.sum(dtype=torch.promote_types(images.dtype, torch.float32))
-    if not torch.isfinite(total) and not torch.isfinite(values).all():
+    if not torch.isfinite(images).all():
         raise InputError(
             f"the images {shape} hold NaN or infinity; look for a division by zero or an "
             "overflow in half precision before this call."
@@ -134,7 +138,7 @@ def _as_pil(image: Any) -> list[Image.Image]:
             raise InputError(f"{image} is a URL; download the image, then pass its file.")
         return [decode_file(read_file(Path(image)), str(image))]
     if isinstance(image, Image.Image):
-        with guarded("the PIL image"):
+        with pillow_errors("the PIL image"):
             return [_to_rgb(image, "the PIL image")]
     raise InputError(
         "expected a path, a PIL image, an array or a uint8 tensor, or several of them, "
@@ -145,7 +149,7 @@ def _as_pil(image: Any) -> list[Image.Image]:
 def read_file(path: Path, name: str = "") -> bytes:
     """The content of an image file; an InputError that calls it by its name where there is none."""
     source = excerpt(name or str(path), 300)
-    with guarded(source):
+    with pillow_errors(source):
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a named pipe would wait for ever
             raise InputError(f"{source} is not a file but a pipe or a device.")
@@ -170,7 +174,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    with guarded(excerpt(name, 300)), Image.open(file) as image:
+    with pillow_errors(excerpt(name, 300)), Image.open(file) as image:
         most = Image.MAX_IMAGE_PIXELS
         if most is not None and image.width * image.height > most:  # up to twice it Pillow warns
             raise Image.DecompressionBombError
@@ -188,7 +192,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def is_away(error: BaseException | None) -> bool:
+def is_io_error(error: BaseException | None) -> bool:
     """Whether an image could not be read because its disk refused, and not for what it holds."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
@@ -198,31 +202,17 @@ def is_away(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def guarded(source: str) -> Iterator[None]:
+def pillow_errors(source: str) -> Iterator[None]:
     """One clear error for what Pillow raises."""
     try:
         yield
     except InputError:
         raise
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{source} unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a "
-            "decompression bomb; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where you "
-            "trust it."
-        ) from error
-    except FileNotFoundError as error:
-        raise InputError(f"there is no image file {source}.") from error
-    except IsADirectoryError as error:
-        raise InputError(
-            f"{source} is a folder; pass its files, as in sorted(Path({source!r}).glob('*.jpg'))."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{source} is not an image that Pillow can read.") from error
-    except _DAMAGED as error:
+    except (Image.DecompressionBombError, *_DAMAGED) as error:
+        sentence = _SENTENCES.get(type(error), _OF_DAMAGE)
         reason = getattr(error, "strerror", None) or error  # without the path once more
-        raise InputError(
-            f"{source} cannot be read, it may be truncated or damaged ({reason})."
-        ) from error
+        message = sentence.format(source, most=Image.MAX_IMAGE_PIXELS, reason=reason)
+        raise InputError(message) from error
 
 
 def _to_rgb(image: Image.Image, source: str) -> Image.Image:
@@ -334,11 +324,12 @@ class Geometry:
     rows: Positions  # (h,), the row of the resized image that each row shows; -1 is padding
     columns: Positions  # (w,), the same for columns
 
-    def shown(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    def crop(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Crop arrays (..., H, W) of the resized image's size; 0 in the padding."""
-        shown = resized[..., self.rows[:, None], self.columns]
-        shown[..., (self.rows[:, None] < 0) | (self.columns < 0)] = 0
-        return shown
+        rows = self.rows[:, None]
+        cropped = resized[..., rows, self.columns]
+        cropped[..., (rows < 0) | (self.columns < 0)] = 0
+        return cropped
 
 
 @dataclass(frozen=True)
@@ -379,10 +370,10 @@ def crop_of(processor: Any, size: Size) -> Crop:
     geometry = geometry_of(processor, size)
     edges = []
     axes = zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
-    for length, resized, shown in axes:
-        first = int((shown >= 0).argmax())
-        start = int(shown[first]) - first
-        edges.append([at * length / resized for at in (start, start + len(shown))])
+    for length, resized, places in axes:
+        first = int((places >= 0).argmax())
+        start = int(places[first]) - first
+        edges.append([at * length / resized for at in (start, start + len(places))])
     (top, bottom), (left, right) = edges
     return Crop(size, (left, top, right, bottom))
 
@@ -400,7 +391,7 @@ def resize_masks(
     masks = np.asarray(masks)
     geometry = _fitting(processor, masks, size)
     rows, columns = map(_centres, masks.shape[-2:], geometry.resized)
-    return geometry.shown(masks[..., rows[:, None], columns].astype(bool))
+    return geometry.crop(masks[..., rows[:, None], columns].astype(bool))
 
 
 @public("resize_density")
@@ -417,7 +408,7 @@ def resize_density(
     geometry = _fitting(processor, density, size)
     channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
     resized = F.interpolate(channels, geometry.resized, mode="bilinear", antialias=True)
-    return geometry.shown(resized.numpy().reshape(*density.shape[:-2], *geometry.resized))
+    return geometry.crop(resized.numpy().reshape(*density.shape[:-2], *geometry.resized))
 
 
 @public("resize_points")
@@ -436,7 +427,7 @@ def resize_points(
     down, across = map(_centres, geometry.resized, points.shape[-2:])
     moved = np.zeros((*points.shape[:-2], *geometry.resized), dtype=bool)
     moved[(*planes, down[rows], across[columns])] = True
-    return geometry.shown(moved)
+    return geometry.crop(moved)
 
 
 def geometry_of(processor: Any, size: Size) -> Geometry:
@@ -457,7 +448,7 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
         patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
         resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
         return Geometry(resized, *map(np.arange, resized))
-    if _is_a(inner, ("Compose",)):
+    if _is_a(inner, "Compose"):
         return _of_steps(inner.transforms, size)
     raise UnsupportedModelError(
         f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
@@ -521,9 +512,9 @@ def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
     return _read(resized, numbers)
 
 
-def _is_a(thing: Any, names: Collection[str]) -> bool:
-    """Whether it is of a class of one of these names, which not every version may have."""
-    return any(kind.__name__ in names for kind in type(thing).__mro__)
+def _is_a(thing: Any, names: str) -> bool:
+    """Whether it is of a class with a name of this pattern, which not every version may have."""
+    return any(re.fullmatch(names, kind.__name__) for kind in type(thing).__mro__)
 
 
 def _numbers(size: Size) -> Tensor:
