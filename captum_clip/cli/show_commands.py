@@ -42,7 +42,7 @@ def models_command(vocabulary: Annotated[bool, Option("--vocabulary")] = False) 
     """
     from ..demo.vocabulary import WORDS
     from ..models import available
-    from ..models.loading import EXAMPLES
+    from ..models.names import EXAMPLES
 
     if vocabulary:
         print(textwrap.fill(" ".join(sorted(WORDS)), 80))

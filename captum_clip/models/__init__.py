@@ -3,7 +3,8 @@
 from .adapter import ClipAdapter, Family, ImageLike
 from .families import known_tower, register_family, tower_of
 from .identity import differing_parts
-from .loading import AvailableModel, available, load_clip
+from .loading import load_clip
+from .names import AvailableModel, available
 from .text import TextTower
 from .towers import (
     Attention,

@@ -5,11 +5,11 @@ import logging
 import pickle
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +20,11 @@ from ..demo import MODELS
 from ..demo.vocabulary import DemoTokenizer
 from ..errors import CaptumClipError, InputError, UnsupportedModelError, public
 from .adapter import ClipAdapter
-from .families import adapter_of, transformers_class
+from .families import adapter_of, tower_of, transformers_class
 from .images import image_processor
 from .library import unwrapped
+from .names import Library, published
 from .open_clip import resample_pool
-
-Library = Literal["transformers", "open_clip"]
 
 _NO_NETWORK = "load_clip('demo/vit') is embedded and needs no network"
 _ACCEPTED = (
@@ -39,113 +38,6 @@ _FAILURES = (
 )
 _LARGEST = 4096  # side in pixels of an image; more patches than fit into a memory
 _ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
-
-
-@dataclass(frozen=True)
-class AvailableModel:
-    """A model that can be loaded by a short name.
-
-    Attributes:
-        name: for `load_clip`.
-        aliases: other spellings of it.
-        kind: "vit" or "resnet".
-        library: what loads it.
-        checkpoint: where its weights come from: a repository on the Hugging Face hub, or OpenCLIP's
-            architecture (tag `openai`); "embedded" in the package, so that no network is needed.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    kind: Literal["vit", "resnet"]
-    library: Library
-    checkpoint: str
-
-
-def _resnet(suffix: str) -> AvailableModel:
-    architecture = f"RN{suffix}-quickgelu"  # without it OpenCLIP runs these weights with GELU
-    aliases = (f"ResNet{suffix}", f"{architecture}/openai")
-    return AvailableModel(f"RN{suffix}", aliases, "resnet", "open_clip", architecture)
-
-
-def _vit(name: str, checkpoint: str, *aliases: str) -> AvailableModel:
-    return AvailableModel(name, aliases, "vit", "transformers", f"openai/clip-vit-{checkpoint}")
-
-
-_EMBEDDED = (
-    AvailableModel("demo/vit", (), "vit", "transformers", "embedded"),
-    AvailableModel("demo/resnet", (), "resnet", "open_clip", "embedded"),
-    AvailableModel("demo/siglip", (), "vit", "transformers", "embedded"),
-)
-# the nine CLIPs of Mamooler's report, by OpenAI's names
-_PUBLISHED = (
-    *map(_resnet, ("50", "101", "50x4", "50x16", "50x64")),
-    _vit("ViT-B/32", "base-patch32"),
-    _vit("ViT-B/16", "base-patch16"),
-    _vit("ViT-L/14", "large-patch14"),
-    _vit("ViT-L/14@336px", "large-patch14-336", "ViT-L/14-336px"),
-)
-_BY_NAME = {name.casefold(): row for row in _PUBLISHED for name in (row.name, *row.aliases)}
-
-
-def published(name: str) -> AvailableModel | None:
-    """The model of a name of Mamooler's in any of its spellings; None for other names.
-
-    Example:
-        >>> published("ResNet50x4").checkpoint
-        'RN50x4-quickgelu'
-    """
-    return _BY_NAME.get(name.casefold())
-
-
-def available() -> list[AvailableModel]:
-    """The models with short names: the embedded ones, then Mamooler's.
-
-    Example:
-        >>> [model.name for model in available()][:3]
-        ['demo/vit', 'demo/resnet', 'demo/siglip']
-    """
-    return [*_EMBEDDED, *_PUBLISHED]
-
-
-class Example(NamedTuple):
-    """A name for `load_clip`."""
-
-    family: str
-    name: str
-    library: Library
-
-
-_HF: Library = "transformers"
-_OC: Library = "open_clip"
-EXAMPLES: tuple[Example, ...] = (
-    Example("SigLIP 2", "google/siglip2-base-patch16-224", _HF),
-    Example("SigLIP 2 NaFlex", "google/siglip2-base-patch16-naflex", _HF),
-    Example("SigLIP", "google/siglip-base-patch16-224", _HF),
-    Example("SigLIP 2", "ViT-B-16-SigLIP2/webli", _OC),
-    Example("LAION's CLIP", "ViT-B-32/laion2b_s34b_b79k", _OC),
-    Example("DFN", "ViT-B-16/dfn2b", _OC),
-    Example("MetaCLIP", "ViT-B-16/metaclip_fullcc", _OC),
-    Example("MetaCLIP 2", "facebook/metaclip-2-worldwide-huge-quickgelu", _HF),
-    Example("EVA-02", "EVA02-B-16/merged2b_s8b_b131k", _OC),
-    Example("ViTamin", "ViTamin-S/datacomp1b", _OC),
-    Example("PE-Core", "PE-Core-B-16/meta", _OC),
-    Example("CoCa", "coca_ViT-B-32/laion2b_s13b_b90k", _OC),
-    Example("MobileCLIP", "MobileCLIP2-S0/dfndr2b", _OC),
-    Example("ConvNeXt", "convnext_base_w/laion2b_s13b_b82k", _OC),
-    Example("BiomedCLIP", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", _OC),
-    Example("many languages", "xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", _OC),
-    Example("AltCLIP", "BAAI/AltCLIP", _HF),
-    Example("Chinese CLIP", "OFA-Sys/chinese-clip-vit-base-patch16", _HF),
-    Example("TIPSv2", "google/tipsv2-b14", _HF),
-    Example("ALIGN", "kakaobrain/align-base", _HF),
-    Example("BLIP", "Salesforce/blip-itm-base-coco", _HF),
-    Example("AIMv2", "apple/aimv2-large-patch14-224-lit", _HF),
-    Example("FLAVA", "facebook/flava-full", _HF),
-    Example("CLIPSeg", "CIDAS/clipseg-rd64-refined", _HF),
-    Example("OWL-ViT", "google/owlvit-base-patch32", _HF),
-    Example("OWLv2", "google/owlv2-base-patch16-ensemble", _HF),
-)
-"""In the order of how much they are used."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +64,7 @@ def resolve(name: str) -> Source:
     if row is not None:
         tag = "openai" if row.library == "open_clip" else None
         return Source(row.name, row.library, row.checkpoint, tag)
-    if name in MODELS:
-        return _folder(name, MODELS[name])
-    folder = expand(name)
+    folder = MODELS.get(name) or expand(name)
     if folder.is_dir():
         return _folder(name, folder)
     if name.startswith("demo/"):
@@ -279,18 +169,14 @@ def load_clip(
         ('vit', (7, 7))
     """
     if isinstance(name_or_model, ClipAdapter):
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        _refuse("an adapter", processor=processor, tokenizer=tokenizer, **options)
-        _refuse_size("an adapter", name_or_model, image_size)
-        return name_or_model
+        options = {"processor": processor, "tokenizer": tokenizer, "device": device, "dtype": dtype}
+        return _as_it_is("an adapter", name_or_model, image_size, options)
     _check_part("processor", processor, "an image processor, or a function of one image,")
     _check_part("tokenizer", tokenizer, "a tokenizer, or a function of a list of texts,")
     if isinstance(name_or_model, nn.Module):
-        _refuse("a model object", device=device, dtype=dtype)
         name = _name_of(unwrapped(name_or_model))
         clip = adapter_of(name_or_model, name=name, processor=processor, tokenizer=tokenizer)
-        _refuse_size("a model object", clip, image_size)
-        return clip
+        return _as_it_is("a model object", clip, image_size, {"device": device, "dtype": dtype})
     if not isinstance(name_or_model, (str, Path)):
         raise UnsupportedModelError(
             f"expected a name, a folder or a CLIP model, got {type(name_or_model).__name__}."
@@ -317,25 +203,24 @@ def load_clip(
     clip.failures = failures
     if image_size is not None:
         with error_context(f"`model={source.name!r}`, `image_size={image_size}`"):
-            if image_size % (patch := clip.tower.patch[0]):
-                low = max(1, image_size // patch) * patch
-                near = f"such as {low} or {low + patch}"
-                raise InputError(f"expected a multiple of {patch}, the side of a patch, {near}.")
-            clip.grid(image_size, image_size)  # which names the sizes that it takes
-        _resize(given["processor"], clip, image_size)
+            _resize(clip, image_size)
     return clip
 
 
-def _resize(processor: Any, clip: ClipAdapter, size: int) -> None:
+def _resize(clip: ClipAdapter, size: int) -> None:
     """Set the size that an image processor of transformers makes; OpenCLIP's has the model's."""
-    own = image_processor(processor)
-    if hasattr(own, "max_num_patches"):  # NaFlex
-        own.max_num_patches = (size // clip.tower.patch[0]) ** 2
+    patch, processor = clip.tower.patch[0], image_processor(clip.processor)
+    if size % patch:
+        low = max(1, size // patch) * patch
+        near = f"such as {low} or {low + patch}"
+        raise InputError(f"expected a multiple of {patch}, the side of a patch, {near}.")
+    clip.grid(size, size)  # which names the sizes that it takes
+    if hasattr(processor, "max_num_patches"):  # NaFlex
+        processor.max_num_patches = (size // patch) ** 2
     for name in ("size", "crop_size"):
-        now = getattr(own, name, None)
-        if now:
+        if now := getattr(processor, name, None):
             sides = {side: size for side in ("shortest_edge", "height", "width") if side in now}
-            setattr(own, name, sides)
+            setattr(processor, name, sides)
 
 
 def _check_part(option: str, part: Any, wanted: str) -> None:
@@ -359,28 +244,27 @@ def _name_of(model: nn.Module) -> str:
     )
 
 
-def _refuse(model: str, **options: Any) -> None:
-    name = next((name for name, value in options.items() if value is not None), None)
-    if name is not None:
-        raise InputError(
-            f"{name} was given with {model}, which is used as it is; set it "
-            "yourself beforehand, for example model.to(device), or load by name."
-        )
-
-
-def _refuse_size(model: str, clip: ClipAdapter, image_size: int | None) -> None:
-    """An object stays as it is: say what makes one for images of the size that is asked for."""
-    if image_size is not None:
-        advice = f"it takes images of {' x '.join(map(str, clip.tower.native))} pixels only."
-        if clip.tower.resizable:
-            by_name = f"`image_size={show(image_size)}` of load_clip(NAME)"
-            advice = f"pass a processor that makes such images, or take {by_name}."
-        elif larger := clip.tower.larger(image_size):
-            advice = f"make another one with {larger}."
-        raise InputError(
-            f"`image_size={show(image_size)}` was given with {model}, which is used as "
-            f"it is; {advice}"
-        )
+def _as_it_is(
+    model: str, clip: ClipAdapter, image_size: int | None, options: Mapping[str, Any]
+) -> ClipAdapter:
+    """The adapter of an object; InputError where an option would change it, and what to do."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"{name} was given with {model}, which is used as it is; set it "
+                "yourself beforehand, for example model.to(device), or load by name."
+            )
+    if image_size is None:
+        return clip
+    advice = f"it takes images of {' x '.join(map(str, clip.tower.native))} pixels only."
+    if clip.tower.resizable:
+        by_name = f"`image_size={show(image_size)}` of load_clip(NAME)"
+        advice = f"pass a processor that makes such images, or take {by_name}."
+    elif larger := clip.tower.larger(image_size):
+        advice = f"make another one with {larger}."
+    raise InputError(
+        f"`image_size={show(image_size)}` was given with {model}, which is used as it is; {advice}"
+    )
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -458,19 +342,12 @@ def _model(source: Source, image_size: int | None) -> nn.Module:
     return model
 
 
-def native_size(visual: Any) -> tuple[int, int]:
-    """Height and width of the images that a tower of OpenCLIP was made for."""
-    # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384
-    embed = getattr(getattr(visual, "trunk", None), "patch_embed", None)
-    size = getattr(embed, "img_size", None) or visual.image_size
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
 def _processor(source: Source, model: Any) -> Any:
     if source.library == "open_clip":
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        settings = {**model.visual.preprocess_cfg, "size": native_size(model.visual)}
+        # OpenCLIP notes 256 for ViTamin-XL-384, whose trunk takes 384
+        settings = {**model.visual.preprocess_cfg, "size": tower_of(model).native}
         return image_transform_v2(PreprocessCfg(**settings), is_train=False)
     from transformers import AutoImageProcessor
 

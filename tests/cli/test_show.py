@@ -13,7 +13,7 @@ from captum_clip.cli import main, show_commands
 from captum_clip.demo.catalogue import NOUNS, THINGS
 from captum_clip.demo.vocabulary import WORDS
 from captum_clip.models import available
-from captum_clip.models.loading import EXAMPLES
+from captum_clip.models.names import EXAMPLES
 from tests.cli.conftest import Run
 
 

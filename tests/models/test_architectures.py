@@ -11,7 +11,6 @@ from open_clip.coca_model import CoCa
 
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models.families import adapter_of
-from captum_clip.models.loading import native_size
 
 SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1}
 CONFIGS = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
@@ -49,7 +48,7 @@ def test_nearly_all_architectures_are_accepted():
         except UnsupportedModelError as error:
             refused[architecture] = str(error)
             continue
-        rows, columns = clip.grid(*native_size(model.visual))
+        rows, columns = clip.grid(*clip.tower.native)
         assert min(rows, columns) > 1
         assert clip.embedding_dim == CONFIGS[architecture]["embed_dim"]
     for message in refused.values():

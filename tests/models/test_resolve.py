@@ -11,7 +11,8 @@ import pytest
 
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import available, load_clip, loading
-from captum_clip.models.loading import EXAMPLES, resolve
+from captum_clip.models.loading import resolve
+from captum_clip.models.names import EXAMPLES
 from tests import builders
 from tests.models.checkpoints import save_open_clip
 
