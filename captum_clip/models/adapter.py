@@ -64,13 +64,7 @@ class ClipAdapter(ABC):
     """
 
     def __init__(
-        self,
-        model: Any,
-        tower: Tower,
-        *,
-        name: str,
-        processor: Any = None,
-        tokenizer: Any = None,
+        self, model: Any, tower: Tower, *, name: str, processor: Any = None, tokenizer: Any = None
     ) -> None:
         self.model, self.tower, self.name = model, tower, name
         self.processor, self.tokenizer = processor, tokenizer

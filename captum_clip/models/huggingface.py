@@ -13,13 +13,7 @@ from .adapter import ClipAdapter, Family
 from .library import unwrapped
 from .steps import Step, flattened
 from .text import CLS_POOLING, PostNormLayer, TextPooling, TextTower
-from .towers import (
-    AttentionLayer,
-    Tower,
-    ViTTower,
-    part_of,
-    with_part,
-)
+from .towers import AttentionLayer, Tower, ViTTower, part_of, with_part
 
 
 class HuggingFaceLayer(AttentionLayer):
@@ -55,7 +49,7 @@ class BertLayer(PostNormLayer, HuggingFaceLayer):
 
 
 def layers_of(kind: type[HuggingFaceLayer], encoder: Any) -> tuple[HuggingFaceLayer, ...]:
-    """The blocks of an encoder, each as a layer."""
+    """Every block of an encoder as a layer."""
     return tuple(map(kind, encoder.layers if hasattr(encoder, "layers") else encoder.layer))
 
 
@@ -87,9 +81,13 @@ ALTCLIP_TEXT: Final = TextLayout(
     own_head=("pre_LN", "transformation"),
 )
 
-BERTS: Final = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
-"""Models whose layers are `BertLayer`s, wherever they stand."""
+_BERTS = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
 _ROBERTAS = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
+
+
+def is_bert(module: Any) -> bool:
+    """Whether a text model has `BertLayer`s, whose tokens all see each other."""
+    return type(module).__name__ in _BERTS and not getattr(module.config, "is_decoder", False)
 
 
 def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | None:
@@ -238,7 +236,9 @@ def vision_of(module: Any) -> Any:
 def embedding_of(features: Any) -> Tensor:
     """The embeddings in what `get_image_features` or `get_text_features` returned."""
     # a tensor in transformers 4, an output object in 5
-    return features if isinstance(features, Tensor) else features.pooler_output
+    embeddings: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    # FLAVA projects every token, and its score reads the first
+    return embeddings[:, 0] if embeddings.ndim == 3 else embeddings
 
 
 _VISION_KINDS = ("VisionModelWithProjection", "VisionTransformer")

@@ -1,7 +1,7 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -9,28 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from . import timm
 from .adapter import ClipAdapter, Family
-from .huggingface import BERTS, TextLayout, text_tower_of
+from .huggingface import TextLayout, is_bert, text_tower_of
 from .library import unwrapped
 from .multihead import Multihead, MultiheadPoolingHead
 from .steps import Direction, Linear, Step, head_products, head_sums, split_heads
 from .text import Row, TextPooling, TextTower
-from .towers import (
-    AttentionLayer,
-    Pooling,
-    ResNetTower,
-    Tower,
-    ViTTower,
-    Which,
-    argument,
-)
+from .towers import AttentionLayer, Pooling, ResNetTower, Tower, ViTTower, Which, argument
 
-_POOLINGS: dict[str, Pooling] = {"tok": "cls", "avg": "mean"}
+# the pool type of a ViT, and whether it has a pool; with a mean all its queries would be read
+_POOLINGS: dict[tuple[str, bool], Pooling] = {
+    ("tok", False): "cls",
+    ("avg", False): "mean",
+    ("tok", True): "attention",
+}
 # of texts, by OpenCLIP's pool types and classes
 _ROWS: dict[str, Row] = {
     **{"argmax": "end", "eos": "end", "first": "first", "last": "last"},
@@ -120,22 +117,18 @@ class OpenClipViT(ViTTower):
     With such a pool (CoCa) CLS is one of the keys; of the queries all but the first are captions'.
     """
 
+    remade_by = "open_clip.create_model(..., force_image_size={})"
+
     @property
     @override
     def head(self) -> tuple[Step, ...]:
         norm, projection = self.module.ln_post, self.module.proj
         return (norm,) if projection is None else (norm, Linear(projection.T, None))
 
-    @override
-    def larger(self, side: int) -> str:
-        return f"`image_size={side}` of load_clip(NAME), or open_clip's force_image_size"
-
 
 def _vit_of(visual: Any) -> OpenClipViT:
     pool: Any = getattr(visual, "attn_pool", None)
-    pooling = _POOLINGS.get(visual.pool_type)
-    if pool is not None:
-        pooling = "attention" if pooling == "cls" else None  # with a mean all queries would be read
+    pooling = _POOLINGS.get((visual.pool_type, pool is not None))
     if pooling is None:
         what = "no single pooled token" if pool is None else "an attentional pool"
         raise UnsupportedModelError(
@@ -184,9 +177,18 @@ def _layers_of(transformer: Any) -> tuple[AttentionLayer, ...]:
 class OpenClipResNet(ResNetTower):
     """A `ModifiedResNet` with its attention pool."""
 
-    @override
-    def larger(self, side: int) -> str:
-        return f"`image_size={side}` of load_clip(NAME)"
+    remade_by = "load_clip(NAME, image_size={})"
+
+    @classmethod
+    def found_in(cls, visual: Any, side: Any) -> Self:
+        """The tower in a `ModifiedResNet` for images of a side."""
+        return cls(
+            module=visual,
+            native=(int(side), int(side)),
+            patch=(32, 32),
+            stages={f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)},
+            head_modules=[visual.attnpool],
+        )
 
     @property
     @override
@@ -332,12 +334,9 @@ class OpenClipTextTower(TextTower):
 def _hf_text_tower(model: Any) -> TextTower | None:
     """That of a text model of transformers in OpenCLIP's `HFTextEncoder`, which makes its mask."""
     encoder = model.text
-    config, pooler = encoder.config, getattr(encoder.transformer, "pooler", None)
-    if type(encoder.transformer).__name__ not in BERTS or getattr(config, "is_decoder", False):
-        return None
-    kind = type(encoder.pooler).__name__
+    kind, pooler = type(encoder.pooler).__name__, getattr(encoder.transformer, "pooler", None)
     row = _ROWS.get(kind, "first" if "Cls" in kind else None)
-    if row is None:
+    if row is None or not is_bert(encoder.transformer):
         return None
     pooled = pooler is not None and getattr(encoder.pooler, "use_pooler_output", False)
     pooler_parts = ("transformer.pooler.dense", "transformer.pooler.activation") * pooled
@@ -353,7 +352,7 @@ def _hf_text_tower(model: Any) -> TextTower | None:
         model,
         layout,
         takes_mask=False,
-        pad=config.pad_token_id,
+        pad=encoder.config.pad_token_id,
         longest=int(encoder.context_length),
         vocabulary=int(encoder.vocab_size),
         runners=(model, encoder.transformer, encoder.transformer.encoder, encoder.pooler),
@@ -370,7 +369,15 @@ def _text_tower_of(model: Any) -> TextTower | None:
         return _hf_text_tower(model)
     if owner is not model and not isinstance(owner, TextTransformer):
         return None
-    pool = getattr(owner, "text_pool_type", None) or owner.pool_type  # a `CLIP`'s own name
+    return text_transformer_of(model, owner, _layers_of)
+
+
+def text_transformer_of(
+    model: Any, owner: Any, layers_of: Callable[[Any], tuple[AttentionLayer, ...]]
+) -> TextTower | None:
+    """The text transformer whose parts an owner has, as OpenAI's `CLIP`; None if unsupported."""
+    # a `CLIP`'s own name
+    pool = getattr(owner, "text_pool_type", None) or getattr(owner, "pool_type", "argmax")
     # a CLS of its own stands at the end
     suffix = int(getattr(owner, "cls_emb", None) is not None)
     row = "last" if suffix else _ROWS.get(pool)
@@ -380,6 +387,7 @@ def _text_tower_of(model: Any) -> TextTower | None:
     if isinstance(projection, nn.Parameter):
         projection = Linear(projection.T, None)
     end = getattr(owner, "text_eos_id", getattr(owner, "eos_id", None))
+    is_causal = getattr(owner, "attn_mask", True) is not None
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
         runners=(model, owner, owner.transformer),
@@ -388,8 +396,8 @@ def _text_tower_of(model: Any) -> TextTower | None:
         cls_first=bool(suffix) and not owner.correct_cls_mask,
         patches=owner.token_embedding,
         end=end if pool == "eos" else None,
-        layers=_layers_of(owner.transformer),
-        text_pooling=TextPooling(row, owner.attn_mask is not None, padding="max_length"),
+        layers=layers_of(owner.transformer),
+        text_pooling=TextPooling(row, is_causal, padding="max_length"),
         steps=(owner.ln_final,) if projection is None else (owner.ln_final, projection),
         suffix=suffix,
         longest=int(owner.context_length),
@@ -408,14 +416,7 @@ def tower_of(module: Any) -> Tower:
     if isinstance(visual, VisionTransformer):
         return _vit_of(visual)
     if isinstance(visual, ModifiedResNet):
-        stages = {f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)}
-        return OpenClipResNet(
-            module=visual,
-            native=(int(visual.image_size),) * 2,
-            patch=(32, 32),
-            stages=stages,
-            head_modules=[visual.attnpool],
-        )
+        return OpenClipResNet.found_in(visual, visual.image_size)
     if not isinstance(visual, TimmModel):
         raise UnsupportedModelError(
             f"{type(module).__name__} has a {type(visual).__name__} as its visual tower; supported "

@@ -13,11 +13,10 @@ from .open_clip import (
     OpenClipAdapter,
     OpenClipLayer,
     OpenClipResNet,
-    OpenClipTextTower,
     OpenClipViT,
+    text_transformer_of,
 )
-from .steps import Linear
-from .text import TextPooling, TextTower
+from .text import TextTower
 from .towers import Tower
 
 _VITS: Final = ("VisionTransformer", "VisualTransformer", "VisionTransformer_MaPLe")
@@ -40,9 +39,7 @@ class OpenAILayer(OpenClipLayer):
 class OpenAIViT(OpenClipViT):
     """A `VisionTransformer`, which the package makes for the size of its weights alone."""
 
-    @override
-    def larger(self, side: int) -> str:
-        return f"`image_size={side}` of load_clip(NAME)"
+    remade_by = OpenClipResNet.remade_by
 
 
 def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
@@ -58,19 +55,11 @@ def _layers_of(transformer: Any) -> tuple[OpenAILayer, ...]:
 def _tower_of(module: Any) -> Tower:
     """The vision tower in a model, or that tower."""
     visual: Any = getattr(module, "visual", module)
-    native = (int(visual.input_resolution),) * 2
     if type(visual).__name__ == "ModifiedResNet":
-        stages = {f"layer{i}": getattr(visual, f"layer{i}") for i in (4, 3, 2, 1)}
-        return OpenClipResNet(
-            module=visual,
-            native=native,
-            patch=(32, 32),
-            stages=stages,
-            head_modules=[visual.attnpool],
-        )
+        return OpenClipResNet.found_in(visual, visual.input_resolution)
     return OpenAIViT(
         module=visual,
-        native=native,
+        native=(int(visual.input_resolution),) * 2,
         patch=tuple(visual.conv1.kernel_size),
         patches=visual.conv1,
         layers=_layers_of(visual.transformer),
@@ -108,21 +97,8 @@ class OpenAIAdapter(OpenClipAdapter):
         return int(torch.as_tensor(self._tokenize([text]))[0].argmax()) + 1
 
     @override
-    def _text_tower(self) -> TextTower:
-        model: Any = self.model
-        return OpenClipTextTower(
-            module=nn.ModuleList([model.token_embedding, model.transformer, model.ln_final]),
-            runners=(model, model.transformer),
-            takes_mask=False,
-            patches=model.token_embedding,
-            end=None,  # the largest
-            layers=_layers_of(model.transformer),
-            text_pooling=TextPooling("end", causal=True, padding="max_length"),
-            steps=(model.ln_final, Linear(model.text_projection.T, None)),
-            longest=int(model.context_length),
-            is_fixed=True,
-            vocabulary=int(model.vocab_size),
-        )
+    def _text_tower(self) -> TextTower | None:
+        return text_transformer_of(self.model, self.model, _layers_of)
 
 
 class _OpenAIFamily(Family):

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self, override
 
 from ..errors import CaptureError, InputError, UnsupportedModelError
 from . import huggingface
 from .huggingface import (
     BERT_TEXT,
-    BERTS,
     CLIP_TEXT,
     FirstTokenTower,
     HuggingFaceAdapter,
@@ -20,6 +20,7 @@ from .huggingface import (
     HuggingFaceTower,
     TextLayout,
     embedding_of,
+    is_bert,
     transformers_family,
     vision_of,
 )
@@ -27,12 +28,7 @@ from .images import image_processor
 from .multihead import MultiheadPoolingHead
 from .steps import Linear, PooledToken, Projections, Residual, Step, linear_or_called
 from .text import TextPooling, TextTower
-from .towers import (
-    AveragePooledTower,
-    Entry,
-    PoolingHead,
-    wrong_size,
-)
+from .towers import AveragePooledTower, Entry, PoolingHead, wrong_size
 
 
 class SiglipPoolingHead(MultiheadPoolingHead):
@@ -133,16 +129,14 @@ class NaFlexAdapter(SiglipAdapter):
 
 def _cut(images: Tensor, side: int) -> Tensor:
     """Images (B, 3, H, W) as patches (B, h w, side side 3), as the library orders them."""
-    batch, channels, height, width = images.shape
-    pieces = images.reshape(batch, channels, height // side, side, width // side, side)
-    return pieces.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+    pieces = F.pixel_unshuffle(images, side).unflatten(1, (3, -1))  # (B, 3, side side, h, w)
+    return pieces.permute(0, 3, 4, 2, 1).flatten(3).flatten(1, 2)
 
 
 def _joined(patches: Tensor, rows: int, side: int) -> Tensor:
     """The images of such patches."""
-    batch, count, _ = patches.shape
-    pieces = patches.reshape(batch, rows, count // rows, side, side, -1)
-    return pieces.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * side, count // rows * side)
+    pieces = patches.unflatten(2, (-1, 3)).unflatten(1, (rows, -1))  # (B, h, w, side side, 3)
+    return F.pixel_shuffle(pieces.permute(0, 4, 3, 1, 2).flatten(1, 2), side)
 
 
 class Aimv2Layer(HuggingFaceLayer):
@@ -307,18 +301,6 @@ class FlavaTower(FirstTokenTower):
     patch_map = "embeddings.patch_embeddings.projection"
 
 
-class FlavaAdapter(HuggingFaceAdapter):
-    """A `FlavaModel`: the cosine of its image and text towers' first tokens."""
-
-    @override
-    def image_features(self, images: Tensor) -> Tensor:
-        return super().image_features(images)[:, 0]
-
-    @override
-    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        return super().text_features(ids, mask)[:, 0]
-
-
 class Tipsv2Layer(HuggingFaceLayer):
     """A `Tipsv2VisionLayer`, with LayerScale."""
 
@@ -366,9 +348,7 @@ class DualEncoderAdapter(HuggingFaceAdapter):
 
     @override
     def _text_tower(self) -> TextTower | None:
-        text = self.model.text_model
-        known = type(text).__name__ in BERTS and not text.config.is_decoder
-        return super()._text_tower() if known else None
+        return super()._text_tower() if is_bert(self.model.text_model) else None
 
 
 # the last position is the pooled one, so with other padding it is another embedding
@@ -388,9 +368,7 @@ FAMILIES = (
     transformers_family(
         "blip", "Blip", BlipAdapter, BlipTower, _BLIP_TEXT, model="ForImageTextRetrieval"
     ),
-    transformers_family(
-        "flava", "Flava", FlavaAdapter, FlavaTower, _FLAVA_TEXT, vision="ImageModel"
-    ),
+    transformers_family("flava", "Flava", tower=FlavaTower, text=_FLAVA_TEXT, vision="ImageModel"),
     transformers_family("tipsv2", "Tipsv2", tower=Tipsv2Tower, text=_TIPSV2_TEXT),
     transformers_family(
         "vision_text_dual_encoder",

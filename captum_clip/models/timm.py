@@ -22,14 +22,7 @@ from .steps import (
     linear_or_called,
     run_steps,
 )
-from .towers import (
-    AttentionLayer,
-    AveragePooledTower,
-    Pooling,
-    PoolingHead,
-    ViTTower,
-    Which,
-)
+from .towers import AttentionLayer, AveragePooledTower, Pooling, PoolingHead, ViTTower, Which
 
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean", "map": "attention"}
 # class -> the parts after the attention, and those of the MLP

@@ -332,6 +332,7 @@ class Tower(ABC):
     kind: ClassVar[Kind]
     noun: ClassVar[str] = "vision tower"  # in messages
     embedding_index: ClassVar[int] = 0  # of the embedding, where `module` returns several tensors
+    remade_by: ClassVar[str] = ""  # the call that makes one for images of another side, {}
     module: Any  # the library's own, which runs exactly once in a forward
     native: Size  # height and width of the images that it was made for
     patch: Size  # height and width in pixels of one cell of its maps
@@ -358,7 +359,7 @@ class Tower(ABC):
 
     def larger(self, side: int) -> str:
         """The call that makes one for images of another side, for messages; "" where none does."""
-        return ""
+        return self.remade_by.format(side)
 
     @property
     def embedding_dim(self) -> int | None:
