@@ -19,7 +19,7 @@ from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.explaining.explanation import Explanation
 from captum_clip.explaining.photos import lay_on_photos, normalized, preprocess
 from captum_clip.models import ClipAdapter
-from captum_clip.models.images import crop_of
+from captum_clip.models.geometry import crop_of
 from captum_clip.visualization import overlay
 from tests import builders
 from tests.figure_parts import pixels_of

@@ -14,7 +14,8 @@ from .. import targets
 from ..errors import InputError
 from ..files import draw_order
 from ..models import ClipAdapter, load_clip
-from ..models.images import is_io_error, resize_masks
+from ..models.geometry import resize_masks
+from ..models.images import is_io_error
 from ..models.towers import ViTTower
 from ..models.variants import randomize_parameters, renumber_heads
 from ..similarity import ClipSimilarity

@@ -27,7 +27,7 @@ from ..checks import (
 from ..errors import InputError, public
 from ..maps import Mode, Threshold
 from ..models.adapter import ImageLike
-from ..models.images import Crop
+from ..models.geometry import Crop
 from ..visualization.colors import ALPHA, score_note
 from ..visualization.grid import FORMATS as FIGURES
 from ..visualization.grid import ROWS

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..files import DAMAGED, replace_file
-from ..models.images import Crop
+from ..models.geometry import Crop
 
 SIGNS: Final = ("positive", "negative")
 _TENSORS: Final = ("scores", "norms", "images", "lost", "reference")

@@ -14,7 +14,8 @@ from ..errors import InputError, UnsupportedModelError
 from ..maps import Box, Mode
 from ..models import ClipAdapter
 from ..models.adapter import ImageLike
-from ..models.images import Crop, Size, as_pil, crop_of, is_preprocessed
+from ..models.geometry import Crop, crop_of
+from ..models.images import Size, as_pil, is_preprocessed
 
 _DRAWN: Final = 1024
 """Pixels that the longer side of a photo is drawn with, at most; where it is not alone, fewer."""

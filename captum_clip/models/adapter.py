@@ -102,21 +102,22 @@ class ClipAdapter(ABC):
 
     def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """Mean and standard deviation of the three channels; None if they are not known."""
-        inner = image_processor(self.processor)
+        inner = image_processor(self.processor or self.tower.module)  # OpenCLIP notes them on it
         for step in reversed(getattr(inner, "transforms", [])):  # torchvision's Compose
             if hasattr(step, "mean") and hasattr(step, "std"):
-                return tuple(map(float, step.mean)), tuple(map(float, step.std))
-        if not hasattr(inner, "image_mean"):
+                return step.mean, step.std
+        mean, std = getattr(inner, "image_mean", None), getattr(inner, "image_std", None)
+        if not getattr(inner, "do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if mean is None or std is None:
             return None
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if getattr(inner, "do_normalize", True):
-            mean, std = tuple(inner.image_mean), tuple(inner.image_std)
         # EfficientNet's (ALIGN) may map to [-1, 1] first and divide by the deviation twice
-        scale = 255 * (inner.rescale_factor if getattr(inner, "do_rescale", True) else 1)
+        scale = 255 * getattr(inner, "rescale_factor", 1 / 255)
+        scale = scale if getattr(inner, "do_rescale", True) else 255
         offset = 1 if getattr(inner, "rescale_offset", False) else 0
-        divisor = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
-        means = tuple((m + offset) / scale for m in mean)
-        return means, tuple(s * d / scale for s, d in zip(std, divisor, strict=True))
+        again = std if getattr(inner, "include_top", False) else (1.0, 1.0, 1.0)
+        deviations = [s * a / scale for s, a in zip(std, again, strict=True)]
+        return [(m + offset) / scale for m in mean], deviations
 
     @property
     def text_tower(self) -> TextTower:
@@ -385,13 +386,10 @@ class ClipAdapter(ABC):
         what = "an image that is no preprocessed tensor"
         return self._require("processor", self.processor, what)
 
-    @property
-    def _own_tokenizer(self) -> Any:
-        # transformers' CLIPProcessor holds a tokenizer as well
-        return self.tokenizer or getattr(self.processor, "tokenizer", None)
-
     def _require_tokenizer(self) -> Any:
-        return self._require("tokenizer", self._own_tokenizer, "a text")
+        # transformers' CLIPProcessor holds a tokenizer as well
+        tokenizer = self.tokenizer or getattr(self.processor, "tokenizer", None)
+        return self._require("tokenizer", tokenizer, "a text")
 
     def _require(self, option: str, part: Any, what: str) -> Any:
         if part is None:

@@ -1,5 +1,6 @@
 """CLIP of transformers, and the classes that were made from it: layers, towers and adapter."""
 
+import math
 from functools import partial
 from itertools import accumulate
 from operator import attrgetter
@@ -134,7 +135,9 @@ class HuggingFaceTower(ViTTower):
     def found_in(cls, module: Any) -> Self:
         """The tower in a module of its family."""
         vision = vision_of(module)
-        side, patch = cls.sizes(vision.config)
+        config, patch = vision.config, int(vision.config.patch_size)
+        # NaFlex has a number of patches
+        side = int(getattr(config, "image_size", 0) or math.isqrt(config.num_patches) * patch)
         return cls(
             module=vision,
             native=(side, side),
@@ -145,11 +148,6 @@ class HuggingFaceTower(ViTTower):
             runners=[vision.encoder],
             **{"pooling": "cls", "resizable": True, **cls.fields(vision)},
         )
-
-    @staticmethod
-    def sizes(config: Any) -> tuple[int, int]:
-        """The sides of the native image and of a patch."""
-        return int(config.image_size), int(config.patch_size)
 
     @staticmethod
     def fields(vision: Any) -> dict[str, Any]:
@@ -241,7 +239,7 @@ def embedding_of(features: Any) -> Tensor:
     return embeddings[:, 0] if embeddings.ndim == 3 else embeddings
 
 
-_VISION_KINDS = ("VisionModelWithProjection", "VisionTransformer")
+_VISION_KINDS = ("VisionModel", "VisionModelWithProjection", "VisionTransformer", "ImageModel")
 
 
 def transformers_family(
@@ -252,7 +250,6 @@ def transformers_family(
     text: TextLayout = CLIP_TEXT,
     *,
     model: str = "Model",
-    vision: str = "VisionModel",
 ) -> Family:
     """The family in a module of transformers, whose classes are called by a prefix and a kind."""
     return Family(
@@ -260,7 +257,7 @@ def transformers_family(
         tower_of=tower.found_in,
         adapter=partial(adapter, text=text),
         models=[prefix + model],
-        towers=[f"{prefix}{kind}" for kind in (vision, *_VISION_KINDS)],
+        towers=[prefix + kind for kind in _VISION_KINDS],
         packages=["transformers.models", "transformers.activations"],
     )
 

@@ -1,43 +1,25 @@
-"""Images of any kind -> RGB images -> preprocessed tensors, and the way of their pixels there.
-
-Masks and maps of fixations take the same way.
-"""
+"""Images of any kind -> RGB images -> preprocessed tensors."""
 
 import io
+import math
 import re
-import stat
 import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..checks import excerpt
-from ..errors import InputError, UnsupportedModelError, public
-from ..maps import Box, unusable
+from ..errors import InputError
+from ..maps import unusable
 
 Size = tuple[int, int]
-Positions = npt.NDArray[np.int64]
-Scalar = TypeVar("Scalar", bound=np.generic)
-
-# Patterns of names of classes. Owlv2's is missing: it pads before it resizes.
-_FAMILIES = "CLIP|Siglip|ChineseCLIP|ViT|OwlViT|EfficientNet|Blip|Flava"
-_HUGGING_FACE = f"({_FAMILIES})ImageProcessor(Fast|Pil)?"
-_NAFLEX = "Siglip2ImageProcessor(Fast|Pil)?"
-_RESIZING = "Resize|ResizeKeepRatio"
-_CROPPING = "CenterCrop|CenterCropOrPad"
-_STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
-_TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
-
 _CHANNELS = (1, 2, 3, 4)
 NARROW: Final = 200
 """How often the shorter side of an image may go into the longer one."""
@@ -150,8 +132,8 @@ def read_file(path: Path, name: str = "") -> bytes:
     """The content of an image file; an InputError that calls it by its name where there is none."""
     source = excerpt(name or str(path), 300)
     with pillow_errors(source):
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a named pipe would wait for ever
+        # a named pipe would wait for ever
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise InputError(f"{source} is not a file but a pipe or a device.")
         return path.read_bytes()
 
@@ -175,8 +157,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 @contextmanager
 def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
     with pillow_errors(excerpt(name, 300)), Image.open(file) as image:
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and image.width * image.height > most:  # up to twice it Pillow warns
+        # up to twice it Pillow warns
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise Image.DecompressionBombError
         yield image
 
@@ -228,7 +210,13 @@ def _to_rgb(image: Image.Image, source: str) -> Image.Image:
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        return _grey_to_pil(np.asarray(upright))
+        values = np.asarray(upright)
+        if values.dtype.kind == "f" or not 0 <= values.min() <= values.max() <= 65535:
+            raise InputError(
+                "the image holds floating-point values, or integers outside 0 ... 65535, "
+                "of unknown range; scale it to uint8, or pass a preprocessed tensor."
+            )
+        return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
     if upright.mode == "La":
         upright = upright.convert("LA")
     if upright.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in upright.info:
@@ -236,16 +224,6 @@ def _to_rgb(image: Image.Image, source: str) -> Image.Image:
         white = Image.new("RGBA", colors.size, "white")
         return Image.alpha_composite(white, colors).convert("RGB")
     return upright.convert("RGB")  # a new image, or with mode RGB a copy
-
-
-def _grey_to_pil(values: np.ndarray) -> Image.Image:
-    """One channel (H, W) of 16 bits, in whatever type Pillow keeps it."""
-    if values.dtype.kind == "f" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
-        raise InputError(
-            "the image holds floating-point values, or integers outside 0 ... 65535, "
-            "of unknown range; scale it to uint8, or pass a preprocessed tensor."
-        )
-    return Image.fromarray(_to_eight_bits(values.astype(np.uint16))).convert("RGB")
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
@@ -314,217 +292,3 @@ def process(processor: Any, images: list[Image.Image]) -> Tensor:
 def is_transformers_tokenizer(tokenizer: Any) -> bool:
     """Whether it is called as the tokenizers of transformers are."""
     return hasattr(tokenizer, "pad_token_id") and hasattr(tokenizer, "model_max_length")
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Resizing and cropping as numbers."""
-
-    resized: Size  # height and width before the crop
-    rows: Positions  # (h,), the row of the resized image that each row shows; -1 is padding
-    columns: Positions  # (w,), the same for columns
-
-    def crop(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """Crop arrays (..., H, W) of the resized image's size; 0 in the padding."""
-        rows = self.rows[:, None]
-        cropped = resized[..., rows, self.columns]
-        cropped[..., (rows < 0) | (self.columns < 0)] = 0
-        return cropped
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The place of a preprocessed image in its photo; InputError where it shows nothing of it."""
-
-    size: Size  # height and width of the photo, the right way up, in pixels
-    box: Box  # of the image in pixels of the photo, outside of it where the image is padded
-
-    @public("Crop")
-    def __post_init__(self) -> None:
-        (height, width), (left, top, right, bottom) = self.size, self.box
-        overlap = max(left, 0) < min(right, width) and max(top, 0) < min(bottom, height)
-        if not overlap or not np.isfinite(self.box).all():
-            raise InputError(f"{self.box} shows nothing of a photo {self.size}.")
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the image shows the photo and nothing else."""
-        height, width = self.size
-        return self.box == (0, 0, width, height)
-
-    def scaled(self, size: Size) -> Box:
-        """The box on the photo resized to a height and width."""
-        down, across = (new / old for new, old in zip(size, self.size, strict=True))
-        left, top, right, bottom = self.box
-        return left * across, top * down, right * across, bottom * down
-
-    def of_photo(self, size: Size) -> Box:
-        """The photo's box on the image, of a height and width; outside of it where it was cut."""
-        (height, width), (left, top, right, bottom) = self.size, self.box
-        down, across = size[0] / (bottom - top), size[1] / (right - left)
-        return -left * across, -top * down, (width - left) * across, (height - top) * down
-
-
-def crop_of(processor: Any, size: Size) -> Crop:
-    """The part of a photo (height, width) that a processor shows; errors as :func:`geometry_of`."""
-    geometry = geometry_of(processor, size)
-    edges = []
-    axes = zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
-    for length, resized, places in axes:
-        first = int((places >= 0).argmax())
-        start = int(places[first]) - first
-        edges.append([at * length / resized for at in (start, start + len(places))])
-    (top, bottom), (left, right) = edges
-    return Crop(size, (left, top, right, bottom))
-
-
-@public("resize_masks")
-def resize_masks(
-    processor: Any, masks: npt.NDArray[np.bool_], size: Size | None = None
-) -> npt.NDArray[np.bool_]:
-    """Resize and crop masks (..., H, W) to (..., h, w) as a processor does with their image.
-
-    Nearest neighbour: each pixel shows the mask at its centre. Padding is outside. A mask may come
-    out empty or full where the crop shows nothing of its object, or nothing else. `size` is that of
-    the preprocessed image, if it is known, to compare with: InputError where they differ.
-    """
-    masks = np.asarray(masks)
-    geometry = _fitting(processor, masks, size)
-    rows, columns = map(_centres, masks.shape[-2:], geometry.resized)
-    return geometry.crop(masks[..., rows[:, None], columns].astype(bool))
-
-
-@public("resize_density")
-def resize_density(
-    processor: Any, density: npt.NDArray[np.floating[Any]], size: Size | None = None
-) -> npt.NDArray[np.float64]:
-    """Resize and crop densities of fixations as a processor does with their image.
-
-    Bilinear, over the whole area that a smaller pixel covers (antialiased); 0 in the padding.
-    Densities (..., H, W) become (..., h, w), not scaled to any sum. The other arguments and the
-    errors are those of :func:`resize_masks`.
-    """
-    density = np.asarray(density, dtype=np.float64)
-    geometry = _fitting(processor, density, size)
-    channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
-    resized = F.interpolate(channels, geometry.resized, mode="bilinear", antialias=True)
-    return geometry.crop(resized.numpy().reshape(*density.shape[:-2], *geometry.resized))
-
-
-@public("resize_points")
-def resize_points(
-    processor: Any, points: npt.NDArray[np.bool_], size: Size | None = None
-) -> npt.NDArray[np.bool_]:
-    """Move fixated pixels as a processor moves those of their image.
-
-    Every point stays one point: it goes to the pixel that its centre falls into. Points that fall
-    together count once, and those outside the crop are gone, which may be all of them. Arguments,
-    result and errors are those of :func:`resize_masks`, with points (..., H, W) for the masks.
-    """
-    points = np.asarray(points)
-    geometry = _fitting(processor, points, size)
-    *planes, rows, columns = np.nonzero(points)
-    down, across = map(_centres, geometry.resized, points.shape[-2:])
-    moved = np.zeros((*points.shape[:-2], *geometry.resized), dtype=bool)
-    moved[(*planes, down[rows], across[columns])] = True
-    return geometry.crop(moved)
-
-
-def geometry_of(processor: Any, size: Size) -> Geometry:
-    """Find out where a processor puts the pixels of an image.
-
-    Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
-    is asked to crop an array of row and column numbers.
-
-    The processor is one of transformers for a CLIP or SigLIP, NaFlex too, or torchvision's
-    `Compose` of resizing, centre crops and steps that move no pixel, as OpenCLIP's is; for another
-    one there is an UnsupportedModelError. `size` is the image's, height and width.
-    """
-    inner = image_processor(processor)
-    if _is_a(inner, _HUGGING_FACE):
-        return _of_hugging_face(inner, size)
-    if _is_a(inner, _NAFLEX):
-        image = np.zeros((*size, 3), dtype=np.uint8)
-        patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
-        resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
-        return Geometry(resized, *map(np.arange, resized))
-    if _is_a(inner, "Compose"):
-        return _of_steps(inner.transforms, size)
-    raise UnsupportedModelError(
-        f"how a {type(inner).__name__} resizes and crops is not known; for masks and fixations "
-        "expected an image processor of transformers for a CLIP or SigLIP, or a Compose of "
-        "torchvision, as OpenCLIP's is."
-    )
-
-
-def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geometry:
-    """The geometry for arrays of an image's size; InputError where the result has another size."""
-    if array.ndim < 2 or 0 in array.shape[-2:]:
-        raise InputError(f"expected an array (..., H, W), got {array.shape}.")
-    geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
-    result = (len(geometry.rows), len(geometry.columns))
-    if size is not None and result != tuple(size):
-        raise InputError(
-            f"an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
-            f"{result[0]} x {result[1]}, but the preprocessed image has {size[0]} x {size[1]}; "
-            "give an array of the image's own size."
-        )
-    return geometry
-
-
-def _centres(whole: int, resized: int) -> Positions:
-    """The pixel out of `whole` that the centre of each of `resized` pixels falls into."""
-    return (2 * np.arange(resized, dtype=np.int64) + 1) * whole // (2 * resized)
-
-
-def _of_hugging_face(processor: Any, size: Size) -> Geometry:
-    # EfficientNet's divides once more by the standard deviation, whatever `do_normalize` is
-    values = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
-    kept = {step: False for step in values if hasattr(processor, step)}
-    no_crop = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
-
-    def ask(image: Tensor, **steps: bool) -> Tensor:
-        options = {**kept, **steps, "input_data_format": "channels_first", "return_tensors": "pt"}
-        pixels: Tensor = processor(images=[image.numpy()], **options)["pixel_values"][0]
-        return pixels
-
-    shape = ask(torch.zeros(3, *size, dtype=torch.uint8), **no_crop).shape
-    resized = (shape[-2], shape[-1])
-    rows, columns = _numbers(resized)
-    return _read(resized, ask(torch.stack([rows, columns, columns]), do_resize=False))
-
-
-def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
-    """Follow the numbers of rows and columns through the steps of a `Compose`."""
-    resized, numbers, cropped = size, _numbers(size), False
-    for step in steps:
-        if _is_a(step, _RESIZING) and not cropped:
-            resized = step(Image.new("RGB", resized[::-1])).size[::-1]
-            numbers = _numbers(resized)
-        elif _is_a(step, _CROPPING):
-            numbers, cropped = step(numbers), True
-        elif not _is_a(step, _STILL) and getattr(step, "__name__", "") not in _TO_RGB:
-            raise UnsupportedModelError(
-                f"what the step {step!r} of the preprocessing does to an image is not known; for "
-                "masks and fixations expected Resize, then CenterCrop, then steps that move no "
-                "pixel."
-            )
-    return _read(resized, numbers)
-
-
-def _is_a(thing: Any, names: str) -> bool:
-    """Whether it is of a class with a name of this pattern, which not every version may have."""
-    return any(re.fullmatch(names, kind.__name__) for kind in type(thing).__mro__)
-
-
-def _numbers(size: Size) -> Tensor:
-    """(2, H, W): of each pixel -1 - row and -1 - column; what is padded later will not be < 0."""
-    rows, columns = (-1.0 - torch.arange(length) for length in size)
-    return torch.stack([rows[:, None].expand(size), columns.expand(size)])
-
-
-def _read(resized: Size, numbers: Tensor) -> Geometry:
-    """The geometry in the processed :func:`_numbers`, the same along a row but for padding."""
-    rows = -1 - numbers[0].amin(1).clamp(max=0)
-    columns = -1 - numbers[1].amin(0).clamp(max=0)
-    return Geometry(resized, rows.long().numpy(), columns.long().numpy())

@@ -238,10 +238,10 @@ def _name_of(model: nn.Module) -> str:
     name = type(model).__name__
     if type(model).__module__.startswith("open_clip."):
         return f"OpenCLIP's {name}"
-    source = getattr(getattr(model, "config", None), "_name_or_path", None)
-    return (
-        f"{name} {Path(source).name if Path(source).is_absolute() else source}" if source else name
-    )
+    source = getattr(getattr(model, "config", None), "_name_or_path", None) or ""
+    if Path(source).is_absolute():
+        source = Path(source).name
+    return f"{name} {source}".strip()
 
 
 def _as_it_is(

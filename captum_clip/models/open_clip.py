@@ -1,10 +1,10 @@
 """CLIP of OpenCLIP: its vision towers, its text towers and its adapter."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -434,6 +434,9 @@ def tower_of(module: Any) -> Tower:
 class OpenClipAdapter(ClipAdapter):
     """A `CLIP`, `CustomTextCLIP` or `CoCa` of OpenCLIP."""
 
+    # CoCa would give unit embeddings by default
+    options: ClassVar[Mapping[str, bool]] = {"normalize": False}
+
     @property
     @override
     def dtype(self) -> torch.dtype:
@@ -447,28 +450,19 @@ class OpenClipAdapter(ClipAdapter):
 
     @override
     def image_features(self, images: Tensor) -> Tensor:
-        features = self.model.encode_image(images.to(self.dtype), normalize=False)
+        features = self.model.encode_image(images.to(self.dtype), **self.options)
         first: Tensor = features[0] if isinstance(features, tuple) else features
         return first
 
     @override
     def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        # CoCa would give unit embeddings by default
-        features: Tensor = self.model.encode_text(ids, normalize=False)
+        features: Tensor = self.model.encode_text(ids, **self.options)
         return features
 
     @override
     def _tokenize(self, texts: list[str]) -> Any:
         tokens = super()._tokenize(texts)
         return tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
-
-    @override
-    def _statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        if self.processor is not None:
-            return super()._statistics()
-        visual = self.tower.module  # on which OpenCLIP notes them
-        mean, std = (getattr(visual, name, None) for name in ("image_mean", "image_std"))
-        return None if mean is None or std is None else (mean, std)
 
     @property
     @override

@@ -1,7 +1,7 @@
 """Models of OpenAI's own package: `clip/model.py`, installed or copied into another repository."""
 
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -72,15 +72,7 @@ def _tower_of(module: Any) -> Tower:
 class OpenAIAdapter(OpenClipAdapter):
     """A `CLIP` of OpenAI's package, with ``clip.tokenize`` and what ``clip.load`` returns."""
 
-    @override
-    def image_features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.encode_image(images)  # which casts them
-        return features
-
-    @override
-    def text_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        features: Tensor = self.model.encode_text(ids)
-        return features
+    options: ClassVar = {}
 
     @override
     def _tokenize(self, texts: list[str]) -> Any:

@@ -75,11 +75,6 @@ class SiglipAdapter(HuggingFaceAdapter):
 class NaFlexTower(SiglipTower):
     """The vision transformer of a `Siglip2Model`."""
 
-    @staticmethod
-    @override
-    def sizes(config: Any) -> tuple[int, int]:
-        return int(config.num_patches**0.5) * int(config.patch_size), int(config.patch_size)
-
     @override
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -368,7 +363,7 @@ FAMILIES = (
     transformers_family(
         "blip", "Blip", BlipAdapter, BlipTower, _BLIP_TEXT, model="ForImageTextRetrieval"
     ),
-    transformers_family("flava", "Flava", tower=FlavaTower, text=_FLAVA_TEXT, vision="ImageModel"),
+    transformers_family("flava", "Flava", tower=FlavaTower, text=_FLAVA_TEXT),
     transformers_family("tipsv2", "Tipsv2", tower=Tipsv2Tower, text=_TIPSV2_TEXT),
     transformers_family(
         "vision_text_dual_encoder",
@@ -376,7 +371,6 @@ FAMILIES = (
         DualEncoderAdapter,
         DualEncoderTower,
         _DUAL_TEXT,
-        vision="Model",
     ),
     transformers_family("siglip", "Siglip", SiglipAdapter, SiglipTower, _SIGLIP_TEXT),
     transformers_family("siglip2", "Siglip2", NaFlexAdapter, NaFlexTower, _SIGLIP_TEXT),

@@ -16,13 +16,13 @@ from torchvision.transforms import v2
 
 from captum_clip import load_clip
 from captum_clip.errors import InputError, UnsupportedModelError
-from captum_clip.models.images import (
+from captum_clip.models.geometry import (
     geometry_of,
-    process,
     resize_density,
     resize_masks,
     resize_points,
 )
+from captum_clip.models.images import process
 
 SIDE = 32
 EXACT = {"height": 33, "width": 30}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ... import maps as resizing
 from ... import metrics, targets
-from ...models.images import resize_density, resize_points
+from ...models.geometry import resize_density, resize_points
 from ..batch import Batch, MethodOnBatch, Task, View, finite_indices, queries_of
 from ..config import EvaluationConfig
 from ..run import Arrays

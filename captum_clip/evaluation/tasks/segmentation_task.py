@@ -13,7 +13,7 @@ from ... import maps as resizing
 from ...explaining import regions
 from ...maps import Box, Threshold
 from ...models import ClipAdapter
-from ...models.images import crop_of
+from ...models.geometry import crop_of
 from ..batch import MethodOnBatch, Task, View, finite_indices
 from ..config import EvaluationConfig
 from ..run import Arrays
