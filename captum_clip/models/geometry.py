@@ -16,7 +16,6 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..maps import Box
 from .images import Size, image_processor
 
-Positions = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 # Patterns of names of classes. Owlv2's is missing: it pads before it resizes.
@@ -29,25 +28,9 @@ _STILL = "ToTensor|PILToTensor|ToImage|ToDtype|Normalize|MaybeConvertMode"
 _TO_RGB = ("_convert_to_rgb", "_convert_image_to_rgb")  # of OpenCLIP, of OpenAI's package
 
 
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Resizing and cropping as numbers."""
-
-    resized: Size  # height and width before the crop
-    rows: Positions  # (h,), the row of the resized image that each row shows; -1 is padding
-    columns: Positions  # (w,), the same for columns
-
-    def crop(self, resized: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """Crop arrays (..., H, W) of the resized image's size; 0 in the padding."""
-        rows = self.rows[:, None]
-        cropped = resized[..., rows, self.columns]
-        cropped[..., (rows < 0) | (self.columns < 0)] = 0
-        return cropped
-
-
 @dataclass(frozen=True)
 class Crop:
-    """The place of a preprocessed image in its photo; InputError where it shows nothing of it."""
+    """The place of a preprocessed image in a photo; InputError where it shows nothing of it."""
 
     size: Size  # height and width of the photo, the right way up, in pixels
     box: Box  # of the image in pixels of the photo, outside of it where the image is padded
@@ -67,9 +50,10 @@ class Crop:
 
     def scaled(self, size: Size) -> Box:
         """The box on the photo resized to a height and width."""
-        down, across = (new / old for new, old in zip(size, self.size, strict=True))
-        left, top, right, bottom = self.box
-        return left * across, top * down, right * across, bottom * down
+        # width, height, width, height, as the edges have them
+        edges = zip(self.box, size[::-1] * 2, self.size[::-1] * 2, strict=True)
+        left, top, right, bottom = (edge * new / old for edge, new, old in edges)
+        return left, top, right, bottom
 
     def of_photo(self, size: Size) -> Box:
         """The photo's box on the image, of a height and width; outside of it where it was cut."""
@@ -77,18 +61,18 @@ class Crop:
         down, across = size[0] / (bottom - top), size[1] / (right - left)
         return -left * across, -top * down, (width - left) * across, (height - top) * down
 
+    def cut(self, arrays: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """Cut a box of whole pixels from arrays (..., H, W) of the photo's size; 0 in padding."""
+        (height, width), (left, top, right, bottom) = self.size, self.box
+        # negative margins are cut off
+        margins = [int(margin) for margin in (-left, right - width, -top, bottom - height)]
+        cut: npt.NDArray[Scalar] = F.pad(torch.from_numpy(arrays), margins).numpy()
+        return cut
+
 
 def crop_of(processor: Any, size: Size) -> Crop:
     """The part of a photo (height, width) that a processor shows; errors as :func:`geometry_of`."""
-    geometry = geometry_of(processor, size)
-    edges = []
-    axes = zip(size, geometry.resized, (geometry.rows, geometry.columns), strict=True)
-    for length, resized, places in axes:
-        first = int((places >= 0).argmax())
-        start = int(places[first]) - first
-        edges.append([at * length / resized for at in (start, start + len(places))])
-    (top, bottom), (left, right) = edges
-    return Crop(size, (left, top, right, bottom))
+    return Crop(size, geometry_of(processor, size).scaled(size))
 
 
 @public("resize_masks")
@@ -103,8 +87,8 @@ def resize_masks(
     """
     masks = np.asarray(masks)
     geometry = _fitting(processor, masks, size)
-    rows, columns = map(_centres, masks.shape[-2:], geometry.resized)
-    return geometry.crop(masks[..., rows[:, None], columns].astype(bool))
+    rows, columns = map(_centres, masks.shape[-2:], geometry.size)
+    return geometry.cut(masks[..., rows[:, None], columns].astype(bool))
 
 
 @public("resize_density")
@@ -120,8 +104,8 @@ def resize_density(
     density = np.asarray(density, dtype=np.float64)
     geometry = _fitting(processor, density, size)
     channels = torch.from_numpy(density.reshape(1, -1, *density.shape[-2:]))
-    resized = F.interpolate(channels, geometry.resized, mode="bilinear", antialias=True)
-    return geometry.crop(resized.numpy().reshape(*density.shape[:-2], *geometry.resized))
+    resized = F.interpolate(channels, geometry.size, mode="bilinear", antialias=True)
+    return geometry.cut(resized.numpy().reshape(*density.shape[:-2], *geometry.size))
 
 
 @public("resize_points")
@@ -137,14 +121,14 @@ def resize_points(
     points = np.asarray(points)
     geometry = _fitting(processor, points, size)
     *planes, rows, columns = np.nonzero(points)
-    down, across = map(_centres, geometry.resized, points.shape[-2:])
-    moved = np.zeros((*points.shape[:-2], *geometry.resized), dtype=bool)
+    down, across = map(_centres, geometry.size, points.shape[-2:])
+    moved = np.zeros((*points.shape[:-2], *geometry.size), dtype=bool)
     moved[(*planes, down[rows], across[columns])] = True
-    return geometry.crop(moved)
+    return geometry.cut(moved)
 
 
-def geometry_of(processor: Any, size: Size) -> Geometry:
-    """Find out where a processor puts the pixels of an image.
+def geometry_of(processor: Any, size: Size) -> Crop:
+    """Find out what a processor resizes an image to, and which pixels of that it shows.
 
     Nothing is assumed of how it crops, in which libraries and their versions differ by a pixel: it
     is asked to crop an array of row and column numbers.
@@ -159,8 +143,8 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     if _is_a(inner, _NAFLEX):
         image = np.zeros((*size, 3), dtype=np.uint8)
         patches = inner(images=[image], return_tensors="np")["spatial_shapes"][0]
-        resized = (int(patches[0]) * inner.patch_size, int(patches[1]) * inner.patch_size)
-        return Geometry(resized, *map(np.arange, resized))
+        height, width = (int(count) * inner.patch_size for count in patches)
+        return Crop((height, width), (0, 0, width, height))
     if _is_a(inner, "Compose"):
         return _of_steps(inner.transforms, size)
     raise UnsupportedModelError(
@@ -170,12 +154,13 @@ def geometry_of(processor: Any, size: Size) -> Geometry:
     )
 
 
-def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geometry:
+def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Crop:
     """The geometry for arrays of an image's size; InputError where the result has another size."""
     if array.ndim < 2 or 0 in array.shape[-2:]:
         raise InputError(f"expected an array (..., H, W), got {array.shape}.")
     geometry = geometry_of(processor, (array.shape[-2], array.shape[-1]))
-    result = (len(geometry.rows), len(geometry.columns))
+    left, top, right, bottom = geometry.box
+    result = (bottom - top, right - left)
     if size is not None and result != tuple(size):
         raise InputError(
             f"an array of {array.shape[-2]} x {array.shape[-1]} becomes one of "
@@ -185,12 +170,12 @@ def _fitting(processor: Any, array: npt.NDArray[Any], size: Size | None) -> Geom
     return geometry
 
 
-def _centres(whole: int, resized: int) -> Positions:
+def _centres(whole: int, resized: int) -> npt.NDArray[np.int64]:
     """The pixel out of `whole` that the centre of each of `resized` pixels falls into."""
     return (2 * np.arange(resized, dtype=np.int64) + 1) * whole // (2 * resized)
 
 
-def _of_hugging_face(processor: Any, size: Size) -> Geometry:
+def _of_hugging_face(processor: Any, size: Size) -> Crop:
     # EfficientNet's divides once more by the standard deviation, whatever `do_normalize` is
     values = ("do_rescale", "do_normalize", "do_convert_rgb", "include_top")
     kept = {step: False for step in values if hasattr(processor, step)}
@@ -207,7 +192,7 @@ def _of_hugging_face(processor: Any, size: Size) -> Geometry:
     return _read(resized, ask(torch.stack([rows, columns, columns]), do_resize=False))
 
 
-def _of_steps(steps: Iterable[Any], size: Size) -> Geometry:
+def _of_steps(steps: Iterable[Any], size: Size) -> Crop:
     """Follow the numbers of rows and columns through the steps of a `Compose`."""
     resized, numbers, cropped = size, _numbers(size), False
     for step in steps:
@@ -236,8 +221,12 @@ def _numbers(size: Size) -> Tensor:
     return torch.stack([rows[:, None].expand(size), columns.expand(size)])
 
 
-def _read(resized: Size, numbers: Tensor) -> Geometry:
-    """The geometry in the processed :func:`_numbers`, the same along a row but for padding."""
-    rows = -1 - numbers[0].amin(1).clamp(max=0)
-    columns = -1 - numbers[1].amin(0).clamp(max=0)
-    return Geometry(resized, rows.long().numpy(), columns.long().numpy())
+def _read(resized: Size, numbers: Tensor) -> Crop:
+    """The crop in the processed :func:`_numbers`, the same along a row but for padding."""
+    edges = []
+    for axis in (1, 0):
+        places = -1 - numbers[axis].amin(1 - axis).clamp(max=0).long()
+        first = int((places >= 0).int().argmax())
+        edges.append((int(places[first]) - first, int(places[first]) - first + len(places)))
+    (left, right), (top, bottom) = edges
+    return Crop(resized, (left, top, right, bottom))

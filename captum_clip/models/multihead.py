@@ -1,13 +1,12 @@
 """Attentions that keep their maps as `torch.nn.MultiheadAttention` does."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from .steps import Linear, Projections, linear_maps, linear_or_called
-from .towers import Attention, Exposed, PoolingHead
+from .towers import Attention, PoolingHead
 
 
 class Multihead(Attention):
@@ -16,17 +15,13 @@ class Multihead(Attention):
     attention: Any
     token_argument = (0, "query")
     maps = ("out_proj",)
-
     unknown_parts: tuple[str, ...] = ("bias_k", "add_zero_attn")
     true_hides = True
+    batch_first_unless_told = True  # of an attention that does not say where its batch is
 
     @override
     def scale(self, size: int) -> float:
         return float(size**-0.5)  # it has no attribute for it, whatever somebody notes there
-
-    @override
-    def exposed(self) -> Mapping[nn.Module, tuple[Exposed, ...]]:
-        return {}
 
     @override
     def merge_module(self) -> nn.Module | None:
@@ -46,7 +41,7 @@ class Multihead(Attention):
 
     @override
     def batch_first(self, tokens: Tensor) -> Tensor:
-        first = getattr(self.attention, "batch_first", True)
+        first = getattr(self.attention, "batch_first", self.batch_first_unless_told)
         return tokens if first else tokens.transpose(0, 1)
 
 

@@ -376,8 +376,7 @@ def text_transformer_of(
     model: Any, owner: Any, layers_of: Callable[[Any], tuple[AttentionLayer, ...]]
 ) -> TextTower | None:
     """The text transformer whose parts an owner has, as OpenAI's `CLIP`; None if unsupported."""
-    # a `CLIP`'s own name
-    pool = getattr(owner, "text_pool_type", None) or getattr(owner, "pool_type", "argmax")
+    pool: str = getattr(owner, "text_pool_type", getattr(owner, "pool_type", "argmax"))
     # a CLS of its own stands at the end
     suffix = int(getattr(owner, "cls_emb", None) is not None)
     row = "last" if suffix else _ROWS.get(pool)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from ..errors import TargetError, UnsupportedModelError
@@ -29,11 +29,7 @@ class OpenAILayer(OpenClipLayer):
     residual_argument = (0, "x")
     branch_parts = ()
     mlp_parts = ("ln_2", "mlp")
-
-    @override
-    def batch_first(self, tokens: Tensor) -> Tensor:
-        first = getattr(self.attention, "batch_first", False)  # forks have classes of their own
-        return tokens if first else tokens.transpose(0, 1)
+    batch_first_unless_told = False
 
 
 class OpenAIViT(OpenClipViT):

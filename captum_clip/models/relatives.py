@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self, override
 
 from ..errors import CaptureError, InputError, UnsupportedModelError
@@ -124,14 +123,16 @@ class NaFlexAdapter(SiglipAdapter):
 
 def _cut(images: Tensor, side: int) -> Tensor:
     """Images (B, 3, H, W) as patches (B, h w, side side 3), as the library orders them."""
-    pieces = F.pixel_unshuffle(images, side).unflatten(1, (3, -1))  # (B, 3, side side, h, w)
-    return pieces.permute(0, 3, 4, 2, 1).flatten(3).flatten(1, 2)
+    batch, channels, height, width = images.shape
+    pieces = images.reshape(batch, channels, height // side, side, width // side, side)
+    return pieces.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
 
 
 def _joined(patches: Tensor, rows: int, side: int) -> Tensor:
     """The images of such patches."""
-    pieces = patches.unflatten(2, (-1, 3)).unflatten(1, (rows, -1))  # (B, h, w, side side, 3)
-    return F.pixel_shuffle(pieces.permute(0, 4, 3, 1, 2).flatten(1, 2), side)
+    batch, count, _ = patches.shape
+    pieces = patches.reshape(batch, rows, count // rows, side, side, -1)
+    return pieces.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * side, count // rows * side)
 
 
 class Aimv2Layer(HuggingFaceLayer):
@@ -215,14 +216,13 @@ class AlignTower(AveragePooledTower):
                 f"the AlignVisionModel pools with a {type(inner.pooler).__name__}; supported is "
                 "the mean of the features (pooling_type='mean')."
             )
-        blocks = reversed([*enumerate(inner.encoder.blocks)])
-        stages = {f"block {i}": block for i, block in blocks}
+        blocks = [(f"block {i}", block) for i, block in enumerate(inner.encoder.blocks)]
         return cls(
             module=inner,
             native=(inner.config.image_size,) * 2,
             patch=(1, 1),
             resizable=True,
-            stages=stages,
+            stages=dict(reversed(blocks)),
             runners=[inner.encoder, inner.pooler],
         )
 
