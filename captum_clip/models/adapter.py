@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from ..checks import as_list, check_integer, is_encodable, is_number, show, torch_failures
 from ..errors import InputError, TargetError, UnsupportedModelError, public
-from ..maps import unusable
 from .identity import FIXED_TEXTS, digest, fixed_images, reproducible, summary
 from .images import (
     as_pil,
@@ -229,8 +228,6 @@ class ClipAdapter(ABC):
         images = pixels_of(images)
         if is_preprocessed(images):
             tensors = [images] if isinstance(images, Tensor) else list(images)
-            if reason := next(filter(None, map(unusable, tensors)), ""):
-                raise InputError(f"expected a tensor of plain numbers, got {reason}.")
             try:
                 batch = torch.cat([t if t.ndim == 4 else t[None] for t in tensors])
             except RuntimeError as error:
@@ -264,8 +261,8 @@ class ClipAdapter(ABC):
     @public("color")
     def color(self, rgb: Sequence[float]) -> Tensor:
         """A constant colour, rgb in [0, 1], as a normalised tensor (1, 3, 1, 1)."""
-        numbers = isinstance(rgb, (Sequence, np.ndarray, Tensor)) and all(map(is_number, rgb))
-        if not numbers or len(rgb) != 3 or not all(0 <= channel <= 1 for channel in rgb):
+        channels = list(rgb) if isinstance(rgb, (Sequence, np.ndarray)) else []
+        if len(channels) != 3 or not all(is_number(c) and 0 <= c <= 1 for c in channels):
             raise InputError(f"expected three numbers in [0, 1], got {show(rgb)}.")
         mean, std = self._channel_statistics(self.device)
         value = torch.tensor(rgb, device=self.device).view(1, 3, 1, 1)

@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from itertools import accumulate
 from operator import attrgetter
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -103,8 +102,6 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
     largest = name.startswith("Owl") or (name.startswith("CLIP") and end == 2)
     steps = [attrgetter(name)(module) for name in layout.own_head]
     steps += [attrgetter(name)(model) for name in layout.head]
-    around = accumulate(layout.encoder.split("."), "{}.{}".format)
-    runners = (model, *(attrgetter(path)(module) for path in around))
     return TextTower(
         module=module,
         patches=attrgetter(layout.table)(module),
@@ -113,7 +110,7 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
         text_pooling=layout.pooling,
         pooling="mean" if layout.pooling.row == "mean" else "cls",
         steps=flattened(steps),
-        **{"runners": runners, **parts},
+        **parts,
     )
 
 
@@ -145,7 +142,6 @@ class HuggingFaceTower(ViTTower):
             patches=attrgetter(cls.patch_map)(vision),
             layers=layers_of(cls.layer_class, vision.encoder),
             projection_module=getattr(module, cls.projection_part, None),
-            runners=[vision.encoder],
             **{"pooling": "cls", "resizable": True, **cls.fields(vision)},
         )
 

@@ -7,9 +7,8 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -40,8 +39,7 @@ _LARGEST = 4096  # side in pixels of an image; more patches than fit into a memo
 _ONE_AT_A_TIME = threading.RLock()  # two would restore each other's settings
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """The origin of a named model."""
 
     name: str
@@ -333,8 +331,7 @@ def _model(source: Source, image_size: int | None) -> nn.Module:
     model, info = getattr(transformers, name).from_pretrained(
         source.where, dtype=torch.float32, output_loading_info=True
     )
-    missing = sorted(info["missing_keys"])
-    if missing:
+    if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"`model={source.name!r}`: the checkpoint lacks {len(missing)} weights of a "
             f"{name}, such as {missing[0]}."

@@ -150,7 +150,6 @@ def _vit_of(visual: Any) -> OpenClipViT:
         pooling=pooling,
         pooling_head=head,
         steps_before_mean=0 if visual.final_ln_after_pool else 1,
-        runners=[visual.transformer],
     )
 
 
@@ -355,7 +354,6 @@ def _hf_text_tower(model: Any) -> TextTower | None:
         pad=encoder.config.pad_token_id,
         longest=int(encoder.context_length),
         vocabulary=int(encoder.vocab_size),
-        runners=(model, encoder.transformer, encoder.transformer.encoder, encoder.pooler),
     )
 
 
@@ -389,7 +387,7 @@ def text_transformer_of(
     is_causal = getattr(owner, "attn_mask", True) is not None
     return OpenClipTextTower(
         module=nn.ModuleList([owner.token_embedding, owner.transformer, owner.ln_final]),
-        runners=(model, owner, owner.transformer),
+        runners=[owner],
         takes_mask=False,
         pad=owner.pad_id if suffix or getattr(owner, "use_pad_mask", False) else None,
         cls_first=bool(suffix) and not owner.correct_cls_mask,

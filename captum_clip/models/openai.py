@@ -60,7 +60,6 @@ def _tower_of(module: Any) -> Tower:
         patches=visual.conv1,
         layers=_layers_of(visual.transformer),
         pooling="cls",
-        runners=[visual.transformer],
         prompted=hasattr(visual, "VPT_shallow"),  # of MaPLe, at the end
     )
 

@@ -223,7 +223,6 @@ class AlignTower(AveragePooledTower):
             patch=(1, 1),
             resizable=True,
             stages=dict(reversed(blocks)),
-            runners=[inner.encoder, inner.pooler],
         )
 
     @override

@@ -196,7 +196,6 @@ def tower_of(module: Any) -> TimmTower | TimmCNN | None:
         resizable=True,  # there are no positions
         stages=stages,
         head_modules=(trunk.head, module.head),
-        runners=[trunk],
     )
 
 
@@ -222,7 +221,6 @@ def _vit_of(module: nn.Module, trunk: Any) -> TimmTower:
         prefix=int(trunk.num_prefix_tokens),
         pooling_head=pool,
         steps_before_mean=1,
-        runners=[trunk],
     )
 
 
