@@ -50,7 +50,7 @@ from .emotions import EmotionProbe
 from .errors import InputError, UnsupportedModelError, public
 from .evaluation.study import read_mean_maps
 from .explaining.explain import explain
-from .explaining.explanation import Explanation, Sign
+from .explaining.explanation import SIGNS, Explanation, Sign
 from .models import ClipAdapter, ViTTower, load_clip
 from .models.adapter import ImageLike
 from .similarity import ClipSimilarity
@@ -68,6 +68,7 @@ Model: TypeAlias = str | Path | nn.Module | ClipAdapter
 Models: TypeAlias = Model | Sequence[Model]
 Methods: TypeAlias = str | type[Any] | Sequence[str | type[Any]]
 Device: TypeAlias = torch.device | str | None
+Asked: TypeAlias = tuple[ClipAdapter, Target]
 
 EACH: Final = "each map on a scale of its own"
 _DOT: Final = " \N{MIDDLE DOT} "
@@ -107,41 +108,42 @@ def layers(
         >>> len(figure.axes)  # twice the image and six layers
         14
     """
-    check_choice(scale, ("each", "shared"), name="a scale")
-    check_choice(rows, ("cls", "sum"), name="rows")
-    [clip], [target], seen = _ask([model], device, texts, references)
+    meaning = _meaning(scale, each=EACH, shared="one scale for all layers")
+    [(clip, target)], pictures = _ask([model], device, texts, references)
     if not isinstance(clip.tower, ViTTower):
         raise UnsupportedModelError(
             f"{clip.name} has a convolutional tower, which has no layers of attention; "
             "take a model with a vision transformer."
         )
     inputs, pixels = _one_image(clip, image)
-    given: dict[str, Any] = {"model": clip, "method": LayerAttention, "rows": rows}
+    method = LayerAttention(ClipSimilarity(clip, target))
     indices = range(len(clip.tower.layers))
-    attention = [explain(inputs, target, index=i, of="attention", **given) for i in indices]
-    gradients = [
-        explain(inputs, target, index=i, of="gradient", sign="both", **given) for i in indices
-    ]
-    titles, labels = [f"layer {index}" for index in indices], {0: "attention"}
-    look: dict[str, Any] = {"shared": scale == "shared"}
-    raw = torch.stack([e.maps["positive"][0, 0] for e in attention])  # the same for all targets
-    drawn = strip(pixels, raw, titles, Panel(pixels, "image"), cmap or HEAT, **look)
-    for k, (name, reference) in enumerate(zip(target.names, seen, strict=True)):
-        note = score_note(gradients[0].scores[0, k].item())
-        lead = Panel(_lead(pixels, reference), name, note)
-        labels[len(drawn)] = "gradient"
-        raw = torch.stack([(e.maps["positive"] - e.maps["negative"])[0, k] for e in gradients])
-        drawn += strip(pixels, raw, titles, lead, cmap, **look)
+
+    def over_layers(**options: Any) -> Tensor:  # (K, L, h, w)
+        return torch.cat(
+            [method.attribute_targets(inputs, index=i, rows=rows, **options) for i in indices]
+        ).transpose(0, 1)
+
+    look: dict[str, Any] = {
+        "titles": [f"layer {index}" for index in indices],
+        "shared": scale == "shared",
+    }
+    attention = over_layers(of="attention")[0]  # the same for all targets
+    drawn = strip(pixels, attention, Panel(pixels, "image"), cmap or HEAT, "attention", **look)
+    scores = method.forward_func(inputs)[0].tolist()
+    for name, score, picture, raw in zip(
+        target.names, scores, pictures, over_layers(of="gradient"), strict=True
+    ):
+        lead = Panel(_lead(pixels, picture), name, score_note(score))
+        drawn += strip(pixels, raw, lead, cmap, "gradient", **look)
     legends = strip_legends(cmap, "raises the cosine", "lowers it")
     if cmap is None:
         legends.insert(0, Legend(ramp(colormap(HEAT)), "attention, low to high"))
-    row = "sum of all rows" if rows == "sum" else "row CLS"
-    if rows == "cls" and clip.tower.pooling != "cls":
-        row = "mean of all rows"
-    meaning = "one scale for all layers" if scale == "shared" else EACH
+    row = "row CLS" if clip.tower.pooling == "cls" else "mean of all rows"
+    row = "sum of all rows" if rows == "sum" else row
     label = f"{clip.name} ({LayerAttention.name})"
     caption = _DOT.join((label, "heads averaged", row, meaning))
-    return grid(drawn, labels=labels, legends=legends, caption=caption)
+    return grid(drawn, legends=legends, caption=caption)
 
 
 @public("figures.compare")
@@ -162,13 +164,13 @@ def compare(
     `scale` is that of "each" map, since the values of two methods cannot be compared, or "shared"
     by the maps of a column, whose values can. A reference stands at the end of its row.
     """
-    check_choice(scale, ("each", "shared"), name="a scale")
-    clips, asked, seen = _ask(models, device, texts, references)
-    rows = _explained(images, clips, asked, methods, every=True)
+    meaning = _meaning(scale, each=EACH, shared="one scale per column")
+    asked, pictures = _ask(models, device, texts, references)
+    rows = _explained(images, asked, methods, every=True)
     names, count = rows[0].names, len(_as_list(images))
     columns = [rows[start :: len(rows) // count] for start in range(len(rows) // count)]
+    clips = [clip.name for clip, _ in asked]
     labels = [column[0].label if len(clips) > 1 else column[0].method for column in columns]
-    own = [clips[0].name] if len(clips) == 1 else []
     scaled = [min_max([_raw(e) for e in column], shared=scale == "shared") for column in columns]
     return visualization.contact_sheet(
         [e.images[0] for e in columns[0] for _ in names],
@@ -178,9 +180,9 @@ def compare(
         },
         names=names * count,
         scores=torch.stack([torch.cat([e.scores[0] for e in c]) for c in columns], dim=1),
-        references=seen * count,
+        references=pictures * count,
         cmap=cmap,
-        caption=_DOT.join([*own, {"each": EACH, "shared": "one scale per column"}[scale]]),
+        caption=meaning if len(clips) > 1 else f"{clips[0]}{_DOT}{meaning}",
     )
 
 
@@ -203,24 +205,19 @@ def signs(
     the target and blue contradicts it; a `cmap` is of both signs. A reference stands at the end of
     its rows.
     """
-    check_choice(scale, ("shared", "each"), name="a scale")
-    clips, asked, seen = _ask(models, device, texts, references)
-    rows = _explained(images, clips, asked, methods, sign="both")
-    positive, negative = (
-        [
+    meaning = _meaning(scale, shared="both signs on one scale", each=EACH)
+    asked, pictures = _ask(models, device, texts, references)
+    rows = _explained(images, asked, methods, sign="both")
+    heatmaps: dict[str, Any] = {
+        sign: [
             e.heatmap("bicubic")[sign][0] if scale == "shared" else maps.normalize(_raw(e, sign))
             for e in rows
         ]
-        for sign in ("positive", "negative")
-    )
-    colors: dict[str, Any] = {} if cmap is None else {"cmaps": (cmap, cmap)}
-    return visualization.signs(
-        positive=positive,
-        negative=negative,
-        references=seen,
-        **_written(rows, {"shared": "both signs on one scale", "each": EACH}[scale]),
-        **colors,
-    )
+        for sign in SIGNS
+    }
+    if cmap is not None:
+        heatmaps["cmaps"] = (cmap, cmap)
+    return visualization.signs(**heatmaps, references=pictures, **_written(rows, meaning))
 
 
 @public("figures.emotions")
@@ -247,26 +244,25 @@ def emotions(
     Raises:
         InputError: not as many probes as models, or a probe of another model.
     """
-    check_choice(scale, ("each", "shared"), name="a scale")
-    probes, models = _as_list(probes), _as_list(models)
-    if len(probes) != len(models):
+    peaks = f"{EACH}, peaks in % of the strongest in the row"
+    meaning = _meaning(scale, each=peaks, shared="one scale per row")
+    clips, probes = _load(models, device), _as_list(probes)
+    if len(probes) != len(clips):
         raise InputError(
-            f"expected a probe for each of the {len(models)} models, in the same order, "
+            f"expected a probe for each of the {len(clips)} models, in the same order, "
             f"got {len(probes)}."
         )
-    clips = _load(models, device)
     asked = [
-        targets.emotion(clip, probe, names, centre=centre)
+        (clip, targets.emotion(clip, _as_probe(probe), names, centre=centre))
         for clip, probe in zip(clips, probes, strict=True)
     ]
-    rows = _explained(images, clips, asked, methods)
+    rows = _explained(images, asked, methods)
     raw = [_raw(e) for e in rows]
-    peaks = f"{EACH}, peaks in % of the strongest in the row"
     return visualization.overlay(
         heatmap=[min_max([row], shared=scale == "shared")[0] for row in raw],
         notes=[_peaks(row) for row in raw],
         cmap=cmap,
-        **_written(rows, {"each": peaks, "shared": "one scale per row"}[scale]),
+        **_written(rows, meaning),
     )
 
 
@@ -289,22 +285,20 @@ def words(
     each word's map by its norm, so that "a" does not look as important as "horse"; "each" shows
     every map in full.
     """
-    check_choice(scale, ("norm", "each"), name="a scale")
-    clips = _load(models, device)
+    meaning = _meaning(scale, norm="words dimmed by their norms", each=EACH)
     asked = [
-        targets.concatenate([targets.text(clip, text), targets.words(clip, text, picked)])
-        for clip in clips
+        (clip, targets.concatenate([targets.text(clip, text), targets.words(clip, text, picked)]))
+        for clip in _load(models, device)
     ]
-    rows = [replace(e, words=True) for e in _explained(images, clips, asked, methods)]
-    dimmed = scale == "norm"
-    written = _written(rows, "words dimmed by their norms" if dimmed else EACH)
+    rows = [replace(e, words=True) for e in _explained(images, asked, methods)]
     return visualization.overlay(
         heatmap=[
-            maps.normalize(_raw(e)) * (e.weights[:, None, None] if dimmed else 1) for e in rows
+            maps.normalize(_raw(e)) * (e.weights[:, None, None] if scale == "norm" else 1)
+            for e in rows
         ],
         notes=[e.notes[0] for e in rows],
         cmap=cmap,
-        **{**written, "scores": None},
+        **{**_written(rows, meaning), "scores": None},
     )
 
 
@@ -349,25 +343,24 @@ def heads(
         >>> len(figure.axes)  # the image, eight heads, the others and the rest
         11
     """
-    check_choice(scale, ("each", "shared"), name="a scale")
+    meaning = _meaning(scale, each=EACH, shared="one scale for all maps")
     check_choice(sign, get_args(Sign), name="a sign")
     check_integer("count", count)
     if len(_as_list(text)) + len(_as_list(references)) > 1:
         raise InputError(
             "expected one text or one image to explain, got several; draw one figure for each."
         )
-    [clip], [target], [reference] = _ask([model], device, text, references)
+    [(clip, target)], [picture] = _ask([model], device, text, references)
     inputs, pixels = _one_image(clip, image)
     method = DirectContribution(ClipSimilarity(clip, target))
-    found, rest = method.attribute(inputs, target=0, per="head", return_rest=True)
-    raw, labels = _strongest(clip, found[0, 0].cpu(), count, sign)
+    by_layer, rest = method.attribute(inputs, target=0, per="head", return_rest=True)
+    raw, labels = _strongest(clip, by_layer[0, 0].cpu(), count, sign)
     total, notes = sum_notes(raw.numpy(), rest.item())
-    lead = Panel(_lead(pixels, reference), target.names[0], total)
-    # the rest has no map: the pale image alone
-    raw, shared = torch.cat([raw, torch.zeros_like(raw[:1])]), scale == "shared"
-    meaning = "one scale for all maps" if shared else EACH
+    lead = Panel(_lead(pixels, picture), target.names[0], total)
+    raw = torch.cat([raw, torch.zeros_like(raw[:1])])  # of the rest: the pale image alone
+    look: dict[str, Any] = {"notes": notes, "shared": scale == "shared"}
     return grid(
-        strip(pixels, raw, [*labels, REST], lead, cmap, notes=notes, shared=shared),
+        strip(pixels, raw, lead, cmap, titles=[*labels, REST], **look),
         legends=strip_legends(cmap, "adds to the cosine", "takes away from it"),
         caption=f"{clip.name} ({DirectContribution.name}){_DOT}{meaning}",
     )
@@ -434,11 +427,20 @@ def average(
     )
 
 
+def _meaning(scale: str, **meanings: str) -> str:
+    """What the colours mean on a scale, which must be one of those that a figure has."""
+    check_choice(scale, meanings, name="a scale")
+    return meanings[scale]
+
+
 def _as_list(values: Any) -> list[Any]:
     """One or several of anything, as a list; a batch of images becomes its images."""
-    if isinstance(values, (list, tuple)):
-        return list(values)
-    return list(values) if getattr(values, "ndim", 0) == 4 else [values]
+    several = isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) == 4
+    return list(values) if several else [values]
+
+
+def _as_probe(probe: EmotionProbe | str | Path) -> EmotionProbe:
+    return EmotionProbe.load(probe) if isinstance(probe, (str, Path)) else probe
 
 
 def _load(models: Models, device: Device) -> list[ClipAdapter]:
@@ -456,15 +458,15 @@ def _one_image(clip: ClipAdapter, image: ImageLike) -> tuple[Tensor, Array]:
     return inputs, pixels
 
 
-def _lead(image: Array, reference: Tensor | None) -> Array:
+def _lead(image: Array, picture: Tensor | None) -> Array:
     """The target where it is an image, in the frame of the image that is explained; else this."""
-    return image if reference is None else framed(as_images([reference])[0], image.shape)
+    return image if picture is None else framed(as_images([picture])[0], image.shape)
 
 
 def _ask(
     models: Models, device: Device, texts: str | Sequence[str], references: Images
-) -> tuple[list[ClipAdapter], list[Target], list[Tensor | None]]:
-    """The models, texts and then images as the target of each.
+) -> tuple[list[Asked], list[Tensor | None]]:
+    """Each model with its target, which is of the texts and then of the images.
 
     And for each text None, for each image what the first model sees of it, (3, H, W).
     """
@@ -475,15 +477,14 @@ def _ask(
     for clip in clips:
         parts = [targets.text(clip, texts)] if texts else []
         parts += [targets.image(clip, references)] if references else []
-        asked.append(targets.concatenate(parts))
-    seen = [clips[0].denormalize(clips[0].preprocess(one))[0].cpu() for one in references]
-    return clips, asked, [*[None] * len(texts), *seen]
+        asked.append((clip, targets.concatenate(parts)))
+    pictures = [clips[0].denormalize(clips[0].preprocess(one))[0].cpu() for one in references]
+    return asked, [*[None] * len(texts), *pictures]
 
 
 def _explained(
     images: Images,
-    clips: Sequence[ClipAdapter],
-    asked: Sequence[Target],
+    asked: Sequence[Asked],
     methods: Methods | None,
     *,
     sign: Sign = "positive",
@@ -496,7 +497,7 @@ def _explained(
     listed = _as_list(images)
     check_nonempty("image", listed)
     subjects: list[tuple[Target, dict[str, Any]]] = []
-    for clip, target in zip(clips, asked, strict=True):
+    for clip, target in asked:
         offered = methods_for(clip.kind) if every else ()
         wanted = _as_list(methods) if methods else offered
         for choice in fitting_methods(wanted, clip.tower, clip.name):
@@ -509,15 +510,15 @@ def _explained(
 
 def _written(rows: Sequence[Explanation], meaning: str) -> dict[str, Any]:
     """Images, names, scores, labels and caption of all rows; `meaning` is that of the colours."""
-    shown: dict[str, Any] = {
+    labels = [e.label for e in rows]
+    alike = len({*labels}) == 1
+    return {
         "images": [e.images[0] for e in rows],
         "names": rows[0].names,
         "scores": torch.cat([e.scores for e in rows]),
+        "labels": () if alike else labels,
+        "caption": f"{labels[0]}{_DOT}{meaning}" if alike else meaning,
     }
-    labels = [e.label for e in rows]
-    if len({*labels}) == 1:
-        return {**shown, "caption": f"{labels[0]}{_DOT}{meaning}"}
-    return {**shown, "labels": labels, "caption": meaning}
 
 
 def _raw(explanation: Explanation, sign: str = "positive") -> Tensor:

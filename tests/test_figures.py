@@ -361,7 +361,10 @@ WRONG_FIGURES: list[tuple[Callable[[ClipAdapter], Any], str]] = [
         lambda clip: figures.words(photo(), "a", models=clip, methods="grad-cam"),
         "none of the methods grad-cam fits small ViT",
     ),
-    (lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD), "rows of cls, sum"),
+    (
+        lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD),
+        "rows: expected one of cls, sum",
+    ),
 ]
 
 

@@ -26,12 +26,12 @@ _SLACK = 1e-3  # rounding of half precision
 
 def as_images(images: Batch) -> list[Array]:
     """Images (B, 3, H, W) with colours in [0, 1] -> B of (H, W, 3)."""
-    arrays = _members("images", images)
+    arrays = _as_members("images", images)
     for array in arrays:
         if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
             raise InputError(
-                f"expected images of shape (B, 3, H, W), got {_shape(images)}; "
-                "clip.denormalize(images) gives them."
+                f"expected images of shape (B, 3, H, W), got {len(arrays)} of "
+                f"{array.shape}; clip.denormalize(images) gives them."
             )
         _check_range("images", array, "clip.denormalize(images) gives such colours")
     return [np.moveaxis(array, 0, -1).clip(0, 1) for array in arrays]
@@ -39,34 +39,28 @@ def as_images(images: Batch) -> list[Array]:
 
 def as_heatmaps(heatmaps: Batch, images: Sequence[Array], count: int | None = None) -> list[Array]:
     """Maps (B, K, h, w) in [0, 1] -> B of (K, H, W), upsampled to the images (H, W, 3)."""
-    arrays = _members("maps", heatmaps)
-    if len(arrays) != len(images) or any(a.ndim != 3 or 0 in a.shape for a in arrays):
-        raise InputError(
-            f"expected maps of shape (B, K, h, w) for {len(images)} images, got {_shape(heatmaps)}."
-        )
-    count, shown = count or len(arrays[0]), []
-    for array, image in zip(arrays, images, strict=True):
+    arrays = _as_members("maps", heatmaps)
+    for array in arrays:
+        if len(arrays) != len(images) or array.ndim != 3 or 0 in array.shape:
+            raise InputError(
+                f"expected maps of shape (B, K, h, w) for {len(images)} images, got "
+                f"{len(arrays)} of {array.shape}."
+            )
+        count = count or len(array)
         if len(array) != count:
             raise InputError(f"expected {count} maps per image, got {len(array)}.")
         _check_range("maps", array, "maps.normalize(maps) stretches each to it")
+    for array, image in zip(arrays, images, strict=True):
         _check_aspect(array.shape[1:], image.shape)
-        shown.append(enlarged(array, image.shape).clip(0, 1))
-    return shown
+    return [enlarged(a, image.shape).clip(0, 1) for a, image in zip(arrays, images, strict=True)]
 
 
-def _members(what: str, batch: Batch) -> list[Array]:
-    """The members of a batch, which is one array or a list of them."""
+def _as_members(what: str, batch: Batch) -> list[Array]:
+    """The members of a batch, which is one array or a list of them; one member at least."""
     if isinstance(batch, (list, tuple)) and len(batch):
         return [as_array(what, member) for member in batch]
     array = as_array(what, batch)
     return list(array) if array.ndim and len(array) else [array]
-
-
-def _shape(batch: Batch) -> object:
-    """The shape of a batch, or those of its members, for a message."""
-    if isinstance(batch, (list, tuple)):
-        return [tuple(np.shape(member)) for member in batch]
-    return tuple(np.shape(batch))
 
 
 def enlarged(array: Array, size: Sequence[int]) -> Array:
@@ -96,55 +90,38 @@ def _check_aspect(grid: Sequence[int], size: Sequence[int]) -> None:
         )
 
 
-def as_notes(
-    scores: ArrayLike | None,
-    shape: tuple[int, int],
-    notes: Sequence[Sequence[str]] | None = None,
-) -> list[list[str]]:
-    """Scores (B, K), then notes, as they are written under images; empty where none are given."""
-    given = [None] * shape[0] if notes is None else notes
-    if len(given) != shape[0]:
-        raise InputError(f"expected notes for {shape[0]} images, got {len(given)}.")
-    lines = [as_names(own, shape[1], what="notes") for own in given]
+def as_values(what: str, values: Any, count: int, absent: Any = "") -> list[Any]:
+    """A list of so many values, such as names; where none are given, of `absent` ones."""
+    if values is None:
+        return [absent] * count
+    if not isinstance(values, Iterable):
+        raise InputError(f"expected {count} {what}, got {show(values)}.")
+    listed = [values] if isinstance(values, str) else list(values)
+    if len(listed) != count:
+        raise InputError(f"expected {count} {what}, got {len(listed)}.")
+    return listed
+
+
+def as_cosines(scores: ArrayLike | None, shape: tuple[int, int]) -> list[list[str]]:
+    """Scores (B, K) as they are written under images; empty where none are given."""
     if scores is None:
-        return lines
+        return [[""] * shape[1]] * shape[0]
     array = as_array("scores", scores)
     if array.shape != shape:
         raise InputError(f"expected scores of shape {shape}, got {array.shape}.")
-    return [
-        [
-            ", ".join(filter(None, (score_note(score), note)))
-            for score, note in zip(*row, strict=True)
-        ]
-        for row in zip(array, lines, strict=True)
-    ]
-
-
-def as_names(names: Sequence[str] | None, count: int, *, what: str = "names") -> list[str]:
-    """K names; empty ones where none are given."""
-    if names is None:
-        return [""] * count
-    if not isinstance(names, Iterable):
-        raise InputError(f"expected {count} {what}, got {show(names)}.")
-    listed = [names] if isinstance(names, str) else [str(name) for name in names]
-    if len(listed) != count:
-        raise InputError(f"expected {count} {what}, got {len(listed)}: {listed!r}.")
-    return listed
+    return [[score_note(score) for score in row] for row in array]
 
 
 def as_references(references: Sequence[ArrayLike | None] | None, count: int) -> list[Array | None]:
     """Images (3, h, w) that are targets -> (h, w, 3); None for the other targets."""
-    if references is None:
-        return [None] * count
-    if len(references) != count:
-        raise InputError(f"expected {count} references, got {len(references)}.")
-    return [None if one is None else as_images([one])[0] for one in references]
+    listed = as_values("references", references, count, None)
+    return [None if image is None else as_images([image])[0] for image in listed]
 
 
 def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
     """Resize planes (C, h, w) to fit into a frame (H, W), their shape kept, and centre them in it.
 
-    The margins have the value `fill`; planes that have that size already come as they are.
+    The margins have the value `fill`.
 
     Example:
         >>> import numpy as np
@@ -152,18 +129,13 @@ def letterbox(planes: Array, size: Sequence[int], fill: float) -> Array:
         >>> letterbox(np.zeros((1, 2, 4), dtype=np.float32), (4, 4), 1.0)[0, :, 0]
         array([1., 0., 0., 1.], dtype=float32)
     """
-    sides = planes.shape[-2:]
-    if sides == tuple(size):
-        return planes
-    scale = min(new / old for new, old in zip(size, sides, strict=True))
-    inner = [max(1, min(new, round(scale * old))) for new, old in zip(size, sides, strict=True)]
+    frame = np.array(size)
+    scale = (frame / planes.shape[-2:]).min()
+    inner = np.round(scale * np.array(planes.shape[-2:])).astype(int).clip(1, frame)
+    (top, left), (bottom, right) = (frame - inner) // 2, frame - inner - (frame - inner) // 2
     raw = torch.from_numpy(planes)[None]
-    whole = np.full((len(planes), *size), fill, dtype=np.float32)
-    top, left = ((side - part) // 2 for side, part in zip(size, inner, strict=True))
-    whole[:, top : top + inner[0], left : left + inner[1]] = F.interpolate(
-        raw, inner, mode="bilinear", antialias=True
-    )[0]
-    return whole
+    resized = F.interpolate(raw, inner.tolist(), mode="bilinear", antialias=True)[0]
+    return F.pad(resized, (left, right, top, bottom), value=fill).numpy()
 
 
 def framed(image: Array, size: Sequence[int]) -> Array:

@@ -42,11 +42,9 @@ _COLOR, _LIGHT = 0.4, 0.2  # what stays of the colours, what is added of white
 
 def colormap(cmap: str | Colormap) -> Colormap:
     """A colour map, by name or as it is; InputError for an unknown name."""
-    if isinstance(cmap, Colormap):
-        return cmap
     try:
-        return colormaps[cmap]
-    except (KeyError, TypeError) as error:
+        return colormaps.get_cmap(cmap)
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"cmap: matplotlib knows no colour map {cmap!r}; "
             "good ones are inferno, viridis, magma, cividis."

@@ -4,11 +4,10 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, product
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -60,11 +59,13 @@ class Panel:
         pixels: (H, W, 3) in [0, 1].
         title: under it, wrapped to its width.
         note: under the title, in grey; in its place where there is none.
+        label: left of it, at the beginning of a row.
     """
 
     pixels: Array
     title: str = ""
     note: str = ""
+    label: str = ""
 
 
 Row = list[Panel | None]
@@ -78,8 +79,10 @@ class Legend:
     label: str
 
 
-def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
+def folded(panels: Sequence[Panel], lead: Panel | None = None, label: str = "") -> list[Row]:
     """Spread panels over as few rows as there must be, about as many in each, behind a `lead`.
+
+    The `label` stands left of the first row.
 
     Example:
         >>> import numpy as np
@@ -93,6 +96,7 @@ def folded(panels: Sequence[Panel], lead: Panel | None = None) -> list[Row]:
     parts: list[Row] = [list(panels[start : start + columns]) for start in starts]
     if lead is not None:
         parts = [[None if number else lead, *part] for number, part in enumerate(parts)]
+    parts[0][0] = replace(lead or panels[0], label=label)
     return parts
 
 
@@ -100,7 +104,6 @@ def grid(
     rows: Sequence[Sequence[Panel | None]],
     *,
     headers: Sequence[str] = (),
-    labels: Mapping[int, str] = MappingProxyType({}),
     legends: Sequence[Legend] = (),
     caption: str = "",
     together: int = 1,
@@ -113,7 +116,6 @@ def grid(
     Args:
         rows: of panels, None for an empty place; a row may be shorter than others.
         headers: one over each column.
-        labels: left of rows, by their number, "" for none.
         legends: bars of colours, below.
         caption: below the images, over the legends.
         together: rows that a contact sheet keeps under each other, such as those of an image.
@@ -129,36 +131,31 @@ def grid(
             "targets at a time, or a figure for each image, as captum-clip explain FOLDER does."
         )
     high, wide = panels[0].pixels.shape[:2]
-    columns = max(len(headers), *(len(row) for row in rows))
-    if len(rows) > ROWS and not any(labels.values()):
+    columns = max(len(headers), *map(len, rows))
+    has_labels = any(panel.label for panel in panels)
+    if len(rows) > ROWS and not has_labels:
         beside = math.ceil(math.sqrt(len(rows) * high / (columns * wide)))
         rows = _side_by_side(rows, together, columns, beside)
-        headers = beside * [*headers, *[""] * (columns - len(headers))] if headers else ()
+        headers = beside * [*headers, *[""] * (columns - len(headers))]
         columns *= beside
-    shape = (len(rows), columns)
-    width = (_SIDE if shape[1] < 6 else _SMALL) * math.sqrt(wide / high)
+    width = (_SIDE if columns < 6 else _SMALL) * math.sqrt(wide / high)
     height = width * high / wide
     finest = max(panel.pixels.shape[1] for panel in panels)
-    body = (
-        shape[1] * (width + _GAP) + (_LABEL if any(labels.values()) else 0),
-        shape[0] * (height + _TEXTS),
-    )
+    body = (columns * (width + _GAP) + _LABEL * has_labels, len(rows) * (height + _TEXTS))
     figure = page(_dpi(finest / width, *body))
-    cells = figure.add_gridspec(*shape)
-    for row, column in product(*map(range, shape)):
-        panel = rows[row][column] if column < len(rows[row]) else None
-        header = headers[column] if headers and not row else ""
-        if panel is None and not header:
-            continue
-        axes = figure.add_subplot(cells[row, column])
-        axes.set_axis_off()
-        if panel is not None:
-            _draw(axes, panel, width)
-        _write(axes, header, width, (0, 1), (0, 4), va="bottom")
-        if labels.get(row) and not column:
-            _write(axes, labels[row], _LABEL, (0, 0.5), (-6, 0), ha="right", va="center")
-    _explain(figure, legends, caption, shape[1] * width)
-    fit(figure, shape, (width, height), (_GAP / 2, _ROW_GAP / 2))
+    cells = figure.add_gridspec(len(rows), columns)
+    for number, row in enumerate(rows):
+        above = headers if not number else ()
+        for column, (panel, header) in enumerate(zip_longest(row, above)):
+            if panel is None and not header:
+                continue
+            axes = figure.add_subplot(cells[number, column])
+            axes.set_axis_off()
+            if panel is not None:
+                _draw(axes, panel, width)
+            _write(axes, header or "", width, (0, 1), (0, 4), va="bottom")
+    _explain(figure, legends, caption, columns * width)
+    fit(figure, (len(rows), columns), (width, height), (_GAP / 2, _ROW_GAP / 2))
     return figure
 
 
@@ -189,6 +186,8 @@ def _draw(axes: Axes, panel: Panel, width: float) -> None:
     title = _write(axes, panel.title, width, (0, 0), (0, -4), va="top")
     note = axes.annotate(panel.note, (0, 0), (0, -1), title, "offset points", va="top", **NOTE)
     wrap(note, width)
+    if panel.label:
+        _write(axes, panel.label, _LABEL, (0, 0.5), (-6, 0), ha="right", va="center")
 
 
 def _write(

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import maps
 from ..checks import check_integer
 from ..errors import InputError, public
-from .arrays import ArrayLike, Batch, as_array, as_images, as_names, as_notes
+from .arrays import ArrayLike, Batch, as_array, as_cosines, as_images, as_values
 from .colors import ALPHA, Array, soften
 from .grid import Panel, grid
 
@@ -66,11 +66,11 @@ def matches(
         )
     if not each.isfinite().all():
         raise InputError("the shares hold NaN or infinity.")
-    first, second = as_names(names, 2)
+    first, second = as_values("names", names, 2)
     cosines = None if scores is None else as_array("scores", scores)[..., None]
     rows = []
     for image, other, values, [note] in zip(
-        shown, others, each, as_notes(cosines, (len(each), 1)), strict=True
+        shown, others, each, as_cosines(cosines, (len(each), 1)), strict=True
     ):
         found = list(_strongest(values, count))
         left = Panel(_painted(image, [on for _, on in found]), first, note)

@@ -1,11 +1,10 @@
 """Maps over the images that the model saw: of targets, words, signs and methods; and mean maps."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from ..checks import check_interval, check_nonempty
@@ -14,11 +13,11 @@ from .arrays import (
     ArrayLike,
     Batch,
     as_array,
+    as_cosines,
     as_heatmaps,
     as_images,
-    as_names,
-    as_notes,
     as_references,
+    as_values,
     enlarged,
     framed,
     letterbox,
@@ -62,29 +61,31 @@ def overlay(
     check_interval("alpha", alpha, "[0, 1]")
     shown, signs = _read(images, [heatmap] if negative is None else [heatmap, negative])
     shape = (len(shown), len(signs[0][0]))
-    titles = as_names(names, shape[1])
-    lines = as_notes(scores, shape, notes)
-    models = as_names(labels or None, shape[0], what="labels")
-    looks = [(colormap(HEAT if cmap is None else cmap), "", "low to high")]
+    titles = as_values("names", names, shape[1])
+    cosines = as_cosines(scores, shape)
+    of_images = as_values("notes", notes, shape[0], None)
+    lines = [as_values("notes", of_image, shape[1]) for of_image in of_images]
+    models = as_values("labels", labels or None, shape[0])
+    usual, meaning = (HEAT, "low to high") if negative is None else (POSITIVE, "supports")
+    looks = [(colormap(usual if cmap is None else cmap), "", meaning)]
     if negative is not None:
-        looks = [
-            (colormap(POSITIVE if cmap is None else cmap), "", "supports"),
-            (NEGATIVE, "contradicts: ", "contradicts"),
-        ]
+        looks.append((NEGATIVE, "contradicts: ", "contradicts"))
     rows: list[Row] = []
-    at: dict[int, str] = {}
     for index, image in enumerate(shown):
-        at[len(rows)] = models[index]
+        lead = Panel(image, f"image {index + 1}" if len(shown) > ROWS else "image")
         for maps, (colors, prefix, _) in zip(signs, looks, strict=True):
+            written = zip(maps[index], titles, cosines[index], lines[index], strict=True)
             cells = [
-                Panel(blend(image, values, colors, alpha), prefix + title, note_of(values, line))
-                for values, title, line in zip(maps[index], titles, lines[index], strict=True)
+                Panel(
+                    blend(image, values, colors, alpha), f"{prefix}{title}", note_of(values, *notes)
+                )
+                for values, title, *notes in written
             ]
-            name = f"image {index + 1}" if len(shown) > ROWS else "image"
-            rows += folded(cells, Panel(image, name) if original else None)
+            label = models[index] if maps is signs[0] else ""
+            rows += folded(cells, lead if original else None, label)
     legends = [Legend(ramp(colors, alpha), meaning) for colors, _, meaning in looks]
     together = len(rows) // len(shown)
-    return grid(rows, labels=at, legends=legends, caption=caption, together=together)
+    return grid(rows, legends=legends, caption=caption, together=together)
 
 
 @public("contact_sheet")
@@ -113,17 +114,20 @@ def contact_sheet(
     check_nonempty("column of maps", columns)
     shown, maps = _read(images, list(columns.values()), count=1)
     colors, shape = colormap(cmap), (len(shown), len(maps))
-    titles = as_names(names, shape[0])
-    cosines = as_notes(scores, shape)
+    titles = as_values("names", names, shape[0])
+    cosines = as_cosines(scores, shape)
     targets = as_references(references, shape[0])
     rows = []
-    for index, (image, *row) in enumerate(zip(shown, *maps, strict=True)):
-        panels = [Panel(image, titles[index])] + [
-            Panel(blend(image, values, colors), note=note_of(values, cosine))
-            for [values], cosine in zip(row, cosines[index], strict=True)
+    for image, title, of_image, notes in zip(
+        shown, titles, zip(*maps, strict=True), cosines, strict=True
+    ):
+        panels = [
+            Panel(blend(image, values, colors), note=note_of(values, note))
+            for [values], note in zip(of_image, notes, strict=True)
         ]
-        rows.append((panels, targets[index]))
-    return _table(rows, columns, [Legend(ramp(colors), "low to high")], {}, caption)
+        rows.append([Panel(image, title), *panels])
+    legends = [Legend(ramp(colors), "low to high")]
+    return _table(rows, targets, columns, legends=legends, caption=caption)
 
 
 @public("signs")
@@ -156,32 +160,34 @@ def signs(
         >>> figure = visualization.signs(torch.rand(1, 3, 32, 32), up, down, names=["a horse"])
     """
     check_interval("alpha", alpha, "[0, 1]")
-    shown, maps = _read(images, [positive, negative])
-    batch, count = len(shown), len(maps[0][0])
+    shown, (supporting, contradicting) = _read(images, [positive, negative])
+    shape = (len(shown), len(supporting[0]))
     colors = [colormap(cmap) for cmap in cmaps]
-    titles = as_names(names, count)
-    cosines = as_notes(scores, (batch, count))
-    targets = as_references(references, count)
-    models = as_names(labels or None, batch, what="labels")
-    order = list(product(range(batch), range(count)))
+    titles = as_values("names", names, shape[1])
+    cosines = as_cosines(scores, shape)
+    targets = as_references(references, shape[1])
+    models = as_values("labels", labels or None, shape[0])
+    places = list(np.ndindex(shape))
     if labels:  # models side by side, target by target
-        order.sort(key=lambda row: row[1])
+        places.sort(key=lambda place: place[1])
     rows = []
-    for index, column in order:
-        image, pair = shown[index], [sign[index][column] for sign in maps]
-        panels = [Panel(image, titles[column], cosines[index][column])] + [
+    for index, column in places:
+        image, pair = shown[index], (supporting[index][column], contradicting[index][column])
+        panels = [
             Panel(blend(image, values, cmap, alpha), note=_peak(values, other))
             for values, other, cmap in zip(pair, reversed(pair), colors, strict=True)
         ]
-        rows.append((panels, targets[column]))
-    legends = [
-        Legend(ramp(cmap, alpha), meaning)
-        for cmap, meaning in zip(colors, ("supports", "contradicts"), strict=True)
-    ]
-    labels_of_rows = {row: models[index] for row, (index, _) in enumerate(order)}
-    together = 1 if labels else count
-    headers = ["supports it", "contradicts it"]
-    return _table(rows, headers, legends, labels_of_rows, caption, together)
+        lead = Panel(image, titles[column], cosines[index][column], models[index])
+        rows.append([lead, *panels])
+    meanings = ("supports", "contradicts")
+    return _table(
+        rows,
+        [targets[column] for _, column in places],
+        [f"{meaning} it" for meaning in meanings],
+        legends=[Legend(ramp(c, alpha), m) for c, m in zip(colors, meanings, strict=True)],
+        caption=caption,
+        together=1 if labels else shape[1],
+    )
 
 
 @public("average")
@@ -217,26 +223,22 @@ def average(
     """
     check_nonempty("row of maps", rows)
     means = {label: _as_means(label, given) for label, given in rows.items()}
-    counts = sorted({len(given) for given in means.values()})
+    counts = sorted({len(maps) for maps in means.values()})
     if len(counts) > 1:
         raise InputError(f"expected as many maps in every row, got {counts}.")
-    [count] = counts
-    titles = as_names(names, count)
-    colors = colormap(cmap)
+    titles, colors = as_values("names", names, counts[0]), colormap(cmap)
     low, high = scale or (
-        min(float(given.min()) for given in means.values()),
-        max(float(given.max()) for given in means.values()),
+        min(maps.min() for maps in means.values()),
+        max(maps.max() for maps in means.values()),
     )
     panels: list[Row] = []
-    labels: dict[int, str] = {}
-    for label, given in means.items():
-        lines = as_names(None if notes is None else notes[label], count)
-        shares = (given - low) / (high - low) if high > low else np.zeros_like(given)
-        pixels = np.asarray(colors(shares)[..., :3], dtype=np.float32)
-        labels[len(panels)] = label
-        panels += folded([Panel(*parts) for parts in zip(pixels, titles, lines, strict=True)])
+    for label, maps in means.items():
+        lines = as_values("notes", None if notes is None else notes[label], counts[0])
+        pixels = np.asarray(colors(Normalize(low, high)(maps))[..., :3], dtype=np.float32)
+        cells = [Panel(*parts) for parts in zip(pixels, titles, lines, strict=True)]
+        panels += folded(cells, label=label)
     legend = Legend(colors, f"{short_number(low)} to {short_number(high)}")
-    return grid(panels, labels=labels, legends=[legend], caption=caption)
+    return grid(panels, legends=[legend], caption=caption)
 
 
 def _as_means(label: str, given: ArrayLike) -> Array:
@@ -262,29 +264,23 @@ def _read(
     for given in heatmaps:
         batches.append(as_heatmaps(given, shown, count))
         count = len(batches[0][0])
-    size = [max(image.shape[side] for image in shown) for side in (0, 1)]
+    size = np.max([image.shape[:2] for image in shown], axis=0)
     framed_maps = [[letterbox(maps, size, 0.0) for maps in batch] for batch in batches]
     return [framed(image, size) for image in shown], framed_maps
 
 
 def _table(
-    rows: Sequence[tuple[list[Panel], Array | None]],
+    rows: Sequence[list[Panel]],
+    targets: Sequence[Array | None],
     columns: Iterable[str],
-    legends: Sequence[Legend],
-    labels: Mapping[int, str],
-    caption: str,
-    together: int = 1,
+    **look: Any,
 ) -> Figure:
     """Rows of an image, its maps, and at the end the target where that is an image."""
-    headers = ["image", *columns]
-    if any(target is not None for _, target in rows):
-        headers.append("target image")
-    shown = [
-        panels if target is None else [*panels, Panel(framed(target, panels[0].pixels.shape))]
-        for panels, target in rows
-    ]
-    look: dict[str, Any] = {"labels": labels, "legends": legends, "caption": caption}
-    return grid(shown, headers=headers, together=together, **look)
+    shape = rows[0][0].pixels.shape
+    ends = [[] if target is None else [Panel(framed(target, shape))] for target in targets]
+    headers = ["image", *columns, *["target image"] * any(ends)]
+    shown = [row + end for row, end in zip(rows, ends, strict=True)]
+    return grid(shown, headers=headers, **look)
 
 
 def note_of(heatmap: Array, *parts: str) -> str:
@@ -300,8 +296,5 @@ def _peak(heatmap: Array, other: Array) -> str:
 
 def numbered(labels: Sequence[str]) -> list[str]:
     """Labels of which no two are the same: "last-grad", "last-grad (2)"."""
-    numbers = [labels[:end].count(label) for end, label in enumerate(labels, 1)]
-    return [
-        label if number == 1 else f"{label} ({number})"
-        for label, number in zip(labels, numbers, strict=True)
-    ]
+    counts = [labels[:end].count(label) for end, label in enumerate(labels)]
+    return [f"{label} ({n + 1})" if n else label for label, n in zip(labels, counts, strict=True)]

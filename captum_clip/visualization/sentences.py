@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..checks import check_interval
 from ..errors import InputError, public
-from .arrays import ArrayLike, Batch, as_heatmaps, as_images, as_notes
+from .arrays import ArrayLike, Batch, as_cosines, as_heatmaps, as_images
 from .colors import ALPHA, HEAT, NEGATIVE, NOTE, POSITIVE, TEXT, blend, colormap, short_number
 from .grid import page, wrap
 
@@ -59,7 +59,7 @@ def sentences(
         raise InputError("the values of words hold NaN or infinity.")
     check_interval("alpha", alpha, "[0, 1]")
     shape, colors = (1, len(texts)), colormap(cmap)
-    cosines = as_notes(scores, shape)
+    cosines = as_cosines(scores, shape)
     maps = None if heatmap is None else as_heatmaps(heatmap, shown, shape[1])
     figure = page(DPI)
     row_height = _SIDE + 0.45

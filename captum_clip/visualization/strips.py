@@ -35,14 +35,15 @@ _DIGITS: Final = 3  # of a cosine, as score_note writes it
 def strip(
     image: Array,
     raw: Tensor,
-    titles: Sequence[str],
     lead: Panel,
     cmap: str | Colormap | None,
+    label: str = "",
     *,
+    titles: Sequence[str],
     notes: Sequence[str] = (),
     shared: bool,
 ) -> list[Row]:
-    """Draw raw maps (L, h, w) over one image (H, W, 3), behind a lead.
+    """Draw raw maps (L, h, w) over one image (H, W, 3), behind a lead and a label.
 
     Without a colour map they are signed: orange above zero and blue below, on a scale that ends at
     the largest absolute value, of each map or shared by all. With one they are min-max normalised.
@@ -59,10 +60,9 @@ def strip(
             image * values[..., None] if cmap == MASK else blend(image, values, colormap(cmap))
             for values in heatmap.numpy()
         ]
-    ranges = [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
-    return folded(
-        [Panel(*parts) for parts in zip(drawn, titles, notes or ranges, strict=True)], lead
-    )
+    notes = notes or [f"{short_number(m.min())} to {short_number(m.max())}" for m in large]
+    panels = [Panel(*parts) for parts in zip(drawn, titles, notes, strict=True)]
+    return folded(panels, lead, label)
 
 
 def strip_legends(cmap: str | Colormap | None, above: str, below: str) -> list[Legend]:
