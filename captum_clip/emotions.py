@@ -5,12 +5,12 @@ Arrays of features come in, never a model. Fitting needs scikit-learn, the extra
 
 import json
 import os
-import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -19,27 +19,11 @@ from safetensors.numpy import save
 
 from .checks import check_integer, check_interval, expand, find_file, find_folder
 from .demo import PROBES
+from .demo.catalogue import FEELINGS
 from .errors import InputError, public
-from .files import read_csv, replace_file
+from .files import DAMAGED, read_csv, replace_file
 
-__all__ = [
-    "CLASSES",
-    "EMOTIONS",
-    "SOMETHING_ELSE",
-    "Accuracy",
-    "Artemis",
-    "EmotionProbe",
-    "FitSettings",
-    "ProbeScores",
-    "find_artemis",
-    "fit_probe",
-    "read_artemis",
-]
-
-EMOTIONS: Final = (
-    *("amusement", "awe", "contentment", "excitement"),
-    *("anger", "disgust", "fear", "sadness"),
-)
+EMOTIONS: Final = tuple(FEELINGS)
 """The eight emotions, positive ones first."""
 SOMETHING_ELSE: Final = "something else"
 CLASSES: Final = (*EMOTIONS, SOMETHING_ELSE)
@@ -55,9 +39,6 @@ _STEPS: Final = 20_000
 _TOLERANCE: Final = 1e-9  # of the largest partial derivative of the mean loss
 _Array = npt.NDArray[np.float64]
 _Votes = npt.NDArray[np.int64]
-
-
-# The data set
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +58,8 @@ class Artemis:
     left_out: Counter[str]
 
     def __str__(self) -> str:
-        found = [f"{what}: {count:,}" for what, count in sorted(self.left_out.items()) if count]
-        left_out = ", ".join(found) or "nothing"
+        counts = (f"{what}: {count:,}" for what, count in sorted(self.left_out.items()) if count)
+        left_out = ", ".join(counts) or "nothing"
         return f"{self.rows:,} rows read, {len(self.images):,} paintings kept; left out: {left_out}"
 
 
@@ -86,23 +67,21 @@ class Artemis:
 def find_artemis(folder: str | Path) -> tuple[Path, Path]:
     """Find the CSV file and the folder of images of a data set in one folder.
 
-    Returns:
-        The file of the official name, or else the only .csv; ``images``, ``wikiart`` or the folder
-        itself.
+    The file is that of the official name, or else the only .csv; the folder is ``images``,
+    ``wikiart`` or the one that was given.
 
     Raises:
         InputError: there is no folder, no such file, or several.
     """
     folder = find_folder(folder)
     images = next((folder / n for n in _IMAGE_FOLDERS if (folder / n).is_dir()), folder)
-    if (folder / _ANNOTATIONS).is_file():
-        return folder / _ANNOTATIONS, images
     files = sorted(folder.glob("*.csv"))
+    if folder / _ANNOTATIONS in files:
+        return folder / _ANNOTATIONS, images
     if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
         raise InputError(
-            f"expected {_ANNOTATIONS} or one other .csv in {folder}, found {names}; "
-            "name the file itself."
+            f"expected {_ANNOTATIONS} or one other .csv in {folder}, found "
+            f"{', '.join(file.name for file in files) or 'none'}; name the file itself."
         )
     return files[0], images
 
@@ -111,19 +90,15 @@ def find_artemis(folder: str | Path) -> tuple[Path, Path]:
 def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     """Read the data set as its authors publish it: one row per utterance, one image per painting.
 
-    A row is one utterance: its emotion is one vote for its painting. Columns may come in any order
-    and among others; utterances and repetitions are not needed and not kept.
-
     Args:
-        path: the CSV file, UTF-8, with a header that names art_style, painting, emotion,
-            utterance and repetition.
+        path: the CSV file, UTF-8, whose rows are votes, with a header that names art_style,
+            painting, emotion, utterance and repetition, in any order and among others.
         images: the folder that holds ``art_style/painting.jpg`` (or .jpeg, .png).
 
     Returns:
         The images with their votes, and what was left out: paintings without an image, rows of
-        unknown emotions, duplicate rows (equal to an earlier one in every cell; each counts once)
-        and bad rows (another number of cells than the header, no art style or painting, or names
-        that would leave the folder of the images).
+        unknown emotions, duplicate rows (each counts once) and bad rows (another number of cells
+        than the header, no art style or painting, or names that would leave the folder).
 
     Raises:
         InputError: no such file or folder, a file that cannot be read or is no such CSV, or no
@@ -133,7 +108,13 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
     """
     path = find_file(path)
     images = find_folder(images, what="folder of images")
-    header, rows = _read_rows(path)
+    first, *rows = map(tuple, read_csv(path) or [[]])
+    header = [cell.strip() for cell in first]
+    if lacking := [name for name in _COLUMNS if name not in header]:
+        raise InputError(
+            f"{path} {'has another first line' if header else 'is empty'}; it lacks "
+            f"{', '.join(lacking)}, expected the columns {', '.join(_COLUMNS)}, in any order."
+        )
     style, painting, emotion = (header.index(name) for name in _COLUMNS[:3])
     votes: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(CLASSES))
     seen: set[tuple[str, ...]] = set()
@@ -148,26 +129,14 @@ def read_artemis(path: str | Path, images: str | Path) -> Artemis:
         else:
             votes[row[style], row[painting]][CLASSES.index(row[emotion].strip())] += 1
         seen.add(row)
-    found = {names: _find_image(images, *names) for names in sorted(votes)}
-    kept = {names: image for names, image in found.items() if image is not None}
-    left_out["paintings without an image"] = len(found) - len(kept)
+    files = {names: _find_image(images, *names) for names in sorted(votes)}
+    kept = {names: file for names, file in files.items() if file is not None}
+    left_out["paintings without an image"] = len(files) - len(kept)
     counts = np.array([votes[names] for names in kept], dtype=np.int64)
     data = Artemis(tuple(kept.values()), counts, len(rows), left_out)
     if not kept:
         raise InputError(f"no painting of {path} has a vote and an image in {images} ({data}).")
     return data
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Read the header, which has every column once, and the rows that are not blank."""
-    header, *rows = map(tuple, read_csv(path) or [[]])
-    names = [cell.strip() for cell in header]
-    if lacking := [name for name in _COLUMNS if name not in names]:
-        raise InputError(
-            f"{path} {'has another first line' if names else 'is empty'}; it lacks "
-            f"{', '.join(lacking)}, expected the columns {', '.join(_COLUMNS)}, in any order."
-        )
-    return names, rows
 
 
 def _is_plain(name: str) -> bool:
@@ -177,18 +146,11 @@ def _is_plain(name: str) -> bool:
 
 def _find_image(folder: Path, style: str, painting: str) -> Path | None:
     # file systems and CSV files encode letters with accents in one of two ways
-    for form in (None, "NFC", "NFD"):
-        inner, name = (
-            n if form is None else unicodedata.normalize(form, n) for n in (style, painting)
-        )
-        for ending in (".jpg", ".jpeg", ".png"):
-            path = folder / inner / f"{name}{ending}"
-            if os.path.isfile(path):  # Path.is_file raises for names that are too long
-                return path
-    return None
-
-
-# Scores
+    names = f"{style}/{painting}"
+    forms = (names, normalize("NFC", names), normalize("NFD", names))
+    paths = (folder / f"{form}{end}" for form in forms for end in (".jpg", ".jpeg", ".png"))
+    # Path.is_file raises for names that are too long
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 @dataclass(frozen=True)
@@ -202,9 +164,8 @@ class Accuracy:
         paintings: how many.
         nine: of the nine classes.
         eight: of the eight emotions, "something else" left out of votes and predictions.
-        majority_nine: of always answering the class with most votes in the training split (of
-            equals the first).
-        majority_eight: of always answering the emotion with most votes there.
+        majority_nine: of always answering the first class with most votes in the training split.
+        majority_eight: of always answering the first emotion with most votes there.
     """
 
     paintings: int
@@ -262,20 +223,9 @@ def _single_argmax(values: npt.NDArray[Any]) -> _Votes:
     return np.where(largest.sum(1) == 1, largest.argmax(1), -1).astype(np.int64)
 
 
-# The probe
-
-
 @dataclass(frozen=True)
 class FitSettings:
-    """How a probe was fitted.
-
-    Attributes:
-        seed: of the split.
-        held_out: share of the paintings that were kept for the scores.
-        strength: of the penalty, lambda in :func:`fit_probe`.
-        paintings: of the training split.
-        votes: of the training split, one count per class.
-    """
+    """The arguments of :func:`fit_probe`, and the paintings and votes per class of its split."""
 
     seed: int
     held_out: float
@@ -303,6 +253,8 @@ class EmotionProbe:
         InputError: the shapes do not belong together, or weights that are not finite.
     """
 
+    classes: ClassVar = CLASSES
+    emotions: ClassVar = EMOTIONS
     weights: _Array
     bias: _Array
     model: str = ""
@@ -312,11 +264,11 @@ class EmotionProbe:
 
     @public("EmotionProbe")
     def __post_init__(self) -> None:
-        count, shape = len(CLASSES), self.weights.shape
+        shape, count = self.weights.shape, len(CLASSES)
         if len(shape) != 2 or shape[0] != count or not shape[1] or self.bias.shape != (count,):
             raise InputError(
                 f"expected weights (9, D) and bias (9,) for {', '.join(CLASSES)}; "
-                f"got {self.weights.shape} and {self.bias.shape}."
+                f"got {shape} and {self.bias.shape}."
             )
         if not np.isfinite(self.weights).all() or not (self.bias < np.inf).all():
             raise InputError("the weights or the bias hold NaN or infinity.")
@@ -331,9 +283,9 @@ class EmotionProbe:
         Raises:
             InputError: another shape, not finite, or a row of zeros.
         """
-        logits = self._logits(features)
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return np.asarray(powers / powers.sum(1, keepdims=True))
+        from scipy.special import softmax
+
+        return np.asarray(softmax(self._logits(features), axis=1))
 
     @public("EmotionProbe.score")
     def score(self, features: Any, votes: Any) -> ProbeScores:
@@ -373,17 +325,11 @@ class EmotionProbe:
         path = expand(path)
         if path.suffix.lower() != ".safetensors":
             raise InputError(f"the name must end in .safetensors, got {path}.")
-        arrays = {"weights": self.weights, "bias": self.bias}
-        facts = {
-            "classes": CLASSES,
-            "model": self.model,
-            "identity": self.identity,
-            "scores": self.scores and asdict(self.scores),
-            "settings": self.settings and asdict(self.settings),
-        }
+        facts = asdict(self)
+        arrays = {name: np.ascontiguousarray(facts.pop(name)) for name in ("weights", "bias")}
         # one key only: safetensors writes several in any order, and the bytes should be the same
-        header = {_FORMAT: json.dumps(facts, allow_nan=False)}
-        contents = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, header)
+        header = {_FORMAT: json.dumps({"classes": CLASSES, **facts}, allow_nan=False)}
+        contents = save(arrays, header)
         replace_file(path, lambda file: file.write(contents))
         return path
 
@@ -403,9 +349,11 @@ class EmotionProbe:
         Source: CLIP Explainability (Mamooler, EPFL).
         """
         path = PROBES.get(str(path)) or find_file(path)
-        if path.suffix.lower() == ".json":
-            return cls(_read_encodings(path), np.zeros(len(CLASSES)))
         try:
+            if path.suffix.lower() == ".json":
+                content = json.loads(path.read_bytes())
+                rows = np.array([content[name] for name in CLASSES], dtype=np.float64)
+                return cls(rows, np.zeros(len(CLASSES)))
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads(file.metadata()[_FORMAT])
                 arrays = {name: file.get_tensor(name) for name in ("weights", "bias")}
@@ -415,27 +363,16 @@ class EmotionProbe:
             return cls(
                 **arrays,
                 model=facts["model"],
-                identity={part: str(text) for part, text in dict(facts["identity"]).items()},
+                identity=dict(facts["identity"]),
                 scores=None if scores is None else ProbeScores(**scores),
                 settings=None if settings is None else FitSettings(**settings),
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (*DAMAGED, SafetensorError) as error:
             raise InputError(
                 f"{path} is no emotion probe ({error!r}); expected a file of "
-                "EmotionProbe.save (.safetensors) or published encodings (.json)."
+                "EmotionProbe.save (.safetensors), or published encodings: JSON with equally many "
+                f"numbers for each of {', '.join(CLASSES)}."
             ) from error
-
-
-def _read_encodings(path: Path) -> _Array:
-    """Weights (9, D) from JSON of the nine names -> D numbers each."""
-    try:
-        content = json.loads(path.read_bytes())
-        return np.array([content[name] for name in CLASSES], dtype=np.float64)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not a file of emotion encodings: expected JSON with the "
-            f"nine names {', '.join(CLASSES)} and equally many numbers for each ({error})."
-        ) from error
 
 
 @public("fit_probe")
@@ -474,8 +411,7 @@ def fit_probe(
         InputError: features or votes that are none, too few of them, an option out of range, or
             scikit-learn is not installed (``pip install scikit-learn``).
 
-    Source: CLIP Explainability (Mamooler, EPFL), emotions; Achlioptas et al. 2021
-    (arXiv:2101.07396).
+    Source: CLIP Explainability (Mamooler, EPFL); Achlioptas et al. 2021 (arXiv:2101.07396).
 
     Example:
         >>> import numpy as np
@@ -502,31 +438,25 @@ def _minimum(features: _Array, votes: _Votes, strength: float) -> tuple[_Array, 
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
     except ModuleNotFoundError as error:
-        raise InputError(
-            "fitting needs scikit-learn, which is not installed; pip install scikit-learn."
-        ) from error
+        raise InputError("this needs scikit-learn; pip install scikit-learn.") from error
     voted = np.flatnonzero(votes.sum(0))
     if len(voted) < 3:
         raise InputError(
-            f"expected votes for three classes or more in the training split, got "
-            f"{len(voted)}; give more paintings."
+            f"expected votes for three classes or more, got {len(voted)} in the split."
         )
     # the bias is not penalised, so centred features have the same minimum, found in fewer steps
     centre = features.mean(0)
     painting, emotion = np.nonzero(votes)
-    model = LogisticRegression(
-        C=1 / (strength * votes.sum()), solver="lbfgs", tol=_TOLERANCE, max_iter=_STEPS
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        try:
-            model.fit(
-                (features - centre)[painting], emotion, sample_weight=votes[painting, emotion]
-            )
-        except ConvergenceWarning as error:
-            raise InputError(
-                f"no minimum was found in {_STEPS} steps; give a larger strength than {strength}."
-            ) from error
+    rows, sample_weight = (features - centre)[painting], votes[painting, emotion]
+    model = LogisticRegression(C=1 / (strength * votes.sum()), tol=_TOLERANCE, max_iter=_STEPS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            model.fit(rows, emotion, sample_weight)
+    except ConvergenceWarning as error:
+        raise InputError(
+            f"no minimum was found in {_STEPS} steps; give a larger strength."
+        ) from error
     weights, bias = np.zeros((len(CLASSES), features.shape[1])), np.full(len(CLASSES), -np.inf)
     weights[voted] = model.coef_
     bias[voted] = model.intercept_ - model.coef_ @ centre
@@ -548,7 +478,7 @@ def _unit_features(features: Any) -> _Array:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     usable = np.isfinite(norms) & (norms > 0)
     if not usable.all():
-        row = int(np.flatnonzero(~usable)[0])
+        row = usable.argmin()
         raise InputError(f"row {row} of the features is zero or not finite.")
     return np.asarray(rows / norms)
 
@@ -562,9 +492,9 @@ def _check_votes(votes: Any, count: int) -> _Votes:
             f"the features, got {counts.shape}."
         )
     whole = counts.astype(np.int64)
-    wrong = ((whole != counts) | (whole < 0)).any(1) | ~whole.any(1)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+    usable = ((whole == counts) & (whole >= 0)).all(1) & whole.any(1)
+    if not usable.all():
+        row = usable.argmin()
         raise InputError(
             f"expected counts of votes, one or more in each row, got "
             f"{counts[row].tolist()} in row {row}."

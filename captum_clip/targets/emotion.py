@@ -1,21 +1,44 @@
 """Targets from emotions: what makes this image amusing, sad or fearful to the model?"""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy.typing as npt
 import torch
 
 from ..checks import as_list
-from ..emotions import CLASSES, EMOTIONS, EmotionProbe
 from ..errors import TargetError, public
 from ..models import ClipAdapter, differing_parts
 from .target import Target
 
 
+@runtime_checkable
+class Probe(Protocol):
+    """A linear probe of image features, as :class:`captum_clip.emotions.EmotionProbe` is one.
+
+    Its emotions are those of its classes that are explained by default.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    emotions: ClassVar[tuple[str, ...]]
+
+    @property
+    def weights(self) -> npt.NDArray[Any]:
+        """(C, D), a row for each class."""
+
+    @property
+    def model(self) -> str:
+        """The name of the CLIP that it was fitted on, "" where that is not known."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Of that CLIP, ``clip.identity()``, or empty."""
+
+
 @public("targets.emotion")
 def emotion(
     clip: ClipAdapter,
-    probe: EmotionProbe | str | Path,
+    probe: Probe,
     names: str | Sequence[str] | None = None,
     *,
     centre: bool = False,
@@ -31,34 +54,34 @@ def emotion(
 
     Args:
         clip: the adapter.
-        probe: fitted on features of the same model, or what ``EmotionProbe.load`` takes: a file
-            that ``EmotionProbe.save`` wrote, the encodings that Mamooler published, or the name of
-            an embedded model such as "demo/vit".
+        probe: fitted on features of the same model; ``EmotionProbe.load`` reads one.
         names: which of :data:`captum_clip.emotions.CLASSES`; the eight emotions by default,
             "something else" on request.
         centre: subtract the mean of the nine.
 
     Raises:
-        InputError: a file that cannot be read or is something else.
-        TargetError: an unknown name, or a probe of another model: its identity differs, or,
-            where it has none, its number of dimensions.
+        TargetError: no probe, an unknown name, or a probe of another model: its identity differs,
+            or, where it has none, its number of dimensions.
 
     Source: CLIP Explainability (Mamooler, EPFL), emotions.
 
     Example:
         >>> from captum_clip import load_clip, targets
-        >>> targets.emotion(load_clip("demo/vit"), "demo/vit", ["awe", "fear"]).names
+        >>> from captum_clip.emotions import EmotionProbe
+        >>> probe = EmotionProbe.load("demo/vit")
+        >>> targets.emotion(load_clip("demo/vit"), probe, ["awe", "fear"]).names
         ('awe', 'fear')
     """
-    if isinstance(probe, (str, Path)):
-        probe = EmotionProbe.load(probe)
-    if not isinstance(probe, EmotionProbe):
-        raise TargetError(f"expected an EmotionProbe or a file of one, got {type(probe).__name__}.")
-    chosen = EMOTIONS if names is None else tuple(as_list(names))
-    unknown = [name for name in chosen if name not in CLASSES]
+    if not isinstance(probe, Probe):
+        raise TargetError(
+            f"expected an EmotionProbe, got {type(probe).__name__}; "
+            "EmotionProbe.load(file) reads one."
+        )
+    chosen = probe.emotions if names is None else tuple(as_list(names))
+    unknown = [name for name in chosen if name not in probe.classes]
     if unknown or not chosen:
         raise TargetError(
-            f"expected names among {', '.join(CLASSES)}; got "
+            f"expected names among {', '.join(probe.classes)}; got "
             f"{', '.join(map(repr, unknown)) or 'none at all'}."
         )
     width, expected = probe.weights.shape[1], clip.embedding_dim
@@ -72,8 +95,6 @@ def emotion(
             f"the probe has {width} dimensions, and {clip.name} embeds in "
             f"{expected}; take one of this model."
         )
-    weights = torch.from_numpy(probe.weights)  # (9, D)
-    if centre:
-        weights = weights - weights.mean(0)
-    embeddings = weights[[CLASSES.index(name) for name in chosen]]
-    return Target.of(embeddings.float().to(clip.device), chosen)
+    weights = probe.weights - centre * probe.weights.mean(0)  # (C, D)
+    rows = weights[[probe.classes.index(name) for name in chosen]]
+    return Target.of(torch.from_numpy(rows).float().to(clip.device), chosen)

@@ -156,7 +156,7 @@ def emotion_truth(folder: str | Path) -> tuple[Truth, ...]:
 
 def emotion_pointing(
     clip: Any,
-    probe: EmotionProbe | str | Path,
+    probe: EmotionProbe,
     folder: str | Path,
     *,
     method: str | None = None,
@@ -169,7 +169,7 @@ def emotion_pointing(
 
     Args:
         clip: what :func:`captum_clip.load_clip` returns.
-        probe: fitted on features of this model, or a file of one.
+        probe: fitted on features of this model.
         folder: the data set's, or the ``held_out`` in it.
         method: a command-line name; by default the tower's own, as in `explain`.
         progress: show a bar.
@@ -280,7 +280,7 @@ def _write(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     rows = emotion_pointing(
         load_clip(arguments.model),
-        arguments.emotions,
+        EmotionProbe.load(arguments.emotions),
         arguments.folder,
         method=arguments.method,
         progress=True,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captum_clip import ClipSimilarity, LastGradAttention, load_clip, targets
-from captum_clip.emotions import EMOTIONS
+from captum_clip.emotions import EMOTIONS, EmotionProbe
 from captum_clip.errors import InputError
 from captum_clip.evaluation import StudyConfig, emotions_study, run_study
 from tests import folders
@@ -58,8 +58,8 @@ def test_centring_says_how_far_rows_and_maps_move(
 ) -> None:
     """Cosines of the rows, and the mean over images of the maps' correlation, done plainly."""
     clip = load_clip(vit)
-    plain = targets.emotion(clip, encodings)
-    centred = targets.emotion(clip, encodings, centre=True)
+    probe = EmotionProbe.load(encodings)
+    plain, centred = (targets.emotion(clip, probe, centre=centre) for centre in (False, True))
     paths = sorted(images.rglob("*.png"), key=lambda p: p.relative_to(images).as_posix())
     pixels = clip.preprocess(paths)
     found: list[np.ndarray] = []

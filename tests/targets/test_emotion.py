@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 from captum_clip import explain, targets
 from captum_clip.emotions import CLASSES, EMOTIONS, EmotionProbe
-from captum_clip.errors import InputError, TargetError
+from captum_clip.errors import TargetError
 from tests.attr import cases
 
 SIZE = 24  # of the small models' embeddings
@@ -65,15 +65,12 @@ def test_centred_rows_do_not_see_a_shift(clip):
     torch.testing.assert_close(*centred)
 
 
-def test_files_are_read(clip, tmp_path):
-    """A saved probe, and published encodings."""
-    EmotionProbe(ROWS, np.zeros(9)).save(tmp_path / "x.safetensors")
-    published = tmp_path / "published.json"
-    published.write_text(json.dumps(dict(zip(CLASSES, ROWS.tolist(), strict=True))))
-    for path in (tmp_path / "x.safetensors", str(published)):
-        torch.testing.assert_close(targets.emotion(clip, path).embeddings, unit(ROWS[:8]))
-    with pytest.raises(InputError, match="there is no file"):
-        targets.emotion(clip, tmp_path / "none.json")
+def test_any_probe_with_the_parts_of_one_is_taken(clip):
+    """Whoever made it."""
+    given = {"weights": ROWS[:2], "classes": ("calm", "other"), "emotions": ("calm",)}
+    target = targets.emotion(clip, SimpleNamespace(**given, model="", identity={}))
+    torch.testing.assert_close(target.embeddings, unit(ROWS[:1]))
+    assert target.names == ("calm",)
 
 
 def test_probe_of_another_model_is_refused(clip):
@@ -117,9 +114,13 @@ def test_unknown_names_are_refused(clip, names, message):
 
 
 def test_what_is_no_probe_is_refused(clip):
-    """The type is named."""
-    with pytest.raises(TargetError, match="EmotionProbe or a file of one, got ndarray"):
-        targets.emotion(clip, ROWS)  # type: ignore[arg-type]
+    """The type is named, and what reads a file."""
+    for other in (ROWS, "demo/vit"):
+        message = (
+            rf"expected an EmotionProbe, got {type(other).__name__}; EmotionProbe.load\(file\)"
+        )
+        with pytest.raises(TargetError, match=message):
+            targets.emotion(clip, other)
 
 
 def test_a_row_of_zeros_has_no_direction(clip):
