@@ -16,7 +16,7 @@ from ..errors import InputError, UnsupportedModelError, public
 from ..maps import to_float32
 from ..models import known_tower
 from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
-from ..recording import record_features, record_shapes
+from ..recording import record_features
 from ..similarity import ClipSimilarity
 from ._attention import autocast_disabled
 from ._base import ClipAttribution, ResNetAttribution, TensorOrTuple, usable
@@ -57,13 +57,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
         forward_func: a :class:`captum_clip.ClipSimilarity`, or a callable
             images -> (B,) or (B, K) that runs the tower exactly once.
         layer: the model or its convolutional tower mean the last stage, which is the default with a
-            `ClipSimilarity`; or any other module, as in Captum. Of another network, such as a
-            classifier of timm or torchvision, it is the last module that gives (B, C, h, w).
+            `ClipSimilarity`; or any other module that gives (B, C, h, w), as in Captum.
 
     Raises:
-        UnsupportedModelError: the tower is a vision transformer, the layer returns no (B, C, h, w)
-            and no module of it does last, or, with a detached pool, the score reads more than the
-            pool's output.
+        UnsupportedModelError: the tower is a vision transformer, the layer returns no
+            (B, C, h, w), or, with a detached pool, the score reads more than the pool's output.
         InputError: a callable without a layer.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391); CLIP Explainability (Mamooler, EPFL);
@@ -127,37 +125,23 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                 )
             if self._tower is not None:
                 self._check_tower()
-            captum: Callable[..., Any] = LayerGradCam.attribute.__wrapped__
-            call: tuple[Any, ...]
-            call = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
+            options = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
-                call = (self, usable(inputs), target, additional_forward_args, *call)
+                call = (usable(inputs), target, additional_forward_args, *options)
                 try:
-                    with record_shapes(self.layer) as found:
-                        maps = captum(*call)
+                    maps = LayerGradCam.attribute.__wrapped__(self, *call)
                 except AssertionError:  # of Captum's, over a layer that returns no tensor
                     maps = None
-                flat = attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4
-                if maps is None or flat:
-                    self.layer = self._last_stage(found)
-                    maps = captum(*call)
-                return cast("TensorOrTuple", maps)
+            flat = attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4
+            if maps is None or flat:
+                raise UnsupportedModelError(
+                    f"the {type(self.layer).__name__} given as `layer` does not "
+                    "return (B, C, h, w); pass layer=, a convolutional stage of the network."
+                )
+            return cast("TensorOrTuple", maps)
         own = {"relu_attributions": relu_attributions, "attention": attention}
         maps = super().attribute(inputs, target, additional_forward_args, **own)
         return cast("TensorOrTuple", maps)
-
-    def _last_stage(self, ran: list[tuple[nn.Module, torch.Size]]) -> nn.Module:
-        """The last module that returned (B, C, h, w), in a network that was given as the layer."""
-        for module, shape in reversed(ran):
-            channels_last = shape[-1:] == getattr(module, "normalized_shape", None) != shape[1:2]
-            if len(shape) == 3 or (len(shape) == 4 and channels_last):  # tokens, as of transformers
-                break
-            if len(shape) == 4 and shape[2:] != (1, 1):
-                return module
-        raise UnsupportedModelError(
-            f"the {type(self.layer).__name__} given as `layer` does not return (B, C, "
-            "h, w), and does not end in a stage that does; pass a convolutional stage as `layer`."
-        )
 
     @override
     def _run(self, *call: Any) -> Computed:

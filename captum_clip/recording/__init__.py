@@ -4,7 +4,7 @@ The only place that hooks a model. A recording runs the tower without a graph up
 the forward where nobody needs its rest.
 """
 
-from .forwards import record_features, record_resnet, record_shapes, record_vit
+from .forwards import record_features, record_resnet, record_vit
 from .gates import record_detached_gates, refuse_nonlinear
 from .hooks import with_whole_graph
 from .records import NOTHING, LayerRecord, Recording, Visit
@@ -17,7 +17,6 @@ __all__ = [
     "record_detached_gates",
     "record_features",
     "record_resnet",
-    "record_shapes",
     "record_vit",
     "refuse_nonlinear",
     "with_whole_graph",

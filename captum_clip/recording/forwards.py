@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CaptureError
 from ..models.towers import Attention, ResNetTower, Tower, ViTTower
@@ -286,24 +286,6 @@ def record_resnet(
         if then == "embedding":
             plan_embedding(hooks, record, tower, leaf=True)
         yield record
-
-
-@contextmanager
-def record_shapes(network: nn.Module) -> Iterator[list[tuple[nn.Module, torch.Size]]]:
-    """List the modules that ran, in the order in which they ended, each with its output's shape."""
-    hooks, found = Hooks(), list[tuple[nn.Module, torch.Size]]()
-
-    def leave(module: nn.Module, _: Arguments, result: Any) -> None:
-        if isinstance(result, Tensor):
-            found.append((module, result.shape))
-
-    try:
-        for module in network.modules():
-            hooks.after(module, partial(leave, module))
-        yield found
-    finally:
-        for handle in hooks.handles:
-            handle.remove()
 
 
 @contextmanager

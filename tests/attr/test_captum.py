@@ -6,7 +6,6 @@ import inspect
 import pydoc
 
 import pytest
-import timm
 import torch
 import torchvision
 import transformers
@@ -144,41 +143,32 @@ def test_grad_cam_of_another_layer_needs_no_clip():
     assert torch.equal(found, captum_attr.LayerGradCam(net, net[0]).attribute(inputs, target=1))
 
 
-def classifier(name):
-    """An image classifier of another library, and its last stage."""
-    if name == "torchvision":
-        net = torchvision.models.resnet18(num_classes=5)
-        return net.eval(), net.layer4
-    if name == "timm":
-        net = timm.create_model("convnext_atto", num_classes=5)
-        return net.eval(), net.stages[-1]
+def classifier():
+    """An image classifier of transformers, whose output is no tensor."""
     config = transformers.ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)
-    net = transformers.ResNetForImageClassification(config)
-    return net.eval(), net.resnet.encoder.stages[-1]
+    return transformers.ResNetForImageClassification(config).eval()
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm", "transformers"])
-def test_grad_cam_finds_the_last_stage_of_a_classifier(name):
-    """Of the network as the layer, as users of other libraries expect."""
-    net, stage = classifier(name)
+def test_grad_cam_of_a_stage_of_a_classifier_is_captums():
+    """The stage is the layer, and nothing stays behind in the network."""
+    net = classifier()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-    def forward(pixels):
-        scores = net(pixels)
-        return getattr(scores, "logits", scores)
-
-    found = attr.ClipGradCam(forward, layer=net).attribute(images, target=1)
-    wanted = captum_attr.LayerGradCam(forward, stage).attribute(images, target=1)
+    arguments = (lambda pixels: net(pixels).logits), net.resnet.encoder.stages[-1]
+    found = attr.ClipGradCam(*arguments).attribute(images, target=1)
+    wanted = captum_attr.LayerGradCam(*arguments).attribute(images, target=1)
     torch.testing.assert_close(found, wanted)
     assert not any(module._forward_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("path", ["heads", ""])
+@pytest.mark.parametrize("path", ["heads", "", None])
 def test_grad_cam_refuses_a_layer_without_places(path):
-    """A classifier's head, and a network whose patches become tokens."""
-    net = torchvision.models.VisionTransformer(64, 16, 1, 2, 16, 16).eval()
-    method = attr.ClipGradCam(net, layer=net.get_submodule(path))
-    with pytest.raises(UnsupportedModelError, match=r"given as `layer` does not return \(B, C"):
+    """A classifier's head, a network whose patches become tokens, one that returns no tensor."""
+    net, forward = torchvision.models.VisionTransformer(64, 16, 1, 2, 16, 16).eval(), None
+    if path is None:
+        net, path = classifier(), ""
+        forward = lambda pixels: net(pixels).logits  # noqa: E731
+    method = attr.ClipGradCam(forward or net, layer=net.get_submodule(path))
+    with pytest.raises(UnsupportedModelError, match=r"does not return \(B, C, h, w\); pass layer="):
         method.attribute(torch.zeros(1, 3, 64, 64), target=1)
 
 
