@@ -209,7 +209,8 @@ class PairMaps(NamedTuple):
         names: of the K.
         maps: signed, (B, K, h, w): the whole first, then the shares of each part.
         scores: the cosine, then the share of each part, the sum of its map, (B, K).
-        lost: what the cosine loses without the text, and without each word, (B, K); None of cells.
+        leave_one_out: what the cosine loses without the text, and without each word, (B, K); None
+            of cells.
         norms: of these differences, (K,), 1 of the whole.
         cells: rows and columns of the reference's grid.
     """
@@ -217,7 +218,7 @@ class PairMaps(NamedTuple):
     names: tuple[str, ...]
     maps: Tensor
     scores: Tensor
-    lost: Tensor | None
+    leave_one_out: Tensor | None
     norms: Tensor
     cells: tuple[int, int] = (0, 0)
 
@@ -236,13 +237,13 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
     whole = cells.sum(1) + rest.image
     cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
-    norms, lost, size = torch.ones(1, device="cpu"), None, (0, 0)
+    norms, leave_one_out, size = torch.ones(1, device="cpu"), None, (0, 0)
     if isinstance(other, str):
         without = targets.words(clip, other)
         empty = targets.text(clip, "", allow_empty=True)
         gone = targets.concatenate([targets.text(clip, other) - empty, without])
         with torch.no_grad():
-            lost = ClipSimilarity(clip, gone)(pixels) * gone.norms.to(pixels.device)
+            leave_one_out = ClipSimilarity(clip, gone)(pixels) * gone.norms.to(pixels.device)
         spans = [span for _, span in targets.word_tokens(clip, other)]
         cells = torch.stack([cells[:, s.start : s.stop].sum(1) for s in spans], 1)
         names, norms = (other, *without.names), torch.cat([norms, without.norms.cpu()])
@@ -255,7 +256,7 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
         names,
         torch.cat([whole[:, None], cells], 1).view(batch, -1, *grid),
         torch.cat([cosine[:, None], cells.sum((-2, -1))], 1),
-        lost,
+        leave_one_out,
         norms,
         size,
     )

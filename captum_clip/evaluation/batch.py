@@ -17,7 +17,7 @@ from ..models import ClipAdapter, load_clip
 from ..models.geometry import resize_masks
 from ..models.images import is_io_error
 from ..models.towers import ViTTower
-from ..models.variants import randomize_parameters, renumber_heads
+from ..models.variants import permute_heads, randomize_parameters
 from ..similarity import ClipSimilarity
 from .config import EvaluationConfig
 from .data.base import DataSet, Region, Sample
@@ -90,7 +90,7 @@ class ModelContext:
         changed = self.clip.model
         for layer, attention in enumerate(tower.layers[:-1]):
             order = torch.randperm(attention.heads, generator=generator).tolist()
-            changed = renumber_heads(changed, layer, order)
+            changed = permute_heads(changed, layer, order)
         parts = {"processor": self.clip.processor, "tokenizer": self.clip.tokenizer}
         return load_clip(changed, **parts)
 

@@ -351,7 +351,7 @@ def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
         shares = results[-1].maps
         signed = [shares if sign == "positive" else -shares for sign in request.signs]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
-    first, lost = results[0], [pairs.lost.cpu() for pairs in results if pairs.lost is not None]
+    first, lost = results[0], [p.leave_one_out.cpu() for p in results if p.leave_one_out is not None]
     listed = ",".join(f"{option}={value}" for option, value in options.items())
     name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
     return Explanation(

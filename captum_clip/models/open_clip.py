@@ -318,7 +318,7 @@ class OpenClipTextTower(TextTower):
 
     @property
     @override
-    def entrance(self) -> nn.Module:
+    def input_module(self) -> nn.Module:
         return self.embedding_table  # a `CLIP` calls no module for the whole of it
 
     @override

@@ -75,7 +75,7 @@ class NaFlexTower(SiglipTower):
     """The vision transformer of a `Siglip2Model`."""
 
     @override
-    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+    def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         shapes = given["spatial_shapes"]

@@ -124,7 +124,7 @@ class TextTower(ViTTower):
         return None if mask is None else mask != 0
 
     @override
-    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+    def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
         ids = args[0] if args else kwargs["input_ids"]
         pooled = self.pooled(ids, kwargs.get("attention_mask"))
         return Entry((1, ids.shape[1]), len(ids), pooled)

@@ -372,12 +372,12 @@ class Tower(ABC):
         """The modules that a forward which stops at the last attention or stage may not run."""
 
     @property
-    def entrance(self) -> Any:
+    def input_module(self) -> Any:
         """The module that the images enter, called once in a forward."""
         return self.module
 
-    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
-        """The size, number and pooled tokens of the inputs among the arguments of the entrance."""
+    def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
+        """The size, number and pooled tokens of the inputs among the arguments of the input_module."""
         images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         check_images(images)
         return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())

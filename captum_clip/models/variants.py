@@ -19,8 +19,8 @@ ModelOrClip = TypeVar("ModelOrClip", nn.Module, ClipAdapter)
 
 
 @torch.no_grad()
-@public("renumber_heads")
-def renumber_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model:
+@public("permute_heads")
+def permute_heads(model: Model, layer: int, permutation: Sequence[int]) -> Model:
     """A copy of the model that computes the same function with the heads of one layer permuted.
 
     Head h of the copy is head ``permutation[h]`` of the original: the rows of the query, key and

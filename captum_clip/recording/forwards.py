@@ -30,11 +30,11 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
                 f"The forward function ran the {tower.noun} under torch.no_grad() or "
                 "torch.inference_mode(), so no gradient reaches it; remove that."
             )
-        record.size, record.batch, record.pooled = tower.enter(args, kwargs)
+        record.size, record.batch, record.pooled = tower.read_inputs(args, kwargs)
         # the graph begins only where a recording turns it on, but for a model that needs one
         torch.set_grad_enabled(graph_from_start.get())
 
-    hooks.before(tower.entrance, enter)
+    hooks.before(tower.input_module, enter)
     try:
         with uncompiled:
             yield hooks, record
@@ -146,7 +146,7 @@ def record_vit(
         if leaf == "input" and tower.kind == "text":  # token ids have no gradient
             hooks.after(tower.patches, record.begin)
         elif leaf == "input":
-            hooks.before(tower.entrance, record.begin)
+            hooks.before(tower.input_module, record.begin)
         if leaf == "block":
             outputs = range(last, last + 1)
         begins = {*stream[:1], *([last] if leaf == "block" else []), stop}

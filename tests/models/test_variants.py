@@ -10,7 +10,7 @@ from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.variants import (
     randomization_stages,
     randomize_parameters,
-    renumber_heads,
+    permute_heads,
 )
 from tests import builders
 
@@ -26,7 +26,7 @@ def test_renumbering_heads_keeps_the_function(name):
     images = built.images()
     expected = built.load().encode_image(images)
     for layer in (0, 2, -2):
-        changed = built._replace(model=renumber_heads(built.model, layer, ORDER))
+        changed = built._replace(model=permute_heads(built.model, layer, ORDER))
         found = changed.load().encode_image(images)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     for key, value in built.model.state_dict().items():
@@ -36,7 +36,7 @@ def test_renumbering_heads_keeps_the_function(name):
 @pytest.mark.parametrize("name", VITS[:2])
 def test_renumbering_heads_moves_the_heads_of_one_layer(name):
     built = builders.BUILDERS[name]()
-    towers = tower_of(built.model), tower_of(renumber_heads(built.model, 1, ORDER))
+    towers = tower_of(built.model), tower_of(permute_heads(built.model, 1, ORDER))
     for index in range(3):
         pair = []
         for tower in towers:
@@ -54,7 +54,7 @@ def test_renumbering_heads_moves_the_heads_of_one_layer(name):
 def test_renumbering_twice_back_gives_the_original():
     model = builders.hf_vit().model
     back = [ORDER.index(head) for head in range(4)]
-    again = renumber_heads(renumber_heads(model, 1, ORDER), 1, back)
+    again = permute_heads(permute_heads(model, 1, ORDER), 1, back)
     for key, value in again.state_dict().items():
         assert torch.equal(value, model.state_dict()[key])
 
@@ -62,18 +62,18 @@ def test_renumbering_twice_back_gives_the_original():
 @pytest.mark.parametrize("layer", [3, -4])
 def test_renumbering_names_a_layer_that_is_not_there(layer):
     with pytest.raises(InputError, match=rf"layer {layer} does not exist; .* 0 \.\.\. 2"):
-        renumber_heads(builders.hf_vit().model, layer, ORDER)
+        permute_heads(builders.hf_vit().model, layer, ORDER)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 2]])
 def test_renumbering_wants_a_permutation(order):
     with pytest.raises(InputError, match=r"a permutation of 0 \.\.\. 3, got \["):
-        renumber_heads(builders.hf_vit().model, 0, order)
+        permute_heads(builders.hf_vit().model, 0, order)
 
 
 def test_renumbering_wants_a_vit():
     with pytest.raises(UnsupportedModelError, match="is a ModifiedResNet, which has no layers"):
-        renumber_heads(builders.open_clip_resnet().model, 0, ORDER)
+        permute_heads(builders.open_clip_resnet().model, 0, ORDER)
 
 
 TOWERS = [*VITS, "open_clip_resnet", "timm_convnext", "timm_fastvit", "align"]

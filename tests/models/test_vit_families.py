@@ -11,7 +11,7 @@ from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
 from captum_clip.models.steps import run_steps
-from captum_clip.models.variants import randomization_stages, randomize_parameters, renumber_heads
+from captum_clip.models.variants import randomization_stages, randomize_parameters, permute_heads
 from captum_clip.recording import record_vit
 from tests import builders, timm_builders
 from tests.attr import cases
@@ -92,7 +92,7 @@ def test_renumbering_heads_keeps_the_function(name):
     images, order = built.images(), [2, 0, 3, 1]
     expected = cases.embed(built.model, images)
     for index in (0, 2):
-        changed = renumber_heads(built.model, index, order)
+        changed = permute_heads(built.model, index, order)
         torch.testing.assert_close(cases.embed(changed, images), expected, atol=1e-5, rtol=1e-5)
         found = tower_of(changed)
         assert isinstance(found, ViTTower)

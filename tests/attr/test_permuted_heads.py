@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from captum_clip import targets
-from captum_clip.models.variants import renumber_heads
+from captum_clip.models.variants import permute_heads
 from captum_clip.similarity import ClipSimilarity
 from tests.attr import cases
 from tests.attr.cases import CLS_TOWERS, Case
@@ -26,7 +26,7 @@ INVARIANT = [
 def renumbered(name):
     """The forward function, and the same one with the heads of two layers renumbered."""
     small = cases.built(name, torch.float64)
-    model = renumber_heads(renumber_heads(small.model, 0, [2, 0, 3, 1]), 1, [1, 2, 3, 0])
+    model = permute_heads(permute_heads(small.model, 0, [2, 0, 3, 1]), 1, [1, 2, 3, 0])
     embeddings = targets.embedding(cases.embeddings())
     return [ClipSimilarity(s.load(), embeddings) for s in (small, small._replace(model=model))]
 
