@@ -32,7 +32,7 @@ from ..models.towers import (
     Exposed,
     Pooling,
     PoolingHead,
-    ViTTower,
+    TransformerTower,
     Which,
 )
 from ..recording import LayerRecord
@@ -320,7 +320,7 @@ def initial_row(pooling: Pooling, like: Tensor, prefix: int, pooled: PooledToken
     return row / row.sum(1, keepdim=True)
 
 
-def start_row(gradient: Tensor, tower: ViTTower, pooled: PooledToken) -> Tensor:
+def start_row(gradient: Tensor, tower: TransformerTower, pooled: PooledToken) -> Tensor:
     """The row to begin with, (B, s), given the gradient (B, s, D) of the last attention's output.
 
     e_CLS wherever the score depends on the CLS token, else the mean of the patches' rows; where it

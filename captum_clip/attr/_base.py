@@ -18,7 +18,7 @@ from ..errors import CaptureError, InputError, UnsupportedModelError, public
 from ..models import tower_of
 from ..models.library import nondeterminism
 from ..models.text import TextTower
-from ..models.towers import Kind, ResNetTower, Tower, ViTTower
+from ..models.towers import Kind, ResNetTower, Tower, TransformerTower
 from ..recording import Recording, with_whole_graph
 from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
@@ -107,12 +107,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
     def _on_grid(self, record: Recording, values: Tensor) -> Tensor:
         """Maps (B, K', ..., h, w), of texts (B, K', ..., T), of values (K', B, ...) as computed."""
         values = values.transpose(0, 1)
-        if not isinstance(self._tower, ViTTower):
-            return values
-        if isinstance(self._tower, TextTower):
-            assert record.size is not None
-            return values[..., : record.size[1]]  # without a class token at the end
-        return record.on_grid(self._tower, values)
+        return record.on_grid(values) if isinstance(self._tower, TransformerTower) else values
 
     @classmethod
     def properties(cls, **options: Any) -> dict[str, bool]:
@@ -132,7 +127,7 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
 
     def _layers(self, start_layer: int) -> range:
         """Layers from `start_layer` (0-based, inclusive) to the last, then a pooling head."""
-        assert isinstance(self._tower, ViTTower)
+        assert isinstance(self._tower, TransformerTower)
         count = len(self._tower.attentions)
         if not is_integer(start_layer, least=0) or start_layer >= count:
             raise InputError(
@@ -321,7 +316,7 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
 
 
 class ViTAttribution(ClipAttribution):
-    """Base of the methods for vision transformers; `_compute` gives maps on all tokens (K', B, s).
+    """Base of the methods for transformers; `_compute` gives maps on all tokens (K', B, s).
 
     Raises:
         UnsupportedModelError: the tower is no supported vision transformer.
@@ -329,7 +324,7 @@ class ViTAttribution(ClipAttribution):
     """
 
     towers: ClassVar[tuple[Kind, ...]] = ("vit",)
-    _tower: ViTTower
+    _tower: TransformerTower
 
 
 class ResNetAttribution(ClipAttribution):

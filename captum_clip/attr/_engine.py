@@ -20,7 +20,7 @@ from ..maps import to_float32
 from ..models.library import checkpoints
 from ..models.steps import Direction, Step, call_steps, run_steps
 from ..models.text import TextTower
-from ..models.towers import AttentionLayer, ResNetTower, Tower, ViTTower
+from ..models.towers import AttentionLayer, ResNetTower, Tower, TransformerTower
 from ..recording import NOTHING, LayerRecord, Recording, Visit, record_resnet, record_vit
 from ..similarity import Similarity
 from . import _attention as mha
@@ -45,7 +45,7 @@ class LastGradient:
     attention: Tensor = NOTHING
     output: Tensor | None = None
 
-    def matrices(self, tower: ViTTower) -> Iterator[tuple[Tensor, Tensor]]:
+    def matrices(self, tower: TransformerTower) -> Iterator[tuple[Tensor, Tensor]]:
         """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
         assert self.output is not None
         seen = self.run.record.layers[len(tower.layers) - 1]
@@ -55,7 +55,7 @@ class LastGradient:
 
 
 def last_gradient(
-    tower: ViTTower, call: Call, visit: Visits | None = None, keep: range = range(0)
+    tower: TransformerTower, call: Call, visit: Visits | None = None, keep: range = range(0)
 ) -> LastGradient:
     """Run once, visit or keep the tokens of some layers, and differentiate the last attention."""
     last = len(tower.attentions) - 1
@@ -78,7 +78,9 @@ def last_gradient(
     return LastGradient(run, *_first_row(seen, output))
 
 
-def _from_last_block(tower: ViTTower, call: Call, visit: Visits | None) -> LastGradient | None:
+def _from_last_block(
+    tower: TransformerTower, call: Call, visit: Visits | None
+) -> LastGradient | None:
     """The same with the last block's output as leaf, so K backwards run the user's tail alone.
 
     One token passes the block itself, for all targets at once. None where the scores depend on
@@ -109,13 +111,13 @@ def _agree(made: Tensor, returned: Tensor, bound: float) -> bool:
     return bool(((made - returned).norm(dim=-1) <= bound * returned.norm(dim=-1)).all())
 
 
-def _stops(tower: ViTTower, call: Call) -> bool:
+def _stops(tower: TransformerTower, call: Call) -> bool:
     """Whether the forward may end at the last attention, the rest being one token's tail."""
     return call.similarity is not None and tower.pooling != "mean"
 
 
 def _stopped(
-    tower: ViTTower, call: Call, *, from_heads: bool = False, **recording: Any
+    tower: TransformerTower, call: Call, *, from_heads: bool = False, **recording: Any
 ) -> tuple[Pass, Tensor, Tensor]:
     """A forward that ends at the last attention, whose pooled token goes through the rest.
 
@@ -134,7 +136,7 @@ def _stopped(
 
 
 def _stopping(
-    tower: ViTTower, visit: Visits | None = None, **recording: Any
+    tower: TransformerTower, visit: Visits | None = None, **recording: Any
 ) -> AbstractContextManager[Recording]:
     """A recording that stops at the last attention.
 
@@ -171,15 +173,15 @@ def _check_first_query(gradient: Tensor) -> None:
         )
 
 
-def _last_heads(tower: ViTTower, record: Recording) -> tuple[Tensor, Tensor]:
+def _last_heads(tower: TransformerTower, record: Recording) -> tuple[Tensor, Tensor]:
     """The last attention's pooled row (B, H, s), and its heads' outputs (B, D)."""
     seen = record.layers[len(tower.attentions) - 1]
     row = mha.pooled_attention(seen, compare=False)
     return row, mha.heads_output(seen, row)
 
 
-def _pooled_token(tower: ViTTower, record: Recording, heads: Tensor) -> Tensor:
-    """The argument of `ViTTower.embed`, (B, D), from the last heads' outputs for what is pooled."""
+def _pooled_token(tower: TransformerTower, record: Recording, heads: Tensor) -> Tensor:
+    """The pooled token (B, D), which `tower.embed` takes, from the last heads' outputs (B, D)."""
     seen = record.layers[len(tower.attentions) - 1]
     attended, attention = mha.merged(seen, heads), seen.attention
     if seen.output is not None:
@@ -198,7 +200,7 @@ class AllGradients:
     was stopped the last one is the pooled row of attention itself.
     """
 
-    tower: ViTTower
+    tower: TransformerTower
     run: Pass
     points: tuple[Tensor, ...]
 
@@ -221,7 +223,7 @@ class AllGradients:
 
 
 def all_gradients(
-    tower: ViTTower, call: Call, start: int, first: int | None = None
+    tower: TransformerTower, call: Call, start: int, first: int | None = None
 ) -> AllGradients:
     """Run once with a graph from the attention of layer `start` on, tokens kept from `first`."""
     refuse_checkpointing(tower)
@@ -247,7 +249,7 @@ def kept_attention(run: Pass, *, averaged: bool = False) -> Callable[[int], Tens
     return cache(attention) if len(run.columns) > 1 else attention  # every target needs it again
 
 
-def without_gradient(tower: ViTTower, call: Call, visit: Visits) -> Pass:
+def without_gradient(tower: TransformerTower, call: Call, visit: Visits) -> Pass:
     """Run once without any graph and visit the tokens of some layers."""
     with torch.no_grad():
         if _stops(tower, call):
@@ -255,7 +257,7 @@ def without_gradient(tower: ViTTower, call: Call, visit: Visits) -> Pass:
         return call.run(record_vit(tower, visit=visit))
 
 
-def refuse_checkpointing(tower: ViTTower) -> None:
+def refuse_checkpointing(tower: TransformerTower) -> None:
     """A block that runs again in the backward would be seen by no hook."""
     if checkpoints(tower.module):
         raise UnsupportedModelError(
@@ -278,8 +280,8 @@ class PooledEmbedding:
             the direction's scale, so its rows are the texts' own where y is a cosine.
         gradient: of the scores at e, (K', B, E).
         projected: whether e comes out of the tower's whole head.
-        token: (B, D), the argument of `ViTTower.embed`; with a mean of patches the tokens of which
-            it is the mean, (B, N, D); a ResNet's features (B, C, h, w).
+        token: what is pooled, (B, D); with a mean of patches the tokens of which it is the mean,
+            (B, N, D); a ResNet's features (B, C, h, w).
     """
 
     run: Pass
@@ -289,7 +291,7 @@ class PooledEmbedding:
     projected: bool = True
     token: Tensor = NOTHING
 
-    def head(self, tower: ViTTower) -> tuple[Step, ...]:
+    def head(self, tower: TransformerTower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
         whole = self.projected or tower.projection_module is None
         return tower.head if whole else tower.head[:-1]
@@ -302,7 +304,7 @@ def pooled_embedding(
 
     Of the layers of `stream` what each adds to the pooled token is compared.
     """
-    if isinstance(tower, ViTTower):
+    if isinstance(tower, TransformerTower):
         _ = tower.head  # which a family may not know: refused before any work
     with _until_embedding(tower, call, visit, stream) as record:
         text = isinstance(tower, TextTower) and call.similarity is None
@@ -314,7 +316,7 @@ def pooled_embedding(
         compare_embedding(tower, found, token)
     else:
         with torch.no_grad():
-            steps = tower.head if isinstance(tower, ViTTower) else ()
+            steps = tower.head if isinstance(tower, TransformerTower) else ()
             found = _of_cosine(call, record, _embedded(tower, record, token, steps))
     return replace(found, token=to_float32(token))
 
@@ -325,7 +327,7 @@ def _until_embedding(
     own = call.similarity is None
     if isinstance(tower, ResNetTower):
         return record_resnet(tower, then="embedding" if own else "stop")
-    assert isinstance(tower, ViTTower)
+    assert isinstance(tower, TransformerTower)
     last = len(tower.attentions) - 1
     if _stops(tower, call):
         return _stopping(tower, visit, stream=stream)
@@ -338,7 +340,7 @@ def _until_embedding(
 
 def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     """The `token` of a `PooledEmbedding`, in the tower's own precision."""
-    if not isinstance(tower, ViTTower):
+    if not isinstance(tower, TransformerTower):
         return record.features
     if record.stopped or tower.pooling == "attention":
         return _pooled_token(tower, record, _last_heads(tower, record)[1])
@@ -352,7 +354,7 @@ def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[St
     """The embedding (B, E) of what is pooled, by a ViT's `steps`."""
     if isinstance(tower, ResNetTower):
         return tower.pool(token)
-    assert isinstance(tower, ViTTower)
+    assert isinstance(tower, TransformerTower)
     if tower.pooling != "mean":  # modules that a stopped forward left out are called as it would
         return call_steps(steps, token) if record.stopped else run_steps(steps, token)
     before = tower.steps_before_mean
@@ -363,7 +365,10 @@ def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[St
 @torch.no_grad()
 def compare_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> None:
     """What is taken apart must be the embedding that the scores are made of."""
-    record, steps = found.run.record, found.head(tower) if isinstance(tower, ViTTower) else ()
+    record, steps = (
+        found.run.record,
+        found.head(tower) if isinstance(tower, TransformerTower) else (),
+    )
     made, returned = _embedded(tower, record, token, steps), found.embedding.detach()
     if made.shape != returned.shape:
         made = torch.full_like(returned, torch.nan)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..maps import to_float32
 from ..models.steps import Direction, push_forward, run_steps, split_heads
 from ..models.text import PostNormLayer, TextTower
-from ..models.towers import ResNetTower, Tower, ViTTower
+from ..models.towers import ResNetTower, Tower, TransformerTower
 from ..recording import LayerRecord
 from ..similarity import Similarity
 from . import _attention as mha
@@ -28,7 +28,7 @@ def products(vectors: Tensor, along: Tensor | None) -> Tensor:
 
 
 def vectors_of_rows(
-    tower: ViTTower, call: Call, layers: range, centred: bool
+    tower: TransformerTower, call: Call, layers: range, centred: bool
 ) -> tuple[PooledEmbedding, Tensor]:
     """The share of each token in the embedding, (B, s, E), through the pooled row of each layer."""
     share: list[Any] = [0]  # in the pooled token so far, (B, s, D)
@@ -58,7 +58,9 @@ def vectors_of_rows(
         return found, push_forward(found.head(tower), found.token, share[0])
 
 
-def vectors_of_mean(tower: ViTTower, call: Call, centred: bool) -> tuple[PooledEmbedding, Tensor]:
+def vectors_of_mean(
+    tower: TransformerTower, call: Call, centred: bool
+) -> tuple[PooledEmbedding, Tensor]:
     """The same where the mean of the last tokens is pooled."""
     found = pooled_embedding(tower, call)
     token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
@@ -98,6 +100,6 @@ def taken_apart(
         made = unit if own.shape == unit.shape else torch.full_like(own, torch.nan)
         found.run.record.compare("the embedding", made, F.normalize(own, dim=-1))
     total = products(unit, along)
-    span = found.run.record.span if isinstance(tower, ViTTower) else slice(None)
+    span = found.run.record.span if isinstance(tower, TransformerTower) else slice(None)
     inside = values.flatten(2)[..., span]
     return found.run.computed(values, (total - inside.sum(-1)).T)

@@ -125,11 +125,11 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                 )
             if self._tower is not None:
                 self._check_tower()
-            options = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
+            captum: Any = LayerGradCam.attribute.__wrapped__
+            call = (attribute_to_layer_input, relu_attributions, attr_dim_summation, grad_kwargs)
             with torch.inference_mode(False):
-                call = (usable(inputs), target, additional_forward_args, *options)
                 try:
-                    maps = LayerGradCam.attribute.__wrapped__(self, *call)
+                    maps = captum(self, usable(inputs), target, additional_forward_args, *call)
                 except AssertionError:  # of Captum's, over a layer that returns no tensor
                     maps = None
             flat = attr_dim_summation and isinstance(maps, Tensor) and maps.ndim < 4

@@ -14,7 +14,7 @@ from ..errors import InputError, public
 from ..maps import to_float32
 from ..models.steps import Direction, needs_token, pull_back, run_steps
 from ..models.text import PostNormLayer, TextTower
-from ..models.towers import AveragePooledTower, ResNetTower, ViTTower
+from ..models.towers import AveragePooledTower, ResNetTower, TransformerTower
 from ..recording import LayerRecord, record_detached_gates, refuse_nonlinear
 from ..similarity import Similarity
 from . import _attention as mha
@@ -59,7 +59,7 @@ class ConservativePropagation(ClipAttribution):
     name = "conservative"
     towers = ("vit", "text")
     signed = additive = True
-    _tower: ViTTower
+    _tower: TransformerTower
 
     @override
     def _compute(self, call: Call) -> Computed:
@@ -67,7 +67,7 @@ class ConservativePropagation(ClipAttribution):
 
 
 def propagated_to_patches(
-    tower: ViTTower, call: Call, *, centred: bool = False, along: Tensor | None = None
+    tower: TransformerTower, call: Call, *, centred: bool = False, along: Tensor | None = None
 ) -> Computed:
     """Relevance of every projected patch; `centred` takes each patch less their mean.
 
@@ -80,7 +80,7 @@ def propagated_to_patches(
     refuse_nonlinear(found.embedding, patches, tower.noun)
 
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
-        if patches.ndim == 4 and isinstance(tower.patches, nn.Conv2d):
+        if patches.ndim == 4 and isinstance(tower.stem, nn.Conv2d):
             tensor = tensor.permute(0, 2, 3, 1)
         return to_float32(tensor).flatten(1, -2)
 
@@ -163,7 +163,7 @@ class DirectContribution(ClipAttribution):
     name = "direct"
     towers = ("vit", "resnet", "text")
     signed = additive = True
-    _tower: ViTTower | ResNetTower
+    _tower: TransformerTower | ResNetTower
 
     @override
     def _compute(
@@ -317,7 +317,9 @@ class _Row(NamedTuple):
         return cls(record, weights, output)
 
 
-def _of_rows(tower: ViTTower, call: Call, layers: range, centred: bool, per: Per) -> Computed:
+def _of_rows(
+    tower: TransformerTower, call: Call, layers: range, centred: bool, per: Per
+) -> Computed:
     """From the pooled row of every attention that takes part."""
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
     found = pooled_embedding(tower, call, (layers, _Row.of), stream=stream)
@@ -377,7 +379,7 @@ def _below_norms(
     return direction
 
 
-def _of_mean(tower: ViTTower, call: Call, centred: bool, per: Per) -> Computed:
+def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Computed:
     """From the last tokens themselves, whose mean is pooled."""
     if per is not None:
         tokens = "tokens" if tower.kind == "text" else "patches"

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import targets
 from ..errors import InputError, public
 from ..models import ClipAdapter
-from ..models.towers import Kind, Tower, ViTTower
+from ..models.towers import Kind, Tower, TransformerTower
 from ..similarity import TextSimilarity
 from ._base import NOUNS, ClipAttribution
 
@@ -162,7 +162,7 @@ def fitting_methods(
 
 
 def _has_pooling_head(tower: Tower) -> bool:
-    return isinstance(tower, ViTTower) and tower.pooling == "attention"
+    return isinstance(tower, TransformerTower) and tower.pooling == "attention"
 
 
 @dataclass(frozen=True)

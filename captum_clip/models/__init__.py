@@ -13,6 +13,7 @@ from .towers import (
     PoolingHead,
     ResNetTower,
     Tower,
+    TransformerTower,
     ViTTower,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "ResNetTower",
     "TextTower",
     "Tower",
+    "TransformerTower",
     "ViTTower",
     "available",
     "differing_parts",

@@ -104,7 +104,7 @@ def text_tower_of(model: Any, layout: TextLayout, **parts: Any) -> TextTower | N
     steps += [attrgetter(name)(model) for name in layout.head]
     return TextTower(
         module=module,
-        patches=attrgetter(layout.table)(module),
+        embedding_table=attrgetter(layout.table)(module),
         end=None if largest else end,
         layers=layers_of(layout.layer, attrgetter(layout.encoder)(module)),
         text_pooling=layout.pooling,

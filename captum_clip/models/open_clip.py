@@ -391,7 +391,7 @@ def text_transformer_of(
         takes_mask=False,
         pad=owner.pad_id if suffix or getattr(owner, "use_pad_mask", False) else None,
         cls_first=bool(suffix) and not owner.correct_cls_mask,
-        patches=owner.token_embedding,
+        embedding_table=owner.token_embedding,
         end=end if pool == "eos" else None,
         layers=layers_of(owner.transformer),
         text_pooling=TextPooling(row, is_causal, padding="max_length"),

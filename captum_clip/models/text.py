@@ -12,7 +12,7 @@ from typing_extensions import override
 from ..errors import InputError
 from .images import Size
 from .steps import PooledToken, Step, call_steps, run_steps
-from .towers import AttentionLayer, Entry, Kind, Pooling, ViTTower
+from .towers import AttentionLayer, Entry, Kind, Pooling, TransformerTower
 
 Row = Literal["end", "last", "first", "mean"]
 
@@ -70,17 +70,17 @@ class PostNormLayer(AttentionLayer):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TextTower(ViTTower):
+class TextTower(TransformerTower):
     """A text transformer, whose embedding pools one token of every text, or their mean.
 
-    It is what a vision transformer is, with words for patches: no token stands before them, the
-    pooled one differs from text to text, and a token may not see every other one.
+    The pooled token differs from text to text, and a token may not see every other one.
     """
 
     kind: ClassVar[Kind] = "text"
     noun: ClassVar[str] = "text tower"
     pooling: Pooling = "cls"
-    prefix: int = 0
+    suffix: int = 0  # tokens after the words, as CLS of some towers
+    embedding_table: nn.Module  # looks tokens up
     takes_mask: bool = True
     pad: int | None = None  # the padding token, where the library makes the mask of it
     native: Size = (1, 1)
@@ -93,9 +93,9 @@ class TextTower(ViTTower):
     vocabulary: int
 
     @property
-    def embedding_table(self) -> nn.Module:
-        """The module that looks tokens up, before positions are added."""
-        return self.patches
+    @override
+    def stem(self) -> nn.Module:
+        return self.embedding_table
 
     @override
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -327,7 +327,7 @@ def wrong_size(height: int, width: int, reason: str, larger: str = "") -> InputE
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tower(ABC):
-    """A CLIP vision tower."""
+    """A tower of a CLIP: images, or texts, become embeddings."""
 
     kind: ClassVar[Kind]
     noun: ClassVar[str] = "vision tower"  # in messages
@@ -377,7 +377,7 @@ class Tower(ABC):
         return self.module
 
     def read_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Entry:
-        """The size, number and pooled tokens of the inputs among the arguments of the input_module."""
+        """The size, number and pooled tokens of what its input module got as arguments."""
         images = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         check_images(images)
         return Entry((images.shape[-2], images.shape[-1]), len(images), PooledToken())
@@ -392,23 +392,18 @@ class Tower(ABC):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ViTTower(Tower):
-    """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row.
+class TransformerTower(Tower):
+    """A transformer: `prefix` tokens, then those that have a place in its maps.
 
-    Its embedding pools the last block's CLS token ("cls"), the mean of its patches ("mean"), or all
-    tokens by a pooling head ("attention").
+    Its embedding pools one token of the last block's ("cls"), their mean ("mean"), or all tokens by
+    a pooling head ("attention").
     """
 
-    kind: ClassVar[Kind] = "vit"
-    patches: nn.Module  # projects the patches, before positions are added
     layers: Sequence[AttentionLayer]
     pooling: Pooling
-    prefix: int = 1
-    suffix: int = 0  # tokens after the patches, as CLS of some text towers
+    prefix: int = 0
     pooling_head: PoolingHead | None = None
-    steps_before_mean: int = 0  # of `head`, for every patch before their mean
-
-    prompted: bool = False  # whether tokens may follow the patches
+    steps_before_mean: int = 0  # of `head`, for every token before their mean
 
     def __post_init__(self) -> None:
         for what in ("block", "attention"):
@@ -425,10 +420,18 @@ class ViTTower(Tower):
                     "supported; take a model without it."
                 )
 
+    @property
+    @abstractmethod
+    def stem(self) -> nn.Module:
+        """The module that makes tokens, before positions are added."""
+
+    @abstractmethod
     def span(self, size: Size) -> slice:
-        """The patches among the tokens of images of a size."""
-        rows, columns = self.grid(*size)
-        return slice(self.prefix, self.prefix + rows * columns)
+        """The tokens that have a place in a map, among those of an input of a size."""
+
+    def on_grid(self, values: Tensor, size: Size) -> Tensor:
+        """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
+        return values[..., self.span(size)]
 
     @property
     def witness(self) -> Attention | None:
@@ -477,6 +480,38 @@ class ViTTower(Tower):
         run = {part for layer in self.layers[:-1] for part in layer.block.modules()}
         own = (*self.module.modules(), *self.runners, *self.head_modules)
         return [part for part in own if part not in run]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ViTTower(TransformerTower):
+    """A vision transformer: `prefix` tokens, the first of them CLS, then the patches row by row."""
+
+    kind: ClassVar[Kind] = "vit"
+    patches: nn.Module  # projects the patches
+    prefix: int = 1
+    prompted: bool = False  # whether tokens may follow the patches
+
+    @property
+    @override
+    def stem(self) -> nn.Module:
+        return self.patches
+
+    @override
+    def span(self, size: Size) -> slice:
+        rows, columns = self.grid(*size)
+        return slice(self.prefix, self.prefix + rows * columns)
+
+    @override
+    def on_grid(self, values: Tensor, size: Size) -> Tensor:
+        rows, columns = self.grid(*size)
+        expected, count = self.span(size).stop, values.shape[-1]
+        if count < expected or (count > expected and not self.prompted):
+            raise UnsupportedModelError(
+                f"the vision tower ran on {count} tokens, but {self.prefix} before the patches and "
+                f"a grid of {rows} x {columns} make {expected}; remove what adds or drops tokens, "
+                "such as prompts."
+            )
+        return super().on_grid(values, size).reshape(*values.shape[:-1], rows, columns)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

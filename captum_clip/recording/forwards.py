@@ -1,17 +1,21 @@
 """Recordings of a forward up to a leaf, or to where nobody needs its rest."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..errors import CaptureError
-from ..models.towers import Attention, ResNetTower, Tower, ViTTower
+from ..models.text import TextTower
+from ..models.towers import AttentionLayer, ResNetTower, Tower, TransformerTower, ViTTower
 from .hooks import Arguments, Hooks, Stop, graph_from_start, uncompiled
-from .records import LayerRecord, Recording, Visit, as_leaf
+from .records import NOTHING, Recording, Visit, as_leaf
 
 
 @contextmanager
@@ -58,7 +62,7 @@ def recording(tower: Tower, *, gradient: bool) -> Iterator[tuple[Hooks, Recordin
 
 @contextmanager
 def record_vit(
-    tower: ViTTower,
+    tower: TransformerTower,
     *,
     visit: tuple[Collection[int], Visit] | None = None,
     keep: range = range(0),
@@ -67,7 +71,7 @@ def record_vit(
     outputs: range = range(0),
     stream: range = range(0),
 ) -> Iterator[Recording]:
-    """Record a forward of a ViT tower, which runs without a graph up to `leaf`.
+    """Record a forward of a transformer, which runs without a graph up to `leaf`.
 
     An index is that of a layer; a pooling head's attention comes after the last one.
 
@@ -88,140 +92,191 @@ def record_vit(
     last = len(tower.layers) - 1
     visited, call = visit or (range(0), None)
     kept = {*keep, *(index for index in (leaf, stop) if isinstance(index, int))}
-    early = stop is not None and (stop <= last - 1 or tower.witness is not None)
-
-    def enter(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        if record.size is None:  # a part ran without the whole tower, which is told at the end
-            return
-        record.layers[index] = shown = record.entering(index, args, kwargs)
-        if index == stop and early:
-            if call is not None and index in visited:
-                record.visited[index] = call(index, shown)
-            raise Stop
-
-    def leave(index: int, _: Arguments, result: Any) -> Any:
-        if index not in record.layers:  # it ran without its first hook, which is told at the end
-            return None
-        shown, attention = record.layers[index], tower.attentions[index]
-        output = attention.output(result)
-        if index == leaf and attention.linear:
-            output = as_leaf(output)
-        shown.output = output
-        if index in stream:
-            attended[index] = record.pooled.read(output).clone()
-        if call is not None and index in visited:
-            record.visited[index] = call(index, shown)
-        if index == stop:
-            raise Stop
-        if index not in kept:
-            del record.layers[index]
-            return None
-        # a clone, since what follows may work in place, such as somebody's hook
-        return attention.replaced(result, output.clone())
-
-    def enter_block(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        record.residual = record.watched(tower.layers[index].residual(args, kwargs))
-        row = record.pooled.read(record.residual)
-        if index and index - 1 in stream:
-            record.compare(f"what enters layer {index}", left[0], row)
-        elif index in stream:
-            left[:] = [row.clone()]
-
-    def leave_block(index: int, _: Arguments, result: Any) -> Any:
-        layer, output = tower.layers[index], tower.layers[index].output(result)
-        if index in stream:
-            _compare_block(record, index, left[0], attended[index], added.get(index), output)
-            left[:] = [record.pooled.read(output).clone()]
-        if index not in outputs:
-            return None
-        record.outputs[index] = output = as_leaf(output) if leaf == "block" else output
-        return layer.replaced(result, output.clone())  # what follows may work in place
-
-    def add(index: int, _: Arguments, result: Any) -> None:
-        added[index] = record.pooled.read(tower.layers[index].output(result)).clone()
-
-    # of the pooled token: what left the last block, and what the branches of each returned
-    left, attended, added = list[Tensor](), dict[int, Tensor](), dict[int, Tensor]()
+    early = stop is not None and (stop < last or tower.witness is not None)
+    if leaf == "block":
+        outputs = range(last, last + 1)
     with recording(tower, gradient=leaf is not None) as (hooks, record):
-        if leaf == "input" and tower.kind == "text":  # token ids have no gradient
-            hooks.after(tower.patches, record.begin)
+        if leaf == "input" and isinstance(tower, TextTower):  # token ids have no gradient
+            hooks.after(tower.embedding_table, record.begin)
         elif leaf == "input":
             hooks.before(tower.input_module, record.begin)
-        if leaf == "block":
-            outputs = range(last, last + 1)
-        begins = {*stream[:1], *([last] if leaf == "block" else []), stop}
-        for index in begins & {*range(last + 1)}:
-            hooks.before(tower.layers[index].block, partial(enter_block, index))
+        blocks = _Blocks(record, stream, outputs, is_leaf=leaf == "block")
+        blocks.plan(hooks, stop)
         for index in sorted({*kept, *visited, *stream}):
-            attention, name = tower.attentions[index], f"Layer {index}"
-            hooks.before(attention.input_module, partial(enter, index), name)
-            if index == stop and early:
-                continue
-            _plan_attention(hooks, record.layers, index, attention, leaf=index == leaf)
-            hooks.after(attention.output_module, partial(leave, index), first=True)
-        for index in sorted({*outputs, *(set(stream) - {stop})}):
-            if index in stream:
-                hooks.after(tower.layers[index].added()[0], partial(add, index))
-            # a hook of the user's on the block may keep what is then the beginning of the graph
-            own = partial(leave_block, index), f"Layer {index}"
-            hooks.after(tower.layers[index].block, *own, first=leaf == "block")
+            attention = _RecordedAttention(
+                record,
+                index,
+                visit=call if index in visited else None,
+                is_kept=index in kept,
+                is_leaf=index == leaf,
+                stops=None if index != stop else "before" if early else "after",
+            )
+            attention.plan(hooks)
         if leaf == "embedding" or (outputs and isinstance(leaf, int)):
             plan_embedding(hooks, record, tower, leaf=leaf == "embedding")
         yield record
 
 
-def _compare_block(
-    record: Recording,
-    index: int,
-    entered: Tensor,
-    attended: Tensor,
-    added: Tensor | None,
-    output: Tensor,
-) -> None:
-    """Compare what a block made of the pooled token, all (B, D), with what its branches add."""
-    assert isinstance(record.tower, ViTTower)
-    row = record.pooled.read(output)
-    added = torch.full_like(row, torch.nan) if added is None else added
-    made = record.tower.layers[index].summed(entered, attended, added)
-    # a sum is rounded as its largest part
-    slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
-    record.compare(f"layer {index}", made, row, attended, added, slack * row)
+@dataclass(eq=False)
+class AttentionHooks(ABC):
+    """Hooks on one attention, which note what enters it and the queries, keys, values it shows."""
 
+    record: Recording
+    index: int
 
-def plan_exposed(
-    hooks: Hooks, layers: dict[int, LayerRecord], index: int, attention: Attention
-) -> None:
-    """Record the queries, keys and values that the modules of an attention return."""
+    def __post_init__(self) -> None:
+        self.attention = self.record.transformer.attentions[self.index]
 
-    def show(names: tuple[str, ...], _: Arguments, result: Tensor) -> None:
-        if index in layers:
+    def plan(self, hooks: Hooks) -> None:
+        """Set the hooks."""
+        hooks.before(self.attention.input_module, self.enter, f"Layer {self.index}")
+        for module, names in self.attention.exposed().items():
+            if names:
+                hooks.after(module, partial(self.expose, names))
+        hooks.after(self.attention.output_module, self.leave, f"Layer {self.index}", first=True)
+
+    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
+        """Record the inputs; not where a part ran without the tower, which is told at the end."""
+        if self.record.size is not None:
+            self.record.layers[self.index] = self.record.entering(self.index, args, kwargs)
+
+    def expose(self, names: tuple[str, ...], _: Arguments, result: Tensor) -> None:
+        """Record what a map returned."""
+        if self.index in self.record.layers:
             for name, part in zip(names, result.chunk(len(names), -1), strict=True):
-                setattr(layers[index], name, part)
+                setattr(self.record.layers[self.index], name, part)
 
-    for module, names in attention.exposed().items():
-        if names:
-            hooks.after(module, partial(show, names))
+    @abstractmethod
+    def leave(self, _: Arguments, result: Any) -> Any:
+        """What the attention is to return; None for what it did."""
 
 
-def _plan_attention(
-    hooks: Hooks, layers: dict[int, LayerRecord], index: int, attention: Attention, *, leaf: bool
-) -> None:
-    """Record what an attention exposes, and what of it lies in the graph."""
-    linear = attention.linear
+@dataclass(eq=False)
+class _RecordedAttention(AttentionHooks):
+    """An attention whose output, and what its output map takes, are recorded."""
 
-    def merge(args: Arguments, _: dict[str, Any]) -> Tensor | None:
-        if index not in layers:
+    visit: Visit | None
+    is_kept: bool
+    is_leaf: bool
+    stops: Literal["before", "after"] | None
+
+    @override
+    def plan(self, hooks: Hooks) -> None:
+        if self.stops == "before":
+            hooks.before(self.attention.input_module, self.enter, f"Layer {self.index}")
+            return
+        super().plan(hooks)
+        if (merging := self.attention.merge_module()) is not None:
+            hooks.before(merging, self.merge, first=not self.attention.linear)
+
+    @override
+    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
+        super().enter(args, kwargs)
+        if self.stops == "before" and self.index in self.record.layers:
+            self._visit()
+            raise Stop
+
+    def merge(self, args: Arguments, _: dict[str, Any]) -> Tensor | None:
+        """Record the heads' outputs, which are the leaf before a map that is not linear."""
+        layer = self.record.layers.get(self.index)
+        if layer is None:
             return None
         heads = args[0] if args[0].ndim == 3 else args[0][:, None]  # of a single query
-        differentiated = not linear  # and hooks on what follows are in the graph
-        layers[index].heads_output = heads = as_leaf(heads) if leaf and differentiated else heads
+        differentiated = not self.attention.linear  # and hooks on what follows are in the graph
+        layer.heads_output = heads = as_leaf(heads) if self.is_leaf and differentiated else heads
         if differentiated or heads.ndim > args[0].ndim:
             return heads.clone().view(args[0].shape)
         return None
 
-    plan_exposed(hooks, layers, index, attention)
-    if (merging := attention.merge_module()) is not None:
-        hooks.before(merging, merge, first=not linear)
+    @override
+    def leave(self, _: Arguments, result: Any) -> Any:
+        layer = self.record.layers.get(self.index)
+        if layer is None:  # it ran without its first hook, which is told at the end
+            return None
+        output = self.attention.output(result)
+        layer.output = output = (
+            as_leaf(output) if self.is_leaf and self.attention.linear else output
+        )
+        self._visit()
+        if self.stops:
+            raise Stop
+        if not self.is_kept:
+            del self.record.layers[self.index]
+            return None
+        # a clone, since what follows may work in place, such as somebody's hook
+        return self.attention.replaced(result, output.clone())
+
+    def _visit(self) -> None:
+        if self.visit is not None:
+            self.record.visited[self.index] = self.visit(self.index, self.record.layers[self.index])
+
+
+@dataclass(eq=False)
+class _Blocks:
+    """Hooks on blocks, which keep outputs and compare what each adds to the pooled token.
+
+    A block of the `stream` is to add what its two branches return.
+    """
+
+    record: Recording
+    stream: range
+    outputs: range
+    is_leaf: bool  # whether the graph begins at an output
+
+    def __post_init__(self) -> None:
+        self.layers = self.record.transformer.layers
+        self.left = NOTHING  # the pooled token (B, D) when the last block was left
+        self.added: dict[str, Tensor] = {}  # to it, by the branches of the block that runs
+
+    def plan(self, hooks: Hooks, stop: int | None) -> None:
+        """Set the hooks; of the block at whose attention the forward stops its input is kept."""
+        begins = {*self.stream[:1], *(self.outputs if self.is_leaf else ()), stop}
+        for index in begins & {*range(len(self.layers))}:
+            hooks.before(self.layers[index].block, partial(self.enter, index))
+        for index in sorted({*self.outputs, *self.stream} - {stop}):
+            layer = self.layers[index]
+            if index in self.stream:
+                for branch, module in (
+                    ("attention", layer.output_module),
+                    ("mlp", layer.added()[0]),
+                ):
+                    hooks.after(
+                        module, partial(self.add, layer, branch), first=branch == "attention"
+                    )
+            # a hook of the user's on the block may keep what is then the beginning of the graph
+            leave = partial(self.leave, index)
+            hooks.after(layer.block, leave, f"Layer {index}", first=self.is_leaf)
+
+    def enter(self, index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
+        """Keep what enters a block, which the one below it has returned."""
+        self.record.residual = self.record.watched(self.layers[index].residual(args, kwargs))
+        row = self.record.pooled.read(self.record.residual)
+        if index and index - 1 in self.stream:
+            self.record.compare(f"what enters layer {index}", self.left, row)
+        elif index in self.stream:
+            self.left = row.clone()
+
+    def add(self, layer: AttentionLayer, branch: str, _: Arguments, result: Any) -> None:
+        """Note what a branch returned for the pooled token."""
+        self.added[branch] = self.record.pooled.read(layer.output(result)).clone()
+
+    def leave(self, index: int, _: Arguments, result: Any) -> Any:
+        """Compare the sum, and keep the output."""
+        layer, record = self.layers[index], self.record
+        output = layer.output(result)
+        if index in self.stream:
+            row = record.pooled.read(output)
+            missing = torch.full_like(row, torch.nan)
+            branches = [self.added.pop(branch, missing) for branch in ("attention", "mlp")]
+            # a sum is rounded as its largest part
+            slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
+            made = layer.summed(self.left, *branches)
+            record.compare(f"layer {index}", made, row, *branches, slack * row)
+            self.left = row.clone()
+        if index not in self.outputs:
+            return None
+        record.outputs[index] = output = as_leaf(output) if self.is_leaf else output
+        return layer.replaced(result, output.clone())  # what follows may work in place
 
 
 def plan_embedding(hooks: Hooks, record: Recording, tower: Tower, *, leaf: bool) -> None:
@@ -304,11 +359,10 @@ def record_features(
         return record.features.clone()  # what follows may work in place
 
     def leave(_: Arguments, result: Any) -> Any:
-        assert isinstance(tower, ViTTower)
         output = layer.output(result)
-        patches = record.on_grid(tower, output.transpose(1, 2))
-        tokens = passed((), patches).flatten(2).transpose(1, 2)
-        return layer.replaced(result, torch.cat([output[:, : tower.prefix], tokens], 1))
+        patches = record.on_grid(output.mT)
+        tokens = passed((), patches).flatten(2).mT
+        return layer.replaced(result, torch.cat([output[:, : record.span.start], tokens], 1))
 
     with recording(tower, gradient=through is as_leaf) as (hooks, record):
         if isinstance(tower, ResNetTower):

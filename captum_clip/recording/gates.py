@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
+from typing_extensions import override
 
 from ..errors import UnsupportedModelError
 from ..models.steps import holds_gate, is_activation, with_gate_held
-from ..models.towers import ViTTower
-from .forwards import plan_embedding, plan_exposed, recording
+from ..models.towers import TransformerTower
+from .forwards import AttentionHooks, plan_embedding, recording
 from .hooks import Arguments, graph_from_start
 from .records import LayerRecord, Recording
 
 
 @contextmanager
 def record_detached_gates(
-    tower: ViTTower, attend: Callable[[LayerRecord], Tensor]
+    tower: TransformerTower, attend: Callable[[LayerRecord], Tensor]
 ) -> Iterator[Recording]:
     """Record a forward from the projected patches on, in whose graph every gate is a constant.
 
@@ -30,45 +32,47 @@ def record_detached_gates(
     values are those of the plain forward. `attend` makes of what entered an attention its output
     (B, rows, D) with the weights detached.
     """
-
-    def enter(index: int, args: Arguments, kwargs: dict[str, Any]) -> None:
-        if record.size is None:
-            return
-        record.layers[index] = record.entering(index, args, kwargs)
-        # the attention's own graph would have its weights in it
-        torch.set_grad_enabled(graph_from_start.get())
-
-    def leave(index: int, _: Arguments, result: Any) -> Any:
-        torch.set_grad_enabled(True)
-        attention = tower.attentions[index]
-        whole = attention.output(result)
-        if index not in record.layers:
-            return None
-        detached = attend(record.layers.pop(index))
-        # of a pooling head's queries only the first one is read
-        own, others = whole[:, : detached.shape[1]], whole[:, detached.shape[1] :].detach()
-        part = f"the attention of layer {index}"
-        detached = _with_value(record, detached.to(own.dtype), own, part)
-        return attention.replaced(result, torch.cat([detached, others], 1))
-
     with recording(tower, gradient=True) as (hooks, record):
-        hooks.after(tower.patches, record.begin, "The patch projection")
-        stem, gates = set(tower.patches.modules()), _gates(tower)
+        hooks.after(tower.stem, record.begin, "The patch projection")
+        stem, gates = set(tower.stem.modules()), _gates(tower)
         parts = {m: f"Layer {i}" for i, own in enumerate(tower.layers) for m in own.block.modules()}
         for module in tower.module.modules():
             if module not in stem and holds_gate(module):
                 detached = partial(_detach_gate, record, module, module in gates)
                 hooks.after(module, detached, parts.get(module, ""), first=True, nested=True)
-        for index, attention in enumerate(tower.attentions):
-            hooks.before(attention.input_module, partial(enter, index))
-            plan_exposed(hooks, record.layers, index, attention)
-            name = f"Layer {index}"
-            hooks.after(attention.output_module, partial(leave, index), name, first=True)
+        for index in range(len(tower.attentions)):
+            _DetachedAttention(record, index, attend).plan(hooks)
         plan_embedding(hooks, record, tower, leaf=False)
         yield record
 
 
-def _gates(tower: ViTTower) -> set[nn.Module]:
+@dataclass(eq=False)
+class _DetachedAttention(AttentionHooks):
+    """An attention whose output is made once more, in a graph that has no weights in it."""
+
+    attend: Callable[[LayerRecord], Tensor]
+
+    @override
+    def enter(self, args: Arguments, kwargs: dict[str, Any]) -> None:
+        super().enter(args, kwargs)
+        if self.record.size is not None:  # the attention's own graph would have its weights in it
+            torch.set_grad_enabled(graph_from_start.get())
+
+    @override
+    def leave(self, _: Arguments, result: Any) -> Any:
+        torch.set_grad_enabled(True)
+        layer = self.record.layers.pop(self.index, None)
+        if layer is None:
+            return None
+        detached, whole = self.attend(layer), self.attention.output(result)
+        # of a pooling head's queries only the first one is read
+        returned, others = whole[:, : detached.shape[1]], whole[:, detached.shape[1] :].detach()
+        part = f"the attention of layer {self.index}"
+        detached = _with_value(self.record, detached.to(returned.dtype), returned, part)
+        return self.attention.replaced(result, torch.cat([detached, others], 1))
+
+
+def _gates(tower: TransformerTower) -> set[nn.Module]:
     """The activations that gate another branch (SwiGLU), which is then the linear one."""
     gated = (
         owner

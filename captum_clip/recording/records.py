@@ -13,7 +13,7 @@ from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.library import has_no_foreign_hooks
 from ..models.steps import ROUNDING, PooledToken
-from ..models.towers import Attention, AttentionLayer, Tower, ViTTower
+from ..models.towers import Attention, AttentionLayer, Tower, TransformerTower
 from .hooks import Arguments
 
 NOTHING: Final = torch.empty(0)  # until the forward has shown it
@@ -105,10 +105,9 @@ class Recording:
 
     def entering(self, index: int, args: Arguments, kwargs: Any) -> LayerRecord:
         """Record the inputs of an attention."""
-        assert isinstance(self.tower, ViTTower)
-        attention = self.tower.attentions[index]
+        attention = self.transformer.attentions[index]
         # of texts the tower itself knows the mask
-        bias = None if self.tower.kind == "text" else attention.bias(args, kwargs)
+        bias = None if self.transformer.kind == "text" else attention.bias(args, kwargs)
         is_layer = isinstance(attention, AttentionLayer)
         name = f"the attention of layer {index}" if is_layer else "the pooling head"
         return LayerRecord(
@@ -193,22 +192,18 @@ class Recording:
         return not all(map(has_no_foreign_hooks, modules))
 
     @property
-    def span(self) -> slice:
-        """The patches among the tokens."""
-        assert isinstance(self.tower, ViTTower)
-        assert self.size is not None
-        return self.tower.span(self.size)
+    def transformer(self) -> TransformerTower:
+        """The tower, which has layers."""
+        assert isinstance(self.tower, TransformerTower)
+        return self.tower
 
-    def on_grid(self, tower: ViTTower, values: Tensor) -> Tensor:
-        """Values (..., h, w) of the patches, from those of all tokens (..., s)."""
+    @property
+    def span(self) -> slice:
+        """The patches or words among the tokens."""
         assert self.size is not None
-        prefix, (rows, columns) = tower.prefix, tower.grid(*self.size)
-        count = values.shape[-1] - prefix - rows * columns
-        if count < 0 or (count and not tower.prompted):
-            raise UnsupportedModelError(
-                f"the vision tower ran on {values.shape[-1]} tokens, but {prefix} before the "
-                f"patches and a grid of {rows} x {columns} make {prefix + rows * columns}; remove "
-                "what adds or drops tokens, such as prompts."
-            )
-        patches = values[..., self.span]
-        return patches.reshape(*patches.shape[:-1], rows, columns)
+        return self.transformer.span(self.size)
+
+    def on_grid(self, values: Tensor) -> Tensor:
+        """A map's values, (..., h, w) or of texts (..., T), from those of all tokens (..., s)."""
+        assert self.size is not None
+        return self.transformer.on_grid(values, self.size)

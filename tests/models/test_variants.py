@@ -8,9 +8,9 @@ import torch
 from captum_clip.errors import InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.variants import (
+    permute_heads,
     randomization_stages,
     randomize_parameters,
-    permute_heads,
 )
 from tests import builders
 

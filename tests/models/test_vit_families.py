@@ -11,7 +11,7 @@ from captum_clip.errors import CaptureError, InputError, UnsupportedModelError
 from captum_clip.models import ViTTower, tower_of
 from captum_clip.models.library import checkpoints, nondeterminism
 from captum_clip.models.steps import run_steps
-from captum_clip.models.variants import randomization_stages, randomize_parameters, permute_heads
+from captum_clip.models.variants import permute_heads, randomization_stages, randomize_parameters
 from captum_clip.recording import record_vit
 from tests import builders, timm_builders
 from tests.attr import cases
