@@ -7,8 +7,7 @@ tensors are computed with in float32, and autocast is off, so a map depends on n
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache
-from typing import TypeGuard
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -27,8 +26,6 @@ from ..models.steps import (
     split_heads,
 )
 from ..models.towers import (
-    Attention,
-    AttentionLayer,
     Exposed,
     Pooling,
     PoolingHead,
@@ -48,42 +45,36 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
     return split_heads(tokens, heads).transpose(-3, -2)
 
 
-def pooled_attention(record: LayerRecord, *, compare: bool = True) -> Tensor:
+def pooled_attention(
+    record: LayerRecord, *, compare: bool = True, through_output: bool = False
+) -> Tensor:
     """The row that is pooled, CLS or a pooling head's, (B, H, s), mostly without computing keys.
 
     q . k_j = (W_K^T q) . x_j + q . b_K, and the softmax cancels the last term. Where queries and
     keys are rotated (RoPE) or normed the keys are needed. With `compare` what the row makes of the
-    values is held against the heads' outputs, or what else the library shows of them.
-    """
-    if compare and record.heads_output is None and record.output is not None:
-        return compare_output(record)
-    with autocast_disabled(record.tokens):
-        row = _pooled_row(record)
-        if compare and record.heads_output is not None:
-            made = heads_output(record, row.detach())
-            record.compare(made, record.pick(record.heads_output))
-        return row
-
-
-def compare_output(record: LayerRecord) -> Tensor:
-    """Hold the whole of an attention for the pooled row against its output; the row (B, H, s).
-
-    So the values and the output map are known as well, which a gradient passes.
+    values is held against the heads' outputs, or what else the library shows of them;
+    `through_output` holds it against the attention's output in any case, so that the output map
+    is known as well, which a gradient passes.
     """
     with autocast_disabled(record.tokens):
-        row = _pooled_row(record)
+        row, exposed, output = _pooled_row(record), record.heads_output, record.output
+        if not compare or (exposed is None and output is None):
+            return row
         heads = heads_output(record, row.detach())
-        if record.heads_output is not None:  # a norm after them may hide their length
-            record.compare(heads, record.pick(record.heads_output))
-        if record.output is not None:
-            record.compare(merged(record, heads), record.pick(record.output))
+        if exposed is not None:  # a norm after them may hide their length
+            record.compare(heads, record.pick(exposed))
+        if output is not None and (exposed is None or through_output):
+            record.compare(merged(record, heads), record.pick(output))
         return row
+
+
+compare_output = partial(pooled_attention, through_output=True)
 
 
 def _pooled_row(record: LayerRecord) -> Tensor:
     query = pooled_query(record)
     scaled = query * record.attention.scale(query.shape[-1])
-    if record.key is not None or _is_rotated(record.attention):
+    if record.key is not None or not record.attention.plain:
         products = (projected_heads(record, "key") @ scaled[..., None])[..., 0]
     else:
         key = Linear(record.maps.key.weight, None)
@@ -93,23 +84,17 @@ def _pooled_row(record: LayerRecord) -> Tensor:
     return record.pooled.masked(products).softmax(-1)
 
 
-def _is_rotated(attention: Attention) -> TypeGuard[AttentionLayer]:
-    return isinstance(attention, AttentionLayer) and not attention.plain
-
-
 def pooled_query(record: LayerRecord) -> Tensor:
     """The query of the pooled row as it enters the products, (B or 1, H, d)."""
-    attention = record.attention
+    attention, read = record.attention, record.pooled.read
     if isinstance(attention, PoolingHead):
         return attention.query().to(to_float32(record.tokens).dtype)[None]
     if record.query is not None:
-        read = to_float32(record.pooled.read(record.query))
+        query = to_float32(read(record.query))
     else:
-        read = run_steps((record.maps.query,), to_float32(record.pooled.read(record.tokens)))
-    query = split_heads(read, attention.heads)  # (B, H, d)
-    if _is_rotated(attention):
-        query = _rotated(record, "query", query[:, :, None])[:, :, 0]
-    return query
+        query = run_steps((record.maps.query,), to_float32(read(record.tokens)))
+    heads = split_heads(query, attention.heads)[:, :, None]  # (B, H, 1, d)
+    return _rotated(record, "query", heads)[:, :, 0]
 
 
 @torch.no_grad()
@@ -157,23 +142,20 @@ def _any_vector(width: int) -> Tensor:
 
 def projected_heads(record: LayerRecord, which: Exposed) -> Tensor:
     """Queries, keys or values of all tokens (B, H, s, d), as they enter the products."""
-    attention = record.attention
     with autocast_disabled(record.tokens):
         exposed = getattr(record, which)
         if exposed is None:
             exposed = run_steps((getattr(record.maps, which),), to_float32(record.tokens))
-        heads = _split(to_float32(exposed), attention.heads)
-        if which == "value" or not _is_rotated(attention):
-            return heads
-        return _rotated(record, which, heads)
+        heads = _split(to_float32(exposed), record.attention.heads)
+        return heads if which == "value" else _rotated(record, which, heads)
 
 
 def _rotated(record: LayerRecord, which: Which, heads: Tensor) -> Tensor:
-    layer, weight = record.attention, record.maps.query.weight
-    assert isinstance(layer, AttentionLayer)
+    if record.attention.plain:
+        return heads
     # norms of queries and keys expect the tower's own type
-    own = weight.dtype if record.query is None else record.query.dtype
-    return layer.rotated(which, heads.to(own), record.context).to(heads.dtype)
+    dtype = (record.maps.query.weight if record.query is None else record.query).dtype
+    return record.attention.rotated(which, heads.to(dtype), record.context).to(heads.dtype)
 
 
 def value_products(record: LayerRecord, vectors: Tensor) -> Tensor:
@@ -227,9 +209,7 @@ def _attended_heads(record: LayerRecord) -> Tensor:
 
 def _values(record: LayerRecord) -> Tensor:
     """The values (B, s, D) of all tokens, differentiable in these."""
-    if record.value is None:
-        return run_steps((record.maps.value,), to_float32(record.tokens))
-    called = with_called_maps(record).value
+    called = None if record.value is None else with_called_maps(record).value
     return run_steps((record.maps.value,), to_float32(record.tokens)) if called is None else called
 
 
@@ -301,7 +281,7 @@ def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
 
 
 def weighted_rows(gradient: Tensor, rows: Tensor) -> Tensor:
-    """The same for K targets (K, B, H, s) and L layers (L, B, H, s) at once, (L, K, B, s)."""
+    """E_h[(gradient * row)^+] (L, K, B, s) of K gradients (K, B, H, s) and L rows (L, B, H, s)."""
     with autocast_disabled(gradient):
         steps = torch.einsum("kbhs,lbhs->lkbs", gradient.clamp(min=0), rows)
     return steps / gradient.shape[2]

@@ -24,11 +24,7 @@ from ..similarity import Similarity, TextSimilarity
 from ._call import Call, Columns, Computed, many_columns, one_column, plain_similarity
 
 TensorOrTuple = TypeVar("TensorOrTuple", Tensor, tuple[Tensor, ...])
-NOUNS: Final = {
-    "vit": "vision transformer",
-    "resnet": "convolutional tower",
-    "text": "text tower",
-}
+NOUNS: Final = {"vit": "vision transformer", "resnet": "convolutional tower", "text": "text tower"}
 """Kinds of towers in messages."""
 
 

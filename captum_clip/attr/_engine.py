@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def last_gradient(
 def _from_last_block(
     tower: TransformerTower, call: Call, visit: Visits | None
 ) -> LastGradient | None:
-    """The same with the last block's output as leaf, so K backwards run the user's tail alone.
+    """Run with the last block's output as the leaf, so K backwards run the user's tail alone.
 
     One token passes the block itself, for all targets at once. None where the scores depend on
     more than CLS, or the block gives something else for it.
@@ -97,18 +97,11 @@ def _from_last_block(
         weights, heads = _last_heads(tower, run.record)
     token = _pooled_token(tower, run.record, heads.requires_grad_())
     returned = run.record.pooled.read(run.record.outputs[last].detach())
-    if not _agree(token.detach(), returned, run.record.rounding(returned)):
+    off, size = (to_float32(t).norm(dim=-1) for t in (token.detach() - returned, returned))
+    if not (off <= run.record.rounding(returned) * size).all():
         return None
     (gradient,) = grad(token, heads, torch.stack(rows), is_grads_batched=True)
     return LastGradient(run, mha.row_gradient(run.record.layers[last], gradient), weights)
-
-
-def _agree(made: Tensor, returned: Tensor, bound: float) -> bool:
-    """Whether each image's numbers are those that were returned, but for rounding."""
-    if made.shape != returned.shape:
-        return False
-    made, returned = to_float32(made), to_float32(returned)
-    return bool(((made - returned).norm(dim=-1) <= bound * returned.norm(dim=-1)).all())
 
 
 def _stops(tower: TransformerTower, call: Call) -> bool:
@@ -291,7 +284,7 @@ class PooledEmbedding:
     projected: bool = True
     token: Tensor = NOTHING
 
-    def head(self, tower: TransformerTower) -> tuple[Step, ...]:
+    def head(self, tower: Tower) -> tuple[Step, ...]:
         """The steps of a tower's head up to the embedding that the scores are made of."""
         whole = self.projected or tower.projection_module is None
         return tower.head if whole else tower.head[:-1]
@@ -304,8 +297,7 @@ def pooled_embedding(
 
     Of the layers of `stream` what each adds to the pooled token is compared.
     """
-    if isinstance(tower, TransformerTower):
-        _ = tower.head  # which a family may not know: refused before any work
+    _ = tower.head  # which a family may not know: refused before any work
     with _until_embedding(tower, call, visit, stream) as record:
         text = isinstance(tower, TextTower) and call.similarity is None
         scores = call.embeddings() if text else call.scores()
@@ -316,26 +308,22 @@ def pooled_embedding(
         compare_embedding(tower, found, token)
     else:
         with torch.no_grad():
-            steps = tower.head if isinstance(tower, TransformerTower) else ()
-            found = _of_cosine(call, record, _embedded(tower, record, token, steps))
+            found = _of_cosine(call, record, _embedded(tower, record, token, tower.head))
     return replace(found, token=to_float32(token))
 
 
 def _until_embedding(
     tower: Tower, call: Call, visit: Visits | None, stream: range
 ) -> AbstractContextManager[Recording]:
-    own = call.similarity is None
+    leaf: Any = "embedding" if call.similarity is None and tower.kind != "text" else None
     if isinstance(tower, ResNetTower):
-        return record_resnet(tower, then="embedding" if own else "stop")
+        return record_resnet(tower, then=leaf or "stop")
     assert isinstance(tower, TransformerTower)
-    last = len(tower.attentions) - 1
     if _stops(tower, call):
         return _stopping(tower, visit, stream=stream)
-    kept, outputs = range(last, last + 1), range(0)
-    if tower.pooling != "attention":
-        kept, outputs = outputs, kept
-    leaf: Literal["embedding"] | None = "embedding" if own and tower.kind != "text" else None
-    return record_vit(tower, visit=visit, keep=kept, outputs=outputs, leaf=leaf, stream=stream)
+    last = range(len(tower.attentions))[-1:]
+    parts = {"keep" if tower.pooling == "attention" else "outputs": last}
+    return record_vit(tower, visit=visit, leaf=leaf, stream=stream, **parts)
 
 
 def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
@@ -350,7 +338,7 @@ def pooled_tokens(tower: Tower, record: Recording) -> Tensor:
     return record.pooled.read(final)
 
 
-def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[Step] = ()) -> Tensor:
+def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[Step]) -> Tensor:
     """The embedding (B, E) of what is pooled, by a ViT's `steps`."""
     if isinstance(tower, ResNetTower):
         return tower.pool(token)
@@ -365,11 +353,8 @@ def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[St
 @torch.no_grad()
 def compare_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> None:
     """What is taken apart must be the embedding that the scores are made of."""
-    record, steps = (
-        found.run.record,
-        found.head(tower) if isinstance(tower, TransformerTower) else (),
-    )
-    made, returned = _embedded(tower, record, token, steps), found.embedding.detach()
+    record, returned = found.run.record, found.embedding.detach()
+    made = _embedded(tower, record, token, found.head(tower))
     if made.shape != returned.shape:
         made = torch.full_like(returned, torch.nan)
     record.compare("the embedding", to_float32(made), returned)

@@ -19,12 +19,12 @@ from ._engine import PooledEmbedding, pooled_embedding
 _TOGETHER = 64  # products of a convolutional tower at a time, which bounds the memory
 
 
-def products(vectors: Tensor, along: Tensor | None) -> Tensor:
+def products(vectors: Tensor, directions: Tensor | None) -> Tensor:
     """Vectors (B, ..., E) times others (n, B or 1, E), by default the axes: (n, B, ...)."""
-    if along is None:
+    if directions is None:
         return vectors.movedim(-1, 0)
-    along = along.to(vectors).expand(-1, len(vectors), -1)
-    return torch.einsum("nbe,b...e->nb...", along, vectors)
+    directions = directions.to(vectors).expand(-1, len(vectors), -1)
+    return torch.einsum("nbe,b...e->nb...", directions, vectors)
 
 
 def vectors_of_rows(
@@ -75,21 +75,23 @@ def vectors_of_mean(
         return found, F.pad(vectors, (0, 0, tower.prefix, 0))
 
 
-def products_of_resnet(tower: ResNetTower, call: Call, along: Tensor, centred: bool) -> Computed:
+def products_of_resnet(
+    tower: ResNetTower, call: Call, directions: Tensor, centred: bool
+) -> Computed:
     """The products of each position's share in the unit embedding with vectors (n, B or 1, E)."""
     found = pooled_embedding(tower, call)
     with torch.no_grad():
         parts = []
-        for rows in torch.split(along.to(found.token), _TOGETHER):
+        for rows in torch.split(directions.to(found.token), _TOGETHER):
             direction = Direction.of(rows, found.direction.scale)
             maps = tower.contributions(found.token, direction, centred=centred)[0]
             parts.append(maps.sum(2))
-        return taken_apart(tower, call, found, torch.cat(parts), along)
+        return decompose(tower, call, found, torch.cat(parts), directions)
 
 
 @torch.no_grad()
-def taken_apart(
-    tower: Tower, call: Call, found: PooledEmbedding, values: Tensor, along: Tensor | None
+def decompose(
+    tower: Tower, call: Call, found: PooledEmbedding, values: Tensor, directions: Tensor | None
 ) -> Computed:
     """Products (n, B, s or h, w) of the unit embedding's parts, and those of what no part is in."""
     unit = to_float32(found.embedding.detach()) * found.direction.scale[:, None]
@@ -99,7 +101,7 @@ def taken_apart(
         own = call.embeddings() if text else call.forward.clip.image_features(*call.images)
         made = unit if own.shape == unit.shape else torch.full_like(own, torch.nan)
         found.run.record.compare("the embedding", made, F.normalize(own, dim=-1))
-    total = products(unit, along)
+    total = products(unit, directions)
     span = found.run.record.span if isinstance(tower, TransformerTower) else slice(None)
     inside = values.flatten(2)[..., span]
     return found.run.computed(values, (total - inside.sum(-1)).T)

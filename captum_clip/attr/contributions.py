@@ -20,19 +20,8 @@ from ..similarity import Similarity
 from . import _attention as mha
 from ._base import ClipAttribution
 from ._call import Call, Computed, many_columns
-from ._engine import (
-    PooledEmbedding,
-    embedded_scores,
-    pooled_embedding,
-    refuse_checkpointing,
-)
-from ._vectors import (
-    products,
-    products_of_resnet,
-    taken_apart,
-    vectors_of_mean,
-    vectors_of_rows,
-)
+from ._engine import PooledEmbedding, embedded_scores, pooled_embedding, refuse_checkpointing
+from ._vectors import decompose, products, products_of_resnet, vectors_of_mean, vectors_of_rows
 
 
 @final
@@ -67,11 +56,11 @@ class ConservativePropagation(ClipAttribution):
 
 
 def propagated_to_patches(
-    tower: TransformerTower, call: Call, *, centred: bool = False, along: Tensor | None = None
+    tower: TransformerTower, call: Call, *, centred: bool = False, directions: Tensor | None = None
 ) -> Computed:
     """Relevance of every projected patch; `centred` takes each patch less their mean.
 
-    Of the scores, or of the unit embedding's products with vectors `along` (n, B or 1, E).
+    Of the scores, or of the unit embedding's products with vectors `directions` (n, B or 1, E).
     """
     refuse_checkpointing(tower)
     with record_detached_gates(tower, mha.attended) as record:
@@ -89,17 +78,17 @@ def propagated_to_patches(
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
         entered = entered - record.pooled.mean(padded, span)
-    directions = found.direction
-    if along is not None:
-        directions = Direction.of(along.expand(-1, found.run.record.batch, -1), directions.scale)
+    direction = found.direction
+    if directions is not None:
+        direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
     # one target after the other
-    for rows in directions.dense().to(found.embedding.dtype):  # (B, E)
+    for rows in direction.dense().to(found.embedding.dtype):  # (B, E)
         (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)
         maps.append((as_tokens(gradient) * entered).sum(-1))
     stacked = torch.stack(maps)  # (K', B, N)
     padded = F.pad(stacked, (tower.prefix, 0))
-    if along is not None:
-        return taken_apart(tower, call, found, padded, along)
+    if directions is not None:
+        return decompose(tower, call, found, padded, directions)
     return found.run.computed(padded, found.run.chosen - stacked.sum(-1).T)
 
 
@@ -266,38 +255,38 @@ class DirectContribution(ClipAttribution):
         return vectors, found.rest
 
     def _products(
-        self, inputs: Any, extra: Any, options: dict[str, Any], along: Tensor | None = None
+        self, inputs: Any, extra: Any, options: dict[str, Any], directions: Tensor | None = None
     ) -> Computed:
         """The products (B, n, h, w) of the vectors with others (n, B or 1, E); with the axes E."""
-        compute = partial(self._compute_products, along=along)
+        compute = partial(self._compute_products, directions=directions)
         return self._run(inputs, extra, partial(many_columns, None), options, compute)
 
     def _compute_products(
         self,
         call: Call,
         *,
-        along: Tensor | None,
+        directions: Tensor | None,
         baseline: Baseline,
         start_layer: int,
         depth: Depth,
     ) -> Computed:
         tower, centred = self._tower, baseline == "mean"
         layers = self._reading_layers(start_layer, depth)
-        if depth == "all" or isinstance(tower, ResNetTower):
-            if along is None:
-                assert isinstance(call.forward, Similarity)
-                along = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
-                along = along[:, None]
-            if isinstance(tower, ResNetTower):
-                return products_of_resnet(tower, call, along, centred)
-            return propagated_to_patches(tower, call, centred=centred, along=along)
+        if directions is None and (depth == "all" or isinstance(tower, ResNetTower)):
+            assert isinstance(call.forward, Similarity)
+            axes = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
+            directions = axes[:, None]
+        if isinstance(tower, ResNetTower):
+            return products_of_resnet(tower, call, directions, centred)
+        if depth == "all":
+            return propagated_to_patches(tower, call, centred=centred, directions=directions)
         if tower.pooling == "mean":
             found, vectors = vectors_of_mean(tower, call, centred)
         else:
             found, vectors = vectors_of_rows(tower, call, layers, centred)
         vectors = vectors * found.direction.scale[:, None, None]
         with mha.autocast_disabled(vectors):
-            return taken_apart(tower, call, found, products(vectors, along), along)
+            return decompose(tower, call, found, products(vectors, directions), directions)
 
 
 class _Row(NamedTuple):
@@ -327,7 +316,7 @@ def _of_rows(
     span, pooled = record.span, record.pooled
     with torch.no_grad(), mha.autocast_disabled(token):
         direction = pull_back(found.head(tower), token, found.direction)
-        total = direction.along(token) + direction.constant  # (K', B)
+        total = direction.dot(token) + direction.constant  # (K', B)
         values = []
         for index in reversed(layers):
             seen, row, output = record.visited[index]
@@ -363,7 +352,7 @@ def _compare_sum(seen: LayerRecord, direction: Direction, whole: Tensor, output:
     lengths = to_float32(direction.rows).norm(dim=-1) * direction.scale  # (K', B)
     # numbers that differ at random differ by this along a vector
     size = lengths.norm(dim=0) * added.norm(dim=-1) * 4 * added.shape[-1] ** -0.5
-    returned = direction.along(added).T.to(output.dtype)
+    returned = direction.dot(added).T.to(output.dtype)
     seen.compare(whole.T, returned, size[:, None])
 
 
@@ -398,11 +387,11 @@ def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Co
         direction = pull_back(steps[before:], mean, found.direction)
         constant = direction.constant
         direction = pull_back(steps[:before], flat, direction.repeated(count))
-        total = direction.along(flat) + direction.constant
+        total = direction.dot(flat) + direction.constant
         total = (total.reshape(-1, batch, count) * share).sum(-1) + constant
         if centred:
             flat = (token - pooled.mean(token, slice(None))).flatten(0, 1)
-        maps = direction.along(flat).reshape(-1, batch, count) * share
+        maps = direction.dot(flat).reshape(-1, batch, count) * share
         return _closed(found, F.pad(maps, (tower.prefix, 0)), total - maps.sum(-1), total)
 
 

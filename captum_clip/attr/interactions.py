@@ -1,7 +1,7 @@
 """The score of a pair, as a sum over pairs of positions: which word answers which region."""
 
 from itertools import product
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from captum.attr import Attribution
@@ -9,7 +9,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from .. import targets
-from ..checks import check_choice, check_flag, is_integer, show
+from ..checks import check_flag, is_integer, show
 from ..errors import InputError, TargetError, UnsupportedModelError, public
 from ..models import ClipAdapter
 from ..models.library import is_unmodified
@@ -96,11 +96,9 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             blank = torch.zeros(1, 3, *clip.tower.native, device=clip.device)
             with torch.no_grad():
                 dimension = clip.image_features(blank).shape[-1]
-        axis = targets.embedding(
-            torch.eye(1, dimension, device=clip.device)
-        )  # vectors depend on no target
-        self._image = DirectContribution(ClipSimilarity(clip, axis))
-        self._other = self._image
+        # vectors depend on no target
+        axis = targets.embedding(torch.eye(1, dimension, device=clip.device))
+        self._image = self._other = DirectContribution(ClipSimilarity(clip, axis))
         if forward_func.side == "text":
             self._other = DirectContribution(TextSimilarity(clip, axis))
 
@@ -132,12 +130,10 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
             InputError: invalid inputs or options, or not as many of each.
             TargetError: a target.
         """
-        given: Any = inputs
-        if not isinstance(given, tuple) or len(given) != 2:
-            count = f" of {len(given)}" if isinstance(given, tuple) else ""
+        if not isinstance(inputs, tuple) or len(inputs) != 2:
             raise InputError(
                 f"expected a tuple of two tensors, images and {self.forward_func.side}s,"
-                f" got {type(given).__name__}{count}."
+                f" got {type(inputs).__name__}."
             )
         if not (target is None or (is_integer(target) and target == 0)):
             raise TargetError(
@@ -182,9 +178,6 @@ class DirectInteraction(Attribution):  # type: ignore[misc]
                 "so its score may be more than the cosine; pass a plain ClipPairSimilarity."
             )
         both = [{n: _of_side(n, v, index) for n, v in options.items()} for index in (0, 1)]
-        for name, choices in (("baseline", Baseline), ("depth", Depth)):
-            for of_side in both:
-                check_choice(of_side[name], get_args(choices), name=name)
         mask = extra[0] if isinstance(extra, tuple) and len(extra) == 1 else extra
         self.forward_func.check(*inputs, mask, pairs=paired)
         sides = [(self._other, inputs[1], mask, both[1]), (self._image, inputs[0], None, both[0])]
@@ -233,7 +226,6 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
     others, mask = (other, None) if isinstance(other, Tensor) else clip.text_inputs(other)
     parts = method.attribute_pairs(pixels, others, mask, return_rest=True, **options)
     shares, rest = parts[0][:, 0], InteractionRest(*(part[:, 0] for part in parts[1]))
-    batch, grid = len(shares), shares.shape[-2:]
     cells = shares.flatten(1, -3)  # (B, T or h' w', h, w)
     whole = cells.sum(1) + rest.image
     cosine = whole.sum((-2, -1)) + rest.other.flatten(1).sum(1) + rest.constant
@@ -252,14 +244,9 @@ def pair_maps(clip: ClipAdapter, pixels: Tensor, other: str | Tensor, **options:
         places = product(*map(range, size))
         names = ("reference", *(f"row {row}, column {column}" for row, column in places))
         norms = norms.expand(len(names))
-    return PairMaps(
-        names,
-        torch.cat([whole[:, None], cells], 1).view(batch, -1, *grid),
-        torch.cat([cosine[:, None], cells.sum((-2, -1))], 1),
-        leave_one_out,
-        norms,
-        size,
-    )
+    maps = torch.cat([whole[:, None], cells], 1).view(len(shares), -1, *shares.shape[-2:])
+    scores = torch.cat([cosine[:, None], cells.sum((-2, -1))], 1)
+    return PairMaps(names, maps, scores, leave_one_out, norms, size)
 
 
 _Side: TypeAlias = tuple[DirectContribution, Tensor, Any, dict[str, Any]]
@@ -274,14 +261,14 @@ def _ledger(first: _Side, second: _Side, *, paired: bool) -> tuple[Tensor, list[
     method, inputs, mask, options = first
     vectors, rest = method.vectors(inputs, mask, return_rest=True, **options)
     parts = torch.cat([vectors.flatten(1, -2), rest[:, None]], 1)  # (N, n + 1, E)
-    along = parts.transpose(0, 1) if paired else parts.flatten(0, 1)[:, None]
+    directions = parts.transpose(0, 1) if paired else parts.flatten(0, 1)[:, None]
     method, inputs, mask, options = second
-    found = method._products(inputs, mask, options, along)
-    assert found.rest is not None
-    whole = torch.cat([found.values.flatten(2), found.rest[..., None]], 2)
+    products = method._products(inputs, mask, options, directions)
+    assert products.rest is not None
+    whole = torch.cat([products.values.flatten(2), products.rest[..., None]], 2)
     if not paired:
-        whole = whole.unflatten(1, parts.shape[:2])  # type: ignore[no-untyped-call]
-    return whole, [vectors.shape[1:-1], found.values.shape[2:]]
+        whole = whole.view(len(whole), *parts.shape[:2], -1)
+    return whole, [vectors.shape[1:-1], products.values.shape[2:]]
 
 
 def _of_side(name: str, value: Any, index: int) -> Any:

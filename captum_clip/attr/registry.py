@@ -133,13 +133,6 @@ def report_method(tower: Tower) -> str:
     return "conservative" if _has_pooling_head(tower) else _OF_REPORT[tower.kind]
 
 
-def method_on(tower: Tower, method: str | type[Any] | None = None) -> str | type[Any]:
-    """The method that is meant on a tower: its default, Mamooler's by that name, or any other."""
-    if method == MAMOOLER:
-        return report_method(tower)
-    return default_method(tower) if method is None else method
-
-
 def check_method(method: str | type[Any], options: dict[str, Any] | None = None) -> None:
     """Refuse a method that is none, before a model is loaded."""
     if method != MAMOOLER or options:
@@ -150,8 +143,7 @@ def fitting_methods(
     methods: Iterable[str | type[Any]], tower: Tower, model: str
 ) -> "list[MethodChoice]":
     """Those of the methods, by default the tower's own, that explain a tower; else InputError."""
-    named = [method_on(tower, method) for method in methods] or [default_method(tower)]
-    choices = [MethodChoice.of(method) for method in named]
+    choices = [MethodChoice.of(method, tower=tower) for method in [*methods] or [None]]
     fitting = [choice for choice in choices if choice.fits(tower.kind)]
     if not fitting:
         raise InputError(
@@ -186,30 +178,36 @@ class MethodChoice:
     costly: bool = False
 
     @classmethod
-    def of(cls, method: str | type[Any], options: dict[str, Any] | None = None) -> "MethodChoice":
-        """A class or a command-line name, with options from either side."""
-        options = dict(options or {})
+    def of(
+        cls,
+        method: str | type[Any] | None,
+        options: dict[str, Any] | None = None,
+        tower: Tower | None = None,
+    ) -> "MethodChoice":
+        """A class or a command-line name, with options from either side.
+
+        On a tower None is its default method, and "mamooler" the report's.
+        """
+        if tower is not None and method in (None, MAMOOLER):
+            method = default_method(tower) if method is None else report_method(tower)
+        text, options = "", dict(options or {})
+        stem: Any = method
         if isinstance(method, str):
             stem, _, text = method.partition(":")
-            method_class = _by_name(method, stem)
-            leading = getattr(method_class, "leading", None)
-            if leading and text:
-                value, _, text = text.partition(":")
-                options = {leading: value, **options}
-            options = {**_parsed(method, text), **options}
-        elif method in registered().values():
-            method_class = method
-        else:
-            raise InputError(
-                f"method: expected a class of captum_clip.attr or one of {', '.join(METHODS)}, got "
-                f"{method!r}."
-            )
+        method_class = _class_of(method, stem)
+        leading = getattr(method_class, "leading", None)
+        if leading and text:
+            value, _, text = text.partition(":")
+            options = {leading: value, **options}
+        options = {**_parsed(str(method), text), **options}
         _check_options(method_class, options)
         flags = ("signed", "needs_target", "costly")
-        own = {flag: getattr(method_class, flag) for flag in flags if hasattr(method_class, flag)}
+        stated = {
+            flag: getattr(method_class, flag) for flag in flags if hasattr(method_class, flag)
+        }
         if issubclass(method_class, ClipAttribution):
-            own |= method_class.properties(**options)
-        return cls(method_class, options, _full_name(method_class, options), **own)
+            stated |= method_class.properties(**options)
+        return cls(method_class, options, _full_name(method_class, options), **stated)
 
     def fits(self, kind: str) -> bool:
         """Whether it explains a kind of tower."""
@@ -256,7 +254,8 @@ class MethodChoice:
         return maps, torch.as_tensor(scores[:, :1].T.cpu())
 
 
-def _by_name(method: str, stem: str) -> type[Any]:
+def _class_of(method: Any, stem: Any) -> type[Any]:
+    """The class that is named by `stem`, or is it."""
     if stem == MAMOOLER:
         names = ", ".join(dict.fromkeys(_OF_REPORT.values()))
         raise InputError(
@@ -264,15 +263,14 @@ def _by_name(method: str, stem: str) -> type[Any]:
             f"options, got {method!r}; name the method itself ({names})."
         )
     methods = registered()
-    by_class = {kind.__name__: name for name, kind in methods.items()}
-    name = by_class.get(stem, stem)
-    if name not in methods:
-        hint = suggestion(stem, (*methods, *by_class, MAMOOLER))
-        raise InputError(
-            f"method: expected one of {', '.join(methods)}, with options as in "
-            f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."
-        )
-    return methods[name]
+    named = {**methods, **{kind.__name__: kind for kind in methods.values()}}
+    if stem in (*methods.values(), *named):
+        return named[stem] if isinstance(stem, str) else stem  # type: ignore[no-any-return]
+    hint = suggestion(str(stem), (*named, MAMOOLER))
+    raise InputError(
+        f"method: expected one of {', '.join(methods)}, with options as in "
+        f"last-grad:heads=averaged, or a class of captum_clip.attr; got {method!r}{hint}."
+    )
 
 
 def suggestion(typed: str, names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from typing_extensions import override
 
 from .._version import __version__
-from ..attr.registry import MAMOOLER, method_on
+from ..attr.registry import MAMOOLER, report_method
 from ..checks import check_choice, error_context, find_repeated
 from ..errors import InputError, public
 from ..files import draw_order
@@ -231,7 +231,7 @@ def _reference(config: EvaluationConfig, clip: ClipAdapter, names: Sequence[str]
         )
     wanted = config.reference or MAMOOLER
     if wanted not in names:  # where it may be a folder of maps
-        wanted = str(method_on(clip.tower, wanted))
+        wanted = report_method(clip.tower) if wanted == MAMOOLER else wanted
     if wanted in names:
         return wanted
     if config.reference is None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .. import targets
-from ..attr.registry import MethodChoice, method_on
+from ..attr.registry import MethodChoice
 from ..checks import check_integer, expand
 from ..emotions import STRENGTH, Artemis, EmotionProbe, check_fit, fit_probe
 from ..errors import InputError, TargetError, public
@@ -304,7 +304,7 @@ def rank(
         raise TargetError(f"expected one target, got {len(wanted)}: {list(wanted.names)}.")
     forward = ClipSimilarity(clip, wanted)
     # What does not fit the model fails before the images are read.
-    MethodChoice.of(method_on(clip.tower, method)).method(forward)
+    MethodChoice.of(method, tower=clip.tower).method(forward)
     folder = None
     if isinstance(images, (str, Path)):
         folder = expand(images)

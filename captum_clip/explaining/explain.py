@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .. import maps, targets
 from ..attr.contributions import DirectContribution
 from ..attr.interactions import DirectInteraction, pair_maps
-from ..attr.registry import MAMOOLER, MethodChoice, TextMap, check_method, method_on
+from ..attr.registry import MAMOOLER, MethodChoice, TextMap, check_method
 from ..checks import as_list, check_choice, check_flag, check_integer, show
 from ..errors import InputError, TargetError, public, refuse
 from ..models import ClipAdapter, load_clip
@@ -313,10 +313,10 @@ def _choices(clip: ClipAdapter, request: Request) -> dict[str, MethodChoice]:
     side, method, options = request.side, request.method, dict(request.options)
     choices = {}
     if side != "text":
-        choices["image"] = MethodChoice.of(method_on(clip.tower, method), options)
+        choices["image"] = MethodChoice.of(method, options, clip.tower)
     if side != "image":
-        named = method_on(clip.text_tower, method or "conservative")
-        choices["text"] = MethodChoice.of(named, {} if side == "both" and not method else options)
+        of_text = {} if side == "both" and not method else options
+        choices["text"] = MethodChoice.of(method or "conservative", of_text, clip.text_tower)
     for choice in choices.values():
         request.check_negative(choice)
     return choices

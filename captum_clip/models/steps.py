@@ -7,7 +7,7 @@ plus a constant: :math:`d \cdot f(x) = d' \cdot x + c`. So a score is taken apar
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,15 @@ class Linear(NamedTuple):
         with torch._C.DisableTorchFunction():
             return map_linearly(token, *self.to(token.dtype))
 
+    def pull_back(self, token: Tensor, direction: "Direction") -> "Direction":
+        """See the function of that name."""
+        weight, bias = self.to(token.dtype)
+        return direction.through(direction.rows @ weight, bias)
+
+    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
+        """See the function of that name."""
+        return Linear(self.weight, None)(vectors)
+
     def to(self, dtype: torch.dtype) -> "Linear":
         """The map in another dtype."""
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
@@ -136,6 +145,16 @@ class Residual(NamedTuple):
         """Add the branch to tokens (..., D)."""
         return token + run_steps(self.steps, token)
 
+    def pull_back(self, token: Tensor, direction: "Direction") -> "Direction":
+        """See the function of that name."""
+        branch = pull_back(self.steps, token, Direction.of(direction.rows, direction.scale))
+        dense, ones = direction.dense() + branch.dense(), torch.ones_like(direction.scale)
+        return Direction(dense, ones, direction.constant + branch.constant)
+
+    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
+        """See the function of that name."""
+        return vectors + _push_forward(self.steps, token, vectors)
+
 
 Step: TypeAlias = "nn.Module | Linear | Scale | Residual"
 """Something that a token goes through by itself."""
@@ -165,20 +184,19 @@ class Direction:
             rows = rows.repeat_interleave(count, 1)
         return Direction.of(rows, self.scale.repeat_interleave(count))
 
-    def along(self, tokens: Tensor) -> Tensor:
+    def dot(self, tokens: Tensor) -> Tensor:
         """The products with one token (B, D) each, (K, B)."""
         if self.rows.shape[1] == 1:
             return self.rows[:, 0] @ tokens.T * self.scale
         return torch.einsum("kbd,bd->kb", self.rows, tokens) * self.scale
 
-    def _through(
-        self, rows: Tensor, bias: Tensor | None, scale: Tensor | None = None
-    ) -> "Direction":
+    def through(self, rows: Tensor, bias: Tensor | None, scale: Tensor | float = 1) -> "Direction":
         """The direction on the input of an affine map whose transposed weight gave `rows`."""
         constant = self.constant
         if bias is not None:
-            constant = constant + (self.rows @ bias) * self.scale
-        return Direction(rows, self.scale if scale is None else self.scale * scale, constant)
+            products = self.rows @ bias if bias.ndim == 1 else (self.rows * bias).sum(-1)
+            constant = constant + products * self.scale
+        return Direction(rows, self.scale * scale, constant)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
@@ -237,7 +255,7 @@ def pull_back(steps: Sequence[Step], token: Tensor, direction: Direction) -> Dir
     for step in steps[:-1]:
         inputs.append(_forward(step, inputs[-1]))
     for step, entered in zip(reversed(steps), reversed(inputs), strict=False):
-        direction = _pull_back(_plain(step), entered, direction)
+        direction = _held(step, entered).pull_back(entered, direction)
     return direction
 
 
@@ -246,8 +264,12 @@ def push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tenso
 
     The transpose of :func:`pull_back`: the parts of their output, without its constant.
     """
+    return _push_forward(steps, token[:, None], vectors)
+
+
+def _push_forward(steps: Sequence[Step], token: Tensor, vectors: Tensor) -> Tensor:
     for step in steps:
-        vectors = _push_forward(_plain(step), token, vectors)
+        vectors = _held(step, token).push_forward(token, vectors)
         token = _forward(step, token)
     return vectors
 
@@ -307,17 +329,10 @@ def with_gate_held(module: Any, token: Tensor, result: Tensor) -> Tensor:
     That is 1 / sigma of a norm, f(x) / x of an activation.
     """
     if is_activation(module):
-        gate = torch.where(token == 0, _slope_at_zero(module, token), result / token).detach()
+        gate = _gate(module, token, result).detach()
         return token * gate + (result - token * gate).detach()
     wide = to_float32(token)
-    centred = wide - wide.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else wide
-    scale = (centred.square().mean(-1, keepdim=True) + _epsilon(module, wide)).rsqrt().detach()
-    normed = centred * scale
-    if module.weight is not None:
-        normed = normed * module.weight
-    if getattr(module, "bias", None) is not None:
-        normed = normed + module.bias
-    return normed.to(result.dtype)
+    return _norm_at(module, wide)(wide).to(result.dtype)
 
 
 def _plain(step: Step) -> Step:
@@ -342,67 +357,90 @@ def _forward(step: Step, token: Tensor) -> Tensor:
     return token if isinstance(step, _IDENTITIES) else step(token)
 
 
-def _pull_back(step: Step, token: Tensor, direction: Direction) -> Direction:
-    if isinstance(step, Residual):
-        branch = pull_back(step.steps, token, Direction.of(direction.rows, direction.scale))
-        dense = direction.dense() + branch.dense()
-        ones = torch.ones_like(direction.scale)
-        return Direction(dense, ones, direction.constant + branch.constant)
-    if isinstance(step, Linear):
-        weight, bias = step.to(token.dtype)
-        return direction._through(direction.rows @ weight, bias)
-    if isinstance(step, Scale):
-        return direction._through(direction.rows * step.factors.to(token.dtype), None)
-    kind = _kind(step, token)
-    if kind == "identity":
-        return direction
-    if kind == "norm":
-        return _through_norm(step, token, direction)
-    if kind == "affine":
-        return _through_affine(step, token, direction)
-    gate, rest = _gate(step, token)
-    dense = direction.dense()
-    constant = direction.constant + torch.einsum("kbd,bd->kb", dense, rest)
-    return Direction(dense * gate, torch.ones_like(direction.scale), constant)
+class _Gated(NamedTuple):
+    """A step with its gate held at a token, x -> scale * factors * (x less its mean) + bias."""
+
+    factors: Tensor | None = None  # (D,) or (..., D)
+    bias: Tensor | None = None
+    scale: Tensor | None = None  # (..., 1)
+    centres: bool = False
+
+    def __call__(self, token: Tensor) -> Tensor:
+        token = self.push_forward(token, token)
+        return token if self.bias is None else token + self.bias
+
+    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
+        if self.centres:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        vectors = vectors if self.scale is None else vectors * self.scale
+        return vectors if self.factors is None else vectors * self.factors.to(vectors.dtype)
+
+    def pull_back(self, token: Tensor, direction: Direction) -> Direction:
+        rows, bias = direction.rows, self.bias
+        if self.factors is not None:
+            rows = rows * self.factors.to(rows.dtype)
+        if self.centres:
+            rows = rows - rows.mean(-1, keepdim=True)
+        bias = None if bias is None else bias.to(rows.dtype)
+        return direction.through(rows, bias, 1 if self.scale is None else self.scale[..., 0])
 
 
-def _push_forward(step: Step, token: Tensor, vectors: Tensor) -> Tensor:
-    if isinstance(step, Residual):
-        return vectors + push_forward(step.steps, token, vectors)
-    if isinstance(step, Linear):
-        return Linear(step.weight, None)(vectors)
-    if isinstance(step, Scale):
-        return vectors * step.factors.to(vectors.dtype)
-    kind = _kind(step, token)
-    if kind == "identity":
-        return vectors
-    if kind == "activation":
-        return vectors * _gate(step, token)[0][:, None]
-    if kind == "affine":
-        return _called(step, vectors) - _constant(step, token)[:, None]
-    norm: Any = step
-    if isinstance(norm, nn.LayerNorm):
-        vectors = vectors - vectors.mean(-1, keepdim=True)
-    vectors = vectors * _norm_scale(norm, token)[:, None, None]
-    return vectors if norm.weight is None else vectors * norm.weight.to(vectors.dtype)
+class _Called(NamedTuple):
+    """A linear map that is called, such as an adapter's, whose way back is its own gradient."""
+
+    module: nn.Module
+
+    def push_forward(self, token: Tensor, vectors: Tensor) -> Tensor:
+        return _called(self.module, vectors) - _constant(self.module, token)
+
+    def pull_back(self, token: Tensor, direction: Direction) -> Direction:
+        zero, dense = _constant(self.module, token), direction.dense()
+        with torch.enable_grad():
+            leaf = token.detach().requires_grad_()
+            output = _called(self.module, leaf)
+            rows = [torch.autograd.grad(output, leaf, row, retain_graph=True)[0] for row in dense]
+        constant = direction.constant + torch.einsum("kbd,bd->kb", dense, zero)
+        return Direction(torch.stack(rows), torch.ones_like(direction.scale), constant)
 
 
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Flatten)  # for one token; dropout is not active
 
 
-def _kind(step: nn.Module, token: Tensor) -> Literal["identity", "norm", "activation", "affine"]:
-    """What a module is that is no plain linear map, by what it makes of a token (B, D), too."""
+def _held(step: Step, token: Tensor) -> Linear | Residual | _Gated | _Called:
+    """A step as the linear map that it is at a token, by what it makes of that, too."""
+    step = _plain(step)
+    if isinstance(step, (Linear, Residual)):
+        return step
+    if isinstance(step, Scale):
+        return _Gated(step.factors)
     if is_activation(step):
-        return "activation"
+        after = step(token)
+        rest = torch.where(token == 0, after, torch.zeros_like(token))  # f(0), mostly zero
+        return _Gated(_gate(step, token, after), rest)
     if isinstance(step, _IDENTITIES):
-        return "identity"
+        return _Gated()
     if isinstance(step, nn.LayerNorm):
-        return "norm"
+        return _norm_at(step, token)
     if _is_norm(step):
-        made, returned = with_gate_held(step, token, token), _called(step, token)
+        norm, returned = _norm_at(step, token), _called(step, token)
         bound = ROUNDING[next(step.parameters(), token).dtype]
-        return "norm" if (made - returned).norm() <= bound * returned.norm() else "affine"
-    return "affine"
+        if (norm(token) - returned).norm() <= bound * returned.norm():
+            return norm
+    return _Called(step)
+
+
+def _norm_at(norm: Any, token: Tensor) -> _Gated:
+    """A norm with its standard deviation, of an RMSNorm its root mean square, as a constant."""
+    centres = isinstance(norm, nn.LayerNorm)
+    wide = token.detach()
+    variance = wide.var(-1, correction=0) if centres else wide.square().mean(-1)
+    scale = (variance + _epsilon(norm, token)).rsqrt()
+    return _Gated(norm.weight, getattr(norm, "bias", None), scale[..., None], centres)
+
+
+def _gate(activation: Any, token: Tensor, result: Tensor) -> Tensor:
+    """An activation's gate f(x) / x."""
+    return torch.where(token == 0, _slope_at_zero(activation, token), result / token)
 
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:
@@ -429,24 +467,6 @@ def _constant(step: nn.Module, token: Tensor) -> Tensor:
     return zero
 
 
-def _through_affine(step: nn.Module, token: Tensor, direction: Direction) -> Direction:
-    """The way through a linear map that is called, such as an adapter's, by its own gradient."""
-    zero, dense = _constant(step, token), direction.dense()
-    with torch.enable_grad():
-        leaf = token.detach().requires_grad_()
-        output = _called(step, leaf)
-        rows = [torch.autograd.grad(output, leaf, row, retain_graph=True)[0] for row in dense]
-    constant = direction.constant + torch.einsum("kbd,bd->kb", dense, zero)
-    return Direction(torch.stack(rows), torch.ones_like(direction.scale), constant)
-
-
-def _gate(activation: Any, token: Tensor) -> tuple[Tensor, Tensor]:
-    """An activation's gate f(x) / x, and what is left where x is zero: f(0), mostly zero."""
-    after: Tensor = activation(token)
-    gate = torch.where(token == 0, _slope_at_zero(activation, token), after / token)
-    return gate, torch.where(token == 0, after, torch.zeros_like(token))
-
-
 def _slope_at_zero(activation: Any, token: Tensor) -> Tensor:
     """The gate (1,) where it is 0 / 0, from below, as torch has it of ReLU.
 
@@ -457,24 +477,6 @@ def _slope_at_zero(activation: Any, token: Tensor) -> Tensor:
     zero, below = (type(activation).forward(activation, end) for end in ends)  # without hooks
     slope: Tensor = (zero - below) / step
     return slope
-
-
-def _norm_scale(norm: Any, token: Tensor) -> Tensor:
-    """One over the standard deviation (B,) of a token, of an RMSNorm over the root mean square."""
-    centres = isinstance(norm, nn.LayerNorm)
-    variance = token.var(-1, correction=0) if centres else token.square().mean(-1)
-    return (variance + _epsilon(norm, token)).rsqrt()
-
-
-def _through_norm(norm: Any, token: Tensor, direction: Direction) -> Direction:
-    """Centring is linear; only the standard deviation is detached."""
-    rows, bias = direction.rows, None
-    if norm.weight is not None:
-        rows = rows * norm.weight.to(rows.dtype)
-    if isinstance(norm, nn.LayerNorm):
-        rows = rows - rows.mean(-1, keepdim=True)
-        bias = None if norm.bias is None else norm.bias.to(rows.dtype)
-    return direction._through(rows, bias, _norm_scale(norm, token))
 
 
 def _epsilon(norm: Any, token: Tensor) -> float:

@@ -158,7 +158,7 @@ class Attention:
         return total
 
     def context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Another argument that `AttentionLayer.rotated` needs, such as a table of RoPE."""
+        """Another argument that `rotated` needs, such as a table of RoPE."""
         return None
 
     def output(self, result: Any) -> Tensor:
@@ -212,6 +212,18 @@ class Attention:
         """The steps from its output to the residual."""
         return ()
 
+    @property
+    def plain(self) -> bool:
+        """Whether queries and keys enter the product as they are projected.
+
+        Then q . k_j = (W_K^T q) . x_j + a constant of the row, and no key need be computed.
+        """
+        return True
+
+    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
+        """Queries or keys (B, H, rows, d) as they enter the product, the first rows of all."""
+        return heads
+
 
 class AttentionLayer(Attention):
     """One residual block, seen from its self-attention.
@@ -263,18 +275,6 @@ class AttentionLayer(Attention):
         """The block's output from its input and the attention's output, both (..., D)."""
         hidden = residual + call_steps(self.branch(), attended)
         return hidden + call_steps(self.mlp_branch(), hidden)
-
-    @property
-    def plain(self) -> bool:
-        """Whether queries and keys enter the product as they are projected.
-
-        Then q . k_j = (W_K^T q) . x_j + a constant of the row, and no key need be computed.
-        """
-        return True
-
-    def rotated(self, which: Which, heads: Tensor, context: Any) -> Tensor:
-        """Queries or keys (B, H, rows, d) as they enter the product, the first rows of all."""
-        return heads
 
 
 class PoolingHead(Attention):
@@ -365,6 +365,11 @@ class Tower(ABC):
     def embedding_dim(self) -> int | None:
         """Length of an image embedding; None where only a forward shows it."""
         return None
+
+    @property
+    def head(self) -> tuple[Step, ...]:
+        """The steps from the pooled token to the embedding; none where the tower has its `pool`."""
+        return ()
 
     @property
     @abstractmethod
@@ -462,11 +467,6 @@ class TransformerTower(Tower):
         """The image embedding (..., E) of the last block's or pooling head's token (..., D)."""
         # for one token the order of norm and pooling makes no difference
         return call_steps(self.head, token)
-
-    @property
-    @abstractmethod
-    def head(self) -> tuple[Step, ...]:
-        """The steps from the pooled token to the image embedding."""
 
     @property
     def head_modules(self) -> list[nn.Module]:
@@ -577,7 +577,7 @@ class AveragePooledTower(ResNetTower):
         with torch.autocast(features.device.type, enabled=False):
             positions, mean = to_float32(features.detach()).flatten(2), self._mean(features)
             direction = pull_back(self.head_steps(), mean, direction)
-            total = direction.along(mean) + direction.constant
+            total = direction.dot(mean) + direction.constant
             if centred:
                 positions = positions - mean[..., None]
             dense = direction.dense()

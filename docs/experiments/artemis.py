@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip import ClipSimilarity, load_clip, maps, metrics, targets
-from captum_clip.attr.registry import MethodChoice, method_on
+from captum_clip.attr.registry import MethodChoice
 from captum_clip.demo.catalogue import FEELINGS, THINGS
 from captum_clip.demo.scenes import Scene, Split, draw_scene
 from captum_clip.emotions import CLASSES, EMOTIONS, SOMETHING_ELSE, EmotionProbe
@@ -175,7 +175,7 @@ def emotion_pointing(
         progress: show a bar.
     """
     target = targets.emotion(clip, probe)
-    choice = MethodChoice.of(method_on(clip.tower, method))
+    choice = MethodChoice.of(method, tower=clip.tower)
     attribution = choice.method(ClipSimilarity(clip, target))
     truths = sorted(emotion_truth(folder), key=lambda truth: EMOTIONS.index(truth.emotion))
     heatmaps = []
