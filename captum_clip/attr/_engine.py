@@ -322,7 +322,7 @@ def _until_embedding(
     if _stops(tower, call):
         return _stopping(tower, visit, stream=stream)
     last = range(len(tower.attentions))[-1:]
-    parts = {"keep" if tower.pooling == "attention" else "outputs": last}
+    parts: Any = {"keep" if tower.pooling == "attention" else "outputs": last}
     return record_vit(tower, visit=visit, leaf=leaf, stream=stream, **parts)
 
 

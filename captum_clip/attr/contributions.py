@@ -277,6 +277,7 @@ class DirectContribution(ClipAttribution):
             axes = torch.eye(call.forward.embeddings.shape[1], device=call.images[0].device)
             directions = axes[:, None]
         if isinstance(tower, ResNetTower):
+            assert directions is not None
             return products_of_resnet(tower, call, directions, centred)
         if depth == "all":
             return propagated_to_patches(tower, call, centred=centred, directions=directions)

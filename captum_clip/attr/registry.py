@@ -143,7 +143,8 @@ def fitting_methods(
     methods: Iterable[str | type[Any]], tower: Tower, model: str
 ) -> "list[MethodChoice]":
     """Those of the methods, by default the tower's own, that explain a tower; else InputError."""
-    choices = [MethodChoice.of(method, tower=tower) for method in [*methods] or [None]]
+    named: list[str | type[Any] | None] = [*methods]
+    choices = [MethodChoice.of(method, tower=tower) for method in named or [None]]
     fitting = [choice for choice in choices if choice.fits(tower.kind)]
     if not fitting:
         raise InputError(
@@ -265,7 +266,7 @@ def _class_of(method: Any, stem: Any) -> type[Any]:
     methods = registered()
     named = {**methods, **{kind.__name__: kind for kind in methods.values()}}
     if stem in (*methods.values(), *named):
-        return named[stem] if isinstance(stem, str) else stem  # type: ignore[no-any-return]
+        return named[stem] if isinstance(stem, str) else stem
     hint = suggestion(str(stem), (*named, MAMOOLER))
     raise InputError(
         f"method: expected one of {', '.join(methods)}, with options as in "
