@@ -141,27 +141,30 @@ def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
                 nodes.append(before)
             users[before].append(node)
     start = get_gradient_edge(patches).node
-    nodes, reached = [start], set()
+    nodes, reached = [start], {start}
     while nodes:
-        node = nodes.pop()
-        if node not in reached:
-            reached.add(node)
-            nodes += users[node]
-    for node in reached:
-        operation = re.sub(r"Backward\d*$", "", type(node).__name__)
+        above = {*users[nodes.pop()]} - reached
+        nodes += above
+        reached |= above
+    for node in reached - {start}:
         inputs = {index for index, (each, _) in enumerate(node.next_functions) if each in reached}
-        if operation == "Div":
-            known = inputs <= {0}
-        elif operation == "CopySlices":  # of something done in place, which it does not name
-            known = _copies(node)
-        elif operation.startswith("ScaledDotProduct"):
-            known = inputs <= {2}  # the values
-        else:
-            factors = inputs.intersection(_PRODUCTS.get(operation, ()))
-            known = operation in _LINEAR or (operation in _PRODUCTS and len(factors) < 2)
-        if node is not start and (not known or isinstance(node, BackwardCFunction)):
+        operation = re.sub(r"Backward\d*$", "", type(node).__name__)
+        if isinstance(node, BackwardCFunction) or not _is_linear(node, operation, inputs):
             raise UnsupportedModelError(
                 f"the {noun} computes a {operation}, of which it is not known whether it is "
                 "linear; relevance passes linear maps, LayerNorm, RMSNorm and activations only. "
                 "Take another method."
             )
+
+
+def _is_linear(node: Any, operation: str, inputs: set[int]) -> bool:
+    """Whether an operation is linear in those of its inputs together."""
+    if operation == "Div":
+        return inputs <= {0}
+    if operation.startswith("ScaledDotProduct"):
+        return inputs <= {2}  # the values
+    if operation == "CopySlices":  # of something done in place, which it does not name
+        return _copies(node)
+    if operation in _PRODUCTS:
+        return len(inputs.intersection(_PRODUCTS[operation])) < 2
+    return operation in _LINEAR
