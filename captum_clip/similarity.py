@@ -174,8 +174,8 @@ class TextSimilarity(Similarity):
 
     def features(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The library's own text embeddings (B, E)."""
-        own = (self._tower, self.clip.name, self.clip.device)
-        check_ids(ids, attention_mask, *own)
+        others = (self._tower, self.clip.name, self.clip.device)
+        check_ids(ids, attention_mask, *others)
         return self.clip.text_features(ids, attention_mask)
 
 
@@ -225,12 +225,12 @@ class ClipPairSimilarity(nn.Module):
     ) -> Tensor:
         """Cosines (B,) of preprocessed images with token ids (B, T), or with images."""
         self.check(images, others, attention_mask)
-        found = self.clip.image_features(images)
+        embedding = self.clip.image_features(images)
         if self.side == "text":
             other = self.clip.text_features(others, attention_mask)
         else:
             other = self.clip.image_features(others)
-        return F.cosine_similarity(to_float32(found), to_float32(other), dim=-1)
+        return F.cosine_similarity(to_float32(embedding), to_float32(other), dim=-1)
 
     def check(
         self, images: Any, others: Any, attention_mask: Any = None, *, pairs: bool = True

@@ -25,13 +25,7 @@ from ..models.steps import (
     run_steps,
     split_heads,
 )
-from ..models.towers import (
-    Exposed,
-    Pooling,
-    PoolingHead,
-    TransformerTower,
-    Which,
-)
+from ..models.towers import Exposed, Pooling, PoolingHead, TransformerTower, Which
 from ..recording import LayerRecord
 
 
@@ -230,8 +224,8 @@ def merged(record: LayerRecord, heads: Tensor, run: Callable[..., Tensor] = run_
     with autocast_disabled(heads):
         if isinstance(output, Linear) and attention.linear:
             return run_steps((output,), heads)
-        own = next(attention.output_module.parameters(), record.tokens).dtype
-        return run(attention.merge_steps(output), heads.to(own)).to(heads.dtype)
+        dtype = next(attention.output_module.parameters(), record.tokens).dtype
+        return run(attention.merge_steps(output), heads.to(dtype)).to(heads.dtype)
 
 
 @torch.no_grad()
@@ -322,11 +316,11 @@ def read_row(row: Tensor, matrix: Tensor) -> Tensor:
         return torch.einsum("bi,bij->bj", row.to(matrix.dtype), matrix)
 
 
-def propagated(own: Tensor, gained: Tensor, matrices: Iterable[Tensor]) -> Tensor:
-    """Apply v <- v + v M, one matrix (B, s, s) after the other, to v = own + gained; v - own.
+def propagated(identity: Tensor, gained: Tensor, matrices: Iterable[Tensor]) -> Tensor:
+    """Apply v <- v + v M, one matrix (B, s, s) after the other, to v = identity + gained.
 
-    `own` is the identity's row, which no target changes; with mean pooling 1 / N in every cell.
+    Without the identity's row, which no target changes; with mean pooling 1 / N in every cell.
     """
     for matrix in matrices:
-        gained = gained + read_row(own + gained, matrix)
+        gained = gained + read_row(identity + gained, matrix)
     return gained

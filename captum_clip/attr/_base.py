@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial, wraps
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -162,10 +163,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         if target is None and not self.properties(**options).get("needs_target", self.needs_target):
             target = 0
         select = partial(one_column, target)
-        found = self._run(inputs, additional_forward_args, select, options)
+        result = self._run(inputs, additional_forward_args, select, options)
         # sensitivity_max passes a tuple first and a bare tensor afterwards: the same kind out as in
-        maps = (found.values,) if isinstance(inputs, tuple) else found.values
-        return (maps, found.rest) if return_rest else maps
+        maps = (result.values,) if isinstance(inputs, tuple) else result.values
+        return (maps, result.rest) if return_rest else maps
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]
     @public("attribute_targets")
@@ -197,9 +198,10 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
         check_flag("return_scores", return_scores)
         check_flag("return_rest", return_rest)
         select = partial(many_columns, targets)
-        found = self._run(inputs, additional_forward_args, select, options)
-        parts = [found.values, *([found.scores] * return_scores), *([found.rest] * return_rest)]
-        return tuple(parts) if len(parts) > 1 else found.values
+        result = self._run(inputs, additional_forward_args, select, options)
+        asked = (True, return_scores, return_rest)
+        parts = tuple(compress((result.values, result.scores, result.rest), asked))
+        return parts if len(parts) > 1 else result.values
 
     def _run(
         self,
@@ -237,22 +239,22 @@ class ClipAttribution(LayerAttribution, ABC):  # type: ignore[misc]
                 call = Call(forward, images, usable(extra), select, self._tower, name)
                 run = partial(compute or self._compute, call, **options)
                 try:
-                    found = run()
+                    result = run()
                 except RuntimeError as error:
                     # a fork that keeps its attention's gradient with a hook on the tensor
                     if "cannot register a hook on a tensor" not in str(error):
                         raise
                     with with_whole_graph():
-                        found = run()
-                found.record.verify(name)
-            maps = self._on_grid(found.record, found.values.detach())
+                        result = run()
+                result.record.verify(name)
+            maps = self._on_grid(result.record, result.values.detach())
             # a ClipSimilarity has checked its images; where large ones overflow, the map shows it
             if similarity is None and not maps.isfinite().all():
                 raise CaptureError(
                     "the forward function or its gradient holds NaN or infinity; look for "
                     "a division by zero or an overflow in it."
                 )
-            return found._replace(values=maps.contiguous())
+            return result._replace(values=maps.contiguous())
 
     def _check_tower(self) -> None:
         """Find the tower's parts as they are now; refuse one that answers differently each time."""
@@ -277,10 +279,10 @@ def _with_options(method: type[ClipAttribution], name: str) -> Any:
     So help, completion and Captum see them, and another argument is a TypeError at the call, which
     says what there is.
     """
-    own = vars(method).get(name)
-    function = own or getattr(super(method, method), name)
+    defined = vars(method).get(name)
+    function = defined or getattr(super(method, method), name)
     signature = inspect.signature(function)
-    if own is None:
+    if defined is None:
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         if method.additive:
             kind = inspect.Parameter.KEYWORD_ONLY

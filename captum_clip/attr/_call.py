@@ -68,10 +68,10 @@ class Call:
             images = tuple(image.clone() for image in images)
         scores = self.forward(*images, *self.extra)
         if not isinstance(scores, Tensor) or scores.ndim not in (1, 2):
-            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            returned = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CaptureError(
                 "The forward function must return one score or K scores per image, a tensor (B,) "
-                f"or (B, K); it returned {found}."
+                f"or (B, K); it returned {returned}."
             )
         return scores[:, None] if scores.ndim == 1 else scores
 
@@ -103,8 +103,8 @@ def plain_similarity(forward: Callable[..., Tensor]) -> Similarity | None:
 
     Nor may a method of its adapter be patched, as by one that centres the embeddings.
     """
-    own = (ClipSimilarity, TextSimilarity)
-    if not isinstance(forward, own) or not is_unmodified(forward, own):
+    kinds = (ClipSimilarity, TextSimilarity)
+    if not isinstance(forward, kinds) or not is_unmodified(forward, kinds):
         return None
     patched = {"image_features", "text_features"} & vars(forward.clip).keys()
     return None if patched else forward
@@ -151,21 +151,21 @@ class Pass:
     def _known(self, leaves: Sequence[Tensor], rows: Tensor, **batched: bool) -> tuple[Tensor, ...]:
         """The gradients of the scores, zero where a hook wiped what a leaf led to."""
         options: Any = {"retain_graph": True, "allow_unused": True, **batched}
-        found: Sequence[Tensor | None] = [None] * len(leaves)
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if self.scores.requires_grad:
-            found = grad(self.scores, leaves, rows, **options)
-        if any(gradient is None for gradient in found) and not self.record.is_hooked:
+            gradients = grad(self.scores, leaves, rows, **options)
+        if any(gradient is None for gradient in gradients) and not self.record.is_hooked:
             raise CaptureError("The scores do not depend on what the tower computed.")
         shape = rows.shape[: rows.ndim - self.scores.ndim]
-        pairs = zip(found, leaves, strict=True)
+        pairs = zip(gradients, leaves, strict=True)
         return tuple(leaf.new_zeros(*shape, *leaf.shape) if g is None else g for g, leaf in pairs)
 
     def depend_on(self, leaves: Sequence[Tensor]) -> bool:
         """Whether a score has a gradient at one of the leaves."""
         if not self.scores.requires_grad or not leaves:
             return False
-        found = grad(self.scores.sum(), leaves, retain_graph=True, allow_unused=True)
-        return any(gradient is not None and bool(gradient.any()) for gradient in found)
+        gradients = grad(self.scores.sum(), leaves, retain_graph=True, allow_unused=True)
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     def _one_hot(self) -> Tensor:
         shape = (len(self.columns), *self.scores.shape)
@@ -227,5 +227,5 @@ def _checked(flat: list[Any], count: int, names: Sequence[str]) -> Tensor:
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:8])
-    return f" ({shown}{', ...' if len(names) > 8 else ''})" if names else ""
+    listed = ", ".join(repr(name) for name in names[:8])
+    return f" ({listed}{', ...' if len(names) > 8 else ''})" if names else ""

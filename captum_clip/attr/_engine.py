@@ -48,10 +48,10 @@ class LastGradient:
     def matrices(self, tower: TransformerTower) -> Iterator[tuple[Tensor, Tensor]]:
         """For each target the row to read (B, s), and d y / d A (B, H, s, s) of the last layer."""
         assert self.output is not None
-        seen = self.run.record.layers[len(tower.layers) - 1]
+        layer = self.run.record.layers[len(tower.layers) - 1]
         for output in self.output:
-            start = mha.start_row(output, tower, seen.pooled)
-            yield start, mha.matrix_gradient(seen, output)
+            start = mha.start_row(output, tower, layer.pooled)
+            yield start, mha.matrix_gradient(layer, output)
 
 
 def last_gradient(
@@ -69,13 +69,13 @@ def last_gradient(
         return LastGradient(run, row, weights)
     refuse_checkpointing(tower)
     run = call.run(record_vit(tower, visit=visit, keep=keep, leaf=last))
-    seen = run.record.layers[last]
-    output = run.stacked_gradients(seen.point()[0])  # (K', B, s, D)
+    layer = run.record.layers[last]
+    output = run.stacked_gradients(layer.point()[0])  # (K', B, s, D)
     if tower.pooling == "attention":
         _check_first_query(output)
     elif tower.pooling == "mean" or output[:, :, 1:].any():
         return LastGradient(run, output=output)
-    return LastGradient(run, *_first_row(seen, output))
+    return LastGradient(run, *_first_row(layer, output))
 
 
 def _from_last_block(
@@ -150,11 +150,11 @@ def _stopping(
 
 
 @torch.no_grad()
-def _first_row(seen: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _first_row(layer: LayerRecord, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """D y / d A (K', B, H, s) and A (B, H, s) of the first row, alone in the point's gradient."""
-    compared = mha.pooled_attention if seen.point()[1] else mha.compare_output
-    heads = mha.heads_gradient(seen, gradient[:, :, 0])
-    return mha.row_gradient(seen, heads), compared(seen)
+    compared = mha.pooled_attention if layer.point()[1] else mha.compare_output
+    heads = mha.heads_gradient(layer, gradient[:, :, 0])
+    return mha.row_gradient(layer, heads), compared(layer)
 
 
 def _check_first_query(gradient: Tensor) -> None:
@@ -168,21 +168,21 @@ def _check_first_query(gradient: Tensor) -> None:
 
 def _last_heads(tower: TransformerTower, record: Recording) -> tuple[Tensor, Tensor]:
     """The last attention's pooled row (B, H, s), and its heads' outputs (B, D)."""
-    seen = record.layers[len(tower.attentions) - 1]
-    row = mha.pooled_attention(seen, compare=False)
-    return row, mha.heads_output(seen, row)
+    layer = record.layers[len(tower.attentions) - 1]
+    row = mha.pooled_attention(layer, compare=False)
+    return row, mha.heads_output(layer, row)
 
 
 def _pooled_token(tower: TransformerTower, record: Recording, heads: Tensor) -> Tensor:
     """The pooled token (B, D), which `tower.embed` takes, from the last heads' outputs (B, D)."""
-    seen = record.layers[len(tower.attentions) - 1]
-    attended, attention = mha.merged(seen, heads), seen.attention
-    if seen.output is not None:
-        seen.compare(attended, seen.pick(seen.output))
+    layer = record.layers[len(tower.attentions) - 1]
+    attended, attention = mha.merged(layer, heads), layer.attention
+    if layer.output is not None:
+        layer.compare(attended, layer.pick(layer.output))
     if isinstance(attention, AttentionLayer):
         residual = record.pooled.read(record.residual)
         return attention.tail(residual, attended.to(residual.dtype))
-    return attended.to(seen.tokens.dtype)  # of the tower, as its head expects
+    return attended.to(layer.tokens.dtype)  # of the tower, as its head expects
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,12 +304,12 @@ def pooled_embedding(
     with torch.no_grad():
         token = pooled_tokens(tower, record)
     if call.similarity is None:
-        found = embedded_scores(tower, call, record, scores)
-        compare_embedding(tower, found, token)
+        embedded = embedded_scores(tower, call, record, scores)
+        compare_embedding(tower, embedded, token)
     else:
         with torch.no_grad():
-            found = _of_cosine(call, record, _embedded(tower, record, token, tower.head))
-    return replace(found, token=to_float32(token))
+            embedded = _of_cosine(call, record, _embedded(tower, record, token, tower.head))
+    return replace(embedded, token=to_float32(token))
 
 
 def _until_embedding(
@@ -351,10 +351,10 @@ def _embedded(tower: Tower, record: Recording, token: Tensor, steps: Sequence[St
 
 
 @torch.no_grad()
-def compare_embedding(tower: Tower, found: PooledEmbedding, token: Tensor) -> None:
+def compare_embedding(tower: Tower, embedded: PooledEmbedding, token: Tensor) -> None:
     """What is taken apart must be the embedding that the scores are made of."""
-    record, returned = found.run.record, found.embedding.detach()
-    made = _embedded(tower, record, token, found.head(tower))
+    record, returned = embedded.run.record, embedded.embedding.detach()
+    made = _embedded(tower, record, token, embedded.head(tower))
     if made.shape != returned.shape:
         made = torch.full_like(returned, torch.nan)
     record.compare("the embedding", to_float32(made), returned)
@@ -424,11 +424,11 @@ def resnet_gradient(
     `detached` takes the weights of an attention pool as constants.
     """
     try:
-        found = pooled_embedding(tower, call)
-        found.run.record.verify(call.method)
+        embedded = pooled_embedding(tower, call)
+        embedded.run.record.verify(call.method)
         with torch.no_grad():
-            shift = tower.shift_gradient(found.token, found.gradient, detached=detached)
-        return found.run, shift
+            shift = tower.shift_gradient(embedded.token, embedded.gradient, detached=detached)
+        return embedded.run, shift
     except (ReadsMoreError, UnsupportedModelError) as error:
         # the gradient does not lead through the pool alone, or that is not what it seems to be
         if detached:

@@ -53,18 +53,18 @@ def vectors_of_rows(
                     share[0] = push_forward((norm,), to_float32(token), share[0])
 
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    found = pooled_embedding(tower, call, (layers, visit), stream=stream)
-    with torch.no_grad(), mha.autocast_disabled(found.token):
-        return found, push_forward(found.head(tower), found.token, share[0])
+    embedded = pooled_embedding(tower, call, (layers, visit), stream=stream)
+    with torch.no_grad(), mha.autocast_disabled(embedded.token):
+        return embedded, push_forward(embedded.head(tower), embedded.token, share[0])
 
 
 def vectors_of_mean(
     tower: TransformerTower, call: Call, centred: bool
 ) -> tuple[PooledEmbedding, Tensor]:
-    """The same where the mean of the last tokens is pooled."""
-    found = pooled_embedding(tower, call)
-    token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
-    steps = found.head(tower)
+    """The share of each token in the embedding, (B, s, E), where their mean is pooled."""
+    embedded = pooled_embedding(tower, call)
+    token, before, pooled = embedded.token, tower.steps_before_mean, embedded.run.record.pooled
+    steps = embedded.head(tower)
     with torch.no_grad(), mha.autocast_disabled(token):
         share = mha.initial_row("mean", token[..., 0], 0, pooled)[..., None]  # (B, N, 1)
         mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
@@ -72,36 +72,36 @@ def vectors_of_mean(
         flat, parts = (each.flatten(0, 1) for each in (token, entered))  # (B N, D)
         parts = push_forward(steps[:before], flat, parts[:, None]).view(*token.shape[:2], -1)
         vectors = push_forward(steps[before:], mean, parts * share)
-        return found, F.pad(vectors, (0, 0, tower.prefix, 0))
+        return embedded, F.pad(vectors, (0, 0, tower.prefix, 0))
 
 
 def products_of_resnet(
     tower: ResNetTower, call: Call, directions: Tensor, centred: bool
 ) -> Computed:
     """The products of each position's share in the unit embedding with vectors (n, B or 1, E)."""
-    found = pooled_embedding(tower, call)
+    embedded = pooled_embedding(tower, call)
     with torch.no_grad():
         parts = []
-        for rows in torch.split(directions.to(found.token), _TOGETHER):
-            direction = Direction.of(rows, found.direction.scale)
-            maps = tower.contributions(found.token, direction, centred=centred)[0]
+        for rows in torch.split(directions.to(embedded.token), _TOGETHER):
+            direction = Direction.of(rows, embedded.direction.scale)
+            maps = tower.contributions(embedded.token, direction, centred=centred)[0]
             parts.append(maps.sum(2))
-        return decompose(tower, call, found, torch.cat(parts), directions)
+        return decompose(tower, call, embedded, torch.cat(parts), directions)
 
 
 @torch.no_grad()
 def decompose(
-    tower: Tower, call: Call, found: PooledEmbedding, values: Tensor, directions: Tensor | None
+    tower: Tower, call: Call, embedded: PooledEmbedding, values: Tensor, directions: Tensor | None
 ) -> Computed:
     """Products (n, B, s or h, w) of the unit embedding's parts, and those of what no part is in."""
-    unit = to_float32(found.embedding.detach()) * found.direction.scale[:, None]
+    unit = to_float32(embedded.embedding.detach()) * embedded.direction.scale[:, None]
     if call.similarity is None:  # the model is changed, so more may follow the tower's end
         assert isinstance(call.forward, Similarity)
         text = isinstance(tower, TextTower)
-        own = call.embeddings() if text else call.forward.clip.image_features(*call.images)
-        made = unit if own.shape == unit.shape else torch.full_like(own, torch.nan)
-        found.run.record.compare("the embedding", made, F.normalize(own, dim=-1))
+        returned = call.embeddings() if text else call.forward.clip.image_features(*call.images)
+        made = unit if returned.shape == unit.shape else torch.full_like(returned, torch.nan)
+        embedded.run.record.compare("the embedding", made, F.normalize(returned, dim=-1))
     total = products(unit, directions)
-    span = found.run.record.span if isinstance(tower, TransformerTower) else slice(None)
+    span = embedded.run.record.span if isinstance(tower, TransformerTower) else slice(None)
     inside = values.flatten(2)[..., span]
-    return found.run.computed(values, (total - inside.sum(-1)).T)
+    return embedded.run.computed(values, (total - inside.sum(-1)).T)

@@ -59,7 +59,7 @@ class AttentionGradCam(ViTAttribution):
         return last.run.computed(maps)
 
     def _general(self, last: LastGradient, weights: Weights) -> Tensor:
-        """The same from whole matrices, for a gradient that has more than the CLS row."""
+        """Compute the maps from whole matrices, for a gradient that has more than the CLS row."""
         kept = last.run.record.layers[len(self._tower.layers) - 1]
         attention, prefix = mha.all_rows(kept), self._tower.prefix  # (B, H, s, s)
         maps = []
@@ -101,10 +101,10 @@ class AttentionRollout(ViTAttribution):
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         layers, tower = self._layers(start_layer), self._tower
 
-        def visit(index: int, seen: LayerRecord) -> Tensor:
+        def visit(index: int, layer: LayerRecord) -> Tensor:
             if index == layers[-1] and tower.pooling != "mean":
-                return mha.pooled_attention(seen).mean(1, keepdim=True)  # (B, 1, s)
-            return mha.all_rows(seen).mean(1)  # (B, s, s)
+                return mha.pooled_attention(layer).mean(1, keepdim=True)  # (B, 1, s)
+            return mha.all_rows(layer).mean(1)  # (B, s, s)
 
         run = without_gradient(tower, call, (layers, visit))
         means = run.record.visited
@@ -148,25 +148,25 @@ class AllGradAttention(ViTAttribution):
     @override
     def _compute(self, call: Call, *, start_layer: int = 0) -> Computed:
         tower, layers = self._tower, self._layers(start_layer)
-        found = all_gradients(tower, call, start_layer)
-        attention, pooled = kept_attention(found.run), found.run.record.pooled
+        passed = all_gradients(tower, call, start_layer)
+        attention, pooled = kept_attention(passed.run), passed.run.record.pooled
         maps = []
-        for gradients in found.run.gradients(*found.points):
-            last = found.last_row(gradients[-1])
+        for gradients in passed.run.gradients(*passed.points):
+            last = passed.last_row(gradients[-1])
             if last is None:
-                own, below = mha.start_row(gradients[-1], tower, pooled), layers
-                gained = torch.zeros_like(own)
+                eye, below = mha.start_row(gradients[-1], tower, pooled), layers
+                gained = torch.zeros_like(eye)
             else:
                 gained, below = mha.weighted(*last, dim=1), layers[:-1]  # (B, s)
                 # no residual runs around a pooling head
                 cls = tower.pooling == "cls"
-                own = pooled.row_of(gained) if cls else torch.zeros_like(gained)
+                eye = pooled.row_of(gained) if cls else torch.zeros_like(gained)
             steps = (
-                mha.weighted(found.layer_gradient(index, gradient), attention(index), dim=1)
+                mha.weighted(passed.layer_gradient(index, gradient), attention(index), dim=1)
                 for index, gradient in reversed(list(zip(below, gradients, strict=False)))
             )
-            maps.append(mha.propagated(own, gained, steps))
-        return found.run.computed(torch.stack(maps))
+            maps.append(mha.propagated(eye, gained, steps))
+        return passed.run.computed(torch.stack(maps))
 
 
 Heads = Literal["paired", "averaged"]
@@ -224,8 +224,8 @@ class LastGradAttention(ViTAttribution):
         if pooling == "attention" and len(layers) > 1:
             return self._below_pooling_head(call, layers, heads)
 
-        def visit(index: int, seen: LayerRecord) -> Tensor:
-            return _combined(mha.pooled_attention(seen), heads, dim=1)
+        def visit(index: int, layer: LayerRecord) -> Tensor:
+            return _combined(mha.pooled_attention(layer), heads, dim=1)
 
         if pooling == "mean":  # the rows alone will not do
             last = last_gradient(self._tower, call, keep=layers)
@@ -233,14 +233,14 @@ class LastGradAttention(ViTAttribution):
             last = last_gradient(self._tower, call, (layers[:-1], visit))
         if last.output is not None:
             return self._general(call, last, layers, heads)
-        own = _combined(last.attention, heads, dim=1)
+        top = _combined(last.attention, heads, dim=1)
         below = [last.run.record.visited[index] for index in layers[:-1]]
-        rows = torch.stack([*below, own])  # (L, B, H, s)
+        rows = torch.stack([*below, top])  # (L, B, H, s)
         gradient = _combined(last.row, heads, dim=2)  # (K', B, H, s)
         maps = torch.zeros_like(gradient[:, :, 0])
         for step in mha.weighted_rows(gradient, rows):
-            own = last.run.record.pooled.read(step[..., None])  # (K', B, 1)
-            maps = (1 + own) * maps + step  # (K', B, s)
+            of_cls = last.run.record.pooled.read(step[..., None])  # (K', B, 1)
+            maps = (1 + of_cls) * maps + step  # (K', B, s)
         return last.run.computed(maps)
 
     def _general(self, call: Call, last: LastGradient, layers: range, heads: Heads) -> Computed:
@@ -253,33 +253,33 @@ class LastGradAttention(ViTAttribution):
         attention = kept_attention(run, averaged=heads == "averaged")
         maps = [
             _propagated(
-                own, torch.zeros_like(own), _combined(gradient, heads, dim=1), attention, layers
+                eye, torch.zeros_like(eye), _combined(gradient, heads, dim=1), attention, layers
             )
-            for own, gradient in last.matrices(self._tower)
+            for eye, gradient in last.matrices(self._tower)
         ]
         return run.computed(torch.stack(maps))
 
     def _below_pooling_head(self, call: Call, layers: range, heads: Heads) -> Computed:
         """The pool's own row, and below it equation 6 with the last self-attention's gradient."""
-        found = all_gradients(self._tower, call, layers[-2], first=layers[0])
-        attention = kept_attention(found.run, averaged=heads == "averaged")
+        passed = all_gradients(self._tower, call, layers[-2], first=layers[0])
+        attention = kept_attention(passed.run, averaged=heads == "averaged")
         maps = []
-        for gradients in found.run.gradients(*found.points):
-            last = found.last_row(gradients[-1])
+        for gradients in passed.run.gradients(*passed.points):
+            last = passed.last_row(gradients[-1])
             assert last is not None
             start = mha.weighted(*(_combined(part, heads, dim=1) for part in last), dim=1)  # (B, s)
-            gradient = _combined(found.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
-            own = torch.zeros_like(start)  # no residual runs around the pool
-            maps.append(_propagated(own, start, gradient, attention, layers[:-1]))
-        return found.run.computed(torch.stack(maps))
+            gradient = _combined(passed.layer_gradient(layers[-2], gradients[0]), heads, dim=1)
+            eye = torch.zeros_like(start)  # no residual runs around the pool
+            maps.append(_propagated(eye, start, gradient, attention, layers[:-1]))
+        return passed.run.computed(torch.stack(maps))
 
 
 def _propagated(
-    own: Tensor, gained: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
+    eye: Tensor, gained: Tensor, gradient: Tensor, attention: Callable[[int], Tensor], layers: range
 ) -> Tensor:
     """One target's map (B, s) from the rows to begin with and the last gradient (B, H, s, s)."""
     matrices = (mha.weighted(gradient, attention(index), dim=1) for index in reversed(layers))
-    return mha.propagated(own, gained, matrices)
+    return mha.propagated(eye, gained, matrices)
 
 
 def _combined(tensor: Tensor, heads: Heads, *, dim: int) -> Tensor:
@@ -347,15 +347,15 @@ class LayerAttention(ViTAttribution):
     def _of_attention(self, call: Call, index: int, rows: Rows) -> Computed:
         tower, attention = self._tower, self._tower.attentions[index]
 
-        def visit(_: int, seen: LayerRecord) -> Tensor:  # (B, s)
+        def visit(_: int, layer: LayerRecord) -> Tensor:  # (B, s)
             if not isinstance(attention, AttentionLayer) or (
                 rows == "cls" and tower.pooling == "cls"
             ):
-                return mha.pooled_attention(seen).mean(1)
-            matrix = mha.all_rows(seen).mean(1)
+                return mha.pooled_attention(layer).mean(1)
+            matrix = mha.all_rows(layer).mean(1)
             if rows == "sum":
                 return matrix.sum(1)
-            mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, seen.pooled)
+            mean = mha.initial_row(tower.pooling, matrix[:, 0], tower.prefix, layer.pooled)
             return mha.read_row(mean, matrix)
 
         run = without_gradient(tower, call, (range(index, index + 1), visit))
@@ -369,9 +369,10 @@ class LayerAttention(ViTAttribution):
                 return last.run.computed(last.row.mean(2))
             run, output = last.run, last.output
         else:
-            found = all_gradients(tower, call, index)
-            run, output = found.run, found.run.stacked_gradients(found.points[0])  # (K', B, s, D)
-        seen, pooled = run.record.layers[index], run.record.pooled
+            passed = all_gradients(tower, call, index)
+            run = passed.run
+            output = run.stacked_gradients(passed.points[0])  # (K', B, s, D)
+        layer, pooled = run.record.layers[index], run.record.pooled
         like = output[0, ..., 0]
         if rows == "sum":
             weights = torch.ones_like(like)
@@ -379,7 +380,7 @@ class LayerAttention(ViTAttribution):
             weights = torch.stack([mha.start_row(g, tower, pooled) for g in output])
         else:
             weights = mha.initial_row(tower.pooling, like, tower.prefix, pooled)
-        mha.compare_output(seen)
-        chosen = mha.heads_gradient(seen, (weights[..., None] * output).sum(2))
-        gradient = mha.row_gradient(seen, chosen)  # (K', B, H, s)
+        mha.compare_output(layer)
+        chosen = mha.heads_gradient(layer, (weights[..., None] * output).sum(2))
+        gradient = mha.row_gradient(layer, chosen)  # (K', B, H, s)
         return run.computed(gradient.mean(2))

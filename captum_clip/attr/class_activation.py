@@ -86,8 +86,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
 
     @public("ClipGradCam")
     def __init__(self, forward_func: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
-        own = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
-        if isinstance(own, ResNetTower) and layer is own.stage:
+        tower = forward_func.clip.tower if isinstance(forward_func, ClipSimilarity) else None
+        if isinstance(tower, ResNetTower) and layer is tower.stage:
             layer = None
         if layer is not None and not isinstance(layer, nn.Module):
             raise InputError(f"expected a module as `layer`, got {type(layer).__name__}.")
@@ -139,8 +139,8 @@ class ClipGradCam(ResNetAttribution, LayerGradCam):  # type: ignore[misc]
                     "return (B, C, h, w); pass layer=, a convolutional stage of the network."
                 )
             return cast("TensorOrTuple", maps)
-        own = {"relu_attributions": relu_attributions, "attention": attention}
-        maps = super().attribute(inputs, target, additional_forward_args, **own)
+        options = {"relu_attributions": relu_attributions, "attention": attention}
+        maps = super().attribute(inputs, target, additional_forward_args, **options)
         return cast("TensorOrTuple", maps)
 
     @override
@@ -247,8 +247,8 @@ class CamFamily(ClipAttribution):
         for columns, (gradient,) in zip(run.columns, run.gradients(leaf), strict=True):
             targets = [itemgetter(int(column)) for column in columns]
             slope = to_float32(gradient).cpu().numpy()
-            found = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
-            maps.append(torch.from_numpy(found).clamp(min=0).to(leaf.device))
+            drawn = cam.get_cam_image(images, network.features, targets, features, slope, **smooth)
+            maps.append(torch.from_numpy(drawn).clamp(min=0).to(leaf.device))
         return run.computed(torch.stack(maps).to(to_float32(leaf).dtype))
 
     @override

@@ -65,8 +65,8 @@ def propagated_to_patches(
     refuse_checkpointing(tower)
     with record_detached_gates(tower, mha.attended) as record:
         result = call.embeddings() if isinstance(tower, TextTower) else call.scores()
-    found, patches = embedded_scores(tower, call, record, result), record.input
-    refuse_nonlinear(found.embedding, patches, tower.noun)
+    embedded, patches = embedded_scores(tower, call, record, result), record.input
+    refuse_nonlinear(embedded.embedding, patches, tower.noun)
 
     def as_tokens(tensor: Tensor) -> Tensor:  # (B, N, D)
         if patches.ndim == 4 and isinstance(tower.stem, nn.Conv2d):
@@ -78,18 +78,18 @@ def propagated_to_patches(
         span = slice(tower.prefix, tower.prefix + entered.shape[1])
         padded = F.pad(entered, (0, 0, tower.prefix, 0))
         entered = entered - record.pooled.mean(padded, span)
-    direction = found.direction
+    direction = embedded.direction
     if directions is not None:
         direction = Direction.of(directions.expand(-1, record.batch, -1), direction.scale)
     # one target after the other
-    for rows in direction.dense().to(found.embedding.dtype):  # (B, E)
-        (gradient,) = torch.autograd.grad(found.embedding, patches, rows, retain_graph=True)
+    for rows in direction.dense().to(embedded.embedding.dtype):  # (B, E)
+        (gradient,) = torch.autograd.grad(embedded.embedding, patches, rows, retain_graph=True)
         maps.append((as_tokens(gradient) * entered).sum(-1))
     stacked = torch.stack(maps)  # (K', B, N)
     padded = F.pad(stacked, (tower.prefix, 0))
     if directions is not None:
-        return decompose(tower, call, found, padded, directions)
-    return found.run.computed(padded, found.run.chosen - stacked.sum(-1).T)
+        return decompose(tower, call, embedded, padded, directions)
+    return embedded.run.computed(padded, embedded.run.chosen - stacked.sum(-1).T)
 
 
 Baseline = Literal["none", "mean"]
@@ -247,12 +247,12 @@ class DirectContribution(ClipAttribution):
             )
         check_flag("return_rest", return_rest)
         options = {"baseline": baseline, "start_layer": start_layer, "depth": depth}
-        found = self._products(inputs, additional_forward_args, options)
-        vectors = found.values.movedim(1, -1).contiguous()
+        computed = self._products(inputs, additional_forward_args, options)
+        vectors = computed.values.movedim(1, -1).contiguous()
         if not return_rest:
             return vectors
-        assert found.rest is not None
-        return vectors, found.rest
+        assert computed.rest is not None
+        return vectors, computed.rest
 
     def _products(
         self, inputs: Any, extra: Any, options: dict[str, Any], directions: Tensor | None = None
@@ -282,12 +282,12 @@ class DirectContribution(ClipAttribution):
         if depth == "all":
             return propagated_to_patches(tower, call, centred=centred, directions=directions)
         if tower.pooling == "mean":
-            found, vectors = vectors_of_mean(tower, call, centred)
+            embedded, vectors = vectors_of_mean(tower, call, centred)
         else:
-            found, vectors = vectors_of_rows(tower, call, layers, centred)
-        vectors = vectors * found.direction.scale[:, None, None]
+            embedded, vectors = vectors_of_rows(tower, call, layers, centred)
+        vectors = vectors * embedded.direction.scale[:, None, None]
         with mha.autocast_disabled(vectors):
-            return decompose(tower, call, found, products(vectors, directions), directions)
+            return decompose(tower, call, embedded, products(vectors, directions), directions)
 
 
 class _Row(NamedTuple):
@@ -312,26 +312,26 @@ def _of_rows(
 ) -> Computed:
     """From the pooled row of every attention that takes part."""
     stream = range(layers.start, min(layers.stop, len(tower.layers)))
-    found = pooled_embedding(tower, call, (layers, _Row.of), stream=stream)
-    token, record = found.token, found.run.record
+    embedded = pooled_embedding(tower, call, (layers, _Row.of), stream=stream)
+    token, record = embedded.token, embedded.run.record
     span, pooled = record.span, record.pooled
     with torch.no_grad(), mha.autocast_disabled(token):
-        direction = pull_back(found.head(tower), token, found.direction)
+        direction = pull_back(embedded.head(tower), token, embedded.direction)
         total = direction.dot(token) + direction.constant  # (K', B)
         values = []
         for index in reversed(layers):
-            seen, row, output = record.visited[index]
+            visited, row, output = record.visited[index]
             attention = tower.attentions[index]
             if isinstance(attention, PostNormLayer):
-                direction = _below_norms(attention, direction, seen, row)
-            steps = (*attention.merge_steps(seen.maps.output), *attention.branch())
+                direction = _below_norms(attention, direction, visited, row)
+            steps = (*attention.merge_steps(visited.maps.output), *attention.branch())
             # linear steps are the same for every token
-            heads = mha.heads_output(seen, row) if needs_token(steps) else token
+            heads = mha.heads_output(visited, row) if needs_token(steps) else token
             at_heads = pull_back(steps, heads, Direction.of(direction.rows, direction.scale))
-            parts = mha.contributions(seen, at_heads)  # (K', B, H, s)
+            parts = mha.contributions(visited, at_heads)  # (K', B, H, s)
             if output is not None:
                 whole = (parts * row).sum((2, 3)) + at_heads.constant
-                _compare_sum(seen, direction, whole, output)
+                _compare_sum(visited, direction, whole, output)
             if centred:  # the value of a mean token is the mean of the values
                 mean = pooled.mean(parts.permute(1, 3, 0, 2).flatten(2), span)  # (B, 1, K' H)
                 mean = mean.reshape(len(mean), -1, parts.shape[2]).transpose(0, 1)
@@ -341,29 +341,29 @@ def _of_rows(
         values.reverse()
         maps = torch.stack(values, 2) if per else torch.stack(values).sum(0)
         rest = total - maps[..., span].flatten(2).sum(-1)
-        return _closed(found, maps, rest, total)
+        return _closed(embedded, maps, rest, total)
 
 
-def _compare_sum(seen: LayerRecord, direction: Direction, whole: Tensor, output: Tensor) -> None:
+def _compare_sum(visited: LayerRecord, direction: Direction, whole: Tensor, output: Tensor) -> None:
     """Compare the shares of all tokens together, (K', B), with what the attention returned.
 
     Along the directions alone, so no further weights are read than the shares are made of.
     """
-    added = run_steps(seen.attention.branch(), to_float32(output))
+    added = run_steps(visited.attention.branch(), to_float32(output))
     lengths = to_float32(direction.rows).norm(dim=-1) * direction.scale  # (K', B)
     # numbers that differ at random differ by this along a vector
     size = lengths.norm(dim=0) * added.norm(dim=-1) * 4 * added.shape[-1] ** -0.5
     returned = direction.dot(added).T.to(output.dtype)
-    seen.compare(whole.T, returned, size[:, None])
+    visited.compare(whole.T, returned, size[:, None])
 
 
 def _below_norms(
-    layer: PostNormLayer, direction: Direction, seen: LayerRecord, row: Tensor
+    layer: PostNormLayer, direction: Direction, visited: LayerRecord, row: Tensor
 ) -> Direction:
     """A direction on a block's output -> on the stream before the norms that follow its sums."""
-    attended = mha.merged(seen, mha.heads_output(seen, row))
+    attended = mha.merged(visited, mha.heads_output(visited, row))
     # such a block attends to the stream itself
-    entered = layer.entering(seen.pooled.read(seen.tokens), attended.to(seen.tokens.dtype))
+    entered = layer.entering(visited.pooled.read(visited.tokens), attended.to(visited.tokens.dtype))
     for norm, token in zip(reversed(layer.stream_norms), reversed(entered), strict=True):
         direction = pull_back((norm,), to_float32(token), direction)
     return direction
@@ -377,15 +377,15 @@ def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Co
             f"per: a mean of {tokens} is read by no attention, so there is nothing to keep per "
             f"{per}; leave it out."
         )
-    found = pooled_embedding(tower, call)
-    token, before, pooled = found.token, tower.steps_before_mean, found.run.record.pooled
-    steps = found.head(tower)
+    embedded = pooled_embedding(tower, call)
+    token, before, pooled = embedded.token, tower.steps_before_mean, embedded.run.record.pooled
+    steps = embedded.head(tower)
     with torch.no_grad(), mha.autocast_disabled(token):
         share = mha.initial_row("mean", token[..., 0], 0, pooled)  # (B, N)
         batch, count, _ = token.shape
         flat = token.flatten(0, 1)  # (B N, D)
         mean = pooled.mean(run_steps(steps[:before], token), slice(None))[:, 0]
-        direction = pull_back(steps[before:], mean, found.direction)
+        direction = pull_back(steps[before:], mean, embedded.direction)
         constant = direction.constant
         direction = pull_back(steps[:before], flat, direction.repeated(count))
         total = direction.dot(flat) + direction.constant
@@ -393,25 +393,25 @@ def _of_mean(tower: TransformerTower, call: Call, centred: bool, per: Per) -> Co
         if centred:
             flat = (token - pooled.mean(token, slice(None))).flatten(0, 1)
         maps = direction.dot(flat).reshape(-1, batch, count) * share
-        return _closed(found, F.pad(maps, (tower.prefix, 0)), total - maps.sum(-1), total)
+        return _closed(embedded, F.pad(maps, (tower.prefix, 0)), total - maps.sum(-1), total)
 
 
-def _closed(found: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
+def _closed(embedded: PooledEmbedding, maps: Tensor, rest: Tensor, total: Tensor) -> Computed:
     """Maps and rest (K', B), whose total must be the score."""
-    scores, embedding = found.run.chosen, found.embedding
+    scores, embedding = embedded.run.chosen, embedded.embedding
     size = scores.norm(dim=1, keepdim=True).clamp(min=1)
-    found.run.record.compare("the score", total.T, scores.to(embedding.dtype), size)
-    return found.run.computed(maps, rest.T)
+    embedded.run.record.compare("the score", total.T, scores.to(embedding.dtype), size)
+    return embedded.run.computed(maps, rest.T)
 
 
 def _of_resnet(tower: ResNetTower, call: Call, centred: bool, per: Per) -> Computed:
     """From the features that the pool reads."""
     if per == "head" and isinstance(tower, AveragePooledTower):
         raise InputError("per: average pooling has no heads; leave it out, or take a ViT.")
-    found = pooled_embedding(tower, call)
+    embedded = pooled_embedding(tower, call)
     with torch.no_grad():
-        maps, rest = tower.contributions(found.token, found.direction, centred=centred)
+        maps, rest = tower.contributions(embedded.token, embedded.direction, centred=centred)
     # (K', B, H, h, w)
     total = maps.flatten(2).sum(-1) + rest
     maps = maps[:, :, None] if per == "head" else maps.sum(2, keepdim=per == "layer")
-    return _closed(found, maps, rest, total)
+    return _closed(embedded, maps, rest, total)

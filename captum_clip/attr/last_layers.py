@@ -71,17 +71,17 @@ class LeGrad(ViTAttribution):
             recorded = record_vit(tower, keep=chosen, leaf=chosen[0], outputs=chosen)
         with recorded as record:
             scores = call.scores()
-        found = embedded_scores(tower, call, record, scores)
+        embedded = embedded_scores(tower, call, record, scores)
         with torch.no_grad():
-            compare_embedding(tower, found, pooled_tokens(tower, record))
+            compare_embedding(tower, embedded, pooled_tokens(tower, record))
             if tower.pooling_head is not None:
                 read = record.layers[len(tower.layers)]
                 read.compare(tower.pooling_head.keyed(record.outputs[chosen[-1]]), read.tokens)
             else:
                 for index in chosen:
                     mha.all_rows(record.layers[index])  # compared with what the library's returned
-        maps = torch.stack([self._of_layer(found, index) for index in record.outputs])
-        return found.run.computed(maps.sum(0))
+        maps = torch.stack([self._of_layer(embedded, index) for index in record.outputs])
+        return embedded.run.computed(maps.sum(0))
 
     def _last(self, layers: int | Literal["all"]) -> range:
         count = len(self._tower.layers)
@@ -94,27 +94,28 @@ class LeGrad(ViTAttribution):
             )
         return range(count - layers, count)
 
-    def _of_layer(self, found: PooledEmbedding, index: int) -> Tensor:
+    def _of_layer(self, embedded: PooledEmbedding, index: int) -> Tensor:
         """E_l (K', B, s)."""
-        head, output = self._tower.pooling_head, found.run.record.outputs[index]  # (B, s, D)
+        head, output = self._tower.pooling_head, embedded.run.record.outputs[index]  # (B, s, D)
         if head is None:
-            seen = found.run.record.layers[index]
-            gradients = self._gradients(found, to_float32(output).mean(1), seen.point()[0])
-            matrices = (mha.matrix_gradient(seen, gradient) for gradient in gradients)
+            layer = embedded.run.record.layers[index]
+            gradients = self._gradients(embedded, to_float32(output).mean(1), layer.point()[0])
+            matrices = (mha.matrix_gradient(layer, gradient) for gradient in gradients)
             return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
         with torch.no_grad():
             read = mha.with_called_maps(LayerRecord(head, head.keyed(output.detach())))
             heads = mha.heads_output(read, mha.pooled_attention(read))
-        gradients = self._gradients(found, mha.merged(read, heads.requires_grad_()), heads)
+        gradients = self._gradients(embedded, mha.merged(read, heads.requires_grad_()), heads)
         return mha.row_gradient(read, gradients).clamp(min=0).mean(2)
 
-    def _gradients(self, found: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
+    def _gradients(self, embedded: PooledEmbedding, token: Tensor, leaf: Tensor) -> Tensor:
         """The gradients of a layer's scores, (K', *leaf.shape), from its pooled token (B, D)."""
         with mha.autocast_disabled(token):
-            embedding = F.normalize(run_steps(found.head(self._tower), token), dim=-1)
-            scores = torch.einsum("kbe,be->k", found.direction.rows, embedding)  # images do not mix
+            embedding = F.normalize(run_steps(embedded.head(self._tower), token), dim=-1)
+            # images do not mix
+            scores = torch.einsum("kbe,be->k", embedded.direction.rows, embedding)
         ones = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
-        batched = found.run.batched
+        batched = embedded.run.batched
         # the blocks of a user's own forward may contain operations that no batched backward passes
         rows = torch.split(ones, _TOGETHER) if batched else ones.unbind()
         options: Any = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
@@ -155,37 +156,37 @@ class GradEclip(ViTAttribution):
     def _compute(self, call: Call) -> Computed:
         tower = self._tower
         last = last_gradient(tower, call)
-        seen = last.run.record.layers[len(tower.attentions) - 1]
+        layer = last.run.record.layers[len(tower.attentions) - 1]
         if last.output is None:
-            maps = last.row.sum(2).clamp(min=0) * self._loosened(seen, None)
+            maps = last.row.sum(2).clamp(min=0) * self._loosened(layer, None)
             return last.run.computed(maps)
-        mha.all_rows(seen)  # compared with what the library's returned
+        mha.all_rows(layer)  # compared with what the library's returned
         general = []
         for output in last.output:  # (B, s, D), one target after the other
-            start = mha.start_row(output, tower, seen.pooled)
-            gradient = mha.read_row(start, mha.heads_gradient(seen, output))
-            row = mha.row_gradient(seen, gradient[None])[0].sum(1)  # (B, s)
-            general.append(row.clamp(min=0) * self._loosened(seen, start))
+            start = mha.start_row(output, tower, layer.pooled)
+            gradient = mha.read_row(start, mha.heads_gradient(layer, output))
+            row = mha.row_gradient(layer, gradient[None])[0].sum(1)  # (B, s)
+            general.append(row.clamp(min=0) * self._loosened(layer, start))
         return last.run.computed(torch.stack(general))
 
     @torch.no_grad()
-    def _loosened(self, seen: LayerRecord, start: Tensor | None) -> Tensor:
+    def _loosened(self, layer: LayerRecord, start: Tensor | None) -> Tensor:
         """Min-max over the patches of the cosine between keys and the pooled query, (B, s).
 
         The query is that of CLS or the pooling head, or of a row `start` (B, s) of tokens.
         """
-        attention, span = seen.attention, seen.span
-        key = mha.projected_heads(seen, "key").transpose(1, 2).flatten(2)  # (B, s, D)
+        attention, span = layer.attention, layer.span
+        key = mha.projected_heads(layer, "key").transpose(1, 2).flatten(2)  # (B, s, D)
         with mha.autocast_disabled(key):
             if isinstance(attention, PoolingHead):
                 query = attention.query().to(key).expand(len(key), -1, -1).flatten(1)
             elif start is None:
-                query = mha.pooled_query(seen).flatten(1)  # (B, D)
+                query = mha.pooled_query(layer).flatten(1)  # (B, D)
             else:
-                queries = mha.projected_heads(seen, "query").transpose(1, 2).flatten(2)
+                queries = mha.projected_heads(layer, "query").transpose(1, 2).flatten(2)
                 query = mha.read_row(start, queries)
             cosine = F.cosine_similarity(query[:, None], key, dim=-1)
-        hidden = seen.pooled.hidden()
+        hidden = layer.pooled.hidden()
         if hidden is None:
             hidden = torch.zeros_like(cosine, dtype=torch.bool)
         low = cosine.masked_fill(hidden, torch.inf)[:, span].amin(1, keepdim=True)
@@ -194,7 +195,7 @@ class GradEclip(ViTAttribution):
         return ((cosine - low) / extent).masked_fill(hidden, 0)
 
 
-def _seen(_: int, record: LayerRecord) -> LayerRecord:
+def _compared(_: int, record: LayerRecord) -> LayerRecord:
     mha.compare_output(record)
     return record
 
@@ -237,31 +238,31 @@ class PatchSimilarity(ViTAttribution):
     @override
     def _compute(self, call: Call, *, attention: Mixing = "identity") -> Computed:
         tower, last = self._tower, len(self._tower.attentions) - 1
-        own = tower.attentions[last]
-        if isinstance(own, PoolingHead) and attention == "qq":
+        module = tower.attentions[last]
+        if isinstance(module, PoolingHead) and attention == "qq":
             raise UnsupportedModelError(
                 "attention='qq' needs a query of every patch, and this tower's "
                 "last attention is a pooling head's, which has one query of its own; take 'kk' "
                 "or 'identity'."
             )
         stream = range(last, len(tower.layers))
-        found = pooled_embedding(tower, call, (range(last, last + 1), _seen), stream=stream)
-        seen: LayerRecord = found.run.record.visited[last]
-        with torch.no_grad(), mha.autocast_disabled(found.token):
-            mixed = mha.projected_heads(seen, "value")  # (B, H, s, d)
+        embedded = pooled_embedding(tower, call, (range(last, last + 1), _compared), stream=stream)
+        layer: LayerRecord = embedded.run.record.visited[last]
+        with torch.no_grad(), mha.autocast_disabled(embedded.token):
+            mixed = mha.projected_heads(layer, "value")  # (B, H, s, d)
             if attention != "identity":
                 which: Literal["query", "key"] = "query" if attention == "qq" else "key"
-                heads = mha.projected_heads(seen, which)
-                mixed = ((heads * own.scale(heads.shape[-1])) @ heads.mT).softmax(-1) @ mixed
+                heads = mha.projected_heads(layer, which)
+                mixed = ((heads * module.scale(heads.shape[-1])) @ heads.mT).softmax(-1) @ mixed
             batch, _, count, _ = mixed.shape
             flat = mixed.transpose(1, 2).flatten(2).flatten(0, 1)  # (B s, D)
-            flat = run_steps((*own.merge_steps(), *own.branch()), flat)
+            flat = run_steps((*module.merge_steps(), *module.branch()), flat)
             # the pooled token goes along, since a hook may tell tokens from each other
-            tokens = torch.cat([flat, found.token.flatten(0, -2)[:batch]])
-            flat = run_steps(found.head(tower), tokens)
+            tokens = torch.cat([flat, embedded.token.flatten(0, -2)[:batch]])
+            flat = run_steps(embedded.head(tower), tokens)
             if tower.pooling != "mean":
-                found.run.record.compare("the embedding", flat[-batch:], found.embedding)
+                embedded.run.record.compare("the embedding", flat[-batch:], embedded.embedding)
             patches = F.normalize(flat[:-batch], dim=-1).view(batch, count, -1)  # (B, s, E)
-            rows: Tensor = found.direction.rows.expand(-1, batch, -1)
+            rows: Tensor = embedded.direction.rows.expand(-1, batch, -1)
             maps = torch.einsum("kbe,bse->kbs", rows, patches)
-        return found.run.computed(maps)
+        return embedded.run.computed(maps)

@@ -142,7 +142,7 @@ def check_method(method: str | type[Any], options: dict[str, Any] | None = None)
 def fitting_methods(
     methods: Iterable[str | type[Any]], tower: Tower, model: str
 ) -> "list[MethodChoice]":
-    """Those of the methods, by default the tower's own, that explain a tower; else InputError."""
+    """Choose the methods, by default the tower's own, that explain a tower; else InputError."""
     named: list[str | type[Any] | None] = [*methods]
     choices = [MethodChoice.of(method, tower=tower) for method in named or [None]]
     fitting = [choice for choice in choices if choice.fits(tower.kind)]

@@ -70,8 +70,8 @@ class PooledToken:
         """Mean (B, 1, D) of the tokens of a span that the pooled one sees."""
         if self.visible is None:
             return tokens[:, span].mean(1, keepdim=True)
-        seen = self.read(self.visible)[:, span, None].to(tokens.dtype)
-        return (tokens[:, span] * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+        visible = self.read(self.visible)[:, span, None].to(tokens.dtype)
+        return (tokens[:, span] * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)
 
 
 class Linear(NamedTuple):
@@ -82,7 +82,7 @@ class Linear(NamedTuple):
 
     @classmethod
     def of(cls, module: Any) -> "Linear":
-        """Those of a `torch.nn.Linear`; an empty weight where a module has none."""
+        """Take those of a `torch.nn.Linear`; an empty weight where a module has none."""
         return cls(getattr(module, "weight", torch.empty(0)), getattr(module, "bias", None))
 
     def __call__(self, token: Tensor) -> Tensor:
@@ -445,8 +445,8 @@ def _gate(activation: Any, token: Tensor, result: Tensor) -> Tensor:
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:
     """The output of a module, which has its own type of numbers, in the token's."""
-    own = next(step.parameters(), token).dtype
-    output: Tensor = step(token.to(own).clone())  # a hook may work in place
+    dtype = next(step.parameters(), token).dtype
+    output: Tensor = step(token.to(dtype).clone())  # a hook may work in place
     return output.to(token.dtype)
 
 

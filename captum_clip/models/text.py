@@ -103,7 +103,7 @@ class TextTower(TransformerTower):
 
     def pooled(self, ids: Tensor, mask: Tensor | None) -> PooledToken:
         """The pooled tokens of texts (B, T), and which tokens see which; `mask` is 0 at padding."""
-        seen = self.seen(ids, mask)  # (B, s)
+        attended = self.seen(ids, mask)  # (B, s)
         (row, causal, _), length = self.text_pooling, ids.shape[1] + self.suffix
         rows: Tensor | None = None  # of a mean
         if row == "end":
@@ -111,11 +111,11 @@ class TextTower(TransformerTower):
             rows = ends.int().argmax(-1)
         elif row != "mean":
             rows = ids.new_full((len(ids),), length - 1 if row == "last" else 0).long()
-        if not causal and seen is None:
+        if not causal and attended is None:
             return PooledToken(rows)
         visible = torch.ones(length, length, dtype=torch.bool, device=ids.device)
         visible = (visible.tril() if causal else visible).expand(len(ids), -1, -1)
-        return PooledToken(rows, visible if seen is None else visible & seen[:, None])
+        return PooledToken(rows, visible if attended is None else visible & attended[:, None])
 
     def seen(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         """Tokens (B, s) that may be attended to at all; None for all of them."""

@@ -115,8 +115,8 @@ class Attention:
 
     def scale(self, size: int) -> float:
         """The factor of query times key: the input_module's own, or head size ** -0.5."""
-        own = getattr(self.input_module, "scale", getattr(self.input_module, "scaling", None))
-        return size**-0.5 if own is None else float(own)
+        factor = getattr(self.input_module, "scale", getattr(self.input_module, "scaling", None))
+        return size**-0.5 if factor is None else float(factor)
 
     def tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The tokens (B, s, D) of keys and values among the arguments of the input_module."""
@@ -478,8 +478,8 @@ class TransformerTower(Tower):
     @override
     def left_out(self) -> list[nn.Module]:
         run = {part for layer in self.layers[:-1] for part in layer.block.modules()}
-        own = (*self.module.modules(), *self.runners, *self.head_modules)
-        return [part for part in own if part not in run]
+        modules = (*self.module.modules(), *self.runners, *self.head_modules)
+        return [part for part in modules if part not in run]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -193,10 +193,9 @@ class _RecordedAttention(AttentionHooks):
         layer = self.record.layers.get(self.index)
         if layer is None:  # it ran without its first hook, which is told at the end
             return None
-        output = self.attention.output(result)
-        layer.output = output = (
-            as_leaf(output) if self.is_leaf and self.attention.linear else output
-        )
+        layer.output = self.attention.output(result)
+        if self.is_leaf and self.attention.linear:
+            layer.output = as_leaf(layer.output)
         self._visit()
         if self.stops:
             raise Stop
@@ -204,7 +203,7 @@ class _RecordedAttention(AttentionHooks):
             del self.record.layers[self.index]
             return None
         # a clone, since what follows may work in place, such as somebody's hook
-        return self.attention.replaced(result, output.clone())
+        return self.attention.replaced(result, layer.output.clone())
 
     def _visit(self) -> None:
         if self.visit is not None:
@@ -226,7 +225,7 @@ class _Blocks:
     def __post_init__(self) -> None:
         self.layers = self.record.transformer.layers
         self.left = NOTHING  # the pooled token (B, D) when the last block was left
-        self.added: dict[str, Tensor] = {}  # to it, by the branches of the block that runs
+        self.added: dict[int, Tensor] = {}  # to it, by the two branches of the block that runs
 
     def plan(self, hooks: Hooks, stop: int | None) -> None:
         """Set the hooks; of the block at whose attention the forward stops its input is kept."""
@@ -236,13 +235,8 @@ class _Blocks:
         for index in sorted({*self.outputs, *self.stream} - {stop}):
             layer = self.layers[index]
             if index in self.stream:
-                for branch, module in (
-                    ("attention", layer.output_module),
-                    ("mlp", layer.added()[0]),
-                ):
-                    hooks.after(
-                        module, partial(self.add, layer, branch), first=branch == "attention"
-                    )
+                hooks.after(layer.output_module, partial(self.add, layer, 0), first=True)
+                hooks.after(layer.added()[0], partial(self.add, layer, 1))
             # a hook of the user's on the block may keep what is then the beginning of the graph
             leave = partial(self.leave, index)
             hooks.after(layer.block, leave, f"Layer {index}", first=self.is_leaf)
@@ -256,7 +250,7 @@ class _Blocks:
         elif index in self.stream:
             self.left = row.clone()
 
-    def add(self, layer: AttentionLayer, branch: str, _: Arguments, result: Any) -> None:
+    def add(self, layer: AttentionLayer, branch: int, _: Arguments, result: Any) -> None:
         """Note what a branch returned for the pooled token."""
         self.added[branch] = self.record.pooled.read(layer.output(result)).clone()
 
@@ -266,8 +260,8 @@ class _Blocks:
         output = layer.output(result)
         if index in self.stream:
             row = record.pooled.read(output)
-            missing = torch.full_like(row, torch.nan)
-            branches = [self.added.pop(branch, missing) for branch in ("attention", "mlp")]
+            missing = torch.full_like(row, torch.nan)  # which equals nothing
+            branches = [self.added.pop(branch, missing) for branch in (0, 1)]
             # a sum is rounded as its largest part
             slack = 8 * torch.finfo(row.dtype).eps / record.rounding(row)
             made = layer.summed(self.left, *branches)

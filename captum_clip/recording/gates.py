@@ -35,7 +35,9 @@ def record_detached_gates(
     with recording(tower, gradient=True) as (hooks, record):
         hooks.after(tower.stem, record.begin, "The patch projection")
         stem, gates = set(tower.stem.modules()), _gates(tower)
-        parts = {m: f"Layer {i}" for i, own in enumerate(tower.layers) for m in own.block.modules()}
+        parts = {
+            m: f"Layer {i}" for i, layer in enumerate(tower.layers) for m in layer.block.modules()
+        }
         for module in tower.module.modules():
             if module not in stem and holds_gate(module):
                 detached = partial(_detach_gate, record, module, module in gates)
@@ -98,10 +100,10 @@ def _detach_gate(
     return _with_value(record, detached, result, f"a {type(module).__name__}")
 
 
-def _with_value(record: Recording, detached: Tensor, own: Tensor, part: str) -> Tensor:
+def _with_value(record: Recording, detached: Tensor, value: Tensor, part: str) -> Tensor:
     """A tensor of the graph, with the library's own value, which may differ by rounding."""
-    record.compare(part, detached, own)
-    return detached + (own - detached).detach()
+    record.compare(part, detached, value)
+    return detached + (value - detached).detach()
 
 
 # the operations of autograd's graph that are linear in all that enters them
@@ -122,8 +124,8 @@ _PRODUCTS = {
 def _copies(node: Any) -> bool:
     """Whether each number that a node gives is one that it takes, or a constant."""
     [given] = node._input_metadata
-    found = node(torch.ones(given.shape, dtype=given.dtype, device=given.device))
-    gradients = found if isinstance(found, tuple) else (found,)
+    returned = node(torch.ones(given.shape, dtype=given.dtype, device=given.device))
+    gradients = returned if isinstance(returned, tuple) else (returned,)
     return all(bool(((g == 0) | (g == 1)).all()) for g in gradients if g is not None)
 
 
@@ -140,7 +142,7 @@ def refuse_nonlinear(output: Tensor, patches: Tensor, noun: str) -> None:
             if before not in users:
                 nodes.append(before)
             users[before].append(node)
-    start = get_gradient_edge(patches).node
+    start: Any = get_gradient_edge(patches).node
     nodes, reached = [start], {start}
     while nodes:
         above = {*users[nodes.pop()]} - reached
