@@ -64,11 +64,11 @@ def test_words_have_their_shares_and_what_is_lost_without_them(
     direct = DirectContribution(forward).attribute(pixels)[:, 0]
     torch.testing.assert_close(signed[:, 0], direct, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(pairs.scores[:, :1], forward(pixels).detach())
-    assert pairs.lost is not None
+    assert pairs.leave_one_out is not None
     unit = clip.encode_image(pixels).detach()
     less = clip.encode_text(["a horse a dog", "a horse and a"]).detach()
     gone = pairs.scores[:, :1] - unit @ less.T
-    torch.testing.assert_close(pairs.lost[:, [3, 5]], gone, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(pairs.leave_one_out[:, [3, 5]], gone, rtol=1e-3, atol=1e-5)
 
 
 def test_a_noun_lies_on_its_object(pairs: Explanation) -> None:
@@ -104,8 +104,8 @@ def test_a_label_map_of_words_weighs_each_map_with_its_norm(clip: Any) -> None:
 
 
 def test_notes_have_both_numbers_and_weights_are_of_one_scale(pairs: Explanation) -> None:
-    assert pairs.lost is not None
-    share, lost = float(pairs.scores[1, 2]), float(pairs.lost[1, 2])
+    assert pairs.leave_one_out is not None
+    share, lost = float(pairs.scores[1, 2]), float(pairs.leave_one_out[1, 2])
     wanted = f"share {share:+.3f}, lost {lost:+.3f}".replace("-", "\N{MINUS SIGN}")
     assert pairs.notes[1][2] == wanted
     peaks = torch.maximum(*pairs.maps.values()).amax((-2, -1))[:, 1:]
@@ -202,15 +202,15 @@ def test_pairs_come_back_from_a_file_and_by_index(
 ) -> None:
     for number, found in enumerate((pairs, matched)):
         again = Explanation.load(found.save(tmp_path / f"{number}.npz"))
-        for part in ("lost", "reference"):
+        for part in ("leave_one_out", "reference"):
             own, other = getattr(found, part), getattr(again, part)
             assert (own is None) == (other is None)
             assert own is None or torch.equal(own, other)
         assert again.cells == found.cells
         assert found.save(tmp_path / f"{number}.png").stat().st_size > 10_000
-    assert pairs[1].lost is not None
-    assert pairs.lost is not None
-    assert torch.equal(pairs[1].lost, pairs.lost[1:])
+    assert pairs[1].leave_one_out is not None
+    assert pairs.leave_one_out is not None
+    assert torch.equal(pairs[1].leave_one_out, pairs.leave_one_out[1:])
     assert len(repr(matched)) < 500
 
 
@@ -218,7 +218,7 @@ def test_batches_and_options_are_those_of_the_method(clip: Any, pairs: Explanati
     images = [SCENE.image, OTHER.image]
     apart = explain(images, TEXT, model=clip, side="pairs", sign="both", batch_size=1)
     torch.testing.assert_close(apart.maps["positive"], pairs.maps["positive"], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(apart.lost, pairs.lost, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(apart.leave_one_out, pairs.leave_one_out, rtol=1e-4, atol=1e-6)
     deep = explain(images, TEXT, model=clip, side="pairs", sign="both", depth="all")
     assert not torch.allclose(deep.maps["positive"], pairs.maps["positive"], atol=1e-3)
     assert deep.method == "direct interaction:depth=all"
@@ -290,7 +290,10 @@ def test_a_look_that_matches_cannot_have_is_refused(matched: Explanation) -> Non
 def test_parts_of_pairs_must_belong_together(pairs: Explanation, matched: Explanation) -> None:
     whole: Any
     parts: Any
-    wrong = (pairs, {"lost": torch.zeros(1, 1)}), *((matched, {"cells": (n, n)}) for n in (3, -7))
+    wrong = (
+        (pairs, {"leave_one_out": torch.zeros(1, 1)}),
+        *((matched, {"cells": (n, n)}) for n in (3, -7)),
+    )
     for whole, parts in wrong:
         with pytest.raises(InputError, match="do not belong together"):
             replace(whole, **parts)

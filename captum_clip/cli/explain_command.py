@@ -248,17 +248,17 @@ class _Results:
 def _print_scores(explanation: "Explanation", targets: str) -> None:
     what = "the text, and to what each word adds" if explanation.words else targets
     parts = [explanation.model, explanation.method, " and ".join(explanation.maps)]
-    if explanation.lost is not None:
+    if explanation.leave_one_out is not None:
         what = "the text, each word's share of it, and what is lost without it"
     print(f"cosine similarity to {what} ({', '.join(filter(None, parts))}):")
     shown = 1 if explanation.reference is not None else len(explanation.names)
     for index in range(shown):
         note = ""
-        if explanation.lost is not None:
-            note = f"   lost {explanation.lost[0, index]:+.3f}"
+        if explanation.leave_one_out is not None:
+            note = f"   lost {explanation.leave_one_out[0, index]:+.3f}"
         elif explanation.words and index > 0:
             note = f"   norm {explanation.norms[index]:.2f}"
-        whole = " (whole text)" if explanation.lost is not None and index == 0 else ""
+        whole = " (whole text)" if explanation.leave_one_out is not None and index == 0 else ""
         print(f"  {explanation.scores[0, index]:6.3f}  {explanation.names[index]}{whole}{note}")
         if explanation.text_maps:
             values = (f"{word} {value:+.3f}" for word, value in explanation.text_maps[index])

@@ -351,7 +351,8 @@ def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
         shares = results[-1].maps
         signed = [shares if sign == "positive" else -shares for sign in request.signs]
         raw.append(maps.positive(torch.cat(signed, 1).cpu()))
-    first, lost = results[0], [p.leave_one_out.cpu() for p in results if p.leave_one_out is not None]
+    first = results[0]
+    lost = [pairs.leave_one_out for pairs in results if pairs.leave_one_out is not None]
     listed = ",".join(f"{option}={value}" for option, value in options.items())
     name = Path(reference).stem if isinstance(reference, (str, Path)) else "reference"
     return Explanation(
@@ -362,7 +363,7 @@ def _pairs(clip: ClipAdapter, request: Request, batches: Iterator[_Batch]) -> Ex
         model=clip.name,
         method=":".join(filter(None, ["direct interaction", listed])),
         words=text is not None,
-        lost=_joined(lost) if lost else None,
+        leave_one_out=_joined(lost).cpu() if lost else None,
         reference=clip.denormalize(other)[0].cpu() if isinstance(other, Tensor) else None,
         cells=first.cells,
         **_of_images(colored),

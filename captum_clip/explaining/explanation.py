@@ -62,9 +62,10 @@ class Explanation:
         crops: the part of its photo that each image is; empty for images that came as tensors, and
             where the processor is not known to crop in a way that can be read.
         photos: what was given for each image, for :meth:`plot`; a file does not keep them.
-        lost: of pairs with a text (``side="pairs"``), what the cosine loses without the text, and
-            without each of its words, (B, K). `maps` are of the whole text, then the words' shares
-            of it, and `scores` the cosine, then each word's share, the sum of its map.
+        leave_one_out: of pairs with a text (``side="pairs"``), what the cosine loses without the
+            text, and without each of its words, (B, K). `maps` are of the whole text, then the
+            words' shares of it, and `scores` the cosine, then each word's share, the sum of its
+            map.
         reference: of pairs of images the other image, (3, H, W), colours in [0, 1]. `names` are
             it, then the cells of its grid row by row.
         cells: rows and columns of this grid, also of what :meth:`match` returns.
@@ -85,7 +86,7 @@ class Explanation:
     hints: tuple[tuple[str, ...], ...] = ()
     crops: tuple[Crop, ...] = ()
     photos: tuple[ImageLike, ...] = ()
-    lost: Tensor | None = None
+    leave_one_out: Tensor | None = None
     reference: Tensor | None = None
     cells: tuple[int, int] = (0, 0)
 
@@ -101,7 +102,7 @@ class Explanation:
             and all(len(part) in (0, shape[0]) for part in (self.hints, self.crops, self.photos))
             and list(self.maps) == [sign for sign in SIGNS if sign in self.maps]
             and all(m.ndim == 4 and m.shape[:2] == shape for m in self.maps.values())
-            and (self.lost is None or self.lost.shape == shape)
+            and (self.leave_one_out is None or self.leave_one_out.shape == shape)
             and min(self.cells) >= 0
             and (self.reference is None or shape[1] == 1 + self.cells[0] * self.cells[1])
         )
@@ -201,7 +202,7 @@ class Explanation:
         Of pairs, (B, K): the maximum of a word's shares over the largest.
         """
         weights = torch.ones(len(self.names))
-        if self.lost is not None:
+        if self.leave_one_out is not None:
             peaks = torch.stack([m.amax((-2, -1)) for m in self.maps.values()]).amax(0)[:, 1:]
             shares = peaks / peaks.amax(1, keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
             return torch.cat([weights[:1].expand(len(self), 1), shares], 1)
@@ -219,11 +220,11 @@ class Explanation:
             return [[_share_note(share) for share in shares] for shares in self.scores.tolist()]
         if not self.words:
             return [[""] * len(self.names)] * len(self.images)
-        if self.lost is not None:
+        if self.leave_one_out is not None:
             return [
                 [score_note(score), *map(_both_notes, shares, lost)]
                 for (score, *shares), (_, *lost) in zip(
-                    self.scores.tolist(), self.lost.tolist(), strict=True
+                    self.scores.tolist(), self.leave_one_out.tolist(), strict=True
                 )
             ]
         norms = [f"norm {norm:.2f}" for norm in self.norms[1:].tolist()]
@@ -273,7 +274,7 @@ class Explanation:
 
     def _caption(self) -> str:
         caption = f"{self.model} \N{MIDDLE DOT} {self.method}"
-        if self.lost is not None:
+        if self.leave_one_out is not None:
             caption += " \N{MIDDLE DOT} all words on one scale"
         if list(self.maps) == ["negative"]:
             caption += " \N{MIDDLE DOT} negative evidence"
@@ -399,7 +400,7 @@ class Explanation:
         own, names, found = self.maps["positive"], self.names, []
         if self.words or self.reference is not None:  # without the whole, of which they are parts
             own, names = own[:, 1:], names[1:]
-        if self.words and self.lost is None:
+        if self.words and self.leave_one_out is None:
             own = own * self.norms[1:, None, None]
         for crop, raw in zip(places, own, strict=True):
             large = maps.uncrop(raw, crop.box, crop.size, mode="bicubic", clamp=True)
@@ -477,7 +478,9 @@ class Explanation:
             index = slice(number, number + 1)
         parts = ("scores", "images", "hints", "crops", "photos")
         of_images = {part: getattr(self, part)[index] for part in parts}
-        of_images["lost"] = None if self.lost is None else self.lost[index]
+        of_images["leave_one_out"] = (
+            None if self.leave_one_out is None else self.leave_one_out[index]
+        )
         return replace(self, maps={s: m[index] for s, m in self.maps.items()}, **of_images)
 
     def _repr_png_(self) -> bytes:

@@ -14,7 +14,7 @@ from ..files import DAMAGED, replace_file
 from ..models.geometry import Crop
 
 SIGNS: Final = ("positive", "negative")
-_TENSORS: Final = ("scores", "norms", "images", "lost", "reference")
+_TENSORS: Final = ("scores", "norms", "images", "leave_one_out", "reference")
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     "names": tuple,
     "model": str,

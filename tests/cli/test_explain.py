@@ -182,9 +182,9 @@ def test_it_prints_the_norm_of_each_word(run: Run, text: str, norms: int) -> Non
 def test_it_prints_the_share_of_each_word_and_what_is_lost_without_it(run: Run) -> None:
     printed = run("explain photo.jpg 'a horse' --side pairs -m VIT -o pairs.npz")
     found = Explanation.load("pairs.npz")
-    assert found.lost is not None
+    assert found.leave_one_out is not None
     names = ("a horse (whole text)", *found.names[1:])
-    for name, share, lost in zip(names, found.scores[0], found.lost[0], strict=True):
+    for name, share, lost in zip(names, found.scores[0], found.leave_one_out[0], strict=True):
         assert f"  {share:6.3f}  {name}   lost {lost:+.3f}\n" in printed
 
 
