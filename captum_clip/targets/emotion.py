@@ -1,7 +1,7 @@
 """Targets from emotions: what makes this image amusing, sad or fearful to the model?"""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 import torch
@@ -19,8 +19,13 @@ class Probe(Protocol):
     Its emotions are those of its classes that are explained by default.
     """
 
-    classes: ClassVar[tuple[str, ...]]
-    emotions: ClassVar[tuple[str, ...]]
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes."""
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """Those that are explained by default."""
 
     @property
     def weights(self) -> npt.NDArray[Any]:

@@ -20,7 +20,7 @@ from captum_clip.evaluation.methods import Method, method_of, methods_for
 from captum_clip.evaluation.table import Queries
 from captum_clip.evaluation.tasks import TASKS
 from captum_clip.evaluation.tasks.segmentation_task import _maps_of_classes
-from captum_clip.metrics.localization import threshold_level
+from captum_clip.maps import threshold_level
 from captum_clip.models import ClipAdapter
 from tests.evaluation.cases import Listed, Rows, context, joined, model, on_batch, picture
 from tests.evaluation.data.writing import noise, save
@@ -90,7 +90,7 @@ def test_figures_are_those_of_mmsegmentation_and_torchmetrics(
             marked = largest > 0
             if level is not None:
                 normal = maps.normalize(largest)
-                marked &= normal > threshold_level("test", normal[None], level)
+                marked &= normal > threshold_level(normal[None], level)
             found.append(torch.where(marked, labels + 1, 0).flatten())
             with Image.open(tmp_path / f"labels/{stem}.png") as image:
                 truth.append(torch.from_numpy(np.array(image)).long().flatten())

@@ -319,15 +319,15 @@ def test_check_images_accepts_finite_images(dtype):
 def test_check_images_finds_what_is_not_finite(dtype, value):
     images = torch.zeros(2, 3, 4, 6, dtype=dtype)
     images[1, 2, 3, 5] = value
-    with pytest.raises(InputError, match=r"here: .* NaN or infinity"):
-        check_images(images, "here")
+    with pytest.raises(InputError, match=r"NaN or infinity"):
+        check_images(images)
 
 
 def test_check_images_finds_infinities_that_cancel():
     images = torch.zeros(1, 3, 4, 6)
     images[0, 0, 0, :2] = torch.tensor([float("inf"), -float("inf")])
     with pytest.raises(InputError, match="NaN or infinity"):
-        check_images(images, "here")
+        check_images(images)
 
 
 @pytest.mark.parametrize(
@@ -341,5 +341,5 @@ def test_check_images_finds_infinities_that_cancel():
     ],
 )
 def test_check_images_names_what_is_wrong(images, message):
-    with pytest.raises(InputError, match=f"here: .*{message}"):
-        check_images(images, "here")
+    with pytest.raises(InputError, match=message):
+        check_images(images)

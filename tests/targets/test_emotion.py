@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,8 @@ def test_unknown_names_are_refused(clip, names, message):
 
 def test_what_is_no_probe_is_refused(clip):
     """The type is named, and what reads a file."""
-    for other in (ROWS, "demo/vit"):
+    others: list[Any] = [ROWS, "demo/vit"]
+    for other in others:
         message = (
             rf"expected an EmotionProbe, got {type(other).__name__}; EmotionProbe.load\(file\)"
         )
