@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import UnsupportedModelError
 from ..maps import to_float32
 from ..models.steps import (
     Direction,
@@ -271,6 +272,11 @@ def weighted(gradient: Tensor, attention: Tensor, *, dim: int) -> Tensor:
 
     Attention is never negative, so the ReLU may as well be taken of the gradient alone.
     """
+    if gradient.shape[dim] not in (attention.shape[dim], 1) and attention.shape[dim] != 1:
+        raise UnsupportedModelError(
+            f"the tower's layers have different numbers of heads, {gradient.shape[dim]} and "
+            f"{attention.shape[dim]}, so the gradient of one weighs no attention of another."
+        )
     return (gradient.clamp(min=0) * attention).mean(dim)
 
 

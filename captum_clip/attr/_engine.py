@@ -100,8 +100,13 @@ def _from_last_block(
     off, size = (to_float32(t).norm(dim=-1) for t in (token.detach() - returned, returned))
     if not (off <= run.record.rounding(returned) * size).all():
         return None
-    (gradient,) = grad(token, heads, torch.stack(rows), is_grads_batched=True)
-    return LastGradient(run, mha.row_gradient(run.record.layers[last], gradient), weights)
+    if not token.requires_grad:  # a hook wiped what leads from the attention
+        return None
+    directions = torch.stack(rows)
+    gradients: Any = grad(token, heads, directions, is_grads_batched=True, allow_unused=True)
+    if gradients[0] is None:
+        return None
+    return LastGradient(run, mha.row_gradient(run.record.layers[last], gradients[0]), weights)
 
 
 def _stops(tower: TransformerTower, call: Call) -> bool:

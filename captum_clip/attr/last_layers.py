@@ -104,6 +104,7 @@ class LeGrad(ViTAttribution):
             return torch.stack([matrix.clamp(min=0).mean((1, 2)) for matrix in matrices])
         with torch.no_grad():
             read = mha.with_called_maps(LayerRecord(head, head.keyed(output.detach())))
+            read.maps = embedded.run.record.layers[len(self._tower.layers)].maps  # of the forward
             heads = mha.heads_output(read, mha.pooled_attention(read))
         gradients = self._gradients(embedded, mha.merged(read, heads.requires_grad_()), heads)
         return mha.row_gradient(read, gradients).clamp(min=0).mean(2)
@@ -200,6 +201,16 @@ def _compared(_: int, record: LayerRecord) -> LayerRecord:
     return record
 
 
+def _all_compared(_: int, record: LayerRecord) -> LayerRecord:
+    """Compare all rows, since the values of all tokens pass the output map, each by itself."""
+    heads, output = record.heads_output, record.output
+    if output is not None and not isinstance(record.attention, PoolingHead):
+        mha.all_rows(record)
+        if heads is not None and not record.attention.linear:
+            record.compare(mha.merged(record, heads.flatten(0, 1)).view_as(output), output)
+    return _compared(_, record)
+
+
 Mixing = Literal["identity", "qq", "kk"]
 
 
@@ -246,7 +257,8 @@ class PatchSimilarity(ViTAttribution):
                 "or 'identity'."
             )
         stream = range(last, len(tower.layers))
-        embedded = pooled_embedding(tower, call, (range(last, last + 1), _compared), stream=stream)
+        visit = range(last, last + 1), _all_compared
+        embedded = pooled_embedding(tower, call, visit, stream=stream)
         layer: LayerRecord = embedded.run.record.visited[last]
         with torch.no_grad(), mha.autocast_disabled(embedded.token):
             mixed = mha.projected_heads(layer, "value")  # (B, H, s, d)

@@ -444,7 +444,12 @@ def _gate(activation: Any, token: Tensor, result: Tensor) -> Tensor:
 
 
 def _called(step: nn.Module, token: Tensor) -> Tensor:
-    """The output of a module, which has its own type of numbers, in the token's."""
+    """The output of a module, which has its own type of numbers, in the token's.
+
+    It sees one part (B, D) of a token at a time, as it does in a forward.
+    """
+    if token.ndim > 2:
+        return torch.stack([_called(step, part) for part in token.unbind(1)], 1)
     dtype = next(step.parameters(), token).dtype
     output: Tensor = step(token.to(dtype).clone())  # a hook may work in place
     return output.to(token.dtype)

@@ -118,6 +118,11 @@ class TimmPoolingHead(PoolingHead):
         return Projections(Linear.of(pool.q), key, value, linear_or_called(pool.proj))
 
     @override
+    def query(self) -> Tensor:
+        query = run_steps((linear_or_called(self.head.q),), self.embedded_query())
+        return query.view(self.heads, -1)
+
+    @override
     def keyed(self, hidden: Tensor) -> Tensor:
         normed, positions = super().keyed(hidden), self.head.pos_embed
         return normed if positions is None else normed + positions.to(normed.dtype)
