@@ -363,7 +363,7 @@ WRONG_FIGURES: list[tuple[Callable[[ClipAdapter], Any], str]] = [
     ),
     (
         lambda clip: figures.layers(photo(), "a", model=clip, rows=BAD),
-        "expected one of cls, sum",
+        "expected rows of cls, sum",
     ),
 ]
 

@@ -150,7 +150,7 @@ def check_emotions(names: list[str]) -> list[str]:
     from ..emotions import CLASSES
 
     for name in names:
-        check_choice(name, CLASSES)
+        check_choice(name, CLASSES, name="an emotion")
     return names
 
 

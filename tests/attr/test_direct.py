@@ -306,9 +306,9 @@ def test_direct_needs_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "zero"}, "baseline: expected one of none, mean, got 'zero'"),
-        ({"per": "token"}, "per: expected one of head, layer, got 'token'"),
-        ({"depth": 2}, "depth: expected one of pooling, all, got 2"),
+        ({"baseline": "zero"}, "expected baseline of none, mean, got 'zero'"),
+        ({"per": "token"}, "expected per of head, layer, got 'token'"),
+        ({"depth": 2}, "expected depth of pooling, all, got 2"),
         ({"depth": "all", "per": "layer"}, "depth: 'all' carries every layer and head on to"),
         ({"depth": "all", "start_layer": 1}, "leave out `per` and `start_layer`"),
         ({"start_layer": 3}, "start_layer: expected a layer from 0 to 2, got 3"),

@@ -331,7 +331,7 @@ def test_a_pool_that_is_not_read_alone_cannot_be_detached():
     own, visual = cases.similarity("open_clip_resnet"), cases.built("open_clip_resnet").model.visual
     images = cases.images("open_clip_resnet")
     detached: dict[str, Any] = {"target": 0, "attention": "detached"}
-    with pytest.raises(InputError, match="attention: expected one of free, detached, got 'fixed'"):
+    with pytest.raises(InputError, match="expected attention of free, detached, got 'fixed'"):
         attr.ClipGradCam(own).attribute(images, target=0, attention="fixed")
     with pytest.raises(InputError, match="attention: 'detached' is for the map of the last stage"):
         attr.ClipGradCam(own, visual.layer3).attribute(images, **detached)
@@ -347,7 +347,7 @@ def test_flags_are_true_or_false(flag):
     for name in ("return_scores", "return_rest"):
         with pytest.raises(InputError, match=f"attribute_targets: expected {name} of True or F"):
             method.attribute_targets(images, **{name: flag})
-    with pytest.raises(InputError, match=r"attribute: expected return_rest of True or False, got"):
+    with pytest.raises(InputError, match=r"attribute: expected `return_rest` of True or False, got"):
         method.attribute(images, target=0, return_rest=flag)
 
 

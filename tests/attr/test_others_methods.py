@@ -311,5 +311,5 @@ def test_legrad_names_a_number_of_layers_that_is_none(layers: Any) -> None:
 
 def test_patch_similarity_names_a_mixing_that_is_none() -> None:
     method = PatchSimilarity(cases.similarity("hf_vit"))
-    with pytest.raises(InputError, match="attention: expected one of identity, qq, kk, got 'vv'"):
+    with pytest.raises(InputError, match="expected attention of identity, qq, kk, got 'vv'"):
         method.attribute_targets(cases.images("hf_vit"), attention="vv")
