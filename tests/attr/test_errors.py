@@ -347,7 +347,7 @@ def test_flags_are_true_or_false(flag):
     for name in ("return_scores", "return_rest"):
         with pytest.raises(InputError, match=f"attribute_targets: expected {name} of True or F"):
             method.attribute_targets(images, **{name: flag})
-    with pytest.raises(InputError, match=r"attribute: expected `return_rest` of True or False, got"):
+    with pytest.raises(InputError, match=r"attribute: expected `return_rest` of True or F"):
         method.attribute(images, target=0, return_rest=flag)
 
 
