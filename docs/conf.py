@@ -92,17 +92,10 @@ def link_copies(app: Any, page: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"]({original})", f"]({copy})")
 
 
-def drop_missing(app: Any, page: str, source: list[str]) -> None:
-    """A page that is still to be written has its place, `name*`, in the index already."""
-    if page == "index":
-        lines = source[0].splitlines()
-        source[0] = "\n".join(
-            line
-            for line in lines
-            if not line.endswith("*")
-            or any(DOCS.glob(f"{line}.md"))
-            or any(DOCS.glob(f"{line}.ipynb"))
-        )
+def hide_results(app: Any, page: str, source: list[str]) -> None:
+    """Generated tables are no chapter, and their words would crowd every search."""
+    if page.startswith("results/"):
+        source[0] = f"---\norphan: true\nnosearch: true\n---\n\n{source[0]}"
 
 
 # docutils puts the index of \bar A_l below the letter, unless something follows in braces.
@@ -158,7 +151,7 @@ def setup(app: Any) -> None:
     """What Sphinx calls."""
     copy_beside()
     app.connect("source-read", link_copies)
-    app.connect("source-read", drop_missing)
+    app.connect("source-read", hide_results)
     app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)

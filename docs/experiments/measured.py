@@ -392,7 +392,10 @@ STEPS = (
         for model in ALL
     ),
     Step("recall_shortcut", ("vit", "shortcut"), f"{TRAINING} shortcut --scenes 150"),
-    *(evaluation(f"evaluation_{model}", model, page=f"evaluation_{model}.md") for model in ALL),
+    *(
+        evaluation(f"evaluation_{model}", model, page=f"results/evaluation_{model}.md")
+        for model in ALL
+    ),
     *(
         evaluation(
             f"second_{model}",
@@ -447,7 +450,7 @@ STEPS = (
         python=True,
     ),
     Step("hints", BOTH, f"python {EXAMPLES}/hints.py", page="concepts.md"),
-    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="evaluation.md"),
+    Step("label_maps", ALL, f"python {EXAMPLES}/label_maps.py scenes", page="findings.md"),
     Step("image_sizes", ALL, "python ../../image_sizes.py", page="practice.md"),
     Step("open_goal", ("vit",), f"python {EXAMPLES}/open_goal.py --images 500"),
     *(
@@ -467,13 +470,13 @@ STEPS = (
     table("recall", "embedded.md", *(f"recall_{model}" for model in ALL)),
     table("broad", "embedded.md", *(f"broad_{model}" for model in ALL)),
     table("pointing", "embedded.md", *(f"evaluation_{model}" for model in ALL)),
-    table("excerpt", "evaluation.md", *(f"evaluation_{model}" for model in ALL)),
+    table("excerpt", "findings.md", *(f"evaluation_{model}" for model in ALL)),
     table(
         "rankings",
-        "evaluation.md",
+        "findings.md",
         *(f"{step}_{m}" for step in ("evaluation", "right_map", "second") for m in BOTH),
     ),
-    table("pair_estimators", "evaluation.md", *(f"pairs_{model}" for model in ALL)),
+    table("pair_estimators", "findings.md", *(f"pairs_{model}" for model in ALL)),
     table(
         "right_map",
         "right_map.md",
