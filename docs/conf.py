@@ -18,7 +18,7 @@ from sphinx.util.nodes import make_refnode
 LOGGER = logging.getLogger(__name__)
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import captum_clip  # noqa: E402
 
@@ -32,13 +32,29 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "experiments"]
+exclude_patterns = ["_build", "experiments", "gallery"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+
+# below "generated", which each build makes anew: pictures follow the package, not the scripts alone
+GALLERY = "generated/gallery"
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": GALLERY,
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("saved_pictures.take",),
+    "capture_repr": (),  # the path that `save` returns
+    "notebook_extensions": set(),  # which myst_nb would read as further pages
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": 600,
+}
 
 default_role = "literal"  # `name` in a docstring, as in Markdown
 autodoc_member_order = "bysource"
@@ -88,7 +104,7 @@ def copy_beside() -> None:
 
 def link_copies(app: Any, page: str, source: list[str]) -> None:
     """Links from a page to what lies beside the folder lead to the copy."""
-    for original, copy in BESIDE.items():
+    for original, copy in {**BESIDE, "gallery": f"{GALLERY}/index.rst"}.items():
         source[0] = source[0].replace(f"]({original})", f"]({copy})")
 
 

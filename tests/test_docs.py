@@ -273,7 +273,8 @@ def test_links_between_files_lead_somewhere(page):
 def test_the_pages_import_public_modules_only():
     """What a reader copies does not break when a private module is renamed."""
     code = {page: [block.code for block in blocks_of(page)] for page in PAGES}
-    code |= {page: [page.read_text()] for page in (ROOT / "docs" / "examples").glob("*.py")}
+    scripts = [*(ROOT / "docs").glob("examples/*.py"), *(ROOT / "docs").glob("gallery/*.py")]
+    code |= {script: [script.read_text(encoding="utf-8")] for script in scripts}
     private = re.compile(r"^[> ]*(?:from|import) (?:captum_clip\S*)?\._.*", re.M)
     assert {p.name: found for p in code if (found := private.findall("".join(code[p])))} == {}
 

@@ -7,6 +7,7 @@ imported at the top of a module. What neither can express is read here.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 import captum_clip
+from tests import public_names
 
 PACKAGE = Path(captum_clip.__file__).parent
 SOURCES = {
@@ -120,6 +122,12 @@ def test_public_names_exist() -> None:
     for name in ("ClipSimilarity", "Target", "LastGradAttention", "load_clip", "targets", "attr"):
         assert name in captum_clip.__all__
     assert all(n == "__version__" or not n.startswith("_") for n in captum_clip.__all__)
+
+
+def test_public_names_are_those_of_the_file() -> None:
+    """A change is meant, and seen in a diff; the module says how to renew the file."""
+    saved = json.loads(public_names.FILE.read_text(encoding="utf-8"))
+    assert public_names.public_names() == saved, "python -m tests.public_names renews the file"
 
 
 def test_help_has_a_line_for_each_public_name() -> None:

@@ -1,0 +1,16 @@
+"""Masks and boxes
+==================
+
+For other tools a map becomes regions: masks and boxes at the photo's size. The label map gives each
+pixel to the text that supports it most.
+"""
+
+from captum_clip import explain
+from captum_clip.demo.scenes import draw_scene
+
+scene = draw_scene(0, objects=["horse", "dog"])
+found = explain(scene.image, ["a horse", "a dog"], model="demo/vit")
+
+for region in found.regions(threshold=0.3):
+    print(region.target, "in the boxes", region.boxes.tolist())
+found.label_map(threshold=0.3)[0].plot(scene.image).savefig("regions.png")
