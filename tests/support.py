@@ -20,8 +20,7 @@ from tests.samples import normal
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 METHODS: dict[str, Any] = attr.METHODS
-# a method may have no column yet
-COLUMNS = [name for name in METHODS if f"| `{name}` |" in PAGE.read_text(encoding="utf-8")]
+COLUMNS = list(METHODS)  # a method that the page lacks fails tests/test_support.py
 
 
 def open_clip_vit(**vision: Any) -> Any:
@@ -110,15 +109,15 @@ def what_happens(model: Any, method: str) -> str:
 def row_of(name: str) -> list[str]:
     """The cells of a tower."""
     model = TOWERS[name]()
-    return [what_happens(model, method) for method in METHODS]
+    return [what_happens(model, method) for method in COLUMNS]
 
 
 def table() -> str:
     """The whole table, in Markdown."""
-    rows = [["tower", *(f"`{method}`" for method in METHODS)]]
+    rows = [["tower", *(f"`{method}`" for method in COLUMNS)]]
     rows += [[name, *row_of(name)] for name in TOWERS]
     head, *lines = ("| " + " | ".join(cells) + " |" for cells in rows)
-    return "\n".join([head, "|---" * (1 + len(METHODS)) + "|", *lines])
+    return "\n".join([head, "|---" * (1 + len(COLUMNS)) + "|", *lines])
 
 
 def main() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
 
-from captum_clip import TextSimilarity, targets
+from captum_clip import TextSimilarity, attr, targets
 from captum_clip.errors import UnsupportedModelError
 from captum_clip.models import tower_of
-from tests import builders
+from tests import builders, oracles
+from tests.attr.test_contract import MATRIX, OWN_ORACLES
 from tests.support import COLUMNS, METHODS, PAGE, TOWERS, similarity_of, what_happens
+
+TESTS = Path(__file__).parent
+METHODS_PAGE = PAGE.with_name("methods.md")
 
 
 def table_of(*columns: str) -> dict[str, dict[str, str]]:
@@ -45,8 +51,45 @@ def test_table_of_models_is_whole():
     """Every tower is tested, every listed method has a column."""
     rows = table_of(*COLUMNS)
     assert set(rows) == set(TOWERS)
-    assert all(set(row) == set(COLUMNS) for row in rows.values())
+    assert all(list(row) == COLUMNS for row in rows.values())
     assert len(COLUMNS) >= 11
+
+
+ORACLES = {"ClipGradCam": "test_oracles.py"} | OWN_ORACLES | dict.fromkeys(oracles.METHODS, "")
+"""Class -> the file of its oracle; those of tests/oracles.py are run by the law."""
+LAWS_HOLD_FOR = {case.method for case, *_ in MATRIX}
+
+
+def lacks(name: str) -> list[str]:
+    """What else a registered method needs: what is missing of it."""
+    method = METHODS[name].__name__
+    cells = re.findall(rf"^\| `{method}`[ ,|].*", METHODS_PAGE.read_text("utf-8"), re.MULTILINE)
+    columns = next(iter(table_of("tower", "direct").values()))
+    needed = {
+        "an oracle": method in ORACLES,
+        "its laws": method in LAWS_HOLD_FOR,
+        "a row in docs/methods.md": any(f"| `{name}" in row for row in cells),
+        "a column in docs/support.md": name in columns,
+    }
+    return [what for what, there in needed.items() if not there]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_registered_method_has_all_that_it_needs(name):
+    """An oracle that names it, a row of the contract, a row and a column of the documentation."""
+    assert lacks(name) == []
+    method = METHODS[name].__name__
+    if file := ORACLES[method]:
+        code = (TESTS / "attr" / file).read_text(encoding="utf-8")
+        assert re.search(rf"\b{method}\b", code), f"{file} says nothing of {method}"
+
+
+def test_a_method_that_lacks_something_is_noticed(monkeypatch):
+    """One that is registered, and that is all."""
+    bare = type("Bare", (attr.LastGradAttention,), {"name": "bare", "__module__": __name__})
+    monkeypatch.setitem(METHODS, "bare", bare)
+    needed = ["an oracle", "its laws", "a row in docs/methods.md", "a column in docs/support.md"]
+    assert lacks("bare") == needed
 
 
 def words_run(name: str) -> bool:
