@@ -48,6 +48,16 @@ def test_imports_point_down_the_layers(capsys: pytest.CaptureFixture[str]) -> No
     assert status == 0, capsys.readouterr().out
 
 
+def test_every_folder_has_its_place_in_the_documentation() -> None:
+    """In the table and in the picture of the two floors."""
+    docs = PACKAGE.parent / "docs"
+    entries = {path.parent.name + "/" for path in PACKAGE.glob("*/__init__.py")}
+    entries |= {path.name for path in PACKAGE.glob("[a-z]*.py")}
+    for file in ("structure.md", "images/floors.svg"):
+        text = (docs / file).read_text(encoding="utf-8")
+        assert [entry for entry in entries if entry not in text] == [], file
+
+
 def test_files_are_short() -> None:
     """None past 600 lines."""
     assert [name for name, source in SOURCES.items() if source.count("\n") > 600] == []
