@@ -139,7 +139,7 @@ def right_map() -> None:
                 prices = PASSES | (OF_A_PROBE if model == "siglip" else {})
                 price = prices.get(method) or prices.get(method.split(":")[0], "about 1, all texts")
                 rows.append([title, f"`{method}`", *cells, price])
-    columns = ("pointing", "adds, all", "adds, others", "gone, all", "gone, others", "words")
+    columns = ("pointing", "adds, all", "adds, others", "removal, all", "removal, others", "words")
     markdown(("model", "method", *columns, "passes"), rows)
 
 
@@ -150,7 +150,7 @@ def excerpt() -> None:
         "coverage": "coverage",
         "mean IoU": "mean_iou",
         "effect, all pairs": "effect_spearman",
-        "gone, others: balanced accuracy": "removal_balanced_others",
+        "removal, others: balanced accuracy": "removal_balanced_others",
         "deletion gap, mean colour": "gap_mean_predicted",
         "deletion gap, ROAD": "gap_road_predicted",
         "faithfulness": "faithfulness_correlation",
@@ -172,8 +172,8 @@ def rankings() -> None:
         "pointing": "pointing",
         "adds, all": "effect_spearman",
         "adds, others": "effect_spearman_others",
-        "gone, all": "removal_spearman",
-        "gone, others": "removal_spearman_others",
+        "removal, all": "removal_spearman",
+        "removal, others": "removal_spearman_others",
         "deletion gap": "gap_mean_predicted",
         "faithfulness": "faithfulness_correlation",
         "four words": "words_4",
