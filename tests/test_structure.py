@@ -58,6 +58,19 @@ def test_every_folder_has_its_place_in_the_documentation() -> None:
         assert [entry for entry in entries if entry not in text] == [], file
 
 
+def test_files_that_the_documentation_names_are_there() -> None:
+    """Those of each folder in docs/structure.md."""
+    text = (PACKAGE.parent / "docs" / "structure.md").read_text(encoding="utf-8")
+    text = text[text.index("## Inside a folder") : text.index("## To add something")]
+    _, *parts = re.split(r"^\*\*`(\w+)/`\*\*:", text, flags=re.MULTILINE)
+    folders = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert len(folders) >= 6
+    named = {
+        f"{folder}/{n}" for folder in folders for n in re.findall(r"`(\w+\.py)`", folders[folder])
+    }
+    assert named - SOURCES.keys() == set()
+
+
 def test_files_are_short() -> None:
     """None past 600 lines."""
     assert [name for name, source in SOURCES.items() if source.count("\n") > 600] == []
