@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -318,6 +319,18 @@ def test_generated_results_are_linked_once_from_the_page_that_sums_them_up():
     for result in results:
         links = {name: text.count(f"results/{result.name})") for name, text in pages.items()}
         assert {name: count for name, count in links.items() if count} == {"findings.md": 1}
+
+
+def test_generated_results_stay_out_of_the_search(monkeypatch):
+    """By what the configuration writes above each; no chapter has it."""
+    pytest.importorskip("sphinx_gallery")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    hide = runpy.run_path(str(ROOT / "docs" / "conf.py"))["hide_results"]
+    for page, hidden in (("results/evaluation_vit", True), ("findings", False)):
+        source = ["text"]
+        hide(None, page, source)
+        assert ("nosearch: true" in source[0], "orphan: true" in source[0]) == (hidden, hidden)
+        assert source[0].endswith("text")
 
 
 @pytest.fixture
