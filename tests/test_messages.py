@@ -24,8 +24,8 @@ from captum_clip import (
     targets,
     visualization,
 )
-from captum_clip.demo import PROBES
 from captum_clip.demo.scenes import draw_scene
+from captum_clip.emotions import EmotionProbe
 from captum_clip.evaluation import EvaluationConfig, evaluate
 from tests.test_docs import ROOT
 
@@ -105,7 +105,7 @@ CALLS: list[Callable[[World], Any]] = [  # in the order of the page
     lambda w: w.explain(words=["cat"]),
     lambda w: DirectContribution(w.similarity).attribute(w.pixels),
     lambda w: DirectContribution(w.similarity).attribute(w.pixels, target=5),
-    lambda w: targets.emotion(w.clip, PROBES["demo/resnet"]),
+    lambda w: targets.emotion(w.clip, EmotionProbe.load("demo/resnet")),
     lambda w: w.explain(method="lastgrad"),
     lambda w: w.explain(method="last-grad", layer=2),
     lambda w: w.explain(method="grad-cam"),

@@ -6,12 +6,11 @@ what is sad?
 """
 
 from captum_clip import explain, load_clip, targets
-from captum_clip.demo import PROBES
 from captum_clip.demo.scenes import draw_scene
 from captum_clip.emotions import EmotionProbe
 
 clip = load_clip("demo/resnet")
-probe = EmotionProbe.load(PROBES["demo/resnet"])
+probe = EmotionProbe.load("demo/resnet")
 target = targets.emotion(clip, probe, ["amusement", "sadness"])
 
 scene = draw_scene(4, objects=["amused face", "sad face"])
